@@ -1,0 +1,56 @@
+"""Circuit Scout's science: find the circuit behind a language model's behaviour, and prove it.
+
+Public names are loaded on first use (PEP 562), because importing any submodule runs this file.
+
+    from discovery import load_model, load_task, patch_sweep, ablate_heads, discover
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from discovery.agent import discover
+    from discovery.backends.load import load_model
+    from discovery.evaluation import evaluate_circuit
+    from discovery.graph import CircuitGraph
+    from discovery.methods.ablation import ablate_heads
+    from discovery.methods.behaviour import check_task
+    from discovery.methods.cache import run_with_cache
+    from discovery.methods.patching import patch_sweep
+    from discovery.tasks import load_task
+
+_HOMES = {
+    "CircuitGraph": "discovery.graph",
+    "ablate_heads": "discovery.methods.ablation",
+    "check_task": "discovery.methods.behaviour",
+    "discover": "discovery.agent",
+    "evaluate_circuit": "discovery.evaluation",
+    "load_model": "discovery.backends.load",
+    "load_task": "discovery.tasks",
+    "patch_sweep": "discovery.methods.patching",
+    "run_with_cache": "discovery.methods.cache",
+}
+
+__all__ = [
+    "CircuitGraph",
+    "ablate_heads",
+    "check_task",
+    "discover",
+    "evaluate_circuit",
+    "load_model",
+    "load_task",
+    "patch_sweep",
+    "run_with_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'discovery' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
