@@ -29,6 +29,8 @@ Universe = Literal["all", "heads"]
 NodeKind = Literal["embed", "attention_head", "mlp", "logits"]
 Slot = Literal["q", "k", "v", "mlp", "logits"]
 
+ActivationKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
+
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 SLOTS: tuple[Slot, ...] = get_args(Slot)
@@ -36,6 +38,18 @@ SLOTS: tuple[Slot, ...] = get_args(Slot)
 _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One activation of one layer, as a backend reads and replaces it.
+
+    Shapes: residual stream, attn_out and mlp_out [row pos d_model]; z and q [row pos head d_head]; k and v
+    [row pos kv_head d_head], before any rotation; pattern [row head dst src]. A head's output is z·W_O[head].
+    """
+
+    kind: ActivationKind
+    layer: int
 
 
 @total_ordering

@@ -1,0 +1,83 @@
+"""One number per prompt from the logits at the answer position.
+
+Conventions (INTERFACES, "Metrics on sets"): answers and wrong answers are sets of tokens, padded with -1 to one width.
+
+    logit_difference        logsumexp(answer logits) - logsumexp(wrong logits); larger is more of the behaviour
+    probability_difference  sum of answer probabilities - sum of wrong ones, in [-1, 1] (Hanna et al. 2023, arXiv 2305.00586)
+    kl_divergence           KL(clean || patched) over the vocabulary, in nats; 0 is the clean model (ACDC, arXiv 2304.14997)
+
+    >>> logits = torch.tensor([[2.0, 0.5, 0.0]])
+    >>> logit_difference(logits, torch.tensor([[0]]), torch.tensor([[1]]))
+    tensor([1.5000])
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discovery.sites import MetricName
+
+PAD = -1
+
+
+def pick(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+    """The logits of each row's tokens; padding gives -inf."""
+    picked = logits.gather(1, tokens.clamp(min=0))
+    return picked.masked_fill(tokens == PAD, float("-inf"))
+
+
+def logit_difference(
+    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+) -> Float[Tensor, "row"]:
+    """logsumexp of the answers' logits minus that of the wrong answers', in nats."""
+    return pick(logits, answer).logsumexp(1) - pick(logits, wrong).logsumexp(1)
+
+
+def probability_difference(
+    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+) -> Float[Tensor, "row"]:
+    """Summed probability of the answers minus that of the wrong answers."""
+    log_probabilities = logits.log_softmax(1)
+    return pick(log_probabilities, answer).exp().sum(1) - pick(log_probabilities, wrong).exp().sum(1)
+
+
+def kl_divergence(logits: Float[Tensor, "row d_vocab"], clean: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
+    """KL(clean || patched) in nats; the clean run is the reference in both directions of patching."""
+    reference = clean.log_softmax(1)
+    return (reference.exp() * (reference - logits.log_softmax(1))).sum(1)
+
+
+def measure(
+    name: MetricName,
+    logits: Float[Tensor, "row d_vocab"],
+    answer: Int[Tensor, "row n_answer"],
+    wrong: Int[Tensor, "row n_wrong"],
+    clean: Float[Tensor, "row d_vocab"] | None = None,
+) -> Float[Tensor, "row"]:
+    """The metric called `name`, computed in float32 at least.
+
+    Args:
+        clean: logits of the clean run; only kl_divergence needs them.
+    """
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    if name == "logit_difference":
+        return logit_difference(wide, answer, wrong)
+    if name == "probability_difference":
+        return probability_difference(wide, answer, wrong)
+    if clean is None:
+        raise ValueError("kl_divergence needs the clean run's logits")
+    return kl_divergence(wide, clean.to(wide.dtype))
+
+
+def is_right(
+    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+) -> Bool[Tensor, "row"]:
+    """Whether the answer beats the wrong answer (sets: summed probability); ties are not right. Chance is 0.5."""
+    return logit_difference(logits.float(), answer, wrong) > 0
+
+
+def is_top(logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"]) -> Bool[Tensor, "row"]:
+    """Whether the single most likely token is an answer."""
+    return (logits.argmax(1, keepdim=True) == answer).any(1)

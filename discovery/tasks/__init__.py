@@ -1,0 +1,79 @@
+"""Tasks: a behaviour as clean/corrupted prompt pairs, their answers, and how they were made.
+
+    from discovery import load_model, load_task
+    model = load_model("bundled")
+    task = load_task("ioi", model, pairs=240, seed=0)     # or a task file, or a list of pairs
+    task.discovery, task.heldout                          # tasks too
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from discovery.errors import TaskError
+from discovery.sites import MetricName
+from discovery.tasks.builtin import BUILTIN, generate
+from discovery.tasks.pairs import PromptPair, Tokenizer
+from discovery.tasks.read import Reader, pair_from_fields, read_file
+from discovery.tasks.split import split_pairs
+from discovery.tasks.task import Pair, Task
+
+__all__ = ["BUILTIN", "Pair", "PromptPair", "Task", "Tokenizer", "load_task"]
+
+
+class Readable(Protocol):
+    """What a task needs of a model: its tokenizer and its bounds."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def d_vocab(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+
+
+def load_task(
+    source: str | Path | Sequence[PromptPair | Mapping[str, Any]], model: Readable, *, pairs: int | None = None, seed: int = 0
+) -> Task:
+    """Load a behaviour for one model.
+
+    Args:
+        source: a built-in name (ioi, induction, greater_than, agreement), the path of a task file, or a list of pairs.
+        model: whose tokenizer reads the text.
+        pairs: how many; a built-in draws that many, a file or list gives a sample by `seed`. None: all, or the built-in's default.
+        seed: draws the pairs and the split.
+
+    Raises:
+        TaskError: names the line or pair, what is wrong, and a cure.
+    """
+    if pairs is not None and pairs < 1:
+        raise TaskError(f"pairs is {pairs}.", "Ask for at least 1 pair.")
+    reader = Reader(model.tokenizer, model.d_vocab, model.n_ctx)
+    metric: MetricName = "logit_difference"
+    if isinstance(source, str) and source in BUILTIN:
+        if model.tokenizer is None:
+            raise TaskError(f"The built-in task {source!r} is text, and this model has no tokenizer.", "Use a task file with token ids.")
+        name, metric = source, BUILTIN[source].metric
+        drawn = generate(source, model.tokenizer, pairs or BUILTIN[source].default_pairs, seed)
+        written = {f"pair {n}": pair for n, pair in enumerate(drawn, start=1)}
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise TaskError(f"{str(source)!r} is neither a built-in task nor a file.", f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.")
+        name, written = path.stem, read_file(path)
+    else:
+        name = "inline"
+        numbered = {f"pair {n}": pair for n, pair in enumerate(source, start=1)}
+        written = {at: pair if isinstance(pair, PromptPair) else pair_from_fields(pair, at) for at, pair in numbered.items()}
+        if not written:
+            raise TaskError("The list of pairs is empty.", "Give at least one pair: clean, corrupted, answer, wrong.")
+    encoded, warnings = reader.encode_all(written)
+    if pairs is not None and pairs < len(encoded):
+        encoded = tuple(encoded[i] for i in sorted(random.Random(f"pairs-{seed}").sample(range(len(encoded)), pairs)))
+    splits, method = split_pairs(encoded, seed)
+    if dropped := splits.count(None):
+        warnings += (f"{dropped} pairs reverse an earlier pair and are in neither split.",)
+    return Task(name, encoded, splits, method, metric, seed, warnings)

@@ -1,0 +1,214 @@
+"""Reading a task file (JSON Lines) and linting its pairs, with the line and a cure in each message."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from discovery.errors import TaskError
+from discovery.tasks.pairs import Answer, Prompt, PromptPair, Tokenizer
+from discovery.tasks.task import Pair
+
+FIELDS = ("clean", "corrupted", "answer", "wrong", "template", "labels")
+MAX_FILE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What turns written pairs into token ids for one model.
+
+    Attributes:
+        tokenizer: the model's, or None where its directory has none (then prompts are token ids).
+        d_vocab: how many token ids there are.
+        n_ctx: the longest prompt the model takes.
+    """
+
+    tokenizer: Tokenizer | None
+    d_vocab: int
+    n_ctx: int
+
+    def encode_all(self, written: Mapping[str, PromptPair]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+        """Encode and lint pairs.
+
+        Args:
+            written: the pairs, each under what a message calls it, e.g. "line 3".
+
+        Returns:
+            The pairs, and the warnings.
+
+        Raises:
+            TaskError: for the first pair that breaks a rule; says how many others do.
+        """
+        pairs: dict[str, Pair] = {}
+        faults: list[TaskError] = []
+        for at, item in written.items():
+            try:
+                pairs[at] = self._encode(item, at)
+            except TaskError as fault:
+                faults.append(fault)
+        faults += _duplicates(pairs) if not faults else []
+        if faults:
+            more = f" ({len(faults) - 1} more pairs have faults.)" if len(faults) > 1 else ""
+            raise TaskError(faults[0].cause + more, faults[0].cure)
+        found = tuple(pairs.values())
+        return found, tuple(_warnings(found))
+
+    def _encode(self, item: PromptPair, at: str) -> Pair:
+        clean, corrupted = self._prompt(item.clean, f"{at}, clean"), self._prompt(item.corrupted, f"{at}, corrupted")
+        if len(clean) != len(corrupted):
+            raise TaskError(
+                f"{at}: clean has {len(clean)} tokens and corrupted {len(corrupted)}.",
+                "The two sides of a pair must have the same number of tokens: exchange words for words of as many tokens.",
+            )
+        if clean == corrupted:
+            raise TaskError(f"{at}: clean and corrupted are the same.", "Change the words that carry the behaviour in `corrupted`.")
+        answer, wrong = self._answers(item.answer, item, clean, f"{at}, answer"), self._answers(item.wrong, item, clean, f"{at}, wrong")
+        if shared := set(answer) & set(wrong):
+            raise TaskError(f"{at}: token {min(shared)} is both answer and wrong.", "Give two answers that differ.")
+        labels = {name: self._position(name, position, len(clean), at) for name, position in item.labels.items()}
+        return Pair(clean, corrupted, answer, wrong, item.template or "", labels)
+
+    def _prompt(self, prompt: Prompt, at: str) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            ids = tuple(self._tokenizer(at).encode(prompt))
+        else:
+            ids = tuple(self._known(token, at) for token in prompt)
+        if not ids:
+            raise TaskError(f"{at}: the prompt has no tokens.", "Give at least one token.")
+        if len(ids) > self.n_ctx:
+            raise TaskError(f"{at}: {len(ids)} tokens, and this model takes {self.n_ctx}.", "Shorten the prompt or use another model.")
+        return ids
+
+    def _tokenizer(self, at: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TaskError(f"{at}: the prompt is text, and this model has no tokenizer.", "Give prompts and answers as lists of token ids.")
+        return self.tokenizer
+
+    def _known(self, token: int, at: str) -> int:
+        if not 0 <= token < self.d_vocab:
+            raise TaskError(f"{at}: token id {token} does not exist.", f"Use ids from 0 to {self.d_vocab - 1}.")
+        return token
+
+    def _answers(self, answer: Answer, item: PromptPair, prompt: tuple[int, ...], at: str) -> tuple[int, ...]:
+        members = answer if isinstance(answer, tuple) else (answer,)
+        ids = tuple(self._answer(member, item, prompt, at) for member in members)
+        if not ids:
+            raise TaskError(f"{at}: the set is empty.", "Give at least one token.")
+        if len(set(ids)) != len(ids):
+            raise TaskError(f"{at}: two members of the set are the same token.", "Name each token once.")
+        return ids
+
+    def _answer(self, answer: str | int, item: PromptPair, prompt: tuple[int, ...], at: str) -> int:
+        if isinstance(answer, int):
+            return self._known(answer, at)
+        if not isinstance(item.clean, str):
+            raise TaskError(f"{at}: {answer!r} is text after a prompt of token ids.", "Give the answer as a token id too.")
+        ids = tuple(self._tokenizer(at).encode(item.clean + answer))
+        if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
+            raise TaskError(
+                f"{at}: {answer!r} does not continue the prompt by exactly one token (it makes {len(prompt)} tokens into {len(ids)}).",
+                "Use a word that is one token, mind the space before it, or give a token id.",
+            )
+        return ids[-1]
+
+    def _position(self, name: str, position: int, length: int, at: str) -> int:
+        if not -length <= position < length:
+            raise TaskError(
+                f"{at}: label {name!r} is at {position}, and the prompt has {length} tokens.",
+                f"Use a position from 0 to {length - 1}, or from -{length} to -1.",
+            )
+        return position % length
+
+
+def read_file(path: Path) -> dict[str, PromptPair]:
+    """Read a task file: its pairs under "line 1", "line 2", …
+
+    Raises:
+        TaskError: where the file cannot be read, or a line is not a pair; names the line.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise TaskError(f"{path.name} is larger than 64 MiB.", "A few thousand pairs are enough: use --pairs or a smaller file.")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise TaskError(f"The task file {str(path)!r} cannot be read as UTF-8 text ({type(fault).__name__}).", "Check its path.") from None
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not filled:
+        raise TaskError(f"The task file {path.name!r} has no pairs.", "Write one JSON object a line: clean, corrupted, answer, wrong.")
+    return {f"line {number}": _from_line(line, f"line {number}") for number, line in filled}
+
+
+def _from_line(line: str, at: str) -> PromptPair:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as fault:
+        raise TaskError(f"{at}: not JSON ({fault.msg}, column {fault.colno}).", "Write one JSON object on each line.") from None
+    if not isinstance(fields, dict):
+        raise TaskError(f"{at}: a {type(fields).__name__}, not an object.", 'Write {"clean": …, "corrupted": …, "answer": …, "wrong": …}.')
+    return pair_from_fields(fields, at)
+
+
+def pair_from_fields(fields: Mapping[str, Any], at: str) -> PromptPair:
+    """Build a pair from the fields of a task file's line.
+
+    Raises:
+        TaskError: for a missing, unknown or misshapen field.
+    """
+    for name in fields:
+        if name not in FIELDS:
+            raise TaskError(f"{at}: unknown field {name!r}.", f"The fields are {', '.join(FIELDS)}.")
+    for name in FIELDS[:4]:
+        if name not in fields:
+            raise TaskError(f"{at}: the field {name!r} is missing.", "Each pair needs clean, corrupted, answer and wrong.")
+    template, labels = fields.get("template"), fields.get("labels") or {}
+    if template is not None and not isinstance(template, str):
+        raise TaskError(f"{at}: template is {template!r}.", "Name the template with a text.")
+    if not isinstance(labels, Mapping) or not all(isinstance(k, str) and _is_int(v) for k, v in labels.items()):
+        raise TaskError(f"{at}: labels is {labels!r}.", 'Write labels as {"S2": 9, "end": -1}.')
+    clean, corrupted = (_prompt_field(fields[name], f"{at}, {name}") for name in FIELDS[:2])
+    answer, wrong = (_answer_field(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
+    return PromptPair(clean, corrupted, answer, wrong, template, dict(labels))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _prompt_field(value: Any, at: str) -> Prompt:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(_is_int(member) for member in value):
+        return tuple(value)
+    raise TaskError(f"{at}: {value!r} is not a prompt.", "Give a text or a list of token ids.")
+
+
+def _answer_field(value: Any, at: str) -> Answer:
+    if isinstance(value, str) or _is_int(value):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, list | tuple) and all(isinstance(member, str) or _is_int(member) for member in value):
+        return tuple(value)
+    raise TaskError(f"{at}: {value!r} is not an answer.", "Give a text, a token id, or a list of these.")
+
+
+def _duplicates(pairs: Mapping[str, Pair]) -> list[TaskError]:
+    seen: dict[tuple[object, ...], str] = {}
+    faults = []
+    for at, pair in pairs.items():
+        key = (pair.clean, pair.corrupted, pair.answer, pair.wrong)
+        if key in seen:
+            faults.append(TaskError(f"{at} repeats {seen[key]}.", "Remove one of them."))
+        seen.setdefault(key, at)
+    return faults
+
+
+def _warnings(pairs: Sequence[Pair]) -> Iterator[str]:
+    differ = sum(pair.clean[-1] != pair.corrupted[-1] for pair in pairs)
+    if differ:
+        yield f"{differ} of {len(pairs)} pairs end in different tokens on the two sides: the last position then carries the corruption itself."
+    answer, count = Counter(pair.answer for pair in pairs).most_common(1)[0]
+    if len(pairs) > 1 and count > 0.6 * len(pairs):
+        yield f"One answer (token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}) serves {count} of {len(pairs)} pairs: a constant guess looks right."

@@ -1,0 +1,69 @@
+"""Which pairs select a circuit and which test it.
+
+With at least three templates whole templates are held out, because circuits track the wording of a data set
+(Miller et al. 2024, arXiv 2407.08734; 2605.09129): a circuit that only holds for the wording it was found on is no
+circuit of the behaviour. With fewer, each template is cut in half.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from discovery.tasks.task import Pair, SplitName
+
+LOW, HIGH = 0.4, 0.6  # the share of pairs that may be held out when whole templates are
+
+
+def split_pairs(pairs: Sequence[Pair], seed: int) -> tuple[tuple[SplitName | None, ...], str]:
+    """Assign each pair to a split, by seed.
+
+    Returns:
+        One split name for each pair (None for a pair that repeats or reverses an earlier one), and how it was done.
+    """
+    seen: set[object] = set()
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        if pair.key not in seen:
+            seen.add(pair.key)
+            groups[pair.template].append(index)
+    rng = random.Random(f"split-{seed}")
+    held, method = _whole_templates(groups, rng)
+    if not held:
+        held, why = _halves(groups, rng), method
+        method = f"50/50 within each template ({why})"
+    kept = {index for members in groups.values() for index in members}
+    names: list[SplitName | None] = [("heldout" if i in held else "discovery") if i in kept else None for i in range(len(pairs))]
+    return tuple(names), method
+
+
+def _whole_templates(groups: dict[str, list[int]], rng: random.Random) -> tuple[set[int], str]:
+    if len(groups) < 3:
+        return set(), f"{len(groups)} template{'s' * (len(groups) != 1)}, and whole ones are held out from three on"
+    total = sum(len(members) for members in groups.values())
+    names = sorted(groups)
+    rng.shuffle(names)
+    held: set[int] = set()
+    chosen: list[str] = []
+    for name in names:
+        if len(held) >= LOW * total:
+            break
+        if len(held) + len(groups[name]) <= HIGH * total:
+            held.update(groups[name])
+            chosen.append(name)
+    if len(held) < LOW * total:
+        return set(), "no choice of whole templates holds 40-60% of the pairs"
+    return held, f"whole templates held out: {', '.join(sorted(chosen))}"
+
+
+def _halves(groups: dict[str, list[int]], rng: random.Random) -> set[int]:
+    held: set[int] = set()
+    spare = 0  # odd templates give their extra pair to each side in turn
+    for name in sorted(groups):
+        members = list(groups[name])
+        rng.shuffle(members)
+        half, odd = divmod(len(members), 2)
+        held.update(members[: half + (odd and spare)])
+        spare ^= odd
+    return held
