@@ -1,0 +1,55 @@
+# Everything runs in .venv, which any target makes when it is missing and renews when a pin or a dependency changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.circuit-scout-installed
+PACKAGES := discovery mcp_server
+CODE := $(PACKAGES) $(wildcard tests training benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-all check format format-check lint types contracts clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Circuit Scout needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## make .venv and install what constraints.txt pins
+
+demo: $(STAMP) ## find a circuit in the bundled model, without a network
+	$(BIN)/circuit-scout discover
+
+test: $(STAMP) ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(STAMP) ## every test
+	$(BIN)/python -m pytest
+
+check: format-check lint types contracts test ## all that a commit must pass
+
+format: $(STAMP) ## write the code as ruff would
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+format-check: $(STAMP) ## is it written as ruff would?
+	$(BIN)/ruff format --check $(CODE)
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check $(CODE)
+
+types: $(STAMP) ## mypy: strict on the packages
+	$(BIN)/mypy $(CODE)
+
+contracts: $(STAMP) ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+clean: ## remove .venv, caches and builds
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

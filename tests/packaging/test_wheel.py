@@ -1,0 +1,112 @@
+"""The wheel: what travels in it, and that it runs away from the checkout."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from email.parser import Parser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+DATA = {".json", ".jsonl", ".safetensors", ".md"}
+
+
+def run(*words: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the checkout."""
+    copy = tmp_path_factory.mktemp("source")
+    for package in ("discovery", "mcp_server"):
+        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        if (root / name).is_file():
+            shutil.copy(root / name, copy)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "__init__.py").touch()  # what must stay behind
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=copy)
+    [built] = (copy / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def declared(root: Path) -> dict[str, object]:
+    table: dict[str, object] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table
+
+
+def test_the_top_level_names_are_the_two_floors(names: list[str]) -> None:
+    top = {name.split("/")[0] for name in names}
+    [info] = [name for name in top if name.endswith(".dist-info")]
+    assert top - {info} == {"discovery", "mcp_server"}
+
+
+def test_every_module_of_the_checkout_travels(names: list[str], root: Path) -> None:
+    sources = {path.relative_to(root).as_posix() for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_bundled_models_travel(names: list[str], root: Path) -> None:
+    bundled = root / "discovery" / "backends" / "bundled"
+    files = {path.relative_to(root).as_posix() for path in bundled.rglob("*") if path.suffix in DATA}
+    assert any(name.endswith("/config.json") for name in files)
+    assert any(name.endswith(".safetensors") for name in files)
+    assert files <= set(names)
+
+
+def test_the_metadata(wheel: Path, root: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [entry_points] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        scripts = configparser.ConfigParser()
+        scripts.read_string(archive.read(entry_points).decode())
+        [meta] = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+        facts = Parser().parsestr(archive.read(meta).decode())
+        licences = [name for name in archive.namelist() if name.endswith("/LICENSE")]
+    assert dict(scripts["console_scripts"]) == {"circuit-scout": "mcp_server.__main__:main"}
+    assert (facts["Name"], facts["Version"]) == ("circuit-scout", declared(root)["version"])
+    assert facts["License-Expression"] == "MIT"
+    assert licences
+
+
+def test_the_installed_version_is_the_declared_one(root: Path) -> None:
+    assert metadata.version("circuit-scout") == declared(root)["version"]
+
+
+def test_the_version_stands_in_one_place(root: Path) -> None:
+    version = str(declared(root)["version"])
+    sources = [path for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")]
+    assert [path for path in sources if f'"{version}"' in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_away_from_the_checkout(wheel: Path, root: Path, tmp_path: Path) -> None:
+    """In an environment of its own: the packages come from the wheel, the libraries from the environment of this test."""
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=False)
+    scheme = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
+    python = Path(scheme["scripts"]) / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    (Path(scheme["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    where = run(python, "-c", "import discovery, mcp_server; print(discovery.__file__); print(mcp_server.__file__)", cwd=tmp_path)
+    assert all(Path(line).is_relative_to(home) for line in where.splitlines())
+    script = Path(scheme["scripts"]) / "circuit-scout"
+    assert str(declared(root)["version"]) in run(script, "--version", cwd=tmp_path)
+    models = run(script, "models", "list", "--json", cwd=tmp_path)
+    assert "bundled" in models
