@@ -80,13 +80,13 @@ class ReferencePlan:
 
     Attributes:
         groups: for each distinct set, the (pair, position) members.
-        use: for each pair and position, (group, whether the pair itself is left out); None past the prompt's end.
+        use: for each pair, the group of each of its positions.
         alignment: "position", "label", "all", or several joined by "+", as recorded.
         size: the smallest number of values behind a mean.
     """
 
     groups: tuple[tuple[tuple[int, int], ...], ...]
-    use: tuple[tuple[int | None, ...], ...]
+    use: tuple[tuple[int, ...], ...]
     alignment: str
     size: int
 
@@ -153,8 +153,6 @@ def mean_reference(
             own[number, pair].append(pair * width + position)
     for row, pair in enumerate(chosen):
         for position, group_number in enumerate(plan.use[pair]):
-            if group_number is None:
-                continue
             mine = own[group_number, pair]
             left = int(counts[group_number]) - len(mine)
             out[row, position] = (sums[group_number] - flat[mine].sum(0)) / left if left else flat[mine].mean(0)

@@ -1,0 +1,158 @@
+"""At load, a backend proves itself against the plain module: same logits, and which shortcuts reproduce them.
+
+The reference is taken from the Hugging Face module *before* it is wrapped: wrapping replaces its modules in place, so a later
+comparison would be of the backend with itself. (A wrong Gemma-2 forward pass was once shipped by a wrapper; nobody compared.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from discovery.backends.base import Abilities, Backend, Batch, Outcome
+from discovery.errors import BackendMismatchError, SiteError
+from discovery.sites import Site
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}  # of the largest logit
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the unwrapped module computes on one short prompt.
+
+    Attributes:
+        tokens: [1 pos]; logits: [1 pos d_vocab].
+    """
+
+    tokens: Tensor
+    logits: Tensor
+
+
+def probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
+    """A fixed short prompt of ids spread over the vocabulary."""
+    length = min(9, n_ctx)
+    return torch.tensor([[(37 + 101 * i * i) % d_vocab for i in range(length)]], device=device)
+
+
+@torch.no_grad()
+def reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> Reference:
+    """Run the unwrapped module."""
+    tokens = probe_tokens(d_vocab, n_ctx, device)
+    out = module(input_ids=tokens)
+    return Reference(tokens, (out if isinstance(out, Tensor) else out.logits).detach().clone())
+
+
+def compare(backend: Backend, expected: Reference) -> None:
+    """Hold the backend's logits at every position against the module's.
+
+    Raises:
+        BackendMismatchError: where they differ by more than the tolerance of the width.
+    """
+    length = expected.tokens.shape[1]
+    rows = expected.tokens.expand(length, length)
+    last = torch.arange(length, device=rows.device)
+    logits = backend.run(Batch(rows, last)).logits
+    assert logits is not None
+    worst = (logits - expected.logits[0]).abs().max() / expected.logits.abs().max()
+    if not worst <= TOLERANCE[backend.info.dtype]:
+        raise BackendMismatchError(
+            f"{backend.info.backend} computes other logits than Hugging Face for {backend.info.architecture} "
+            f"(by {worst:.1e} of the largest logit; {TOLERANCE[backend.info.dtype]:.0e} is allowed).",
+            "No number measured on it could be trusted: use another backend or another version of the model.",
+        )
+
+
+@torch.no_grad()
+def find_abilities(backend: Backend, expected: Reference) -> Abilities:
+    """Try each shortcut and keep those that give the plain numbers."""
+    tolerance = TOLERANCE[backend.info.dtype] * float(expected.logits.abs().max())
+    plain = _plain(backend, expected)
+    _require_restart(backend, expected, plain, tolerance)
+    return Abilities(
+        prefix=_holds(lambda: _prefix_error(backend, expected, plain), tolerance),
+        columns=_holds(lambda: _column_error(backend, expected, plain), tolerance),
+        linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
+        middle=_holds(lambda: _middle_error(backend, expected, plain), tolerance),
+    )
+
+
+def _plain(backend: Backend, expected: Reference) -> Outcome:
+    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+    sites = [Site("resid_pre", layer) for layer in range(backend.info.n_layers)]
+    return backend.run(Batch(expected.tokens, last), sites)
+
+
+def _holds(error: Callable[[], float], tolerance: float) -> bool:
+    try:
+        return error() <= tolerance
+    except (SiteError, TypeError, AttributeError, NotImplementedError):
+        return False  # the architecture has no such shortcut: the plain way is used
+
+
+def _require_restart(backend: Backend, expected: Reference, plain: Outcome, tolerance: float) -> None:
+    """Starting at the last layer, or after it, from its own residual stream must change nothing."""
+    layer = backend.info.n_layers - 1
+    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+    inputs, outputs = Site("resid_pre", layer), Site("resid_post", layer)
+    after = backend.run(Batch(expected.tokens), [outputs]).activations[outputs]
+    assert plain.logits is not None
+    worst = 0.0
+    for start, residual in ((layer, plain.activations[inputs]), (layer + 1, after)):
+        again = backend.run(Batch(expected.tokens, last, start, residual)).logits
+        assert again is not None
+        worst = max(worst, float((again - plain.logits).abs().max()))
+    if not worst <= tolerance:
+        raise BackendMismatchError(
+            f"{backend.info.architecture} cannot be started in the middle on {backend.info.backend}.", "Use the other backend."
+        )
+
+
+def _prefix_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+    length = expected.tokens.shape[1]
+    cut, layer, rows = length // 2, backend.info.n_layers - 1, torch.tensor([0], device=expected.tokens.device)
+    last = torch.tensor([length - 1], device=expected.tokens.device)
+    prefix = backend.run(Batch(expected.tokens, last), keep_prefix=True).prefix
+    assert prefix is not None and plain.logits is not None
+    worst = 0.0
+    for start in {0, layer}:
+        residual = plain.activations[Site("resid_pre", start)][:, cut:]
+        again = backend.run(Batch(expected.tokens[:, cut:], last - cut, start, residual, prefix=prefix.take(rows, cut))).logits
+        assert again is not None
+        worst = max(worst, float((again - plain.logits).abs().max()))
+    return worst
+
+
+def _middle_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+    layer, last = backend.info.n_layers // 2, torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+    site = Site("resid_mid", layer)
+    residual = backend.run(Batch(expected.tokens), [site]).activations[site]
+    again = backend.run(Batch(expected.tokens, last, layer, residual, middle=True)).logits
+    assert again is not None and plain.logits is not None
+    return float((again - plain.logits).abs().max())
+
+
+def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+    columns = torch.tensor([[0, backend.info.d_vocab // 2, backend.info.d_vocab - 1]], device=last.device)
+    logits = backend.run(Batch(expected.tokens, last, columns=columns)).logits
+    assert logits is not None and plain.logits is not None
+    return float((logits - plain.logits.gather(1, columns)).abs().max())
+
+
+def _head_error(backend: Backend, expected: Reference) -> float:
+    """Between resid_post − resid_pre − mlp_out and Σ z·W_O, up to the same bias at every position."""
+    info, worst = backend.info, 0.0
+    for layer in {0, info.n_layers - 1}:
+        kinds = ["resid_pre", "resid_post", "attn_out", "z"] + ([] if info.attn_only else ["mlp_out"])
+        sites = {kind: Site(kind, layer) for kind in kinds}  # type: ignore[arg-type]  # each kind is an ActivationKind
+        seen = backend.run(Batch(expected.tokens), list(sites.values())).activations
+        heads = torch.einsum("rphd,hdm->rpm", seen[sites["z"]], backend.head_weights(layer).to(seen[sites["z"]].dtype))
+        bias = seen[sites["attn_out"]] - heads
+        added = seen[sites["resid_pre"]] + seen[sites["attn_out"]] - seen[sites["resid_post"]]
+        if not info.attn_only:
+            added = added + seen[sites["mlp_out"]]
+        worst = max(worst, float((bias - bias[:, :1]).abs().max()), float(added.abs().max()))
+    return worst

@@ -1,0 +1,163 @@
+"""A Hugging Face directory or hub name becomes a torch module, a tokenizer and a fingerprint.
+
+A hub name is first brought into the local cache, so that both are checked by the same rules: weights as safetensors only,
+no code from the directory is ever run, and every weight the architecture needs is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from discovery.errors import ModelError
+
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a directory, and for a hub name its revision."""
+
+    name: str
+    directory: Path
+    revision: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights' file; of several files, of their digests in the order of their names."""
+        digests = [_sha256(path) for path in sorted(self.directory.glob("*.safetensors"))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+class TextTokenizer:
+    """A Hugging Face tokenizer behind the protocol that tasks need: its own default special tokens, nothing added."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.wrapped = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.wrapped(text)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.wrapped.decode(ids))
+
+
+def fetch(name: str) -> Source:
+    """Bring a hub model into the local cache.
+
+    Raises:
+        ModelError: where the name does not exist or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except HFValidationError:
+        raise ModelError(f"{name!r} is neither a directory nor a hub name.", "Give 'bundled', a model directory, or owner/name.") from None
+    except GatedRepoError:
+        raise ModelError(f"The hub model {name!r} is gated.", "Accept its licence on the hub and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"The hub has no model {name!r}.", "Check the name, or give a model directory.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+        raise ModelError(
+            f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
+            "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
+        ) from None
+    return Source(name, directory, revision=directory.name)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The directory's config.json, refused where it cannot be a causal language model we load.
+
+    Raises:
+        ModelError: damaged JSON, custom code, an encoder-decoder, or pickled weights.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ModelError(f"{directory.name}/config.json is not JSON ({type(fault).__name__}).", "Download or save the model again.") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{directory.name}/config.json names no model_type.", "Save the model with save_pretrained.")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        if path.is_file() and '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
+            raise ModelError(
+                f"{directory.name}/{name} asks to run code from the model directory (auto_map).",
+                "Code from a model is never run here: use an architecture that transformers itself has.",
+            )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
+    require_safetensors(directory)
+    return config
+
+
+def require_safetensors(directory: Path) -> None:
+    """Check that the weights are safetensors.
+
+    Raises:
+        ModelError: gives the command that converts a pickle.
+    """
+    if any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{directory.name} holds its weights as a pickle ({pickles[0]}), which can run code when opened.",
+            f"If you trust it: python -c \"from transformers import AutoModelForCausalLM as M; "
+            f"M.from_pretrained('{directory}', use_safetensors=False).save_pretrained('{directory}')\"",
+        )
+    raise ModelError(f"{directory.name} has no *.safetensors file.", "Download or save the model's weights there.")
+
+
+def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
+    """The Hugging Face module in evaluation mode, weights frozen.
+
+    Raises:
+        ModelError: an architecture transformers lacks, or weights that do not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    read_config(directory)
+    try:
+        module, report = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation="eager", use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as fault:
+        reason = str(fault).strip().splitlines()[0]
+        raise ModelError(f"{directory.name} cannot be loaded: {reason}", "Check that it is a whole causal language model.") from fault
+    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise ModelError(f"{directory.name} lacks or misshapes {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
+    return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def build_tokenizer(directory: Path) -> TextTokenizer | None:
+    """The directory's tokenizer, or None where it has none (prompts are then token ids).
+
+    Raises:
+        ModelError: where tokenizer files are there but cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as fault:
+        raise ModelError(
+            f"{directory.name}'s tokenizer cannot be read ({str(fault).splitlines()[0]}).",
+            "Repair it, or remove its files and give prompts as token ids.",
+        ) from fault
+    return TextTokenizer(tokenizer)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,201 @@
+"""The contract on TransformerLens 3.9's `TransformerBridge`, which hooks the Hugging Face module itself.
+
+The bridge keeps the weights as they are (no folding, no centring), so its logits are those of the module. Three things it
+does not offer are done here, and verified at load by `backends.check`: starting at a layer (the earlier blocks are
+replaced by the identity and the residual stream is put in at the start), reusing keys and values of earlier positions
+(through the Hugging Face cache), and unembedding only the answer position, or only some columns there.
+`resid_mid` is edited through attn_out, because the bridge's hook of that name feeds the MLP alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, Prefix
+from discovery.errors import SiteError
+from discovery.interventions import Edit
+from discovery.sites import Site
+from discovery.tasks.pairs import Tokenizer
+
+HOOKS = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
+
+
+class _Stop(Exception):  # noqa: N818  (leaves the forward pass early; never escapes `run`)
+    """Raised inside the forward pass once everything asked for has been computed."""
+
+
+class TransformerLensBackend(Backend):
+    """A TransformerBridge behind the contract; one run at a time."""
+
+    def __init__(self, bridge: Any, info: ModelInfo, tokenizer: Tokenizer | None, *, block_returns: int | None, cached: bool) -> None:
+        """Take over a bridge.
+
+        Args:
+            block_returns: length of the tuple that a block returns, or None where it returns a tensor.
+            cached: whether the module takes and returns a Hugging Face cache.
+        """
+        self.bridge, self.info, self.tokenizer = bridge, info, tokenizer
+        self.abilities = Abilities()
+        self._block_returns, self._cached = block_returns, cached
+        self._points: dict[str, Any] = dict(bridge.hook_dict)
+        self._lock = threading.RLock()
+
+    def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        return self.bridge.blocks[layer].attn.W_O.detach()  # type: ignore[no-any-return]
+
+    def run(
+        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+    ) -> Outcome:
+        for site in (*reads, *(edit.site for edit in edits)):
+            self.require(site)
+        seen: dict[Site, Tensor] = {}
+        hidden: list[Tensor] = []
+        with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
+            self._start(stack, batch, grad)
+            self._visit(stack, reads, edits, seen)
+            self._finish(stack, batch, hidden)
+            arguments: dict[str, Any] = {"input_ids": batch.tokens}
+            if self._cached:
+                arguments |= {"use_cache": keep_prefix or batch.prefix is not None, "past_key_values": self._cache(batch.prefix)}
+            try:
+                out = self.bridge.original_model(**arguments)
+            except _Stop:
+                out = None
+        logits = None
+        if batch.columns is not None and batch.last is not None:
+            logits = self._columns(hidden[0], batch.columns)
+        elif out is not None:
+            logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
+        if keep_prefix and out is None:
+            raise RuntimeError("keys and values are only complete after a full run")
+        kept = [(layer.keys, layer.values) for layer in out.past_key_values.layers] if keep_prefix else []
+        prefix = Prefix(tuple(k for k, _ in kept), tuple(v for _, v in kept)) if keep_prefix else None
+        return Outcome(logits, {site: seen[site] for site in reads}, prefix)
+
+    def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
+        """Skip the blocks before `start` and put the residual stream in there."""
+        if (batch.start or batch.middle) and batch.residual is None:
+            raise ValueError("a start layer needs a residual stream")
+        blocks = list(self.bridge.blocks)
+        for block in blocks[: batch.start]:
+            stack.enter_context(_replaced_forward(block, self._pass_through))
+        if batch.middle:
+            stack.enter_context(_replaced_forward(blocks[batch.start].attn, _no_attention))
+
+        def put(activation: Tensor, hook: Any) -> Tensor | None:
+            if batch.residual is not None:
+                return batch.residual.to(activation.dtype)
+            return activation.detach().requires_grad_() if grad else None
+
+        if batch.residual is not None or grad:
+            beyond = batch.start == self.info.n_layers  # nothing but the final norm and the unembedding is left
+            self._hook(stack, Site("resid_post", batch.start - 1) if beyond else Site("resid_pre", batch.start), put)
+
+    def _pass_through(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
+
+    def _visit(self, stack: ExitStack, reads: Sequence[Site], edits: Sequence[Edit], seen: dict[Site, Tensor]) -> None:
+        """Hook every site that is read or edited; reads see the edited value."""
+        by_site: dict[Site, list[Edit]] = defaultdict(list)
+        for edit in edits:
+            by_site[edit.site].append(edit)
+        for site in sorted({*reads, *by_site}):
+            if site.kind == "resid_mid" and site in by_site:
+                self._edit_middle(stack, site.layer, by_site.pop(site))
+            changes = by_site.get(site, [])
+            if changes and site.kind == "pattern" and not self._cached:
+                raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
+
+            def visit(activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes) -> Tensor | None:
+                for change in changes:
+                    activation = change.apply(activation)
+                seen[site] = activation
+                return activation if changes else None
+
+            self._hook(stack, site, visit)
+
+    def _edit_middle(self, stack: ExitStack, layer: int, changes: list[Edit]) -> None:
+        before: list[Tensor] = []
+
+        def remember(activation: Tensor, hook: Any) -> None:
+            before.append(activation)
+
+        def shift(activation: Tensor, hook: Any) -> Tensor:
+            middle = changed = before[-1] + activation
+            for change in changes:
+                changed = change.apply(changed)
+            return activation + (changed - middle)
+
+        self._hook(stack, Site("resid_pre", layer), remember)
+        self._hook(stack, Site("attn_out", layer), shift)
+
+    def _finish(self, stack: ExitStack, batch: Batch, hidden: list[Tensor]) -> None:
+        """Stop early, or unembed the answer positions only."""
+        if batch.stop is not None or batch.last is None:
+            last = (self.info.n_layers if batch.stop is None else batch.stop) - 1
+
+            def halt(activation: Tensor, hook: Any) -> None:
+                raise _Stop
+
+            self._hook(stack, Site("resid_post", last), halt)
+            return
+        rows, positions = torch.arange(len(batch.last), device=batch.last.device), batch.last
+
+        def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            answer = inputs[0][rows, positions]
+            if batch.columns is not None:
+                hidden.append(answer)
+                raise _Stop
+            return (answer.unsqueeze(1),)
+
+        handle = self.bridge.unembed.register_forward_pre_hook(gather)
+        stack.callback(handle.remove)
+
+    def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
+        unembed = self.bridge.unembed.original_component
+        weights = unembed.weight[columns.clamp(min=0)]  # [row k d_model]
+        logits = torch.einsum("rd,rkd->rk", hidden, weights)
+        return logits if unembed.bias is None else logits + unembed.bias[columns.clamp(min=0)]
+
+    def _cache(self, prefix: Prefix | None) -> Any:
+        if prefix is None:
+            return None
+        from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
+
+        cache = DynamicCache()
+        for keys, values in zip(prefix.keys, prefix.values, strict=True):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+        return cache
+
+    def _hook(self, stack: ExitStack, site: Site, visit: Callable[..., Tensor | None]) -> None:
+        point = self._points.get(f"blocks.{site.layer}.{HOOKS.get(site.kind, 'hook_' + site.kind)}")
+        if point is None:
+            raise SiteError(f"This architecture ({self.info.architecture}) has no {site.kind}.", "Use resid_pre, attn_out, mlp_out or head_out.")
+        point.add_hook(visit)
+        stack.callback(point.remove_hooks, "fwd")
+
+
+def _no_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return torch.zeros_like(hidden), None
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
