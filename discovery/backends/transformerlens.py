@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,22 +86,22 @@ class TransformerLensBackend(Backend):
         if (batch.start or batch.middle) and batch.residual is None:
             raise ValueError("a start layer needs a residual stream")
         blocks = list(self.bridge.blocks)
-        for block in blocks[: batch.start]:
-            stack.enter_context(_replaced_forward(block, self._pass_through))
+        for index, block in enumerate(blocks[: batch.start]):
+            handed_on = batch.residual if index == batch.start - 1 else None
+            stack.enter_context(_replaced_forward(block, partial(self._pass_through, handed_on)))
         if batch.middle:
             stack.enter_context(_replaced_forward(blocks[batch.start].attn, _no_attention))
+        if grad or (batch.residual is not None and batch.start == 0):
 
-        def put(activation: Tensor, hook: Any) -> Tensor | None:
-            if batch.residual is not None:
-                return batch.residual.to(activation.dtype)
-            return activation.detach().requires_grad_() if grad else None
+            def put(activation: Tensor, hook: Any) -> Tensor:
+                put_in = activation if batch.residual is None else batch.residual.to(activation.dtype)
+                return put_in if put_in.requires_grad or not grad else put_in.detach().requires_grad_()
 
-        if batch.residual is not None or grad:
-            beyond = batch.start == self.info.n_layers  # nothing but the final norm and the unembedding is left
-            self._hook(stack, Site("resid_post", batch.start - 1) if beyond else Site("resid_pre", batch.start), put)
+            self._hook(stack, Site("resid_pre", batch.start), put)
 
-    def _pass_through(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+    def _pass_through(self, handed_on: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        arrived: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden = arrived if handed_on is None else handed_on.to(arrived.dtype)
         return hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
 
     def _visit(self, stack: ExitStack, reads: Sequence[Site], edits: Sequence[Edit], seen: dict[Site, Tensor]) -> None:
