@@ -1,0 +1,81 @@
+"""The circuit record: frozen pydantic values that are, at the same time, a networkx DiGraph.
+
+`CircuitGraph` is the whole; its parts are in `record`, the numbers behind the verdict in `evaluation`.
+JSON and GraphML are read back without loss, DOT and Mermaid are for the eye. Needs no torch.
+
+    >>> from discovery.graph import CircuitGraph, CircuitNode
+    >>> CircuitGraph(nodes=(CircuitNode.of("L9H6", role="name mover"),)).to_networkx().nodes["a9.h6"]["role"]
+    'name mover'
+"""
+
+from __future__ import annotations
+
+from discovery.graph.circuit import SCHEMA, CircuitGraph, ExportFormat
+from discovery.graph.evaluation import (
+    CONDITIONS,
+    EVIDENCE_ABLATIONS,
+    VERDICTS,
+    AblationEvidence,
+    Ablations,
+    Completeness,
+    Condition,
+    Conditions,
+    Control,
+    CurvePoint,
+    Evaluation,
+    EvidenceAblation,
+    Minimality,
+    Outcome,
+    Outcomes,
+    RandomControls,
+    Reference,
+    Score,
+    SplitEvaluation,
+    Verdict,
+)
+from discovery.graph.record import (
+    CircuitEdge,
+    CircuitNode,
+    Cost,
+    Effect,
+    ModelFacts,
+    NodeEffect,
+    Provenance,
+    Record,
+    TaskFacts,
+)
+
+__all__ = [
+    "CONDITIONS",
+    "EVIDENCE_ABLATIONS",
+    "SCHEMA",
+    "VERDICTS",
+    "AblationEvidence",
+    "Ablations",
+    "CircuitEdge",
+    "CircuitGraph",
+    "CircuitNode",
+    "Completeness",
+    "Condition",
+    "Conditions",
+    "Control",
+    "Cost",
+    "CurvePoint",
+    "Effect",
+    "Evaluation",
+    "EvidenceAblation",
+    "ExportFormat",
+    "Minimality",
+    "ModelFacts",
+    "NodeEffect",
+    "Outcome",
+    "Outcomes",
+    "Provenance",
+    "RandomControls",
+    "Record",
+    "Reference",
+    "Score",
+    "SplitEvaluation",
+    "TaskFacts",
+    "Verdict",
+]

@@ -1,0 +1,68 @@
+"""The few words that a drawing shows of a node, an edge or a record, the same in every format.
+
+Convention: a node's number is its denoising effect, or the noising one where only that was measured; an
+edge's is the effect of all its inputs together. Signs are always written. The attributes are those that
+`CircuitGraph.to_networkx` gives: plain JSON data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from discovery.sites import SLOTS, Node
+
+Tone = Literal["up", "down", "flat", "end"]
+"""How a node is coloured: moves the metric up, down, neither (or not known), or is one of the two ends."""
+
+
+def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """The label, the role and the effect of a node, as far as they are known."""
+    effect = node_effect(facts)
+    lines = [str(facts.get("label") or Node.parse(name).label), facts.get("role"), None if effect is None else f"{effect:+.2f}"]
+    return [_one_line(line) for line in lines if line]
+
+
+def node_effect(facts: Mapping[str, Any]) -> float | None:
+    """The node's denoising effect, else its noising effect, else None."""
+    effect = facts.get("effect") or {}
+    for direction in ("denoising", "noising"):
+        mean = (effect.get(direction) or {}).get("mean")
+        if mean is not None:
+            return float(mean)
+    return None
+
+
+def node_tone(name: str, facts: Mapping[str, Any]) -> Tone:
+    """By `sign`, else by the effect's sign."""
+    if Node.parse(name).layer is None:
+        return "end"
+    sign = facts.get("sign")
+    moves = node_effect(facts) if sign is None else sign
+    if not moves:
+        return "flat"
+    return "up" if moves > 0 else "down"
+
+
+def edge_effect(facts: Mapping[str, Any]) -> float | None:
+    """The edge's effect over all inputs, None where it was not measured."""
+    mean = (facts.get("effect") or {}).get("mean")
+    return None if mean is None else float(mean)
+
+
+def edge_line(facts: Mapping[str, Any]) -> str:
+    """The inputs of an edge and its effect: ``q k +0.12``."""
+    effect = edge_effect(facts)
+    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "logits")]
+    return " ".join(slots + ([] if effect is None else [f"{effect:+.2f}"]))
+
+
+def title(facts: Mapping[str, Any]) -> str:
+    """What the whole record is: task, model, verdict."""
+    task, model = (facts.get("task") or {}).get("name"), (facts.get("model") or {}).get("name")
+    verdict = str(facts.get("verdict") or "not evaluated").replace("_", " ")
+    return _one_line(f"{task or 'a task'} in {model or 'a model'}: {verdict}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

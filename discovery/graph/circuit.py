@@ -1,0 +1,245 @@
+"""The circuit record: what a run found, as one frozen value and as a networkx graph.
+
+Convention: an edge runs from an earlier node to a later one, in forward order; `embed` and `logits` are in
+every record and count in no size. In networkx and in files an attribute's value is plain JSON data, and
+node-link data is what ``networkx.node_link_graph(json.load(f), edges="edges")`` reads.
+
+    >>> circuit = CircuitGraph(nodes=(CircuitNode.of("a9.h6"),), edges=(CircuitEdge(source="a9.h6", target="logits"),))
+    >>> [node.id for node in circuit.nodes], circuit.size
+    (['embed', 'a9.h6', 'logits'], 1)
+    >>> CircuitGraph.from_networkx(circuit.to_networkx()) == circuit == CircuitGraph.from_json(circuit.to_json())
+    True
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal, assert_never
+
+import networkx
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from discovery.errors import StoreError
+from discovery.graph.content import content
+from discovery.graph.digraph import DiGraph, Graph
+from discovery.graph.dot import write_dot
+from discovery.graph.evaluation import Evaluation, Verdict
+from discovery.graph.graphml import read_graphml, write_graphml
+from discovery.graph.mermaid import write_mermaid
+from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, Record, TaskFacts
+from discovery.graph.strict_json import dumps, loads
+from discovery.sites import EMBED, LOGITS, Node, slots_of
+
+SCHEMA = "circuit-scout/circuit/1"
+ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
+
+_CURE = "Restore the file from `circuit-scout runs export`, or run the discovery again."
+
+
+class CircuitGraph(Record):
+    """A circuit with its evidence, its evaluation and its verdict.
+
+    Nodes and edges are kept in forward order whatever order they are given in.
+
+    Attributes:
+        run_id: the run that found it.
+        model: what was studied.
+        task: the behaviour.
+        evaluation: every number behind the verdict.
+        verdict: computed by `discovery.evaluation`; None before it has been.
+        reasons: why it is that verdict.
+        cost: what it took.
+        provenance: how to do it again.
+        nodes: `embed`, the circuit's heads and MLPs, `logits`.
+        edges: at most one for each ordered pair of nodes.
+    """
+
+    schema_: Literal["circuit-scout/circuit/1"] = Field(default="circuit-scout/circuit/1", alias="schema")
+    run_id: str | None = None
+    model: ModelFacts = ModelFacts()
+    task: TaskFacts = TaskFacts()
+    evaluation: Evaluation = Evaluation()
+    verdict: Verdict | None = None
+    reasons: tuple[str, ...] = ()
+    cost: Cost = Cost()
+    provenance: Provenance = Provenance()
+    nodes: tuple[CircuitNode, ...] = Field(default=(), validate_default=True)
+    edges: tuple[CircuitEdge, ...] = ()
+
+    @field_validator("nodes")
+    @classmethod
+    def _with_both_ends(cls, nodes: tuple[CircuitNode, ...]) -> tuple[CircuitNode, ...]:
+        given = {node.id for node in nodes}
+        ends = tuple(CircuitNode.of(end) for end in (EMBED, LOGITS) if str(end) not in given)
+        return tuple(sorted(nodes + ends, key=lambda node: node.node))
+
+    @field_validator("edges")
+    @classmethod
+    def _forward_order(cls, edges: tuple[CircuitEdge, ...]) -> tuple[CircuitEdge, ...]:
+        return tuple(sorted(edges, key=_place))
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> CircuitGraph:
+        ids = [node.id for node in self.nodes]
+        pairs = [(edge.source, edge.target) for edge in self.edges]
+        _unique("node", ids)
+        _unique("edge", [f"{source}->{target}" for source, target in pairs])
+        for edge in self.edges:
+            _check_edge(edge, set(ids))
+        for node in self.members:
+            _check_bounds(node, self.model)
+        if self.verdict == "no_behaviour" and self.size:
+            raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads or MLPs")
+        return self
+
+    @property
+    def members(self) -> tuple[Node, ...]:
+        """The circuit C: its heads and MLPs, without the two ends."""
+        return tuple(node.node for node in self.nodes if node.node not in (EMBED, LOGITS))
+
+    @property
+    def size(self) -> int:
+        """How many heads and MLPs it has."""
+        return len(self.members)
+
+    def to_networkx(self) -> DiGraph:
+        """The record as a DiGraph whose attributes are plain JSON data."""
+        graph: DiGraph = networkx.DiGraph()
+        facts: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        for node in facts.pop("nodes"):
+            graph.add_node(node.pop("id"), **node)
+        for edge in facts.pop("edges"):
+            graph.add_edge(edge.pop("source"), edge.pop("target"), **edge)
+        graph.graph.update(facts)
+        return graph
+
+    @classmethod
+    def from_networkx(cls, graph: Graph) -> CircuitGraph:
+        """The record that `graph` holds.
+
+        Raises:
+            StoreError: where it is not a circuit's graph.
+        """
+        if not graph.is_directed() or graph.is_multigraph():
+            raise StoreError(
+                "A circuit is a networkx.DiGraph, not an undirected or multigraph.", "Give one edge per ordered pair of nodes."
+            )
+        nodes = [{**facts, "id": name} for name, facts in graph.nodes(data=True)]
+        edges = [{**facts, "source": source, "target": target} for source, target, facts in graph.edges(data=True)]
+        return cls._read(graph.graph, nodes, edges, "The graph")
+
+    def to_node_link(self) -> dict[str, Any]:
+        """The content of circuit.json: networkx node-link data keyed `edges`."""
+        facts: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        nodes, edges = facts.pop("nodes"), facts.pop("edges")
+        return {"directed": True, "multigraph": False, "graph": facts, "nodes": nodes, "edges": edges}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """circuit.json: strict JSON, ending in a newline."""
+        return dumps(self.to_node_link(), indent=indent) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "circuit.json") -> CircuitGraph:
+        """Read circuit.json.
+
+        Args:
+            text: the file's content.
+            source: what it is, for the message.
+
+        Raises:
+            StoreError: where it is damaged, or of a schema that this version does not read.
+        """
+        data = loads(text, source)
+        match data:
+            case {"directed": True, "multigraph": False, "graph": dict(facts), "nodes": list(nodes), "edges": list(edges)}:
+                return cls._read(facts, nodes, edges, source)
+        raise StoreError(f"{source} is not a circuit record: it is no networkx node-link data of a DiGraph, keyed `edges`.", _CURE)
+
+    @classmethod
+    def _read(cls, facts: Mapping[str, Any], nodes: list[Any], edges: list[Any], source: str) -> CircuitGraph:
+        schema = facts.get("schema")
+        if schema != SCHEMA:
+            raise StoreError(f"{source} has the schema {schema!r}; this version reads {SCHEMA!r}.", "Use the version that wrote it.")
+        try:
+            return cls.model_validate({**facts, "nodes": nodes, "edges": edges})
+        except (ValidationError, TypeError) as fault:
+            raise StoreError(f"{source} is not a circuit record: {_first(fault)}.", _CURE) from fault
+
+    def to_graphml(self) -> str:
+        """GraphML for Gephi, Cytoscape, yEd and networkx: text and numbers as they are, the rest as JSON strings."""
+        return write_graphml(self.to_networkx())
+
+    @classmethod
+    def from_graphml(cls, text: str) -> CircuitGraph:
+        """Read what `to_graphml` wrote, without loss.
+
+        Raises:
+            StoreError: where it is damaged.
+        """
+        return cls.from_networkx(read_graphml(text))
+
+    def to_dot(self) -> str:
+        """Graphviz DOT, a row per layer; needs no graphviz to write."""
+        return write_dot(self.to_networkx())
+
+    def to_mermaid(self) -> str:
+        """A Mermaid flowchart, for Markdown."""
+        return write_mermaid(self.to_networkx())
+
+    def export(self, format: ExportFormat) -> str:
+        """The record as text in `format`; only json and graphml can be read back."""
+        match format:
+            case "json":
+                return self.to_json()
+            case "graphml":
+                return self.to_graphml()
+            case "dot":
+                return self.to_dot()
+            case "mermaid":
+                return self.to_mermaid()
+        assert_never(format)
+
+    def content_hash(self) -> str:
+        """sha256 of all that the same seed, machine and versions reproduce: everything but times and ids."""
+        return hashlib.sha256(dumps(content(self.to_node_link()), sort_keys=True).encode()).hexdigest()
+
+    def same_content(self, other: CircuitGraph) -> bool:
+        """Whether `other` is the same record but for times and ids."""
+        return self.content_hash() == other.content_hash()
+
+
+def _place(edge: CircuitEdge) -> tuple[Node, Node]:
+    return Node.parse(edge.source), Node.parse(edge.target)
+
+
+def _unique(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the {what} {twice[0]} is there twice")
+
+
+def _check_edge(edge: CircuitEdge, ids: set[str]) -> None:
+    source, target = _place(edge)
+    for end in (edge.source, edge.target):
+        if end not in ids:
+            raise ValueError(f"the edge {source}->{target} has an end that is no node of the circuit: {end}")
+    if not source.feeds(target):
+        raise ValueError(f"the edge {source}->{target} runs backwards: the source must come before the target")
+    alien = sorted(set(edge.inputs) - set(slots_of(target)))
+    if alien:
+        raise ValueError(f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}")
+
+
+def _check_bounds(node: Node, model: ModelFacts) -> None:
+    for index, limit, what in ((node.layer, model.n_layers, "layers"), (node.head, model.n_heads, "heads in each layer")):
+        if index is not None and limit is not None and index >= limit:
+            raise ValueError(f"{node} is not in the model, which has {limit} {what}")
+
+
+def _first(fault: ValidationError | TypeError) -> str:
+    if isinstance(fault, TypeError):
+        return str(fault)
+    error = fault.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: {error['msg']}" if place else error["msg"]

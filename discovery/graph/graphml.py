@@ -1,0 +1,80 @@
+"""GraphML, for Gephi, Cytoscape, yEd and ``networkx.read_graphml``.
+
+Convention: text, numbers and truth values stand under their own names as GraphML has them; what is nested
+stands under its own name as a JSON string. Each element's attribute `encoded` is a JSON object that says how
+to read it back: `json` lists the names that hold JSON, and `other` holds what GraphML cannot carry under its
+name (null, and names or texts that XML has no characters for). `read_graphml` undoes it without loss.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import networkx
+
+from discovery.errors import StoreError
+from discovery.graph.digraph import DiGraph
+from discovery.graph.strict_json import dumps, loads
+
+_XML_TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+_ENCODED = "encoded"
+
+
+def write_graphml(graph: DiGraph) -> str:
+    """`graph`, whose attributes are plain JSON data, as GraphML."""
+    flat: DiGraph = networkx.DiGraph(**_encode(graph.graph))
+    for name, facts in graph.nodes(data=True):
+        flat.add_node(name, **_encode(facts))
+    for source, target, facts in graph.edges(data=True):
+        flat.add_edge(source, target, **_encode(facts))
+    file = io.BytesIO()
+    networkx.write_graphml_xml(flat, file)
+    return file.getvalue().decode("utf-8") + "\n"
+
+
+def read_graphml(text: str) -> DiGraph:
+    """The graph that `write_graphml` was given.
+
+    Raises:
+        StoreError: where it is not GraphML, or not ours.
+    """
+    try:
+        flat = networkx.parse_graphml(text)
+    except (ParseError, networkx.NetworkXError, ValueError, KeyError) as fault:
+        raise StoreError(f"The text is not GraphML: {fault}.", "Give what `circuit-scout runs export --format graphml` wrote.") from fault
+    graph: DiGraph = networkx.DiGraph()
+    graph.graph.update(_decode({name: value for name, value in flat.graph.items() if name not in ("node_default", "edge_default")}))
+    for name, facts in flat.nodes(data=True):
+        graph.add_node(name, **_decode(facts))
+    for source, target, facts in flat.edges(data=True):
+        graph.add_edge(source, target, **_decode(facts))
+    return graph
+
+
+def _encode(facts: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    nested: list[str] = []
+    other: dict[str, Any] = {}
+    for name, value in facts.items():
+        if value is None or name == _ENCODED or not _XML_TEXT.fullmatch(name):
+            other[name] = value
+        elif isinstance(value, bool | int | float) or (isinstance(value, str) and _XML_TEXT.fullmatch(value)):
+            flat[name] = value
+        else:
+            flat[name] = dumps(value)
+            nested.append(name)
+    return {**flat, _ENCODED: dumps({"json": nested, "other": other})}
+
+
+def _decode(flat: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {name: value for name, value in flat.items() if name != _ENCODED}
+    match loads(str(flat.get(_ENCODED, "{}")), "The attribute `encoded`"):
+        case {"json": list(names), "other": dict(other)}:
+            for name in names:
+                facts[str(name)] = loads(str(facts.get(str(name))), f"The attribute {name!r}")
+            return {**facts, **other}
+    raise StoreError("The GraphML was not written by Circuit Scout, or lost `encoded`.", "Export it again as graphml or json.")

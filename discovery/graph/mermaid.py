@@ -1,0 +1,44 @@
+"""A Mermaid flowchart, which GitHub and most Markdown viewers draw.
+
+Mermaid reads quotes, brackets, semicolons, ``%%{`` and Markdown inside labels, so whatever is not a letter,
+a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted arrows lower the metric.
+"""
+
+from __future__ import annotations
+
+from discovery.graph.captions import edge_effect, edge_line, node_lines, node_tone, title
+from discovery.graph.digraph import DiGraph
+from discovery.sites import Node
+
+_HARMLESS = " .,:+-/()"
+_CLASSES = (
+    "  classDef up fill:#d9f0d3,stroke:#1b7837,color:#000",
+    "  classDef down fill:#e7d4e8,stroke:#762a83,color:#000,stroke-dasharray:4 3",
+    "  classDef flat fill:#f7f7f7,stroke:#555,color:#000",
+    "  classDef end_ fill:#fff,stroke:#222,color:#000",
+)
+
+
+def write_mermaid(graph: DiGraph) -> str:
+    """`graph`, a circuit's, as a flowchart from embed (bottom) to logits (top)."""
+    lines = [f"%% {_escaped(title(graph.graph))}", "flowchart BT"]
+    for name in sorted(graph.nodes, key=Node.parse):
+        facts = graph.nodes[name]
+        label = "<br/>".join(_escaped(line) for line in node_lines(name, facts))
+        tone = node_tone(name, facts)
+        opening, closing = ("([", "])") if tone == "end" else ("[", "]")
+        lines.append(f'  {_name(name)}{opening}"{label}"{closing}:::{"end_" if tone == "end" else tone}')
+    for source, target in graph.edges:
+        facts = graph.edges[source, target]
+        arrow = "-.->" if (edge_effect(facts) or 0) < 0 else "-->"
+        words = _escaped(edge_line(facts))
+        lines.append(f"  {_name(source)} {arrow}" + (f'|"{words}"|' if words else "") + f" {_name(target)}")
+    return "\n".join([*lines, *_CLASSES]) + "\n"
+
+
+def _name(node: str) -> str:
+    return node.replace(".", "_")
+
+
+def _escaped(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in _HARMLESS else f"#{ord(letter)};" for letter in text)

@@ -1,0 +1,89 @@
+"""Strict JSON: what any parser in any language reads back as it was written.
+
+JSON has no NaN and no Infinity, though Python writes both. Here a number that is not finite is unknown,
+and unknown is ``null``. Text is written in ASCII escapes, so that a torn surrogate out of a tokenizer can
+be stored as well; keys are text. Anything that is not JSON (an array, a path, a set) is a bug, and raises.
+
+    >>> dumps({"p": float("nan"), "nodes": ("a9.h6", "m5")})
+    '{"p": null, "nodes": ["a9.h6", "m5"]}'
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from discovery.errors import StoreError
+
+
+def clean(value: object) -> Any:
+    """`value` as plain JSON data: tuples become lists, numpy scalars numbers, what is not finite None.
+
+    Raises:
+        TypeError: for what JSON cannot hold, such as an array or a key that is not text.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, BaseModel):
+        return clean(value.model_dump(mode="json", by_alias=True))
+    if isinstance(value, Mapping):
+        return {_key(key): clean(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return [clean(item) for item in value]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy.bool_, a 0-d array
+        return clean(value.item())
+    raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a JSON key must be text, not {type(key).__name__}: {key!r}")
+    return str(key)
+
+
+def dumps(value: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """`value` as strict JSON text, ASCII only; pydantic models are written by their aliases.
+
+    Raises:
+        TypeError: for what JSON cannot hold.
+    """
+    return json.dumps(clean(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def loads(text: str | bytes, source: str) -> Any:
+    """The value of strict JSON `text`.
+
+    Args:
+        text: JSON; bytes are read as UTF-8.
+        source: what it is, for the message: a file's name.
+
+    Raises:
+        StoreError: where it is not JSON in UTF-8, or says NaN or Infinity.
+    """
+    try:
+        words = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(words, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as fault:
+        raise StoreError(f"{source} is damaged: {fault or 'nested too deep'}.", "Restore the file, or delete it and run again.") from fault
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits} is beyond a double")
+    return number
