@@ -1,0 +1,88 @@
+"""Subject-verb agreement past a distractor: 'The key near the cabinets' -> ' is', ' was' or ' has'.
+
+Linzen et al. 2016 (arXiv 1611.01368). The verb agrees with the subject and not with the nearer noun, which most often has
+the other number. The corrupted prompt changes the subject's number and nothing else. The answer is the set of three
+verbs in the subject's number, the wrong answer the same three in the other.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from discovery.tasks.builtin import words
+from discovery.tasks.builtin.behaviour import BuiltinTask, Draw, Keep, fill
+from discovery.tasks.pairs import MarkedPair
+
+PATTERNS: dict[str, str] = {
+    "near": "The {subject} near the {distractor}",
+    "inside_behind": "In the {place} the {subject} behind the {distractor}",
+    "that_they": "The {subject} that the {distractor} {saw}",
+    "that_saw": "The {subject} that {saw} the {distractor}",
+    "yesterday_beside": "Yesterday {name} said that the {subject} beside the {distractor}",
+    "adjectives_with": "The {adjective} {subject} with the {other} {distractor}",
+    "outside_that_saw": "Near the {place} the {adjective} {subject} that {saw} the {distractor}",
+    "two_nouns": "The {subject} near the {distractor} behind the {further}",
+}
+"""Wording -> pattern. Only the subject's number counts."""
+
+SINGULAR = (" is", " was", " has")
+PLURAL = (" are", " were", " have")
+
+OPPOSED = 0.8
+"""How often the distractor has the other number."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words that may be used, by slot; a noun is kept with its plural."""
+
+    nouns: tuple[str, ...]
+    places: tuple[str, ...]
+    names: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    meetings: tuple[str, ...]
+
+    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+        """One pair in the given wording."""
+        subject, distractor, further = rng.sample(self.nouns, 3)
+        plural = rng.random() < 0.5
+        adjective, other = rng.sample(self.adjectives, 2)
+        values = {
+            "distractor": _number(distractor, plural != (rng.random() < OPPOSED)), "further": _number(further, rng.random() < 0.5),
+            "subject": _number(subject, plural), "place": rng.choice(self.places), "name": rng.choice(self.names),
+            "adjective": adjective, "other": other, "saw": rng.choice(self.meetings),
+        }  # fmt: skip
+        clean, ends = fill(PATTERNS[wording], values)
+        corrupted, _ = fill(PATTERNS[wording], {**values, "subject": _number(subject, not plural)})
+        answer, wrong = (PLURAL, SINGULAR) if plural else (SINGULAR, PLURAL)
+        marks = {"subject": ends["subject"], "distractor": ends["distractor"]}
+        return MarkedPair(clean, corrupted, answer, wrong, wording, marks)
+
+
+def _number(noun: str, plural: bool) -> str:
+    """The noun in the given number."""
+    return f"{noun}s" if plural else noun
+
+
+def prepare(keep: Keep) -> Draw:
+    """The drawing function over the words that may be used."""
+    nouns = words.PEOPLE + words.THINGS
+    plurals = set(keep("plural nouns", [f"{noun}s" for noun in nouns], 10))
+    return _Words(
+        nouns=keep("nouns with a plural", [noun for noun in nouns if f"{noun}s" in plurals], 10),
+        places=keep("places", words.PLACES, 5),
+        names=keep("first names", words.NAMES, 5),
+        adjectives=keep("adjectives", words.ADJECTIVES, 2),
+        meetings=keep("verbs of meeting", words.MEETINGS, 1),
+    ).draw
+
+
+TASK = BuiltinTask(
+    name="agreement",
+    summary="Subject-verb agreement past a distractor noun; corrupted, the subject has the other number.",
+    metric="logit_difference",
+    default_pairs=240,
+    wordings=tuple(PATTERNS),
+    prepare=prepare,
+)

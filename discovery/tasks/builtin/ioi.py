@@ -1,0 +1,97 @@
+"""Indirect object identification: 'When Mary and John went to the store, John gave a drink to' -> ' Mary'.
+
+Wang et al. 2022 (arXiv 2211.00593). The corrupted prompt names the other person as the giver (symmetric token
+replacement), so the two names swap roles and the logit difference changes sign. Both orders of the names are mixed
+within a wording. Three quarters of the wordings begin with a sentence about other people, in which one of the
+two names may occur: the indirect object is then not simply the name that was said once.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from discovery.tasks.builtin import words
+from discovery.tasks.builtin.behaviour import BuiltinTask, Draw, Keep, fill, next_word
+from discovery.tasks.pairs import MarkedPair
+
+_WHEN = "When {A} and {B} {went} to the {place}, {S} {gave} a {object} to"
+_AFTER = "After {A} and {B} got to the {place}, {S} {gave} a {object} to"
+_WHILE = "While {A} and {B} were at the {place}, {S} {gave} the {object} to"
+_MET = "Then {A} and {B} met in the {place}. {S} {gave} a {object} to"
+_LUNCH = "Then {A} had lunch with {B} in the {place}, and {S} {gave} the {object} to"
+_LATER = "Later {A} {saw} {B} at the {place}, so {S} {gave} a {object} to"
+
+_YESTERDAY = "Yesterday {X} {did} {Y} near the {other}. "
+
+PATTERNS: dict[str, str] = {
+    "when": _WHEN,
+    "met": _MET,
+    "while_lunch": "While {A} had lunch with {B} near the {place}, {S} {gave} a {object} to",
+    "yesterday_when": _YESTERDAY + _WHEN,
+    "inside_after": "In the {other} {X} {did} {Y}. " + _AFTER,
+    "first_while": "First {X} and {Y} were at the {other}. " + _WHILE,
+    "waited_met": "Near the {other} {X} waited for {Y}. " + _MET,
+    "today_later": "Today {X} {did} {Y} again. " + _LATER,
+    "quiet_lunch": "The {other} was quiet and {X} {did} {Y}. " + _LUNCH,
+    "yesterday_later": _YESTERDAY + _LATER,
+    "again_when": "Today {X} waited in the {other} for {Y}. " + _WHEN,
+    "lunch_today": "After lunch {X} {did} {Y} near the {other}. Today {A} and {B} waited in the {place}, and {S} {gave} the {object} to",
+}
+"""Wording -> pattern. A and B are the two names in order, S the giver, X and Y the people of the leading sentence."""
+
+OVERLAP = 0.3
+"""How often one of the two people of the leading sentence is the giver or the receiver."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words that may be used, by slot."""
+
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    objects: tuple[str, ...]
+    meetings: tuple[str, ...]
+    travels: tuple[str, ...]
+    givings: tuple[str, ...]
+
+    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+        """One pair in the given wording."""
+        io, subject, x, y = rng.sample(self.names, 4)
+        if rng.random() < OVERLAP:
+            shared = rng.choice((io, subject))
+            x, y = (shared, y) if rng.random() < 0.5 else (x, shared)
+        first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
+        place, other = rng.sample(self.places, 2)
+        values = {
+            "A": first, "B": second, "S": subject, "X": x, "Y": y, "place": place, "other": other,
+            "object": rng.choice(self.objects), "gave": rng.choice(self.givings), "went": rng.choice(self.travels),
+            "saw": rng.choice(self.meetings), "did": rng.choice(self.meetings),
+        }  # fmt: skip
+        clean, ends = fill(PATTERNS[wording], values)
+        corrupted, _ = fill(PATTERNS[wording], {**values, "S": io})
+        receiver, giver = ("A", "B") if first == io else ("B", "A")
+        marks = {"IO": ends[receiver], "S1": ends[giver], "S1+1": next_word(clean, ends[giver]), "S2": ends["S"]}
+        return MarkedPair(clean, corrupted, f" {io}", f" {subject}", wording, marks)
+
+
+def prepare(keep: Keep) -> Draw:
+    """The drawing function over the words that may be used."""
+    return _Words(
+        names=keep("first names", words.NAMES, 20),
+        places=keep("places", words.PLACES, 5),
+        objects=keep("objects", words.OBJECTS, 5),
+        meetings=keep("verbs of meeting", words.MEETINGS, 1),
+        travels=keep("verbs of travel", words.TRAVELS, 1),
+        givings=keep("verbs of giving", words.GIVINGS, 1),
+    ).draw
+
+
+TASK = BuiltinTask(
+    name="ioi",
+    summary="Indirect object identification: say the name that is not the giver's; corrupted, the other person gives.",
+    metric="logit_difference",
+    default_pairs=240,
+    wordings=tuple(PATTERNS),
+    prepare=prepare,
+)

@@ -1,0 +1,71 @@
+"""The sentences that the bundled model is trained on: clean prompts of the built-in behaviours, told to their end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from discovery.tasks.builtin import BUILTIN
+from discovery.tasks.builtin.behaviour import Draw
+from discovery.tasks.builtin.words import YEARS
+from discovery.tasks.pairs import MarkedPair
+from training.heldout import WORDINGS, held_out, listed_words
+
+SHARES: dict[str, float] = {"ioi": 0.4, "induction": 0.25, "greater_than": 0.15, "agreement": 0.2}
+"""How much of the corpus is each behaviour's."""
+
+_STATES = ("old", "quiet", "ready", "famous", "small", "heavy", "gone", "late")
+_CHANGES = ("changed", "moved", "returned", "waited", "worked", "fallen")
+
+
+def every_word(kind: str, words: Sequence[str], least: int) -> tuple[str, ...]:
+    """All words may be used: the corpus comes before the tokenizer."""
+    return tuple(words)
+
+
+def draws() -> dict[str, Draw]:
+    """Behaviour -> the function that draws its pairs over all words."""
+    return {name: task.prepare(every_word) for name, task in BUILTIN.items()}
+
+
+def sentences(seed: int, training: bool = True) -> Iterator[str]:
+    """Endless sentences, behaviours mixed by `SHARES`; with `training`, nothing that is held out."""
+    rng, draw = random.Random(seed), draws()
+    names, weights = list(SHARES), list(SHARES.values())
+    wordings = {name: [w for w in BUILTIN[name].wordings if not (training and w in WORDINGS[name])] for name in names}
+    while True:
+        name = rng.choices(names, weights)[0]
+        pair = _admitted(name, draw[name], rng, wordings[name], training)
+        yield pair.clean + _ending(name, pair, rng)
+
+
+def _admitted(name: str, draw: Draw, rng: random.Random, wordings: Sequence[str], training: bool) -> MarkedPair:
+    """A pair of this behaviour; with `training`, the first that is not held out."""
+    while True:
+        pair = draw(rng, rng.choice(wordings))
+        if name == "greater_than":
+            pair = _any_year(pair, rng)
+        if not (training and held_out(name, pair)):
+            return pair
+
+
+def _any_year(pair: MarkedPair, rng: random.Random) -> MarkedPair:
+    """The same pair with a first year from the whole century, not only those a task can ask about."""
+    end = pair.marks["YY"]
+    clean = pair.clean[: end - 2] + rng.choice(YEARS[:-1]) + pair.clean[end:]
+    return MarkedPair(clean, pair.corrupted, pair.answer, pair.wrong, pair.template, pair.marks)
+
+
+def _ending(name: str, pair: MarkedPair, rng: random.Random) -> str:
+    """How the sentence goes on after the prompt."""
+    if name == "greater_than":
+        end = pair.marks["YY"]
+        return f"{rng.choice([year for year in YEARS if year > pair.clean[end - 2 : end]])}."
+    if name == "induction":
+        listed = listed_words(pair)
+        rest = listed[listed.index(str(pair.answer).strip()) :]
+        return " " + " ".join(rest) + "."
+    if name == "agreement":
+        verb = rng.choice(list(pair.answer))
+        return f"{verb} {rng.choice(_CHANGES if verb in (' has', ' have') else _STATES)}."
+    return f"{pair.answer}."

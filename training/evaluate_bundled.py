@@ -1,0 +1,128 @@
+"""Measures the bundled model for its card: `python -m training.evaluate_bundled [--model DIR] [--json FILE]`.
+
+Accuracy is the share of clean prompts on which the answer beats the wrong answer (sets: their summed probability), on
+combinations of words and on whole wordings that are in no training sentence. Circuits are searched for by ablation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from discovery.tasks.builtin import BUILTIN, generate
+from discovery.tasks.builtin.sieve import Sieve
+from discovery.tasks.builtin.words import NAMES
+from discovery.tasks.pairs import MarkedPair, PromptPair
+from training.circuits import ABLATIONS, Bench, judge, least_effect, smallest
+from training.corpus import draws
+from training.heldout import WORDINGS, held_out
+from training.train_bundled import BUNDLED
+
+LOG = logging.getLogger("evaluate_bundled")
+_SEED = 20_000
+
+
+def unseen(name: str, sieve: Sieve, pairs: int, wordings: list[str], combinations: bool) -> tuple[PromptPair, ...]:
+    """Pairs in the given wordings; with `combinations`, only of held-out words."""
+    rng, draw = random.Random(_SEED), draws()[name]
+
+    def propose(place: int) -> MarkedPair:
+        while True:
+            pair = draw(rng, wordings[place % len(wordings)])
+            if not combinations or held_out(name, pair):
+                return pair
+
+    return sieve.collect(propose, pairs)
+
+
+def accuracy(bench: Bench) -> dict[str, float]:
+    """Accuracy, and how often the most probable token is an answer."""
+    logits = bench.logits()
+    chances = logits.softmax(-1)
+    right, wrong = ((chances * members).sum(-1) for members in bench.sets)
+    top = bench.sets[0].gather(1, logits.argmax(-1, keepdim=True)).float().mean()
+    return {"accuracy": round(float((right > wrong).float().mean()), 4), "top1": round(float(top), 4)}
+
+
+def against_names(bench: Bench, names: set[int]) -> float:
+    """Indirect objects: how often the answer beats every other name of the prompt."""
+    logits, won = bench.logits(), 0
+    for at, row in enumerate(bench.clean):
+        present = sorted(names & set(row.tolist()))
+        won += bool(bench.sets[0][at, max(present, key=lambda token: float(logits[at, token]))])
+    return round(won / len(logits), 4)
+
+
+def behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve, search: bool) -> dict[str, object]:
+    """Everything the card says of one behaviour."""
+    known = [wording for wording in BUILTIN[name].wordings if wording not in WORDINGS[name]]
+    sets = {
+        "new_combinations": unseen(name, sieve, 500, known, True),
+        "new_wordings": unseen(name, sieve, 500, sorted(WORDINGS[name]), True),
+    }
+    out: dict[str, object] = {}
+    for label, pairs in sets.items():
+        bench = make(pairs)
+        out[label] = accuracy(bench)
+        if name == "ioi":
+            ids = {sieve.tokenizer.encode(f"The {first}")[-1] for first in NAMES}
+            out[label] = {**accuracy(bench), "beats_every_name": against_names(bench, ids)}
+        bench.close()
+    bench = make(generate(name, sieve.tokenizer, 240, 0))
+    clean, corrupted = bench.score(bench.logits()), bench.score(bench.logits(corrupted=True))
+    out["task"] = {**accuracy(bench), "metric_clean": float(clean.mean()), "metric_corrupted": float(corrupted.mean())}
+    out["alone"] = max((min(bench.f(frozenset({node}), a) for a in ABLATIONS), node) for node in sorted(bench.universe) if node[0] == "a")
+    bench.close()
+    if search:
+        out.update(circuits(name, make, sieve))
+    return out
+
+
+def circuits(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve) -> dict[str, object]:
+    """The smallest circuit found on 120 pairs, measured there and on 240 fresh ones."""
+    bench = make(generate(name, sieve.tokenizer, 120, 0))
+    nodes = smallest(bench).nodes
+    bench.close()
+    out: dict[str, object] = {"circuit": sorted(nodes)}
+    for label, pairs, seed in (("sought_on", 120, 0), ("fresh_pairs", 240, 1)):
+        bench = make(generate(name, sieve.tokenizer, pairs, seed))
+        found = judge(bench, nodes)
+        out[label] = {
+            "faithfulness": found.faithfulness, "knockout": found.knockout, "completeness_in": found.inside,
+            "completeness_out": found.outside, "excess": found.excess, "least_effect": least_effect(bench, nodes),
+        }  # fmt: skip
+        bench.close()
+    return out
+
+
+def main() -> None:
+    """Logs one JSON line a behaviour and writes them together."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-circuits", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(given.threads)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    model = AutoModelForCausalLM.from_pretrained(given.model).eval()
+    result = {}
+    for name, task in BUILTIN.items():
+        make = partial(Bench, model, tokenizer, task.metric == "probability_difference")
+        result[name] = behaviour(name, make, Sieve(tokenizer, name), not given.no_circuits)
+        LOG.info("%s %s", name, json.dumps(result[name], indent=1))
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
