@@ -1,0 +1,34 @@
+"""Runs on disk: folders that a kill cannot damage and that two processes cannot write at once.
+
+`create_run` and `open_run` give a `Run`; `heldout_looks` is the ledger of held-out pairs. Needs no torch.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, create_run(folder, "ioi", ModelSource(name="bundled"), {"seed": 0}) as run:
+    ...     _ = run.append_event({"stage": "behaviour", "concluded": "the model does the task"})
+    ...     [event["stage"] for event in open_run(folder, run.id).events()]
+    ['behaviour']
+"""
+
+from __future__ import annotations
+
+from discovery.store.events import Event, now
+from discovery.store.heldout import heldout_looks
+from discovery.store.run import ModelSource, Run, RunRecord, RunStatus
+from discovery.store.runs import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
+
+__all__ = [
+    "RUNS_DIR_VARIABLE",
+    "Event",
+    "ModelSource",
+    "Run",
+    "RunRecord",
+    "RunStatus",
+    "RunSummary",
+    "create_run",
+    "default_runs_dir",
+    "heldout_looks",
+    "list_runs",
+    "now",
+    "open_run",
+    "run_ids",
+]

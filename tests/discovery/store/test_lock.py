@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import discovery
+from discovery.errors import StoreError
+from discovery.store.lock import RunLock, is_held
+
+ROOT = Path(discovery.__file__).parents[1]
+
+
+@contextmanager
+def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock of `folder` until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from discovery.store.lock import RunLock\n"
+        "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "held\n"
+            yield child
+        finally:
+            child.kill()
+
+
+def test_the_second_opener_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with another_process(tmp_path) as child:
+        assert is_held(tmp_path)
+        with pytest.raises(StoreError, match=f"process {child.pid}, since 2") as caught:
+            RunLock(tmp_path)
+        assert "frees itself" in caught.value.cure
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert not is_held(tmp_path)
+        lock = RunLock(tmp_path)
+        assert is_held(tmp_path)
+        lock.release()
+    assert not is_held(tmp_path)
+
+
+def test_not_even_the_same_process_may_write_twice(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    with pytest.raises(StoreError, match=rf"process {os.getpid()}, since .*this very process"):
+        RunLock(tmp_path)
+    lock.release()
+    lock.release()
+    RunLock(tmp_path).release()
+
+
+def test_a_lock_may_be_given_back_by_another_thread(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    assert not is_held(tmp_path)
+    RunLock(tmp_path).release()
+
+
+def test_looking_whether_it_is_held_does_not_get_in_the_way(tmp_path: Path) -> None:
+    RunLock(tmp_path).release()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            is_held(tmp_path)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(20):
+            RunLock(tmp_path).release()
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="part of the path is a file"):
+        RunLock(tmp_path / "file")
