@@ -1,0 +1,162 @@
+"""A plain forward pass of a TransformerLens-native model: the slow, independent computation that others are checked against.
+
+It shares no code with `discovery`. Every head is computed by itself, in the order in which the paper writes it (Elhage et al. 2021,
+"A Mathematical Framework for Transformer Circuits"): per head q, k, v, scores divided by sqrt(d_head), causal softmax, z = pattern · v,
+value = z · W_O[head]. Conventions: a head's value includes b_V and excludes b_O; an MLP's value includes its output bias; a
+replacement takes the place of the node's value, and everything downstream is recomputed, norms included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": functional.silu,
+}
+CENTRED, SCALED_ONLY = ("LN", "LNPre"), ("RMS", "RMSPre")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass saw.
+
+    Attributes:
+        logits: [batch pos d_vocab].
+        nodes: the value of every head ("a0.h1") and MLP ("m0"), [batch pos d_model]; where it was replaced, the replacement.
+        patterns: attention of every head, [batch dst src].
+    """
+
+    logits: Tensor
+    nodes: Mapping[str, Tensor]
+    patterns: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A value [batch pos d_model] for one node, in the rows of the batch where `rows` [batch] is true (all rows where None)."""
+
+    value: Tensor
+    rows: Tensor | None = None
+
+    def onto(self, computed: Tensor) -> Tensor:
+        """The computed value with the replacement in its rows."""
+        value = self.value.to(computed.dtype)
+        if value.shape != computed.shape:
+            raise ValueError(f"a replacement of shape {tuple(value.shape)} for a node of shape {tuple(computed.shape)}")
+        return value if self.rows is None else torch.where(self.rows[:, None, None], value, computed)
+
+
+def node_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every head and every MLP, layer by layer."""
+    names: list[str] = []
+    for layer in range(config["n_layers"]):
+        names += [f"a{layer}.h{head}" for head in range(config["n_heads"])]
+        if not config["attn_only"]:
+            names.append(f"m{layer}")
+    return tuple(names)
+
+
+def forward(
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    tokens: Tensor,
+    replace: Mapping[str, Tensor | Replacement] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Pass:
+    """Run token ids [batch pos] through the model, some nodes replaced.
+
+    Args:
+        config: the fields of tl_config.json.
+        state: TransformerLens parameter names; absent biases are zero.
+        tokens: ids [batch pos], no padding.
+        replace: node name -> its value [batch pos d_model], or a `Replacement` for some rows only.
+        dtype: what everything is computed in.
+
+    Raises:
+        ValueError: a node that does not exist, or a replacement of another shape.
+    """
+    edits = {name: edit if isinstance(edit, Replacement) else Replacement(edit) for name, edit in (replace or {}).items()}
+    unknown = set(edits) - set(node_names(config))
+    if unknown:
+        raise ValueError(f"no such nodes: {sorted(unknown)}")
+    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
+    nodes: dict[str, Tensor] = {}
+    patterns: dict[str, Tensor] = {}
+
+    def settle(name: str, computed: Tensor) -> Tensor:
+        nodes[name] = edits[name].onto(computed) if name in edits else computed
+        return nodes[name]
+
+    resid = _embed(config, weights, tokens)
+    for layer in range(config["n_layers"]):
+        block = f"blocks.{layer}"
+        read = _norm(config, weights, f"{block}.ln1", resid)
+        written = torch.zeros_like(resid)
+        for head in range(config["n_heads"]):
+            name = f"a{layer}.h{head}"
+            value, patterns[name] = _head(config, weights, f"{block}.attn", head, read)
+            written = written + settle(name, value)
+        resid = resid + written + weights.get(f"{block}.attn.b_O", torch.zeros((), dtype=dtype))
+        if not config["attn_only"]:
+            read = _norm(config, weights, f"{block}.ln2", resid)
+            resid = resid + settle(f"m{layer}", _mlp(config, weights, f"{block}.mlp", read))
+    final = _norm(config, weights, "ln_final", resid)
+    logits = final @ weights["unembed.W_U"] + weights.get("unembed.b_U", torch.zeros((), dtype=dtype))
+    return Pass(logits, nodes, patterns)
+
+
+def _embed(config: Mapping[str, Any], weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+    """Token plus learned position, [batch pos d_model]."""
+    resid = weights["embed.W_E"][tokens]
+    kind = config["positional_embedding_type"]
+    if kind == "standard":
+        return resid + weights["pos_embed.W_pos"][: tokens.shape[1]]
+    if kind is None:
+        return resid
+    raise ValueError(f"positional embedding {kind!r}: this forward pass knows 'standard' and None")
+
+
+def _norm(config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, resid: Tensor) -> Tensor:
+    """LayerNorm or RMS norm over d_model, with its weight and bias where the model has them."""
+    kind = config["normalization_type"]
+    if kind is None:
+        return resid
+    if kind not in CENTRED + SCALED_ONLY:
+        raise ValueError(f"normalisation {kind!r}: this forward pass knows {(*CENTRED, *SCALED_ONLY)} and None")
+    if kind in CENTRED:
+        resid = resid - resid.mean(-1, keepdim=True)
+    resid = resid / (resid.square().mean(-1, keepdim=True) + config.get("eps", 1e-5)).sqrt()
+    if kind in ("LN", "RMS"):
+        resid = resid * weights[f"{name}.w"]
+    return resid + weights[f"{name}.b"] if kind == "LN" else resid
+
+
+def _head(config: Mapping[str, Any], weights: Mapping[str, Tensor], attn: str, head: int, read: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's value [batch pos d_model] and its pattern [batch dst src]."""
+
+    def project(letter: str) -> Tensor:  # [batch pos d_head]
+        projected = read @ weights[f"{attn}.W_{letter}"][head]
+        bias = weights.get(f"{attn}.b_{letter}")
+        return projected if bias is None else projected + bias[head]
+
+    scores = project("Q") @ project("K").transpose(-1, -2) / math.sqrt(config["d_head"])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    pattern = scores.masked_fill(future, -math.inf).softmax(-1)
+    return pattern @ project("V") @ weights[f"{attn}.W_O"][head], pattern
+
+
+def _mlp(config: Mapping[str, Any], weights: Mapping[str, Tensor], mlp: str, read: Tensor) -> Tensor:
+    """An MLP's value [batch pos d_model], output bias included."""
+    zero = torch.zeros((), dtype=read.dtype)
+    hidden = ACTIVATIONS[config["act_fn"]](read @ weights[f"{mlp}.W_in"] + weights.get(f"{mlp}.b_in", zero))
+    return hidden @ weights[f"{mlp}.W_out"] + weights.get(f"{mlp}.b_out", zero)
