@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import shapes
+
 ROOT = Path(__file__).resolve().parent.parent
+TENSOR_HALF = [f"discovery.{name}" for name in ("metrics", "interventions", "backends", "features", "engine", "methods", "evaluation")]
 SHARED = Path(os.environ.get("CIRCUIT_SCOUT_SHARED") or ROOT.parent / "shared")
 
 # Before torch, transformers or matplotlib is imported by anyone.
@@ -23,16 +26,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
-# From here on, importing discovery checks every signature of it, shapes included, at each call.
-if loaded := [name for name in sys.modules if name == "discovery" or name.startswith("discovery.")]:
+# From here on, importing the half of discovery that handles tensors checks the shapes in its signatures at each call.
+if loaded := [name for name in sys.modules if name.startswith(tuple(TENSOR_HALF))]:
     raise RuntimeError(f"imported before the shape checker was installed: {loaded}")
-install_import_hook("discovery", "beartype.beartype")
+install_import_hook(TENSOR_HALF, f"{shapes.__name__}.check")
 
 
 def _refuse_the_network(connect: Any) -> Any:
     def guarded(self: socket.socket, address: Any) -> Any:
         local = self.family not in (socket.AF_INET, socket.AF_INET6) or address[0] in ("127.0.0.1", "::1", "localhost")
         if not local:
+            self.close()
             raise RuntimeError(f"a test reached for the network: {address!r}")
         return connect(self, address)
 
