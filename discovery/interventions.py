@@ -3,14 +3,14 @@
 An `Edit` is all that a backend knows of interventions. Everything named in the literature is one of them:
 activation patching replaces with the value of another run, resample ablation with that of the pair's own corrupted
 run, mean ablation with a mean over corrupted runs, zero ablation with nothing, steering adds, path patching adds to
-the input of one reader. What the reference values are is decided here, once (`mean_reference`), so that no method does it twice.
+the input of one reader. What the reference values are is decided here, once (`MeanReference`), so that no method does it twice.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,19 +29,21 @@ class Edit:
 
     Attributes:
         site: which activation.
-        value: [row pos …] as the site's shape, or anything that broadcasts to it.
+        value: [row pos …] as the site's shape, or anything that broadcasts to it; with `index`, [pair pos …].
         where: True where the change applies: [row pos] (z, q, k, v: [row pos head]) or broadcastable; None is everywhere.
         operation: replace by the value, add it, or scale by it.
+        index: each row's pair; the values are then gathered only when they are needed.
     """
 
     site: Site
     value: Float[Tensor, "..."]
     where: Bool[Tensor, "..."] | None = None
     operation: Literal["replace", "add", "scale"] = "replace"
+    index: Int[Tensor, "row"] | None = None
 
     def apply(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The activation with this change made."""
-        value = self.value.to(activation.dtype)
+        value = (self.value if self.index is None else self.value[self.index]).to(activation.dtype)
         if self.operation == "add":
             changed = activation + value
         elif self.operation == "scale":
@@ -51,12 +53,6 @@ class Edit:
         if self.where is None:
             return changed
         return torch.where(self.where.unsqueeze(-1), changed, activation)
-
-    def rows(self, first: int, last: int) -> Edit:
-        """The same edit for rows first to last-1 (parts with one row serve all)."""
-        value = self.value if self.value.shape[0] == 1 else self.value[first:last]
-        where = self.where if self.where is None or self.where.shape[0] == 1 else self.where[first:last]
-        return replace(self, value=value, where=where)
 
 
 def replace_with(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Edit:
@@ -79,14 +75,14 @@ class ReferencePlan:
     """Which corrupted positions are averaged for each pair and position, and how that was decided.
 
     Attributes:
-        groups: for each distinct set, the (pair, position) members.
-        use: for each pair, the group of each of its positions.
+        group: for each pair, the key of the mean that each of its positions gets.
+        members: for each key, how often each pair is in it: the (pair, position) list.
         alignment: "position", "label", "all", or several joined by "+", as recorded.
-        size: the smallest number of values behind a mean.
+        size: the smallest number of other prompts' values behind a mean.
     """
 
-    groups: tuple[tuple[tuple[int, int], ...], ...]
-    use: tuple[tuple[int, ...], ...]
+    group: tuple[tuple[int, ...], ...]
+    members: tuple[tuple[tuple[int, int], ...], ...]
     alignment: str
     size: int
 
@@ -98,62 +94,73 @@ def plan_reference(pairs: Sequence[Pair]) -> ReferencePlan:
     fewer than 8 such prompts, aligned by label (unlabelled positions: over all unlabelled positions); with no labels,
     over prompts and positions.
     """
-    peers: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for index, pair in enumerate(pairs):
-        peers[pair.template, len(pair.clean)].append(index)
+    peers = Counter((pair.template, len(pair.clean)) for pair in pairs)
+    labelled = any(pair.labels for pair in pairs)
     members: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
     keys: list[list[tuple[object, ...]]] = []
-    any_labels = any(pair.labels for pair in pairs)
     for index, pair in enumerate(pairs):
-        enough = len(peers[pair.template, len(pair.clean)]) - 1 >= MIN_REFERENCE
-        named = {position: name for name, position in sorted(pair.labels.items(), reverse=True)}
-        row: list[tuple[object, ...]] = []
+        enough = peers[pair.template, len(pair.clean)] - 1 >= MIN_REFERENCE
+        names = {position: name for name, position in sorted(pair.labels.items(), reverse=True)}
+        keys.append([])
         for position in range(len(pair.clean)):
-            by_label: tuple[object, ...] = ("label", named.get(position)) if any_labels else ("all",)
-            members[by_label].append((index, position))
-            by_position = ("position", pair.template, len(pair.clean), position)
-            members[by_position].append((index, position))
-            row.append(by_position if enough else by_label)
-        keys.append(row)
+            same_position = ("position", pair.template, len(pair.clean), position)
+            same_label = ("label", names.get(position)) if labelled else ("all",)
+            members[same_position].append((index, position))
+            members[same_label].append((index, position))
+            keys[index].append(same_position if enough else same_label)
     used = list(dict.fromkeys(key for row in keys for key in row))
     number = {key: n for n, key in enumerate(used)}
-    kinds = sorted({str(key[0]) for key in used})
-    size = min(len(_without(members[key], index)) for index, row in enumerate(keys) for key in row)
+    sizes = {key: len(members[key]) for key in used}
+    own = Counter((key, pair) for key in used for pair, _ in members[key])
     return ReferencePlan(
-        tuple(tuple(members[key]) for key in used), tuple(tuple(number[key] for key in row) for row in keys), "+".join(kinds), size
+        tuple(tuple(number[key] for key in row) for row in keys),
+        tuple(tuple(members[key]) for key in used),
+        "+".join(sorted({str(key[0]) for key in used})),
+        min(sizes[key] - own[key, index] for index, row in enumerate(keys) for key in row),
     )
 
 
-def _without(group: Sequence[tuple[int, int]], pair: int) -> list[tuple[int, int]]:
-    return [member for member in group if member[0] != pair]
+class MeanReference:
+    """Mean-ablation values of one site: summed over all pairs first, then, for any of them, its own share taken out.
 
-
-def mean_reference(
-    plan: ReferencePlan, corrupted: Float[Tensor, "pair pos *feature"], index: Sequence[int] | None = None
-) -> Float[Tensor, "some pos *feature"]:
-    """Mean-ablation values for each pair and position, the pair itself left out.
-
-    Args:
-        plan: from `plan_reference`.
-        corrupted: the site's values in every pair's corrupted run, right-padded.
-        index: for which pairs; None is all.
-
-    Where leaving the pair out leaves nothing (a single pair), the pair itself is the mean: the value is then the resample value.
+    Where leaving a pair out leaves nothing (`plan.size` is 0: a single pair), its own corrupted values are the mean.
     """
-    chosen = range(corrupted.shape[0]) if index is None else index
-    flat = corrupted.reshape(-1, *corrupted.shape[2:]).double()
-    width = corrupted.shape[1]
-    rows: list[Int[Tensor, "n"]] = [torch.tensor([p * width + t for p, t in group], device=flat.device) for group in plan.groups]
-    sums = torch.stack([flat[row].sum(0) for row in rows])
-    counts = torch.tensor([len(group) for group in plan.groups], device=flat.device)
-    out = torch.zeros(len(chosen), *corrupted.shape[1:], dtype=flat.dtype, device=flat.device)
-    own: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, group in enumerate(plan.groups):
-        for pair, position in group:
-            own[number, pair].append(pair * width + position)
-    for row, pair in enumerate(chosen):
-        for position, group_number in enumerate(plan.use[pair]):
-            mine = own[group_number, pair]
-            left = int(counts[group_number]) - len(mine)
-            out[row, position] = (sums[group_number] - flat[mine].sum(0)) / left if left else flat[mine].mean(0)
-    return out.to(corrupted.dtype)
+
+    def __init__(self, plan: ReferencePlan) -> None:
+        self.plan = plan
+        self._sums: Tensor | None = None
+        self._counts = torch.tensor([len(group) for group in plan.members])
+
+    def add(self, first: int, corrupted: Float[Tensor, "pair pos ..."]) -> None:
+        """Add the site's values in the corrupted runs of the pairs from `first` on, right-padded."""
+        flat, places, groups = self._flat(first, corrupted)
+        if self._sums is None:
+            self._sums = flat.new_zeros(len(self.plan.members), flat.shape[1])
+        self._sums.index_add_(0, groups, flat[places])
+
+    def values(self, first: int, corrupted: Float[Tensor, "pair pos ..."]) -> Float[Tensor, "pair pos ..."]:
+        """What replaces the site for the pairs from `first` on, given their own corrupted values."""
+        if self._sums is None:
+            raise RuntimeError("add every pair's values before asking for a mean")
+        flat, places, groups = self._flat(first, corrupted)
+        count, width = corrupted.shape[:2]
+        slot = groups * count + places // width  # one for each (group, pair)
+        own, inverse = slot.unique(return_inverse=True)
+        sums = flat.new_zeros(len(own), flat.shape[1]).index_add_(0, inverse, flat[places])
+        counts = torch.zeros(len(own), device=flat.device).index_add_(0, inverse, torch.ones_like(places, dtype=torch.float))
+        wanted = [(row, t, g) for row in range(count) for t, g in enumerate(self.plan.group[first + row])]
+        rows, positions, wanted_groups = (torch.tensor(column, device=flat.device) for column in zip(*wanted, strict=True))
+        mine = torch.searchsorted(own, wanted_groups * count + rows)
+        left = self._counts.to(flat.device)[wanted_groups] - counts[mine]
+        others = (self._sums[wanted_groups] - sums[mine]) / left.clamp(min=1).unsqueeze(1)
+        mean = torch.where(left.unsqueeze(1) > 0, others, sums[mine] / counts[mine].unsqueeze(1))
+        out = torch.zeros_like(flat)
+        out[rows * width + positions] = mean
+        return out.to(corrupted.dtype).reshape(corrupted.shape)
+
+    def _flat(self, first: int, corrupted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The values as [pair·pos feature], and (place, group) of every membership of these pairs."""
+        count, width = corrupted.shape[:2]
+        found = [((p - first) * width + t, g) for g, group in enumerate(self.plan.members) for p, t in group if first <= p < first + count]
+        places, groups = (torch.tensor(column, device=corrupted.device) for column in zip(*found, strict=True))
+        return corrupted.reshape(count * width, -1).double(), places, groups

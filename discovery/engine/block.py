@@ -1,0 +1,212 @@
+"""A block: pairs whose cached runs fit in memory together, and the running of rows on them.
+
+One cached pass of each side of each prompt serves every sweep, ablation and control. All changed runs go through
+`Block.measure`, which is where work is saved, bounded in memory, and counted.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery import metrics
+from discovery.backends.base import Backend, Batch, Prefix
+from discovery.engine.prompts import Prompts, Side
+from discovery.engine.rows import Rows, Window, cut
+from discovery.engine.work import Meter, full_work, row_work
+from discovery.errors import MemoryLimitError
+from discovery.sites import MetricName, Site
+
+MOST_COLUMNS = 64  # beyond that, the whole vocabulary is as cheap
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072, "mps": 16384}  # larger batches gain nothing
+
+
+@dataclass
+class Block:
+    """Cached runs of some pairs of one task on one model.
+
+    Attributes:
+        memory: bytes that batches may take beside the caches.
+    """
+
+    backend: Backend
+    prompts: Prompts
+    metric: MetricName
+    meter: Meter
+    memory: int
+    _sites: dict[tuple[Side, Site], Tensor] = field(default_factory=dict)
+    _logits: dict[Side, Tensor] = field(default_factory=dict)
+    _prefix: dict[Side, Prefix | None] = field(default_factory=dict)
+    _limit: int | None = None
+
+    def logits(self, side: Side) -> Float[Tensor, "pair d_vocab"]:
+        """Logits at the answer position of the unchanged prompts."""
+        if side not in self._logits:
+            self._cache(side, [])
+        return self._logits[side]
+
+    def activation(self, side: Side, site: Site) -> Float[Tensor, "pair pos ..."]:
+        """A site of the unchanged prompts, right-padded (what stands after a prompt's end is meaningless)."""
+        if (side, site) not in self._sites:
+            self._cache(side, [site])
+        return self._sites[side, site]
+
+    def load(self, side: Side, sites: Iterable[Site]) -> None:
+        """Make sure that these sites are cached, in one pass."""
+        if missing := [site for site in sites if (side, site) not in self._sites]:
+            self._cache(side, missing)
+
+    def baseline(self, side: Side) -> Float[Tensor, "pair"]:
+        """The metric of the unchanged prompts."""
+        return self._metric(self.logits(side), torch.arange(len(self.prompts), device=self.prompts.length.device), None)
+
+    def measure(self, rows: Rows, label: str = "") -> Float[Tensor, "row"]:
+        """Run rows and give each one's metric.
+
+        Raises:
+            MemoryLimitError: where not even one row fits.
+            Interrupted: from the meter's progress.
+        """
+        out = torch.empty(len(rows), device=rows.pair.device, dtype=self.logits("clean").dtype)
+        for window in self._windows(rows):
+            for part in self._fitting(rows, window):
+                out[part[0].index] = part[1]
+        return out
+
+    def work(self, rows: Rows) -> float:
+        """Forward-pass equivalents that `measure` will count for these rows."""
+        return sum(self._work(rows, window) for window in self._windows(rows))
+
+    def _windows(self, rows: Rows) -> Iterable[Window]:
+        return cut(rows, self.prompts, self.backend.info.n_layers, reuse=self.backend.abilities.prefix, most=self._most)
+
+    def _most(self, first: int, end: int) -> int:
+        tokens = TOKENS_PER_BATCH.get(self.backend.device.type, 4096) // max(end - first, 1)
+        return max(1, min(self.memory // self._row_bytes(first, end), max(tokens, 1), self._limit or 1 << 30))
+
+    def _row_bytes(self, first: int, end: int) -> int:
+        """A generous estimate of what one row of a batch takes at its peak."""
+        info, width = self.backend.info, end - first
+        size = torch.finfo(getattr(torch, info.dtype)).bits // 8
+        wide = 8 * info.d_model + 4 * info.n_heads * info.d_head + 3 * info.macs_mlp // max(info.d_model, 1)
+        scores = 4 * info.n_heads * width * end
+        kept = 4 * info.n_layers * info.n_kv_heads * info.d_head * end
+        return size * (width * wide + scores + kept + 4 * info.d_vocab)
+
+    def _fitting(self, rows: Rows, window: Window) -> Iterable[tuple[Window, Tensor]]:
+        """Run a window; where memory does not suffice, in halves, and remember what fits."""
+        waiting = [window]
+        while waiting:
+            part = waiting.pop()
+            try:
+                values = self._run(rows, part)
+            except (torch.OutOfMemoryError, MemoryError):
+                count = len(part.index)
+                if count == 1:
+                    raise MemoryLimitError(
+                        f"Memory does not suffice for one prompt of {part.end} tokens.", "Free memory, shorten the prompts, or use a smaller dtype."
+                    ) from None
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self._limit = count // 2
+                half = count // 2
+                waiting += [
+                    Window(part.index[half:], part.pair[half:], part.first, part.end),
+                    Window(part.index[:half], part.pair[:half], part.first, part.end),
+                ]
+                continue
+            self.meter.add(self._work(rows, part))
+            yield part, values
+
+    def _run(self, rows: Rows, window: Window) -> Float[Tensor, "n"]:
+        prompts, n_layers = self.prompts, self.backend.info.n_layers
+        span = slice(window.first, window.end)
+        pointwise = rows.pointwise(n_layers)
+        residual = rows.residual(window) if rows.residual else self.residual(rows.base, rows.start, window)
+        prefix = None
+        if window.first and not pointwise:
+            whole = self._keys_and_values(rows.base)
+            prefix = whole.take(window.pair, window.first)
+        columns = self._columns(window)
+        batch = Batch(
+            prompts.tokens(rows.base)[window.pair, span],
+            prompts.last[window.pair] - window.first,
+            rows.start,
+            residual,
+            rows.middle,
+            prefix=prefix,
+            columns=columns,
+        )
+        logits = self.backend.run(batch, edits=rows.edits(window) if rows.edits else ()).logits
+        assert logits is not None
+        return self._metric(logits, window.pair, columns)
+
+    def residual(self, side: Side, layer: int, window: Window, *, middle: bool = False) -> Float[Tensor, "n pos d_model"] | None:
+        """The unchanged residual stream at a layer's input (None at layer 0, where the tokens give it)."""
+        if layer == 0 and not middle:
+            return None
+        if middle:
+            site = Site("resid_mid", layer)
+        else:
+            site = Site("resid_post", layer - 1) if layer == self.backend.info.n_layers else Site("resid_pre", layer)
+        return self.activation(side, site)[window.pair, window.first : window.end]
+
+    def _keys_and_values(self, side: Side) -> Prefix:
+        if self._prefix.get(side) is None:
+            self._cache(side, [])
+        found = self._prefix[side]
+        assert found is not None
+        return found
+
+    def _columns(self, window: Window) -> Tensor | None:
+        wanted = self.prompts.answer.shape[1] + self.prompts.wrong.shape[1]
+        if self.metric != "logit_difference" or not self.backend.abilities.columns or wanted > MOST_COLUMNS:
+            return None
+        return torch.cat([self.prompts.answer[window.pair], self.prompts.wrong[window.pair]], 1)
+
+    def _metric(self, logits: Tensor, pair: Tensor, columns: Tensor | None) -> Float[Tensor, "n"]:
+        answer, wrong = self.prompts.answer[pair], self.prompts.wrong[pair]
+        if columns is not None:  # the logits are those of the answers, then of the wrong answers
+            place = torch.arange(columns.shape[1], device=pair.device).expand_as(columns)
+            place = place.masked_fill(columns == metrics.PAD, metrics.PAD)
+            answer, wrong = place[:, : answer.shape[1]], place[:, answer.shape[1] :]
+        clean = self.logits("clean")[pair] if self.metric == "kl_divergence" else None
+        return metrics.measure(self.metric, logits, answer, wrong, clean)
+
+    def _work(self, rows: Rows, window: Window) -> float:
+        info = self.backend.info
+        before = 0 if rows.pointwise(info.n_layers) else window.first
+        columns = self._columns(window)
+        one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, columns=info.d_vocab if columns is None else columns.shape[1])
+        lengths, counts = self.prompts.length[window.pair].unique(return_counts=True)
+        return sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True))
+
+    def _cache(self, side: Side, sites: list[Site]) -> None:
+        """One pass over every prompt of a side, keeping these sites, the logits, and keys and values."""
+        prompts, info = self.prompts, self.backend.info
+        keep = self.backend.abilities.prefix and self._prefix.get(side) is None
+        most = self._most(0, prompts.width)
+        logits, prefixes, found = [], [], {site: [] for site in sites}  # type: ignore[var-annotated]
+        for begin in range(0, len(prompts), most):
+            part = slice(begin, begin + most)
+            outcome = self.backend.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
+            assert outcome.logits is not None
+            logits.append(outcome.logits)
+            prefixes.append(outcome.prefix)
+            for site in sites:
+                found[site].append(outcome.activations[site])
+            one = row_work(info, prompts.width, columns=info.d_vocab)
+            self.meter.add(sum(one / full_work(info, n) for n in prompts.length[part].tolist()))
+        self._logits[side] = torch.cat(logits)
+        self._sites.update({(side, site): torch.cat(parts) for site, parts in found.items()})
+        if keep:
+            layers = range(info.n_layers)
+            whole = [p for p in prefixes if p is not None]
+            keys = tuple(torch.cat([p.keys[layer] for p in whole]) for layer in layers)
+            self._prefix[side] = Prefix(keys, tuple(torch.cat([p.values[layer] for p in whole]) for layer in layers))

@@ -1,0 +1,125 @@
+"""One model and one task, made ready for any number of measurements.
+
+The engine decides how many pairs are cached together, keeps what was computed once (cached runs, means), and counts. Peak memory
+is bounded by `memory` whatever the number of pairs: where the caches of all pairs do not fit in half of it, pairs are
+taken block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.backends.base import Backend
+from discovery.engine.block import Block
+from discovery.engine.prompts import Prompts, Side
+from discovery.engine.work import Meter
+from discovery.errors import MeasurementError, MemoryLimitError
+from discovery.interventions import MeanReference, ReferencePlan, plan_reference
+from discovery.sites import Ablation, MetricName, Site
+from discovery.tasks.task import Task
+
+SHARE_OF_FREE = 0.6
+SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
+
+
+class Engine:
+    """Runs measurements of one task on one model.
+
+    Attributes:
+        metric: the task's own unless another was named.
+        meter: what all of it costs.
+        memory: bytes that caches and batches together may take.
+    """
+
+    def __init__(
+        self, backend: Backend, task: Task, *, metric: MetricName | None = None, memory: int | None = None, meter: Meter | None = None
+    ) -> None:
+        """Prepare.
+
+        Raises:
+            MeasurementError: for an unknown metric or a task without pairs.
+            MemoryLimitError: where the memory does not hold one pair.
+        """
+        if metric is not None and metric not in get_args(MetricName):
+            raise MeasurementError(f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}.")
+        if not task.pairs:
+            raise MeasurementError(f"The task {task.name!r} has no pairs to measure.", "Give a task with at least one pair.")
+        self.backend, self.task = backend, task
+        self.metric: MetricName = metric or task.metric
+        self.meter = meter or Meter()
+        self.memory = memory or int(SHARE_OF_FREE * free_memory(backend.device))
+        self._bounds = self._cut_pairs()
+        self._kept: tuple[int, Block] | None = None
+        self._means: dict[Site, MeanReference] = {}
+        self._plan: ReferencePlan | None = None
+
+    def __len__(self) -> int:
+        return len(self.task.pairs)
+
+    def blocks(self) -> Iterator[tuple[int, Block]]:
+        """Each block of pairs, with the number of its first pair."""
+        for first, last in self._bounds:
+            if self._kept is None or self._kept[0] != first:
+                self._kept = None  # frees the earlier block's caches before the next are made
+                prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
+                self._kept = first, Block(self.backend, prompts, self.metric, self.meter, self.memory // 2)
+            yield self._kept
+
+    def baseline(self, side: Side) -> Float[Tensor, "pair"]:
+        """The metric of every pair's unchanged prompt."""
+        return torch.cat([block.baseline(side) for _, block in self.blocks()])
+
+    @property
+    def reference_plan(self) -> ReferencePlan:
+        """What means are taken over."""
+        if self._plan is None:
+            self._plan = plan_reference(self.task.pairs)
+        return self._plan
+
+    def reference(self, ablation: Ablation, first: int, block: Block, site: Site) -> Float[Tensor, "pair pos ..."]:
+        """What an ablation puts at a site, for the pairs of a block."""
+        corrupted = block.activation("corrupted", site)
+        if ablation == "resample":
+            return corrupted
+        if ablation == "zero":
+            return torch.zeros_like(corrupted)
+        return self._means[site].values(first, corrupted)
+
+    def prepare_means(self, sites: Sequence[Site]) -> None:
+        """Sum the sites over every pair's corrupted run, where that has not been done."""
+        missing = [site for site in sites if site not in self._means]
+        if not missing:
+            return
+        made = {site: MeanReference(self.reference_plan) for site in missing}
+        for first, block in self.blocks():
+            block.load("corrupted", missing)
+            for site, mean in made.items():
+                mean.add(first, block.activation("corrupted", site))
+        self._means.update(made)
+
+    def _cut_pairs(self) -> list[tuple[int, int]]:
+        info, pairs = self.backend.info, self.task.pairs
+        width = max(len(pair.clean) for pair in pairs)
+        size = torch.finfo(getattr(torch, info.dtype)).bits // 8
+        layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head
+        one = 2 * size * (info.n_layers * width * layer + info.d_vocab)  # both sides
+        count = int(self.memory // 2 // one)
+        if count < 1:
+            raise MemoryLimitError(
+                f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens ({2 * one:,} needed).",
+                "Raise --memory, or shorten the prompts.",
+            )
+        return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where the model runs."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

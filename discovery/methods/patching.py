@@ -1,0 +1,171 @@
+"""Activation patching over a grid of sites: which part of the clean run carries the behaviour?
+
+Denoising puts the clean run's activation into the corrupted run and asks what it restores (sufficient); noising puts the
+corrupted one into the clean run and asks what it destroys (necessary). They are not mirror images: one direction alone misses
+redundant or jointly needed parts (Heimersheim & Nanda 2024, arXiv 2404.15255). With m(·) the mean over pairs,
+
+    denoising: (m(patched) − m(corrupted)) / (m(clean) − m(corrupted))
+    noising:   (m(clean) − m(patched)) / (m(clean) − m(corrupted))
+
+so 1 is the whole behaviour and 0 none of it, and a negative value is a part that works against it.
+
+    from discovery import load_model, load_task, patch_sweep
+    model = load_model("bundled"); task = load_task("ioi", model)
+    patch_sweep(model, task, "resid_pre", direction="denoising").values     # [layer position]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.backends.base import Backend
+from discovery.engine import Block, Engine, Meter, Progress
+from discovery.errors import MeasurementError, SiteError
+from discovery.methods.cells import Cells, cells_of, columns_of
+from discovery.methods.cost import Cost
+from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
+from discovery.tasks.task import Task
+
+TINY = 1e-6  # below this, m(clean) − m(corrupted) normalises nothing
+Axis = Literal["position", "label"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of patching effects.
+
+    Attributes:
+        values: [layer position], [layer head] or [layer head position]; normalised as in the module's docstring; NaN where no
+            pair has the cell, or where there is nothing to normalise by.
+        per_pair: the raw metric of each patched run, [pair …] with the same cells; NaN where the pair lacks the cell.
+        metric_clean, metric_corrupted: [pair].
+        positions: what the position axis counts (from 0; from the end, −1 being last; or labels); empty where there is none.
+        exact: whether each cell was patched (False: only estimated by the screen), or None where all were.
+    """
+
+    site: SiteName
+    direction: Direction
+    metric: MetricName
+    values: Float[Tensor, "..."]
+    per_pair: Float[Tensor, "pair ..."]
+    metric_clean: Float[Tensor, "pair"]
+    metric_corrupted: Float[Tensor, "pair"]
+    positions: tuple[int | str, ...]
+    cost: Cost
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of `values`."""
+        middle = ("head",) if self.values.ndim == 3 or not self.positions else ()
+        return ("layer", *middle, *(("position",) if self.positions else ()))
+
+
+def patch_sweep(
+    model: Backend,
+    task: Task,
+    site: SiteName = "resid_pre",
+    *,
+    direction: Direction = "denoising",
+    metric: MetricName | None = None,
+    by: Axis = "position",
+    memory: int | None = None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> Sweep:
+    """Patch every cell of a site, one at a time, in every pair.
+
+    Args:
+        site: resid_pre, resid_mid, resid_post, attn_out, mlp_out (layer × position), head_out (layer × head, all positions),
+            head_out_by_position (layer × head × position), q, k, v, pattern (layer × head, all positions).
+        direction: denoising (clean into corrupted) or noising (corrupted into clean).
+        metric: the task's own where None.
+        by: "position", or "label" to align pairs of different wording by their named positions.
+        memory: bytes that caches and batches may take; 60% of what is free where None.
+        engine: a prepared engine of the same model and task, whose caches are reused.
+
+    Returns:
+        The grid; exact; every pair is measured.
+
+    Raises:
+        SiteError: a site that this model lacks.
+        MeasurementError: unknown choices, or labels asked for where no pair has any.
+    """
+    _check(site, direction, by)
+    began = time.monotonic()
+    engine = engine or Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
+    before = engine.meter.spent
+    columns = columns_of(task, site, by)
+    parts: list[Tensor] = []
+    engine.meter.begin(f"{site} {direction}", 0.0)
+    for _, block in engine.blocks():
+        parts.append(_sweep_block(block, model, site, direction, columns))
+    per_pair = torch.cat(parts)
+    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
+    values, warnings = normalise(per_pair, clean, corrupted, direction)
+    cost = Cost(engine.meter.spent - before, time.monotonic() - began)
+    return Sweep(site, direction, engine.metric, values, per_pair, clean, corrupted, columns, cost, warnings)
+
+
+def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:
+    """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
+    columns = columns_of(engine.task, site, by)
+    return sum(block.work(cells.rows) for _, block in engine.blocks() for cells in _cells(block, engine.backend, site, direction, columns))
+
+
+def normalise(
+    per_pair: Float[Tensor, "pair ..."], clean: Float[Tensor, "pair"], corrupted: Float[Tensor, "pair"], direction: Direction
+) -> tuple[Float[Tensor, "..."], tuple[str, ...]]:
+    """Ratio of means over the pairs that have each cell; NaN, with a warning, where the gap is below 1e-6."""
+    have = ~per_pair.isnan()
+    shape = (-1, *[1] * (per_pair.ndim - 1))
+    count = have.sum(0)
+    wide = per_pair.double()
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(have, values, 0.0).sum(0) / count
+
+    gap = mean((clean - corrupted).double().reshape(shape))
+    change = wide - corrupted.double().reshape(shape) if direction == "denoising" else clean.double().reshape(shape) - wide
+    values = mean(change) / torch.where(gap.abs() < TINY, float("nan"), gap)
+    warnings = ()
+    if bool(((gap.abs() < TINY) & (count > 0)).any()):
+        warnings = ("m(clean) − m(corrupted) is below 1e-6: nothing to normalise by, so values are NaN there; per_pair holds the raw metric.",)
+    return values.float(), warnings
+
+
+def _check(site: str, direction: str, by: str) -> None:
+    if site not in SITE_NAMES:
+        raise SiteError(f"site {site!r} is not known.", f"Allowed: {', '.join(SITE_NAMES)}.")
+    if direction not in get_args(Direction):
+        raise MeasurementError(f"direction {direction!r} is not known.", f"Allowed: {', '.join(get_args(Direction))}.")
+    if by not in get_args(Axis):
+        raise MeasurementError(f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Axis))}.")
+
+
+def _cells(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Iterator[Cells]:
+    for layer in range(model.info.n_layers):
+        cells = cells_of(block, model, site, layer, direction, columns)
+        if len(cells.rows):
+            yield cells
+
+
+def _sweep_block(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Float[Tensor, "pair ..."]:
+    """The metric of every cell; cells that cannot change anything keep the base run's without a pass."""
+    base = block.baseline("corrupted" if direction == "denoising" else "clean")
+    layers = [cells_of(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
+    block.meter.begin(f"{site} {direction}", sum(block.work(cells.rows) for cells in layers))
+    out: list[Tensor] = []
+    for cells in layers:
+        grid = torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan"))
+        if len(cells.rows):
+            grid[cells.place] = block.measure(cells.rows)
+        out.append(grid)
+    return torch.stack(out, 1)
