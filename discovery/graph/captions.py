@@ -19,7 +19,7 @@ Tone = Literal["up", "down", "flat", "end"]
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
     """The label, the role and the effect of a node, as far as they are known."""
     effect = node_effect(facts)
-    lines = [str(facts.get("label") or Node.parse(name).label), facts.get("role"), None if effect is None else f"{effect:+.2f}"]
+    lines = [str(facts.get("label") or Node.parse(name).label), facts.get("role"), None if effect is None else signed(effect)]
     return [_one_line(line) for line in lines if line]
 
 
@@ -54,7 +54,13 @@ def edge_line(facts: Mapping[str, Any]) -> str:
     """The inputs of an edge and its effect: ``q k +0.12``."""
     effect = edge_effect(facts)
     slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "logits")]
-    return " ".join(slots + ([] if effect is None else [f"{effect:+.2f}"]))
+    return " ".join(slots + ([] if effect is None else [signed(effect)]))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """`value` with its sign, which nothing has: +0.12, -0.03, 0.00."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def title(facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,112 @@
+"""How the report says numbers, verdicts and conditions.
+
+Convention: a dash means "not measured". An interval is the 95% bootstrap interval over pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from discovery.graph import Condition, Effect, Outcome, Score, Verdict
+from discovery.graph.captions import signed
+from discovery.report.markup import Html, element
+
+UNKNOWN = "—"
+
+
+class Meaning(NamedTuple):
+    """A verdict or outcome for the eye: a mark beside the colour, the word, and what it means."""
+
+    mark: str
+    tone: str
+    word: str
+    sense: str = ""
+
+
+VERDICTS: Mapping[Verdict | None, Meaning] = {
+    "verified": Meaning("✔", "good", "Verified", "Every condition holds on held-out pairs, under both ablations."),
+    "partial": Meaning("◐", "unsure", "Partial", "Some conditions hold; each one that does not is named below."),
+    "rejected": Meaning("✘", "bad", "Rejected", "The circuit does not explain the behaviour."),
+    "inconclusive": Meaning("?", "unsure", "Inconclusive", "The evidence does not decide it either way."),
+    "no_behaviour": Meaning("∅", "bad", "No behaviour", "The model does not do the task, so there is no circuit to find."),
+    None: Meaning("…", "unsure", "Not evaluated", "The circuit has not been tested on held-out pairs yet."),
+}
+
+OUTCOMES: Mapping[Outcome, Meaning] = {
+    "holds": Meaning("✔", "good", "holds"),
+    "fails": Meaning("✘", "bad", "fails"),
+    "undecided": Meaning("?", "unsure", "undecided"),
+    "not_run": Meaning("…", "unsure", "not run"),
+}
+
+CONDITIONS: Mapping[Condition, tuple[str, str]] = {
+    "a": ("sufficient", "with all else ablated the circuit keeps the behaviour: f(C) near 1"),
+    "b": ("necessary", "without the circuit the behaviour is gone: f(U∖C) near 0"),
+    "c": ("complete", "nothing that matters is left out or carried along"),
+    "d": ("minimal", "every node is needed in some context"),
+    "e": ("better than alternatives", "random circuits of the same size do not do as well"),
+    "f": ("stable", "other draws of the pairs select the same nodes"),
+}
+
+
+def outcome(value: Outcome) -> Html:
+    """An outcome as mark and word."""
+    meaning = OUTCOMES[value]
+    return element("span", f"{meaning.mark} {meaning.word}", class_=f"outcome {meaning.tone}")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number to `digits` places, or a dash."""
+    return UNKNOWN if value is None else f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share in percent, or a dash."""
+    return UNKNOWN if value is None else f"{value:.1%}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; small ones as a bound."""
+    if value is None:
+        return UNKNOWN
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def effect(value: Effect | None) -> str:
+    """An effect with its sign and interval: +0.52 [0.48, 0.56]."""
+    if value is None or value.mean is None:
+        return UNKNOWN
+    return signed(value.mean) + interval(value.low, value.high)
+
+
+def score(value: Score | None) -> str:
+    """A value of f with its interval."""
+    if value is None or value.value is None:
+        return UNKNOWN
+    return number(value.value) + interval(value.low, value.high)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The ends of an interval after a number, or nothing where they are not known."""
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+
+
+def bytes_size(count: int | None) -> str | None:
+    """A number of bytes as a person reads it."""
+    if count is None:
+        return None
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str | None:
+    """A time as a person reads it."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{seconds:.1f} s" if not minutes else f"{minutes} min {rest} s"

@@ -1,0 +1,195 @@
+"""The page is parsed, so that a tag out of place fails; hostile text is put into every place that text can come from."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, Provenance, TaskFacts
+from discovery.report import circuit_drawing, render_page
+from discovery.report.markup import Html, element, text
+from discovery.report.words import bytes_size, duration, effect, p_value
+from tests.discovery.graph.example import ioi_circuit
+
+VOID = {"meta", "img"}
+EVENTS = [
+    {"index": 0, "time": "2026-11-20T15:30:12.000Z", "stage": "behaviour", "why": "accuracy 0.98"},
+    {"index": 1, "time": "2026-11-20T15:30:13.000Z", "stage": "heads", "measured": {"top": [["a9.h6", 0.5]]}},
+]
+
+
+class Page(HTMLParser):
+    """Tags must nest; collects what a reader, a screen reader and a browser would meet."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.cells: list[list[str]] = []
+        self.feed(html)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.stack:
+            return
+        self.words.append(data)
+        if {"td", "th"} & set(self.stack):
+            self.cells[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def page(circuit: CircuitGraph | None = None, figures: dict[str, bytes] | None = None, events: list[dict[str, Any]] | None = None) -> Page:
+    return Page(render_page(circuit or ioi_circuit(), figures or {}, EVENTS if events is None else events))
+
+
+@pytest.mark.parametrize("verdict", [*VERDICTS, None])
+def test_the_verdict_comes_first_with_its_reasons(verdict: Any) -> None:
+    circuit = ioi_circuit(verdict=verdict, **({"nodes": (), "edges": ()} if verdict == "no_behaviour" else {}))
+    shown = page(circuit).text
+    word = {None: "Not evaluated", "no_behaviour": "No behaviour"}.get(verdict, str(verdict).capitalize())
+    assert shown.index(word) < shown.index("a10.h0 drops 0.01 < 0.02") < shown.index("(f) was not run") < shown.index("Conditions")
+
+
+def test_conditions_stand_with_their_numbers() -> None:
+    rows = {row[0][:3]: row for row in page().cells if row[0].startswith("(")}
+    assert list(rows) == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
+    assert rows["(a)"][1:] == ["✔ holdsf(C) = 0.93 [0.88, 0.98]", "✔ holdsf(C) = 0.88 [0.83, 0.93]"]
+    assert rows["(b)"][1] == "✔ holdsf(U∖C) = 0.05 [-0.02, 0.10]"
+    assert "largest gap inside 0.10 at L9H6; outside 0.04 at MLP0" in rows["(c)"][1]
+    assert rows["(d)"][1] == "✘ failsleast needed: L10H0, drop 0.010, Holm p 0.300"
+    assert rows["(d)"][2].startswith("? undecided")
+    assert "same size: 0 of 200 as good, p 0.005; same layers: no alternative" in rows["(e)"][1]
+    assert rows["(f)"][1] == "… not run"
+
+
+def test_nodes_and_edges_stand_with_theirs() -> None:
+    rows = page().cells
+    assert [
+        "L9H6",
+        "attention head",
+        "name mover",
+        "▲ up",
+        "+0.52 [0.48, 0.56]",
+        "+0.60 [0.50, 0.70]",
+        "end, -2",
+        "head_out-1, head_out-2",
+    ] in rows
+    assert ["L10H0", "attention head", "—", "▼ down", "-0.31", "—", "—", "—"] in rows
+    assert ["L9H6 → L10H0", "-0.12 [-0.20, -0.05]", "q: -0.10 [-0.20, 0.00]; v: -0.02", "paths-1"] in rows
+    assert ["L10H0 → logits", "—", "—", "—"] in rows
+
+
+def test_cost_provenance_journal_and_how_to_do_it_again() -> None:
+    shown = page().text
+    for words in (
+        "1234.5 forward-pass equivalents",
+        "1 min 1 s",
+        "1.0 GiB",
+        "torch 2.13.0",
+        "ab" * 32,
+        "2 events",
+        "accuracy 0.98",
+        '{"top": [["a9.h6", 0.5]]}',
+        "circuit-scout discover",
+        "circuit-scout runs verify ioi-bundled-20261120-153012-a1b2",
+    ):
+        assert words in shown
+
+
+def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None:
+    png = circuit_drawing(ioi_circuit())
+    shown = page(figures={"resid_pre-1": png, "curve": png, "circuit": png, "odd": png})
+    images = shown.all("img")
+    assert [str(image["alt"]).split(":")[0] for image in images] == ["circuit", "curve", "odd", "resid_pre-1"]
+    for image in images:
+        assert base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")) == png
+        assert 200 < int(str(image["width"])) < 2000
+
+
+def test_it_is_accessible() -> None:
+    shown = page(figures={"circuit": circuit_drawing(ioi_circuit())})
+    assert shown.all("html") == [{"lang": "en"}]
+    assert len(shown.all("h1")) == len(shown.all("title")) == len(shown.all("main")) == 1
+    assert len(shown.all("caption")) == len(shown.all("table")) >= 5
+    assert all(cell.get("scope") in ("col", "row") for cell in shown.all("th"))
+    assert {"href": "#main", "class": "skip"} in shown.all("a")
+
+
+def test_it_fetches_nothing_and_runs_nothing() -> None:
+    html = render_page(ioi_circuit(), {}, EVENTS)
+    assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
+    assert "default-src &#x27;none&#x27;" in html
+    assert not re.search(r"<(script|link|iframe)|url\(|@import", html)
+
+
+def test_hostile_text_is_shown_and_never_markup() -> None:
+    evil = '<script>alert("x")</script><img src=x onerror=y>\'&\x00\ud83d\u202e'
+    circuit = CircuitGraph(
+        run_id="x'\"><script>",
+        task=TaskFacts(name="<script>alert(1)</script>", fingerprint="</code><script>"),
+        model=ModelFacts(name="<img src=x>", backend="<b>", weight_processing="<i>"),
+        verdict="rejected",
+        reasons=("<script>alert(2)</script>", "</style></section>"),
+        nodes=(
+            CircuitNode.of("m0", role="<script>", positions=("<s>",), evidence=("<e>",), effect=NodeEffect(denoising=Effect(mean=1.0))),
+        ),
+        provenance=Provenance(command="<script>", device="<d>", versions={"<v>": "<w>"}, created="<c>"),
+        evaluation={"tests": {"<script>": {"<k>": "<script>"}}, "thresholds": {"a": "<t>"}},  # type: ignore[arg-type]
+    )
+    shown = page(circuit, {'"><script>': b"\x89PNG" + bytes(20)}, [{"index": "<script>", "time": "<t>", evil: evil, "nested": [evil]}])
+    assert not shown.all("script")
+    assert len(shown.all("img")) == 1
+    assert "alert(2)" in shown.text
+    assert '<script>alert("x")</script><img src=x onerror=y>' in shown.text
+    assert "\x00" not in shown.text
+    shown.text.encode("utf-8")
+
+
+def test_an_empty_record_makes_a_page() -> None:
+    shown = page(CircuitGraph(), {}, [])
+    assert "Not evaluated" in shown.text
+    assert "The record has no nodes." in shown.text
+    assert "None" not in shown.text
+
+
+def test_a_long_value_in_the_journal_is_cut() -> None:
+    shown = page(events=[{"index": 0, "grid": [0.123] * 10_000}])
+    assert len(shown.text) < 10_000
+    assert "letters)" in shown.text
+
+
+def test_markup_escapes_unless_it_is_markup() -> None:
+    assert text("<b>") == "&lt;b&gt;"
+    assert text(Html("<b>")) == "<b>"
+    assert element("p", "a", 3, None, title='"x"') == '<p title="&quot;x&quot;">a3None</p>'
+
+
+def test_words_for_numbers() -> None:
+    assert [p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == ["—", "< 0.001", "< 0.001", "0.050", "1.000"]
+    assert [bytes_size(count) for count in (None, 12, 2048, 1 << 20, 5 << 40)] == [None, "12 B", "2.0 KiB", "1.0 MiB", "5120.0 GiB"]
+    assert [duration(seconds) for seconds in (None, 0.25, 59.96, 61, 3700)] == [None, "0.2 s", "1 min 0 s", "1 min 1 s", "61 min 40 s"]
+    assert [effect(value) for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))] == ["—", "—", "0.00", "+0.50"]
