@@ -83,9 +83,10 @@ class Block:
         return sum(self._work(rows, window) for window in self._windows(rows))
 
     def _windows(self, rows: Rows) -> Iterable[Window]:
-        return cut(rows, self.prompts, self.backend.info.n_layers, reuse=self.backend.abilities.prefix, most=self._most)
+        return cut(rows, self.prompts, self.backend.info.n_layers, reuse=self.backend.abilities.prefix, most=self.rows_that_fit)
 
-    def _most(self, first: int, end: int) -> int:
+    def rows_that_fit(self, first: int, end: int) -> int:
+        """How many rows of these positions a batch may have."""
         tokens = TOKENS_PER_BATCH.get(self.backend.device.type, 4096) // max(end - first, 1)
         return max(1, min(self.memory // self._row_bytes(first, end), max(tokens, 1), self._limit or 1 << 30))
 
@@ -191,7 +192,7 @@ class Block:
         """One pass over every prompt of a side, keeping these sites, the logits, and keys and values."""
         prompts, info = self.prompts, self.backend.info
         keep = self.backend.abilities.prefix and self._prefix.get(side) is None
-        most = self._most(0, prompts.width)
+        most = self.rows_that_fit(0, prompts.width)
         logits, prefixes, found = [], [], {site: [] for site in sites}  # type: ignore[var-annotated]
         for begin in range(0, len(prompts), most):
             part = slice(begin, begin + most)

@@ -1,0 +1,122 @@
+"""Does the model do the task at all? Nothing can be localised that is not there.
+
+Three gates (INTERFACES, verdict `no_behaviour`), each on a split, always by a logit or probability difference:
+the accuracy's one-sided 95% Clopper–Pearson lower bound is above max(0.5, the accuracy of the best constant answer); the lower
+bound of mean(m(clean) − m(corrupted)) is above 0; and that mean is at least a quarter of mean m(clean), so that the corruption removes the behaviour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import beta
+from torch import Tensor
+
+from discovery import metrics
+from discovery.backends.base import Backend
+from discovery.engine import Engine, Meter, Progress
+from discovery.methods.bootstrap import Interval, interval_of_mean, template_weights
+from discovery.methods.cost import Cost
+from discovery.sites import MetricName
+from discovery.tasks.task import Task
+
+CHANCE = 0.5
+REMOVED = 0.25  # of mean m(clean)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the model does on a task's pairs.
+
+    Attributes:
+        accuracy: share of clean prompts on which the answer beats the wrong answer; accuracy_low its one-sided 95% lower bound.
+        constant: accuracy of the best constant answer. top1: share on which the single most likely token is an answer.
+        gap: m(clean) − m(corrupted).
+        reasons: each gate that does not hold, with its numbers; empty where there is a behaviour.
+    """
+
+    n: int
+    metric: MetricName
+    metric_clean: float
+    metric_corrupted: float
+    gap: Interval
+    accuracy: float
+    accuracy_low: float
+    constant: float
+    top1: float
+    reasons: tuple[str, ...]
+    cost: Cost
+    right: Bool[Tensor, "pair"]
+
+    @property
+    def present(self) -> bool:
+        """Whether every gate holds."""
+        return not self.reasons
+
+
+def check_task(
+    model: Backend,
+    task: Task,
+    *,
+    metric: MetricName | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> Behaviour:
+    """Measure whether a model does a task, on all pairs of the task given.
+
+    Raises:
+        MeasurementError: for an unknown metric.
+    """
+    began = time.monotonic()
+    asked = metric or task.metric
+    used: MetricName = "logit_difference" if asked == "kl_divergence" else asked
+    engine = engine if engine is not None and engine.metric == used else Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
+    before = engine.meter.spent
+    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
+    right, top = _right(engine)
+    n, hits = len(right), int(right.sum())
+    low = float(beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
+    gap = interval_of_mean((clean - corrupted).double(), template_weights(task))
+    constant = best_constant(task)
+    mean_clean = float(clean.double().mean())
+    reasons = []
+    if not low > max(CHANCE, constant):
+        rival = f"the best constant answer's {constant:.2f}" if constant > CHANCE else f"chance, {CHANCE}"
+        reasons.append(f"accuracy {hits / n:.2f} on {n} pairs (lower bound {low:.2f}) is not above {rival}")
+    if not gap.low > 0:
+        reasons.append(f"{used} is not reliably larger on clean than on corrupted prompts (gap {gap.mean:.3g}, lower bound {gap.low:.3g})")
+    elif not gap.mean >= REMOVED * mean_clean:
+        reasons.append(f"the corruption does not remove the behaviour (gap {gap.mean:.3g}, clean {mean_clean:.3g})")
+    return Behaviour(
+        n,
+        used,
+        mean_clean,
+        float(corrupted.double().mean()),
+        gap,
+        hits / n,
+        low,
+        constant,
+        float(top.float().mean()),
+        tuple(reasons),
+        Cost(engine.meter.spent - before, time.monotonic() - began),
+        right,
+    )
+
+
+def _right(engine: Engine) -> tuple[Bool[Tensor, "pair"], Bool[Tensor, "pair"]]:
+    right, top = [], []
+    for _, block in engine.blocks():
+        logits, prompts = block.logits("clean"), block.prompts
+        right.append(metrics.is_right(logits, prompts.answer, prompts.wrong))
+        top.append(metrics.is_top(logits, prompts.answer))
+    return torch.cat(right), torch.cat(top)
+
+
+def best_constant(task: Task) -> float:
+    """The share of pairs that the most frequent answer serves (a set of tokens is one answer)."""
+    return max(Counter(tuple(sorted(pair.answer)) for pair in task.pairs).values()) / len(task.pairs)

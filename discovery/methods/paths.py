@@ -1,0 +1,155 @@
+"""Edges: what one node tells another through one of its inputs.
+
+Path patching (Goldowsky-Dill et al. 2023, arXiv 2304.05969) between two nodes of the clean run: the input of the target d through
+one slot alone gets (s corrupted − s clean) added, d is recomputed, and what follows runs freely. Effect: the
+noising-normalised change of the metric, so 1 is "this edge alone carries the behaviour". Slots: q, k, v of a head, the input of an MLP, the
+final residual stream of the logits. `all` adds it to every input of d at once.
+
+Nothing here needs a forward pass through the whole model: a slot's new value is read from one layer, the target's new
+output from the same layer, and only the layers behind the target are run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.backends.base import Batch
+from discovery.engine import Block, Engine, Rows, Window, full_work, row_work
+from discovery.interventions import Edit
+from discovery.sites import EMBED, LOGITS, Node, Site, Slot, slots_of
+
+
+@dataclass(frozen=True)
+class EdgeEffect:
+    """One ordered pair of nodes.
+
+    Attributes:
+        whole: metric of each pair with all inputs of the target changed together, [pair].
+        inputs: the same through each slot alone.
+    """
+
+    source: Node
+    target: Node
+    whole: Float[Tensor, "pair"]
+    inputs: dict[Slot, Float[Tensor, "pair"]]
+
+
+def edges_between(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
+    """Every ordered pair among these nodes, embed and logits in which the first can feed the second."""
+    ends = sorted({EMBED, LOGITS, *nodes})
+    return [(source, target) for target in ends for source in ends if source.feeds(target)]
+
+
+def edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
+    """Measure every edge among `nodes`, embed and logits."""
+    wanted = edges_between(nodes)
+    parts: list[list[EdgeEffect]] = []
+    for _, block in engine.blocks():
+        block.meter.begin("edges", sum(_cost(block, engine, target) for _, target in wanted))
+        parts.append([_edge(block, engine, source, target) for source, target in wanted])
+    joined = []
+    for same in zip(*parts, strict=True):
+        inputs = {slot: torch.cat([part.inputs[slot] for part in same]) for slot in same[0].inputs}
+        joined.append(EdgeEffect(same[0].source, same[0].target, torch.cat([part.whole for part in same]), inputs))
+    return joined
+
+
+def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffect:
+    delta = _message(block, engine, source)
+    if target == LOGITS:
+        whole = _metric_after(block, engine, engine.backend.info.n_layers, False, delta)
+        return EdgeEffect(source, target, whole, {"logits": whole})
+    assert target.layer is not None
+    if target.kind == "mlp":
+        change = _mlp_change(block, engine, target.layer, delta)
+        whole = _metric_after(block, engine, target.layer + 1, False, change)
+        return EdgeEffect(source, target, whole, {"mlp": whole})
+    return _into_head(block, engine, source, target, delta)
+
+
+def _message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
+    """s corrupted − s clean, as it stands in the residual stream."""
+    if source == EMBED:
+        site = Site("resid_pre", 0)
+        return block.activation("corrupted", site) - block.activation("clean", site)
+    site = Site("mlp_out" if source.kind == "mlp" else "z", source.layer or 0)
+    change = block.activation("corrupted", site) - block.activation("clean", site)
+    if source.kind == "mlp":
+        return change
+    assert source.layer is not None and source.head is not None
+    return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(change.dtype)
+
+
+def _into_head(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
+    assert target.layer is not None and target.head is not None
+    info, layer = engine.backend.info, target.layer
+    stream = block.activation("clean", Site("resid_pre", layer))
+    slots = slots_of(target)
+    reads = [Site(slot, layer) for slot in slots] + [Site("z", layer)]  # type: ignore[arg-type]  # q, k, v are kinds
+    changed = _layer(block, engine, layer, stream + delta, reads, [])
+    clean_z = block.activation("clean", Site("z", layer))[:, :, target.head]
+    output = engine.backend.head_weights(layer)[target.head].to(delta.dtype)
+    after_attention = not (info.attn_only or info.parallel)
+    start, middle = (layer, True) if after_attention else (layer + 1, False)
+    found: dict[str, Tensor] = {"whole": changed[reads[-1]][:, :, target.head]}
+    for slot, site in zip(slots, reads[:-1], strict=True):
+        edit = Edit(site, changed[site])
+        found[slot] = _layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]][:, :, target.head]
+    metric = {name: _metric_after(block, engine, start, middle, (z - clean_z) @ output) for name, z in found.items()}
+    whole = metric.pop("whole")
+    return EdgeEffect(source, target, whole, {slot: metric[slot] for slot in slots})
+
+
+def _mlp_change(block: Block, engine: Engine, layer: int, delta: Tensor) -> Float[Tensor, "pair pos d_model"]:
+    parallel = engine.backend.info.parallel
+    stream = block.activation("clean", Site("resid_pre" if parallel else "resid_mid", layer))
+    site = Site("mlp_out", layer)
+    changed = _layer(block, engine, layer, stream + delta, [site], [], middle=not parallel)[site]
+    return changed - block.activation("clean", site)
+
+
+def _layer(
+    block: Block, engine: Engine, layer: int, residual: Tensor, reads: Sequence[Site], edits: Sequence[Edit], *, middle: bool = False
+) -> dict[Site, Tensor]:
+    """One layer run on a changed residual stream, in batches."""
+    backend, prompts = engine.backend, block.prompts
+    found: dict[Site, list[Tensor]] = {site: [] for site in reads}
+    size = max(1, block.rows_that_fit(0, prompts.width))
+    one = row_work(backend.info, prompts.width, start=layer, stop=layer + 1, middle=middle, columns=0)
+    for first in range(0, len(prompts), size):
+        part = slice(first, first + size)
+        here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
+        batch = Batch(prompts.clean[part], None, layer, residual[part], middle, stop=layer + 1)
+        seen = backend.run(batch, reads, here).activations
+        for site in reads:
+            found[site].append(seen[site])
+        block.meter.add(sum(one / full_work(backend.info, n) for n in prompts.length[part].tolist()))
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def _metric_after(block: Block, engine: Engine, start: int, middle: bool, change: Tensor) -> Float[Tensor, "pair"]:
+    """The metric with `change` added to the clean residual stream at a start, and everything behind it running freely."""
+
+    def residual(window: Window) -> Tensor:
+        here = block.residual("clean", start, window, middle=middle)
+        if here is None:
+            here = block.activation("clean", Site("resid_pre", 0))[window.pair, window.first : window.end]
+        return here + change[window.pair, window.first : window.end]
+
+    pair = torch.arange(len(block.prompts), device=change.device)
+    return block.measure(Rows("clean", pair, block.prompts.first, start, middle, residual))
+
+
+def _cost(block: Block, engine: Engine, target: Node) -> float:
+    """Forward-pass equivalents of one edge into `target`, about."""
+    info, n = engine.backend.info, len(block.prompts)
+    if target == LOGITS or target.layer is None:
+        return 0.0
+    behind = (info.n_layers - target.layer) / info.n_layers
+    runs = 4 if target.kind == "attention_head" else 1
+    return n * runs * (behind + 1 / info.n_layers)
