@@ -54,3 +54,9 @@ def test_somebody_elses_graphml_is_refused() -> None:
     text = "\n".join(networkx.generate_graphml(networkx.DiGraph([("embed", "logits")])))
     with pytest.raises(StoreError, match="not written by Circuit Scout"):
         CircuitGraph.from_graphml(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", "\x1b[0m", "\r\n", "\ufffe", "\uffff", "<&>\"']]>", "\U0010ffff", "true", "3"])
+def test_text_that_xml_cannot_hold_is_kept_too(text: str) -> None:
+    circuit = CircuitGraph.model_validate({"reasons": [text], "nodes": [{"id": "m0", "role": text, "x" + text: text}], text + "y": text})
+    assert CircuitGraph.from_graphml(circuit.to_graphml()) == circuit

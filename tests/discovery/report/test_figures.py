@@ -16,7 +16,26 @@ from discovery.report import faithfulness_curve, heatmap, layer_head_heatmap, la
 from discovery.report.canvas import MISSING, drawable, shortened
 from discovery.report.figures import _brief
 
-HOSTILE = ["$x$", "$", "\\$", "<script>", " a", "  ", "", "\n", "中文", "🙂", "\ud83d", "\x00", "%s", "{}", "_^", "\u202e"]
+HOSTILE = [
+    "$x$",
+    "$\\bad{$",
+    "$_$",
+    "$",
+    "\\$",
+    "<script>",
+    " a",
+    "  ",
+    "",
+    "\n",
+    "中文",
+    "🙂",
+    "\ud83d",
+    "\x00",
+    "%s",
+    "{}",
+    "_^",
+    "\u202e",
+]
 
 
 def colours(png: bytes) -> dict[tuple[int, int, int], int]:
