@@ -126,11 +126,14 @@ def faithfulness(case: Case, parts: Sequence[Group], ablation: Ablation, subsets
     return (metrics[2:] - metrics[0]) / (metrics[1] - metrics[0])
 
 
-def brute_force(case: Case, parts: Sequence[Group], ablation: Ablation) -> Truth:
-    """f of every subset of the universe, and from it the truth."""
-    nodes = case.universe
-    metrics = subset_metrics(case, parts, ablation, range(2 ** len(nodes)))
-    f = (metrics - metrics[0]) / (metrics[-1] - metrics[0])
+def tabulate(case: Case, parts: Sequence[Group], ablation: Ablation) -> Tensor:
+    """f of every subset of the universe, indexed by its bit mask."""
+    metrics = subset_metrics(case, parts, ablation, range(2 ** len(case.universe)))
+    return (metrics - metrics[0]) / (metrics[-1] - metrics[0])
+
+
+def truth_of(nodes: Sequence[str], f: Tensor) -> Truth:
+    """The truth of a universe whose every subset has been tabulated."""
     everything = torch.arange(len(f))
     largest: dict[str, float] = {}
     witness: dict[str, tuple[str, ...]] = {}
@@ -182,7 +185,7 @@ def measure(case: Case) -> dict[str, Any]:
     record: dict[str, Any] = {"fingerprint": fingerprint(case), "roles": dict(case.roles), "ablations": {}}
     singles = single_effects(case, parts)
     for ablation in ABLATIONS:
-        truth = brute_force(case, parts, ablation)
+        truth = truth_of(case.universe, tabulate(case, parts, ablation))
         record["ablations"][ablation] = {
             "truth": list(truth.nodes),
             "weakest_true": round(min(truth.largest[node] for node in truth.nodes), 4),
@@ -201,6 +204,11 @@ def known(name: str, ablation: Ablation = "resample") -> Truth:
     stored = json.loads(STORED.read_text())[name]["ablations"][ablation]
     witness = {node: tuple(nodes) for node, nodes in stored["witness"].items()}
     return Truth(tuple(stored["truth"]), stored["largest"], witness)
+
+
+def hidden(name: str) -> tuple[str, ...]:
+    """The nodes of a case's truth whose stored effects alone are below 0.02 both ways: patching one node at a time cannot show them."""
+    return tuple(json.loads(STORED.read_text())[name]["hidden"])
 
 
 def main() -> None:
