@@ -1,0 +1,28 @@
+"""Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
+
+from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
+from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, evaluate_circuit, heldout_key, ranked
+from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
+from discovery.evaluation.minimality import contexts, minimal, minimality
+
+__all__ = [
+    "Bench",
+    "Evaluated",
+    "Evidence",
+    "Faithfulness",
+    "choose_contexts",
+    "circuit_key",
+    "complete",
+    "completeness",
+    "conclude",
+    "contexts",
+    "evaluate_circuit",
+    "gaps_in",
+    "gaps_out",
+    "heldout_key",
+    "judge_circuit",
+    "minimal",
+    "minimality",
+    "ranked",
+]

@@ -1,0 +1,138 @@
+"""`evaluate_circuit`: does this set of nodes hold as the circuit of this behaviour?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from discovery.backends.base import Backend
+from discovery.engine import Meter, Progress
+from discovery.errors import MeasurementError
+from discovery.evaluation import thresholds
+from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
+from discovery.evaluation.verdict import conditions_of, decide
+from discovery.graph import EVIDENCE_ABLATIONS, Evaluation, EvidenceAblation, Verdict
+from discovery.methods.ablation import NodeSet, parse_nodes
+from discovery.methods.behaviour import Behaviour, check_task
+from discovery.methods.cost import Cost
+from discovery.methods.nodes import NodeEffects, node_effects
+from discovery.sites import MetricName, Node, Universe
+from discovery.store import heldout_looks
+from discovery.tasks.task import Task
+
+NOT_FINAL = "the held-out pairs were not looked at (final=False): these are discovery pairs"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A circuit's evaluation, and the verdict computed from it."""
+
+    nodes: tuple[str, ...]
+    evaluation: Evaluation
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    cost: Cost
+
+
+def evaluate_circuit(
+    model: Backend,
+    task: Task,
+    nodes: Sequence[str | Node],
+    *,
+    final: bool = False,
+    metric: MetricName | None = None,
+    universe: Universe = "all",
+    seed: int = 0,
+    memory: int | None = None,
+    budget: float | None = None,
+    runs_dir: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Measure conditions (a) to (e) of a circuit, and compute the verdict.
+
+    Args:
+        nodes: the circuit's heads and MLPs.
+        final: look at the held-out pairs. Each further circuit that does so in this runs directory is counted and named.
+            Otherwise discovery pairs are used, and the verdict is at most `partial`.
+        budget: forward-pass equivalents.
+
+    Raises:
+        SiteError: for a node this model lacks.
+        MeasurementError: where a split has no pairs.
+    """
+    began, circuit = time.monotonic(), parse_nodes(model, nodes)
+    if outside := circuit - set(model.info.nodes(universe)):
+        raise MeasurementError(f"{min(outside)} is not in the universe {universe!r}.", "Leave it out, or use universe='all'.")
+    if not task.discovery.pairs or (final and not task.heldout.pairs):
+        raise MeasurementError(f"The task has {len(task)} pairs, which leaves a split empty.", "Give at least 2 pairs; a verdict needs 96.")
+    meter = Meter(limit=budget, progress=progress)
+    search = Bench.of(model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter)
+    bench = Bench.of(model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter) if final else search
+    behaviour = {name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))}
+    screened = ranked(node_effects(search.engine, "noising", universe), node_effects(search.engine, "denoising", universe))
+    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
+    looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
+    own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else judged.evidence
+    evaluation, verdict, reasons = conclude(
+        behaviour, own, judged.evidence if final else None, len(circuit), judged.cut_short, None, looks, universe
+    )
+    if not final and verdict != "no_behaviour":
+        verdict, reasons = ("partial" if verdict in ("verified", "inconclusive") else verdict), (NOT_FINAL, *reasons)
+    return Evaluated(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, Cost(meter.spent, time.monotonic() - began))
+
+
+def conclude(
+    behaviour: Mapping[str, Behaviour],
+    discovery: Evidence,
+    heldout: Evidence | None,
+    size: int,
+    cut_short: str | None,
+    stability: float | None,
+    looks: int | None,
+    universe: Universe,
+) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
+    """Put the record's evaluation together and compute the verdict (on discovery pairs where `heldout` is None)."""
+    evidence = discovery if heldout is None else heldout
+    judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
+    conditions = conditions_of(judged, stability)  # type: ignore[arg-type]  # AblationEvidence or None
+    gates = [f"{name}: {reason}" for name, found in behaviour.items() for reason in found.reasons]
+    verdict, reasons = decide(
+        behaviour=tuple(dict.fromkeys(gates)),
+        n_heldout=behaviour["heldout"].n,
+        size=size,
+        evidence=judged,  # type: ignore[arg-type]  # as above
+        conditions=conditions,
+        stability=stability,
+        cut_short=cut_short,
+    )
+    if looks is not None and looks > 1:
+        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    evaluation = Evaluation(
+        universe=universe,
+        discovery=split_evaluation(behaviour["discovery"], discovery),
+        heldout=None if heldout is None else split_evaluation(behaviour["heldout"], heldout),
+        conditions=conditions,
+        tests={} if stability is None else {"stability": {"mean_jaccard": stability, "resamples": thresholds.RESAMPLES}},
+        thresholds=dict(thresholds.as_record()),
+        heldout_looks=looks,
+    )
+    return evaluation, verdict, reasons
+
+
+def ranked(noising: NodeEffects, denoising: NodeEffects) -> list[Node]:
+    """Nodes by effect, noising and denoising combined (one direction alone misses an OR); ties by node."""
+    size = noising.values.abs().nan_to_num(0.0) + denoising.values.abs().nan_to_num(0.0)
+    return [noising.nodes[n] for n in sorted(range(len(noising.nodes)), key=lambda n: (-round(float(size[n]), 9), noising.nodes[n]))]
+
+
+def circuit_key(circuit: NodeSet) -> str:
+    """The same for the same nodes."""
+    return " ".join(map(str, sorted(circuit)))
+
+
+def heldout_key(model: Backend, task: Task) -> str:
+    """The same for the same model and held-out pairs."""
+    return f"{model.info.fingerprint[:16]}-{task.heldout.fingerprint[:32]}"
+

@@ -1,0 +1,89 @@
+"""f(S) = (m(S) − m(∅)) / (m(U) − m(∅)) on one split under one ablation.
+
+Means over the split's pairs first, then the ratio (Miller et al. 2024: a mean of ratios is ruled by a few prompts). f(U) = 1 and
+f(∅) = 0 by definition. Where the lower bound of m(U) − m(∅) is not above 0 the ablation removes nothing, and f is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.engine import Engine
+from discovery.evaluation import thresholds
+from discovery.graph import AblationEvidence, Reference, Score
+from discovery.methods.ablation import NodeSet, SetMetric, describe_reference
+from discovery.methods.bootstrap import interval_of_mean, interval_of_ratio, template_weights
+from discovery.sites import Ablation, Universe
+
+
+class Faithfulness:
+    """f of any sets of nodes.
+
+    Attributes:
+        sets: m(S), memoised. full, empty: m(U) and m(∅) of each pair.
+        defined: whether f means anything here; `gap_low` is the lower bound of m(U) − m(∅).
+    """
+
+    def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all", weights: Tensor | None = None) -> None:
+        self.engine, self.ablation = engine, ablation
+        self.sets = SetMetric(engine, ablation, universe)
+        self.everything = self.sets.everything
+        self.weights = template_weights(engine.task) if weights is None else weights
+        self.full, self.empty = self._pairs([self.everything, frozenset()])
+        self.sign = -1.0 if engine.metric == "kl_divergence" else 1.0  # there, smaller is more of the behaviour
+        gap = interval_of_mean(self.sign * (self.full - self.empty), self.weights)
+        self.gap_low = gap.low
+        self.defined = gap.low > 0
+
+    def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
+        """f of each set, as point values.
+
+        Args:
+            pairs: over the first so many pairs only.
+        """
+        if not sets:
+            return torch.empty(0, dtype=torch.float64)
+        metric = self._pairs(sets, label, pairs)
+        full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
+        return (metric.mean(1) - empty) / (full - empty)
+
+    def resampled(self, sets: Sequence[NodeSet], weights: Float[Tensor, "pair"]) -> Float[Tensor, "set"]:
+        """f of each set with the pairs weighted as in one bootstrap resample."""
+        metric = self._pairs(sets)
+        full, empty = self.full @ weights, self.empty @ weights
+        return (metric @ weights - empty) / (full - empty)
+
+    def difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
+        """Each pair's share of f(one) − f(other): its mean is the difference."""
+        first, second = self._pairs([one, other])
+        return (first - second) / (self.full.mean() - self.empty.mean())
+
+    def score(self, kept: NodeSet, band: tuple[float, float]) -> Score | None:
+        """f with its interval; None where f is null."""
+        if not self.defined:
+            return None
+        metric = self._pairs([kept])[0]
+        interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.weights)
+        single = (metric - self.empty) / (self.full - self.empty)
+        single = single[single.isfinite()]
+        share = float(((single >= band[0]) & (single <= band[1])).double().mean()) if len(single) else None
+        median = float(single.median()) if len(single) else None
+        return Score(value=interval.mean, low=interval.low, high=interval.high, median=median, share_in_band=share)
+
+    def evidence(self, circuit: NodeSet) -> AblationEvidence:
+        """f(C), f(U∖C) and what they are relative to."""
+        self.sets([circuit, self.everything - circuit], "circuit")
+        return AblationEvidence(
+            metric_full=float(self.full.mean()),
+            metric_empty=float(self.empty.mean()),
+            faithfulness=self.score(circuit, thresholds.FAITHFUL),
+            knockout=self.score(self.everything - circuit, thresholds.NECESSARY),
+            reference=Reference.model_validate(describe_reference(self.engine, self.ablation)),
+        )
+
+    def _pairs(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
+        return self.sets(sets, label, pairs).double().cpu()

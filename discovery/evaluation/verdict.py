@@ -1,0 +1,149 @@
+"""The verdict, computed from the evaluation alone: the first that matches, each failure named with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from discovery.evaluation import thresholds
+from discovery.evaluation.completeness import complete
+from discovery.evaluation.controls import better
+from discovery.evaluation.minimality import minimal
+from discovery.graph import (
+    CONDITIONS,
+    EVIDENCE_ABLATIONS,
+    AblationEvidence,
+    Condition,
+    Conditions,
+    EvidenceAblation,
+    Outcome,
+    Outcomes,
+    Score,
+    Verdict,
+)
+
+MEANING: dict[Condition, str] = {
+    "a": "sufficient",
+    "b": "necessary",
+    "c": "complete",
+    "d": "minimal",
+    "e": "better than alternatives",
+    "f": "stable",
+}
+
+
+def within(score: Score | None, band: tuple[float, float]) -> Outcome:
+    """Holds where the interval lies inside the band, fails where it lies outside, else undecided."""
+    if score is None or score.low is None or score.high is None:
+        return "not_run"
+    if band[0] <= score.low and score.high <= band[1]:
+        return "holds"
+    return "fails" if score.high < band[0] or score.low > band[1] else "undecided"
+
+
+def judge(evidence: AblationEvidence | None, stability: float | None) -> dict[Condition, Outcome]:
+    """The conditions under one ablation."""
+    out: dict[Condition, Outcome] = dict.fromkeys(CONDITIONS, "not_run")
+    if evidence is None:
+        return out
+    out["a"] = within(evidence.faithfulness, thresholds.FAITHFUL)
+    out["b"] = within(evidence.knockout, thresholds.NECESSARY)
+    if evidence.completeness is not None:
+        out["c"] = "holds" if complete(evidence.completeness) else "fails"
+    if evidence.minimality is not None:
+        out["d"] = "holds" if all(minimal(row) for row in evidence.minimality) else "fails"
+    controls = [c for c in (evidence.random_controls.size, evidence.random_controls.layer) if c] if evidence.random_controls else []
+    if controls:
+        out["e"] = "holds" if all(better(control) for control in controls) else "fails"
+    if stability is not None:
+        out["f"] = "holds" if stability >= thresholds.JACCARD else "fails"
+    return out
+
+
+def conditions_of(evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None) -> Conditions:
+    """All conditions under both ablations."""
+    judged = {ablation: judge(evidence.get(ablation), stability) for ablation in EVIDENCE_ABLATIONS}
+    return Conditions(**{c: Outcomes(resample=judged["resample"][c], mean=judged["mean"][c]) for c in CONDITIONS})
+
+
+def decide(
+    *,
+    behaviour: Sequence[str],
+    n_heldout: int,
+    size: int,
+    evidence: dict[EvidenceAblation, AblationEvidence | None],
+    conditions: Conditions,
+    stability: float | None,
+    cut_short: str | None,
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict and its reasons.
+
+    Args:
+        behaviour: the gates that do not hold, on either split.
+        size: heads and MLPs in the circuit.
+        cut_short: what the budget ended before, if it did.
+    """
+    if behaviour:
+        return "no_behaviour", tuple(behaviour)
+    reasons = _explain(evidence, conditions, stability)
+    blocking = []
+    if n_heldout < thresholds.MIN_HELDOUT:
+        blocking.append(f"{n_heldout} held-out pairs; {thresholds.MIN_HELDOUT} are needed")
+    blocking += [
+        f"f is null under {ablation}: ablating everything does not lower the metric reliably"
+        for ablation, found in evidence.items()
+        if found is not None and found.faithfulness is None
+    ]
+    if cut_short:
+        blocking.append(f"the budget ended before {cut_short}")
+    if blocking:
+        return "inconclusive", (*blocking, *reasons)
+    if size == 0:
+        return "rejected", ("the circuit is empty", *reasons)
+    failing = {a: {c for c in CONDITIONS if conditions.of(c).under(a) == "fails"} for a in EVIDENCE_ABLATIONS}
+    if all({"a", "b"} <= failing[a] or "e" in failing[a] for a in EVIDENCE_ABLATIONS):
+        return "rejected", reasons
+    outcomes = {conditions.of(c).under(a) for c in CONDITIONS for a in EVIDENCE_ABLATIONS}
+    if outcomes == {"holds"}:
+        return "verified", reasons
+    if "fails" not in outcomes and "undecided" in outcomes:
+        return "inconclusive", reasons
+    return "partial", reasons
+
+
+def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditions: Conditions, stability: float | None) -> tuple[str, ...]:
+    said = []
+    for condition in CONDITIONS:
+        for ablation in EVIDENCE_ABLATIONS:
+            outcome = conditions.of(condition).under(ablation)
+            if outcome != "holds":
+                numbers = _numbers(condition, evidence.get(ablation), stability) if outcome != "not_run" else ""
+                said.append(f"({condition}) {MEANING[condition]}, {ablation}: {outcome.replace('_', ' ')}{numbers}")
+    for ablation, found in evidence.items():
+        controls = found.random_controls if found else None
+        for name in ("size", "layer"):
+            if controls is not None and getattr(controls, name) is None:
+                said.append(f"(e) {ablation}: there is no other {name}-matched circuit, so that control is null")
+    return tuple(dict.fromkeys(said))
+
+
+def _numbers(condition: Condition, found: AblationEvidence | None, stability: float | None) -> str:
+    if condition == "f" and stability is not None:
+        return f" (mean Jaccard {stability:.2f}, needed {thresholds.JACCARD})"
+    if found is None:
+        return ""
+    if condition in "ab":
+        score, band = (found.faithfulness, thresholds.FAITHFUL) if condition == "a" else (found.knockout, thresholds.NECESSARY)
+        name = "f(C)" if condition == "a" else "f(U∖C)"
+        return f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], bounds {band[0]} to {band[1]})" if score else ""
+    if condition == "c" and found.completeness:
+        c = found.completeness
+        parts = [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"] if (c.max_gap_in or 0) > thresholds.GAP_IN else []
+        parts += [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"] if (c.max_gap_out or 0) > thresholds.GAP_OUT else []
+        return f" ({'; '.join(parts)})"
+    if condition == "d" and found.minimality is not None:
+        weak = [f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}" for row in found.minimality if not minimal(row)]
+        return f" ({'; '.join(weak)})"
+    if condition == "e" and found.random_controls:
+        named = (("size", found.random_controls.size), ("layer", found.random_controls.layer))
+        return f" ({'; '.join(f'{n}-matched: {c.as_good} of {c.n} as good, p {c.p:.3f}' for n, c in named if c and not better(c))})"
+    return ""
