@@ -27,9 +27,9 @@ def conditions_table(evaluation: Evaluation) -> Html:
     for name in CONDITIONS:
         word, sense = MEANINGS[name]
         cells = [_condition_cell(evaluation, name, ablation) for ablation in EVIDENCE_ABLATIONS]
-        bound = evaluation.thresholds.get(name)
-        sense += "" if bound is None else f" (bound {dumps(bound)})"
-        rows.append([join([f"({name}) {word}", element("div", sense, class_="soft")]), *cells])
+        bounds = _bounds(evaluation, name)
+        says = f"{sense} ({bounds})" if bounds else sense
+        rows.append([join([f"({name}) {word}", element("div", says, class_="soft")]), *cells])
     head = ["condition", *(f"{ablation} ablation" for ablation in EVIDENCE_ABLATIONS)]
     return table("Conditions, on held-out pairs, with 95% intervals", head, rows)
 
@@ -91,8 +91,22 @@ def _heldout(evaluation: Evaluation, ablation: EvidenceAblation) -> AblationEvid
 
 def _condition_cell(evaluation: Evaluation, name: Condition, ablation: EvidenceAblation) -> Html:
     found = _heldout(evaluation, ablation)
-    says = _NUMBERS[name](found) if found and name in _NUMBERS else ""
+    says = _NUMBERS[name](found) if found and name in _NUMBERS else _stability(evaluation) if name == "f" else ""
     return join([outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)])
+
+
+def _bounds(evaluation: Evaluation, name: Condition) -> str:
+    """The thresholds recorded under the condition's letter: ``a_faithfulness`` is (a)'s."""
+    own = {key: bound for key, bound in evaluation.thresholds.items() if key.split("_")[0] == name}
+    return ", ".join(f"{key[2:].replace('_', ' ')} {dumps(bound)}".strip() for key, bound in own.items())
+
+
+def _stability(evaluation: Evaluation) -> str:
+    """Condition f belongs to the selection, not to an ablation; its number stands among the tests."""
+    match evaluation.tests.get("stability"):
+        case {"mean_jaccard": int() | float() as jaccard}:
+            return f"mean Jaccard {number(jaccard)} with the sets that resampled pairs select"
+    return ""
 
 
 def _completeness(found: AblationEvidence) -> str:

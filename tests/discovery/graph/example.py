@@ -77,7 +77,7 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
                 d=Outcomes(resample="fails", mean="undecided"),
             ),
             tests={"accuracy": {"lower": 0.94, "bound": 0.5}},
-            thresholds={"a": [0.8, 1.2], "b": 0.2},
+            thresholds={"a_faithfulness": [0.8, 1.2], "b_knockout": 0.2, "min_heldout": 48},
             heldout_looks=1,
         ),
         "verdict": "partial",

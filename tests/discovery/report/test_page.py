@@ -77,6 +77,8 @@ def test_the_verdict_comes_first_with_its_reasons(verdict: Any) -> None:
 def test_conditions_stand_with_their_numbers() -> None:
     rows = {row[0][:3]: row for row in page().cells if row[0].startswith("(")}
     assert list(rows) == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
+    assert rows["(a)"][0].endswith("f(C) near 1 (faithfulness [0.8, 1.2])")
+    assert rows["(b)"][0].endswith("(knockout 0.2)")
     assert rows["(a)"][1:] == ["✔ holdsf(C) = 0.93 [0.88, 0.98]", "✔ holdsf(C) = 0.88 [0.83, 0.93]"]
     assert rows["(b)"][1] == "✔ holdsf(U∖C) = 0.05 [-0.02, 0.10]"
     assert "largest gap inside 0.10 at L9H6; outside 0.04 at MLP0" in rows["(c)"][1]
@@ -84,6 +86,13 @@ def test_conditions_stand_with_their_numbers() -> None:
     assert rows["(d)"][2].startswith("? undecided")
     assert "same size: 0 of 200 as good, p 0.005; same layers: no alternative" in rows["(e)"][1]
     assert rows["(f)"][1] == "… not run"
+
+
+def test_stability_stands_with_its_condition() -> None:
+    evaluation = ioi_circuit().evaluation.model_copy(update={"tests": {"stability": {"mean_jaccard": 0.914, "resamples": 20}}})
+    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    assert "mean Jaccard 0.91" in row[1]
+    assert "mean Jaccard 0.91" in row[2]
 
 
 def test_nodes_and_edges_stand_with_theirs() -> None:
@@ -158,7 +167,7 @@ def test_hostile_text_is_shown_and_never_markup() -> None:
             CircuitNode.of("m0", role="<script>", positions=("<s>",), evidence=("<e>",), effect=NodeEffect(denoising=Effect(mean=1.0))),
         ),
         provenance=Provenance(command="<script>", device="<d>", versions={"<v>": "<w>"}, created="<c>"),
-        evaluation={"tests": {"<script>": {"<k>": "<script>"}}, "thresholds": {"a": "<t>"}},  # type: ignore[arg-type]
+        evaluation={"tests": {"<script>": {"<k>": "<script>"}}, "thresholds": {"a_<b>": "<t>"}},  # type: ignore[arg-type]
     )
     shown = page(circuit, {'"><script>': b"\x89PNG" + bytes(20)}, [{"index": "<script>", "time": "<t>", evil: evil, "nested": [evil]}])
     assert not shown.all("script")
