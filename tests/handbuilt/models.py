@@ -67,9 +67,9 @@ def induction_layernorm(noise: float = NOISE) -> Case:
 
 
 def or_mlp(noise: float = NOISE) -> Case:
-    """Two induction heads write the same feature, and an MLP reads min(feature, 1): either head is enough."""
+    """Two induction heads write the same feature, and an MLP that saturates reads it: either head is enough."""
     layout = Layout(20, 14, ("prev", "hit"))
-    to_hit = (Write("hit"),)
+    to_hit = (Write("hit", 1.5),)
     heads = [{3: previous_token(layout, TO_PREV)}, {0: matcher(layout, to_hit), 2: matcher(layout, to_hit)}]
     return _case("or_mlp", or_mlp, layout, heads, BROKEN, noise, {1: saturating_mlp(layout, "hit")}, d_mlp=40)
 

@@ -118,13 +118,13 @@ def distractor_mlp(layout: Layout, rng: np.random.Generator, std: float, d_mlp: 
 
 
 def saturating_mlp(layout: Layout, source: str) -> Mlp:
-    """Per content token x: min(x, 1) = relu(x) − relu(x − 1), from `source` into `out`."""
+    """Per content token x: 2·relu(x − 1/2) − 2·relu(x − 1), which is 0 below 1/2 and 1 from 1 on, from `source` into `out`."""
     count = layout.n_content
     W_in, W_out = np.zeros((layout.d_model, 2 * count)), np.zeros((2 * count, layout.d_model))
-    b_in = np.concatenate([np.zeros(count), -np.ones(count)])
+    b_in = np.concatenate([np.full(count, -0.5), np.full(count, -1.0)])
     for index, (read, written) in enumerate(zip(layout.content(source), layout.content("out"), strict=True)):
         W_in[read, [index, count + index]] = 1.0
-        W_out[[index, count + index], written] = 1.0, -1.0
+        W_out[[index, count + index], written] = 2.0, -2.0
     return Mlp("saturating MLP (OR)", W_in, b_in, W_out, np.zeros(layout.d_model))
 
 
