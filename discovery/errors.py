@@ -65,4 +65,10 @@ class StoreError(DiscoveryError):
 
 
 class Interrupted(Exception):  # noqa: N818  (an event, not an error)
-    """The work was stopped from outside; what was finished is on disk and can be resumed."""
+    """The work was stopped from outside; what was finished is on disk and can be resumed.
+
+    Attributes:
+        run_id: the run to resume, where there is one.
+    """
+
+    run_id: str | None = None

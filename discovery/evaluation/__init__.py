@@ -1,7 +1,7 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
 
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
-from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, evaluate_circuit, heldout_key, ranked
+from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
 from discovery.evaluation.faithfulness import Faithfulness
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
 from discovery.evaluation.minimality import contexts, minimal, minimality
@@ -16,6 +16,7 @@ __all__ = [
     "complete",
     "completeness",
     "conclude",
+    "conclude_without_circuit",
     "contexts",
     "evaluate_circuit",
     "gaps_in",

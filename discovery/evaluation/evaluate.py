@@ -13,7 +13,7 @@ from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
 from discovery.evaluation.verdict import conditions_of, decide
-from discovery.graph import EVIDENCE_ABLATIONS, Evaluation, EvidenceAblation, Verdict
+from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
 from discovery.methods.cost import Cost
@@ -136,3 +136,30 @@ def heldout_key(model: Backend, task: Task) -> str:
     """The same for the same model and held-out pairs."""
     return f"{model.info.fingerprint[:16]}-{task.heldout.fingerprint[:32]}"
 
+
+def conclude_without_circuit(
+    splits: Mapping[str, SplitEvaluation],
+    gates: Mapping[str, Sequence[str]],
+    curve: Sequence[CurvePoint],
+    size: int,
+    cut_short: str | None,
+    universe: Universe,
+) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
+    """The verdict of a run that ended before its circuit was evaluated."""
+    verdict, reasons = decide(
+        behaviour=tuple(f"{split}: {reason}" for split, found in gates.items() for reason in found),
+        n_heldout=splits["heldout"].n if "heldout" in splits else 0,
+        size=size,
+        evidence={},
+        conditions=Conditions(),
+        stability=None,
+        cut_short=cut_short,
+    )
+    evaluation = Evaluation(
+        universe=universe,
+        discovery=splits.get("discovery"),
+        heldout=splits.get("heldout"),
+        curve=tuple(curve),
+        thresholds=dict(thresholds.as_record()),
+    )
+    return evaluation, verdict, reasons

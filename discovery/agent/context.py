@@ -1,0 +1,95 @@
+"""What every stage is given beside the state: the model, the task's splits ready to be measured on, and the journal."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discovery.agent.state import State
+from discovery.backends.base import Backend
+from discovery.engine import Meter
+from discovery.evaluation import Bench
+from discovery.sites import MetricName, Universe
+from discovery.store import Run
+from discovery.tasks.task import Task
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Context:
+    """One run's surroundings.
+
+    Attributes:
+        metric: of this run. seed: of every random choice. exhaustive: no screening.
+        meter: the budget. run: the folder, opened for writing.
+        on_event: told of each event as it is written.
+    """
+
+    model: Backend
+    task: Task
+    metric: MetricName
+    seed: int
+    universe: Universe
+    memory: int | None
+    exhaustive: bool
+    meter: Meter
+    run: Run
+    on_event: OnEvent | None = None
+    began: float = field(default_factory=time.monotonic)
+    earlier: float = 0.0
+    _benches: dict[str, Bench] = field(default_factory=dict)
+
+    def bench(self, split: str) -> Bench:
+        """A split, "discovery" or "heldout", ready to be measured on."""
+        if split not in self._benches:
+            task = self.task.discovery if split == "discovery" else self.task.heldout
+            self._benches[split] = Bench.of(
+                self.model, task, self.universe, self.seed, metric=self.metric, memory=self.memory, meter=self.meter
+            )
+        return self._benches[split]
+
+    def note(self, state: State, stage: str, measured: Mapping[str, Any], concluded: str, why: str) -> State:
+        """Write a decision that is not the end of its stage: it is not resumed from."""
+        self._write({"stage": stage, "kind": "decision", "measured": measured, "concluded": concluded, "why": why})
+        return state
+
+    def finish(self, state: State, stage: str, measured: Mapping[str, Any], concluded: str, why: str) -> State:
+        """Write the end of a stage, with the state to resume from."""
+        ended = state.with_(
+            done=(*state.done, stage), spent=self.meter.spent, seconds=self.seconds, peak_memory_bytes=max(state.peak_memory_bytes, peak_memory())
+        )
+        event = {"stage": stage, "kind": "stage", "measured": measured, "concluded": concluded, "why": why}
+        self._write({**event, "forward_equivalents": self.meter.spent, "state": ended.model_dump(mode="json", by_alias=True)})
+        return ended
+
+    def save(self, result_id: str, arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        """Keep a result's full arrays."""
+        plain: dict[str, np.ndarray] = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in arrays.items()}
+        self.run.save_arrays(result_id, plain, metadata=metadata)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of this run, earlier sessions included."""
+        return self.earlier + time.monotonic() - self.began
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.run.append_event(event)
+        if self.on_event is not None:
+            self.on_event({name: value for name, value in event.items() if name != "state"})
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes (on cuda: on the device)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,197 @@
+"""`discover` and `resume`: folding the stages over the state, with a journal that a kill cannot damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from discovery.agent.context import Context, OnEvent, peak_memory
+from discovery.agent.record import provenance, write_record
+from discovery.agent.stages import STAGES
+from discovery.agent.state import State
+from discovery.backends.base import Backend
+from discovery.backends.load import load_model
+from discovery.engine import Meter, Progress
+from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, StoreError
+from discovery.graph import CircuitGraph, Cost
+from discovery.sites import MetricName, Universe
+from discovery.store import ModelSource, Run, create_run, now, open_run
+from discovery.tasks import load_task
+from discovery.tasks.pairs import PromptPair
+from discovery.tasks.task import Pair, Task
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """A finished run.
+
+    Attributes:
+        path: its folder. circuit: the record, as in circuit.json.
+    """
+
+    run_id: str
+    path: Path
+    circuit: CircuitGraph
+
+
+def discover(
+    model: Backend,
+    task: Task,
+    *,
+    metric: MetricName | None = None,
+    seed: int = 0,
+    universe: Universe = "all",
+    budget: float | None = None,
+    memory: int | None = None,
+    exhaustive: bool = False,
+    runs_dir: Path | str | None = None,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
+    command: str | None = None,
+    load: Mapping[str, Any] | None = None,
+) -> Discovered:
+    """Find the circuit behind a behaviour and validate it.
+
+    Args:
+        metric: the task's own where None.
+        seed: of every random choice.
+        universe: "all" heads and MLPs, or "heads" with MLPs kept.
+        budget: forward-pass equivalents for the whole run, summed over prompts; where it ends early the record says so.
+        load: how the model and task were opened, so that `resume` can open them again.
+
+    Returns:
+        The run, whatever its verdict.
+
+    Raises:
+        MeasurementError: unknown choices, or a split without pairs.
+        Interrupted: stopped from outside; `run_id` says what to resume.
+    """
+    _check(model, task, metric, universe, budget)
+    configuration = {
+        "metric": metric,
+        "seed": seed,
+        "universe": universe,
+        "budget": budget,
+        "memory": memory,
+        "exhaustive": exhaustive,
+        "task_name": task.name,
+        "task_metric": task.metric,
+        "split_method": task.split_method,
+        "load": dict(load) if load else {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype},
+    }
+    info = model.info
+    source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
+    run = create_run(runs_dir, task.name, source, configuration, provenance=provenance(seed, info.device, command, now()))
+    with run:
+        run.save_pairs(_lines(task))
+        return _fold(_context(run, model, task, progress, on_event), State())
+
+
+def resume(
+    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
+) -> Discovered:
+    """Go on with a run that was interrupted; a finished one is returned as it is.
+
+    Raises:
+        StoreError: where there is no such run, another process writes to it, or its model is not the one it began with.
+    """
+    with open_run(runs_dir, run_id, write=True) as run:
+        if run.record.status == "completed":
+            return Discovered(run.id, run.path, run.load_circuit())
+        model, task = reopen(run)
+        run.update(status="running", problem=None)
+        return _fold(_context(run, model, task, progress, on_event), last_state(run))
+
+
+def reopen(run: Run) -> tuple[Backend, Task]:
+    """The model and the very pairs of a run.
+
+    Raises:
+        StoreError: where the weights are not those of the run any more.
+    """
+    record = run.record
+    how = dict(record.configuration["load"])
+    model = load_model(how["model"], backend=how.get("backend") or "auto", device=how.get("device") or "auto", dtype=how.get("dtype") or "float32")
+    if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
+        raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
+    return model, read_task(run, model)
+
+
+def read_task(run: Run, model: Backend) -> Task:
+    """The task as it stands in the run's folder."""
+    configuration, lines = run.record.configuration, run.load_pairs()
+    written = [PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"]) for p in lines]
+    again = load_task(written, model, seed=int(configuration["seed"]))
+    return Task(
+        str(configuration["task_name"]),
+        again.pairs,
+        tuple(p["split"] for p in lines),
+        str(configuration["split_method"]),
+        configuration["task_metric"],
+        int(configuration["seed"]),
+    )
+
+
+def last_state(run: Run) -> State:
+    """The state of the last finished stage."""
+    for event in reversed(run.events()):
+        if "state" in event:
+            return State.model_validate(event["state"])
+    return State()
+
+
+def _fold(context: Context, state: State) -> Discovered:
+    run = context.run
+    context.meter.spent, context.earlier = state.spent, state.seconds
+    try:
+        for name, stage in STAGES.items():
+            if name in state.done or state.ended:
+                continue
+            try:
+                state = stage(state, context)
+            except BudgetError as spent:
+                state = state.with_(cut_short=name)
+                state = context.finish(state, "budget", {"stage": name}, f"the budget ended in {name}", spent.cause)
+        state = state.with_(peak_memory_bytes=max(state.peak_memory_bytes, peak_memory()))
+        circuit = write_record(state, context)
+        run.update(status="completed", cost=circuit.cost)
+        return Discovered(run.id, run.path, circuit)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        run.update(status="interrupted", cost=Cost(forward_equivalents=context.meter.spent, seconds=context.seconds))
+        stopped = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
+        stopped.run_id = run.id
+        raise stopped from None
+    except DiscoveryError as fault:
+        run.update(status="interrupted", problem=fault.cause)
+        raise
+    except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
+        run.update(status="failed", problem=type(fault).__name__)
+        raise
+
+
+def _context(run: Run, model: Backend, task: Task, progress: Progress | None, on_event: OnEvent | None) -> Context:
+    c = run.record.configuration
+    meter = Meter(limit=c["budget"], progress=progress)
+    metric: MetricName = c["metric"] or task.metric
+    return Context(model, task, metric, int(c["seed"]), c["universe"], c["memory"], bool(c["exhaustive"]), meter, run, on_event)
+
+
+def _check(model: Backend, task: Task, metric: str | None, universe: str, budget: float | None) -> None:
+    if metric is not None and metric not in get_args(MetricName):
+        raise MeasurementError(f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}.")
+    if universe not in get_args(Universe):
+        raise MeasurementError(f"universe {universe!r} is not known.", f"Allowed: {', '.join(get_args(Universe))}.")
+    if budget is not None and not budget > 0:
+        raise MeasurementError(f"budget is {budget}.", "Give a positive number of forward-pass equivalents.")
+    if not task.discovery.pairs or not task.heldout.pairs:
+        raise MeasurementError(f"The task has {len(task)} pairs, which leaves a split empty.", "Give at least 2 pairs; a verdict needs 96.")
+
+
+def _lines(task: Task) -> list[dict[str, Any]]:
+    def line(pair: Pair, split: str | None) -> dict[str, Any]:
+        plain = {name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")}
+        return {**plain, "template": pair.template, "labels": dict(pair.labels), "split": split}
+
+    return [line(pair, split) for pair, split in zip(task.pairs, task.splits, strict=True)]

@@ -1,0 +1,30 @@
+"""The stages of a discovery, in order. Each is `(state, context) -> state` and writes its reasons as events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from discovery.agent.context import Context
+from discovery.agent.stages.candidate import candidate, mending
+from discovery.agent.stages.check import check
+from discovery.agent.stages.edges import edges
+from discovery.agent.stages.interpret import interpret
+from discovery.agent.stages.localise import components, localise
+from discovery.agent.stages.nodes import heads
+from discovery.agent.stages.validate import validate
+from discovery.agent.state import State
+
+Stage = Callable[[State, Context], State]
+
+STAGES: dict[str, Stage] = {
+    "check": check,
+    "localise": localise,
+    "components": components,
+    "heads": heads,
+    "candidate": candidate,
+    "mend": mending,
+    "validate": validate,
+    "edges": edges,
+    "interpret": interpret,
+}
+"""Validation comes before the edges, so that a budget that ends early still gives a verdict: edges enter none."""

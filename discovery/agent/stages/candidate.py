@@ -1,0 +1,56 @@
+"""Stages 5 and 6: the candidate circuit from the faithfulness-versus-size curve, then broken and mended; discovery pairs only."""
+
+from __future__ import annotations
+
+from discovery.agent.context import Context
+from discovery.agent.search import curve, fits, mend
+from discovery.agent.state import State
+from discovery.graph import CurvePoint
+
+
+def candidate(state: State, context: Context) -> State:
+    """The first nodes of the ranking that are faithful and necessary together, under both ablations."""
+    both = context.bench("discovery").both
+    undefined = [ablation for ablation, f in both.items() if not f.defined]
+    if undefined:
+        return context.finish(
+            state, "candidate", {"undefined": undefined}, "no circuit", f"f is null under {', '.join(undefined)}: ablating everything does not lower the metric"
+        )
+    points, size = curve(both, state.ranked)
+    chosen = state.ranking[: len(state.ranking) if size is None else size]
+    why = "smallest size on the curve at which (a) and (b) hold as points under both ablations"
+    if size is None:
+        why = "no set on the curve is faithful and necessary under both ablations, so the search starts from the whole universe"
+    fit = fits(both, [frozenset(state.ranked[: len(chosen)])])[0]
+    measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
+    return context.finish(
+        state.with_(circuit=tuple(sorted_names(chosen)), curve=tuple(points)), "candidate", measured, f"{len(chosen)} nodes: {', '.join(chosen)}", why
+    )
+
+
+def mending(state: State, context: Context) -> State:
+    """Add what (c) demands, drop what (d) rejects, until nothing changes."""
+    if not state.circuit:
+        return context.finish(state, "mend", {}, "nothing to mend", "there is no candidate")
+    both = context.bench("discovery").both
+
+    def say(measured: dict[str, object], concluded: str, why: str) -> None:
+        context.note(state, "mend", measured, concluded, why)
+
+    circuit = mend(both, state.nodes, say)
+    fit = fits(both, [circuit])[0]
+    measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
+    names = [str(node) for node in sorted(circuit)]
+    points = tuple(
+        CurvePoint(ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.kept) for ablation, part in fit.items()
+    )
+    return context.finish(
+        state.with_(circuit=tuple(names), curve=(*state.curve, *points)), "mend", measured, f"{len(names)} nodes: {', '.join(names)}", "nothing more changes"
+    )
+
+
+def sorted_names(names: tuple[str, ...]) -> list[str]:
+    """Node names in forward order."""
+    from discovery.sites import Node
+
+    return [str(node) for node in sorted(Node.parse(name) for name in names)]

@@ -1,0 +1,60 @@
+"""Stages 2 and 3: where in layer × position does the behaviour live, first in the residual stream, then in what each layer adds."""
+
+from __future__ import annotations
+
+import torch
+
+from discovery.agent.context import Context
+from discovery.agent.state import State
+from discovery.methods.patching import Sweep, patch_sweep
+from discovery.sites import Direction, SiteName
+
+DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
+TOP = 5
+
+
+def localise(state: State, context: Context) -> State:
+    """Residual stream, layer × position (or × label, where prompts differ in length)."""
+    grids = [_sweep(context, "resid_pre", direction) for direction in DIRECTIONS]
+    measured = {grid.direction: top_cells(grid) for grid in grids}
+    noising = grids[1]
+    best = [_peak(noising, layer) for layer in range(noising.values.shape[0])]
+    path = " → ".join(f"L{layer} at {where}" for layer, where in enumerate(best))
+    return context.finish(state, "localise", measured, f"the strongest position, layer by layer: {path}", "largest noising effect of each layer")
+
+
+def components(state: State, context: Context) -> State:
+    """Attention and MLP outputs, layer × position."""
+    sites: list[SiteName] = ["attn_out"] + ([] if context.model.info.attn_only else ["mlp_out"])
+    grids = [_sweep(context, site, direction) for site in sites for direction in DIRECTIONS]
+    measured = {f"{grid.site} {grid.direction}": top_cells(grid) for grid in grids}
+    strong = [f"{grid.site} L{layer}" for grid in grids if grid.direction == "noising" for layer in _strong(grid)]
+    return context.finish(
+        state, "components", measured, f"layers with a cell of at least 0.1: {', '.join(strong) or 'none'}", "noising effects of single cells"
+    )
+
+
+def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
+    engine = context.bench("discovery").engine
+    by_label = not engine.task.one_length and any(pair.labels for pair in engine.task.pairs)
+    grid = patch_sweep(context.model, engine.task, site, direction=direction, by="label" if by_label else "position", engine=engine)
+    arrays = {"values": grid.values, "per_pair": grid.per_pair, "metric_clean": grid.metric_clean, "metric_corrupted": grid.metric_corrupted}
+    context.save(f"{site}-{direction}", arrays, {"positions": ",".join(map(str, grid.positions)), "metric": grid.metric})
+    return grid
+
+
+def top_cells(grid: Sweep) -> list[dict[str, object]]:
+    """The largest cells of a layer × position grid."""
+    flat = grid.values.nan_to_num(0.0).flatten()
+    chosen = flat.abs().topk(min(TOP, len(flat))).indices.tolist()
+    width = grid.values.shape[1]
+    return [{"layer": n // width, "position": grid.positions[n % width], "effect": float(flat[n])} for n in chosen]
+
+
+def _peak(grid: Sweep, layer: int) -> str:
+    row = grid.values[layer].nan_to_num(0.0)
+    return str(grid.positions[int(row.argmax())]) if bool(torch.any(row != 0)) else "none"
+
+
+def _strong(grid: Sweep) -> list[int]:
+    return (grid.values.nan_to_num(0.0).abs().amax(1) >= 0.1).nonzero().flatten().tolist()

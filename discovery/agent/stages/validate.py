@@ -1,0 +1,54 @@
+"""Stage 7: the circuit is frozen, and the held-out pairs are looked at once."""
+
+from __future__ import annotations
+
+from discovery.agent.context import Context
+from discovery.agent.state import State
+from discovery.evaluation import Evidence, choose_contexts, circuit_key, heldout_key, judge_circuit
+from discovery.evaluation.verdict import conditions_of, decide
+from discovery.evaluation import thresholds
+from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
+from discovery.store import heldout_looks
+
+
+def validate(state: State, context: Context) -> State:
+    """Conditions (a) to (e) on held-out pairs; on discovery pairs (a) and (b), for comparison."""
+    search, bench, circuit = context.bench("discovery"), context.bench("heldout"), state.nodes
+    looks = heldout_looks(context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit))
+    own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS}
+    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), state.ranked, context.seed)
+    held = judged.evidence
+    conditions = conditions_of({a: held.get(a) for a in EVIDENCE_ABLATIONS}, state.stability)
+    verdict, reasons = decide(
+        behaviour=(),
+        n_heldout=len(bench.engine),
+        size=len(circuit),
+        evidence={a: held.get(a) for a in EVIDENCE_ABLATIONS},
+        conditions=conditions,
+        stability=state.stability,
+        cut_short=judged.cut_short,
+    )
+    if looks > 1:
+        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    splits = {
+        "discovery": state.splits["discovery"].model_copy(update={"ablations": Ablations(**own)}),
+        "heldout": state.splits["heldout"].model_copy(update={"ablations": Ablations(**held)}),
+    }
+    evaluation = Evaluation(
+        universe=context.universe,
+        discovery=splits["discovery"],
+        heldout=splits["heldout"],
+        curve=state.curve,
+        conditions=conditions,
+        tests={} if state.stability is None else {"stability": {"mean_jaccard": state.stability, "resamples": thresholds.RESAMPLES}},
+        thresholds=dict(thresholds.as_record()),
+        heldout_looks=looks,
+    )
+    measured = {a: {"f(C)": e.faithfulness and e.faithfulness.value, "f(U\\C)": e.knockout and e.knockout.value} for a, e in held.items()}
+    return context.finish(
+        state.with_(evaluation=evaluation, verdict=verdict, reasons=reasons, splits=splits, cut_short=judged.cut_short),
+        "validate",
+        measured,
+        f"verdict: {verdict}",
+        "; ".join(reasons) or "every condition holds on held-out pairs under both ablations",
+    )

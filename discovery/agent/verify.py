@@ -1,0 +1,125 @@
+"""`runs verify`: measure a record's evaluation again, from the record alone, and say whether its numbers hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from discovery.agent.run import reopen
+from discovery.engine import Meter, Progress
+from discovery.errors import StoreError
+from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit
+from discovery.evaluation.verdict import conditions_of, decide
+from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
+from discovery.methods.behaviour import check_task
+from discovery.sites import Node
+from discovery.store import Run, open_run
+
+TOLERANCE = 1e-4  # of f; other numbers relative to their size
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of it.
+
+    Attributes:
+        holds: every number again, and the same verdict. differences: each that is not. checked: how many numbers were compared.
+    """
+
+    run_id: str
+    holds: bool
+    differences: tuple[str, ...]
+    checked: int
+    forward_equivalents: float
+
+
+def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
+    """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
+
+    Raises:
+        StoreError: where the run has no record yet, or its model has changed.
+    """
+    run = open_run(runs_dir, run_id)
+    record = run.load_circuit()
+    if record.evaluation.heldout is None and record.verdict != "no_behaviour":
+        raise StoreError(f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger --budget.")
+    model, task = reopen(run)
+    meter = Meter(progress=progress)
+    again = _measure(run, record, model, task, meter)
+    before = _numbers({"verdict": record.verdict, **_comparable(record)})
+    now = _numbers(again)
+    differences = [f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in sorted(before | now) if not _same(before.get(name), now.get(name))]
+    return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
+
+
+def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter) -> dict[str, Any]:
+    configuration, universe = run.record.configuration, record.evaluation.universe
+    seed, metric = int(configuration["seed"]), record.task.metric
+    common: dict[str, Any] = {"metric": metric, "memory": configuration["memory"], "meter": meter}
+    benches = {
+        name: Bench.of(model, part, universe, seed, **common) for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
+    }
+    checks = {name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine) for name, bench in benches.items()}
+    splits: dict[str, Any] = {name: {"n": b.n, "metric_clean": b.metric_clean, "accuracy": b.accuracy, "top1": b.top1} for name, b in checks.items()}
+    if record.verdict == "no_behaviour":
+        gates = any(b.reasons for b in checks.values())
+        return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
+    circuit = frozenset(record.members)
+    ranking = [Node.parse(name) for name in _ranking(run)]
+    judged = judge_circuit(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
+    own: Evidence = {a: benches["discovery"].f(a).evidence(circuit) for a in EVIDENCE_ABLATIONS}
+    stability = (record.evaluation.tests.get("stability") or {}).get("mean_jaccard")
+    evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
+    conditions = conditions_of(evidence, stability)
+    verdict, _ = decide(
+        behaviour=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
+        stability=stability, cut_short=judged.cut_short,
+    )  # fmt: skip
+    for name, found in (("discovery", own), ("heldout", judged.evidence)):
+        splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
+    return {"verdict": verdict, **splits}
+
+
+def _ranking(run: Run) -> Sequence[str]:
+    ranking: Sequence[str] = ()
+    for event in run.events():
+        ranking = event.get("state", {}).get("ranking") or ranking
+    return ranking
+
+
+def _comparable(record: CircuitGraph) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name in ("discovery", "heldout"):
+        split = getattr(record.evaluation, name)
+        if split is None:
+            continue
+        facts = split.model_dump(mode="json")
+        kept = {key: facts[key] for key in ("n", "metric_clean", "accuracy", "top1")}
+        if record.verdict != "no_behaviour":
+            kept["ablations"] = {a: e for a, e in facts["ablations"].items() if e is not None}
+        out[name] = kept
+    return out
+
+
+def _numbers(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(facts, ""))
+
+
+def _leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, f"{at}[{number}]")
+    elif value is not None:
+        yield at, value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return bool(one == other)
