@@ -43,7 +43,7 @@ class Edit:
 
     def apply(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The activation with this change made."""
-        value = (self.value if self.index is None else self.value[self.index]).to(activation.dtype)
+        value = (self.value if self.index is None else self.value[self.index]).to(activation)  # its device and dtype
         if self.operation == "add":
             changed = activation + value
         elif self.operation == "scale":
@@ -67,7 +67,7 @@ def add(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | No
 
 def scale(site: Site, factor: float, where: Bool[Tensor, "..."] | None = None) -> Edit:
     """Multiply the site by a factor; 0 is zero ablation."""
-    return Edit(site, torch.tensor([factor]), where, "scale")
+    return Edit(site, torch.tensor(float(factor)), where, "scale")
 
 
 @dataclass(frozen=True)

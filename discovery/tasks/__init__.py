@@ -1,9 +1,9 @@
 """Tasks: a behaviour as clean/corrupted prompt pairs, their answers, and how they were made.
 
-    from discovery import load_model, load_task
-    model = load_model("bundled")
-    task = load_task("ioi", model, pairs=240, seed=0)     # or a task file, or a list of pairs
-    task.discovery, task.heldout                          # tasks too
+from discovery import load_model, load_task
+model = load_model("bundled")
+task = load_task("ioi", model, pairs=240, seed=0)     # or a task file, or a list of pairs
+task.discovery, task.heldout                          # tasks too
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from discovery.errors import TaskError
 from discovery.sites import MetricName
 from discovery.tasks.builtin import BUILTIN, generate
 from discovery.tasks.pairs import PromptPair, Tokenizer
-from discovery.tasks.read import Reader, pair_from_fields, read_file
+from discovery.tasks.read import Reader, pair_from_fields, read_file, warnings_of
 from discovery.tasks.split import split_pairs
 from discovery.tasks.task import Pair, Task
 
@@ -62,7 +62,10 @@ def load_task(
     elif isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise TaskError(f"{str(source)!r} is neither a built-in task nor a file.", f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.")
+            raise TaskError(
+                f"{str(source)!r} is neither a built-in task nor a file.",
+                f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.",
+            )
         name, written = path.stem, read_file(path)
     else:
         name = "inline"
@@ -73,6 +76,7 @@ def load_task(
     encoded, warnings = reader.encode_all(written)
     if pairs is not None and pairs < len(encoded):
         encoded = tuple(encoded[i] for i in sorted(random.Random(f"pairs-{seed}").sample(range(len(encoded)), pairs)))
+        warnings = tuple(warnings_of(encoded))
     splits, method = split_pairs(encoded, seed)
     if dropped := splits.count(None):
         warnings += (f"{dropped} pairs reverse an earlier pair and are in neither split.",)

@@ -55,7 +55,7 @@ class Reader:
             more = f" ({len(faults) - 1} more pairs have faults.)" if len(faults) > 1 else ""
             raise TaskError(faults[0].cause + more, faults[0].cure)
         found = tuple(pairs.values())
-        return found, tuple(_warnings(found))
+        return found, tuple(warnings_of(found))
 
     def _encode(self, item: PromptPair, at: str) -> Pair:
         clean, corrupted = self._prompt(item.clean, f"{at}, clean"), self._prompt(item.corrupted, f"{at}, corrupted")
@@ -85,7 +85,9 @@ class Reader:
 
     def _tokenizer(self, at: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise TaskError(f"{at}: the prompt is text, and this model has no tokenizer.", "Give prompts and answers as lists of token ids.")
+            raise TaskError(
+                f"{at}: the prompt is text, and this model has no tokenizer.", "Give prompts and answers as lists of token ids."
+            )
         return self.tokenizer
 
     def _known(self, token: int, at: str) -> int:
@@ -133,7 +135,7 @@ def read_file(path: Path) -> dict[str, PromptPair]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise TaskError(f"{path.name} is larger than 64 MiB.", "A few thousand pairs are enough: use --pairs or a smaller file.")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028 and its like
     except (OSError, UnicodeDecodeError) as fault:
         raise TaskError(f"The task file {str(path)!r} cannot be read as UTF-8 text ({type(fault).__name__}).", "Check its path.") from None
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -145,8 +147,9 @@ def read_file(path: Path) -> dict[str, PromptPair]:
 def _from_line(line: str, at: str) -> PromptPair:
     try:
         fields = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise TaskError(f"{at}: not JSON ({fault.msg}, column {fault.colno}).", "Write one JSON object on each line.") from None
+    except (ValueError, RecursionError) as fault:
+        why = f"{fault.msg}, column {fault.colno}" if isinstance(fault, json.JSONDecodeError) else "a number too long, or nested too deeply"
+        raise TaskError(f"{at}: not JSON ({why}).", "Write one JSON object on each line.") from None
     if not isinstance(fields, dict):
         raise TaskError(f"{at}: a {type(fields).__name__}, not an object.", 'Write {"clean": …, "corrupted": …, "answer": …, "wrong": …}.')
     return pair_from_fields(fields, at)
@@ -164,10 +167,11 @@ def pair_from_fields(fields: Mapping[str, Any], at: str) -> PromptPair:
     for name in FIELDS[:4]:
         if name not in fields:
             raise TaskError(f"{at}: the field {name!r} is missing.", "Each pair needs clean, corrupted, answer and wrong.")
-    template, labels = fields.get("template"), fields.get("labels") or {}
-    if template is not None and not isinstance(template, str):
+    template, labels = fields.get("template"), fields.get("labels")
+    labels = {} if labels is None else labels
+    if template is not None and not _is_text(template):
         raise TaskError(f"{at}: template is {template!r}.", "Name the template with a text.")
-    if not isinstance(labels, Mapping) or not all(isinstance(k, str) and _is_int(v) for k, v in labels.items()):
+    if not isinstance(labels, Mapping) or not all(_is_text(k) and _is_int(v) for k, v in labels.items()):
         raise TaskError(f"{at}: labels is {labels!r}.", 'Write labels as {"S2": 9, "end": -1}.')
     clean, corrupted = (_prompt_field(fields[name], f"{at}, {name}") for name in FIELDS[:2])
     answer, wrong = (_answer_field(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
@@ -178,18 +182,23 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_text(value: object) -> bool:
+    """Whether it is text that a tokenizer takes: JSON can write half a character, an escaped surrogate alone."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _prompt_field(value: Any, at: str) -> Prompt:
-    if isinstance(value, str):
-        return value
+    if _is_text(value):
+        return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple) and all(_is_int(member) for member in value):
         return tuple(value)
     raise TaskError(f"{at}: {value!r} is not a prompt.", "Give a text or a list of token ids.")
 
 
 def _answer_field(value: Any, at: str) -> Answer:
-    if isinstance(value, str) or _is_int(value):
+    if _is_text(value) or _is_int(value):
         return value  # type: ignore[no-any-return]
-    if isinstance(value, list | tuple) and all(isinstance(member, str) or _is_int(member) for member in value):
+    if isinstance(value, list | tuple) and all(_is_text(member) or _is_int(member) for member in value):
         return tuple(value)
     raise TaskError(f"{at}: {value!r} is not an answer.", "Give a text, a token id, or a list of these.")
 
@@ -205,10 +214,15 @@ def _duplicates(pairs: Mapping[str, Pair]) -> list[TaskError]:
     return faults
 
 
-def _warnings(pairs: Sequence[Pair]) -> Iterator[str]:
+def warnings_of(pairs: Sequence[Pair]) -> Iterator[str]:
+    """What the lint says of pairs that is no error."""
     differ = sum(pair.clean[-1] != pair.corrupted[-1] for pair in pairs)
     if differ:
-        yield f"{differ} of {len(pairs)} pairs end in different tokens on the two sides: the last position then carries the corruption itself."
-    answer, count = Counter(pair.answer for pair in pairs).most_common(1)[0]
+        yield (
+            f"{differ} of {len(pairs)} pairs end in different tokens on the two sides: "
+            "the last position then carries the corruption itself."
+        )
+    answer, count = Counter(tuple(sorted(pair.answer)) for pair in pairs).most_common(1)[0]  # a set is one answer
     if len(pairs) > 1 and count > 0.6 * len(pairs):
-        yield f"One answer (token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}) serves {count} of {len(pairs)} pairs: a constant guess looks right."
+        tokens = f"token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}"
+        yield f"One answer ({tokens}) serves {count} of {len(pairs)} pairs: a constant guess looks right."

@@ -44,17 +44,21 @@ def _whole_templates(groups: dict[str, list[int]], rng: random.Random) -> tuple[
     total = sum(len(members) for members in groups.values())
     names = sorted(groups)
     rng.shuffle(names)
-    held: set[int] = set()
     chosen: list[str] = []
     for name in names:
-        if len(held) >= LOW * total:
-            break
-        if len(held) + len(groups[name]) <= HIGH * total:
-            held.update(groups[name])
+        held = sum(len(groups[other]) for other in chosen)
+        if held < LOW * total and held + len(groups[name]) <= HIGH * total:
             chosen.append(name)
-    if len(held) < LOW * total:
+    if sum(len(groups[name]) for name in chosen) < LOW * total:  # the greedy choice got stuck: look at every sum
+        reached: dict[int, list[str]] = {0: []}
+        for name in names:
+            for size, members in list(reached.items()):
+                reached.setdefault(size + len(groups[name]), [*members, name])
+        chosen = next((members for size, members in reached.items() if LOW * total <= size <= HIGH * total), [])
+    if not chosen:
         return set(), "no choice of whole templates holds 40-60% of the pairs"
-    return held, f"whole templates held out: {', '.join(sorted(chosen))}"
+    held_pairs = {index for name in chosen for index in groups[name]}
+    return held_pairs, f"whole templates held out: {', '.join(sorted(chosen))}"
 
 
 def _halves(groups: dict[str, list[int]], rng: random.Random) -> set[int]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,34 @@ def random_pairs(
             labels["middle"] = length // 2
         made.append(Pair(tuple(clean), tuple(corrupted), tuple(answer), tuple(wrong), f"t{number % templates}", labels))
     return tuple(made)
+
+
+@dataclass
+class Words:
+    """A tokenizer: every word with the space before it is a token, and one of more than six letters is two; ids by first sight."""
+
+    bos: bool = False
+
+    def __post_init__(self) -> None:
+        self.pieces = {"<s>": 0}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids, after <s> where it has one."""
+        found = [piece for word in re.findall(r" ?[^ ]+| ", text) for piece in (word[:7], word[7:]) if piece]
+        return [0] * self.bos + [self.pieces.setdefault(piece, len(self.pieces)) for piece in found]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text."""
+        return "".join(list(self.pieces)[i] for i in ids)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What a task needs of a model."""
+
+    tokenizer: Words | None = field(default_factory=Words)
+    d_vocab: int = 1000
+    n_ctx: int = 20
 
 
 def as_task(pairs: Sequence[Pair], metric: MetricName = "logit_difference", name: str = "tiny") -> Task:

@@ -1,0 +1,92 @@
+"""Splits: whole templates where there are enough, halves otherwise, and no pair beside its reverse."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.tasks.split import split_pairs
+from discovery.tasks.task import Pair
+
+
+def pairs_of(*sizes: int) -> list[Pair]:
+    """Different pairs, so many of each template."""
+    return [
+        Pair((n, template), (n + 500, template), (1,), (2,), f"t{template}") for template, size in enumerate(sizes) for n in range(size)
+    ]
+
+
+def reverse(pair: Pair) -> Pair:
+    return Pair(pair.corrupted, pair.clean, pair.wrong, pair.answer, pair.template)
+
+
+def held_templates(pairs: list[Pair], names: tuple[str | None, ...]) -> set[str]:
+    return {pair.template for pair, name in zip(pairs, names, strict=True) if name == "heldout"}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 5))
+def test_held_out_is_whole_templates_of_40_to_60_percent_wherever_that_exists(sizes, seed):
+    pairs = pairs_of(*sizes)
+    names, method = split_pairs(pairs, seed)
+    held = names.count("heldout")
+    total = len(pairs)
+    possible = len(sizes) >= 3 and any(
+        2 * total <= 5 * sum(chosen) <= 3 * total for count in range(len(sizes)) for chosen in combinations(sizes, count)
+    )
+    assert method.startswith("whole templates held out" if possible else "50/50 within each template")
+    if possible:
+        assert 2 * total <= 5 * held <= 3 * total
+        seen = {pair.template for pair, name in zip(pairs, names, strict=True) if name == "discovery"}
+        assert not seen & held_templates(pairs, names)
+    else:
+        assert total // 2 - 1 <= held <= (total + 1) // 2
+        for template, size in enumerate(sizes):
+            here = [name for pair, name in zip(pairs, names, strict=True) if pair.template == f"t{template}"]
+            assert here.count("heldout") in (size // 2, (size + 1) // 2)
+
+
+def test_the_greedy_choice_that_gets_stuck_is_made_good():
+    """15 and 15 first leaves 30, and either 35 goes beyond 60: for some seeds only a second look finds 15 + 35."""
+    pairs = pairs_of(15, 15, 35, 35)
+    for seed in range(30):
+        names, method = split_pairs(pairs, seed)
+        assert method.startswith("whole templates"), seed
+        assert names.count("heldout") == 50
+
+
+def test_why_there_are_no_whole_templates_is_said():
+    assert "(1 template, and whole ones are held out from three on)" in split_pairs(pairs_of(4), 0)[1]
+    assert "(2 templates, and whole ones" in split_pairs(pairs_of(4, 4), 0)[1]
+    assert "no choice of whole templates holds 40-60% of the pairs" in split_pairs(pairs_of(1, 1, 8), 0)[1]
+
+
+@pytest.mark.parametrize("sizes", [(9, 9, 9, 9), (7, 8)])
+def test_the_seed_decides(sizes):
+    pairs = pairs_of(*sizes)
+    drawn = {split_pairs(pairs, seed)[0] for seed in range(8)}
+    assert len(drawn) > 1
+    assert split_pairs(pairs, 3) == split_pairs(pairs, 3)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_a_pair_and_its_reverse_are_one(sizes, seed, random):
+    pairs = pairs_of(*sizes)
+    mixed = [*pairs, *(reverse(pair) for pair in pairs if random.random() < 0.5)]
+    random.shuffle(mixed)
+    names, _ = split_pairs(mixed, seed)
+    sides = {name: {pair.key for pair, given in zip(mixed, names, strict=True) if given == name} for name in ("discovery", "heldout")}
+    assert not sides["discovery"] & sides["heldout"]
+    assert sum(name is not None for name in names) == len(pairs)
+    seen: set[object] = set()
+    for pair, name in zip(mixed, names, strict=True):
+        assert (name is None) == (pair.key in seen)
+        seen.add(pair.key)
+
+
+def test_a_single_pair_selects():
+    assert split_pairs(pairs_of(1), 0)[0] == ("discovery",)

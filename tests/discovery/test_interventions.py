@@ -1,0 +1,176 @@
+"""Edits by hand, and the reference of mean ablation against nested loops that read like its definition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.interventions import MIN_REFERENCE, Edit, MeanReference, add, plan_reference, replace_with, scale
+from discovery.sites import Site
+from discovery.tasks.task import Pair
+from tests.discovery.tiny import random_pairs
+
+SITE = Site("resid_pre", 0)
+ACTIVATION = torch.arange(12.0).reshape(2, 3, 2)  # [row pos d_model]
+HERE = torch.tensor([[True, False, False], [False, False, True]])
+
+
+def test_replace_add_and_scale_everywhere():
+    value = torch.full((2, 3, 2), 5.0)
+    torch.testing.assert_close(replace_with(SITE, value).apply(ACTIVATION), value)
+    torch.testing.assert_close(add(SITE, value).apply(ACTIVATION), ACTIVATION + 5)
+    torch.testing.assert_close(scale(SITE, 3).apply(ACTIVATION), ACTIVATION * 3)
+    torch.testing.assert_close(scale(SITE, 0).apply(ACTIVATION), torch.zeros(2, 3, 2))
+
+
+@pytest.mark.parametrize("make", [lambda where: replace_with(SITE, torch.full((2,), -1.0), where), lambda where: scale(SITE, -2, where)])
+def test_only_where_it_says(make):
+    changed = make(HERE).apply(ACTIVATION)
+    assert torch.equal(changed != ACTIVATION, HERE.unsqueeze(-1).expand_as(ACTIVATION) & (changed != ACTIVATION))
+    assert not torch.equal(changed[0, 0], ACTIVATION[0, 0])
+    assert not torch.equal(changed[1, 2], ACTIVATION[1, 2])
+
+
+def test_the_activation_itself_is_left_alone():
+    kept = ACTIVATION.clone()
+    add(SITE, torch.ones(2), HERE).apply(ACTIVATION)
+    assert torch.equal(ACTIVATION, kept)
+
+
+def test_heads_are_chosen_by_their_axis():
+    z = torch.zeros(2, 3, 4, 2)  # [row pos head d_head]
+    where = torch.zeros(2, 3, 4, dtype=torch.bool)
+    where[1, 2, 3] = True
+    changed = replace_with(Site("z", 0), torch.ones(2, 3, 4, 2), where).apply(z)
+    assert changed.sum() == 2
+    assert changed[1, 2, 3].tolist() == [1, 1]
+    everywhere = replace_with(Site("z", 0), torch.ones(1), torch.tensor([False, True, False, False]).reshape(1, 1, 4)).apply(z)
+    assert torch.equal(everywhere[:, :, 1], torch.ones(2, 3, 2))
+    assert everywhere.sum() == 12
+
+
+def test_an_index_gathers_each_rows_pair():
+    values = torch.stack([torch.full((3, 2), float(pair)) for pair in range(5)])
+    changed = Edit(SITE, values, index=torch.tensor([4, 2])).apply(ACTIVATION)
+    assert changed[0].unique().tolist() == [4]
+    assert changed[1].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_value_takes_the_activations_width(dtype):
+    narrow = ACTIVATION.to(dtype)
+    for edit in (replace_with(SITE, torch.ones(2)), add(SITE, torch.ones(2), HERE), scale(SITE, 2, HERE)):
+        assert edit.apply(narrow).dtype == dtype
+
+
+def values_of(pairs: tuple[Pair, ...], seed: int = 0) -> list[torch.Tensor]:
+    """A random activation [pos head d_head] for each pair."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(len(pair.clean), 2, 3, generator=rng, dtype=torch.float64) for pair in pairs]
+
+
+def padded(values: list[torch.Tensor]) -> torch.Tensor:
+    """[pair pos head d_head], right-padded with what must not be read."""
+    width = max(len(value) for value in values)
+    out = torch.full((len(values), width, 2, 3), 1e6, dtype=torch.float64)
+    for row, value in enumerate(values):
+        out[row, : len(value)] = value
+    return out
+
+
+def mean_by_definition(pairs: tuple[Pair, ...], values: list[torch.Tensor], pair: int, position: int) -> tuple[torch.Tensor, str, int]:
+    """INTERFACES, "Mean": the value, how it was aligned, and how many other values are behind it."""
+    mine, others = pairs[pair], [other for other in range(len(pairs)) if other != pair]
+
+    def name(which: int, at: int) -> str | None:
+        return min((label for label, place in pairs[which].labels.items() if place == at), default=None)
+
+    peers = [other for other in others if (pairs[other].template, len(pairs[other].clean)) == (mine.template, len(mine.clean))]
+    if len(peers) >= 8:
+        places, how = [(other, position) for other in peers], "position"
+    elif any(each.labels for each in pairs):
+        places = [(other, at) for other in others for at in range(len(pairs[other].clean)) if name(other, at) == name(pair, position)]
+        how = "label"
+    else:
+        places, how = [(other, at) for other in others for at in range(len(pairs[other].clean))], "all"
+    size = len(places)
+    if not places:  # nothing else carries this label, or there is one pair only: its own values
+        places = [(pair, at) for at in range(len(mine.clean)) if how == "all" or name(pair, at) == name(pair, position)]
+    return torch.stack([values[which][at] for which, at in places]).mean(0), how, size
+
+
+def check(pairs: tuple[Pair, ...], cuts: tuple[int, ...] = ()) -> str:
+    """Hold `MeanReference`, fed block by block, against the definition; return the alignment."""
+    values, plan = values_of(pairs), plan_reference(pairs)
+    bounds = [0, *cuts, len(pairs)]
+    blocks = [(first, padded(values[first:last])) for first, last in pairwise(bounds) if last > first]
+    mean = MeanReference(plan)
+    for first, block in blocks:
+        mean.add(first, block)
+    hows, sizes = set(), []
+    for first, block in blocks:
+        got = mean.values(first, block)
+        assert got.shape == block.shape
+        for row in range(len(block)):
+            for position in range(len(pairs[first + row].clean)):
+                expected, how, size = mean_by_definition(pairs, values, first + row, position)
+                torch.testing.assert_close(got[row, position], expected)
+                hows.add(how)
+                sizes.append(size)
+    assert plan.alignment == "+".join(sorted(hows))
+    assert plan.size == min(sizes)
+    return plan.alignment
+
+
+def test_nine_pairs_of_one_shape_are_averaged_by_position():
+    assert check(random_pairs([5] * (MIN_REFERENCE + 1))) == "position"
+
+
+def test_eight_are_not_enough():
+    assert check(random_pairs([5] * MIN_REFERENCE)) == "all"
+    assert check(random_pairs([5] * MIN_REFERENCE, labelled=True)) == "label"
+
+
+def test_another_template_or_length_is_no_peer():
+    assert check(random_pairs([5] * 16, templates=2)) == "all"
+    assert check(random_pairs([5] * 8 + [6] * 8)) == "all"
+    assert check(random_pairs([5] * 18, templates=2)) == "position"
+
+
+def test_some_templates_have_enough_and_others_have_not():
+    assert check(random_pairs([5] * 9 + [4, 6], labelled=True)) == "label+position"
+    assert check(random_pairs([5] * 9 + [4, 6])) == "all+position"
+
+
+def test_a_label_of_one_pair_alone_has_no_other_value():
+    pairs = random_pairs([5, 6], labelled=True)  # only the first has "middle"
+    assert check(pairs) == "label"
+    assert plan_reference(pairs).size == 0
+
+
+def test_a_single_pair_is_its_own_mean():
+    assert check(random_pairs([4])) == "all"
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(2, 4), min_size=1, max_size=24),
+    st.integers(1, 2),
+    st.booleans(),
+    st.lists(st.integers(1, 20), max_size=3),
+    st.integers(0, 99),
+)
+def test_any_lengths_templates_labels_and_blocks(lengths, templates, labelled, cuts, seed):
+    check(
+        random_pairs(lengths, seed, templates=templates, labelled=labelled, changed=1),
+        tuple(sorted({min(cut, len(lengths)) for cut in cuts})),
+    )
+
+
+def test_a_mean_before_its_values_is_a_bug():
+    with pytest.raises(RuntimeError, match="add every pair"):
+        MeanReference(plan_reference(random_pairs([3]))).values(0, torch.zeros(1, 3, 2, 3))
