@@ -19,9 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.
     """
-    from discovery import cli
+    from discovery.cli import main as command_line
 
-    return cli.main(sys.argv[1:] if argv is None else list(argv))
+    return command_line(sys.argv[1:] if argv is None else list(argv))
 
 
 if __name__ == "__main__":

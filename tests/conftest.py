@@ -19,8 +19,8 @@ TENSOR_HALF = [f"discovery.{name}" for name in ("metrics", "interventions", "bac
 SHARED = Path(os.environ.get("CIRCUIT_SCOUT_SHARED") or ROOT.parent / "shared")
 
 # Before torch, transformers or matplotlib is imported by anyone.
-for name in [name for name in os.environ if name.startswith("CIRCUIT_SCOUT_")]:
-    del os.environ[name]  # a developer's own settings
+for setting in [name for name in os.environ if name.startswith("CIRCUIT_SCOUT_") and name != "CIRCUIT_SCOUT_SHARED"]:
+    del os.environ[setting]  # a developer's own
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LIGHT = ["discovery", "discovery.errors", "discovery.sites", "discovery.graph", "discovery.store", "discovery.tasks"]
-LIGHT += ["mcp_server", "mcp_server.errors", "mcp_server.__main__"]
+LIGHT += ["discovery.cli", "mcp_server", "mcp_server.errors", "mcp_server.__main__"]
 HEAVY = ["torch", "transformers", "transformer_lens", "nnsight", "sae_lens", "matplotlib", "scipy", "pandas"]
 
 
