@@ -8,15 +8,15 @@ needs (d) is dropped. Every set is measured under both ablations and must do und
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.evaluation import Faithfulness, contexts, gaps_in, gaps_out, thresholds
+from discovery.evaluation import Faithfulness, Resampled, contexts, gaps_in, gaps_out, thresholds
 from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-Both = dict[EvidenceAblation, Faithfulness]
+Both = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, Resampled]
 Say = Callable[[dict[str, object], str, str], None]  # measured, concluded, why
 ROUNDS = 40
 
@@ -72,6 +72,19 @@ def curve(both: Both, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | 
     ]
     smallest = next((k for k, fit in enumerate(found) if k and holds(fit)), None)
     return points, smallest
+
+
+def smallest_size(both: Both, ranking: Sequence[Node]) -> int | None:
+    """The smallest size at which (a) and (b) hold, looking no further than it."""
+    for size in range(1, len(ranking) + 1):
+        if holds(fits(both, [frozenset(ranking[:size])], "faithfulness against size")[0]):
+            return size
+    return None
+
+
+def start_from(size: int | None, ranking: Sequence[Node]) -> NodeSet:
+    """The curve's set of that size; where no size holds, the whole universe."""
+    return frozenset(ranking if size is None else ranking[:size])
 
 
 def mend(both: Both, start: NodeSet, say: Say) -> NodeSet:

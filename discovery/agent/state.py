@@ -27,7 +27,7 @@ class State(Record):
         circuit: the candidate, and once frozen the circuit.
         labels: node -> how it acts (e.g. "redundant", "opposing").
         positions: node -> where it matters.
-        stability: mean Jaccard of condition (f), where measured.
+        stability: mean Jaccard of condition (f), where measured. inclusion: how often resamples chose each node.
         evaluation, verdict, reasons: once judged.
         cut_short: what the budget ended before.
         evidence: node -> ids of the results its numbers come from.
@@ -47,6 +47,7 @@ class State(Record):
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
     stability: float | None = None
+    inclusion: Mapping[str, float] = Field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery import metrics
 from discovery.backends.base import Backend, Batch, Prefix
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.rows import Rows, Window, cut
 from discovery.engine.work import Meter, full_work, row_work
 from discovery.errors import MemoryLimitError
+from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
 
 MOST_COLUMNS = 64  # beyond that, the whole vocabulary is as cheap
@@ -175,10 +175,10 @@ class Block:
         answer, wrong = self.prompts.answer[pair], self.prompts.wrong[pair]
         if columns is not None:  # the logits are those of the answers, then of the wrong answers
             place = torch.arange(columns.shape[1], device=pair.device).expand_as(columns)
-            place = place.masked_fill(columns == metrics.PAD, metrics.PAD)
+            place = place.masked_fill(columns == PAD, PAD)
             answer, wrong = place[:, : answer.shape[1]], place[:, answer.shape[1] :]
         clean = self.logits("clean")[pair] if self.metric == "kl_divergence" else None
-        return metrics.measure(self.metric, logits, answer, wrong, clean)
+        return measure(self.metric, logits, answer, wrong, clean)
 
     def _work(self, rows: Rows, window: Window) -> float:
         info = self.backend.info

@@ -2,7 +2,7 @@
 
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
 from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
-from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
 from discovery.evaluation.minimality import contexts, minimal, minimality
 
@@ -11,6 +11,7 @@ __all__ = [
     "Evaluated",
     "Evidence",
     "Faithfulness",
+    "Resampled",
     "choose_contexts",
     "circuit_key",
     "complete",

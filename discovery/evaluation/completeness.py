@@ -10,13 +10,13 @@ import random
 from collections.abc import Sequence
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.graph import Completeness
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 
-def gaps_in(f: Faithfulness, circuit: NodeSet, pairs: int | None = None) -> dict[Node, float]:
+def gaps_in(f: Faithfulness | Resampled, circuit: NodeSet, pairs: int | None = None) -> dict[Node, float]:
     """|f(C∖u) − f(U∖u)| for every u in C."""
     nodes = sorted(circuit)
     without = f([circuit - {u} for u in nodes] + [f.everything - {u} for u in nodes], "completeness", pairs)
@@ -24,7 +24,7 @@ def gaps_in(f: Faithfulness, circuit: NodeSet, pairs: int | None = None) -> dict
     return {u: abs(float(without[n] - without[half + n])) for n, u in enumerate(nodes)}
 
 
-def gaps_out(f: Faithfulness, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None) -> dict[Node, float]:
+def gaps_out(f: Faithfulness | Resampled, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None) -> dict[Node, float]:
     """|f(C∪v) − f(C)| for the v given."""
     values = f([circuit, *(circuit | {v} for v in outside)], "completeness", pairs)
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}

@@ -51,12 +51,6 @@ class Faithfulness:
         full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
         return (metric.mean(1) - empty) / (full - empty)
 
-    def resampled(self, sets: Sequence[NodeSet], weights: Float[Tensor, "pair"]) -> Float[Tensor, "set"]:
-        """f of each set with the pairs weighted as in one bootstrap resample."""
-        metric = self._pairs(sets)
-        full, empty = self.full @ weights, self.empty @ weights
-        return (metric @ weights - empty) / (full - empty)
-
     def difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
         """Each pair's share of f(one) − f(other): its mean is the difference."""
         first, second = self._pairs([one, other])
@@ -87,3 +81,22 @@ class Faithfulness:
 
     def _pairs(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
         return self.sets(sets, label, pairs).double().cpu()
+
+
+class Resampled:
+    """f with the pairs weighted as in one bootstrap resample; the sets are measured once for all resamples."""
+
+    def __init__(self, f: Faithfulness, weights: Float[Tensor, "pair"]) -> None:
+        self.whole, self.weights = f, weights
+        self.everything, self.defined = f.everything, f.defined
+        self._empty = f.empty @ weights
+        self._gap = f.full @ weights - self._empty
+
+    def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
+        """f of each set; `pairs` cannot be limited here."""
+        if pairs is not None:
+            raise ValueError("a resample uses all pairs")
+        if not sets:
+            return torch.empty(0, dtype=torch.float64)
+        metric = self.whole.sets(sets, label).double().cpu()
+        return (metric @ self.weights - self._empty) / self._gap

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import permutation_test
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.graph import Minimality
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -20,7 +20,7 @@ from discovery.sites import Node
 EPSILON = 1e-9  # a larger context must be better by more than rounding
 
 
-def contexts(f: Faithfulness, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
+def contexts(f: Faithfulness | Resampled, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
     """For each node of the circuit, the context in which taking it out changes f most, and by how much."""
     nodes = sorted(circuit)
     singles = [circuit - {a} for a in nodes]
@@ -47,13 +47,13 @@ def contexts(f: Faithfulness, circuit: NodeSet) -> dict[Node, tuple[NodeSet, flo
     return best
 
 
-def _first(f: Faithfulness, circuit: NodeSet, v: Node, nodes: Sequence[Node]) -> NodeSet | None:
+def _first(f: Faithfulness | Resampled, circuit: NodeSet, v: Node, nodes: Sequence[Node]) -> NodeSet | None:
     """The best context of one node, to which a second is added."""
     options = [frozenset({w}) for w in nodes if w != v]
     return _largest(f, circuit, v, options)[0] if options else None
 
 
-def _largest(f: Faithfulness, circuit: NodeSet, v: Node, options: Sequence[NodeSet]) -> tuple[NodeSet, float]:
+def _largest(f: Faithfulness | Resampled, circuit: NodeSet, v: Node, options: Sequence[NodeSet]) -> tuple[NodeSet, float]:
     values = f([s for k in options for s in (circuit - k, circuit - k - {v})], "minimality")
     drops = (values[0::2] - values[1::2]).abs().tolist()
     best = 0

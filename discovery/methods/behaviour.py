@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from scipy.stats import beta
 from torch import Tensor
 
-from discovery import metrics
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.methods.bootstrap import Interval, interval_of_mean, template_weights
 from discovery.methods.cost import Cost
+from discovery.metrics import is_right, is_top
 from discovery.sites import MetricName
 from discovery.tasks.task import Task
 
@@ -112,8 +112,8 @@ def _right(engine: Engine) -> tuple[Bool[Tensor, "pair"], Bool[Tensor, "pair"]]:
     right, top = [], []
     for _, block in engine.blocks():
         logits, prompts = block.logits("clean"), block.prompts
-        right.append(metrics.is_right(logits, prompts.answer, prompts.wrong))
-        top.append(metrics.is_top(logits, prompts.answer))
+        right.append(is_right(logits, prompts.answer, prompts.wrong))
+        top.append(is_top(logits, prompts.answer))
     return torch.cat(right), torch.cat(top)
 
 

@@ -11,6 +11,7 @@ from discovery.agent.stages.edges import edges
 from discovery.agent.stages.interpret import interpret
 from discovery.agent.stages.localise import components, localise
 from discovery.agent.stages.nodes import heads
+from discovery.agent.stages.stability import stability
 from discovery.agent.stages.validate import validate
 from discovery.agent.state import State
 
@@ -23,6 +24,7 @@ STAGES: dict[str, Stage] = {
     "heads": heads,
     "candidate": candidate,
     "mend": mending,
+    "stability": stability,
     "validate": validate,
     "edges": edges,
     "interpret": interpret,

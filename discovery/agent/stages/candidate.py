@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from discovery.agent.context import Context
-from discovery.agent.search import curve, fits, mend
+from discovery.agent.search import curve, fits, mend, start_from
 from discovery.agent.state import State
 from discovery.graph import CurvePoint
 
@@ -17,14 +17,15 @@ def candidate(state: State, context: Context) -> State:
             state, "candidate", {"undefined": undefined}, "no circuit", f"f is null under {', '.join(undefined)}: ablating everything does not lower the metric"
         )
     points, size = curve(both, state.ranked)
-    chosen = state.ranking[: len(state.ranking) if size is None else size]
+    start = start_from(size, state.ranked)
+    names = [str(node) for node in sorted(start)]
     why = "smallest size on the curve at which (a) and (b) hold as points under both ablations"
     if size is None:
         why = "no set on the curve is faithful and necessary under both ablations, so the search starts from the whole universe"
-    fit = fits(both, [frozenset(state.ranked[: len(chosen)])])[0]
+    fit = fits(both, [start])[0]
     measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
     return context.finish(
-        state.with_(circuit=tuple(sorted_names(chosen)), curve=tuple(points)), "candidate", measured, f"{len(chosen)} nodes: {', '.join(chosen)}", why
+        state.with_(circuit=tuple(names), curve=tuple(points)), "candidate", measured, f"{len(names)} nodes: {', '.join(names)}", why
     )
 
 
@@ -48,9 +49,3 @@ def mending(state: State, context: Context) -> State:
         state.with_(circuit=tuple(names), curve=(*state.curve, *points)), "mend", measured, f"{len(names)} nodes: {', '.join(names)}", "nothing more changes"
     )
 
-
-def sorted_names(names: tuple[str, ...]) -> list[str]:
-    """Node names in forward order."""
-    from discovery.sites import Node
-
-    return [str(node) for node in sorted(Node.parse(name) for name in names)]

@@ -1,0 +1,76 @@
+"""Stage 7: would other pairs have chosen the same nodes? (condition f)
+
+The whole selection, from ranking to mending, is repeated on bootstrap resamples of the discovery pairs. Every set is measured per
+pair and kept, so a resample costs new passes only where it looks at a set that has not been looked at; these may take 30% of
+the run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from discovery.agent.context import Context
+from discovery.agent.search import mend, smallest_size, start_from
+from discovery.agent.state import State
+from discovery.errors import BudgetError
+from discovery.evaluation import Resampled, ranked, thresholds
+from discovery.methods.ablation import NodeSet
+from discovery.methods.bootstrap import template_weights
+from discovery.methods.nodes import NodeEffects
+from discovery.sites import Direction, Node
+
+SHARE = 0.3  # of the run's cost
+
+
+def stability(state: State, context: Context) -> State:
+    """Mean Jaccard of the resamples' circuits with this one, and how often each node was chosen."""
+    if not state.circuit:
+        return context.finish(state, "stability", {}, "nothing to repeat", "there is no circuit")
+    bench = context.bench("discovery")
+    weights = template_weights(bench.engine.task, thresholds.RESAMPLES, context.seed + 1)
+    limit, before = context.meter.limit, context.meter.spent
+    allowed = before + before * SHARE / (1 - SHARE)
+    context.meter.limit = allowed if limit is None else min(limit, allowed)
+    found: list[NodeSet] = []
+    try:
+        for draw in weights:
+            found.append(_select(context, draw))
+    except BudgetError as spent:
+        why = f"{len(found)} of {len(weights)} resamples fitted into {SHARE:.0%} of the run's cost: {spent.cause}"
+        return context.finish(state, "stability", {"resamples": len(found)}, "not measured", why)
+    finally:
+        context.meter.limit = limit
+    own = state.nodes
+    jaccard = [len(own & made) / len(own | made) for made in found]
+    frequency = {str(node): sum(node in made for made in found) / len(found) for node in sorted(frozenset().union(own, *found))}
+    mean = sum(jaccard) / len(jaccard)
+    measured = {"jaccard": jaccard, "inclusion": frequency, "forward_equivalents": context.meter.spent - before}
+    why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
+    return context.finish(state.with_(stability=mean, inclusion=frequency), "stability", measured, f"mean Jaccard {mean:.2f}", why)
+
+
+def _select(context: Context, draw: Tensor) -> NodeSet:
+    """The selection on one resample."""
+    both = {ablation: Resampled(f, draw) for ablation, f in context.bench("discovery").both.items()}
+    engine = context.bench("discovery").engine
+    gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
+    effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
+    ranking = ranked(*effects)
+    return mend(both, start_from(smallest_size(both, ranking), ranking), _silent)
+
+
+def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:
+    """Single-node effects, from the stored per-pair measurements."""
+    name = f"nodes-{direction}"
+    per_pair = torch.from_numpy(context.run.load_arrays(name)["per_pair"]).double()
+    nodes = tuple(Node.parse(node) for node in context.run.array_metadata(name)["nodes"].split(","))
+    engine = context.bench("discovery").engine
+    base = engine.baseline("clean" if direction == "noising" else "corrupted").double().cpu() @ draw
+    patched = per_pair.T @ draw
+    values = (base - patched if direction == "noising" else patched - base) / gap
+    return NodeEffects(direction, nodes, per_pair, values)
+
+
+def _silent(measured: dict[str, object], concluded: str, why: str) -> None:
+    """Resamples keep no journal."""

@@ -1,0 +1,49 @@
+"""The agent on models whose circuit is known: it finds exactly the truth, and nothing in an untrained twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from discovery import discover, load_model, load_task
+from tests.handbuilt.models import CASES, build
+from tests.handbuilt.truth import known
+
+PAIRS = 160
+TWINS = range(10)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
+    model = load_model(build(name).save(tmp_path / "model"))
+    run = discover(model, load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+    found = {str(node) for node in run.circuit.members}
+    assert found == set(known(name, "resample").nodes) == set(known(name, "mean").nodes)
+    conditions = run.circuit.evaluation.conditions
+    for condition in "abcde":
+        assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, condition
+    assert run.circuit.verdict in ("verified", "partial")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
+    verdicts = []
+    for seed in TWINS:
+        folder = build(name).random_twin(seed).save(tmp_path / f"twin{seed}")
+        model = load_model(folder)
+        run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+        verdicts.append(run.circuit.verdict)
+        assert run.circuit.size == 0 or run.circuit.verdict not in ("verified", "partial")
+    assert verdicts.count("no_behaviour") >= 9, verdicts
+
+
+def test_one_untrained_twin_gives_a_record_without_nodes(tmp_path: Path) -> None:
+    folder = build("induction").random_twin(0).save(tmp_path / "twin")
+    model = load_model(folder)
+    run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+    assert run.circuit.verdict == "no_behaviour"
+    assert run.circuit.size == 0
+    assert run.circuit.reasons
+    assert (run.path / "report.html").exists()

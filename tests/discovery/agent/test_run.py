@@ -1,0 +1,133 @@
+"""A run can be stopped anywhere, resumed, repeated, verified, and ends early with what its budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery import discover, load_model, load_task
+from discovery.agent import Discovered, resume, verify
+from discovery.agent.stages import STAGES
+from discovery.backends.base import Backend
+from discovery.errors import Interrupted, MeasurementError, StoreError
+from discovery.store import open_run
+from discovery.tasks import Task
+from tests.handbuilt.models import build
+
+PAIRS = 120
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
+    folder = build("induction").save(tmp_path_factory.mktemp("model"))
+    model = load_model(folder)
+    return model, load_task(folder / "task.jsonl", model, pairs=PAIRS)
+
+
+@pytest.fixture(scope="module")
+def whole(opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory) -> Discovered:
+    return discover(*opened, runs_dir=tmp_path_factory.mktemp("runs"))
+
+
+def stop_after(stage: str) -> Any:
+    def on_event(event: Mapping[str, Any]) -> None:
+        if event["stage"] == stage and event["kind"] == "stage":
+            raise Interrupted("stopped by the test")
+
+    return on_event
+
+
+@pytest.mark.parametrize("stage", [*STAGES][:-1])
+def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
+    stage: str, opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        discover(*opened, runs_dir=tmp_path, on_event=stop_after(stage))
+    assert stopped.value.run_id is not None
+    assert open_run(tmp_path, stopped.value.run_id).record.status == "interrupted"
+    again = resume(stopped.value.run_id, runs_dir=tmp_path)
+    assert again.circuit.same_content(whole.circuit)
+    assert open_run(tmp_path, again.run_id).record.status == "completed"
+
+
+def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+    ticks = 0
+
+    def progress(done: float, total: float, what: str) -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        discover(*opened, runs_dir=tmp_path, progress=progress)
+    assert stopped.value.run_id is not None
+    assert resume(stopped.value.run_id, runs_dir=tmp_path).circuit.same_content(whole.circuit)
+
+
+def test_the_same_seed_gives_the_same_record(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+    assert discover(*opened, runs_dir=tmp_path).circuit.same_content(whole.circuit)
+
+
+def test_a_finished_run_is_returned_as_it_is(whole: Discovered) -> None:
+    assert resume(whole.run_id, runs_dir=whole.path.parent).circuit == whole.circuit
+
+
+def test_verify_measures_the_record_again(whole: Discovered) -> None:
+    again = verify(whole.run_id, runs_dir=whole.path.parent)
+    assert again.holds
+    assert again.checked > 50
+    assert open_run(whole.path.parent, whole.run_id).load_circuit().evaluation.heldout_looks == 1
+
+
+def test_verify_names_a_number_that_was_changed(whole: Discovered) -> None:
+    path = whole.path / "circuit.json"
+    honest = path.read_text()
+    value = whole.circuit.evaluation.heldout.ablations.resample.faithfulness.value  # type: ignore[union-attr]  # a whole record
+    try:
+        path.write_text(honest.replace(repr(value), repr(value + 0.05)))
+        assert path.read_text() != honest
+        tampered = verify(whole.run_id, runs_dir=whole.path.parent)
+        assert not tampered.holds
+        assert any("faithfulness" in difference for difference in tampered.differences)
+    finally:
+        path.write_text(honest)
+
+
+def test_a_budget_that_ends_early_is_inconclusive_and_says_where(opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    run = discover(*opened, runs_dir=tmp_path, budget=1500.0)
+    assert run.circuit.verdict == "inconclusive"
+    assert any("budget ended" in reason for reason in run.circuit.reasons)
+    assert run.circuit.cost.forward_equivalents is not None
+    assert run.circuit.cost.forward_equivalents <= 1500.0
+
+
+def test_a_run_writes_everything_it_says(whole: Discovered) -> None:
+    names = {path.name for path in whole.path.iterdir()}
+    assert {"run.json", "task.jsonl", "events.jsonl", "circuit.json", "arrays", "figures", "report.html"} <= names
+    events = open_run(whole.path.parent, whole.run_id).events()
+    assert [event["stage"] for event in events if event["kind"] == "stage"] == [*STAGES]
+    assert all(event["concluded"] and event["why"] for event in events)
+    arrays = set(open_run(whole.path.parent, whole.run_id).array_ids())
+    cited = {result for part in (*whole.circuit.nodes, *whole.circuit.edges) for result in part.evidence}
+    assert cited <= arrays
+
+
+def test_a_run_refuses_other_weights(whole: Discovered, opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    folder = build("or_mlp").save(tmp_path / "other")
+    other = load_model(folder)
+    with pytest.raises(Interrupted) as stopped:
+        discover(other, load_task(folder / "task.jsonl", other, pairs=PAIRS), runs_dir=tmp_path / "runs", on_event=stop_after("check"))
+    build("or_mlp").random_twin(1).save(folder)
+    with pytest.raises(StoreError, match="other weights"):
+        resume(str(stopped.value.run_id), runs_dir=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("bad", [{"budget": 0.0}, {"metric": "accuracy"}, {"universe": "mlps"}])
+def test_bad_arguments_are_refused_before_anything_is_written(bad: dict[str, Any], opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError):
+        discover(*opened, runs_dir=tmp_path, **bad)
+    assert not list(tmp_path.iterdir())
