@@ -1,0 +1,23 @@
+"""The commands that go on from here, ready to be pasted: they name the runs directory where it is not the usual one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def resume_command(run_id: str, runs_dir: Path | None) -> str:
+    """Goes on with an interrupted run."""
+    return f"circuit-scout discover --resume {run_id}{_elsewhere(runs_dir)}"
+
+
+def runs_command(verb: str, run_id: str, runs_dir: Path | None, *more: str) -> str:
+    """Does something with a run that is kept."""
+    return " ".join(["circuit-scout", "runs", verb, run_id, *more]) + _elsewhere(runs_dir)
+
+
+def _elsewhere(runs_dir: Path | None) -> str:
+    from discovery.store import default_runs_dir
+
+    usual = runs_dir is None or runs_dir.absolute() == default_runs_dir().absolute()
+    return "" if usual else f" --runs-dir {shlex.quote(str(runs_dir))}"

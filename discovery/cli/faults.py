@@ -1,0 +1,83 @@
+"""How a command ends: its exit status, and what is said when it did not complete.
+
+0 completed, or the reader of standard output went away; 2 something that the caller can mend, told as one line
+of cause and one of cure; 130 interrupted, with the command that goes on; 1 a bug, whose traceback is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import secrets
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from discovery.cli.again import resume_command
+from discovery.cli.arguments import RUNS_DIR
+from discovery.cli.console import Console, warn
+from discovery.errors import DiscoveryError, Interrupted
+
+COMPLETED, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def answered(args: argparse.Namespace, console: Console) -> int:
+    """Do what was asked for.
+
+    Args:
+        args: `run` does it, given `args` and `console`.
+        console: where it speaks.
+
+    Returns:
+        the exit status.
+    """
+    try:
+        args.run(args, console)
+    except BrokenPipeError:
+        return COMPLETED
+    except DiscoveryError as fault:
+        console.progress.clear()
+        return told(fault)
+    except (KeyboardInterrupt, Interrupted) as event:
+        console.complain(_interrupted(args, event))
+        return INTERRUPTED
+    except Exception as fault:  # noqa: BLE001  # a bug: the one place where it is told instead of shown
+        console.complain(_bug(args, fault, verbose=console.verbose))
+        return BUG
+    return COMPLETED
+
+
+def told(fault: DiscoveryError) -> int:
+    """Say what the caller can mend; returns the exit status."""
+    warn(f"error: {fault.cause}\nfix: {fault.cure}")
+    return BAD_INPUT
+
+
+def _interrupted(args: argparse.Namespace, event: BaseException) -> str:
+    run_id = getattr(event, "run_id", None)
+    if run_id is None:
+        return "Interrupted."
+    return f"Interrupted. What was finished is kept; go on with:\n  {resume_command(run_id, RUNS_DIR.given(args))}"
+
+
+def _bug(args: argparse.Namespace, fault: Exception, *, verbose: bool) -> str:
+    trace = "".join(traceback.format_exception(fault))
+    short = f"This is a bug in Circuit Scout: {type(fault).__name__}: {str(fault).strip().partition(chr(10))[0][:200]}"
+    if verbose:
+        return f"{trace}{short}"
+    try:
+        return f"{short}\nThe traceback is in {_log(args, trace)}; please report it with the command that you gave."
+    except DiscoveryError:  # nowhere to write
+        return f"{trace}{short}"
+
+
+def _log(args: argparse.Namespace, trace: str) -> Path:
+    """Write a traceback into the runs directory, beside the runs."""
+    from discovery.store import default_runs_dir
+    from discovery.store.files import write_bytes
+
+    moment = datetime.now(UTC)
+    path = (RUNS_DIR.value(args) or default_runs_dir()) / f"bug-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.log"
+    heading = f"{args.command}\n{moment:%Y-%m-%dT%H:%M:%SZ}, Python {platform.python_version()} on {platform.platform()}\n\n"
+    write_bytes(path, (heading + trace).encode("utf-8", "backslashreplace"))
+    return path

@@ -1,0 +1,109 @@
+"""`circuit-scout models`: the models that are at hand, and what one of them is.
+
+A model directory is one that holds `config.json` (Hugging Face) or `tl_config.json` (TransformerLens native); those
+in the models directory are found up to three folders down. `model` is what `--model` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.resources
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
+from discovery.cli.columns import columns
+from discovery.cli.console import Console
+from discovery.cli.subject import loading, open_model
+
+_DEEP = 3
+_FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
+
+
+def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the noun and its verbs to the grammar."""
+    noun = commands.add_parser("models", parents=parents, help="models at hand, and what one is")
+    noun.add_argument("--json", action="store_true", help="print one JSON document")
+    MODELS_DIR.add(noun)
+    noun.set_defaults(run=listed, parser=noun)
+    verbs = noun.add_subparsers(title="verbs", metavar="VERB")
+    for name, act, text in (
+        ("list", listed, "the bundled model and those in the models directory"),
+        ("info", info, "load a model and say what it is"),
+    ):
+        verb = verbs.add_parser(name, parents=parents, help=text)
+        verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        MODELS_DIR.add(verb, default=argparse.SUPPRESS)
+        verb.set_defaults(run=act, parser=verb)
+        if name == "info":
+            verb.add_argument("model", metavar="M", help=MODEL.help)
+            for setting in (BACKEND, DEVICE, DTYPE):
+                setting.add(verb)
+
+
+def listed(args: argparse.Namespace, console: Console) -> None:
+    """The bundled model, and every model directory under the models directory."""
+    from discovery.graph.strict_json import dumps
+
+    place: Path | None = MODELS_DIR.value(args)
+    if place is not None and not place.is_dir():
+        raise UsageError(
+            f"The models directory {str(place)!r} is not a directory.", f"Give one with --models-dir or {MODELS_DIR.variable}."
+        )
+    bundled = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
+    found = [{**_facts(bundled), "model": MODEL.default}, *(_facts(directory) for directory in _directories(place))]
+    if args.json:
+        console.write(dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n")
+        return
+    console.say(columns([(row["model"], row["format"] or "not installed", _size(row["bytes"])) for row in found]))
+    if place is None:
+        console.note(f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here.")
+
+
+def info(args: argparse.Namespace, console: Console) -> None:
+    """What a loaded model is."""
+    model = open_model(loading(args), console)
+    from discovery.graph.strict_json import dumps
+
+    facts = {**dataclasses.asdict(model.info), "n_nodes": len(model.info.nodes()), "tokenizer": model.tokenizer is not None}
+    if args.json:
+        console.write(dumps(facts, indent=2) + "\n")
+    else:
+        console.say(columns([(name, _word(value)) for name, value in facts.items()]))
+
+
+def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:
+    """The model directories in `place` and below, by name."""
+    if place is None:
+        return
+    if _format(place):
+        yield place
+        return
+    for entry in sorted(place.iterdir()) if deep else ():
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _directories(entry, deep - 1)
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
+    return {"model": str(directory), "format": _format(directory), "bytes": size or None}
+
+
+def _format(directory: Path) -> str | None:
+    return next((kind for file, kind in _FORMATS.items() if (directory / file).is_file()), None)
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, tuple):
+        return "; ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,66 @@
+"""How far the work is, on one line: redrawn on a terminal; elsewhere a line now and then, so that a log stays short.
+
+The unit is the forward-pass equivalent, in which budgets are given too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import suppress
+from typing import TextIO
+
+_PAUSE = 0.1  # seconds between two drawings
+_NEWS, _LIFE = 5.0, 60.0  # seconds between two lines of a log: about new work, about the same
+
+
+class ProgressLine:
+    """A `discovery.engine.Progress`: called with what is done, what is to do, and what it is.
+
+    Args:
+        stream: standard error.
+        quiet: say nothing.
+    """
+
+    def __init__(self, stream: TextIO | None, *, quiet: bool = False) -> None:
+        self._stream = None if quiet else stream
+        self._live = stream is not None and not quiet and stream.isatty()
+        self._what = ""
+        self._drawn = time.monotonic()
+        self._shown = False
+
+    def __call__(self, done: float, total: float, what: str) -> None:
+        new, waited = what != self._what, time.monotonic() - self._drawn
+        if self._live:
+            due = new or waited >= _PAUSE
+        else:
+            due = waited >= (_NEWS if new else _LIFE)
+        if due:
+            self._what = what
+            self._drawn = time.monotonic()
+            self._show(_line(done, total, what))
+
+    def clear(self) -> None:
+        """Make room for a message."""
+        if self._shown:
+            self._shown = False
+            self._write("\r\x1b[K")
+
+    def _show(self, line: str) -> None:
+        if self._live:
+            self._shown = True
+            self._write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            self._write(f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):  # nobody listens: the work goes on
+                self._stream.write(text)
+                self._stream.flush()
+
+
+def _line(done: float, total: float, what: str) -> str:
+    if total < 1:  # nothing was estimated
+        return f"      {what}"
+    return f"{min(done / total, 1):4.0%}  {what}: {done:,.0f} of about {total:,.0f} forward-pass equivalents"

@@ -1,0 +1,109 @@
+"""`circuit-scout runs`: the runs that are kept: list, show, measure again, export."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from discovery.cli.again import resume_command
+from discovery.cli.arguments import RUNS_DIR, Commands, UsageError, flag, one_of
+from discovery.cli.columns import columns
+from discovery.cli.console import Console
+
+if TYPE_CHECKING:
+    from discovery.store import Run
+
+FORMATS = ("json", "graphml", "dot", "mermaid")
+_VERIFY = "Measure a run's circuit again and compare. The exit status is 0 whether it holds or not: `holds` in the JSON says which."
+
+
+def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the noun and its verbs to the grammar."""
+    noun = commands.add_parser("runs", parents=parents, help="kept runs: list, show, verify, export")
+    _shared(noun)
+    noun.set_defaults(run=listed, parser=noun)
+    verbs = noun.add_subparsers(title="verbs", metavar="VERB")
+    kinds = {
+        "list": (listed, "every run, the newest first"),
+        "show": (show, "what a run found"),
+        "verify": (verify, "measure a circuit again"),
+    }
+    for name, (act, text) in {**kinds, "export": (export, "the circuit in another format")}.items():
+        verb = verbs.add_parser(name, parents=parents, help=text, description=_VERIFY if name == "verify" else None)
+        _shared(verb, default=argparse.SUPPRESS)
+        verb.set_defaults(run=act, parser=verb)
+        if name != "list":
+            verb.add_argument("id", metavar="ID", help="of a run, as `circuit-scout runs list` shows it")
+        if name == "export":
+            flag(verb, "--format", "|".join(FORMATS), partial(one_of, FORMATS), "default json; json and graphml can be read back")
+
+
+def _shared(parser: argparse.ArgumentParser, **more: Any) -> None:
+    RUNS_DIR.add(parser, **more)
+    parser.add_argument("--json", action="store_true", help="print one JSON document", **more)
+
+
+def listed(args: argparse.Namespace, console: Console) -> None:
+    """Every run."""
+    from discovery.graph.strict_json import dumps
+    from discovery.store import default_runs_dir, list_runs
+
+    place = RUNS_DIR.value(args) or default_runs_dir()
+    found = list_runs(place)
+    if args.json:
+        console.write(dumps({"runs_dir": str(place), "runs": [dataclasses.asdict(run) for run in found]}, indent=2) + "\n")
+    elif not found:
+        console.note(f"There are no runs in {place}; `circuit-scout discover` makes one.")
+    else:
+        rows = [(run.id, run.status, run.verdict or "", run.task or "", run.model or "", run.problem or "") for run in found]
+        console.say(columns([("run", "status", "verdict", "task", "model", ""), *rows], indent=0))
+
+
+def show(args: argparse.Namespace, console: Console) -> None:
+    """One run: what it found, or how far it is."""
+    from discovery.cli.summary import describe
+    from discovery.graph.strict_json import dumps
+    from discovery.store import open_run
+
+    run = open_run(RUNS_DIR.value(args), args.id)
+    circuit = run.load_circuit() if (run.path / "circuit.json").exists() else None
+    if args.json:
+        record = run.record.model_dump(mode="json", by_alias=True)
+        found = circuit.to_node_link() if circuit else None
+        console.write(dumps({**record, "status": run.status, "path": str(run.path), "circuit": found}, indent=2) + "\n")
+    else:
+        console.say(describe(circuit, run.path) if circuit and run.status == "completed" else _unfinished(run))
+
+
+def _unfinished(run: Run) -> str:
+    record, status = run.record, run.status
+    lines = [f"{run.id}: {status}, begun {record.created}, last written {record.updated}"]
+    if record.problem:
+        lines.append(f"  {record.problem}")
+    lines += [f"  {event.get('stage')}: {event.get('concluded', '')}" for event in run.events() if "stage" in event]
+    return "\n".join([*lines, *([] if status == "running" else ["go on with:", f"  {resume_command(run.id, run.path.parent)}"])])
+
+
+def verify(args: argparse.Namespace, console: Console) -> None:
+    """Measure a run's circuit again."""
+    from discovery.agent import verify as measure_again
+    from discovery.graph.strict_json import dumps
+
+    found = measure_again(args.id, runs_dir=RUNS_DIR.value(args), progress=console.progress)
+    if args.json:
+        console.write(dumps(dataclasses.asdict(found), indent=2) + "\n")
+        return
+    verdict = "holds: measured again, the record is the same" if found.holds else "does not hold: measured again, the record differs"
+    heading = f"{found.run_id} {verdict} ({found.checked} numbers, {found.forward_equivalents:,.0f} forward-pass equivalents)."
+    console.say("\n".join([heading, *(f"  - {difference}" for difference in found.differences)]))
+
+
+def export(args: argparse.Namespace, console: Console) -> None:
+    """A run's circuit as text."""
+    from discovery.store import open_run
+
+    if args.json and args.format not in (None, "json"):
+        raise UsageError(f"--json was given with --format {args.format}.", "Give one of them.")
+    console.write(open_run(RUNS_DIR.value(args), args.id).load_circuit().export(args.format or "json"))

@@ -1,0 +1,76 @@
+"""What a command is about: the model and the task that its flags name.
+
+A directory or file is made absolute before it is opened, so that a run which is resumed from elsewhere finds the
+same model and task, under the same name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from discovery.cli.arguments import LOADING, MEMORY, MODEL, flag, one_of, whereabouts, whole
+from discovery.cli.console import Console
+from discovery.sites import METRIC_NAMES
+
+if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.tasks import Task
+
+TASK = "ioi"
+
+
+def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose a model, the pairs of a task, and how it is measured."""
+    for setting in LOADING:
+        setting.add(parser)
+    flag(parser, "--pairs", "N", partial(whole, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
+    flag(parser, "--seed", "S", partial(whole, 0), "draws the pairs, the split and every resample (default 0)")
+    flag(parser, "--metric", "NAME", partial(one_of, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
+    MEMORY.add(parser)
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """How to open the model and the task again: model, backend, device, dtype, task, pairs."""
+    asked = {setting.name: setting.value(args) for setting in LOADING}
+    return {
+        **asked,
+        "model": _model(asked["model"]),
+        "task": _task(getattr(args, "task", None) or TASK),
+        "pairs": getattr(args, "pairs", None),
+    }
+
+
+def open_model(load: Mapping[str, Any], console: Console) -> Backend:
+    """The model that `loading` names."""
+    from discovery.backends.load import load_model
+
+    console.note(f"Loading the model {load['model']} …")
+    model = load_model(load["model"], backend=load["backend"], device=load["device"], dtype=load["dtype"])
+    for warning in model.info.warnings:
+        console.note(f"warning: {warning}")
+    return model
+
+
+def open_task(load: Mapping[str, Any], model: Backend, seed: int, console: Console) -> Task:
+    """The task that `loading` names, read for a model."""
+    from discovery.tasks import load_task
+
+    task = load_task(load["task"], model, pairs=load["pairs"], seed=seed)
+    for warning in task.warnings:
+        console.note(f"warning: {warning}")
+    return task
+
+
+def _model(name: str) -> str:
+    directory = whereabouts(name)
+    return str(directory) if name != MODEL.default and directory.is_dir() else name
+
+
+def _task(name: str) -> str:
+    from discovery.tasks import BUILTIN
+
+    path = whereabouts(name)
+    return str(path) if name not in BUILTIN and path.is_file() else name

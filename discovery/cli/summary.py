@@ -1,0 +1,123 @@
+"""What a run found, for a person at a terminal: the verdict and why, the nodes, the evidence, the cost, what to do next.
+
+The words and number formats are the report's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from discovery.cli.again import runs_command
+from discovery.cli.columns import columns
+from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, SplitEvaluation
+from discovery.report import words
+from discovery.sites import Node
+
+_EDGES, _SLIGHT = 12, 0.01  # so many edges are shown, and none below this effect; the rest is counted
+
+
+def describe(circuit: CircuitGraph, folder: Path | None = None) -> str:
+    """A record as text.
+
+    Args:
+        circuit: the record.
+        folder: its run's.
+    """
+    parts = (_verdict(circuit), _nodes(circuit), _edges(circuit), _evidence(circuit), _cost(circuit), _next(circuit, folder))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _verdict(circuit: CircuitGraph) -> str:
+    task, model, meaning = circuit.task, circuit.model, words.VERDICTS[circuit.verdict]
+    lines = [f"{task.name or 'A task'} in {model.name or 'a model'}: {circuit.verdict or 'not evaluated'}", f"  {meaning.sense}"]
+    lines += [f"  - {reason}" for reason in circuit.reasons]
+    return "\n".join(lines)
+
+
+def _nodes(circuit: CircuitGraph) -> str:
+    members = [node for node in circuit.nodes if node.layer is not None]
+    if not members:
+        return ""
+    effects = [node.effect for node in members]
+    cells = [
+        (
+            node.label,
+            words.effect(effect.denoising if effect else None),
+            words.effect(effect.noising if effect else None),
+            node.role or "",
+            ", ".join(map(str, node.positions or ())),
+        )
+        for node, effect in zip(members, effects, strict=True)
+    ]
+    size = f"The circuit has {circuit.size} {'nodes' if circuit.size > 1 else 'node'}; effects are shares of m(clean) − m(corrupted):"
+    return f"{size}\n{columns([('node', 'denoising', 'noising', 'role', 'at'), *cells])}"
+
+
+def _edges(circuit: CircuitGraph) -> str:
+    measured = [(abs(edge.effect.mean), edge) for edge in circuit.edges if edge.effect and edge.effect.mean is not None]
+    if not measured:
+        return ""
+    ranked = sorted(measured, key=lambda pair: -pair[0])
+    strongest = [edge for size, edge in ranked[:_EDGES] if size >= _SLIGHT]
+    rows = [
+        (f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}", words.effect(edge.effect), " ".join(edge.inputs))
+        for edge in strongest
+    ]
+    rest = len(measured) - len(strongest)
+    more = [f"  and {rest} {'that are weaker' if rows else f'below {_SLIGHT}'}"] if rest else []
+    return "\n".join(["Edges, the strongest first:", *([columns(rows)] if rows else []), *more])
+
+
+def _evidence(circuit: CircuitGraph) -> str:
+    evaluation = circuit.evaluation
+    split, name = (evaluation.heldout, "held-out") if evaluation.heldout else (evaluation.discovery, "discovery")
+    if split is None:
+        return ""
+    behaviour = (
+        f"On {split.n} {name} pairs: accuracy {words.share(split.accuracy)}, "
+        f"metric {words.number(split.metric_clean)} clean and {words.number(split.metric_corrupted)} corrupted."
+    )
+    return "\n".join([behaviour, *_scores(split), *_conditions(circuit)])
+
+
+def _scores(split: SplitEvaluation) -> Iterable[str]:
+    found = [(name, split.ablations.under(name)) for name in EVIDENCE_ABLATIONS]
+    rows = [(name, words.score(part.faithfulness), words.score(part.knockout)) for name, part in found if part]
+    if rows:
+        yield columns([("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated"), *rows])
+
+
+def _conditions(circuit: CircuitGraph) -> Iterable[str]:
+    outcomes = {name: circuit.evaluation.conditions.of(name) for name in CONDITIONS}
+    if any(outcome.under(ablation) != "not_run" for outcome in outcomes.values() for ablation in EVIDENCE_ABLATIONS):
+        told = (
+            (f"({name}) {words.CONDITIONS[name][0]}", *(words.OUTCOMES[outcome.under(a)].word for a in EVIDENCE_ABLATIONS))
+            for name, outcome in outcomes.items()
+        )
+        yield columns([("condition", *EVIDENCE_ABLATIONS), *told])
+
+
+def _cost(circuit: CircuitGraph) -> str:
+    cost = circuit.cost
+    work = None if cost.forward_equivalents is None else f"{cost.forward_equivalents:,.0f} forward-pass equivalents"
+    memory = words.bytes_size(cost.peak_memory_bytes)
+    told = [part for part in (work, words.duration(cost.seconds), memory and f"peak memory {memory}") if part]
+    return f"Cost: {', '.join(told)}" if told else ""
+
+
+def _next(circuit: CircuitGraph, folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    run_id, place = folder.name, folder.parent
+    report = [("report", str(folder / "report.html"))] if (folder / "report.html").exists() else []
+    return columns(
+        [
+            ("run", str(folder)),
+            *report,
+            ("again", runs_command("show", run_id, place)),
+            ("check", runs_command("verify", run_id, place)),
+            ("graph", runs_command("export", run_id, place, "--format", "mermaid")),
+        ],
+        indent=0,
+    )

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import argparse
+import doctest
+from pathlib import Path
+
+import pytest
+
+from discovery.cli import arguments, columns
+from discovery.cli.arguments import SETTINGS, UsageError, byte_count, device, folder, positive, whole
+
+
+@pytest.mark.parametrize(
+    ("word", "size"),
+    [
+        ("4GB", 4 * 10**9),
+        ("512MiB", 512 * 2**20),
+        ("123456", 123456),
+        ("1.5gb", 1_500_000_000),
+        ("2 TiB", 2 * 2**40),
+        ("16k", 16000),
+        ("16Ki", 16384),
+        ("7B", 7),
+        ("9007199254740993", 9007199254740993),
+    ],
+)
+def test_bytes(word: str, size: int) -> None:
+    assert byte_count("--memory", word) == size
+
+
+@pytest.mark.parametrize("word", ["", "GB", "-1", "0", "4XB", "1e9", "4 apples", "0.5", "nan", "1.5", "0MB"])
+def test_what_is_no_number_of_bytes(word: str) -> None:
+    with pytest.raises(UsageError) as told:
+        byte_count("--memory", word)
+    assert repr(word) in told.value.cause
+    assert "4GB" in told.value.cure
+    assert "512MiB" in told.value.cure
+
+
+@pytest.mark.parametrize("word", ["0", "-3", "1.5", "many", "", "²"])
+def test_what_is_no_number_of_pairs(word: str) -> None:
+    with pytest.raises(UsageError, match="whole number of at least 1"):
+        whole(1, "--pairs", word)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "1e999", "much", ""])
+def test_what_is_no_budget(word: str) -> None:
+    with pytest.raises(UsageError, match="number above 0"):
+        positive("--budget", word)
+
+
+def test_numbers() -> None:
+    assert (whole(1, "--pairs", "60"), whole(0, "--seed", "0"), positive("--budget", "1e5")) == (60, 0, 1e5)
+
+
+def test_devices() -> None:
+    assert [device("--device", word) for word in ("auto", "cpu", "mps", "cuda", "cuda:1")] == ["auto", "cpu", "mps", "cuda", "cuda:1"]
+    with pytest.raises(UsageError, match="'gpu'; allowed: auto, cpu, cuda, mps"):
+        device("--device", "gpu")
+
+
+def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder("--runs-dir", "a/../b") == tmp_path / "b"
+    assert folder("--runs-dir", "~no-such-user/x").is_absolute()
+    with pytest.raises(UsageError, match="empty"):
+        folder("--runs-dir", " ")
+
+
+def test_the_flag_comes_before_the_environment_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    none, given = argparse.Namespace(model=None), argparse.Namespace(model="gpt2")
+    assert (arguments.MODEL.value(none), arguments.MODEL.value(given)) == ("bundled", "gpt2")
+    monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "pythia")
+    assert (arguments.MODEL.value(none), arguments.MODEL.value(given)) == ("pythia", "gpt2")
+    monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "")
+    assert arguments.MODEL.value(none) == "bundled"
+
+
+def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCUIT_SCOUT_MEMORY", "lots")
+    with pytest.raises(UsageError, match="CIRCUIT_SCOUT_MEMORY is 'lots'"):
+        arguments.MEMORY.value(argparse.Namespace(memory=None))
+
+
+def test_every_setting_of_these_commands_has_a_twin() -> None:
+    names = {"MODEL", "BACKEND", "DEVICE", "DTYPE", "RUNS_DIR", "MODELS_DIR", "MEMORY"}
+    assert {setting.variable for setting in SETTINGS} == {f"CIRCUIT_SCOUT_{name}" for name in names}
+
+
+def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> None:
+    from typing import get_args
+
+    from discovery.backends.base import Width
+    from discovery.backends.load import DEVICES
+    from discovery.cli.runs import FORMATS
+    from discovery.graph import ExportFormat
+
+    assert set(arguments.DTYPES) == set(get_args(Width))
+    assert set(arguments.DEVICES) == set(DEVICES)
+    assert set(FORMATS) == set(get_args(ExportFormat))
+
+
+@pytest.mark.parametrize("module", [arguments, columns])
+def test_examples(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

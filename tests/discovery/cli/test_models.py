@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.discovery.cli.conftest import Told
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """A directory with a Hugging Face model, a native one, and other things."""
+    for name, file in (("owner/b", "config.json"), ("a", "tl_config.json"), ("a/inner", "config.json"), (".cache/c", "config.json")):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_text("{}")
+    (tmp_path / "owner/b/model.safetensors").write_bytes(b"0" * 2_000_000)
+    (tmp_path / "notes.txt").touch()
+    return tmp_path
+
+
+def test_the_bundled_model_is_always_there(scout: Callable[..., Told]) -> None:
+    told = scout("models")
+    assert told.out.split()[0] == "bundled"
+    assert "--models-dir" in told.err
+    assert [row["model"] for row in json.loads(scout("models", "list", "--json").out)["models"]] == ["bundled"]
+
+
+def test_local_models(scout: Callable[..., Told], shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = scout("models", "list", "--models-dir", str(shelf), "--json")
+    found = json.loads(told.out)
+    assert found["models_dir"] == str(shelf)
+    assert [(row["model"], row["format"], row["bytes"]) for row in found["models"][1:]] == [
+        (str(shelf / "a"), "native", None),
+        (str(shelf / "owner/b"), "huggingface", 2_000_000),
+    ]
+    monkeypatch.setenv("CIRCUIT_SCOUT_MODELS_DIR", str(shelf))
+    assert scout("models", "--json").out == told.out
+    lines = scout("models", "list").out.splitlines()
+    assert lines[2].split() == [str(shelf / "owner/b"), "huggingface", "2.0", "MB"]
+
+
+def test_a_models_directory_that_is_none(scout: Callable[..., Told], tmp_path: Path) -> None:
+    told = scout("models", "--models-dir", str(tmp_path / "nowhere"))
+    assert (told.status, told.out) == (2, "")
+    assert "nowhere" in told.err
+
+
+def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
+    told = scout("models", "info", str(model_directory), "--json", "--device", "cpu")
+    assert told.status == 0, told.err
+    facts = json.loads(told.out)
+    assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (2, 4, True, False)
+    assert (facts["name"], facts["n_nodes"]) == (str(model_directory), 8)
+    assert "n_heads            4\n" in scout("models", "info", str(model_directory), "--device", "cpu").out
+
+
+def test_info_of_what_is_no_model(scout: Callable[..., Told], tmp_path: Path) -> None:
+    told = scout("models", "info", str(tmp_path))
+    assert (told.status, told.out) == (2, "")
+    assert "config.json" in told.err

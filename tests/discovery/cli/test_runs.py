@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.graph import CircuitGraph
+from discovery.store import open_run
+from tests.discovery.cli.conftest import Told
+
+
+def test_no_runs(scout: Callable[..., Told], runs_dir: Path) -> None:
+    told = scout("runs")
+    assert (told.status, told.out) == (0, "")
+    assert "circuit-scout discover" in told.err
+    assert json.loads(scout("runs", "--json").out) == {"runs_dir": str(runs_dir), "runs": []}
+
+
+def test_the_list(scout: Callable[..., Told], finished: str, unfinished: str, runs_dir: Path) -> None:
+    (runs_dir / "ruin").mkdir()
+    told = scout("runs", "list")
+    lines = told.out.splitlines()
+    assert lines[0].split() == ["run", "status", "verdict", "task", "model"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert rows[finished] == ["completed", "partial", "ioi", "bundled"]
+    assert rows[unfinished] == ["interrupted", "induction", "bundled"]
+    assert rows["ruin"][0] == "damaged"
+    listed = json.loads(scout("runs", "list", "--json").out)["runs"]
+    assert {row["id"]: (row["status"], row["verdict"]) for row in listed}[finished] == ("completed", "partial")
+
+
+def test_another_directory(
+    scout: Callable[..., Told], finished: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(tmp_path / "empty"))
+    assert finished in scout("runs", "list", "--runs-dir", str(runs_dir)).out
+    told = scout("runs", "--runs-dir", str(runs_dir), "show", finished)
+    assert f"runs verify {finished} --runs-dir {runs_dir}" in told.out
+    assert scout("runs", "show", finished).status == 2
+
+
+def test_show_a_finished_run(scout: Callable[..., Told], finished: str) -> None:
+    told = scout("runs", "show", finished)
+    assert (told.status, told.err) == (0, "")
+    assert "ioi in bundled: partial" in told.out
+    assert "report.html" in told.out
+
+
+def test_show_an_unfinished_run(scout: Callable[..., Told], unfinished: str) -> None:
+    told = scout("runs", "show", unfinished)
+    assert f"{unfinished}: interrupted" in told.out
+    assert "check: the model does the task" in told.out
+    assert f"circuit-scout discover --resume {unfinished}" in told.out
+
+
+def test_show_as_json(scout: Callable[..., Told], finished: str, unfinished: str, runs_dir: Path) -> None:
+    found = json.loads(scout("runs", "show", finished, "--json").out)
+    assert (found["run_id"], found["status"], found["path"]) == (finished, "completed", str(runs_dir / finished))
+    assert found["circuit"]["graph"]["verdict"] == "partial"
+    assert json.loads(scout("runs", "show", unfinished, "--json").out)["circuit"] is None
+
+
+def test_a_run_that_is_not_there(scout: Callable[..., Told], finished: str) -> None:
+    told = scout("runs", "show", finished[:-1] + "x")
+    assert (told.status, told.out) == (2, "")
+    assert f"Did you mean {finished}?" in told.err
+    assert scout("runs", "show", "../../etc").status == 2
+
+
+@pytest.mark.parametrize(("name", "start"), [("json", "{"), ("graphml", "<?xml"), ("dot", "digraph"), ("mermaid", "%%")])
+def test_export(name: str, start: str, scout: Callable[..., Told], finished: str, runs_dir: Path) -> None:
+    told = scout("runs", "export", finished, "--format", name)
+    assert (told.status, told.err) == (0, "")
+    assert told.out.startswith(start)
+    circuit = open_run(runs_dir, finished).load_circuit()
+    assert told.out == circuit.export(name)  # type: ignore[arg-type]  # parametrised
+
+
+def test_export_as_json(scout: Callable[..., Told], finished: str, unfinished: str) -> None:
+    assert scout("runs", "export", finished).out == scout("runs", "export", finished, "--json").out
+    assert CircuitGraph.from_json(scout("runs", "export", finished).out).run_id == finished
+    assert scout("runs", "export", finished, "--json", "--format", "dot").status == 2
+    assert f"--resume {unfinished}" in scout("runs", "export", unfinished).err
+
+
+@dataclass(frozen=True)
+class Verification:
+    run_id: str
+    holds: bool
+    differences: tuple[str, ...]
+    checked: int = 7
+    forward_equivalents: float = 1234.5
+
+
+@pytest.mark.parametrize("differences", [(), ("heldout.accuracy: recorded 0.98, now 0.5",)])
+def test_verify(differences: tuple[str, ...], scout: Callable[..., Told], finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def verify(run_id: str, **options: Any) -> Verification:
+        asked.append((run_id, options["runs_dir"]))
+        return Verification(run_id, not differences, differences)
+
+    fake: Any = types.ModuleType("discovery.agent")
+    fake.verify = verify
+    monkeypatch.setitem(sys.modules, "discovery.agent", fake)
+    told = scout("runs", "verify", finished)
+    assert told.status == 0
+    assert ("does not hold" in told.out) == bool(differences)
+    assert all(difference in told.out for difference in differences)
+    found = json.loads(scout("runs", "verify", finished, "--json").out)
+    assert (found["holds"], found["differences"], found["checked"]) == (not differences, list(differences), 7)
+    assert [run_id for run_id, _ in asked] == [finished, finished]
