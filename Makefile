@@ -47,8 +47,9 @@ lint: $(STAMP) ## ruff
 types: $(STAMP) ## mypy: strict on the packages
 	$(BIN)/mypy $(CODE)
 
+# No cache: import-linter's does not notice a folder that becomes a package.
 contracts: $(STAMP) ## import-linter: who may import whom
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 clean: ## remove .venv, caches and builds
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
