@@ -13,6 +13,7 @@ from discovery.agent import Discovered, resume, verify
 from discovery.agent.stages import STAGES
 from discovery.backends.base import Backend
 from discovery.errors import Interrupted, MeasurementError, StoreError
+from discovery.graph import Cost
 from discovery.store import open_run
 from discovery.tasks import Task
 from tests.handbuilt.models import build
@@ -40,6 +41,12 @@ def stop_after(stage: str) -> Any:
     return on_event
 
 
+def same_circuit(one: Discovered, other: Discovered) -> bool:
+    """Equal but for times, ids and cost: what was cached before the stop is computed again."""
+    free = {"cost": Cost()}
+    return one.circuit.model_copy(update=free).same_content(other.circuit.model_copy(update=free))
+
+
 @pytest.mark.parametrize("stage", [*STAGES][:-1])
 def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
     stage: str, opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
@@ -49,7 +56,7 @@ def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
     assert stopped.value.run_id is not None
     assert open_run(tmp_path, stopped.value.run_id).record.status == "interrupted"
     again = resume(stopped.value.run_id, runs_dir=tmp_path)
-    assert again.circuit.same_content(whole.circuit)
+    assert same_circuit(again, whole)
     assert open_run(tmp_path, again.run_id).record.status == "completed"
 
 
@@ -65,7 +72,7 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(opened: tu
     with pytest.raises(Interrupted) as stopped:
         discover(*opened, runs_dir=tmp_path, progress=progress)
     assert stopped.value.run_id is not None
-    assert resume(stopped.value.run_id, runs_dir=tmp_path).circuit.same_content(whole.circuit)
+    assert same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), whole)
 
 
 def test_the_same_seed_gives_the_same_record(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
