@@ -24,6 +24,12 @@ from discovery.sites import Node, Site, Universe, head, mlp
 from discovery.tasks.pairs import Tokenizer
 
 Width = Literal["float32", "float16", "bfloat16", "float64"]
+WITHIN_A_LAYER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+def forward_order(site: Site) -> tuple[int, int]:
+    """Sorts sites as a forward pass meets them."""
+    return site.layer, WITHIN_A_LAYER.index(site.kind)
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,14 @@ class Abilities:
         columns: single columns of the unembedding give the logits (no soft cap or scale after it).
         linear_heads: attn_out = Σ_h z_h·W_O[h] + b_O, and what a block adds is attn_out + mlp_out.
         middle: a layer can be started after its attention.
+        pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
     """
 
     prefix: bool = False
     columns: bool = False
     linear_heads: bool = False
     middle: bool = False
+    pattern: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from discovery.backends.base import Abilities, Backend, Batch, Outcome
-from discovery.errors import BackendMismatchError, SiteError
+from discovery.errors import BackendMismatchError, ModelError, SiteError
+from discovery.interventions import replace_with
 from discovery.sites import Site
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}  # of the largest logit
+# Of the largest logit. Many architectures take norms, softmax and rotations in float32 whatever the width, wrapped or not.
+TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,26 @@ def compare(backend: Backend, expected: Reference) -> None:
         )
 
 
+def require_causal(backend: Backend, expected: Reference) -> None:
+    """Check that no position sees a later one: padding, reused prefixes and skipped cells all rest on it.
+
+    Raises:
+        ModelError: where changing the last token changes an earlier position's logits.
+    """
+    earlier = expected.tokens.shape[1] - 1
+    if earlier < 1:
+        return
+    tokens = expected.tokens.clone()
+    tokens[:, -1] = (tokens[:, -1] + 1) % backend.info.d_vocab
+    logits = backend.run(Batch(tokens.expand(earlier, -1), torch.arange(earlier, device=tokens.device))).logits
+    assert logits is not None
+    if not (logits - expected.logits[0, :-1]).abs().max() <= TOLERANCE[backend.info.dtype] * expected.logits.abs().max():
+        raise ModelError(
+            f"{backend.info.architecture} is not causal: its earlier positions see later tokens.",
+            "Use a decoder-only (causal) language model.",
+        )
+
+
 @torch.no_grad()
 def find_abilities(backend: Backend, expected: Reference) -> Abilities:
     """Try each shortcut and keep those that give the plain numbers."""
@@ -76,6 +98,7 @@ def find_abilities(backend: Backend, expected: Reference) -> Abilities:
         columns=_holds(lambda: _column_error(backend, expected, plain), tolerance),
         linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
         middle=_holds(lambda: _middle_error(backend, expected, plain), tolerance),
+        pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
     )
 
 
@@ -88,7 +111,9 @@ def _plain(backend: Backend, expected: Reference) -> Outcome:
 def _holds(error: Callable[[], float], tolerance: float) -> bool:
     try:
         return error() <= tolerance
-    except (SiteError, TypeError, AttributeError, NotImplementedError):
+    except torch.OutOfMemoryError:
+        raise
+    except (SiteError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
         return False  # the architecture has no such shortcut: the plain way is used
 
 
@@ -111,17 +136,18 @@ def _require_restart(backend: Backend, expected: Reference, plain: Outcome, tole
 
 
 def _prefix_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
-    length = expected.tokens.shape[1]
-    cut, layer, rows = length // 2, backend.info.n_layers - 1, torch.tensor([0], device=expected.tokens.device)
-    last = torch.tensor([length - 1], device=expected.tokens.device)
-    prefix = backend.run(Batch(expected.tokens, last), keep_prefix=True).prefix
-    assert prefix is not None and plain.logits is not None
+    """At every position after the prefix: where attention is local, only the first of them see it."""
+    length, device = expected.tokens.shape[1], expected.tokens.device
+    cut, rows = length // 2, torch.zeros(length - length // 2, dtype=torch.long, device=device)
+    last = torch.arange(length - cut, device=device)
+    prefix = backend.run(Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True).prefix
+    assert prefix is not None
     worst = 0.0
-    for start in {0, layer}:
-        residual = plain.activations[Site("resid_pre", start)][:, cut:]
-        again = backend.run(Batch(expected.tokens[:, cut:], last - cut, start, residual, prefix=prefix.take(rows, cut))).logits
+    for start in {0, backend.info.n_layers - 1}:
+        residual = plain.activations[Site("resid_pre", start)][rows, cut:]
+        again = backend.run(Batch(expected.tokens[rows, cut:], last, start, residual, prefix=prefix.take(rows, cut))).logits
         assert again is not None
-        worst = max(worst, float((again - plain.logits).abs().max()))
+        worst = max(worst, float((again - expected.logits[0, cut:]).abs().max()))
     return worst
 
 
@@ -130,7 +156,8 @@ def _middle_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
     site = Site("resid_mid", layer)
     residual = backend.run(Batch(expected.tokens), [site]).activations[site]
     again = backend.run(Batch(expected.tokens, last, layer, residual, middle=True)).logits
-    assert again is not None and plain.logits is not None
+    assert again is not None
+    assert plain.logits is not None
     return float((again - plain.logits).abs().max())
 
 
@@ -138,8 +165,21 @@ def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
     columns = torch.tensor([[0, backend.info.d_vocab // 2, backend.info.d_vocab - 1]], device=last.device)
     logits = backend.run(Batch(expected.tokens, last, columns=columns)).logits
-    assert logits is not None and plain.logits is not None
+    assert logits is not None
+    assert plain.logits is not None
     return float((logits - plain.logits.gather(1, columns)).abs().max())
+
+
+def _pattern_error(backend: Backend, expected: Reference) -> float:
+    """Between z under a uniform pattern and the mean of the values so far."""
+    info, layer = backend.info, backend.info.n_layers - 1
+    pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))  # type: ignore[arg-type]  # each kind is an ActivationKind
+    values = backend.run(Batch(expected.tokens), [v]).activations[v].repeat_interleave(info.n_heads // info.n_kv_heads, 2)
+    length = values.shape[1]
+    uniform = torch.ones(length, length, dtype=values.dtype, device=values.device).tril()
+    uniform = (uniform / uniform.sum(1, keepdim=True)).expand(1, info.n_heads, length, length)
+    seen = backend.run(Batch(expected.tokens), [z], [replace_with(pattern, uniform)]).activations[z]
+    return float((seen - torch.einsum("rhds,rshe->rdhe", uniform, values)).abs().max())
 
 
 def _head_error(backend: Backend, expected: Reference) -> float:

@@ -56,7 +56,7 @@ def fetch(name: str) -> Source:
         ModelError: where the name does not exist or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         directory = Path(snapshot_download(name, allow_patterns=PATTERNS))
@@ -83,7 +83,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise ModelError(f"{directory.name}/config.json is not JSON ({type(fault).__name__}).", "Download or save the model again.") from None
+        cause = f"{directory.name}/config.json is not JSON ({type(fault).__name__})."
+        raise ModelError(cause, "Download or save the model again.") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{directory.name}/config.json names no model_type.", "Save the model with save_pretrained.")
     for name in ("config.json", "tokenizer_config.json"):
@@ -111,7 +112,7 @@ def require_safetensors(directory: Path) -> None:
     if pickles:
         raise ModelError(
             f"{directory.name} holds its weights as a pickle ({pickles[0]}), which can run code when opened.",
-            f"If you trust it: python -c \"from transformers import AutoModelForCausalLM as M; "
+            f'If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{directory}', use_safetensors=False).save_pretrained('{directory}')\"",
         )
     raise ModelError(f"{directory.name} has no *.safetensors file.", "Download or save the model's weights there.")
@@ -123,6 +124,7 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     Raises:
         ModelError: an architecture transformers lacks, or weights that do not fit it.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     read_config(directory)
@@ -130,9 +132,11 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
         module, report = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, attn_implementation="eager", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
+    except SafetensorError as fault:
+        raise ModelError(f"{directory.name}: its weights are damaged ({fault}).", "Save or download them again.") from None
     except (ValueError, KeyError, RuntimeError, OSError) as fault:
-        reason = str(fault).strip().splitlines()[0]
-        raise ModelError(f"{directory.name} cannot be loaded: {reason}", "Check that it is a whole causal language model.") from fault
+        cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
+        raise ModelError(cause, "Check that it is a whole causal language model.") from fault
     if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
         raise ModelError(f"{directory.name} lacks or misshapes {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
@@ -152,10 +156,15 @@ def build_tokenizer(directory: Path) -> TextTokenizer | None:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (ValueError, KeyError, OSError, TypeError) as fault:
         raise ModelError(
-            f"{directory.name}'s tokenizer cannot be read ({str(fault).splitlines()[0]}).",
+            f"{directory.name}'s tokenizer cannot be read ({first_line(fault)}).",
             "Repair it, or remove its files and give prompts as token ids.",
         ) from fault
     return TextTokenizer(tokenizer)
+
+
+def first_line(fault: Exception) -> str:
+    """What an exception of another library says first, or its name."""
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def _sha256(path: Path) -> str:

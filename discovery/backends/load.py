@@ -1,8 +1,8 @@
 """`load_model`: a name or a directory becomes a backend that has proved itself.
 
-    from discovery import load_model
-    model = load_model("bundled")              # or a directory, or a hub name
-    model.info.n_layers, model.info.fingerprint
+from discovery import load_model
+model = load_model("bundled")              # or a directory, or a hub name
+model.info.n_layers, model.info.fingerprint
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,14 +18,15 @@ import torch
 from torch import nn
 
 from discovery.backends.base import Backend, ModelInfo, Width
-from discovery.backends.check import compare, find_abilities, reference
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, read_config
+from discovery.backends.check import compare, find_abilities, reference, require_causal
+from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, first_line, read_config
 from discovery.backends.native import build_native, read_native_config
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MLP_PARTS = ("in", "gate", "out")
 
 
 def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", device: str = "auto", dtype: str = "float32") -> Backend:
@@ -86,13 +88,13 @@ def choose_device(device: str) -> str:
     Raises:
         ModelError: where this machine has none of that kind.
     """
-    kind = device.partition(":")[0]
-    if kind not in DEVICES:
-        raise ModelError(f"device {device!r} is not known.", f"Allowed: {', '.join(DEVICES)}.")
+    kind, _, number = device.partition(":")
+    if kind not in DEVICES or (":" in device and not (kind == "cuda" and number.isdecimal())):
+        raise ModelError(f"device {device!r} is not known.", f"Allowed: {', '.join(DEVICES)} (or cuda:1 …).")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError("This machine has no cuda device that torch can use.", "Use --device cpu, or a torch build with CUDA.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ModelError(f"This machine has no device {device!r} that torch can use.", "Use --device cpu, or a torch build with CUDA.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ModelError("This machine has no mps device.", "Use --device cpu.")
     return device
@@ -108,18 +110,19 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str) -> Backen
     module: Any = build_module(source.directory, dtype, device)
     tokenizer = build_tokenizer(source.directory)
     d_vocab, n_ctx = _vocabulary(module), _context(config)
-    expected = reference(module, d_vocab, n_ctx, device)
-    returns, n_params = _block_returns(module, expected.tokens), sum(p.numel() for p in module.parameters())
-    try:
+    kind, n_params = type(module).__name__, sum(p.numel() for p in module.parameters())
+    with _refused(f"{source.directory.name} does not run"):
+        expected = reference(module, d_vocab, n_ctx, device)
+        returns = _block_returns(module, expected.tokens)
+    with _refused(f"TransformerLens cannot wrap {kind}"):
         architecture = determine_architecture_from_hf_config(module.config)
         bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), dtype=dtype, device=device)
-    except (ValueError, KeyError, AttributeError, NotImplementedError) as fault:
-        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise ModelError(f"TransformerLens cannot wrap {type(module).__name__}: {reason}", "Use another architecture.") from fault
-    bridge.requires_grad_(False)  # wrapping makes new parameters
-    info = _describe(source, bridge, module, dtype, device, d_vocab, n_ctx, n_params)
+        bridge.requires_grad_(False)  # wrapping makes new parameters
+        info = _describe(source, bridge, module, dtype, device, d_vocab, n_ctx, n_params)
     made = TransformerLensBackend(bridge, info, tokenizer, block_returns=returns, cached=True)
-    compare(made, expected)
+    with _refused(f"TransformerLens cannot run {kind}"):
+        compare(made, expected)
+        require_causal(made, expected)
     made.abilities = find_abilities(made, expected)
     return made
 
@@ -139,6 +142,17 @@ def _load_native(source: Source, dtype: torch.dtype, device: str) -> Backend:
     compare(made, expected)
     made.abilities = find_abilities(made, expected)
     return made
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Other libraries say in many ways that they cannot take a model."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
+        raise ModelError(f"{what}: {first_line(fault)}", "Check its config.json, or use another model.") from fault
 
 
 def _vocabulary(module: nn.Module) -> int:
@@ -171,7 +185,6 @@ def _describe(
     kv_heads = int(getattr(cfg, "n_key_value_heads", None) or heads)
     block = bridge.blocks[0]
     attn_only = bool(getattr(cfg, "attn_only", False))
-    mlp = 0 if attn_only else sum(p.numel() for p in block.mlp.original_component.parameters() if p.ndim == 2)
     return ModelInfo(
         name=source.name,
         source=source.name if source.name == "bundled" or source.revision else str(source.directory),
@@ -194,6 +207,15 @@ def _describe(
         positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
         normalization=str(cfg.normalization_type),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=mlp,
+        macs_mlp=0 if attn_only else _mlp_work(block.mlp, module),
         warnings=("mps is untested: compare a few numbers with cpu before relying on them",) if device == "mps" else (),
     )
+
+
+def _mlp_work(mlp: Any, module: Any) -> int:
+    """Multiply-adds of an MLP at one position; of experts [expert …], those that a token is sent to."""
+    parts = {name: part for name, part in mlp.named_children() if name in MLP_PARTS}
+    chosen = parts.values() if {"in", "out"} <= set(parts) else [mlp.original_component]
+    used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
+    weights = {id(p): p for part in chosen for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
+    return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())

@@ -33,6 +33,13 @@ UNSUPPORTED = {
     "num_experts": None,
     "use_normalization_before_and_after": False,
     "use_NTK_by_parts_rope": False,
+    "use_dynamic_ntk_rope": False,
+    "use_yarn_rope": False,
+    "use_logn_attn": False,
+    "use_attention_sinks": False,
+    "rotary_scaling_factor": 1.0,
+    "rope_scaling": None,
+    "clip_qkv": None,
 }
 IGNORED = re.compile(r"(.*\.)?(mask|IGNORE|rotary_sin|rotary_cos)")
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
@@ -47,15 +54,21 @@ def read_native_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads((directory / "tl_config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise ModelError(f"{directory.name}/tl_config.json is not JSON ({type(fault).__name__}).", "Save the configuration again.") from None
-    if not isinstance(config, dict) or (missing := [name for name in NEEDED if not isinstance(config.get(name), int)]):
+        cause = f"{directory.name}/tl_config.json is not JSON ({type(fault).__name__})."
+        raise ModelError(cause, "Save the configuration again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{directory.name}/tl_config.json is a {type(config).__name__}, not an object.", "Save the configuration again.")
+    if missing := [name for name in NEEDED if type(config.get(name)) is not int or config[name] < 1]:
         raise ModelError(f"{directory.name}/tl_config.json lacks {', '.join(missing)}.", f"It needs {', '.join(NEEDED)} as integers.")
     for name, allowed in UNSUPPORTED.items():
         if config.get(name, allowed) not in (allowed, None):
             raise ModelError(f"{directory.name}: {name} = {config[name]!r} is not supported.", f"Native models need {name} = {allowed!r}.")
-    if (config.get("positional_embedding_type") or "standard") not in ("standard", "rotary"):
-        raise ModelError(f"{directory.name}: positional_embedding_type {config['positional_embedding_type']!r}.", "Allowed: standard, rotary.")
+    positions = config.get("positional_embedding_type") or "standard"
+    if positions not in ("standard", "rotary"):
+        raise ModelError(f"{directory.name}: positional_embedding_type {positions!r} is not supported.", "Allowed: standard, rotary.")
     config.setdefault("d_head", config["d_model"] // config["n_heads"])
+    if config.get("normalization_type", "LN") is None:
+        config["final_rms"] = False  # as HookedTransformer has it: no normalisation at all
     return config
 
 
@@ -114,7 +127,8 @@ class _Converter:
         state["head.weight"] = self.take("unembed.W_U", d_model, out).T
         self.bias(state, "unembed.b_U", "head.bias", (out,), module, "head")
         if self.weights:
-            raise ModelError(f"{self.where}: unknown weight {min(self.weights)!r}.", "Remove it, or set the option in tl_config.json that uses it.")
+            cure = "Remove it, or set the option in tl_config.json that uses it."
+            raise ModelError(f"{self.where}: unknown weight {min(self.weights)!r}.", cure)
         return {name: value.contiguous() for name, value in state.items()}
 
     def take(self, name: str, *shape: int, optional: bool = False) -> Tensor:
@@ -169,7 +183,10 @@ class _Converter:
         state[f"{to}{out}.weight"] = self.take(f"{at}W_out", self.d_mlp, d_model).T
         if gated:
             state[f"{to}gate.weight"] = self.take(f"{at}W_gate", d_model, self.d_mlp).T
-        self.bias(state, f"{at}b_in", f"{to}{into}.bias", (self.d_mlp,), module, into)
+            b_in = self.take(f"{at}b_in", self.d_mlp, optional=True)  # HookedTransformer adds it behind the gate, so it is an output bias
+            self.weights[f"{at}b_out"] = self.take(f"{at}b_out", d_model, optional=True) + state[f"{to}{out}.weight"] @ b_in
+        else:
+            self.bias(state, f"{at}b_in", f"{to}{into}.bias", (self.d_mlp,), module, into)
         self.bias(state, f"{at}b_out", f"{to}{out}.bias", (d_model,), module, out)
         self.norm(state, f"blocks.{layer}.ln2", f"layers.{layer}.ln2")
 
@@ -184,7 +201,7 @@ class _Converter:
 
     def norm(self, state: dict[str, Tensor], name: str, target: str, *, rms: bool = False) -> None:
         kind = self.config.get("normalization_type", "LN")
-        if kind is None and not rms or str(kind).upper().endswith("PRE"):
+        if (kind is None and not rms) or str(kind).upper().endswith("PRE"):
             return
         d_model = self.config["d_model"]
         state[f"{target}.weight"] = self.take(f"{name}.w", d_model)

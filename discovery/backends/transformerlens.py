@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, Prefix
+from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, Prefix, forward_order
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -44,7 +44,7 @@ class TransformerLensBackend(Backend):
             cached: whether the module takes and returns a Hugging Face cache.
         """
         self.bridge, self.info, self.tokenizer = bridge, info, tokenizer
-        self.abilities = Abilities()
+        self.abilities = Abilities(pattern=True)  # until it has been tried
         self._block_returns, self._cached = block_returns, cached
         self._points: dict[str, Any] = dict(bridge.hook_dict)
         self._lock = threading.RLock()
@@ -61,11 +61,12 @@ class TransformerLensBackend(Backend):
         hidden: list[Tensor] = []
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
-            self._visit(stack, reads, edits, seen)
+            self._visit(stack, batch, reads, edits, seen, grad)
             self._finish(stack, batch, hidden)
             arguments: dict[str, Any] = {"input_ids": batch.tokens}
             if self._cached:
-                arguments |= {"use_cache": keep_prefix or batch.prefix is not None, "past_key_values": self._cache(batch.prefix)}
+                cached = keep_prefix or batch.prefix is not None
+                arguments |= {"use_cache": cached, "past_key_values": _cache(batch.prefix) if cached else None}
             try:
                 out = self.bridge.original_model(**arguments)
             except _Stop:
@@ -104,23 +105,28 @@ class TransformerLensBackend(Backend):
         hidden = arrived if handed_on is None else handed_on.to(arrived.dtype)
         return hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
 
-    def _visit(self, stack: ExitStack, reads: Sequence[Site], edits: Sequence[Edit], seen: dict[Site, Tensor]) -> None:
+    def _visit(
+        self, stack: ExitStack, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit], seen: dict[Site, Tensor], grad: bool
+    ) -> None:
         """Hook every site that is read or edited; reads see the edited value."""
         by_site: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
             by_site[edit.site].append(edit)
-        for site in sorted({*reads, *by_site}):
+        for site in sorted({*reads, *by_site}, key=forward_order):  # an edited resid_mid stands on the edited resid_pre and attn_out
             if site.kind == "resid_mid" and site in by_site:
                 self._edit_middle(stack, site.layer, by_site.pop(site))
             changes = by_site.get(site, [])
-            if changes and site.kind == "pattern" and not self._cached:
+            if changes and site.kind == "pattern" and not self.abilities.pattern:
                 raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
 
             def visit(activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes) -> Tensor | None:
+                flat = activation.ndim == 2  # OPT's MLP works on [row·pos d_model]
+                seen[site] = activation.unflatten(0, batch.tokens.shape) if flat else activation
                 for change in changes:
-                    activation = change.apply(activation)
-                seen[site] = activation
-                return activation if changes else None
+                    seen[site] = change.apply(seen[site])
+                if not changes and not grad:
+                    return None
+                return seen[site].flatten(0, 1) if flat else seen[site]  # what was read is then part of the graph
 
             self._hook(stack, site, visit)
 
@@ -167,25 +173,26 @@ class TransformerLensBackend(Backend):
         logits = torch.einsum("rd,rkd->rk", hidden, weights)
         return logits if unembed.bias is None else logits + unembed.bias[columns.clamp(min=0)]
 
-    def _cache(self, prefix: Prefix | None) -> Any:
-        if prefix is None:
-            return None
-        from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
-
-        cache = DynamicCache()
-        for keys, values in zip(prefix.keys, prefix.values, strict=True):
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            cache.layers.append(layer)
-        return cache
-
     def _hook(self, stack: ExitStack, site: Site, visit: Callable[..., Tensor | None]) -> None:
         point = self._points.get(f"blocks.{site.layer}.{HOOKS.get(site.kind, 'hook_' + site.kind)}")
         if point is None:
-            raise SiteError(f"This architecture ({self.info.architecture}) has no {site.kind}.", "Use resid_pre, attn_out, mlp_out or head_out.")
+            cause = f"This architecture ({self.info.architecture}) has no {site.kind}."
+            raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
         point.add_hook(visit)
         stack.callback(point.remove_hooks, "fwd")
+
+
+def _cache(prefix: Prefix | None) -> Any:
+    """A Hugging Face cache that holds the prefix, or nothing yet; plain layers, since sliding ones would forget early positions."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
+
+    cache = DynamicCache()
+    for keys, values in zip(prefix.keys, prefix.values, strict=True) if prefix is not None else ():
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
 
 
 def _no_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:

@@ -1,0 +1,40 @@
+"""Tiny models of this session, and the backends that must keep the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from discovery.sites import BackendName
+from tests.discovery.tiny import Shelf
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Tiny models, built and loaded once."""
+    return Shelf(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session", params=["transformerlens"])
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    """Each engine in turn."""
+    name: BackendName = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test saves a model of its own."""
+    return tmp_path / "model"
