@@ -73,6 +73,19 @@ def hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path
     return folder
 
 
+def tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
+    """Save a word tokenizer beside a model; ids 0 and 1 are <s> and <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("<s>", "<unk>", *words))}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
 def plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A Hugging Face directory's module as transformers loads it: the reference, never wrapped."""
     import transformers
