@@ -175,12 +175,15 @@ def least_effect(bench: Bench, nodes: Nodes) -> dict[str, tuple[float, str]]:
 
 
 def prune(bench: Bench) -> list[Nodes]:
-    """Sets from the universe down to one node: at each size the one that keeps (a) and (b) best."""
+    """Sets from the universe, idle nodes left out, down to one node: at each size the one that keeps (a) and (b) best."""
 
     def miss(nodes: Nodes) -> float:
         return max(max(abs(1 - bench.f(nodes, a)), abs(bench.f(bench.universe - nodes, a))) for a in ABLATIONS)
 
-    path = [bench.universe]
+    def idle(node: str) -> bool:
+        return all(abs(1 - bench.f(bench.universe - {node}, a)) < 0.01 and abs(bench.f(frozenset({node}), a)) < 0.01 for a in ABLATIONS)
+
+    path = [frozenset(node for node in bench.universe if not idle(node))]
     while len(path[-1]) > 1:
         path.append(min((path[-1] - {node} for node in sorted(path[-1])), key=miss))
     return path
@@ -188,7 +191,7 @@ def prune(bench: Bench) -> list[Nodes]:
 
 def smallest(bench: Bench) -> Verdict:
     """The smallest set on the pruning path that meets (a) to (c), improved by single exchanges; else the nearest miss."""
-    verdicts = [judge(bench, nodes) for nodes in prune(bench)[1:]]
+    verdicts = [judge(bench, nodes) for nodes in prune(bench)]
     met = [verdict for verdict in verdicts if verdict.excess <= 0]
     if met:
         return min(met, key=lambda verdict: len(verdict.nodes))

@@ -87,12 +87,12 @@ def behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve:
 
 
 def circuits(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve) -> dict[str, object]:
-    """The smallest circuit found on 120 pairs, measured there and on 240 fresh ones."""
-    bench = make(generate(name, sieve.tokenizer, 120, 0))
+    """The smallest circuit found on 96 pairs, measured there and on 240 fresh ones."""
+    bench = make(generate(name, sieve.tokenizer, 96, 0))
     nodes = smallest(bench).nodes
     bench.close()
     out: dict[str, object] = {"circuit": sorted(nodes)}
-    for label, pairs, seed in (("sought_on", 120, 0), ("fresh_pairs", 240, 1)):
+    for label, pairs, seed in (("sought_on", 96, 0), ("fresh_pairs", 240, 1)):
         bench = make(generate(name, sieve.tokenizer, pairs, seed))
         found = judge(bench, nodes)
         out[label] = {
@@ -115,13 +115,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model).eval()
-    result = {}
+    result: dict[str, object] = {"parameters": model.num_parameters()}
     for name, task in BUILTIN.items():
         make = partial(Bench, model, tokenizer, task.metric == "probability_difference")
         result[name] = behaviour(name, make, Sieve(tokenizer, name), not given.no_circuits)
         LOG.info("%s %s", name, json.dumps(result[name], indent=1))
     if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from training.corpus import sentences
 
 LOG = logging.getLogger("train_bundled")
 BUNDLED = Path(__file__).resolve().parent.parent / "discovery" / "backends" / "bundled"
+RECORD = "training.json"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def train(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> tuple[GPT2LMHea
 
 
 def main() -> None:
-    """Trains and writes the Hugging Face directory, with what was done in training.json beside it unless it is the bundle."""
+    """Trains and writes the Hugging Face directory, with what was done in training.json beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUNDLED)
     parser.add_argument("--threads", type=int, default=2, help="fewer on a busy machine, where waiting threads cost more than they do")
@@ -167,7 +168,13 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     vocabulary.save(tokenizer, out)
     model.save_pretrained(out)
-    record = {**asdict(recipe), "loss": round(loss, 4), "seconds": round(time.monotonic() - begun)}
+    record = {
+        "recipe": asdict(recipe),
+        "loss": round(loss, 4),
+        "seconds": round(time.monotonic() - begun),
+        "threads": torch.get_num_threads(),
+    }
+    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     LOG.info("%s", json.dumps(record))
 
 
