@@ -61,6 +61,7 @@ class ProgressLine:
 
 
 def _line(done: float, total: float, what: str) -> str:
-    if total < 1:  # nothing was estimated
-        return f"      {what}"
-    return f"{min(done / total, 1):4.0%}  {what}: {done:,.0f} of about {total:,.0f} forward-pass equivalents"
+    what = what or "measuring"
+    if done >= total:  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
+        return f"      {what}: {done:,.0f} forward-pass equivalents"
+    return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} forward-pass equivalents"

@@ -61,8 +61,11 @@ def test_a_log_gets_a_line_now_and_then(clock: list[float]) -> None:
 
 def test_without_an_estimate_there_is_no_share(clock: list[float]) -> None:
     terminal = Terminal()
-    ProgressLine(terminal)(0, 0, "sweep")
-    assert terminal.getvalue().endswith("      sweep")
+    line = ProgressLine(terminal)
+    line(0, 0, "sweep")
+    assert terminal.getvalue().endswith("      sweep: 0 forward-pass equivalents")
+    line(7, 7, "")
+    assert terminal.getvalue().endswith("      measuring: 7 forward-pass equivalents")
 
 
 def test_nobody_listens(clock: list[float]) -> None:
