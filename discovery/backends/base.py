@@ -43,6 +43,7 @@ class ModelInfo:
         attn_only: no MLPs. parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
         weight_processing: "none": the weights are used as they are.
         macs_*: matmul multiply-adds for one position (attention scores apart).
+        d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
     """
 
     name: str
@@ -69,6 +70,12 @@ class ModelInfo:
     revision: str | None = None
     weight_processing: str = "none"
     warnings: tuple[str, ...] = ()
+    d_vocab_out: int | None = None
+
+    @property
+    def n_logits(self) -> int:
+        """How many tokens can be an answer."""
+        return self.d_vocab_out or self.d_vocab
 
     def nodes(self, universe: Universe = "all") -> tuple[Node, ...]:
         """Every head and, unless `universe` is "heads", every MLP, in forward order."""
@@ -207,6 +214,10 @@ class Backend(ABC):
     @property
     def d_vocab(self) -> int:
         return self.info.d_vocab
+
+    @property
+    def n_logits(self) -> int:
+        return self.info.n_logits
 
     @property
     def n_ctx(self) -> int:

@@ -26,11 +26,12 @@ class Reference:
     """What the unwrapped module computes on one short prompt.
 
     Attributes:
-        tokens: [1 pos]; logits: [1 pos d_vocab].
+        tokens: [1 pos], of d_vocab ids; logits: [1 pos d_vocab_out].
     """
 
     tokens: Tensor
     logits: Tensor
+    d_vocab: int
 
 
 def probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
@@ -44,7 +45,7 @@ def reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> Refer
     """Run the unwrapped module."""
     tokens = probe_tokens(d_vocab, n_ctx, device)
     out = module(input_ids=tokens)
-    return Reference(tokens, (out if isinstance(out, Tensor) else out.logits).detach().clone())
+    return Reference(tokens, (out if isinstance(out, Tensor) else out.logits).detach().clone(), d_vocab)
 
 
 def compare(backend: Backend, expected: Reference) -> None:
@@ -163,7 +164,7 @@ def _middle_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
 
 def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
-    columns = torch.tensor([[0, backend.info.d_vocab // 2, backend.info.d_vocab - 1]], device=last.device)
+    columns = torch.tensor([[0, backend.info.n_logits // 2, backend.info.n_logits - 1]], device=last.device)
     logits = backend.run(Batch(expected.tokens, last, columns=columns)).logits
     assert logits is not None
     assert plain.logits is not None

@@ -124,6 +124,7 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     Raises:
         ModelError: an architecture transformers lacks, or weights that do not fit it.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +135,9 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
         )
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}: its weights are damaged ({fault}).", "Save or download them again.") from None
-    except (ValueError, KeyError, RuntimeError, OSError) as fault:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, StrictDataclassError) as fault:
         cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
         raise ModelError(cause, "Check that it is a whole causal language model.") from fault
     if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
@@ -164,7 +167,8 @@ def build_tokenizer(directory: Path) -> TextTokenizer | None:
 
 def first_line(fault: Exception) -> str:
     """What an exception of another library says first, or its name."""
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    lines = [line.strip() for line in str(fault).strip().splitlines()] or [type(fault).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from discovery.backends.base import Backend, ModelInfo, Width
-from discovery.backends.check import compare, find_abilities, reference, require_causal
+from discovery.backends.check import Reference, compare, find_abilities, reference, require_causal
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, first_line, read_config
 from discovery.backends.native import build_native, read_native_config
 from discovery.backends.transformerlens import TransformerLensBackend
@@ -118,7 +118,7 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str) -> Backen
         architecture = determine_architecture_from_hf_config(module.config)
         bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), dtype=dtype, device=device)
         bridge.requires_grad_(False)  # wrapping makes new parameters
-        info = _describe(source, bridge, module, dtype, device, d_vocab, n_ctx, n_params)
+        info = _describe(source, bridge, module, expected, n_ctx, n_params, dtype, device)
     made = TransformerLensBackend(bridge, info, tokenizer, block_returns=returns, cached=True)
     with _refused(f"TransformerLens cannot run {kind}"):
         compare(made, expected)
@@ -136,8 +136,7 @@ def _load_native(source: Source, dtype: torch.dtype, device: str) -> Backend:
     n_params = sum(p.numel() for p in module.parameters())
     bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
     bridge.requires_grad_(False)
-    d_vocab = min(int(expected.logits.shape[-1]), int(config["d_vocab"]))
-    info = _describe(source, bridge, module, dtype, device, d_vocab, config["n_ctx"], n_params)
+    info = _describe(source, bridge, module, expected, config["n_ctx"], n_params, dtype, device)
     made = TransformerLensBackend(bridge, info, None, block_returns=1, cached=False)
     compare(made, expected)
     made.abilities = find_abilities(made, expected)
@@ -178,7 +177,7 @@ def _block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:
 
 
 def _describe(
-    source: Source, bridge: Any, module: nn.Module, dtype: torch.dtype, device: str, d_vocab: int, n_ctx: int, n_params: int
+    source: Source, bridge: Any, module: nn.Module, expected: Reference, n_ctx: int, n_params: int, dtype: torch.dtype, device: str
 ) -> ModelInfo:
     cfg = bridge.cfg
     heads, d_head, d_model = int(cfg.n_heads), int(cfg.d_head), int(cfg.d_model)
@@ -199,7 +198,8 @@ def _describe(
         n_kv_heads=kv_heads,
         d_model=d_model,
         d_head=d_head,
-        d_vocab=d_vocab,
+        d_vocab=expected.d_vocab,
+        d_vocab_out=None if expected.logits.shape[-1] == expected.d_vocab else int(expected.logits.shape[-1]),
         n_ctx=n_ctx,
         n_params=n_params,
         attn_only=attn_only,

@@ -66,6 +66,9 @@ def read_native_config(directory: Path) -> dict[str, Any]:
     positions = config.get("positional_embedding_type") or "standard"
     if positions not in ("standard", "rotary"):
         raise ModelError(f"{directory.name}: positional_embedding_type {positions!r} is not supported.", "Allowed: standard, rotary.")
+    norm = config.get("normalization_type", "LN")
+    if norm is not None and str(norm).upper() not in ("LN", "LNPRE", "RMS", "RMSPRE"):
+        raise ModelError(f"{directory.name}: normalization_type {norm!r} is not supported.", "Allowed: LN, LNPre, RMS, RMSPre, null.")
     config.setdefault("d_head", config["d_model"] // config["n_heads"])
     if config.get("normalization_type", "LN") is None:
         config["final_rms"] = False  # as HookedTransformer has it: no normalisation at all

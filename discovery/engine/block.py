@@ -97,7 +97,7 @@ class Block:
         wide = 8 * info.d_model + 4 * info.n_heads * info.d_head + 3 * info.macs_mlp // max(info.d_model, 1)
         scores = 4 * info.n_heads * width * end
         kept = 4 * info.n_layers * info.n_kv_heads * info.d_head * end
-        return size * (width * wide + scores + kept + 4 * info.d_vocab)
+        return size * (width * wide + scores + kept + 4 * info.n_logits)
 
     def _fitting(self, rows: Rows, window: Window) -> Iterable[tuple[Window, Tensor]]:
         """Run a window; where memory does not suffice, in halves, and remember what fits."""
@@ -110,7 +110,8 @@ class Block:
                 count = len(part.index)
                 if count == 1:
                     raise MemoryLimitError(
-                        f"Memory does not suffice for one prompt of {part.end} tokens.", "Free memory, shorten the prompts, or use a smaller dtype."
+                        f"Memory does not suffice for one prompt of {part.end} tokens.",
+                        "Free memory, shorten the prompts, or use a smaller dtype.",
                     ) from None
                 gc.collect()
                 if torch.cuda.is_available():
@@ -184,7 +185,9 @@ class Block:
         info = self.backend.info
         before = 0 if rows.pointwise(info.n_layers) else window.first
         columns = self._columns(window)
-        one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, columns=info.d_vocab if columns is None else columns.shape[1])
+        one = row_work(
+            info, window.width, before, start=rows.start, middle=rows.middle, columns=info.n_logits if columns is None else columns.shape[1]
+        )
         lengths, counts = self.prompts.length[window.pair].unique(return_counts=True)
         return sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True))
 
@@ -202,7 +205,7 @@ class Block:
             prefixes.append(outcome.prefix)
             for site in sites:
                 found[site].append(outcome.activations[site])
-            one = row_work(info, prompts.width, columns=info.d_vocab)
+            one = row_work(info, prompts.width, columns=info.n_logits)
             self.meter.add(sum(one / full_work(info, n) for n in prompts.length[part].tolist()))
         self._logits[side] = torch.cat(logits)
         self._sites.update({(side, site): torch.cat(parts) for site, parts in found.items()})

@@ -108,7 +108,7 @@ class Engine:
         width = max(len(pair.clean) for pair in pairs)
         size = torch.finfo(getattr(torch, info.dtype)).bits // 8
         layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head
-        one = 2 * size * (info.n_layers * width * layer + info.d_vocab)  # both sides
+        one = 2 * size * (info.n_layers * width * layer + info.n_logits)  # both sides
         count = int(self.memory // 2 // one)
         if count < 1:
             raise MemoryLimitError(

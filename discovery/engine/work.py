@@ -19,7 +19,9 @@ BACKWARD = 2  # forward passes that one backward pass counts
 Progress = Callable[[float, float, str], None]  # done, total (forward-pass equivalents), what; may raise Interrupted
 
 
-def row_work(info: ModelInfo, positions: int, before: int = 0, *, start: int = 0, stop: int | None = None, middle: bool = False, columns: int) -> int:
+def row_work(
+    info: ModelInfo, positions: int, before: int = 0, *, start: int = 0, stop: int | None = None, middle: bool = False, columns: int
+) -> int:
     """Multiply-adds of one row.
 
     Args:
@@ -37,7 +39,7 @@ def row_work(info: ModelInfo, positions: int, before: int = 0, *, start: int = 0
 
 def full_work(info: ModelInfo, length: int) -> int:
     """Multiply-adds of one prompt: one forward-pass equivalent."""
-    return row_work(info, length, columns=info.d_vocab)
+    return row_work(info, length, columns=info.n_logits)
 
 
 @dataclass

@@ -32,6 +32,8 @@ class Readable(Protocol):
     @property
     def d_vocab(self) -> int: ...
     @property
+    def n_logits(self) -> int: ...
+    @property
     def n_ctx(self) -> int: ...
 
 
@@ -51,7 +53,7 @@ def load_task(
     """
     if pairs is not None and pairs < 1:
         raise TaskError(f"pairs is {pairs}.", "Ask for at least 1 pair.")
-    reader = Reader(model.tokenizer, model.d_vocab, model.n_ctx)
+    reader = Reader(model.tokenizer, model.d_vocab, model.n_logits, model.n_ctx)
     metric: MetricName = "logit_difference"
     if isinstance(source, str) and source in BUILTIN:
         if model.tokenizer is None:

@@ -23,12 +23,13 @@ class Reader:
 
     Attributes:
         tokenizer: the model's, or None where its directory has none (then prompts are token ids).
-        d_vocab: how many token ids there are.
+        d_vocab: how many token ids there are. n_logits: how many of them can be answers.
         n_ctx: the longest prompt the model takes.
     """
 
     tokenizer: Tokenizer | None
     d_vocab: int
+    n_logits: int
     n_ctx: int
 
     def encode_all(self, written: Mapping[str, PromptPair]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
@@ -76,7 +77,7 @@ class Reader:
         if isinstance(prompt, str):
             ids = tuple(self._tokenizer(at).encode(prompt))
         else:
-            ids = tuple(self._known(token, at) for token in prompt)
+            ids = tuple(_known(token, self.d_vocab, at) for token in prompt)
         if not ids:
             raise TaskError(f"{at}: the prompt has no tokens.", "Give at least one token.")
         if len(ids) > self.n_ctx:
@@ -90,11 +91,6 @@ class Reader:
             )
         return self.tokenizer
 
-    def _known(self, token: int, at: str) -> int:
-        if not 0 <= token < self.d_vocab:
-            raise TaskError(f"{at}: token id {token} does not exist.", f"Use ids from 0 to {self.d_vocab - 1}.")
-        return token
-
     def _answers(self, answer: Answer, item: PromptPair, prompt: tuple[int, ...], at: str) -> tuple[int, ...]:
         members = answer if isinstance(answer, tuple) else (answer,)
         ids = tuple(self._answer(member, item, prompt, at) for member in members)
@@ -106,7 +102,7 @@ class Reader:
 
     def _answer(self, answer: str | int, item: PromptPair, prompt: tuple[int, ...], at: str) -> int:
         if isinstance(answer, int):
-            return self._known(answer, at)
+            return _known(answer, self.n_logits, at)
         if not isinstance(item.clean, str):
             raise TaskError(f"{at}: {answer!r} is text after a prompt of token ids.", "Give the answer as a token id too.")
         ids = tuple(self._tokenizer(at).encode(item.clean + answer))
@@ -115,7 +111,7 @@ class Reader:
                 f"{at}: {answer!r} does not continue the prompt by exactly one token (it makes {len(prompt)} tokens into {len(ids)}).",
                 "Use a word that is one token, mind the space before it, or give a token id.",
             )
-        return ids[-1]
+        return _known(ids[-1], self.n_logits, at)
 
     def _position(self, name: str, position: int, length: int, at: str) -> int:
         if not -length <= position < length:
@@ -176,6 +172,12 @@ def pair_from_fields(fields: Mapping[str, Any], at: str) -> PromptPair:
     clean, corrupted = (_prompt_field(fields[name], f"{at}, {name}") for name in FIELDS[:2])
     answer, wrong = (_answer_field(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
     return PromptPair(clean, corrupted, answer, wrong, template, dict(labels))
+
+
+def _known(token: int, count: int, at: str) -> int:
+    if not 0 <= token < count:
+        raise TaskError(f"{at}: token id {token} does not exist.", f"Use ids from 0 to {count - 1}.")
+    return token
 
 
 def _is_int(value: object) -> bool:

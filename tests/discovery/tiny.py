@@ -278,6 +278,7 @@ class Readable:
 
     tokenizer: Words | None = field(default_factory=Words)
     d_vocab: int = 1000
+    n_logits: int = 1000
     n_ctx: int = 20
 
 

@@ -128,6 +128,13 @@ def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
     assert cause in fault.cause
 
 
+def test_an_answer_has_a_logit_where_a_prompt_may_hold_more_tokens():
+    """The model of modular addition: "=" stands in prompts and is never an answer."""
+    model = Readable(None, d_vocab=8, n_logits=7)
+    assert load_task([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 3, "wrong": 4}], model).pairs[0].clean == (1, 2, 7)
+    assert "token id 7 does not exist" in refuse([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 7, "wrong": 4}], model).cause
+
+
 def test_inline_pairs_are_counted_from_1():
     assert refuse([IDS, IDS | {"answer": 1000}]).cause.startswith("pair 2, answer")
 
