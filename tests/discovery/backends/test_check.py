@@ -1,0 +1,123 @@
+"""A shortcut that does not reproduce the plain numbers is not taken, and a backend that differs is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from discovery.backends.base import Abilities, Backend, Batch, Outcome
+from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
+from discovery.errors import BackendMismatchError, ModelError, SiteError
+from discovery.interventions import Edit
+from discovery.sites import Site
+from tests.discovery.tiny import plain
+
+
+class Liar(Backend):
+    """A sound backend, some of whose answers are changed."""
+
+    def __init__(self, inner: Any, lie: Any) -> None:
+        self.inner, self.lie = inner, lie
+        self.info, self.tokenizer, self.abilities = inner.info, None, inner.abilities
+
+    def run(
+        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+    ) -> Outcome:
+        out: Outcome = self.inner.run(batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
+        return self.lie(batch, edits, out)  # type: ignore[no-any-return]
+
+    def head_weights(self, layer: int) -> Any:
+        return self.inner.head_weights(layer)
+
+
+def shifted(out: Outcome) -> Outcome:
+    return replace(out, logits=None if out.logits is None else out.logits + 1)
+
+
+@pytest.fixture
+def expected(shelf) -> Reference:
+    info = shelf.load("gpt2").info
+    return reference(plain(shelf.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")
+
+
+def test_a_sound_backend_passes(shelf, expected):
+    compare(shelf.load("gpt2"), expected)
+    require_causal(shelf.load("gpt2"), expected)
+    assert find_abilities(shelf.load("gpt2"), expected) == Abilities(True, True, True, True, True)
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_one_position_that_differs_is_enough_to_be_refused(shelf, expected, position):
+    expected.logits[0, position, 3] += 2e-4 * float(expected.logits.abs().max())
+    with pytest.raises(BackendMismatchError, match="computes other logits than Hugging Face"):
+        compare(shelf.load("gpt2"), expected)
+
+
+def test_not_a_number_is_refused(shelf, expected):
+    expected.logits[0, 0, 0] = float("nan")
+    with pytest.raises(BackendMismatchError):
+        compare(shelf.load("gpt2"), expected)
+
+
+LIES = {
+    "prefix": lambda batch, edits, out: shifted(out) if batch.prefix is not None else out,
+    "columns": lambda batch, edits, out: shifted(out) if batch.columns is not None else out,
+    "middle": lambda batch, edits, out: shifted(out) if batch.middle else out,
+    "pattern": lambda batch, edits, out: replace(out, activations={k: v + 1 for k, v in out.activations.items()}) if edits else out,
+    "linear_heads": lambda batch, edits, out: replace(
+        out, activations={k: v * 1.01 if k.kind == "attn_out" else v for k, v in out.activations.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("ability", LIES)
+def test_each_shortcut_is_dropped_by_itself(shelf, expected, ability):
+    found = find_abilities(Liar(shelf.load("gpt2"), LIES[ability]), expected)
+    assert found == replace(Abilities(True, True, True, True, True), **{ability: False})
+
+
+@pytest.mark.parametrize("error", [SiteError("no", "none"), TypeError(), ValueError(), RuntimeError("shape"), NotImplementedError()])
+def test_a_shortcut_that_fails_is_not_taken(shelf, expected, error):
+    def fail(batch: Batch, edits: Any, out: Outcome) -> Outcome:
+        if batch.prefix is not None:
+            raise error
+        return out
+
+    assert find_abilities(Liar(shelf.load("gpt2"), fail), expected) == Abilities(False, True, True, True, True)
+
+
+def test_too_little_memory_is_no_verdict_on_a_shortcut(shelf, expected):
+    def fail(batch: Batch, edits: Any, out: Outcome) -> Outcome:
+        if batch.prefix is not None:
+            raise torch.OutOfMemoryError
+        return out
+
+    with pytest.raises(torch.OutOfMemoryError):
+        find_abilities(Liar(shelf.load("gpt2"), fail), expected)
+
+
+def test_a_backend_that_cannot_start_in_the_middle_is_refused(shelf, expected):
+    lie = Liar(shelf.load("gpt2"), lambda batch, edits, out: shifted(out) if batch.start else out)
+    with pytest.raises(BackendMismatchError, match="cannot be started in the middle"):
+        find_abilities(lie, expected)
+
+
+def test_a_model_that_sees_what_comes_later_is_refused(shelf, expected):
+    lie = Liar(shelf.load("gpt2"), lambda batch, edits, out: shifted(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out)
+    with pytest.raises(ModelError, match="not causal"):
+        require_causal(lie, expected)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 100])
+def test_the_probe_fits_the_model(n_ctx):
+    tokens = probe_tokens(7, n_ctx, "cpu")
+    assert tokens.shape == (1, min(9, n_ctx))
+    assert int(tokens.max()) < 7
+
+
+def test_every_width_has_a_tolerance():
+    assert set(TOLERANCE) == {"float64", "float32", "float16", "bfloat16"}
