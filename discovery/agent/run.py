@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -49,6 +49,7 @@ def discover(
     runs_dir: Path | str | None = None,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
+    on_begin: Callable[[str], None] | None = None,
     command: str | None = None,
     load: Mapping[str, Any] | None = None,
 ) -> Discovered:
@@ -59,6 +60,7 @@ def discover(
         seed: of every random choice.
         universe: "all" heads and MLPs, or "heads" with MLPs kept.
         budget: forward-pass equivalents for the whole run, summed over prompts; where it ends early the record says so.
+        on_begin: told the run's id once its folder is there and can be resumed, before anything is measured.
         load: how the model and task were opened, so that `resume` can open them again.
 
     Returns:
@@ -86,6 +88,8 @@ def discover(
     run = create_run(runs_dir, task.name, source, configuration, provenance=provenance(seed, info.device, command, now()))
     with run:
         run.save_pairs(_lines(task))
+        if on_begin is not None:
+            on_begin(run.id)
         return _fold(_context(run, model, task, progress, on_event), State())
 
 

@@ -1,6 +1,7 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
 
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
+from discovery.evaluation.controls import rivals
 from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
 from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
@@ -27,4 +28,5 @@ __all__ = [
     "minimal",
     "minimality",
     "ranked",
+    "rivals",
 ]

@@ -30,7 +30,7 @@ def gaps_out(f: Faithfulness | Resampled, circuit: NodeSet, outside: Sequence[No
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}
 
 
-def outside_to_try(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> tuple[list[Node], str | None]:
+def outside_to_try(f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int) -> tuple[list[Node], str | None]:
     """Which nodes outside are put in: all, or of more than 64 the 32 of largest screened effect and 32 at random.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from discovery.evaluation import thresholds
 from discovery.evaluation.completeness import gaps_in, gaps_out, outside_to_try
-from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.graph import Control, RandomControls
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -28,12 +28,12 @@ def random_controls(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node],
     if not f.defined:
         return None
     return RandomControls(
-        size=_control(f, circuit, _groups(f, circuit, by_layer=False), screened, seed),
-        layer=_control(f, circuit, _groups(f, circuit, by_layer=True), screened, seed),
+        size=_control(f, circuit, screened, seed, by_layer=False),
+        layer=_control(f, circuit, screened, seed, by_layer=True),
     )
 
 
-def _groups(f: Faithfulness, circuit: NodeSet, *, by_layer: bool) -> list[Group]:
+def _groups(f: Faithfulness | Resampled, circuit: NodeSet, *, by_layer: bool) -> list[Group]:
     def kind(node: Node) -> tuple[str, int]:
         return node.kind, (node.layer or 0) if by_layer else 0
 
@@ -63,19 +63,26 @@ def _all(groups: Sequence[Group]) -> Iterator[NodeSet]:
         yield frozenset(itertools.chain.from_iterable(parts))
 
 
-def _control(f: Faithfulness, circuit: NodeSet, groups: Sequence[Group], screened: Sequence[Node], seed: int) -> Control | None:
-    others, possible = alternatives(groups, circuit, seed)
+def rivals(f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool) -> tuple[list[NodeSet], int, int]:
+    """The alternatives that are as good, how many were tried, and how many there are."""
+    others, possible = alternatives(_groups(f, circuit, by_layer=by_layer), circuit, seed)
     if not others:
-        return None
-    pairs = min(thresholds.CONTROL_PAIRS, len(f.engine))
+        return [], 0, possible
+    pairs = min(thresholds.CONTROL_PAIRS, f.n_pairs)
     values = f([circuit, *others], "random circuits", pairs)
     own = abs(1 - float(values[0])) + thresholds.TIE
-    rivals = [made for made, value in zip(others, values[1:].tolist(), strict=True) if abs(1 - value) <= own]
-    as_good = sum(_stands(f, made, screened, seed, pairs) for made in rivals)
-    return Control(n=len(others), n_possible=possible, as_good=as_good, p=(1 + as_good) / (1 + len(others)))
+    close = [made for made, value in zip(others, values[1:].tolist(), strict=True) if abs(1 - value) <= own]
+    return [made for made in close if _stands(f, made, screened, seed, pairs)], len(others), possible
 
 
-def _stands(f: Faithfulness, made: NodeSet, screened: Sequence[Node], seed: int, pairs: int) -> bool:
+def _control(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool) -> Control | None:
+    found, tried, possible = rivals(f, circuit, screened, seed, by_layer=by_layer)
+    if not tried:
+        return None
+    return Control(n=tried, n_possible=possible, as_good=len(found), p=(1 + len(found)) / (1 + tried))
+
+
+def _stands(f: Faithfulness | Resampled, made: NodeSet, screened: Sequence[Node], seed: int, pairs: int) -> bool:
     """Whether an alternative too meets (b) and (c)."""
     low, high = thresholds.NECESSARY
     if not low <= float(f([f.everything - made], "random circuits", pairs)[0]) <= high:

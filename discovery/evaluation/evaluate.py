@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from discovery.backends.base import Backend
 from discovery.engine import Meter, Progress
 from discovery.errors import MeasurementError
@@ -122,8 +124,12 @@ def conclude(
 
 
 def ranked(noising: NodeEffects, denoising: NodeEffects) -> list[Node]:
-    """Nodes by effect, noising and denoising combined (one direction alone misses an OR); ties by node."""
+    """Nodes by effect, noising and denoising combined (one direction alone misses an OR); ties by node.
+
+    Effects below the smallest that minimality counts (0.02) are ties: their order would be noise.
+    """
     size = noising.values.abs().nan_to_num(0.0) + denoising.values.abs().nan_to_num(0.0)
+    size = torch.where(size < thresholds.DROP, 0.0, size)
     return [noising.nodes[n] for n in sorted(range(len(noising.nodes)), key=lambda n: (-round(float(size[n]), 9), noising.nodes[n]))]
 
 

@@ -51,6 +51,11 @@ class Faithfulness:
         full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
         return (metric.mean(1) - empty) / (full - empty)
 
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs there are."""
+        return len(self.engine)
+
     def difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
         """Each pair's share of f(one) − f(other): its mean is the difference."""
         first, second = self._pairs([one, other])
@@ -93,10 +98,17 @@ class Resampled:
         self._gap = f.full @ weights - self._empty
 
     def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
-        """f of each set; `pairs` cannot be limited here."""
-        if pairs is not None:
-            raise ValueError("a resample uses all pairs")
+        """f of each set; with `pairs`, over the first so many as they are drawn here."""
         if not sets:
             return torch.empty(0, dtype=torch.float64)
-        metric = self.whole.sets(sets, label).double().cpu()
-        return (metric @ self.weights - self._empty) / self._gap
+        metric = self.whole.sets(sets, label, pairs).double().cpu()
+        if pairs is None:
+            return (metric @ self.weights - self._empty) / self._gap
+        weights = self.weights[:pairs] / self.weights[:pairs].sum()
+        empty = self.whole.empty[:pairs] @ weights
+        return (metric @ weights - empty) / (self.whole.full[:pairs] @ weights - empty)
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs there are."""
+        return self.whole.n_pairs

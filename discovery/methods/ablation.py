@@ -52,12 +52,13 @@ class SetMetric:
         self.universe = engine.backend.info.nodes(universe)
         self.everything: NodeSet = frozenset(self.universe)
         self._known: dict[NodeSet, Tensor] = {}
+        self._parts: dict[NodeSet, Tensor] = {}  # of the first pairs only
 
     def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
         """The metric of each pair with only these nodes kept.
 
         Args:
-            pairs: only the first so many pairs; such results are not kept.
+            pairs: only the first so many pairs.
 
         Raises:
             BudgetError: where the meter's budget does not reach; nothing was run then.
@@ -65,8 +66,9 @@ class SetMetric:
         wanted = [frozenset(kept & self.everything) for kept in sets]
         fresh = [kept for kept in dict.fromkeys(wanted) if kept not in self._known]
         if pairs is not None:
-            found = dict(zip(fresh, self._measure(fresh, label, pairs), strict=True))
-            return torch.stack([found[kept] if kept in found else self._known[kept][:pairs] for kept in wanted])
+            fresh = [kept for kept in fresh if len(self._parts.get(kept, ())) < pairs]
+            self._parts.update(zip(fresh, self._measure(fresh, label, pairs), strict=True))
+            return torch.stack([(self._known.get(kept, self._parts.get(kept)))[:pairs] for kept in wanted])  # type: ignore[index]
         self._known.update(zip(fresh, self._measure(fresh, label), strict=True))
         return torch.stack([self._known[kept] for kept in wanted])
 

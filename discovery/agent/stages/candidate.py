@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from discovery.agent.context import Context
-from discovery.agent.search import curve, fits, mend, start_from
+from discovery.agent.fit import curve, fits, start_from
+from discovery.agent.rivals import select
 from discovery.agent.state import State
 from discovery.graph import CurvePoint
 
@@ -38,7 +39,7 @@ def mending(state: State, context: Context) -> State:
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
         context.note(state, "mend", measured, concluded, why)
 
-    circuit = mend(both, state.nodes, say)
+    circuit = select(both, state.nodes, state.ranked, context.seed, say)
     fit = fits(both, [circuit])[0]
     measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
     names = [str(node) for node in sorted(circuit)]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from discovery.agent.context import Context
-from discovery.agent.search import mend, smallest_size, start_from
+from discovery.agent.fit import smallest_size, start_from
+from discovery.agent.mend import SPENT, Say
+from discovery.agent.rivals import select
 from discovery.agent.state import State
-from discovery.errors import BudgetError
 from discovery.evaluation import Resampled, ranked, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.bootstrap import template_weights
@@ -32,32 +33,35 @@ def stability(state: State, context: Context) -> State:
     limit, before = context.meter.limit, context.meter.spent
     allowed = before + before * SHARE / (1 - SHARE)
     context.meter.limit = allowed if limit is None else min(limit, allowed)
-    found: list[NodeSet] = []
+    cut: list[str] = []
+
+    def say(measured: dict[str, object], concluded: str, why: str) -> None:
+        if concluded == SPENT:
+            cut.append(why)
+
     try:
-        for draw in weights:
-            found.append(_select(context, draw))
-    except BudgetError as spent:
-        why = f"{len(found)} of {len(weights)} resamples fitted into {SHARE:.0%} of the run's cost: {spent.cause}"
-        return context.finish(state, "stability", {"resamples": len(found)}, "not measured", why)
+        found = [_select(context, draw, say) for draw in weights]
     finally:
         context.meter.limit = limit
     own = state.nodes
     jaccard = [len(own & made) / len(own | made) for made in found]
     frequency = {str(node): sum(node in made for made in found) / len(found) for node in sorted(frozenset().union(own, *found))}
     mean = sum(jaccard) / len(jaccard)
-    measured = {"jaccard": jaccard, "inclusion": frequency, "forward_equivalents": context.meter.spent - before}
+    measured = {"jaccard": jaccard, "inclusion": frequency, "forward_equivalents": context.meter.spent - before, "cut": len(cut)}
     why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
+    if cut:
+        why += f"; {len(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
     return context.finish(state.with_(stability=mean, inclusion=frequency), "stability", measured, f"mean Jaccard {mean:.2f}", why)
 
 
-def _select(context: Context, draw: Tensor) -> NodeSet:
+def _select(context: Context, draw: Tensor, say: Say) -> NodeSet:
     """The selection on one resample."""
     both = {ablation: Resampled(f, draw) for ablation, f in context.bench("discovery").both.items()}
     engine = context.bench("discovery").engine
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
     effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
     ranking = ranked(*effects)
-    return mend(both, start_from(smallest_size(both, ranking), ranking), _silent)
+    return select(both, start_from(smallest_size(both, ranking), ranking), ranking, context.seed, say)
 
 
 def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:
@@ -71,6 +75,3 @@ def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor
     values = (base - patched if direction == "noising" else patched - base) / gap
     return NodeEffects(direction, nodes, per_pair, values)
 
-
-def _silent(measured: dict[str, object], concluded: str, why: str) -> None:
-    """Resamples keep no journal."""

@@ -1,0 +1,76 @@
+"""How well a set does under both ablations: f(C) and f(U∖C), as points on discovery pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from discovery.errors import BudgetError
+from discovery.evaluation import Faithfulness, Resampled, thresholds
+from discovery.graph import CurvePoint, EvidenceAblation
+from discovery.methods.ablation import NodeSet
+from discovery.sites import Node
+
+Both = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, Resampled]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One set under one ablation."""
+
+    kept: float
+    knocked: float
+
+    @property
+    def excess(self) -> float:
+        """How far outside the bounds of (a) and (b), summed; 0 where both hold as points."""
+        low, high = thresholds.FAITHFUL
+        return max(low - self.kept, self.kept - high, 0.0) + max(abs(self.knocked) - thresholds.NECESSARY[1], 0.0)
+
+
+def fits(both: Both, sets: Sequence[NodeSet], label: str = "candidates") -> list[dict[EvidenceAblation, Fit]]:
+    """(a) and (b) of several sets, batched."""
+    values: dict[EvidenceAblation, list[Fit]] = {}
+    for ablation, f in both.items():
+        found = f([s for made in sets for s in (made, f.everything - made)], label).tolist()
+        values[ablation] = [Fit(found[2 * n], found[2 * n + 1]) for n in range(len(sets))]
+    return [{ablation: values[ablation][n] for ablation in both} for n in range(len(sets))]
+
+
+def excess(fit: Mapping[EvidenceAblation, Fit]) -> float:
+    """Over all ablations."""
+    return sum(part.excess for part in fit.values())
+
+
+def distance(fit: Mapping[EvidenceAblation, Fit]) -> float:
+    """|1 − f(C)|, summed over ablations."""
+    return sum(abs(1 - part.kept) for part in fit.values())
+
+
+def curve(both: Both, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | None]:
+    """Faithfulness of the ranking's first k nodes, and the smallest k at which (a) and (b) hold under both ablations."""
+    prefixes = [frozenset(ranking[:k]) for k in range(len(ranking) + 1)]
+    found = fits(both, prefixes, "faithfulness against size")
+    names = [str(node) for node in ranking]
+    points = [
+        CurvePoint(ablation=ablation, size=k, nodes=tuple(names[:k]), faithfulness=fit[ablation].kept)
+        for ablation in both
+        for k, fit in enumerate(found)
+    ]
+    return points, next((k for k, fit in enumerate(found) if k and excess(fit) == 0), None)
+
+
+def smallest_size(both: Both, ranking: Sequence[Node]) -> int | None:
+    """The smallest size at which (a) and (b) hold, looking no further than it; sizes the budget does not reach are passed over."""
+    for size in range(1, len(ranking) + 1):
+        try:
+            if excess(fits(both, [frozenset(ranking[:size])], "faithfulness against size")[0]) == 0:
+                return size
+        except BudgetError:
+            continue
+    return None
+
+
+def start_from(size: int | None, ranking: Sequence[Node]) -> NodeSet:
+    """The curve's set of that size; where no size holds, the whole universe."""
+    return frozenset(ranking if size is None else ranking[:size])
