@@ -1,7 +1,7 @@
 """The console script `circuit-scout`, and `python -m mcp_server`.
 
-Every command belongs to `discovery.cli`, which is imported only once a command is to run. `serve` is to be
-taken out here, before that import, since the server is above the science; until it exists no command has that name.
+`serve` runs here, since the server is above the science. Every other command belongs to `discovery.cli`, which is imported only once
+one is to run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = next((n for n, word in enumerate(words) if not word.startswith("-")), None)
+    if command is not None and words[command] == "serve":
+        from mcp_server.server.command import command_line as serve
+
+        return serve([*words[:command], *words[command + 1 :]])
     from discovery.cli import main as command_line
 
-    return command_line(sys.argv[1:] if argv is None else list(argv))
+    return command_line(words)
 
 
 if __name__ == "__main__":

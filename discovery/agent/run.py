@@ -81,7 +81,9 @@ def discover(
         "task_name": task.name,
         "task_metric": task.metric,
         "split_method": task.split_method,
-        "load": dict(load) if load else {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype},
+        "load": dict(load)
+        if load
+        else {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype},
     }
     info = model.info
     source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
@@ -117,7 +119,9 @@ def reopen(run: Run) -> tuple[Backend, Task]:
     """
     record = run.record
     how = dict(record.configuration["load"])
-    model = load_model(how["model"], backend=how.get("backend") or "auto", device=how.get("device") or "auto", dtype=how.get("dtype") or "float32")
+    model = load_model(
+        how["model"], backend=how.get("backend") or "auto", device=how.get("device") or "auto", dtype=how.get("dtype") or "float32"
+    )
     if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
         raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model, read_task(run, model)
@@ -126,7 +130,10 @@ def reopen(run: Run) -> tuple[Backend, Task]:
 def read_task(run: Run, model: Backend) -> Task:
     """The task as it stands in the run's folder."""
     configuration, lines = run.record.configuration, run.load_pairs()
-    written = [PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"]) for p in lines]
+    written = [
+        PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"])
+        for p in lines
+    ]
     again = load_task(written, model, seed=int(configuration["seed"]))
     return Task(
         str(configuration["task_name"]),

@@ -1,0 +1,62 @@
+"""Prompts that a user picks: each sets an assistant to work by the skill, with the tools by name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from mcp.server.mcpserver import MCPServer
+from pydantic import Field
+
+from mcp_server.session import Session
+
+Behaviour = Annotated[str, Field(description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement.")]
+Head = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
+Claim = Annotated[str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")]
+Model = Annotated[str, Field(description="bundled, a model directory, or a hub name.")]
+Task = Annotated[str, Field(description="Built-in task or task file that shows the behaviour.")]
+
+_HONEST = (
+    "Quote verdicts and intervals as the tools give them. Say what would have falsified the claim, and what was not tested. "
+    "Where the pairs or the behaviour are unclear in a way that changes the answer, ask me first."
+)
+
+
+def add_prompts(server: MCPServer[Session]) -> None:
+    """Give a server its prompts."""
+
+    @server.prompt(title="Find the circuit behind a behaviour")
+    def find_circuit(behaviour: Behaviour, model: Model = "bundled") -> str:
+        """From a question to a circuit with a verdict."""
+        return f"""Find the circuit behind this behaviour of the model {model}: {behaviour}
+
+Read the resource scout://skills/find-circuit and follow it:
+1. State the hypothesis and what would falsify it.
+2. load_model(model="{model}"). Use a built-in task where one fits; otherwise write at least 96 prompt pairs in three or more templates.
+3. check_task. If behaviour is false, stop and say why, or mend the pairs.
+4. discover_circuit; poll run_status while it runs; then get_circuit.
+5. Read the verdict with its reasons, consider alternatives, and write up.
+{_HONEST}"""
+
+    @server.prompt(title="What does this head do?")
+    def what_does_this_head_do(head: Head, task: Task = "ioi", model: Model = "bundled") -> str:
+        """Measure what one attention head contributes, and where."""
+        return f"""What does the head {head} of the model {model} do on the task {task}?
+
+1. load_model(model="{model}"), then check_task(task="{task}").
+2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the others?
+3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through which input?
+4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
+5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
+Say what is measured and what is conjecture; attention alone proves nothing. {_HONEST}"""
+
+    @server.prompt(title="Validate a claim about a circuit")
+    def validate_claim(claim: Claim, task: Task = "ioi", model: Model = "bundled") -> str:
+        """Put a claimed circuit to the test, on pairs that it was not made from."""
+        return f"""Test this claim about the model {model}, on the task {task}: {claim}
+
+1. Write down which nodes the claim names, and which result would refute it, before measuring.
+2. load_model(model="{model}"), check_task(task="{task}", pairs=200).
+3. ablate_heads with these nodes, per_node=true, controls=20, under resample and under mean.
+4. evaluate_circuit with these nodes, pairs=200, final=true, once: the held-out pairs judge honestly only the first time.
+5. Compare with what discover_circuit finds without knowing the claim.
+Downgrade the claim where a condition fails or is undecided. {_HONEST}"""

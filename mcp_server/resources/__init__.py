@@ -1,0 +1,21 @@
+"""What can be read besides calling tools: runs, results, tasks and skills; and completion of their names."""
+
+from __future__ import annotations
+
+from mcp.server.mcpserver import MCPServer
+
+from mcp_server.resources.complete import add_completion
+from mcp_server.resources.files import add_run_files
+from mcp_server.resources.skills import add_skills, skill_names, skills_folder
+from mcp_server.resources.tasks import add_tasks
+from mcp_server.session import Session
+
+__all__ = ["add_resources", "skill_names", "skills_folder"]
+
+
+def add_resources(server: MCPServer[Session], session: Session) -> None:
+    """Give a server its resources."""
+    add_run_files(server, session)
+    add_tasks(server)
+    add_skills(server)
+    add_completion(server, session)

@@ -1,0 +1,58 @@
+"""The skills: how an assistant should use the tools, as Agent Skills that travel with the server."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from pathlib import Path
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+
+from mcp_server.session import Session
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*(\.md)?")
+
+
+def skills_folder() -> Path:
+    """Where the skills are: the packaged copy, else the checkout's."""
+    packaged = Path(str(importlib.resources.files("mcp_server"))) / "skills"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "skills"
+
+
+def skill_names() -> list[str]:
+    """Every skill."""
+    return sorted(path.parent.name for path in skills_folder().glob("*/SKILL.md"))
+
+
+def add_skills(server: MCPServer[Session]) -> None:
+    """Each skill and its references as a resource."""
+
+    @server.resource(
+        "scout://skills/{name}",
+        name="skill",
+        title="A skill",
+        mime_type="text/markdown",
+        description="How to use the tools for one purpose.",
+    )
+    def skill(name: str) -> str:
+        return _read(name, "SKILL.md")
+
+    @server.resource(
+        "scout://skills/{name}/references/{page}",
+        name="skill reference",
+        title="A page of a skill",
+        mime_type="text/markdown",
+        description="Read when the skill says so.",
+    )
+    def reference(name: str, page: str) -> str:
+        return _read(name, "references", page if page.endswith(".md") else f"{page}.md")
+
+
+def _read(name: str, *parts: str) -> str:
+    if not _NAME.fullmatch(name) or not all(_NAME.fullmatch(part.lower()) for part in parts):
+        raise ResourceNotFoundError(f"There is no skill {name[:80]!r}; there are {', '.join(skill_names())}.")
+    path = skills_folder().joinpath(name, *parts)
+    if not path.is_file():
+        raise ResourceNotFoundError(f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(skill_names())}.")
+    return path.read_text(encoding="utf-8")

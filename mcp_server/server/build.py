@@ -1,0 +1,123 @@
+"""One server from settings: `build_server`.
+
+`Scout` is the SDK's server with one boundary: what a caller can mend is told as it is, anything else by the id under which its
+traceback stands in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from mcp.server.lowlevel.helper_types import ReadResourceContents
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedResourceError, UnexpectedToolError
+from mcp.types import CallToolResult, InputRequiredResult
+from pydantic import AnyUrl, ValidationError
+
+from discovery.errors import DiscoveryError, Interrupted
+from mcp_server.errors import reported
+from mcp_server.prompts import add_prompts
+from mcp_server.resources import add_resources
+from mcp_server.session import Session, Settings
+from mcp_server.tools import offered
+from mcp_server.tools.strict import told
+
+NAME = "circuit-scout"
+INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language model's behaviour and proves it.
+
+Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) -> discover_circuit, or by hand: patch_sweep
+site=resid_pre, then head_out in both directions, ablate_heads, evaluate_circuit -> get_circuit. The skill scout://skills/find-circuit
+says which measurement comes next and when to stop.
+
+Handles (model_id, run_id) are plain arguments. A long discovery returns a run_id: poll run_status. Verdicts are computed from held-out
+pairs and controls: verified, partial, rejected, inconclusive, no_behaviour. Report them as they are, with their reasons."""
+
+
+class Scout(MCPServer[Session]):
+    """The server.
+
+    Attributes:
+        session: what outlives a call.
+    """
+
+    session: Session
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Session, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool; see the class for what a failure says."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError as fault:
+            raise ToolError(self._explained(name, fault.__cause__ or fault)) from None
+        except ToolError as fault:
+            tool = self._tool_manager.get_tool(name)
+            if tool is not None and isinstance(fault.__cause__, ValidationError):
+                raise ToolError(told(tool, fault.__cause__)) from None
+            if tool is None:
+                known = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
+                raise ToolError(f"There is no tool {name[:80]!r} here.\nThe tools are {known}.") from None
+            raise ToolError(self.session.settings.public(str(fault))) from None
+
+    async def read_resource(
+        self, uri: AnyUrl | str, context: Context[Session, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | InputRequiredResult:
+        """Read a resource; see the class for what a failure says."""
+        try:
+            return await super().read_resource(uri, context)
+        except UnexpectedResourceError as fault:
+            cause = _root(fault)
+            if isinstance(cause, DiscoveryError):
+                raise ResourceNotFoundError(self.session.settings.public(str(cause))) from None
+            raise ResourceError(reported("a resource", cause)) from None
+
+    def _explained(self, name: str, cause: BaseException) -> str:
+        if isinstance(cause, DiscoveryError):
+            return self.session.settings.public(str(cause))
+        if isinstance(cause, Interrupted):
+            return "The call was stopped before it was done, because the server ends.\nCall again."
+        return reported(name, cause)
+
+
+def build_server(settings: Settings | None = None) -> Scout:
+    """The production server.
+
+    Args:
+        settings: as `circuit-scout serve` reads them; the defaults where None.
+    """
+    session = Session(settings or Settings())
+
+    @asynccontextmanager
+    async def shared(_: MCPServer[Session]) -> AsyncIterator[Session]:
+        yield session
+
+    server = Scout(
+        NAME,
+        title="Circuit Scout",
+        description="Mechanistic interpretability: find the circuit behind a behaviour, and prove it.",
+        instructions=INSTRUCTIONS,
+        version=_version(),
+        tools=offered(session.settings),
+        lifespan=shared,
+        log_level="WARNING",
+    )
+    server.session = session
+    add_resources(server, session)
+    add_prompts(server)
+    return server
+
+
+def _root(fault: BaseException) -> BaseException:
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    return fault
+
+
+def _version() -> str:
+    try:
+        return metadata.version(NAME)
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,85 @@
+"""Over HTTP: streamable HTTP at /mcp, behind a bearer token, with Host and Origin checked and bodies bounded."""
+
+from __future__ import annotations
+
+import hmac
+import importlib
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.transport_security import TransportSecuritySettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from mcp_server.server.build import Scout
+
+PATH = "/mcp"
+MOST_BODY = 8 * 2**20  # bytes: inline pairs
+_GRACE = 5  # seconds
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where clients come in.
+
+    Attributes:
+        token: that they must bear; None lets everyone on this machine in.
+        names: further host names by which they may call.
+    """
+
+    host: str
+    port: int
+    token: str | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def hosts(self) -> list[str]:
+        """What the Host header may say."""
+        told = {"127.0.0.1", "localhost", "[::1]", f"[{self.host}]" if ":" in self.host else self.host, *self.names}
+        if self.host in ("0.0.0.0", "::"):
+            told.add(socket.gethostname())
+        return sorted({f"{name}{port}" for name in told - {"0.0.0.0", "[::]"} for port in (f":{self.port}", "")})
+
+
+class Guard:
+    """Lets only requests through that bear the token; an ASGI application around another."""
+
+    def __init__(self, inner: ASGIApp, token: str) -> None:
+        self._inner = inner
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._known(scope):
+            headers = [(b"www-authenticate", b'Bearer realm="circuit-scout"'), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"error":"a bearer token is required"}'})
+            return
+        await self._inner(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)
+
+
+def application(server: Scout, door: Door) -> ASGIApp:
+    """The server as an ASGI application."""
+    origins = [f"{scheme}://{host}" for host in door.hosts for scheme in ("http", "https")]
+    security = TransportSecuritySettings(enable_dns_rebinding_protection=True, allowed_hosts=door.hosts, allowed_origins=origins)
+    made: Any = server.streamable_http_app(
+        streamable_http_path=PATH, host=door.host, transport_security=security, max_request_body_size=MOST_BODY
+    )
+    return Guard(made, door.token) if door.token is not None else made
+
+
+def serve_http(server: Scout, door: Door) -> int:
+    """Serve until interrupted; returns the exit status."""
+    uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
+    config = uvicorn.Config(
+        application(server, door), host=door.host, port=door.port, log_level="warning", timeout_graceful_shutdown=_GRACE
+    )
+    runner = uvicorn.Server(config)
+    runner.run()
+    server.session.close(_GRACE)
+    return 0 if runner.started else 2

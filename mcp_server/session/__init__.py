@@ -1,0 +1,11 @@
+"""What outlives a call: loaded models, the devices' queues, runs in the background, results to be fetched.
+
+Imports nothing that needs torch; `science` brings that in on the first call that measures.
+"""
+
+from mcp_server.session.devices import Devices, Work
+from mcp_server.session.places import Places
+from mcp_server.session.session import Session
+from mcp_server.session.settings import Settings
+
+__all__ = ["Devices", "Places", "Session", "Settings", "Work"]

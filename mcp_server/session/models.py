@@ -1,0 +1,137 @@
+"""The loaded models, each under a handle that its `load_model` arguments alone decide.
+
+The handle of the bundled model is ``bundled``, of a hub model its name, of a directory its path inside the allowed directory; what was
+asked for beyond the defaults follows: ``gpt2@cuda,bfloat16``. So a handle from before a restart still says how to load it again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from discovery.errors import DiscoveryError
+from discovery.sites import BackendName
+from mcp_server.errors import UnknownModelError
+from mcp_server.session import science
+from mcp_server.session.places import Places
+
+if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.tasks.task import Task
+
+SPARE = 512 * 2**20  # bytes that stay free
+TASKS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of load_model.
+
+    Attributes:
+        model: as it was asked for, and told again in messages. source: what is opened.
+    """
+
+    model: str
+    source: str
+    backend: BackendName
+    device: str
+    dtype: str
+
+
+@dataclass
+class Loaded:
+    """A model in memory."""
+
+    model_id: str
+    asked: Asked
+    backend: Backend
+    seconds: float
+    used: float = field(default_factory=time.monotonic)
+    tasks: dict[Any, Task] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: whose queue its jobs wait in."""
+        return self.backend.info.device
+
+
+class Models:
+    """The models in memory, least recently used first to go."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._settings = places.settings
+        self._loaded: dict[str, Loaded] = {}
+        self._loading = threading.Lock()
+
+    def ask(self, model: str, backend: BackendName | None, device: str | None, dtype: str | None) -> Asked:
+        """Check what load_model was asked for."""
+        s = self._settings
+        return Asked(model, self.places.model(model), backend or s.backend, device or s.device, dtype or s.dtype)
+
+    def handle(self, asked: Asked) -> str:
+        """The model_id that these arguments give."""
+        more: list[str] = [asked.backend] if asked.backend not in ("auto", "transformerlens") else []
+        more += [asked.device] if asked.device != "auto" else []
+        more += [asked.dtype] if asked.dtype != "float32" else []
+        return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
+
+    def load(self, asked: Asked) -> tuple[Loaded, bool]:
+        """The model, and whether it was there already. Blocks; one model is loaded at a time."""
+        model_id = self.handle(asked)
+        with self._loading:
+            if model_id in self._loaded:
+                return self._touch(self._loaded[model_id]), True
+            began = time.monotonic()
+            self._make_room(asked)
+            backend = science.load_model(asked.source, backend=asked.backend, device=asked.device, dtype=asked.dtype)
+            self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
+            return self._loaded[model_id], False
+
+    def get(self, model_id: str) -> Loaded:
+        """A loaded model.
+
+        Raises:
+            UnknownModelError: gives the call that loads it.
+        """
+        if model_id not in self._loaded:
+            raise UnknownModelError(model_id, sorted(self._loaded), self._call(model_id))
+        return self._touch(self._loaded[model_id])
+
+    def drop(self, model_id: str) -> Loaded:
+        """Forget a model; what is measured on it now is finished first."""
+        found = self.get(model_id)
+        self._loaded.pop(model_id, None)
+        return found
+
+    def all(self) -> list[Loaded]:
+        """Every loaded model, the last used first."""
+        return sorted(self._loaded.values(), key=lambda loaded: -loaded.used)
+
+    def _touch(self, loaded: Loaded) -> Loaded:
+        loaded.used = time.monotonic()
+        return loaded
+
+    def _call(self, model_id: str) -> str | None:
+        name, _, more = model_id.partition("@")
+        try:
+            self.places.model(name)
+        except DiscoveryError:
+            return None
+        extra = ""
+        for word in more.split(",") if more else ():
+            key = "backend" if word == "nnsight" else "device" if word.startswith(("cpu", "cuda", "mps")) else "dtype"
+            extra += f', {key}="{word}"'
+        return f'load_model(model="{name}"{extra})'
+
+    def _make_room(self, asked: Asked) -> None:
+        """Drop the least recently used while the weights would not fit into what is free."""
+        source = science.find_source(asked.source)
+        need = sum(path.stat().st_size for path in Path(source.directory).glob("*.safetensors")) * 2 + SPARE
+        while self._loaded and psutil.virtual_memory().available < need:
+            del self._loaded[min(self._loaded, key=lambda name: self._loaded[name].used)]

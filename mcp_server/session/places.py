@@ -1,0 +1,104 @@
+"""Which paths a call may name: those inside the allowed directories, symbolic links followed first.
+
+A refusal says the same whether the path exists or not.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mcp_server.errors import PlaceError
+from mcp_server.session.settings import Settings
+
+BUNDLED = "bundled"
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_MODEL_FILES = ("config.json", "tl_config.json")
+_DEEP, _MOST = 3, 200
+
+
+class Places:
+    """The directories that may be read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.roots = tuple(root.resolve() for root in (settings.models_dir, settings.here) if root is not None)
+
+    def model(self, name: str) -> str:
+        """The model to open: `bundled`, a directory as an absolute path, or a hub name.
+
+        Raises:
+            PlaceError: for a directory that may not be read, or a name that no hub has.
+        """
+        if name == BUNDLED:
+            return name
+        found = self._find(name)
+        if found is not None and found.is_dir():
+            return str(found)
+        if not _HUB.fullmatch(name) or self._elsewhere(name):
+            raise self._refused("model directory", name, "Give 'bundled', a hub name, or one that list_models shows.")
+        return name
+
+    def task_file(self, name: str) -> Path:
+        """A task file.
+
+        Raises:
+            PlaceError: where there is none at that place, or it may not be read.
+        """
+        found = self._find(name)
+        if found is None or not found.is_file():
+            raise self._refused("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
+        return found
+
+    def shown(self, path: str) -> str:
+        """A path as the assistant may write it: relative to an allowed directory."""
+        for root in self.roots:
+            if Path(path).is_absolute() and Path(path).is_relative_to(root) and Path(path) != root:
+                return Path(path).relative_to(root).as_posix()
+        return Path(path).name if Path(path).is_absolute() else path
+
+    def directories(self) -> list[Path]:
+        """The model directories in the models directory, by name."""
+        if self.settings.models_dir is None or not self.settings.models_dir.is_dir():
+            return []
+        return _model_directories(self.settings.models_dir.resolve(), _DEEP)[:_MOST]
+
+    def _find(self, name: str) -> Path | None:
+        """What a name is inside the allowed directories, or None."""
+        if not name or "\0" in name or len(name) > 4096:
+            return None
+        for root in self.roots:
+            try:
+                path = (root / name).resolve()
+                if path.is_relative_to(root) and path.exists():
+                    return path
+            except (OSError, ValueError, RuntimeError):  # too long for the file system, or a loop of links
+                continue
+        return None
+
+    @staticmethod
+    def _elsewhere(name: str) -> bool:
+        """Whether a plain name is a directory that would be opened instead of the hub's."""
+        return Path(name).exists()
+
+    def _refused(self, what: str, name: str, cure: str) -> PlaceError:
+        allowed = [
+            label
+            for path, label in ((self.settings.models_dir, "the models directory"), (self.settings.here, "the working directory"))
+            if path
+        ]
+        where = " or ".join(allowed) or "any directory: the server was started without --models-dir, so none may be read"
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        return PlaceError(f"There is no {what} {shown!r} in {where}.", cure)
+
+
+def _model_directories(place: Path, deep: int) -> list[Path]:
+    if any((place / file).is_file() for file in _MODEL_FILES):
+        return [place]
+    if not deep:
+        return []
+    try:
+        inner = [entry for entry in sorted(place.iterdir()) if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    return [found for entry in inner for found in _model_directories(entry, deep - 1)]

@@ -1,0 +1,170 @@
+"""Discovery runs in the background: each in a thread that outlives the call which began it.
+
+A run is known by the id of its folder as soon as that is there. It waits for its device, works, and leaves its folder completed,
+interrupted (resumable) or failed. A folder is written by one process at a time, which its lock sees to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from discovery.errors import DiscoveryError, Interrupted
+from discovery.store import Run, open_run
+from mcp_server.errors import ServerError, reported
+from mcp_server.session import science
+from mcp_server.session.devices import Devices, Work
+from mcp_server.session.models import Loaded
+from mcp_server.session.places import Places
+
+if TYPE_CHECKING:
+    from discovery.tasks.task import Task
+
+MOST_ALIVE = 16  # runs in one process, waiting ones included
+
+
+@dataclass
+class Background:
+    """A run of this process.
+
+    Attributes:
+        run_id: None until its folder is there. begun: set then, and where it failed before. ended: set at its end.
+        problem: what ended it early, as it may be told.
+        stages: what each stage concluded, as it happened.
+    """
+
+    work: Work
+    run_id: str | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    problem: DiscoveryError | None = None
+    since: float = field(default_factory=time.monotonic)
+    thread: threading.Thread | None = None
+
+
+class Runs:
+    """Starts, resumes, finds and stops them."""
+
+    def __init__(self, devices: Devices, places: Places) -> None:
+        self._devices, self._places = devices, places
+        self._settings = places.settings
+        self._known: dict[str, Background] = {}
+        self._starting: list[Background] = []
+        self._guard = threading.Lock()
+
+    def start(self, loaded: Loaded, task: Task, load: dict[str, Any], options: dict[str, Any]) -> Background:
+        """Begin a run; returns once its folder is there. Blocks for that long."""
+        made = Background(self._devices.work())
+
+        def carry() -> None:
+            with _Holding(self._devices, loaded.device) as device:
+
+                def begin(run_id: str) -> None:
+                    made.run_id = run_id
+                    self._known[run_id] = made
+                    made.begun.set()
+                    device.take(f"run {run_id}", made.work)
+
+                science.discover(
+                    loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begin, load=load
+                )
+
+        return self._launch(made, carry)
+
+    def resume(self, run_id: str) -> Background:
+        """Go on with an interrupted run; one that is at work in this process is returned as it is.
+
+        Raises:
+            StoreError: no such run, or another process writes to it.
+            PlaceError: where its model may not be loaded by this server.
+        """
+        with self._guard:
+            if run_id in self._known and not self._known[run_id].ended.is_set():
+                return self._known[run_id]
+        run = open_run(self._settings.runs_dir, run_id)
+        record = run.record
+        how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
+        self._places.model(str(how.get("model")))
+        made = Background(self._devices.work(), run_id)
+
+        def carry() -> None:
+            with _Holding(self._devices, record.provenance.device or "cpu") as device:
+                self._known[run_id] = made
+                with open_run(self._settings.runs_dir, run_id, write=True):
+                    made.begun.set()  # the lock could be had
+                device.take(f"run {run_id}", made.work)
+                science.resume(run_id, runs_dir=self._settings.runs_dir, progress=made.work)
+
+        return self._launch(made, carry)
+
+    def find(self, run_id: str) -> Background | None:
+        """The run, where this process has it at work."""
+        found = self._known.get(run_id)
+        return found if found is not None and not found.ended.is_set() else None
+
+    def problem(self, run_id: str) -> DiscoveryError | None:
+        """What ended a run of this process early."""
+        found = self._known.get(run_id)
+        return found.problem if found else None
+
+    def open(self, run_id: str) -> Run:
+        """A run's folder, for reading."""
+        return open_run(self._settings.runs_dir, run_id)
+
+    def close(self, seconds: float) -> bool:
+        """Stop every run and wait a moment for them to end; whether they did."""
+        self._devices.closing.set()
+        end = time.monotonic() + seconds
+        alive = [made for made in [*self._known.values(), *self._starting] if not made.ended.is_set()]
+        return all(made.ended.wait(max(0.0, end - time.monotonic())) for made in alive)
+
+    def _launch(self, made: Background, carry: Callable[[], None]) -> Background:
+        with self._guard:
+            self._starting = [other for other in self._starting if not other.begun.is_set()]
+            alive = sum(not other.ended.is_set() for other in {id(b): b for b in [*self._known.values(), *self._starting]}.values())
+            if alive >= MOST_ALIVE:
+                raise ServerError(f"{alive} runs are at work or waiting already.", "Wait for one (run_status), or stop one (cancel_run).")
+            self._starting.append(made)
+        made.thread = threading.Thread(target=_guarded, args=(made, carry), name="discovery-run", daemon=True)
+        made.thread.start()
+        made.begun.wait()
+        if made.problem is not None:
+            raise made.problem
+        return made
+
+
+class _Holding:
+    """A device that is taken in the middle of a run and given back at its end."""
+
+    def __init__(self, devices: Devices, device: str) -> None:
+        self._devices, self._device = devices, device
+        self._held: Any = None
+
+    def __enter__(self) -> _Holding:
+        return self
+
+    def take(self, what: str, work: Work) -> None:
+        held = self._devices.held(self._device, what, work)
+        held.__enter__()
+        self._held = held
+
+    def __exit__(self, *fault: Any) -> None:
+        if self._held is not None:
+            self._held.__exit__(None, None, None)
+
+
+def _guarded(made: Background, carry: Callable[[], None]) -> None:
+    try:
+        carry()
+    except Interrupted:
+        made.problem = ServerError("The run was stopped.", "Go on with discover_circuit(run_id=...).") if not made.begun.is_set() else None
+    except DiscoveryError as fault:
+        made.problem = fault
+    except Exception as fault:  # noqa: BLE001  # the thread's end: told by id, as a tool's would be
+        made.problem = ServerError(reported("discover_circuit", fault), "Report it; the run can be tried again.")
+    finally:
+        made.ended.set()
+        made.begun.set()

@@ -1,0 +1,79 @@
+"""The half of `discovery` that needs torch, imported name by name when a call first uses it.
+
+`tools/list` is answered before any of it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from discovery.agent import Discovered, discover, estimate, resume
+    from discovery.backends.load import find_source, load_model
+    from discovery.engine import Engine, Meter
+    from discovery.evaluation import evaluate_circuit
+    from discovery.methods.ablation import ablate_heads
+    from discovery.methods.behaviour import check_task
+    from discovery.methods.cache import run_with_cache
+    from discovery.methods.contrast import contrast
+    from discovery.methods.patching import patch_sweep
+    from discovery.methods.summary import Cell, summarise, top_cells
+    from discovery.report import heatmap
+
+_HOMES = {
+    "Cell": "discovery.methods.summary",
+    "Discovered": "discovery.agent",
+    "Engine": "discovery.engine",
+    "Meter": "discovery.engine",
+    "ablate_heads": "discovery.methods.ablation",
+    "check_task": "discovery.methods.behaviour",
+    "contrast": "discovery.methods.contrast",
+    "discover": "discovery.agent",
+    "estimate": "discovery.agent",
+    "evaluate_circuit": "discovery.evaluation",
+    "find_source": "discovery.backends.load",
+    "heatmap": "discovery.report",
+    "load_model": "discovery.backends.load",
+    "patch_sweep": "discovery.methods.patching",
+    "resume": "discovery.agent",
+    "run_with_cache": "discovery.methods.cache",
+    "summarise": "discovery.methods.summary",
+    "top_cells": "discovery.methods.summary",
+}
+
+__all__ = [
+    "Cell",
+    "Discovered",
+    "Engine",
+    "Meter",
+    "ablate_heads",
+    "check_task",
+    "contrast",
+    "discover",
+    "estimate",
+    "evaluate_circuit",
+    "find_source",
+    "heatmap",
+    "load_model",
+    "pack",
+    "patch_sweep",
+    "resume",
+    "run_with_cache",
+    "summarise",
+    "top_cells",
+]
+
+
+def pack(tensors: Mapping[str, Any]) -> bytes:
+    """Tensors as safetensors."""
+    save = importlib.import_module("safetensors.torch").save
+    packed: bytes = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    return packed
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,51 @@
+"""How this server was asked to run; see `circuit-scout serve --help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from discovery.sites import BackendName
+from discovery.store import default_runs_dir
+
+Toolset = Literal["models", "measure", "circuits", "runs"]
+TOOLSETS: tuple[Toolset, ...] = get_args(Toolset)
+Images = Literal["include", "omit"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fixed for the life of the server.
+
+    Attributes:
+        runs_dir: where runs are kept.
+        models_dir: the directory whose models may be loaded.
+        here: another directory that may be read: where a local server was started; None over HTTP.
+        read_only: nothing is downloaded, and no run is started or stopped.
+        images: whether results carry pictures.
+        toolsets: which groups of tools there are.
+        backend, device, dtype: what load_model uses where a call does not say.
+        memory: bytes that a measurement may take.
+        local: whether the client runs on this machine, as this user (stdio), so that paths of its runs help it.
+    """
+
+    runs_dir: Path = field(default_factory=default_runs_dir)
+    models_dir: Path | None = None
+    here: Path | None = None
+    read_only: bool = False
+    images: Images = "include"
+    toolsets: tuple[Toolset, ...] = TOOLSETS
+    backend: BackendName = "auto"
+    device: str = "auto"
+    dtype: str = "float32"
+    memory: int | None = None
+    local: bool = True
+
+    def public(self, text: str) -> str:
+        """A message without the paths of this machine."""
+        named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.here, "the working directory")]
+        for path, name in [(path, name) for path, name in named if path is not None and path != path.parent]:
+            text = text.replace(f"{path}/", "").replace(str(path), name)
+        home = str(Path.home())
+        return text.replace(f"{home}/", "~/") if len(home) > 1 else text

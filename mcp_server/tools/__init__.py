@@ -1,0 +1,81 @@
+"""The tools: each measures through `discovery`, shapes what came of it, and holds no mathematics of its own.
+
+A tool is a function whose signature is its input schema and whose docstring is written to the assistant.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mcp.server.mcpserver.tools import Tool
+from mcp.types import ToolAnnotations
+
+from mcp_server.session.settings import Settings, Toolset
+from mcp_server.tools import ablation, cache, discover, evaluation, models, runs, sweep, task
+from mcp_server.tools.strict import strict
+
+__all__ = ["OFFERS", "Offer", "offered"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A tool and what is said of it.
+
+    Attributes:
+        toolset: the group it is switched on and off with.
+        reads: it changes nothing outside this server's memory.
+        destroys: it takes something away that another call does not bring back.
+        repeats: the same call again changes nothing more.
+        open_world: it may reach beyond this machine.
+        writes: it is left out where the server is read-only.
+    """
+
+    function: Callable[..., Awaitable[Any]]
+    title: str
+    toolset: Toolset
+    reads: bool = True
+    destroys: bool = False
+    repeats: bool = True
+    open_world: bool = False
+    writes: bool = False
+
+    def tool(self) -> Tool:
+        """The tool as the SDK has it, refusing arguments that it does not know."""
+        hints = ToolAnnotations(
+            title=self.title,
+            read_only_hint=self.reads,
+            destructive_hint=self.destroys,
+            idempotent_hint=self.repeats,
+            open_world_hint=self.open_world,
+        )
+        description = inspect.cleandoc(self.function.__doc__ or "")
+        return strict(Tool.from_function(self.function, title=self.title, description=description, annotations=hints))
+
+
+OFFERS: tuple[Offer, ...] = (
+    Offer(models.load_model, "Load a model", "models", reads=False, open_world=True),
+    Offer(models.list_models, "List models", "models"),
+    Offer(models.unload_model, "Unload a model", "models", reads=False),
+    Offer(task.check_task, "Does the model do the task?", "measure"),
+    Offer(cache.run_with_cache, "Look into one prompt", "measure"),
+    Offer(sweep.patch_sweep, "Activation patching sweep", "measure"),
+    Offer(ablation.ablate_heads, "Ablate heads and MLPs", "measure"),
+    Offer(evaluation.evaluate_circuit, "Evaluate a circuit", "circuits", reads=False),
+    Offer(discover.discover_circuit, "Discover a circuit", "circuits", reads=False, repeats=False, writes=True),
+    Offer(runs.run_status, "How far is a run?", "runs"),
+    Offer(runs.cancel_run, "Stop a run", "runs", reads=False, writes=True),
+    Offer(runs.get_circuit, "The circuit of a run", "runs"),
+    Offer(runs.list_runs, "List runs", "runs"),
+)
+
+
+def offered(settings: Settings) -> list[Tool]:
+    """The tools that these settings switch on, in a fixed order."""
+    return [
+        offer.tool()
+        for offer in OFFERS
+        if (offer.toolset in settings.toolsets or offer.toolset == "models") and not (settings.read_only and offer.writes)
+    ]

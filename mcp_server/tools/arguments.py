@@ -1,0 +1,56 @@
+"""The arguments that several tools share, each with its description and bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from mcp.server.mcpserver import Context
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from mcp_server.session import Session
+
+Call = Context[Session, Any]
+Detail = Literal["concise", "detailed"]
+Axis = Literal["position", "label"]
+
+MOST_PAIRS = 2000
+Text = Annotated[str, Field(max_length=20_000)]
+Ids = Annotated[list[StrictInt], Field(max_length=8192)]
+Answer = Text | StrictInt | Annotated[list[Text | StrictInt], Field(max_length=512)]
+
+
+class Pair(BaseModel):
+    """A prompt pair; both prompts must have equally many tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    clean: Text | Ids = Field(description="Prompt that shows the behaviour, or its token ids.")
+    corrupted: Text | Ids = Field(description="Same prompt with the words changed that carry it.")
+    answer: Answer = Field(description="What follows `clean`, one token; a list is a set.")
+    wrong: Answer = Field(description="What should not.")
+    template: Annotated[str, Field(max_length=200)] | None = None
+    labels: Annotated[dict[Annotated[str, Field(max_length=100)], StrictInt], Field(max_length=64)] | None = None
+
+
+ModelId = Annotated[str, Field(description="Handle from load_model.", min_length=1, max_length=500)]
+RunId = Annotated[str, Field(description="From discover_circuit or list_runs.", min_length=1, max_length=200)]
+TaskName = Annotated[str, Field(max_length=4096)]
+Pairs = Annotated[list[Pair], Field(min_length=1, max_length=MOST_PAIRS)]
+TaskSource = Annotated[
+    TaskName | Pairs,
+    Field(description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl task file, or inline pairs."),
+]
+Count = Annotated[int, Field(description="How many prompt pairs are drawn (all, where there are fewer).", ge=1, le=MOST_PAIRS)]
+Seed = Annotated[int, Field(description="Draws the pairs and their split.", ge=0, le=2**31 - 1)]
+Top = Annotated[int, Field(description="How many rows to list.", ge=1, le=500)]
+Nodes = Annotated[
+    list[Annotated[str, Field(max_length=40)]],
+    Field(description='Heads and MLPs: "a9.h6" (L9H6 and 9.6 too), "m5".', min_length=1, max_length=2000),
+]
+DetailLevel = Annotated[Detail, Field(description="concise: the facts that decide; detailed: everything, up to 40,000 characters.")]
+Budget = Annotated[float, Field(description="Most forward-pass equivalents to spend.", gt=0, le=1e12, allow_inf_nan=False)]
+
+
+def pairs_given(task: TaskName | Pairs) -> str | list[dict[str, Any]]:
+    """A task argument as `load_task` takes it."""
+    return task if isinstance(task, str) else [pair.model_dump(exclude_none=True) for pair in task]

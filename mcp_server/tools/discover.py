@@ -1,0 +1,215 @@
+"""The whole discovery, in the background."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+import anyio
+from mcp.server.mcpserver import AcceptedElicitation, Elicit, ElicitationResult, Resolve
+from mcp.types import CallToolResult
+from pydantic import BaseModel, Field
+
+from discovery.errors import DiscoveryError
+from discovery.tasks import BUILTIN
+from mcp_server.errors import ServerError
+from mcp_server.session import Session, science
+from mcp_server.session import Work as Job
+from mcp_server.session.devices import in_thread
+from mcp_server.session.runs import Background
+from mcp_server.tools.arguments import MOST_PAIRS, Budget, Call, Pairs, Seed, TaskName, pairs_given
+from mcp_server.tools.circuit import NodeView, ScoreView, beside_run, circuit_of, node_views, score_views
+from mcp_server.tools.result import Listing, Work, answer, cost
+from mcp_server.tools.runs import Progress, progress_of
+from mcp_server.tools.task import Metric
+
+_LOOK = 0.1  # seconds between two looks at a run that is waited for
+ENOUGH = 96  # pairs that a verdict needs
+
+
+class Behaviour(BaseModel):
+    """Which behaviour to explain."""
+
+    task: Literal["", "ioi", "induction", "greater_than", "agreement"] = Field(
+        default="", description="A built-in behaviour; leave it empty to give pairs of your own instead."
+    )
+
+
+class Allowance(BaseModel):
+    """Whether a run may cost what it is estimated at."""
+
+    raise_budget: bool = Field(default=True, description="Raise the budget to the estimate; otherwise the run may end inconclusive.")
+
+
+class Discovery(Listing):
+    """What discover_circuit gives."""
+
+    lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+
+    run_id: str
+    status: str = Field(description="running: poll run_status; completed; interrupted: call again with run_id; failed.")
+    verdict: str | None
+    reasons: list[str]
+    nodes: list[NodeView]
+    n_edges: int | None
+    scores: list[ScoreView]
+    progress: Progress | None
+    notes: list[str] = Field(description="Defaults that were taken, and what to know of them.")
+    folder: str | None = Field(description="Where the run is kept, on this machine.")
+    next: str
+    cost: Work | None
+
+
+def which_behaviour(call: Call, task: TaskName | Pairs | None, run_id: str | None) -> Behaviour | Elicit[Behaviour]:
+    """Ask the user which behaviour is meant, where the call does not say and the client can ask."""
+    if task is not None or run_id is not None or not _can_ask(call):
+        return Behaviour()
+    known = "; ".join(f"{name}: {built.summary}" for name, built in BUILTIN.items())
+    return Elicit(f"Which behaviour should the circuit explain? {known}", Behaviour)
+
+
+async def what_it_costs(
+    call: Call, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None, budget: float | None, pairs: int | None, seed: int
+) -> Allowance | Elicit[Allowance]:
+    """Ask whether the budget may be raised, where the estimate is above it and the client can ask."""
+    if run_id is not None or model_id is None or task is None or budget is None or not _can_ask(call):
+        return Allowance(raise_budget=False)
+    session = call.request_context.lifespan_context
+    loaded = session.models.get(model_id)
+
+    def job(work: Job) -> float:
+        read = session.task(loaded, pairs_given(task), pairs, seed)
+        return float(science.estimate(loaded.backend, read, budget=budget, memory=session.settings.memory).forward_equivalents)
+
+    expected = await session.devices.run(call, loaded.device, "estimate", job)
+    if expected <= budget:
+        return Allowance(raise_budget=False)
+    return Elicit(
+        f"This discovery is estimated at {expected:,.0f} forward-pass equivalents; the budget is {budget:,.0f}. Raise the budget to that?",
+        Allowance,
+    )
+
+
+async def discover_circuit(
+    call: Call,
+    asked: Annotated[ElicitationResult[Behaviour], Resolve(which_behaviour)],
+    allowed: Annotated[ElicitationResult[Allowance], Resolve(what_it_costs)],
+    model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
+    task: Annotated[
+        TaskName | Pairs | None,
+        Field(description="Built-in task, path of a .jsonl task file, or inline pairs; needed unless run_id is given."),
+    ] = None,
+    run_id: Annotated[
+        str | None, Field(description="Resume this interrupted run instead; the other arguments are the run's own.", max_length=200)
+    ] = None,
+    metric: Metric = None,
+    budget: Annotated[Budget | None, Field(description="Unlimited where null.")] = None,
+    pairs: Annotated[
+        int | None,
+        Field(
+            description="Prompt pairs; the task's own number (200 for built-in ones) where null. A verdict needs 96.", ge=2, le=MOST_PAIRS
+        ),
+    ] = None,
+    seed: Seed = 0,
+    wait_seconds: Annotated[float, Field(description="How long to wait for the end before returning run_id.", ge=0, le=3600)] = 45,
+) -> Annotated[CallToolResult, Discovery]:
+    """Finds the circuit behind a behaviour on its own and judges it: checks the behaviour, patches layers, components, heads and edges,
+    freezes a circuit on discovery pairs, tests it on held-out pairs against controls, and writes a record with figures. The verdict is
+    computed.
+
+    Use it when the question is "which heads and MLPs do this, and is that proven?". Not for a quick look (patch_sweep), nor for nodes
+    that you chose yourself (evaluate_circuit). Returns when the run is done or after `wait_seconds`, then with status running: poll
+    run_status(run_id), then get_circuit(run_id). The run goes on meanwhile, also where this call is cancelled; cancel_run stops it. An
+    interrupted run goes on with discover_circuit(run_id=...). Cost: thousands of forward passes; ioi in the bundled model 1 to 5
+    minutes, gpt2 on a GPU about 15.
+
+    Example: discover_circuit(model_id="bundled", task="ioi").
+    """
+    session = call.request_context.lifespan_context
+    chosen = task if task is not None else (asked.data.task or None) if isinstance(asked, AcceptedElicitation) else None
+    notes: list[str] = []
+    if run_id is not None:
+        made = await in_thread(partial(_resumed, session, run_id))
+    elif model_id is None or chosen is None:
+        missing = "model_id" if model_id is None else "task"
+        raise ServerError(
+            f"discover_circuit needs {missing}, or the run_id of a run to resume.",
+            f"Call discover_circuit(model_id=..., task=...), task one of {', '.join(BUILTIN)}, a task file, or inline pairs.",
+        )
+    else:
+        loaded = session.models.get(model_id)
+        raised = isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget
+        if raised:
+            notes.append(f"The budget of {budget:,.0f} was lifted, as the user agreed.")
+        options = {"metric": metric, "seed": seed, "budget": None if raised else budget, "memory": session.settings.memory}
+
+        def begin() -> Background:
+            read = session.task(loaded, pairs_given(chosen), pairs, seed)
+            if len(read) < ENOUGH:
+                notes.append(f"{len(read)} pairs: fewer than the {ENOUGH} that a verdict needs, so it can be inconclusive at best.")
+            how = loaded.asked
+            load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype, "pairs": pairs}
+            source = session.task_source(pairs_given(chosen))
+            return session.runs.start(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
+
+        made = await in_thread(begin)
+    if made is not None:
+        await _wait(call, made, wait_seconds)
+    return await in_thread(partial(_told, session, made.run_id if made is not None and made.run_id else str(run_id), notes))
+
+
+def _resumed(session: Session, run_id: str) -> Background | None:
+    """The run, at work again; None where it is complete."""
+    at_work = session.runs.find(run_id)
+    if at_work is not None:
+        return at_work
+    return None if session.runs.open(run_id).status == "completed" else session.runs.resume(run_id)
+
+
+async def _wait(call: Call, made: Background, seconds: float) -> None:
+    """Wait for the run's end, saying how far it is; a cancelled wait leaves the run at work."""
+    told = -1.0
+    with anyio.move_on_after(seconds):
+        while not made.ended.is_set():
+            done, total, label = made.work.state
+            if done > told:
+                told = done
+                await call.report_progress(done, max(total, done), label)
+            await anyio.sleep(_LOOK)
+
+
+def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
+    run, background = session.runs.open(run_id), session.runs.find(run_id)
+    problem: DiscoveryError | None = session.runs.problem(run_id)
+    status = "running" if background else run.status
+    circuit = circuit_of(run) if status == "completed" else None
+    views = node_views(circuit) if circuit else []
+    if problem is not None and status != "completed":
+        notes.append(str(problem))
+    following = {
+        "running": f'run_status(run_id="{run_id}") says how far it is; cancel_run stops it.',
+        "completed": f'get_circuit(run_id="{run_id}") gives edges and evidence.',
+    }
+    result = Discovery(
+        run_id=run_id,
+        status=status,
+        verdict=circuit.verdict if circuit else None,
+        reasons=list(circuit.reasons) if circuit else [],
+        nodes=views,
+        n_edges=len(circuit.edges) if circuit else None,
+        scores=score_views(circuit) if circuit else [],
+        progress=progress_of(background) if background else None,
+        notes=notes,
+        folder=str(run.path) if session.settings.local else None,
+        next=following.get(status, f'discover_circuit(run_id="{run_id}") goes on with it.'),
+        total=len(views),
+        narrow="get_circuit lists more." if len(views) > 20 else None,
+        cost=cost(circuit.cost) if circuit else None,
+    )
+    return answer(result, beside_run(session, run, image=True) if circuit else [])
+
+
+def _can_ask(call: Call) -> bool:
+    """Whether the client can put a question to its user."""
+    capabilities: Any = call.client_capabilities
+    return capabilities is not None and capabilities.elicitation is not None

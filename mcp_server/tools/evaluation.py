@@ -1,0 +1,91 @@
+"""Does a set of nodes hold as the circuit?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from discovery.sites import Universe
+from mcp_server.session import Work as Job
+from mcp_server.session import science
+from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, pairs_given
+from mcp_server.tools.evidence import evaluation_block, squeezed
+from mcp_server.tools.result import Listing, Work, answer, cost
+from mcp_server.tools.task import Metric
+
+
+class Evaluated(Listing):
+    """What evaluate_circuit gives."""
+
+    lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+
+    model_id: str
+    task: str
+    nodes: list[str]
+    final: bool
+    verdict: str = Field(description="verified, partial, rejected, inconclusive or no_behaviour: computed, not judged.")
+    reasons: list[str] = Field(description="Each condition that does not hold, with its numbers.")
+    evaluation: dict[str, Any] = Field(description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls.")
+    cost: Work
+
+
+async def evaluate_circuit(
+    call: Call,
+    model_id: ModelId,
+    task: TaskSource,
+    nodes: Nodes,
+    final: Annotated[
+        bool, Field(description="Look at the held-out pairs. Once, after the circuit is fixed: further looks are counted.")
+    ] = False,
+    universe: Annotated[Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")] = "all",
+    metric: Metric = None,
+    budget: Budget | None = None,
+    pairs: Count = 32,
+    seed: Seed = 0,
+    detail: DetailLevel = "concise",
+) -> Annotated[CallToolResult, Evaluated]:
+    """Tests a set of nodes as the circuit of a behaviour: sufficient (a), necessary (b), complete (c), minimal (d), better than random
+    sets of its size (e), under resample and mean ablation, with intervals; and computes the verdict.
+
+    Use it while you search with final=false (discovery pairs; at most `partial`), and once at the end with final=true and
+    pairs=200 or more: a verdict needs 48 held-out pairs. Do not repeat final=true while you change the circuit. It does not search:
+    discover_circuit does, and it also tests stability (f). Cost: some hundred forward passes per pair; 32 pairs of ioi in the bundled
+    model about 10 s, 200 about a minute.
+
+    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h1", "a2.h1", "a3.h0", "m0"]).
+    """
+    session = call.request_context.lifespan_context
+    loaded = session.models.get(model_id)
+
+    def job(work: Job) -> Evaluated:
+        read = session.task(loaded, pairs_given(task), pairs, seed)
+        found = science.evaluate_circuit(
+            loaded.backend,
+            read,
+            nodes,
+            final=final,
+            metric=metric,
+            universe=universe,
+            seed=seed,
+            memory=session.settings.memory,
+            budget=budget,
+            runs_dir=session.settings.runs_dir,
+            progress=work,
+        )
+        block = evaluation_block(found.evaluation, detailed=detail == "detailed")
+        return Evaluated(
+            model_id=model_id,
+            task=read.name,
+            nodes=list(found.nodes),
+            final=final,
+            verdict=found.verdict,
+            reasons=list(found.reasons),
+            evaluation=squeezed(block, 30_000 if detail == "detailed" else 6_500),
+            total=len(found.nodes),
+            narrow="detail='detailed' gives every row of (d) and the thresholds.",
+            cost=cost(found.cost),
+        )
+
+    return answer(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")

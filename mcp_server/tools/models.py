@@ -1,0 +1,163 @@
+"""Loading, listing and dropping models."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from discovery.sites import BackendName
+from mcp_server.session.devices import Work as Job
+from mcp_server.session.models import Loaded
+from mcp_server.tools.arguments import Call, ModelId
+from mcp_server.tools.result import Listing, Result, answer, number
+
+Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1 or mps.", max_length=20, pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")]
+Width = Literal["float32", "float64", "float16", "bfloat16"]
+
+
+class Model(Result):
+    """A model in memory."""
+
+    lists: ClassVar[tuple[str, ...]] = ("warnings",)
+
+    model_id: str = Field(description="Handle for the other tools.")
+    model: str
+    already_loaded: bool
+    architecture: str
+    backend: str
+    device: str
+    dtype: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int
+    n_params: int
+    n_nodes: int = Field(description="Heads and MLPs: what a circuit is chosen from.")
+    attn_only: bool
+    tokenizer: bool = Field(description="False: prompts must be token ids, and built-in tasks do not apply.")
+    fingerprint: str = Field(description="sha256 of the weights.")
+    seconds: float | None
+    warnings: list[str]
+
+
+class InMemory(Result):
+    """One line of list_models."""
+
+    model_id: str
+    n_layers: int
+    n_heads: int
+    n_params: int
+    device: str
+    dtype: str
+
+
+class Available(Result):
+    """A model that load_model takes."""
+
+    model: str
+    megabytes: float | None
+
+
+class ModelList(Listing):
+    """What list_models gives."""
+
+    lists: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
+
+    loaded: list[InMemory]
+    loadable: list[Available]
+    hub: str = Field(description="Whether hub names can be loaded too.")
+
+
+class Unloaded(Result):
+    """What unload_model gives."""
+
+    model_id: str
+    loaded: list[str] = Field(description="What is still in memory.")
+
+
+async def load_model(
+    call: Call,
+    model: Annotated[str, Field(description="bundled, a model directory, or a hub name (gpt2).", min_length=1, max_length=1000)],
+    backend: Annotated[BackendName | None, Field(description="Engine; the server's default where null.")] = None,
+    device: Device | None = None,
+    dtype: Annotated[Width | None, Field(description="The server's default (float32) where null.")] = None,
+) -> Annotated[CallToolResult, Model]:
+    """Loads a language model and returns the `model_id` that every other tool takes. Call it first; the same arguments again cost
+    nothing and give the same id. `bundled` is a small model that is always there and does the built-in task ioi.
+
+    Use it once per model. Not for looking what is there: list_models. Cost: bundled about 5 s the first time (libraries are loaded
+    then), gpt2 about 10 s; a hub model not yet on this machine is downloaded first. The least recently used model is dropped when
+    memory is short.
+
+    Example: load_model(model="bundled") -> model_id "bundled".
+    """
+    session = call.request_context.lifespan_context
+
+    def job(work: Job) -> tuple[Loaded, bool]:
+        asked = session.models.ask(model, backend, device, dtype)
+        work.say(f"loading {session.models.handle(asked)}")
+        return session.models.load(asked)
+
+    loaded, before = await session.devices.run(call, None, "loading", job)
+    info = loaded.backend.info
+    same = {name: getattr(info, name) for name in Model.model_fields if hasattr(info, name) and name != "warnings"}
+    return answer(
+        Model(
+            model_id=loaded.model_id,
+            model=model,
+            already_loaded=before,
+            n_nodes=len(info.nodes()),
+            tokenizer=loaded.backend.tokenizer is not None,
+            seconds=number(0.0 if before else loaded.seconds, 3),
+            warnings=list(info.warnings),
+            **same,
+        )
+    )
+
+
+async def list_models(call: Call) -> Annotated[CallToolResult, ModelList]:
+    """Lists the models in memory with their `model_id`, and those that load_model can load from this machine.
+
+    Use it when a model_id was lost, or to see which directories may be loaded. Not needed before load_model(model="bundled").
+    Cost: none.
+
+    Example: list_models() -> loaded [{"model_id": "bundled", ...}], loadable [{"model": "bundled"}, ...].
+    """
+    session = call.request_context.lifespan_context
+    places = session.places
+    loaded = [_in_memory(found) for found in session.models.all()]
+    found = [(places.shown(str(path)), sum(file.stat().st_size for file in path.glob("*.safetensors"))) for path in places.directories()]
+    loadable = [
+        Available(model="bundled", megabytes=None),
+        *(Available(model=name, megabytes=number(size / 1e6, 3)) for name, size in found),
+    ]
+    hub = (
+        "only those already on this machine: the server is read-only"
+        if session.settings.read_only
+        else "yes, downloaded when first asked for"
+    )
+    return answer(ModelList(loaded=loaded, loadable=loadable, hub=hub, total=len(loaded) + len(loadable)))
+
+
+async def unload_model(call: Call, model_id: ModelId) -> Annotated[CallToolResult, Unloaded]:
+    """Drops a model from memory. Runs and results made with it stay; a run at work finishes with it.
+
+    Use it to make room before a larger model. Not needed otherwise: models are dropped by themselves when memory is short. Cost: none.
+
+    Example: unload_model(model_id="bundled").
+    """
+    session = call.request_context.lifespan_context
+    session.models.drop(model_id)
+    return answer(Unloaded(model_id=model_id, loaded=[found.model_id for found in session.models.all()]))
+
+
+def _in_memory(found: Loaded) -> InMemory:
+    info = found.backend.info
+    return InMemory(
+        model_id=found.model_id, n_layers=info.n_layers, n_heads=info.n_heads, n_params=info.n_params, device=info.device, dtype=info.dtype
+    )

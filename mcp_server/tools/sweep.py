@@ -1,0 +1,184 @@
+"""Activation patching over every cell of a site."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from mcp.types import CallToolResult, ContentBlock
+from pydantic import Field
+
+from discovery.sites import Direction, SiteName
+from mcp_server.session import Session, science
+from mcp_server.session import Work as Job
+from mcp_server.session.results import result_id
+from mcp_server.tools.arguments import Axis, Call, Count, DetailLevel, ModelId, Seed, TaskSource, Top, pairs_given
+from mcp_server.tools.result import Listing, Result, Work, answer, cost, link, number, numbers, picture
+from mcp_server.tools.task import Metric
+
+if TYPE_CHECKING:
+    from discovery.methods.patching import Sweep
+    from discovery.tasks.task import Task
+
+_WIDEST = 160  # columns of a picture
+
+
+class Cell(Result):
+    """One cell of the grid."""
+
+    layer: int
+    head: int | None
+    position: int | str | None
+    node: str | None = Field(description="The head or MLP, as ablate_heads takes it.")
+    effect: float | None = Field(description="Share of clean − corrupted; negative works against the behaviour.")
+
+
+class Grid(Result):
+    """The whole grid in four numbers."""
+
+    shape: list[int]
+    axes: list[str]
+    largest: float | None
+    smallest: float | None
+    n_above_0_1: int = Field(description="Cells whose absolute effect is above 0.1.")
+    n_nonfinite: int = Field(description="Cells that no pair has, or with nothing to normalise by.")
+
+
+class Swept(Listing):
+    """What patch_sweep gives."""
+
+    lists: ClassVar[tuple[str, ...]] = ("top", "positions")
+
+    model_id: str
+    result_id: str
+    task: str
+    n: int
+    site: str
+    direction: str
+    metric: str
+    metric_clean: float | None
+    metric_corrupted: float | None
+    top: list[Cell]
+    grid: Grid
+    positions: list[int | str] = Field(description="What the position axis counts; empty where there is none.")
+    warnings: list[str]
+    values: str = Field(description="URI of the full grid as JSON.")
+    figure: str | None = Field(description="URI of the heatmap.")
+    cost: Work
+
+
+async def patch_sweep(
+    call: Call,
+    model_id: ModelId,
+    task: TaskSource,
+    site: Annotated[
+        SiteName,
+        Field(
+            description="By layer and position: resid_pre, resid_mid, resid_post, attn_out, mlp_out. By layer and head: head_out, q, k, v, "
+            "pattern. head_out_by_position: all three."
+        ),
+    ] = "resid_pre",
+    direction: Annotated[
+        Direction, Field(description="denoising: clean activation into the corrupted run; noising: corrupted into the clean run.")
+    ] = "denoising",
+    metric: Metric = None,
+    by: Annotated[Axis, Field(description="label: align pairs of different wording by their named positions.")] = "position",
+    pairs: Count = 32,
+    seed: Seed = 0,
+    top: Top = 10,
+    detail: DetailLevel = "concise",
+) -> Annotated[CallToolResult, Swept]:
+    """Activation patching: exchanges one activation at a time between clean and corrupted runs, over every cell of `site`, and measures
+    how much of the behaviour comes back (denoising: 1 is all) or is lost (noising: 1 is all). Returns the largest cells, a heatmap, and
+    a link to the whole grid. Exact, on every pair.
+
+    Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or head_out_by_position. Run both directions:
+    redundant heads can show in one only, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before
+    check_task. Cost: about a forward pass per cell and pair; ioi in the bundled model 1 to 5 s, head_out_by_position the dearest.
+
+    Example: patch_sweep(model_id="bundled", task="ioi", site="head_out", direction="noising").
+    """
+    session = call.request_context.lifespan_context
+    loaded = session.models.get(model_id)
+
+    def job(work: Job) -> tuple[Swept, bytes | None]:
+        read = session.task(loaded, pairs_given(task), pairs, seed)
+        work.say(f"{site} {direction}")
+        found = science.patch_sweep(
+            loaded.backend, read, site, direction=direction, metric=metric, by=by, memory=session.settings.memory, progress=work
+        )
+        return _swept(session, model_id, read, found, top, by)
+
+    found, png = await session.devices.run(call, loaded.device, f"patch_sweep {site} {model_id}", job)
+    beside: list[ContentBlock] = [picture(png)] if png is not None and session.settings.images == "include" else []
+    beside += [link(found.values, "full grid", "application/json")]
+    beside += [link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
+    return answer(found, beside, detailed=detail == "detailed")
+
+
+def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str) -> tuple[Swept, bytes | None]:
+    name = result_id(
+        "sweep", model_id, task.name, task.fingerprint[:8], found.site, found.direction, found.metric, by if by != "position" else ""
+    )
+    grid = found.values.tolist()
+    document = {
+        "result_id": name,
+        "site": found.site,
+        "direction": found.direction,
+        "metric": found.metric,
+        "axes": list(found.axes),
+        "positions": list(found.positions),
+        "values": numbers(grid),
+    }
+    uri = session.results.keep(name, "grid.json", json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
+    png = _figure(found, task)
+    known = found.values[~found.values.isnan()]
+    total = int(known.numel())
+    return Swept(
+        model_id=model_id,
+        result_id=name,
+        task=task.name,
+        n=len(task),
+        site=found.site,
+        direction=found.direction,
+        metric=found.metric,
+        metric_clean=number(float(found.metric_clean.mean())),
+        metric_corrupted=number(float(found.metric_corrupted.mean())),
+        top=[_cell(found.site, cell) for cell in science.top_cells(found, top)],
+        grid=Grid(
+            shape=list(found.values.shape),
+            axes=list(found.axes),
+            largest=number(float(known.max())) if total else None,
+            smallest=number(float(known.min())) if total else None,
+            n_above_0_1=int((known.abs() > 0.1).sum()),
+            n_nonfinite=int(found.values.numel()) - total,
+        ),
+        positions=list(found.positions)[:200],
+        warnings=list(found.warnings),
+        values=uri,
+        figure=None if png is None else session.results.keep(name, "heatmap.png", png),
+        total=total,
+        truncated=total > top,
+        narrow="Raise `top` (with detail='detailed'), or read `values`." if total > top else None,
+        cost=cost(found.cost),
+    ), png
+
+
+def _cell(site: str, cell: science.Cell) -> Cell:
+    node = f"a{cell.layer}.h{cell.head}" if cell.head is not None else f"m{cell.layer}" if site == "mlp_out" else None
+    return Cell(layer=cell.layer, head=cell.head, position=cell.position, node=node, effect=number(cell.value))
+
+
+def _figure(found: Sweep, task: Task) -> bytes | None:
+    """A heatmap of a grid of two axes."""
+    if found.values.ndim != 2 or not 0 < found.values.shape[1] <= _WIDEST or bool(found.values.isnan().all()):
+        return None
+    columns = [str(position) for position in found.positions] or [str(head) for head in range(found.values.shape[1])]
+    return science.heatmap(
+        found.values.detach().cpu().numpy(),
+        [str(layer) for layer in range(found.values.shape[0])],
+        columns,
+        title=f"{task.name}: {found.site}, {found.direction}",
+        row_axis="layer",
+        column_axis="position" if found.positions else "head",
+    )
