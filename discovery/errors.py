@@ -5,6 +5,7 @@
     ├── TaskError                  a task file or pair that breaks a rule, with its line
     ├── ModelError                 a directory or name that is not a model we can load
     │   └── BackendMismatchError   the backend computes other logits than Hugging Face does
+    ├── FeatureError               a sparse autoencoder that cannot be loaded, or does not fit the model
     ├── MeasurementError           arguments of a measurement that cannot hold
     ├── BudgetError                the budget does not reach, with the estimate
     ├── MemoryLimitError           not even one row fits the memory allowed
@@ -46,6 +47,10 @@ class ModelError(DiscoveryError):
 
 class BackendMismatchError(ModelError):
     """The backend's logits are not those of the Hugging Face module it wraps."""
+
+
+class FeatureError(DiscoveryError):
+    """A sparse autoencoder that cannot be loaded or does not fit the model, or a feature it does not have."""
 
 
 class MeasurementError(DiscoveryError):

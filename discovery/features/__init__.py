@@ -1,0 +1,14 @@
+"""Sparse autoencoders: a layer's activation as a sum of features that each stand for something.
+
+from discovery import load_model
+from discovery.features import load_sae
+model = load_model("gpt2")
+sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", model)      # or a SAELens directory
+sae.encode(activation)                                                  # [row pos feature]
+"""
+
+from discovery.features.change import Change, ErrorTerm, Operation
+from discovery.features.load import load_sae
+from discovery.features.sae import SAE, Codes
+
+__all__ = ["SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae"]

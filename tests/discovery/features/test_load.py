@@ -1,0 +1,159 @@
+"""What is refused, with the reason; and what is taken with a warning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from discovery.errors import FeatureError
+from discovery.features import Change, load_sae
+from discovery.features.hooks import site_of, width_of
+from discovery.sites import Site
+from tests.discovery.features.planted import random_module, save
+
+POST = "blocks.0.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.3.hook_resid_pre", Site("resid_pre", 3)),
+        ("blocks.3.hook_mlp_in", Site("resid_mid", 3)),
+        ("blocks.12.hook_mlp_out", Site("mlp_out", 12)),
+        ("blocks.0.hook_attn_out", Site("attn_out", 0)),
+        ("blocks.1.attn.hook_z", Site("z", 1)),
+        ("blocks.1.attn.hook_k", Site("k", 1)),
+    ],
+)
+def test_hook_points_are_sites(hook, site):
+    assert site_of(hook) == site
+
+
+@pytest.mark.parametrize(
+    "hook", [None, "", "hook_embed", "blocks.0.ln2.hook_normalized", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"]
+)
+def test_other_hook_points_are_refused(shelf, tmp_path, hook):
+    with pytest.raises(FeatureError, match="hook point"):
+        load_sae(save(random_module("standard", 12, 20, hook), tmp_path / "sae"), shelf.load("native"))
+
+
+def test_widths(shelf):
+    native, rotary = shelf.load("native"), shelf.load("rotary")
+    assert [width_of(native, Site(kind, 0)) for kind in ("resid_pre", "z", "k")] == [12, 18, 18]
+    assert [width_of(rotary, Site(kind, 0)) for kind in ("q", "k")] == [24, 12]
+
+
+@pytest.mark.parametrize(
+    ("width", "hook", "said"),
+    [
+        (16, POST, "16 numbers a position, and this model has 12"),
+        (12, "blocks.1.attn.hook_z", "12 numbers a position, and this model has 18"),
+        (12, "blocks.7.hook_resid_post", "Layer 7 does not exist"),
+    ],
+)
+def test_a_place_that_does_not_fit_is_refused(shelf, tmp_path, width, hook, said):
+    with pytest.raises(FeatureError, match=said):
+        load_sae(save(random_module("standard", width, 20, hook), tmp_path / "sae"), shelf.load("native"))
+
+
+def test_no_mlp_no_mlp_dictionary(shelf, tmp_path):
+    with pytest.raises(FeatureError, match="attention-only"):
+        load_sae(save(random_module("standard", 12, 20, "blocks.0.hook_mlp_out"), tmp_path / "sae"), shelf.load("attn_only"))
+
+
+def test_a_single_heads_dictionary_is_refused(shelf, tmp_path):
+    module = random_module("standard", 12, 20, POST)
+    module.cfg.metadata.hook_head_index = 2
+    with pytest.raises(FeatureError, match="head 2 alone"):
+        load_sae(save(module, tmp_path / "sae"), shelf.load("native"))
+
+
+def test_other_weights_are_refused_unless_forced(shelf, tmp_path):
+    model = shelf.load("native")
+    module = random_module("standard", 12, 20, POST)
+    module.cfg.metadata.model_fingerprint = "0" * 64
+    folder = save(module, tmp_path / "sae")
+    with pytest.raises(FeatureError, match="does not belong to this model"):
+        load_sae(folder, model)
+    assert any("wrong SAE" in note for note in load_sae(folder, model, force=True).warnings)
+    module.cfg.metadata.model_fingerprint = model.info.fingerprint
+    assert load_sae(save(module, tmp_path / "own"), model).warnings == ()
+
+
+def test_another_hub_model_is_refused(shelf, tmp_path):
+    from dataclasses import replace
+
+    from discovery.features.hooks import model_faults
+
+    model = shelf.load("native")
+    kept = model.info
+    try:
+        model.info = replace(kept, name="openai-community/gpt2", revision="abc")
+        assert model_faults(model, {"model_name": "gpt2-small"}) == (None, None)
+        wrong, _ = model_faults(model, {"model_name": "pythia-70m"})
+        assert wrong is not None
+        assert "pythia-70m" in wrong
+        model.info = replace(kept, name="somewhere/checkpoint")
+        assert model_faults(model, {"model_name": "gpt2-small"})[0] is None
+        assert model_faults(model, {})[1] == "the SAE does not say which model it was trained on"
+    finally:
+        model.info = kept
+
+
+def test_a_norm_that_is_not_in_the_files_is_told(shelf, tmp_path):
+    folder = save(random_module("standard", 12, 20, POST, normalize_activations="expected_average_only_in"), tmp_path / "sae")
+    assert any("expected_average_only_in" in note for note in load_sae(folder, shelf.load("native")).warnings)
+
+
+def test_what_is_no_sae_is_refused(shelf, tmp_path):
+    model = shelf.load("native")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FeatureError, match="has no cfg"):
+        load_sae(tmp_path / "empty", model)
+    with pytest.raises(FeatureError, match="neither a directory nor a release"):
+        load_sae(tmp_path / "absent", model)
+    with pytest.raises(FeatureError, match="neither a directory nor a release"):
+        load_sae("word", model)
+    folder = save(random_module("standard", 12, 20, POST), tmp_path / "torn")
+    (folder / "sae_weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(FeatureError, match="'torn' cannot be loaded"):
+        load_sae(folder, model)
+    folder = save(random_module("standard", 12, 20, POST), tmp_path / "odd")
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(FeatureError, match="'odd' cannot be loaded"):
+        load_sae(folder, model)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2-small-res-jb/blocks.8.hook_resid_pre", "gpt2-small-res-jb/no-such-id", "no-such-owner/no-such-repository/layer8"]
+)
+def test_the_hub_out_of_reach_is_told_clearly(shelf, name):
+    with pytest.raises(FeatureError, match="could not be had from the hub") as caught:
+        load_sae(name, shelf.load("native"))
+    assert "directory" in caught.value.cure
+
+
+def test_the_fingerprint_is_of_the_weights(shelf, tmp_path):
+    module = random_module("standard", 12, 20, POST)
+    first = load_sae(save(module, tmp_path / "a"), shelf.load("native")).fingerprint
+    assert load_sae(save(module, tmp_path / "b"), shelf.load("native")).fingerprint == first
+    with torch.no_grad():
+        module.b_enc[0] += 1
+    assert load_sae(save(module, tmp_path / "c"), shelf.load("native")).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("amounts", "operation", "said"),
+    [
+        ({}, "set", "No feature"),
+        ({20: 1.0}, "set", "0 to 19"),
+        ({-1: 1.0}, "set", "0 to 19"),
+        ({True: 1.0}, "set", "0 to 19"),
+        ({"3": 1.0}, "set", "0 to 19"),
+        ({3: float("nan")}, "set", "finite"),
+        ({3: 1.0}, "clamp", "set, scale, add"),
+    ],
+)
+def test_changes_that_cannot_hold(amounts, operation, said):
+    with pytest.raises(FeatureError, match=said):
+        Change.of(amounts, operation, 20)
