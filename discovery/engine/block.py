@@ -51,9 +51,15 @@ class Block:
         return self._logits[side]
 
     def activation(self, side: Side, site: Site) -> Float[Tensor, "pair pos ..."]:
-        """A site of the unchanged prompts, right-padded (what stands after a prompt's end is meaningless)."""
+        """A site of the unchanged prompts, right-padded (what stands after a prompt's end is meaningless).
+
+        Who asks for a site at one layer asks for the others soon: one pass brings all of them.
+        """
         if (side, site) not in self._sites:
-            self._cache(side, [site])
+            info = self.backend.info
+            behind_all = site == Site("resid_post", info.n_layers - 1)  # the end of the stream whose starts are resid_pre
+            layers = [site.layer] if behind_all else range(info.n_layers)
+            self.load(side, [Site(site.kind, layer) for layer in layers])
         return self._sites[side, site]
 
     def load(self, side: Side, sites: Iterable[Site]) -> None:
@@ -106,18 +112,8 @@ class Block:
             part = waiting.pop()
             try:
                 values = self._run(rows, part)
-            except (torch.OutOfMemoryError, MemoryError):
-                count = len(part.index)
-                if count == 1:
-                    raise MemoryLimitError(
-                        f"Memory does not suffice for one prompt of {part.end} tokens.",
-                        "Free memory, shorten the prompts, or use a smaller dtype.",
-                    ) from None
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                self._limit = count // 2
-                half = count // 2
+            except (RuntimeError, MemoryError) as fault:
+                half = self._halved(len(part.index), part.end, fault)
                 waiting += [
                     Window(part.index[half:], part.pair[half:], part.first, part.end),
                     Window(part.index[:half], part.pair[:half], part.first, part.end),
@@ -125,6 +121,20 @@ class Block:
                 continue
             self.meter.add(self._work(rows, part))
             yield part, values
+
+    def _halved(self, count: int, tokens: int, fault: Exception) -> int:
+        """Half of a batch for which memory did not suffice; from now on no batch is larger. Any other fault goes on its way."""
+        if not out_of_memory(fault):
+            raise fault
+        if count == 1:
+            raise MemoryLimitError(
+                f"Memory does not suffice for one prompt of {tokens} tokens.", "Free memory, shorten the prompts, or use a smaller dtype."
+            ) from None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._limit = count // 2
+        return self._limit
 
     def _run(self, rows: Rows, window: Window) -> Float[Tensor, "n"]:
         prompts, n_layers = self.prompts, self.backend.info.n_layers
@@ -195,11 +205,18 @@ class Block:
         """One pass over every prompt of a side, keeping these sites, the logits, and keys and values."""
         prompts, info = self.prompts, self.backend.info
         keep = self.backend.abilities.prefix and self._prefix.get(side) is None
-        most = self.rows_that_fit(0, prompts.width)
-        logits, prefixes, found = [], [], {site: [] for site in sites}  # type: ignore[var-annotated]
-        for begin in range(0, len(prompts), most):
-            part = slice(begin, begin + most)
-            outcome = self.backend.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
+        logits: list[Tensor] = []
+        prefixes: list[Prefix | None] = []
+        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        begin, most = 0, self.rows_that_fit(0, prompts.width)
+        while begin < len(prompts):
+            part = slice(begin, min(begin + most, len(prompts)))
+            try:
+                outcome = self.backend.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
+            except (RuntimeError, MemoryError) as fault:
+                most = self._halved(part.stop - begin, prompts.width, fault)
+                continue
+            begin = part.stop
             assert outcome.logits is not None
             logits.append(outcome.logits)
             prefixes.append(outcome.prefix)
@@ -214,3 +231,10 @@ class Block:
             whole = [p for p in prefixes if p is not None]
             keys = tuple(torch.cat([p.keys[layer] for p in whole]) for layer in layers)
             self._prefix[side] = Prefix(keys, tuple(torch.cat([p.values[layer] for p in whole]) for layer in layers))
+
+
+def out_of_memory(fault: Exception) -> bool:
+    """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
+    )

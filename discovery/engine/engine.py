@@ -57,6 +57,7 @@ class Engine:
         self._bounds = self._cut_pairs()
         self._kept: tuple[int, Block] | None = None
         self._means: dict[Site, MeanReference] = {}
+        self._mean_values: dict[Site, Tensor] = {}  # of the block that is kept
         self._plan: ReferencePlan | None = None
 
     def __len__(self) -> int:
@@ -67,6 +68,7 @@ class Engine:
         for first, last in self._bounds:
             if self._kept is None or self._kept[0] != first:
                 self._kept = None  # frees the earlier block's caches before the next are made
+                self._mean_values.clear()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
                 self._kept = first, Block(self.backend, prompts, self.metric, self.meter, self.memory // 2)
             yield self._kept
@@ -84,12 +86,18 @@ class Engine:
 
     def reference(self, ablation: Ablation, first: int, block: Block, site: Site) -> Float[Tensor, "pair pos ..."]:
         """What an ablation puts at a site, for the pairs of a block."""
+        if ablation == "zero":
+            info = self.backend.info
+            shape = (info.n_heads, info.d_head) if site.kind == "z" else (info.d_model,)
+            return torch.zeros(
+                len(block.prompts), block.prompts.width, *shape, dtype=getattr(torch, info.dtype), device=self.backend.device
+            )
         corrupted = block.activation("corrupted", site)
         if ablation == "resample":
             return corrupted
-        if ablation == "zero":
-            return torch.zeros_like(corrupted)
-        return self._means[site].values(first, corrupted)
+        if site not in self._mean_values:
+            self._mean_values[site] = self._means[site].values(first, corrupted)
+        return self._mean_values[site]
 
     def prepare_means(self, sites: Sequence[Site]) -> None:
         """Sum the sites over every pair's corrupted run, where that has not been done."""
@@ -112,7 +120,8 @@ class Engine:
         count = int(self.memory // 2 // one)
         if count < 1:
             raise MemoryLimitError(
-                f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens ({2 * one:,} needed).",
+                f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
+                f"({2 * one:,} needed).",
                 "Raise --memory, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]

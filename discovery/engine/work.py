@@ -71,7 +71,8 @@ class Meter:
         """
         if self.limit is not None and self.spent + expected > self.limit:
             raise BudgetError(
-                f"{label} needs {expected:.0f} forward-pass equivalents, and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
+                f"{label} needs {expected:.0f} forward-pass equivalents, "
+                f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
                 "Raise --budget, or use fewer pairs.",
             )
         self.label, self._done, self._expected = label, 0.0, expected

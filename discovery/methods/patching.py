@@ -103,12 +103,11 @@ def patch_sweep(
     engine = engine or Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     before = engine.meter.spent
     columns = columns_of(task, site, by)
-    parts: list[Tensor] = []
-    engine.meter.begin(f"{site} {direction}", 0.0)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for _, block in engine.blocks():
-        parts.append(_sweep_block(block, model, site, direction, columns))
-    per_pair = torch.cat(parts)
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
+        grid = _sweep_block(block, model, site, direction, columns)
+        parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
+    per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
     values, warnings = normalise(per_pair, clean, corrupted, direction)
     cost = Cost(engine.meter.spent - before, time.monotonic() - began)
     return Sweep(site, direction, engine.metric, values, per_pair, clean, corrupted, columns, cost, warnings)
@@ -135,9 +134,11 @@ def normalise(
     gap = mean((clean - corrupted).double().reshape(shape))
     change = wide - corrupted.double().reshape(shape) if direction == "denoising" else clean.double().reshape(shape) - wide
     values = mean(change) / torch.where(gap.abs() < TINY, float("nan"), gap)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if bool(((gap.abs() < TINY) & (count > 0)).any()):
-        warnings = ("m(clean) − m(corrupted) is below 1e-6: nothing to normalise by, so values are NaN there; per_pair holds the raw metric.",)
+        warnings = (
+            "m(clean) − m(corrupted) is below 1e-6: nothing to normalise by, so values are NaN there; per_pair holds the raw metric.",
+        )
     return values.float(), warnings
 
 
@@ -157,10 +158,12 @@ def _cells(block: Block, model: Backend, site: SiteName, direction: Direction, c
             yield cells
 
 
-def _sweep_block(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Float[Tensor, "pair ..."]:
+def _sweep_block(
+    block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]
+) -> Float[Tensor, "pair ..."]:
     """The metric of every cell; cells that cannot change anything keep the base run's without a pass."""
-    base = block.baseline("corrupted" if direction == "denoising" else "clean")
     layers = [cells_of(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
+    base = block.baseline("corrupted" if direction == "denoising" else "clean")  # after: the pass that cached the site gave it too
     block.meter.begin(f"{site} {direction}", sum(block.work(cells.rows) for cells in layers))
     out: list[Tensor] = []
     for cells in layers:
