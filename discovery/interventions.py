@@ -145,7 +145,7 @@ class MeanReference:
         flat, places, groups = self._flat(first, corrupted)
         count, width = corrupted.shape[:2]
         slot = groups * count + places // width  # one for each (group, pair)
-        own, inverse = slot.unique(return_inverse=True)
+        own, inverse = torch.unique(slot, return_inverse=True)
         sums = flat.new_zeros(len(own), flat.shape[1]).index_add_(0, inverse, flat[places])
         counts = torch.zeros(len(own), device=flat.device).index_add_(0, inverse, torch.ones_like(places, dtype=torch.float))
         wanted = [(row, t, g) for row in range(count) for t, g in enumerate(self.plan.group[first + row])]

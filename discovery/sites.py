@@ -75,8 +75,10 @@ class Node:
             SiteError: for anything else.
         """
         word = text.strip()
-        if word == "embed" or word == "logits":
-            return cls(word)
+        if word == "embed":
+            return EMBED
+        if word == "logits":
+            return LOGITS
         if found := _HEAD.fullmatch(word):
             layer, head = (int(part) for part in found.groups() if part is not None)
             return cls("attention_head", layer, head)
@@ -149,7 +151,7 @@ class Edge:
         source, target, slot = Node.parse(found["source"]), Node.parse(found["target"]), found["slot"]
         if slot not in slots_of(target) or not source.feeds(target):
             raise SiteError(f"The edge {text!r} cannot exist.", "The source must come before the target, and have one of its inputs.")
-        return cls(source, target, slot)  # type: ignore[arg-type]  # membership checked above
+        return cls(source, target, slot)
 
     def __str__(self) -> str:
         return f"{self.source}->{self.target}<{self.slot}>"

@@ -1,9 +1,9 @@
 """The discovery agent: chains the measurements into a circuit, validates it, and keeps a journal of its reasons.
 
-    from discovery import load_model, load_task, discover
-    model = load_model("bundled")
-    run = discover(model, load_task("ioi", model))
-    run.circuit.verdict, run.circuit.members
+from discovery import load_model, load_task, discover
+model = load_model("bundled")
+run = discover(model, load_task("ioi", model))
+run.circuit.verdict, run.circuit.members
 """
 
 from discovery.agent.estimate import Estimate, estimate

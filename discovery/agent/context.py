@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from discovery.agent.settings import Settings
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.engine import Meter
@@ -22,6 +23,7 @@ from discovery.store import Run
 from discovery.tasks.task import Task
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+Measured = Mapping[Any, Any]  # JSON; keys may be any of the closed choices
 
 
 @dataclass
@@ -29,18 +31,14 @@ class Context:
     """One run's surroundings.
 
     Attributes:
-        metric: of this run. seed: of every random choice. exhaustive: no screening.
+        settings: what was asked for.
         meter: the budget. run: the folder, opened for writing.
         on_event: told of each event as it is written.
     """
 
     model: Backend
     task: Task
-    metric: MetricName
-    seed: int
-    universe: Universe
-    memory: int | None
-    exhaustive: bool
+    settings: Settings
     meter: Meter
     run: Run
     on_event: OnEvent | None = None
@@ -48,24 +46,42 @@ class Context:
     earlier: float = 0.0
     _benches: dict[str, Bench] = field(default_factory=dict)
 
+    @property
+    def metric(self) -> MetricName:
+        """Of this run."""
+        return self.settings.metric or self.task.metric
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+        return self.settings.seed
+
+    @property
+    def universe(self) -> Universe:
+        """What can be ablated."""
+        return self.settings.universe
+
     def bench(self, split: str) -> Bench:
         """A split, "discovery" or "heldout", ready to be measured on."""
         if split not in self._benches:
             task = self.task.discovery if split == "discovery" else self.task.heldout
             self._benches[split] = Bench.of(
-                self.model, task, self.universe, self.seed, metric=self.metric, memory=self.memory, meter=self.meter
+                self.model, task, self.universe, self.seed, metric=self.metric, memory=self.settings.memory, meter=self.meter
             )
         return self._benches[split]
 
-    def note(self, state: State, stage: str, measured: Mapping[str, Any], concluded: str, why: str) -> State:
+    def note(self, state: State, stage: str, measured: Measured, concluded: str, why: str) -> State:
         """Write a decision that is not the end of its stage: it is not resumed from."""
         self._write({"stage": stage, "kind": "decision", "measured": measured, "concluded": concluded, "why": why})
         return state
 
-    def finish(self, state: State, stage: str, measured: Mapping[str, Any], concluded: str, why: str) -> State:
+    def finish(self, state: State, stage: str, measured: Measured, concluded: str, why: str) -> State:
         """Write the end of a stage, with the state to resume from."""
         ended = state.with_(
-            done=(*state.done, stage), spent=self.meter.spent, seconds=self.seconds, peak_memory_bytes=max(state.peak_memory_bytes, peak_memory())
+            done=(*state.done, stage),
+            spent=self.meter.spent,
+            seconds=self.seconds,
+            peak_memory_bytes=max(state.peak_memory_bytes, peak_memory()),
         )
         event = {"stage": stage, "kind": "stage", "measured": measured, "concluded": concluded, "why": why}
         self._write({**event, "forward_equivalents": self.meter.spent, "state": ended.model_dump(mode="json", by_alias=True)})

@@ -13,7 +13,7 @@ from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter
 from discovery.evaluation import thresholds
 from discovery.methods.patching import estimate_sweep
-from discovery.sites import MetricName, SiteName, Universe
+from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
 ROUNDS = 3
@@ -49,10 +49,15 @@ def estimate(
 ) -> Estimate:
     """Plan a run without running it (both sides of each discovery prompt are run once, to see which cells differ)."""
     engine = Engine(model, task.discovery, metric=metric, memory=memory, meter=Meter())
-    directions = ("denoising", "noising")
-    sites: list[SiteName] = ["attn_out"] + ([] if model.info.attn_only else ["mlp_out"])
-    grids = {"localise": ["resid_pre"], "components": sites, "heads": ["head_out"], "interpret": ["head_out_by_position"]}
-    stages = {name: sum(estimate_sweep(engine, s, d) for s in grids[name] for d in directions) for name in grids}  # type: ignore[arg-type]  # literals
+    directions: tuple[Direction, ...] = ("denoising", "noising")
+    sites: list[SiteName] = ["attn_out"] if model.info.attn_only else ["attn_out", "mlp_out"]
+    grids: dict[str, list[SiteName]] = {
+        "localise": ["resid_pre"],
+        "components": sites,
+        "heads": ["head_out"],
+        "interpret": ["head_out_by_position"],
+    }
+    stages: dict[str, float] = {name: sum(estimate_sweep(engine, s, d) for s in grids[name] for d in directions) for name in grids}
     stages["interpret"] /= len(directions)
     nodes, pairs, held = len(model.info.nodes(universe)), len(task.discovery), len(task.heldout)
     size = max(2, nodes // 3)

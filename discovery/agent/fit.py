@@ -14,6 +14,11 @@ from discovery.sites import Node
 Both = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, Resampled]
 
 
+def universe_of(both: Both) -> NodeSet:
+    """Everything that can be ablated."""
+    return next(f.everything for f in both.values())
+
+
 @dataclass(frozen=True)
 class Fit:
     """One set under one ablation."""

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.fit import Both, excess, fits
+from discovery.agent.fit import Both, excess, fits, universe_of
 from discovery.errors import BudgetError
 from discovery.evaluation import contexts, gaps_in, gaps_out, thresholds
 from discovery.methods.ablation import NodeSet
@@ -58,7 +58,7 @@ class Faults:
 
 def examine(both: Both, circuit: NodeSet) -> Faults:
     """Hold (a) to (d) against a set."""
-    everything = next(iter(both.values())).everything
+    everything = universe_of(both)
     outside = excess(fits(both, [circuit])[0])
     inner = _worst([gaps_in(f, circuit) for f in both.values()])
     outer = _worst([gaps_out(f, circuit, sorted(everything - circuit)) for f in both.values()])
@@ -165,4 +165,3 @@ def _prune(both: Both, circuit: NodeSet, faults: Faults) -> Iterator[Idea]:
 
 def silent(measured: dict[str, object], concluded: str, why: str) -> None:
     """For searches that keep no journal."""
-

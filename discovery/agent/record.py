@@ -6,6 +6,8 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 
+import numpy as np
+
 from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.errors import StoreError
@@ -113,9 +115,7 @@ def draw(circuit: CircuitGraph, context: Context) -> Mapping[str, bytes]:
     return figures
 
 
-def _head_grid(context: Context, result: str):  # type: ignore[no-untyped-def]  # a numpy array or None
-    import numpy as np
-
+def _head_grid(context: Context, result: str) -> np.ndarray | None:
     try:
         values, names = context.run.load_arrays(result)["values"], context.run.array_metadata(result)["nodes"].split(",")
     except StoreError:

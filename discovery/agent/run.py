@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from discovery.agent.context import Context, OnEvent, peak_memory
 from discovery.agent.record import provenance, write_record
+from discovery.agent.settings import Opening, Settings
 from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
@@ -71,28 +74,36 @@ def discover(
         Interrupted: stopped from outside; `run_id` says what to resume.
     """
     _check(model, task, metric, universe, budget)
-    configuration = {
-        "metric": metric,
-        "seed": seed,
-        "universe": universe,
-        "budget": budget,
-        "memory": memory,
-        "exhaustive": exhaustive,
-        "task_name": task.name,
-        "task_metric": task.metric,
-        "split_method": task.split_method,
-        "load": dict(load)
-        if load
-        else {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype},
-    }
+    settings = Settings(
+        metric=metric,
+        seed=seed,
+        universe=universe,
+        budget=budget,
+        memory=memory,
+        exhaustive=exhaustive,
+        task_name=task.name,
+        task_metric=task.metric,
+        split_method=task.split_method,
+        load=Opening.model_validate(
+            load or {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype}
+        ),
+    )
     info = model.info
     source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    run = create_run(runs_dir, task.name, source, configuration, provenance=provenance(seed, info.device, command, now()))
+    run = create_run(
+        runs_dir, task.name, source, settings.model_dump(mode="json"), provenance=provenance(seed, info.device, command, now())
+    )
     with run:
         run.save_pairs(_lines(task))
         if on_begin is not None:
             on_begin(run.id)
-        return _fold(_context(run, model, task, progress, on_event), State())
+        return _fold(_context(run, settings, model, task, progress, on_event), State())
+
+
+def opening(model: Backend) -> dict[str, str]:
+    """How to open a model again."""
+    info = model.info
+    return {"model": info.name, "backend": info.backend, "device": info.device, "dtype": info.dtype}
 
 
 def resume(
@@ -108,7 +119,7 @@ def resume(
             return Discovered(run.id, run.path, run.load_circuit())
         model, task = reopen(run)
         run.update(status="running", problem=None)
-        return _fold(_context(run, model, task, progress, on_event), last_state(run))
+        return _fold(_context(run, settings_of(run), model, task, progress, on_event), last_state(run))
 
 
 def reopen(run: Run) -> tuple[Backend, Task]:
@@ -118,31 +129,36 @@ def reopen(run: Run) -> tuple[Backend, Task]:
         StoreError: where the weights are not those of the run any more.
     """
     record = run.record
-    how = dict(record.configuration["load"])
-    model = load_model(
-        how["model"], backend=how.get("backend") or "auto", device=how.get("device") or "auto", dtype=how.get("dtype") or "float32"
-    )
+    how = settings_of(run).load
+    model = load_model(how.model, backend=how.backend, device=how.device, dtype=how.dtype)
     if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
-        raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
+        raise StoreError(f"The model {how.model!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model, read_task(run, model)
 
 
 def read_task(run: Run, model: Backend) -> Task:
     """The task as it stands in the run's folder."""
-    configuration, lines = run.record.configuration, run.load_pairs()
+    settings, lines = settings_of(run), run.load_pairs()
     written = [
         PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"])
         for p in lines
     ]
-    again = load_task(written, model, seed=int(configuration["seed"]))
-    return Task(
-        str(configuration["task_name"]),
-        again.pairs,
-        tuple(p["split"] for p in lines),
-        str(configuration["split_method"]),
-        configuration["task_metric"],
-        int(configuration["seed"]),
-    )
+    again = load_task(written, model, seed=settings.seed)
+    splits = tuple(p["split"] for p in lines)
+    return Task(settings.task_name, again.pairs, splits, settings.split_method, settings.task_metric, settings.seed)
+
+
+def settings_of(run: Run) -> Settings:
+    """A run's configuration.
+
+    Raises:
+        StoreError: where run.json holds none that this version understands.
+    """
+    try:
+        return Settings.model_validate(run.record.configuration)
+    except ValidationError as fault:
+        place = ".".join(map(str, fault.errors(include_url=False)[0]["loc"]))
+        raise StoreError(f"The configuration of run {run.id} is damaged at {place}.", "Start a new run.") from None
 
 
 def last_state(run: Run) -> State:
@@ -182,11 +198,9 @@ def _fold(context: Context, state: State) -> Discovered:
         raise
 
 
-def _context(run: Run, model: Backend, task: Task, progress: Progress | None, on_event: OnEvent | None) -> Context:
-    c = run.record.configuration
-    meter = Meter(limit=c["budget"], progress=progress)
-    metric: MetricName = c["metric"] or task.metric
-    return Context(model, task, metric, int(c["seed"]), c["universe"], c["memory"], bool(c["exhaustive"]), meter, run, on_event)
+def _context(run: Run, settings: Settings, model: Backend, task: Task, progress: Progress | None, on_event: OnEvent | None) -> Context:
+    meter = Meter(limit=settings.budget, progress=progress)
+    return Context(model, task, settings, meter, run, on_event)
 
 
 def _check(model: Backend, task: Task, metric: str | None, universe: str, budget: float | None) -> None:

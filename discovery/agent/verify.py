@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery.agent.run import reopen
+from discovery.agent.run import reopen, settings_of
 from discovery.engine import Meter, Progress
 from discovery.errors import StoreError
 from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit
@@ -45,25 +45,33 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
     run = open_run(runs_dir, run_id)
     record = run.load_circuit()
     if record.evaluation.heldout is None and record.verdict != "no_behaviour":
-        raise StoreError(f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger --budget.")
+        raise StoreError(
+            f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger --budget."
+        )
     model, task = reopen(run)
     meter = Meter(progress=progress)
     again = _measure(run, record, model, task, meter)
     before = _numbers({"verdict": record.verdict, **_comparable(record)})
     now = _numbers(again)
-    differences = [f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in sorted(before | now) if not _same(before.get(name), now.get(name))]
+    differences = [
+        f"{name}: recorded {before.get(name)}, now {now.get(name)}"
+        for name in sorted(before | now)
+        if not _same(before.get(name), now.get(name))
+    ]
     return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
 
 
 def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter) -> dict[str, Any]:
-    configuration, universe = run.record.configuration, record.evaluation.universe
-    seed, metric = int(configuration["seed"]), record.task.metric
-    common: dict[str, Any] = {"metric": metric, "memory": configuration["memory"], "meter": meter}
+    settings, universe = settings_of(run), record.evaluation.universe
+    seed, metric = settings.seed, record.task.metric
+    common: dict[str, Any] = {"metric": metric, "memory": settings.memory, "meter": meter}
     benches = {
         name: Bench.of(model, part, universe, seed, **common) for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
     }
     checks = {name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine) for name, bench in benches.items()}
-    splits: dict[str, Any] = {name: {"n": b.n, "metric_clean": b.metric_clean, "accuracy": b.accuracy, "top1": b.top1} for name, b in checks.items()}
+    splits: dict[str, Any] = {
+        name: {"n": b.n, "metric_clean": b.metric_clean, "accuracy": b.accuracy, "top1": b.top1} for name, b in checks.items()
+    }
     if record.verdict == "no_behaviour":
         gates = any(b.reasons for b in checks.values())
         return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
@@ -71,7 +79,8 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     ranking = [Node.parse(name) for name in _ranking(run)]
     judged = judge_circuit(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
     own: Evidence = {a: benches["discovery"].f(a).evidence(circuit) for a in EVIDENCE_ABLATIONS}
-    stability = (record.evaluation.tests.get("stability") or {}).get("mean_jaccard")
+    tests: Any = record.evaluation.tests
+    stability = tests["stability"]["mean_jaccard"] if "stability" in tests else None
     evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
     conditions = conditions_of(evidence, stability)
     verdict, _ = decide(

@@ -174,7 +174,7 @@ def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
 def _pattern_error(backend: Backend, expected: Reference) -> float:
     """Between z under a uniform pattern and the mean of the values so far."""
     info, layer = backend.info, backend.info.n_layers - 1
-    pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))  # type: ignore[arg-type]  # each kind is an ActivationKind
+    pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))
     values = backend.run(Batch(expected.tokens), [v]).activations[v].repeat_interleave(info.n_heads // info.n_kv_heads, 2)
     length = values.shape[1]
     uniform = torch.ones(length, length, dtype=values.dtype, device=values.device).tril()

@@ -155,7 +155,7 @@ def _refused(what: str) -> Iterator[None]:
 
 
 def _vocabulary(module: nn.Module) -> int:
-    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]  # a Hugging Face module
+    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # a Hugging Face module
 
 
 def _context(config: dict[str, Any]) -> int:

@@ -121,7 +121,7 @@ class TransformerLensBackend(Backend):
 
             def visit(activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes) -> Tensor | None:
                 flat = activation.ndim == 2  # OPT's MLP works on [row·pos d_model]
-                seen[site] = activation.unflatten(0, batch.tokens.shape) if flat else activation
+                seen[site] = activation.reshape(*batch.tokens.shape, -1) if flat else activation
                 for change in changes:
                     seen[site] = change.apply(seen[site])
                 if not changes and not grad:

@@ -198,8 +198,8 @@ class Block:
         one = row_work(
             info, window.width, before, start=rows.start, middle=rows.middle, columns=info.n_logits if columns is None else columns.shape[1]
         )
-        lengths, counts = self.prompts.length[window.pair].unique(return_counts=True)
-        return sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True))
+        lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
+        return float(sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)))
 
     def _cache(self, side: Side, sites: list[Site]) -> None:
         """One pass over every prompt of a side, keeping these sites, the logits, and keys and values."""

@@ -63,7 +63,9 @@ def _all(groups: Sequence[Group]) -> Iterator[NodeSet]:
         yield frozenset(itertools.chain.from_iterable(parts))
 
 
-def rivals(f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool) -> tuple[list[NodeSet], int, int]:
+def rivals(
+    f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool
+) -> tuple[list[NodeSet], int, int]:
     """The alternatives that are as good, how many were tried, and how many there are."""
     others, possible = alternatives(_groups(f, circuit, by_layer=by_layer), circuit, seed)
     if not others:

@@ -72,7 +72,9 @@ def evaluate_circuit(
     meter = Meter(limit=budget, progress=progress)
     search = Bench.of(model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter)
     bench = Bench.of(model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter) if final else search
-    behaviour = {name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))}
+    behaviour = {
+        name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
+    }
     screened = ranked(node_effects(search.engine, "noising", universe), node_effects(search.engine, "denoising", universe))
     judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
     looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
@@ -117,7 +119,7 @@ def conclude(
         heldout=None if heldout is None else split_evaluation(behaviour["heldout"], heldout),
         conditions=conditions,
         tests={} if stability is None else {"stability": {"mean_jaccard": stability, "resamples": thresholds.RESAMPLES}},
-        thresholds=dict(thresholds.as_record()),
+        thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
     return evaluation, verdict, reasons
@@ -166,6 +168,6 @@ def conclude_without_circuit(
         discovery=splits.get("discovery"),
         heldout=splits.get("heldout"),
         curve=tuple(curve),
-        thresholds=dict(thresholds.as_record()),
+        thresholds=thresholds.as_record(),
     )
     return evaluation, verdict, reasons

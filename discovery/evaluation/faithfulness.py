@@ -49,7 +49,8 @@ class Faithfulness:
             return torch.empty(0, dtype=torch.float64)
         metric = self._pairs(sets, label, pairs)
         full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
-        return (metric.mean(1) - empty) / (full - empty)
+        found: Tensor = (metric.mean(1) - empty) / (full - empty)
+        return found
 
     @property
     def n_pairs(self) -> int:
@@ -59,7 +60,8 @@ class Faithfulness:
     def difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
         """Each pair's share of f(one) − f(other): its mean is the difference."""
         first, second = self._pairs([one, other])
-        return (first - second) / (self.full.mean() - self.empty.mean())
+        share: Tensor = (first - second) / (self.full.mean() - self.empty.mean())
+        return share
 
     def score(self, kept: NodeSet, band: tuple[float, float]) -> Score | None:
         """f with its interval; None where f is null."""
@@ -103,10 +105,12 @@ class Resampled:
             return torch.empty(0, dtype=torch.float64)
         metric = self.whole.sets(sets, label, pairs).double().cpu()
         if pairs is None:
-            return (metric @ self.weights - self._empty) / self._gap
+            whole: Tensor = (metric @ self.weights - self._empty) / self._gap
+            return whole
         weights = self.weights[:pairs] / self.weights[:pairs].sum()
         empty = self.whole.empty[:pairs] @ weights
-        return (metric @ weights - empty) / (self.whole.full[:pairs] @ weights - empty)
+        part: Tensor = (metric @ weights - empty) / (self.whole.full[:pairs] @ weights - empty)
+        return part
 
     @property
     def n_pairs(self) -> int:

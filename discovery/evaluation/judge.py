@@ -79,7 +79,7 @@ def judge_circuit(
     try:
         for ablation in EVIDENCE_ABLATIONS:
             evidence[ablation] = bench.f(ablation).evidence(circuit)
-        for at, field, measure in (
+        for at, field, measure in (  # noqa: B007  (`at` is what the budget ended in)
             ("(c)", "completeness", lambda a: completeness(bench.f(a), circuit, screened, seed)),
             ("(d)", "minimality", lambda a: minimality(bench.f(a), circuit, chosen(a), seed)),
             ("(e)", "random_controls", lambda a: random_controls(bench.f(a), circuit, screened, seed)),
@@ -104,5 +104,5 @@ def split_evaluation(behaviour: Behaviour, evidence: Evidence) -> SplitEvaluatio
         metric_corrupted=behaviour.metric_corrupted,
         accuracy=behaviour.accuracy,
         top1=behaviour.top1,
-        ablations=Ablations(**{name: found for name, found in evidence.items()}),
+        ablations=Ablations.model_validate(dict(evidence)),
     )

@@ -1,7 +1,8 @@
 """Condition (d): every node of the circuit is needed in some context (Wang et al. 2023, minimality; Holm over nodes).
 
-A node that has a backup inside the circuit changes nothing alone, but does once the backup is out. So each node gets the context
-K in which it matters most, chosen on discovery pairs and tested on held-out ones: nothing out, one node out, or two (the second added greedily).
+A node that has a backup inside the circuit changes nothing alone, but does once the backup is out. So each node gets the
+context K in which it matters most, chosen on discovery pairs and tested on held-out ones: nothing out, one node out, or two
+(the second added greedily).
 """
 
 from __future__ import annotations
@@ -86,7 +87,13 @@ def sign_flip(differences: np.ndarray, seed: int) -> float:
         return 1.0
     generator = np.random.default_rng(seed)
     test = permutation_test(
-        (differences,), _mean, permutation_type="samples", vectorized=True, n_resamples=thresholds.FLIPS, alternative="two-sided", rng=generator
+        (differences,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=thresholds.FLIPS,
+        alternative="two-sided",
+        rng=generator,
     )
     return float(test.pvalue)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from discovery.graph.record import Json
 
 FAITHFUL = (0.8, 1.2)  # (a) f(C)
 NECESSARY = (-0.2, 0.2)  # (b) f(U∖C)
@@ -22,7 +22,7 @@ RESAMPLES = 20  # (f)
 MIN_HELDOUT = 48
 
 
-def as_record() -> Mapping[str, float | list[float]]:
+def as_record() -> dict[str, Json]:
     """The bounds as recorded."""
     return {
         "a_faithfulness": list(FAITHFUL),

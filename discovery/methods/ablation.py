@@ -95,7 +95,9 @@ class SetMetric:
         for number, nodes in enumerate(ablated):
             if nodes:
                 by_start[min(node.layer for node in nodes if node.layer is not None)].append(number)
-        jobs = [(members, self._rows(first, block, [ablated[n] for n in members], start, count)) for start, members in sorted(by_start.items())]
+        jobs = [
+            (members, self._rows(first, block, [ablated[n] for n in members], start, count)) for start, members in sorted(by_start.items())
+        ]
         block.meter.begin(label, sum(block.work(rows) for _, rows in jobs))
         for members, rows in jobs:
             result[members] = block.measure(rows).reshape(len(members), count)

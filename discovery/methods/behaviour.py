@@ -1,8 +1,9 @@
 """Does the model do the task at all? Nothing can be localised that is not there.
 
 Three gates (INTERFACES, verdict `no_behaviour`), each on a split, always by a logit or probability difference:
-the accuracy's one-sided 95% Clopper–Pearson lower bound is above max(0.5, the accuracy of the best constant answer); the lower
-bound of mean(m(clean) − m(corrupted)) is above 0; and that mean is at least a quarter of mean m(clean), so that the corruption removes the behaviour.
+the accuracy's one-sided 95% Clopper–Pearson lower bound is above max(0.5, the accuracy of the best constant answer);
+the lower bound of mean(m(clean) − m(corrupted)) is above 0; and that mean is at least a quarter of mean m(clean), so that the
+corruption removes the behaviour.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from scipy.stats import beta
 from torch import Tensor
 
@@ -75,7 +76,11 @@ def check_task(
     began = time.monotonic()
     asked = metric or task.metric
     used: MetricName = "logit_difference" if asked == "kl_divergence" else asked
-    engine = engine if engine is not None and engine.metric == used else Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
+    engine = (
+        engine
+        if engine is not None and engine.metric == used
+        else Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
+    )
     before = engine.meter.spent
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     right, top = _right(engine)

@@ -51,7 +51,9 @@ def interval_of_mean(values: Float[Tensor, "pair"], weights: Float[Tensor, "draw
     return _interval(float(values.mean()), weights @ values)
 
 
-def interval_of_ratio(above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]) -> tuple[Interval, float]:
+def interval_of_ratio(
+    above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]
+) -> tuple[Interval, float]:
     """Mean of `above` over mean of `below`, and the median of its resamples."""
     above, below = above.double().cpu(), below.double().cpu()
     draws = (weights @ above) / (weights @ below)

@@ -1,9 +1,9 @@
 """One prompt looked into: what the model predicts, and any of its activations.
 
-    from discovery import load_model, run_with_cache
-    model = load_model("bundled")
-    seen = run_with_cache(model, "When Anna and John went to the park, John gave a book to", ["z"])
-    seen.predictions[0]
+from discovery import load_model, run_with_cache
+model = load_model("bundled")
+seen = run_with_cache(model, "When Anna and John went to the park, John gave a book to", ["z"])
+seen.predictions[0]
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
     tokens = torch.tensor([ids], device=model.device)
     outcome = model.run(Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)), [*dict.fromkeys([*summary, *wanted])])
     assert outcome.logits is not None
-    norms = {kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)]) for kind in kinds}
+    norms = {
+        kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)])
+        for kind in kinds
+    }
     work = row_work(info, len(ids), columns=info.d_vocab) / full_work(info, len(ids))
     texts = tuple(model.tokenizer.decode([token]) for token in ids) if model.tokenizer else None
     return Seen(

@@ -81,12 +81,14 @@ def _message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair 
     change = block.activation("corrupted", site) - block.activation("clean", site)
     if source.kind == "mlp":
         return change
-    assert source.layer is not None and source.head is not None
+    assert source.layer is not None
+    assert source.head is not None
     return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(change.dtype)
 
 
 def _into_head(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
-    assert target.layer is not None and target.head is not None
+    assert target.layer is not None
+    assert target.head is not None
     info, layer = engine.backend.info, target.layer
     stream = block.activation("clean", Site("resid_pre", layer))
     slots = slots_of(target)

@@ -15,7 +15,11 @@ def candidate(state: State, context: Context) -> State:
     undefined = [ablation for ablation, f in both.items() if not f.defined]
     if undefined:
         return context.finish(
-            state, "candidate", {"undefined": undefined}, "no circuit", f"f is null under {', '.join(undefined)}: ablating everything does not lower the metric"
+            state,
+            "candidate",
+            {"undefined": undefined},
+            "no circuit",
+            f"f is null under {', '.join(undefined)}: ablating everything does not lower the metric",
         )
     points, size = curve(both, state.ranked)
     start = start_from(size, state.ranked)
@@ -47,6 +51,9 @@ def mending(state: State, context: Context) -> State:
         CurvePoint(ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.kept) for ablation, part in fit.items()
     )
     return context.finish(
-        state.with_(circuit=tuple(names), curve=(*state.curve, *points)), "mend", measured, f"{len(names)} nodes: {', '.join(names)}", "nothing more changes"
+        state.with_(circuit=tuple(names), curve=(*state.curve, *points)),
+        "mend",
+        measured,
+        f"{len(names)} nodes: {', '.join(names)}",
+        "nothing more changes",
     )
-

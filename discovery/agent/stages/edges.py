@@ -33,9 +33,15 @@ def edges(state: State, context: Context) -> State:
         )
         for edge in found
     ]
-    context.save(RESULT, {"per_pair": torch.stack([edge.whole for edge in found], 1)}, {"edges": ",".join(f"{e.source}->{e.target}" for e in found)})
+    context.save(
+        RESULT, {"per_pair": torch.stack([edge.whole for edge in found], 1)}, {"edges": ",".join(f"{e.source}->{e.target}" for e in found)}
+    )
     largest = sorted(made, key=lambda edge: -abs((edge.effect and edge.effect.mean) or 0.0))[:TOP]
     measured = {f"{edge.source}->{edge.target}": edge.effect and edge.effect.mean for edge in largest}
     return context.finish(
-        state.with_(edges=tuple(made)), "edges", measured, f"largest: {', '.join(measured)}", "noising-normalised change of the metric, all inputs together"
+        state.with_(edges=tuple(made)),
+        "edges",
+        measured,
+        f"largest: {', '.join(measured)}",
+        "noising-normalised change of the metric, all inputs together",
     )

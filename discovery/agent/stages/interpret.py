@@ -5,7 +5,7 @@ from __future__ import annotations
 from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.methods.patching import patch_sweep
+from discovery.methods.patching import Axis, patch_sweep
 
 SHARE = 0.25  # of the node's strongest position
 
@@ -16,7 +16,7 @@ def interpret(state: State, context: Context) -> State:
         return context.finish(state, "interpret", {}, "nothing to interpret", "there is no circuit")
     engine = context.bench("discovery").engine
     by_label = not engine.task.one_length and any(pair.labels for pair in engine.task.pairs)
-    by = "label" if by_label else "position"
+    by: Axis = "label" if by_label else "position"
     heads = patch_sweep(context.model, engine.task, "head_out_by_position", direction="noising", by=by, engine=engine)
     context.save("head_out_by_position-noising", {"values": heads.values}, {"positions": ",".join(map(str, heads.positions))})
     rows = {f"a{layer}.h{h}": heads.values[layer, h] for layer in range(heads.values.shape[0]) for h in range(heads.values.shape[1])}
@@ -31,7 +31,11 @@ def interpret(state: State, context: Context) -> State:
     labels = {name: label for name in state.circuit if (label := _label(state, name))}
     described = ", ".join(f"{name} at {', '.join(map(str, where)) or 'no single position'}" for name, where in positions.items())
     return context.finish(
-        state.with_(positions=positions, labels=labels), "interpret", {"labels": labels}, described, f"positions with at least {SHARE:.0%} of the strongest noising effect"
+        state.with_(positions=positions, labels=labels),
+        "interpret",
+        {"labels": labels},
+        described,
+        f"positions with at least {SHARE:.0%} of the strongest noising effect",
     )
 
 

@@ -20,17 +20,23 @@ def localise(state: State, context: Context) -> State:
     noising = grids[1]
     best = [_peak(noising, layer) for layer in range(noising.values.shape[0])]
     path = " → ".join(f"L{layer} at {where}" for layer, where in enumerate(best))
-    return context.finish(state, "localise", measured, f"the strongest position, layer by layer: {path}", "largest noising effect of each layer")
+    return context.finish(
+        state, "localise", measured, f"the strongest position, layer by layer: {path}", "largest noising effect of each layer"
+    )
 
 
 def components(state: State, context: Context) -> State:
     """Attention and MLP outputs, layer × position."""
-    sites: list[SiteName] = ["attn_out"] + ([] if context.model.info.attn_only else ["mlp_out"])
+    sites: list[SiteName] = ["attn_out"] if context.model.info.attn_only else ["attn_out", "mlp_out"]
     grids = [_sweep(context, site, direction) for site in sites for direction in DIRECTIONS]
     measured = {f"{grid.site} {grid.direction}": top_cells(grid) for grid in grids}
     strong = [f"{grid.site} L{layer}" for grid in grids if grid.direction == "noising" for layer in _strong(grid)]
     return context.finish(
-        state, "components", measured, f"layers with a cell of at least 0.1: {', '.join(strong) or 'none'}", "noising effects of single cells"
+        state,
+        "components",
+        measured,
+        f"layers with a cell of at least 0.1: {', '.join(strong) or 'none'}",
+        "noising effects of single cells",
     )
 
 
@@ -38,7 +44,12 @@ def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
     engine = context.bench("discovery").engine
     by_label = not engine.task.one_length and any(pair.labels for pair in engine.task.pairs)
     grid = patch_sweep(context.model, engine.task, site, direction=direction, by="label" if by_label else "position", engine=engine)
-    arrays = {"values": grid.values, "per_pair": grid.per_pair, "metric_clean": grid.metric_clean, "metric_corrupted": grid.metric_corrupted}
+    arrays = {
+        "values": grid.values,
+        "per_pair": grid.per_pair,
+        "metric_clean": grid.metric_clean,
+        "metric_corrupted": grid.metric_corrupted,
+    }
     context.save(f"{site}-{direction}", arrays, {"positions": ",".join(map(str, grid.positions)), "metric": grid.metric})
     return grid
 

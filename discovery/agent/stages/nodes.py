@@ -21,21 +21,21 @@ def heads(state: State, context: Context) -> State:
     noising, denoising = (node_effects(bench.engine, direction, context.universe) for direction in ("noising", "denoising"))
     clean, corrupted = bench.engine.baseline("clean"), bench.engine.baseline("corrupted")
     for found in (noising, denoising):
-        context.save(f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))})
+        context.save(
+            f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))}
+        )
     f = bench.f("mean")
     by_mean = (1 - f([f.everything - {node} for node in noising.nodes], "nodes, mean ablation")).tolist()
     effects = _effects(noising, denoising, clean, corrupted, template_weights(bench.engine.task))
     order = ranked(noising, denoising)
     names = [str(node) for node in order]
-    measured = {
-        name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:TOP]
-    }
+    measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:TOP]}
     return context.finish(
         state.with_(
             ranking=tuple(names),
             effects=effects,
             noising_mean={str(node): value for node, value in zip(noising.nodes, by_mean, strict=True)},
-            evidence={name: ("nodes-noising", "nodes-denoising") for name in names},
+            evidence=dict.fromkeys(names, ("nodes-noising", "nodes-denoising")),
         ),
         "heads",
         measured,
@@ -49,7 +49,8 @@ def _effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrup
     made = {}
     for n, node in enumerate(noising.nodes):
         made[str(node)] = NodeEffect(
-            noising=_effect(clean - noising.per_pair[:, n], gap, weights), denoising=_effect(denoising.per_pair[:, n] - corrupted, gap, weights)
+            noising=_effect(clean - noising.per_pair[:, n], gap, weights),
+            denoising=_effect(denoising.per_pair[:, n] - corrupted, gap, weights),
         )
     return made
 

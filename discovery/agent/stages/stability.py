@@ -74,4 +74,3 @@ def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor
     patched = per_pair.T @ draw
     values = (base - patched if direction == "noising" else patched - base) / gap
     return NodeEffects(direction, nodes, per_pair, values)
-

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from discovery.agent.context import Context
 from discovery.agent.state import State
-from discovery.evaluation import Evidence, choose_contexts, circuit_key, heldout_key, judge_circuit
+from discovery.evaluation import Evidence, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
 from discovery.evaluation.verdict import conditions_of, decide
-from discovery.evaluation import thresholds
 from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
 from discovery.store import heldout_looks
 
@@ -41,7 +40,7 @@ def validate(state: State, context: Context) -> State:
         curve=state.curve,
         conditions=conditions,
         tests={} if state.stability is None else {"stability": {"mean_jaccard": state.stability, "resamples": thresholds.RESAMPLES}},
-        thresholds=dict(thresholds.as_record()),
+        thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
     measured = {a: {"f(C)": e.faithfulness and e.faithfulness.value, "f(U\\C)": e.knockout and e.knockout.value} for a, e in held.items()}

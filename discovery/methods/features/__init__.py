@@ -1,0 +1,8 @@
+"""Features of a sparse autoencoder: which are there, what they do to the metric, and what changing them does."""
+
+from discovery.methods.features.edit import Edited, edit_features
+from discovery.methods.features.feature import Feature
+from discovery.methods.features.reconstruction import Reconstruction
+from discovery.methods.features.top import TopFeatures, sae_top_features
+
+__all__ = ["Edited", "Feature", "Reconstruction", "TopFeatures", "edit_features", "sae_top_features"]

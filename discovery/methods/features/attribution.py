@@ -1,0 +1,82 @@
+"""Attribution: how much of the metric each feature carries, to first order.
+
+    attribution_f = Σ_positions z_f · s · <∂m/∂x, d_f>  ≈  m(clean) − m(feature removed)
+
+that is gradient × activation, in the metric's own units (Marks et al. 2024, arXiv 2403.19647). With n steps the gradient is the mean
+along the way from the features all removed to all there, at i/n of it (integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365, as
+EAP-IG takes them): one step is gradient × activation at the clean run, and with many the attributions sum to what removing all
+features does. The decoder is linear and the error term is held fixed, so one gradient with respect to the site serves every feature.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from discovery.backends.base import Batch
+from discovery.engine import BACKWARD, full_work, row_work
+from discovery.errors import MemoryLimitError
+from discovery.interventions import Edit
+from discovery.methods.features.splice import Spliced, entry, pieces
+from discovery.metrics import measure
+
+
+def mean_gradient(view: Spliced, steps: int) -> Float[Tensor, "pair pos d_out"]:
+    """∂m/∂x at the chosen positions (0 elsewhere), the mean over the steps; on the CPU."""
+    block = view.block
+    stream, _ = entry(block.backend.info, view.sae.writes)
+    block.load("clean", [stream])
+    kept = max(
+        1, block.rows_that_fit(0, block.prompts.width) // (2 * (block.backend.info.n_layers - stream.layer))
+    )  # the graph holds every layer
+    waiting = [piece for part in view.parts() for piece in pieces(part, kept)][::-1]
+    out: dict[int, Tensor] = {}
+    while waiting:
+        part = waiting.pop()
+        try:
+            out[int(part[0])] = _gradient(view, part, steps).cpu()
+        except (torch.OutOfMemoryError, MemoryError):
+            if len(part) == 1:
+                raise MemoryLimitError(
+                    "Memory does not suffice for one prompt's gradient.", "Free memory, or shorten the prompts."
+                ) from None
+            gc.collect()
+            waiting += pieces(part, (len(part) + 1) // 2)[::-1]
+    return torch.cat([out[begin] for begin in sorted(out)])
+
+
+def _gradient(view: Spliced, part: Tensor, steps: int) -> Float[Tensor, "n pos d_out"]:
+    clean = view.written(part)
+    where = view.where[part].unsqueeze(-1)
+    total = torch.zeros_like(clean)
+    carried: Tensor | float = 0.0
+    if steps > 1:
+        codes = view.codes(part)
+        carried = torch.where(where, (codes.features @ view.sae.directions() * codes.scale).to(clean), 0.0)
+    for step in range(1, steps + 1):
+        value = (clean - (1 - step / steps) * carried).detach().requires_grad_()
+        with torch.enable_grad():
+            total += torch.autograd.grad(_metric(view, part, value).sum(), value)[0]
+    return torch.where(where, total / steps, 0.0)
+
+
+def _metric(view: Spliced, part: Tensor, value: Tensor) -> Float[Tensor, "n"]:
+    """The metric as a function of the dictionary's site."""
+    block, site = view.block, view.sae.writes
+    prompts, info = block.prompts, block.backend.info
+    stream, itself = entry(info, site)
+    edits: list[Edit] = []
+    residual = value
+    if not itself:
+        inner = block.activation("clean", site).shape[2:]
+        edits = [Edit(site, value.reshape(*value.shape[:2], *inner))]
+        residual = block.activation("clean", stream)[part]
+    outcome = block.backend.run(Batch(prompts.clean[part], prompts.last[part], stream.layer, residual), edits=edits, grad=True)
+    assert outcome.logits is not None
+    one = (1 + BACKWARD) * row_work(info, prompts.width, start=stream.layer, columns=info.d_vocab)
+    block.meter.add(sum(one / full_work(info, length) for length in prompts.length[part].tolist()))
+    clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
+    return measure(block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean)

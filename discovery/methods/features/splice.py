@@ -1,0 +1,109 @@
+"""A dictionary on a block of pairs: its codes in the cached clean runs, and rows in which its site is changed.
+
+A changed residual stream is where a row starts, so nothing before it is run again; at the other sites the value is put in
+by an edit. Encoding and decoding are counted as the multiply-adds they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from discovery.backends.base import ModelInfo
+from discovery.engine import Block, Engine, Rows, Side, Window, full_work
+from discovery.features import SAE, Codes
+from discovery.interventions import Edit
+from discovery.sites import Site
+
+LARGE = 4  # tensors as large as the codes that encoding holds at once
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """One block of pairs seen through a dictionary.
+
+    Attributes:
+        first: number of the block's first pair.
+        where: the positions that are looked at and changed.
+    """
+
+    block: Block
+    sae: SAE
+    first: int
+    where: Bool[Tensor, "pair pos"]
+
+    def __len__(self) -> int:
+        return len(self.block.prompts)
+
+    def written(self, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out"]:
+        """The clean activation that the dictionary reconstructs, heads side by side."""
+        return self.block.activation("clean", self.sae.writes)[pair].flatten(2)
+
+    def codes(self, pair: Int[Tensor, "n"], side: Side = "clean") -> Codes:
+        """The dictionary's view of these pairs."""
+        codes = self.sae.codes(self.block.activation(side, self.sae.reads)[pair])
+        prompts, info = self.block.prompts, self.block.backend.info
+        lengths = prompts.length[pair].tolist()
+        self.block.meter.add(sum(self.sae.work(prompts.width) / full_work(info, length) for length in lengths))
+        return codes
+
+    def parts(self) -> Iterator[Int[Tensor, "n"]]:
+        """The block's pairs, cut so that their codes fit in memory."""
+        everyone = torch.arange(len(self), device=self.where.device)
+        yield from pieces(everyone, codes_that_fit(self.block, self.sae))
+
+    def measure(
+        self, pair: Int[Tensor, "row"], value: Callable[[Window], Float[Tensor, "n pos d_out"]], label: str
+    ) -> Float[Tensor, "row"]:
+        """The metric of clean prompts in which the dictionary's site has other values.
+
+        Args:
+            value: the whole site (heads side by side) for a window, the same as in the clean run before `where`.
+        """
+        rows = self._rows(pair, value)
+        self.block.meter.begin(label, self.block.work(rows))
+        return self.block.measure(rows, label)
+
+    def _rows(self, pair: Tensor, value: Callable[[Window], Tensor]) -> Rows:
+        site, earliest = self.sae.writes, self.where.int().argmax(1)[pair]
+        if site.kind in ("resid_pre", "resid_post"):
+            return Rows("clean", pair, earliest, site.layer + (site.kind == "resid_post"), residual=value)
+        inner = self.block.activation("clean", site).shape[2:]
+
+        def edits(window: Window) -> list[Edit]:
+            put = value(window)
+            return [Edit(site, put.reshape(*put.shape[:2], *inner))]
+
+        return Rows("clean", pair, earliest, site.layer, edits=edits)
+
+
+def spliced(engine: Engine, sae: SAE, places: tuple[tuple[int, ...], ...]) -> Iterator[Spliced]:
+    """Each block of pairs, its sites cached."""
+    for first, block in engine.blocks():
+        block.load("clean", dict.fromkeys([sae.reads, sae.writes]))
+        where = torch.zeros(len(block.prompts), block.prompts.width, dtype=torch.bool)
+        for row, chosen in enumerate(places[first : first + len(block.prompts)]):
+            where[row, list(chosen)] = True
+        yield Spliced(block, sae, first, where.to(block.prompts.length.device))
+
+
+def codes_that_fit(block: Block, sae: SAE) -> int:
+    """How many pairs can be encoded at once."""
+    one = LARGE * block.prompts.width * (sae.d_sae + 2 * sae.d_out) * 4
+    return max(1, block.memory // one)
+
+
+def pieces(pair: Int[Tensor, "n"], size: int) -> list[Int[Tensor, "m"]]:
+    """The same pairs, at most `size` at a time."""
+    return [pair[first : first + size] for first in range(0, len(pair), size)]
+
+
+def entry(info: ModelInfo, site: Site) -> tuple[Site, bool]:
+    """The residual stream from which a pass reaches a site soonest, and whether it is the site itself."""
+    if site.kind == "resid_post" and site.layer + 1 < info.n_layers:
+        return Site("resid_pre", site.layer + 1), True
+    return Site("resid_pre", site.layer), site.kind == "resid_pre"
