@@ -103,6 +103,9 @@ def build() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for noun in (discover, tasks, runs, models):
         noun.register(commands, [_voice()])
+    commands.add_parser(
+        "serve", add_help=False, help="serve the tools to a coding assistant over MCP"
+    )  # run by mcp_server; here for the help
     return parser
 
 

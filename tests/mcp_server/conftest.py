@@ -1,0 +1,46 @@
+"""Servers with models whose circuits are known."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from mcp import Client
+
+from mcp_server.server.build import Scout
+from tests.handbuilt.models import build
+from tests.mcp_server.place import make
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory."""
+    place = tmp_path_factory.mktemp("models")
+    for name in ("induction", "or_mlp"):
+        build(name).save(place / name)
+    return place
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served-runs")
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, shared_runs: Path) -> Scout:
+    """One server for the tests that only measure."""
+    return make(models, shared_runs)
+
+
+@pytest.fixture
+async def client(server: Scout) -> AsyncIterator[Client]:
+    """Connected, with the induction model loaded."""
+    async with Client(server) as connected:
+        await connected.call_tool("load_model", {"model": "induction"})
+        yield connected

@@ -1,0 +1,73 @@
+"""The same conversation in memory, over stdio and over HTTP, in both eras of the protocol."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import AbstractAsyncContextManager, ExitStack
+from pathlib import Path
+
+import pytest
+from mcp import Client
+from mcp.shared.exceptions import MCPError
+from mcp.types import PromptReference, ResourceTemplateReference
+
+from mcp_server.server.build import Scout
+from tests.mcp_server.place import ERAS, TASK, call, http_server, over_stdio, refused
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("transport", ["memory", "stdio", "http"])
+async def test_a_conversation(transport: str, era: str, server: Scout, models: Path, shared_runs: Path) -> None:
+    with ExitStack() as stack:
+        connection: AbstractAsyncContextManager[Client]
+        if transport == "memory":
+            connection = Client(server, mode=era)
+        elif transport == "stdio":
+            connection = over_stdio(models, shared_runs, era)
+        else:
+            connection = Client(stack.enter_context(http_server(models, shared_runs)), mode=era)
+        async with connection as client:
+            await converse(client)
+
+
+async def converse(client: Client) -> None:
+    names = [tool.name for tool in (await client.list_tools()).tools]
+    assert names == [tool.name for tool in (await client.list_tools()).tools]
+    assert {"load_model", "patch_sweep", "discover_circuit"} <= set(names)
+
+    loaded = await call(client, "load_model", model="induction")
+    assert (loaded["model_id"], loaded["n_layers"]) == ("induction", 2)
+    assert (await call(client, "load_model", model="induction"))["already_loaded"]
+
+    told: list[float] = []
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        told.append(done)
+
+    arguments = {"model_id": "induction", "task": TASK, "site": "head_out", "direction": "noising"}
+    swept = await client.call_tool("patch_sweep", arguments, progress_callback=progress)
+    facts = swept.structured_content
+    assert facts is not None
+    assert {facts["top"][0]["node"], facts["top"][1]["node"]} == {"a0.h2", "a1.h1"}
+    assert told == sorted(told)
+    assert [block.type for block in swept.content] == ["text", "image", "resource_link", "resource_link"]
+
+    [grid] = (await client.read_resource(facts["values"])).contents
+    assert json.loads(grid.text)["axes"] == ["layer", "head"]
+    [picture] = (await client.read_resource(facts["figure"])).contents
+    assert base64.b64decode(picture.blob).startswith(b"\x89PNG")
+
+    assert "Did you mean 'site'" in await refused(client, "patch_sweep", model_id="induction", task=TASK, sitee="q")
+    assert 'load_model(model="nobody")' in await refused(client, "check_task", model_id="nobody", task="ioi")
+    with pytest.raises(MCPError, match="There is no run"):
+        await client.read_resource("scout://runs/nothing/circuit.json")
+
+    prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
+    assert "check_task" in prompt.messages[0].content.text
+    tasks = await client.complete(PromptReference(name="validate_claim"), {"name": "task", "value": "i"})
+    assert tasks.completion.values[:2] == ["ioi", "induction"]
+    skills = await client.complete(ResourceTemplateReference(uri="scout://skills/{name}"), {"name": "name", "value": ""})
+    assert "find-circuit" in skills.completion.values

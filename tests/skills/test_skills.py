@@ -1,0 +1,104 @@
+"""The skills are valid, name only tools and arguments that exist, and travel with the server."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mcp.server.mcpserver.tools import Tool
+
+from mcp_server.resources.skills import skill_names, skills_folder
+from mcp_server.session import Settings
+from mcp_server.tools import offered
+from mcp_server.tools.arguments import Pair
+
+ROOT = Path(__file__).resolve().parents[2]
+SKILLS = sorted(path.parent for path in (ROOT / "skills").glob("*/SKILL.md"))
+PAGES = sorted((ROOT / "skills").rglob("*.md"))
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in offered(Settings())}
+ALLOWED = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+CALL = re.compile(rf"\b({'|'.join(TOOLS)})(\((?:[^()]|\n)*\))")
+WORD = re.compile(r"`([a-z]+(?:_[a-z]+)+)`")
+
+every_skill = pytest.mark.parametrize("skill", SKILLS, ids=lambda path: path.name)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT / "skills").as_posix())
+
+
+def facts_of(skill: Path) -> dict[str, str]:
+    head = (skill / "SKILL.md").read_text(encoding="utf-8").split("---\n")[1]
+    return dict(line.split(": ", 1) for line in head.strip().splitlines())
+
+
+@every_skill
+def test_the_front_matter_follows_the_specification(skill: Path) -> None:
+    facts = facts_of(skill)
+    assert set(facts) <= ALLOWED
+    assert facts["name"] == skill.name
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", facts["name"])
+    assert 40 <= len(facts["description"]) <= 1024
+    assert len((skill / "SKILL.md").read_text(encoding="utf-8").splitlines()) < 500
+
+
+@every_skill
+def test_the_official_validator_passes(skill: Path) -> None:
+    validator = Path(sys.executable).with_name("agentskills")
+    if not validator.exists():
+        pytest.skip("skills-ref is not installed")
+    done = subprocess.run([validator, "validate", skill], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_page
+def test_every_call_is_one_that_the_tool_takes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, arguments in CALL.findall(text):
+        given = {word.arg: ast.literal_eval(word.value) for word in _call(f"{name}{arguments}").keywords}
+        TOOLS[name].fn_metadata.arg_model.model_validate(given)
+
+
+@every_page
+def test_every_link_leads_to_a_page(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
+@every_page
+def test_every_json_block_is_a_pair(page: Path) -> None:
+    for block in re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        Pair.model_validate(json.loads(block))
+
+
+@every_page
+def test_every_word_in_code_is_a_name_of_ours(page: Path) -> None:
+    schemas = [tool.parameters for tool in TOOLS.values()] + [tool.output_schema for tool in TOOLS.values() if tool.output_schema]
+    known = set(re.findall(r"[a-z]+(?:_[a-z]+)+", json.dumps(schemas))) | set(TOOLS)
+    known |= {"node_out", "no_behaviour", "not_run"}  # in `evaluation`, `verdict` and `conditions`
+    assert set(WORD.findall(page.read_text(encoding="utf-8"))) - known == set()
+
+
+def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
+    assert skill_names() == [path.name for path in SKILLS]
+    assert (skills_folder() / "find-circuit" / "SKILL.md").is_file()
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    taught = {name for name in TOOLS if name in text}
+    assert {
+        "load_model",
+        "check_task",
+        "patch_sweep",
+        "ablate_heads",
+        "evaluate_circuit",
+        "discover_circuit",
+        "run_status",
+        "get_circuit",
+    } <= taught
+
+
+def _call(text: str) -> ast.Call:
+    node = ast.parse(text.replace("true", "True").replace("false", "False"), mode="eval").body
+    assert isinstance(node, ast.Call)
+    return node
