@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
+    from discovery.methods.features import sae_top_features
     from discovery.methods.patching import patch_sweep
     from discovery.tasks import load_task
 
@@ -31,6 +32,7 @@ _HOMES = {
     "load_task": "discovery.tasks",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
+    "sae_top_features": "discovery.methods.features",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "load_task",
     "patch_sweep",
     "run_with_cache",
+    "sae_top_features",
 ]
 
 

@@ -164,7 +164,7 @@ class SAE:
             return spread  # without SAELens's eps, as its own way back
         if cfg.normalize_activations == "constant_norm_rescale":
             length: Tensor = inside.norm(dim=-1, keepdim=True)
-            return length / width**0.5
+            return length.div(width**0.5)
         if cfg.normalize_activations == "constant_scalar_rescale":
             return torch.full_like(one, 1 / float(factor))
         return one

@@ -1,8 +1,8 @@
 """What a feature fires on: the tokens, and whether it does so on prompts of this kind and not on any.
 
-Consistency is the share of prompts in which the feature is not 0 at one of the chosen positions: the task's clean prompts, their
-corrupted sides, and unrelated prompts of the same lengths (random tokens unless others are given). A feature that fires
-everywhere says nothing about the behaviour, however large it is.
+Consistency compares prompts of a kind: the task's clean prompts, their corrupted sides, and unrelated prompts of the same lengths (random
+tokens unless others are given): in which share of them the feature is not 0 at one of the chosen positions, and how large it then
+is. A feature that fires everywhere alike says nothing about the behaviour, however large it is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
 from discovery.engine import Engine, full_work, row_work
+from discovery.errors import MeasurementError
 from discovery.features import SAE
+from discovery.methods.features.places import Places
 from discovery.methods.features.splice import codes_that_fit, spliced
+from discovery.tasks.pairs import Prompt
 
 UNRELATED = 32
 MOST_TOKENS = 8
@@ -41,12 +44,36 @@ class Firing:
 
 
 @dataclass(frozen=True)
-class Consistency:
-    """Shares of prompts in which a feature fires; corrupted is None where there is no corrupted side."""
+class Fires:
+    """A feature on prompts of one kind.
 
-    clean: float
-    corrupted: float | None
-    unrelated: float
+    Attributes:
+        share: of the prompts, those in which it is not 0 at one of the positions looked at.
+        activation: its largest activation among these positions, mean over the prompts.
+    """
+
+    share: float
+    activation: float
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """A feature on the task's clean prompts, on their corrupted sides (None where there are none), and on unrelated prompts."""
+
+    clean: Fires
+    corrupted: Fires | None
+    unrelated: Fires
+
+
+def peaks(features: Float[Tensor, "row pos k"]) -> Float[Tensor, "row k"]:
+    """The activation of largest size of each prompt, with its sign."""
+    return features.gather(1, features.abs().argmax(1, keepdim=True))[:, 0]
+
+
+def fires(peak: Float[Tensor, "row k"]) -> tuple[Fires, ...]:
+    """What peaks say of each feature."""
+    share, mean = (peak != 0).double().mean(0).tolist(), peak.double().mean(0).tolist()
+    return tuple(Fires(*both) for both in zip(share, mean, strict=True))
 
 
 def firing_tokens(
@@ -65,50 +92,63 @@ def firing_tokens(
     return tuple(sorted(found, key=lambda firing: (-abs(firing.largest), firing.token))[:MOST_TOKENS])
 
 
-def share_corrupted(engine: Engine, sae: SAE, places: tuple[tuple[int, ...], ...], features: Sequence[int]) -> list[float] | None:
-    """The share of corrupted prompts in which each feature fires; None where no pair has another side."""
+def peaks_corrupted(engine: Engine, sae: SAE, places: Places, features: Sequence[int]) -> Float[Tensor, "pair k"] | None:
+    """Each feature's peak in the corrupted prompts; None where no pair has another side."""
     if all(pair.clean == pair.corrupted for pair in engine.task.pairs):
         return None
-    hits = torch.zeros(len(features), dtype=torch.float64)
+    found = []
     for view in spliced(engine, sae, places):
         view.block.load("corrupted", [sae.reads])
         for part in view.parts():
-            active = view.codes(part, "corrupted").features[..., list(features)] != 0
-            hits += (active & view.where[part].unsqueeze(-1)).any(1).sum(0).cpu()
-    return (hits / len(engine)).tolist()
+            codes = view.codes(part, "corrupted")
+            found.append(peaks(codes.features[..., list(features)] * view.where[part].unsqueeze(-1)))
+    return torch.cat(found)
 
 
-def share_unrelated(
-    engine: Engine,
-    sae: SAE,
-    places: tuple[tuple[int, ...], ...],
-    features: Sequence[int],
-    given: Sequence[tuple[int, ...]] | None,
-    seed: int,
-) -> list[float]:
-    """The share of unrelated prompts in which each feature fires.
+def peaks_unrelated(
+    engine: Engine, sae: SAE, places: Places, features: Sequence[int], given: Sequence[Prompt] | None, seed: int
+) -> Float[Tensor, "prompt k"]:
+    """Each feature's peak in unrelated prompts.
 
     Args:
-        given: token ids, all of whose positions are looked at; random tokens of the pairs' lengths, at their positions, where None.
+        given: prompts, all of whose positions are looked at; random tokens of the pairs' lengths, at their positions, where None.
+
+    Raises:
+        MeasurementError: a given prompt that this model cannot take.
     """
     model, info = engine.backend, engine.backend.info
-    prompts = list(given) if given else _random_prompts(engine, seed)
-    chosen = [places[n % len(places)] for n in range(len(prompts))] if not given else [tuple(range(len(ids))) for ids in prompts]
+    prompts = _random_prompts(engine, seed) if given is None else _tokens(model, given)
+    chosen = [places[n % len(places)] if given is None else range(len(ids)) for n, ids in enumerate(prompts)]
     _, block = next(engine.blocks())
     size = max(1, min(codes_that_fit(block, sae), block.rows_that_fit(0, max(map(len, prompts)))))
-    hits = torch.zeros(len(features), dtype=torch.float64)
+    found = []
     for first in range(0, len(prompts), size):
         part = prompts[first : first + size]
         width = max(map(len, part))
         tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in part], device=model.device)
         stop = sae.reads.layer + 1
-        outcome = model.run(Batch(tokens, stop=stop), [sae.reads])
-        engine.meter.add(sum(row_work(info, width, stop=stop, columns=0) / full_work(info, len(ids)) for ids in part))
-        active = sae.encode(outcome.activations[sae.reads])[..., list(features)] != 0
-        engine.meter.add(sum(sae.work(width) / full_work(info, len(ids)) for ids in part))
-        for row, at in zip(active, chosen[first : first + size], strict=True):
-            hits += row[list(at)].any(0).cpu()
-    return (hits / len(prompts)).tolist()
+        activation = model.run(Batch(tokens, stop=stop), [sae.reads]).activations[sae.reads]
+        one = row_work(info, width, stop=stop, columns=0) + sae.work(width)
+        engine.meter.add(sum(one / full_work(info, len(ids)) for ids in part))
+        codes = sae.encode(activation)[..., list(features)]
+        found += [peaks(row[list(at)].unsqueeze(0)) for row, at in zip(codes, chosen[first : first + size], strict=True)]
+    return torch.cat(found)
+
+
+def _tokens(model: Backend, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    if not prompts:
+        raise MeasurementError("unrelated is empty.", "Give prompts, or None for random tokens.")
+    found: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        if isinstance(prompt, str) and model.tokenizer is None:
+            raise MeasurementError("An unrelated prompt is text, and this model has no tokenizer.", "Give lists of token ids.")
+        ids = tuple(model.tokenizer.encode(prompt)) if model.tokenizer and isinstance(prompt, str) else tuple(map(int, prompt))
+        if not 0 < len(ids) <= model.n_ctx or not all(0 <= token < model.d_vocab for token in ids):
+            raise MeasurementError(
+                f"The unrelated prompt {ids!r} cannot be run.", f"Give 1 to {model.n_ctx} token ids from 0 to {model.d_vocab - 1}."
+            )
+        found.append(ids)
+    return found
 
 
 def _random_prompts(engine: Engine, seed: int) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Pair, Task
 
 Positions = Sequence[int | str] | slice | None  # from 0, from the end, labels of the task; a slice; None is all
+Places = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order
 
 
 def prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
@@ -25,7 +26,7 @@ def prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
     return Task("prompt", (pair,), (None,), "a single prompt"), seen.cost.forward_equivalents
 
 
-def places_of(task: Task, positions: Positions) -> tuple[tuple[int, ...], ...]:
+def places_of(task: Task, positions: Positions) -> Places:
     """The chosen positions of each pair, in order.
 
     Raises:

@@ -22,6 +22,7 @@ from torch import Tensor
 from discovery.engine import Engine, Window
 from discovery.features import SAE
 from discovery.methods.bootstrap import Interval, interval_of_ratio
+from discovery.methods.features.places import Places
 from discovery.methods.features.splice import Spliced, codes_that_fit, pieces, spliced
 
 POOR_VARIANCE = 0.7
@@ -51,7 +52,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    engine: Engine, sae: SAE, places: tuple[tuple[int, ...], ...], base: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]
+    engine: Engine, sae: SAE, places: Places, base: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]
 ) -> tuple[Reconstruction, Float[Tensor, "pair"]]:
     """Measure a dictionary on all pairs.
 

@@ -17,6 +17,7 @@ from discovery.backends.base import ModelInfo
 from discovery.engine import Block, Engine, Rows, Side, Window, full_work
 from discovery.features import SAE, Codes
 from discovery.interventions import Edit
+from discovery.methods.features.places import Places
 from discovery.sites import Site
 
 LARGE = 4  # tensors as large as the codes that encoding holds at once
@@ -81,7 +82,7 @@ class Spliced:
         return Rows("clean", pair, earliest, site.layer, edits=edits)
 
 
-def spliced(engine: Engine, sae: SAE, places: tuple[tuple[int, ...], ...]) -> Iterator[Spliced]:
+def spliced(engine: Engine, sae: SAE, places: Places) -> Iterator[Spliced]:
     """Each block of pairs, its sites cached."""
     for first, block in engine.blocks():
         block.load("clean", dict.fromkeys([sae.reads, sae.writes]))

@@ -1,0 +1,182 @@
+"""The features of a dictionary that matter on a prompt or a task: by activation, by attribution, and by exact ablation.
+
+How well the dictionary reconstructs these very activations comes first: what it does not explain, no feature of it explains.
+For each of the top features, with m the metric of a pair and z its activation,
+
+    activation     z where it is largest among the chosen positions
+    attribution    Σ z · s · <∂m/∂x, d>: what the feature carries, to first order (see `attribution`)
+    ablation       m(clean) − m(x − z·s·d at all chosen positions): what it does, exactly, the error term kept
+    control        the same push along other features' directions
+
+Attribution and ablation have the metric's units and the same sign: above 0, the feature works for the behaviour. A value is the mean
+over pairs with its 95% interval. Of a single prompt the metric is the logit of the most likely next token over the runner-up's.
+
+    from discovery import load_model, load_task, sae_top_features
+    model = load_model("gpt2"); task = load_task("ioi", model, pairs=32)
+    found = sae_top_features(model, "gpt2-small-res-jb/blocks.8.hook_resid_pre", task=task, positions=["end"])
+    found.reconstruction.variance_explained, found.features[0].index, found.features[0].ablation
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from discovery.backends.base import Backend
+from discovery.engine import Engine, Meter, Progress
+from discovery.errors import MeasurementError
+from discovery.features import SAE, load_sae
+from discovery.methods.bootstrap import template_weights
+from discovery.methods.cost import Cost
+from discovery.methods.features.attribution import mean_gradient
+from discovery.methods.features.feature import Feature, Measured
+from discovery.methods.features.places import Places, Positions, places_of, prompt_task
+from discovery.methods.features.reconstruction import Reconstruction, reconstruct
+from discovery.methods.features.splice import spliced
+from discovery.sites import MetricName, Site
+from discovery.tasks.pairs import Prompt
+from discovery.tasks.task import Task
+
+Order = Literal["activation", "attribution"]
+
+
+@dataclass(frozen=True)
+class TopFeatures:
+    """The top features, and first of all how far the dictionary can be trusted here.
+
+    Attributes:
+        warnings: a poor reconstruction stands first.
+        by: what they are ordered by, the largest absolute mean first.
+        answer, wrong: the tokens of a single prompt's metric; None of a task.
+    """
+
+    reconstruction: Reconstruction
+    warnings: tuple[str, ...]
+    features: tuple[Feature, ...]
+    by: Order
+    sae: str
+    reads: Site
+    writes: Site
+    metric: MetricName
+    metric_clean: float
+    n_pairs: int
+    answer: int | None
+    wrong: int | None
+    cost: Cost
+
+
+def sae_top_features(
+    model: Backend,
+    sae: SAE | str | Path,
+    *,
+    prompt: Prompt | None = None,
+    task: Task | None = None,
+    positions: Positions = None,
+    k: int = 10,
+    by: Order | None = None,
+    steps: int = 1,
+    controls: int = 4,
+    unrelated: Sequence[Prompt] | None = None,
+    top_tokens: int = 5,
+    seed: int = 0,
+    metric: MetricName | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> TopFeatures:
+    """Find the features that matter.
+
+    Args:
+        sae: a loaded one, a SAELens directory, or "release/sae_id".
+        prompt, task: one of them; of a task the clean prompts of all its pairs are measured.
+        positions: from 0, from the end (negative), labels of the task, or a slice; all where None.
+        by: attribution (default of a task) or activation (default of a prompt).
+        steps: 1 is gradient × activation; more are integrated gradients.
+        controls: draws of the shuffled-decoder control for each feature, on at most 32 pairs.
+        unrelated: prompts that have nothing to do with the task; random tokens where None.
+
+    Raises:
+        FeatureError: the SAE cannot be loaded or does not fit the model.
+        MeasurementError: neither or both of prompt and task, unknown choices, or positions that a pair lacks.
+    """
+    began = time.monotonic()
+    order: Order = by or ("activation" if task is None else "attribution")
+    _check(prompt, task, order, k, steps, controls)
+    sae = sae if isinstance(sae, SAE) else load_sae(sae, model)
+    meter = Meter(progress=progress)
+    pair = None
+    if task is None:
+        assert prompt is not None
+        task, spent = prompt_task(model, prompt)
+        pair = task.pairs[0]
+        meter.add(spent)
+    engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
+    places = places_of(task, positions)
+    flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
+    if flat and order == "attribution":
+        raise MeasurementError(
+            "kl_divergence has no gradient at the clean run.", "Use steps of 2 or more, by='activation', or another metric."
+        )
+    weights = template_weights(task, seed=seed)
+    base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
+    found, _ = reconstruct(engine, sae, places, base, weights)
+    gradients = None if flat else {view.first: mean_gradient(view, steps) for view in spliced(engine, sae, places)}
+    chosen = _rank(engine, sae, places, gradients, order, min(k, sae.d_sae))
+    features = Measured(engine, sae, places, chosen, gradients, weights).measure(controls, unrelated, top_tokens, seed)
+    return TopFeatures(
+        found,
+        tuple(_warnings(found, sae, len(task), flat)),
+        features,
+        order,
+        sae.name,
+        sae.reads,
+        sae.writes,
+        engine.metric,
+        float(engine.baseline("clean").double().mean()),
+        len(task),
+        pair.answer[0] if pair else None,
+        pair.wrong[0] if pair else None,
+        Cost(meter.spent, time.monotonic() - began),
+    )
+
+
+def _check(prompt: Prompt | None, task: Task | None, order: str, k: int, steps: int, controls: int) -> None:
+    if (prompt is None) == (task is None):
+        given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
+        raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
+    if order not in get_args(Order):
+        raise MeasurementError(f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(Order))}.")
+    for name, value, least in (("k", k, 1), ("steps", steps, 1), ("controls", controls, 0)):
+        if value < least:
+            raise MeasurementError(f"{name} is {value}.", f"Ask for at least {least}.")
+
+
+def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequence[str]:
+    warnings = [f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in found.poor]
+    warnings += [*found.notes, *sae.warnings]
+    if n_pairs == 1:
+        warnings.append("one prompt: the intervals have no width and say nothing of other prompts")
+    if flat:
+        warnings.append("kl_divergence has no gradient at the clean run: attribution is left out (use steps of 2 or more)")
+    return warnings
+
+
+def _rank(engine: Engine, sae: SAE, places: Places, gradients: dict[int, Tensor] | None, order: Order, k: int) -> tuple[int, ...]:
+    """The features with the largest absolute mean."""
+    total = torch.zeros(sae.d_sae, dtype=torch.float64)
+    for view in spliced(engine, sae, places):
+        for part in view.parts():
+            codes = view.codes(part)
+            features = codes.features * view.where[part].unsqueeze(-1)
+            if order == "activation" or gradients is None:
+                total += features.abs().amax(1).double().sum(0).cpu()
+            else:
+                slope = (gradients[view.first][part.cpu()].to(features) * codes.scale) @ sae.directions().T
+                total += (features * slope).sum(1).double().sum(0).cpu()
+    best = total.abs().topk(k)
+    return tuple(feature for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value > 0)
