@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from mcp_server.session import Session
 
@@ -14,9 +15,19 @@ Detail = Literal["concise", "detailed"]
 Axis = Literal["position", "label"]
 
 MOST_PAIRS = 2000
-Text = Annotated[str, Field(max_length=20_000)]
-Ids = Annotated[list[StrictInt], Field(max_length=8192)]
-Answer = Text | StrictInt | Annotated[list[Text | StrictInt], Field(max_length=512)]
+MOST_LONG = 20_000  # characters or token ids
+
+
+def _bounded(value: Sized) -> Sized:
+    """Checked here instead of in the schema, which a model has to read."""
+    if len(value) > MOST_LONG:
+        raise ValueError(f"longer than {MOST_LONG:,}")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_bounded)]
+Ids = Annotated[list[StrictInt], AfterValidator(_bounded)]
+Answer = str | StrictInt | Annotated[list[str | StrictInt], AfterValidator(_bounded)]
 
 
 class Pair(BaseModel):
@@ -28,8 +39,8 @@ class Pair(BaseModel):
     corrupted: Text | Ids = Field(description="Same prompt with the words changed that carry it.")
     answer: Answer = Field(description="What follows `clean`, one token; a list is a set.")
     wrong: Answer = Field(description="What should not.")
-    template: Annotated[str, Field(max_length=200)] | None = None
-    labels: Annotated[dict[Annotated[str, Field(max_length=100)], StrictInt], Field(max_length=64)] | None = None
+    template: Text | None = None
+    labels: Annotated[dict[str, StrictInt], AfterValidator(_bounded)] | None = None
 
 
 ModelId = Annotated[str, Field(description="Handle from load_model.", min_length=1, max_length=500)]
@@ -40,14 +51,14 @@ TaskSource = Annotated[
     TaskName | Pairs,
     Field(description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl task file, or inline pairs."),
 ]
-Count = Annotated[int, Field(description="How many prompt pairs are drawn (all, where there are fewer).", ge=1, le=MOST_PAIRS)]
+Count = Annotated[int, Field(description="How many prompt pairs are drawn.", ge=1, le=MOST_PAIRS)]
 Seed = Annotated[int, Field(description="Draws the pairs and their split.", ge=0, le=2**31 - 1)]
 Top = Annotated[int, Field(description="How many rows to list.", ge=1, le=500)]
 Nodes = Annotated[
     list[Annotated[str, Field(max_length=40)]],
     Field(description='Heads and MLPs: "a9.h6" (L9H6 and 9.6 too), "m5".', min_length=1, max_length=2000),
 ]
-DetailLevel = Annotated[Detail, Field(description="concise: the facts that decide; detailed: everything, up to 40,000 characters.")]
+DetailLevel = Annotated[Detail, Field(description="detailed: up to 40,000 characters instead of 10,000.")]
 Budget = Annotated[float, Field(description="Most forward-pass equivalents to spend.", gt=0, le=1e12, allow_inf_nan=False)]
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from mcp.server.mcpserver import Image
 from mcp.types import CallToolResult, ContentBlock, ResourceLink, TextContent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 CONCISE, DETAILED = 10_000, 40_000  # characters of JSON
 
@@ -32,7 +32,6 @@ class Result(BaseModel):
         lists: fields that may be shortened to fit, the first first.
     """
 
-    model_config = ConfigDict(extra="forbid")
     lists: ClassVar[tuple[str, ...]] = ()
 
 
