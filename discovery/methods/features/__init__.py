@@ -2,7 +2,18 @@
 
 from discovery.methods.features.edit import Edited, edit_features
 from discovery.methods.features.feature import Feature
+from discovery.methods.features.generate import Continuation, Generated, generate_with_features
 from discovery.methods.features.reconstruction import Reconstruction
 from discovery.methods.features.top import TopFeatures, sae_top_features
 
-__all__ = ["Edited", "Feature", "Reconstruction", "TopFeatures", "edit_features", "sae_top_features"]
+__all__ = [
+    "Continuation",
+    "Edited",
+    "Feature",
+    "Generated",
+    "Reconstruction",
+    "TopFeatures",
+    "edit_features",
+    "generate_with_features",
+    "sae_top_features",
+]

@@ -339,3 +339,36 @@ def edit_corrupted(planted, task):
     pair = task.pairs[0]
     logits = planted.model.run(Batch(torch.tensor([pair.corrupted]), torch.tensor([len(pair.corrupted) - 1]))).logits[0]
     return float(logits[pair.answer[0]] - logits[pair.wrong[0]])
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("gpt2", "float32"), ("llama", "float32"), ("neox", "float64"), ("gemma", "float32")])
+def test_architectures_and_dtypes(shelf, tmp_path, kind, dtype):
+    model = shelf.load(kind, dtype=dtype)
+    task = as_task(random_pairs((6, 5, 6)))
+    for hook in ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"):
+        sae = load_sae(save(directions_module(both_ways(16, seed=1), hook), tmp_path / hook), model)
+        found = sae_top_features(model, sae, task=task, k=2, controls=1)
+        assert found.reconstruction.variance_explained == pytest.approx(1, abs=1e-3)
+        for feature in found.features:
+            assert len(feature.direct.promoted) == len(feature.direct.suppressed) == 5
+            assert feature.direct.promoted[0].logit >= 0 >= feature.direct.suppressed[0].logit
+        same = edit_features(model, task, sae, {0: 1.0}, operation="scale", controls=1)
+        assert torch.equal(same.per_pair, same.per_pair_base)
+
+
+def test_direct_effects_linearise_the_final_norm(shelf, tmp_path):
+    """Against a small step along the direction at the final residual stream, before norm and unembedding."""
+    model = shelf.load("native")
+    sae = load_sae(save(directions_module(both_ways(12, seed=2), "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    task = as_task(random_pairs((6, 6, 5)))
+    tokens, last, *_ = tensors(task)
+    found = sae_top_features(model, sae, task=task, k=2, controls=0, top_tokens=3)
+    final = Site("resid_post", 1)
+    stream = model.run(Batch(tokens, last), [final]).activations[final]
+    for feature in found.features:
+        step = 0.05 * sae.directions([feature.index])
+        high, low = (model.run(Batch(tokens, last), edits=[Edit(final, stream + sign * step)]).logits for sign in (1, -1))
+        slope = ((high - low) / 0.1).mean(0)
+        slope = slope - slope.mean()
+        assert [effect.token for effect in feature.direct.promoted] == slope.topk(3).indices.tolist()
+        assert [effect.logit for effect in feature.direct.promoted] == pytest.approx(slope.topk(3).values.tolist(), rel=0.02)
