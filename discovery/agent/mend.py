@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from discovery.agent.fit import Both, excess, fits, universe_of
 from discovery.errors import BudgetError
-from discovery.evaluation import contexts, gaps_in, gaps_out, thresholds
+from discovery.evaluation import gaps_in, gaps_out, needed, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
@@ -65,7 +65,7 @@ def examine(both: Both, circuit: NodeSet) -> Faults:
     faults = Faults(outside, inner, outer)
     if faults.weight[0] > 0:
         return faults
-    drops = [{node: drop for node, (_, drop) in contexts(f, circuit).items()} for f in both.values()]
+    drops = [needed(f, circuit) for f in both.values()]
     return Faults(outside, inner, outer, {node: min(found[node] for found in drops) for node in circuit})
 
 

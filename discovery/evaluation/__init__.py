@@ -5,7 +5,7 @@ from discovery.evaluation.controls import rivals
 from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
 from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
-from discovery.evaluation.minimality import contexts, minimal, minimality
+from discovery.evaluation.minimality import contexts, minimal, minimality, needed
 
 __all__ = [
     "Bench",
@@ -27,6 +27,7 @@ __all__ = [
     "judge_circuit",
     "minimal",
     "minimality",
+    "needed",
     "ranked",
     "rivals",
 ]

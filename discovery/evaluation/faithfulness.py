@@ -72,7 +72,7 @@ class Faithfulness:
         single = (metric - self.empty) / (self.full - self.empty)
         single = single[single.isfinite()]
         share = float(((single >= band[0]) & (single <= band[1])).double().mean()) if len(single) else None
-        median = float(single.median()) if len(single) else None
+        median = float(single.quantile(0.5)) if len(single) else None
         return Score(value=interval.mean, low=interval.low, high=interval.high, median=median, share_in_band=share)
 
     def evidence(self, circuit: NodeSet) -> AblationEvidence:

@@ -1,0 +1,36 @@
+"""What was asked of a run, as it stands in run.json: enough to open the model and the task again."""
+
+from __future__ import annotations
+
+from discovery.graph import Record
+from discovery.sites import BackendName, MetricName, Universe
+
+
+class Opening(Record):
+    """How the model was opened. Further fields (the task, the number of pairs) are kept as they came."""
+
+    model: str
+    backend: BackendName = "auto"
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+class Settings(Record):
+    """A run's configuration.
+
+    Attributes:
+        metric: as asked for; None is the task's own, `task_metric`.
+        budget: forward-pass equivalents. memory: bytes.
+        task_name, split_method: of the task that was run.
+    """
+
+    metric: MetricName | None = None
+    seed: int = 0
+    universe: Universe = "all"
+    budget: float | None = None
+    memory: int | None = None
+    exhaustive: bool = False
+    task_name: str
+    task_metric: MetricName
+    split_method: str
+    load: Opening
