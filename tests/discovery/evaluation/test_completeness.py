@@ -1,0 +1,92 @@
+"""Condition (c): the gaps, recomputed from the weights; which nodes outside are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from discovery.evaluation import thresholds
+from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out, outside_to_try
+from discovery.graph import Completeness
+from discovery.sites import head
+from tests.discovery.evaluation.byhand import nodes
+from tests.discovery.evaluation.synthetic import Function
+from tests.handbuilt.truth import known
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+@pytest.mark.parametrize(("name", "left_out"), [("induction", 0), ("or_mlp", 0), ("or_mlp", 1), ("induction_layernorm", 1)])
+def test_gaps_are_what_the_weights_give(name: str, left_out: int, ablation: Any, place: Callable[[str], Any]) -> None:
+    here = place(name)
+    f, hand = here.f(ablation), here.hand(ablation)
+    circuit = nodes(*known(name).nodes[: len(known(name).nodes) - left_out])
+    everything = f.everything
+    inside = {u: abs(a - b) for u in circuit for a, b in [hand.f(circuit - {u}, everything - {u})]}
+    outside = {v: abs(a - b) for v in everything - circuit for a, b in [hand.f(circuit | {v}, circuit)]}
+    assert gaps_in(f, circuit) == pytest.approx(inside, abs=1e-4)
+    assert gaps_out(f, circuit, sorted(outside)) == pytest.approx(outside, abs=1e-4)
+    found = completeness(f, circuit, [], 0)
+    assert found.max_gap_in == pytest.approx(max(inside.values()), abs=1e-4)
+    assert found.max_gap_out == pytest.approx(max(outside.values()), abs=1e-4)
+    assert inside[min(nodes(found.node_in))] == pytest.approx(max(inside.values()), abs=1e-4)
+    assert outside[min(nodes(found.node_out))] == pytest.approx(max(outside.values()), abs=1e-4)
+    assert (found.n_out, found.n_out_possible, found.chosen) == (len(outside), len(outside), None)
+    assert complete(found) is (max(inside.values()) <= 0.2 and max(outside.values()) <= 0.1)
+
+
+@pytest.mark.parametrize("name", ["or_mlp", "backup"])
+def test_half_of_an_or_is_not_complete(name: str, place: Callable[[str], Any]) -> None:
+    """Faithful, and f with one input out is 0 where the model still works by the other."""
+    here = place(name)
+    redundant = {"or_mlp": "a1.h2", "backup": "a2.h0"}[name]
+    f, circuit = here.f("resample"), nodes(*known(name).nodes) - nodes(redundant)
+    assert float(f([circuit])[0]) > 0.8
+    assert not complete(completeness(f, circuit, [], 0))
+    assert complete(completeness(f, circuit | nodes(redundant), [], 0))
+
+
+def test_null_where_f_is_null() -> None:
+    assert completeness(Function(nodes("a0.h0"), len, defined=False), nodes("a0.h0"), [], 0) is None
+
+
+def test_nothing_inside_or_nothing_outside() -> None:
+    f = Function(nodes("a0.h0", "m0"), lambda kept: len(kept) / 2)
+    whole, none = completeness(f, f.everything, [], 0), completeness(f, frozenset(), [], 0)
+    assert (whole.max_gap_in, whole.max_gap_out, whole.node_out, whole.n_out) == (0, 0, None, 0)
+    assert (none.max_gap_in, none.node_in, none.max_gap_out, none.n_out) == (0, None, 0.5, 2)
+
+
+def test_of_more_than_64_outside_32_strongest_and_32_at_random() -> None:
+    universe = [head(layer, index) for layer in range(10) for index in range(10)]
+    f = Function(frozenset(universe), lambda kept: len(kept) / 100)
+    screened = universe[::-1]
+    for size, all_of_them in ((36, True), (35, False), (10, False)):
+        circuit = frozenset(universe[-size:])
+        outside = set(universe) - circuit
+        tried, said = outside_to_try(f, circuit, screened, 0)
+        assert len(tried) == len(set(tried))
+        assert set(tried) <= outside
+        assert tried == sorted(tried)
+        if all_of_them:
+            assert set(tried) == outside
+            assert said is None
+            continue
+        strongest = [node for node in screened if node in outside][:32]
+        assert len(tried) == 64
+        assert set(strongest) <= set(tried)
+        assert said == "the 32 of largest screened effect and 32 at random"
+        assert outside_to_try(f, circuit, screened, 0)[0] == tried
+        assert outside_to_try(f, circuit, screened, 1)[0] != tried
+        found = completeness(f, circuit, screened, 0)
+        assert (found.n_out, found.n_out_possible, found.chosen) == (64, len(outside), said)
+
+
+@pytest.mark.parametrize(
+    ("inside", "out", "holds"),
+    [(0.2, 0.1, True), (0.2001, 0.0, False), (0.0, 0.1001, False), (0.0, 0.0, True), (None, None, True)],
+)
+def test_the_bounds_of_c(inside: float | None, out: float | None, holds: bool) -> None:
+    assert (thresholds.GAP_IN, thresholds.GAP_OUT) == (0.2, 0.1)
+    assert complete(Completeness(max_gap_in=inside, max_gap_out=out)) is holds

@@ -1,0 +1,175 @@
+"""f(S) and its intervals, against m(S) recomputed from the weights."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from discovery.engine import Engine
+from discovery.evaluation import Faithfulness, Resampled
+from discovery.methods.bootstrap import interval_of_mean, template_weights
+from discovery.sites import Node
+from tests.discovery.tiny import as_task
+from tests.handbuilt.truth import known
+
+ABLATIONS = ("resample", "mean")
+
+
+def some_sets(names: Iterable[str], truth: Iterable[str]) -> list[frozenset[Node]]:
+    """Nothing, everything, the truth and its rest, and a few at random."""
+    universe, rng = sorted(map(Node.parse, names)), random.Random(3)
+    circuit = frozenset(map(Node.parse, truth))
+    drawn = [frozenset(node for node in universe if rng.random() < 0.5) for _ in range(6)]
+    return [frozenset(), frozenset(universe), circuit, frozenset(universe) - circuit, *drawn]
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("name", ["induction", "induction_layernorm", "or_mlp", "opposing_030"])
+def test_f_is_what_the_weights_give(name: str, ablation: Any, place: Callable[[str], Any]) -> None:
+    here = place(name)
+    f, hand = here.f(ablation), here.hand(ablation)
+    sets = some_sets(hand.universe, known(name).nodes)
+    assert f(sets).tolist() == pytest.approx(hand.f(*sets), abs=1e-4)
+    scale = float((f.full - f.empty).mean())
+    measured = f.sets(sets).double()
+    torch.testing.assert_close(measured, hand.metrics(sets), atol=1e-4 * abs(scale), rtol=0)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -> None:
+    """f(C) and f(U∖C); the interval is the percentile bootstrap of the ratio, recomputed here draw by draw; median and share by pair."""
+    here = place("induction")
+    f, hand = here.f(ablation), here.hand(ablation)
+    circuit = frozenset(map(Node.parse, known("induction").nodes))
+    found = f.evidence(circuit)
+    empty, full = hand.metrics([(), hand.universe])
+    assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
+    assert found.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
+    weights = template_weights(f.engine.task)
+    for score, kept, band in ((found.faithfulness, circuit, (0.8, 1.2)), (found.knockout, f.everything - circuit, (-0.2, 0.2))):
+        (metric,) = hand.metrics([kept])
+        assert score.value == pytest.approx(hand.f1(kept), abs=1e-4)
+        draws = sorted(float((row @ (metric - empty)) / (row @ (full - empty))) for row in weights)
+        place_low, place_high = 0.025 * (len(draws) - 1), 0.975 * (len(draws) - 1)
+        low, high = (draws[math.floor(at)] + (at % 1) * (draws[math.ceil(at)] - draws[math.floor(at)]) for at in (place_low, place_high))
+        assert (score.low, score.high) == pytest.approx((low, high), abs=1e-4)
+        single = ((metric - empty) / (full - empty)).tolist()
+        assert score.median == pytest.approx(statistics.median(single), abs=1e-4)
+        inside = sum(band[0] <= value <= band[1] for value in single) / len(single)
+        assert score.share_in_band == pytest.approx(inside, abs=1.01 / len(single))
+    assert found.reference.alignment == "position"
+    assert found.reference.size == (1 if ablation == "resample" else min(map(len, hand.groups.values())) - 1)
+
+
+def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(place: Callable[[str], Any]) -> None:
+    here = place("induction")
+    f = Faithfulness(Engine(here.model, as_task(here.task.discovery.pairs[:2])), "resample")
+    kept = f.everything - frozenset({Node.parse("a0.h2")})
+    (metric,) = f.sets([kept]).double()
+    one, other = ((metric - f.empty) / (f.full - f.empty)).tolist()
+    assert one != other
+    assert f.score(kept, (0.8, 1.2)).median == pytest.approx((one + other) / 2, abs=1e-9)
+
+
+def test_difference_is_each_pairs_share(place: Callable[[str], Any]) -> None:
+    f = place("induction").f("resample")
+    one, other = f.everything, f.everything - {min(f.everything)}
+    assert float(f.difference(one, other).mean()) == pytest.approx(float(f([one])[0] - f([other])[0]), abs=1e-9)
+
+
+def test_over_the_first_pairs_only(place: Callable[[str], Any]) -> None:
+    """The means of numerator and denominator alike are over those pairs; measuring a part first changes nothing of the whole."""
+    here = place("induction")
+    hand = here.hand("resample")
+    f = Faithfulness(here.bench.engine, "resample")
+    kept = frozenset(map(Node.parse, hand.universe[2:7]))
+    part = float(f([kept], "part", 10)[0])
+    metric, empty, full = (row[:10].mean() for row in hand.metrics([kept, (), hand.universe]))
+    assert part == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    assert float(f([kept])[0]) == pytest.approx(hand.f1(kept), abs=1e-4)
+    assert float(f([kept], "part", 10)[0]) == pytest.approx(part, abs=1e-9)
+
+
+def test_a_resample_weighs_the_pairs(place: Callable[[str], Any]) -> None:
+    """f with each pair counted as often as it was drawn; equal weights give f itself."""
+    here = place("induction")
+    f, hand, n = here.f("mean"), here.hand("mean"), len(here.bench.engine)
+    kept = frozenset(map(Node.parse, hand.universe[:5]))
+    even = Resampled(f, torch.full((n,), 1 / n, dtype=torch.float64))
+    assert float(even([kept])[0]) == pytest.approx(float(f([kept])[0]), abs=1e-9)
+    draw = template_weights(here.bench.engine.task, 1, seed=5)[0]
+    counts = (draw * n).round().int().tolist()
+    drawn = [index for index, count in enumerate(counts) for _ in range(count)]
+    assert len(drawn) == n
+    metric, empty, full = (row[drawn].mean() for row in hand.metrics([kept, (), hand.universe]))
+    assert float(Resampled(f, draw)([kept])[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    first = [index for index in drawn if index < 12]
+    metric, empty, full = (row[first].mean() for row in hand.metrics([kept, (), hand.universe]))
+    assert float(Resampled(f, draw)([kept], "part", 12)[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+
+
+def test_resamples_keep_each_templates_share(place: Callable[[str], Any]) -> None:
+    task = place("induction").bench.engine.task
+    weights = template_weights(task, 50, seed=1)
+    for template in {pair.template for pair in task.pairs}:
+        members = [n for n, pair in enumerate(task.pairs) if pair.template == template]
+        torch.testing.assert_close(weights[:, members].sum(1), torch.full((50,), len(members) / len(task.pairs), dtype=torch.float64))
+
+
+def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str], Any]) -> None:
+    """m(U) = 0 and m(∅) > 0, and f is still defined, 1 at U, 0 at ∅, near 1 for the circuit."""
+    here = place("induction")
+    f = Faithfulness(Engine(here.model, here.task.discovery, metric="kl_divergence"), "resample")
+    circuit = frozenset(map(Node.parse, known("induction").nodes))
+    assert float(f.full.abs().max()) < 1e-5
+    assert float(f.empty.min()) > 0
+    assert f.defined
+    assert f.gap_low > 0
+    full, empty, kept, knocked = f([f.everything, frozenset(), circuit, f.everything - circuit]).tolist()
+    assert (full, empty) == pytest.approx((1, 0), abs=1e-9)
+    assert kept > 0.8
+    assert knocked < 0.2
+    score = f.score(circuit, (0.8, 1.2))
+    assert score.low <= score.value <= score.high
+
+
+def test_f_is_null_where_ablation_removes_nothing(place: Callable[[str], Any]) -> None:
+    """Clean and corrupted sides exchanged: ablating everything then raises the metric."""
+    here = place("induction")
+    swapped = [replace(pair, clean=pair.corrupted, corrupted=pair.clean) for pair in here.task.discovery.pairs]
+    f = Faithfulness(Engine(here.model, as_task(swapped)), "resample")
+    assert f.gap_low < 0
+    assert not f.defined
+    assert f.score(f.everything, (0.8, 1.2)) is None
+    found = f.evidence(frozenset())
+    assert found.faithfulness is None
+    assert found.knockout is None
+    assert found.metric_full < found.metric_empty
+
+
+@pytest.mark.parametrize("copies", [1, 12])
+def test_constant_data_have_intervals_of_no_width(copies: int, place: Callable[[str], Any]) -> None:
+    """The same pair again and again (once: a single pair): no NaN, no width, no warning."""
+    here = place("induction")
+    task = as_task(here.task.discovery.pairs[:1] * copies)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ablation in ABLATIONS:
+            f = Faithfulness(Engine(here.model, task), ablation)
+            gap = interval_of_mean(f.full - f.empty, f.weights)
+            assert gap.low == gap.mean == gap.high
+            assert f.defined
+            for node in sorted(f.everything):
+                score = f.score(f.everything - {node}, (0.8, 1.2))
+                assert score.low == score.value == score.high
+                assert math.isfinite(score.value)
+                assert score.median == pytest.approx(score.value, abs=1e-6)
+                assert score.share_in_band in (0.0, 1.0)
