@@ -45,8 +45,8 @@ class Change:
         for feature, amount in amounts.items():
             if type(feature) is not int or not 0 <= feature < d_sae:
                 raise FeatureError(f"Feature {feature!r} does not exist.", f"This SAE's features are 0 to {d_sae - 1}.")
-            if not math.isfinite(amount):
-                raise FeatureError(f"The amount of feature {feature} is {amount}.", "Give a finite number.")
+            if not _finite(amount):
+                raise FeatureError(f"The amount of feature {feature} is {amount!r}.", "Give a finite number.")
         features = tuple(sorted(amounts))
         return cls(features, tuple(float(amounts[feature]) for feature in features), operation)
 
@@ -56,3 +56,7 @@ class Change:
         if self.operation == "add":
             return amounts.expand_as(activations)
         return (amounts if self.operation == "set" else activations * amounts) - activations
+
+
+def _finite(amount: object) -> bool:
+    return isinstance(amount, int | float) and math.isfinite(amount)

@@ -32,6 +32,7 @@ def mean_gradient(view: Spliced, steps: int) -> Float[Tensor, "pair pos d_out"]:
     kept = max(
         1, block.rows_that_fit(0, block.prompts.width) // (2 * (block.backend.info.n_layers - stream.layer))
     )  # the graph holds every layer
+    block.meter.begin("attribution", steps * _work(view, torch.arange(len(view), device=view.where.device)))
     waiting = [piece for part in view.parts() for piece in pieces(part, kept)][::-1]
     out: dict[int, Tensor] = {}
     while waiting:
@@ -76,7 +77,13 @@ def _metric(view: Spliced, part: Tensor, value: Tensor) -> Float[Tensor, "n"]:
         residual = block.activation("clean", stream)[part]
     outcome = block.backend.run(Batch(prompts.clean[part], prompts.last[part], stream.layer, residual), edits=edits, grad=True)
     assert outcome.logits is not None
-    one = (1 + BACKWARD) * row_work(info, prompts.width, start=stream.layer, columns=info.d_vocab)
-    block.meter.add(sum(one / full_work(info, length) for length in prompts.length[part].tolist()))
+    block.meter.add(_work(view, part))
     clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
     return measure(block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean)
+
+
+def _work(view: Spliced, part: Tensor) -> float:
+    """Forward-pass equivalents of one step's pass and its way back."""
+    prompts, info = view.block.prompts, view.block.backend.info
+    one = (1 + BACKWARD) * row_work(info, prompts.width, start=entry(info, view.sae.writes)[0].layer, columns=info.d_vocab)
+    return sum(one / full_work(info, length) for length in prompts.length[part].tolist())

@@ -34,6 +34,8 @@ def places_of(task: Task, positions: Positions) -> Places:
     """
     if isinstance(positions, str) or (positions is not None and not isinstance(positions, slice) and not positions):
         raise MeasurementError(f"positions is {positions!r}.", "Give a list of positions or labels, a slice, or None for all.")
+    if isinstance(positions, Sequence) and (odd := [place for place in positions if type(place) not in (int, str)]):
+        raise MeasurementError(f"{odd[0]!r} is not a position.", "Give whole numbers, from 0 or backwards from -1, or labels of the task.")
     found = tuple(_places(pair, positions) for pair in task.pairs)
     if bare := [number for number, places in enumerate(found) if not places]:
         longest = max(len(pair.clean) for pair in task.pairs)

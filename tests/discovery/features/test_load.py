@@ -9,7 +9,7 @@ from discovery.errors import FeatureError
 from discovery.features import Change, load_sae
 from discovery.features.hooks import site_of, width_of
 from discovery.sites import Site
-from tests.discovery.features.planted import random_module, save
+from tests.discovery.features.planted import random_module, saelens, save
 
 POST = "blocks.0.hook_resid_post"
 
@@ -151,9 +151,30 @@ def test_the_fingerprint_is_of_the_weights(shelf, tmp_path):
         ({True: 1.0}, "set", "0 to 19"),
         ({"3": 1.0}, "set", "0 to 19"),
         ({3: float("nan")}, "set", "finite"),
+        ({3: "much"}, "set", "finite"),
         ({3: 1.0}, "clamp", "set, scale, add"),
     ],
 )
 def test_changes_that_cannot_hold(amounts, operation, said):
     with pytest.raises(FeatureError, match=said):
         Change.of(amounts, operation, 20)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", ("gpt2-small-res-jb", "blocks.8.hook_resid_pre")),
+        ("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")),
+        ("owner/repository/layer8/trained", ("owner/repository", "layer8/trained")),
+    ],
+)
+def test_a_hub_name_is_a_release_and_an_id(shelf, monkeypatch, source, asked):
+    called = []
+
+    def from_pretrained(release, sae_id, device):
+        called.append((release, sae_id))
+        return random_module("standard", 12, 20, POST)
+
+    monkeypatch.setattr(saelens().SAE, "from_pretrained", from_pretrained)
+    assert load_sae(source, shelf.load("native")).name == source
+    assert called == [asked]

@@ -268,7 +268,7 @@ def test_pairs_taken_block_by_block_give_the_same(planted):
 
 def test_a_prompt_is_measured_by_its_likeliest_token_over_the_runner_up(planted):
     prompt = planted.task.pairs[0].clean
-    found = sae_top_features(planted.model, planted.between, prompt=prompt, k=3)
+    found = sae_top_features(planted.model, str(planted.folder / "between"), prompt=prompt, k=3)
     assert found.by == "activation"
     tokens = torch.tensor([prompt])
     logits = planted.model.run(Batch(tokens, torch.tensor([len(prompt) - 1]))).logits[0]
@@ -300,6 +300,9 @@ def test_kl_needs_steps(planted):
         ({"task": True, "steps": 0}, "steps is 0"),
         ({"task": True, "positions": [99]}, "none of the positions"),
         ({"task": True, "positions": []}, "positions is"),
+        ({"task": True, "positions": "end"}, "positions is"),
+        ({"task": True, "positions": [1.5]}, "1.5 is not a position"),
+        ({"task": True, "positions": slice(90, None)}, "none of the positions"),
         ({"task": True, "positions": ["nowhere"]}, "none of the positions"),
         ({"task": True, "metric": "loss"}, "'loss' is not known"),
         ({"task": True, "unrelated": []}, "unrelated is empty"),
