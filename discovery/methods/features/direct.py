@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend, Batch, ModelInfo
 from discovery.engine import BACKWARD, Block, full_work, row_work
 from discovery.features import SAE
 from discovery.interventions import Edit
@@ -41,6 +41,11 @@ class DirectEffect:
     suppressed: tuple[TokenEffect, ...]
 
 
+def ends_of(info: ModelInfo) -> tuple[Site, Site]:
+    """The last layer's input, and the final residual stream."""
+    return Site("resid_pre", info.n_layers - 1), Site("resid_post", info.n_layers - 1)
+
+
 def direct_effects(block: Block, sae: SAE, features: Sequence[int], top: int) -> tuple[DirectEffect, ...]:
     """The tokens that each feature moves most, `top` at either end; empty where the site is not added to the residual stream."""
     if sae.writes.kind in NO_WAY_OUT:
@@ -61,8 +66,8 @@ def _logits_along(block: Block, direction: Float[Tensor, "d_model"]) -> Float[Te
     model, prompts, info = block.backend, block.prompts, block.backend.info
     count = min(PROMPTS, len(prompts))
     rows = torch.arange(count, device=prompts.last.device)
-    site, before = Site("resid_post", info.n_layers - 1), Site("resid_pre", info.n_layers - 1)
-    block.load("clean", [site, before])
+    before, site = ends_of(info)
+    block.load("clean", [before, site])
     last = prompts.last[:count]
     stream = block.activation("clean", site)[rows, last].unsqueeze(1).detach().requires_grad_()
     batch = Batch(

@@ -30,7 +30,7 @@ from discovery.methods.cost import Cost
 from discovery.methods.features.places import Places, Positions, places_of
 from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
 from discovery.methods.features.removal import Control, other_directions, push
-from discovery.methods.features.splice import spliced
+from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName
 from discovery.tasks.task import Task
 
@@ -99,6 +99,7 @@ def edit_features(
     engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     places = places_of(task, positions)
     weights = template_weights(task, seed=seed)
+    prepare(engine, sae)
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, weights)
     base = clean if error == "keep" else rebuilt_metric

@@ -92,6 +92,14 @@ def spliced(engine: Engine, sae: SAE, places: Places) -> Iterator[Spliced]:
         yield Spliced(block, sae, first, where.to(block.prompts.length.device))
 
 
+def prepare(engine: Engine, sae: SAE, *also: Site) -> None:
+    """Cache what the first block of pairs (mostly the only one) will be asked for, in one pass of each side."""
+    _, block = next(engine.blocks())
+    block.load("clean", dict.fromkeys([sae.reads, sae.writes, entry(engine.backend.info, sae.writes)[0], *also]))
+    if any(pair.clean != pair.corrupted for pair in block.prompts.pairs):
+        block.load("corrupted", [sae.reads])
+
+
 def codes_that_fit(block: Block, sae: SAE) -> int:
     """How many pairs can be encoded at once."""
     one = LARGE * block.prompts.width * (sae.d_sae + 2 * sae.d_out) * 4

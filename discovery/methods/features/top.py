@@ -35,10 +35,11 @@ from discovery.features import SAE, load_sae
 from discovery.methods.bootstrap import template_weights
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
+from discovery.methods.features.direct import ends_of
 from discovery.methods.features.feature import Feature, Measured
 from discovery.methods.features.places import Places, Positions, places_of, prompt_task
 from discovery.methods.features.reconstruction import Reconstruction, reconstruct
-from discovery.methods.features.splice import spliced
+from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
@@ -117,6 +118,7 @@ def sae_top_features(
         meter.add(spent)
     engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
     places = places_of(task, positions)
+    prepare(engine, sae, *ends_of(model.info))
     flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
     if flat and order == "attribution":
         raise MeasurementError(
