@@ -1,4 +1,4 @@
-"""Activation patching as it is written in a tutorial: one full forward pass for each cell of each pair, nothing reused or skipped."""
+"""Activation patching as it is written in a tutorial: a full forward pass for each cell of each pair, nothing reused or skipped."""
 
 from __future__ import annotations
 
@@ -69,12 +69,19 @@ class Naive:
         return out
 
 
-def sweep(model: Any, pairs: Sequence[Pair], site: SiteName, direction: Direction, columns: Sequence[int | str]) -> Naive:
-    """Patch every cell, one at a time; `columns` are the positions from 0, from the end (negative), or labels."""
+def sweep(
+    model: Any, pairs: Sequence[Pair], site: SiteName, direction: Direction, columns: Sequence[int | str], *, alone: bool = False
+) -> Naive:
+    """Patch every cell, each in a prompt of its own.
+
+    Args:
+        columns: the positions from 0, from the end (negative), or labels.
+        alone: run each prompt by itself; else a layer's cells are the rows of one batch, which takes less time.
+    """
     cells, cleans, corrupteds = [], [], []
     shape = None
     for pair in pairs:
-        clean, corrupted = (_run(model, tokens) for tokens in (pair.clean, pair.corrupted))
+        clean, corrupted = (model.run(_batch(tokens)).logits[0] for tokens in (pair.clean, pair.corrupted))
         cleans.append(clean)
         corrupteds.append(corrupted)
         base, source = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
@@ -84,8 +91,11 @@ def sweep(model: Any, pairs: Sequence[Pair], site: SiteName, direction: Directio
             at = Site(kind, layer)
             value = model.run(_batch(source), [at]).activations[at]
             heads = 0 if site in STREAM else value.shape[1 if kind == "pattern" else 2]
-            for cell, where in _cells(site, value, heads, _places(pair, columns)):
-                found[layer, *cell] = _run(model, base, replace_with(at, value, where))
+            cells_here = list(_cells(site, value, heads, _places(pair, columns)))
+            for part in [[each] for each in cells_here] if alone else [cells_here] if cells_here else []:
+                edit = replace_with(at, value, torch.cat([where for _, where in part]))
+                logits = model.run(_batch(base, len(part)), edits=[edit]).logits
+                found.update({(layer, *cell): row for (cell, _), row in zip(part, logits, strict=True)})
             shape = (model.info.n_layers, *((heads,) if heads else ()), *((len(columns),) if columns else ()))
         cells.append(found)
     assert shape is not None
@@ -117,10 +127,5 @@ def _places(pair: Pair, columns: Sequence[int | str]) -> dict[int, int]:
     return found
 
 
-def _batch(tokens: Sequence[int]) -> Batch:
-    return Batch(torch.tensor([list(tokens)]), torch.tensor([len(tokens) - 1]))
-
-
-def _run(model: Any, tokens: Sequence[int], *edits: Any) -> Tensor:
-    logits: Tensor = model.run(_batch(tokens), edits=edits).logits[0]
-    return logits
+def _batch(tokens: Sequence[int], rows: int = 1) -> Batch:
+    return Batch(torch.tensor([list(tokens)] * rows), torch.tensor([len(tokens) - 1] * rows))
