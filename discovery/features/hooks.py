@@ -14,6 +14,8 @@ from discovery.errors import FeatureError, SiteError
 from discovery.sites import ActivationKind, Site
 
 HOOK = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
+LAYER = re.compile(r"(?:\w+\.)*(?:h|layers|blocks)\.(\d+)")  # a Hugging Face module, whose output is the residual stream behind it
+NORMALISED = re.compile(r"blocks\.\d+\.(?:ln\d\.hook_normalized|mlp\.hook_in)")
 MLP_INPUT = "mlp_in"  # the residual stream that the MLP's norm reads
 BY_HEAD = ("z", "q", "k", "v")
 KNOWN = "blocks.N.hook_resid_pre, …resid_mid, …resid_post, …attn_out, …mlp_out, blocks.N.attn.hook_z, …q, …k, …v"
@@ -26,6 +28,13 @@ def site_of(hook: str | None) -> Site:
     Raises:
         FeatureError: a hook point that is no activation we can read and replace.
     """
+    if hook and (layer := LAYER.fullmatch(hook)):
+        return Site("resid_post", int(layer[1]))
+    if hook and NORMALISED.fullmatch(hook):
+        raise FeatureError(
+            f"The SAE reads {hook}, the stream behind a norm, whose scale depends on how the weights were folded when it was trained.",
+            "Use a dictionary that reads the residual stream itself (hook_mlp_in, hook_resid_mid), attn_out, mlp_out or heads.",
+        )
     found = HOOK.fullmatch(hook or "")
     kind = "resid_mid" if found and found[2] == MLP_INPUT else found and found[2]
     if not found or kind not in get_args(ActivationKind) or kind == "pattern":

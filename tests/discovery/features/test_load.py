@@ -23,18 +23,24 @@ POST = "blocks.0.hook_resid_post"
         ("blocks.0.hook_attn_out", Site("attn_out", 0)),
         ("blocks.1.attn.hook_z", Site("z", 1)),
         ("blocks.1.attn.hook_k", Site("k", 1)),
+        ("transformer.h.3", Site("resid_post", 3)),
+        ("model.layers.20", Site("resid_post", 20)),
     ],
 )
 def test_hook_points_are_sites(hook, site):
     assert site_of(hook) == site
 
 
-@pytest.mark.parametrize(
-    "hook", [None, "", "hook_embed", "blocks.0.ln2.hook_normalized", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"]
-)
+@pytest.mark.parametrize("hook", [None, "", "hook_embed", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"])
 def test_other_hook_points_are_refused(shelf, tmp_path, hook):
     with pytest.raises(FeatureError, match="hook point"):
         load_sae(save(random_module("standard", 12, 20, hook), tmp_path / "sae"), shelf.load("native"))
+
+
+@pytest.mark.parametrize("hook", ["blocks.0.ln2.hook_normalized", "blocks.3.mlp.hook_in"])
+def test_a_place_behind_a_norm_is_refused_with_the_reason(hook):
+    with pytest.raises(FeatureError, match="behind a norm"):
+        site_of(hook)
 
 
 def test_widths(shelf):

@@ -96,3 +96,21 @@ def test_directions_and_links(shelf, tmp_path):
     assert ours.link(3) is None
     ours.module.cfg.metadata.neuronpedia_id = "tiny/0-res"
     assert ours.link(3) == "https://neuronpedia.org/tiny/0-res/3"
+
+
+@pytest.mark.parametrize("name", ["BatchTopK", "MatryoshkaBatchTopK"])
+def test_what_batch_topk_training_saves_for_inference_is_loaded(shelf, tmp_path, name):
+    library = saelens()
+    more = {"matryoshka_widths": [8, 20]} if "Mat" in name else {}
+    trained = getattr(library, f"{name}TrainingSAE")(
+        getattr(library, f"{name}TrainingSAEConfig")(d_in=12, d_sae=20, k=4, decoder_init_norm=1.0, **more)
+    )
+    trained.topk_threshold.fill_(0.4)
+    trained.cfg.metadata.hook_name = POST
+    trained.save_inference_model(tmp_path / "sae")
+    ours = load_sae(tmp_path / "sae", shelf.load("native"))
+    assert ours.architecture == "jumprelu"
+    x = activations()
+    z = ours.encode(x)
+    assert (z != 0).any()
+    assert ((z == 0) | (z > 0.39)).all()
