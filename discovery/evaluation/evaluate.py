@@ -58,11 +58,12 @@ def evaluate_circuit(
         nodes: the circuit's heads and MLPs.
         final: look at the held-out pairs. Each further circuit that does so in this runs directory is counted and named.
             Otherwise discovery pairs are used, and the verdict is at most `partial`.
-        budget: forward-pass equivalents.
+        budget: forward-pass equivalents; where they end before the last condition, the verdict is `inconclusive` and says so.
 
     Raises:
         SiteError: for a node this model lacks.
         MeasurementError: where a split has no pairs.
+        BudgetError: where the budget does not reach the conditions at all.
     """
     began, circuit = time.monotonic(), parse_nodes(model, nodes)
     if outside := circuit - set(model.info.nodes(universe)):
@@ -76,14 +77,13 @@ def evaluate_circuit(
         name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
     }
     screened = ranked(node_effects(search.engine, "noising", universe), node_effects(search.engine, "denoising", universe))
-    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
+    own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
     looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
-    own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else judged.evidence
-    evaluation, verdict, reasons = conclude(
-        behaviour, own, judged.evidence if final else None, len(circuit), judged.cut_short, None, looks, universe
-    )
+    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
+    discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
+    evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, None, looks, universe)
     if not final and verdict != "no_behaviour":
-        verdict, reasons = ("partial" if verdict in ("verified", "inconclusive") else verdict), (NOT_FINAL, *reasons)
+        verdict, reasons = ("partial" if verdict == "verified" else verdict), (NOT_FINAL, *reasons)
     return Evaluated(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, Cost(meter.spent, time.monotonic() - began))
 
 
@@ -101,10 +101,10 @@ def conclude(
     evidence = discovery if heldout is None else heldout
     judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
     conditions = conditions_of(judged, stability)  # type: ignore[arg-type]  # AblationEvidence or None
-    gates = [f"{name}: {reason}" for name, found in behaviour.items() for reason in found.reasons]
+    looked_at = {name: found for name, found in behaviour.items() if name == "discovery" or heldout is not None}
     verdict, reasons = decide(
-        behaviour=tuple(dict.fromkeys(gates)),
-        n_heldout=behaviour["heldout"].n,
+        behaviour=tuple(f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons),
+        n_heldout=thresholds.MIN_HELDOUT if heldout is None else behaviour["heldout"].n,
         size=size,
         evidence=judged,  # type: ignore[arg-type]  # as above
         conditions=conditions,
