@@ -1,0 +1,201 @@
+"""`evaluate_circuit` from end to end, and the small functions beside it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from discovery import evaluate_circuit
+from discovery.errors import BudgetError, MeasurementError, SiteError
+from discovery.evaluation import circuit_key, conclude_without_circuit, heldout_key, ranked
+from discovery.evaluation.evaluate import NOT_FINAL
+from discovery.methods.nodes import NodeEffects
+from discovery.sites import Node, head
+from tests.discovery.evaluation.byhand import ByHand, nodes
+from tests.discovery.tiny import as_task
+from tests.handbuilt.truth import known
+
+TRUTH = known("induction").nodes
+
+
+@pytest.fixture(scope="module")
+def wide(place: Callable[[str], Any]) -> tuple[Any, Any]:
+    """Induction with at least 48 held-out pairs."""
+    from discovery import load_task
+    from tests.handbuilt.models import build
+
+    here = place("induction")
+    return here.model, load_task([pair.record() for pair in build("induction").pairs], here.model, pairs=120)
+
+
+@pytest.fixture(scope="module")
+def final(wide: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path_factory.mktemp("runs"))
+
+
+def test_the_truth_on_held_out_pairs(wide: tuple[Any, Any], final: Any, place: Callable[[str], Any]) -> None:
+    """All holds but stability, which takes a search: partial, and `reasons` says nothing else."""
+    _, task = wide
+    assert final.nodes == TRUTH
+    assert final.verdict == "partial"
+    assert final.reasons == ("(f) stable, resample: not run", "(f) stable, mean: not run")
+    assert final.evaluation.heldout_looks == 1
+    case = place("induction").case
+    for name, pairs in (("discovery", task.discovery.pairs), ("heldout", task.heldout.pairs)):
+        split = getattr(final.evaluation, name)
+        hand = ByHand(case.config, case.state, pairs, "mean")
+        empty, full = hand.metrics([(), hand.universe])
+        assert (split.n, split.accuracy) == (len(pairs), float((full > 0).double().mean()))
+        assert split.metric_clean == pytest.approx(float(full.mean()), abs=1e-4)
+        assert split.ablations.mean.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
+        assert split.ablations.mean.faithfulness.value == pytest.approx(hand.f1(TRUTH), abs=1e-4)
+        assert split.ablations.mean.knockout.value == pytest.approx(hand.f1(set(hand.universe) - set(TRUTH)), abs=1e-4)
+    assert final.evaluation.discovery.ablations.mean.minimality is None, "(c) to (e) are judged on held-out pairs"
+    assert len(final.evaluation.heldout.ablations.mean.minimality) == 2
+
+
+def test_held_out_pairs_are_looked_at_only_when_final(wide: tuple[Any, Any], final: Any, tmp_path: Path) -> None:
+    """Without it, discovery pairs: at most partial, and nothing is counted."""
+    found = evaluate_circuit(*wide, TRUTH, runs_dir=tmp_path)
+    assert found.verdict == "partial"
+    assert found.reasons == (NOT_FINAL, *final.reasons)
+    assert found.evaluation.heldout is None
+    assert found.evaluation.heldout_looks is None
+    assert not list(tmp_path.iterdir())
+    assert found.evaluation.discovery.ablations.mean.faithfulness == final.evaluation.discovery.ablations.mean.faithfulness
+    assert len(found.evaluation.discovery.ablations.mean.minimality) == 2
+
+
+def test_another_circuit_is_another_look_and_changes_no_verdict(wide: tuple[Any, Any], tmp_path: Path) -> None:
+    first = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path)
+    again = evaluate_circuit(*wide, TRUTH[::-1], final=True, runs_dir=tmp_path)
+    assert first.evaluation.heldout_looks == again.evaluation.heldout_looks == 1
+    assert again.reasons == first.reasons
+    third = evaluate_circuit(*wide, ["a1.h3"], final=True, runs_dir=tmp_path)
+    assert third.evaluation.heldout_looks == 2
+    assert "looked at with 2 circuits" in third.reasons[-1]
+    assert "--seed" in third.reasons[-1]
+    assert third.verdict == "rejected"
+    assert evaluate_circuit(*wide, ["a1.h3"], final=True, runs_dir=tmp_path / "elsewhere").evaluation.heldout_looks == 1
+
+
+def test_few_discovery_pairs_are_not_called_held_out(place: Callable[[str], Any]) -> None:
+    here = place("induction")
+    found = evaluate_circuit(here.model, here.task, TRUTH)
+    assert found.evaluation.discovery.n == len(here.task.discovery) < 48
+    assert found.verdict == "partial"
+    assert not any("held-out pairs;" in reason for reason in found.reasons)
+    few = evaluate_circuit(here.model, here.task, TRUTH, final=True)
+    assert few.verdict == "inconclusive"
+    assert few.reasons[0] == f"{len(here.task.heldout)} held-out pairs; 48 are needed"
+
+
+def test_no_behaviour_is_named_once_per_split_that_was_looked_at(place: Callable[[str], Any]) -> None:
+    from dataclasses import replace
+
+    here = place("induction")
+    turned = replace(here.task, pairs=tuple(replace(pair, answer=pair.wrong, wrong=pair.answer) for pair in here.task.pairs))
+    for final, expected in ((False, {"discovery"}), (True, {"discovery", "heldout"})):
+        found = evaluate_circuit(here.model, turned, TRUTH, final=final)
+        assert found.verdict == "no_behaviour"
+        assert {reason.split(":")[0] for reason in found.reasons} == expected
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_two_pairs_are_enough_to_be_measured(final: bool, place: Callable[[str], Any]) -> None:
+    """One in each split: every number is there, with intervals of no width and no warning."""
+    here = place("induction")
+    pairs = (here.task.discovery.pairs[0], here.task.heldout.pairs[0])
+    from dataclasses import replace
+
+    task = replace(as_task(pairs), splits=("discovery", "heldout"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate_circuit(here.model, task, TRUTH, final=final)
+    assert found.verdict == "no_behaviour"
+    split = found.evaluation.heldout if final else found.evaluation.discovery
+    for ablation in (split.ablations.resample, split.ablations.mean):
+        assert ablation.faithfulness.low == ablation.faithfulness.high
+        assert [row.p for row in ablation.minimality] == [1.0, 1.0]
+        assert ablation.random_controls.layer.n == 15
+
+
+def test_with_the_mlps_kept(place: Callable[[str], Any]) -> None:
+    """universe="heads": f(∅) = 0 now is the model with its MLPs, so they are in no control and in no circuit."""
+    here = place("or_mlp")
+    heads = [name for name in known("or_mlp").nodes if name.startswith("a")]
+    found = evaluate_circuit(here.model, here.task, heads, universe="heads")
+    assert found.evaluation.universe == "heads"
+    hand = here.hand("resample")
+    mlps = {"m0", "m1"}
+    empty, full, kept = hand.f(mlps, hand.universe, {*heads, *mlps})
+    own = found.evaluation.discovery.ablations.resample
+    assert own.faithfulness.value == pytest.approx((kept - empty) / (full - empty), abs=1e-4)
+    assert own.completeness.n_out_possible == 8 - len(heads)
+    with pytest.raises(MeasurementError, match="not in the universe 'heads'"):
+        evaluate_circuit(here.model, here.task, [*heads, "m1"], universe="heads")
+
+
+def test_by_kl_divergence_the_truth_still_holds(place: Callable[[str], Any]) -> None:
+    here = place("induction")
+    found = evaluate_circuit(here.model, here.task, TRUTH, metric="kl_divergence")
+    own = found.evaluation.discovery.ablations.resample
+    assert own.metric_full == pytest.approx(0, abs=1e-5)
+    assert own.metric_empty > 0
+    assert own.faithfulness.value > 0.8
+    assert own.random_controls.layer.as_good == 0
+    assert found.verdict != "no_behaviour"
+
+
+def test_bad_input(place: Callable[[str], Any]) -> None:
+    here = place("induction")
+    with pytest.raises(SiteError):
+        evaluate_circuit(here.model, here.task, ["a7.h0"])
+    with pytest.raises(SiteError):
+        evaluate_circuit(here.model, here.task, ["m0"])
+    with pytest.raises(MeasurementError, match="leaves a split empty"):
+        evaluate_circuit(here.model, as_task(here.task.pairs), TRUTH, final=True)
+    with pytest.raises(BudgetError):
+        evaluate_circuit(here.model, here.task, TRUTH, budget=10.0)
+
+
+def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: Path) -> None:
+    whole = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path)
+    found = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path, budget=0.6 * whole.cost.forward_equivalents)
+    assert found.verdict == "inconclusive"
+    assert found.reasons[0].startswith("the budget ended before (")
+    assert found.cost.forward_equivalents <= 0.6 * whole.cost.forward_equivalents
+    assert found.evaluation.discovery.ablations == whole.evaluation.discovery.ablations
+
+
+def effects(direction: Any, values: Mapping[Node, float]) -> NodeEffects:
+    return NodeEffects(direction, tuple(values), torch.zeros(1, len(values)), torch.tensor(list(values.values())))
+
+
+def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
+    """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
+    noising = effects("noising", {head(0, 0): 0.004, head(0, 1): 0.0, head(1, 0): -0.3, head(1, 1): 0.5, head(1, 2): float("nan")})
+    denoising = effects("denoising", {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015})
+    assert ranked(noising, denoising) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
+
+
+def test_keys(place: Callable[[str], Any]) -> None:
+    here = place("induction")
+    assert circuit_key(nodes("m0", "a1.h0", "a0.h3")) == circuit_key(nodes("a0.h3", "m0", "a1.h0")) == "a0.h3 m0 a1.h0"
+    other = place("or_mlp")
+    assert heldout_key(here.model, here.task) != heldout_key(other.model, here.task)
+    assert heldout_key(here.model, here.task) != heldout_key(here.model, here.task.discovery)
+
+
+def test_a_run_that_ended_before_its_circuit() -> None:
+    evaluation, verdict, reasons = conclude_without_circuit({}, {"heldout": ["accuracy 0.5"]}, (), 0, None, "heads")
+    assert verdict == "no_behaviour"
+    assert reasons == ("heldout: accuracy 0.5",)
+    assert evaluation.universe == "heads"
+    assert evaluation.heldout is None
+    assert conclude_without_circuit({}, {"heldout": []}, (), 0, "heads", "all")[1] == "inconclusive"
