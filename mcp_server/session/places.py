@@ -76,10 +76,9 @@ class Places:
                 continue
         return None
 
-    @staticmethod
-    def _elsewhere(name: str) -> bool:
-        """Whether a plain name is a directory that would be opened instead of the hub's."""
-        return Path(name).exists()
+    def _elsewhere(self, name: str) -> bool:
+        """Whether a plain name is also a path: a link that leads out, or a directory that would be opened instead of the hub's model."""
+        return any((place / name).exists() for place in (Path(), *self.roots))
 
     def _refused(self, what: str, name: str, cure: str) -> PlaceError:
         allowed = [

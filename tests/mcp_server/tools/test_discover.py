@@ -113,7 +113,7 @@ async def test_a_killed_server_leaves_a_run_that_goes_on(models: Path, runs_dir:
         ("load_model", {"model": "induction"}),
         ("discover_circuit", {"model_id": "induction", "task": TASK, "wait_seconds": 0}),
     ]
-    lines = [{"id": 0, "method": "initialize", "params": hello}, {"method": "notifications/initialized"}]
+    lines: list[dict[str, Any]] = [{"id": 0, "method": "initialize", "params": hello}, {"method": "notifications/initialized"}]
     try:
         for line in lines:
             process.stdin.write(json.dumps({"jsonrpc": "2.0", **line}) + "\n")

@@ -1,0 +1,70 @@
+"""The flags of `circuit-scout serve`, and their twins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from discovery.cli.arguments import UsageError
+from mcp_server.__main__ import main
+from mcp_server.server.command import parse
+
+FLAGS = ("--http", "--token", "--toolsets", "--read-only", "--models-dir", "--runs-dir", "--images")
+
+
+def test_the_defaults_are_a_local_server(runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings, door = parse([])
+    assert door is None
+    assert (settings.here, settings.models_dir, settings.runs_dir) == (tmp_path, None, runs_dir)
+    assert (settings.read_only, settings.images, settings.toolsets) == (False, "include", ("models", "measure", "circuits", "runs"))
+
+
+def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = {"HTTP": "127.0.0.1:8123", "TOKEN": "0123456789abcdef", "TOOLSETS": "runs,models", "READ_ONLY": "1", "IMAGES": "omit"}
+    for name, value in {**twins, "MODELS_DIR": str(tmp_path), "RUNS_DIR": str(tmp_path / "runs")}.items():
+        monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
+    settings, door = parse([])
+    assert door is not None
+    assert (door.host, door.port, door.token) == ("127.0.0.1", 8123, "0123456789abcdef")
+    assert (settings.toolsets, settings.read_only, settings.images) == (("runs", "models"), True, "omit")
+    assert (settings.models_dir, settings.runs_dir, settings.here) == (tmp_path, tmp_path / "runs", None)
+    assert parse(["--images", "include"])[0].images == "include"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--http", "8000"],
+        ["--http", "a:99999"],
+        ["--token", "short"],
+        ["--toolsets", "mesure"],
+        ["--images", "no"],
+        ["--models-dir", "nowhere"],
+        ["extra"],
+        ["--tokn", "x"],
+    ],
+)
+def test_what_is_not_allowed_is_said(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(words)
+    assert main(["serve", *words]) == 2
+    assert "fix:" in capfd.readouterr().err
+
+
+def test_help_names_every_flag(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help"]) == 0
+    told = capfd.readouterr().out
+    assert [flag for flag in FLAGS if flag not in told] == []
+    assert main(["--help"]) == 0
+    assert "serve" in capfd.readouterr().out
+
+
+def test_the_server_starts_without_the_measuring_half(root: Path) -> None:
+    heavy = ["torch", "transformers", "transformer_lens", "nnsight", "sae_lens", "matplotlib", "scipy", "pandas"]
+    program = f"import mcp_server.server.command as c, sys; c.build_server(); print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,101 @@
+"""Over HTTP: who may come in, how much they may send, and many at once."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from discovery.cli.arguments import UsageError
+from mcp_server.server.command import parse
+from mcp_server.server.http import MOST_BODY, Door
+from tests.mcp_server.place import TASK, call, http_server
+
+TOKEN = "a-token-for-tests-0123"
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+ACCEPT = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def url(models: Path, shared_runs: Path) -> Iterator[str]:
+    with http_server(models, shared_runs, CIRCUIT_SCOUT_TOKEN=TOKEN) as address:
+        yield address
+
+
+def post(url: str, **headers: str) -> int:
+    return httpx2.post(url, json=HELLO, headers={**ACCEPT, **headers}, timeout=30).status_code
+
+
+def test_the_token_is_asked_for(url: str) -> None:
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    refused = httpx2.post(url, json=HELLO, headers=ACCEPT, timeout=30)
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer realm="circuit-scout"')
+    assert TOKEN not in refused.text
+    assert post(url, authorization=f"Bearer {TOKEN}x") == 401
+    assert post(url, authorization=TOKEN) == 401
+    assert post(url, **bearer) == 200
+
+
+def test_host_and_origin_are_checked(url: str) -> None:
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    assert post(url, **bearer, host="evil.example") == 421
+    assert post(url, **bearer, origin="http://evil.example") == 403
+    assert post(url, **bearer, origin=url.removesuffix("/mcp")) == 200
+
+
+def test_a_body_is_bounded(url: str) -> None:
+    headers = {**ACCEPT, "authorization": f"Bearer {TOKEN}"}
+    large = httpx2.post(url, content=b" " * (MOST_BODY + 1), headers=headers, timeout=60)
+    assert large.status_code == 413
+
+
+@pytest.mark.anyio
+async def test_fifty_clients_at_once(url: str) -> None:
+    finished = 0
+
+    async def one(number: int) -> None:
+        nonlocal finished
+        async with (
+            httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=200) as http,
+            Client(streamable_http_client(url, http_client=http), mode=("auto", "legacy")[number % 2]) as client,
+        ):
+            await call(client, "load_model", model="induction")
+            found = await call(client, "patch_sweep", model_id="induction", task=TASK, site="head_out", pairs=4, seed=number)
+            assert {cell["node"] for cell in found["top"][:2]} == {"a0.h2", "a1.h1"}
+            finished += 1
+
+    with anyio.fail_after(280):
+        async with anyio.create_task_group() as group:
+            for number in range(50):
+                group.start_soon(one, number)
+    assert finished == 50
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "example.org:80"])
+def test_beyond_this_machine_a_token_is_required(address: str) -> None:
+    with pytest.raises(UsageError, match="there is no token"):
+        parse(["--http", address])
+    settings, door = parse(["--http", address, "--token", TOKEN])
+    assert door is not None
+    assert door.token == TOKEN
+    assert settings.here is None
+    assert not settings.local
+
+
+def test_names_that_the_host_header_may_give() -> None:
+    assert "127.0.0.1:8000" in Door("127.0.0.1", 8000).hosts
+    everywhere = Door("0.0.0.0", 8000, TOKEN, ("lab.example",)).hosts
+    assert "lab.example:8000" in everywhere
+    assert f"{socket.gethostname()}:8000" in everywhere
+    assert not any(name.startswith("0.0.0.0") for name in everywhere)

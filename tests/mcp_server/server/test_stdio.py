@@ -1,0 +1,118 @@
+"""Over standard input and output: protocol lines and nothing else, soon after the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+from typing import IO, Any
+
+import pytest
+
+from tests.mcp_server.place import TASK, environment
+
+HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+# A library that prints in every way there is, on import and later, and at the end.
+NOISE = """
+import atexit, builtins, os, sys, threading
+def noise(where):
+    print("STRAY", where); sys.stdout.write("STRAY write\\n"); os.write(1, b"STRAY descriptor 1\\n"); os.system("echo STRAY child")
+    sys.__stdout__.write("STRAY original\\n")
+noise("at start")
+def later():
+    from mcp_server.session import science
+    real = science.patch_sweep
+    def noisy(*words, **more):
+        noise("in a tool")
+        import tqdm
+        list(tqdm.tqdm(range(3), file=sys.stdout))
+        assert sys.stdin.read() == ""
+        return real(*words, **more)
+    science.patch_sweep = noisy
+atexit.register(noise, "at exit")
+"""
+
+
+def speak(stdin: IO[str], stdout: IO[str], *messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Send messages; the answers to those that have an id."""
+    answers = []
+    for message in messages:
+        stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        stdin.flush()
+        while "id" in message:
+            answer = json.loads(stdout.readline())
+            if answer.get("id") == message["id"]:
+                answers.append(answer)
+                break
+    return answers
+
+
+def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_path: Path, root: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        f"{NOISE}\n"
+        "from mcp_server.server import command\n"
+        "sys.stdout.flush()\n"
+        "quieten = command.quieten\n"
+        "def both(settings):\n    quieten(settings); later()\n"
+        "command.quieten = both\n"
+        f"raise SystemExit(command.command_line(['--models-dir', {str(models)!r}]))\n"
+    )
+    words = [sys.executable, str(tmp_path / "noisy.py")]
+    noisy = environment(runs_dir, PYTHONPATH=str(root))
+    process = subprocess.Popen(words, cwd=root, env=noisy, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    for _ in range(4):  # what was written before the server had the descriptor
+        assert "STRAY" in process.stdout.readline()
+    process.stdout.readline()
+    answers = speak(
+        process.stdin,
+        process.stdout,
+        {"id": 1, "method": "initialize", "params": HELLO},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/call", "params": {"name": "load_model", "arguments": {"model": "induction"}}},
+        {
+            "id": 3,
+            "method": "tools/call",
+            "params": {"name": "patch_sweep", "arguments": {"model_id": "induction", "task": TASK, "pairs": 2}},
+        },
+    )
+    process.stdin.close()
+    rest = process.stdout.read()
+    process.wait(30)
+    errors = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    assert [answer["result"].get("isError", False) for answer in answers] == [False, False, False]
+    assert [line for line in rest.splitlines() if line and "jsonrpc" not in json.loads(line)] == []
+    assert "STRAY in a tool" in errors
+    assert "STRAY descriptor 1" in errors
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_CHILDREN"), reason="measures processor time")
+def test_the_first_list_of_tools_comes_within_two_seconds(runs_dir: Path) -> None:
+    """Measured as processor time, which does not depend on who else uses the machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [sys.executable, "-m", "mcp_server", "serve"]
+    process = subprocess.Popen(words, env=environment(runs_dir), stdin=PIPE, stdout=PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    messages = (
+        {"id": 1, "method": "initialize", "params": HELLO},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/list"},
+    )
+    _, listed = speak(process.stdin, process.stdout, *messages)
+    assert len(listed["result"]["tools"]) > 10
+    process.stdin.close()
+    assert process.wait(20) == 0
+    process.stdout.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 2.0 * float(
+        os.environ.get("CIRCUIT_SCOUT_SLOWNESS", "1")
+    )

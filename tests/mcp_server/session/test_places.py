@@ -1,0 +1,74 @@
+"""Paths stay inside the allowed directories, whatever a call names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcp_server.errors import PlaceError
+from mcp_server.session import Places, Settings
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A model and a task beside the models directory."""
+    place = tmp_path / "outside"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "task.jsonl").write_text("{}")
+    return place
+
+
+@pytest.fixture
+def places(tmp_path: Path, outside: Path) -> Places:
+    allowed = tmp_path / "models"
+    (allowed / "toy" / "deep").mkdir(parents=True)
+    (allowed / "toy" / "deep" / "tl_config.json").write_text("{}")
+    (allowed / "toy" / "task.jsonl").write_text("{}")
+    (allowed / "link").symlink_to(outside)
+    return Places(Settings(runs_dir=tmp_path / "runs", models_dir=allowed))
+
+
+def test_what_is_inside(places: Places, tmp_path: Path) -> None:
+    deep = tmp_path / "models" / "toy" / "deep"
+    assert places.model("toy/deep") == str(deep)
+    assert places.model(str(deep)) == str(deep)
+    assert places.shown(str(deep)) == "toy/deep"
+    assert places.directories() == [deep]
+    assert places.task_file("toy/task.jsonl") == tmp_path / "models" / "toy" / "task.jsonl"
+    assert (places.model("bundled"), places.model("gpt2"), places.model("owner/name")) == ("bundled", "gpt2", "owner/name")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "link", "toy/../../outside", "/etc", "~", "~root", "", "a/b/c", "..", ".", "\0", "x" * 5000, "file:///etc"]
+)
+def test_what_is_outside(places: Places, name: str) -> None:
+    if name == ".":
+        return  # the models directory itself is inside
+    with pytest.raises(PlaceError):
+        places.model(name)
+    with pytest.raises(PlaceError):
+        places.task_file(f"{name}/task.jsonl")
+
+
+def test_a_refusal_does_not_say_what_is_there(places: Places, outside: Path) -> None:
+    told = []
+    for path in (outside, outside.parent / "missing"):
+        with pytest.raises(PlaceError) as fault:
+            places.model(str(path))
+        told.append(str(fault.value).replace(str(path), "PATH"))
+    assert told[0] == told[1]
+
+
+def test_a_directory_here_is_not_taken_for_a_hub_name(places: Places, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outside.parent)
+    with pytest.raises(PlaceError):
+        places.model("outside")
+
+
+def test_without_a_models_directory_nothing_is_read(tmp_path: Path) -> None:
+    places = Places(Settings(runs_dir=tmp_path / "runs"))
+    with pytest.raises(PlaceError, match="without --models-dir"):
+        places.model(str(tmp_path))
+    assert places.directories() == []
