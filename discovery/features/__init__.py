@@ -8,7 +8,7 @@ sae.encode(activation)                                                  # [row p
 """
 
 from discovery.features.change import Change, ErrorTerm, Operation
-from discovery.features.load import load_sae
+from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 
-__all__ = ["SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae"]
+__all__ = ["SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae", "open_sae"]

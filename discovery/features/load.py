@@ -52,6 +52,19 @@ def load_sae(source: str | Path, model: Backend, *, force: bool = False) -> SAE:
     return _fit(module, str(source), model, force, said)
 
 
+def open_sae(sae: SAE | str | Path, model: Backend) -> SAE:
+    """A loaded dictionary if the model has its places; else the one of that name.
+
+    Raises:
+        FeatureError: as in `load_sae`.
+    """
+    if not isinstance(sae, SAE):
+        return load_sae(sae, model)
+    require_place(model, sae.reads, sae.d_in, "reads")
+    require_place(model, sae.writes, sae.d_out, "writes")
+    return sae
+
+
 def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, ...]) -> SAE:
     metadata = module.cfg.metadata
     reads = site_of(metadata.get("hook_name"))

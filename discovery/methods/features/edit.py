@@ -24,7 +24,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
-from discovery.features import SAE, Change, ErrorTerm, Operation, load_sae
+from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.methods.bootstrap import Interval, interval_of_mean, template_weights
 from discovery.methods.cost import Cost
 from discovery.methods.features.places import Places, Positions, places_of
@@ -94,7 +94,7 @@ def edit_features(
         raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
     if controls < 0:
         raise MeasurementError(f"controls is {controls}.", "Ask for at least 0.")
-    sae = sae if isinstance(sae, SAE) else load_sae(sae, model)
+    sae = open_sae(sae, model)
     change = Change.of(features, operation, sae.d_sae)
     engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     places = places_of(task, positions)

@@ -23,7 +23,7 @@ from torch import Tensor
 from discovery.backends.base import Backend, Batch
 from discovery.engine import Meter, Progress, full_work, row_work
 from discovery.errors import MeasurementError
-from discovery.features import SAE, Change, ErrorTerm, Operation, load_sae
+from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.interventions import Edit
 from discovery.methods.cache import run_with_cache
 from discovery.methods.cost import Cost
@@ -100,7 +100,7 @@ def generate_with_features(
         raise MeasurementError(f"tokens is {tokens}.", f"Behind this prompt of {len(seen.tokens)} tokens there is room for 1 to {room}.")
     if error not in get_args(ErrorTerm) or controls < 0:
         raise MeasurementError(f"error is {error!r} and controls is {controls}.", "error is one of keep, drop; controls at least 0.")
-    sae = sae if isinstance(sae, SAE) else load_sae(sae, model)
+    sae = open_sae(sae, model)
     change = Change.of(features, operation, sae.d_sae)
     directions = torch.cat([sae.directions(change.features).unsqueeze(0), other_directions(sae, change.features, controls, seed)])
     meter = Meter(progress=progress)

@@ -12,6 +12,7 @@ their training text; prompts of a task are harder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def reconstruct(
         values.append(splice_in(view))
     metric = torch.cat(values)
     above, below = (metric - base).double(), (engine.baseline("clean") - base).double()
-    share = interval_of_ratio(above, below, weights)[0] if abs(float(below.mean())) >= TINY else None
+    share = _share(above, below, weights)
     explained = totals.variance_explained
     found = Reconstruction(
         explained,
@@ -99,6 +100,14 @@ def rebuilt(view: Spliced, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out
     """The reconstruction at the chosen positions, the clean activation elsewhere."""
     clean = view.written(pair)
     return torch.where(view.where[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean)
+
+
+def _share(above: Tensor, below: Tensor, weights: Float[Tensor, "draw pair"]) -> Interval | None:
+    """The ratio of means; None where there is nothing to divide by, in the data or in a resample of it."""
+    if abs(float(below.mean())) < TINY:
+        return None
+    found, _ = interval_of_ratio(above, below, weights)
+    return found if math.isfinite(found.low) and math.isfinite(found.high) else None
 
 
 def _faults(explained: float | None, share: Interval | None) -> Sequence[str]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
-from discovery.features import SAE, load_sae
+from discovery.features import SAE, open_sae
 from discovery.methods.bootstrap import template_weights
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
@@ -108,7 +108,7 @@ def sae_top_features(
     began = time.monotonic()
     order: Order = by or ("activation" if task is None else "attribution")
     _check(prompt, task, order, k, steps, controls)
-    sae = sae if isinstance(sae, SAE) else load_sae(sae, model)
+    sae = open_sae(sae, model)
     meter = Meter(progress=progress)
     pair = None
     if task is None:

@@ -326,6 +326,19 @@ def test_bad_input_of_an_edit(planted):
         edit_features(planted.model, planted.task, "nothing", {0: 0.0})
 
 
+def test_a_loaded_dictionary_must_fit_too(planted, shelf):
+    with pytest.raises(FeatureError, match="numbers a position"):
+        sae_top_features(shelf.load("native"), planted.between, prompt=(1, 2, 3))
+
+
+def test_where_nothing_differs_there_is_no_share(planted):
+    pair = planted.task.pairs[0]
+    task = replace(planted.task, pairs=(replace(pair, corrupted=pair.clean),), splits=(None,))
+    found = sae_top_features(planted.model, planted.between, task=task, k=1)
+    assert found.reconstruction.share is None
+    assert edit_features(planted.model, task, planted.between, {0: 0.0}).share is None
+
+
 def test_steering_a_planted_direction_writes_its_token(planted):
     """Two units of an answer's feature behind the last layer are two gains on its logit; no other direction does as much."""
     token = planted.task.pairs[0].answer[0]
