@@ -13,6 +13,7 @@ from mcp_server.session.settings import Settings
 
 BUNDLED = "bundled"
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_RELEASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _MODEL_FILES = ("config.json", "tl_config.json")
 _DEEP, _MOST = 3, 200
 
@@ -49,6 +50,19 @@ class Places:
         if found is None or not found.is_file():
             raise self._refused("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
         return found
+
+    def dictionary(self, name: str) -> str:
+        """A sparse autoencoder: a directory as an absolute path, or release/sae_id of the hub.
+
+        Raises:
+            PlaceError: for a directory that may not be read, or a name that no hub has.
+        """
+        found = self._find(name)
+        if found is not None and found.is_dir():
+            return str(found)
+        if not _RELEASE.fullmatch(name) or self._elsewhere(name):
+            raise self._refused("SAE directory", name, "Give one in it (cfg.json, sae_weights.safetensors), or release/sae_id of the hub.")
+        return name
 
     def shown(self, path: str) -> str:
         """A path as the assistant may write it: relative to an allowed directory."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
     from discovery.methods.contrast import contrast
+    from discovery.methods.features import sae_top_features
     from discovery.methods.patching import patch_sweep
     from discovery.methods.summary import Cell, summarise, top_cells
     from discovery.report import heatmap
@@ -39,6 +40,7 @@ _HOMES = {
     "patch_sweep": "discovery.methods.patching",
     "resume": "discovery.agent",
     "run_with_cache": "discovery.methods.cache",
+    "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "patch_sweep",
     "resume",
     "run_with_cache",
+    "sae_top_features",
     "summarise",
     "top_cells",
 ]

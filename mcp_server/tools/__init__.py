@@ -14,7 +14,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from mcp_server.session.settings import Settings, Toolset
-from mcp_server.tools import ablation, cache, discover, evaluation, models, runs, sweep, task
+from mcp_server.tools import ablation, cache, discover, evaluation, features, models, runs, sweep, task
 from mcp_server.tools.strict import strict
 
 __all__ = ["OFFERS", "Offer", "offered"]
@@ -63,6 +63,7 @@ OFFERS: tuple[Offer, ...] = (
     Offer(cache.run_with_cache, "Look into one prompt", "measure"),
     Offer(sweep.patch_sweep, "Activation patching sweep", "measure"),
     Offer(ablation.ablate_heads, "Ablate heads and MLPs", "measure"),
+    Offer(features.sae_top_features, "Top features of an SAE", "features", open_world=True),
     Offer(evaluation.evaluate_circuit, "Evaluate a circuit", "circuits", reads=False),
     Offer(discover.discover_circuit, "Discover a circuit", "circuits", reads=False, repeats=False, writes=True),
     Offer(runs.run_status, "How far is a run?", "runs"),

@@ -33,6 +33,7 @@ class Feature:
         tokens: where it fires, the largest activation first.
         direct: tokens it promotes and suppresses; the final norm is linearised.
         link: its page on Neuronpedia.
+        by_pair: each pair's activation.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Feature:
     direct: DirectEffect
     consistency: Consistency
     link: str | None
+    by_pair: tuple[float, ...] = ()
 
 
 class Measured:
@@ -95,6 +97,7 @@ class Measured:
                 direct[i],
                 consistency[i],
                 self.sae.link(feature),
+                tuple(per_pair["activation"][:, i].tolist()),
             )
             for i, feature in enumerate(self.chosen)
         )

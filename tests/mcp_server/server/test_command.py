@@ -20,7 +20,11 @@ def test_the_defaults_are_a_local_server(runs_dir: Path, tmp_path: Path, monkeyp
     settings, door = parse([])
     assert door is None
     assert (settings.here, settings.models_dir, settings.runs_dir) == (tmp_path, None, runs_dir)
-    assert (settings.read_only, settings.images, settings.toolsets) == (False, "include", ("models", "measure", "circuits", "runs"))
+    assert (settings.read_only, settings.images, settings.toolsets) == (
+        False,
+        "include",
+        ("models", "measure", "features", "circuits", "runs"),
+    )
 
 
 def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.anyio
 
 
 def test_progress_of_several_pieces_only_grows() -> None:
-    work, seen = Work(), []
+    work = Work()
+    seen: list[tuple[float, float]] = []
     for done, total, label in ((0, 10, "a"), (4, 10, "a"), (10, 10, "a"), (0, 5, "b"), (5, 5, "b"), (0, 3, "b"), (3, 3, "b")):
         work(done, total, label)
         seen.append(work.state[:2])

@@ -1,0 +1,163 @@
+"""Features of a sparse autoencoder: which are active, and what they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from mcp.types import CallToolResult
+from pydantic import Field, StrictInt
+
+from mcp_server.errors import ServerError
+from mcp_server.session import Work as Job
+from mcp_server.session import science
+from mcp_server.tools.arguments import Call, Count, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, pairs_given
+from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
+from mcp_server.tools.task import Interval, Metric
+
+if TYPE_CHECKING:
+    from discovery.methods.bootstrap import Interval as Found
+    from discovery.methods.features import Feature, TopFeatures
+
+_SHOWN = 32  # pairs whose activation is listed
+
+
+class Token(Result):
+    """A token, and how large a feature is there or how much it moves its logit."""
+
+    token: int
+    text: str | None
+    value: float | None
+
+
+class FeatureView(Result):
+    """A feature; attribution and ablation in the metric's units, above 0 where it works for the behaviour."""
+
+    index: int
+    activation: Interval
+    attribution: Interval | None
+    ablation: Interval
+    control_p: float | None = Field(description="Share of random directions that do as much.")
+    share_clean: float | None = Field(description="Clean prompts in which it fires.")
+    share_corrupted: float | None
+    share_unrelated: float | None
+    fires_on: list[Token]
+    promotes: list[Token]
+    suppresses: list[Token]
+    by_pair: list[float | None]
+    link: str | None
+
+
+class Features(Listing):
+    """What sae_top_features gives."""
+
+    lists: ClassVar[tuple[str, ...]] = ("features", "warnings")
+
+    model_id: str
+    sae: str
+    reads: str
+    metric: str
+    metric_clean: float | None
+    n: int
+    by: str
+    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
+    variance_explained: float | None
+    l0: float | None
+    share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
+    features: list[FeatureView]
+    cost: Work
+
+
+async def sae_top_features(
+    call: Call,
+    model_id: ModelId,
+    sae: Annotated[
+        str | None, Field(description="SAELens directory, or release/sae_id of the hub; none is bundled yet.", max_length=1000)
+    ] = None,
+    prompt: Annotated[Text | Ids | None, Field(description="One prompt; or give task.")] = None,
+    task: Annotated[TaskName | Pairs | None, Field(description="As in check_task; or give prompt.")] = None,
+    positions: Annotated[
+        list[StrictInt | str] | None, Field(description="From 0, from the end (-1), or labels of the task; all where null.", max_length=500)
+    ] = None,
+    k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
+    metric: Metric = None,
+    pairs: Count = 32,
+    seed: Seed = 0,
+    detail: DetailLevel = "concise",
+) -> Annotated[CallToolResult, Features]:
+    """Decomposes an activation with a sparse autoencoder and gives the features that matter: how active they are, by pair too, what
+    removing each does to the metric beside random directions, on which tokens it fires, and which tokens it promotes.
+
+    Use it to say what a place that patch_sweep found stands for. Read the reconstruction first: what the dictionary does not explain,
+    none of its features explains. Not without an SAE trained on this very model and site. Cost: some forward passes per pair and
+    feature, seconds; a hub release is downloaded first.
+
+    Example: sae_top_features(model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre", task="ioi", positions=["end"]).
+    """
+    session = call.request_context.lifespan_context
+    loaded = session.models.get(model_id)
+    if sae is None:
+        raise ServerError("No SAE is bundled yet, so `sae` must be given.", "Pass a SAELens directory, or release/sae_id of the hub.")
+    if (prompt is None) == (task is None):
+        raise ServerError("sae_top_features takes one of prompt and task.", "Give a prompt for a first look, a task for effects.")
+
+    def job(work: Job) -> Features:
+        source = session.places.dictionary(sae)
+        read = None if task is None else session.task(loaded, pairs_given(task), pairs, seed)
+        found = science.sae_top_features(
+            loaded.backend,
+            source,
+            prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
+            task=read,
+            positions=positions,
+            k=k,
+            seed=seed,
+            metric=metric,
+            memory=session.settings.memory,
+            progress=work,
+        )
+        return _features(model_id, session.places.shown(source), found)
+
+    return answer(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
+
+
+def _features(model_id: str, sae: str, found: TopFeatures) -> Features:
+    whole = found.reconstruction
+    return Features(
+        model_id=model_id,
+        sae=sae,
+        reads=f"{found.reads.kind}.{found.reads.layer}",
+        metric=found.metric,
+        metric_clean=number(found.metric_clean),
+        n=found.n_pairs,
+        by=found.by,
+        warnings=list(found.warnings),
+        variance_explained=number(whole.variance_explained),
+        l0=number(whole.l0),
+        share_of_metric=number(whole.share.mean) if whole.share else None,
+        features=[_view(feature) for feature in found.features],
+        total=len(found.features),
+        cost=cost(found.cost),
+    )
+
+
+def _view(feature: Feature) -> FeatureView:
+    seen = feature.consistency
+    return FeatureView(
+        index=feature.index,
+        activation=_interval(feature.activation),
+        attribution=_interval(feature.attribution) if feature.attribution else None,
+        ablation=_interval(feature.ablation),
+        control_p=number(feature.control.p, 3) if feature.control else None,
+        share_clean=number(seen.clean.share, 3),
+        share_corrupted=number(seen.corrupted.share, 3) if seen.corrupted else None,
+        share_unrelated=number(seen.unrelated.share, 3),
+        fires_on=[Token(token=token.token, text=token.text, value=number(token.largest, 4)) for token in feature.tokens[:5]],
+        promotes=[Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.promoted[:5]],
+        suppresses=[Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.suppressed[:3]],
+        by_pair=[number(value, 3) for value in feature.by_pair[:_SHOWN]],
+        link=feature.link,
+    )
+
+
+def _interval(found: Found) -> Interval:
+    return Interval(mean=number(found.mean, 4), low=number(found.low, 4), high=number(found.high, 4))
