@@ -87,14 +87,15 @@ def baseline(model: Backend, task: Task, case: Case) -> tuple[Callable[[], dict[
     bridge = model.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
 
     def run() -> dict[tuple[int, ...], torch.Tensor]:
-        found = {}
+        found: dict[tuple[int, ...], torch.Tensor] = {}
         for layer, column in cells:
             site = Site(kind, layer)  # type: ignore[arg-type]  # a kind
             axis = torch.arange(width) == column
             edit = Edit(site, source[site], axis[None, None] if kind == "z" else axis[None])
             name = f"blocks.{layer}.{'attn.hook_z' if kind == 'z' else 'hook_' + kind}"
             with torch.no_grad():
-                logits = bridge.run_with_hooks(corrupted, fwd_hooks=[(name, lambda value, hook, edit=edit: edit.apply(value))])[:, -1]
+                hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
+                logits = bridge.run_with_hooks(corrupted, fwd_hooks=hooks)[:, -1]
             found[layer, column] = logits.gather(1, answer)[:, 0] - logits.gather(1, wrong)[:, 0]
         return found
 
@@ -116,6 +117,7 @@ def measure(case: Case, model: Backend, repetitions: int) -> str:
     """One line."""
     task = random_pairs(model, case.pairs, case.tokens)
     theirs, sampled, cells = baseline(model, task, case)
+    grid, values = patch_sweep(model, task, case.site, direction=case.direction), theirs()  # warm
     ours: list[float] = []
     ratios: list[float] = []
     for _ in range(repetitions):
@@ -132,8 +134,9 @@ def measure(case: Case, model: Backend, repetitions: int) -> str:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     plain = cells * case.pairs + 2 * case.pairs
     return (
-        f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | **{statistics.median(ratios):.1f}×** "
-        f"({min(ratios):.1f}–{max(ratios):.1f}) | {sampled}/{cells} | {worst:.0e} | {grid.cost.forward_equivalents:,.0f} of {plain:,} | "
+        f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | "
+        f"**{statistics.median(ratios):.1f}×** ({min(ratios):.1f}–{max(ratios):.1f}) | {sampled}/{cells} | {worst:.0e} | "
+        f"{grid.cost.forward_equivalents:,.0f} of {plain:,} | "
         f"{rate:.0f} ({share:.0%}) | {memory:.1f} GiB |"
     )
 
@@ -152,7 +155,9 @@ def main() -> None:
         if not chosen.quick:
             models = {"gpt2-small": load_model(small_gpt2(Path(folder)))} | models
         out.write("| model | site | pairs | tokens | ours | ratio (range) | baseline cells timed | largest difference | ")
-        out.write("forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+        out.write(
+            "forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+        )
         for name, model in models.items():
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:

@@ -51,7 +51,7 @@ def main() -> None:
             reasons += [f"- {name}: {reason}" for reason in circuit.reasons]
             out.write(f"{lines[-1]}\n")
             out.flush()
-    out.write("\n" + "\n".join(lines + ["", *reasons]) + "\n")
+    out.write("\n" + "\n".join([*lines, "", *reasons]) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("block", blocks("bash"), ids=lambda text: text.split()[1])
 def test_each_shell_block_runs(block: str, tmp_path: Path) -> None:
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(rf"^({'|'.join(VERDICTS)}) \['a\d", done.stdout, flags=re.MULTILINE), done.stdout
 
