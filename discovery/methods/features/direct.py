@@ -51,7 +51,7 @@ def direct_effects(block: Block, sae: SAE, features: Sequence[int], top: int) ->
     if sae.writes.kind in NO_WAY_OUT:
         return tuple(DirectEffect((), ()) for _ in features)
     directions = _into_stream(block.backend, sae, sae.directions(features))
-    return tuple(_ends(block.backend, _logits_along(block, direction), top) for direction in directions)
+    return tuple(_ends(block.backend, effect, top) for effect in _logits_along(block, directions))
 
 
 def _into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "feature d_model"]:
@@ -61,8 +61,8 @@ def _into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, 
     return torch.einsum("fhd,hdm->fm", by_head, model.head_weights(sae.writes.layer).to(by_head))
 
 
-def _logits_along(block: Block, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "d_vocab"]:
-    """J·d by differentiating Jᵀu, which is linear in u, with respect to u."""
+def _logits_along(block: Block, directions: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature d_vocab"]:
+    """J·d by differentiating Jᵀu, which is linear in u, with respect to u; mean over the prompts, centred over the vocabulary."""
     model, prompts, info = block.backend, block.prompts, block.backend.info
     count = min(PROMPTS, len(prompts))
     rows = torch.arange(count, device=prompts.last.device)
@@ -70,21 +70,18 @@ def _logits_along(block: Block, direction: Float[Tensor, "d_model"]) -> Float[Te
     block.load("clean", [before, site])
     last = prompts.last[:count]
     stream = block.activation("clean", site)[rows, last].unsqueeze(1).detach().requires_grad_()
-    batch = Batch(
-        prompts.clean[rows, last].unsqueeze(1),
-        torch.zeros_like(last),
-        before.layer,
-        block.activation("clean", before)[rows, last].unsqueeze(1),
-    )
+    start = block.activation("clean", before)[rows, last].unsqueeze(1)
+    batch = Batch(prompts.clean[rows, last].unsqueeze(1), torch.zeros_like(last), before.layer, start)
     with torch.enable_grad():
         logits = model.run(batch, edits=[Edit(site, stream)], grad=True).logits
         assert logits is not None
         probe = torch.zeros_like(logits, requires_grad=True)
         back = torch.autograd.grad(logits, stream, probe, create_graph=True)[0]
-        along = torch.autograd.grad((back * direction.to(back)).sum(), probe)[0].float().mean(0)
-    one = (1 + 2 * BACKWARD) * row_work(info, 1, start=before.layer, columns=info.d_vocab)
+        along = [torch.autograd.grad((back * d.to(back)).sum(), probe, retain_graph=True)[0].float().mean(0) for d in directions]
+    one = (1 + (1 + len(directions)) * BACKWARD) * row_work(info, 1, start=before.layer, columns=info.d_vocab)
     block.meter.add(sum(one / full_work(info, length) for length in prompts.length[:count].tolist()))
-    return along - along.mean()
+    effects = torch.stack(along)
+    return effects - effects.mean(1, keepdim=True)
 
 
 def _ends(model: Backend, effect: Float[Tensor, "d_vocab"], top: int) -> DirectEffect:

@@ -388,3 +388,32 @@ def test_direct_effects_linearise_the_final_norm(shelf, tmp_path):
         slope = slope - slope.mean()
         assert [effect.token for effect in feature.direct.promoted] == slope.topk(3).indices.tolist()
         assert [effect.logit for effect in feature.direct.promoted] == pytest.approx(slope.topk(3).values.tolist(), rel=0.02)
+
+
+def test_a_dictionary_that_never_fires_has_no_top(planted):
+    module = directions_module(planted.directions, "blocks.1.hook_resid_pre")
+    with torch.no_grad():
+        module.b_enc.fill_(-100.0)
+    sae = load_sae(save(module, planted.folder / "dead"), planted.model)
+    found = sae_top_features(planted.model, sae, task=planted.task)
+    assert found.features == ()
+    assert found.reconstruction.l0 == 0
+    assert found.warnings[0].startswith("POOR RECONSTRUCTION")
+    kept = edit_features(planted.model, planted.task, sae, {0: 0.0})
+    assert kept.effect.mean == 0
+    assert kept.control.p == 1
+
+
+def test_progress_can_stop_the_work(planted):
+    from discovery.errors import Interrupted
+
+    labels = []
+
+    def stop(done, total, label):
+        labels.append(label)
+        if label == "feature ablation":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        sae_top_features(planted.model, planted.between, task=planted.task, k=2, progress=stop)
+    assert {"reconstruction", "attribution", "feature ablation"} <= set(labels)
