@@ -88,14 +88,19 @@ def _draw(model: Backend, chosen: NodeSet, count: int, seed: int) -> tuple[list[
     """Distinct sets with as many heads and MLPs, of other nodes where there are enough, and how many there are."""
     n_heads = sum(node.kind == "attention_head" for node in chosen)
     n_mlps = len(chosen) - n_heads
-    for pool in (frozenset(model.info.nodes()) - chosen, frozenset(model.info.nodes())):
-        heads, mlps = (sorted(node for node in pool if node.kind == kind) for kind in ("attention_head", "mlp"))
-        possible = comb(len(heads), n_heads) * comb(len(mlps), n_mlps) - (chosen <= pool)
-        if possible > 0:
-            break
+    everything = frozenset(model.info.nodes())
+    heads, mlps, possible = _pool(everything - chosen, chosen, n_heads, n_mlps)
+    if possible <= 0:
+        heads, mlps, possible = _pool(everything, chosen, n_heads, n_mlps)
     rng, found = random.Random(f"controls-{seed}"), dict.fromkeys([chosen])
     for _ in range(TRIES * count):
         if len(found) > min(count, possible):
             break
         found.setdefault(frozenset(rng.sample(heads, n_heads) + rng.sample(mlps, n_mlps)))
     return list(found)[1:], possible
+
+
+def _pool(nodes: NodeSet, chosen: NodeSet, n_heads: int, n_mlps: int) -> tuple[list[Node], list[Node], int]:
+    """The heads and the MLPs to draw from, and how many sets other than the chosen they allow."""
+    heads, mlps = (sorted(node for node in nodes if node.kind == kind) for kind in ("attention_head", "mlp"))
+    return heads, mlps, comb(len(heads), n_heads) * comb(len(mlps), n_mlps) - (chosen <= nodes)
