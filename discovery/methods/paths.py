@@ -39,15 +39,20 @@ class EdgeEffect:
     inputs: dict[Slot, Float[Tensor, "pair"]]
 
 
-def edges_between(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
-    """Every ordered pair among these nodes, embed and logits in which the first can feed the second."""
+def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tuple[Node, Node]]:
+    """Every ordered pair among these nodes, embed and logits in which the first can feed the second.
+
+    Args:
+        parallel: attention and MLP of a layer read the same stream, so that its heads do not feed its MLP.
+    """
     ends = sorted({EMBED, LOGITS, *nodes})
-    return [(source, target) for target in ends for source in ends if source.feeds(target)]
+    beside = {(s, t) for s in ends for t in ends if parallel and s.layer is not None and s.layer == t.layer}
+    return [(source, target) for target in ends for source in ends if source.feeds(target) and (source, target) not in beside]
 
 
 def edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
     """Measure every edge among `nodes`, embed and logits."""
-    wanted = edges_between(nodes)
+    wanted = edges_between(nodes, parallel=engine.backend.info.parallel)
     parts: list[list[EdgeEffect]] = []
     for _, block in engine.blocks():
         block.meter.begin("edges", sum(_cost(block, engine, target) for _, target in wanted))
@@ -66,8 +71,12 @@ def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffec
         return EdgeEffect(source, target, whole, {"logits": whole})
     assert target.layer is not None
     if target.kind == "mlp":
-        change = _mlp_change(block, engine, target.layer, delta)
-        whole = _metric_after(block, engine, target.layer + 1, False, change)
+        site = Site("mlp_out", target.layer)
+        said = _mlp_output(block, engine, target.layer, delta)
+        if engine.backend.abilities.linear_heads:
+            whole = _metric_after(block, engine, target.layer + 1, False, said - block.activation("clean", site))
+        else:
+            whole = _metric_with(block, site, said)
         return EdgeEffect(source, target, whole, {"mlp": whole})
     return _into_head(block, engine, source, target, delta)
 
@@ -89,30 +98,43 @@ def _message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair 
 def _into_head(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
     assert target.layer is not None
     assert target.head is not None
-    info, layer = engine.backend.info, target.layer
+    layer = target.layer
     stream = block.activation("clean", Site("resid_pre", layer))
     slots = slots_of(target)
     reads = [Site(slot, layer) for slot in slots] + [Site("z", layer)]  # type: ignore[arg-type]  # q, k, v are kinds
     changed = _layer(block, engine, layer, stream + delta, reads, [])
-    clean_z = block.activation("clean", Site("z", layer))[:, :, target.head]
-    output = engine.backend.head_weights(layer)[target.head].to(delta.dtype)
-    after_attention = not (info.attn_only or info.parallel)
-    start, middle = (layer, True) if after_attention else (layer + 1, False)
-    found: dict[str, Tensor] = {"whole": changed[reads[-1]][:, :, target.head]}
+    found: dict[str, Tensor] = {"whole": changed[reads[-1]]}
     for slot, site in zip(slots, reads[:-1], strict=True):
         edit = Edit(site, changed[site])
-        found[slot] = _layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]][:, :, target.head]
-    metric = {name: _metric_after(block, engine, start, middle, (z - clean_z) @ output) for name, z in found.items()}
+        found[slot] = _layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]]
+    metric = {name: _metric_of_head(block, engine, target, z) for name, z in found.items()}
     whole = metric.pop("whole")
     return EdgeEffect(source, target, whole, {slot: metric[slot] for slot in slots})
 
 
-def _mlp_change(block: Block, engine: Engine, layer: int, delta: Tensor) -> Float[Tensor, "pair pos d_model"]:
-    parallel = engine.backend.info.parallel
-    stream = block.activation("clean", Site("resid_pre" if parallel else "resid_mid", layer))
-    site = Site("mlp_out", layer)
-    changed = _layer(block, engine, layer, stream + delta, [site], [], middle=not parallel)[site]
-    return changed - block.activation("clean", site)
+def _metric_of_head(block: Block, engine: Engine, target: Node, z: Float[Tensor, "pair pos head d_head"]) -> Float[Tensor, "pair"]:
+    """The metric with one head's z changed: added right behind the attention where the stream is a plain sum, else put in its place."""
+    assert target.layer is not None
+    assert target.head is not None
+    info, can, layer = engine.backend.info, engine.backend.abilities, target.layer
+    at_once = info.attn_only or info.parallel  # nothing of the layer reads what its heads say
+    if not can.linear_heads or not (at_once or can.middle):
+        return _metric_with(block, Site("z", layer), z, torch.arange(info.n_heads, device=z.device) == target.head)
+    difference = (z - block.activation("clean", Site("z", layer)))[:, :, target.head]
+    change = difference @ engine.backend.head_weights(layer)[target.head].to(difference.dtype)
+    return _metric_after(block, engine, layer + 1 if at_once else layer, not at_once, change)
+
+
+def _mlp_output(block: Block, engine: Engine, layer: int, delta: Tensor) -> Float[Tensor, "pair pos d_model"]:
+    """What an MLP says when `delta` is added to its input."""
+    info, out = engine.backend.info, Site("mlp_out", layer)
+    before = block.activation("clean", Site("resid_pre", layer))
+    if info.parallel:
+        return _layer(block, engine, layer, before + delta, [out], [])[out]
+    heard = block.activation("clean", Site("resid_mid", layer)) + delta
+    if engine.backend.abilities.middle:
+        return _layer(block, engine, layer, heard, [out], [], middle=True)[out]
+    return _layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[out]
 
 
 def _layer(
@@ -145,6 +167,17 @@ def _metric_after(block: Block, engine: Engine, start: int, middle: bool, change
 
     pair = torch.arange(len(block.prompts), device=change.device)
     return block.measure(Rows("clean", pair, block.prompts.first, start, middle, residual))
+
+
+def _metric_with(block: Block, site: Site, value: Tensor, heads: Tensor | None = None) -> Float[Tensor, "pair"]:
+    """The metric with a site of the clean run replaced (in these heads of it)."""
+    where = None if heads is None else heads.expand(1, 1, -1)  # [row pos head]
+    pair = torch.arange(len(block.prompts), device=value.device)
+
+    def edits(window: Window) -> list[Edit]:
+        return [Edit(site, value[:, window.first : window.end], where, index=window.pair)]
+
+    return block.measure(Rows("clean", pair, block.prompts.first, site.layer, edits=edits))
 
 
 def _cost(block: Block, engine: Engine, target: Node) -> float:
