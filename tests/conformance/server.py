@@ -1,0 +1,334 @@
+"""Our server factory with the tools, resources and prompts that the official conformance suite calls by name.
+
+`python -m tests.conformance.server PORT` serves it over HTTP; `make conformance` runs the suite against it. What it shows is that our
+subclass of the SDK's server, its error boundary and its transport keep the protocol; the fixtures themselves are the suite's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import warnings
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Annotated, Any, Literal
+
+import anyio
+import mcp.types as protocol
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.prompts.base import UserMessage
+from mcp.shared.exceptions import MCPError
+from pydantic import BaseModel, Field
+
+from mcp_server.server.build import Scout, build_server
+from mcp_server.server.http import Door, serve_http
+from mcp_server.session import Settings
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+WAV = "UklGRiQAAABXQVZFZm10IBAAAAABAAEARKwAAIhYAQACABAAZGF0YQAAAAA="
+MISSING_CAPABILITY = -32021
+
+
+def make() -> Scout:
+    server = build_server(Settings(runs_dir=Path(mkdtemp()) / "runs"))
+    for add in (add_content, add_legacy, add_input, add_resources, add_prompts):
+        add(server)
+    return server
+
+
+def text(words: str) -> protocol.TextContent:
+    return protocol.TextContent(type="text", text=words)
+
+
+def image() -> protocol.ImageContent:
+    return protocol.ImageContent(type="image", data=PNG, mime_type="image/png")
+
+
+def embedded(uri: str, mime_type: str, words: str) -> protocol.EmbeddedResource:
+    return protocol.EmbeddedResource(type="resource", resource=protocol.TextResourceContents(uri=uri, mime_type=mime_type, text=words))
+
+
+def add_content(server: Scout) -> None:
+    """Tools that give each kind of content."""
+
+    @server.tool(structured_output=False)
+    def test_simple_text() -> str:
+        """Gives a text."""
+        return "This is a simple text response for testing."
+
+    @server.tool()
+    def test_image_content() -> list[protocol.ImageContent]:
+        """Gives a picture."""
+        return [image()]
+
+    @server.tool()
+    def test_audio_content() -> list[protocol.AudioContent]:
+        """Gives a sound."""
+        return [protocol.AudioContent(type="audio", data=WAV, mime_type="audio/wav")]
+
+    @server.tool()
+    def test_embedded_resource() -> list[protocol.EmbeddedResource]:
+        """Gives a resource."""
+        return [embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")]
+
+    @server.tool()
+    def test_multiple_content_types() -> list[protocol.TextContent | protocol.ImageContent | protocol.EmbeddedResource]:
+        """Gives three kinds at once."""
+        resource = embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')
+        return [text("Multiple content types test:"), image(), resource]
+
+    @server.tool(structured_output=False)
+    def test_error_handling() -> str:
+        """Fails on purpose."""
+        raise ToolError("This tool intentionally returns an error for testing")
+
+    @server.tool(structured_output=False)
+    async def test_tool_with_progress(ctx: Context[Any, Any]) -> str:
+        """Tells how far it is."""
+        for done in (0, 50, 100):
+            await ctx.report_progress(done, 100)
+            await anyio.sleep(0.05)
+        return "done"
+
+    @server.tool(structured_output=False)
+    async def test_missing_capability(ctx: Context[Any, Any]) -> str:
+        """Needs a client that samples."""
+        _need(ctx, "sampling")
+        return "sampled"
+
+
+class Person(BaseModel):
+    username: str = Field(description="User's response")
+    email: str = Field(description="User's email address")
+
+
+class Defaults(BaseModel):
+    name: str = "John Doe"
+    age: int = 30
+    score: float = 95.5
+    status: Literal["active", "inactive", "pending"] = "active"
+    verified: bool = True
+
+
+def _titled(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"const": value, "title": title} for value, title in pairs]
+
+
+class Enums(BaseModel):
+    untitledSingle: Annotated[str, Field(json_schema_extra={"enum": ["option1", "option2", "option3"]})]
+    titledSingle: Annotated[str, Field(json_schema_extra={"oneOf": _titled(("value1", "First Option"), ("value2", "Second Option"))})]
+    legacyEnum: Annotated[str, Field(json_schema_extra={"enum": ["opt1", "opt2"], "enumNames": ["Option One", "Option Two"]})]
+    untitledMulti: Annotated[list[str], Field(json_schema_extra={"items": {"type": "string", "enum": ["option1", "option2"]}})]
+    titledMulti: Annotated[
+        list[str], Field(json_schema_extra={"items": {"anyOf": _titled(("value1", "First Choice"), ("value2", "Second"))}})
+    ]
+
+
+def add_legacy(server: Scout) -> None:
+    """What the handshake era has and the modern one lacks: a server that asks in the middle of a call, logging, subscriptions."""
+
+    @server.tool(structured_output=False)
+    async def test_tool_with_logging(ctx: Context[Any, Any]) -> str:
+        """Logs to the client."""
+        for words in ("Tool execution started", "Tool processing data", "Tool execution completed"):
+            await ctx.log("info", words)
+            await anyio.sleep(0.05)
+        return "logged"
+
+    @server.tool(structured_output=False)
+    async def test_sampling(prompt: str, ctx: Context[Any, Any]) -> str:
+        """Has the client's model answer."""
+        message = protocol.SamplingMessage(role="user", content=text(prompt))
+        reply = await ctx.session.create_message(messages=[message], max_tokens=100)
+        return f"LLM response: {getattr(reply.content, 'text', '')}"
+
+    async def asked(ctx: Context[Any, Any], message: str, schema: type[BaseModel]) -> str:
+        result = await ctx.elicit(message, schema)
+        content = result.data.model_dump_json() if result.action == "accept" else "{}"
+        return f"action={result.action}, content={content}"
+
+    @server.tool(structured_output=False)
+    async def test_elicitation(message: str, ctx: Context[Any, Any]) -> str:
+        """Asks the user."""
+        return f"User response: {await asked(ctx, message, Person)}"
+
+    @server.tool(structured_output=False)
+    async def test_elicitation_sep1034_defaults(ctx: Context[Any, Any]) -> str:
+        """Asks with defaults."""
+        return f"Elicitation completed: {await asked(ctx, 'Please confirm', Defaults)}"
+
+    @server.tool(structured_output=False)
+    async def test_elicitation_sep1330_enums(ctx: Context[Any, Any]) -> str:
+        """Asks with choices."""
+        return f"Elicitation completed: {await asked(ctx, 'Please choose', Enums)}"
+
+    async def nothing(ctx: Any, params: Any) -> protocol.EmptyResult:
+        return protocol.EmptyResult()
+
+    lowlevel = server._lowlevel_server
+    lowlevel.add_request_handler("logging/setLevel", protocol.SetLevelRequestParams, nothing)
+    lowlevel.add_request_handler("resources/subscribe", protocol.SubscribeRequestParams, nothing)
+    lowlevel.add_request_handler("resources/unsubscribe", protocol.UnsubscribeRequestParams, nothing)
+
+
+def _need(ctx: Context[Any, Any], name: str) -> None:
+    if getattr(ctx.client_capabilities, name, None) is None:
+        raise MCPError(code=MISSING_CAPABILITY, message=f"The client lacks {name}", data={"requiredCapabilities": {name: {}}})
+
+
+def ask(message: str, field: str, kind: str = "string") -> protocol.ElicitRequest:
+    schema = {"type": "object", "properties": {field: {"type": kind}}, "required": [field]}
+    return protocol.ElicitRequest(params=protocol.ElicitRequestFormParams(message=message, requested_schema=schema))
+
+
+def sample(prompt: str, tokens: int) -> protocol.CreateMessageRequest:
+    message = protocol.SamplingMessage(role="user", content=text(prompt))
+    return protocol.CreateMessageRequest(params=protocol.CreateMessageRequestParams(messages=[message], max_tokens=tokens))
+
+
+def more(state: str | None = None, **requests: Any) -> protocol.InputRequiredResult:
+    return protocol.InputRequiredResult(input_requests=requests, request_state=state)
+
+
+Answer = protocol.CallToolResult | protocol.InputRequiredResult
+
+
+def said(words: str) -> protocol.CallToolResult:
+    return protocol.CallToolResult(content=[text(words)])
+
+
+def content_of(ctx: Context[Any, Any], key: str) -> dict[str, Any] | None:
+    """What the client answered to one request, where it did and the answer has content."""
+    reply = (ctx.input_responses or {}).get(key)
+    content = getattr(reply, "content", None)
+    return content if isinstance(content, dict) else None
+
+
+def add_input(server: Scout) -> None:
+    """What the modern era has instead: results that ask for more."""
+
+    @server.tool()
+    async def test_input_required_result_elicitation(ctx: Context[Any, Any]) -> Answer:
+        """Asks for a name."""
+        content = content_of(ctx, "user_name")
+        return said(f"Hello, {content['name']}!") if content and "name" in content else more(user_name=ask("What is your name?", "name"))
+
+    @server.tool()
+    async def test_input_required_result_sampling(ctx: Context[Any, Any]) -> Answer:
+        """Asks the client's model."""
+        reply = (ctx.input_responses or {}).get("capital_question")
+        if reply is None:
+            return more(capital_question=sample("What is the capital of France?", 100))
+        return said(f"The model says: {getattr(getattr(reply, 'content', None), 'text', '')}")
+
+    @server.tool()
+    async def test_input_required_result_list_roots(ctx: Context[Any, Any]) -> Answer:
+        """Asks for roots."""
+        reply = (ctx.input_responses or {}).get("client_roots")
+        if reply is None:
+            return more(client_roots=protocol.ListRootsRequest())
+        return said(f"Roots: {[str(root.uri) for root in getattr(reply, 'roots', [])]}")
+
+    @server.tool()
+    async def test_input_required_result_request_state(ctx: Context[Any, Any]) -> Answer:
+        """Asks, with a state that comes back."""
+        if ctx.request_state == "confirming" and content_of(ctx, "confirm"):
+            return said("state-ok")
+        return more("confirming", confirm=ask("Please confirm", "ok", "boolean"))
+
+    @server.tool()
+    async def test_input_required_result_tampered_state(ctx: Context[Any, Any]) -> Answer:
+        """The same; a changed state is refused by the seal around it."""
+        if ctx.request_state == "confirming":
+            return said("state-ok")
+        return more("confirming", confirm=ask("Please confirm", "ok", "boolean"))
+
+    @server.tool()
+    async def test_input_required_result_multiple_inputs(ctx: Context[Any, Any]) -> Answer:
+        """Asks for three things at once."""
+        if ctx.request_state == "three" and {"user_name", "greeting", "client_roots"} <= set(ctx.input_responses or {}):
+            return said("All three came.")
+        asked = {
+            "user_name": ask("What is your name?", "name"),
+            "greeting": sample("Generate a greeting", 50),
+            "client_roots": protocol.ListRootsRequest(),
+        }
+        return more("three", **asked)
+
+    @server.tool()
+    async def test_input_required_result_multi_round(ctx: Context[Any, Any]) -> Answer:
+        """Asks twice."""
+        if ctx.request_state == "2" and content_of(ctx, "step2"):
+            return said("Both steps are done.")
+        if ctx.request_state == "1" and content_of(ctx, "step1"):
+            return more("2", step2=ask("Step 2: What is your favorite color?", "color"))
+        return more("1", step1=ask("Step 1: What is your name?", "name"))
+
+    @server.tool()
+    async def test_input_required_result_capabilities(ctx: Context[Any, Any]) -> Answer:
+        """Asks only for what the client can give."""
+        can = ctx.client_capabilities
+        requests: dict[str, Any] = {}
+        if can is not None and can.elicitation is not None:
+            requests["user_name"] = ask("What is your name?", "name")
+        if can is not None and can.sampling is not None:
+            requests["greeting"] = sample("Generate a greeting", 50)
+        return more(**requests) if requests and not ctx.input_responses else said("Nothing to ask.")
+
+    @server.prompt()
+    async def test_input_required_result_prompt(ctx: Context[Any, Any]) -> list[UserMessage] | protocol.InputRequiredResult:
+        """A prompt that asks."""
+        content = content_of(ctx, "user_context")
+        return (
+            [UserMessage(content=text(f"Context: {content['context']}"))]
+            if content
+            else more(user_context=ask("What context should the prompt use?", "context"))
+        )
+
+
+def add_resources(server: Scout) -> None:
+    @server.resource("test://static-text", mime_type="text/plain", description="A text.")
+    def static_text() -> str:
+        return "This is the content of the static text resource."
+
+    @server.resource("test://static-binary", mime_type="image/png", description="A picture.")
+    def static_binary() -> bytes:
+        return base64.b64decode(PNG)
+
+    @server.resource("test://watched-resource", mime_type="text/plain", description="A text that is watched.")
+    def watched() -> str:
+        return "Watched."
+
+    @server.resource("test://template/{id}/data", mime_type="application/json", description="A template.")
+    def template(id: str) -> str:
+        return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
+
+
+def add_prompts(server: Scout) -> None:
+    @server.prompt()
+    def test_simple_prompt() -> str:
+        """A prompt."""
+        return "This is a simple prompt for testing."
+
+    @server.prompt()
+    def test_prompt_with_arguments(arg1: str, arg2: str) -> str:
+        """A prompt with arguments."""
+        return f"Prompt with arguments: arg1='{arg1}', arg2='{arg2}'"
+
+    @server.prompt()
+    def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:
+        """A prompt with a resource."""
+        resource = embedded(resourceUri, "text/plain", "Embedded resource content for testing.")
+        return [UserMessage(content=resource), UserMessage(content=text("Please process the embedded resource above."))]
+
+    @server.prompt()
+    def test_prompt_with_image() -> list[UserMessage]:
+        """A prompt with a picture."""
+        return [UserMessage(content=image()), UserMessage(content=text("Please analyze the image above."))]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # logging and sampling are deprecated, and the older revision's suite asks for them
+    raise SystemExit(serve_http(make(), Door("127.0.0.1", int(sys.argv[1]))))
