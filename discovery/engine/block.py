@@ -78,7 +78,7 @@ class Block:
             MemoryLimitError: where not even one row fits.
             Interrupted: from the meter's progress.
         """
-        out = torch.empty(len(rows), device=rows.pair.device, dtype=self.logits("clean").dtype)
+        out = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
         for window in self._windows(rows):
             for part in self._fitting(rows, window):
                 out[part[0].index] = part[1]

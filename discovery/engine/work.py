@@ -69,7 +69,7 @@ class Meter:
         Raises:
             BudgetError: where the budget does not reach it; nothing has been run then.
         """
-        if self.limit is not None and self.spent + expected > self.limit:
+        if self.limit is not None and expected > 0 and self.spent + expected > self.limit:
             raise BudgetError(
                 f"{label} needs {expected:.0f} forward-pass equivalents, "
                 f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy.stats import beta
 from torch import Tensor
 
@@ -76,14 +76,12 @@ def check_task(
     began = time.monotonic()
     asked = metric or task.metric
     used: MetricName = "logit_difference" if asked == "kl_divergence" else asked
-    engine = (
-        engine
-        if engine is not None and engine.metric == used
-        else Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
-    )
+    if engine is None:
+        engine = Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
+    elif engine.metric != used:
+        engine = Engine(model, task, metric=used, memory=memory or engine.memory, meter=engine.meter)  # counted with the rest
     before = engine.meter.spent
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    right, top = _right(engine)
+    clean, corrupted, right, top = _measure(engine)
     n, hits = len(right), int(right.sum())
     low = float(beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
     gap = interval_of_mean((clean - corrupted).double(), template_weights(task))
@@ -106,20 +104,24 @@ def check_task(
         hits / n,
         low,
         constant,
-        float(top.float().mean()),
+        int(top.sum()) / n,
         tuple(reasons),
         Cost(engine.meter.spent - before, time.monotonic() - began),
         right,
     )
 
 
-def _right(engine: Engine) -> tuple[Bool[Tensor, "pair"], Bool[Tensor, "pair"]]:
-    right, top = [], []
+def _measure(
+    engine: Engine,
+) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair"], Bool[Tensor, "pair"], Bool[Tensor, "pair"]]:
+    """m(clean), m(corrupted), whether the answer beats the wrong one, and whether it is the most likely token."""
+    parts: list[tuple[Tensor, ...]] = []
     for _, block in engine.blocks():
         logits, prompts = block.logits("clean"), block.prompts
-        right.append(is_right(logits, prompts.answer, prompts.wrong))
-        top.append(is_top(logits, prompts.answer))
-    return torch.cat(right), torch.cat(top)
+        right = is_right(logits, prompts.answer, prompts.wrong)
+        parts.append((block.baseline("clean"), block.baseline("corrupted"), right, is_top(logits, prompts.answer)))
+    clean, corrupted, rights, top = (torch.cat(part) for part in zip(*parts, strict=True))
+    return clean, corrupted, rights, top
 
 
 def best_constant(task: Task) -> float:

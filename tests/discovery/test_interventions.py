@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from discovery.interventions import MIN_REFERENCE, Edit, MeanReference, add, plan_reference, replace_with, scale
 from discovery.sites import Site
 from discovery.tasks.task import Pair
+from tests.discovery.means import mean_by_definition
 from tests.discovery.tiny import random_pairs
 
 SITE = Site("resid_pre", 0)
@@ -67,7 +69,7 @@ def test_a_value_takes_the_activations_width(dtype):
         assert edit.apply(narrow).dtype == dtype
 
 
-def values_of(pairs: tuple[Pair, ...], seed: int = 0) -> list[torch.Tensor]:
+def values_of(pairs: Sequence[Pair], seed: int = 0) -> list[torch.Tensor]:
     """A random activation [pos head d_head] for each pair."""
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(len(pair.clean), 2, 3, generator=rng, dtype=torch.float64) for pair in pairs]
@@ -82,28 +84,7 @@ def padded(values: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
-def mean_by_definition(pairs: tuple[Pair, ...], values: list[torch.Tensor], pair: int, position: int) -> tuple[torch.Tensor, str, int]:
-    """INTERFACES, "Mean": the value, how it was aligned, and how many other values are behind it."""
-    mine, others = pairs[pair], [other for other in range(len(pairs)) if other != pair]
-
-    def name(which: int, at: int) -> str | None:
-        return min((label for label, place in pairs[which].labels.items() if place == at), default=None)
-
-    peers = [other for other in others if (pairs[other].template, len(pairs[other].clean)) == (mine.template, len(mine.clean))]
-    if len(peers) >= 8:
-        places, how = [(other, position) for other in peers], "position"
-    elif any(each.labels for each in pairs):
-        places = [(other, at) for other in others for at in range(len(pairs[other].clean)) if name(other, at) == name(pair, position)]
-        how = "label"
-    else:
-        places, how = [(other, at) for other in others for at in range(len(pairs[other].clean))], "all"
-    size = len(places)
-    if not places:  # nothing else carries this label, or there is one pair only: its own values
-        places = [(pair, at) for at in range(len(mine.clean)) if how == "all" or name(pair, at) == name(pair, position)]
-    return torch.stack([values[which][at] for which, at in places]).mean(0), how, size
-
-
-def check(pairs: tuple[Pair, ...], cuts: tuple[int, ...] = ()) -> str:
+def check(pairs: Sequence[Pair], cuts: tuple[int, ...] = ()) -> str:
     """Hold `MeanReference`, fed block by block, against the definition; return the alignment."""
     values, plan = values_of(pairs), plan_reference(pairs)
     bounds = [0, *cuts, len(pairs)]

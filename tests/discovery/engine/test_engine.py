@@ -1,0 +1,285 @@
+"""The engine: its blocks, caches and baselines, and rows that are what a full forward pass gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from discovery.backends.base import Batch
+from discovery.engine import Engine, Meter, Rows, Window, full_work, other
+from discovery.engine.block import MOST_COLUMNS, out_of_memory
+from discovery.engine.engine import free_memory
+from discovery.errors import Interrupted, MeasurementError, MemoryLimitError
+from discovery.interventions import Edit
+from discovery.sites import Site
+from tests.discovery.means import mean_by_definition
+from tests.discovery.methods.naive import METRICS, metric_of
+from tests.discovery.tiny import as_task, random_pairs
+
+SIDES = ("clean", "corrupted")
+
+
+def logits_of(model: Any, tokens: Any, reads: Any = (), edits: Any = ()) -> Any:
+    return model.run(Batch(torch.tensor([list(tokens)]), torch.tensor([len(tokens) - 1])), reads, edits)
+
+
+def small(model: Any, task: Any, most: int) -> Engine:
+    """An engine whose blocks hold at most so many pairs."""
+    found = None
+    for memory in range(500, 10**7, 500):
+        try:
+            engine = Engine(model, task, memory=memory)
+        except MemoryLimitError:
+            continue
+        if max(len(block.prompts) for _, block in engine.blocks()) > most:
+            break
+        found = engine
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["gpt2", "rotary"])
+def test_baselines_are_each_prompts_own(shelf, name, metric):
+    model, task = shelf.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7, 5], seed=1, sets=3))
+    clean = [logits_of(model, pair.clean).logits[0] for pair in task.pairs]
+    for engine in (Engine(model, task, metric=metric), small(model, task, 2)):
+        if engine.metric != metric:
+            engine.metric = metric
+        for side in SIDES:
+            rows = [logits_of(model, getattr(pair, side)).logits[0] for pair in task.pairs]
+            expected = [metric_of(metric, row, pair, up) for row, pair, up in zip(rows, task.pairs, clean, strict=True)]
+            torch.testing.assert_close(engine.baseline(side), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=1e-7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_blocks_cut_the_pairs_in_order(shelf, most):
+    task = as_task(random_pairs([6, 4, 7, 5, 3]))
+    engine = small(shelf.load("native"), task, most)
+    blocks = list(engine.blocks())
+    assert [pair for _, block in blocks for pair in block.prompts.pairs] == list(task.pairs)
+    assert [first for first, _ in blocks] == [sum(len(block.prompts) for _, block in blocks[:n]) for n in range(len(blocks))]
+    assert all(len(block.prompts) <= most for _, block in blocks)
+
+
+def test_a_block_is_kept_until_another_is_asked_for(shelf):
+    task = as_task(random_pairs([5] * 4))
+    engine = Engine(shelf.load("native"), task)
+    assert next(engine.blocks())[1] is next(engine.blocks())[1]
+    engine = small(shelf.load("native"), task, 2)
+    first, second = (block for _, block in engine.blocks())
+    assert first is not second
+    assert next(engine.blocks())[1] is not first
+
+
+def test_more_memory_never_means_more_blocks(shelf):
+    task = as_task(random_pairs([5] * 6))
+    counts = []
+    for memory in range(10_000, 300_000, 10_000):
+        try:
+            counts.append(len(list(Engine(shelf.load("native"), task, memory=memory).blocks())))
+        except MemoryLimitError:
+            assert not counts
+    assert all(more >= fewer for more, fewer in pairwise(counts))
+    assert counts[-1] == 1
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", ["resid_pre", "z", "mlp_out", "pattern", "k"])
+def test_cached_activations_are_each_prompts_own(shelf, side, kind):
+    model, task = shelf.load("llama", dtype="float64"), as_task(random_pairs([6, 4, 7]))
+    ((_, block),) = Engine(model, task).blocks()
+    for layer in (2, 0):
+        site = Site(kind, layer)
+        cached = block.activation(side, site)
+        for row, pair in enumerate(task.pairs):
+            alone = logits_of(model, getattr(pair, side), [site]).activations[site][0]
+            mine = cached[row, :, : len(pair.clean), : len(pair.clean)] if kind == "pattern" else cached[row, : len(pair.clean)]
+            torch.testing.assert_close(mine, alone, atol=1e-7, rtol=1e-7)
+
+
+def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(shelf, monkeypatch):
+    model = shelf.load("gpt2")
+    calls: list[int] = []
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda batch, *a, **k: calls.append(len(batch.tokens)) or run(batch, *a, **k))
+    engine = Engine(model, as_task(random_pairs([5, 4])))
+    ((_, block),) = engine.blocks()
+    block.activation("clean", Site("z", 2))
+    assert calls == [2]
+    block.activation("clean", Site("z", 0))
+    block.baseline("clean")
+    block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), 1))
+    assert calls == [2, 2, 1]  # the residual stream at every layer, and the one row
+    assert engine.meter.passes == 3
+    block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), 2))
+    assert calls == [2, 2, 1, 1]
+    calls.clear()
+    block.activation("corrupted", Site("resid_post", 2))
+    assert calls == [2]
+    assert ("corrupted", Site("resid_post", 0)) not in block._sites  # the stream's end alone: its starts are resid_pre
+    block.load("corrupted", [Site("z", 0), Site("mlp_out", 1), Site("resid_post", 2)])
+    assert calls == [2, 2]
+
+
+def test_an_unchanged_row_is_the_baseline(shelf):
+    """From any layer, with any first position, after the attention too."""
+    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7], seed=2))
+    for metric in METRICS:
+        ((_, block),) = Engine(model, task, metric=metric).blocks()
+        for side in SIDES:
+            for start in range(model.info.n_layers + 1):
+                rows = Rows(side, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 5, 6]), start)  # type: ignore[arg-type]
+                torch.testing.assert_close(block.measure(rows), block.baseline(side)[[0, 1, 2, 2]], atol=1e-7, rtol=1e-7)  # type: ignore[arg-type]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["gpt2", "native"]),
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.integers(0, 2),
+    st.sampled_from(METRICS),
+    st.integers(0, 10**6),
+)
+def test_changed_rows_are_full_passes(shelf, name, lengths, count, start, metric, seed):
+    """An edit of z from each row's first position on, measured in windows, against each prompt run by itself."""
+    model, pairs = shelf.load(name, dtype="float64"), random_pairs(lengths, seed, sets=2)
+    layer = min(start, model.info.n_layers - 1)
+    ((_, block),) = Engine(model, as_task(pairs), metric=metric).blocks()
+    rng = torch.Generator().manual_seed(seed)
+    pair = torch.randint(len(pairs), (count,), generator=rng)
+    first = (torch.rand(count, generator=rng) * block.prompts.length[pair]).long()
+    site = Site("z", layer)
+    values = torch.randn(count, block.prompts.width, model.info.n_heads, model.info.d_head, generator=rng, dtype=torch.float64)
+    from_first = torch.arange(block.prompts.width) >= first.unsqueeze(1)
+
+    def edits(window: Window) -> list[Edit]:
+        span = slice(window.first, window.end)
+        return [Edit(site, values[window.index, span], from_first[window.index, span].unsqueeze(-1))]
+
+    rows = Rows("clean", pair, first, layer, edits=edits)
+    expected_work = block.work(rows)
+    block.load("clean", [Site("resid_pre", layer)])  # whose pass is counted apart
+    before = block.meter.spent
+    got = block.measure(rows)
+    assert block.meter.spent - before == pytest.approx(expected_work)
+    for row in range(count):
+        tokens = pairs[int(pair[row])].clean
+        edit = Edit(site, values[row : row + 1, : len(tokens)], from_first[row : row + 1, : len(tokens)].unsqueeze(-1))
+        logits = logits_of(model, tokens, edits=[edit]).logits[0]
+        expected = metric_of(metric, logits, pairs[int(pair[row])], logits_of(model, tokens).logits[0])
+        assert float(got[row]) == pytest.approx(expected, abs=1e-6, rel=1e-6)
+
+
+def test_sets_too_large_for_columns_use_the_whole_vocabulary(shelf, monkeypatch):
+    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([5, 5], seed=3, sets=3))
+    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([1, 1]), 1)
+    ((_, block),) = Engine(model, task).blocks()
+    by_columns, work = block.measure(rows), block.work(rows)
+    monkeypatch.setattr("discovery.engine.block.MOST_COLUMNS", 1)
+    torch.testing.assert_close(block.measure(rows), by_columns)
+    assert block.work(rows) > work
+    assert MOST_COLUMNS > 1
+
+
+def test_padding_counts_as_work(shelf):
+    """A prompt beside a longer one is computed to its end: the count says what was done."""
+    model = shelf.load("gpt2")
+    engine = Engine(model, as_task(random_pairs([3, 9])))
+    engine.baseline("clean")
+    assert engine.meter.spent == pytest.approx(1 + full_work(model.info, 9) / full_work(model.info, 3))
+
+
+def test_means_are_those_of_their_definition(shelf):
+    model, pairs = shelf.load("gpt2", dtype="float64"), random_pairs([5] * 9 + [4, 6], labelled=True)
+    for engine in (Engine(model, as_task(pairs)), small(model, as_task(pairs), 3)):
+        sites = [Site("z", 1), Site("mlp_out", 0)]
+        engine.prepare_means(sites)
+        for site in sites:
+            own = [logits_of(model, pair.corrupted, [site]).activations[site][0] for pair in pairs]
+            for first, block in engine.blocks():
+                means = engine.reference("mean", first, block, site)
+                for row in range(len(block.prompts)):
+                    for position in range(len(pairs[first + row].clean)):
+                        expected, _, _ = mean_by_definition(pairs, own, first + row, position)
+                        torch.testing.assert_close(means[row, position], expected, atol=1e-7, rtol=1e-7)
+
+
+def test_other_references(shelf):
+    engine = Engine(shelf.load("gpt2"), as_task(random_pairs([5, 4])))
+    ((first, block),) = engine.blocks()
+    for site in (Site("z", 1), Site("mlp_out", 0)):
+        assert torch.equal(engine.reference("resample", first, block, site), block.activation("corrupted", site))
+        zero = engine.reference("zero", first, block, site)
+        assert zero.shape == block.activation("corrupted", site).shape
+        assert zero.dtype == block.activation("corrupted", site).dtype
+        assert not zero.any()
+
+
+def test_an_interruption_leaves_the_engine_usable(shelf):
+    model, task = shelf.load("gpt2"), as_task(random_pairs([6, 5, 7]))
+    count = 0
+
+    def stop(done: float, total: float, label: str) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise Interrupted
+
+    engine = Engine(model, task, meter=Meter(progress=stop))
+    ((_, block),) = engine.blocks()
+    rows = Rows("clean", torch.tensor([0, 1, 2] * 4), torch.tensor([0, 1, 2] * 4), 1)
+    block.memory = 1  # one row a batch
+    with pytest.raises(Interrupted):
+        block.measure(rows)
+    torch.testing.assert_close(block.measure(rows), block.baseline("clean")[rows.pair], atol=1e-4, rtol=1e-4)
+
+
+def test_tasks_and_metrics_that_cannot_be_measured(shelf):
+    model = shelf.load("native")
+    with pytest.raises(MeasurementError, match="has no pairs"):
+        Engine(model, as_task(()))
+    with pytest.raises(MeasurementError, match="metric 'accuracy' is not known"):
+        Engine(model, as_task(random_pairs([4])), metric="accuracy")  # type: ignore[arg-type]
+    with pytest.raises(MemoryLimitError, match="A memory limit of 10 bytes") as caught:
+        Engine(model, as_task(random_pairs([4])), memory=10)
+    assert "--memory" in caught.value.cure
+
+
+def test_what_running_out_of_memory_looks_like():
+    for fault in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    ):
+        assert out_of_memory(fault)
+    assert not out_of_memory(RuntimeError("size mismatch"))
+    assert not out_of_memory(ValueError("no"))
+
+
+def test_a_real_allocation_that_cannot_be():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+
+
+def test_a_prompt_of_one_token(shelf):
+    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([1, 1], same_end=False))
+    ((_, block),) = Engine(model, task).blocks()
+    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([0, 0]), 1)
+    torch.testing.assert_close(block.measure(rows), block.baseline("clean"))
+
+
+def test_odds_and_ends():
+    assert other("clean") == "corrupted"
+    assert other("corrupted") == "clean"
+    assert free_memory(torch.device("cpu")) > 0

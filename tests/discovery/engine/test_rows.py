@@ -1,0 +1,104 @@
+"""Cutting rows into batches: every row once, every position that can change inside, no batch too large or too wasteful."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.engine import Prompts, Rows
+from discovery.engine.rows import Window, cut, wasteful
+from tests.discovery.tiny import random_pairs
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def prompts_of(lengths: list[int]) -> Prompts:
+    return Prompts.of(random_pairs(lengths), torch.device("cpu"))
+
+
+def rows_of(prompts: Prompts, seed: int, count: int, **options: object) -> Rows:
+    rng = torch.Generator().manual_seed(seed)
+    pair = torch.randint(len(prompts), (count,), generator=rng)
+    first = (torch.rand(count, generator=rng) * prompts.length[pair]).long()
+    return Rows("clean", pair, first, **options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(LENGTHS, st.integers(1, 30), st.integers(1, 7), st.booleans(), st.integers(0, 10**6))
+def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, most, reuse, seed):
+    prompts = prompts_of(lengths)
+    rows = rows_of(prompts, seed, count)
+    windows = list(cut(rows, prompts, 3, reuse=reuse, most=lambda first, end: most))
+    assert sorted(torch.cat([window.index for window in windows]).tolist()) == list(range(count))
+    for window in windows:
+        assert torch.equal(window.pair, rows.pair[window.index])
+        assert 1 <= len(window.index) <= most
+        length = prompts.length[window.pair]
+        assert window.end == int(length.max())
+        assert window.first < int(length.min())  # the answer position of every row is inside
+        if reuse:
+            assert window.first == int(rows.first[window.index].min())
+            assert not any(wasteful(window.first, int(first), window.end) for first in rows.first[window.index])
+        else:
+            assert window.first == 0
+        assert window.width == window.end - window.first
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(LENGTHS, st.integers(1, 30), st.integers(1, 7), st.sampled_from([(3, False), (2, True)]), st.booleans(), st.integers(0, 10**6))
+def test_where_nothing_moves_between_positions_only_the_answer_is_computed(lengths, count, most, start, reuse, seed):
+    prompts = prompts_of(lengths)
+    rows = rows_of(prompts, seed, count, start=start[0], middle=start[1])
+    assert rows.pointwise(3)
+    windows = list(cut(rows, prompts, 3, reuse=reuse, most=lambda first, end: most))
+    assert sum(len(window.index) for window in windows) == count
+    for window in windows:
+        assert window.width == 1
+        assert torch.equal(prompts.length[window.pair], torch.full((len(window.pair),), window.end))
+
+
+def test_what_is_pointwise():
+    prompts = prompts_of([4])
+    assert not rows_of(prompts, 0, 1, start=2).pointwise(3)
+    assert rows_of(prompts, 0, 1, start=3).pointwise(3)
+    assert not rows_of(prompts, 0, 1, start=1, middle=True).pointwise(3)
+    assert rows_of(prompts, 0, 1, start=2, middle=True).pointwise(3)
+
+
+def test_a_row_wastes_at_most_a_quarter():
+    assert not wasteful(0, 2, 8)
+    assert wasteful(0, 3, 8)
+    assert not wasteful(5, 5, 6)
+
+
+def test_the_limit_may_depend_on_the_window():
+    prompts = prompts_of([8] * 4)
+    rows = Rows("clean", torch.tensor([0, 1, 2, 3] * 4), torch.tensor([0] * 8 + [7] * 8))
+    sizes = [len(window.index) for window in cut(rows, prompts, 3, reuse=True, most=lambda first, end: 16 // (end - first))]
+    assert sizes == [2, 2, 2, 2, 8]
+
+
+def test_no_rows_no_windows():
+    empty = torch.zeros(0, dtype=torch.long)
+    assert list(cut(Rows("clean", empty, empty), prompts_of([3]), 2, reuse=True, most=lambda first, end: 4)) == []
+
+
+def test_prompts_are_padded_on_the_right():
+    pairs = random_pairs([2, 4], sets=3)
+    prompts = Prompts.of(pairs, torch.device("cpu"))
+    assert (len(prompts), prompts.width) == (2, 4)
+    assert prompts.length.tolist() == [2, 4]
+    assert prompts.last.tolist() == [1, 3]
+    assert prompts.first.tolist() == [pair.first_difference for pair in pairs]
+    for side in ("clean", "corrupted"):
+        rows = prompts.tokens(side).tolist()  # type: ignore[arg-type]
+        assert rows == [[*getattr(pair, side), *[0] * (4 - len(pair.clean))] for pair in pairs]
+    for name in ("answer", "wrong"):
+        rows = getattr(prompts, name).tolist()
+        width = max(len(getattr(pair, name)) for pair in pairs)
+        assert rows == [[*getattr(pair, name), *[-1] * (width - len(getattr(pair, name)))] for pair in pairs]
+
+
+def test_a_window_knows_its_width():
+    assert Window(torch.tensor([0]), torch.tensor([0]), 2, 5).width == 3

@@ -1,0 +1,109 @@
+"""Intervals: resampled within templates, the ratio as a whole, and no width where nothing varies."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.methods.bootstrap import DRAWS, interval_of_mean, interval_of_ratio, template_weights
+from discovery.tasks.task import Pair
+from tests.discovery.tiny import as_task
+
+
+def task_of(*sizes: int):
+    """So many pairs of each template, interleaved."""
+    pairs = [Pair((n, t), (n, t + 1), (1,), (2,), f"t{t}") for t, size in enumerate(sizes) for n in range(size)]
+    return as_task(random.Random(0).sample(pairs, len(pairs)))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
+def test_each_resample_has_every_templates_share(sizes, seed):
+    task = task_of(*sizes)
+    weights = template_weights(task, draws=50, seed=seed)
+    assert weights.shape == (50, len(task))
+    torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=torch.float64))
+    for template, size in enumerate(sizes):
+        mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
+        torch.testing.assert_close(weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
+    counts = weights * len(task)
+    torch.testing.assert_close(counts, counts.round())
+
+
+def test_the_seed_decides_and_the_default_is_fixed():
+    task = task_of(8, 5)
+    assert torch.equal(template_weights(task), template_weights(task, DRAWS, 0))
+    assert torch.equal(template_weights(task, seed=3), template_weights(task, seed=3))
+    assert not torch.equal(template_weights(task, seed=3), template_weights(task, seed=4))
+
+
+def test_every_pair_is_drawn_about_once():
+    weights = template_weights(task_of(6, 6))
+    torch.testing.assert_close(weights.mean(0) * 12, torch.ones(12, dtype=torch.float64), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7, 1e-12, 0.1, 1e8])
+def test_constant_data_have_no_width(value):
+    weights = template_weights(task_of(7, 4))
+    interval = interval_of_mean(torch.full((11,), value), weights)
+    assert interval.low == interval.mean == interval.high == pytest.approx(value)
+    ratio, median = interval_of_ratio(torch.full((11,), value), torch.full((11,), 2.0), weights)
+    assert ratio.low == ratio.mean == ratio.high == pytest.approx(value / 2)
+    assert median == pytest.approx(value / 2)
+
+
+def test_a_pair_alone_in_its_template_has_no_width():
+    weights = template_weights(task_of(1, 1, 1))
+    interval = interval_of_mean(torch.tensor([1.0, 5.0, 9.0]), weights)
+    assert (interval.low, interval.mean, interval.high) == (5.0, 5.0, 5.0)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_for_many_pairs():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    interval = interval_of_mean(values, template_weights(task_of(400)))
+    half = 1.96 * float(values.std()) / math.sqrt(400)
+    assert interval.mean == pytest.approx(float(values.mean()))
+    assert interval.low == pytest.approx(interval.mean - half, abs=0.06 * half * 2)
+    assert interval.high == pytest.approx(interval.mean + half, abs=0.06 * half * 2)
+
+
+def test_between_templates_nothing_varies():
+    """All variance is between templates, which every resample holds in the same shares."""
+    task = task_of(10, 10)
+    values = torch.tensor([100.0 if pair.template == "t0" else 0.0 for pair in task.pairs])
+    interval = interval_of_mean(values, template_weights(task))
+    assert interval.low == interval.high == 50.0
+
+
+def test_a_ratio_is_resampled_as_a_whole():
+    """Numerator and denominator are proportional: their ratio does not vary, though each of them does."""
+    weights = template_weights(task_of(9))
+    below = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+    ratio, median = interval_of_ratio(0.8 * below, below, weights)
+    assert ratio.low == ratio.high == pytest.approx(0.8, abs=1e-6)
+    assert median == pytest.approx(0.8, abs=1e-6)
+    assert interval_of_mean(below, weights).high > interval_of_mean(below, weights).low
+
+
+def test_a_ratio_is_of_means_and_not_a_mean_of_ratios():
+    ratio, _ = interval_of_ratio(torch.tensor([1.0, 9.0]), torch.tensor([1.0, 3.0]), template_weights(task_of(2)))
+    assert ratio.mean == 2.5
+    assert (ratio.low, ratio.high) == (1.0, 3.0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50))
+def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale, shift):
+    weights = template_weights(task_of(len(values)), draws=200)
+    data = torch.tensor(values, dtype=torch.float64)
+    plain, moved = interval_of_mean(data, weights), interval_of_mean(data * scale + shift, weights)
+    assert plain.low <= plain.mean <= plain.high
+    assert min(values) - 1e-9 <= plain.low
+    assert plain.high <= max(values) + 1e-9
+    for mine, theirs in ((plain.low, moved.low), (plain.mean, moved.mean), (plain.high, moved.high)):
+        assert theirs == pytest.approx(mine * scale + shift, abs=1e-6)
