@@ -66,8 +66,14 @@ def find_source(name: str) -> Source:
         ModelError: where the name is no model directory, and not on the hub either.
     """
     if name == "bundled":
-        return Source(name, Path(str(importlib.resources.files("discovery.backends") / "bundled")))
-    directory = Path(name).expanduser()
+        bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+        if not (bundled / "config.json").is_file():
+            raise ModelError("This installation lacks the bundled model.", "Install the package again, or give a model directory.")
+        return Source(name, bundled)
+    try:
+        directory = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(f"{name!r} names a user that does not exist.", "Write the path out.") from None
     if directory.is_dir():
         if not any((directory / file).is_file() for file in ("config.json", "tl_config.json")):
             raise ModelError(
@@ -151,7 +157,7 @@ def _refused(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
-        raise ModelError(f"{what}: {first_line(fault)}", "Check its config.json, or use another model.") from fault
+        raise ModelError(f"{what}: {first_line(fault)}", "Check its config.json, or use another dtype or another model.") from fault
 
 
 def _vocabulary(module: nn.Module) -> int:

@@ -59,6 +59,44 @@ ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     "qwen2": _llama_like("Qwen2Config"),
     "gemma": lambda c, **changes: _llama_like("GemmaConfig")(c, **{"head_dim": 6} | changes),
 }
+_SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_CLASSIC = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
+
+
+def _named(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
+    return lambda c, **changes: getattr(c, kind)(**{"vocab_size": VOCAB, **sizes, **more} | changes)
+
+
+# Beyond those that every test runs on: norms behind the attention, residual streams that are scaled, biases by distance, experts …
+OTHERS: Mapping[str, Callable[..., Any]] = {
+    "bloom": _named("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
+    "codegen": _named("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
+    "falcon": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    "falcon_sequential": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, parallel_attn=False),
+    "gemma2": _named("Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gemma3": _named("Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gpt_bigcode": _named("GPTBigCodeConfig", _CLASSIC),
+    "gpt_neo": _named(
+        "GPTNeoConfig",
+        {"hidden_size": 16, "num_layers": 2, "num_heads": 2},
+        attention_types=[[["global", "local"], 1]],
+        window_size=3,
+        max_position_embeddings=CONTEXT,
+    ),
+    "gptj": _named("GPTJConfig", _CLASSIC, rotary_dim=4),
+    "granite": _named(
+        "GraniteConfig", _SMALL, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=2.0, logits_scaling=3.0
+    ),
+    "mixtral": _named("MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
+    "mpt": _named("MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT),
+    "neox_sequential": _named("GPTNeoXConfig", _SMALL, use_parallel_residual=False),
+    "olmo2": _named("Olmo2Config", _SMALL),
+    "phi": _named("PhiConfig", _SMALL),
+    "phi3": _named("Phi3Config", _SMALL),
+    "qwen3": _named("Qwen3Config", _SMALL, num_key_value_heads=1, head_dim=6),
+    "starcoder2": _named("Starcoder2Config", _SMALL, num_key_value_heads=1),
+    "xglm": _named("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
+}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
@@ -66,7 +104,7 @@ def hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path
     """Save a random Hugging Face model of an architecture; without a tokenizer."""
     import transformers
 
-    config = ARCHITECTURES[kind](transformers, **SPECIAL | changes)
+    config = {**ARCHITECTURES, **OTHERS}[kind](transformers, **SPECIAL | changes)
     module = transformers.AutoModelForCausalLM.from_config(config)
     randomise(module, seed)
     module.save_pretrained(folder)
@@ -180,8 +218,8 @@ def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 class Shelf:
     """Models built once in a folder and loaded once, by name.
 
-    Names: an architecture of `ARCHITECTURES`, "native" (sequential, LayerNorm, learned positions), "attn_only" (no MLP, no norm) or
-    "rotary" (native, RMS norm, grouped keys).
+    Names: an architecture of `ARCHITECTURES` or `OTHERS`, "native" (sequential, LayerNorm, learned positions), "attn_only" (no MLP,
+    no norm) or "rotary" (native, RMS norm, grouped keys).
     """
 
     def __init__(self, folder: Path) -> None:

@@ -97,7 +97,12 @@ def test_progress_may_interrupt():
 
 def test_threads_may_share_a_meter():
     meter = Meter()
-    threads = [threading.Thread(target=lambda: [meter.add(1.0) for _ in range(500)]) for _ in range(4)]
+
+    def work() -> None:
+        for _ in range(500):
+            meter.add(1.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
