@@ -27,29 +27,28 @@ def layer_rivals(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: i
 
 
 def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, say: Say) -> NodeSet:
-    """The circuit, or a better one among its rivals and their unions with it."""
+    """The circuit, or a better one among its rivals and their unions with it; where the budget ends, the best found by then."""
+    options: dict[NodeSet, tuple[tuple[float, int], int]] = {}  # faults, then rivals
     try:
-        return _settle(both, circuit, screened, seed, say)
+        against = layer_rivals(both, circuit, screened, seed)
+        if not against:
+            return circuit
+        options[circuit] = examine(both, circuit).weight, len(against)
+        for rival in against[:MOST]:
+            for start in (rival, circuit | rival):
+                made = mend(both, start, silent)
+                if made not in options:
+                    options[made] = examine(both, made).weight, len(layer_rivals(both, made, screened, seed))
     except BudgetError as spent:
         say({}, SPENT, spent.cause)
+    if not options:
         return circuit
-
-
-def _settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, say: Say) -> NodeSet:
-    against = layer_rivals(both, circuit, screened, seed)
-    if not against:
-        return circuit
-    options = {circuit: len(against)}
-    for rival in against[:MOST]:
-        for start in (rival, circuit | rival):
-            made = mend(both, start, silent)
-            if made not in options:
-                options[made] = len(layer_rivals(both, made, screened, seed))
-    best = min(options, key=lambda made: (examine(both, made).weight, options[made], len(made), [node.order for node in sorted(made)]))
-    measured: dict[str, object] = {" ".join(map(str, sorted(made))): count for made, count in options.items()}
+    best = min(options, key=lambda made: (*options[made], len(made), [node.order for node in sorted(made)]))
+    measured: dict[str, object] = {" ".join(map(str, sorted(made))): count for made, (_, count) in options.items()}
     names = ", ".join(str(node) for node in sorted(best))
     change = "keep the circuit" if best == circuit else f"change to {names}"
-    say(measured, change, f"{len(against)} layer-matched sets are as good under one ablation; rivals of each set looked at are counted")
+    why = f"{options[circuit][1]} layer-matched sets are as good under one ablation; rivals of each set looked at are counted"
+    say(measured, change, why)
     return best
 
 
