@@ -1,0 +1,106 @@
+"""Circuits of the same shape that do as well: which of them, or their union, is kept."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.agent.mend import SPENT, examine, silent
+from discovery.agent.rivals import layer_rivals, select, settle
+from discovery.sites import Node, head, mlp
+from tests.discovery.agent.test_mend import FEW, GATES, UNIVERSE, both, of_table, tables
+from tests.discovery.evaluation.synthetic import Function, Set
+
+A, X, Y, Z = (head(0, h) for h in range(4))
+
+
+def slight(kept: Set) -> float:
+    """Two bystanders of 0.03 each beside the node that does it: enough to be needed, too little to be missed."""
+    return (A in kept) + 0.03 * (X in kept) + 0.03 * (Y in kept)
+
+
+def over(value: Any, budget: int | None = None) -> Any:
+    return both(value, universe=[A, X, Y, Z], budget=budget)
+
+
+def test_bystanders_of_one_size_are_taken_together() -> None:
+    """A X and A Y are rivals of each other; all three have none."""
+    f = over(slight)
+    one, other = frozenset({A, X}), frozenset({A, Y})
+    assert layer_rivals(f, one, sorted(f["mean"].everything), 0) == [other]
+    told: list[tuple[Any, str, str]] = []
+    assert settle(f, one, [A, X, Y, Z], 0, lambda *event: told.append(event)) == {A, X, Y}
+    ((measured, concluded, why),) = told
+    assert measured == {"a0.h0 a0.h1": 1, "a0.h0 a0.h2": 1, "a0.h0 a0.h1 a0.h2": 0}
+    assert concluded == "change to a0.h0, a0.h1, a0.h2"
+    assert "1 layer-matched" in why
+
+
+def test_a_rival_that_is_better_replaces_the_circuit() -> None:
+    """A bystander where another node belongs."""
+
+    def value(kept: Set) -> float:
+        return (A in kept) + 0.15 * (X in kept)
+
+    assert settle(over(value), frozenset({A, Z}), [A, X, Y, Z], 0, silent) == {A, X}
+
+
+def test_without_rivals_nothing_is_said() -> None:
+    for name, (value, gate) in GATES.items():
+        told: list[Any] = []
+        assert settle(both(value), frozenset(gate), UNIVERSE, 0, lambda *event, told=told: told.append(event)) == gate, name
+        assert told == []
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_whole_selection_finds_the_gate(name: str) -> None:
+    value, gate = GATES[name]
+    assert select(both(value, noise=0.005), frozenset(UNIVERSE), UNIVERSE, 0, silent) == gate
+
+
+def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
+    def mean(kept: Set) -> float:
+        return (A in kept) + 0.03 * (X in kept) + 0.02 * (Y in kept)
+
+    f = both(slight, mean, universe=[A, X, Y, Z])
+    assert layer_rivals(f, frozenset({A, Y}), [A, X, Y, Z], 0) == [frozenset({A, X})]
+    assert layer_rivals(f, frozenset({A, Z}), [A, X, Y, Z], 0) == [frozenset({A, X}), frozenset({A, Y})]
+
+
+def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
+    """The circuit itself at first, then whatever was found to be better; what was spent is said once."""
+    free = over(slight)
+    settle(free, frozenset({A, X}), [A, X, Y, Z], 0, silent)
+    most = max(len(f.measured) for f in free.values())
+    found = []
+    for budget in range(most + 1):
+        told: list[str] = []
+        found.append(settle(over(slight, budget), frozenset({A, X}), [A, X, Y, Z], 0, lambda m, c, w, told=told: told.append(c)))
+        assert told.count(SPENT) <= 1
+    assert found[0] == {A, X}
+    assert found[-1] == {A, X, Y}
+    assert set(found) <= {frozenset({A, X}), frozenset({A, X, Y})}
+    changes = sum(one != other for one, other in itertools.pairwise(found))
+    assert changes == 1, "once better, always better"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW), min_size=1), budget=st.none() | st.integers(0, 16)
+)
+def test_it_ends_on_any_function_and_never_with_more_faults(rows: Any, start: set[Node], budget: int | None) -> None:
+    circuit = frozenset(start)
+    found = settle(of_table(rows, budget), circuit, FEW, 0, silent)
+    free = of_table(rows)
+    assert examine(free, found).weight <= examine(free, circuit).weight
+    assert select(of_table(rows, budget), circuit, FEW, 0, silent) <= frozenset(FEW)
+
+
+def test_layers_without_another_node_have_no_rivals() -> None:
+    alone = [head(0, 0), mlp(0), head(1, 0)]
+    f = {"resample": Function(alone, lambda kept: len(kept) / 3)}
+    assert layer_rivals(f, frozenset(alone[:2]), alone, 0) == []
