@@ -7,7 +7,7 @@ PACKAGES := discovery mcp_server
 CODE := $(PACKAGES) $(wildcard tests training benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check format format-check lint types contracts clean
+.PHONY: help install demo test test-slow test-all conformance check format format-check lint types contracts clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test-slow: $(STAMP) ## the slow tests
 
 test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+conformance: $(STAMP) ## the official MCP suite, the inspector and Claude Code on our server; needs npm and its registry
+	$(BIN)/python -m tests.conformance.run
 
 check: format-check lint types contracts test ## all that a commit must pass
 

@@ -1,0 +1,128 @@
+"""`make conformance`: the official suite, the inspector and a real client, against our server. Needs npm and its registry.
+
+Installs what it needs, Node 22 included, into build/conformance. The suite runs on our server factory with its fixtures, where every
+required scenario of both revisions must pass, and on the production server, whose failures must be those of baseline.yml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / "build" / "conformance"
+PACKAGES = [
+    "node@22",
+    "@modelcontextprotocol/conformance@0.2.0-alpha.12",
+    "@modelcontextprotocol/inspector@2.12.0",
+    "@anthropic-ai/claude-code@2.1.197",
+]
+REVISIONS = ("2025-11-25", "2026-07-28")
+BASELINE = ROOT / "tests" / "conformance" / "baseline.yml"
+
+
+def main() -> int:
+    if shutil.which("npm") is None:
+        say("npm is not here: nothing was run")
+        return 0 if "--if-possible" in sys.argv else 1
+    environment = {**os.environ, "PATH": f"{PLACE / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    if not install(environment):
+        say("Node 22 and the suite could not be installed: nothing was run")
+        return 0 if "--if-possible" in sys.argv else 1
+    failed = [name for name, passed in checks(environment) if not passed]
+    say(f"failed: {', '.join(failed)}" if failed else "all passed")
+    return 1 if failed else 0
+
+
+def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
+    """Each check, and whether it passed."""
+    for name, words, more in (
+        ("fixtures", ["-m", "tests.conformance.server"], []),
+        ("production", ["-m", "mcp_server", "serve", "--http"], ["--expected-failures", str(BASELINE)]),
+    ):
+        with served(words, environment) as url:
+            for revision in REVISIONS:
+                command = [
+                    "conformance",
+                    "server",
+                    "--url",
+                    url,
+                    "--requirements",
+                    revision,
+                    "-o",
+                    str(PLACE / "out" / f"{name}-{revision}"),
+                    *more,
+                ]
+                yield f"{name} {revision}", passes(command, environment)
+    for era in ("legacy", "modern"):
+        command = [
+            "mcp-inspector",
+            "--cli",
+            sys.executable,
+            "-m",
+            "mcp_server",
+            "serve",
+            "--protocol-era",
+            era,
+            "--method",
+            "tools/list",
+            "--strict",
+            "--format",
+            "json",
+            "-q",
+        ]
+        yield f"inspector {era}", passes(command, environment, quiet=True)
+    yield "Claude Code", passes([sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment)
+
+
+def install(environment: dict[str, str]) -> bool:
+    """Bring the packages; whether they are there."""
+    if all((PLACE / "node_modules" / ".bin" / name).exists() for name in ("node", "conformance", "mcp-inspector", "claude")):
+        return True
+    PLACE.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--foreground-scripts", *PACKAGES]
+    return subprocess.run(command, cwd=PLACE, env=environment, check=False).returncode == 0
+
+
+@contextmanager
+def served(words: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
+    """A server on a free port, once it answers; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}" if words[-1] == "--http" else str(port)
+    with tempfile.TemporaryDirectory() as runs:
+        process = subprocess.Popen(
+            [sys.executable, *words, address], cwd=ROOT, env={**environment, "CIRCUIT_SCOUT_RUNS_DIR": runs}, stderr=subprocess.DEVNULL
+        )
+        try:
+            for _ in range(600):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def passes(command: Sequence[str], environment: dict[str, str], *, quiet: bool = False) -> bool:
+    say(" ".join(command))
+    return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode == 0
+
+
+def say(words: str) -> None:
+    sys.stderr.write(f"conformance: {words}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,143 @@
+"""A real client: Claude Code's command line against a scripted model, without a network; what the model is shown is what is asserted.
+
+Runs where `claude` is on the path (`make conformance` puts it there).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.store import list_runs
+from tests.conformance.messages import Script, Step, playing
+from tests.handbuilt.models import build
+
+CLAUDE = shutil.which("claude")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(CLAUDE is None, reason="Claude Code's CLI is not here")]
+
+
+def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: int = 600_000) -> None:
+    """One headless conversation."""
+    server = {
+        "type": "stdio",
+        "command": sys.executable,
+        "args": ["-m", "mcp_server", "serve", "--runs-dir", str(runs), *words],
+        "env": {"OMP_NUM_THREADS": "1"},
+        "timeout": timeout_ms,
+        "alwaysLoad": True,
+    }
+    config = home / "mcp.json"
+    config.write_text(json.dumps({"mcpServers": {"circuit-scout": server}}))
+    with playing(script) as url:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_API_KEY": "none",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "ENABLE_TOOL_SEARCH": "false",
+            "MCP_TIMEOUT": "120000",
+        }
+        command = [
+            str(CLAUDE),
+            "-p",
+            "go",
+            "--mcp-config",
+            str(config),
+            "--strict-mcp-config",
+            "--allowedTools",
+            "mcp__circuit-scout",
+            "--max-turns",
+            "20",
+        ]
+        done = subprocess.run(
+            command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, timeout=800, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def facts(result: dict[str, Any]) -> dict[str, Any]:
+    """The structured result as the model reads it."""
+    content = result["content"]
+    text = content if isinstance(content, str) else next(block["text"] for block in content if block.get("text", "").startswith("{"))
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def kinds(result: dict[str, Any]) -> list[str]:
+    content = result["content"]
+    return ["text"] if isinstance(content, str) else [block["type"] for block in content]
+
+
+def fixed(name: str, **arguments: Any) -> Step:
+    return name, lambda results: arguments
+
+
+def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
+    given = {"model_id": "bundled", "task": "ioi"}
+    script = Script(
+        [
+            fixed("load_model", model="bundled"),
+            fixed("patch_sweep", **given, site="head_out"),
+            ("ablate_heads", lambda results: {**given, "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]]}),
+            fixed("discover_circuit", **given, wait_seconds=1),
+            ("cancel_run", lambda results: {"run_id": facts(results[3])["run_id"]}),
+        ]
+    )
+    converse(script, tmp_path, tmp_path / "runs")
+    assert {f"mcp__circuit-scout__{name}" for name in ("load_model", "patch_sweep", "get_circuit")} <= script.tools
+    assert "Verdicts are computed" in script.system
+    loaded, swept, ablated, begun, stopped = script.results
+    assert facts(loaded)["n_layers"] == 4
+    assert facts(swept)["top"][0]["effect"] > 0.2
+    assert "image" in kinds(swept)
+    assert facts(ablated)["change"] < 0
+    assert facts(begun)["status"] == "running"
+    assert facts(stopped)["status"] == "interrupted"
+    [run] = list_runs(tmp_path / "runs")
+    assert (run.id, run.status) == (facts(begun)["run_id"], "interrupted")
+
+
+def test_a_whole_discovery_and_its_circuit(tmp_path: Path) -> None:
+    build("induction").save(tmp_path / "models" / "induction")
+    script = Script(
+        [
+            fixed("load_model", model="induction"),
+            fixed("discover_circuit", model_id="induction", task="induction/task.jsonl", wait_seconds=300),
+            ("get_circuit", lambda results: {"run_id": facts(results[1])["run_id"]}),
+            fixed("patch_sweep", model_id="induction", task="induction/task.jsonl", sitee="q"),
+        ]
+    )
+    converse(script, tmp_path, tmp_path / "runs", "--models-dir", str(tmp_path / "models"))
+    _, found, circuit, wrong = script.results
+    assert facts(found)["verdict"] == "verified"
+    assert {node["id"] for node in facts(circuit)["nodes"]} == {"a0.h2", "a1.h1"}
+    assert "image" in kinds(circuit)
+    assert "circuit.json" in json.dumps(circuit)
+    assert wrong["is_error"]
+    assert "Did you mean 'site'" in json.dumps(wrong)
+
+
+def test_a_call_that_the_client_gives_up_leaves_the_server_well(tmp_path: Path) -> None:
+    """The client's own limit ends a wait; the run goes on, and can be asked for and stopped."""
+    script = Script(
+        [
+            fixed("load_model", model="bundled"),
+            fixed("discover_circuit", model_id="bundled", task="ioi", wait_seconds=600),
+            fixed("list_runs"),
+            ("cancel_run", lambda results: {"run_id": facts(results[2])["runs"][0]["run_id"]}),
+        ]
+    )
+    converse(script, tmp_path, tmp_path / "runs", timeout_ms=60_000)
+    _, given_up, listed, stopped = script.results
+    assert given_up["is_error"]
+    assert "timed out" in json.dumps(given_up)
+    assert facts(listed)["runs"][0]["status"] == "running"
+    assert facts(stopped)["status"] == "interrupted"
