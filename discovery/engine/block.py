@@ -224,13 +224,18 @@ class Block:
                 found[site].append(outcome.activations[site])
             one = row_work(info, prompts.width, columns=info.n_logits)
             self.meter.add(sum(one / full_work(info, n) for n in prompts.length[part].tolist()))
-        self._logits[side] = torch.cat(logits)
-        self._sites.update({(side, site): torch.cat(parts) for site, parts in found.items()})
+        self._logits[side] = _joined(logits)
+        self._sites.update({(side, site): _joined(parts) for site, parts in found.items()})
         if keep:
             layers = range(info.n_layers)
             whole = [p for p in prefixes if p is not None]
-            keys = tuple(torch.cat([p.keys[layer] for p in whole]) for layer in layers)
-            self._prefix[side] = Prefix(keys, tuple(torch.cat([p.values[layer] for p in whole]) for layer in layers))
+            keys = tuple(_joined([p.keys[layer] for p in whole]) for layer in layers)
+            self._prefix[side] = Prefix(keys, tuple(_joined([p.values[layer] for p in whole]) for layer in layers))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after another; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def out_of_memory(fault: Exception) -> bool:

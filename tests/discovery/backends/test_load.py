@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Abilities, Backend, Batch
 from discovery.backends.load import load_model
 from discovery.errors import BackendMismatchError
+from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
+from tests.discovery.backends.plain import Plain
 from tests.discovery.tiny import ARCHITECTURES, CONTEXT, VOCAB, hugging_face, plain, tokenizer
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -235,4 +237,24 @@ def test_trained_models(shared_models, backend, name):
     ids = model.tokenizer.encode(text)
     assert ids == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     assert_plain(model, folder, torch.tensor([ids]))
-    assert replace(model.info, name="x").name == "x"  # a value
+    reference, tokens = Plain(plain(folder), "llama"), torch.tensor([ids])
+    layer = model.info.n_layers // 2
+    for kind in ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"):
+        site = Site(kind, layer)  # type: ignore[arg-type]
+        logits, seen = reference.run(tokens, {site: lambda activation: 0.5 * activation}, [site])
+        out = model.run(Batch(tokens, torch.tensor([len(ids) - 1])), [site], [scale(site, 0.5)])
+        close = {"atol": 1e-5 * float(logits.abs().max()), "rtol": 1e-5}
+        torch.testing.assert_close(out.activations[site], seen[site], **close)
+        torch.testing.assert_close(out.logits, logits[:, -1], **close)
+
+
+def test_the_bundled_model(backend):
+    model = load_model(backend=backend, device="cpu")
+    folder = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+    assert (model.info.name, model.info.source, model.info.revision) == ("bundled", "bundled", None)
+    assert model.info.fingerprint == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert model.abilities == Abilities(True, True, True, True, True)
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode("When Mary and John went to the store, John gave a drink to")
+    assert 0 < max(ids) < model.info.d_vocab
+    assert_plain(model, folder, torch.tensor([ids]))

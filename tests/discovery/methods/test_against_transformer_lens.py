@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from discovery.backends.load import load_model
 from discovery.methods.patching import patch_sweep
 from discovery.sites import Direction, SiteName
+from discovery.tasks.task import Pair
 from tests.discovery.tiny import as_task, random_pairs
 
 # Our site, theirs, and what makes their axes ours.
@@ -55,3 +57,28 @@ def test_a_grid_is_theirs(shelf, name: str, site: SiteName, function: str, ours:
     gap = abs(float(got.metric_clean - got.metric_corrupted))
     torch.testing.assert_close(got.values, theirs, atol=1e-5 / min(gap, 1.0), rtol=1e-5)
     assert theirs.abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("site", "function", "ours"), FUNCTIONS[:4], ids=[site for site, *_ in FUNCTIONS[:4]])
+def test_on_a_trained_model(shared_models, site: SiteName, function: str, ours: Callable[[Tensor], Tensor]):
+    """A repeated piece of a story exchanged."""
+    from transformer_lens import patching
+
+    folder = shared_models / "stories260K" / "hf"
+    if not folder.is_dir():
+        pytest.skip("stories260K is not among the shared models")
+    model = load_model(folder, device="cpu")
+    encode = model.tokenizer.encode  # type: ignore[union-attr]
+    clean = tuple(encode("Once upon a time, Tim was sad. Tim was"))
+    name, another = next(token for token in clean if clean.count(token) == 2), encode(" big")[-1]  # a piece of the name
+    corrupted = tuple(another if token == name else token for token in clean)
+    answer, wrong = torch.tensor(encode(" happy")[-1:]), torch.tensor(encode(" big")[-1:])
+    task = as_task([Pair(clean, corrupted, tuple(answer.tolist()), tuple(wrong.tolist()))])
+    got = patch_sweep(model, task, site)
+    bridge: Any = model.bridge
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(torch.tensor([clean]))
+        raw = getattr(patching, function)(
+            bridge, torch.tensor([corrupted]), cache, lambda logits: logits[0, -1, answer] - logits[0, -1, wrong]
+        )
+    torch.testing.assert_close(got.per_pair[0], ours(raw), atol=2e-5, rtol=1e-5)

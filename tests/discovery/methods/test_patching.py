@@ -47,14 +47,15 @@ def assert_equal(got: Sweep, truth: naive.Naive, metric: MetricName) -> None:
 @pytest.mark.parametrize("site", SITE_NAMES)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_site_is_the_naive_loop(shelf, name, site):
-    """Unequal lengths, sets of answers, both directions; all metrics on one model, one of them by turns on the others; in float64."""
+    """Unequal lengths, sets of answers, in float64; both directions and all metrics on one model, one of them by turns on others."""
     model = shelf.load(name, dtype="float64")
     task = as_task(random_pairs(LENGTHS, seed=1, sets=2))
     if lacks(model, site):
         with pytest.raises(SiteError):
             patch_sweep(model, task, site)
         return
-    for direction in DIRECTIONS:
+    both = name in ("native", "gpt2")
+    for direction in DIRECTIONS if both else DIRECTIONS[SITE_NAMES.index(site) % 2 :][:1]:
         truth = None
         for metric in naive.METRICS if name == "native" else naive.METRICS[SITE_NAMES.index(site) % 3 :][:1]:
             got = patch_sweep(model, task, site, direction=direction, metric=metric)
