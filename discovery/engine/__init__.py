@@ -1,9 +1,23 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
 from discovery.engine.block import Block
-from discovery.engine.engine import Engine
+from discovery.engine.engine import Engine, prepared
 from discovery.engine.prompts import Prompts, Side, other
 from discovery.engine.rows import Rows, Window
 from discovery.engine.work import BACKWARD, Meter, Progress, full_work, row_work
 
-__all__ = ["BACKWARD", "Block", "Engine", "Meter", "Progress", "Prompts", "Rows", "Side", "Window", "full_work", "other", "row_work"]
+__all__ = [
+    "BACKWARD",
+    "Block",
+    "Engine",
+    "Meter",
+    "Progress",
+    "Prompts",
+    "Rows",
+    "Side",
+    "Window",
+    "full_work",
+    "other",
+    "prepared",
+    "row_work",
+]

@@ -18,7 +18,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine.block import Block
 from discovery.engine.prompts import Prompts, Side
-from discovery.engine.work import Meter
+from discovery.engine.work import Meter, Progress
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.interventions import MeanReference, ReferencePlan, plan_reference
 from discovery.sites import Ablation, MetricName, Site
@@ -125,6 +125,23 @@ class Engine:
                 "Raise --memory, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
+
+
+def prepared(
+    engine: Engine | None, model: Backend, task: Task, metric: MetricName | None, memory: int | None, progress: Progress | None
+) -> Engine:
+    """The engine that a caller gave, or a new one.
+
+    Raises:
+        MeasurementError: where another metric is asked for than the given engine's.
+    """
+    if engine is None:
+        return Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
+    if metric is not None and metric != engine.metric:
+        raise MeasurementError(
+            f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.", "Leave out one of the two."
+        )
+    return engine
 
 
 def free_memory(device: torch.device) -> int:

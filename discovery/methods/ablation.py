@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Meter, Progress, Rows, Window
+from discovery.engine import Block, Engine, Progress, Rows, Window, prepared
 from discovery.errors import MeasurementError
 from discovery.interventions import Edit
 from discovery.methods.cost import Cost
@@ -197,7 +197,7 @@ def ablate_heads(
     """
     began = time.monotonic()
     chosen = parse_nodes(model, nodes)
-    engine = engine or Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
+    engine = prepared(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
     sets = SetMetric(engine, ablation)
     clean, ablated = sets([sets.everything, sets.everything - chosen], "ablation")

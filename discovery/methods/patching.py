@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Meter, Progress
+from discovery.engine import Block, Engine, Progress, prepared
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.cells import Cells, cells_of, columns_of
 from discovery.methods.cost import Cost
@@ -100,7 +100,7 @@ def patch_sweep(
     """
     _check(site, direction, by)
     began = time.monotonic()
-    engine = engine or Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
+    engine = prepared(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
     columns = columns_of(task, site, by)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from discovery.backends.base import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, SiteError
+from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching import Sweep, estimate_sweep, normalise, patch_sweep
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import Pair, Task
@@ -373,6 +374,20 @@ def test_unknown_choices(shelf, arguments, error, cause):
     with pytest.raises(error, match=cause) as caught:
         patch_sweep(shelf.load("native"), as_task(random_pairs([5])), **arguments)
     assert caught.value.cure.startswith("Allowed: ")
+
+
+def test_an_engine_measures_its_own_metric(shelf):
+    model, task = shelf.load("native"), as_task(random_pairs([5]))
+    engine = Engine(model, task, metric="probability_difference")
+    assert patch_sweep(model, task, "head_out", engine=engine).metric == "probability_difference"
+    assert patch_sweep(model, task, "head_out", metric="probability_difference", engine=engine).metric == "probability_difference"
+    for call in (lambda: patch_sweep(model, task, metric="kl_divergence", engine=engine), lambda: _ablate(model, task, engine)):
+        with pytest.raises(MeasurementError, match="the engine given measures 'probability_difference'"):
+            call()
+
+
+def _ablate(model: Any, task: Task, engine: Engine) -> None:
+    ablate_heads(model, task, ["m0"], metric="kl_divergence", engine=engine)
 
 
 def test_a_task_without_pairs(shelf):
