@@ -33,7 +33,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         description="networkx node-link data: the circuit with its evaluation, verdict and provenance.",
     )  # fmt: skip
     def circuit(run_id: str) -> str:
-        return file(run_id, "circuit.json").decode()
+        return session.settings.public(file(run_id, "circuit.json").decode())
 
     @server.resource(
         "scout://runs/{run_id}/run.json",
@@ -53,7 +53,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         description="One self-contained page.",
     )
     def report(run_id: str) -> str:
-        return file(run_id, "report.html").decode()
+        return session.settings.public(file(run_id, "report.html").decode())
 
     @server.resource(
         "scout://runs/{run_id}/figures/{name}", name="figure", title="A figure of a run", mime_type=PNG, description="A picture."

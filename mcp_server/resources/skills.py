@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.resources
 import re
+from functools import partial
 from pathlib import Path
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp.server.mcpserver.resources import FunctionResource
 
 from mcp_server.session import Session
 
@@ -27,6 +29,16 @@ def skill_names() -> list[str]:
 
 def add_skills(server: MCPServer[Session]) -> None:
     """Each skill and its references as a resource."""
+    for skill_name in skill_names():  # by itself too, for clients that list resources and know no templates
+        server.add_resource(
+            FunctionResource(
+                uri=f"scout://skills/{skill_name}",
+                name=f"skill {skill_name}",
+                description="How to use the tools for one purpose: read it first.",
+                mime_type="text/markdown",
+                fn=partial(_read, skill_name, "SKILL.md"),
+            )
+        )
 
     @server.resource(
         "scout://skills/{name}",

@@ -169,6 +169,8 @@ async def _watch(work: Work, call: Context[Any, Any] | None) -> None:
             if call is not None:
                 told = max(done, told + 1e-6)  # a client may only be told of more
                 await call.report_progress(told, max(total, told), label)
+    except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+        return  # the client left
     finally:
         work.stop()
 

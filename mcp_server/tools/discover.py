@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -141,6 +142,10 @@ async def discover_circuit(
         raised = isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget
         if raised:
             notes.append(f"The budget of {budget:,.0f} was lifted, as the user agreed.")
+        elif budget is not None:
+            notes.append(
+                f"The budget is {budget:,.0f} forward-pass equivalents; where it ends before the evaluation, the verdict is inconclusive."
+            )
         options = {"metric": metric, "seed": seed, "budget": None if raised else budget, "memory": session.settings.memory}
 
         def begin() -> Background:
@@ -174,7 +179,8 @@ async def _wait(call: Call, made: Background, seconds: float) -> None:
             done, total, label = made.work.state
             if done > told:
                 told = done
-                await call.report_progress(done, max(total, done), label)
+                with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # the client left: the run goes on
+                    await call.report_progress(done, max(total, done), label)
             await anyio.sleep(_LOOK)
 
 
@@ -185,7 +191,7 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
     circuit = circuit_of(run) if status == "completed" else None
     views = node_views(circuit) if circuit else []
     if problem is not None and status != "completed":
-        notes.append(str(problem))
+        notes.append(session.settings.public(str(problem)))
     following = {
         "running": f'run_status(run_id="{run_id}") says how far it is; cancel_run stops it.',
         "completed": f'get_circuit(run_id="{run_id}") gives edges and evidence.',
