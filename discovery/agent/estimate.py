@@ -6,6 +6,7 @@ what is found; the estimate assumes a circuit of a third of the universe and a f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ def estimate(
     stages["check"] = engine.meter.spent * (1 + held / max(pairs, 1))
     stages["candidate"] = 4.0 * nodes * pairs
     stages["mend"] = 2.0 * pairs * (ROUNDS * around + 2 * contexts)
-    stages["validate"] = 2.0 * held * (around + 2 * size) + 2.0 * 2 * thresholds.CONTROLS * min(thresholds.CONTROL_PAIRS, held)
+    others = min(thresholds.CONTROLS, math.comb(nodes, size) - 1)  # of a small model there are fewer
+    stages["validate"] = 2.0 * held * (around + 2 * size) + 2.0 * 2 * others * min(thresholds.CONTROL_PAIRS, held)
     stages["edges"] = pairs * 4.0 * (size + 2) * (size + 1) / 2 / max(model.info.n_layers, 1)
     total = sum(stages.values())
     note = "sweeps as planned; candidate to edges assume a circuit of a third of the universe, and can be off by a factor of two"
