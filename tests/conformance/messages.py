@@ -17,7 +17,8 @@ class Script:
     """The tool calls to be played, and the results that came back.
 
     Attributes:
-        results: each tool_result block that the client sent, in order. tools: names of the tools that it offered.
+        results: each tool_result block that the client sent, in order. tools: names of the tools that it offered. stuck: why the script
+            could not go on.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -25,6 +26,7 @@ class Script:
         self.results: list[dict[str, Any]] = []
         self.tools: set[str] = set()
         self.system = ""
+        self.stuck = ""
         self._lock = threading.Lock()
 
     def reply(self, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -41,7 +43,12 @@ class Script:
             if done >= len(self.steps):
                 return [{"type": "text", "text": "done"}]
             name, arguments = self.steps[done]
-            return [{"type": "tool_use", "id": f"toolu_{done:04d}", "name": f"mcp__circuit-scout__{name}", "input": arguments(results)}]
+            try:
+                given = arguments(results)
+            except (ValueError, LookupError, StopIteration):
+                self.stuck = f"{name} cannot be called after {results[-1]}"
+                return [{"type": "text", "text": self.stuck}]
+            return [{"type": "tool_use", "id": f"toolu_{done:04d}", "name": f"mcp__circuit-scout__{name}", "input": given}]
 
 
 def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -61,6 +61,7 @@ def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: in
             command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, timeout=800, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert script.stuck == ""
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
