@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery.agent.run import reopen, settings_of
+from discovery.agent.run import last_state, reopen, settings_of
 from discovery.engine import Meter, Progress
 from discovery.errors import StoreError
 from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit
@@ -50,18 +50,20 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
         )
     model, task = reopen(run)
     meter = Meter(progress=progress)
-    again = _measure(run, record, model, task, meter)
+    cut = last_state(run).cut_short
+    cut = cut if cut is not None and cut.startswith("(") else None  # a budget that ended in the conditions: what came after is not recorded
+    again = _measure(run, record, model, task, meter, cut)
     before = _numbers({"verdict": record.verdict, **_comparable(record)})
     now = _numbers(again)
     differences = [
         f"{name}: recorded {before.get(name)}, now {now.get(name)}"
-        for name in sorted(before | now)
+        for name in sorted(before if cut else before | now)
         if not _same(before.get(name), now.get(name))
     ]
     return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
 
 
-def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter) -> dict[str, Any]:
+def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None) -> dict[str, Any]:
     settings, universe = settings_of(run), record.evaluation.universe
     seed, metric = settings.seed, record.task.metric
     common: dict[str, Any] = {"metric": metric, "memory": settings.memory, "meter": meter}
@@ -85,7 +87,7 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     conditions = conditions_of(evidence, stability)
     verdict, _ = decide(
         behaviour=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
-        stability=stability, cut_short=judged.cut_short,
+        stability=stability, cut_short=cut,
     )  # fmt: skip
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
         splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
