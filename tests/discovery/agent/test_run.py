@@ -60,7 +60,9 @@ def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
     assert open_run(tmp_path, again.run_id).record.status == "completed"
 
 
-def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
+    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+) -> None:
     ticks = 0
 
     def progress(done: float, total: float, what: str) -> None:
