@@ -37,7 +37,7 @@ def build_record(state: State, context: Context) -> CircuitGraph:
     evaluation, verdict, reasons = state.evaluation, state.verdict, state.reasons
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
-            state.splits, state.gates, state.curve, len(state.circuit), state.cut_short, context.universe
+            state.splits, state.gates, state.curve, len(state.circuit), len(task.heldout), state.cut_short, context.universe
         )
     shown = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(

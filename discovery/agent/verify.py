@@ -87,7 +87,7 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     conditions = conditions_of(evidence, stability)
     verdict, _ = decide(
         behaviour=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
-        stability=stability, cut_short=cut,
+        stability=stability, cut_short=cut, undefined=[a for a, e in own.items() if e.faithfulness is None],
     )  # fmt: skip
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
         splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}

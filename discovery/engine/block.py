@@ -208,6 +208,8 @@ class Block:
         logits: list[Tensor] = []
         prefixes: list[Prefix | None] = []
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        one = row_work(info, prompts.width, columns=info.n_logits)
+        self.meter.reserve("the cached passes", sum(one / full_work(info, n) for n in prompts.length.tolist()))
         begin, most = 0, self.rows_that_fit(0, prompts.width)
         while begin < len(prompts):
             part = slice(begin, min(begin + most, len(prompts)))
@@ -222,7 +224,6 @@ class Block:
             prefixes.append(outcome.prefix)
             for site in sites:
                 found[site].append(outcome.activations[site])
-            one = row_work(info, prompts.width, columns=info.n_logits)
             self.meter.add(sum(one / full_work(info, n) for n in prompts.length[part].tolist()))
         self._logits[side] = _joined(logits)
         self._sites.update({(side, site): _joined(parts) for site, parts in found.items()})

@@ -150,13 +150,14 @@ def conclude_without_circuit(
     gates: Mapping[str, Sequence[str]],
     curve: Sequence[CurvePoint],
     size: int,
+    n_heldout: int,
     cut_short: str | None,
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
     """The verdict of a run that ended before its circuit was evaluated."""
     verdict, reasons = decide(
         behaviour=tuple(f"{split}: {reason}" for split, found in gates.items() for reason in found),
-        n_heldout=splits["heldout"].n if "heldout" in splits else 0,
+        n_heldout=n_heldout,
         size=size,
         evidence={},
         conditions=Conditions(),

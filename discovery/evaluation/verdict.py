@@ -74,6 +74,7 @@ def decide(
     conditions: Conditions,
     stability: float | None,
     cut_short: str | None,
+    undefined: Sequence[str] = (),
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict and its reasons.
 
@@ -81,6 +82,7 @@ def decide(
         behaviour: the gates that do not hold, on either split.
         size: heads and MLPs in the circuit.
         cut_short: what the budget ended before, if it did.
+        undefined: ablations under which f is null on discovery pairs, so that nothing could be searched for.
     """
     if behaviour:
         return "no_behaviour", tuple(behaviour)
@@ -93,6 +95,7 @@ def decide(
         for ablation, found in evidence.items()
         if found is not None and found.faithfulness is None
     ]
+    blocking += [f"f is null under {a} on discovery pairs: ablating everything does not lower the metric reliably" for a in undefined]
     if cut_short:
         blocking.append(f"the budget ended before {cut_short}")
     if blocking:

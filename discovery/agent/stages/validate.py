@@ -26,6 +26,7 @@ def validate(state: State, context: Context) -> State:
         conditions=conditions,
         stability=state.stability,
         cut_short=judged.cut_short,
+        undefined=[ablation for ablation, found in own.items() if found.faithfulness is None],
     )
     if looks > 1:
         reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")

@@ -193,9 +193,9 @@ def test_keys(place: Callable[[str], Any]) -> None:
 
 
 def test_a_run_that_ended_before_its_circuit() -> None:
-    evaluation, verdict, reasons = conclude_without_circuit({}, {"heldout": ["accuracy 0.5"]}, (), 0, None, "heads")
+    evaluation, verdict, reasons = conclude_without_circuit({}, {"heldout": ["accuracy 0.5"]}, (), 0, 60, None, "heads")
     assert verdict == "no_behaviour"
     assert reasons == ("heldout: accuracy 0.5",)
     assert evaluation.universe == "heads"
     assert evaluation.heldout is None
-    assert conclude_without_circuit({}, {"heldout": []}, (), 0, "heads", "all")[1] == "inconclusive"
+    assert conclude_without_circuit({}, {"heldout": []}, (), 0, 60, "heads", "all")[1] == "inconclusive"
