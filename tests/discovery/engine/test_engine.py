@@ -14,7 +14,7 @@ from discovery.backends.base import Batch
 from discovery.engine import Engine, Meter, Rows, Window, full_work, other
 from discovery.engine.block import MOST_COLUMNS, out_of_memory
 from discovery.engine.engine import free_memory
-from discovery.errors import Interrupted, MeasurementError, MemoryLimitError
+from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
 from discovery.sites import Site
 from tests.discovery.means import mean_by_definition
@@ -199,6 +199,16 @@ def test_padding_counts_as_work(shelf):
     engine = Engine(model, as_task(random_pairs([3, 9])))
     engine.baseline("clean")
     assert engine.meter.spent == pytest.approx(1 + full_work(model.info, 9) / full_work(model.info, 3))
+
+
+def test_a_budget_holds_for_cached_passes_too(shelf):
+    model, task = shelf.load("gpt2"), as_task(random_pairs([5] * 4))
+    engine = Engine(model, task, meter=Meter(limit=7.9))
+    engine.baseline("clean")
+    with pytest.raises(BudgetError):
+        engine.baseline("corrupted")
+    assert engine.meter.spent == pytest.approx(4)
+    assert len(engine.baseline("clean")) == 4  # what was cached is still there
 
 
 def test_means_are_those_of_their_definition(shelf):

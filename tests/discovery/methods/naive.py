@@ -65,7 +65,8 @@ class Naive:
                 patched, up, down = (
                     sum(float(row[n]) for n in have) / len(have) for row in (grid[(slice(None), *place)], clean, corrupted)
                 )
-                out[tuple(place)] = (patched - down) / (up - down) if direction == "denoising" else (up - patched) / (up - down)
+                if abs(up - down) >= 1e-6:  # below, there is nothing to normalise by
+                    out[tuple(place)] = (patched - down if direction == "denoising" else up - patched) / (up - down)
         return out
 
 

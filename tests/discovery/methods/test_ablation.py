@@ -292,7 +292,7 @@ def test_unknown_choices(shelf):
 
 
 def test_a_budget_that_does_not_reach(shelf):
-    engine = Engine(shelf.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=10.0))
+    engine = Engine(shelf.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=13.0))
     sets = SetMetric(engine, "resample")
     with pytest.raises(BudgetError, match="controls needs"):
         sets(random_sets(sets.universe, 40), "controls")

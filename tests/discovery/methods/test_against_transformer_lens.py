@@ -33,9 +33,8 @@ FUNCTIONS: tuple[tuple[SiteName, str, Callable[[Tensor], Tensor]], ...] = (
 )
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize(("site", "function", "ours"), FUNCTIONS, ids=[site for site, *_ in FUNCTIONS])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize(("name", "direction"), [("gpt2", "denoising"), ("gpt2", "noising"), ("llama", "denoising"), ("neox", "noising")])
 def test_a_grid_is_theirs(shelf, name: str, site: SiteName, function: str, ours: Callable[[Tensor], Tensor], direction: Direction):
     from transformer_lens import patching
 
