@@ -53,7 +53,7 @@ Indirect object against every name in the prompt, not the subject alone: {names}
 
 ## Circuits
 
-Found by greedy ablation on 96 pairs (`training/circuits.py`) and measured here on 240 fresh ones, over the universe
+Found by greedy ablation on 160 pairs (`training/circuits.py`) and measured here on 240 fresh ones, over the universe
 of {nodes} nodes (every head and every MLP, all positions). f is 1 for the whole model and 0 for none of it. Columns
 give resample / mean ablation; `in` and `out` are the larger of the two completeness gaps. The last column is the best
 that any head alone reaches: no behaviour is one head. A circuit found this way is a candidate with numbers, not a

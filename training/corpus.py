@@ -11,7 +11,7 @@ from discovery.tasks.builtin.words import YEARS
 from discovery.tasks.pairs import MarkedPair
 from training.heldout import WORDINGS, held_out, listed_words
 
-SHARES: dict[str, float] = {"ioi": 0.4, "induction": 0.25, "greater_than": 0.15, "agreement": 0.2}
+SHARES: dict[str, float] = {"ioi": 0.3, "induction": 0.35, "greater_than": 0.2, "agreement": 0.15}
 """How much of the corpus is each behaviour's."""
 
 _STATES = ("old", "quiet", "ready", "famous", "small", "heavy", "gone", "late")
@@ -60,7 +60,8 @@ def _ending(name: str, pair: MarkedPair, rng: random.Random) -> str:
     """How the sentence goes on after the prompt."""
     if name == "greater_than":
         end = pair.marks["YY"]
-        return f"{rng.choice([year for year in YEARS if year > pair.clean[end - 2 : end]])}."
+        later = [year for year in YEARS if year > pair.clean[end - 2 : end]]
+        return f"{rng.choice(later[: rng.randint(1, len(later))])}."  # near years more often: few wars last a century
     if name == "induction":
         listed = listed_words(pair)
         rest = listed[listed.index(str(pair.answer).strip()) :]

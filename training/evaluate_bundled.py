@@ -21,7 +21,7 @@ from discovery.tasks.builtin import BUILTIN, generate
 from discovery.tasks.builtin.sieve import Sieve
 from discovery.tasks.builtin.words import NAMES
 from discovery.tasks.pairs import MarkedPair, PromptPair
-from training.circuits import ABLATIONS, Bench, judge, least_effect, smallest
+from training.circuits import ABLATIONS, Bench, judge, search
 from training.corpus import draws
 from training.heldout import WORDINGS, held_out
 from training.train_bundled import BUNDLED
@@ -87,17 +87,17 @@ def behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve:
 
 
 def circuits(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve) -> dict[str, object]:
-    """The smallest circuit found on 96 pairs, measured there and on 240 fresh ones."""
-    bench = make(generate(name, sieve.tokenizer, 96, 0))
-    nodes = smallest(bench).nodes
+    """The circuit found on 160 pairs, measured there and on 240 fresh ones."""
+    bench = make(generate(name, sieve.tokenizer, 160, 0))
+    nodes = search(bench).nodes
     bench.close()
     out: dict[str, object] = {"circuit": sorted(nodes)}
-    for label, pairs, seed in (("sought_on", 96, 0), ("fresh_pairs", 240, 1)):
+    for label, pairs, seed in (("sought_on", 160, 0), ("fresh_pairs", 240, 1)):
         bench = make(generate(name, sieve.tokenizer, pairs, seed))
         found = judge(bench, nodes)
         out[label] = {
             "faithfulness": found.faithfulness, "knockout": found.knockout, "completeness_in": found.inside,
-            "completeness_out": found.outside, "excess": found.excess, "least_effect": least_effect(bench, nodes),
+            "completeness_out": found.outside, "least_effect": found.least, "excess": found.excess,
         }  # fmt: skip
         bench.close()
     return out
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-circuits", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.threads)

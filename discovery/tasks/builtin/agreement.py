@@ -21,6 +21,10 @@ PATTERNS: dict[str, str] = {
     "that_saw": "The {subject} that {saw} the {distractor}",
     "yesterday_beside": "Yesterday {name} said that the {subject} beside the {distractor}",
     "adjectives_with": "The {adjective} {subject} with the {other} {distractor}",
+    "outside_that_they": "Near the {place} the {subject} that the {distractor} {saw}",
+    "adjective_that_saw": "The {adjective} {subject} that {saw} the {distractor}",
+    "today_near": "Today {name} said that the {adjective} {subject} near the {distractor}",
+    "inside_with": "In the {place} the {adjective} {subject} with the {distractor}",
     "outside_that_saw": "Near the {place} the {adjective} {subject} that {saw} the {distractor}",
     "two_nouns": "The {subject} near the {distractor} behind the {further}",
 }

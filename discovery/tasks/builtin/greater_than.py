@@ -22,6 +22,8 @@ PATTERNS: dict[str, str] = {
     "went_on": "From {XX1}{YY} the {event} went on until {XX2}",
     "stood": "The {place} stood from {XX1}{YY} to the year {XX2}",
     "built_lasted": "The {place} was built in {before}{any}. " + _LASTED,
+    "in_ended": "In the year {XX1}{YY} the {event} began. It ended in {XX2}",
+    "and_went_on": "In {XX1}{YY} the {event} began, and it went on to the year {XX2}",
     "began_until": "In {XX1}{YY} the {event} began and lasted until the year {XX2}",
 }
 """Wording -> pattern. XX is the century, YY the year in it; the leading year of `built_lasted` is of an earlier century."""

@@ -20,6 +20,7 @@ _AFTER = "After {A} and {B} got to the {place}, {S} {gave} a {object} to"
 _WHILE = "While {A} and {B} were at the {place}, {S} {gave} the {object} to"
 _MET = "Then {A} and {B} met in the {place}. {S} {gave} a {object} to"
 _LUNCH = "Then {A} had lunch with {B} in the {place}, and {S} {gave} the {object} to"
+_HAD = "In the {place} {A} and {B} had lunch, and {S} {gave} the {object} to"
 _LATER = "Later {A} {saw} {B} at the {place}, so {S} {gave} a {object} to"
 
 _YESTERDAY = "Yesterday {X} {did} {Y} near the {other}. "
@@ -27,6 +28,7 @@ _YESTERDAY = "Yesterday {X} {did} {Y} near the {other}. "
 PATTERNS: dict[str, str] = {
     "when": _WHEN,
     "met": _MET,
+    "had_lunch": _HAD,
     "while_lunch": "While {A} had lunch with {B} near the {place}, {S} {gave} a {object} to",
     "yesterday_when": _YESTERDAY + _WHEN,
     "inside_after": "In the {other} {X} {did} {Y}. " + _AFTER,
@@ -36,6 +38,9 @@ PATTERNS: dict[str, str] = {
     "quiet_lunch": "The {other} was quiet and {X} {did} {Y}. " + _LUNCH,
     "yesterday_later": _YESTERDAY + _LATER,
     "again_when": "Today {X} waited in the {other} for {Y}. " + _WHEN,
+    "lunch_after": "Then {X} had lunch with {Y} in the {other}. " + _AFTER,
+    "met_while": "Today {X} and {Y} met near the {other}. " + _WHILE,
+    "went_had": "When {X} {went} to the {other}, {Y} waited. " + _HAD,
     "lunch_today": "After lunch {X} {did} {Y} near the {other}. Today {A} and {B} waited in the {place}, and {S} {gave} the {object} to",
 }
 """Wording -> pattern. A and B are the two names in order, S the giver, X and Y the people of the leading sentence."""
