@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from discovery.agent.sets import restore_sets, save_sets
 from discovery.agent.settings import Settings
 from discovery.agent.state import State
 from discovery.backends.base import Backend
@@ -68,6 +69,8 @@ class Context:
             self._benches[split] = Bench.of(
                 self.model, task, self.universe, self.seed, metric=self.metric, memory=self.settings.memory, meter=self.meter
             )
+            if split == "discovery":
+                restore_sets(self.run, self._benches[split])
         return self._benches[split]
 
     def note(self, state: State, stage: str, measured: Measured, concluded: str, why: str) -> State:
@@ -86,6 +89,10 @@ class Context:
         event = {"stage": stage, "kind": "stage", "measured": measured, "concluded": concluded, "why": why}
         self._write({**event, "forward_equivalents": self.meter.spent, "state": ended.model_dump(mode="json", by_alias=True)})
         return ended
+
+    def save_sets(self) -> None:
+        """Keep m(S) of every set measured on discovery pairs: a resumed run does not measure them again."""
+        save_sets(self.run, self.bench("discovery"))
 
     def save(self, result_id: str, arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
         """Keep a result's full arrays."""

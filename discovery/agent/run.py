@@ -23,7 +23,9 @@ from discovery.sites import MetricName, Universe
 from discovery.store import ModelSource, Run, create_run, now, open_run
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
-from discovery.tasks.task import Pair, Task
+from discovery.tasks.task import Pair, SplitName, Task
+
+SPLITS: dict[str | None, SplitName | None] = {"discovery": "discovery", "heldout": "heldout", None: None}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def discover(
 def opening(model: Backend) -> dict[str, str]:
     """How to open a model again."""
     info = model.info
-    return {"model": info.name, "backend": info.backend, "device": info.device, "dtype": info.dtype}
+    name = str(Path(info.name).expanduser().resolve()) if Path(info.name).expanduser().is_dir() and info.name != "bundled" else info.name
+    return {"model": name, "backend": info.backend, "device": info.device, "dtype": info.dtype}
 
 
 def resume(
@@ -139,12 +142,15 @@ def reopen(run: Run) -> tuple[Backend, Task]:
 def read_task(run: Run, model: Backend) -> Task:
     """The task as it stands in the run's folder."""
     settings, lines = settings_of(run), run.load_pairs()
-    written = [
-        PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"])
-        for p in lines
-    ]
+    try:
+        written = [
+            PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"])
+            for p in lines
+        ]
+        splits = tuple(SPLITS[p["split"]] for p in lines)
+    except (KeyError, TypeError) as fault:
+        raise StoreError(f"task.jsonl of run {run.id} is damaged ({type(fault).__name__}).", "Start a new run.") from None
     again = load_task(written, model, seed=settings.seed)
-    splits = tuple(p["split"] for p in lines)
     return Task(settings.task_name, again.pairs, splits, settings.split_method, settings.task_metric, settings.seed)
 
 
@@ -165,7 +171,10 @@ def last_state(run: Run) -> State:
     """The state of the last finished stage."""
     for event in reversed(run.events()):
         if "state" in event:
-            return State.model_validate(event["state"])
+            try:
+                return State.model_validate(event["state"])
+            except ValidationError:
+                raise StoreError(f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run.") from None
     return State()
 
 
@@ -179,7 +188,7 @@ def _fold(context: Context, state: State) -> Discovered:
             try:
                 state = stage(state, context)
             except BudgetError as spent:
-                state = state.with_(cut_short=name)
+                state = _cut(state, name)
                 state = context.finish(state, "budget", {"stage": name}, f"the budget ended in {name}", spent.cause)
         state = state.with_(peak_memory_bytes=max(state.peak_memory_bytes, peak_memory()))
         circuit = write_record(state, context)
@@ -196,6 +205,12 @@ def _fold(context: Context, state: State) -> Discovered:
     except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
         run.update(status="failed", problem=type(fault).__name__)
         raise
+
+
+def _cut(state: State, stage: str) -> State:
+    """The state where the budget ended in a stage: before the verdict it decides it, afterwards it is only named."""
+    reasons = state.reasons if state.verdict is None else (*state.reasons, f"the budget ended before {stage}, which enters no verdict")
+    return state.with_(cut_short=stage, reasons=reasons)
 
 
 def _context(run: Run, settings: Settings, model: Backend, task: Task, progress: Progress | None, on_event: OnEvent | None) -> Context:

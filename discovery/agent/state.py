@@ -28,6 +28,7 @@ class State(Record):
         labels: node -> how it acts (e.g. "redundant", "opposing").
         positions: node -> where it matters.
         stability: mean Jaccard of condition (f), where measured. inclusion: how often resamples chose each node.
+        cut_searches: how many of its searches ended where their share of the budget was spent.
         evaluation, verdict, reasons: once judged.
         cut_short: what the budget ended before.
         evidence: node -> ids of the results its numbers come from.
@@ -47,6 +48,7 @@ class State(Record):
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
     stability: float | None = None
+    cut_searches: int = 0
     inclusion: Mapping[str, float] = Field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     verdict: Verdict | None = None

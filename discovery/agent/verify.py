@@ -11,7 +11,7 @@ from typing import Any
 from discovery.agent.run import last_state, reopen, settings_of
 from discovery.engine import Meter, Progress
 from discovery.errors import StoreError
-from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit
+from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit, thresholds
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
 from discovery.methods.behaviour import check_task
@@ -38,6 +38,9 @@ class Verification:
 
 def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
     """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
+
+    Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the conditions, thresholds and verdict. Not
+    measured again: the stability of the selection (f), the curve, node effects and edges.
 
     Raises:
         StoreError: where the run has no record yet, or its model has changed.
@@ -72,8 +75,16 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     }
     checks = {name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine) for name, bench in benches.items()}
     splits: dict[str, Any] = {
-        name: {"n": b.n, "metric_clean": b.metric_clean, "accuracy": b.accuracy, "top1": b.top1} for name, b in checks.items()
+        name: {
+            "n": b.n,
+            "metric_clean": b.metric_clean,
+            "metric_corrupted": b.metric_corrupted,
+            "accuracy": b.accuracy,
+            "top1": b.top1,
+        }
+        for name, b in checks.items()
     }
+    splits["pairs"] = task.fingerprint
     if record.verdict == "no_behaviour":
         gates = any(b.reasons for b in checks.values())
         return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
@@ -91,7 +102,8 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     )  # fmt: skip
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
         splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
-    return {"verdict": verdict, **splits}
+    judgement = {"conditions": conditions.model_dump(mode="json"), "thresholds": thresholds.as_record()}
+    return {"verdict": verdict, **splits, **judgement}
 
 
 def _ranking(run: Run) -> Sequence[str]:
@@ -108,10 +120,14 @@ def _comparable(record: CircuitGraph) -> dict[str, Any]:
         if split is None:
             continue
         facts = split.model_dump(mode="json")
-        kept = {key: facts[key] for key in ("n", "metric_clean", "accuracy", "top1")}
+        kept = {key: facts[key] for key in ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")}
         if record.verdict != "no_behaviour":
             kept["ablations"] = {a: e for a, e in facts["ablations"].items() if e is not None}
         out[name] = kept
+    out["pairs"] = record.task.fingerprint
+    if record.verdict != "no_behaviour":
+        out["conditions"] = record.evaluation.conditions.model_dump(mode="json")
+        out["thresholds"] = dict(record.evaluation.thresholds)
     return out
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -71,6 +71,24 @@ class SetMetric:
             return torch.stack([(self._known.get(kept, self._parts.get(kept)))[:pairs] for kept in wanted])  # type: ignore[index]
         self._known.update(zip(fresh, self._measure(fresh, label), strict=True))
         return torch.stack([self._known[kept] for kept in wanted])
+
+    def measured(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
+        """Every set measured so far: on all pairs, and on the first so many only."""
+        return dict(self._known), dict(self._parts)
+
+    def restore(self, whole: Mapping[NodeSet, Tensor], parts: Mapping[NodeSet, Tensor]) -> None:
+        """Take over what an earlier session measured on the same pairs."""
+        self._known.update(whole)
+        self._parts.update(parts)
+
+    def warm(self) -> None:
+        """Cache what any set needs, so that what is counted afterwards is the sets' own work."""
+        sites = _sites(self.everything)
+        if self.ablation == "mean":
+            self.engine.prepare_means(sites)
+        for _, block in self.engine.blocks():
+            block.load("corrupted", sites)
+            block.baseline("clean")
 
     def known(self, kept: NodeSet) -> bool:
         """Whether this set has been measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from discovery.agent.context import Context
 from discovery.agent.fit import curve, fits, start_from
+from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
 from discovery.agent.state import State
 from discovery.graph import CurvePoint
@@ -29,6 +30,7 @@ def candidate(state: State, context: Context) -> State:
         why = "no set on the curve is faithful and necessary under both ablations, so the search starts from the whole universe"
     fit = fits(both, [start])[0]
     measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
+    context.save_sets()
     return context.finish(
         state.with_(circuit=tuple(names), curve=tuple(points)), "candidate", measured, f"{len(names)} nodes: {', '.join(names)}", why
     )
@@ -40,12 +42,17 @@ def mending(state: State, context: Context) -> State:
         return context.finish(state, "mend", {}, "nothing to mend", "there is no candidate")
     both = context.bench("discovery").both
 
+    spent: list[str] = []
+
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
         context.note(state, "mend", measured, concluded, why)
+        if concluded == SPENT:
+            spent.append(why)
 
     circuit = select(both, state.nodes, state.ranked, context.seed, say)
     fit = fits(both, [circuit])[0]
     measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
+    context.save_sets()
     names = [str(node) for node in sorted(circuit)]
     points = tuple(
         CurvePoint(ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.kept) for ablation, part in fit.items()
@@ -55,5 +62,5 @@ def mending(state: State, context: Context) -> State:
         "mend",
         measured,
         f"{len(names)} nodes: {', '.join(names)}",
-        "nothing more changes",
+        spent[0] if spent else "nothing more changes",
     )

@@ -30,8 +30,10 @@ def stability(state: State, context: Context) -> State:
         return context.finish(state, "stability", {}, "nothing to repeat", "there is no circuit")
     bench = context.bench("discovery")
     weights = template_weights(bench.engine.task, thresholds.RESAMPLES, context.seed + 1)
+    for f in bench.both.values():
+        f.sets.warm()  # what a resumed run caches again is not the resamples' work
     limit, before = context.meter.limit, context.meter.spent
-    allowed = before + before * SHARE / (1 - SHARE)
+    allowed = before + state.spent * SHARE / (1 - SHARE)
     context.meter.limit = allowed if limit is None else min(limit, allowed)
     cut: list[str] = []
 
@@ -51,7 +53,9 @@ def stability(state: State, context: Context) -> State:
     why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
     if cut:
         why += f"; {len(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
-    return context.finish(state.with_(stability=mean, inclusion=frequency), "stability", measured, f"mean Jaccard {mean:.2f}", why)
+    return context.finish(
+        state.with_(stability=mean, cut_searches=len(cut), inclusion=frequency), "stability", measured, f"mean Jaccard {mean:.2f}", why
+    )
 
 
 def _select(context: Context, draw: Tensor, say: Say) -> NodeSet:

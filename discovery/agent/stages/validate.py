@@ -7,6 +7,7 @@ from discovery.agent.state import State
 from discovery.evaluation import Evidence, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
+from discovery.graph.record import Json
 from discovery.store import heldout_looks
 
 
@@ -28,6 +29,8 @@ def validate(state: State, context: Context) -> State:
         cut_short=judged.cut_short,
         undefined=[ablation for ablation, found in own.items() if found.faithfulness is None],
     )
+    if state.cut_searches and conditions.f.resample == "fails":
+        reasons = (*reasons, f"(f) {state.cut_searches} of its searches ended where their share of the budget was spent")
     if looks > 1:
         reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
     splits = {
@@ -40,7 +43,7 @@ def validate(state: State, context: Context) -> State:
         heldout=splits["heldout"],
         curve=state.curve,
         conditions=conditions,
-        tests={} if state.stability is None else {"stability": {"mean_jaccard": state.stability, "resamples": thresholds.RESAMPLES}},
+        tests={} if state.stability is None else {"stability": stability_of(state)},
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
@@ -52,3 +55,13 @@ def validate(state: State, context: Context) -> State:
         f"verdict: {verdict}",
         "; ".join(reasons) or "every condition holds on held-out pairs under both ablations",
     )
+
+
+def stability_of(state: State) -> dict[str, Json]:
+    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut."""
+    return {
+        "mean_jaccard": state.stability,
+        "resamples": thresholds.RESAMPLES,
+        "cut_searches": state.cut_searches,
+        "inclusion": dict(state.inclusion),
+    }
