@@ -14,7 +14,10 @@ PAIRS = 160
 TWINS = range(10)
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+QUICK = {"induction", "or_softmax", "big_no_effect", "slight_head"}  # the others take 10 to 60 s each under the shape checks
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CASES)])
 def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
     model = load_model(build(name).save(tmp_path / "model"))
     run = discover(model, load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
