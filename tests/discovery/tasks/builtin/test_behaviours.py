@@ -40,7 +40,7 @@ def test_ioi_labels_name_the_roles_and_the_corruption_swaps_them(tokenizer: Toke
 def test_ioi_mixes_both_orders_within_every_wording(by_words: Tokenizer) -> None:
     """Otherwise the position gives the answer away."""
     orders: dict[str | None, Counter[bool]] = {}
-    for pair in generate("ioi", by_words, 480, 0):
+    for pair in generate("ioi", by_words, 960, 0):
         orders.setdefault(pair.template, Counter())[pair.labels["IO"] < pair.labels["S1"]] += 1
     assert len(orders) >= 8
     assert all(min(both[True], both[False]) >= 8 for both in orders.values()), orders
