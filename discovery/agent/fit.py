@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.errors import BudgetError
@@ -65,14 +65,14 @@ def curve(both: Both, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | 
     return points, next((k for k, fit in enumerate(found) if k and excess(fit) == 0), None)
 
 
-def smallest_size(both: Both, ranking: Sequence[Node]) -> int | None:
-    """The smallest size at which (a) and (b) hold, looking no further than it; sizes the budget does not reach are passed over."""
+def smallest_size(both: Both, ranking: Sequence[Node], passed_over: Callable[[BudgetError], None]) -> int | None:
+    """The smallest size at which (a) and (b) hold, looking no further than it; what the budget does not reach is told and passed over."""
     for size in range(1, len(ranking) + 1):
         try:
             if excess(fits(both, [frozenset(ranking[:size])], "faithfulness against size")[0]) == 0:
                 return size
-        except BudgetError:
-            continue
+        except BudgetError as spent:
+            passed_over(spent)
     return None
 
 

@@ -16,8 +16,8 @@ from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.load import load_model
-from discovery.engine import Meter, Progress
-from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, StoreError
+from discovery.engine import Meter, Progress, out_of_memory
+from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import CircuitGraph, Cost
 from discovery.sites import MetricName, Universe
 from discovery.store import ModelSource, Run, create_run, now, open_run
@@ -86,17 +86,15 @@ def discover(
         task_name=task.name,
         task_metric=task.metric,
         split_method=task.split_method,
+        pairs=task.fingerprint,
         load=Opening.model_validate(
             load or {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype}
         ),
     )
     info = model.info
     source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    run = create_run(
-        runs_dir, task.name, source, settings.model_dump(mode="json"), provenance=provenance(seed, info.device, command, now())
-    )
-    with run:
-        run.save_pairs(_lines(task))
+    made = provenance(seed, info.device, command, now())
+    with create_run(runs_dir, task.name, source, settings.model_dump(mode="json"), provenance=made, pairs=_lines(task)) as run:
         if on_begin is not None:
             on_begin(run.id)
         return _fold(_context(run, settings, model, task, progress, on_event), State())
@@ -121,6 +119,8 @@ def resume(
         if run.record.status == "completed":
             return Discovered(run.id, run.path, run.load_circuit())
         model, task = reopen(run)
+        if settings_of(run).pairs not in (None, task.fingerprint):
+            raise StoreError(f"task.jsonl of run {run_id} holds other pairs than the run began with.", "Restore it, or start a new run.")
         run.update(status="running", problem=None)
         return _fold(_context(run, settings_of(run), model, task, progress, on_event), last_state(run))
 
@@ -203,6 +203,10 @@ def _fold(context: Context, state: State) -> Discovered:
         run.update(status="interrupted", problem=fault.cause)
         raise
     except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
+        if out_of_memory(fault):
+            run.update(status="interrupted", problem="out of memory")
+            cure = f"Free memory, or start again with fewer pairs or a smaller --memory; this run can be resumed: {run.id}."
+            raise MemoryLimitError("Memory ran out.", cure) from fault
         run.update(status="failed", problem=type(fault).__name__)
         raise
 

@@ -21,7 +21,7 @@ class Settings(Record):
     Attributes:
         metric: as asked for; None is the task's own, `task_metric`.
         budget: forward-pass equivalents. memory: bytes.
-        task_name, split_method: of the task that was run.
+        task_name, split_method: of the task that was run. pairs: its fingerprint (None in runs that are older than it).
     """
 
     metric: MetricName | None = None
@@ -33,4 +33,5 @@ class Settings(Record):
     task_name: str
     task_metric: MetricName
     split_method: str
+    pairs: str | None = None
     load: Opening

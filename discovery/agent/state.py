@@ -27,7 +27,7 @@ class State(Record):
         circuit: the candidate, and once frozen the circuit.
         labels: node -> how it acts (e.g. "redundant", "opposing").
         positions: node -> where it matters.
-        stability: mean Jaccard of condition (f), where measured. inclusion: how often resamples chose each node.
+        stability: mean Jaccard of condition (f), where known. inclusion: how often resamples chose each node.
         cut_searches: how many of its searches ended where their share of the budget was spent.
         evaluation, verdict, reasons: once judged.
         cut_short: what the budget ended before.

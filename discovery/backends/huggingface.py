@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,12 @@ def fetch(name: str) -> Source:
             f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
         ) from None
+    if not any(directory.glob("*.safetensors")):
+        raise ModelError(
+            f"The hub model {name!r} has no *.safetensors file; pickled weights can run code when opened, and are not fetched.",
+            f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
+            f"AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('folder') for c in (M, T)]\"",
+        )
     return Source(name, directory, revision=directory.name)
 
 
@@ -130,9 +139,10 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
 
     read_config(directory)
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation="eager", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with bars_for_people():
+            module, report = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, attn_implementation="eager", use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}: its weights are damaged ({fault}).", "Save or download them again.") from None
     except torch.OutOfMemoryError:
@@ -143,6 +153,21 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
         raise ModelError(f"{directory.name} lacks or misshapes {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def bars_for_people() -> Iterator[None]:
+    """transformers draws progress bars on a terminal only, not into a log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown and not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def build_tokenizer(directory: Path) -> TextTokenizer | None:

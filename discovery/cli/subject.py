@@ -44,8 +44,11 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(load: Mapping[str, Any], console: Console) -> Backend:
-    """The model that `loading` names."""
+    """The model that `loading` names; a task that is not there is noticed before it is loaded."""
     from discovery.backends.load import load_model
+    from discovery.tasks import require_source
+
+    require_source(load["task"])
 
     console.note(f"Loading the model {load['model']} …")
     model = load_model(load["model"], backend=load["backend"], device=load["device"], dtype=load["dtype"])

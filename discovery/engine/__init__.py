@@ -1,6 +1,6 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
-from discovery.engine.block import Block
+from discovery.engine.block import Block, out_of_memory
 from discovery.engine.engine import Engine, prepared
 from discovery.engine.prompts import Prompts, Side, other
 from discovery.engine.rows import Rows, Window
@@ -18,6 +18,7 @@ __all__ = [
     "Window",
     "full_work",
     "other",
+    "out_of_memory",
     "prepared",
     "row_work",
 ]

@@ -114,13 +114,18 @@ def decide(
 
 
 def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditions: Conditions, stability: float | None) -> tuple[str, ...]:
-    said = []
+    said, not_run = [], []
     for condition in CONDITIONS:
-        for ablation in EVIDENCE_ABLATIONS:
-            outcome = conditions.of(condition).under(ablation)
-            if outcome != "holds":
-                numbers = _numbers(condition, evidence.get(ablation), stability) if outcome != "not_run" else ""
-                said.append(f"({condition}) {MEANING[condition]}, {ablation}: {outcome.replace('_', ' ')}{numbers}")
+        outcomes = {ablation: conditions.of(condition).under(ablation) for ablation in EVIDENCE_ABLATIONS}
+        for ablation, outcome in outcomes.items():
+            if outcome in ("fails", "undecided"):
+                said.append(
+                    f"({condition}) {MEANING[condition]}, {ablation}: {outcome}{_numbers(condition, evidence.get(ablation), stability)}"
+                )
+        if missing := [ablation for ablation, outcome in outcomes.items() if outcome == "not_run"]:
+            not_run.append(f"({condition}) {MEANING[condition]}" + (f" under {missing[0]}" if len(missing) == 1 else ""))
+    if not_run:
+        said.append(f"not run: {', '.join(not_run)}")
     for ablation, found in evidence.items():
         controls = found.random_controls if found else None
         for name in ("size", "layer"):

@@ -81,7 +81,7 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
         kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)])
         for kind in kinds
     }
-    work = row_work(info, len(ids), columns=info.d_vocab) / full_work(info, len(ids))
+    work = row_work(info, len(ids), columns=info.n_logits) / full_work(info, len(ids))
     texts = tuple(model.tokenizer.decode([token]) for token in ids) if model.tokenizer else None
     return Seen(
         ids,

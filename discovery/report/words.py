@@ -58,7 +58,7 @@ def outcome(value: Outcome) -> Html:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number to `digits` places, or a dash."""
-    return UNKNOWN if value is None else f"{value:.{digits}f}"
+    return UNKNOWN if value is None else _plain(value, digits)
 
 
 def share(value: float | None) -> str:
@@ -89,7 +89,12 @@ def score(value: Score | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """The ends of an interval after a number, or nothing where they are not known."""
-    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return "" if low is None or high is None else f" [{_plain(low)}, {_plain(high)}]"
+
+
+def _plain(value: float, digits: int = 2) -> str:
+    """Rounded, and never a negative zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def bytes_size(count: int | None) -> str | None:

@@ -151,12 +151,20 @@ class Run:
 
     def save_pairs(self, pairs: Iterable[Mapping[str, Any]]) -> None:
         """Write task.jsonl: every pair used, with its split and token ids."""
-        self._write("task.jsonl", "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii"))
+        self._check_writable()
+        write_pairs(self.path, pairs)
 
     def load_pairs(self) -> list[dict[str, Any]]:
-        """The lines of task.jsonl."""
+        """The lines of task.jsonl.
+
+        Raises:
+            StoreError: where it is missing, or cut off.
+        """
         path = self.path / "task.jsonl"
-        return [loads(line, f"{path}, line {number},") for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1)]
+        *lines, rest = read_bytes(path).split(b"\n")
+        if rest or not lines:
+            raise StoreError(f"{path} is damaged: its last line is cut off.", "Restore the file, or start a new run.")
+        return [loads(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
 
     def save_circuit(self, circuit: CircuitGraph) -> None:
         """Write circuit.json."""
@@ -227,3 +235,8 @@ class Run:
             there = sorted(other.stem for other in path.parent.glob(f"[!.]*{suffix}"))
             raise StoreError(f"The run {self.id} has no {folder}/{path.name}.", f"There are: {', '.join(there) or 'none'}.")
         return path
+
+
+def write_pairs(folder: Path, pairs: Iterable[Mapping[str, Any]]) -> None:
+    """Write task.jsonl into a run's folder."""
+    write_bytes(folder / "task.jsonl", "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii"))

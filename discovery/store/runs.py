@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ import platformdirs
 from discovery.errors import StoreError
 from discovery.graph import Provenance, Verdict
 from discovery.store.files import check_name, storing, sync_folder, write_json
-from discovery.store.run import ModelSource, Run, RunRecord, RunStatus
+from discovery.store.run import ModelSource, Run, RunRecord, RunStatus, write_pairs
 
 RUNS_DIR_VARIABLE = "CIRCUIT_SCOUT_RUNS_DIR"
 
@@ -63,8 +63,9 @@ def create_run(
     configuration: Mapping[str, Any],
     *,
     provenance: Provenance | None = None,
+    pairs: Iterable[Mapping[str, Any]] = (),
 ) -> Run:
-    """Make a run folder, opened for writing.
+    """Make a run folder, opened for writing: it appears with its configuration and pairs in it, so that it can be resumed from then on.
 
     Args:
         runs_dir: where; None is the default.
@@ -72,11 +73,12 @@ def create_run(
         model: where the weights come from.
         configuration: everything that was asked for, as JSON.
         provenance: how to do it again.
+        pairs: the lines of task.jsonl.
 
     Raises:
         StoreError: where the disk refuses.
     """
-    root = _root(runs_dir)
+    root, lines = _root(runs_dir), list(pairs)
     name = Path(task).stem if "/" in task or task.endswith(".jsonl") else task
     while True:
         run_id = new_run_id(name, model.name or "model")
@@ -84,12 +86,14 @@ def create_run(
         with storing(root):
             root.mkdir(parents=True, exist_ok=True)
             draft = root / f".new-{run_id}"
-            write_json(draft / "run.json", record)
             try:
+                write_json(draft / "run.json", record)
+                if lines:
+                    write_pairs(draft, lines)
                 draft.rename(root / run_id)
-            except OSError:
+            except BaseException as fault:
                 shutil.rmtree(draft, ignore_errors=True)
-                if (root / run_id).exists():  # two runs of one second drew the same four digits
+                if isinstance(fault, OSError) and (root / run_id).exists():  # two runs of one second drew the same four digits
                     continue
                 raise
             sync_folder(root)
@@ -150,7 +154,11 @@ def _summary(runs_dir: Path | str | None, run_id: str) -> RunSummary:
 
 
 def _root(runs_dir: Path | str | None) -> Path:
-    return default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
+    try:
+        return default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
+    except RuntimeError:
+        asked = os.environ.get(RUNS_DIR_VARIABLE) if runs_dir is None else runs_dir
+        raise StoreError(f"The runs directory {str(asked)!r} names a user that does not exist.", "Write the path out.") from None
 
 
 def _slug(text: str) -> str:

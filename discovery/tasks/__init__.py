@@ -21,7 +21,7 @@ from discovery.tasks.read import Reader, pair_from_fields, read_file, warnings_o
 from discovery.tasks.split import split_pairs
 from discovery.tasks.task import Pair, Task
 
-__all__ = ["BUILTIN", "Pair", "PromptPair", "Task", "Tokenizer", "load_task"]
+__all__ = ["BUILTIN", "Pair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
 
 
 class Readable(Protocol):
@@ -35,6 +35,19 @@ class Readable(Protocol):
     def n_logits(self) -> int: ...
     @property
     def n_ctx(self) -> int: ...
+
+
+def require_source(source: str | Path) -> None:
+    """See that a task is there; what is in it is read by `load_task`.
+
+    Raises:
+        TaskError: where it is neither a built-in task nor a file.
+    """
+    if not (isinstance(source, str) and source in BUILTIN) and not Path(source).is_file():
+        raise TaskError(
+            f"{str(source)!r} is neither a built-in task nor a file.",
+            f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.",
+        )
 
 
 def load_task(
@@ -63,11 +76,7 @@ def load_task(
         written = {f"pair {n}": pair for n, pair in enumerate(drawn, start=1)}
     elif isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_file():
-            raise TaskError(
-                f"{str(source)!r} is neither a built-in task nor a file.",
-                f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.",
-            )
+        require_source(source)
         name, written = path.stem, read_file(path)
     else:
         name = "inline"

@@ -2,17 +2,19 @@
 
 The whole selection, from ranking to mending, is repeated on bootstrap resamples of the discovery pairs. Every set is measured per
 pair and kept, so a resample costs new passes only where it looks at a set that has not been looked at; these may take 30% of
-the run.
+the run. Searches that do not end within it count neither for nor against: where they could decide (f), it is not run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from discovery.agent.context import Context
 from discovery.agent.fit import smallest_size, start_from
-from discovery.agent.mend import SPENT, Say
+from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
 from discovery.agent.state import State
 from discovery.evaluation import Resampled, ranked, thresholds
@@ -35,37 +37,61 @@ def stability(state: State, context: Context) -> State:
     limit, before = context.meter.limit, context.meter.spent
     allowed = before + state.spent * SHARE / (1 - SHARE)
     context.meter.limit = allowed if limit is None else min(limit, allowed)
-    cut: list[str] = []
+    try:
+        found = [_select(context, draw) for draw in weights]
+    finally:
+        context.meter.limit = limit
+    own = state.nodes
+    jaccard = [len(own & made) / len(own | made) for made, _ in found]
+    cut = [why is not None for _, why in found]
+    frequency = {str(node): sum(node in made for made, _ in found) / len(found) for node in sorted(frozenset().union(own, *nodes(found)))}
+    mean = known_mean(jaccard, cut)
+    measured = {
+        "jaccard": jaccard,
+        "cut": cut,
+        "mean": mean,
+        "inclusion": frequency,
+        "forward_equivalents": context.meter.spent - before,
+    }
+    why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
+    if any(cut):
+        why += f"; {sum(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
+    concluded = "not known" if mean is None else f"mean Jaccard {mean:.2f}"
+    return context.finish(state.with_(stability=mean, cut_searches=sum(cut), inclusion=frequency), "stability", measured, concluded, why)
+
+
+def nodes(found: Sequence[tuple[NodeSet, str | None]]) -> list[NodeSet]:
+    """The circuits of some searches."""
+    return [made for made, _ in found]
+
+
+def known_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
+    """The mean Jaccard that is certain enough to judge by: a search that was cut off might have ended anywhere.
+
+    With every such search at 0 the mean is still high enough: that low bound. With every such search at 1 it is still too low:
+    that high bound. Otherwise None: nobody knows.
+    """
+    total = sum(value for value, ended in zip(jaccard, cut, strict=True) if not ended)
+    low, high = total / len(jaccard), (total + sum(cut)) / len(jaccard)
+    if low >= thresholds.JACCARD:
+        return low
+    return high if high < thresholds.JACCARD else None
+
+
+def _select(context: Context, draw: Tensor) -> tuple[NodeSet, str | None]:
+    """The selection on one resample, and why it was cut off, if it was."""
+    both = {ablation: Resampled(f, draw) for ablation, f in context.bench("discovery").both.items()}
+    engine = context.bench("discovery").engine
+    gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
+    effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
+    ranking, cut = ranked(*effects), list[str]()
 
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
         if concluded == SPENT:
             cut.append(why)
 
-    try:
-        found = [_select(context, draw, say) for draw in weights]
-    finally:
-        context.meter.limit = limit
-    own = state.nodes
-    jaccard = [len(own & made) / len(own | made) for made in found]
-    frequency = {str(node): sum(node in made for made in found) / len(found) for node in sorted(frozenset().union(own, *found))}
-    mean = sum(jaccard) / len(jaccard)
-    measured = {"jaccard": jaccard, "inclusion": frequency, "forward_equivalents": context.meter.spent - before, "cut": len(cut)}
-    why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
-    if cut:
-        why += f"; {len(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
-    return context.finish(
-        state.with_(stability=mean, cut_searches=len(cut), inclusion=frequency), "stability", measured, f"mean Jaccard {mean:.2f}", why
-    )
-
-
-def _select(context: Context, draw: Tensor, say: Say) -> NodeSet:
-    """The selection on one resample."""
-    both = {ablation: Resampled(f, draw) for ablation, f in context.bench("discovery").both.items()}
-    engine = context.bench("discovery").engine
-    gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
-    effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
-    ranking = ranked(*effects)
-    return select(both, start_from(smallest_size(both, ranking), ranking), ranking, context.seed, say)
+    size = smallest_size(both, ranking, lambda spent: cut.append(spent.cause))
+    return select(both, start_from(size, ranking), ranking, context.seed, say), cut[0] if cut else None
 
 
 def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:

@@ -29,8 +29,12 @@ def validate(state: State, context: Context) -> State:
         cut_short=judged.cut_short,
         undefined=[ablation for ablation, found in own.items() if found.faithfulness is None],
     )
-    if state.cut_searches and conditions.f.resample == "fails":
-        reasons = (*reasons, f"(f) {state.cut_searches} of its searches ended where their share of the budget was spent")
+    if state.cut_searches and state.stability is None:
+        reasons = (
+            *reasons,
+            f"(f) {state.cut_searches} of {thresholds.RESAMPLES} repeated searches ended where their share of the work was spent, "
+            "and they could decide it",
+        )
     if looks > 1:
         reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
     splits = {

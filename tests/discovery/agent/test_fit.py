@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.agent.fit import Fit, curve, distance, excess, fits, smallest_size, start_from, universe_of
+from discovery.errors import BudgetError
 from discovery.sites import head
 from tests.discovery.evaluation.synthetic import Function, Set
 
@@ -53,7 +54,7 @@ def test_no_size_holds_where_one_ablation_never_does() -> None:
     """Only the whole universe is left: an empty circuit is none, whatever its f."""
     both = {"resample": Function(UNIVERSE, lambda kept: 1.0), "mean": Function(UNIVERSE, lambda kept: 1.0)}
     assert curve(both, UNIVERSE)[1] is None
-    assert smallest_size(both, UNIVERSE) is None
+    assert smallest_size(both, UNIVERSE, pytest.fail) is None
 
 
 @settings(deadline=None, max_examples=100)
@@ -67,13 +68,15 @@ def test_the_smallest_size_is_the_curves(values: list[float], order: list[object
     both = {"resample": table(0), "mean": table(32)}
     size = curve(both, order)[1]  # type: ignore[arg-type]  # nodes
     again = {"resample": table(0), "mean": table(32)}
-    assert smallest_size(again, order) == size  # type: ignore[arg-type]  # nodes
+    assert smallest_size(again, order, pytest.fail) == size  # type: ignore[arg-type]  # nodes
     if size is not None:
         assert len(again["resample"].measured) <= 2 * size
 
 
 def test_sizes_that_the_budget_does_not_reach_are_passed_over() -> None:
+    told: list[BudgetError] = []
     f = Function(UNIVERSE, gate, budget=2)
-    assert smallest_size({"resample": f}, UNIVERSE) is None
+    assert smallest_size({"resample": f}, UNIVERSE, told.append) is None
+    assert len(told) == len(UNIVERSE) - 1
     f = Function(UNIVERSE, gate, budget=4)
-    assert smallest_size({"resample": f}, UNIVERSE) == 2
+    assert smallest_size({"resample": f}, UNIVERSE, pytest.fail) == 2

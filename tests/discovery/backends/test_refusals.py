@@ -265,6 +265,16 @@ def test_what_the_hub_says_no_to(monkeypatch, error, cause):
         fetch("someone/tiny")
 
 
+def test_a_hub_model_that_has_only_a_pickle(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    with pytest.raises(ModelError, match=r"'someone/old' has no \*\.safetensors") as caught:
+        fetch("someone/old")
+    assert "save_pretrained('folder')" in caught.value.cure
+
+
 # TransformerLens's own format
 
 
