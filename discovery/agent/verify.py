@@ -47,7 +47,8 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
     """
     run = open_run(runs_dir, run_id)
     record = run.load_circuit()
-    if record.evaluation.heldout is None and record.verdict != "no_behaviour":
+    held = record.evaluation.heldout
+    if record.verdict != "no_behaviour" and (held is None or not any(held.ablations.under(a) for a in EVIDENCE_ABLATIONS)):
         raise StoreError(
             f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger --budget."
         )
@@ -56,8 +57,9 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
     cut = last_state(run).cut_short
     cut = cut if cut is not None and cut.startswith("(") else None  # a budget that ended in the conditions: what came after is not recorded
     again = _measure(run, record, model, task, meter, cut)
-    before = _numbers({"verdict": record.verdict, **_comparable(record)})
-    now = _numbers(again)
+    before, now = _numbers({"verdict": record.verdict, **_comparable(record)}), _numbers(again)
+    if cut:
+        before = {name: value for name, value in before.items() if value != "not_run"}
     differences = [
         f"{name}: recorded {before.get(name)}, now {now.get(name)}"
         for name in sorted(before if cut else before | now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from discovery import discover, load_model, load_task
 from discovery.agent import Discovered, resume, verify
 from discovery.agent.stages import STAGES
 from discovery.backends.base import Backend
-from discovery.errors import Interrupted, MeasurementError, StoreError
+from discovery.errors import Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import Cost
-from discovery.store import open_run
+from discovery.store import open_run, run_ids
 from discovery.tasks import Task
 from tests.handbuilt.models import build
 
@@ -140,3 +141,72 @@ def test_bad_arguments_are_refused_before_anything_is_written(bad: dict[str, Any
     with pytest.raises(MeasurementError):
         discover(*opened, runs_dir=tmp_path, **bad)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
+    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["discovery.agent.stages.edges"], "edge_effects", full)
+        with pytest.raises(MemoryLimitError, match="Memory ran out"):
+            discover(*opened, runs_dir=tmp_path)
+    (run_id,) = run_ids(tmp_path)
+    record = open_run(tmp_path, run_id).record
+    assert (record.status, record.problem) == ("interrupted", "out of memory")
+    assert same_circuit(resume(run_id, runs_dir=tmp_path), whole)
+
+
+def test_a_bug_is_recorded_as_failed_and_raised(opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("not about memory")
+
+    monkeypatch.setattr(sys.modules["discovery.agent.stages.check"], "check_task", broken)
+    with pytest.raises(RuntimeError, match="not about memory"):
+        discover(*opened, runs_dir=tmp_path)
+    assert open_run(tmp_path, run_ids(tmp_path)[0]).record.status == "failed"
+
+
+def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
+    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+) -> None:
+    """A kill leaves what an exception without any clean-up leaves: the folder as it is then, its lock gone."""
+
+    def killed(run_id: str) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        discover(*opened, runs_dir=tmp_path, on_begin=killed)
+    (run_id,) = run_ids(tmp_path)
+    assert open_run(tmp_path, run_id).status == "interrupted"
+    assert same_circuit(resume(run_id, runs_dir=tmp_path), whole)
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"), [(lambda text: text[:-1], "cut off"), (lambda text: text[: text[:-1].rindex("\n") + 1], "other pairs")]
+)
+def test_a_run_goes_on_with_its_own_pairs_only(damage: Any, cause: str, opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        discover(*opened, runs_dir=tmp_path, on_event=stop_after("check"))
+    pairs = tmp_path / str(stopped.value.run_id) / "task.jsonl"
+    pairs.write_text(damage(pairs.read_text()))
+    with pytest.raises(StoreError, match=cause):
+        resume(str(stopped.value.run_id), runs_dir=tmp_path)
+
+
+def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+    """Cut in the conditions or the edges, what was measured is measured again; cut before that, there is nothing to hold."""
+    spent = {
+        event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events() if "state" in event
+    }
+    inside = (spent["stability"] + spent["validate"]) / 2
+    for budget in (inside, spent["validate"] + 1):
+        run = discover(*opened, runs_dir=tmp_path, budget=budget)
+        assert any("budget ended" in reason for reason in run.circuit.reasons)
+        again = verify(run.run_id, runs_dir=tmp_path)
+        assert again.holds, again.differences
+    early = discover(*opened, runs_dir=tmp_path, budget=spent["localise"])
+    with pytest.raises(StoreError, match="before its circuit was evaluated"):
+        verify(early.run_id, runs_dir=tmp_path)
