@@ -26,10 +26,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
-# From here on, importing the half of discovery that handles tensors checks the shapes in its signatures at each call.
+# From here on, importing the half of discovery that handles tensors checks the shapes in its signatures at each call. That makes a
+# small model five to eight times slower: the slow tests, which repeat what the fast ones do many times over, go without (SHAPE_CHECKS=0).
+SHAPE_CHECKS = os.environ.get("SHAPE_CHECKS", "1") != "0"
 if loaded := [name for name in sys.modules if name.startswith(tuple(TENSOR_HALF))]:
     raise RuntimeError(f"imported before the shape checker was installed: {loaded}")
-install_import_hook(TENSOR_HALF, f"{shapes.__name__}.check")
+if SHAPE_CHECKS:
+    install_import_hook(TENSOR_HALF, f"{shapes.__name__}.check")
 
 
 def _refuse_the_network(connect: Any) -> Any:

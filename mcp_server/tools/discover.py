@@ -42,6 +42,14 @@ class Allowance(BaseModel):
     raise_budget: bool = Field(default=True, description="Raise the budget to the estimate; otherwise the run may end inconclusive.")
 
 
+class Enough(BaseModel):
+    """Whether to take as many pairs as a verdict needs."""
+
+    use_enough: bool = Field(
+        default=True, description="Take the task's own number of pairs; with fewer the verdict is inconclusive at best."
+    )
+
+
 class Discovery(Listing):
     """What discover_circuit gives."""
 
@@ -67,6 +75,14 @@ def which_behaviour(call: Call, task: TaskName | Pairs | None, run_id: str | Non
         return Behaviour()
     known = "; ".join(f"{name}: {built.summary}" for name, built in BUILTIN.items())
     return Elicit(f"Which behaviour should the circuit explain? {known}", Behaviour)
+
+
+def enough_pairs(call: Call, task: TaskName | Pairs | None, run_id: str | None, pairs: int | None) -> Enough | Elicit[Enough]:
+    """Ask whether more pairs may be drawn, where a built-in task is asked for with too few for a verdict and the client can ask."""
+    few = isinstance(task, str) and task in BUILTIN and pairs is not None and pairs < ENOUGH
+    if not few or run_id is not None or not _can_ask(call):
+        return Enough(use_enough=False)
+    return Elicit(f"{pairs} pairs are too few for a verdict, which needs {ENOUGH}. Take {BUILTIN[str(task)].default_pairs}?", Enough)
 
 
 async def what_it_costs(
@@ -95,6 +111,7 @@ async def discover_circuit(
     call: Call,
     asked: Annotated[ElicitationResult[Behaviour], Resolve(which_behaviour)],
     allowed: Annotated[ElicitationResult[Allowance], Resolve(what_it_costs)],
+    drawn: Annotated[ElicitationResult[Enough], Resolve(enough_pairs)],
     model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
     task: Annotated[
         TaskName | Pairs | None,
@@ -108,7 +125,7 @@ async def discover_circuit(
     pairs: Annotated[
         int | None,
         Field(
-            description="Prompt pairs; the task's own number (200 for built-in ones) where null. A verdict needs 96.", ge=2, le=MOST_PAIRS
+            description="Prompt pairs; the task's own number (240 for built-in ones) where null. A verdict needs 96.", ge=2, le=MOST_PAIRS
         ),
     ] = None,
     seed: Seed = 0,
@@ -146,6 +163,9 @@ async def discover_circuit(
             notes.append(
                 f"The budget is {budget:,.0f} forward-pass equivalents; where it ends before the evaluation, the verdict is inconclusive."
             )
+        if isinstance(drawn, AcceptedElicitation) and drawn.data.use_enough:
+            notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
+            pairs = None
         options = {"metric": metric, "seed": seed, "budget": None if raised else budget, "memory": session.settings.memory}
 
         def begin() -> Background:

@@ -88,25 +88,28 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
             fixed("load_model", model="bundled"),
             fixed("patch_sweep", **given, site="head_out"),
             ("ablate_heads", lambda results: {**given, "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]]}),
-            fixed("discover_circuit", **given, wait_seconds=1),
-            ("cancel_run", lambda results: {"run_id": facts(results[3])["run_id"]}),
+            fixed("discover_circuit", **given, wait_seconds=500),
+            ("get_circuit", lambda results: {"run_id": facts(results[3])["run_id"]}),
         ]
     )
     converse(script, tmp_path, tmp_path / "runs")
     assert {f"mcp__circuit-scout__{name}" for name in ("load_model", "patch_sweep", "get_circuit")} <= script.tools
     assert "Verdicts are computed" in script.system
-    loaded, swept, ablated, begun, stopped = script.results
+    loaded, swept, ablated, found, circuit = script.results
     assert facts(loaded)["n_layers"] == 4
     assert facts(swept)["top"][0]["effect"] > 0.2
     assert "image" in kinds(swept)
     assert facts(ablated)["change"] < 0
-    assert facts(begun)["status"] == "running"
-    assert facts(stopped)["status"] == "interrupted"
+    assert (facts(found)["status"], facts(found)["verdict"]) == ("completed", "verified")
+    nodes = {node["id"] for node in facts(circuit)["nodes"]}
+    assert {"a0.h3", "a1.h3", "a2.h0"} <= nodes
+    assert {edge["source"] for edge in facts(circuit)["edges"]} <= nodes | {"embed", "logits"}
+    assert "image" in kinds(circuit)
     [run] = list_runs(tmp_path / "runs")
-    assert (run.id, run.status) == (facts(begun)["run_id"], "interrupted")
+    assert (run.id, run.status) == (facts(found)["run_id"], "completed")
 
 
-def test_a_whole_discovery_and_its_circuit(tmp_path: Path) -> None:
+def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path) -> None:
     build("induction").save(tmp_path / "models" / "induction")
     script = Script(
         [

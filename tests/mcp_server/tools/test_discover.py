@@ -180,6 +180,23 @@ async def test_the_user_is_asked_where_the_client_can(era: str, models: Path, ru
         assert "lifted" in found["notes"][0]
 
 
+@pytest.mark.parametrize("agrees", [True, False])
+async def test_too_few_pairs_for_a_verdict_are_asked_about(agrees: bool, models: Path, runs_dir: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.message)
+        return ElicitResult(action="accept", content={"use_enough": True}) if agrees else ElicitResult(action="decline")
+
+    async with Client(make(models, runs_dir), elicitation_callback=answer) as client:
+        await call(client, "load_model", model="bundled")
+        begun = await call(client, "discover_circuit", model_id="bundled", task="induction", pairs=20, wait_seconds=0)
+        await call(client, "cancel_run", run_id=begun["run_id"])
+    assert asked == ["20 pairs are too few for a verdict, which needs 96. Take 240?"]
+    assert len(open_run(runs_dir, begun["run_id"]).load_pairs()) == (240 if agrees else 20)
+    assert ("as the user agreed" if agrees else "fewer than the 96") in begun["notes"][0]
+
+
 @pytest.mark.slow
 async def test_a_refusal_keeps_the_budget(models: Path, runs_dir: Path) -> None:
     async def decline(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:

@@ -163,7 +163,7 @@ def test_spoilt_calls(ask: Ask, runs_dir: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_ten_thousand_spoilt_calls(ask: Ask, runs_dir: Path) -> None:
-    fuzz(ask, runs_dir, int(os.environ.get("FUZZ_CALLS", "500")))  # 10,000 take longer than CI has: FUZZ_CALLS=10000
+    fuzz(ask, runs_dir, int(os.environ.get("FUZZ_CALLS", "10000")))
 
 
 @pytest.mark.anyio
