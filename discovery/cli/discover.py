@@ -34,7 +34,9 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
         "what may be ablated: heads and MLPs (all, the default), or heads",
     )
     flag(parser, "--budget", "F", positive, "the most work to do, in forward-pass equivalents summed over prompts")
-    parser.add_argument("--exhaustive", action="store_true", help="measure every cell exactly, whatever it costs (so far every run does)")
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="never screen a sweep that is dear for the budget by gradients: measure every cell"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only estimate what the run would cost")
     RUNS_DIR.add(parser)
     parser.add_argument("--json", action="store_true", help="print circuit.json instead of a summary")

@@ -2,6 +2,7 @@
 
 from discovery.engine.block import Block, out_of_memory
 from discovery.engine.engine import Engine, prepared
+from discovery.engine.gradients import attribution_work, attributions
 from discovery.engine.prompts import Prompts, Side, other
 from discovery.engine.rows import Rows, Window
 from discovery.engine.work import BACKWARD, Meter, Progress, full_work, row_work
@@ -16,6 +17,8 @@ __all__ = [
     "Rows",
     "Side",
     "Window",
+    "attribution_work",
+    "attributions",
     "full_work",
     "other",
     "out_of_memory",

@@ -113,7 +113,7 @@ class Block:
             try:
                 values = self._run(rows, part)
             except (RuntimeError, MemoryError) as fault:
-                half = self._halved(len(part.index), part.end, fault)
+                half = self.halved(len(part.index), part.end, fault)
                 waiting += [
                     Window(part.index[half:], part.pair[half:], part.first, part.end),
                     Window(part.index[:half], part.pair[:half], part.first, part.end),
@@ -122,7 +122,7 @@ class Block:
             self.meter.add(self._work(rows, part))
             yield part, values
 
-    def _halved(self, count: int, tokens: int, fault: Exception) -> int:
+    def halved(self, count: int, tokens: int, fault: Exception) -> int:
         """Half of a batch for which memory did not suffice; from now on no batch is larger. Any other fault goes on its way."""
         if not out_of_memory(fault):
             raise fault
@@ -216,7 +216,7 @@ class Block:
             try:
                 outcome = self.backend.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
             except (RuntimeError, MemoryError) as fault:
-                most = self._halved(part.stop - begin, prompts.width, fault)
+                most = self.halved(part.stop - begin, prompts.width, fault)
                 continue
             begin = part.stop
             assert outcome.logits is not None

@@ -8,7 +8,7 @@ skipped, keys and values of positions before `first` are reused. Rows are sorted
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -58,6 +58,21 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.pair)
+
+    def take(self, kept: Int[Tensor, "n"]) -> Rows:
+        """Some of these rows."""
+
+        def of(window: Window) -> Window:
+            return Window(kept[window.index], window.pair, window.first, window.end)
+
+        residual, edits = self.residual, self.edits
+        return replace(
+            self,
+            pair=self.pair[kept],
+            first=self.first[kept],
+            residual=None if residual is None else lambda window: residual(of(window)),
+            edits=None if edits is None else lambda window: edits(of(window)),
+        )
 
     def pointwise(self, n_layers: int) -> bool:
         """Whether nothing after the start moves information between positions."""

@@ -40,6 +40,11 @@ class Cells:
     rows: Rows
     place: tuple[Int[Tensor, "row"], ...]
 
+    def among(self, chosen: Bool[Tensor, "..."]) -> Cells:
+        """Only the chosen cells, [position], [head] or [head position]."""
+        kept = chosen[self.place[1:]].nonzero(as_tuple=True)[0]
+        return Cells(self.exists & chosen, self.rows.take(kept), tuple(axis[kept] for axis in self.place))
+
 
 def columns_of(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
     """What the position axis counts: positions from 0, from the end, or labels; empty for head grids.
@@ -68,7 +73,7 @@ def cells_of(block: Block, model: Backend, site: SiteName, layer: int, direction
     return _head_cells(block, model, Site(kind, layer), base, columns)  # type: ignore[arg-type]  # the rest are too
 
 
-def _positions(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
+def positions_of(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
     """Each column's position in each pair, and whether the pair has it."""
     rows = []
     for pair in block.prompts.pairs:
@@ -83,7 +88,7 @@ def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns:
     model.require(site)
     source: Side = "clean" if base == "corrupted" else "corrupted"
     before, after = block.activation(base, site), block.activation(source, site)
-    positions, exists = _positions(block, columns)
+    positions, exists = positions_of(block, columns)
     differs = (before != after).any(-1)  # [pair pos]
     active = exists & differs.gather(1, positions) & (positions >= block.prompts.first.unsqueeze(1))
     pair, column = active.nonzero(as_tuple=True)
@@ -154,7 +159,7 @@ def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: t
     late = torch.arange(before.shape[1], device=before.device) >= block.prompts.first.unsqueeze(1)
     differs = (before != after).any(-1) & (inside & late).unsqueeze(-1)  # [pair pos head]
     if columns:
-        positions, has = _positions(block, columns)
+        positions, has = positions_of(block, columns)
         at_column = positions.unsqueeze(-1).expand(*positions.shape, differs.shape[-1])
         active = differs.gather(1, at_column).transpose(1, 2) & has.unsqueeze(1)  # [pair head column]
         exists = has.unsqueeze(1).expand_as(active)

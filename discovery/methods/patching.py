@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
@@ -30,6 +30,7 @@ from discovery.engine import Block, Engine, Progress, prepared
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.cells import Cells, cells_of, columns_of
 from discovery.methods.cost import Cost
+from discovery.methods.screen import Screen, choose
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import Task
 
@@ -47,7 +48,8 @@ class Sweep:
         per_pair: the raw metric of each patched run, [pair …] with the same cells; NaN where the pair lacks the cell.
         metric_clean, metric_corrupted: [pair].
         positions: what the position axis counts (from 0; from the end, −1 being last; or labels); empty where there is none.
-        exact: whether each cell was patched (False: only estimated by the screen), or None where all were.
+        screen: where the sweep was screened: what was estimated, and which cells were measured. `values` and `per_pair` hold measured
+            numbers only, NaN elsewhere.
     """
 
     site: SiteName
@@ -60,6 +62,7 @@ class Sweep:
     positions: tuple[int | str, ...]
     cost: Cost
     warnings: tuple[str, ...] = ()
+    screen: Screen | None = None
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -76,6 +79,8 @@ def patch_sweep(
     direction: Direction = "denoising",
     metric: MetricName | None = None,
     by: Axis = "position",
+    screen: bool = False,
+    seed: int = 0,
     memory: int | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
@@ -88,11 +93,14 @@ def patch_sweep(
         direction: denoising (clean into corrupted) or noising (corrupted into clean).
         metric: the task's own where None.
         by: "position", or "label" to align pairs of different wording by their named positions.
+        screen: rank the cells by a gradient first, and measure only the largest and a random sample of the rest, which bounds what
+            was missed (see `methods.screen`). For models whose whole grid is too dear.
+        seed: of that sample.
         memory: bytes that caches and batches may take; 60% of what is free where None.
         engine: a prepared engine of the same model and task, whose caches are reused.
 
     Returns:
-        The grid; exact; every pair is measured.
+        The grid; every number in it is exact, and every pair is measured.
 
     Raises:
         SiteError: a site that this model lacks.
@@ -103,14 +111,18 @@ def patch_sweep(
     engine = prepared(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
     columns = columns_of(task, site, by)
+    chosen = choose(engine, site, direction, columns, seed) if screen else None
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for _, block in engine.blocks():
-        grid = _sweep_block(block, model, site, direction, columns)
+        grid = _sweep_block(block, model, site, direction, columns, None if chosen is None else chosen.measured)
         parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
     per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
     values, warnings = normalise(per_pair, clean, corrupted, direction)
     cost = Cost(engine.meter.spent - before, time.monotonic() - began)
-    return Sweep(site, direction, engine.metric, values, per_pair, clean, corrupted, columns, cost, warnings)
+    report = None if chosen is None else chosen.report(values)
+    if report is not None:
+        warnings += (report.caution,)
+    return Sweep(site, direction, engine.metric, values, per_pair, clean, corrupted, columns, cost, warnings, report)
 
 
 def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:
@@ -159,10 +171,17 @@ def _cells(block: Block, model: Backend, site: SiteName, direction: Direction, c
 
 
 def _sweep_block(
-    block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]
+    block: Block,
+    model: Backend,
+    site: SiteName,
+    direction: Direction,
+    columns: tuple[int | str, ...],
+    measured: Bool[Tensor, "layer ..."] | None,
 ) -> Float[Tensor, "pair ..."]:
-    """The metric of every cell; cells that cannot change anything keep the base run's without a pass."""
+    """The metric of every cell; cells that cannot change anything keep the base run's without a pass; NaN where not to be measured."""
     layers = [cells_of(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
+    if measured is not None:
+        layers = [cells.among(some) for cells, some in zip(layers, measured, strict=True)]
     base = block.baseline("corrupted" if direction == "denoising" else "clean")  # after: the pass that cached the site gave it too
     block.meter.begin(f"{site} {direction}", sum(block.work(cells.rows) for cells in layers))
     out: list[Tensor] = []

@@ -41,7 +41,7 @@ class Grid(Result):
     largest: float | None
     smallest: float | None
     n_above_0_1: int = Field(description="Cells whose absolute effect is above 0.1.")
-    n_nonfinite: int = Field(description="Cells that no pair has, or with nothing to normalise by.")
+    n_nonfinite: int = Field(description="Cells that no pair has, that a screen left out, or with nothing to normalise by.")
 
 
 class Swept(Listing):
@@ -73,16 +73,14 @@ async def patch_sweep(
     task: TaskSource,
     site: Annotated[
         SiteName,
-        Field(
-            description="By layer and position: resid_pre, resid_mid, resid_post, attn_out, mlp_out. By layer and head: head_out, q, k, v, "
-            "pattern. head_out_by_position: all three."
-        ),
+        Field(description="By layer and position: resid_*, attn_out, mlp_out. By layer and head: head_out, q, k, v, pattern."),
     ] = "resid_pre",
     direction: Annotated[
         Direction, Field(description="denoising: clean activation into the corrupted run; noising: corrupted into the clean run.")
     ] = "denoising",
     metric: Metric = None,
     by: Annotated[Axis, Field(description="label: align pairs of different wording by their named positions.")] = "position",
+    screen: Annotated[bool, Field(description="For large models: measure only cells of large gradient, and a random sample.")] = False,
     pairs: Count = 32,
     seed: Seed = 0,
     top: Top = 10,
@@ -90,13 +88,13 @@ async def patch_sweep(
 ) -> Annotated[CallToolResult, Swept]:
     """Activation patching: exchanges one activation at a time between clean and corrupted runs, over every cell of `site`, and measures
     how much of the behaviour comes back (denoising: 1 is all) or is lost (noising: 1 is all). Returns the largest cells, a heatmap, and
-    a link to the whole grid. Exact, on every pair.
+    a link to the grid. Exact, on every pair; what `screen` leaves out is null.
 
     Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or head_out_by_position. Run both directions:
     redundant heads can show in one only, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before
-    check_task. Cost: about a forward pass per cell and pair; ioi in the bundled model 1 to 5 s, head_out_by_position the dearest.
+    check_task. Cost: about a forward pass per cell and pair; ioi in the bundled model 1 to 5 s.
 
-    Example: patch_sweep(model_id="bundled", task="ioi", site="head_out", direction="noising").
+    Example: patch_sweep(model_id="bundled", task="ioi", site="head_out").
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
@@ -105,7 +103,16 @@ async def patch_sweep(
         read = session.task(loaded, pairs_given(task), pairs, seed)
         work.say(f"{site} {direction}")
         found = science.patch_sweep(
-            loaded.backend, read, site, direction=direction, metric=metric, by=by, memory=session.settings.memory, progress=work
+            loaded.backend,
+            read,
+            site,
+            direction=direction,
+            metric=metric,
+            by=by,
+            screen=screen,
+            seed=seed,
+            memory=session.settings.memory,
+            progress=work,
         )
         return _swept(session, model_id, read, found, top, by)
 
@@ -118,7 +125,15 @@ async def patch_sweep(
 
 def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str) -> tuple[Swept, bytes | None]:
     name = result_id(
-        "sweep", model_id, task.name, task.fingerprint[:8], found.site, found.direction, found.metric, by if by != "position" else ""
+        "sweep",
+        model_id,
+        task.name,
+        task.fingerprint[:8],
+        found.site,
+        found.direction,
+        found.metric,
+        by if by != "position" else "",
+        "screened" if found.screen else "",
     )
     grid = found.values.tolist()
     document = {
@@ -130,6 +145,8 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         "positions": list(found.positions),
         "values": numbers(grid),
     }
+    if found.screen is not None:
+        document |= {"gradient_estimates": numbers(found.screen.estimates.tolist()), "screen": found.screen.caution}
     uri = session.results.keep(name, "grid.json", json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
     png = _figure(found, task)
     known = found.values[~found.values.isnan()]

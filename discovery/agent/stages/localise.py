@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from discovery.agent.context import Context
 from discovery.agent.state import State
-from discovery.methods.patching import Sweep, patch_sweep
+from discovery.methods.patching import Axis, Sweep, estimate_sweep, patch_sweep
 from discovery.sites import Direction, SiteName
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 TOP = 5
+MOST = 0.1  # of the budget, for one sweep
 
 
 def localise(state: State, context: Context) -> State:
     """Residual stream, layer × position (or × label, where prompts differ in length)."""
     grids = [_sweep(context, "resid_pre", direction) for direction in DIRECTIONS]
-    measured = {grid.direction: top_cells(grid) for grid in grids}
+    measured: dict[str, object] = {str(grid.direction): top_cells(grid) for grid in grids}
+    measured |= {f"{name}, screen": caution for name, caution in screened(grids).items()}
     noising = grids[1]
     best = [_peak(noising, layer) for layer in range(noising.values.shape[0])]
     path = " → ".join(f"L{layer} at {where}" for layer, where in enumerate(best))
@@ -29,7 +33,8 @@ def components(state: State, context: Context) -> State:
     """Attention and MLP outputs, layer × position."""
     sites: list[SiteName] = ["attn_out"] if context.model.info.attn_only else ["attn_out", "mlp_out"]
     grids = [_sweep(context, site, direction) for site in sites for direction in DIRECTIONS]
-    measured = {f"{grid.site} {grid.direction}": top_cells(grid) for grid in grids}
+    measured: dict[str, object] = {f"{grid.site} {grid.direction}": top_cells(grid) for grid in grids}
+    measured |= {f"{name}, screen": caution for name, caution in screened(grids).items()}
     strong = [f"{grid.site} L{layer}" for grid in grids if grid.direction == "noising" for layer in _strong(grid)]
     return context.finish(
         state,
@@ -42,16 +47,30 @@ def components(state: State, context: Context) -> State:
 
 def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
     engine = context.bench("discovery").engine
-    by_label = not engine.task.one_length and any(pair.labels for pair in engine.task.pairs)
-    grid = patch_sweep(context.model, engine.task, site, direction=direction, by="label" if by_label else "position", engine=engine)
+    by: Axis = "label" if not engine.task.one_length and any(pair.labels for pair in engine.task.pairs) else "position"
+    screen = too_dear(context, estimate_sweep(engine, site, direction, by))
+    grid = patch_sweep(context.model, engine.task, site, direction=direction, by=by, screen=screen, seed=context.seed, engine=engine)
     arrays = {
         "values": grid.values,
         "per_pair": grid.per_pair,
         "metric_clean": grid.metric_clean,
         "metric_corrupted": grid.metric_corrupted,
     }
+    if grid.screen is not None:
+        arrays["gradient_estimates"] = grid.screen.estimates
     context.save(f"{site}-{direction}", arrays, {"positions": ",".join(map(str, grid.positions)), "metric": grid.metric})
     return grid
+
+
+def too_dear(context: Context, cost: float) -> bool:
+    """Whether a sweep would take more of the budget than it may, so that it is screened. --exhaustive never screens."""
+    limit = context.settings.budget
+    return limit is not None and not context.settings.exhaustive and cost > MOST * limit
+
+
+def screened(grids: Sequence[Sweep]) -> dict[str, str]:
+    """What an event says of the grids that were not measured whole."""
+    return {f"{grid.site} {grid.direction}": grid.screen.caution for grid in grids if grid.screen is not None}
 
 
 def top_cells(grid: Sweep) -> list[dict[str, object]]:
