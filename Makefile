@@ -33,7 +33,7 @@ test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest
 
 conformance: $(STAMP) ## the official MCP suite, the inspector and Claude Code on our server; needs npm and its registry
-	$(BIN)/python -m tests.conformance.run
+	$(BIN)/python -m tests.conformance.run $(WORDS)
 
 check: format-check lint types contracts test ## all that a commit must pass
 

@@ -80,7 +80,7 @@ async def patch_sweep(
     ] = "denoising",
     metric: Metric = None,
     by: Annotated[Axis, Field(description="label: align pairs of different wording by their named positions.")] = "position",
-    screen: Annotated[bool, Field(description="For large models: measure cells of large gradient and a sample.")] = False,
+    screen: Annotated[bool, Field(description="For large models: measure large-gradient cells and a sample.")] = False,
     pairs: Count = 32,
     seed: Seed = 0,
     top: Top = 10,
