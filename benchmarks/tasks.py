@@ -12,6 +12,7 @@ import time
 
 from discovery import discover, load_model, load_task
 from discovery.graph import CONDITIONS, CircuitGraph
+from discovery.report.words import score
 from discovery.tasks import BUILTIN
 
 
@@ -25,7 +26,7 @@ def row(name: str, circuit: CircuitGraph, seconds: float) -> str:
             cells.append("not measured")
             continue
         f, k = found.faithfulness, found.knockout
-        cells.append(f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}] / {k.value:.2f} [{k.low:.2f}, {k.high:.2f}]")
+        cells.append(f"{score(f)} / {score(k)}")
     missed = [f"{c} {a}" for c in CONDITIONS for a in ("resample", "mean") if getattr(circuit.evaluation.conditions.of(c), a) != "holds"]
     stability = (circuit.evaluation.tests.get("stability") or {}).get("mean_jaccard")  # type: ignore[union-attr]
     cells += ["all hold" if not missed else "not: " + ", ".join(missed), "–" if stability is None else f"{stability:.2f}"]

@@ -115,9 +115,10 @@ def resume(
     Raises:
         StoreError: where there is no such run, another process writes to it, or its model is not the one it began with.
     """
+    finished = open_run(runs_dir, run_id)  # for reading: also where one may not write
+    if finished.record.status == "completed":
+        return Discovered(finished.id, finished.path, finished.load_circuit())
     with open_run(runs_dir, run_id, write=True) as run:
-        if run.record.status == "completed":
-            return Discovered(run.id, run.path, run.load_circuit())
         model, task = reopen(run)
         if settings_of(run).pairs not in (None, task.fingerprint):
             raise StoreError(f"task.jsonl of run {run_id} holds other pairs than the run began with.", "Restore it, or start a new run.")
@@ -200,7 +201,10 @@ def _fold(context: Context, state: State) -> Discovered:
         stopped.run_id = run.id
         raise stopped from None
     except DiscoveryError as fault:
-        run.update(status="interrupted", problem=fault.cause)
+        if run.events():
+            run.update(status="interrupted", problem=fault.cause)
+        else:  # nothing was measured: what is wrong would be wrong again
+            run.discard()
         raise
     except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
         if out_of_memory(fault):

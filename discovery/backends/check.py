@@ -42,10 +42,18 @@ def probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
 
 @torch.no_grad()
 def reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> Reference:
-    """Run the unwrapped module."""
+    """Run the unwrapped module.
+
+    Raises:
+        ModelError: where its logits are not finite.
+    """
     tokens = probe_tokens(d_vocab, n_ctx, device)
     out = module(input_ids=tokens)
-    return Reference(tokens, (out if isinstance(out, Tensor) else out.logits).detach().clone(), d_vocab)
+    logits = (out if isinstance(out, Tensor) else out.logits).detach().clone()
+    if not bool(logits.isfinite().all()):
+        cause = "The model's own logits are not finite: its weights are damaged, or the dtype is too narrow for them."
+        raise ModelError(cause, "Save or download the weights again, or use --dtype float32.")
+    return Reference(tokens, logits, d_vocab)
 
 
 def compare(backend: Backend, expected: Reference) -> None:

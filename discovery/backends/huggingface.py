@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import nn
 from discovery.errors import ModelError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_LAYER = re.compile(r"\.\d+\.")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -50,6 +52,10 @@ class TextTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.wrapped.decode(ids))
+
+    def holds_unknown(self, text: str) -> bool:
+        unknown, written = self.wrapped.unk_token_id, self.wrapped.unk_token
+        return unknown is not None and written not in text and unknown in self.encode(text)
 
 
 def fetch(name: str) -> Source:
@@ -141,18 +147,44 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     try:
         with bars_for_people():
             module, report = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, attn_implementation="eager", use_safetensors=True, local_files_only=True, output_loading_info=True
+                directory,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told by us, with name and shapes
             )
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}: its weights are damaged ({fault}).", "Save or download them again.") from None
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, StrictDataclassError) as fault:
+    except OSError as fault:
+        cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
+        raise ModelError(
+            cause, "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
+        ) from fault
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
         cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
         raise ModelError(cause, "Check that it is a whole causal language model.") from fault
-    if missing := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise ModelError(f"{directory.name} lacks or misshapes {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
+    _require_the_same_weights(directory.name, module, report)
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _require_the_same_weights(name: str, module: nn.Module, report: Any) -> None:
+    """The files hold the architecture's weights: none missing, none of another shape, and no layer that the configuration leaves out.
+
+    Other weights that are not used (a vision tower, another head) are let pass: the model is whole without them.
+    """
+    if mismatched := sorted(map(str, report["mismatched_keys"])):
+        cause = f"{name}: {len(mismatched)} weights have other shapes than config.json says, first {mismatched[0]}."
+        raise ModelError(cause, "Restore the config.json that was saved with the weights.")
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{name} lacks {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
+    used = {_LAYER.sub(".#.", key) for key in module.state_dict()}
+    if left := sorted(key for key in report["unexpected_keys"] if _LAYER.search(key) and _LAYER.sub(".#.", key) in used):
+        cause = f"{name} holds {len(left)} weights of layers that config.json leaves out, first {left[0]}: a smaller model would run."
+        raise ModelError(cause, "Restore the config.json that was saved with the weights.")
 
 
 @contextmanager

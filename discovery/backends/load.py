@@ -11,6 +11,7 @@ import contextlib
 import importlib.resources
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from torch import nn
 from discovery.backends.base import Backend, ModelInfo, Width
 from discovery.backends.check import Reference, compare, find_abilities, reference, require_causal
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, first_line, read_config
-from discovery.backends.native import build_native, read_native_config
+from discovery.backends.native import build_native, read_native_config, strange_fields
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
@@ -143,6 +144,7 @@ def _load_native(source: Source, dtype: torch.dtype, device: str) -> Backend:
     bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
     bridge.requires_grad_(False)
     info = _describe(source, bridge, module, expected, config["n_ctx"], n_params, dtype, device)
+    info = replace(info, warnings=(*info.warnings, *strange_fields(config)))
     made = TransformerLensBackend(bridge, info, None, block_returns=1, cached=False)
     compare(made, expected)
     made.abilities = find_abilities(made, expected)

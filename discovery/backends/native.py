@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,15 @@ def read_native_config(directory: Path) -> dict[str, Any]:
     if config.get("normalization_type", "LN") is None:
         config["final_rms"] = False  # as HookedTransformer has it: no normalisation at all
     return config
+
+
+def strange_fields(config: dict[str, Any]) -> tuple[str, ...]:
+    """Fields that TransformerLens does not know, told as a warning: a misspelt one would not act."""
+    from transformer_lens.config import HookedTransformerConfig
+
+    known = {field.name for field in fields(HookedTransformerConfig)} | {"final_rms"}
+    unknown = sorted(set(config) - known)
+    return (f"tl_config.json has fields that TransformerLens does not know, and that do nothing: {', '.join(unknown)}",) if unknown else ()
 
 
 def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.Module, Any]:

@@ -66,7 +66,7 @@ def positive(name: str, word: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise UsageError(f"{name} is {word!r}, and must be a number above 0.", f"Write for example {name} 5000.")
+        raise UsageError(f"{name} is {word!r}, and must be a number above 0.", f"Write for example {_with(name)}5000.")
     return number
 
 
@@ -84,11 +84,16 @@ def byte_count(name: str, word: str) -> int:
     )
 
 
+def _with(name: str) -> str:
+    """A setting as it is written before its value: a flag, or a variable."""
+    return f"{name} " if name.startswith("-") else f"{name}="
+
+
 def one_of(allowed: Sequence[str], name: str, word: str) -> str:
     """One of the words that are allowed."""
     if word not in allowed:
         near = difflib.get_close_matches(word, allowed, n=1)
-        raise UsageError(f"{name} is {word!r}; allowed: {', '.join(allowed)}.", f"Write {name} {near[0] if near else allowed[0]}.")
+        raise UsageError(f"{name} is {word!r}; allowed: {', '.join(allowed)}.", f"Write {_with(name)}{near[0] if near else allowed[0]}.")
     return word
 
 

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     load, options = loading(args), _options(args)
     model = open_model(load, console)
     task = open_task(load, model, args.seed or 0, console)
+    _warn_of_too_few(len(task.heldout), console)
     if args.dry_run:
         from discovery.agent import estimate
 
@@ -61,6 +62,13 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
     seeded: dict[str, Any] = {"seed": args.seed or 0, "runs_dir": RUNS_DIR.value(args), "command": args.command, "load": load}
     _tell(args, console, discover(model, task, **options, **seeded, progress=console.progress, on_event=console.event))
+
+
+def _warn_of_too_few(heldout: int, console: Console) -> None:
+    from discovery.evaluation.thresholds import MIN_HELDOUT
+
+    if heldout < MIN_HELDOUT:
+        console.note(f"warning: {heldout} held-out pairs: the verdict will be inconclusive, for it needs {MIN_HELDOUT}. Give more pairs.")
 
 
 def _resumed(args: argparse.Namespace, console: Console) -> Discovered:

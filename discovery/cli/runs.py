@@ -95,9 +95,12 @@ def verify(args: argparse.Namespace, console: Console) -> None:
     if args.json:
         console.write(dumps(dataclasses.asdict(found), indent=2) + "\n")
         return
-    verdict = "holds: measured again, the record is the same" if found.holds else "does not hold: measured again, the record differs"
+    verdict = (
+        "holds: its evaluation, measured again, is the same" if found.holds else "does not hold: its evaluation, measured again, differs"
+    )
     heading = f"{found.run_id} {verdict} ({found.checked} numbers, {found.forward_equivalents:,.0f} forward-pass equivalents)."
-    console.say("\n".join([heading, *(f"  - {difference}" for difference in found.differences)]))
+    left = "Not measured again: the curve, the stability of the selection (f), effects of single nodes, and edges."
+    console.say("\n".join([heading, *(f"  - {difference}" for difference in found.differences), left]))
 
 
 def export(args: argparse.Namespace, console: Console) -> None:

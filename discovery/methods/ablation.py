@@ -24,7 +24,7 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Block, Engine, Progress, Rows, Window, prepared
-from discovery.errors import MeasurementError
+from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.methods.cost import Cost
 from discovery.sites import Ablation, MetricName, Node, Site, Universe
@@ -179,6 +179,8 @@ def parse_nodes(model: Backend, nodes: Iterable[str | Node]) -> NodeSet:
     Raises:
         SiteError: for a name that is no node of this model.
     """
+    if isinstance(nodes, str):
+        raise SiteError(f"nodes is the text {nodes!r}, not a list.", f"Write [{nodes!r}].")
     return frozenset(model.info.check(node if isinstance(node, Node) else Node.parse(node)) for node in nodes)
 
 

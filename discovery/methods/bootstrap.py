@@ -6,7 +6,7 @@ with the same draws, so that their intervals can be compared.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,14 @@ class Interval:
 def template_weights(task: Task, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
     """How often each pair is drawn in each resample, divided by the number of pairs; rows sum to 1.
 
-    Pairs are drawn with replacement within their template, so every resample has each template's share.
+    Pairs are drawn with replacement within their template, so every resample has each template's share. Within a template of a single
+    pair there is nothing to draw, and no uncertainty would be left: such pairs are drawn together, as one template.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
+    counts = Counter(pair.template for pair in task.pairs)
+    groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
     for index, pair in enumerate(task.pairs):
-        groups[pair.template].append(index)
+        alone = counts[pair.template] == 1
+        groups[alone, "" if alone else pair.template].append(index)
     generator = torch.Generator().manual_seed(seed)
     weights = torch.zeros(draws, len(task.pairs), dtype=torch.float64)
     for name in sorted(groups):

@@ -11,6 +11,7 @@ A run is opened for reading by anyone at any time, and for writing by one.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from discovery.graph.record import Json
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
 from discovery.store.events import Event, EventLog, now, read_events
-from discovery.store.files import check_name, inside, read_bytes, read_json, sweep, write_bytes, write_json
+from discovery.store.files import check_name, inside, read_bytes, read_json, storing, sweep, write_bytes, write_json
 from discovery.store.lock import RunLock, is_held
 
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
@@ -109,6 +110,13 @@ class Run:
         if self._lock:
             self._lock.release()
         self._lock = self._log = None
+
+    def discard(self) -> None:
+        """Remove the folder: of a run that measured nothing, and never could."""
+        self._check_writable()
+        with storing(self.path):
+            shutil.rmtree(self.path)
+        self.close()
 
     @property
     def writable(self) -> bool:

@@ -26,6 +26,10 @@ class Tokenizer(Protocol):
         """The text of `ids`, special tokens included."""
         ...
 
+    def holds_unknown(self, text: str) -> bool:
+        """Whether some of `text` becomes the token for what the tokenizer does not know."""
+        ...
+
 
 @dataclass(frozen=True)
 class PromptPair:

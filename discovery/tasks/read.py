@@ -15,6 +15,7 @@ from discovery.tasks.task import Pair
 
 FIELDS = ("clean", "corrupted", "answer", "wrong", "template", "labels")
 MAX_FILE_BYTES = 64 * 2**20
+FEW = 5  # pairs of a template: fewer say little of its spread
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,17 @@ class Reader:
             more = f" ({len(faults) - 1} more pairs have faults.)" if len(faults) > 1 else ""
             raise TaskError(faults[0].cause + more, faults[0].cure)
         found = tuple(pairs.values())
-        return found, tuple(warnings_of(found))
+        strange = [at for at, item in written.items() if any(self._strange(side) for side in (item.clean, item.corrupted))]
+        notes = (
+            [f"{len(strange)} pairs, first {strange[0]}, hold words that the tokenizer does not know: they all read alike."]
+            if strange
+            else []
+        )
+        return found, (*notes, *warnings_of(found))
+
+    def _strange(self, text: Prompt) -> bool:
+        """Whether a text holds words that become the unknown token."""
+        return isinstance(text, str) and self.tokenizer is not None and self.tokenizer.holds_unknown(text)
 
     def _encode(self, item: PromptPair, at: str) -> Pair:
         clean, corrupted = self._prompt(item.clean, f"{at}, clean"), self._prompt(item.corrupted, f"{at}, corrupted")
@@ -106,6 +117,8 @@ class Reader:
         if not isinstance(item.clean, str):
             raise TaskError(f"{at}: {answer!r} is text after a prompt of token ids.", "Give the answer as a token id too.")
         ids = tuple(self._tokenizer(at).encode(item.clean + answer))
+        if self._strange(answer):
+            raise TaskError(f"{at}: the tokenizer does not know {answer!r}.", "Use a word of the model's vocabulary, or give a token id.")
         if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
             raise TaskError(
                 f"{at}: {answer!r} does not continue the prompt by exactly one token (it makes {len(prompt)} tokens into {len(ids)}).",
@@ -132,8 +145,10 @@ def read_file(path: Path) -> dict[str, PromptPair]:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise TaskError(f"{path.name} is larger than 64 MiB.", "A few thousand pairs are enough: use --pairs or a smaller file.")
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028 and its like
-    except (OSError, UnicodeDecodeError) as fault:
-        raise TaskError(f"The task file {str(path)!r} cannot be read as UTF-8 text ({type(fault).__name__}).", "Check its path.") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"The task file {str(path)!r} is not UTF-8 text.", "Save it as UTF-8.") from None
+    except OSError as fault:
+        raise TaskError(f"The task file {str(path)!r} cannot be read ({fault.strerror}).", "Check its path and permissions.") from None
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise TaskError(f"The task file {path.name!r} has no pairs.", "Write one JSON object a line: clean, corrupted, answer, wrong.")
@@ -209,7 +224,7 @@ def _duplicates(pairs: Mapping[str, Pair]) -> list[TaskError]:
     seen: dict[tuple[object, ...], str] = {}
     faults = []
     for at, pair in pairs.items():
-        key = (pair.clean, pair.corrupted, pair.answer, pair.wrong)
+        key = (pair.clean, pair.corrupted, tuple(sorted(pair.answer)), tuple(sorted(pair.wrong)))
         if key in seen:
             faults.append(TaskError(f"{at} repeats {seen[key]}.", "Remove one of them."))
         seen.setdefault(key, at)
@@ -228,3 +243,10 @@ def warnings_of(pairs: Sequence[Pair]) -> Iterator[str]:
     if len(pairs) > 1 and count > 0.6 * len(pairs):
         tokens = f"token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}"
         yield f"One answer ({tokens}) serves {count} of {len(pairs)} pairs: a constant guess looks right."
+    sizes = Counter(pair.template for pair in pairs)
+    small = [name for name, size in sizes.items() if size < FEW]
+    if small and len(sizes) > 1:
+        yield (
+            f"{len(small)} of {len(sizes)} templates have fewer than {FEW} pairs: intervals resample pairs within their template, "
+            "and are too narrow with so few."
+        )

@@ -37,7 +37,7 @@ class Pair:
     @property
     def key(self) -> tuple[object, ...]:
         """The same for a pair and its reverse, so that no pair is in both splits."""
-        sides = sorted([(self.clean, self.answer), (self.corrupted, self.wrong)])
+        sides = sorted([(self.clean, tuple(sorted(self.answer))), (self.corrupted, tuple(sorted(self.wrong)))])
         return tuple(sides)
 
     @property

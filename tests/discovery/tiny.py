@@ -309,6 +309,10 @@ class Words:
         """Text."""
         return "".join(list(self.pieces)[i] for i in ids)
 
+    def holds_unknown(self, text: str) -> bool:
+        """Whether it holds the one word that is not known."""
+        return "Xyzzy" in text
+
 
 @dataclass(frozen=True)
 class Readable:

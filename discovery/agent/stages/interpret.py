@@ -5,7 +5,8 @@ from __future__ import annotations
 from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.methods.patching import Axis, patch_sweep
+from discovery.methods.naming import named
+from discovery.methods.patching import patch_sweep
 
 SHARE = 0.25  # of the node's strongest position
 
@@ -15,13 +16,11 @@ def interpret(state: State, context: Context) -> State:
     if not state.circuit:
         return context.finish(state, "interpret", {}, "nothing to interpret", "there is no circuit")
     engine = context.bench("discovery").engine
-    by_label = not engine.task.one_length and any(pair.labels for pair in engine.task.pairs)
-    by: Axis = "label" if by_label else "position"
-    heads = patch_sweep(context.model, engine.task, "head_out_by_position", direction="noising", by=by, engine=engine)
+    heads = named(patch_sweep(context.model, engine.task, "head_out_by_position", direction="noising", engine=engine), engine.task)
     context.save("head_out_by_position-noising", {"values": heads.values}, {"positions": ",".join(map(str, heads.positions))})
     rows = {f"a{layer}.h{h}": heads.values[layer, h] for layer in range(heads.values.shape[0]) for h in range(heads.values.shape[1])}
     if not context.model.info.attn_only:
-        mlps = patch_sweep(context.model, engine.task, "mlp_out", direction="noising", by=by, engine=engine)
+        mlps = named(patch_sweep(context.model, engine.task, "mlp_out", direction="noising", engine=engine), engine.task)
         rows |= {f"m{layer}": mlps.values[layer] for layer in range(mlps.values.shape[0])}
     positions = {}
     for name in state.circuit:

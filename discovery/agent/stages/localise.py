@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from discovery.agent.context import Context
 from discovery.agent.state import State
-from discovery.methods.patching import Axis, Sweep, estimate_sweep, patch_sweep
+from discovery.evaluation import thresholds
+from discovery.methods.naming import named
+from discovery.methods.patching import Sweep, estimate_sweep, patch_sweep
 from discovery.sites import Direction, SiteName
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
@@ -17,7 +17,7 @@ MOST = 0.1  # of the budget, for one sweep
 
 
 def localise(state: State, context: Context) -> State:
-    """Residual stream, layer × position (or × label, where prompts differ in length)."""
+    """Residual stream, layer × position; where prompts differ in length, × label, and what has none by its place from the end."""
     grids = [_sweep(context, "resid_pre", direction) for direction in DIRECTIONS]
     measured: dict[str, object] = {str(grid.direction): top_cells(grid) for grid in grids}
     measured |= {f"{name}, screen": caution for name, caution in screened(grids).items()}
@@ -47,9 +47,9 @@ def components(state: State, context: Context) -> State:
 
 def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
     engine = context.bench("discovery").engine
-    by: Axis = "label" if not engine.task.one_length and any(pair.labels for pair in engine.task.pairs) else "position"
-    screen = too_dear(context, estimate_sweep(engine, site, direction, by))
-    grid = patch_sweep(context.model, engine.task, site, direction=direction, by=by, screen=screen, seed=context.seed, engine=engine)
+    screen = too_dear(context, estimate_sweep(engine, site, direction))
+    found = patch_sweep(context.model, engine.task, site, direction=direction, screen=screen, seed=context.seed, engine=engine)
+    grid = named(found, engine.task)
     arrays = {
         "values": grid.values,
         "per_pair": grid.per_pair,
@@ -83,7 +83,7 @@ def top_cells(grid: Sweep) -> list[dict[str, object]]:
 
 def _peak(grid: Sweep, layer: int) -> str:
     row = grid.values[layer].nan_to_num(0.0)
-    return str(grid.positions[int(row.argmax())]) if bool(torch.any(row != 0)) else "none"
+    return str(grid.positions[int(row.argmax())]) if float(row.max()) >= thresholds.DROP else "no single position"
 
 
 def _strong(grid: Sweep) -> list[int]:

@@ -210,3 +210,10 @@ def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Ta
     early = discover(*opened, runs_dir=tmp_path, budget=spent["localise"])
     with pytest.raises(StoreError, match="before its circuit was evaluated"):
         verify(early.run_id, runs_dir=tmp_path)
+
+
+def test_a_run_that_could_measure_nothing_leaves_nothing(opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    with pytest.raises(MemoryLimitError):
+        discover(*opened, runs_dir=tmp_path, memory=1)
+    assert run_ids(tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -141,13 +141,43 @@ def rewrite(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> No
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_layer_that_the_configuration_leaves_out(gpt2):
+    """It would run, as another model, under the fingerprint of the whole one."""
+    change_config(gpt2, n_layer=2)
+    fault = refuse(gpt2)
+    assert "weights of layers that config.json leaves out, first transformer.h.2" in fault.cause
+
+
+def test_weights_that_the_model_does_not_use_are_let_pass(gpt2):
+    rewrite(gpt2, lambda state: state.update({"vision_tower.weight": torch.zeros(2)}))
+    assert load_model(gpt2, device="cpu").info.n_layers == 3
+
+
+def test_a_weight_of_another_shape_is_named(gpt2):
+    change_config(gpt2, n_embd=8)
+    assert "weights have other shapes than config.json says, first" in refuse(gpt2).cause
+
+
+def test_weights_that_are_not_numbers(gpt2):
+    def edit(state: dict[str, torch.Tensor]) -> None:
+        state[next(name for name in state if name.endswith("h.1.mlp.c_fc.weight"))][0, 0] = float("nan")
+
+    rewrite(gpt2, edit)
+    assert "own logits are not finite" in refuse(gpt2).cause
+
+
 def test_a_missing_weight(gpt2):
     def edit(state: dict[str, torch.Tensor]) -> None:
         del state[next(name for name in state if name.endswith("h.1.mlp.c_fc.weight"))]
 
     rewrite(gpt2, edit)
     fault = refuse(gpt2)
-    assert "lacks or misshapes 1 weights" in fault.cause
+    assert "lacks 1 weights" in fault.cause
     assert "h.1.mlp.c_fc.weight" in fault.cause
 
 
@@ -276,6 +306,12 @@ def test_a_hub_model_that_has_only_a_pickle(monkeypatch, tmp_path):
 
 
 # TransformerLens's own format
+
+
+def test_a_misspelt_field_is_a_warning(folder):
+    path = native(folder).path / "tl_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_lyers": 3}))
+    assert any("n_lyers" in warning for warning in load_model(path.parent, device="cpu").info.warnings)
 
 
 def test_a_native_directory_without_weights(folder):

@@ -39,6 +39,15 @@ def scout(capfd: pytest.CaptureFixture[str], runs_dir: Path) -> Callable[..., To
     return call
 
 
+class Split(tuple[str, int]):
+    """A task as the command sees it: what it was opened with, and how many pairs are held out."""
+
+    heldout = range(48)
+
+    def __new__(cls, *parts: object) -> Split:
+        return super().__new__(cls, parts)
+
+
 @dataclass
 class Agent:
     """What the stand-in was asked, and what it shall do."""
@@ -85,7 +94,7 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     from discovery.cli import discover
 
     monkeypatch.setattr(discover, "open_model", lambda load, console: ("model", load))
-    monkeypatch.setattr(discover, "open_task", lambda load, model, seed, console: ("task", seed))
+    monkeypatch.setattr(discover, "open_task", lambda load, model, seed, console: Split("task", seed))
     return made
 
 

@@ -118,3 +118,13 @@ def test_a_real_run_is_interrupted_and_resumed(model_directory: Path, root: Path
     assert done.returncode == 0, done.stderr
     assert CircuitGraph.from_json(done.stdout).run_id == summary.id
     assert (runs_dir / summary.id / "circuit.json").read_text() == done.stdout
+
+
+def test_a_split_too_small_for_a_verdict_is_said_before_anything_is_measured(
+    scout: Any, agent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.discovery.cli.conftest import Split
+
+    assert "held-out pairs" not in scout("discover").err
+    monkeypatch.setattr(Split, "heldout", range(42))
+    assert "warning: 42 held-out pairs: the verdict will be inconclusive, for it needs 48" in scout("discover").err

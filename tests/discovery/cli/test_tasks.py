@@ -25,11 +25,11 @@ def test_check(scout: Callable[..., Told], model_directory: Path) -> None:
 
 
 def test_check_as_json(scout: Callable[..., Told], model_directory: Path) -> None:
-    words = [str(model_directory / "task.jsonl"), "--model", str(model_directory), "--device", "cpu", "--pairs", "20", "--json", "-q"]
+    words = [str(model_directory / "task.jsonl"), "--model", str(model_directory), "--device", "cpu", "--pairs", "40", "--json", "-q"]
     told = scout("tasks", "check", *words)
     assert (told.status, told.err) == (0, "")
     found = json.loads(told.out)
-    assert (found["behaviour"], found["n"], found["accuracy"], found["metric"]) == (True, 20, 1.0, "logit_difference")
+    assert (found["behaviour"], found["n"], found["accuracy"], found["metric"]) == (True, 40, 1.0, "logit_difference")
     assert found["metric_clean"] > found["metric_corrupted"]
     assert found["gap"]["low"] <= found["gap"]["mean"] <= found["gap"]["high"]
     assert found["lint"]["warnings"] == []

@@ -29,6 +29,8 @@ def test_each_resample_has_every_templates_share(sizes, seed):
     assert weights.shape == (50, len(task))
     torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=torch.float64))
     for template, size in enumerate(sizes):
+        if size == 1:
+            continue  # drawn together with the others that are alone
         mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
         torch.testing.assert_close(weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
     counts = weights * len(task)
@@ -57,9 +59,20 @@ def test_constant_data_have_no_width(value):
     assert median == pytest.approx(value / 2)
 
 
-def test_a_pair_alone_in_its_template_has_no_width():
+def test_pairs_alone_in_their_templates_are_drawn_together():
+    """Each within its own template would leave an interval of no width, whatever they differ by."""
     weights = template_weights(task_of(1, 1, 1))
     interval = interval_of_mean(torch.tensor([1.0, 5.0, 9.0]), weights)
+    assert (interval.low, interval.mean, interval.high) == (1.0, 5.0, 9.0)
+    assert torch.equal(weights, template_weights(task_of(3)))
+    mixed = template_weights(task_of(1, 4, 1))
+    alone = torch.tensor([pair.template != "t1" for pair in task_of(1, 4, 1).pairs])
+    torch.testing.assert_close(mixed[:, alone].sum(1), torch.full((DRAWS,), 2 / 6, dtype=torch.float64))
+    assert float(mixed[:, alone].std(0).min()) > 0
+
+
+def test_a_single_pair_has_no_width():
+    interval = interval_of_mean(torch.tensor([5.0]), template_weights(task_of(1)))
     assert (interval.low, interval.mean, interval.high) == (5.0, 5.0, 5.0)
 
 

@@ -117,6 +117,7 @@ LINES = {
         "21 tokens, and this model takes 20",
     ),
     "a label after the end": (IDS | {"labels": {"S": 3}}, "label 'S' is at 3, and the prompt has 3 tokens"),
+    "an answer that is not known": (TEXT | {"answer": " Xyzzy"}, "the tokenizer does not know ' Xyzzy'"),
     "a label before the beginning": (IDS | {"labels": {"S": -4}}, "label 'S' is at -4, and the prompt has 3 tokens"),
 }
 
@@ -147,6 +148,8 @@ def test_how_many_other_pairs_have_faults_is_said(tmp_path):
 def test_a_pair_written_twice(tmp_path):
     fault = refuse(written(tmp_path, IDS, IDS | {"wrong": 7}, IDS | {"template": "other"}))
     assert fault.cause == "line 3 repeats line 1."
+    fault = refuse(written(tmp_path, IDS | {"answer": [20, 21]}, IDS | {"answer": [21, 20]}))
+    assert fault.cause == "line 2 repeats line 1."
 
 
 def test_text_needs_a_tokenizer(tmp_path):
@@ -160,7 +163,8 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "neither a built-in task nor a file" in refuse(tmp_path).cause
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"clean": "é"}'.encode("latin-1"))
-    assert "cannot be read as UTF-8" in refuse(latin).cause
+    assert "is not UTF-8 text" in refuse(latin).cause
+    assert refuse(latin).cure == "Save it as UTF-8."
     empty = tmp_path / "empty.jsonl"
     empty.write_text(" \n\n")
     assert "has no pairs" in refuse(empty).cause
@@ -190,6 +194,26 @@ def test_one_answer_that_serves_most_pairs_is_a_warning():
     others = [{**pair, "answer": 20 + n} for n, pair in enumerate(pairs)]
     assert load_task(others, Readable()).warnings == ()
     assert load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], Readable()).warnings == ()  # 3 of 5 is 60%, not over it
+
+
+def test_words_that_are_not_known_are_a_warning():
+    strange = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
+    warning = load_task([TEXT, strange], Readable()).warnings[0]
+    assert warning.startswith("1 pairs, first pair 2, hold words that the tokenizer does not know")
+
+
+def test_templates_of_few_pairs_are_a_warning():
+    def pairs(*sizes: int) -> list[dict[str, object]]:
+        return [
+            {"clean": [1, n, 3, t], "corrupted": [1, n + 50, 3, t], "answer": n, "wrong": n + 50, "template": f"t{t}"}
+            for t, size in enumerate(sizes)
+            for n in range(5 + 10 * t, 5 + 10 * t + size)
+        ]
+
+    (warning,) = load_task(pairs(5, 4, 1), Readable()).warnings
+    assert warning.startswith("2 of 3 templates have fewer than 5 pairs")
+    assert load_task(pairs(5, 5), Readable()).warnings == ()
+    assert load_task(pairs(3), Readable()).warnings == ()
 
 
 def test_warnings_are_of_the_pairs_that_are_used():

@@ -105,6 +105,7 @@ def test_a_pair_and_its_reverse_have_one_key_and_others_have_others():
     pair = Pair((1, 2), (1, 3), (4,), (5,), "t")
     assert pair.key == Pair((1, 3), (1, 2), (5,), (4,), "other").key
     assert pair.key != Pair((1, 3), (1, 2), (4,), (5,)).key
+    assert Pair((1, 2), (1, 3), (4, 6), (5, 7)).key == Pair((1, 3), (1, 2), (7, 5), (6, 4)).key  # a set has no order
     assert pair.key != Pair((1, 2), (1, 3), (4,), (6,)).key
 
 

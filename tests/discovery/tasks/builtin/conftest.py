@@ -37,6 +37,10 @@ class WordTokenizer:
         known = list(self.pieces)
         return "".join(known[i] for i in ids)
 
+    def holds_unknown(self, text: str) -> bool:
+        """Whether some piece is not known."""
+        return 0 in self.encode(text)
+
 
 class LetterTokenizer:
     """One token a character."""
@@ -48,6 +52,10 @@ class LetterTokenizer:
     def decode(self, ids: list[int]) -> str:
         """The characters."""
         return "".join(chr(i) for i in ids)
+
+    def holds_unknown(self, text: str) -> bool:
+        """Never: it knows all that it reads."""
+        return False
 
 
 class Gpt2Tokenizer:
@@ -63,6 +71,10 @@ class Gpt2Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text."""
         return str(self.inner.decode(ids))
+
+    def holds_unknown(self, text: str) -> bool:
+        """Never: it knows all that it reads."""
+        return False
 
 
 @pytest.fixture
