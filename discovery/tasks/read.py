@@ -117,7 +117,7 @@ class Reader:
         if not isinstance(item.clean, str):
             raise TaskError(f"{at}: {answer!r} is text after a prompt of token ids.", "Give the answer as a token id too.")
         ids = tuple(self._tokenizer(at).encode(item.clean + answer))
-        if self._strange(answer):
+        if self._strange(item.clean + answer) and not self._strange(item.clean):
             raise TaskError(f"{at}: the tokenizer does not know {answer!r}.", "Use a word of the model's vocabulary, or give a token id.")
         if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
             raise TaskError(
