@@ -1,0 +1,41 @@
+"""The hand-built models, whose circuits are known: is the truth found, with what verdict, at what cost? `python -m benchmarks.known`
+
+Truth is by brute force over all subsets (`tests/handbuilt`). Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+from discovery import discover, load_model, load_task
+from tests.handbuilt.models import CASES, build
+from tests.handbuilt.truth import known
+
+PAIRS = 240
+
+
+def row(name: str, folder: Path) -> str:
+    """One model's line."""
+    model = load_model(build(name).save(folder / name))
+    circuit = discover(model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS), runs_dir=folder / "runs").circuit
+    found, truth = {str(node) for node in circuit.members}, set(known(name, "resample").nodes)
+    same = "exactly" if found == truth else f"missing {sorted(truth - found)}, beside it {sorted(found - truth)}"
+    cost = f"{circuit.cost.forward_equivalents:,.0f} | {circuit.cost.seconds:.0f}"
+    return f"| {name} | {len(truth)} of {len(model.info.nodes())} | {same} | **{circuit.verdict}** | {cost} |"
+
+
+def main() -> None:
+    """Every case."""
+    out = sys.stdout
+    out.write("| model | nodes in the truth, of all | found | verdict | forward-pass equivalents | seconds |\n|---|---|---|---|---|---|\n")
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        for name in sorted(CASES):
+            out.write(row(name, Path(folder)) + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()
