@@ -10,7 +10,7 @@ forward pass is not taken.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,6 +109,7 @@ class Abilities:
         linear_heads: attn_out = Σ_h z_h·W_O[h] + b_O, and what a block adds is attn_out + mlp_out.
         middle: a layer can be started after its attention.
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
+        joins: rows can enter at different layers of one pass.
     """
 
     prefix: bool = False
@@ -116,6 +117,7 @@ class Abilities:
     linear_heads: bool = False
     middle: bool = False
     pattern: bool = False
+    joins: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ class Prefix:
     def take(self, rows: Int[Tensor, "n"], length: int) -> Prefix:
         """The first `length` positions of these rows."""
         return Prefix(tuple(k[rows, :, :length] for k in self.keys), tuple(v[rows, :, :length] for v in self.values))
+
+    def stairs(self, rows: Int[Tensor, "n"], counts: Sequence[int], length: int) -> Prefix:
+        """The first `length` positions; in each layer, of so many of the first rows (of one at least)."""
+        most = [rows[: max(count, 1)] for count in counts]
+        keys = tuple(k[own, :, :length] for k, own in zip(self.keys, most, strict=True))
+        return Prefix(keys, tuple(v[own, :, :length] for v, own in zip(self.values, most, strict=True)))
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +158,9 @@ class Batch:
         stop: the first layer that is not run (then there are no logits).
         prefix: keys and values of the positions before `tokens`.
         columns: unembed only these vocabulary entries of each row; -1 is padding (its logit is unspecified).
+        joins: layer -> resid_pre [row pos d_model] of further rows that enter there, behind those already at work. `tokens`, `last` and
+            `columns` are of all rows in that order; `prefix` holds, layer by layer, the rows that are at work (skipped layers: any).
+            Nothing is read or edited then. One pass over the layers serves rows that start at different ones.
     """
 
     tokens: Int[Tensor, "row pos"]
@@ -160,6 +171,7 @@ class Batch:
     stop: int | None = None
     prefix: Prefix | None = None
     columns: Int[Tensor, "row k"] | None = None
+    joins: Mapping[int, Float[Tensor, "n pos d_model"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

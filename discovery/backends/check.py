@@ -102,12 +102,14 @@ def find_abilities(backend: Backend, expected: Reference) -> Abilities:
     tolerance = TOLERANCE[backend.info.dtype] * float(expected.logits.abs().max())
     plain = _plain(backend, expected)
     _require_restart(backend, expected, plain, tolerance)
+    prefix = _holds(lambda: _prefix_error(backend, expected, plain), tolerance)
     return Abilities(
-        prefix=_holds(lambda: _prefix_error(backend, expected, plain), tolerance),
+        prefix=prefix,
         columns=_holds(lambda: _column_error(backend, expected, plain), tolerance),
         linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
         middle=_holds(lambda: _middle_error(backend, expected, plain), tolerance),
         pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
+        joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
     )
 
 
@@ -157,6 +159,30 @@ def _prefix_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
         again = backend.run(Batch(expected.tokens[rows, cut:], last, start, residual, prefix=prefix.take(rows, cut))).logits
         assert again is not None
         worst = max(worst, float((again - expected.logits[0, cut:]).abs().max()))
+    return worst
+
+
+def _join_error(backend: Backend, expected: Reference, plain: Outcome, *, prefix: bool) -> float:
+    """Rows that enter at different layers, with and without a prefix, each at another answer position."""
+    length, device, layers = expected.tokens.shape[1], expected.tokens.device, backend.info.n_layers
+    whole = backend.run(Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True).prefix if prefix else None
+    worst = 0.0
+    for cut in (0, length // 2) if whole is not None else (0,):
+        counts = [3 if layer == layers - 1 and layers > 1 else 2 for layer in range(layers)]
+        rows = torch.zeros(counts[-1], dtype=torch.long, device=device)
+        last = torch.tensor([length - cut - 1, 0, (length - cut) // 2], device=device)[: counts[-1]]
+        stream = {layer: plain.activations[Site("resid_pre", layer)][:, cut:] for layer in (0, layers - 1)}
+        batch = Batch(
+            expected.tokens[rows, cut:],
+            last,
+            0,
+            stream[0].expand(2, -1, -1),
+            prefix=whole.stairs(rows, counts, cut) if whole is not None and cut else None,
+            joins={layers - 1: stream[layers - 1]} if layers > 1 else {},
+        )
+        again = backend.run(batch).logits
+        assert again is not None
+        worst = max(worst, float((again - expected.logits[0, cut + last]).abs().max()))
     return worst
 
 

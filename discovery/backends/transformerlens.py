@@ -57,13 +57,16 @@ class TransformerLensBackend(Backend):
     ) -> Outcome:
         for site in (*reads, *(edit.site for edit in edits)):
             self.require(site)
+        if batch.joins and (reads or edits or grad):
+            raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
         seen: dict[Site, Tensor] = {}
         hidden: list[Tensor] = []
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
             self._visit(stack, batch, reads, edits, seen, grad)
             self._finish(stack, batch, hidden)
-            arguments: dict[str, Any] = {"input_ids": batch.tokens}
+            # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
+            arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
             if self._cached:
                 cached = keep_prefix or batch.prefix is not None
                 arguments |= {"use_cache": cached, "past_key_values": _cache(batch.prefix) if cached else None}
@@ -99,6 +102,13 @@ class TransformerLensBackend(Backend):
                 return put_in if put_in.requires_grad or not grad else put_in.detach().requires_grad_()
 
             self._hook(stack, Site("resid_pre", batch.start), put)
+
+        for layer, arriving in batch.joins.items():
+
+            def join(activation: Tensor, hook: Any, arriving: Tensor = arriving) -> Tensor:
+                return torch.cat([activation, arriving.to(activation.dtype)])
+
+            self._hook(stack, Site("resid_pre", layer), join)
 
     def _pass_through(self, handed_on: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         arrived: Tensor = args[0] if args else kwargs["hidden_states"]

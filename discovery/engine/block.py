@@ -7,8 +7,8 @@ One cached pass of each side of each prompt serves every sweep, ablation and con
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, Prefix
 from discovery.engine.prompts import Prompts, Side
-from discovery.engine.rows import Rows, Window, cut
+from discovery.engine.rows import Rows, Stairs, Window, cut
 from discovery.engine.work import Meter, full_work, row_work
 from discovery.errors import MemoryLimitError
+from discovery.interventions import Edit
 from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
 
@@ -71,24 +72,62 @@ class Block:
         """The metric of the unchanged prompts."""
         return self._metric(self.logits(side), torch.arange(len(self.prompts), device=self.prompts.length.device), None)
 
-    def measure(self, rows: Rows, label: str = "") -> Float[Tensor, "row"]:
-        """Run rows and give each one's metric.
+    def measure(self, rows: Rows) -> Float[Tensor, "row"]:
+        """Run rows and give each one's metric."""
+        return self.measure_all([rows])[0]
+
+    def measure_all(self, jobs: Sequence[Rows]) -> list[Float[Tensor, "row"]]:
+        """Run several jobs, together where that can be, and give each one's metrics.
 
         Raises:
             MemoryLimitError: where not even one row fits.
             Interrupted: from the meter's progress.
         """
-        out = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
-        for window in self._windows(rows):
-            for part in self._fitting(rows, window):
-                out[part[0].index] = part[1]
-        return out
+        out: dict[int, Tensor] = {}
+        for numbers, rows in self._together(jobs):
+            found = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
+            for window in self._windows(rows):
+                for part, values in self._fitting(rows, window):
+                    found[part.index] = values
+            out |= dict(zip(numbers, torch.split(found, [len(jobs[n]) for n in numbers]), strict=True))
+        return [out[n] for n in range(len(jobs))]
 
-    def work(self, rows: Rows) -> float:
-        """Forward-pass equivalents that `measure` will count for these rows."""
-        return sum(self._work(rows, window) for window in self._windows(rows))
+    def work(self, *jobs: Rows) -> float:
+        """Forward-pass equivalents that `measure_all` will count for these jobs."""
+        return sum(self._work(rows, window) for _, rows in self._together(jobs) for window in self._windows(rows))
 
-    def _windows(self, rows: Rows) -> Iterable[Window]:
+    def _together(self, jobs: Sequence[Rows]) -> Iterable[tuple[list[int], Rows | Stairs]]:
+        """Jobs that can go up the layers in one pass, and the others by themselves, with their numbers."""
+        ready: dict[Side, list[tuple[int, Rows]]] = {}
+        for number, job in enumerate(jobs):
+            joined = self._at_a_layers_input(job)
+            if joined is None:
+                yield [number], job
+            else:
+                ready.setdefault(job.base, []).append((number, joined))
+        for group in ready.values():
+            group.sort(key=lambda pair: pair[1].start)
+            rows = Stairs(tuple(job for _, job in group)) if len(group) > 1 else group[0][1]
+            yield [number for number, _ in group], rows
+
+    def _at_a_layers_input(self, job: Rows) -> Rows | None:
+        """A job as residual streams at a layer's input: those behind an attention go through its layer's MLP first."""
+        info = self.backend.info
+        if not self.backend.abilities.joins or job.edits is not None or job.residual is None or job.pointwise(info.n_layers):
+            return None
+        if not job.middle:
+            return job
+
+        def behind(window: Window) -> Tensor:
+            assert job.residual is not None
+            site = Site("resid_post", job.start)
+            tokens = self.prompts.tokens(job.base)[window.pair, window.first : window.end]
+            batch = Batch(tokens, start=job.start, residual=job.residual(window), middle=True, stop=job.start + 1)
+            return self.backend.run(batch, [site]).activations[site]
+
+        return replace(job, start=job.start + 1, middle=False, residual=behind, mlp_first=True)
+
+    def _windows(self, rows: Rows | Stairs) -> Iterable[Window]:
         return cut(rows, self.prompts, self.backend.info.n_layers, reuse=self.backend.abilities.prefix, most=self.rows_that_fit)
 
     def rows_that_fit(self, first: int, end: int) -> int:
@@ -105,7 +144,7 @@ class Block:
         kept = 4 * info.n_layers * info.n_kv_heads * info.d_head * end
         return size * (width * wide + scores + kept + 4 * info.n_logits)
 
-    def _fitting(self, rows: Rows, window: Window) -> Iterable[tuple[Window, Tensor]]:
+    def _fitting(self, rows: Rows | Stairs, window: Window) -> Iterable[tuple[Window, Tensor]]:
         """Run a window; where memory does not suffice, in halves, and remember what fits."""
         waiting = [window]
         while waiting:
@@ -136,28 +175,48 @@ class Block:
         self._limit = count // 2
         return self._limit
 
-    def _run(self, rows: Rows, window: Window) -> Float[Tensor, "n"]:
-        prompts, n_layers = self.prompts, self.backend.info.n_layers
-        span = slice(window.first, window.end)
-        pointwise = rows.pointwise(n_layers)
+    def _run(self, rows: Rows | Stairs, window: Window) -> Float[Tensor, "n"]:
+        batch, edits = self._climb(rows, window) if isinstance(rows, Stairs) else self._single(rows, window)
+        logits = self.backend.run(batch, edits=edits).logits
+        assert logits is not None
+        return self._metric(logits, window.pair, batch.columns)
+
+    def _single(self, rows: Rows, window: Window) -> tuple[Batch, Sequence[Edit]]:
         residual = rows.residual(window) if rows.residual else self.residual(rows.base, rows.start, window)
         prefix = None
-        if window.first and not pointwise:
-            whole = self._keys_and_values(rows.base)
-            prefix = whole.take(window.pair, window.first)
-        columns = self._columns(window)
+        if window.first and not rows.pointwise(self.backend.info.n_layers):
+            prefix = self._keys_and_values(rows.base).take(window.pair, window.first)
         batch = Batch(
-            prompts.tokens(rows.base)[window.pair, span],
-            prompts.last[window.pair] - window.first,
+            self.prompts.tokens(rows.base)[window.pair, window.first : window.end],
+            self.prompts.last[window.pair] - window.first,
             rows.start,
             residual,
             rows.middle,
             prefix=prefix,
-            columns=columns,
+            columns=self._columns(window),
         )
-        logits = self.backend.run(batch, edits=rows.edits(window) if rows.edits else ()).logits
-        assert logits is not None
-        return self._metric(logits, window.pair, columns)
+        return batch, rows.edits(window) if rows.edits else ()
+
+    def _climb(self, stairs: Stairs, window: Window) -> tuple[Batch, Sequence[Edit]]:
+        """Rows in the order of their start, so that each layer works on the first of them."""
+        entering: dict[int, list[Tensor]] = {}
+        for job, part in stairs.split(window):
+            assert job.residual is not None
+            entering.setdefault(job.start, []).append(job.residual(part))
+        arriving = {start: torch.cat(streams) for start, streams in entering.items()}
+        start = min(arriving)
+        counts = [sum(len(stream) for at, stream in arriving.items() if at <= layer) for layer in range(self.backend.info.n_layers)]
+        prefix = self._keys_and_values(stairs.base).stairs(window.pair, counts, window.first) if window.first else None
+        batch = Batch(
+            self.prompts.tokens(stairs.base)[window.pair, window.first : window.end],
+            self.prompts.last[window.pair] - window.first,
+            start,
+            arriving.pop(start),
+            prefix=prefix,
+            columns=self._columns(window),
+            joins=arriving,
+        )
+        return batch, ()
 
     def residual(self, side: Side, layer: int, window: Window, *, middle: bool = False) -> Float[Tensor, "n pos d_model"] | None:
         """The unchanged residual stream at a layer's input (None at layer 0, where the tokens give it)."""
@@ -191,13 +250,15 @@ class Block:
         clean = self.logits("clean")[pair] if self.metric == "kl_divergence" else None
         return measure(self.metric, logits, answer, wrong, clean)
 
-    def _work(self, rows: Rows, window: Window) -> float:
+    def _work(self, rows: Rows | Stairs, window: Window) -> float:
+        if isinstance(rows, Stairs):
+            return sum(self._work(job, part) for job, part in rows.split(window))
         info = self.backend.info
         before = 0 if rows.pointwise(info.n_layers) else window.first
         columns = self._columns(window)
-        one = row_work(
-            info, window.width, before, start=rows.start, middle=rows.middle, columns=info.n_logits if columns is None else columns.shape[1]
-        )
+        n_columns = info.n_logits if columns is None else columns.shape[1]
+        one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, columns=n_columns)
+        one += window.width * info.macs_mlp if rows.mlp_first else 0
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
         return float(sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)))
 

@@ -7,7 +7,8 @@ skipped, keys and values of positions before `first` are reused. Rows are sorted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from discovery.engine.prompts import Prompts, Side
 from discovery.interventions import Edit
+
+PASS = 64  # positions that a pass costs beside those it computes: the weights are read, the kernels launched
+REACH = 128  # spans looked back on: beyond, nothing is merged
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Rows:
         start: the layer at which the change enters (n_layers: after the last block); middle: after its attention.
         residual: the changed residual stream at the start, for a window; None is the base's own.
         edits: changes at later sites, for a window.
+        mlp_first: `residual` runs the MLP of the layer before `start`, which is counted too.
     """
 
     base: Side
@@ -55,6 +60,7 @@ class Rows:
     middle: bool = False
     residual: Callable[[Window], Float[Tensor, "n pos d_model"]] | None = None
     edits: Callable[[Window], list[Edit]] | None = None
+    mlp_first: bool = False
 
     def __len__(self) -> int:
         return len(self.pair)
@@ -79,36 +85,95 @@ class Rows:
         return self.start == n_layers or (self.middle and self.start == n_layers - 1)
 
 
-def cut(rows: Rows, prompts: Prompts, n_layers: int, *, reuse: bool, most: Callable[[int, int], int]) -> Iterator[Window]:
-    """Cut rows into windows.
+@dataclass(frozen=True)
+class Stairs:
+    """Rows that enter at different layers and are run in one pass over the layers: the weights are read once for all of them.
+
+    Attributes:
+        jobs: what is run together, in order of their start; residual streams only, no edits.
+    """
+
+    jobs: tuple[Rows, ...]
+
+    def __post_init__(self) -> None:
+        if any(job.edits is not None or job.residual is None or job.middle for job in self.jobs):
+            raise ValueError("only rows that are residual streams at a layer's input can be run together")
+        if [job.start for job in self.jobs] != sorted(job.start for job in self.jobs) or len({job.base for job in self.jobs}) != 1:
+            raise ValueError("rows that are run together have one base and come in the order of their start")
+
+    def __len__(self) -> int:
+        return sum(len(job) for job in self.jobs)
+
+    @property
+    def base(self) -> Side:
+        return self.jobs[0].base
+
+    @property
+    def pair(self) -> Int[Tensor, "row"]:
+        return torch.cat([job.pair for job in self.jobs])
+
+    @property
+    def first(self) -> Int[Tensor, "row"]:
+        return torch.cat([job.first for job in self.jobs])
+
+    def pointwise(self, n_layers: int) -> bool:
+        """Never: such rows are run by themselves, at their answer position alone."""
+        return False
+
+    def split(self, window: Window) -> list[tuple[Rows, Window]]:
+        """A window's rows by job, each job with its own numbers; the window's rows are in order."""
+        parts, offset = [], 0
+        for job in self.jobs:
+            mine = (window.index >= offset) & (window.index < offset + len(job))
+            if bool(mine.any()):
+                parts.append((job, Window(window.index[mine] - offset, window.pair[mine], window.first, window.end)))
+            offset += len(job)
+        return parts
+
+
+def cut(rows: Rows | Stairs, prompts: Prompts, n_layers: int, *, reuse: bool, most: Callable[[int, int], int]) -> Iterator[Window]:
+    """Cut rows into windows, each of as many rows as `most` allows, so that little is computed in vain and few passes are run.
 
     Args:
         reuse: whether keys and values of earlier positions can be reused.
         most: how many rows of (first, end) a batch may have.
     """
     length = prompts.length[rows.pair]
-    if rows.pointwise(n_layers):  # only the answer position matters
+    alone = rows.pointwise(n_layers)
+    if alone:  # only the answer position matters
         first, end = length - 1, length
     else:
         first, end = (rows.first if reuse else torch.zeros_like(rows.first)), length
         first = torch.minimum(first, length - 1)
     order = torch.argsort(first * (prompts.width + 1) + end, stable=True)
-    firsts, ends = first[order].tolist(), end[order].tolist()
-    exact = rows.pointwise(n_layers)
-    begin = 0
-    while begin < len(order):
-        low, high = firsts[begin], ends[begin]
-        stop = begin + 1
-        while stop < len(order):
-            reach = max(high, ends[stop])
-            if stop - begin >= most(low, reach) or (exact and firsts[stop] != low) or wasteful(low, firsts[stop], reach):
-                break
-            high, stop = reach, stop + 1
-        index = order[begin:stop]
-        yield Window(index, rows.pair[index], low, high)
-        begin = stop
+    kinds, counts = torch.unique_consecutive(torch.stack([first, end], 1)[order], dim=0, return_counts=True)
+    spans, sizes = [(low, high) for low, high in kinds.tolist()], counts.tolist()
+    firsts, begin = first[order].tolist(), 0
+    for group in [[n] for n in range(len(sizes))] if alone else segments(spans, sizes):
+        stop, reach = begin + sum(sizes[n] for n in group), max(spans[n][1] for n in group)
+        while begin < stop:
+            index = order[begin : min(begin + most(firsts[begin], reach), stop)]
+            yield Window(index.sort().values, rows.pair[index.sort().values], firsts[begin], int(end[index].max()))
+            begin += len(index)
 
 
-def wasteful(low: int, first: int, end: int) -> bool:
-    """Whether a row that could begin at `first` loses over a quarter of its work in a batch that begins at `low`."""
-    return (first - low) * 4 > (end - low)
+def segments(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
+    """Which consecutive (first, end) spans to run together: the least work, where each pass costs `PASS` positions beside its own.
+
+    Args:
+        spans: sorted by first. sizes: rows of each.
+    """
+    best, came = [0.0] + [math.inf] * len(spans), [0] * (len(spans) + 1)
+    for stop in range(1, len(spans) + 1):
+        high = count = 0
+        for begin in range(stop - 1, max(stop - 1 - REACH, -1), -1):
+            high, count = max(high, spans[begin][1]), count + sizes[begin]
+            cost = best[begin] + count * (high - spans[begin][0]) + PASS
+            if cost < best[stop]:
+                best[stop], came[stop] = cost, begin
+    groups: list[list[int]] = []
+    stop = len(spans)
+    while stop:
+        groups.append(list(range(came[stop], stop)))
+        stop = came[stop]
+    return groups[::-1]

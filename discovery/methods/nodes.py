@@ -58,10 +58,10 @@ def _block(block: Block, engine: Engine, direction: Direction, nodes: tuple[Node
         if mlp(layer) in column:
             rows = _mlp_rows(block, engine, layer, base)
             jobs.append((rows, rows.pair, torch.full_like(rows.pair, column[mlp(layer)])))
-    block.meter.begin(f"nodes {direction}", sum(block.work(rows) for rows, _, _ in jobs))
-    for rows, pair, place in jobs:
-        if len(rows):
-            out[pair, place] = block.measure(rows)
+    jobs = [job for job in jobs if len(job[0])]
+    block.meter.begin(f"nodes {direction}", block.work(*(rows for rows, _, _ in jobs)))
+    for (_, pair, place), found in zip(jobs, block.measure_all([rows for rows, _, _ in jobs]), strict=True):
+        out[pair, place] = found
     return out
 
 

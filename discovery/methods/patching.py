@@ -128,7 +128,9 @@ def patch_sweep(
 def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:
     """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
     columns = columns_of(engine.task, site, by)
-    return sum(block.work(cells.rows) for _, block in engine.blocks() for cells in _cells(block, engine.backend, site, direction, columns))
+    return sum(
+        block.work(*(cells.rows for cells in _cells(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
+    )
 
 
 def normalise(
@@ -183,11 +185,10 @@ def _sweep_block(
     if measured is not None:
         layers = [cells.among(some) for cells, some in zip(layers, measured, strict=True)]
     base = block.baseline("corrupted" if direction == "denoising" else "clean")  # after: the pass that cached the site gave it too
-    block.meter.begin(f"{site} {direction}", sum(block.work(cells.rows) for cells in layers))
-    out: list[Tensor] = []
-    for cells in layers:
-        grid = torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan"))
-        if len(cells.rows):
-            grid[cells.place] = block.measure(cells.rows)
-        out.append(grid)
-    return torch.stack(out, 1)
+    grids = [torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan")) for cells in layers]
+    busy = [(grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)]
+    jobs = [cells.rows for _, cells in busy]
+    block.meter.begin(f"{site} {direction}", block.work(*jobs))
+    for (grid, cells), found in zip(busy, block.measure_all(jobs), strict=True):
+        grid[cells.place] = found
+    return torch.stack(grids, 1)

@@ -67,7 +67,7 @@ class Spliced:
         """
         rows = self._rows(pair, value)
         self.block.meter.begin(label, self.block.work(rows))
-        return self.block.measure(rows, label)
+        return self.block.measure(rows)
 
     def _rows(self, pair: Tensor, value: Callable[[Window], Tensor]) -> Rows:
         site, earliest = self.sae.writes, self.where.int().argmax(1)[pair]

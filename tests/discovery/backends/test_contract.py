@@ -280,6 +280,46 @@ def test_a_prefix_stands_for_the_positions_before(shelf, backend, plains, kind, 
     torch.testing.assert_close(again, expected, **CLOSE)  # the prefix was not written to
 
 
+@pytest.mark.parametrize("cut", [0, 3])
+def test_rows_that_join_at_a_layer_are_the_plain_ones(shelf, backend, plains, kind, cut):
+    """Changed residual streams entering at every layer of one pass, after a prefix or not; also two pairs at the last layer only."""
+    model = shelf.load(kind, backend, "float64")
+    assert model.abilities.joins
+    n, rows = model.info.n_layers, torch.tensor([2, 0, 1])
+    whole = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True).prefix if cut else None
+    entering, expected = {}, []
+    for layer in range(n):
+        site = Site("resid_pre", layer)
+        _, seen = plains(kind).run(tokens_of(), reads=[site])
+        changed = seen[site].clone()
+        changed[:, cut:] = 2 * changed[:, cut:].flip(0) + 0.1 * (layer + 1)
+        logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
+        entering[layer] = changed[rows, cut:]
+        expected.append(at_last(logits)[rows])
+    for layers in (range(n), range(n - 1, n)):
+        streams = [entering[layer] for layer in layers]
+        order = rows.repeat(len(streams))
+        counts = [sum(len(rows) for at in layers if at <= layer) for layer in range(n)]
+        batch = Batch(
+            tokens_of()[order, cut:],
+            LENGTHS[order] - 1 - cut,
+            layers[0],
+            streams[0],
+            prefix=whole.stairs(order, counts, cut) if whole is not None else None,
+            joins=dict(zip(layers[1:], streams[1:], strict=True)),
+        )
+        torch.testing.assert_close(model.run(batch).logits, torch.cat([expected[layer] for layer in layers]), **CLOSE)
+
+
+def test_nothing_is_read_or_edited_where_rows_join(shelf, backend):
+    model = shelf.load("gpt2", backend)
+    stream = torch.zeros(ROWS, WIDTH, model.info.d_model)
+    batch = Batch(tokens_of().repeat(2, 1), LENGTHS.repeat(2) - 1, 0, stream, joins={1: stream})
+    for wrong in ({"reads": [Site("z", 0)]}, {"edits": [scale(Site("z", 0), 0.0)]}, {"grad": True}):
+        with pytest.raises(ValueError, match="where rows join"):
+            model.run(batch, **wrong)
+
+
 def test_a_prefix_can_be_extended_and_kept(shelf, backend, kind):
     model, cut = shelf.load(kind, backend, "float64"), 3
     whole = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True).prefix

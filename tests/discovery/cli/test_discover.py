@@ -121,7 +121,7 @@ def test_a_real_run_is_interrupted_and_resumed(model_directory: Path, root: Path
 
 
 def test_a_split_too_small_for_a_verdict_is_said_before_anything_is_measured(
-    scout: Any, agent: Any, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., Told], agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.discovery.cli.conftest import Split
 

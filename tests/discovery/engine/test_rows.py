@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.engine import Prompts, Rows
-from discovery.engine.rows import Window, cut, wasteful
+from discovery.engine.rows import PASS, Stairs, Window, cut, segments
 from tests.discovery.tiny import random_pairs
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -39,7 +42,6 @@ def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, m
         assert window.first < int(length.min())  # the answer position of every row is inside
         if reuse:
             assert window.first == int(rows.first[window.index].min())
-            assert not any(wasteful(window.first, int(first), window.end) for first in rows.first[window.index])
         else:
             assert window.first == 0
         assert window.width == window.end - window.first
@@ -66,10 +68,61 @@ def test_what_is_pointwise():
     assert rows_of(prompts, 0, 1, start=2, middle=True).pointwise(3)
 
 
-def test_a_row_wastes_at_most_a_quarter():
-    assert not wasteful(0, 2, 8)
-    assert wasteful(0, 3, 8)
-    assert not wasteful(5, 5, 6)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=7))
+def test_the_segments_are_the_cheapest(drawn):
+    """Against every way to cut a short list."""
+    spans = sorted((first, first + width) for first, width, _ in drawn)
+    sizes = [size for _, _, size in drawn]
+
+    def cost(groups: list[list[int]]) -> float:
+        return sum(PASS + sum(sizes[n] for n in group) * (max(spans[n][1] for n in group) - spans[group[0]][0]) for group in groups)
+
+    def ways(begin: int) -> list[list[list[int]]]:
+        if begin == len(spans):
+            return [[]]
+        return [[list(range(begin, stop)), *rest] for stop in range(begin + 1, len(spans) + 1) for rest in ways(stop)]
+
+    found = segments(spans, sizes)
+    assert [n for group in found for n in group] == list(range(len(spans)))
+    assert cost(found) == min(map(cost, ways(0)))
+
+
+def test_a_pass_is_saved_where_few_positions_are_lost_and_not_where_many_are():
+    assert segments([(0, 8), (2, 8)], [1, 1]) == [[0, 1]]
+    assert segments([(0, 8), (2, 8)], [1000, 1000]) == [[0], [1]]
+
+
+def stairs_of(prompts: Prompts, counts: list[int]) -> Stairs:
+    return Stairs(tuple(rows_of(prompts, layer, count, start=layer, residual=lambda window: window) for layer, count in enumerate(counts)))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(LENGTHS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7))
+def test_a_window_of_stairs_is_split_by_job_in_the_order_of_their_start(lengths, counts, most):
+    prompts = prompts_of(lengths)
+    stairs = stairs_of(prompts, counts)
+    seen: list[tuple[int, int]] = []
+    for window in cut(stairs, prompts, len(counts) + 1, reuse=True, most=lambda first, end: most):
+        parts = stairs.split(window)
+        assert [job.start for job, _ in parts] == sorted(job.start for job, _ in parts)
+        assert torch.equal(torch.cat([part.pair for _, part in parts]), window.pair)
+        for job, part in parts:
+            assert torch.equal(job.pair[part.index], part.pair)
+            seen += [(job.start, n) for n in part.index.tolist()]
+    assert sorted(seen) == [(start, n) for start, count in enumerate(counts) for n in range(count)]
+
+
+def test_what_cannot_go_up_together_is_refused():
+    prompts = prompts_of([4])
+    one = rows_of(prompts, 0, 1, residual=lambda window: window)
+    for bad in ({"residual": None}, {"edits": lambda window: []}, {"middle": True}):
+        with pytest.raises(ValueError, match="at a layer's input"):
+            Stairs((replace(one, **bad),))
+    with pytest.raises(ValueError, match="order of their start"):
+        Stairs((replace(one, start=2), one))
+    with pytest.raises(ValueError, match="one base"):
+        Stairs((one, replace(one, base="corrupted")))
 
 
 def test_the_limit_may_depend_on_the_window():
