@@ -125,11 +125,11 @@ class Prefix:
     """Keys and values of earlier positions, layer by layer, as the attention uses them (rotated where it rotates).
 
     Attributes:
-        keys, values: one [row kv_head prefix d_head] for each layer.
+        keys, values: one [row kv_head prefix d_head] for each layer; as many rows as are at work there.
     """
 
-    keys: tuple[Float[Tensor, "row kv_head prefix d_head"], ...]
-    values: tuple[Float[Tensor, "row kv_head prefix d_head"], ...]
+    keys: tuple[Float[Tensor, "_ kv_head prefix d_head"], ...]
+    values: tuple[Float[Tensor, "_ kv_head prefix d_head"], ...]
 
     def take(self, rows: Int[Tensor, "n"], length: int) -> Prefix:
         """The first `length` positions of these rows."""
@@ -166,12 +166,12 @@ class Batch:
     tokens: Int[Tensor, "row pos"]
     last: Int[Tensor, "row"] | None = None
     start: int = 0
-    residual: Float[Tensor, "row pos d_model"] | None = None
+    residual: Float[Tensor, "_ pos d_model"] | None = None
     middle: bool = False
     stop: int | None = None
     prefix: Prefix | None = None
     columns: Int[Tensor, "row k"] | None = None
-    joins: Mapping[int, Float[Tensor, "n pos d_model"]] = field(default_factory=dict)
+    joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
