@@ -1,9 +1,10 @@
-"""Patch sweeps against `transformer_lens.patching`, in turn in one process: `python -m benchmarks.sweeps [--quick]`
+"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--quick]`
 
-Both sides compute the same grid on the same module: ours through the engine, theirs one full forward pass of the bridge for each cell. The
-baseline is timed on a sample of its cells where a whole grid takes minutes (it runs every cell alike), and says so. Prints Markdown:
-median ratio and spread over repetitions, largest difference on the cells that both computed, forward-pass equivalents, achieved
-GFLOP/s over the machine's measured matmul rate, and peak memory.
+All compute the same grid on the same weights: ours through the engine, transformer_lens with one full forward pass of the bridge for
+each cell, nnsight with one trace for each layer whose invokes, one for each cell, it batches. The others are timed on a sample of
+their cells where a whole grid takes minutes (they run every cell alike), and the table says so. Prints Markdown: median ratio and spread
+over repetitions, largest difference on the cells that were computed twice, forward-pass equivalents, achieved GFLOP/s over the
+machine's measured matmul rate, and peak memory.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from discovery import load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
+from discovery.backends.load import find_source
 from discovery.engine import full_work
 from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName
 from discovery.tasks import Task
 
 FIRST_DIFFERENCE = 5  # pairs differ from the sixth token on
-SAMPLE = 6  # baseline cells per layer that are timed
+Grid = dict[tuple[int, ...], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,38 +71,83 @@ def random_pairs(model: Backend, pairs: int, tokens: int, seed: int = 0) -> Task
     return load_task(made, model)
 
 
-def baseline(model: Backend, task: Task, case: Case) -> tuple[Callable[[], dict[tuple[int, ...], torch.Tensor]], int, int]:
-    """One full forward pass of the bridge per cell, all pairs in a batch, as `transformer_lens.patching` does it.
-
-    Returns:
-        a function that computes the sampled cells, their number, and the number of all cells.
-    """
-    clean = torch.tensor([pair.clean for pair in task.pairs])
-    corrupted = torch.tensor([pair.corrupted for pair in task.pairs])
-    answer, wrong = torch.tensor([p.answer for p in task.pairs]), torch.tensor([p.wrong for p in task.pairs])
-    kind = "z" if case.site == "head_out" else case.site
+def sampled(case: Case, model: Backend) -> list[tuple[int, int]]:
+    """The cells that the others are timed on: six of each layer for one pair, one of each layer for more."""
     width = model.info.n_heads if case.site == "head_out" else case.tokens
     rng = random.Random(1)
-    cells = [(layer, c) for layer in range(model.info.n_layers) for c in sorted(rng.sample(range(width), min(SAMPLE, width)))]
-    last = torch.full((len(task.pairs),), case.tokens - 1)
-    sites = [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # a kind
-    source = model.run(Batch(clean, last), sites).activations
-    bridge = model.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
+    return [
+        (layer, c)
+        for layer in range(model.info.n_layers)
+        for c in sorted(rng.sample(range(width), min(6 if case.pairs == 1 else 1, width)))
+    ]
 
-    def run() -> dict[tuple[int, ...], torch.Tensor]:
-        found: dict[tuple[int, ...], torch.Tensor] = {}
-        for layer, column in cells:
-            site = Site(kind, layer)  # type: ignore[arg-type]  # a kind
-            axis = torch.arange(width) == column
-            edit = Edit(site, source[site], axis[None, None] if kind == "z" else axis[None])
-            name = f"blocks.{layer}.{'attn.hook_z' if kind == 'z' else 'hook_' + kind}"
+
+class Baselines:
+    """The other libraries on one model and task.
+
+    Args:
+        directory: the model's, which nnsight loads for itself.
+    """
+
+    def __init__(self, model: Backend, directory: Path, task: Task, case: Case) -> None:
+        self.model, self.case, self.cells = model, case, sampled(case, model)
+        self.clean = torch.tensor([pair.clean for pair in task.pairs])
+        self.corrupted = torch.tensor([pair.corrupted for pair in task.pairs])
+        self.answer, self.wrong = torch.tensor([p.answer for p in task.pairs]), torch.tensor([p.wrong for p in task.pairs])
+        self.kind = "z" if case.site == "head_out" else case.site
+        self.width = model.info.n_heads if case.site == "head_out" else case.tokens
+        last = torch.full((len(task.pairs),), case.tokens - 1)
+        sites = [Site(self.kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # a kind
+        self.source = model.run(Batch(self.clean, last), sites).activations
+        self.nnsight = opened(directory)
+
+    def metric(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.gather(1, self.answer)[:, 0] - logits.gather(1, self.wrong)[:, 0]
+
+    def by_transformer_lens(self) -> Grid:
+        """One full forward pass of the bridge per cell, all pairs in a batch, as `transformer_lens.patching` does it."""
+        bridge = self.model.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
+        found: Grid = {}
+        for layer, column in self.cells:
+            site = Site(self.kind, layer)  # type: ignore[arg-type]  # a kind
+            axis = torch.arange(self.width) == column
+            edit = Edit(site, self.source[site], axis[None, None] if self.kind == "z" else axis[None])
+            name = f"blocks.{layer}.{'attn.hook_z' if self.kind == 'z' else 'hook_' + self.kind}"
             with torch.no_grad():
                 hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
-                logits = bridge.run_with_hooks(corrupted, fwd_hooks=hooks)[:, -1]
-            found[layer, column] = logits.gather(1, answer)[:, 0] - logits.gather(1, wrong)[:, 0]
+                found[layer, column] = self.metric(bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1])
         return found
 
-    return run, len(cells), model.info.n_layers * width
+    def by_nnsight(self) -> Grid:
+        """One trace per layer, one invoke per cell (GPT-2's module names)."""
+        net, kind, d_head = self.nnsight, self.kind, self.model.info.d_head
+        found: Grid = {}
+        for layer in sorted({layer for layer, _ in self.cells}):
+            columns = [c for at, c in self.cells if at == layer]
+            source = self.source[Site(kind, layer)].flatten(2)  # type: ignore[arg-type]  # a kind
+            with torch.no_grad(), net.trace() as tracer:
+                logits: Any = list().save()  # type: ignore[attr-defined]  # noqa: C408  # nnsight's way to bring values out
+                for c in columns:
+                    with tracer.invoke(self.corrupted):
+                        if kind == "resid_pre":
+                            net.transformer.h[layer].input[:, c] = source[:, c]
+                        elif kind == "attn_out":
+                            net.transformer.h[layer].attn.output[0][:, c] = source[:, c]
+                        elif kind == "mlp_out":
+                            net.transformer.h[layer].mlp.output[:, c] = source[:, c]
+                        else:
+                            heads = slice(c * d_head, (c + 1) * d_head)
+                            net.transformer.h[layer].attn.c_proj.input[:, :, heads] = source[:, :, heads]
+                        logits.append(net.lm_head.output[:, -1])
+            found |= {(layer, c): self.metric(values) for c, values in zip(columns, logits, strict=True)}
+        return found
+
+
+def opened(directory: Path) -> Any:
+    """The model in nnsight."""
+    from nnsight import TransformersModel
+
+    return TransformersModel(directory, task="text-generation", dispatch=True, attn_implementation="eager")
 
 
 def matmul_rate() -> float:
@@ -113,32 +161,37 @@ def matmul_rate() -> float:
     return best
 
 
-def measure(case: Case, model: Backend, repetitions: int) -> str:
+def measure(case: Case, model: Backend, directory: Path, repetitions: int) -> str:
     """One line."""
     task = random_pairs(model, case.pairs, case.tokens)
-    theirs, sampled, cells = baseline(model, task, case)
-    grid, values = patch_sweep(model, task, case.site, direction=case.direction), theirs()  # warm
+    others = Baselines(model, directory, task, case)
+    runs = (others.by_transformer_lens, others.by_nnsight)
+    grid, values = patch_sweep(model, task, case.site, direction=case.direction), [run() for run in runs]  # warm
+    share = grid.per_pair[0].numel() / len(others.cells)
     ours: list[float] = []
-    ratios: list[float] = []
+    ratios: list[list[float]] = [[], []]
     for _ in range(repetitions):
-        began = time.perf_counter()
-        grid = patch_sweep(model, task, case.site, direction=case.direction)
-        ours.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        values = theirs()
-        ratios.append((time.perf_counter() - began) * cells / sampled / ours[-1])
-    worst = max(float((grid.per_pair[:, layer, column] - value).abs().max()) for (layer, column), value in values.items())
+        ours.append(timed(lambda: patch_sweep(model, task, case.site, direction=case.direction)))
+        for run, found in zip(runs, ratios, strict=True):
+            found.append(timed(run) * share / ours[-1])
+    worst = max(float((grid.per_pair[:, layer, c] - value).abs().max()) for found in values for (layer, c), value in found.items())
     flops = 2 * grid.cost.forward_equivalents * full_work(model.info, case.tokens)
     rate = flops / statistics.median(ours) / 1e9
-    share = rate / matmul_rate()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    plain = cells * case.pairs + 2 * case.pairs
+    plain = grid.per_pair[0].numel() * case.pairs + 2 * case.pairs
+    told = " | ".join(f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in ratios)
     return (
-        f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | "
-        f"**{statistics.median(ratios):.1f}×** ({min(ratios):.1f}–{max(ratios):.1f}) | {sampled}/{cells} | {worst:.0e} | "
-        f"{grid.cost.forward_equivalents:,.0f} of {plain:,} | "
-        f"{rate:.0f} ({share:.0%}) | {memory:.1f} GiB |"
+        f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | {told} | "
+        f"{len(others.cells)}/{grid.per_pair[0].numel()} | {worst:.0e} | {grid.cost.forward_equivalents:,.0f} of {plain:,} | "
+        f"{rate:.0f} ({rate / matmul_rate():.0%}) | {memory:.1f} GiB |"
     )
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -151,18 +204,20 @@ def main() -> None:
     sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
     shapes = ((1, 15), (32, 15), (8, 128))
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        models = {"bundled": load_model("bundled")}
+        places = {"bundled": find_source("bundled").directory}
         if not chosen.quick:
-            models = {"gpt2-small": load_model(small_gpt2(Path(folder)))} | models
-        out.write("| model | site | pairs | tokens | ours | ratio (range) | baseline cells timed | largest difference | ")
+            places = {"gpt2-small": small_gpt2(Path(folder))} | places
         out.write(
-            "forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+            "| model | site | pairs | tokens | ours | over transformer_lens (range) | over nnsight (range) | cells of theirs timed | "
+            "largest difference | forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n"
+            "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
         )
-        for name, model in models.items():
+        for name, place in places.items():
+            model = load_model("bundled" if name == "bundled" else place)
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
                     if tokens <= model.n_ctx:
-                        out.write(measure(Case(name, site, pairs, tokens), model, 1 if chosen.quick else chosen.repetitions) + "\n")
+                        out.write(measure(Case(name, site, pairs, tokens), model, place, 1 if chosen.quick else chosen.repetitions) + "\n")
                         out.flush()
 
 
