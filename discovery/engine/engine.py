@@ -70,7 +70,7 @@ class Engine:
                 self._kept = None  # frees the earlier block's caches before the next are made
                 self._mean_values.clear()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._kept = first, Block(self.backend, prompts, self.metric, self.meter, self.memory // 2)
+                self._kept = first, Block(self.backend, prompts, self.meter, self.memory // 2, self.metric)
             yield self._kept
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from discovery.backends.base import Batch
 from discovery.engine import Engine, Meter, Rows, Window, full_work, other
-from discovery.engine.block import MOST_COLUMNS, out_of_memory
+from discovery.engine.block import MOST_COLUMNS, Block
+from discovery.engine.cached import out_of_memory
 from discovery.engine.engine import free_memory
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
+from discovery.methods.patching import patch_sweep
 from discovery.sites import Site
 from tests.discovery.means import mean_by_definition
 from tests.discovery.methods.naive import METRICS, metric_of
@@ -117,19 +119,37 @@ def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(shelf, 
     ((_, block),) = engine.blocks()
     block.activation("clean", Site("z", 2))
     assert calls == [2]
-    block.activation("clean", Site("z", 0))
+    for kind in ("z", "resid_pre", "resid_mid", "attn_out", "mlp_out"):
+        block.activation("clean", Site(kind, 0))
+    block.activation("clean", Site("resid_post", 2))  # the stream's end; its starts are resid_pre
     block.baseline("clean")
     block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), 1))
-    assert calls == [2, 2, 1]  # the residual stream at every layer, and the one row
-    assert engine.meter.passes == 3
-    block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), 2))
-    assert calls == [2, 2, 1, 1]
+    assert calls == [2, 1]  # one cached pass, and the one row
+    assert engine.meter.passes == 2
     calls.clear()
-    block.activation("corrupted", Site("resid_post", 2))
+    block.activation("corrupted", Site("q", 1))  # what few ask for comes by itself, at every layer
+    block.activation("corrupted", Site("q", 0))
     assert calls == [2]
-    assert ("corrupted", Site("resid_post", 0)) not in block._sites  # the stream's end alone: its starts are resid_pre
+    assert ("corrupted", Site("resid_pre", 0)) not in block._sites
     block.load("corrupted", [Site("z", 0), Site("mlp_out", 1), Site("resid_post", 2)])
     assert calls == [2, 2]
+
+
+def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(shelf, monkeypatch):
+    model, task = shelf.load("gpt2"), as_task(random_pairs([5, 4]))
+    passes: list[Any] = []
+    cache = Block._cache
+
+    def counted(self: Any, side: Any, sites: Any) -> None:
+        passes.append(side)
+        cache(self, side, sites)
+
+    monkeypatch.setattr(Block, "_cache", counted)
+    engine = Engine(model, task)
+    for site in ("resid_pre", "attn_out", "mlp_out", "head_out", "resid_mid", "resid_post", "head_out_by_position"):
+        for direction in ("denoising", "noising"):
+            patch_sweep(model, task, site, direction=direction, engine=engine)  # type: ignore[arg-type]
+    assert sorted(passes) == ["clean", "corrupted"]
 
 
 def test_an_unchanged_row_is_the_baseline(shelf):
