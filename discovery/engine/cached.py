@@ -121,6 +121,12 @@ class Cached:
         self._limit = count // 2
         return self._limit
 
+    def pass_work(self) -> float:
+        """Forward-pass equivalents of one pass over every prompt of a side."""
+        info = self.backend.info
+        one = row_work(info, self.prompts.width, columns=info.n_logits)
+        return sum(one / full_work(info, n) for n in self.prompts.length.tolist())
+
     def _cache(self, side: Side, sites: list[Site]) -> None:
         """One pass over every prompt of a side, keeping these sites, the logits, and keys and values."""
         prompts, info = self.prompts, self.backend.info
@@ -129,7 +135,7 @@ class Cached:
         prefixes: list[Prefix | None] = []
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         one = row_work(info, prompts.width, columns=info.n_logits)
-        self.meter.reserve("the cached passes", sum(one / full_work(info, n) for n in prompts.length.tolist()))
+        self.meter.reserve("the cached passes", self.pass_work())
         begin, most = 0, self.rows_that_fit(0, prompts.width)
         while begin < len(prompts):
             part = slice(begin, min(begin + most, len(prompts)))

@@ -45,9 +45,25 @@ def node_effects(engine: Engine, direction: Direction, universe: Universe = "all
     return NodeEffects(direction, nodes, per_pair, values)
 
 
+def estimate_nodes(engine: Engine, direction: Direction, universe: Universe = "all") -> float:
+    """Forward-pass equivalents that the rows of `node_effects` will cost beyond the cached passes."""
+    nodes = engine.backend.info.nodes(universe)
+    return sum(block.work(*(rows for rows, _, _ in _jobs(block, engine, direction, nodes))) for _, block in engine.blocks())
+
+
 def _block(block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]) -> Float[Tensor, "pair node"]:
     base: Side = "corrupted" if direction == "denoising" else "clean"
     out = block.baseline(base).unsqueeze(1).repeat(1, len(nodes))
+    jobs = _jobs(block, engine, direction, nodes)
+    block.meter.begin(f"nodes {direction}", block.work(*(rows for rows, _, _ in jobs)))
+    for (_, pair, place), found in zip(jobs, block.measure_all([rows for rows, _, _ in jobs]), strict=True):
+        out[pair, place] = found
+    return out
+
+
+def _jobs(block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]) -> list[tuple[Rows, Tensor, Tensor]]:
+    """Rows, and of each its pair and its node's column."""
+    base: Side = "corrupted" if direction == "denoising" else "clean"
     column = {node: n for n, node in enumerate(nodes)}
     jobs: list[tuple[Rows, Tensor, Tensor]] = []
     for layer in range(engine.backend.info.n_layers):
@@ -58,11 +74,7 @@ def _block(block: Block, engine: Engine, direction: Direction, nodes: tuple[Node
         if mlp(layer) in column:
             rows = _mlp_rows(block, engine, layer, base)
             jobs.append((rows, rows.pair, torch.full_like(rows.pair, column[mlp(layer)])))
-    jobs = [job for job in jobs if len(job[0])]
-    block.meter.begin(f"nodes {direction}", block.work(*(rows for rows, _, _ in jobs)))
-    for (_, pair, place), found in zip(jobs, block.measure_all([rows for rows, _, _ in jobs]), strict=True):
-        out[pair, place] = found
-    return out
+    return [job for job in jobs if len(job[0])]
 
 
 def _mlp_rows(block: Block, engine: Engine, layer: int, base: Side) -> Rows:
