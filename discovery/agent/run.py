@@ -119,11 +119,20 @@ def resume(
     if finished.record.status == "completed":
         return Discovered(finished.id, finished.path, finished.load_circuit())
     with open_run(runs_dir, run_id, write=True) as run:
-        model, task = reopen(run)
-        if settings_of(run).pairs not in (None, task.fingerprint):
-            raise StoreError(f"task.jsonl of run {run_id} holds other pairs than the run began with.", "Restore it, or start a new run.")
-        run.update(status="running", problem=None)
-        return _fold(_context(run, settings_of(run), model, task, progress, on_event), last_state(run))
+        return go_on(run, progress=progress, on_event=on_event)
+
+
+def go_on(run: Run, *, progress: Progress | None = None, on_event: OnEvent | None = None) -> Discovered:
+    """Go on with an interrupted run that is open for writing.
+
+    Raises:
+        StoreError: where its model or its pairs are not those it began with.
+    """
+    model, task = reopen(run)
+    if settings_of(run).pairs not in (None, task.fingerprint):
+        raise StoreError(f"task.jsonl of run {run.id} holds other pairs than the run began with.", "Restore it, or start a new run.")
+    run.update(status="running", problem=None)
+    return _fold(_context(run, settings_of(run), model, task, progress, on_event), last_state(run))
 
 
 def reopen(run: Run) -> tuple[Backend, Task]:

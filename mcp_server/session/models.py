@@ -103,6 +103,10 @@ class Models:
             raise UnknownModelError(model_id, sorted(self._loaded), self._call(model_id))
         return self._touch(self._loaded[model_id])
 
+    def has(self, model_id: str) -> bool:
+        """Whether it is loaded."""
+        return model_id in self._loaded
+
     def drop(self, model_id: str) -> Loaded:
         """Forget a model; what is measured on it now is finished first."""
         found = self.get(model_id)

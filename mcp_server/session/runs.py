@@ -58,6 +58,10 @@ class Runs:
     def start(self, loaded: Loaded, task: Task, load: dict[str, Any], options: dict[str, Any]) -> Background:
         """Begin a run; returns once its folder is there. Blocks for that long."""
         made = Background(self._devices.work())
+        with self._guard:
+            self._check_room()
+            self._starting = [other for other in self._starting if not other.begun.is_set()]
+            self._starting.append(made)
 
         def carry() -> None:
             with _Holding(self._devices, loaded.device) as device:
@@ -81,22 +85,21 @@ class Runs:
             StoreError: no such run, or another process writes to it.
             PlaceError: where its model may not be loaded by this server.
         """
-        with self._guard:
+        with self._guard:  # looked up and entered in one step: of two calls, one resumes
             if run_id in self._known and not self._known[run_id].ended.is_set():
                 return self._known[run_id]
-        run = open_run(self._settings.runs_dir, run_id)
-        record = run.record
-        how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
-        self._places.model(str(how.get("model")))
-        made = Background(self._devices.work(), run_id)
+            self._check_room()
+            record = open_run(self._settings.runs_dir, run_id).record
+            how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
+            self._places.model(str(how.get("model")))
+            run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
+            made = self._known[run_id] = Background(self._devices.work(), run_id)
+        made.begun.set()
 
         def carry() -> None:
-            with _Holding(self._devices, record.provenance.device or "cpu") as device:
-                self._known[run_id] = made
-                with open_run(self._settings.runs_dir, run_id, write=True):
-                    made.begun.set()  # the lock could be had
+            with _Holding(self._devices, record.provenance.device or "cpu") as device, run:
                 device.take(f"run {run_id}", made.work)
-                science.resume(run_id, runs_dir=self._settings.runs_dir, progress=made.work)
+                science.go_on(run, progress=made.work)
 
         return self._launch(made, carry)
 
@@ -121,13 +124,12 @@ class Runs:
         alive = [made for made in [*self._known.values(), *self._starting] if not made.ended.is_set()]
         return all(made.ended.wait(max(0.0, end - time.monotonic())) for made in alive)
 
+    def _check_room(self) -> None:
+        alive = {id(other): other for other in [*self._known.values(), *self._starting] if not other.ended.is_set()}
+        if len(alive) >= MOST_ALIVE:
+            raise ServerError(f"{len(alive)} runs are at work or waiting already.", "Wait for one (run_status), or stop one (cancel_run).")
+
     def _launch(self, made: Background, carry: Callable[[], None]) -> Background:
-        with self._guard:
-            self._starting = [other for other in self._starting if not other.begun.is_set()]
-            alive = sum(not other.ended.is_set() for other in {id(b): b for b in [*self._known.values(), *self._starting]}.values())
-            if alive >= MOST_ALIVE:
-                raise ServerError(f"{alive} runs are at work or waiting already.", "Wait for one (run_status), or stop one (cancel_run).")
-            self._starting.append(made)
         made.thread = threading.Thread(target=_guarded, args=(made, carry), name="discovery-run", daemon=True)
         made.thread.start()
         made.begun.wait()

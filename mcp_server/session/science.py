@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from discovery.agent import Discovered, discover, estimate, resume
+    from discovery.agent import Discovered, discover, estimate, go_on
     from discovery.backends.load import find_source, load_model
     from discovery.engine import Engine, Meter
     from discovery.evaluation import evaluate_circuit
@@ -35,10 +35,10 @@ _HOMES = {
     "estimate": "discovery.agent",
     "evaluate_circuit": "discovery.evaluation",
     "find_source": "discovery.backends.load",
+    "go_on": "discovery.agent",
     "heatmap": "discovery.report",
     "load_model": "discovery.backends.load",
     "patch_sweep": "discovery.methods.patching",
-    "resume": "discovery.agent",
     "run_with_cache": "discovery.methods.cache",
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
@@ -57,11 +57,11 @@ __all__ = [
     "estimate",
     "evaluate_circuit",
     "find_source",
+    "go_on",
     "heatmap",
     "load_model",
     "pack",
     "patch_sweep",
-    "resume",
     "run_with_cache",
     "sae_top_features",
     "summarise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,6 +27,7 @@ from mcp_server.tools.task import Metric
 
 _LOOK = 0.1  # seconds between two looks at a run that is waited for
 ENOUGH = 96  # pairs that a verdict needs
+ROOM = 2  # a run can take so many times what it is estimated at
 
 
 class Behaviour(BaseModel):
@@ -69,49 +71,91 @@ class Discovery(Listing):
     cost: Work | None
 
 
-def which_behaviour(call: Call, task: TaskName | Pairs | None, run_id: str | None) -> Behaviour | Elicit[Behaviour]:
+def which_behaviour(call: Call, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None) -> Behaviour | Elicit[Behaviour]:
     """Ask the user which behaviour is meant, where the call does not say and the client can ask."""
-    if task is not None or run_id is not None or not _can_ask(call):
+    if task is not None or not _may_ask(call, model_id, run_id):
         return Behaviour()
     known = "; ".join(f"{name}: {built.summary}" for name, built in BUILTIN.items())
     return Elicit(f"Which behaviour should the circuit explain? {known}", Behaviour)
 
 
-def enough_pairs(call: Call, task: TaskName | Pairs | None, run_id: str | None, pairs: int | None) -> Enough | Elicit[Enough]:
+Asked = Annotated[ElicitationResult[Behaviour], Resolve(which_behaviour)]
+
+
+def enough_pairs(
+    call: Call, asked: Asked, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None, pairs: int | None
+) -> Enough | Elicit[Enough]:
     """Ask whether more pairs may be drawn, where a built-in task is asked for with too few for a verdict and the client can ask."""
-    few = isinstance(task, str) and task in BUILTIN and pairs is not None and pairs < ENOUGH
-    if not few or run_id is not None or not _can_ask(call):
+    chosen = _chosen(asked, task)
+    few = isinstance(chosen, str) and chosen in BUILTIN and pairs is not None and pairs < ENOUGH
+    if not few or not _may_ask(call, model_id, run_id):
         return Enough(use_enough=False)
-    return Elicit(f"{pairs} pairs are too few for a verdict, which needs {ENOUGH}. Take {BUILTIN[str(task)].default_pairs}?", Enough)
+    return Elicit(f"{pairs} pairs are too few for a verdict, which needs {ENOUGH}. Take {BUILTIN[str(chosen)].default_pairs}?", Enough)
+
+
+Drawn = Annotated[ElicitationResult[Enough], Resolve(enough_pairs)]
 
 
 async def what_it_costs(
-    call: Call, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None, budget: float | None, pairs: int | None, seed: int
+    call: Call,
+    asked: Asked,
+    drawn: Drawn,
+    model_id: str | None,
+    task: TaskName | Pairs | None,
+    run_id: str | None,
+    budget: float | None,
+    pairs: int | None,
+    seed: int,
 ) -> Allowance | Elicit[Allowance]:
-    """Ask whether the budget may be raised, where the estimate is above it and the client can ask."""
-    if run_id is not None or model_id is None or task is None or budget is None or not _can_ask(call):
+    """Ask whether the budget may be raised, where the estimate for the task and pairs settled on is above it and the client can ask."""
+    chosen = _chosen(asked, task)
+    if chosen is None or budget is None or not _may_ask(call, model_id, run_id):
         return Allowance(raise_budget=False)
+    expected = await _expected(call, str(model_id), chosen, _number(drawn, pairs), seed)
+    if expected <= budget:
+        return Allowance(raise_budget=False)
+    return Elicit(
+        f"This discovery is estimated at {expected:,.0f} forward-pass equivalents, and can take twice that; the budget is {budget:,.0f}. "
+        f"Raise the budget to {ROOM * expected:,.0f}?",
+        Allowance,
+    )
+
+
+async def _expected(call: Call, model_id: str, task: TaskName | Pairs, pairs: int | None, seed: int) -> float:
+    """What the run is estimated to cost."""
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> float:
         read = session.task(loaded, pairs_given(task), pairs, seed)
-        return float(science.estimate(loaded.backend, read, budget=budget, memory=session.settings.memory).forward_equivalents)
+        return math.ceil(float(science.estimate(loaded.backend, read, memory=session.settings.memory).forward_equivalents))
 
-    expected = await session.devices.run(call, loaded.device, "estimate", job)
-    if expected <= budget:
-        return Allowance(raise_budget=False)
-    return Elicit(
-        f"This discovery is estimated at {expected:,.0f} forward-pass equivalents; the budget is {budget:,.0f}. Raise the budget to that?",
-        Allowance,
-    )
+    return await session.devices.run(call, loaded.device, "estimate", job)
+
+
+def _may_ask(call: Call, model_id: str | None, run_id: str | None) -> bool:
+    """Whether a question makes sense: the client can put a form to its user, and the call can lead to a new run."""
+    capabilities: Any = call.client_capabilities
+    ability = None if capabilities is None else capabilities.elicitation
+    form = ability is not None and (ability.form is not None or ability.url is None)
+    return form and run_id is None and model_id is not None and call.request_context.lifespan_context.models.has(model_id)
+
+
+def _chosen(asked: ElicitationResult[Behaviour], task: TaskName | Pairs | None) -> TaskName | Pairs | None:
+    """The task of the call, else the user's."""
+    return task if task is not None else (asked.data.task or None) if isinstance(asked, AcceptedElicitation) else None
+
+
+def _number(drawn: ElicitationResult[Enough], pairs: int | None) -> int | None:
+    """How many pairs, after the user's word; None is the task's own number."""
+    return None if isinstance(drawn, AcceptedElicitation) and drawn.data.use_enough else pairs
 
 
 async def discover_circuit(
     call: Call,
-    asked: Annotated[ElicitationResult[Behaviour], Resolve(which_behaviour)],
+    asked: Asked,
+    drawn: Drawn,
     allowed: Annotated[ElicitationResult[Allowance], Resolve(what_it_costs)],
-    drawn: Annotated[ElicitationResult[Enough], Resolve(enough_pairs)],
     model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
     task: Annotated[
         TaskName | Pairs | None,
@@ -144,7 +188,7 @@ async def discover_circuit(
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
     session = call.request_context.lifespan_context
-    chosen = task if task is not None else (asked.data.task or None) if isinstance(asked, AcceptedElicitation) else None
+    chosen = _chosen(asked, task)
     notes: list[str] = []
     if run_id is not None:
         made = await in_thread(partial(_resumed, session, run_id))
@@ -156,24 +200,23 @@ async def discover_circuit(
         )
     else:
         loaded = session.models.get(model_id)
-        raised = isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget
-        if raised:
-            notes.append(f"The budget of {budget:,.0f} was lifted, as the user agreed.")
+        if (number := _number(drawn, pairs)) != pairs:
+            notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
+        if isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget:
+            budget = ROOM * await _expected(call, model_id, chosen, number, seed)
+            notes.append(f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed.")
         elif budget is not None:
             notes.append(
                 f"The budget is {budget:,.0f} forward-pass equivalents; where it ends before the evaluation, the verdict is inconclusive."
             )
-        if isinstance(drawn, AcceptedElicitation) and drawn.data.use_enough:
-            notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
-            pairs = None
-        options = {"metric": metric, "seed": seed, "budget": None if raised else budget, "memory": session.settings.memory}
+        options = {"metric": metric, "seed": seed, "budget": budget, "memory": session.settings.memory}
 
         def begin() -> Background:
-            read = session.task(loaded, pairs_given(chosen), pairs, seed)
+            read = session.task(loaded, pairs_given(chosen), number, seed)
             if len(read) < ENOUGH:
                 notes.append(f"{len(read)} pairs: fewer than the {ENOUGH} that a verdict needs, so it can be inconclusive at best.")
             how = loaded.asked
-            load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype, "pairs": pairs}
+            load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype, "pairs": number}
             source = session.task_source(pairs_given(chosen))
             return session.runs.start(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
 
@@ -233,9 +276,3 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
         cost=cost(circuit.cost) if circuit else None,
     )
     return answer(result, beside_run(session, run, image=True) if circuit else [])
-
-
-def _can_ask(call: Call) -> bool:
-    """Whether the client can put a question to its user."""
-    capabilities: Any = call.client_capabilities
-    return capabilities is not None and capabilities.elicitation is not None

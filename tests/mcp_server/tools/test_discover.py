@@ -7,17 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 from mcp import Client
 from mcp.client.session import ClientRequestContext
-from mcp.types import ElicitRequestParams, ElicitResult
+from mcp.server.mcpserver import Elicit
+from mcp.types import ClientCapabilities, ElicitRequestParams, ElicitResult
 
+from discovery.errors import StoreError
 from discovery.store import open_run
+from mcp_server.tools.discover import which_behaviour
 from tests.mcp_server.place import CIRCUIT, ERAS, TASK, call, environment, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
@@ -177,7 +182,44 @@ async def test_the_user_is_asked_where_the_client_can(era: str, models: Path, ru
         found = await call(client, "discover_circuit", model_id="induction", task=TASK, budget=10, wait_seconds=200)
         assert "Raise the budget" in asked[-1]
         assert found["verdict"] == "verified"
-        assert "lifted" in found["notes"][0]
+        assert "was raised to" in found["notes"][0]
+        granted = open_run(runs_dir, found["run_id"]).record.configuration["budget"]
+        assert f"Raise the budget to {granted:,.0f}?" in asked[-1]
+        assert found["cost"]["forward_equivalents"] <= granted
+
+
+async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_what_cannot_be(models: Path, runs_dir: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.message)
+        return ElicitResult(action="accept", content={"task": "induction", "use_enough": True, "raise_budget": False})
+
+    async with Client(make(models, runs_dir), elicitation_callback=answer) as client:
+        assert "No model is loaded" in await refused(client, "discover_circuit", model_id="nope", task="ioi", pairs=20)
+        assert "needs model_id" in await refused(client, "discover_circuit", wait_seconds=0.2)
+        assert asked == []
+        await call(client, "load_model", model="bundled")
+        begun = await call(client, "discover_circuit", model_id="bundled", pairs=20, budget=500, wait_seconds=0)
+        await call(client, "cancel_run", run_id=begun["run_id"])
+        whole = await call(client, "discover_circuit", model_id="bundled", task="induction", budget=500, wait_seconds=0)
+        await call(client, "cancel_run", run_id=whole["run_id"])
+    assert [question.split()[0] for question in asked] == ["Which", "20", "This", "This"]
+    assert asked[2] == asked[3]  # the estimate is for the 240 pairs that the user agreed to
+    assert open_run(runs_dir, begun["run_id"]).record.configuration["budget"] == 500
+
+
+def test_a_client_that_asks_by_url_only_is_not_asked() -> None:
+    class Here:
+        """A call of a client with these abilities."""
+
+        def __init__(self, **abilities: Any) -> None:
+            self.client_capabilities = ClientCapabilities.model_validate({"elicitation": abilities})
+            self.request_context = SimpleNamespace(lifespan_context=SimpleNamespace(models=SimpleNamespace(has=lambda name: True)))
+
+    for abilities, asks in (({}, True), ({"form": {}}, True), ({"url": {}}, False), ({"form": {}, "url": {}}, True)):
+        found = which_behaviour(Here(**abilities), "induction", None, None)
+        assert isinstance(found, Elicit) is asks, abilities
 
 
 @pytest.mark.parametrize("agrees", [True, False])
@@ -207,3 +249,25 @@ async def test_a_refusal_keeps_the_budget(models: Path, runs_dir: Path) -> None:
             await call(client, "load_model", model="induction")
             found = await call(client, "discover_circuit", model_id="induction", task=TASK, budget=10, wait_seconds=200)
             assert (found["status"], found["verdict"]) == ("completed", "inconclusive")
+
+
+async def test_of_many_resumes_at_once_one_goes_on(models: Path, runs_dir: Path) -> None:
+    server = make(models, runs_dir)
+    async with Client(server) as client:
+        await call(client, "load_model", model="induction")
+        begun = await call(client, "discover_circuit", model_id="induction", task=TASK, wait_seconds=0)
+        await call(client, "cancel_run", run_id=begun["run_id"])
+    runs, found = server.session.runs, []
+    threads = [threading.Thread(target=lambda: found.append(runs.resume(begun["run_id"]))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    with pytest.raises(StoreError, match="is being written by process"):
+        open_run(runs_dir, begun["run_id"], write=True)  # held at once, not when the model has been loaded
+    for thread in threads:
+        thread.join(60)
+    assert len({id(made) for made in found}) == 1
+    assert runs.find(begun["run_id"]) is found[0]
+    found[0].work.stop()
+    assert found[0].ended.wait(60)
+    assert runs.find(begun["run_id"]) is None
+    assert open_run(runs_dir, begun["run_id"]).status == "interrupted"
