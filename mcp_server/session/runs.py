@@ -33,7 +33,7 @@ class Background:
     Attributes:
         run_id: None until its folder is there. begun: set then, and where it failed before. ended: set at its end.
         problem: what ended it early, as it may be told.
-        stages: what each stage concluded, as it happened.
+        expected: forward-pass equivalents that the whole run is estimated to take, once that is known.
     """
 
     work: Work
@@ -41,8 +41,15 @@ class Background:
     begun: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     problem: DiscoveryError | None = None
+    expected: float | None = None
     since: float = field(default_factory=time.monotonic)
     thread: threading.Thread | None = None
+
+    @property
+    def progress(self) -> tuple[float, float | None, str]:
+        """Done, of about how much (None: not known), and what is done now."""
+        done, _, doing = self.work.state
+        return done, None if self.expected is None else max(self.expected, done), doing
 
 
 class Runs:
@@ -71,6 +78,8 @@ class Runs:
                     self._known[run_id] = made
                     made.begun.set()
                     device.take(f"run {run_id}", made.work)
+                    made.work.say("estimate")
+                    made.expected = float(science.estimate(loaded.backend, task, memory=options.get("memory")).forward_equivalents)
 
                 science.discover(
                     loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begin, load=load

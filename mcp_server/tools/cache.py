@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 SiteKinds = Annotated[
     list[Annotated[str, Field(max_length=30)]],
     Field(
-        description="Summarised in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, head_out, q, k, v, pattern.",
+        description="Summarised in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, pattern, z (a head's output "
+        "before W_O; head_out gives it too).",
         max_length=12,
     ),
 ]
@@ -111,7 +112,7 @@ def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: 
     last = {kind: grid[:, -1].tolist() if grid is not None else None for kind, grid in norms.items()}
     rows = [
         Activation(
-            site=f"{'head_out' if site.kind == 'z' else site.kind}.{site.layer}",
+            site=f"{site.kind}.{site.layer}",
             shape=list(s.shape),
             mean=number(s.mean),
             std=number(s.std),

@@ -239,11 +239,11 @@ async def _wait(call: Call, made: Background, seconds: float) -> None:
     told = -1.0
     with anyio.move_on_after(seconds):
         while not made.ended.is_set():
-            done, total, label = made.work.state
+            done, total, label = made.progress
             if done > told:
                 told = done
                 with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # the client left: the run goes on
-                    await call.report_progress(done, max(total, done), label)
+                    await call.report_progress(done, total, label)
             await anyio.sleep(_LOOK)
 
 

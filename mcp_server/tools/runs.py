@@ -33,11 +33,11 @@ Status = Literal["running", "interrupted", "completed", "failed", "damaged"]
 
 
 class Progress(Result):
-    """The piece of work at hand, in forward-pass equivalents."""
+    """How far the run is, in forward-pass equivalents."""
 
     doing: str
     done: float | None
-    of_about: float | None
+    of_about: float | None = Field(description="Of the whole run, as estimated before it; null where that is not known.")
     stopping: bool
 
 
@@ -182,8 +182,8 @@ async def list_runs(
 
 def progress_of(background: Background) -> Progress:
     """How far a run of this process is."""
-    done, total, label = background.work.state
-    return Progress(doing=label, done=number(done), of_about=number(max(total, done)), stopping=background.work.stopping)
+    done, total, doing = background.progress
+    return Progress(doing=doing, done=number(done), of_about=None if total is None else number(total), stopping=background.work.stopping)
 
 
 def _state(session: Session, run_id: str, top: int) -> CallToolResult:

@@ -96,7 +96,7 @@ async def test_check_task_on_a_task_that_the_model_does_not_do(client: Client) -
 
 async def test_a_summary_of_activations(client: Client) -> None:
     found = await call(client, "run_with_cache", model_id="induction", prompt=[0, 5, 6, 7, 5], sites=["head_out", "pattern"], top=3)
-    assert [row["site"] for row in found["sites"]] == ["head_out.0", "head_out.1", "pattern.0", "pattern.1"]
+    assert [row["site"] for row in found["sites"]] == ["z.0", "z.1", "pattern.0", "pattern.1"]
     assert found["sites"][2]["shape"] == [4, 5, 5]
     assert len(found["predictions"]) == 3
     assert [layer["mlp"] for layer in found["layers"]] == [None, None]
