@@ -218,7 +218,7 @@ def _fold(context: Context, state: State) -> Discovered:
     except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
         if out_of_memory(fault):
             run.update(status="interrupted", problem="out of memory")
-            cure = f"Free memory, or start again with fewer pairs or a smaller --memory; this run can be resumed: {run.id}."
+            cure = f"Free memory, or start again with fewer pairs or less memory to use; this run can be resumed: {run.id}."
             raise MemoryLimitError("Memory ran out.", cure) from fault
         run.update(status="failed", problem=type(fault).__name__)
         raise

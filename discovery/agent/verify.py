@@ -50,7 +50,7 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
     held = record.evaluation.heldout
     if record.verdict != "no_behaviour" and (held is None or not any(held.ablations.under(a) for a in EVIDENCE_ABLATIONS)):
         raise StoreError(
-            f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger --budget."
+            f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger budget."
         )
     model, task = reopen(run)
     meter = Meter(progress=progress)

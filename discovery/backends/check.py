@@ -52,7 +52,7 @@ def reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> Refer
     logits = (out if isinstance(out, Tensor) else out.logits).detach().clone()
     if not bool(logits.isfinite().all()):
         cause = "The model's own logits are not finite: its weights are damaged, or the dtype is too narrow for them."
-        raise ModelError(cause, "Save or download the weights again, or use --dtype float32.")
+        raise ModelError(cause, "Save or download the weights again, or use dtype float32.")
     return Reference(tokens, logits, d_vocab)
 
 

@@ -122,7 +122,7 @@ class Engine:
             raise MemoryLimitError(
                 f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
                 f"({2 * one:,} needed).",
-                "Raise --memory, or shorten the prompts.",
+                "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
 

@@ -83,7 +83,7 @@ class Meter:
             raise BudgetError(
                 f"{label} needs {expected:.0f} forward-pass equivalents, "
                 f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
-                "Raise --budget, or use fewer pairs.",
+                "Raise the budget, or use fewer pairs.",
             )
 
     def add(self, equivalents: float) -> None:
