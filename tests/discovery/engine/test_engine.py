@@ -284,7 +284,7 @@ def test_tasks_and_metrics_that_cannot_be_measured(shelf):
         Engine(model, as_task(random_pairs([4])), metric="accuracy")  # type: ignore[arg-type]
     with pytest.raises(MemoryLimitError, match="A memory limit of 10 bytes") as caught:
         Engine(model, as_task(random_pairs([4])), memory=10)
-    assert "--memory" in caught.value.cure
+    assert "memory limit" in caught.value.cure
 
 
 def test_what_running_out_of_memory_looks_like():

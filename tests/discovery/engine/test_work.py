@@ -65,7 +65,7 @@ def test_a_budget_is_held_before_the_work():
     with pytest.raises(BudgetError) as caught:
         meter.begin("sweep", 6.5)
     assert caught.value.cause == "sweep needs 6 forward-pass equivalents, and 6 of 10 are left."
-    assert "--budget" in caught.value.cure
+    assert "budget" in caught.value.cure
     assert meter.label == "fits"
     meter.add(20.0)
     meter.begin("nothing", 0.0)  # what costs nothing needs no budget
