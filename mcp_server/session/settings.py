@@ -45,7 +45,14 @@ class Settings:
     def public(self, text: str) -> str:
         """A message without the paths of this machine."""
         named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.here, "the working directory")]
-        for path, name in [(path, name) for path, name in named if path is not None and path != path.parent]:
-            text = text.replace(f"{path}/", "").replace(str(path), name)
-        home = str(Path.home())
-        return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+        known = {str(form): name for path, name in named if path is not None for form in _forms(path)}
+        for path in sorted(known, key=len, reverse=True):
+            text = text.replace(f"{path}/", "").replace(path, known[path])
+        for home in _forms(Path.home()):
+            text = text.replace(f"{home}/", "~/")
+        return text
+
+
+def _forms(path: Path) -> set[Path]:
+    """How messages may write a directory: as it was given, and with symbolic links followed; none for the root."""
+    return {form for form in (path.absolute(), path.resolve()) if form != form.parent}
