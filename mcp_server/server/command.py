@@ -156,7 +156,7 @@ def _parser() -> Parser:
     parser.add_argument("-q", "--quiet", action="store_true", help=argparse.SUPPRESS)
     for setting in (HTTP, TOKEN, ALLOWED, SETS):
         setting.add(parser)
-    parser.add_argument("--read-only", action="store_true", help=f"no downloads, no runs started or stopped (or {READ_ONLY}=1)")
+    parser.add_argument("--read-only", action="store_true", help=f"no downloads, no runs started or stopped, no final evaluation (or {READ_ONLY}=1)")
     for setting in (MODELS_DIR, RUNS_DIR, IMAGES, BACKEND, DEVICE, DTYPE, MEMORY):
         setting.add(parser)
     return parser

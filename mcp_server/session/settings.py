@@ -22,7 +22,7 @@ class Settings:
         runs_dir: where runs are kept.
         models_dir: the directory whose models may be loaded.
         here: another directory that may be read: where a local server was started; None over HTTP.
-        read_only: nothing is downloaded, and no run is started or stopped.
+        read_only: nothing is downloaded, no run is started or stopped, and no look at held-out pairs is taken, which would be counted.
         images: whether results carry pictures.
         toolsets: which groups of tools there are.
         backend, device, dtype: what load_model uses where a call does not say.
