@@ -44,7 +44,10 @@ def test_the_token_is_asked_for(url: str) -> None:
     assert TOKEN not in refused.text
     assert post(url, authorization=f"Bearer {TOKEN}x") == 401
     assert post(url, authorization=TOKEN) == 401
+    assert post(url, authorization=f"Basic {TOKEN}") == 401
+    assert post(url, authorization="Bearer") == 401
     assert post(url, **bearer) == 200
+    assert post(url, authorization=f"bearer {TOKEN}") == 200  # RFC 7235: the scheme in any case
 
 
 def test_host_and_origin_are_checked(url: str) -> None:
