@@ -92,7 +92,7 @@ class Runs:
         except PlaceError:
             raise PlaceError(
                 f"The model of the run {run_id} is in no directory that this server may read.",
-                f"Start the server with --models-dir on the model's directory, or go on at a terminal: circuit-scout discover --resume {run_id}",
+                f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout discover --resume {run_id}",
             ) from None
         made = Background(self._devices.work(), run_id)
 
