@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import importlib
+import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.transport_security import TransportSecuritySettings
+
+from discovery.cli.arguments import UsageError
+from discovery.cli.console import warn
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -74,13 +79,36 @@ def application(server: Scout, door: Door) -> ASGIApp:
     return Guard(made, door.token) if door.token is not None else made
 
 
-def serve_http(server: Scout, door: Door) -> int:
-    """Serve until interrupted; returns the exit status."""
+def listen(door: Door) -> tuple[Door, socket.socket]:
+    """Take the port.
+
+    Returns:
+        the door, with the port that was given where 0 was asked for, and what listens there.
+
+    Raises:
+        UsageError: where it is taken, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+    try:
+        taken = socket.create_server((door.host, door.port), family=family, backlog=2048)
+    except OSError as fault:
+        why = os.strerror(fault.errno) if fault.errno in errno.errorcode else str(fault.strerror or fault)  # without the address again
+        raise UsageError(
+            f"--http {_written(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
+        ) from None
+    return replace(door, port=taken.getsockname()[1]), taken
+
+
+def _written(door: Door) -> str:
+    return f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
+
+
+def serve_http(server: Scout, door: Door, taken: socket.socket) -> int:
+    """Serve until interrupted, where `listen` took the port; returns the exit status."""
     uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
-    config = uvicorn.Config(
-        application(server, door), host=door.host, port=door.port, log_level="warning", timeout_graceful_shutdown=_GRACE
-    )
+    config = uvicorn.Config(application(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE)
     runner = uvicorn.Server(config)
-    runner.run()
+    warn(f"Listening at http://{_written(door)}{PATH}")
+    runner.run(sockets=[taken])
     server.session.close(_GRACE)
     return 0 if runner.started else 2
