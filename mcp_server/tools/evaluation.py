@@ -55,7 +55,7 @@ async def evaluate_circuit(
     discover_circuit does, and it also tests stability (f). Cost: some hundred forward passes per pair; 32 pairs of ioi in the bundled
     model about 10 s, 200 about a minute.
 
-    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h1", "a2.h1", "a2.h2", "m0", "m2", "m3"]).
+    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h3", "m0", "a1.h0", "a1.h3", "a2.h0", "m2", "m3"]).
     """
     session = call.request_context.lifespan_context
     if final and session.settings.read_only:
