@@ -42,7 +42,7 @@ Read the resource scout://skills/find-circuit and follow it:
         """Measure what one attention head contributes, and where."""
         return f"""What does the head {head} of the model {model} do on the task {task}?
 
-1. load_model(model="{model}"), then check_task(task="{task}").
+1. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}", task="{task}").
 2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the others?
 3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through which input?
 4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
@@ -55,7 +55,7 @@ Say what is measured and what is conjecture; attention alone proves nothing. {_H
         return f"""Test this claim about the model {model}, on the task {task}: {claim}
 
 1. Write down which nodes the claim names, and which result would refute it, before measuring.
-2. load_model(model="{model}"), check_task(task="{task}", pairs=200).
+2. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}", task="{task}", pairs=200).
 3. ablate_heads with these nodes, per_node=true, controls=20, under resample and under mean.
 4. evaluate_circuit with these nodes, pairs=200, final=true, once: the held-out pairs judge honestly only the first time.
 5. Compare with what discover_circuit finds without knowing the claim.

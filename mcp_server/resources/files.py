@@ -18,9 +18,10 @@ JSON, PNG, TENSORS = "application/json", "image/png", "application/octet-stream"
 def add_run_files(server: MCPServer[Session], session: Session) -> None:
     """Runs and results as resources; a missing one is told with what there is."""
 
-    def file(run_id: str, name: str) -> bytes:
+    def document(run_id: str, name: str) -> str:
         try:
-            return read_bytes(session.runs.open(run_id).path / name)
+            run = session.runs.open(run_id)
+            return session.places.told(read_bytes(run.path / name).decode(), run.record)
         except DiscoveryError as fault:
             raise ResourceNotFoundError(session.settings.public(str(fault))) from None
 
@@ -33,7 +34,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         description="networkx node-link data: the circuit with its evaluation, verdict and provenance.",
     )  # fmt: skip
     def circuit(run_id: str) -> str:
-        return session.settings.public(file(run_id, "circuit.json").decode())
+        return document(run_id, "circuit.json")
 
     @server.resource(
         "scout://runs/{run_id}/run.json",
@@ -43,7 +44,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         description="Configuration, model, status.",
     )
     def record(run_id: str) -> str:
-        return session.settings.public(file(run_id, "run.json").decode())
+        return document(run_id, "run.json")
 
     @server.resource(
         "scout://runs/{run_id}/report.html",
@@ -53,7 +54,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         description="One self-contained page.",
     )
     def report(run_id: str) -> str:
-        return session.settings.public(file(run_id, "report.html").decode())
+        return document(run_id, "report.html")
 
     @server.resource(
         "scout://runs/{run_id}/figures/{name}", name="figure", title="A figure of a run", mime_type=PNG, description="A picture."

@@ -14,7 +14,8 @@ from typing import Any
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedResourceError, UnexpectedToolError
-from mcp.types import CallToolResult, InputRequiredResult
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult
 from pydantic import AnyUrl, ValidationError
 
 from discovery.errors import DiscoveryError, Interrupted
@@ -73,6 +74,21 @@ class Scout(MCPServer[Session]):
             if isinstance(cause, DiscoveryError):
                 raise ResourceNotFoundError(self.session.settings.public(str(cause))) from None
             raise ResourceError(reported("a resource", cause)) from None
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Session, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """Get a prompt; one that does not exist, or that takes other arguments, is told with what there is."""
+        known = {prompt.name: prompt.arguments or [] for prompt in self._prompt_manager.list_prompts()}
+        if name not in known:
+            raise MCPError(INVALID_PARAMS, f"There is no prompt {name[:80]!r} here. The prompts are {', '.join(known)}.")
+        takes = {argument.name: bool(argument.required) for argument in known[name]}
+        wrong = [f"There is no argument {given[:80]!r}." for given in list(arguments or {})[:5] if given not in takes]
+        wrong += [f"The argument {needed!r} is missing." for needed in takes if takes[needed] and needed not in (arguments or {})]
+        if wrong:
+            required = ", ".join(needed for needed in takes if takes[needed]) or "none"
+            raise MCPError(INVALID_PARAMS, " ".join([*wrong, f"{name} takes: {', '.join(takes)}; required: {required}."]))
+        return await super().get_prompt(name, arguments, context)
 
     def _explained(self, name: str, cause: BaseException) -> str:
         if isinstance(cause, DiscoveryError):

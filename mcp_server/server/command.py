@@ -16,7 +16,7 @@ from discovery.cli.faults import told
 from discovery.cli.parser import Parser
 from discovery.store import default_runs_dir
 from mcp_server.server.build import build_server
-from mcp_server.server.http import Door, serve_http
+from mcp_server.server.http import Door, listen, serve_http
 from mcp_server.server.stdio import serve_stdio
 from mcp_server.session.settings import TOOLSETS, Settings, Toolset
 
@@ -115,6 +115,7 @@ def command_line(words: Sequence[str]) -> int:
     """
     try:
         settings, door = parse(words)
+        listening = None if door is None else listen(door)
     except _Asked as asked:
         sys.stdout.write(f"{asked.text}\n")
         return 0
@@ -122,7 +123,7 @@ def command_line(words: Sequence[str]) -> int:
         return told(fault)
     quieten(settings)
     server = build_server(settings)
-    return serve_stdio(server) if door is None else serve_http(server, door)
+    return serve_stdio(server) if listening is None else serve_http(server, *listening)
 
 
 def quieten(settings: Settings) -> None:
@@ -156,7 +157,9 @@ def _parser() -> Parser:
     parser.add_argument("-q", "--quiet", action="store_true", help=argparse.SUPPRESS)
     for setting in (HTTP, TOKEN, ALLOWED, SETS):
         setting.add(parser)
-    parser.add_argument("--read-only", action="store_true", help=f"no downloads, no runs started or stopped (or {READ_ONLY}=1)")
+    parser.add_argument(
+        "--read-only", action="store_true", help=f"no downloads, no runs started or stopped, no final evaluation (or {READ_ONLY}=1)"
+    )
     for setting in (MODELS_DIR, RUNS_DIR, IMAGES, BACKEND, DEVICE, DTYPE, MEMORY):
         setting.add(parser)
     return parser

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import importlib
+import os
+import signal
 import socket
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.transport_security import TransportSecuritySettings
+
+from discovery.cli.arguments import UsageError
+from discovery.cli.console import warn
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +55,7 @@ class Guard:
 
     def __init__(self, inner: ASGIApp, token: str) -> None:
         self._inner = inner
-        self._expected = f"Bearer {token}".encode()
+        self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._known(scope):
@@ -60,7 +67,8 @@ class Guard:
 
     def _known(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.lstrip(b" "), self._token)
 
 
 def application(server: Scout, door: Door) -> ASGIApp:
@@ -73,13 +81,44 @@ def application(server: Scout, door: Door) -> ASGIApp:
     return Guard(made, door.token) if door.token is not None else made
 
 
-def serve_http(server: Scout, door: Door) -> int:
-    """Serve until interrupted; returns the exit status."""
+def listen(door: Door) -> tuple[Door, socket.socket]:
+    """Take the port.
+
+    Returns:
+        the door, with the port that was given where 0 was asked for, and what listens there.
+
+    Raises:
+        UsageError: where it is taken, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+    try:
+        taken = socket.create_server((door.host, door.port), family=family, backlog=2048)
+    except OSError as fault:
+        why = (
+            os.strerror(fault.errno) if fault.errno is not None and fault.errno in errno.errorcode else str(fault.strerror or fault)
+        )  # without the address again
+        raise UsageError(
+            f"--http {_written(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
+        ) from None
+    return replace(door, port=taken.getsockname()[1]), taken
+
+
+def _written(door: Door) -> str:
+    return f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
+
+
+def serve_http(server: Scout, door: Door, taken: socket.socket) -> int:
+    """Serve where `listen` took the port, until SIGINT or SIGTERM; ends the process then, with status 130, the runs' folders closed."""
     uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
-    config = uvicorn.Config(
-        application(server, door), host=door.host, port=door.port, log_level="warning", timeout_graceful_shutdown=_GRACE
-    )
+    config = uvicorn.Config(application(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE)
     runner = uvicorn.Server(config)
-    runner.run()
+    warn(f"Listening at http://{_written(door)}{PATH}")
+    told: list[int] = []  # uvicorn raises the signal that ended it again, once it has shut down
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: told.append(number))
+    runner.run(sockets=[taken])
     server.session.close(_GRACE)
+    if told:
+        sys.stderr.flush()
+        os._exit(130)  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
     return 0 if runner.started else 2

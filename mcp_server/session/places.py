@@ -5,9 +5,14 @@ A refusal says the same whether the path exists or not.
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from discovery.store import RunRecord
 from mcp_server.errors import PlaceError
 from mcp_server.session.settings import Settings
 
@@ -16,6 +21,7 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _RELEASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _MODEL_FILES = ("config.json", "tl_config.json")
 _DEEP, _MOST = 3, 200
+_WRITTEN: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
 
 
 class Places:
@@ -66,10 +72,24 @@ class Places:
 
     def shown(self, path: str) -> str:
         """A path as the assistant may write it: relative to an allowed directory."""
-        for root in self.roots:
-            if Path(path).is_absolute() and Path(path).is_relative_to(root) and Path(path) != root:
+        if not Path(path).is_absolute():
+            return path
+        given = (root.absolute() for root in (self.settings.models_dir, self.settings.here) if root is not None)
+        for root in (*self.roots, *given):
+            if Path(path).is_relative_to(root) and Path(path) != root:
                 return Path(path).relative_to(root).as_posix()
-        return Path(path).name if Path(path).is_absolute() else path
+        return Path(path).name
+
+    def told(self, text: str, record: RunRecord) -> str:
+        """What a run left, without the paths of this machine: also where its model and task lie elsewhere."""
+        return self.without(text, _paths_of(record))
+
+    def without(self, text: str, paths: Iterable[str]) -> str:
+        """A text in which these paths are shown as a call may name them, and this server's own are not shown."""
+        for path in sorted(filter(_absolute, paths), key=len, reverse=True):
+            for written in _WRITTEN:
+                text = text.replace(written(path), written(self.shown(path)))
+        return self.settings.public(text)
 
     def directories(self) -> list[Path]:
         """The model directories in the models directory, by name."""
@@ -103,6 +123,24 @@ class Places:
         where = " or ".join(allowed) or "any directory: the server was started without --models-dir, so none may be read"
         shown = name if len(name) <= 80 else f"{name[:77]}..."
         return PlaceError(f"There is no {what} {shown!r} in {where}.", cure)
+
+
+def _paths_of(record: RunRecord) -> set[str]:
+    """The paths that a run was asked with, among other words."""
+    load = record.configuration.get("load")
+    asked = [record.model.name, *(load.values() if isinstance(load, Mapping) else ()), *_words(record.provenance.command or "")]
+    return {word for word in asked if isinstance(word, str)}
+
+
+def _absolute(word: str) -> bool:
+    return Path(word).is_absolute() and Path(word) != Path(word).parent
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quotation mark
+        return command.split()
 
 
 def _model_directories(place: Path, deep: int) -> list[Path]:

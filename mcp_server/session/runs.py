@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from discovery.errors import DiscoveryError, Interrupted
 from discovery.store import Run, open_run
-from mcp_server.errors import ServerError, reported
+from mcp_server.errors import PlaceError, ServerError, reported
 from mcp_server.session import science
 from mcp_server.session.devices import Devices, Work
 from mcp_server.session.models import Loaded
@@ -100,7 +100,13 @@ class Runs:
             self._check_room()
             record = open_run(self._settings.runs_dir, run_id).record
             how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
-            self._places.model(str(how.get("model")))
+            try:
+                self._places.model(str(how.get("model")))
+            except PlaceError:
+                raise PlaceError(
+                    f"The model of the run {run_id} is in no directory that this server may read.",
+                    f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout discover --resume {run_id}",
+                ) from None
             run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
             made = self._known[run_id] = Background(self._devices.work(), run_id)
         made.begun.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from discovery.errors import TaskError
@@ -64,8 +65,12 @@ class Session:
         return str(self.places.task_file(source))
 
     def run_list(self) -> list[RunSummary]:
-        """Every run in the runs directory, the newest first."""
-        return list_runs(self.settings.runs_dir)
+        """Every run in the runs directory, the newest first, without the paths of this machine."""
+        return [self._shown(run) for run in list_runs(self.settings.runs_dir)]
+
+    def _shown(self, run: RunSummary) -> RunSummary:
+        problem = self.places.without(run.problem, [run.model or ""]) if run.problem else None
+        return replace(run, model=self.places.shown(run.model) if run.model else None, problem=problem)
 
     def close(self, seconds: float = 1.5) -> bool:
         """Stop what is at work; whether it ended in time."""

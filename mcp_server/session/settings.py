@@ -22,7 +22,7 @@ class Settings:
         runs_dir: where runs are kept.
         models_dir: the directory whose models may be loaded.
         here: another directory that may be read: where a local server was started; None over HTTP.
-        read_only: nothing is downloaded, and no run is started or stopped.
+        read_only: nothing is downloaded, no run is started or stopped, and no look at held-out pairs is taken, which would be counted.
         images: whether results carry pictures.
         toolsets: which groups of tools there are.
         backend, device, dtype: what load_model uses where a call does not say.
@@ -45,7 +45,14 @@ class Settings:
     def public(self, text: str) -> str:
         """A message without the paths of this machine."""
         named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.here, "the working directory")]
-        for path, name in [(path, name) for path, name in named if path is not None and path != path.parent]:
-            text = text.replace(f"{path}/", "").replace(str(path), name)
-        home = str(Path.home())
-        return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+        known = {str(form): name for path, name in named if path is not None for form in _forms(path)}
+        for path in sorted(known, key=len, reverse=True):
+            text = text.replace(f"{path}/", "").replace(path, known[path])
+        for home in _forms(Path.home()):
+            text = text.replace(f"{home}/", "~/")
+        return text
+
+
+def _forms(path: Path) -> set[Path]:
+    """How messages may write a directory: as it was given, and with symbolic links followed; none for the root."""
+    return {form for form in (path.absolute(), path.resolve()) if form != form.parent}

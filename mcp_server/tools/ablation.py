@@ -87,7 +87,7 @@ async def ablate_heads(
     back each other up. Not a verdict: evaluate_circuit tests sufficiency, completeness and minimality too. Nodes outside the set stay.
     Cost: one forward pass per pair, one more for each node (`per_node`) and control; ioi in the bundled model about 1 s.
 
-    Example: ablate_heads(model_id="bundled", task="ioi", nodes=["a2.h1", "a2.h2"], per_node=true).
+    Example: ablate_heads(model_id="bundled", task="ioi", nodes=["a0.h3", "a2.h0"], per_node=true).
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)

@@ -254,7 +254,7 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
     circuit = circuit_of(run) if status == "completed" else None
     views = node_views(circuit) if circuit else []
     if problem is not None and status != "completed":
-        notes.append(session.settings.public(str(problem)))
+        notes.append(session.places.told(str(problem), run.record))
     following = {
         "running": f'run_status(run_id="{run_id}") says how far it is; cancel_run stops it.',
         "completed": f'get_circuit(run_id="{run_id}") gives edges and evidence.',

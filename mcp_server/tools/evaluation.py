@@ -8,6 +8,7 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from discovery.sites import Universe
+from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
 from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, pairs_given
@@ -54,9 +55,14 @@ async def evaluate_circuit(
     discover_circuit does, and it also tests stability (f). Cost: some hundred forward passes per pair; 32 pairs of ioi in the bundled
     model about 10 s, 200 about a minute.
 
-    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h1", "a2.h1", "a2.h2", "m0", "m2", "m3"]).
+    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h3", "m0", "a1.h0", "a1.h3", "a2.h0", "m2", "m3"]).
     """
     session = call.request_context.lifespan_context
+    if final and session.settings.read_only:
+        raise ServerError(
+            "This server is read-only, and a look at the held-out pairs is written down, so final=true is not possible.",
+            "Call with final=false (discovery pairs), or have the server started without --read-only.",
+        )
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Evaluated:

@@ -169,9 +169,9 @@ async def list_runs(
             status=run.status,
             verdict=run.verdict,
             task=run.task,
-            model=session.places.shown(run.model) if run.model else None,
+            model=run.model,
             created=run.created,
-            problem=session.settings.public(run.problem) if run.problem else None,
+            problem=run.problem,
         )
         for run in found
         if status in (None, run.status) and task in (None, run.task)
@@ -203,7 +203,7 @@ def _state(session: Session, run_id: str, top: int) -> CallToolResult:
             progress=progress_of(background) if background else None,
             stages=[_stage(event) for event in stages[-top:]],
             verdict=circuit.verdict if circuit else None,
-            problem=session.settings.public(told) if told and status != "completed" else None,
+            problem=session.places.told(told, record) if told and status != "completed" else None,
             next=_next(run_id, status, background),
             total=len(stages),
             truncated=len(stages) > top,

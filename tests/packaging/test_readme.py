@@ -16,6 +16,7 @@ from discovery.graph import VERDICTS
 from discovery.tasks import BUILTIN
 from discovery.tasks.pairs import PromptPair
 from discovery.tasks.read import read_file
+from mcp_server.server.command import parse as serve
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +63,18 @@ def test_the_commands_it_names_are_commands() -> None:
     for words in named:
         arguments = [word for word in shlex.split(words.replace("RUN_ID", "some-run")) if word != "…"]
         parser.parse_args(arguments)
+
+
+def test_the_servers_it_starts_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that makes a token comes first, and every other one that needs it finds it in the environment."""
+    lines = re.findall(r"^(?:export .*|.*circuit-scout serve.*|claude mcp add --transport http.*)$", README, flags=re.MULTILINE)
+    exported = [n for n, line in enumerate(lines) if line.startswith("export CIRCUIT_SCOUT_TOKEN=$(openssl")]
+    assert len(exported) == 1
+    assert all(exported[0] < n for n, line in enumerate(lines) if "$CIRCUIT_SCOUT_TOKEN" in line)
+    assert not re.search(r"--token \S*\$\(", README), "a token that nobody sees"
+    monkeypatch.setenv("CIRCUIT_SCOUT_TOKEN", "0" * 48)
+    for words in re.findall(r"^circuit-scout serve(.*)$", README, flags=re.MULTILINE):
+        serve(shlex.split(words))
 
 
 def test_the_verdicts_and_tasks_are_all_explained() -> None:

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 from mcp.server.mcpserver.tools import Tool
+from mcp.types import GetPromptResult, TextContent
 
+from discovery import load_model, load_task
+from discovery.sites import Node
 from mcp_server.resources.skills import skill_names, skills_folder
+from mcp_server.server.build import build_server
 from mcp_server.session import Settings
 from mcp_server.tools import offered
 from mcp_server.tools.arguments import Pair
@@ -53,10 +57,53 @@ def test_the_official_validator_passes(skill: Path) -> None:
 
 @every_page
 def test_every_call_is_one_that_the_tool_takes(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    check_calls(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_call_in_a_description_is_one_that_the_tool_takes(name: str) -> None:
+    check_calls(TOOLS[name].description)
+
+
+@pytest.mark.anyio
+async def test_every_call_in_a_prompt_is_one_that_the_tool_takes() -> None:
+    server = build_server(Settings())
+    for prompt in await server.list_prompts():
+        needed = {argument.name: "a1.h1" for argument in prompt.arguments or [] if argument.required}
+        made = await server.get_prompt(prompt.name, needed)
+        assert isinstance(made, GetPromptResult)
+        check_calls("".join(message.content.text for message in made.messages if isinstance(message.content, TextContent)))
+
+
+def check_calls(text: str) -> None:
+    """Each call validates; where a value is left open (`run_id=...`, or a bare `run_id`), its names are arguments of the tool."""
     for name, arguments in CALL.findall(text):
-        given = {word.arg: ast.literal_eval(word.value) for word in _call(f"{name}{arguments}").keywords}
-        TOOLS[name].fn_metadata.arg_model.model_validate(given)
+        made = _call(f"{name}{arguments}")
+        given = {str(word.arg): ast.literal_eval(word.value) for word in made.keywords}
+        bare = [ast.unparse(word) for word in made.args]
+        assert {*given, *bare} <= set(TOOLS[name].parameters["properties"]), (name, arguments)
+        if not bare and ... not in given.values():
+            TOOLS[name].fn_metadata.arg_model.model_validate(given)
+
+
+def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
+    """README shows the circuit as `make demo` prints it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    circuit = {str(Node.parse(label)) for label in re.findall(r"^  (L\dH\d|MLP\d)  ", readme, flags=re.MULTILINE)}
+    assert len(circuit) == 7
+    texts = [page.read_text(encoding="utf-8") for page in PAGES] + [tool.description for tool in TOOLS.values()]
+    named = {node for text in texts for nodes in re.findall(r"nodes=(\[.*?\])", text) for node in json.loads(nodes)}
+    assert named <= circuit
+    [judged] = re.findall(r"Example: .*nodes=(\[.*?\])", TOOLS["evaluate_circuit"].description)
+    assert set(json.loads(judged)) == circuit
+
+
+def test_the_labels_of_the_pair_are_where_it_differs() -> None:
+    text = (skills_folder() / "find-circuit" / "references" / "technique.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    [pair] = load_task([json.loads(block)], load_model("bundled")).pairs
+    [differs] = [place for place, (one, other) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if one != other]
+    assert pair.labels["S2"] == differs
 
 
 @every_page
@@ -97,6 +144,6 @@ def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
 
 
 def _call(text: str) -> ast.Call:
-    node = ast.parse(text.replace("true", "True").replace("false", "False"), mode="eval").body
+    node = ast.parse(text.replace("true", "True").replace("false", "False").replace("null", "None"), mode="eval").body
     assert isinstance(node, ast.Call)
     return node

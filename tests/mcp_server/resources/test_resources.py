@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import PromptReference, ResourceTemplateReference
 
+from discovery.graph import Provenance
+from discovery.store import ModelSource, create_run, open_run
+from tests.discovery.graph.example import ioi_circuit
+from tests.mcp_server.place import call, make, refused
+
 pytestmark = pytest.mark.anyio
+
+DOCUMENTS = ("run.json", "circuit.json", "report.html")
 
 
 async def read(client: Client, uri: str) -> str:
@@ -58,3 +66,38 @@ async def test_completion_of_models(client: Client) -> None:
     assert {"bundled", "induction", "or_mlp"} <= set(models.completion.values)
     runs = await client.complete(ResourceTemplateReference(uri="scout://runs/{run_id}/run.json"), {"name": "run_id", "value": "zzz"})
     assert runs.completion.values == []
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, runs_dir: Path) -> tuple[Path, str]:
+    """A model outside every directory of the server, and a run of it."""
+    model = tmp_path / "elsewhere" / "good & bad"
+    command = f"circuit-scout discover '{model}/task.jsonl' --model '{model}'"
+    load = {"model": str(model), "task": str(model / "task.jsonl")}
+    with create_run(runs_dir, "toy", ModelSource(name=str(model)), {"load": load}, provenance=Provenance(command=command)) as run:
+        circuit = ioi_circuit()
+        run.save_circuit(circuit.model_copy(update={"model": circuit.model.model_copy(update={"name": str(model)})}))
+        run.save_report(f"<p>{model}</p><p>{str(model).replace('&', '&amp;')}/task.jsonl</p>")
+        run.update(status="completed", problem=f"{model} is gone")
+    return model, run.id
+
+
+async def test_no_document_says_where_a_model_lies(models: Path, runs_dir: Path, elsewhere: tuple[Path, str]) -> None:
+    model, run_id = elsewhere
+    async with Client(make(models, runs_dir, local=False)) as client:
+        texts = {uri: await read(client, uri) for uri in ("scout://runs", *(f"scout://runs/{run_id}/{name}" for name in DOCUMENTS))}
+        for name in ("run_status", "get_circuit"):
+            texts[name] = json.dumps(await call(client, name, run_id=run_id))
+    assert [uri for uri, text in texts.items() if str(model.parent) in text or str(runs_dir) in text] == []
+    assert json.loads(texts["scout://runs"])["runs"][0]["model"] == model.name
+    assert json.loads(texts[f"scout://runs/{run_id}/run.json"])["configuration"]["load"]["model"] == model.name
+
+
+async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(models: Path, runs_dir: Path, elsewhere: tuple[Path, str]) -> None:
+    model, run_id = elsewhere
+    with open_run(runs_dir, run_id, write=True) as run:
+        run.update(status="interrupted")
+    async with Client(make(models, runs_dir)) as client:
+        said = await refused(client, "discover_circuit", run_id=run_id)
+    assert "is in no directory that this server may read" in said
+    assert str(model.parent) not in said

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +16,10 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from discovery.cli.arguments import UsageError
+from mcp_server.__main__ import main
 from mcp_server.server.command import parse
 from mcp_server.server.http import MOST_BODY, Door
-from tests.mcp_server.place import TASK, call, http_server
+from tests.mcp_server.place import TASK, call, environment, http_server
 
 TOKEN = "a-token-for-tests-0123"
 HELLO = {
@@ -44,7 +48,10 @@ def test_the_token_is_asked_for(url: str) -> None:
     assert TOKEN not in refused.text
     assert post(url, authorization=f"Bearer {TOKEN}x") == 401
     assert post(url, authorization=TOKEN) == 401
+    assert post(url, authorization=f"Basic {TOKEN}") == 401
+    assert post(url, authorization="Bearer") == 401
     assert post(url, **bearer) == 200
+    assert post(url, authorization=f"bearer {TOKEN}") == 200  # RFC 7235: the scheme in any case
 
 
 def test_host_and_origin_are_checked(url: str) -> None:
@@ -99,3 +106,28 @@ def test_names_that_the_host_header_may_give() -> None:
     assert "lab.example:8000" in everywhere
     assert f"{socket.gethostname()}:8000" in everywhere
     assert not any(name.startswith("0.0.0.0") for name in everywhere)
+
+
+def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--http", f"127.0.0.1:{port}"]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith(f"error: --http 127.0.0.1:{port}: Address already in use.\nfix: Give another port")
+
+
+def test_an_address_of_another_machine_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--http", "192.0.2.1:8000", "--token", TOKEN]) == 2
+    assert "fix: " in capfd.readouterr().err
+
+
+def test_it_says_where_it_listens(models: Path, runs_dir: Path) -> None:
+    words = [sys.executable, "-m", "mcp_server", "serve", "--http", "127.0.0.1:0", "--models-dir", str(models)]
+    with subprocess.Popen(words, env=environment(runs_dir), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            said = re.fullmatch(r"Listening at (http://127\.0\.0\.1:\d+/mcp)\n", process.stderr.readline())
+            assert said
+            assert post(said[1]) == 200
+        finally:
+            process.terminate()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import IO
 
 import anyio
 import pytest
 from mcp import Client
 
+from discovery.store import open_run
 from mcp_server.server.build import Scout
-from tests.mcp_server.place import ERAS, TASK, call, http_server, over_stdio
+from tests.mcp_server.place import ERAS, TASK, call, environment, free_port, http_server, over_stdio
 
 pytestmark = pytest.mark.anyio
 
@@ -58,3 +63,25 @@ async def test_over_http_a_run_outlives_its_client(models: Path, runs_dir: Path)
                     await anyio.sleep(0.5)
             assert (state["status"], state["verdict"]) == ("completed", "verified")
             assert state["stages"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_an_http_server_with_its_runs_closed(number: int, models: Path, runs_dir: Path) -> None:
+    port = free_port()
+    words = ["serve", "--http", f"127.0.0.1:{port}", "--models-dir", str(models), "--runs-dir", str(runs_dir)]
+    process = subprocess.Popen([sys.executable, "-m", "mcp_server", *words], env=environment(runs_dir), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr as said:
+        await ended_by(number, process, said, port, runs_dir)
+
+
+async def ended_by(number: int, process: subprocess.Popen[str], said: IO[str], port: int, runs_dir: Path) -> None:
+    """Start a run, and signal the server while it is at work."""
+    assert f"http://127.0.0.1:{port}/mcp" in said.readline()
+    async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+        await call(client, "load_model", model="or_mlp")
+        begun = await call(client, "discover_circuit", model_id="or_mlp", task="or_mlp/task.jsonl", wait_seconds=0)
+    process.send_signal(number)
+    assert process.wait(30) == 130
+    assert "Traceback" not in said.read()
+    assert open_run(runs_dir, begun["run_id"]).record.status == "interrupted"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
-from mcp.types import PromptReference, ResourceTemplateReference
+from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
 from mcp_server.server.build import Scout
 from tests.mcp_server.place import ERAS, TASK, call, http_server, over_stdio, refused
@@ -71,3 +71,19 @@ async def converse(client: Client) -> None:
     assert tasks.completion.values[:2] == ["ioi", "induction"]
     skills = await client.complete(ResourceTemplateReference(uri="scout://skills/{name}"), {"name": "name", "value": ""})
     assert "find-circuit" in skills.completion.values
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("nothing", {}, "no prompt 'nothing'.*find_circuit, what_does_this_head_do, validate_claim"),
+        ("find_circuit", {}, "'behaviour' is missing.*takes: behaviour, model; required: behaviour"),
+        ("find_circuit", {"behaviour": "ioi", "modle": "bundled"}, "no argument 'modle'.*takes: behaviour, model"),
+    ],
+)
+async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[str, str], told: str, server: Scout) -> None:
+    async with Client(server, mode=era) as client:
+        with pytest.raises(MCPError, match=told) as fault:
+            await client.get_prompt(name, arguments)
+    assert fault.value.code == INVALID_PARAMS

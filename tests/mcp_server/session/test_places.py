@@ -72,3 +72,25 @@ def test_without_a_models_directory_nothing_is_read(tmp_path: Path) -> None:
     with pytest.raises(PlaceError, match="without --models-dir"):
         places.model(str(tmp_path))
     assert places.directories() == []
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Settings:
+    """Every directory behind a symbolic link."""
+    for name in ("models", "runs"):
+        (tmp_path / f"real-{name}").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / f"real-{name}")
+    return Settings(runs_dir=tmp_path / "runs", models_dir=tmp_path / "models")
+
+
+def test_a_message_has_neither_the_link_nor_where_it_leads(linked: Settings, tmp_path: Path) -> None:
+    text = f"{tmp_path}/models/toy and {tmp_path}/real-models/toy, in {tmp_path}/runs and {tmp_path}/real-runs/one"
+    assert linked.public(text) == "toy and toy, in the runs directory and one"
+    places = Places(linked)
+    assert {places.shown(str(tmp_path / name / "toy" / "deep")) for name in ("models", "real-models")} == {"toy/deep"}
+
+
+def test_a_relative_directory_is_not_taken_for_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(runs_dir=Path("runs"))
+    assert settings.public(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"

@@ -161,3 +161,12 @@ def test_numbers_for_reading() -> None:
     assert number(0.123456789) == 0.12346
     assert number(float("nan")) is None
     assert numbers({"a": [1.0, float("inf")], "b": True}) == {"a": [1.0, None], "b": True}
+
+
+async def test_a_read_only_server_writes_nothing(models: Path, runs_dir: Path) -> None:
+    given = {"model_id": "induction", "task": TASK, "nodes": sorted(CIRCUIT), "pairs": 8}
+    async with Client(make(models, runs_dir, read_only=True)) as client:
+        await call(client, "load_model", model="induction")
+        assert "without --read-only" in await refused(client, "evaluate_circuit", **given, final=True)
+        await call(client, "evaluate_circuit", **given)
+    assert not runs_dir.exists() or list(runs_dir.iterdir()) == []
