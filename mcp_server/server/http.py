@@ -92,7 +92,9 @@ def listen(door: Door) -> tuple[Door, socket.socket]:
     try:
         taken = socket.create_server((door.host, door.port), family=family, backlog=2048)
     except OSError as fault:
-        why = os.strerror(fault.errno) if fault.errno in errno.errorcode else str(fault.strerror or fault)  # without the address again
+        why = (
+            os.strerror(fault.errno) if fault.errno and fault.errno in errno.errorcode else str(fault.strerror or fault)
+        )  # without the address again
         raise UsageError(
             f"--http {_written(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
         ) from None

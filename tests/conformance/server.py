@@ -23,7 +23,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, Field
 
 from mcp_server.server.build import Scout, build_server
-from mcp_server.server.http import Door, serve_http
+from mcp_server.server.http import Door, listen, serve_http
 from mcp_server.session import Settings
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -331,4 +331,4 @@ def add_prompts(server: Scout) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # logging and sampling are deprecated, and the older revision's suite asks for them
-    raise SystemExit(serve_http(make(), Door("127.0.0.1", int(sys.argv[1]))))
+    raise SystemExit(serve_http(make(), *listen(Door("127.0.0.1", int(sys.argv[1])))))
