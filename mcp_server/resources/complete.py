@@ -11,7 +11,7 @@ from mcp.types import Completion, CompletionArgument, CompletionContext, PromptR
 from discovery.errors import DiscoveryError
 from discovery.store import run_ids
 from discovery.tasks import BUILTIN
-from mcp_server.resources.skills import skill_names
+from mcp_server.resources.skills import skill_names, skill_pages
 from mcp_server.session import Session
 
 _MOST = 100  # the protocol's limit
@@ -36,10 +36,10 @@ def _names(session: Session, argument: str, uri: str, given: dict[str, str]) -> 
     if argument == "model":
         loaded = [found.model_id for found in session.models.all()]
         return list(dict.fromkeys(["bundled", *loaded, *(session.places.shown(str(path)) for path in session.places.directories())]))
-    if argument == "task" or uri.startswith("scout://tasks/"):
+    if argument in ("task", "behaviour") or uri.startswith("scout://tasks/"):
         return list(BUILTIN)
     if uri.startswith("scout://skills/"):
-        return skill_names()
+        return skill_pages(given.get("name")) if argument == "page" else skill_names()
     if argument == "run_id":
         return run_ids(session.settings.runs_dir)
     if argument == "result_id":

@@ -37,12 +37,9 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         return document(run_id, "circuit.json")
 
     @server.resource(
-        "scout://runs/{run_id}/run.json",
-        name="run",
-        title="What a run was asked",
-        mime_type=JSON,
+        "scout://runs/{run_id}/run.json", name="run", title="What a run was asked", mime_type=JSON,
         description="Configuration, model, status.",
-    )
+    )  # fmt: skip
     def record(run_id: str) -> str:
         return document(run_id, "run.json")
 

@@ -27,6 +27,13 @@ def skill_names() -> list[str]:
     return sorted(path.parent.name for path in skills_folder().glob("*/SKILL.md"))
 
 
+def skill_pages(name: str | None = None) -> list[str]:
+    """The references of a skill; of every skill where None."""
+    return sorted(
+        {path.name for skill in skill_names() if name in (None, skill) for path in (skills_folder() / skill).glob("references/*.md")}
+    )
+
+
 def add_skills(server: MCPServer[Session]) -> None:
     """Each skill and its references as a resource."""
     for skill_name in skill_names():  # by itself too, for clients that list resources and know no templates

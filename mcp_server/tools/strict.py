@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcp.server.mcpserver.tools import Tool
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 _MOST = 5  # faults told
+_SHOULD = "Input should be "
 
 
 def strict(tool: Tool) -> Tool:
     """The tool with a closed input schema, and without the titles that pydantic adds to each field."""
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
+    for field in model.model_fields.values():
+        field.metadata.append(BeforeValidator(_switch if field.annotation is bool else _no_switch))
     model.model_rebuild(force=True)
     tool.parameters = _plain(model.model_json_schema(by_alias=True))
     if tool.fn_metadata.output_schema is not None:
@@ -30,18 +34,56 @@ def told(tool: Tool, fault: ValidationError) -> str:
     """What is wrong with a call's arguments, what is allowed, and what to do."""
     known = list(tool.parameters.get("properties", {}))
     faults = fault.errors(include_url=False, include_context=False, include_input=False)
-    lines = list(dict.fromkeys(_line(found, known) for found in faults))
+    fields = _fields(tool.parameters)
+    by_place: dict[str, list[Mapping[str, Any]]] = {}
+    for found in faults:
+        by_place.setdefault(_place(found, fields), []).append(found)
+    deepest = [place for place in by_place if not any(other.startswith(f"{place}.") for other in by_place)]
+    lines = [_line(place, by_place[place], fields, known) for place in deepest]
     more = [f"… and {len(lines) - _MOST} more."] if len(lines) > _MOST else []
     required = ", ".join(tool.parameters.get("required", [])) or "none"
     return "\n".join([*lines[:_MOST], *more, f"{tool.name} takes: {', '.join(known)}; required: {required}."])
 
 
-def _line(found: Mapping[str, Any], known: list[str]) -> str:
-    place = ".".join(str(part)[:40] for part in found["loc"][:6])
-    if found["type"] == "extra_forbidden" and len(found["loc"]) == 1:
+def _place(found: Mapping[str, Any], fields: Mapping[str, str]) -> str:
+    """Where a fault is: names of fields and numbers of items, without pydantic's names for the branches of a union."""
+    last = len(found["loc"]) - 1 if found["type"] == "extra_forbidden" else -1
+    named = [part for n, part in enumerate(found["loc"]) if n == last or isinstance(part, int) or part in fields]
+    return ".".join(str(part)[:40] for part in named[:6])
+
+
+def _line(place: str, faults: list[Mapping[str, Any]], fields: Mapping[str, str], known: list[str]) -> str:
+    if faults[0]["type"] == "extra_forbidden" and len(faults[0]["loc"]) == 1:
         near = difflib.get_close_matches(place, known, n=1)
         return f"There is no argument {place!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
-    return f"{place}: {found['msg'][:300]}."
+    said = list(dict.fromkeys(fault["msg"][:300] for fault in faults))
+    meant = next((fields[part] for part in reversed(place.split(".")) if fields.get(part)), "")
+    return f"{place}: {' / '.join([said[0], *(more.removeprefix(_SHOULD) for more in said[1:])])}.{f' ({meant})' if meant else ''}"
+
+
+def _fields(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Each field of a tool, and of what it takes, with its description; the tool's own win."""
+    holders = [*schema.get("$defs", {}).values(), schema]
+    return {name: _description(facts) for holder in holders for name, facts in holder.get("properties", {}).items()}
+
+
+def _description(facts: Mapping[str, Any]) -> str:
+    parts = [facts, *facts.get("anyOf", [])]
+    return next((str(part["description"]) for part in parts if part.get("description")), "")
+
+
+def _switch(value: Any) -> Any:
+    """True or false, and no number that stands for it."""
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "Input should be true or false")
+    return value
+
+
+def _no_switch(value: Any) -> Any:
+    """No true that would count as 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_bool", "Input should not be true or false")
+    return value
 
 
 def _plain(schema: Any) -> Any:

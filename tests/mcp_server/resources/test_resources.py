@@ -101,3 +101,16 @@ async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(models: Path, runs
         said = await refused(client, "discover_circuit", run_id=run_id)
     assert "is in no directory that this server may read" in said
     assert str(model.parent) not in said
+
+
+async def test_completion_of_pages_and_behaviours(client: Client) -> None:
+    page = ResourceTemplateReference(uri="scout://skills/{name}/references/{page}")
+    pages = await client.complete(page, {"name": "page", "value": ""}, {"name": "find-circuit"})
+    assert pages.completion.values == ["pitfalls.md", "technique.md"]
+    for name in pages.completion.values:
+        assert await read(client, f"scout://skills/find-circuit/references/{name}")
+    assert (await client.complete(page, {"name": "page", "value": "te"})).completion.values == ["technique.md"]
+    assert (await client.complete(page, {"name": "page", "value": ""}, {"name": "nothing"})).completion.values == []
+    assert (await client.complete(page, {"name": "name", "value": ""})).completion.values == ["find-circuit"]
+    behaviours = await client.complete(PromptReference(name="find_circuit"), {"name": "behaviour", "value": "i"})
+    assert behaviours.completion.values[:2] == ["ioi", "induction"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mcp import Client
 
 from mcp_server.errors import PlaceError
 from mcp_server.session import Places, Settings
+from tests.mcp_server.place import make, refused
 
 
 @pytest.fixture
@@ -94,3 +96,11 @@ def test_a_relative_directory_is_not_taken_for_a_word(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     settings = Settings(runs_dir=Path("runs"))
     assert settings.public(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"
+
+
+@pytest.mark.anyio
+async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: Settings, tmp_path: Path) -> None:
+    (tmp_path / "real-models" / "empty").mkdir()
+    async with Client(make(tmp_path / "models", linked.runs_dir)) as client:
+        said = await refused(client, "load_model", model="empty")
+    assert said.startswith("'empty' is a directory without config.json")

@@ -170,3 +170,25 @@ async def test_a_read_only_server_writes_nothing(models: Path, runs_dir: Path) -
         assert "without --read-only" in await refused(client, "evaluate_circuit", **given, final=True)
         await call(client, "evaluate_circuit", **given)
     assert not runs_dir.exists() or list(runs_dir.iterdir()) == []
+
+
+FLAW = {"clean": "a", "corrupted": "b", "answer": 1.5, "wrong": " c"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("check_task", {"task": 3}, "task: Input should be a valid string / a valid list. (Built-in task (ioi,"),
+        ("check_task", {"task": [FLAW]}, "task.0.answer: Input should be a valid string / a valid integer / a valid list. (What follows"),
+        ("run_with_cache", {"prompt": 2.5}, "prompt: Input should be a valid string / a valid list. (Text, or token ids"),
+        ("run_with_cache", {"prompt": [0, "a"]}, "prompt.1: Input should be a valid integer. (Text, or token ids"),
+        ("ablate_heads", {"task": TASK}, 'nodes: Field required. (Heads and MLPs: "a9.h6"'),
+        ("check_task", {"task": TASK, "pairs": True}, "pairs: Input should not be true or false. (How many prompt pairs"),
+        ("ablate_heads", {"task": TASK, "nodes": ["a0.h2"], "per_node": 1}, "per_node: Input should be true or false. (Also ablate"),
+    ],
+)
+async def test_a_faulty_argument_is_told_once(client: Client, name: str, arguments: dict[str, Any], told: str) -> None:
+    first, *rest = (await refused(client, name, model_id="induction", **arguments)).splitlines()
+    assert first.startswith(told)
+    assert len(rest) == 1
+    assert rest[0].startswith(f"{name} takes: ")
