@@ -25,12 +25,17 @@ class DiscoveryError(Exception):
     Args:
         cause: one sentence that names the value given and what is allowed.
         cure: one sentence that says what to do next.
+        detail: what another library said, where the fault came from one. The command line and a notebook show it; the server, whose
+            reader is not always the machine's owner, writes it into its log alone.
     """
 
-    def __init__(self, cause: str, cure: str) -> None:
+    def __init__(self, cause: str, cure: str, *, detail: str = "") -> None:
         super().__init__(f"{cause}\n{cure}")
         self.cause = cause
         self.cure = cure
+        self.detail = detail
+        if detail:
+            self.add_note(f"It was told: {detail}")
 
 
 class SiteError(DiscoveryError):

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,20 @@ def read_config(directory: Path) -> dict[str, Any]:
             )
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
+    _require_known(directory.name, str(config["model_type"]))
     require_safetensors(directory)
     return config
+
+
+def _require_known(name: str, kind: str) -> None:
+    """transformers has a causal language model of this kind."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    if kind in KNOWN:
+        return
+    near = get_close_matches(kind, KNOWN, n=3)
+    cause = f"{name}/config.json: transformers has no causal language model of type {kind!r}"
+    raise ModelError(f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.", "Correct model_type, or use a newer transformers.")
 
 
 def require_safetensors(directory: Path) -> None:
@@ -156,17 +169,16 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
                 ignore_mismatched_sizes=True,  # told by us, with name and shapes
             )
     except SafetensorError as fault:
-        raise ModelError(f"{directory.name}: its weights are damaged ({fault}).", "Save or download them again.") from None
+        raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
     except torch.OutOfMemoryError:
         raise
     except OSError as fault:
-        cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
-        raise ModelError(
-            cause, "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
-        ) from fault
+        cause = f"{directory.name} cannot be loaded: a file is missing or cannot be read ({type(fault).__name__})."
+        cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
+        raise ModelError(cause, cure, detail=first_line(fault)) from fault
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
-        cause = f"{directory.name} cannot be loaded: {first_line(fault)}"
-        raise ModelError(cause, "Check that it is a whole causal language model.") from fault
+        cause = f"{directory.name} cannot be loaded: transformers does not take its config.json ({type(fault).__name__})."
+        raise ModelError(cause, "Check that it is a whole causal language model.", detail=first_line(fault)) from fault
     _require_the_same_weights(directory.name, module, report)
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -216,8 +228,9 @@ def build_tokenizer(directory: Path) -> TextTokenizer | None:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (ValueError, KeyError, OSError, TypeError) as fault:
         raise ModelError(
-            f"{directory.name}'s tokenizer cannot be read ({first_line(fault)}).",
+            f"{directory.name}'s tokenizer cannot be read ({type(fault).__name__}).",
             "Repair it, or remove its files and give prompts as token ids.",
+            detail=first_line(fault),
         ) from fault
     return TextTokenizer(tokenizer)
 

@@ -159,7 +159,8 @@ def _refused(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
-        raise ModelError(f"{what}: {first_line(fault)}", "Check its config.json, or use another dtype or another model.") from fault
+        cure = "Check its config.json, or use another dtype or another model."
+        raise ModelError(f"{what} ({type(fault).__name__}).", cure, detail=first_line(fault)) from fault
 
 
 def _vocabulary(module: nn.Module) -> int:

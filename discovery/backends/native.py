@@ -100,7 +100,7 @@ def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.M
     try:
         weights = {name: value for name, value in load_file(path).items() if not IGNORED.fullmatch(name)}
     except SafetensorError as fault:
-        raise ModelError(f"{directory.name}/model.safetensors is damaged ({fault}).", "Save or download it again.") from None
+        raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
     fields = set(TransformerBridgeConfig.__init__.__code__.co_varnames) | {"positional_embedding_type", "d_mlp"}
     settings = {k: v for k, v in config.items() if k in fields and k not in ("self", "dtype", "seed", "attn_scale", "use_attn_scale")}
     settings["act_fn"] = ACTIVATIONS.get(settings.get("act_fn", "relu"), settings.get("act_fn", "relu"))
@@ -109,6 +109,7 @@ def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.M
         cfg.dtype = dtype
         module = NativeModel(cfg)
     except (ValueError, TypeError, NotImplementedError) as fault:
+        # The configuration's checks name its own fields and values, and nothing else.
         raise ModelError(f"{directory.name}/tl_config.json: {str(fault).splitlines()[0]}", "Correct the field it names.") from fault
     state = _Converter(config, cfg.d_mlp, weights, directory.name).convert(module)
     module.load_state_dict(state, strict=True)

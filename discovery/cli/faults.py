@@ -49,7 +49,8 @@ def answered(args: argparse.Namespace, console: Console) -> int:
 
 def told(fault: DiscoveryError) -> int:
     """Say what the caller can mend; returns the exit status."""
-    warn(f"error: {fault.cause}\nfix: {fault.cure}")
+    said = f"\n  ({fault.detail})" if fault.detail else ""
+    warn(f"error: {fault.cause}{said}\nfix: {fault.cure}")
     return BAD_INPUT
 
 

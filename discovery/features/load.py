@@ -151,7 +151,7 @@ def _refused(what: str, cure: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, ImportError, SafetensorError) as fault:
-        raise FeatureError(f"{what} ({_first_line(fault)}).", cure) from fault
+        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_line(fault)) from fault
 
 
 def _first_line(fault: Exception) -> str:

@@ -19,7 +19,7 @@ from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 from pydantic import AnyUrl, ValidationError
 
 from discovery.errors import DiscoveryError, Interrupted
-from mcp_server.errors import reported
+from mcp_server.errors import LOG, reported
 from mcp_server.prompts import add_prompts
 from mcp_server.resources import add_resources
 from mcp_server.session import Session, Settings
@@ -92,6 +92,8 @@ class Scout(MCPServer[Session]):
 
     def _explained(self, name: str, cause: BaseException) -> str:
         if isinstance(cause, DiscoveryError):
+            if cause.detail:
+                LOG.info("%s: %s It was told: %s", name, cause.cause, cause.detail)
             return self.session.settings.public(str(cause))
         if isinstance(cause, Interrupted):
             return "The call was stopped before it was done, because the server ends.\nCall again."

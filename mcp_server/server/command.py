@@ -38,9 +38,8 @@ def _address(name: str, word: str) -> tuple[str, int]:
 def _toolsets(name: str, word: str) -> tuple[Toolset, ...]:
     """A list of groups of tools, or all."""
     chosen = [part.strip() for part in word.split(",") if part.strip()]
-    if chosen == ["all"] or not chosen:
-        return TOOLSETS
-    return tuple(one_of(TOOLSETS, name, part) for part in chosen)  # type: ignore[misc]  # one_of gives one of them
+    sets = {one_of((*TOOLSETS, "all"), name, part) for part in chosen}
+    return TOOLSETS if "all" in sets or not sets else tuple(known for known in TOOLSETS if known in sets)
 
 
 def _token(name: str, word: str) -> str:

@@ -74,9 +74,6 @@ OFFERS: tuple[Offer, ...] = (
 
 
 def offered(settings: Settings) -> list[Tool]:
-    """The tools that these settings switch on, in a fixed order."""
-    return [
-        offer.tool()
-        for offer in OFFERS
-        if (offer.toolset in settings.toolsets or offer.toolset == "models") and not (settings.read_only and offer.writes)
-    ]
+    """The tools that these settings switch on, in a fixed order: models always, and with circuits the runs in which they are found."""
+    on = {"models", *settings.toolsets, *(("runs",) if "circuits" in settings.toolsets else ())}
+    return [offer.tool() for offer in OFFERS if offer.toolset in on and not (settings.read_only and offer.writes)]

@@ -130,7 +130,10 @@ def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path
 
 
 def test_a_call_that_the_client_gives_up_leaves_the_server_well(tmp_path: Path) -> None:
-    """The client's own limit ends a wait; the run goes on, and can be asked for and stopped. Ten times the pairs: no machine is done before the limit."""
+    """The client's own limit ends a wait; the run goes on, and can be asked for and stopped.
+
+    Ten times the pairs, so that no machine is done before the limit.
+    """
     script = Script(
         [
             fixed("load_model", model="bundled"),

@@ -11,6 +11,7 @@ import pytest
 from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
 from mcp_server.server.command import parse
+from mcp_server.session.settings import TOOLSETS
 
 FLAGS = ("--http", "--token", "--toolsets", "--read-only", "--models-dir", "--runs-dir", "--images")
 
@@ -34,9 +35,10 @@ def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     settings, door = parse([])
     assert door is not None
     assert (door.host, door.port, door.token) == ("127.0.0.1", 8123, "0123456789abcdef")
-    assert (settings.toolsets, settings.read_only, settings.images) == (("runs", "models"), True, "omit")
+    assert (settings.toolsets, settings.read_only, settings.images) == (("models", "runs"), True, "omit")
     assert (settings.models_dir, settings.runs_dir, settings.here) == (tmp_path, tmp_path / "runs", None)
     assert parse(["--images", "include"])[0].images == "include"
+    assert parse(["--toolsets", "all,measure"])[0].toolsets == TOOLSETS
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,7 @@ def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ["--http", "a:99999"],
         ["--token", "short"],
         ["--toolsets", "mesure"],
+        ["--toolsets", "all,mesure"],
         ["--images", "no"],
         ["--models-dir", "nowhere"],
         ["extra"],

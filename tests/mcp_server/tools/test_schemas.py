@@ -113,3 +113,5 @@ def test_read_only_and_toolsets() -> None:
     assert {tool.name for tool in offered(Settings(toolsets=("runs",)))} == {
         "load_model", "list_models", "unload_model", "run_status", "cancel_run", "get_circuit", "list_runs",
     }  # fmt: skip
+    circuits = {tool.name for tool in offered(Settings(toolsets=("circuits",)))}
+    assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, "a run that is started can be followed"
