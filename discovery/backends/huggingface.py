@@ -180,7 +180,18 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
         cause = f"{directory.name} cannot be loaded: transformers does not take its config.json ({type(fault).__name__})."
         raise ModelError(cause, "Check that it is a whole causal language model.", detail=first_line(fault)) from fault
     _require_the_same_weights(directory.name, module, report)
+    _fuse_activations(module)
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _fuse_activations(module: nn.Module) -> None:
+    """The tanh form of GELU as one kernel: transformers writes GPT-2's as eight elementwise steps, a tenth of a sweep's time on a CPU."""
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                setattr(parent, name, nn.GELU(approximate="tanh"))
 
 
 def _require_the_same_weights(name: str, module: nn.Module, report: Any) -> None:
