@@ -122,8 +122,17 @@ def resume(
         return go_on(run, progress=progress, on_event=on_event)
 
 
-def go_on(run: Run, *, progress: Progress | None = None, on_event: OnEvent | None = None) -> Discovered:
+def go_on(
+    run: Run,
+    *,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
+    on_open: Callable[[Backend, Task], None] | None = None,
+) -> Discovered:
     """Go on with an interrupted run that is open for writing.
+
+    Args:
+        on_open: told the model and the pairs once they are there.
 
     Raises:
         StoreError: where its model or its pairs are not those it began with.
@@ -131,6 +140,8 @@ def go_on(run: Run, *, progress: Progress | None = None, on_event: OnEvent | Non
     model, task = reopen(run)
     if settings_of(run).pairs not in (None, task.fingerprint):
         raise StoreError(f"task.jsonl of run {run.id} holds other pairs than the run began with.", "Restore it, or start a new run.")
+    if on_open is not None:
+        on_open(model, task)
     run.update(status="running", problem=None)
     return _fold(_context(run, settings_of(run), model, task, progress, on_event), last_state(run))
 

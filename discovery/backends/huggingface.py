@@ -65,7 +65,7 @@ def fetch(name: str) -> Source:
     Raises:
         ModelError: where the name does not exist or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -77,6 +77,9 @@ def fetch(name: str) -> Source:
     except RepositoryNotFoundError:
         raise ModelError(f"The hub has no model {name!r}.", "Check the name, or give a model directory.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
+        if constants.is_offline_mode():
+            cause = f"{name!r} is not a directory here, nor a hub model in the cache, and downloads are switched off."
+            raise ModelError(cause, "Give a directory, or unset HF_HUB_OFFLINE (a server that is --read-only sets it).") from None
         raise ModelError(
             f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",

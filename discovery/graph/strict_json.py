@@ -74,6 +74,15 @@ def loads(text: str | bytes, source: str) -> Any:
     try:
         words = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(words, parse_constant=_refuse, parse_float=_finite)
+    except json.JSONDecodeError as fault:
+        where = f"line {fault.lineno}, column {fault.colno}"
+        raise StoreError(
+            f"{source} is damaged: no JSON at {where}.", "Restore the file, or delete it and run again.", detail=fault.msg
+        ) from fault
+    except UnicodeDecodeError as fault:
+        raise StoreError(
+            f"{source} is damaged: byte {fault.start} is not UTF-8.", "Restore the file, or delete it and run again."
+        ) from fault
     except (ValueError, RecursionError) as fault:
         raise StoreError(f"{source} is damaged: {fault or 'nested too deep'}.", "Restore the file, or delete it and run again.") from fault
 

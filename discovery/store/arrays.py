@@ -74,4 +74,4 @@ def _packed(name: str, array: object, dtype: DTypeLike) -> Array:
 
 
 def _damaged(path: Path, fault: SafetensorError) -> StoreError:
-    return StoreError(f"{path} is damaged: {fault}.", "Restore the file, or delete it and run again.")
+    return StoreError(f"{path} is damaged.", "Restore the file, or delete it and run again.", detail=str(fault))

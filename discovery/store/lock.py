@@ -17,6 +17,7 @@ from discovery.store.events import now
 from discovery.store.files import read_json, storing, write_json
 
 _PATIENCE = 0.5  # seconds: `is_held` takes the lock for a moment
+_GLANCE = 0.1  # seconds: two that look at the same time must not take each other for a writer
 
 
 class RunLock:
@@ -54,7 +55,7 @@ def is_held(folder: Path) -> bool:
         return False
     lock = _lock(folder)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_GLANCE, poll_interval=_GLANCE / 20)
     except Timeout:
         return True
     except OSError:  # a folder that we may not write to

@@ -132,7 +132,9 @@ class Run:
         except ValidationError as fault:
             first = fault.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise StoreError(f"{path} is damaged: {place}: {first['msg']}.", "Restore the file, or delete the run.") from fault
+            raise StoreError(
+                f"{path} is damaged at {place or 'its top'}.", "Restore the file, or delete the run.", detail=first["msg"]
+            ) from fault
 
     @property
     def status(self) -> RunStatus:

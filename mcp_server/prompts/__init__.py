@@ -21,8 +21,13 @@ _HONEST = (
 )
 
 
-def add_prompts(server: MCPServer[Session]) -> None:
-    """Give a server its prompts."""
+def add_prompts(server: MCPServer[Session], missing: str = "") -> None:
+    """Give a server its prompts.
+
+    Args:
+        missing: what is to be said of tools that are switched off.
+    """
+    honest = f"{_HONEST} {missing}".strip()
 
     @server.prompt(title="Find the circuit behind a behaviour")
     def find_circuit(behaviour: Behaviour, model: Model = "bundled") -> str:
@@ -35,7 +40,7 @@ Read the resource scout://skills/find-circuit and follow it:
 3. check_task. If behaviour is false, stop and say why, or mend the pairs.
 4. discover_circuit; poll run_status while it runs; then get_circuit.
 5. Read the verdict with its reasons, consider alternatives, and write up.
-{_HONEST}"""
+{honest}"""
 
     @server.prompt(title="What does this head do?")
     def what_does_this_head_do(head: Head, task: Task = "ioi", model: Model = "bundled") -> str:
@@ -47,7 +52,7 @@ Read the resource scout://skills/find-circuit and follow it:
 3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through which input?
 4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
 5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
-Say what is measured and what is conjecture; attention alone proves nothing. {_HONEST}"""
+Say what is measured and what is conjecture; attention alone proves nothing. {honest}"""
 
     @server.prompt(title="Validate a claim about a circuit")
     def validate_claim(claim: Claim, task: Task = "ioi", model: Model = "bundled") -> str:
@@ -59,4 +64,4 @@ Say what is measured and what is conjecture; attention alone proves nothing. {_H
 3. ablate_heads with these nodes, per_node=true, controls=20, under resample and under mean.
 4. evaluate_circuit with these nodes, pairs=200, final=true, once: the held-out pairs judge honestly only the first time.
 5. Compare with what discover_circuit finds without knowing the claim.
-Downgrade the claim where a condition fails or is undecided. {_HONEST}"""
+Downgrade the claim where a condition fails or is undecided. {honest}"""

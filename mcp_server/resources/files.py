@@ -9,7 +9,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from discovery.errors import DiscoveryError
-from discovery.store.files import read_bytes
+from discovery.store.files import inside, read_bytes
 from mcp_server.session import Session
 
 JSON, PNG, TENSORS = "application/json", "image/png", "application/octet-stream"
@@ -21,7 +21,7 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
     def document(run_id: str, name: str) -> str:
         try:
             run = session.runs.open(run_id)
-            return session.places.told(read_bytes(run.path / name).decode(), run.record)
+            return session.places.told(read_bytes(inside(run.path, name)).decode(), run.record)
         except DiscoveryError as fault:
             raise ResourceNotFoundError(session.settings.public(str(fault))) from None
 

@@ -23,7 +23,7 @@ from mcp_server.errors import LOG, reported
 from mcp_server.prompts import add_prompts
 from mcp_server.resources import add_resources
 from mcp_server.session import Session, Settings
-from mcp_server.tools import offered
+from mcp_server.tools import OFFERS, offered, switched_off
 from mcp_server.tools.strict import told
 
 NAME = "circuit-scout"
@@ -59,6 +59,8 @@ class Scout(MCPServer[Session]):
             if tool is not None and isinstance(fault.__cause__, ValidationError):
                 raise ToolError(told(tool, fault.__cause__)) from None
             if tool is None:
+                if name in {offer.function.__name__ for offer in OFFERS}:
+                    raise ToolError(f"{name} is switched off here.\n{switched_off(self.session.settings)}") from None
                 known = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
                 raise ToolError(f"There is no tool {name[:80]!r} here.\nThe tools are {known}.") from None
             raise ToolError(self.session.settings.public(str(fault))) from None
@@ -116,7 +118,7 @@ def build_server(settings: Settings | None = None) -> Scout:
         NAME,
         title="Circuit Scout",
         description="Mechanistic interpretability: find the circuit behind a behaviour, and prove it.",
-        instructions=INSTRUCTIONS,
+        instructions=" ".join(filter(None, (INSTRUCTIONS, switched_off(session.settings)))),
         version=_version(),
         tools=offered(session.settings),
         lifespan=shared,
@@ -124,7 +126,7 @@ def build_server(settings: Settings | None = None) -> Scout:
     )
     server.session = session
     add_resources(server, session)
-    add_prompts(server)
+    add_prompts(server, switched_off(session.settings))
     return server
 
 

@@ -15,6 +15,7 @@ from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MEMORY, MODELS_DIR, 
 from discovery.cli.faults import told
 from discovery.cli.parser import Parser
 from discovery.store import default_runs_dir
+from mcp_server.errors import LOG
 from mcp_server.server.build import build_server
 from mcp_server.server.http import Door, listen, serve_http
 from mcp_server.server.stdio import serve_stdio
@@ -88,7 +89,7 @@ def parse(words: Sequence[str]) -> tuple[Settings, Door | None]:
     settings = Settings(
         runs_dir=RUNS_DIR.value(args) or default_runs_dir(),
         models_dir=MODELS_DIR.value(args),
-        here=None if address is not None or MODELS_DIR.value(args) is not None else Path.cwd(),
+        here=None if address is not None or MODELS_DIR.value(args) is not None else _project(),
         read_only=args.read_only or _switch(READ_ONLY),
         images=IMAGES.value(args),
         toolsets=SETS.value(args) or TOOLSETS,
@@ -101,6 +102,15 @@ def parse(words: Sequence[str]) -> tuple[Settings, Door | None]:
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise UsageError("The models directory is not a directory.", f"Give one with --models-dir or {MODELS_DIR.variable}.")
     return settings, None if address is None else Door(address[0], address[1], token, ALLOWED.value(args) or ())
+
+
+def _project() -> Path | None:
+    """The directory that a local client started the server in; the root or a home says nothing of what may be read."""
+    here = Path.cwd()
+    if here == Path(here.anchor) or here.resolve() == Path.home().resolve():
+        LOG.warning("Started in %s: no directory may be read. Give --models-dir to load models and task files from one.", here)
+        return None
+    return here
 
 
 def command_line(words: Sequence[str]) -> int:

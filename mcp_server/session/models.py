@@ -6,14 +6,16 @@ asked for beyond the defaults follows: ``gpt2@cuda,bfloat16``. So a handle from 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 
+from discovery.cli.arguments import DTYPES
 from discovery.errors import DiscoveryError
 from discovery.sites import BackendName
 from mcp_server.errors import UnknownModelError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from discovery.backends.base import Backend
     from discovery.tasks.task import Task
 
+PLAIN = {"backend": "auto", "device": "auto", "dtype": "float32"}  # what a handle does not say
 SPARE = 512 * 2**20  # bytes that stay free
 TASKS_KEPT = 16
 
@@ -76,19 +79,19 @@ class Models:
 
     def handle(self, asked: Asked) -> str:
         """The model_id that these arguments give."""
-        more: list[str] = [asked.backend] if asked.backend not in ("auto", "transformerlens") else []
-        more += [asked.device] if asked.device != "auto" else []
-        more += [asked.dtype] if asked.dtype != "float32" else []
+        chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
+        more = [word for key, word in chosen.items() if word != PLAIN[key] and word != "transformerlens"]
         return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
 
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
+        source = science.find_source(asked.source)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            self._make_room(asked)
+            self._make_room(Path(source.directory))
             backend = science.load_model(asked.source, backend=asked.backend, device=asked.device, dtype=asked.dtype)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
@@ -122,20 +125,31 @@ class Models:
         return loaded
 
     def _call(self, model_id: str) -> str | None:
-        name, _, more = model_id.partition("@")
+        """The call that gives this handle, whatever this server's defaults are."""
+        name, _, more = model_id.rpartition("@")
+        given = {_argument(word): word for word in more.split(",")} if name else {}
+        if None in given or not name:  # no @, or one in a directory's name
+            name, given = model_id, {}
         try:
             self.places.model(name)
         except DiscoveryError:
             return None
-        extra = ""
-        for word in more.split(",") if more else ():
-            key = "backend" if word == "nnsight" else "device" if word.startswith(("cpu", "cuda", "mps")) else "dtype"
-            extra += f', {key}="{word}"'
+        default = {"backend": self._settings.backend, "device": self._settings.device, "dtype": self._settings.dtype}
+        wanted = {key: given.get(key, plain) for key, plain in PLAIN.items()}
+        extra = "".join(f', {key}="{wanted[key]}"' for key in PLAIN if key in given or wanted[key] != default[key])
         return f'load_model(model="{name}"{extra})'
 
-    def _make_room(self, asked: Asked) -> None:
+    def _make_room(self, directory: Path) -> None:
         """Drop the least recently used while the weights would not fit into what is free."""
-        source = science.find_source(asked.source)
-        need = sum(path.stat().st_size for path in Path(source.directory).glob("*.safetensors")) * 2 + SPARE
+        need = sum(path.stat().st_size for path in directory.glob("*.safetensors")) * 2 + SPARE
         while self._loaded and psutil.virtual_memory().available < need:
             del self._loaded[min(self._loaded, key=lambda name: self._loaded[name].used)]
+
+
+def _argument(word: str) -> str | None:
+    """Which argument of load_model a word of a handle stands for."""
+    if word in get_args(BackendName):
+        return "backend"
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", word):
+        return "device"
+    return "dtype" if word in DTYPES else None

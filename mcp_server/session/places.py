@@ -9,7 +9,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from discovery.store import RunRecord
@@ -20,7 +20,7 @@ BUNDLED = "bundled"
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _RELEASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _MODEL_FILES = ("config.json", "tl_config.json")
-_DEEP, _MOST = 3, 200
+_DEEP, _MOST, _LOOKS = 3, 200, 2000  # levels down, models listed, directories opened
 _WRITTEN: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
 
 
@@ -76,7 +76,7 @@ class Places:
             return path
         given = (root.absolute() for root in (self.settings.models_dir, self.settings.here) if root is not None)
         for root in (*self.roots, *given):
-            if Path(path).is_relative_to(root) and Path(path) != root:
+            if Path(path).is_relative_to(root):
                 return Path(path).relative_to(root).as_posix()
         return Path(path).name
 
@@ -92,10 +92,9 @@ class Places:
         return self.settings.public(text)
 
     def directories(self) -> list[Path]:
-        """The model directories in the models directory, by name."""
-        if self.settings.models_dir is None or not self.settings.models_dir.is_dir():
-            return []
-        return _model_directories(self.settings.models_dir.resolve(), _DEEP)[:_MOST]
+        """The model directories that may be loaded, by name; of a large tree those that a short look finds."""
+        looked = iter(range(_LOOKS))
+        return [found for root in self.roots if root.is_dir() for found in _model_directories(root, _DEEP, looked)][:_MOST]
 
     def _find(self, name: str) -> Path | None:
         """What a name is inside the allowed directories, or None."""
@@ -143,7 +142,9 @@ def _words(command: str) -> list[str]:
         return command.split()
 
 
-def _model_directories(place: Path, deep: int) -> list[Path]:
+def _model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Path]:
+    if next(looked, None) is None:
+        return []
     if any((place / file).is_file() for file in _MODEL_FILES):
         return [place]
     if not deep:
@@ -152,4 +153,4 @@ def _model_directories(place: Path, deep: int) -> list[Path]:
         inner = [entry for entry in sorted(place.iterdir()) if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
     except OSError:
         return []
-    return [found for entry in inner for found in _model_directories(entry, deep - 1)]
+    return [found for entry in inner for found in _model_directories(entry, deep - 1, looked)]

@@ -5,6 +5,7 @@ A result's id says what was measured, so the same call gives the same id.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections import OrderedDict
@@ -49,5 +50,6 @@ class Results:
 
 
 def result_id(*parts: object) -> str:
-    """A readable id: what was measured, on what, and how."""
-    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:60] for part in parts if str(part))
+    """A readable id: what was measured, on what, and how; its end tells apart what the words, which are cut, may not."""
+    words = [re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:60] for part in parts if str(part)]
+    return "-".join([*words, hashlib.sha256(repr(parts).encode()).hexdigest()[:8]])

@@ -21,6 +21,7 @@ from mcp_server.session.models import Loaded
 from mcp_server.session.places import Places
 
 if TYPE_CHECKING:
+    from discovery.backends.base import Backend
     from discovery.tasks.task import Task
 
 MOST_ALIVE = 16  # runs in one process, waiting ones included
@@ -44,6 +45,11 @@ class Background:
     expected: float | None = None
     since: float = field(default_factory=time.monotonic)
     thread: threading.Thread | None = None
+
+    def expect(self, model: Backend, task: Task, memory: int | None) -> None:
+        """Estimate the whole run."""
+        self.work.say("estimate")
+        self.expected = float(science.estimate(model, task, memory=memory).forward_equivalents)
 
     @property
     def progress(self) -> tuple[float, float | None, str]:
@@ -78,8 +84,7 @@ class Runs:
                     self._known[run_id] = made
                     made.begun.set()
                     device.take(f"run {run_id}", made.work)
-                    made.work.say("estimate")
-                    made.expected = float(science.estimate(loaded.backend, task, memory=options.get("memory")).forward_equivalents)
+                    made.expect(loaded.backend, task, options.get("memory"))
 
                 science.discover(
                     loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begin, load=load
@@ -110,11 +115,13 @@ class Runs:
             run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
             made = self._known[run_id] = Background(self._devices.work(), run_id)
         made.begun.set()
+        how_measured: dict[str, Any] = dict(record.configuration)
 
         def carry() -> None:
             with _Holding(self._devices, record.provenance.device or "cpu") as device, run:
                 device.take(f"run {run_id}", made.work)
-                science.go_on(run, progress=made.work)
+                memory = how_measured.get("memory")
+                science.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
 
         return self._launch(made, carry)
 
@@ -129,8 +136,15 @@ class Runs:
         return found.problem if found else None
 
     def open(self, run_id: str) -> Run:
-        """A run's folder, for reading."""
-        return open_run(self._settings.runs_dir, run_id)
+        """A run's folder, for reading.
+
+        Raises:
+            PlaceError: where it is a link that leads out of the runs directory.
+        """
+        found = open_run(self._settings.runs_dir, run_id)
+        if not found.path.resolve().is_relative_to(self._settings.runs_dir.resolve()):
+            raise PlaceError(f"The run {run_id} leads out of the runs directory.", "Copy its folder there, instead of a link to it.")
+        return found
 
     def close(self, seconds: float) -> bool:
         """Stop every run and wait a moment for them to end; whether they did."""

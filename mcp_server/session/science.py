@@ -70,9 +70,9 @@ __all__ = [
 
 
 def pack(tensors: Mapping[str, Any]) -> bytes:
-    """Tensors as safetensors."""
+    """Tensors as safetensors, which holds no two names of one storage: the end of a layer is the start of the next."""
     save = importlib.import_module("safetensors.torch").save
-    packed: bytes = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+    packed: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     return packed
 
 

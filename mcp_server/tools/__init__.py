@@ -13,11 +13,11 @@ from typing import Any
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
-from mcp_server.session.settings import Settings, Toolset
+from mcp_server.session.settings import TOOLSETS, Settings, Toolset
 from mcp_server.tools import ablation, cache, discover, evaluation, features, models, runs, sweep, task
 from mcp_server.tools.strict import strict
 
-__all__ = ["OFFERS", "Offer", "offered"]
+__all__ = ["OFFERS", "Offer", "offered", "switched_off"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,14 @@ def offered(settings: Settings) -> list[Tool]:
     """The tools that these settings switch on, in a fixed order: models always, and with circuits the runs in which they are found."""
     on = {"models", *settings.toolsets, *(("runs",) if "circuits" in settings.toolsets else ())}
     return [offer.tool() for offer in OFFERS if offer.toolset in on and not (settings.read_only and offer.writes)]
+
+
+def switched_off(settings: Settings) -> str:
+    """Which tools these settings leave out, and how the user would have them; nothing where there are all."""
+    here = {tool.name for tool in offered(settings)}
+    missing = [offer.function.__name__ for offer in OFFERS if offer.function.__name__ not in here]
+    if not missing:
+        return ""
+    flags = ["without --read-only"] if settings.read_only else []
+    flags += ["with --toolsets all"] if set(settings.toolsets) != set(TOOLSETS) else []
+    return f"This server was started without {', '.join(missing)}; to have them the user starts it {' and '.join(flags)}."

@@ -133,7 +133,7 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         found.direction,
         found.metric,
         by if by != "position" else "",
-        "screened" if found.screen else "",
+        f"screened{task.seed}" if found.screen else "",
     )
     grid = found.values.tolist()
     document = {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,3 +83,9 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="part of the path is a file"):
         RunLock(tmp_path / "file")
+
+
+def test_two_that_look_at_once_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
+    RunLock(tmp_path).release()
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(lambda _: is_held(tmp_path), range(400)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import PromptReference, ResourceTemplateReference
+from safetensors.torch import load
 
 from discovery.graph import Provenance
 from discovery.store import ModelSource, create_run, open_run
@@ -17,6 +20,7 @@ from tests.mcp_server.place import call, make, refused
 
 pytestmark = pytest.mark.anyio
 
+RECORD = '{"schema": "circuit-scout/run/1", "run_id": "ID"}'
 DOCUMENTS = ("run.json", "circuit.json", "report.html")
 
 
@@ -114,3 +118,35 @@ async def test_completion_of_pages_and_behaviours(client: Client) -> None:
     assert (await client.complete(page, {"name": "name", "value": ""})).completion.values == ["find-circuit"]
     behaviours = await client.complete(PromptReference(name="find_circuit"), {"name": "behaviour", "value": "i"})
     assert behaviours.completion.values[:2] == ["ioi", "induction"]
+
+
+async def test_no_link_leads_out_of_a_run(models: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    runs = tmp_path / "runs"
+    for run_id, name in (("a", "circuit.json"), ("b", "report.html"), ("c", "run.json")):
+        (runs / run_id).mkdir(parents=True)
+        (runs / run_id / "run.json").write_text(RECORD.replace("ID", run_id))
+        (runs / run_id / name).unlink(missing_ok=True)
+        (runs / run_id / name).symlink_to(secret)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "run.json").write_text(RECORD.replace("ID", "d"))
+    (runs / "d").symlink_to(elsewhere)
+    async with Client(make(models, runs)) as client:
+        for uri in ("a/circuit.json", "b/report.html", "c/run.json", "d/run.json"):
+            with pytest.raises(MCPError) as fault:
+                await client.read_resource(f"scout://runs/{uri}")
+            assert "s3cret" not in str(fault.value)
+            assert "leads out" in str(fault.value) or "damaged" in str(fault.value)
+
+
+async def test_activations_that_are_one_another(client: Client) -> None:
+    """The end of a layer is the start of the next: one storage, two names."""
+    sites = ["resid_pre", "resid_post"]
+    result = await client.call_tool("run_with_cache", {"model_id": "induction", "prompt": [0, 5, 6, 7, 5], "sites": sites})
+    assert not result.is_error, result.content
+    [link] = [block for block in result.content if block.type == "resource_link"]
+    [content] = (await client.read_resource(str(link.uri))).contents
+    held = load(base64.b64decode(content.blob))
+    assert torch.equal(held["resid_post.0"], held["resid_pre.1"])

@@ -75,3 +75,12 @@ def test_the_server_starts_without_the_measuring_half(root: Path) -> None:
     program = f"import mcp_server.server.command as c, sys; c.build_server(); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_server_started_in_a_home_may_read_nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Clients start servers of all projects in the user's home or the root: that is no choice of what may be read."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (tmp_path, Path(tmp_path.anchor)):
+        monkeypatch.chdir(place)
+        assert parse([])[0].here is None
+        assert parse(["--models-dir", str(tmp_path)])[0].models_dir == tmp_path

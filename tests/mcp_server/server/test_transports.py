@@ -13,7 +13,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
 from mcp_server.server.build import Scout
-from tests.mcp_server.place import ERAS, TASK, call, http_server, over_stdio, refused
+from tests.mcp_server.place import ERAS, TASK, call, http_server, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +87,15 @@ async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[
         with pytest.raises(MCPError, match=told) as fault:
             await client.get_prompt(name, arguments)
     assert fault.value.code == INVALID_PARAMS
+
+
+async def test_what_is_switched_off_is_said(models: Path, tmp_path: Path) -> None:
+    async with Client(make(models, tmp_path, read_only=True, toolsets=("circuits",))) as client:
+        assert "without check_task" in (client.instructions or "")
+        prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
+        assert "discover_circuit" in str(prompt.messages[0].content).partition("This server was started without")[2]
+        told = await refused(client, "discover_circuit", run_id="x")
+        assert "discover_circuit is switched off here" in told
+        assert "without --read-only and with --toolsets all" in told
+    async with Client(make(models, tmp_path)) as client:
+        assert "started without" not in (client.instructions or "")

@@ -104,3 +104,8 @@ async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: Se
     async with Client(make(tmp_path / "models", linked.runs_dir)) as client:
         said = await refused(client, "load_model", model="empty")
     assert said.startswith("'empty' is a directory without config.json")
+
+
+def test_a_server_of_a_project_shows_the_models_there(outside: Path, tmp_path: Path) -> None:
+    places = Places(Settings(runs_dir=tmp_path / "runs", here=tmp_path))
+    assert places.directories() == [outside]

@@ -90,8 +90,16 @@ async def test_not_waiting_then_stopping_then_going_on(models: Path, runs_dir: P
         # the device is free again
         await call(client, "check_task", model_id="induction", task=TASK, pairs=4)
     async with Client(make(models, runs_dir)) as later:  # a restart
-        done = await call(later, "discover_circuit", run_id=run_id, wait_seconds=200)
+        totals: list[float | None] = []
+
+        async def heard(done: float, total: float | None, message: str | None) -> None:
+            totals.append(total)
+
+        asked = {"run_id": run_id, "wait_seconds": 200}
+        result = await later.call_tool("discover_circuit", asked, progress_callback=heard)
+        done = result.structured_content or {}
         assert (done["status"], nodes_of(done)) == ("completed", CIRCUIT)
+        assert any(totals), "a run that goes on has a total too"
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""Handles say how to load a model again, whatever the server's defaults are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client
+
+from mcp_server.errors import UnknownModelError
+from mcp_server.session import Places, Settings
+from mcp_server.session.models import Models
+from mcp_server.session.results import result_id
+from tests.mcp_server.place import call, make, refused
+
+pytestmark = pytest.mark.anyio
+
+
+def known_models(models_dir: Path, **more: Any) -> Models:
+    return Models(Places(Settings(models_dir=models_dir, runs_dir=models_dir / "runs", **more)))
+
+
+@pytest.mark.parametrize(
+    ("handle", "defaults", "told"),
+    [
+        ("toy", {}, 'load_model(model="toy")'),
+        ("bundled@cpu,bfloat16", {}, 'load_model(model="bundled", device="cpu", dtype="bfloat16")'),
+        ("bundled", {"dtype": "float64"}, 'load_model(model="bundled", dtype="float32")'),
+        ("bundled@float64", {"dtype": "float64"}, 'load_model(model="bundled", dtype="float64")'),
+        ("bundled", {"device": "cpu", "backend": "nnsight"}, 'load_model(model="bundled", backend="auto", device="auto")'),
+        ("toy@v2", {}, 'load_model(model="toy@v2")'),
+        ("toy@v2@cuda:1", {}, 'load_model(model="toy@v2", device="cuda:1")'),
+    ],
+)
+def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(tmp_path: Path, handle: str, defaults: Any, told: str) -> None:
+    for name in ("toy", "toy@v2"):
+        (tmp_path / name).mkdir()
+    known = known_models(tmp_path, **defaults)
+    with pytest.raises(UnknownModelError) as caught:
+        known.get(handle)
+    assert f"Call {told}:" in caught.value.cure
+    arguments = dict(part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", "))
+    name = arguments.pop("model")
+    asked = known.ask(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"))  # type: ignore[arg-type]  # words
+    assert known.handle(asked) == handle
+
+
+async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Path) -> None:
+    async with Client(make(models / "induction", tmp_path / "runs")) as client:
+        assert (await call(client, "load_model", model="."))["model_id"] == "."
+        await call(client, "unload_model", model_id=".")
+        assert 'load_model(model=".")' in await refused(client, "check_task", model_id=".", task="task.jsonl")
+
+
+def test_names_that_are_cut_do_not_make_two_results_one() -> None:
+    assert result_id("sweep", "v" * 60 + "1") != result_id("sweep", "v" * 60 + "2")
+    assert result_id("a/b") != result_id("a_b")
+    assert result_id("sweep", "gpt2") == result_id("sweep", "gpt2")
