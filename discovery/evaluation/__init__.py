@@ -1,5 +1,6 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
 
+from discovery.evaluation.areas import areas
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
 from discovery.evaluation.controls import rivals
 from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
@@ -13,6 +14,7 @@ __all__ = [
     "Evidence",
     "Faithfulness",
     "Resampled",
+    "areas",
     "choose_contexts",
     "circuit_key",
     "complete",

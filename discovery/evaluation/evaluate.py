@@ -16,6 +16,7 @@ from discovery.evaluation import thresholds
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
+from discovery.graph.record import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
 from discovery.methods.cost import Cost
@@ -81,7 +82,7 @@ def evaluate_circuit(
     looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
     judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
     discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
-    evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, None, looks, universe)
+    evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe)
     if not final and verdict != "no_behaviour":
         verdict, reasons = ("partial" if verdict == "verified" else verdict), (NOT_FINAL, *reasons)
     return Evaluated(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, Cost(meter.spent, time.monotonic() - began))
@@ -93,14 +94,14 @@ def conclude(
     heldout: Evidence | None,
     size: int,
     cut_short: str | None,
-    stability: float | None,
+    tests: Mapping[str, Json],
     looks: int | None,
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
     """Put the record's evaluation together and compute the verdict (on discovery pairs where `heldout` is None)."""
     evidence = discovery if heldout is None else heldout
     judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
-    conditions = conditions_of(judged, stability)  # type: ignore[arg-type]  # AblationEvidence or None
+    conditions = conditions_of(judged, None)  # type: ignore[arg-type]  # AblationEvidence or None
     looked_at = {name: found for name, found in behaviour.items() if name == "discovery" or heldout is not None}
     verdict, reasons = decide(
         behaviour=tuple(f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons),
@@ -108,7 +109,7 @@ def conclude(
         size=size,
         evidence=judged,  # type: ignore[arg-type]  # as above
         conditions=conditions,
-        stability=stability,
+        stability=None,
         cut_short=cut_short,
     )
     if looks is not None and looks > 1:
@@ -118,7 +119,7 @@ def conclude(
         discovery=split_evaluation(behaviour["discovery"], discovery),
         heldout=None if heldout is None else split_evaluation(behaviour["heldout"], heldout),
         conditions=conditions,
-        tests={} if stability is None else {"stability": {"mean_jaccard": stability, "resamples": thresholds.RESAMPLES}},
+        tests=tests,
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter
@@ -12,8 +12,10 @@ from discovery.errors import BudgetError
 from discovery.evaluation.completeness import completeness
 from discovery.evaluation.controls import random_controls
 from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.hypotheses import hypotheses
 from discovery.evaluation.minimality import contexts, minimality
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, Ablations, EvidenceAblation, SplitEvaluation
+from discovery.graph.record import Json
 from discovery.methods.ablation import NodeSet
 from discovery.methods.behaviour import Behaviour
 from discovery.sites import MetricName, Node, Universe
@@ -59,10 +61,12 @@ class Judged:
 
     Attributes:
         evidence: under each ablation. cut_short: what the budget ended before.
+        tests: what is reported beside the conditions and gates nothing.
     """
 
     evidence: Evidence
     cut_short: str | None
+    tests: Mapping[str, Json] = field(default_factory=dict)
 
 
 def judge_circuit(
@@ -88,7 +92,14 @@ def judge_circuit(
                 evidence[ablation] = evidence[ablation].model_copy(update={field: measure(ablation)})
     except BudgetError:
         return Judged(evidence, at)
-    return Judged(evidence, None)
+    return Judged(evidence, None, _tests(bench, circuit, evidence, screened, seed))
+
+
+def _tests(bench: Bench, circuit: NodeSet, evidence: Evidence, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+    """Every set that these need has been measured for the conditions: they cost nothing."""
+    found: dict[str, Json] = {a: dict(hypotheses(bench.f(a), circuit, screened, seed)) for a in EVIDENCE_ABLATIONS}
+    shares: dict[str, Json] = {a: score.share_in_band for a, e in evidence.items() if (score := e.faithfulness) is not None}
+    return {"hypotheses": found, "share_in_band": shares}
 
 
 def choose_contexts(bench: Bench, circuit: NodeSet, ablation: EvidenceAblation) -> dict[Node, NodeSet]:

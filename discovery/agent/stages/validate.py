@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from discovery.agent.context import Context
 from discovery.agent.state import State
-from discovery.evaluation import Evidence, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
+from discovery.evaluation import Evidence, areas, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
 from discovery.graph.record import Json
+from discovery.methods.significance import max_statistic
 from discovery.store import heldout_looks
 
 
@@ -47,7 +50,7 @@ def validate(state: State, context: Context) -> State:
         heldout=splits["heldout"],
         curve=state.curve,
         conditions=conditions,
-        tests={} if state.stability is None else {"stability": stability_of(state)},
+        tests={**judged.tests, **_beside(state, context)},
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
@@ -59,6 +62,26 @@ def validate(state: State, context: Context) -> State:
         f"verdict: {verdict}",
         "; ".join(reasons) or "every condition holds on held-out pairs under both ablations",
     )
+
+
+def _beside(state: State, context: Context) -> dict[str, Json]:
+    """What is reported beside the conditions, of discovery pairs."""
+    found: dict[str, Json] = {"areas": areas(state.curve, len(state.ranking)), "max_statistic": _significant(context)}
+    return found if state.stability is None else {**found, "stability": stability_of(state)}
+
+
+def _significant(context: Context) -> dict[str, Json]:
+    """Of each sweep, how many cells differ from nothing, looking at all of them at once."""
+    found: dict[str, Json] = {}
+    for name in context.run.array_ids():
+        arrays = context.run.load_arrays(name)
+        if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):
+            continue
+        base = arrays["metric_clean" if name.endswith("noising") and not name.endswith("denoising") else "metric_corrupted"]
+        change = arrays["per_pair"].reshape(len(base), -1).astype(float) - base.astype(float)[:, None]
+        p = max_statistic(change, seed=context.seed)
+        found[name] = {"cells": int(np.isfinite(arrays["values"]).sum()), "significant": int((p <= thresholds.ALPHA).sum())}
+    return found
 
 
 def stability_of(state: State) -> dict[str, Json]:
