@@ -110,7 +110,8 @@ def assemble(
         roles |= {f"a{index}.h{number}": head.role for number, head in enumerate(layer.heads)}
         roles |= {} if layer.mlp is None else {f"m{index}": layer.mlp.role}
     if norm is not None:
-        places = [f"blocks.{index}.ln1" for index in range(len(layers))] + ["ln_final"]
+        norms = ("ln1",) if d_mlp is None else ("ln1", "ln2")
+        places = [f"blocks.{index}.{name}" for index in range(len(layers)) for name in norms] + ["ln_final"]
         arrays |= {f"{place}.w": np.full(layout.d_model, norm) for place in places}
         arrays |= {f"{place}.b": np.zeros(layout.d_model) for place in places}
     state = {key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()}

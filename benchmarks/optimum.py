@@ -1,0 +1,76 @@
+"""Our circuits beside the best there are, by brute force over every subset: `python -m benchmarks.optimum [--models DIR]`
+
+The hand-built models and small trained ones. The optimum is every smallest set that meets (a) to (d) under both ablations on discovery
+pairs, point values; all are scored again on held-out pairs. Prints Markdown: sizes, |1 − f| on held-out pairs (the larger of both
+ablations'), and whether ours is among the optima.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.subsets import tabulate
+from benchmarks.trained import cases
+from discovery import discover, load_model, load_task
+from discovery.backends.base import Backend
+from discovery.tasks.task import Task
+from tests.handbuilt.models import CASES, build
+
+PAIRS = 96  # 2^12 subsets of twelve nodes are 4,096 passes a pair
+COLUMNS = (
+    "model",
+    "nodes",
+    "ours",
+    "verdict",
+    "optimum, and how many",
+    "ours among them",
+    "nodes beyond",
+    "held-out abs(1 − f), ours",
+    "best optimum",
+    "worse by",
+)
+
+
+def row(name: str, model: Backend, task: Task, folder: Path) -> str:
+    """One case's line."""
+    circuit = discover(model, task, runs_dir=folder / "runs").circuit
+    ours = frozenset(circuit.members)
+    table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
+    passing = table.passing()
+    facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
+    if not passing:
+        return f"{facts} | none meets (a)–(d) | | | {held.distance(ours):.3f} | | |"
+    best = [made for made in passing if len(made) == len(passing[0])]
+    own, distance = held.distance(ours), min(held.distance(made) for made in best)
+    size = f"{len(best[0])} ({len(best)} of {len(passing)} that pass) | {'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
+    return f"{facts} | {size} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
+
+
+def every(folder: Path, models: Path) -> Iterator[tuple[str, Backend, Task]]:
+    """All cases."""
+    for name in sorted(CASES):
+        model = load_model(build(name).save(folder / name))
+        yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS)
+    yield from cases(models, PAIRS)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
+    chosen = parser.parse_args()
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
+        out.write(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n")
+        for name, model, task in every(Path(made), chosen.models or Path(made)):
+            out.write(row(name, model, task, Path(made)) + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Other ways to find a circuit, written from their papers at the level of nodes, on the same pairs, metric and ablation as ours.
+
+- *ACDC* (Conmy et al. 2023, arXiv 2304.14997): from the last node to the first, a node is dropped for good where that changes the metric by
+  less than τ of the behaviour; a grid of τ.
+- *EAP* (Syed et al. 2023, arXiv 2310.10348), its node form: |(corrupted − clean) · ∂m/∂node| on the clean run.
+- *EAP-IG* (Hanna et al. 2024, arXiv 2403.17806): the same with the gradient averaged over five inputs between the two.
+- *Single-node activation patching*: |noising effect|.
+- *Direct logit attribution*: |(clean − corrupted) · ∂m/∂(final residual stream)| at the answer position.
+
+Each gives a score for every node. Its circuit is the best prefix of that ranking on discovery pairs: the smallest that meets (a) and (b) as
+points under both ablations, else the one nearest to it. That is more help than their authors give them: none comes with a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from discovery.agent.fit import excess, fits
+from discovery.backends.base import Batch
+from discovery.engine import Block, attributions
+from discovery.evaluation import Bench
+from discovery.methods.ablation import NodeSet
+from discovery.methods.nodes import node_effects
+from discovery.metrics import measure
+from discovery.sites import Node, Site
+
+TAUS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
+Scores = Mapping[Node, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A rival's answer.
+
+    Attributes:
+        scores: the larger, the sooner a node is taken.
+        circuit: the best prefix of that ranking.
+        forward_equivalents: all of it, the choice of the prefix included.
+    """
+
+    scores: Scores
+    circuit: NodeSet
+    forward_equivalents: float
+
+
+def run(rival: Callable[[Bench], Scores], bench: Bench) -> Found:
+    """Rank, and choose the prefix."""
+    scores = rival(bench)
+    ranking = sorted(scores, key=lambda node: (-scores[node], node))
+    prefixes = [frozenset(ranking[:k]) for k in range(1, len(ranking) + 1)]
+    misses = [excess(fit) for fit in fits(bench.both, prefixes)]
+    return Found(scores, prefixes[misses.index(min(misses))], bench.engine.meter.spent)
+
+
+def acdc(bench: Bench) -> Scores:
+    """The largest τ at which a node stays."""
+    f = bench.f("resample")
+    order = sorted(f.everything, reverse=True)
+    kept_at = dict.fromkeys(order, 0.0)
+    for tau in TAUS:
+        circuit = f.everything
+        for node in order:
+            with_it, without = f([circuit, circuit - {node}], "ACDC").tolist()
+            if abs(with_it - without) < tau:
+                circuit = circuit - {node}
+        for node in circuit:
+            kept_at[node] = max(kept_at[node], tau)
+    return kept_at
+
+
+def eap(bench: Bench) -> Scores:
+    """One gradient."""
+    return _attributed(bench, 1)
+
+
+def eap_ig(bench: Bench) -> Scores:
+    """Five gradients."""
+    return _attributed(bench, 5)
+
+
+def patching(bench: Bench) -> Scores:
+    """Noising, one node at a time."""
+    found = node_effects(bench.engine, "noising")
+    return {node: abs(float(value)) for node, value in zip(found.nodes, found.values, strict=True)}
+
+
+def direct_logits(bench: Bench) -> Scores:
+    """What a node writes towards the answer itself."""
+    info, totals = bench.engine.backend.info, torch.zeros(len(bench.engine.backend.info.nodes()))
+    for _, block in bench.engine.blocks():
+        totals += torch.stack([_direct(block, node) for node in info.nodes()])
+    return {node: abs(float(value)) for node, value in zip(info.nodes(), totals, strict=True)}
+
+
+RIVALS: Mapping[str, Callable[[Bench], Scores]] = {
+    "ACDC": acdc,
+    "EAP": eap,
+    "EAP-IG": eap_ig,
+    "activation patching": patching,
+    "direct logit attribution": direct_logits,
+}
+
+
+def _attributed(bench: Bench, steps: int) -> Scores:
+    info = bench.engine.backend.info
+    found: dict[Node, float] = dict.fromkeys(info.nodes(), 0.0)
+    for _, block in bench.engine.blocks():
+        heads = attributions(block, "clean", "z", steps).sum((0, 2))  # [layer head]
+        mlps = None if info.attn_only else attributions(block, "clean", "mlp_out", steps).sum((0, 2))  # [layer]
+        for node in found:
+            assert node.layer is not None
+            if node.head is not None:
+                found[node] += float(heads[node.layer, node.head])
+            elif mlps is not None:
+                found[node] += float(mlps[node.layer])
+    return {node: abs(value) for node, value in found.items()}
+
+
+def _direct(block: Block, node: Node) -> torch.Tensor:
+    assert node.layer is not None
+    rows = torch.arange(len(block.prompts))
+    site = Site("z" if node.head is not None else "mlp_out", node.layer)
+    clean, corrupted = (block.activation(side, site)[rows, block.prompts.last] for side in ("clean", "corrupted"))
+    change = clean - corrupted
+    if node.head is not None:
+        change = change[:, node.head] @ block.backend.head_weights(node.layer)[node.head]
+    return (change * _slope(block)).sum()
+
+
+def _slope(block: Block) -> torch.Tensor:
+    """∂m/∂(final residual stream) at the answer position of the clean run, [pair d_model]."""
+    prompts, last = block.prompts, Site("resid_post", block.backend.info.n_layers - 1)
+    inputs = block.activation("clean", Site("resid_pre", 0)).detach().requires_grad_()
+    with torch.enable_grad():
+        outcome = block.backend.run(Batch(prompts.clean, prompts.last, 0, inputs), [last], grad=True)
+        assert outcome.logits is not None
+        metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None)
+        [slope] = torch.autograd.grad(metric.sum(), [outcome.activations[last]])
+    block.meter.add(3.0 * len(prompts) / max(1, len(block.backend.info.nodes())))  # one pass and its way back for all nodes together
+    return slope[torch.arange(len(prompts)), prompts.last]

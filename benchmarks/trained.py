@@ -1,0 +1,53 @@
+"""Small trained models for the benchmarks: few enough nodes that every subset can be measured. `python -m benchmarks.trained DIR`
+
+GPT-2s of two layers with four heads and an MLP each (ten nodes), trained on the sentences of `training/corpus.py` from several seeds, two
+minutes each; and the tasks that each of them does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from discovery import check_task, load_model, load_task
+from discovery.backends.base import Backend
+from discovery.tasks.task import Task
+from training import vocabulary
+from training.train_bundled import Recipe, train
+
+SEEDS = (1, 2, 3, 4, 5)
+TASKS = ("induction", "greater_than", "agreement")  # indirect objects take more than two layers here
+
+
+def recipe(seed: int) -> Recipe:
+    """How a small model is trained."""
+    return Recipe(seed=seed, steps=1500, layers=2, heads=4, width=64, context=40)
+
+
+def directory(seed: int, folder: Path) -> Path:
+    """The model of a seed, trained where it is not there yet."""
+    place = folder / f"small-{seed}"
+    if not (place / "model.safetensors").exists():
+        made = recipe(seed)
+        tokenizer = vocabulary.build(0, made.context)
+        trained, _ = train(tokenizer, made)
+        place.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(tokenizer, place)
+        trained.save_pretrained(place)
+    return place
+
+
+def cases(folder: Path, pairs: int | None = None) -> Iterator[tuple[str, Backend, Task]]:
+    """Each model with each task that it does."""
+    for seed in SEEDS:
+        model = load_model(directory(seed, folder))
+        for name in TASKS:
+            task = load_task(name, model, pairs=pairs)
+            if check_task(model, task).present:
+                yield f"small-{seed} {name}", model, task
+
+
+if __name__ == "__main__":
+    for found in cases(Path(sys.argv[1])):
+        sys.stdout.write(f"{found[0]}\n")
