@@ -56,6 +56,7 @@ class Discovery(Listing):
     """What discover_circuit gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    rest: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
 
     run_id: str
     status: str = Field(description="running: poll run_status; completed; interrupted: call again with run_id; failed.")
@@ -192,6 +193,9 @@ async def discover_circuit(
     notes: list[str] = []
     if run_id is not None:
         made = await in_thread(partial(_resumed, session, run_id))
+        given = {"model_id": model_id, "task": task, "metric": metric, "budget": budget, "pairs": pairs, "seed": seed or None}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            notes.append(f"Ignored, for a resumed run goes on as it was begun: {', '.join(ignored)}.")
     elif model_id is None or chosen is None:
         missing = "model_id" if model_id is None else "task"
         raise ServerError(
@@ -272,7 +276,6 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
         folder=str(run.path) if session.settings.local else None,
         next=following.get(status, f'discover_circuit(run_id="{run_id}") goes on with it.'),
         total=len(views),
-        narrow="get_circuit lists more." if len(views) > 20 else None,
         cost=cost(circuit.cost) if circuit else None,
     )
     return answer(result, beside_run(session, run, image=True) if circuit else [])

@@ -11,7 +11,7 @@ from discovery.sites import Universe
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, pairs_given
+from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, drawn
 from mcp_server.tools.evidence import evaluation_block, squeezed
 from mcp_server.tools.result import Listing, Work, answer, cost
 from mcp_server.tools.task import Metric
@@ -21,6 +21,7 @@ class Evaluated(Listing):
     """What evaluate_circuit gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    rest: ClassVar[str] = "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
 
     model_id: str
     task: str
@@ -29,6 +30,7 @@ class Evaluated(Listing):
     verdict: str = Field(description="verified, partial, rejected, inconclusive or no_behaviour: computed, not judged.")
     reasons: list[str] = Field(description="Each condition that does not hold, with its numbers.")
     evaluation: dict[str, Any] = Field(description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls.")
+    warnings: list[str]
     cost: Work
 
 
@@ -43,7 +45,7 @@ async def evaluate_circuit(
     universe: Annotated[Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")] = "all",
     metric: Metric = None,
     budget: Budget | None = None,
-    pairs: Count = 32,
+    pairs: Count = None,
     seed: Seed = 0,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, Evaluated]:
@@ -66,7 +68,7 @@ async def evaluate_circuit(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Evaluated:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = drawn(session, loaded, task, pairs, seed)
         found = science.evaluate_circuit(
             loaded.backend,
             read,
@@ -81,6 +83,7 @@ async def evaluate_circuit(
             progress=work,
         )
         block = evaluation_block(found.evaluation, detailed=detail == "detailed")
+        shown = squeezed(block, 30_000 if detail == "detailed" else 6_500)
         return Evaluated(
             model_id=model_id,
             task=read.name,
@@ -88,9 +91,11 @@ async def evaluate_circuit(
             final=final,
             verdict=found.verdict,
             reasons=list(found.reasons),
-            evaluation=squeezed(block, 30_000 if detail == "detailed" else 6_500),
+            evaluation=shown,
+            warnings=notes,
             total=len(found.nodes),
-            narrow="detail='detailed' gives every row of (d) and the thresholds.",
+            truncated=shown is not block,
+            narrow=None if detail == "detailed" else "detail='detailed' gives every row of (d) and the thresholds.",
             cost=cost(found.cost),
         )
 

@@ -57,9 +57,13 @@ async def test_the_tools_of_the_interface(tools: dict[str, Tool]) -> None:
     assert {name: sweep[name]["default"] for name in ("site", "direction", "pairs", "seed")} == {
         "site": "resid_pre",
         "direction": "denoising",
-        "pairs": 32,
+        "pairs": None,
         "seed": 0,
     }
+    for name in ("check_task", "patch_sweep", "ablate_heads", "evaluate_circuit", "sae_top_features"):
+        pairs = tools[name].input_schema["properties"]["pairs"]
+        assert pairs["default"] is None
+        assert "null: 32 of a built-in task" in pairs["description"]
 
 
 async def test_together_they_are_small(tools: dict[str, Tool]) -> None:
