@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field
@@ -15,6 +15,11 @@ from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId
 from mcp_server.tools.evidence import evaluation_block, squeezed
 from mcp_server.tools.result import Listing, Work, answer, cost
 from mcp_server.tools.task import Metric
+
+if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.engine import Progress
+    from discovery.tasks.task import Task
 
 
 class Evaluated(Listing):
@@ -69,6 +74,7 @@ async def evaluate_circuit(
 
     def job(work: Job) -> Evaluated:
         read, notes = drawn(session, loaded, task, pairs, seed)
+        expected = _expected(loaded.backend, read, universe, session.settings.memory)
         found = science.evaluate_circuit(
             loaded.backend,
             read,
@@ -80,7 +86,7 @@ async def evaluate_circuit(
             memory=session.settings.memory,
             budget=budget,
             runs_dir=session.settings.runs_dir,
-            progress=work,
+            progress=_whole(work, expected),
         )
         block = evaluation_block(found.evaluation, detailed=detail == "detailed")
         shown = squeezed(block, 30_000 if detail == "detailed" else 6_500)
@@ -100,3 +106,25 @@ async def evaluate_circuit(
         )
 
     return answer(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")
+
+
+def _expected(model: Backend, task: Task, universe: Universe, memory: int | None) -> float:
+    """What an evaluation is estimated to take, for a circuit of ordinary size: off by up to a factor of two."""
+    if not task.discovery.pairs or not task.heldout.pairs:  # refused later, in words
+        return 0.0
+    stages = science.estimate(model, task, universe=universe, memory=memory).stages
+    return stages["check"] + stages["heads"] + stages["validate"]
+
+
+def _whole(work: Job, expected: float) -> Progress:
+    """Progress towards the whole, of which each piece that is told counts from 0: the share that is done only grows."""
+    before, last, piece = 0.0, 0.0, ""
+
+    def told(done: float, total: float, label: str) -> None:
+        nonlocal before, last, piece
+        if label != piece or done < last:
+            before += last
+        last, piece = done, label
+        work(done, max(expected - before, done), label)
+
+    return told
