@@ -15,6 +15,7 @@ from discovery.tasks.task import Pair
 
 FIELDS = ("clean", "corrupted", "answer", "wrong", "template", "labels")
 MAX_FILE_BYTES = 64 * 2**20
+LONGEST_NAME = 100  # characters of a template or label: results and records name them
 FEW = 5  # pairs of a template: fewer say little of its spread
 
 
@@ -70,6 +71,7 @@ class Reader:
         return isinstance(text, str) and self.tokenizer is not None and self.tokenizer.holds_unknown(text)
 
     def _encode(self, item: PromptPair, at: str) -> Pair:
+        _check_names(item, at)
         clean, corrupted = self._prompt(item.clean, f"{at}, clean"), self._prompt(item.corrupted, f"{at}, corrupted")
         if len(clean) != len(corrupted):
             raise TaskError(
@@ -115,13 +117,16 @@ class Reader:
         if isinstance(answer, int):
             return _known(answer, self.n_logits, at)
         if not isinstance(item.clean, str):
-            raise TaskError(f"{at}: {answer!r} is text after a prompt of token ids.", "Give the answer as a token id too.")
+            raise TaskError(f"{at}: {_shown(answer)} is text after a prompt of token ids.", "Give the answer as a token id too.")
         ids = tuple(self._tokenizer(at).encode(item.clean + answer))
         if self._strange(item.clean + answer) and not self._strange(item.clean):
-            raise TaskError(f"{at}: the tokenizer does not know {answer!r}.", "Use a word of the model's vocabulary, or give a token id.")
+            raise TaskError(
+                f"{at}: the tokenizer does not know {_shown(answer)}.", "Use a word of the model's vocabulary, or give a token id."
+            )
         if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
             raise TaskError(
-                f"{at}: {answer!r} does not continue the prompt by exactly one token (it makes {len(prompt)} tokens into {len(ids)}).",
+                f"{at}: {_shown(answer)} does not continue the prompt by exactly one token "
+                f"(it makes {len(prompt)} tokens into {len(ids)}).",
                 "Use a word that is one token, mind the space before it, or give a token id.",
             )
         return _known(ids[-1], self.n_logits, at)
@@ -133,6 +138,16 @@ class Reader:
                 f"Use a position from 0 to {length - 1}, or from -{length} to -1.",
             )
         return position % length
+
+
+def _check_names(item: PromptPair, at: str) -> None:
+    for what, names in (("template", [item.template or ""]), ("label", item.labels)):
+        for name in names:
+            if len(name) > LONGEST_NAME:
+                raise TaskError(
+                    f"{at}: the {what} {name[:40]!r}… is {len(name)} characters long.",
+                    f"Name a {what} in at most {LONGEST_NAME} characters.",
+                )
 
 
 def read_file(path: Path) -> dict[str, PromptPair]:
@@ -174,16 +189,16 @@ def pair_from_fields(fields: Mapping[str, Any], at: str) -> PromptPair:
     """
     for name in fields:
         if name not in FIELDS:
-            raise TaskError(f"{at}: unknown field {name!r}.", f"The fields are {', '.join(FIELDS)}.")
+            raise TaskError(f"{at}: unknown field {_shown(name)}.", f"The fields are {', '.join(FIELDS)}.")
     for name in FIELDS[:4]:
         if name not in fields:
             raise TaskError(f"{at}: the field {name!r} is missing.", "Each pair needs clean, corrupted, answer and wrong.")
     template, labels = fields.get("template"), fields.get("labels")
     labels = {} if labels is None else labels
     if template is not None and not _is_text(template):
-        raise TaskError(f"{at}: template is {template!r}.", "Name the template with a text.")
+        raise TaskError(f"{at}: template is {_shown(template)}.", "Name the template with a text.")
     if not isinstance(labels, Mapping) or not all(_is_text(k) and _is_int(v) for k, v in labels.items()):
-        raise TaskError(f"{at}: labels is {labels!r}.", 'Write labels as {"S2": 9, "end": -1}.')
+        raise TaskError(f"{at}: labels is {_shown(labels)}.", 'Write labels as {"S2": 9, "end": -1}.')
     clean, corrupted = (_prompt_field(fields[name], f"{at}, {name}") for name in FIELDS[:2])
     answer, wrong = (_answer_field(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
     return PromptPair(clean, corrupted, answer, wrong, template, dict(labels))
@@ -193,6 +208,12 @@ def _known(token: int, count: int, at: str) -> int:
     if not 0 <= token < count:
         raise TaskError(f"{at}: token id {token} does not exist.", f"Use ids from 0 to {count - 1}.")
     return token
+
+
+def _shown(value: object) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 def _is_int(value: object) -> bool:
@@ -209,7 +230,7 @@ def _prompt_field(value: Any, at: str) -> Prompt:
         return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple) and all(_is_int(member) for member in value):
         return tuple(value)
-    raise TaskError(f"{at}: {value!r} is not a prompt.", "Give a text or a list of token ids.")
+    raise TaskError(f"{at}: {_shown(value)} is not a prompt.", "Give a text or a list of token ids.")
 
 
 def _answer_field(value: Any, at: str) -> Answer:
@@ -217,7 +238,7 @@ def _answer_field(value: Any, at: str) -> Answer:
         return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple) and all(_is_text(member) or _is_int(member) for member in value):
         return tuple(value)
-    raise TaskError(f"{at}: {value!r} is not an answer.", "Give a text, a token id, or a list of these.")
+    raise TaskError(f"{at}: {_shown(value)} is not an answer.", "Give a text, a token id, or a list of these.")
 
 
 def _duplicates(pairs: Mapping[str, Pair]) -> list[TaskError]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from discovery.tasks.task import Pair, SplitName
 
 LOW, HIGH = 0.4, 0.6  # the share of pairs that may be held out when whole templates are
+NAMED = 8  # templates that the method names
 
 
 def split_pairs(pairs: Sequence[Pair], seed: int) -> tuple[tuple[SplitName | None, ...], str]:
@@ -58,7 +59,8 @@ def _whole_templates(groups: dict[str, list[int]], rng: random.Random) -> tuple[
     if not chosen:
         return set(), "no choice of whole templates holds 40-60% of the pairs"
     held_pairs = {index for name in chosen for index in groups[name]}
-    return held_pairs, f"whole templates held out: {', '.join(sorted(chosen))}"
+    more = f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else ""
+    return held_pairs, f"whole templates held out: {', '.join(sorted(chosen)[:NAMED])}{more}"
 
 
 def _halves(groups: dict[str, list[int]], rng: random.Random) -> set[int]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from discovery.backends.load import find_source, load_model
     from discovery.engine import Engine, Meter
     from discovery.evaluation import evaluate_circuit
+    from discovery.features import open_sae
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
@@ -38,6 +39,7 @@ _HOMES = {
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
     "load_model": "discovery.backends.load",
+    "open_sae": "discovery.features",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
     "sae_top_features": "discovery.methods.features",
@@ -60,6 +62,7 @@ __all__ = [
     "go_on",
     "heatmap",
     "load_model",
+    "open_sae",
     "pack",
     "patch_sweep",
     "run_with_cache",

@@ -14,7 +14,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from mcp_server.session.settings import TOOLSETS, Settings, Toolset
-from mcp_server.tools import ablation, cache, discover, evaluation, features, models, runs, sweep, task
+from mcp_server.tools import ablation, cache, discover, evaluation, features, models, runlist, runs, sweep, task
 from mcp_server.tools.strict import strict
 
 __all__ = ["OFFERS", "Offer", "offered", "switched_off"]
@@ -69,7 +69,7 @@ OFFERS: tuple[Offer, ...] = (
     Offer(runs.run_status, "How far is a run?", "runs"),
     Offer(runs.cancel_run, "Stop a run", "runs", reads=False, writes=True),
     Offer(runs.get_circuit, "The circuit of a run", "runs"),
-    Offer(runs.list_runs, "List runs", "runs"),
+    Offer(runlist.list_runs, "List runs", "runs"),
 )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from discovery.sites import Ablation
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import Call, Count, ModelId, Nodes, Seed, TaskSource, pairs_given
+from mcp_server.tools.arguments import DRAWN, Call, Count, ModelId, Nodes, Seed, TaskSource, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, number
 from mcp_server.tools.task import Metric
 
@@ -45,7 +45,8 @@ class Given(Result):
 class AblatedNodes(Listing):
     """What ablate_heads gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("per_node", "nodes")
+    lists: ClassVar[tuple[str, ...]] = ("nodes", "per_node")
+    rest: ClassVar[str] = "Give fewer nodes at a time; those listed are the ones that change the metric most alone."
 
     model_id: str
     task: str
@@ -57,9 +58,10 @@ class AblatedNodes(Listing):
     metric_ablated: float | None = Field(description="All these nodes ablated together.")
     change: float | None
     share_left: float | None = Field(description="metric_ablated / metric_clean.")
-    per_node: list[Alone]
+    per_node: list[Alone] = Field(description="The largest change first.")
     controls: Controls | None
     reference: Given
+    warnings: list[str]
     cost: Work
 
 
@@ -77,7 +79,7 @@ async def ablate_heads(
     metric: Metric = None,
     per_node: Annotated[bool, Field(description="Also ablate each node alone.")] = False,
     controls: Annotated[int, Field(description="Random sets of the same size to compare with.", ge=0, le=200)] = 10,
-    pairs: Count = 32,
+    pairs: Count = DRAWN,
     seed: Seed = 0,
 ) -> Annotated[CallToolResult, AblatedNodes]:
     """Ablates heads and MLPs together, at all positions of the clean prompts, and compares the metric before and after with what random
@@ -93,7 +95,7 @@ async def ablate_heads(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> AblatedNodes:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = drawn(session, loaded, task, pairs, seed)
         engine = science.Engine(loaded.backend, read, metric=metric, memory=session.settings.memory, meter=science.Meter(progress=work))
         found = science.ablate_heads(loaded.backend, read, nodes, ablation=ablation, engine=engine)
         beside = science.contrast(
@@ -112,7 +114,10 @@ async def ablate_heads(
             metric_ablated=number(found.metric_ablated),
             change=number(found.metric_ablated - clean),
             share_left=number(found.metric_ablated / clean) if abs(clean) > 1e-6 else None,
-            per_node=[Alone(node=node, metric_ablated=number(value), change=number(value - clean)) for node, value in beside.per_node],
+            per_node=[
+                Alone(node=node, metric_ablated=number(value), change=number(value - clean))
+                for node, value in sorted(beside.per_node, key=lambda row: -abs(row[1] - clean))
+            ],
             controls=Controls(
                 n=len(others),
                 n_possible=float(min(beside.n_possible, 10**15)),
@@ -124,6 +129,7 @@ async def ablate_heads(
             if others
             else None,
             reference=Given.model_validate(found.reference),
+            warnings=notes,
             total=len(found.nodes),
             cost=Work(
                 forward_equivalents=number(found.cost.forward_equivalents + beside.cost.forward_equivalents, 6),

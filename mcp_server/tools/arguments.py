@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
+from discovery.tasks import BUILTIN
+from discovery.tasks.read import read_file
 from mcp_server.session import Session
+from mcp_server.session.models import Loaded
+
+if TYPE_CHECKING:
+    from discovery.tasks.task import Task
 
 Call = Context[Session, Any]
 Detail = Literal["concise", "detailed"]
 Axis = Literal["position", "label"]
 
 MOST_PAIRS = 2000
+ENOUGH = 96  # pairs that a verdict needs
+DRAWN = 32  # pairs of a built-in task, where a call does not say
 MOST_LONG = 20_000  # characters or token ids
 
 
@@ -51,7 +60,7 @@ TaskSource = Annotated[
     TaskName | Pairs,
     Field(description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl task file, or inline pairs."),
 ]
-Count = Annotated[int, Field(description="How many prompt pairs are drawn.", ge=1, le=MOST_PAIRS)]
+Count = Annotated[int, Field(description="How many prompt pairs are drawn of the task.", ge=1, le=MOST_PAIRS)]
 Seed = Annotated[int, Field(description="Draws the pairs and their split.", ge=0, le=2**31 - 1)]
 Top = Annotated[int, Field(description="How many rows to list.", ge=1, le=500)]
 Nodes = Annotated[
@@ -65,3 +74,14 @@ Budget = Annotated[float, Field(description="Most forward-pass equivalents to sp
 def pairs_given(task: TaskName | Pairs) -> str | list[dict[str, Any]]:
     """A task argument as `load_task` takes it."""
     return task if isinstance(task, str) else [pair.model_dump(exclude_none=True) for pair in task]
+
+
+def drawn(session: Session, loaded: Loaded, task: TaskName | Pairs, pairs: int, seed: int) -> tuple[Task, list[str]]:
+    """The pairs to measure, and a note where the caller's own are not all taken: how many those are is no accident."""
+    source = pairs_given(task)
+    read = session.task(loaded, source, pairs, seed)
+    if (isinstance(source, str) and source in BUILTIN) or len(read) < pairs:
+        return read, []
+    place = session.task_source(source)
+    given = len(read_file(Path(place))) if isinstance(place, str) else len(place)
+    return read, [f"{len(read)} of {given} pairs were drawn; pairs={given} takes all."] if given > len(read) else []

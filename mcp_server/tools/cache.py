@@ -61,6 +61,7 @@ class Cached(Listing):
     """What run_with_cache gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("sites", "tokens", "layers", "predictions")
+    rest: ClassVar[str] = "Ask for fewer sites or a smaller top, or take detail='detailed'; `activations` holds every number of the sites."
 
     model_id: str
     result_id: str
@@ -139,6 +140,5 @@ def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: 
         n_nonfinite=sum(s.n_nonfinite for s in summaries.values()),
         activations=uri,
         total=len(rows),
-        narrow="Ask for fewer sites, or read `activations`." if rows else None,
         cost=cost(seen.cost),
     ), len(packed)

@@ -19,14 +19,13 @@ from mcp_server.session import Session, science
 from mcp_server.session import Work as Job
 from mcp_server.session.devices import in_thread
 from mcp_server.session.runs import Background
-from mcp_server.tools.arguments import MOST_PAIRS, Budget, Call, Pairs, Seed, TaskName, pairs_given
+from mcp_server.tools.arguments import ENOUGH, MOST_PAIRS, Budget, Call, Pairs, Seed, TaskName, pairs_given
 from mcp_server.tools.circuit import NodeView, ScoreView, beside_run, circuit_of, node_views, score_views
 from mcp_server.tools.result import Listing, Work, answer, cost
 from mcp_server.tools.runs import Progress, progress_of
 from mcp_server.tools.task import Metric
 
 _LOOK = 0.1  # seconds between two looks at a run that is waited for
-ENOUGH = 96  # pairs that a verdict needs
 ROOM = 2  # a run can take so many times what it is estimated at
 
 
@@ -56,6 +55,7 @@ class Discovery(Listing):
     """What discover_circuit gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    rest: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
 
     run_id: str
     status: str = Field(description="running: poll run_status; completed; interrupted: call again with run_id; failed.")
@@ -192,6 +192,9 @@ async def discover_circuit(
     notes: list[str] = []
     if run_id is not None:
         made = await in_thread(partial(_resumed, session, run_id))
+        given = {"model_id": model_id, "task": task, "metric": metric, "budget": budget, "pairs": pairs, "seed": seed or None}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            notes.append(f"Ignored, for a resumed run goes on as it was begun: {', '.join(ignored)}.")
     elif model_id is None or chosen is None:
         missing = "model_id" if model_id is None else "task"
         raise ServerError(
@@ -272,7 +275,6 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
         folder=str(run.path) if session.settings.local else None,
         next=following.get(status, f'discover_circuit(run_id="{run_id}") goes on with it.'),
         total=len(views),
-        narrow="get_circuit lists more." if len(views) > 20 else None,
         cost=cost(circuit.cost) if circuit else None,
     )
     return answer(result, beside_run(session, run, image=True) if circuit else [])

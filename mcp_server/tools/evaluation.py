@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field
 
 from discovery.sites import Universe
+from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, pairs_given
+from mcp_server.tools.arguments import DRAWN, ENOUGH, Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, drawn
 from mcp_server.tools.evidence import evaluation_block, squeezed
 from mcp_server.tools.result import Listing, Work, answer, cost
 from mcp_server.tools.task import Metric
+
+if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.engine import Progress
+    from discovery.tasks.task import Task
 
 
 class Evaluated(Listing):
     """What evaluate_circuit gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    rest: ClassVar[str] = "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
 
     model_id: str
     task: str
@@ -29,6 +36,7 @@ class Evaluated(Listing):
     verdict: str = Field(description="verified, partial, rejected, inconclusive or no_behaviour: computed, not judged.")
     reasons: list[str] = Field(description="Each condition that does not hold, with its numbers.")
     evaluation: dict[str, Any] = Field(description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls.")
+    warnings: list[str]
     cost: Work
 
 
@@ -43,7 +51,7 @@ async def evaluate_circuit(
     universe: Annotated[Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")] = "all",
     metric: Metric = None,
     budget: Budget | None = None,
-    pairs: Count = 32,
+    pairs: Count = DRAWN,
     seed: Seed = 0,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, Evaluated]:
@@ -66,7 +74,13 @@ async def evaluate_circuit(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Evaluated:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = drawn(session, loaded, task, pairs, seed)
+        if final and len(read) < ENOUGH and (notes or (isinstance(task, str) and task in BUILTIN)):
+            raise ServerError(
+                f"final=true looks at the held-out pairs, and of {len(read)} pairs too few are held out: a verdict needs {ENOUGH} pairs.",
+                f"Pass pairs=200, or as many as the task has, at least {ENOUGH}; or search with final=false.",
+            )
+        expected = _expected(loaded.backend, read, universe, session.settings.memory)
         found = science.evaluate_circuit(
             loaded.backend,
             read,
@@ -78,9 +92,10 @@ async def evaluate_circuit(
             memory=session.settings.memory,
             budget=budget,
             runs_dir=session.settings.runs_dir,
-            progress=work,
+            progress=_whole(work, expected),
         )
         block = evaluation_block(found.evaluation, detailed=detail == "detailed")
+        shown = squeezed(block, 30_000 if detail == "detailed" else 6_500)
         return Evaluated(
             model_id=model_id,
             task=read.name,
@@ -88,10 +103,34 @@ async def evaluate_circuit(
             final=final,
             verdict=found.verdict,
             reasons=list(found.reasons),
-            evaluation=squeezed(block, 30_000 if detail == "detailed" else 6_500),
+            evaluation=shown,
+            warnings=notes,
             total=len(found.nodes),
-            narrow="detail='detailed' gives every row of (d) and the thresholds.",
+            truncated=shown is not block,
+            narrow=None if detail == "detailed" else "detail='detailed' gives every row of (d) and the thresholds.",
             cost=cost(found.cost),
         )
 
     return answer(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")
+
+
+def _expected(model: Backend, task: Task, universe: Universe, memory: int | None) -> float:
+    """What an evaluation is estimated to take, for a circuit of ordinary size: off by up to a factor of two."""
+    if not task.discovery.pairs or not task.heldout.pairs:  # refused later, in words
+        return 0.0
+    stages = science.estimate(model, task, universe=universe, memory=memory).stages
+    return stages["check"] + stages["heads"] + stages["validate"]
+
+
+def _whole(work: Job, expected: float) -> Progress:
+    """Progress towards the whole, of which each piece that is told counts from 0: the share that is done only grows."""
+    before, last, piece = 0.0, 0.0, ""
+
+    def told(done: float, total: float, label: str) -> None:
+        nonlocal before, last, piece
+        if label != piece or done < last:
+            before += last
+        last, piece = done, label
+        work(done, max(expected - before, done), label)
+
+    return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mcp.types import CallToolResult
@@ -10,15 +11,18 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import Call, Count, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, pairs_given
+from mcp_server.tools.arguments import DRAWN, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 from mcp_server.tools.task import Interval, Metric
 
 if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.features import SAE
     from discovery.methods.bootstrap import Interval as Found
     from discovery.methods.features import Feature, TopFeatures
 
-_SHOWN = 32  # pairs whose activation is listed
+_PAIRS = {"concise": 8, "detailed": 100}  # whose activation is listed
+_TOKENS = {"concise": (2, 3, 1), "detailed": (5, 5, 3)}  # on which it fires, that it promotes, that it suppresses
 
 
 class Token(Result):
@@ -51,6 +55,7 @@ class Features(Listing):
     """What sae_top_features gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("features", "warnings")
+    rest: ClassVar[str] = "Raise k; detail='detailed' gives more tokens and pairs of each feature."
 
     model_id: str
     sae: str
@@ -64,6 +69,8 @@ class Features(Listing):
     l0: float | None
     share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
     features: list[FeatureView]
+    by_pair_of: int = Field(description="How many of the n pairs, the first, `by_pair` holds.")
+    total: int = Field(description="Features of the dictionary.")
     cost: Work
 
 
@@ -80,7 +87,7 @@ async def sae_top_features(
     ] = None,
     k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
     metric: Metric = None,
-    pairs: Count = 32,
+    pairs: Count = DRAWN,
     seed: Seed = 0,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, Features]:
@@ -102,10 +109,11 @@ async def sae_top_features(
 
     def job(work: Job) -> Features:
         source = session.places.dictionary(sae)
-        read = None if task is None else session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = (None, []) if task is None else drawn(session, loaded, task, pairs, seed)
+        dictionary = _opened(source, loaded.backend)
         found = science.sae_top_features(
             loaded.backend,
-            source,
+            dictionary,
             prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
             task=read,
             positions=positions,
@@ -115,12 +123,19 @@ async def sae_top_features(
             memory=session.settings.memory,
             progress=work,
         )
-        return _features(model_id, session.places.shown(source), found)
+        return _features(model_id, session.places.shown(source), found, dictionary.d_sae, k, detail, notes)
 
     return answer(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
 
 
-def _features(model_id: str, sae: str, found: TopFeatures) -> Features:
+def _opened(source: str | Path, model: Backend) -> SAE:
+    """The dictionary; what reads it is imported here, for it needs torch."""
+    opened: SAE = science.open_sae(source, model)
+    return opened
+
+
+def _features(model_id: str, sae: str, found: TopFeatures, width: int, asked: int, detail: Detail, notes: list[str]) -> Features:
+    """The result; the features that are listed are all that do anything here where there are fewer than asked for."""
     whole = found.reconstruction
     return Features(
         model_id=model_id,
@@ -130,18 +145,20 @@ def _features(model_id: str, sae: str, found: TopFeatures) -> Features:
         metric_clean=number(found.metric_clean),
         n=found.n_pairs,
         by=found.by,
-        warnings=list(found.warnings),
+        warnings=[*found.warnings, *notes],
         variance_explained=number(whole.variance_explained),
         l0=number(whole.l0),
         share_of_metric=number(whole.share.mean) if whole.share else None,
-        features=[_view(feature) for feature in found.features],
-        total=len(found.features),
+        features=[_view(feature, detail) for feature in found.features],
+        by_pair_of=min(found.n_pairs, _PAIRS[detail]),
+        total=width,
+        truncated=len(found.features) == asked < width,
         cost=cost(found.cost),
     )
 
 
-def _view(feature: Feature) -> FeatureView:
-    seen = feature.consistency
+def _view(feature: Feature, detail: Detail) -> FeatureView:
+    seen, (fires, promotes, suppresses) = feature.consistency, _TOKENS[detail]
     return FeatureView(
         index=feature.index,
         activation=_interval(feature.activation),
@@ -151,10 +168,12 @@ def _view(feature: Feature) -> FeatureView:
         share_clean=number(seen.clean.share, 3),
         share_corrupted=number(seen.corrupted.share, 3) if seen.corrupted else None,
         share_unrelated=number(seen.unrelated.share, 3),
-        fires_on=[Token(token=token.token, text=token.text, value=number(token.largest, 4)) for token in feature.tokens[:5]],
-        promotes=[Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.promoted[:5]],
-        suppresses=[Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.suppressed[:3]],
-        by_pair=[number(value, 3) for value in feature.by_pair[:_SHOWN]],
+        fires_on=[Token(token=token.token, text=token.text, value=number(token.largest, 4)) for token in feature.tokens[:fires]],
+        promotes=[Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.promoted[:promotes]],
+        suppresses=[
+            Token(token=token.token, text=token.text, value=number(token.logit, 4)) for token in feature.direct.suppressed[:suppresses]
+        ],
+        by_pair=[number(value, 3) for value in feature.by_pair[: _PAIRS[detail]]],
         link=feature.link,
     )
 

@@ -67,6 +67,7 @@ class ModelList(Listing):
     """What list_models gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
+    rest: ClassVar[str] = "Not all directories are listed: load_model takes the others by name too."
 
     loaded: list[InMemory]
     loadable: list[Available]

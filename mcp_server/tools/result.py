@@ -1,13 +1,14 @@
 """What every tool gives back: one structured value, small enough to be read, with links to the rest.
 
 Every fact is in the structured value, for clients drop the text beside it. Lists are largest first and cut to fit; `truncated` and
-`narrow` say so. A number that is not finite is null, and `n_nonfinite` counts them.
+`narrow` say so, `narrow` always where `truncated` is true. A number that is not finite is null, and `n_nonfinite` counts them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from mcp.server.mcpserver import Image
 from mcp.types import CallToolResult, ContentBlock, ResourceLink, TextContent
 from pydantic import BaseModel, Field
 
-CONCISE, DETAILED = 10_000, 40_000  # characters of JSON
+CONCISE, DETAILED = 10_000, 40_000  # characters of JSON, spaced and escaped: the longest way to write it
+_KEPT = 10  # rows that each list keeps before any list loses more
 
 
 class Work(BaseModel):
@@ -29,10 +31,18 @@ class Result(BaseModel):
     """The base of every tool's result.
 
     Attributes:
-        lists: fields that may be shortened to fit, the first first.
+        lists: fields that may be shortened to fit, the first first; what matters most stands first in each.
+        newest_last: their ends are kept instead.
+        rest: which arguments narrow the result or give what was left out.
     """
 
     lists: ClassVar[tuple[str, ...]] = ()
+    newest_last: ClassVar[bool] = False
+    rest: ClassVar[str] = "Ask for less at a time."
+
+    def rest_of(self, facts: Mapping[str, Any]) -> str:
+        """`rest`, for what `facts` show of the result."""
+        return self.rest
 
 
 class Listing(Result):
@@ -84,17 +94,59 @@ def answer(result: Result, beside: Sequence[ContentBlock] = (), *, detailed: boo
 
 
 def fitted(result: Result, limit: int) -> dict[str, Any]:
-    """The result's facts, its lists halved from the end until they fit."""
+    """The result's facts, each list cut to the most rows that fit: all down to a few rows first, then to none."""
     facts: dict[str, Any] = result.model_dump(mode="json")
-    for name in result.lists:
-        while _size(facts) > limit and isinstance(facts.get(name), list | dict) and facts[name]:
-            rows = facts[name]
-            kept = len(rows) // 2
-            facts[name] = rows[:kept] if isinstance(rows, list) else dict(list(rows.items())[:kept])
-            if "truncated" in facts:
-                facts["truncated"] = True
+    if facts.get("truncated"):
+        facts = _told(result, facts)
+    for least in (_KEPT, 0):
+        for name in result.lists:
+            rows = facts.get(name)
+            if not isinstance(rows, list) or len(rows) <= least or _size(facts) <= limit:
+                continue
+            facts = _cut(result, facts, name, _most(result, facts, name, least, limit))
+    if _size(facts) > DETAILED:
+        facts = _told(result, _bounded(facts))
     return facts
 
 
-def _size(facts: dict[str, Any]) -> int:
-    return len(json.dumps(facts, ensure_ascii=False, separators=(",", ":")))
+def _most(result: Result, facts: dict[str, Any], name: str, least: int, limit: int) -> int:
+    """How many rows of a list fit."""
+    longer = range(least + 1, len(facts[name]))
+    return least + bisect_left(longer, True, key=lambda kept: _size(_cut(result, facts, name, kept)) > limit)
+
+
+def _cut(result: Result, facts: dict[str, Any], name: str, kept: int) -> dict[str, Any]:
+    """The facts with so many rows of one list, and with word of it."""
+    rows = facts[name]
+    return _told(result, {**facts, name: rows[len(rows) - kept :] if result.newest_last else rows[:kept]})
+
+
+def _told(result: Result, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts, saying that they are not all."""
+    return {**facts, "truncated": True, "narrow": result.narrow or result.rest_of(facts)} if isinstance(result, Listing) else facts
+
+
+def _bounded(facts: dict[str, Any]) -> dict[str, Any]:
+    """The last guard, for what no list accounts for: long texts and inner lists are shortened until everything fits.
+
+    Raises:
+        RuntimeError: where even that does not help, which is a bug of the tool.
+    """
+    for characters, rows in ((2_000, 200), (400, 50), (100, 10), (40, 3)):
+        facts = _shortened(facts, characters, rows)
+        if _size(facts) <= DETAILED - 500:  # room for saying so
+            return facts
+    raise RuntimeError(f"a result of {_size(facts)} characters")
+
+
+def _shortened(value: Any, characters: int, rows: int) -> Any:
+    """Nested JSON data with shorter texts and lists; an object keeps its fields, which its schema requires."""
+    if isinstance(value, str):
+        return value if len(value) <= characters else f"{value[: characters - 1]}…"
+    if isinstance(value, dict):
+        return {name: _shortened(inner, characters, rows) for name, inner in value.items()}
+    return [_shortened(inner, characters, rows) for inner in value[:rows]] if isinstance(value, list) else value
+
+
+def _size(facts: Mapping[str, Any]) -> int:
+    return len(json.dumps(facts))

@@ -1,9 +1,9 @@
-"""Runs: how far, stop, what was found, which there are."""
+"""Runs: how far, stop, what was found."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field
@@ -29,8 +29,6 @@ from mcp_server.tools.circuit import (
 from mcp_server.tools.evidence import evaluation_block, squeezed
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 
-Status = Literal["running", "interrupted", "completed", "failed", "damaged"]
-
 
 class Progress(Result):
     """How far the run is, in forward-pass equivalents."""
@@ -53,6 +51,8 @@ class RunState(Listing):
     """What run_status and cancel_run give."""
 
     lists: ClassVar[tuple[str, ...]] = ("stages",)
+    newest_last: ClassVar[bool] = True
+    rest: ClassVar[str] = "These are the latest stages: raise top for more, or read the run's events.jsonl."
 
     run_id: str
     status: str
@@ -71,6 +71,7 @@ class Circuit(Listing):
     """What get_circuit gives."""
 
     lists: ClassVar[tuple[str, ...]] = ("edges", "links", "nodes", "reasons")
+    rest: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
 
     run_id: str
     verdict: str | None
@@ -89,26 +90,6 @@ class Circuit(Listing):
     evaluation: dict[str, Any] | None = Field(description="The whole block of circuit.json, where detail is detailed.")
     links: list[str] = Field(description="URIs of everything that the run left.")
     cost: Work
-
-
-class RunLine(Result):
-    """One run."""
-
-    run_id: str
-    status: str
-    verdict: str | None
-    task: str | None
-    model: str | None
-    created: str | None
-    problem: str | None
-
-
-class RunList(Listing):
-    """What list_runs gives."""
-
-    lists: ClassVar[tuple[str, ...]] = ("runs",)
-
-    runs: list[RunLine]
 
 
 async def run_status(
@@ -149,37 +130,6 @@ async def get_circuit(call: Call, run_id: RunId, top: Top = 20, detail: DetailLe
     return await in_thread(partial(_circuit, session, run_id, top, detail == "detailed"))
 
 
-async def list_runs(
-    call: Call,
-    status: Annotated[Status | None, Field(description="Only these.")] = None,
-    task: Annotated[str | None, Field(description="Only runs of this task.", max_length=200)] = None,
-    top: Annotated[int, Field(description="How many, the newest first.", ge=1, le=200)] = 20,
-) -> Annotated[CallToolResult, RunList]:
-    """Lists the discovery runs that are kept, the newest first, with status and verdict.
-
-    Use it to find a run_id again, or to see whether a behaviour was studied already. Cost: none.
-
-    Example: list_runs(status="interrupted").
-    """
-    session = call.request_context.lifespan_context
-    found = await in_thread(session.run_list)
-    rows = [
-        RunLine(
-            run_id=run.id,
-            status=run.status,
-            verdict=run.verdict,
-            task=run.task,
-            model=run.model,
-            created=run.created,
-            problem=run.problem,
-        )
-        for run in found
-        if status in (None, run.status) and task in (None, run.task)
-    ]
-    more = len(rows) > top
-    return answer(RunList(runs=rows[:top], total=len(rows), truncated=more, narrow="Give status or task, or raise top." if more else None))
-
-
 def progress_of(background: Background) -> Progress:
     """How far a run of this process is."""
     done, total, doing = background.progress
@@ -207,7 +157,6 @@ def _state(session: Session, run_id: str, top: int) -> CallToolResult:
             next=_next(run_id, status, background),
             total=len(stages),
             truncated=len(stages) > top,
-            narrow="Raise top." if len(stages) > top else None,
             cost=cost(circuit.cost if circuit else record.cost),
         )
     )
@@ -247,7 +196,9 @@ def _circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToo
         cure = f'Wait: run_status(run_id="{run_id}").' if status == "running" else f'Go on with it: discover_circuit(run_id="{run_id}").'
         raise ServerError(f"The run {run_id} is {status} and has no circuit yet.", cure)
     nodes, edges = node_views(circuit), edge_views(circuit)
-    more = len(nodes) > top or len(edges) > 2 * top
+    block = evaluation_block(circuit.evaluation, detailed=True) if detailed else None
+    evaluation = squeezed(block, 20_000) if block else None
+    more = len(nodes) > top or len(edges) > 2 * top or evaluation is not block
     result = Circuit(
         run_id=run_id,
         verdict=circuit.verdict,
@@ -263,11 +214,10 @@ def _circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToo
         conditions=condition_views(circuit),
         scores=score_views(circuit),
         heldout_looks=circuit.evaluation.heldout_looks,
-        evaluation=squeezed(evaluation_block(circuit.evaluation, detailed=True), 20_000) if detailed else None,
+        evaluation=evaluation,
         links=[uri for uri, _, _ in run_links(run)],
         total=len(nodes),
         truncated=more,
-        narrow="Raise top, or read circuit.json." if more else None,
         cost=cost(circuit.cost),
     )
     return answer(result, beside_run(session, run, image=True), detailed=detailed)

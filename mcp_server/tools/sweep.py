@@ -12,7 +12,7 @@ from discovery.sites import Direction, SiteName
 from mcp_server.session import Session, science
 from mcp_server.session import Work as Job
 from mcp_server.session.results import result_id
-from mcp_server.tools.arguments import Axis, Call, Count, DetailLevel, ModelId, Seed, TaskSource, Top, pairs_given
+from mcp_server.tools.arguments import DRAWN, Axis, Call, Count, DetailLevel, ModelId, Seed, TaskSource, Top, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, link, number, numbers, picture
 from mcp_server.tools.task import Metric
 
@@ -47,7 +47,8 @@ class Grid(Result):
 class Swept(Listing):
     """What patch_sweep gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("top", "positions")
+    lists: ClassVar[tuple[str, ...]] = ("positions", "top")
+    rest: ClassVar[str] = "Raise `top` and take detail='detailed'; `values` holds every cell and position."
 
     model_id: str
     result_id: str
@@ -73,15 +74,15 @@ async def patch_sweep(
     task: TaskSource,
     site: Annotated[
         SiteName,
-        Field(description="By layer and position: resid_*, attn_out, mlp_out. By layer and head: head_out, q, k, v, pattern."),
+        Field(description="Layer × position: resid_*, attn_out, mlp_out. Layer × head: head_out, q, k, v, pattern."),
     ] = "resid_pre",
     direction: Annotated[
-        Direction, Field(description="denoising: clean activation into the corrupted run; noising: corrupted into the clean run.")
+        Direction, Field(description="denoising: clean activation into the corrupted run; noising: the reverse.")
     ] = "denoising",
     metric: Metric = None,
-    by: Annotated[Axis, Field(description="label: align pairs of different wording by their named positions.")] = "position",
-    screen: Annotated[bool, Field(description="For large models: measure large-gradient cells and a sample.")] = False,
-    pairs: Count = 32,
+    by: Annotated[Axis, Field(description="label: align pairs by their named positions.")] = "position",
+    screen: Annotated[bool, Field(description="For large models: only large-gradient cells and a sample.")] = False,
+    pairs: Count = DRAWN,
     seed: Seed = 0,
     top: Top = 10,
     detail: DetailLevel = "concise",
@@ -91,8 +92,8 @@ async def patch_sweep(
     a link to the grid. Exact, on every pair; what `screen` leaves out is null.
 
     Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or head_out_by_position. Run both directions:
-    redundant heads can show in one only, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before
-    check_task. Cost: about a forward pass per cell and pair; ioi in the bundled model 1 to 5 s.
+    redundant heads show in one, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before check_task.
+    Cost: about a pass per cell and pair; ioi in the bundled model 1 to 5 s.
 
     Example: patch_sweep(model_id="bundled", task="ioi", site="head_out").
     """
@@ -100,7 +101,7 @@ async def patch_sweep(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> tuple[Swept, bytes | None]:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = drawn(session, loaded, task, pairs, seed)
         work.say(f"{site} {direction}")
         found = science.patch_sweep(
             loaded.backend,
@@ -114,7 +115,7 @@ async def patch_sweep(
             memory=session.settings.memory,
             progress=work,
         )
-        return _swept(session, model_id, read, found, top, by)
+        return _swept(session, model_id, read, found, top, by, notes)
 
     found, png = await session.devices.run(call, loaded.device, f"patch_sweep {site} {model_id}", job)
     beside: list[ContentBlock] = [picture(png)] if png is not None and session.settings.images == "include" else []
@@ -123,7 +124,7 @@ async def patch_sweep(
     return answer(found, beside, detailed=detail == "detailed")
 
 
-def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str) -> tuple[Swept, bytes | None]:
+def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]) -> tuple[Swept, bytes | None]:
     name = result_id(
         "sweep",
         model_id,
@@ -144,9 +145,15 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         "axes": list(found.axes),
         "positions": list(found.positions),
         "values": numbers(grid),
+        "n_null": int((~found.values.isfinite()).sum()),
     }
     if found.screen is not None:
-        document |= {"gradient_estimates": numbers(found.screen.estimates.tolist()), "screen": found.screen.caution}
+        estimates = found.screen.estimates
+        document |= {
+            "gradient_estimates": numbers(estimates.tolist()),
+            "n_null_estimates": int((~estimates.isfinite()).sum()),
+            "screen": found.screen.caution,
+        }
     uri = session.results.keep(name, "grid.json", json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
     png = _figure(found, task)
     known = found.values[~found.values.isnan()]
@@ -170,13 +177,12 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
             n_above_0_1=int((known.abs() > 0.1).sum()),
             n_nonfinite=int(found.values.numel()) - total,
         ),
-        positions=list(found.positions)[:200],
-        warnings=list(found.warnings),
+        positions=list(found.positions),
+        warnings=[*notes, *found.warnings],
         values=uri,
         figure=None if png is None else session.results.keep(name, "heatmap.png", png),
         total=total,
         truncated=total > top,
-        narrow="Raise `top` (with detail='detailed'), or read `values`." if total > top else None,
         cost=cost(found.cost),
     ), png
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from discovery.sites import MetricName
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import Call, Count, ModelId, Seed, TaskSource, pairs_given
+from mcp_server.tools.arguments import DRAWN, Call, Count, ModelId, Seed, TaskSource, drawn
 from mcp_server.tools.result import Result, Work, answer, cost, number
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Checked(Result):
 
 
 async def check_task(
-    call: Call, model_id: ModelId, task: TaskSource, metric: Metric = None, pairs: Count = 32, seed: Seed = 0
+    call: Call, model_id: ModelId, task: TaskSource, metric: Metric = None, pairs: Count = DRAWN, seed: Seed = 0
 ) -> Annotated[CallToolResult, Checked]:
     """Checks prompt pairs and whether the model does the task at all: accuracy with its lower bound, the metric on clean and corrupted
     prompts, and what is odd about the pairs. Faulty pairs (unequal token counts, answers of several tokens) are an error that names the
@@ -87,21 +87,21 @@ async def check_task(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Checked:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
+        read, notes = drawn(session, loaded, task, pairs, seed)
         found = science.check_task(loaded.backend, read, metric=metric, memory=session.settings.memory, progress=work)
-        return _checked(model_id, loaded.backend, read, found)
+        return _checked(model_id, loaded.backend, read, found, notes)
 
     return answer(await session.devices.run(call, loaded.device, f"check_task {model_id}", job))
 
 
-def _checked(model_id: str, model: Backend, task: Task, found: Behaviour) -> Checked:
+def _checked(model_id: str, model: Backend, task: Task, found: Behaviour, notes: list[str]) -> Checked:
     return Checked(
         model_id=model_id,
         task=task.name,
         fingerprint=task.fingerprint,
         behaviour=found.present,
         reasons=list(found.reasons),
-        lint=Lint(warnings=list(task.warnings)),
+        lint=Lint(warnings=[*notes, *task.warnings]),
         n=found.n,
         n_discovery=len(task.discovery),
         n_heldout=len(task.heldout),

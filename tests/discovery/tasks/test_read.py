@@ -95,6 +95,8 @@ LINES = {
     "an answer nested": (TEXT | {"wrong": [[1]]}, "is not an answer"),
     "a template that is a number": (TEXT | {"template": 3}, "template is 3"),
     "labels that are a list": (TEXT | {"labels": []}, "labels is []"),
+    "a template with a long name": (TEXT | {"template": "x" * 101}, "the template 'xxxxxxxxxx"),
+    "a label with a long name": (TEXT | {"labels": {"x" * 20_000: 1}}, "is 20000 characters long"),
     "a label that is a text": (TEXT | {"labels": {"end": "last"}}, "labels is"),
     "a label that is a fraction": (TEXT | {"labels": {"end": 1.0}}, "labels is"),
     "sides of different length": (TEXT | {"corrupted": "the brown dog sees"}, "clean has 3 tokens and corrupted 4"),
@@ -127,6 +129,7 @@ def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
     fault = refuse(written(tmp_path, TEXT | {"clean": "a cat sees", "corrupted": "a dog sees"}, "", line))
     assert fault.cause.startswith("line 3")
     assert cause in fault.cause
+    assert len(fault.cause) < 300
 
 
 def test_an_answer_has_a_logit_where_a_prompt_may_hold_more_tokens():

@@ -90,3 +90,10 @@ def test_a_pair_and_its_reverse_are_one(sizes, seed, random):
 
 def test_a_single_pair_selects():
     assert split_pairs(pairs_of(1), 0)[0] == ("discovery",)
+
+
+def test_the_method_names_a_few_templates() -> None:
+    _, method = split_pairs(pairs_of(*[1] * 40), 0)
+    named = method.removeprefix("whole templates held out: ")
+    assert named.endswith(" and 8 more")
+    assert named.count(",") == 7

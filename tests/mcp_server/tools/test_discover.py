@@ -71,6 +71,9 @@ async def test_waiting_for_the_end(models: Path, runs_dir: Path) -> None:
 
         again = await call(client, "discover_circuit", run_id=found["run_id"])
         assert (again["status"], again["verdict"]) == ("completed", "verified")
+        assert again["notes"] == []
+        more = await call(client, "discover_circuit", run_id=found["run_id"], model_id="induction", task="ioi", budget=5)
+        assert more["notes"] == ["Ignored, for a resumed run goes on as it was begun: model_id, task, budget."]
         listed = await call(client, "list_runs", status="completed")
         assert [run["run_id"] for run in listed["runs"]] == [found["run_id"]]
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 import discovery
 from discovery.tasks import load_task
 from mcp_server.server.build import Scout
+from mcp_server.session import Work
+from mcp_server.tools import evaluation
 from mcp_server.tools.result import Listing, fitted, number, numbers
 from tests.mcp_server.place import CIRCUIT, TASK, call, make, refused
 
@@ -82,7 +84,7 @@ async def test_ablation_and_its_controls(client: Client) -> None:
     found = await call(client, "ablate_heads", model_id="induction", task=TASK, nodes=["L0H2", "1.1"], per_node=True)
     assert found["nodes"] == ["a0.h2", "a1.h1"]
     assert found["metric_clean"] > 4 > 0 > found["metric_ablated"]
-    assert [row["node"] for row in found["per_node"]] == found["nodes"]
+    assert sorted(row["node"] for row in found["per_node"]) == found["nodes"]
     assert found["controls"]["as_large"] == 0
     assert found["controls"]["n"] == 10
 
@@ -111,6 +113,18 @@ async def test_evaluation_of_the_true_circuit_and_of_half_of_it(client: Client) 
     half = await call(client, "evaluate_circuit", model_id="induction", task=TASK, nodes=["a1.h1"], pairs=200)
     assert half["evaluation"]["conditions"]["a"]["resample"] == "fails"
     assert any("(a)" in reason for reason in half["reasons"])
+
+
+def test_the_share_that_is_done_never_shrinks() -> None:
+    work, shares = Work(), [0.0]
+    told = evaluation._whole(work, 100.0)
+    for label, pieces in (("a", (0, 10, 20)), ("b", (0, 5)), ("b", (0, 40)), ("c", (0, 30, 60, 90))):  # more than was expected
+        for done in pieces:
+            told(done, 2 * done, label)
+            shares.append(work.state[0] / work.state[1])
+    assert shares == sorted(shares)
+    assert shares[3] == 0.2
+    assert work.state[:2] == (155.0, 155.0)
 
 
 async def test_faults_name_cause_and_cure(client: Client) -> None:

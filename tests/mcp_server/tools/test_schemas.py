@@ -60,6 +60,9 @@ async def test_the_tools_of_the_interface(tools: dict[str, Tool]) -> None:
         "pairs": 32,
         "seed": 0,
     }
+    for name in ("check_task", "patch_sweep", "ablate_heads", "evaluate_circuit", "sae_top_features"):
+        pairs = tools[name].input_schema["properties"]["pairs"]
+        assert pairs["default"] == 32
 
 
 async def test_together_they_are_small(tools: dict[str, Tool]) -> None:
