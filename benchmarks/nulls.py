@@ -1,0 +1,111 @@
+"""Where there is nothing to find, what is found? `python -m benchmarks.nulls [--each N]`
+
+Five kinds of null, N of each: random weights on tasks whose names swap (ioi, induction), random weights on tasks of two answers (agreement,
+greater_than), and the bundled model with answers shuffled, with all answers reversed, and with pairs that differ in a token that does not
+matter. Prints Markdown: how often each verdict is given. `verified` and `partial` are false discoveries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from discovery import discover, load_model, load_task
+from discovery.backends.base import Backend
+from discovery.backends.load import find_source
+from discovery.graph import VERDICTS
+from discovery.tasks import BUILTIN
+from discovery.tasks.task import Pair, Task
+
+SWAP, TWO_ANSWERS = ("ioi", "induction"), ("agreement", "greater_than")
+SPREAD = 128**-0.5  # of the weights: fan-in scaled, so that every node moves the logits
+
+
+def random_weights(names: tuple[str, ...], count: int, folder: Path) -> Iterator[tuple[Backend, Task]]:
+    """The bundled architecture and tokenizer with untrained weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    bundled = find_source("bundled").directory
+    for seed in range(count):
+        place = folder / f"random-{names[0]}-{seed}"
+        place.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (bundled / name).is_file():
+                shutil.copy(bundled / name, place)
+        torch.manual_seed(seed)
+        GPT2LMHeadModel(GPT2Config.from_pretrained(bundled, initializer_range=SPREAD)).save_pretrained(place)
+        model = load_model(place)
+        yield model, load_task(names[seed % len(names)], model, seed=seed)
+
+
+def changed(change: Callable[[Pair, random.Random, list[Pair]], Pair], count: int) -> Iterator[tuple[Backend, Task]]:
+    """The bundled model on pairs that show nothing."""
+    model = load_model("bundled")
+    for seed in range(count):
+        task = load_task(list(BUILTIN)[seed % len(BUILTIN)], model, seed=seed)
+        rng, pairs = random.Random(seed), list(task.pairs)
+        yield model, replace(task, pairs=tuple(change(pair, rng, pairs) for pair in pairs))
+
+
+def shuffled(pair: Pair, rng: random.Random, _: list[Pair]) -> Pair:
+    """Right and wrong by the toss of a coin."""
+    return reversed_answers(pair, rng, _) if rng.random() < 0.5 else pair
+
+
+def reversed_answers(pair: Pair, _: random.Random, __: list[Pair]) -> Pair:
+    """Right is wrong."""
+    return replace(pair, answer=pair.wrong, wrong=pair.answer)
+
+
+def irrelevant(pair: Pair, rng: random.Random, pairs: list[Pair]) -> Pair:
+    """Corrupted in one token that the behaviour does not hang on, by what another prompt of the same wording has there.
+
+    That is a word without a label, or the distractor noun, which agreement is to overlook.
+    """
+    named = {position % len(pair.clean) for label, position in pair.labels.items() if label != "distractor"}
+    names = {pair.clean[position] for position in named} | set(pair.answer) | set(pair.wrong)
+    alike = [p.clean for p in pairs if (p.template, len(p.clean)) == (pair.template, len(pair.clean))]
+    choices = [
+        (n, tokens[n]) for n in range(len(pair.clean)) if n not in named for tokens in alike if tokens[n] not in {*names, pair.clean[n]}
+    ]
+    if not choices:
+        return replace(pair, corrupted=pair.clean)
+    position, token = rng.choice(choices)
+    return replace(pair, corrupted=(*pair.clean[:position], token, *pair.clean[position + 1 :]))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--each", type=int, default=40)
+    count = parser.parse_args().each
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        kinds: dict[str, Iterator[tuple[Backend, Task]]] = {
+            "random weights, swap tasks": random_weights(SWAP, count, folder),
+            "random weights, two-answer tasks": random_weights(TWO_ANSWERS, count, folder),
+            "shuffled answers": changed(shuffled, count),
+            "all answers reversed": changed(reversed_answers, count),
+            "an irrelevant token": changed(irrelevant, count),
+        }
+        out.write(f"| null | n | {' | '.join(VERDICTS)} | false discoveries |\n{'|---' * (len(VERDICTS) + 3)}|\n")
+        for kind, cases in kinds.items():
+            found = Counter(discover(model, task, runs_dir=folder / "runs").circuit.verdict for model, task in cases)
+            false = (found["verified"] + found["partial"]) / found.total()
+            out.write(f"| {kind} | {found.total()} | {' | '.join(str(found[verdict]) for verdict in VERDICTS)} | {false:.1%} |\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()
