@@ -263,8 +263,12 @@ def test_the_device_that_is_there():
     assert choose_device("auto") == choose_device("cpu") == "cpu"
 
 
-def test_a_hub_name_without_the_hub():
-    """HF_HUB_OFFLINE=1, as in all tests."""
+def test_a_hub_name_without_the_hub(monkeypatch):
+    """HF_HUB_OFFLINE=1, as in all tests; and a hub that does not answer."""
+    fault = refuse("someone/some-model-that-is-not-cached")
+    assert "downloads are switched off" in fault.cause
+    assert "HF_HUB_OFFLINE" in fault.cure
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
     fault = refuse("someone/some-model-that-is-not-cached")
     assert "the hub could not be reached" in fault.cause
     assert "HF_HUB_OFFLINE" in fault.cure
