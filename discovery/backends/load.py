@@ -168,10 +168,19 @@ def _vocabulary(module: nn.Module) -> int:
 
 
 def _context(config: dict[str, Any]) -> int:
-    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length"):
-        if isinstance(config.get(name), int):
-            return int(config[name])
-    return 2048
+    """The longest prompt. Where the rotation depends on the longest prompt of a batch, only as far as it does not: what stands beside a
+    prompt would change its numbers.
+    """
+    names = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
+    longest = next((int(config[name]) for name in names if isinstance(config.get(name), int)), 2048)
+    rotation = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rotation, dict) or rotation.get("rope_type", rotation.get("type")) not in ("longrope", "su", "dynamic"):
+        return longest
+    places = (rotation, config)
+    original = next(
+        (p["original_max_position_embeddings"] for p in places if isinstance(p.get("original_max_position_embeddings"), int)), longest
+    )
+    return min(longest, int(original))
 
 
 def _block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:

@@ -6,7 +6,7 @@ One cached pass of each side of each prompt serves every sweep, ablation and con
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from discovery.interventions import Edit
 from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
 
+VOCABULARIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
 MOST_COLUMNS = 64  # beyond that, the whole vocabulary is as cheap
 
 
@@ -31,9 +32,17 @@ class Block(Cached):
 
     metric: MetricName
 
+    @property
+    def metric_bytes(self) -> int:
+        """A divergence goes through the vocabulary several times, in float32 at the least."""
+        return 4 * VOCABULARIES[self.metric] * self.backend.info.n_logits
+
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
         """The metric of the unchanged prompts."""
-        return self._metric(self.logits(side), torch.arange(len(self.prompts), device=self.prompts.length.device), None)
+        logits = self.logits(side)
+        most = max(1, self.memory // max(1, self.metric_bytes))
+        parts = torch.split(torch.arange(len(self.prompts), device=self.prompts.length.device), most)
+        return torch.cat([self._metric(logits[part], part, None) for part in parts])
 
     def measure(self, rows: Rows) -> Float[Tensor, "row"]:
         """Run rows and give each one's metric."""

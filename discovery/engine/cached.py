@@ -44,7 +44,7 @@ class Cached:
     def logits(self, side: Side) -> Float[Tensor, "pair d_vocab"]:
         """Logits at the answer position of the unchanged prompts."""
         if side not in self._logits:
-            self._cache(side, [])
+            self.load(side, self.shared)
         return self._logits[side]
 
     def activation(self, side: Side, site: Site) -> Float[Tensor, "pair pos ..."]:
@@ -71,7 +71,7 @@ class Cached:
     def load(self, side: Side, sites: Iterable[Site]) -> None:
         """Make sure that these sites are cached, in one pass."""
         missing = [site for site in sites if (side, site) not in self._sites]
-        if any(site in self.shared for site in missing):
+        if side not in self._logits or any(site in self.shared for site in missing):
             missing += [site for site in self.shared if (side, site) not in self._sites and site not in missing]
         if missing:
             self._cache(side, missing)
@@ -88,7 +88,7 @@ class Cached:
 
     def keys_and_values(self, side: Side) -> Prefix:
         if self._prefix.get(side) is None:
-            self._cache(side, [])
+            self.load(side, self.shared)
         found = self._prefix[side]
         assert found is not None
         return found
@@ -105,7 +105,12 @@ class Cached:
         wide = 8 * info.d_model + 4 * info.n_heads * info.d_head + 3 * info.macs_mlp // max(info.d_model, 1)
         scores = 4 * info.n_heads * width * end
         kept = 4 * info.n_layers * info.n_kv_heads * info.d_head * end
-        return size * (width * wide + scores + kept + 4 * info.n_logits)
+        return size * (width * wide + scores + kept + 4 * info.n_logits) + self.metric_bytes
+
+    @property
+    def metric_bytes(self) -> int:
+        """What the metric of one row takes beside its logits."""
+        return 0
 
     def halved(self, count: int, tokens: int, fault: Exception) -> int:
         """Half of a batch for which memory did not suffice; from now on no batch is larger. Any other fault goes on its way."""
@@ -118,7 +123,7 @@ class Cached:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._limit = count // 2
+        self._limit = min(count // 2, self._limit or count)
         return self._limit
 
     def pass_work(self) -> float:
@@ -135,7 +140,7 @@ class Cached:
         prefixes: list[Prefix | None] = []
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         one = row_work(info, prompts.width, columns=info.n_logits)
-        self.meter.reserve("the cached passes", self.pass_work())
+        self.meter.begin("unchanged prompts", self.pass_work())
         begin, most = 0, self.rows_that_fit(0, prompts.width)
         while begin < len(prompts):
             part = slice(begin, min(begin + most, len(prompts)))

@@ -7,6 +7,8 @@ taken block by block.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -21,10 +23,11 @@ from discovery.engine.prompts import Prompts, Side
 from discovery.engine.work import Meter, Progress
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.interventions import MeanReference, ReferencePlan, plan_reference
-from discovery.sites import Ablation, MetricName, Site
+from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
 SHARE_OF_FREE = 0.6
+CACHES, BATCHES = 0.35, 0.3  # of the memory; the rest is for what joins parts, and for what the allocator does not give back
 SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
 
 
@@ -54,6 +57,7 @@ class Engine:
         self.metric: MetricName = metric or task.metric
         self.meter = meter or Meter()
         self.memory = memory or int(SHARE_OF_FREE * free_memory(backend.device))
+        self._further = 0  # numbers a layer and position that sites beyond the shared ones take
         self._bounds = self._cut_pairs()
         self._kept: tuple[int, Block] | None = None
         self._means: dict[Site, MeanReference] = {}
@@ -63,14 +67,37 @@ class Engine:
     def __len__(self) -> int:
         return len(self.task.pairs)
 
+    def piece(self, label: str, first: int, block: Block) -> str:
+        """What is done on a block, for progress: which pairs, where they are not all."""
+        count = len(block.prompts)
+        return label if count == len(self) else f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
+
+    def make_room(self, site: SiteName) -> None:
+        """Take fewer pairs at a time where a site that no other measurement caches (q, k, v, pattern) needs the room.
+
+        Raises:
+            MemoryLimitError: where the memory does not hold one pair.
+        """
+        info, width = self.backend.info, max(len(pair.clean) for pair in self.task.pairs)
+        heads = {"q": info.n_heads * info.d_head, "k": info.n_kv_heads * info.d_head, "v": info.n_kv_heads * info.d_head}
+        needed = info.n_heads * width if site == "pattern" else heads.get(site, 0)
+        if needed > self._further:
+            self._further = needed
+            bounds = self._cut_pairs()
+            if bounds != self._bounds:
+                self._bounds, self._kept = bounds, None
+                self._mean_values.clear()
+
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Each block of pairs, with the number of its first pair."""
         for first, last in self._bounds:
             if self._kept is None or self._kept[0] != first:
-                self._kept = None  # frees the earlier block's caches before the next are made
-                self._mean_values.clear()
+                if self._kept is not None:
+                    self._kept = None  # frees the earlier block's caches before the next are made
+                    self._mean_values.clear()
+                    give_back()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._kept = first, Block(self.backend, prompts, self.meter, self.memory // 2, self.metric)
+                self._kept = first, Block(self.backend, prompts, self.meter, int(self.memory * BATCHES), self.metric)
             yield self._kept
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
@@ -115,13 +142,13 @@ class Engine:
         info, pairs = self.backend.info, self.task.pairs
         width = max(len(pair.clean) for pair in pairs)
         size = torch.finfo(getattr(torch, info.dtype)).bits // 8
-        layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head
+        layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head + self._further
         one = 2 * size * (info.n_layers * width * layer + info.n_logits)  # both sides
-        count = int(self.memory // 2 // one)
+        count = int(self.memory * CACHES // one)
         if count < 1:
             raise MemoryLimitError(
                 f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
-                f"({2 * one:,} needed).",
+                f"({int(one / CACHES):,} needed).",
                 "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
@@ -142,6 +169,13 @@ def prepared(
             f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.", "Leave out one of the two."
         )
     return engine
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps it otherwise, and a process is judged by what it holds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def free_memory(device: torch.device) -> int:

@@ -69,22 +69,14 @@ class Meter:
         Raises:
             BudgetError: where the budget does not reach it; nothing has been run then.
         """
-        self.reserve(label, expected)
-        self.label, self._done, self._expected = label, 0.0, expected
-        self._tell()
-
-    def reserve(self, label: str, expected: float) -> None:
-        """Check that the budget reaches a piece of work.
-
-        Raises:
-            BudgetError: where it does not.
-        """
         if self.limit is not None and expected > 0 and self.spent + expected > self.limit:
             raise BudgetError(
                 f"{label} needs {expected:.0f} forward-pass equivalents, "
                 f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
                 "Raise the budget, or use fewer pairs.",
             )
+        self.label, self._done, self._expected = label, 0.0, expected
+        self._tell()
 
     def add(self, equivalents: float) -> None:
         """Count work that was done."""

@@ -116,7 +116,7 @@ class SetMetric:
         jobs = [
             (members, self._rows(first, block, [ablated[n] for n in members], start, count)) for start, members in sorted(by_start.items())
         ]
-        block.meter.begin(label, sum(block.work(rows) for _, rows in jobs))
+        block.meter.begin(self.engine.piece(label, first, block), sum(block.work(rows) for _, rows in jobs))
         for members, rows in jobs:
             result[members] = block.measure(rows).reshape(len(members), count)
         return result

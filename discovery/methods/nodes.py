@@ -39,7 +39,7 @@ def node_effects(engine: Engine, direction: Direction, universe: Universe = "all
     """Patch every node of the universe, one at a time, at all positions, in every pair."""
     info = engine.backend.info
     nodes = info.nodes(universe)
-    parts = [_block(block, engine, direction, nodes) for _, block in engine.blocks()]
+    parts = [_block(first, block, engine, direction, nodes) for first, block in engine.blocks()]
     per_pair = torch.cat(parts)
     values, _ = normalise(per_pair, engine.baseline("clean"), engine.baseline("corrupted"), direction)
     return NodeEffects(direction, nodes, per_pair, values)
@@ -51,11 +51,11 @@ def estimate_nodes(engine: Engine, direction: Direction, universe: Universe = "a
     return sum(block.work(*(rows for rows, _, _ in _jobs(block, engine, direction, nodes))) for _, block in engine.blocks())
 
 
-def _block(block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]) -> Float[Tensor, "pair node"]:
+def _block(first: int, block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]) -> Float[Tensor, "pair node"]:
     base: Side = "corrupted" if direction == "denoising" else "clean"
     out = block.baseline(base).unsqueeze(1).repeat(1, len(nodes))
     jobs = _jobs(block, engine, direction, nodes)
-    block.meter.begin(f"nodes {direction}", block.work(*(rows for rows, _, _ in jobs)))
+    block.meter.begin(engine.piece(f"nodes {direction}", first, block), block.work(*(rows for rows, _, _ in jobs)))
     for (_, pair, place), found in zip(jobs, block.measure_all([rows for rows, _, _ in jobs]), strict=True):
         out[pair, place] = found
     return out

@@ -111,10 +111,12 @@ def patch_sweep(
     engine = prepared(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
     columns = columns_of(task, site, by)
+    engine.make_room(site)
     chosen = choose(engine, site, direction, columns, seed) if screen else None
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _, block in engine.blocks():
-        grid = _sweep_block(block, model, site, direction, columns, None if chosen is None else chosen.measured)
+    for first, block in engine.blocks():
+        piece = engine.piece(f"{site} {direction}", first, block)
+        grid = _sweep_block(block, model, site, direction, columns, None if chosen is None else chosen.measured, piece)
         parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
     per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
     values, warnings = normalise(per_pair, clean, corrupted, direction)
@@ -128,6 +130,7 @@ def patch_sweep(
 def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:
     """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
     columns = columns_of(engine.task, site, by)
+    engine.make_room(site)
     return sum(
         block.work(*(cells.rows for cells in _cells(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
     )
@@ -179,6 +182,7 @@ def _sweep_block(
     direction: Direction,
     columns: tuple[int | str, ...],
     measured: Bool[Tensor, "layer ..."] | None,
+    label: str,
 ) -> Float[Tensor, "pair ..."]:
     """The metric of every cell; cells that cannot change anything keep the base run's without a pass; NaN where not to be measured."""
     layers = [cells_of(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
@@ -188,7 +192,7 @@ def _sweep_block(
     grids = [torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan")) for cells in layers]
     busy = [(grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)]
     jobs = [cells.rows for _, cells in busy]
-    block.meter.begin(f"{site} {direction}", block.work(*jobs))
+    block.meter.begin(label, block.work(*jobs))
     for (grid, cells), found in zip(busy, block.measure_all(jobs), strict=True):
         grid[cells.place] = found
     return torch.stack(grids, 1)

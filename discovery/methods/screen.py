@@ -8,13 +8,14 @@ Estimates are kept apart from measurements and never stand in their place.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
-from math import ceil
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import beta
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from discovery.engine import Block, Engine, Side, attributions
@@ -22,7 +23,7 @@ from discovery.methods.cells import STREAM, cells_of, positions_of
 from discovery.sites import ActivationKind, Direction, SiteName
 
 SHARE, LEAST = 0.1, 32  # of the cells that can change anything, this share and at least so many are measured by rank ...
-SAMPLE = 59  # ... and so many of the rest at random: with none above the threshold, under 5% of the rest are, with 95% confidence
+SAMPLE = 59  # ... and so many of the rest at random: with none above the threshold, about 5% of the rest may be, with 95% confidence
 CONFIDENCE = 0.95
 SIZEABLE = 0.1  # an effect that should not be missed
 
@@ -35,8 +36,9 @@ class Screen:
         estimates: the normalised effect of every cell by the gradient, as `Sweep.values`; not a measurement.
         ranked, sampled: how many cells were measured for their estimate, and how many at random from the rest.
         rest: how many cells were not measured (cells that cannot change anything are known to be 0, and count as measured).
-        largest: the largest absolute effect in the sample; NaN where no sample was needed.
-        missed: with 95% confidence, at most this share of the rest has an effect of 0.1 or more; 0 where there is no rest.
+        largest: the largest absolute effect in the sample; NaN where no sample was needed, or its effects are not known.
+        missed: with 95% confidence, at most this share of the rest has an effect of 0.1 or more; 0 where there is no rest, 1 where the
+            sample's effects are not known (nothing to normalise by).
     """
 
     estimates: Float[Tensor, "..."]
@@ -51,6 +53,8 @@ class Screen:
         """In words."""
         if not self.rest:
             return "screened: every cell was measured all the same."
+        if math.isnan(self.largest):
+            return f"screened: {self.rest} cells were not measured, and nothing bounds their effects: there is nothing to normalise by."
         return (
             f"screened: {self.ranked} cells were measured for their gradient estimate and {self.sampled} at random, {self.rest} were not: "
             f"of those at most {self.missed:.0%} have an effect of {SIZEABLE} or more (95% confidence), the sample's largest is "
@@ -76,20 +80,30 @@ class Chosen:
         sample = values[self.at_random.to(values.device)].abs()
         rest = int((~self.measured).sum())
         above = int((sample >= SIZEABLE).sum())
-        largest = float(sample.max()) if len(sample) else float("nan")
-        missed = upper_share(above, len(sample)) if rest else 0.0
+        known = len(sample) > 0 and bool(sample.isfinite().all())
+        largest = float(sample.max()) if known else float("nan")
+        missed = 0.0 if not rest else upper_share(above, len(sample), rest) if known else 1.0
         return Screen(self.estimates, int(self.by_rank.sum()), len(sample), rest, largest, missed)
 
 
-def upper_share(found: int, drawn: int, confidence: float = CONFIDENCE) -> float:
-    """Clopper-Pearson upper bound of a share."""
-    return 1.0 if found >= drawn else float(beta.ppf(confidence, found + 1, drawn - found))
+def upper_share(found: int, drawn: int, rest: int, confidence: float = CONFIDENCE) -> float:
+    """Upper bound of the share among what was not drawn, of a finite number: the hypergeometric distribution inverted.
+
+    The largest share of the rest at which so few would still be found in the sample with a chance of 5%.
+    """
+    hidden = np.arange(rest + 1)  # how many of the rest there may be
+    chance = hypergeom.cdf(found, drawn + rest, found + hidden, drawn)
+    return float(hidden[chance > 1 - confidence].max()) / rest
 
 
 def choose(engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], seed: int) -> Chosen:
     """Estimate every cell and choose those to measure."""
     base: Side = "corrupted" if direction == "denoising" else "clean"
     kind: ActivationKind = "z" if site.startswith("head_out") else site  # type: ignore[assignment]  # the rest are kinds
+    shape = (engine.backend.info.n_layers, *_cells(engine, site, columns))
+    if math.prod(shape) <= LEAST + SAMPLE:  # all of them would be measured: a gradient decides nothing
+        everything = torch.ones(shape, dtype=torch.bool, device=engine.backend.device)
+        return Chosen(torch.full_like(everything, float("nan"), dtype=torch.float32), everything, everything, ~everything)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # summed over pairs: change, gap; any: can change
     for _, block in engine.blocks():
         found, exists = _grid(block, site, attributions(block, base, kind), columns)
@@ -102,13 +116,19 @@ def choose(engine: Engine, site: SiteName, direction: Direction, columns: tuple[
     by_rank = torch.zeros_like(active)
     places = active.nonzero()
     size = estimates[active].abs().nan_to_num()
-    best = size.argsort(descending=True, stable=True)[: max(LEAST, ceil(SHARE * len(places)))]
+    best = size.argsort(descending=True, stable=True)[: max(LEAST, math.ceil(SHARE * len(places)))]
     by_rank[tuple(places[best].T)] = True
     left = (active & ~by_rank).nonzero()
     drawn = random.Random(f"screen-{seed}").sample(range(len(left)), min(SAMPLE, len(left)))
     at_random = torch.zeros_like(active)
     at_random[tuple(left[drawn].T)] = True
     return Chosen(estimates, ~active | by_rank | at_random, by_rank, at_random)
+
+
+def _cells(engine: Engine, site: SiteName, columns: tuple[int | str, ...]) -> tuple[int, ...]:
+    """The shape of a layer's cells."""
+    heads = () if site in STREAM else (engine.backend.info.n_heads,)
+    return (*heads, len(columns)) if columns else heads
 
 
 def _grid(

@@ -24,9 +24,8 @@ def localise(state: State, context: Context) -> State:
     noising = grids[1]
     best = [_peak(noising, layer) for layer in range(noising.values.shape[0])]
     path = " → ".join(f"L{layer} at {where}" for layer, where in enumerate(best))
-    return context.finish(
-        state, "localise", measured, f"the strongest position, layer by layer: {path}", "largest noising effect of each layer"
-    )
+    why = f"largest noising effect of each layer{', of the cells measured' if screened(grids) else ''}"
+    return context.finish(state, "localise", measured, f"the strongest position, layer by layer: {path}", why)
 
 
 def components(state: State, context: Context) -> State:
@@ -40,7 +39,7 @@ def components(state: State, context: Context) -> State:
         state,
         "components",
         measured,
-        f"layers with a cell of at least 0.1: {', '.join(strong) or 'none'}",
+        f"layers with a cell of at least 0.1{', of those measured' if screened(grids) else ''}: {', '.join(strong) or 'none'}",
         "noising effects of single cells",
     )
 

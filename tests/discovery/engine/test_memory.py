@@ -47,6 +47,8 @@ for name, pairs, tokens, limit, measure in (
     ("screen", 24, 64, 96, lambda t, m: patch_sweep(model, t, "resid_pre", screen=True, memory=m)),
     ("ablate", 96, 64, 96, lambda t, m: ablate_heads(model, t, ["a1.h2", "m3"], ablation="mean", memory=m)),
     ("evaluate", 96, 24, 96, lambda t, m: evaluate_circuit(model, t, ["a1.h2", "m3"], memory=m)),
+    ("long pattern", 12, 250, 96, lambda t, m: patch_sweep(model, t, "pattern", memory=m)),
+    ("keys", 48, 64, 64, lambda t, m: patch_sweep(model, t, "k", memory=m)),
 ):
     big, memory = task(pairs, tokens), limit * 2**20
     measure(task(4, tokens), memory)  # libraries' own buffers are there from now on
@@ -56,6 +58,15 @@ for name, pairs, tokens, limit, measure in (
     before = resident("VmRSS")
     measure(big, memory)
     found[name] = [resident("VmHWM") - before, memory]
+GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50257, n_positions=16)).save_pretrained(sys.argv[1] + "/wide")
+model = load_model(sys.argv[1] + "/wide", device="cpu")
+patch_sweep(model, task(4, 8), "resid_pre", metric="kl_divergence", memory=200 * 2**20)
+gc.collect()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before, big = resident("VmRSS"), task(400, 8)
+patch_sweep(model, big, "resid_pre", metric="kl_divergence", memory=200 * 2**20)
+found["divergence over a large vocabulary"] = [resident("VmHWM") - before, 200 * 2**20]
 json.dump(found, sys.stdout)
 """
 
@@ -70,7 +81,7 @@ def test_the_process_grows_by_no_more_than_the_limit(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout.splitlines()[-1])
-    assert len(grown) == 6
+    assert len(grown) == 9
     assert {name: (peak // MIB, limit // MIB) for name, (peak, limit) in grown.items() if peak > limit} == {}
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import hypergeom
 
 from discovery import load_model, load_task, patch_sweep
 from discovery.engine import Engine
@@ -98,13 +96,38 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(name: str, tmp_path: Path
     assert all(abs(estimate) > 0.02 for estimate in alone.values()), alone
 
 
-@given(st.integers(0, 30), st.integers(1, 60))
-def test_the_bound_is_clopper_and_pearsons(found: int, drawn: int) -> None:
-    found = min(found, drawn)
-    expected = binomtest(found, drawn, alternative="less").proportion_ci(0.95, method="exact").high
-    assert upper_share(found, drawn) == pytest.approx(expected)
+@pytest.mark.parametrize(("drawn", "rest"), [(59, 6), (59, 11), (59, 41), (59, 441), (20, 100), (3, 2)])
+def test_the_bound_is_wrong_one_time_in_twenty_at_most(drawn: int, rest: int) -> None:
+    """However many of all cells have a sizeable effect: the chance that more of those left out have one than was claimed."""
+    claims = [upper_share(found, drawn, rest) * rest for found in range(drawn + 1)]
+    for sizeable in range(drawn + rest + 1):
+        found = range(max(0, sizeable - rest), min(drawn, sizeable) + 1)
+        wrong = sum(hypergeom.pmf(k, drawn + rest, sizeable, drawn) for k in found if sizeable - k > claims[k] + 1e-9)
+        assert wrong <= 0.05 + 1e-9
 
 
-def test_an_empty_sample_of_a_rest_of_59_bounds_it_by_5_percent() -> None:
-    assert upper_share(0, screen.SAMPLE) < 0.05
-    assert upper_share(0, screen.SAMPLE - 1) > 0.05
+def test_bounds_by_hand() -> None:
+    assert upper_share(0, 59, 6) == pytest.approx(1 / 6), "one hidden cell in 65 is missed by 59 draws with a chance of 6/65, two with 0.7%"
+    assert upper_share(5, 5, 10) == 1.0
+    assert upper_share(0, 59, 100_000) == pytest.approx(1 - 0.05 ** (1 / 59), abs=1e-3), "many cells: Clopper and Pearson's"
+
+
+def test_where_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) -> None:
+    model = load_model(build("induction").save(tmp_path / "model"))
+    pair = {"clean": [0, 5, 6, 7, 8, 5], "corrupted": [0, 7, 6, 5, 8, 5], "answer": 6, "wrong": 8}
+    turned = {"clean": pair["corrupted"], "corrupted": pair["clean"], "answer": 6, "wrong": 8}
+    found = patch_sweep(model, load_task([pair, turned], model), "head_out_by_position", screen=True)
+    assert found.screen is not None
+    assert found.screen.rest > 0
+    assert found.screen.missed == 1.0
+    assert "nothing bounds their effects" in found.screen.caution
+
+
+def test_a_grid_that_is_measured_whole_pays_no_gradient(tmp_path: Path) -> None:
+    model = load_model(build("induction").save(tmp_path / "model"))
+    task = load_task(tmp_path / "model" / "task.jsonl", model, pairs=6)
+    whole, found = patch_sweep(model, task, "head_out"), patch_sweep(model, task, "head_out", screen=True)
+    assert found.cost.forward_equivalents == whole.cost.forward_equivalents
+    assert torch.equal(found.values, whole.values)
+    assert found.screen is not None
+    assert (found.screen.rest, found.screen.missed) == (0, 0.0)
