@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from discovery import load_task, patch_sweep
 from discovery.backends.base import Abilities, Backend, Batch, Outcome
 from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
+from discovery.backends.load import _context, load_model
 from discovery.errors import BackendMismatchError, ModelError, SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -122,3 +125,35 @@ def test_the_probe_fits_the_model(n_ctx):
 
 def test_every_width_has_a_tolerance():
     assert set(TOLERANCE) == {"float64", "float32", "float16", "bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("cap", "columns"), [(30.0, False), (3.0, False), (None, True)])
+def test_a_soft_cap_is_seen_however_small_the_logits_are(cap: float | None, columns: bool, dtype: str, tmp_path: Path) -> None:
+    """Small logits pass a cap almost unbent, on the prompt that shortcuts are tried on: single columns would leave it out elsewhere."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Gemma2Config(vocab_size=97, head_dim=6, max_position_embeddings=32, final_logit_softcapping=cap, **sizes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype=dtype)
+    assert model.abilities.columns is columns
+    task = load_task([{"clean": [5, 9, 13, 40], "corrupted": [5, 9, 13, 41], "answer": 7, "wrong": 80}], model)
+    last = patch_sweep(model, task, "resid_post").values[-1, -1]
+    assert float(last) == pytest.approx(1.0, abs=1e-5 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 128}, 128),
+        ({"max_position_embeddings": 128, "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32}}, 128),
+        ({"max_position_embeddings": 128, "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}, 32),
+        ({"max_position_embeddings": 128, "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, 16),
+        ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 64),
+        ({}, 2048),
+    ],
+)
+def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
+    assert _context(config) == longest

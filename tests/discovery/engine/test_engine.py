@@ -127,11 +127,13 @@ def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(shelf, 
     assert calls == [2, 1]  # one cached pass, and the one row
     assert engine.meter.passes == 2
     calls.clear()
-    block.activation("corrupted", Site("q", 1))  # what few ask for comes by itself, at every layer
+    block.activation("corrupted", Site("q", 1))  # what few ask for comes at every layer, and with the first pass the rest
     block.activation("corrupted", Site("q", 0))
     assert calls == [2]
-    assert ("corrupted", Site("resid_pre", 0)) not in block._sites
     block.load("corrupted", [Site("z", 0), Site("mlp_out", 1), Site("resid_post", 2)])
+    block.baseline("corrupted")
+    assert calls == [2]
+    block.activation("corrupted", Site("k", 1))  # a kind that comes later comes alone
     assert calls == [2, 2]
 
 
@@ -318,3 +320,11 @@ def test_odds_and_ends():
     assert other("clean") == "corrupted"
     assert other("corrupted") == "clean"
     assert free_memory(torch.device("cpu")) > 0
+
+
+def test_after_memory_ran_out_no_batch_is_larger(shelf):
+    """A later window that fails at more rows does not raise the limit again."""
+    ((_, block),) = Engine(shelf.load("native"), as_task(random_pairs([5, 5]))).blocks()
+    fault = MemoryError()
+    assert [block.halved(count, 5, fault) for count in (24, 3, 12, 2)] == [12, 1, 1, 1]
+    assert block.rows_that_fit(0, 5) == 1
