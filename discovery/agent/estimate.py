@@ -7,6 +7,7 @@ found; the estimate assumes a circuit of a third of the universe and one or two 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ from discovery.agent.stages.stability import SHARE
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Side
 from discovery.evaluation import thresholds
+from discovery.graph import EVIDENCE_ABLATIONS
+from discovery.methods.ablation import SetMetric
 from discovery.methods.nodes import estimate_nodes
 from discovery.methods.patching import estimate_sweep
 from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
 ROUNDS = 1.5
-A_SET = 0.55  # of a forward pass, for one set and pair: rows start at the first ablated layer (mean over the built-in tasks' runs)
+DRAWN = 12  # sets of each size that show what a set costs
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 SIDES: tuple[Side, ...] = ("clean", "corrupted")
 
@@ -63,22 +66,37 @@ def estimate(
     sites: list[SiteName] = ["attn_out"] if model.info.attn_only else ["attn_out", "mlp_out"]
     stages["localise"] = _sweeps(engine, ["resid_pre"], DIRECTIONS)
     stages["components"] = _sweeps(engine, sites, DIRECTIONS)
-    stages["heads"] = sum(estimate_nodes(engine, direction, universe) for direction in DIRECTIONS) + A_SET * nodes * pairs
+    by_mean, singles = SetMetric(engine, "mean", universe), model.info.nodes(universe)
+    alone = by_mean.estimate([by_mean.everything, frozenset(), *(by_mean.everything - {node} for node in singles)])
+    stages["heads"] = sum(estimate_nodes(engine, direction, universe) for direction in DIRECTIONS) + alone
     size = max(2, nodes // 3)
+    a_set = _a_set(engine, universe, size) / pairs
     around = 2 * nodes + 2  # sets that (c) asks of one circuit
     contexts = size * (size - 1) // 2 + size * max(size - 2, 0)
-    stages["candidate"] = A_SET * 4 * nodes * pairs
-    stages["mend"] = A_SET * 2 * pairs * (ROUNDS * around + contexts)
+    stages["candidate"] = a_set * 4 * nodes * pairs
+    stages["mend"] = a_set * 2 * pairs * (ROUNDS * around + contexts)
     stages["stability"] = SHARE * sum(stages.values())
     others = min(thresholds.CONTROLS, math.comb(nodes, size) - 1)  # of a small model there are fewer
-    stages["validate"] = A_SET * (2 * held * (around + 2 * size) + 4 * others * min(thresholds.CONTROL_PAIRS, held))
+    stages["validate"] = a_set * (2 * held * (around + 2 * size) + 4 * others * min(thresholds.CONTROL_PAIRS, held))
     stages["edges"] = pairs * 4.0 * (size + 2) * (size + 1) / 2 / max(model.info.n_layers, 1)
     stages["interpret"] = _sweeps(engine, ["head_out_by_position", *sites[1:]], ["noising"])
     total = sum(stages.values())
-    note = "check and sweeps as planned; the rest assumes a circuit of a third of the nodes: off by up to a factor of two"
+    note = "check, sweeps and single nodes as planned; the rest assumes a circuit of a third of the nodes: off by up to a factor of two"
     if budget is not None and total > budget:
-        note = f"more than the budget of {budget:.0f}; {note}"
+        note = f"the run ends at the budget of {budget:,.0f}, and would take about {total:,.0f}; {note}"
+        total = budget
     return Estimate(total, stages, engine.meter.spent, note)
+
+
+def _a_set(engine: Engine, universe: Universe, size: int) -> float:
+    """What f of one set takes on average: rows begin at the first ablated layer, and a set is tried as often kept as ablated."""
+    generator, found = random.Random("estimate"), []
+    for ablation in EVIDENCE_ABLATIONS:
+        sets = SetMetric(engine, ablation, universe)
+        drawn = [frozenset(generator.sample(sets.universe, min(size, len(sets.universe)))) for _ in range(DRAWN)]
+        both = [*drawn, *(sets.everything - made for made in drawn)]
+        found.append(sets.estimate(both) / len(both))
+    return sum(found) / len(found)
 
 
 def _sweeps(engine: Engine, sites: Sequence[SiteName], directions: Sequence[Direction]) -> float:

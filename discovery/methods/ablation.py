@@ -107,15 +107,28 @@ class SetMetric:
                 out.append(self._measure_block(first, block, ablated, label, count))
         return list(torch.cat(out, 1))
 
-    def _measure_block(self, first: int, block: Block, ablated: Sequence[NodeSet], label: str, count: int) -> Float[Tensor, "set pair"]:
-        result = block.baseline("clean")[:count].repeat(len(ablated), 1)
+    def estimate(self, sets: Sequence[NodeSet]) -> float:
+        """Forward-pass equivalents that the rows of these sets will cost beyond the cached passes, were none of them known."""
+        ablated = [self.everything - kept for kept in sets]
+        if self.ablation == "mean":
+            self.engine.prepare_means(_sites(frozenset().union(*ablated)))
+        return sum(
+            block.work(rows) for first, block in self.engine.blocks() for _, rows in self._jobs(first, block, ablated, len(block.prompts))
+        )
+
+    def _jobs(self, first: int, block: Block, ablated: Sequence[NodeSet], count: int) -> list[tuple[list[int], Rows]]:
+        """Sets by the first layer that they touch, with their rows."""
         by_start: dict[int, list[int]] = defaultdict(list)
         for number, nodes in enumerate(ablated):
             if nodes:
                 by_start[min(node.layer for node in nodes if node.layer is not None)].append(number)
-        jobs = [
+        return [
             (members, self._rows(first, block, [ablated[n] for n in members], start, count)) for start, members in sorted(by_start.items())
         ]
+
+    def _measure_block(self, first: int, block: Block, ablated: Sequence[NodeSet], label: str, count: int) -> Float[Tensor, "set pair"]:
+        result = block.baseline("clean")[:count].repeat(len(ablated), 1)
+        jobs = self._jobs(first, block, ablated, count)
         block.meter.begin(self.engine.piece(label, first, block), sum(block.work(rows) for _, rows in jobs))
         for members, rows in jobs:
             result[members] = block.measure(rows).reshape(len(members), count)

@@ -78,7 +78,9 @@ def test_a_run_costs_about_that(planned: Estimate, opened: Any, tmp_path: Path) 
 
 
 def test_a_budget_that_will_not_do_is_named(opened: Any, planned: Estimate) -> None:
-    assert "more than the budget of 10" in estimate(*opened, budget=10.0).note
+    short = estimate(*opened, budget=10.0)
+    assert "the run ends at the budget of 10" in short.note
+    assert short.forward_equivalents == 10.0
     assert "budget" not in planned.note
     assert "budget" not in estimate(*opened, budget=10 * planned.forward_equivalents).note
 
