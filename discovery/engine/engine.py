@@ -27,7 +27,7 @@ from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
 SHARE_OF_FREE = 0.6
-CACHES, BATCHES = 0.35, 0.3  # of the memory; the rest is for what joins parts, and for what the allocator does not give back
+CACHES, BATCHES = 35, 30  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
 SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
 
 
@@ -97,7 +97,7 @@ class Engine:
                     self._mean_values.clear()
                     give_back()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._kept = first, Block(self.backend, prompts, self.meter, int(self.memory * BATCHES), self.metric)
+                self._kept = first, Block(self.backend, prompts, self.meter, self.memory * BATCHES // 100, self.metric)
             yield self._kept
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
@@ -144,11 +144,11 @@ class Engine:
         size = torch.finfo(getattr(torch, info.dtype)).bits // 8
         layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head + self._further
         one = 2 * size * (info.n_layers * width * layer + info.n_logits)  # both sides
-        count = int(self.memory * CACHES // one)
+        count = self.memory * CACHES // (100 * one)
         if count < 1:
             raise MemoryLimitError(
                 f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
-                f"({int(one / CACHES):,} needed).",
+                f"({-(-100 * one // CACHES):,} needed).",
                 "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]

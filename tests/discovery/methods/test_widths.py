@@ -32,7 +32,9 @@ def test_sweeps_are_those_of_single_precision(shelf: Any, name: str, site: Any, 
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)
-def test_ablations_and_screens_run(shelf: Any, dtype: str) -> None:
+def test_ablations_and_screens_run(shelf: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discovery.methods.screen.LEAST", 1)
+    monkeypatch.setattr("discovery.methods.screen.SAMPLE", 1)
     model, task = shelf.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))
     for ablation in ("zero", "mean", "resample"):
         out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)  # type: ignore[arg-type]  # an ablation
