@@ -141,7 +141,8 @@ def add_legacy(server: Scout) -> None:
     async def test_sampling(prompt: str, ctx: Context[Any, Any]) -> str:
         """Has the client's model answer."""
         message = protocol.SamplingMessage(role="user", content=text(prompt))
-        reply = await ctx.session.create_message(messages=[message], max_tokens=100)
+        # On the call's own stream: the client's other one may not be open yet, and what is sent there then is lost.
+        reply = await ctx.session.create_message(messages=[message], max_tokens=100, related_request_id=ctx.request_id)
         return f"LLM response: {getattr(reply.content, 'text', '')}"
 
     async def asked(ctx: Context[Any, Any], message: str, schema: type[BaseModel]) -> str:
