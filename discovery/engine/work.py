@@ -58,7 +58,7 @@ class Meter:
     spent: float = 0.0
     passes: int = 0
     progress: Progress | None = None
-    label: str = "unchanged prompts"
+    label: str = ""
     _done: float = 0.0
     _expected: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

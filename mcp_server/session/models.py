@@ -86,12 +86,13 @@ class Models:
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
-        source = science.find_source(asked.source)  # may download: nobody else waits for that
+        if not self.has(model_id):
+            science.find_source(asked.source)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            self._make_room(Path(source.directory))
+            self._make_room(Path(science.find_source(asked.source).directory))
             backend = science.load_model(asked.source, backend=asked.backend, device=asked.device, dtype=asked.dtype)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False

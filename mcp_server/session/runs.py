@@ -115,12 +115,11 @@ class Runs:
             run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
             made = self._known[run_id] = Background(self._devices.work(), run_id)
         made.begun.set()
-        how_measured: dict[str, Any] = dict(record.configuration)
+        memory: Any = record.configuration.get("memory")
 
         def carry() -> None:
             with _Holding(self._devices, record.provenance.device or "cpu") as device, run:
                 device.take(f"run {run_id}", made.work)
-                memory = how_measured.get("memory")
                 science.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
 
         return self._launch(made, carry)

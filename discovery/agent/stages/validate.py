@@ -77,7 +77,7 @@ def _significant(context: Context) -> dict[str, Json]:
         arrays = context.run.load_arrays(name)
         if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):
             continue
-        base = arrays["metric_clean" if name.endswith("noising") and not name.endswith("denoising") else "metric_corrupted"]
+        base = arrays["metric_clean" if name.endswith("-noising") else "metric_corrupted"]
         change = arrays["per_pair"].reshape(len(base), -1).astype(float) - base.astype(float)[:, None]
         p = max_statistic(change, seed=context.seed)
         found[name] = {"cells": int(np.isfinite(arrays["values"]).sum()), "significant": int((p <= thresholds.ALPHA).sum())}
