@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.trained import cases
+from benchmarks.table import header
+from benchmarks.trained import add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds
@@ -61,13 +62,11 @@ def every(models: Path) -> Iterator[tuple[str, Backend, Task]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
+    add_models(parser)
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(
-            "| model, task | verdict | nodes | ablation | (a) | (b) | (c) | (d) | (e) | (f) |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        )
+        out.write(header("model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef")))
         reasons = []
         for name, model, task in every(chosen.models or Path(made)):
             circuit = discover(model, task, runs_dir=Path(made) / "runs").circuit

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.table import header
 from discovery import load_model, load_task
 from discovery.engine import Meter
 from discovery.evaluation import Bench
@@ -34,7 +35,7 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         model = load_model("bundled")
-        out.write("| task | circuit | ablation | value | pairs | coverage |\n|---|---|---|---|---|---|\n")
+        out.write(header("task", "circuit", "ablation", "value", "pairs", "coverage"))
         for name, circuits in CIRCUITS.items():
             task = load_task(name, model, pairs=POPULATION)
             bench = Bench.of(model, whole(task, task.pairs), "all", 0, metric=None, memory=None, meter=Meter())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.table import header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.backends.load import find_source
@@ -99,7 +100,7 @@ def main() -> None:
             "all answers reversed": changed(reversed_answers, count),
             "an irrelevant token": changed(irrelevant, count),
         }
-        out.write(f"| null | n | {' | '.join(VERDICTS)} | false discoveries |\n{'|---' * (len(VERDICTS) + 3)}|\n")
+        out.write(header("null", "n", *VERDICTS, "false discoveries"))
         for kind, cases in kinds.items():
             found = Counter(discover(model, task, runs_dir=folder / "runs").circuit.verdict for model, task in cases)
             false = (found["verified"] + found["partial"]) / found.total()

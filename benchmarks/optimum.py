@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.subsets import tabulate
-from benchmarks.trained import cases
+from benchmarks.subsets import smallest, tabulate
+from benchmarks.table import header
+from benchmarks.trained import add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
@@ -42,10 +43,10 @@ def row(name: str, model: Backend, task: Task, folder: Path) -> str:
     ours = frozenset(circuit.members)
     table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
     passing = table.passing()
+    best = smallest(passing)
     facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
     if not passing:
         return f"{facts} | none meets (a)–(d) | | | {held.distance(ours):.3f} | | |"
-    best = [made for made in passing if len(made) == len(passing[0])]
     own, distance = held.distance(ours), min(held.distance(made) for made in best)
     size = f"{len(best[0])} ({len(best)} of {len(passing)} that pass) | {'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
     return f"{facts} | {size} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
@@ -62,11 +63,11 @@ def every(folder: Path, models: Path) -> Iterator[tuple[str, Backend, Task]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
+    add_models(parser)
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n")
+        out.write(header(*COLUMNS))
         for name, model, task in every(Path(made), chosen.models or Path(made)):
             out.write(row(name, model, task, Path(made)) + "\n")
             out.flush()

@@ -22,8 +22,9 @@ from typing import Any
 from scipy.stats import binomtest
 
 from benchmarks.rivals import RIVALS, run
-from benchmarks.subsets import Table, tabulate
-from benchmarks.trained import cases
+from benchmarks.subsets import Table, smallest, tabulate
+from benchmarks.table import header
+from benchmarks.trained import add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.engine import Meter
@@ -132,20 +133,15 @@ def known_models(folder: Path, programs: int) -> Iterator[tuple[str, str, Backen
 
 def regret(table: Table, circuit: NodeSet, passing: list[NodeSet]) -> tuple[int, float]:
     """Nodes that differ from the nearest smallest circuit that passes, and by how much |1 − f| is larger than the best of these."""
-    best = [made for made in passing if len(made) == len(passing[0])]
+    best = smallest(passing)
     return min(len(made ^ circuit) for made in best), table.distance(circuit) - min(table.distance(made) for made in best)
-
-
-def header(*columns: str) -> str:
-    """The head of a table of methods."""
-    return f"| method | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|\n"
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=int, default=10**6, help="how many of the random programs (all that are stored)")
-    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
+    add_models(parser)
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
@@ -156,7 +152,9 @@ def main() -> None:
                 tallies[kind][method].add(name, answer, truth)
         for kind, by_method in tallies.items():
             count = len(by_method[OURS].exact)
-            out.write(f"\n{kind}, {count} models\n\n{header('precision', 'recall', 'exactly (95%)', 'AUC', 'forward-pass equivalents')}")
+            out.write(
+                f"\n{kind}, {count} models\n\n{header('method', 'precision', 'recall', 'exactly (95%)', 'AUC', 'forward-pass equivalents')}"
+            )
             out.write("".join(f"{tally.row(method)}\n" for method, tally in by_method.items()))
             out.write("".join(f"- {line}\n" for line in by_method[OURS].missed))
             out.flush()
@@ -166,7 +164,7 @@ def main() -> None:
             passing = table.passing()
             for method, answer in answers(model, task, folder).items() if passing else ():
                 regrets[method].append(regret(held, answer.circuit, passing))
-        columns = ("models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
+        columns = ("method", "models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
         out.write(f"\ntrained\n\n{header(*columns)}")
         for method, values in regrets.items():
             out.write(f"| {method} | {len(values)} | {mean(n for n, _ in values):.2f} | {mean(d for _, d in values):+.3f} |\n")

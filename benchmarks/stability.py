@@ -14,6 +14,7 @@ from collections import Counter
 from itertools import combinations
 from statistics import mean
 
+from benchmarks.table import header
 from discovery import discover, load_model, load_task
 from discovery.tasks import BUILTIN
 
@@ -26,7 +27,7 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
         model = load_model("bundled")
-        out.write("| task | verdicts | mean Jaccard between seeds | sizes | inclusion of each node |\n|---|---|---|---|---|\n")
+        out.write(header("task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"))
         for name in BUILTIN:
             made = [discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit for seed in seeds]
             circuits = [frozenset(circuit.members) for circuit in made]

@@ -68,6 +68,11 @@ def tabulate(model: Backend, task: Task, seed: int = 0) -> Table:
     return Table(nodes, found, meter.spent)
 
 
+def smallest(passing: Sequence[NodeSet]) -> list[NodeSet]:
+    """The optima among the sets that pass, which come smallest first."""
+    return [circuit for circuit in passing if len(circuit) == len(passing[0])]
+
+
 def members(nodes: Sequence[Node], mask: int) -> NodeSet:
     """The nodes of a bit mask."""
     return frozenset(node for bit, node in enumerate(nodes) if mask >> bit & 1)

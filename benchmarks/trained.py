@@ -6,6 +6,7 @@ minutes each; and the tasks that each of them does.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ from training.train_bundled import Recipe, train
 
 SEEDS = (1, 2, 3, 4, 5)
 TASKS = ("induction", "greater_than", "agreement")  # indirect objects take more than two layers here
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """The option that says where these models are kept."""
+    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
 
 
 def recipe(seed: int) -> Recipe:
