@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,6 +53,25 @@ class Edit:
         if self.where is None:
             return changed
         return torch.where(self.where.unsqueeze(-1), changed, activation)
+
+    def at(self, position: Int[Tensor, "row"], ndim: int) -> Edit:
+        """The same change for a batch that holds one position of each row.
+
+        Args:
+            position: of each row.
+            ndim: of the activation, whose second dimension is then 1.
+        """
+        value = _at(self.value, position, ndim, self.index)
+        return replace(self, value=value, where=None if self.where is None else _at(self.where, position, ndim - 1), index=None)
+
+
+def _at(values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None) -> Tensor:
+    """[row 1 …] of what broadcasts to [row pos …]."""
+    if values.ndim < ndim - 1:
+        return values
+    rows = values if values.ndim == ndim else values[None]
+    own = torch.zeros_like(position) if len(rows) == 1 else torch.arange(len(position), device=position.device) if index is None else index
+    return rows[own, torch.zeros_like(position) if rows.shape[1] == 1 else position].unsqueeze(1)
 
 
 def replace_with(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Edit:

@@ -110,6 +110,7 @@ class Abilities:
         middle: a layer can be started after its attention.
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
         joins: rows can enter at different layers of one pass.
+        narrow: what the last layer does behind its attention can be done at the answer position only.
     """
 
     prefix: bool = False
@@ -118,6 +119,7 @@ class Abilities:
     middle: bool = False
     pattern: bool = False
     joins: bool = False
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Batch:
         joins: layer -> resid_pre [row pos d_model] of further rows that enter there, behind those already at work. `tokens`, `last` and
             `columns` are of all rows in that order; `prefix` holds, layer by layer, the rows that are at work (skipped layers: any).
             Nothing is read or edited then. One pass over the layers serves rows that start at different ones.
+        narrow: the last layer's output projection and MLP are computed at the answer position only; nothing behind its z is read then.
     """
 
     tokens: Int[Tensor, "row pos"]
@@ -172,6 +175,7 @@ class Batch:
     prefix: Prefix | None = None
     columns: Int[Tensor, "row k"] | None = None
     joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
+    narrow: bool = False
 
 
 @dataclass(frozen=True)

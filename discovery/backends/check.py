@@ -7,14 +7,14 @@ comparison would be of the backend with itself. (A wrong Gemma-2 forward pass wa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from discovery.backends.base import Abilities, Backend, Batch, Outcome
 from discovery.errors import BackendMismatchError, ModelError, SiteError
-from discovery.interventions import replace_with
+from discovery.interventions import replace_with, scale
 from discovery.sites import Site
 
 # Of the largest logit. Many architectures take norms, softmax and rotations in float32 whatever the width, wrapped or not.
@@ -128,6 +128,7 @@ def find_abilities(backend: Backend, expected: Reference) -> Abilities:
         middle=_holds(lambda: _middle_error(backend, expected, plain), tolerance),
         pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
         joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
+        narrow=_holds(lambda: _narrow_error(backend, expected), tolerance),
     )
 
 
@@ -212,6 +213,23 @@ def _middle_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
     assert again is not None
     assert plain.logits is not None
     return float((again - plain.logits).abs().max())
+
+
+def _narrow_error(backend: Backend, expected: Reference) -> float:
+    """At every answer position, from the first layer and from the last, unchanged and with what the last layer adds changed."""
+    info, length = backend.info, expected.tokens.shape[1]
+    rows, last = expected.tokens.expand(length, -1), torch.arange(length, device=expected.tokens.device)
+    site = Site("resid_pre", info.n_layers - 1)
+    stream = backend.run(Batch(rows), [site]).activations[site]
+    edits = [scale(Site("attn_out", info.n_layers - 1), 0.5)] + ([] if info.attn_only else [scale(Site("mlp_out", info.n_layers - 1), 2.0)])
+    worst = 0.0
+    for batch in (Batch(rows, last), Batch(rows, last, info.n_layers - 1, stream)):
+        for changes in ([], edits):
+            whole, narrow = (backend.run(each, edits=changes).logits for each in (batch, replace(batch, narrow=True)))
+            assert whole is not None
+            assert narrow is not None
+            worst = max(worst, float((whole - narrow).abs().max()))
+    return worst
 
 
 def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> float:

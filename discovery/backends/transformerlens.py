@@ -61,9 +61,12 @@ class TransformerLensBackend(Backend):
             raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
         seen: dict[Site, Tensor] = {}
         hidden: list[Tensor] = []
+        if batch.narrow and any(self._behind_last_attention(site) for site in reads):
+            raise ValueError("what the last layer does behind its attention is not read where it is done at one position only")
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
             self._visit(stack, batch, reads, edits, seen, grad)
+            narrowed = self._narrow(stack, batch) if batch.narrow else set()
             self._finish(stack, batch, hidden)
             # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
             arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
@@ -74,6 +77,8 @@ class TransformerLensBackend(Backend):
                 out = self.bridge.original_model(**arguments)
             except _Stop:
                 out = None
+        if batch.narrow and batch.start < self.info.n_layers and narrowed != ({"z"} if self.info.attn_only else {"z", "mlp"}):
+            raise RuntimeError("this architecture's MLP is not a module that can be given one position")  # OPT
         logits = None
         if batch.columns is not None and batch.last is not None:
             logits = self._columns(hidden[0], batch.columns)
@@ -121,10 +126,11 @@ class TransformerLensBackend(Backend):
         """Hook every site that is read or edited; reads see the edited value."""
         by_site: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
-            by_site[edit.site].append(edit)
+            one = batch.narrow and batch.last is not None and self._behind_last_attention(edit.site)
+            by_site[edit.site].append(edit.at(batch.last, 3) if one and batch.last is not None else edit)
         for site in sorted({*reads, *by_site}, key=forward_order):  # an edited resid_mid stands on the edited resid_pre and attn_out
             if site.kind == "resid_mid" and site in by_site:
-                self._edit_middle(stack, site.layer, by_site.pop(site))
+                self._edit_middle(stack, site.layer, by_site.pop(site), batch)
             changes = by_site.get(site, [])
             if changes and site.kind == "pattern" and not self.abilities.pattern:
                 raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
@@ -140,11 +146,12 @@ class TransformerLensBackend(Backend):
 
             self._hook(stack, site, visit)
 
-    def _edit_middle(self, stack: ExitStack, layer: int, changes: list[Edit]) -> None:
+    def _edit_middle(self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch) -> None:
         before: list[Tensor] = []
+        one = batch.narrow and layer == self.info.n_layers - 1
 
         def remember(activation: Tensor, hook: Any) -> None:
-            before.append(activation)
+            before.append(at_answer(activation, batch) if one else activation)
 
         def shift(activation: Tensor, hook: Any) -> Tensor:
             middle = changed = before[-1] + activation
@@ -154,6 +161,30 @@ class TransformerLensBackend(Backend):
 
         self._hook(stack, Site("resid_pre", layer), remember)
         self._hook(stack, Site("attn_out", layer), shift)
+
+    def _behind_last_attention(self, site: Site) -> bool:
+        return site.layer == self.info.n_layers - 1 and site.kind in ("attn_out", "resid_mid", "mlp_out")
+
+    def _narrow(self, stack: ExitStack, batch: Batch) -> set[str]:
+        """Hand on the answer position only, behind the last layer's attention; added to the whole stream, it is right at that position.
+
+        Gives what will have been narrowed after the run.
+        """
+        layer = self.info.n_layers - 1
+        done: set[str] = set()
+
+        def at_z(activation: Tensor, hook: Any) -> Tensor:
+            done.add("z")
+            return at_answer(activation, batch)
+
+        def at_mlp(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            done.add("mlp")
+            return (at_answer(inputs[0], batch), *inputs[1:])
+
+        self._hook(stack, Site("z", layer), at_z)
+        if not self.info.attn_only:
+            stack.callback(self.bridge.blocks[layer].mlp.register_forward_pre_hook(at_mlp).remove)
+        return done
 
     def _finish(self, stack: ExitStack, batch: Batch, hidden: list[Tensor]) -> None:
         """Stop early, or unembed the answer positions only."""
@@ -165,14 +196,13 @@ class TransformerLensBackend(Backend):
 
             self._hook(stack, Site("resid_post", last), halt)
             return
-        rows, positions = torch.arange(len(batch.last), device=batch.last.device), batch.last
 
         def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            answer = inputs[0][rows, positions]
+            answer = at_answer(inputs[0], batch)
             if batch.columns is not None:
-                hidden.append(answer)
+                hidden.append(answer[:, 0])
                 raise _Stop
-            return (answer.unsqueeze(1),)
+            return (answer,)
 
         handle = self.bridge.unembed.register_forward_pre_hook(gather)
         stack.callback(handle.remove)
@@ -190,6 +220,13 @@ class TransformerLensBackend(Backend):
             raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
         point.add_hook(visit)
         stack.callback(point.remove_hooks, "fwd")
+
+
+def at_answer(activation: Float[Tensor, "row pos ..."], batch: Batch) -> Float[Tensor, "row 1 ..."]:
+    """Each row's answer position."""
+    if batch.last is None:
+        raise ValueError("rows without an answer position")
+    return activation[torch.arange(len(batch.last), device=batch.last.device), batch.last].unsqueeze(1)
 
 
 def _cache(prefix: Prefix | None) -> Any:

@@ -138,6 +138,7 @@ class Block(Cached):
             rows.middle,
             prefix=prefix,
             columns=self._columns(window),
+            narrow=self._narrow(rows, window),
         )
         return batch, rows.edits(window) if rows.edits else ()
 
@@ -159,8 +160,13 @@ class Block(Cached):
             prefix=prefix,
             columns=self._columns(window),
             joins=arriving,
+            narrow=self._narrow(stairs, window),
         )
         return batch, ()
+
+    def _narrow(self, rows: Rows | Stairs, window: Window) -> bool:
+        """Whether the last layer has positions that nothing needs behind its attention."""
+        return self.backend.abilities.narrow and window.width > 1 and not rows.pointwise(self.backend.info.n_layers)
 
     def _columns(self, window: Window) -> Tensor | None:
         wanted = self.prompts.answer.shape[1] + self.prompts.wrong.shape[1]
@@ -184,7 +190,8 @@ class Block(Cached):
         before = 0 if rows.pointwise(info.n_layers) else window.first
         columns = self._columns(window)
         n_columns = info.n_logits if columns is None else columns.shape[1]
-        one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, columns=n_columns)
+        narrow = self._narrow(rows, window)
+        one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, narrow=narrow, columns=n_columns)
         one += window.width * info.macs_mlp if rows.mlp_first else 0
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
         return float(sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)))

@@ -20,21 +20,31 @@ Progress = Callable[[float, float, str], None]  # done, total (forward-pass equi
 
 
 def row_work(
-    info: ModelInfo, positions: int, before: int = 0, *, start: int = 0, stop: int | None = None, middle: bool = False, columns: int
+    info: ModelInfo,
+    positions: int,
+    before: int = 0,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    middle: bool = False,
+    narrow: bool = False,
+    columns: int,
 ) -> int:
     """Multiply-adds of one row.
 
     Args:
         positions: how many are computed.
         before: earlier positions whose keys and values are reused.
-        start, stop, middle: as in `Batch`.
+        start, stop, middle, narrow: as in `Batch`.
         columns: vocabulary entries unembedded at the answer position.
     """
     layers = (info.n_layers if stop is None else stop) - start
     scores = 2 * info.n_heads * info.d_head * positions * (before + positions)
     attention = positions * info.macs_attention + scores
     skipped = attention if middle and layers > 0 else 0
-    return layers * (attention + positions * info.macs_mlp) - skipped + info.d_model * columns
+    behind = info.n_heads * info.d_head * info.d_model + info.macs_mlp  # the last layer's output projection and MLP, at one position
+    spared = (positions - 1) * behind if narrow and layers > 0 else 0
+    return layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
 
 
 def full_work(info: ModelInfo, length: int) -> int:

@@ -37,6 +37,22 @@ def test_only_where_it_says(make):
     assert not torch.equal(changed[1, 2], ACTIVATION[1, 2])
 
 
+@given(st.integers(0, 10**6))
+def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
+    """Of z and of the stream; values and places of every shape that broadcasts, and values by index."""
+    rng = torch.Generator().manual_seed(seed)
+    full = (3, 5, 2, 4) if seed % 2 else (3, 5, 4)
+    one = [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full]
+    drop = int(torch.randint(0, len(full), (), generator=rng))
+    value = torch.randn(one[drop:], generator=rng)
+    where = torch.rand([size if torch.rand((), generator=rng) < 0.6 else 1 for size in full[:-1]], generator=rng) < 0.5
+    index = torch.tensor([2, 0, 2]) if value.ndim == len(full) and len(value) == 3 else None
+    edit = Edit(SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index)
+    activation, position, rows = torch.randn(full, generator=rng), torch.tensor([4, 0, 2]), torch.arange(3)
+    narrow = edit.at(position, len(full)).apply(activation[rows, position].unsqueeze(1))
+    torch.testing.assert_close(narrow, edit.apply(activation)[rows, position].unsqueeze(1), atol=0, rtol=0)
+
+
 def test_the_activation_itself_is_left_alone():
     kept = ACTIVATION.clone()
     add(SITE, torch.ones(2), HERE).apply(ACTIVATION)

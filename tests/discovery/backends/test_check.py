@@ -50,7 +50,7 @@ def expected(shelf) -> Reference:
 def test_a_sound_backend_passes(shelf, expected):
     compare(shelf.load("gpt2"), expected)
     require_causal(shelf.load("gpt2"), expected)
-    assert find_abilities(shelf.load("gpt2"), expected) == Abilities(True, True, True, True, True, True)
+    assert find_abilities(shelf.load("gpt2"), expected) == Abilities(True, True, True, True, True, True, True)
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
@@ -70,6 +70,7 @@ LIES = {
     "prefix": lambda batch, edits, out: shifted(out) if batch.prefix is not None else out,
     "columns": lambda batch, edits, out: shifted(out) if batch.columns is not None else out,
     "joins": lambda batch, edits, out: shifted(out) if batch.joins else out,
+    "narrow": lambda batch, edits, out: shifted(out) if batch.narrow else out,
     "middle": lambda batch, edits, out: shifted(out) if batch.middle else out,
     "pattern": lambda batch, edits, out: replace(out, activations={k: v + 1 for k, v in out.activations.items()}) if edits else out,
     "linear_heads": lambda batch, edits, out: replace(
@@ -81,7 +82,7 @@ LIES = {
 @pytest.mark.parametrize("ability", LIES)
 def test_each_shortcut_is_dropped_by_itself(shelf, expected, ability):
     found = find_abilities(Liar(shelf.load("gpt2"), LIES[ability]), expected)
-    assert found == replace(Abilities(True, True, True, True, True, True), **{ability: False})
+    assert found == replace(Abilities(True, True, True, True, True, True, True), **{ability: False})
 
 
 @pytest.mark.parametrize("error", [SiteError("no", "none"), TypeError(), ValueError(), RuntimeError("shape"), NotImplementedError()])
@@ -91,7 +92,7 @@ def test_a_shortcut_that_fails_is_not_taken(shelf, expected, error):
             raise error
         return out
 
-    assert find_abilities(Liar(shelf.load("gpt2"), fail), expected) == Abilities(False, True, True, True, True, True)
+    assert find_abilities(Liar(shelf.load("gpt2"), fail), expected) == Abilities(False, True, True, True, True, True, True)
 
 
 def test_too_little_memory_is_no_verdict_on_a_shortcut(shelf, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -309,6 +310,37 @@ def test_rows_that_join_at_a_layer_are_the_plain_ones(shelf, backend, plains, ki
             joins=dict(zip(layers[1:], streams[1:], strict=True)),
         )
         torch.testing.assert_close(model.run(batch).logits, torch.cat([expected[layer] for layer in layers]), **CLOSE)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["gpt2", "llama", "neox", "gemma"]), st.integers(0, 10**6))
+def test_a_narrow_last_layer_gives_the_plain_logits(shelf, backend, plains, kind, seed):
+    """Whatever is edited: before, in and behind the last attention; by row and by index."""
+    model, rng, pick = shelf.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
+    assert model.abilities.narrow
+    n = model.info.n_layers
+    sites = [Site(site, layer) for layer in (0, n - 1, n - 1) for site in KINDS if has(kind, site)]
+    edits, changes, index = [], {}, torch.arange(ROWS)
+    for site in pick.sample(sites, pick.randint(1, 5)):
+        if site in changes:
+            continue
+        edit, changes[site] = random_edit(model, site, pick.choice(["replace", "add", "scale"]), rng)
+        by_index = edit.value.ndim == len(shape_of(model, site)) and pick.random() < 0.5
+        edits.append(replace(edit, value=edit.value.flip(0), index=index.flip(0)) if by_index else edit)
+    logits, _ = plains(kind).run(tokens_of(seed), changes)
+    read = [Site("resid_pre", n - 1)]
+    out = model.run(Batch(tokens_of(seed), LENGTHS - 1, narrow=True), read, edits)
+    torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
+    with pytest.raises(ValueError, match="done at one position only"):
+        model.run(Batch(tokens_of(seed), LENGTHS - 1, narrow=True), [Site("attn_out", n - 1)])
+
+
+def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(shelf, backend):
+    """OPT's flattens rows and positions."""
+    model = shelf.load("opt", backend)
+    assert not model.abilities.narrow
+    with pytest.raises(RuntimeError, match="one position"):
+        model.run(Batch(tokens_of(), LENGTHS - 1, narrow=True))
 
 
 def test_nothing_is_read_or_edited_where_rows_join(shelf, backend):

@@ -253,7 +253,7 @@ def test_the_bundled_model(backend):
     folder = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
     assert (model.info.name, model.info.source, model.info.revision) == ("bundled", "bundled", None)
     assert model.info.fingerprint == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert model.abilities == Abilities(True, True, True, True, True, True)
+    assert model.abilities == Abilities(True, True, True, True, True, True, True)
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("When Mary and John went to the store, John gave a drink to")
     assert 0 < max(ids) < model.info.d_vocab

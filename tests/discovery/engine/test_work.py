@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from discovery.backends.base import Batch
 from discovery.engine import Meter, full_work, row_work
 from discovery.errors import BudgetError, Interrupted
 from tests.discovery.tiny import plain
@@ -42,6 +43,37 @@ def test_parts_of_a_pass_add_up(shelf):
     for layer in range(info.n_layers):
         middle = row_work(info, 6, start=layer, middle=True, columns=0)
         assert row_work(info, 6, start=layer, columns=0) - middle == attention
+
+
+def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(shelf):
+    info = shelf.load("gpt2").info
+    spared = 5 * (info.n_heads * info.d_head * info.d_model + info.macs_mlp)
+    for start in range(info.n_layers):
+        assert row_work(info, 6, start=start, columns=0) - row_work(info, 6, start=start, narrow=True, columns=0) == spared
+    assert row_work(info, 6, start=info.n_layers, narrow=True, columns=0) == 0
+    assert row_work(info, 1, narrow=True, columns=0) == row_work(info, 1, columns=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma"])
+def test_a_narrow_last_layer_multiplies_what_is_counted(shelf, name):
+    """Between a plain run and a narrow one, every matrix by its real inputs."""
+    model, done = shelf.load(name), []
+    info, tokens = model.info, torch.ones(3, 6, dtype=torch.long)
+
+    def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        done.append(inputs[0].numel() * output.shape[-1])
+
+    inner = [part for block in model.bridge.blocks for part in block.modules() if not list(part.children())]
+    handles = [part.register_forward_hook(count) for part in inner if getattr(part, "weight", None) is not None and part.weight.ndim == 2]
+    work = []
+    for narrow in (False, True):
+        done.clear()
+        model.run(Batch(tokens, torch.tensor([5, 1, 3]), narrow=narrow))
+        work.append(sum(done))
+    for handle in handles:
+        handle.remove()
+    whole, less = (row_work(info, 6, narrow=narrow, columns=0) for narrow in (False, True))
+    assert work[0] - work[1] == 3 * (whole - less) > 0
 
 
 def test_positions_after_a_prefix_attend_to_it(shelf):
