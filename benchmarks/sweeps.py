@@ -1,4 +1,4 @@
-"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--quick]`
+"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--quick] [--only ROWS]`
 
 All compute the same grid on the same weights: ours through the engine, transformer_lens with one full forward pass of the bridge for
 each cell, nnsight with one trace for each layer whose invokes, one for each cell, it batches. The others are timed on a sample of
@@ -199,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the bundled model only, one repetition")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose 'model site pairs x tokens' holds this, as in 'head_out 32x15'")
     chosen = parser.parse_args()
     out = sys.stdout
     sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
@@ -216,7 +217,7 @@ def main() -> None:
             model = load_model("bundled" if name == "bundled" else place)
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
-                    if tokens <= model.n_ctx:
+                    if tokens <= model.n_ctx and chosen.only in f"{name} {site} {pairs}x{tokens}":
                         out.write(measure(Case(name, site, pairs, tokens), model, place, 1 if chosen.quick else chosen.repetitions) + "\n")
                         out.flush()
 
