@@ -1,9 +1,10 @@
-"""Other ways to find a circuit, written from their papers at the level of nodes, on the same pairs, metric and ablation as ours.
+"""Other ways to find a circuit, at the level of nodes, on the same pairs, metric and ablation as ours; from their papers, unless said.
 
 - *ACDC* (Conmy et al. 2023, arXiv 2304.14997): from the last node to the first, a node is dropped for good where that changes the metric by
   less than τ of the behaviour; a grid of τ.
 - *EAP* (Syed et al. 2023, arXiv 2310.10348), its node form: |(corrupted − clean) · ∂m/∂node| on the clean run.
 - *EAP-IG* (Hanna et al. 2024, arXiv 2403.17806): the same with the gradient averaged over five inputs between the two.
+- *Attribution patching* by TransformerLens's own tool (its `tools.analysis`): (clean − corrupted) · ∂m/∂node on the corrupted run.
 - *Single-node activation patching*: |noising effect|.
 - *Direct logit attribution*: |(clean − corrupted) · ∂m/∂(final residual stream)| at the answer position.
 
@@ -81,6 +82,36 @@ def eap_ig(bench: Bench) -> Scores:
     return _attributed(bench, 5)
 
 
+def transformer_lens(bench: Bench) -> Scores:
+    """One gradient, by TransformerLens's own tool, summed over positions and pairs."""
+    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+    info, bridge = bench.engine.backend.info, bench.engine.backend.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
+    names = {node: f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}" for node in info.nodes()}
+    found: dict[Node, float] = dict.fromkeys(names, 0.0)
+    bridge.requires_grad_(True)  # else the tool finds no graph
+    try:
+        for _, block in bench.engine.blocks():
+            prompts, wanted = block.prompts, ["hook_embed", *sorted(set(names.values()))]  # the gradient has to pass every hook
+            rows = torch.arange(len(prompts))
+
+            def metric(logits: torch.Tensor, block: Block = block, rows: torch.Tensor = rows) -> torch.Tensor:
+                own = block.prompts
+                return measure(block.metric, logits[rows, own.last], own.answer, own.wrong, None).sum()
+
+            clean = cache_activation_and_gradient(bridge, prompts.clean, metric, wanted, compute_gradient=False)
+            corrupted = cache_activation_and_gradient(bridge, prompts.corrupted, metric, wanted)
+            for node, name in names.items():
+                slope = corrupted.gradients[name]
+                assert slope is not None
+                product = (clean.activations[name] - corrupted.activations[name]) * slope  # [pair pos d_model] or [pair pos head d_head]
+                found[node] += float((product if node.head is None else product[:, :, node.head]).sum())
+            block.meter.add(4.0 * len(prompts))  # two passes, and one back
+    finally:
+        bridge.requires_grad_(False)
+    return {node: abs(value) for node, value in found.items()}
+
+
 def patching(bench: Bench) -> Scores:
     """Noising, one node at a time."""
     found = node_effects(bench.engine, "noising")
@@ -99,6 +130,7 @@ RIVALS: Mapping[str, Callable[[Bench], Scores]] = {
     "ACDC": acdc,
     "EAP": eap,
     "EAP-IG": eap_ig,
+    "attribution patching (TransformerLens)": transformer_lens,
     "activation patching": patching,
     "direct logit attribution": direct_logits,
 }

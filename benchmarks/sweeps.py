@@ -1,4 +1,4 @@
-"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--quick] [--only ROWS]`
+"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--only ROWS]`
 
 All compute the same grid on the same weights: ours through the engine, transformer_lens with one full forward pass of the bridge for
 each cell, nnsight with one trace for each layer whose invokes, one for each cell, it batches. The others are timed on a sample of

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
+import torch
+from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
 from benchmarks.coverage import shares
 from benchmarks.nulls import irrelevant, reversed_answers, shuffled
@@ -97,6 +101,25 @@ def test_every_rival_finds_plain_induction(name: str, case: tuple[Backend, Task]
     assert found.circuit == nodes("a0.h2", "a1.h1")
     assert set(found.scores) == set(model.info.nodes())
     assert found.forward_equivalents > 0
+
+
+def test_transformer_lens_attribution_is_its_own_functions(tmp_path: Path) -> None:
+    """Its node scores, which it gives pair by pair and position by position, summed."""
+    place = build("and_mlp").save(tmp_path / "and_mlp")
+    model = load_model(place, device="cpu")
+    task = load_task(place / "task.jsonl", model, pairs=8)
+    expected: dict[tuple[int, int | None], float] = defaultdict(float)
+    scores = RIVALS["attribution patching (TransformerLens)"](Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter()))
+    bridge = model.bridge  # type: ignore[attr-defined]
+    bridge.requires_grad_(True)
+    for pair in task.pairs:
+        clean, corrupted = torch.tensor([pair.clean]), torch.tensor([pair.corrupted])
+        made = attribution_patch(bridge, clean, corrupted, lambda logits, p=pair: logits[0, -1, p.answer[0]] - logits[0, -1, p.wrong[0]])
+        for node, value in made.node_scores.items():
+            if node.layer is not None:
+                expected[node.layer, node.head] += value
+    bridge.requires_grad_(False)
+    assert scores == {node: pytest.approx(abs(expected[node.layer or 0, node.head]), abs=1e-3) for node in model.info.nodes()}
 
 
 def test_direct_logit_attribution_sees_the_last_head_alone(case: tuple[Backend, Task]) -> None:
