@@ -14,6 +14,8 @@ from discovery.errors import ModelError
 
 # transformers keeps softmax and the weighing of values in one function for most architectures; its dropout's output is what weighs.
 SHARED = "source.attention_interface_1.source.nn_functional_dropout_0"
+# Once TransformerLens has wrapped a Gemma 2 or 3, it stands in front of that function for every other one in the process.
+BEHIND = "source.attention_interface_1.source._ORIGINAL_EAGER_ATTENTION_FORWARD_0.source.nn_functional_dropout_0"
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,21 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
+    "mpt": _layout(
+        "transformer.blocks",
+        "attn",
+        "Wqkv",
+        "out_proj",
+        "ffn.down_proj",  # the residual stream is added inside the MLP
+        "norm_2",
+        mlp=("ffn",),
+        positions="alibi",
+        pattern="attn.source.nn_functional_dropout_0",
+    ),
     "olmo2": replace(_LLAMA, attn_out="post_attention_layernorm", middle="mlp", mlp_out="post_feedforward_layernorm"),
     "phi": _layout("model.layers", "self_attn", "q_proj k_proj v_proj", "dense"),
     "phi3": _layout("model.layers", "self_attn", "qkv_proj", "o_proj", middle="post_attention_layernorm"),
+    "xglm": replace(_OPT, blocks="model.layers", pattern=None),  # its pattern has heads and prompts in one dimension
 }
 NATIVE = _layout("layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
 from discovery.backends.cache import cache_of, prefix_of
-from discovery.backends.layout import Layout
+from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -110,9 +110,17 @@ class NnsightBackend(Backend):
         if site.kind in ("resid_pre", "resid_post"):
             return block, "input" if site.kind == "resid_pre" else "output"
         inputs, outputs = {"z": layout.out, "resid_mid": layout.middle}, {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out}
-        path = {"pattern": layout.pattern, **inputs, **outputs}[site.kind]
+        path = self._pattern(block) if site.kind == "pattern" else {**inputs, **outputs}[site.kind]
         assert path is not None  # refused before
         return attrgetter(path)(block), "input" if site.kind in inputs else "output"
+
+    def _pattern(self, block: Any) -> str | None:
+        path = self.layout.pattern
+        if path is None or not path.endswith(SHARED):
+            return path
+        shared = path.removesuffix(f".{SHARED}")
+        operations = attrgetter(f"{shared}.{SHARED.rpartition('.')[0]}")(block)
+        return path if hasattr(operations, SHARED.rpartition(".")[2]) else f"{shared}.{BEHIND}"
 
     def apart(self, site: Site, whole: Tensor) -> list[Tensor]:
         """The site by heads, first; behind it what else one Linear makes along with it."""
