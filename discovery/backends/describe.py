@@ -17,10 +17,12 @@ MLP_PARTS = ("in", "gate", "out")
 
 
 def vocabulary(module: nn.Module) -> int:
-    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # a Hugging Face module
+    """How many token ids a Hugging Face module takes."""
+    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # it has one
 
 
 def context(config: dict[str, Any]) -> int:
+    """How many positions a config.json allows."""
     for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length"):
         if isinstance(config.get(name), int):
             return int(config[name])

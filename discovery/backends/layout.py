@@ -69,9 +69,7 @@ _OPT = _layout(
     mlp=("fc1", "fc2"),
     positions="standard",
 )
-_GEMMA2 = replace(
-    _LLAMA, attn_out="post_attention_layernorm", middle="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm"
-)
+_GEMMA2 = replace(_LLAMA, attn_out="post_attention_layernorm", middle="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm")
 
 LAYOUTS: Mapping[str, Layout] = {
     "gpt2": _GPT2,

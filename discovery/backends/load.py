@@ -154,6 +154,7 @@ def _load_native(source: Source, dtype: torch.dtype, device: str, engine: Engine
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     config = read_native_config(source.directory)
+    module: Any
     module, cfg = build_native(source.directory, dtype, device)
     expected = reference(module, config["d_vocab"], config["n_ctx"], device)
     made: Backend

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -23,14 +23,12 @@ from torch import Tensor, nn
 
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
 from discovery.backends.cache import cache_of, prefix_of
+from discovery.backends.heads import SLOTS, Heads
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
-
-Change = Callable[[Tensor], Tensor]
-WITHIN_ATTENTION = ("q", "k", "v")
 
 
 def wrap(module: nn.Module) -> Any:
@@ -47,7 +45,14 @@ class NnsightBackend(Backend):
     """A traced module behind the contract; one run at a time."""
 
     def __init__(
-        self, module: nn.Module, unembed: nn.Module, layout: Layout, info: ModelInfo, tokenizer: Tokenizer | None, *, block_returns: int | None
+        self,
+        module: nn.Module,
+        unembed: nn.Module,
+        layout: Layout,
+        info: ModelInfo,
+        tokenizer: Tokenizer | None,
+        *,
+        block_returns: int | None,
     ) -> None:
         """Take over a module.
 
@@ -58,6 +63,7 @@ class NnsightBackend(Backend):
         self.module, self.info, self.tokenizer, self.layout = module, info, tokenizer, layout
         self.abilities = Abilities(pattern=True)  # until it has been tried
         self.block_returns, self.width = block_returns, next(module.parameters()).dtype
+        self.heads = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout)
         self.net = wrap(module)
         self.blocks = list(attrgetter(layout.blocks)(self.net))
         self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
@@ -80,12 +86,12 @@ class NnsightBackend(Backend):
         if self.layout.cached:
             cached = keep_prefix or batch.prefix is not None
             arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
-        for site in (*reads, *(edit.site for edit in edits)):
-            if site.kind == "pattern":
-                self._open(site.layer)
         walk = _Walk(self, batch, reads, edits, grad)
-        with self._lock, torch.set_grad_enabled(grad), self.net.trace(**arguments) as tracer:
-            walk(tracer)
+        with self._lock:
+            for layer in {site.layer for site in (*reads, *(edit.site for edit in edits)) if site.kind == "pattern"}:
+                self._open(layer)
+            with torch.set_grad_enabled(grad), self.net.trace(**arguments) as tracer:
+                walk(tracer)
         logits = walk.logits if batch.columns is None or walk.logits is None else self._columns(walk.logits, batch.columns)
         return Outcome(logits, {site: walk.seen[site] for site in reads}, prefix_of(walk.out.past_key_values) if keep_prefix else None)
 
@@ -105,8 +111,8 @@ class NnsightBackend(Backend):
     def place(self, site: Site) -> tuple[Any, str]:
         """The traced module, and which side of it, that carries a site."""
         layout, block = self.layout, self.blocks[site.layer]
-        if site.kind in WITHIN_ATTENTION:
-            return attrgetter(layout.qkv[WITHIN_ATTENTION.index(site.kind) % len(layout.qkv)])(block), "output"
+        if site.kind in SLOTS:
+            return attrgetter(layout.qkv[SLOTS.index(site.kind) % len(layout.qkv)])(block), "output"
         if site.kind in ("resid_pre", "resid_post"):
             return block, "input" if site.kind == "resid_pre" else "output"
         inputs, outputs = {"z": layout.out, "resid_mid": layout.middle}, {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out}
@@ -122,29 +128,6 @@ class NnsightBackend(Backend):
         operations = attrgetter(f"{shared}.{SHARED.rpartition('.')[0]}")(block)
         return path if hasattr(operations, SHARED.rpartition(".")[2]) else f"{shared}.{BEHIND}"
 
-    def apart(self, site: Site, whole: Tensor) -> list[Tensor]:
-        """The site by heads, first; behind it what else one Linear makes along with it."""
-        heads, kv_heads, d_head = self.info.n_heads, self.info.n_kv_heads, self.info.d_head
-        if site.kind not in ("z", *WITHIN_ATTENTION):
-            return [whole]
-        if site.kind == "z" or len(self.layout.qkv) == 3:
-            return [whole.unflatten(-1, (-1, d_head))]
-        if self.layout.by_head:
-            parts = list(whole.unflatten(-1, (heads, 3, d_head)).unbind(-2))
-        else:
-            parts = [part.unflatten(-1, (-1, d_head)) for part in whole.split([heads * d_head, *[kv_heads * d_head] * 2], -1)]
-        return [parts[WITHIN_ATTENTION.index(site.kind)], *parts]
-
-    def together(self, site: Site, value: Tensor, parts: list[Tensor]) -> Tensor:
-        """What stands in the module once the site has this value: undoes `apart`."""
-        if site.kind not in ("z", *WITHIN_ATTENTION):
-            return value
-        if len(parts) == 1:
-            return value.flatten(-2)
-        slot = WITHIN_ATTENTION.index(site.kind)
-        made = [value if number == slot else part for number, part in enumerate(parts[1:])]
-        return torch.stack(made, -2).flatten(-3) if self.layout.by_head else torch.cat([part.flatten(-2) for part in made], -1)
-
     def _open(self, layer: int) -> None:
         """Let what stands inside a layer's attention be traced; too late once the layer's forward pass has begun."""
         if self.layout.pattern is not None and ".source." in self.layout.pattern:
@@ -152,7 +135,7 @@ class NnsightBackend(Backend):
 
     def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
         weight, bias = self.last._module.weight, getattr(self.last._module, "bias", None)
-        logits = torch.einsum("rd,rkd->rk", hidden, weight[columns.clamp(min=0)])  # type: ignore[index]  # [row k d_model]
+        logits = torch.einsum("rd,rkd->rk", hidden, weight[columns.clamp(min=0)])  # weights: [row k d_model]
         return logits if bias is None else logits + bias[columns.clamp(min=0)]
 
 
@@ -208,7 +191,7 @@ class _Walk:
         whole = given[0] if isinstance(given, tuple) else given
         flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
         found = whole.unflatten(0, self.batch.tokens.shape) if flat else whole
-        parts = self.backend.apart(site, found)
+        parts = self.backend.heads.apart(site.kind, found)
         now = self.seen[site] = self._changed(site, parts[0])
         if site.kind == "attn_out" and (middle := Site("resid_mid", site.layer)) in self._edits:
             before = now + self.seen[Site("resid_pre", site.layer)]
@@ -218,7 +201,7 @@ class _Walk:
             now = now + (after - before)
         if now is parts[0] and not self.grad:
             return
-        put = self.backend.together(site, now, parts)  # what was read is then part of the graph
+        put = self.backend.heads.together(site.kind, now, parts)  # what was read is then part of the graph
         put = put.flatten(0, 1) if flat else put
         setattr(envoy, side, (put, *given[1:]) if isinstance(given, tuple) else put)
 
