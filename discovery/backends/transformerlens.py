@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, Prefix, forward_order
+from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
+from discovery.backends.cache import cache_of, prefix_of
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -69,7 +70,7 @@ class TransformerLensBackend(Backend):
             arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
             if self._cached:
                 cached = keep_prefix or batch.prefix is not None
-                arguments |= {"use_cache": cached, "past_key_values": _cache(batch.prefix) if cached else None}
+                arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
             try:
                 out = self.bridge.original_model(**arguments)
             except _Stop:
@@ -81,9 +82,7 @@ class TransformerLensBackend(Backend):
             logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
         if keep_prefix and out is None:
             raise RuntimeError("keys and values are only complete after a full run")
-        kept = [(layer.keys, layer.values) for layer in out.past_key_values.layers] if keep_prefix else []
-        prefix = Prefix(tuple(k for k, _ in kept), tuple(v for _, v in kept)) if keep_prefix else None
-        return Outcome(logits, {site: seen[site] for site in reads}, prefix)
+        return Outcome(logits, {site: seen[site] for site in reads}, prefix_of(out.past_key_values) if keep_prefix else None)
 
     def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
         """Skip the blocks before `start` and put the residual stream in there."""
@@ -190,19 +189,6 @@ class TransformerLensBackend(Backend):
             raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
         point.add_hook(visit)
         stack.callback(point.remove_hooks, "fwd")
-
-
-def _cache(prefix: Prefix | None) -> Any:
-    """A Hugging Face cache that holds the prefix, or nothing yet; plain layers, since sliding ones would forget early positions."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
-
-    cache = DynamicCache()
-    for keys, values in zip(prefix.keys, prefix.values, strict=True) if prefix is not None else ():
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 def _no_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:

@@ -13,7 +13,8 @@ import torch
 from discovery import load_task, patch_sweep
 from discovery.backends.base import Abilities, Backend, Batch, Outcome
 from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
-from discovery.backends.load import _context, load_model
+from discovery.backends.describe import context
+from discovery.backends.load import load_model
 from discovery.errors import BackendMismatchError, ModelError, SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -156,4 +157,4 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(cap: float | None, colu
     ],
 )
 def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
-    assert _context(config) == longest
+    assert context(config) == longest
