@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from discovery.backends.base import ModelInfo
-from discovery.backends.check import Reference
+from discovery.backends.check import Reference, reference
 from discovery.backends.huggingface import Source
 from discovery.backends.layout import Layout
 
@@ -48,33 +50,62 @@ def block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:
     return len(found[0]) if isinstance(found[0], tuple) else None
 
 
-def describe_bridge(source: Source, bridge: Any, module: nn.Module, expected: Reference, n_ctx: int, n_params: int) -> ModelInfo:
+@dataclass(frozen=True)
+class Plain:
+    """A model before an engine takes it, with what could not be asked of it afterwards.
+
+    Attributes:
+        expected: its logits; n_ctx: the longest prompt; n_params: how many it has (wrapping makes more); returns: see `block_returns`.
+        dtype, device: those that were asked for. A weight may be kept wider, and a tensor on "cuda" says "cuda:0".
+    """
+
+    source: Source
+    module: Any
+    expected: Reference
+    n_ctx: int
+    n_params: int
+    returns: int | None
+    dtype: torch.dtype
+    device: str
+
+    @classmethod
+    def of(cls, source: Source, module: Any, d_vocab: int, n_ctx: int, dtype: torch.dtype, device: str) -> Plain:
+        """Run the module, and count it.
+
+        Raises:
+            ModelError: where its logits are not finite.
+        """
+        expected = reference(module, d_vocab, n_ctx, device)
+        n_params = sum(p.numel() for p in module.parameters())
+        return cls(source, module, expected, n_ctx, n_params, block_returns(module, expected.tokens), dtype, device)
+
+
+def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
     """Of a TransformerLens bridge around the module."""
     cfg = bridge.cfg
     heads, d_head, d_model = int(cfg.n_heads), int(cfg.d_head), int(cfg.d_model)
     kv_heads = int(getattr(cfg, "n_key_value_heads", None) or heads)
     attn_only = bool(getattr(cfg, "attn_only", False))
     return ModelInfo(
-        **_origin(source, module, expected),
+        **_origin(plain),
         backend="transformerlens",
         n_layers=int(cfg.n_layers),
         n_heads=heads,
         n_kv_heads=kv_heads,
         d_model=d_model,
         d_head=d_head,
-        n_ctx=n_ctx,
-        n_params=n_params,
         attn_only=attn_only,
         parallel="blocks.0.hook_resid_mid" not in bridge.hook_dict and not attn_only,
         positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
         normalization=str(cfg.normalization_type),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else _bridge_mlp_work(bridge.blocks[0].mlp, module),
+        macs_mlp=0 if attn_only else _work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
     )
 
 
-def describe_module(source: Source, module: Any, layout: Layout, expected: Reference, n_ctx: int) -> ModelInfo:
+def describe_module(plain: Plain, layout: Layout) -> ModelInfo:
     """Of a Hugging Face or TransformerLens-native module, whose parts are where the layout says."""
+    module = plain.module
     shape, block = module.config if layout.cached else module.cfg, attrgetter(layout.blocks)(module)[0]
     native = not layout.cached
     heads = int(shape.n_heads if native else shape.num_attention_heads)
@@ -84,38 +115,37 @@ def describe_module(source: Source, module: Any, layout: Layout, expected: Refer
     kv_heads = 1 if getattr(shape, "multi_query", False) else kv_heads
     attn_only = native and bool(shape.attn_only)
     return ModelInfo(
-        **_origin(source, module, expected),
+        **_origin(plain),
         backend="nnsight",
         n_layers=len(attrgetter(layout.blocks)(module)),
         n_heads=heads,
         n_kv_heads=kv_heads,
         d_model=d_model,
         d_head=d_head,
-        n_ctx=n_ctx,
-        n_params=sum(p.numel() for p in module.parameters()),
         attn_only=attn_only,
         parallel=layout.middle is None,
         positions=str(shape.positional_embedding_type or "standard") if native else layout.positions,
         normalization=str(shape.normalization_type) if native else _normalization(block),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else sum(_work(attrgetter(path)(block), module) for path in layout.mlp),
+        macs_mlp=0 if attn_only else _work([attrgetter(path)(block) for path in layout.mlp], module),
     )
 
 
-def _origin(source: Source, module: nn.Module, expected: Reference) -> dict[str, Any]:
-    weights = next(module.parameters())
-    device = str(expected.tokens.device)
+def _origin(plain: Plain) -> dict[str, Any]:
+    source, expected = plain.source, plain.expected
     return {
         "name": source.name,
         "source": source.name if source.name == "bundled" or source.revision else str(source.directory),
         "revision": source.revision,
         "fingerprint": source.fingerprint,
-        "architecture": type(module).__name__,
-        "device": device,
-        "dtype": str(weights.dtype).removeprefix("torch."),
+        "architecture": type(plain.module).__name__,
+        "device": plain.device,
+        "dtype": str(plain.dtype).removeprefix("torch."),
         "d_vocab": expected.d_vocab,
         "d_vocab_out": None if expected.logits.shape[-1] == expected.d_vocab else int(expected.logits.shape[-1]),
-        "warnings": ("mps is untested: compare a few numbers with cpu before relying on them",) if device.startswith("mps") else (),
+        "n_ctx": plain.n_ctx,
+        "n_params": plain.n_params,
+        "warnings": ("mps is untested: compare a few numbers with cpu before relying on them",) if plain.device == "mps" else (),
     }
 
 
@@ -124,14 +154,14 @@ def _normalization(block: nn.Module) -> str:
     return "RMS" if any("RMS" in kind for kind in kinds) else "LN"
 
 
-def _bridge_mlp_work(mlp: Any, module: Any) -> int:
+def _bridge_mlp(mlp: Any) -> list[nn.Module]:
+    """The parts of a bridge's MLP that hold its weights, where it tells them apart."""
     parts = {name: part for name, part in mlp.named_children() if name in MLP_PARTS}
-    chosen = parts.values() if {"in", "out"} <= set(parts) else [mlp.original_component]
-    return sum(_work(part, module) for part in chosen)
+    return list(parts.values()) if {"in", "out"} <= set(parts) else [mlp.original_component]
 
 
-def _work(part: nn.Module, module: Any) -> int:
-    """Multiply-adds of a part of an MLP at one position; of experts [expert …], those that a token is sent to."""
+def _work(parts: Iterable[nn.Module], module: Any) -> int:
+    """Multiply-adds of an MLP's parts at one position; of experts [expert …], those a token is sent to. A shared weight counts once."""
     used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
-    weights = {id(p): p for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
+    weights = {id(p): p for part in parts for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
     return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())

@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from discovery.backends.base import Backend, Width
-from discovery.backends.check import Reference, compare, find_abilities, reference, require_causal
-from discovery.backends.describe import block_returns, context, describe_bridge, describe_module, vocabulary
+from discovery.backends.check import compare, find_abilities, require_causal
+from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, first_line, read_config
 from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.native import build_native, read_native_config, strange_fields
@@ -114,40 +114,37 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
     config = read_config(source.directory)
     module: Any = build_module(source.directory, dtype, device)
     tokenizer = build_tokenizer(source.directory)
-    n_ctx, kind = context(config), type(module).__name__
+    kind = type(module).__name__
     with _refused(f"{source.directory.name} does not run"):
-        expected = reference(module, vocabulary(module), n_ctx, device)
-        returns = block_returns(module, expected.tokens)
+        plain = Plain.of(source, module, vocabulary(module), context(config), dtype, device)
     with _refused(f"{ENGINES[engine]} cannot wrap {kind}"):
-        made = (_traced if engine == "nnsight" else _bridged)(source, module, tokenizer, expected, n_ctx, returns)
+        made = _traced(plain, tokenizer) if engine == "nnsight" else _bridged(plain, tokenizer)
     with _refused(f"{ENGINES[engine]} cannot run {kind}"):
-        compare(made, expected)
-        require_causal(made, expected)
-    made.abilities = find_abilities(made, expected)
+        compare(made, plain.expected)
+        require_causal(made, plain.expected)
+    made.abilities = find_abilities(made, plain.expected)
     return made
 
 
-def _bridged(source: Source, module: Any, tokenizer: Tokenizer | None, expected: Reference, n_ctx: int, returns: int | None) -> Backend:
+def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
     """A Hugging Face module in TransformerLens."""
     import copy
 
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 
-    n_params, weights = sum(p.numel() for p in module.parameters()), next(module.parameters())
-    place = {"dtype": weights.dtype, "device": str(expected.tokens.device)}
+    module, place = plain.module, {"dtype": plain.dtype, "device": plain.device}
     architecture = determine_architecture_from_hf_config(module.config)
     bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), **place)
     bridge.requires_grad_(False)  # wrapping makes new parameters
-    info = describe_bridge(source, bridge, module, expected, n_ctx, n_params)
-    return TransformerLensBackend(bridge, info, tokenizer, block_returns=returns, cached=True)
+    return TransformerLensBackend(bridge, describe_bridge(plain, bridge), tokenizer, block_returns=plain.returns, cached=True)
 
 
-def _traced(source: Source, module: Any, tokenizer: Tokenizer | None, expected: Reference, n_ctx: int, returns: int | None) -> Backend:
+def _traced(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
     """A Hugging Face module in nnsight."""
-    layout = layout_of(module.config)
-    info = describe_module(source, module, layout, expected, n_ctx)
-    return NnsightBackend(module, module.get_output_embeddings(), layout, info, tokenizer, block_returns=returns)
+    layout = layout_of(plain.module.config)
+    unembed = plain.module.get_output_embeddings()
+    return NnsightBackend(plain.module, unembed, layout, describe_module(plain, layout), tokenizer, block_returns=plain.returns)
 
 
 def _load_native(source: Source, dtype: torch.dtype, device: str, engine: Engine) -> Backend:
@@ -156,20 +153,17 @@ def _load_native(source: Source, dtype: torch.dtype, device: str, engine: Engine
     config = read_native_config(source.directory)
     module: Any
     module, cfg = build_native(source.directory, dtype, device)
-    expected = reference(module, config["d_vocab"], config["n_ctx"], device)
+    plain = Plain.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
     made: Backend
     if engine == "nnsight":
-        info = describe_module(source, module, NATIVE, expected, config["n_ctx"])
-        made = NnsightBackend(module, module.head, NATIVE, info, None, block_returns=block_returns(module, expected.tokens))
+        made = NnsightBackend(module, module.head, NATIVE, describe_module(plain, NATIVE), None, block_returns=plain.returns)
     else:
-        n_params = sum(p.numel() for p in module.parameters())
         bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
         bridge.requires_grad_(False)
-        info = describe_bridge(source, bridge, module, expected, config["n_ctx"], n_params)
-        made = TransformerLensBackend(bridge, info, None, block_returns=1, cached=False)
-    made.info = replace(info, warnings=(*info.warnings, *strange_fields(config)))
-    compare(made, expected)
-    made.abilities = find_abilities(made, expected)
+        made = TransformerLensBackend(bridge, describe_bridge(plain, bridge), None, block_returns=plain.returns, cached=False)
+    made.info = replace(made.info, warnings=(*made.info.warnings, *strange_fields(config)))
+    compare(made, plain.expected)
+    made.abilities = find_abilities(made, plain.expected)
     return made
 
 
