@@ -177,6 +177,17 @@ class Batch:
     joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
     narrow: bool = False
 
+    @property
+    def answers(self) -> Int[Tensor, "row"]:
+        """Each row's answer position.
+
+        Raises:
+            ValueError: where none was given.
+        """
+        if self.last is None:
+            raise ValueError("these rows have no answer position")
+        return self.last
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, Prefix, forward_order
+from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
+from discovery.backends.cache import cache_of, prefix_of
+from discovery.backends.narrow import Narrowing, at_answer, narrowed
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -61,24 +63,24 @@ class TransformerLensBackend(Backend):
             raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
         seen: dict[Site, Tensor] = {}
         hidden: list[Tensor] = []
-        if batch.narrow and any(self._behind_last_attention(site) for site in reads):
-            raise ValueError("what the last layer does behind its attention is not read where it is done at one position only")
+        edits = narrowed(self.info, batch, reads, edits) if batch.narrow else edits
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
             self._visit(stack, batch, reads, edits, seen, grad)
-            narrowed = self._narrow(stack, batch) if batch.narrow else set()
+            narrowing = Narrowing(batch, stack)
+            if batch.narrow and batch.start < self.info.n_layers:
+                self._narrow(narrowing)
             self._finish(stack, batch, hidden)
             # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
             arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
             if self._cached:
                 cached = keep_prefix or batch.prefix is not None
-                arguments |= {"use_cache": cached, "past_key_values": _cache(batch.prefix) if cached else None}
+                arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
             try:
                 out = self.bridge.original_model(**arguments)
             except _Stop:
                 out = None
-        if batch.narrow and batch.start < self.info.n_layers and narrowed != ({"z"} if self.info.attn_only else {"z", "mlp"}):
-            raise RuntimeError("this architecture's MLP is not a module that can be given one position")  # OPT
+        narrowing.require_done()
         logits = None
         if batch.columns is not None and batch.last is not None:
             logits = self._columns(hidden[0], batch.columns)
@@ -86,9 +88,7 @@ class TransformerLensBackend(Backend):
             logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
         if keep_prefix and out is None:
             raise RuntimeError("keys and values are only complete after a full run")
-        kept = [(layer.keys, layer.values) for layer in out.past_key_values.layers] if keep_prefix else []
-        prefix = Prefix(tuple(k for k, _ in kept), tuple(v for _, v in kept)) if keep_prefix else None
-        return Outcome(logits, {site: seen[site] for site in reads}, prefix)
+        return Outcome(logits, {site: seen[site] for site in reads}, prefix_of(out.past_key_values) if keep_prefix else None)
 
     def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
         """Skip the blocks before `start` and put the residual stream in there."""
@@ -126,8 +126,7 @@ class TransformerLensBackend(Backend):
         """Hook every site that is read or edited; reads see the edited value."""
         by_site: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
-            one = batch.narrow and batch.last is not None and self._behind_last_attention(edit.site)
-            by_site[edit.site].append(edit.at(batch.last, 3) if one and batch.last is not None else edit)
+            by_site[edit.site].append(edit)
         for site in sorted({*reads, *by_site}, key=forward_order):  # an edited resid_mid stands on the edited resid_pre and attn_out
             if site.kind == "resid_mid" and site in by_site:
                 self._edit_middle(stack, site.layer, by_site.pop(site), batch)
@@ -151,7 +150,7 @@ class TransformerLensBackend(Backend):
         one = batch.narrow and layer == self.info.n_layers - 1
 
         def remember(activation: Tensor, hook: Any) -> None:
-            before.append(at_answer(activation, batch) if one else activation)
+            before.append(at_answer(batch, activation) if one else activation)
 
         def shift(activation: Tensor, hook: Any) -> Tensor:
             middle = changed = before[-1] + activation
@@ -162,29 +161,12 @@ class TransformerLensBackend(Backend):
         self._hook(stack, Site("resid_pre", layer), remember)
         self._hook(stack, Site("attn_out", layer), shift)
 
-    def _behind_last_attention(self, site: Site) -> bool:
-        return site.layer == self.info.n_layers - 1 and site.kind in ("attn_out", "resid_mid", "mlp_out")
-
-    def _narrow(self, stack: ExitStack, batch: Batch) -> set[str]:
-        """Hand on the answer position only, behind the last layer's attention; added to the whole stream, it is right at that position.
-
-        Gives what will have been narrowed after the run.
-        """
+    def _narrow(self, narrowing: Narrowing) -> None:
         layer = self.info.n_layers - 1
-        done: set[str] = set()
-
-        def at_z(activation: Tensor, hook: Any) -> Tensor:
-            done.add("z")
-            return at_answer(activation, batch)
-
-        def at_mlp(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            done.add("mlp")
-            return (at_answer(inputs[0], batch), *inputs[1:])
-
-        self._hook(stack, Site("z", layer), at_z)
+        narrowing.expect("z")
+        self._hook(narrowing.stack, Site("z", layer), lambda activation, hook: narrowing.cut("z", activation))  # behind z's own edits
         if not self.info.attn_only:
-            stack.callback(self.bridge.blocks[layer].mlp.register_forward_pre_hook(at_mlp).remove)
-        return done
+            narrowing.module("MLP", self.bridge.blocks[layer].mlp)
 
     def _finish(self, stack: ExitStack, batch: Batch, hidden: list[Tensor]) -> None:
         """Stop early, or unembed the answer positions only."""
@@ -198,7 +180,7 @@ class TransformerLensBackend(Backend):
             return
 
         def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            answer = at_answer(inputs[0], batch)
+            answer = at_answer(batch, inputs[0])
             if batch.columns is not None:
                 hidden.append(answer[:, 0])
                 raise _Stop
@@ -220,26 +202,6 @@ class TransformerLensBackend(Backend):
             raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
         point.add_hook(visit)
         stack.callback(point.remove_hooks, "fwd")
-
-
-def at_answer(activation: Float[Tensor, "row pos ..."], batch: Batch) -> Float[Tensor, "row 1 ..."]:
-    """Each row's answer position."""
-    if batch.last is None:
-        raise ValueError("rows without an answer position")
-    return activation[torch.arange(len(batch.last), device=batch.last.device), batch.last].unsqueeze(1)
-
-
-def _cache(prefix: Prefix | None) -> Any:
-    """A Hugging Face cache that holds the prefix, or nothing yet; plain layers, since sliding ones would forget early positions."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
-
-    cache = DynamicCache()
-    for keys, values in zip(prefix.keys, prefix.values, strict=True) if prefix is not None else ():
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 def _no_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:

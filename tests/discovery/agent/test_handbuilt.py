@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from discovery import discover, load_model, load_task
+from discovery.sites import BackendName
 from tests.handbuilt.models import CASES, build
 from tests.handbuilt.truth import known
 
@@ -27,6 +29,21 @@ def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
     for condition in "abcde":
         assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, condition
     assert run.circuit.verdict in ("verified", "partial")
+
+
+@pytest.mark.parametrize("name", ["induction", pytest.param("or_mlp", marks=pytest.mark.slow)])
+def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> None:
+    folder, found = build(name).save(tmp_path / "model"), []
+    for backend in get_args(BackendName)[1:]:
+        model = load_model(folder, backend=backend)
+        run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / backend)
+        circuit = run.circuit
+        effects = {f"{edge.source}->{edge.target}": edge.effect.mean for edge in circuit.edges if edge.effect is not None}
+        found.append((backend, circuit.verdict, {str(node) for node in circuit.members}, effects))
+    (one, *theirs, their_effects), (other, *ours, our_effects) = found
+    assert (one, other) == ("transformerlens", "nnsight")
+    assert ours == theirs
+    assert our_effects == pytest.approx(their_effects, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="session", params=["transformerlens"])
+@pytest.fixture(scope="session", params=["transformerlens", "nnsight"])
 def backend(request: pytest.FixtureRequest) -> BackendName:
     """Each engine in turn."""
     name: BackendName = request.param

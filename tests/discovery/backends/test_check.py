@@ -13,11 +13,12 @@ import torch
 from discovery import load_task, patch_sweep
 from discovery.backends.base import Abilities, Backend, Batch, Outcome
 from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
-from discovery.backends.load import _context, load_model
+from discovery.backends.describe import context
+from discovery.backends.load import load_model
 from discovery.errors import BackendMismatchError, ModelError, SiteError
 from discovery.interventions import Edit
-from discovery.sites import Site
-from tests.discovery.tiny import plain
+from discovery.sites import BackendName, Site
+from tests.discovery.tiny import hugging_face, plain
 
 
 class Liar(Backend):
@@ -130,7 +131,9 @@ def test_every_width_has_a_tolerance():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("cap", "columns"), [(30.0, False), (3.0, False), (None, True)])
-def test_a_soft_cap_is_seen_however_small_the_logits_are(cap: float | None, columns: bool, dtype: str, tmp_path: Path) -> None:
+def test_a_soft_cap_is_seen_however_small_the_logits_are(
+    backend: BackendName, cap: float | None, columns: bool, dtype: str, tmp_path: Path
+) -> None:
     """Small logits pass a cap almost unbent, on the prompt that shortcuts are tried on: single columns would leave it out elsewhere."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -138,7 +141,7 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(cap: float | None, colu
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = Gemma2Config(vocab_size=97, head_dim=6, max_position_embeddings=32, final_logit_softcapping=cap, **sizes)
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    model = load_model(tmp_path, device="cpu", dtype=dtype)
+    model = load_model(tmp_path, backend=backend, device="cpu", dtype=dtype)
     assert model.abilities.columns is columns
     task = load_task([{"clean": [5, 9, 13, 40], "corrupted": [5, 9, 13, 41], "answer": 7, "wrong": 80}], model)
     last = patch_sweep(model, task, "resid_post").values[-1, -1]
@@ -157,4 +160,18 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(cap: float | None, colu
     ],
 )
 def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
-    assert _context(config) == longest
+    assert context(config) == longest
+
+
+def test_a_rotation_that_depends_on_the_batch_bounds_the_model(backend: BackendName, tmp_path: Path) -> None:
+    rotation = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 6, "rope_theta": 1e4}
+    path = hugging_face(tmp_path / "model", "llama", rope_parameters=rotation)
+    assert load_model(path, backend=backend, device="cpu").info.n_ctx == 6
+
+
+def test_the_steps_of_gelu_are_one_kernel(shelf: Any, backend: BackendName) -> None:
+    """gelu_new, the default of GPT-2's configuration."""
+    model = shelf.load("gpt2", backend)
+    kinds = {type(part).__name__ for part in (model.module if backend == "nnsight" else model.bridge).modules()}
+    assert "GELU" in kinds
+    assert "NewGELUActivation" not in kinds

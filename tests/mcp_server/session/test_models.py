@@ -12,7 +12,7 @@ from mcp_server.errors import UnknownModelError
 from mcp_server.session import Places, Settings
 from mcp_server.session.models import Models
 from mcp_server.session.results import result_id
-from tests.mcp_server.place import call, make, refused
+from tests.mcp_server.place import TASK, call, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,18 @@ async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Pat
         assert (await call(client, "load_model", model="."))["model_id"] == "."
         await call(client, "unload_model", model_id=".")
         assert 'load_model(model=".")' in await refused(client, "check_task", model_id=".", task="task.jsonl")
+
+
+async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None:
+    """nnsight is imported into a process that serves already, and traces in its worker threads."""
+    found = []
+    async with over_stdio(models, tmp_path / "runs") as client:
+        for backend in ("nnsight", "transformerlens", "nnsight"):
+            loaded = await call(client, "load_model", model="induction", backend=backend)
+            assert loaded["backend"] == backend
+            sweep = await call(client, "patch_sweep", model_id=loaded["model_id"], task=TASK, site="head_out", pairs=8, top=3)
+            found.append([(cell["layer"], cell["head"], pytest.approx(cell["effect"], abs=1e-4)) for cell in sweep["top"]])
+    assert found[0] == found[1] == found[2]
 
 
 def test_names_that_are_cut_do_not_make_two_results_one() -> None:

@@ -1,0 +1,167 @@
+"""What a loaded model is, from its module and its configuration: `ModelInfo` for either backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+from discovery.backends.base import ModelInfo
+from discovery.backends.check import Reference, reference
+from discovery.backends.huggingface import Source
+from discovery.backends.layout import Layout
+
+MLP_PARTS = ("in", "gate", "out")
+
+
+def vocabulary(module: nn.Module) -> int:
+    """How many token ids a Hugging Face module takes."""
+    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # it has one
+
+
+def context(config: dict[str, Any]) -> int:
+    """The longest prompt. Where the rotation depends on the longest prompt of a batch, only as far as it does not: what stands beside a
+    prompt would change its numbers.
+    """
+    names = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
+    longest = next((int(config[name]) for name in names if isinstance(config.get(name), int)), 2048)
+    rotation = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rotation, dict) or rotation.get("rope_type", rotation.get("type")) not in ("longrope", "su", "dynamic"):
+        return longest
+    places = (rotation, config)
+    original = next(
+        (p["original_max_position_embeddings"] for p in places if isinstance(p.get("original_max_position_embeddings"), int)), longest
+    )
+    return min(longest, int(original))
+
+
+def block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:
+    """How the module's blocks hand on the residual stream: length of the tuple, or None for a bare tensor."""
+    blocks = max((m for m in module.modules() if isinstance(m, nn.ModuleList)), key=len)
+    found: list[Any] = []
+    handle = blocks[0].register_forward_hook(lambda m, i, output: found.append(output))
+    with torch.no_grad():
+        module(input_ids=tokens[:, :1])
+    handle.remove()
+    return len(found[0]) if isinstance(found[0], tuple) else None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model before an engine takes it, with what could not be asked of it afterwards.
+
+    Attributes:
+        expected: its logits; n_ctx: the longest prompt; n_params: how many it has (wrapping makes more); returns: see `block_returns`.
+        dtype, device: those that were asked for. A weight may be kept wider, and a tensor on "cuda" says "cuda:0".
+    """
+
+    source: Source
+    module: Any
+    expected: Reference
+    n_ctx: int
+    n_params: int
+    returns: int | None
+    dtype: torch.dtype
+    device: str
+
+    @classmethod
+    def of(cls, source: Source, module: Any, d_vocab: int, n_ctx: int, dtype: torch.dtype, device: str) -> Plain:
+        """Run the module, and count it.
+
+        Raises:
+            ModelError: where its logits are not finite.
+        """
+        expected = reference(module, d_vocab, n_ctx, device)
+        n_params = sum(p.numel() for p in module.parameters())
+        return cls(source, module, expected, n_ctx, n_params, block_returns(module, expected.tokens), dtype, device)
+
+
+def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
+    """Of a TransformerLens bridge around the module."""
+    cfg = bridge.cfg
+    heads, d_head, d_model = int(cfg.n_heads), int(cfg.d_head), int(cfg.d_model)
+    kv_heads = int(getattr(cfg, "n_key_value_heads", None) or heads)
+    attn_only = bool(getattr(cfg, "attn_only", False))
+    return ModelInfo(
+        **_origin(plain),
+        backend="transformerlens",
+        n_layers=int(cfg.n_layers),
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        d_model=d_model,
+        d_head=d_head,
+        attn_only=attn_only,
+        parallel="blocks.0.hook_resid_mid" not in bridge.hook_dict and not attn_only,
+        positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
+        normalization=str(cfg.normalization_type),
+        macs_attention=2 * d_model * d_head * (heads + kv_heads),
+        macs_mlp=0 if attn_only else _work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
+    )
+
+
+def describe_module(plain: Plain, layout: Layout) -> ModelInfo:
+    """Of a Hugging Face or TransformerLens-native module, whose parts are where the layout says."""
+    module = plain.module
+    shape, block = module.config if layout.cached else module.cfg, attrgetter(layout.blocks)(module)[0]
+    native = not layout.cached
+    heads = int(shape.n_heads if native else shape.num_attention_heads)
+    d_model = int(shape.d_model if native else shape.hidden_size)
+    d_head = int((shape.d_head if native else getattr(shape, "head_dim", None)) or d_model // heads)
+    kv_heads = int(getattr(shape, "n_key_value_heads" if native else "num_key_value_heads", None) or heads)
+    kv_heads = 1 if getattr(shape, "multi_query", False) else kv_heads
+    attn_only = native and bool(shape.attn_only)
+    return ModelInfo(
+        **_origin(plain),
+        backend="nnsight",
+        n_layers=len(attrgetter(layout.blocks)(module)),
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        d_model=d_model,
+        d_head=d_head,
+        attn_only=attn_only,
+        parallel=layout.middle is None,
+        positions=str(shape.positional_embedding_type or "standard") if native else layout.positions,
+        normalization=str(shape.normalization_type) if native else _normalization(block),
+        macs_attention=2 * d_model * d_head * (heads + kv_heads),
+        macs_mlp=0 if attn_only else _work([attrgetter(path)(block) for path in layout.mlp], module),
+    )
+
+
+def _origin(plain: Plain) -> dict[str, Any]:
+    source, expected = plain.source, plain.expected
+    return {
+        "name": source.name,
+        "source": source.name if source.name == "bundled" or source.revision else str(source.directory),
+        "revision": source.revision,
+        "fingerprint": source.fingerprint,
+        "architecture": type(plain.module).__name__,
+        "device": plain.device,
+        "dtype": str(plain.dtype).removeprefix("torch."),
+        "d_vocab": expected.d_vocab,
+        "d_vocab_out": None if expected.logits.shape[-1] == expected.d_vocab else int(expected.logits.shape[-1]),
+        "n_ctx": plain.n_ctx,
+        "n_params": plain.n_params,
+        "warnings": ("mps is untested: compare a few numbers with cpu before relying on them",) if plain.device == "mps" else (),
+    }
+
+
+def _normalization(block: nn.Module) -> str:
+    kinds = {type(part).__name__ for part in block.modules()}
+    return "RMS" if any("RMS" in kind for kind in kinds) else "LN"
+
+
+def _bridge_mlp(mlp: Any) -> list[nn.Module]:
+    """The parts of a bridge's MLP that hold its weights, where it tells them apart."""
+    parts = {name: part for name, part in mlp.named_children() if name in MLP_PARTS}
+    return list(parts.values()) if {"in", "out"} <= set(parts) else [mlp.original_component]
+
+
+def _work(parts: Iterable[nn.Module], module: Any) -> int:
+    """Multiply-adds of an MLP's parts at one position; of experts [expert …], those a token is sent to. A shared weight counts once."""
+    used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
+    weights = {id(p): p for part in parts for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
+    return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())

@@ -1,0 +1,230 @@
+"""The contract on nnsight 0.8, which traces any torch module: the very one that Hugging Face or TransformerLens built.
+
+Each run is one trace. Its body, which runs in step with the forward pass, walks the sites that are wanted in forward order: it puts in
+the residual stream, skips blocks, applies edits, keeps what is read, and stops the pass once it has everything. Norms are never frozen
+and weights are used as they are. `backends.layout` says which module's input or output is which site.
+
+Importing nnsight changes the whole process: a method `save` on every object, and `Tensor.backward`. So it is imported here only, when a
+model asks for it, and `save`, with which a later `import mcp` would fail, is taken back (unless whoever imported it first uses it).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
+from discovery.backends.cache import cache_of, prefix_of
+from discovery.backends.heads import SLOTS, Heads
+from discovery.backends.layout import BEHIND, SHARED, Layout
+from discovery.backends.narrow import Narrowing, at_answer, narrowed
+from discovery.errors import SiteError
+from discovery.interventions import Edit
+from discovery.sites import Site
+from discovery.tasks.pairs import Tokenizer
+
+
+def wrap(module: nn.Module) -> Any:
+    """A module in nnsight, which is imported now."""
+    theirs = "nnsight" in sys.modules
+    import nnsight
+
+    if not theirs and nnsight._c.unmount is not None and hasattr(object, "save"):
+        nnsight._c.unmount("save")
+    return nnsight.NNsight(module)
+
+
+class NnsightBackend(Backend):
+    """A traced module behind the contract; one run at a time."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        unembed: nn.Module,
+        layout: Layout,
+        info: ModelInfo,
+        tokenizer: Tokenizer | None,
+        *,
+        block_returns: int | None,
+    ) -> None:
+        """Take over a module.
+
+        Args:
+            unembed: its last Linear.
+            block_returns: length of the tuple that a block returns, or None where it returns a tensor.
+        """
+        self.module, self.info, self.tokenizer, self.layout = module, info, tokenizer, layout
+        self.abilities = Abilities(pattern=True)  # until it has been tried
+        self.block_returns, self.width = block_returns, next(module.parameters()).dtype
+        self.heads = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout)
+        self.net = wrap(module)
+        self.blocks = list(attrgetter(layout.blocks)(self.net))
+        self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
+        self._lock = threading.RLock()
+
+    def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        out = attrgetter(self.layout.out)(attrgetter(self.layout.blocks)(self.module)[layer])
+        weight = out.weight.detach()
+        mixes = weight.T if isinstance(out, nn.Linear) else weight  # GPT-2's Conv1D has it the other way round
+        return mixes.reshape(self.info.n_heads, self.info.d_head, self.info.d_model)  # type: ignore[no-any-return]
+
+    def run(
+        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+    ) -> Outcome:
+        for site in (*reads, *(edit.site for edit in edits)):
+            self.require(site)
+        self._require_possible(batch, reads, edits, keep_prefix, grad)
+        # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
+        arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
+        if self.layout.cached:
+            cached = keep_prefix or batch.prefix is not None
+            arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
+        with self._lock, ExitStack() as stack:
+            narrowing = Narrowing(batch, stack)
+            walk = _Walk(self, batch, reads, narrowed(self.info, batch, reads, edits) if batch.narrow else edits, grad, narrowing)
+            if batch.narrow and batch.start < self.info.n_layers and not self.info.attn_only:
+                narrowing.module("MLP", attrgetter(self.layout.mlp[0])(attrgetter(self.layout.blocks)(self.module)[-1]))
+            for layer in {site.layer for site in (*reads, *(edit.site for edit in edits)) if site.kind == "pattern"}:
+                self._open(layer)
+            with torch.set_grad_enabled(grad), self.net.trace(**arguments) as tracer:
+                walk(tracer)
+        narrowing.require_done()
+        logits = walk.logits if batch.columns is None or walk.logits is None else self._columns(walk.logits, batch.columns)
+        return Outcome(logits, {site: walk.seen[site] for site in reads}, prefix_of(walk.out.past_key_values) if keep_prefix else None)
+
+    def _require_possible(self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit], keep_prefix: bool, grad: bool) -> None:
+        if batch.joins and (reads or edits or grad):
+            raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
+        if (batch.start or batch.middle) and batch.residual is None:
+            raise ValueError("a start layer needs a residual stream")
+        if keep_prefix and (batch.last is None or batch.stop is not None or batch.columns is not None):
+            raise RuntimeError("keys and values are only complete after a full run")
+        if not self.abilities.pattern and any(edit.site.kind == "pattern" for edit in edits):
+            raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
+        if self.layout.pattern is None and any(site.kind == "pattern" for site in (*reads, *(edit.site for edit in edits))):
+            cause = f"The nnsight backend has no attention pattern of this architecture ({self.info.architecture})."
+            raise SiteError(cause, "Patch z, q, k or v instead.")
+
+    def place(self, site: Site) -> tuple[Any, str]:
+        """The traced module, and which side of it, that carries a site."""
+        layout, block = self.layout, self.blocks[site.layer]
+        if site.kind in SLOTS:
+            return attrgetter(layout.qkv[SLOTS.index(site.kind) % len(layout.qkv)])(block), "output"
+        if site.kind in ("resid_pre", "resid_post"):
+            return block, "input" if site.kind == "resid_pre" else "output"
+        inputs, outputs = {"z": layout.out, "resid_mid": layout.middle}, {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out}
+        path = self._pattern(block) if site.kind == "pattern" else {**inputs, **outputs}[site.kind]
+        assert path is not None  # refused before
+        return attrgetter(path)(block), "input" if site.kind in inputs else "output"
+
+    def _pattern(self, block: Any) -> str | None:
+        path = self.layout.pattern
+        if path is None or not path.endswith(SHARED):
+            return path
+        shared = path.removesuffix(f".{SHARED}")
+        operations = attrgetter(f"{shared}.{SHARED.rpartition('.')[0]}")(block)
+        return path if hasattr(operations, SHARED.rpartition(".")[2]) else f"{shared}.{BEHIND}"
+
+    def _open(self, layer: int) -> None:
+        """Let what stands inside a layer's attention be traced; too late once the layer's forward pass has begun."""
+        if self.layout.pattern is not None and ".source." in self.layout.pattern:
+            attrgetter(self.layout.pattern.partition(".source.")[0])(self.blocks[layer]).source  # noqa: B018  # a property that instruments
+
+    def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
+        weight, bias = self.last._module.weight, getattr(self.last._module, "bias", None)
+        logits = torch.einsum("rd,rkd->rk", hidden, weight[columns.clamp(min=0)])  # weights: [row k d_model]
+        return logits if bias is None else logits + bias[columns.clamp(min=0)]
+
+
+class _Walk:
+    """The body of one trace: visits what is wanted, in the order of the forward pass.
+
+    Attributes:
+        seen: sites after their edits.
+        logits: at the answer positions, or what is unembedded there where columns are wanted.
+        out: what the module returned.
+    """
+
+    def __init__(
+        self, backend: NnsightBackend, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit], grad: bool, narrowing: Narrowing
+    ) -> None:
+        self.backend, self.batch, self.grad, self.narrowing = backend, batch, grad, narrowing
+        self.seen: dict[Site, Tensor] = {}
+        self.logits: Tensor | None = None
+        self.out: Any = None
+        self._residual = None if batch.residual is None else batch.residual.to(backend.width)
+        self._edits: dict[Site, list[Edit]] = defaultdict(list)
+        for edit in edits:
+            self._edits[edit.site].append(edit)
+        middles = [site.layer for site in self._edits if site.kind == "resid_mid"]  # is changed through what it is the sum of
+        enters = set(batch.joins)
+        if batch.start < backend.info.n_layers and (grad or batch.middle or (batch.start == 0 and batch.residual is not None)):
+            enters.add(batch.start)
+        wanted = {*reads, *self._edits, *(Site("resid_pre", layer) for layer in (*middles, *enters))}
+        last = backend.info.n_layers - 1
+        self._cut = {Site("z", last)} if batch.narrow and batch.start <= last else set()
+        self._wanted = sorted(wanted | {Site("attn_out", layer) for layer in middles} | self._cut, key=forward_order)
+
+    def __call__(self, tracer: Any) -> None:
+        """Run inside the trace; every access waits until the forward pass gets there."""
+        batch, backend = self.batch, self.backend
+        for block in backend.blocks[: batch.start]:
+            block.skip(self._residual if backend.block_returns is None else (self._residual, *[None] * (backend.block_returns - 1)))
+        for site in self._wanted:
+            self._visit(site)
+            if batch.middle and site == Site("resid_pre", batch.start):
+                attn = attrgetter(backend.layout.attn)(backend.blocks[batch.start])
+                attn.skip((torch.zeros_like(self._residual), None))  # type: ignore[arg-type]  # a start has one
+        if batch.stop is not None or batch.last is None:
+            return tracer.stop()  # type: ignore[no-any-return]  # raises
+        answer = backend.last.input[torch.arange(len(batch.last), device=batch.last.device), batch.last]
+        if batch.columns is not None:
+            self.logits = answer
+            return tracer.stop()  # type: ignore[no-any-return]  # raises
+        backend.last.input = answer.unsqueeze(1)
+        self.out = backend.net.output
+        self.logits = (self.out if isinstance(self.out, Tensor) else self.out.logits)[:, 0]
+
+    def _visit(self, site: Site) -> None:
+        """Read a site, change it, and put it back where it changed."""
+        envoy, side = self.backend.place(site)
+        given = getattr(envoy, side)
+        whole = given[0] if isinstance(given, tuple) else given
+        flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
+        found = whole.unflatten(0, self.batch.tokens.shape) if flat else whole
+        parts = self.backend.heads.apart(site.kind, found)
+        now = self.seen[site] = self._changed(site, parts[0])
+        if site.kind == "attn_out" and (middle := Site("resid_mid", site.layer)) in self._edits:
+            entered = self.seen[Site("resid_pre", site.layer)]
+            before = now + (at_answer(self.batch, entered) if now.shape[1] < entered.shape[1] else entered)
+            after = before
+            for edit in self._edits.get(middle, ()):
+                after = edit.apply(after)
+            now = now + (after - before)
+        if now is parts[0] and not self.grad and site not in self._cut:
+            return
+        put = self.backend.heads.together(site.kind, now, parts)  # what was read is then part of the graph
+        put = self.narrowing.cut("z", put) if site in self._cut else put
+        put = put.flatten(0, 1) if flat else put
+        setattr(envoy, side, (put, *given[1:]) if isinstance(given, tuple) else put)
+
+    def _changed(self, site: Site, value: Tensor) -> Tensor:
+        """With what enters there, and the site's own edits."""
+        if site.kind == "resid_pre":
+            if site.layer == self.batch.start:
+                value = value if self._residual is None else self._residual
+                value = value.detach().requires_grad_() if self.grad and not value.requires_grad else value
+            if site.layer in self.batch.joins:
+                value = torch.cat([value, self.batch.joins[site.layer].to(value.dtype)])
+        for edit in self._edits.get(site, ()) if site.kind != "resid_mid" else ():
+            value = edit.apply(value)
+        return value

@@ -1,0 +1,59 @@
+"""Sweeps and ablations are the same with either backend: within 1e-4 of m(clean) − m(corrupted), in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from discovery.errors import SiteError
+from discovery.methods.ablation import ablate_heads
+from discovery.methods.patching import patch_sweep
+from discovery.sites import SITE_NAMES, Ablation
+from tests.discovery.tiny import ARCHITECTURES, OTHERS, as_task, random_pairs
+
+CLOSE = 1e-4
+NATIVE = ("native", "attn_only", "rotary")
+UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")  # to nnsight
+NAMES = [*ARCHITECTURES, *NATIVE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name not in UNKNOWN)]
+
+
+def gap(measured) -> float:
+    """|m(clean) − m(corrupted)|, of means over pairs."""
+    found = abs(float((measured.metric_clean - measured.metric_corrupted).mean()))
+    assert found > 0.05
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_sweeps_agree(shelf, name, direction):
+    theirs, ours, task = shelf.load(name), shelf.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
+    done = []
+    for site in SITE_NAMES:
+        try:
+            expected = patch_sweep(theirs, task, site, direction=direction)
+        except SiteError:
+            continue  # TransformerLens cannot replace each model's pattern
+        if (name, site) == ("xglm", "pattern"):
+            continue
+        got = patch_sweep(ours, task, site, direction=direction)
+        atol = CLOSE * gap(expected)
+        torch.testing.assert_close(
+            got.per_pair, expected.per_pair, atol=atol, rtol=0, equal_nan=True, msg=lambda text, at=site: f"{at}: {text}"
+        )
+        torch.testing.assert_close(got.values, expected.values, atol=CLOSE, rtol=0, equal_nan=True)
+        if name != "mpt":  # where only nnsight can resume after a prefix
+            assert got.cost.forward_equivalents == pytest.approx(expected.cost.forward_equivalents)
+        done.append(site)
+    assert {"resid_pre", "resid_post", "attn_out", "head_out", "head_out_by_position", "q", "k", "v"} <= set(done)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_ablations_agree(shelf, name, ablation: Ablation):
+    theirs, ours, task = shelf.load(name), shelf.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
+    nodes = ["a0.h1", "a1.h0"] + ([] if theirs.info.attn_only else ["m1"])
+    reference = patch_sweep(theirs, task, "resid_post")
+    got, expected = (ablate_heads(model, task, nodes, ablation=ablation) for model in (ours, theirs))
+    torch.testing.assert_close(got.per_pair, expected.per_pair, atol=CLOSE * gap(reference), rtol=0)
+    assert abs(expected.metric_clean - expected.metric_ablated) > 1e-4
