@@ -1,18 +1,21 @@
-"""Ours against the field, on models whose circuits are known: `python -m benchmarks.recovery [--programs N] [--models DIR]`
+"""Ours against the field, on models whose circuits are known: `python -m benchmarks.recovery [--models DIR] [--published FILE]`
 
 The models written by hand, random programs compiled to weights (`tests/handbuilt/programs.py`), and small trained ones, which are scored by
 regret against the brute-force optimum. Every method gets the same discovery pairs, metric and ablations. Prints Markdown: precision,
 recall, the share of circuits found exactly with its Clopper–Pearson interval, ROC AUC of the ranking, forward-pass equivalents.
+`benchmarks.published` says how to add the methods of `auto-circuit`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from benchmarks.rivals import RIVALS, run
+from benchmarks.rivals import RIVALS, Scores, run
 from benchmarks.subsets import Table, smallest, tabulate
 from benchmarks.table import header
 from benchmarks.trained import add_models, cases
@@ -51,14 +54,34 @@ class Answer:
     verdict: str = ""
 
 
-def answers(model: Backend, task: Task, folder: Path) -> dict[str, Answer]:
+def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, Any]) -> dict[str, Answer]:
     """Every method's answer on the task's discovery pairs."""
     found = {OURS: ours(model, task, folder)}
-    for name, rival in RIVALS.items():
+    given = {name: scored(answer) for name, answer in published.items()}
+    for name, rival in {**RIVALS, **given}.items():
         bench = Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
         made = run(rival, bench)
         found[name] = Answer(made.circuit, made.scores, made.forward_equivalents)
     return found
+
+
+def scored(answer: Mapping[str, Any]) -> Callable[[Bench], Scores]:
+    """A rival whose scores were computed elsewhere, at the cost that they had there."""
+
+    def rival(bench: Bench) -> Scores:
+        bench.engine.meter.spent += answer["forward_equivalents"]
+        return {node: answer["scores"].get(str(node), 0.0) for node in bench.engine.backend.info.nodes()}
+
+    return rival
+
+
+def export(folder: Path, cases_of: Iterable[tuple[str, Backend, Task]]) -> None:
+    """Every model with its discovery pairs as token ids, for methods that run elsewhere."""
+    for name, model, task in cases_of:
+        place = folder / name.replace(" ", "-")
+        shutil.copytree(model.info.source, place)
+        pairs = [{"clean": p.clean, "corrupted": p.corrupted, "answer": p.answer, "wrong": p.wrong} for p in task.discovery.pairs]
+        (place / "pairs.json").write_text(json.dumps(pairs))
 
 
 def ours(model: Backend, task: Task, folder: Path) -> Answer:
@@ -137,37 +160,64 @@ def regret(table: Table, circuit: NodeSet, passing: list[NodeSet]) -> tuple[int,
     return min(len(made ^ circuit) for made in best), table.distance(circuit) - min(table.distance(made) for made in best)
 
 
+def against_truth(folder: Path, programs: int, published: Mapping[str, Any]) -> str:
+    """The tables of the models whose circuits are known."""
+    tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    for kind, name, model, task, truth in known_models(folder, programs):
+        for method, answer in answers(model, task, folder, published.get(name, {})).items():
+            tallies[kind][method].add(name, answer, truth)
+        print(kind, name, file=sys.stderr, flush=True)
+    columns = header("method", "precision", "recall", "exactly (95%)", "AUC", "forward-pass equivalents")
+    text = ""
+    for kind, by_method in tallies.items():
+        text += f"\n{kind}, {len(by_method[OURS].exact)} models\n\n{columns}"
+        text += "".join(f"{tally.row(method)}\n" for method, tally in by_method.items())
+        text += "".join(f"- {line}\n" for line in by_method[OURS].missed)
+    return text
+
+
+def against_optimum(folder: Path, models: Path, published: Mapping[str, Any]) -> str:
+    """The table of the trained models."""
+    regrets: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for name, model, task in cases(models):
+        table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
+        passing = table.passing()
+        for method, answer in answers(model, task, folder, published.get(name.replace(" ", "-"), {})).items() if passing else ():
+            regrets[method].append(regret(held, answer.circuit, passing))
+        print("trained", name, file=sys.stderr, flush=True)
+    columns = ("method", "models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
+    rows = [
+        f"| {method} | {len(values)} | {mean(n for n, _ in values):.2f} | {mean(d for _, d in values):+.3f} |\n"
+        for method, values in regrets.items()
+    ]
+    return f"\ntrained\n\n{header(*columns)}{''.join(rows)}"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=int, default=10**6, help="how many of the random programs (all that are stored)")
+    parser.add_argument("--only", choices=("known", "trained"), help="one of the two parts")
     add_models(parser)
+    parser.add_argument("--export", type=Path, help="only write every model with its discovery pairs into this folder")
+    parser.add_argument("--published", type=Path, help="scores by benchmarks/published.py")
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
-        for kind, name, model, task, truth in known_models(folder, chosen.programs):
-            for method, answer in answers(model, task, folder).items():
-                tallies[kind][method].add(name, answer, truth)
-        for kind, by_method in tallies.items():
-            count = len(by_method[OURS].exact)
-            out.write(
-                f"\n{kind}, {count} models\n\n{header('method', 'precision', 'recall', 'exactly (95%)', 'AUC', 'forward-pass equivalents')}"
-            )
-            out.write("".join(f"{tally.row(method)}\n" for method, tally in by_method.items()))
-            out.write("".join(f"- {line}\n" for line in by_method[OURS].missed))
-            out.flush()
-        regrets: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for _, model, task in cases(chosen.models or folder):
-            table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
-            passing = table.passing()
-            for method, answer in answers(model, task, folder).items() if passing else ():
-                regrets[method].append(regret(held, answer.circuit, passing))
-        columns = ("method", "models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
-        out.write(f"\ntrained\n\n{header(*columns)}")
-        for method, values in regrets.items():
-            out.write(f"| {method} | {len(values)} | {mean(n for n, _ in values):.2f} | {mean(d for _, d in values):+.3f} |\n")
+        models = chosen.models or folder
+        published = json.loads(chosen.published.read_text()) if chosen.published else {}
+        if chosen.only != "trained":
+            if chosen.export is not None:
+                export(chosen.export, ((name, model, task) for _, name, model, task, _ in known_models(folder, chosen.programs)))
+            else:
+                out.write(against_truth(folder, chosen.programs, published))
+                out.flush()
+        if chosen.only != "known":
+            if chosen.export is not None:
+                export(chosen.export, cases(models))
+            else:
+                out.write(against_optimum(folder, models, published))
 
 
 if __name__ == "__main__":
