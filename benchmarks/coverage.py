@@ -18,7 +18,7 @@ from discovery import load_model, load_task
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.graph import EVIDENCE_ABLATIONS
-from discovery.methods.bootstrap import interval_of_ratio, template_weights
+from discovery.methods.bootstrap import Resamples, interval_of_ratio
 from discovery.sites import Node
 from discovery.tasks.task import Pair, SplitName, Task
 
@@ -62,7 +62,7 @@ def covered(task: Task, templates: list[str], above: torch.Tensor, below: torch.
         sizes = shares([len(group) for group in groups], n)
         chosen = torch.cat([group[torch.randint(len(group), (k,), generator=generator)] for group, k in zip(groups, sizes, strict=True)])
         sample = whole(task, [task.pairs[i] for i in chosen.tolist()])
-        interval, _ = interval_of_ratio(above[chosen], below[chosen], template_weights(sample, seed=draw))
+        interval, _ = interval_of_ratio(above[chosen], below[chosen], Resamples.of(sample, seed=draw))
         held += interval.low <= truth <= interval.high
     return held / DRAWS
 

@@ -16,7 +16,7 @@ from discovery.engine import Engine
 from discovery.evaluation import thresholds
 from discovery.graph import AblationEvidence, Reference, Score
 from discovery.methods.ablation import NodeSet, SetMetric, describe_reference
-from discovery.methods.bootstrap import interval_of_mean, interval_of_ratio, template_weights
+from discovery.methods.bootstrap import Resamples, interval_of_mean, interval_of_ratio
 from discovery.sites import Ablation, Universe
 
 
@@ -28,14 +28,14 @@ class Faithfulness:
         defined: whether f means anything here; `gap_low` is the lower bound of m(U) − m(∅).
     """
 
-    def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all", weights: Tensor | None = None) -> None:
+    def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all", resamples: Resamples | None = None) -> None:
         self.engine, self.ablation = engine, ablation
         self.sets = SetMetric(engine, ablation, universe)
         self.everything = self.sets.everything
-        self.weights = template_weights(engine.task) if weights is None else weights
+        self.resamples = Resamples.of(engine.task) if resamples is None else resamples
         self.full, self.empty = self._pairs([self.everything, frozenset()])
         self.sign = -1.0 if engine.metric == "kl_divergence" else 1.0  # there, smaller is more of the behaviour
-        gap = interval_of_mean(self.sign * (self.full - self.empty), self.weights)
+        gap = interval_of_mean(self.sign * (self.full - self.empty), self.resamples)
         self.gap_low = gap.low
         self.defined = gap.low > 0
 
@@ -68,7 +68,7 @@ class Faithfulness:
         if not self.defined:
             return None
         metric = self._pairs([kept])[0]
-        interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.weights)
+        interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
         single = (metric - self.empty) / (self.full - self.empty)
         single = single[single.isfinite()]
         share = float(((single >= band[0]) & (single <= band[1])).double().mean()) if len(single) else None

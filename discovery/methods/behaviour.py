@@ -19,7 +19,7 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.methods.bootstrap import Interval, interval_of_mean, template_weights
+from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.cost import Cost
 from discovery.metrics import is_right, is_top
 from discovery.sites import MetricName
@@ -84,7 +84,7 @@ def check_task(
     clean, corrupted, right, top = _measure(engine)
     n, hits = len(right), int(right.sum())
     low = float(beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
-    gap = interval_of_mean((clean - corrupted).double(), template_weights(task))
+    gap = interval_of_mean((clean - corrupted).double(), Resamples.of(task))
     constant = best_constant(task)
     mean_clean = float(clean.double().mean())
     reasons = []

@@ -2,6 +2,10 @@
 
 A ratio of means is resampled as a whole: the same draw of pairs enters numerator and denominator. All circuits are resampled
 with the same draws, so that their intervals can be compared.
+
+Templates hold few pairs each, and drawing as many as there are would understate the spread by (n − 1)/n in every one of them: 95% intervals
+of 48 pairs then held the true value 86 to 91 times of 100. So one pair less is drawn, with the weight of all (Rao and Wu 1988, "Resampling
+inference with complex survey data"), and the percentiles are those of a t distribution (Hesterberg 2015, arXiv 1411.5279).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from discovery.tasks.task import Task
@@ -28,45 +33,75 @@ class Interval:
     high: float
 
 
-def template_weights(task: Task, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
-    """How often each pair is drawn in each resample, divided by the number of pairs; rows sum to 1.
+@dataclass(frozen=True)
+class Resamples:
+    """Draws of the same pairs, for intervals.
 
-    Pairs are drawn with replacement within their template, so every resample has each template's share. Within a template of a single
-    pair there is nothing to draw, and no uncertainty would be left: such pairs are drawn together, as one template.
+    Attributes:
+        weights: of each pair in each draw; rows sum to 1, and each template has its share.
+        degrees: of freedom: pairs less templates.
+    """
+
+    weights: Float[Tensor, "draw pair"]
+    degrees: int
+
+    @classmethod
+    def of(cls, task: Task, draws: int = DRAWS, seed: int = 0) -> Resamples:
+        """Resample a task's pairs within their templates, one pair less than each has."""
+        groups = _groups(task)
+        return cls(_drawn(groups, draws, seed, fewer=1), len(task.pairs) - len(groups))
+
+    @property
+    def tail(self) -> float:
+        """The share of draws below the interval: a normal distribution's at the t quantile."""
+        return float(stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, self.degrees))) if self.degrees else 0.0
+
+
+def template_weights(task: Task, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
+    """The plain bootstrap, for a computation to be repeated on: how often each pair is drawn, divided by the number of pairs."""
+    return _drawn(_groups(task), draws, seed, fewer=0)
+
+
+def _groups(task: Task) -> list[list[int]]:
+    """The pairs of each template, by number.
+
+    Within a template of a single pair there is nothing to draw, and no uncertainty would be left: such pairs are drawn together.
     """
     counts = Counter(pair.template for pair in task.pairs)
     groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
     for index, pair in enumerate(task.pairs):
         alone = counts[pair.template] == 1
         groups[alone, "" if alone else pair.template].append(index)
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.zeros(draws, len(task.pairs), dtype=torch.float64)
-    for name in sorted(groups):
-        members = torch.tensor(groups[name])
-        picks = torch.randint(len(members), (draws, len(members)), generator=generator)
-        weights.scatter_add_(1, members[picks], torch.ones_like(picks, dtype=torch.float64))
-    return weights / len(task.pairs)
+    return [groups[name] for name in sorted(groups)]
 
 
-def interval_of_mean(values: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]) -> Interval:
+def _drawn(groups: list[list[int]], draws: int, seed: int, *, fewer: int) -> Float[Tensor, "draw pair"]:
+    """Weights of draws with replacement within each group, of so many less than it has."""
+    generator, total = torch.Generator().manual_seed(seed), sum(map(len, groups))
+    weights = torch.zeros(draws, total, dtype=torch.float64)
+    for group in groups:
+        members, count = torch.tensor(group), max(1, len(group) - fewer)
+        picks = torch.randint(len(members), (draws, count), generator=generator)
+        weights.scatter_add_(1, members[picks], torch.full(picks.shape, len(group) / count, dtype=torch.float64))
+    return weights / total
+
+
+def interval_of_mean(values: Float[Tensor, "pair"], resamples: Resamples) -> Interval:
     """Mean over pairs; constant values give a zero-width interval."""
     values = values.double().cpu()
-    return _interval(float(values.mean()), weights @ values)
+    return _interval(float(values.mean()), resamples.weights @ values, resamples.tail)
 
 
-def interval_of_ratio(
-    above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]
-) -> tuple[Interval, float]:
+def interval_of_ratio(above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], resamples: Resamples) -> tuple[Interval, float]:
     """Mean of `above` over mean of `below`, and the median of its resamples."""
     above, below = above.double().cpu(), below.double().cpu()
-    draws = (weights @ above) / (weights @ below)
-    return _interval(float(above.mean() / below.mean()), draws), float(draws.median())
+    draws = (resamples.weights @ above) / (resamples.weights @ below)
+    return _interval(float(above.mean() / below.mean()), draws, resamples.tail), float(draws.median())
 
 
-def _interval(value: float, draws: Float[Tensor, "draw"]) -> Interval:
+def _interval(value: float, draws: Float[Tensor, "draw"], tail: float) -> Interval:
     spread = float(draws.max() - draws.min())
     if spread <= 1e-9 * max(abs(value), 1e-300):  # constant data: rounding is not uncertainty
         return Interval(value, value, value)
-    edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=draws.dtype)
-    low, high = torch.quantile(draws, edges).tolist()
+    low, high = torch.quantile(draws, torch.tensor([tail, 1 - tail], dtype=draws.dtype)).tolist()
     return Interval(value, min(low, value), max(high, value))

@@ -8,7 +8,7 @@ from discovery.agent.context import Context
 from discovery.agent.stages.nodes import effect_of
 from discovery.agent.state import State
 from discovery.graph import CircuitEdge
-from discovery.methods.bootstrap import template_weights
+from discovery.methods.bootstrap import Resamples
 from discovery.methods.paths import edge_effects
 
 TOP = 8
@@ -21,14 +21,14 @@ def edges(state: State, context: Context) -> State:
         return context.finish(state, "edges", {}, "no edges", "there is no circuit")
     engine = context.bench("discovery").engine
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    weights, gap = template_weights(engine.task), clean - corrupted
+    resamples, gap = Resamples.of(engine.task), clean - corrupted
     found = edge_effects(engine, sorted(state.nodes))
     made = [
         CircuitEdge(
             source=str(edge.source),
             target=str(edge.target),
-            effect=effect_of(clean - edge.whole, gap, weights),
-            inputs={slot: effect_of(clean - values, gap, weights) for slot, values in edge.inputs.items()},
+            effect=effect_of(clean - edge.whole, gap, resamples),
+            inputs={slot: effect_of(clean - values, gap, resamples) for slot, values in edge.inputs.items()},
             evidence=(RESULT,),
         )
         for edge in found

@@ -9,7 +9,7 @@ from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.evaluation import ranked
 from discovery.graph import Effect, NodeEffect
-from discovery.methods.bootstrap import interval_of_ratio, template_weights
+from discovery.methods.bootstrap import Resamples, interval_of_ratio
 from discovery.methods.nodes import NodeEffects, node_effects
 
 TOP = 10
@@ -26,7 +26,7 @@ def heads(state: State, context: Context) -> State:
         )
     f = bench.f("mean")
     by_mean = (1 - f([f.everything - {node} for node in noising.nodes], "nodes, mean ablation")).tolist()
-    effects = _effects(noising, denoising, clean, corrupted, template_weights(bench.engine.task))
+    effects = _effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
     order = ranked(noising, denoising)
     names = [str(node) for node in order]
     measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:TOP]}
@@ -44,19 +44,19 @@ def heads(state: State, context: Context) -> State:
     )
 
 
-def _effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrupted: Tensor, weights: Tensor) -> dict[str, NodeEffect]:
+def _effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrupted: Tensor, resamples: Resamples) -> dict[str, NodeEffect]:
     gap = clean - corrupted
     made = {}
     for n, node in enumerate(noising.nodes):
         made[str(node)] = NodeEffect(
-            noising=_effect(clean - noising.per_pair[:, n], gap, weights),
-            denoising=_effect(denoising.per_pair[:, n] - corrupted, gap, weights),
+            noising=_effect(clean - noising.per_pair[:, n], gap, resamples),
+            denoising=_effect(denoising.per_pair[:, n] - corrupted, gap, resamples),
         )
     return made
 
 
-def _effect(change: Tensor, gap: Tensor, weights: Tensor) -> Effect:
-    interval, _ = interval_of_ratio(change, gap, weights)
+def _effect(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
+    interval, _ = interval_of_ratio(change, gap, resamples)
     return Effect(mean=interval.mean, low=interval.low, high=interval.high)
 
 
@@ -64,6 +64,6 @@ def _mean(effect: Effect | None) -> float | None:
     return effect.mean if effect else None
 
 
-def effect_of(change: Tensor, gap: Tensor, weights: Tensor) -> Effect:
+def effect_of(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
     """A normalised effect with its interval; constant data give a zero-width one."""
-    return _effect(change, torch.as_tensor(gap), weights)
+    return _effect(change, torch.as_tensor(gap), resamples)

@@ -25,7 +25,7 @@ from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
-from discovery.methods.bootstrap import Interval, interval_of_mean, template_weights
+from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.cost import Cost
 from discovery.methods.features.places import Places, Positions, places_of
 from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
@@ -98,10 +98,10 @@ def edit_features(
     change = Change.of(features, operation, sae.d_sae)
     engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     places = places_of(task, positions)
-    weights = template_weights(task, seed=seed)
+    resamples = Resamples.of(task, seed=seed)
     prepare(engine, sae)
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, weights)
+    found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, resamples)
     base = clean if error == "keep" else rebuilt_metric
     metrics = _cases(engine, sae, places, change, error, other_directions(sae, change.features, controls, seed))
     effects = (metrics - base).double().mean(1)
@@ -116,7 +116,7 @@ def edit_features(
         float(clean.double().mean()),
         float(base.double().mean()),
         float(metrics[0].double().mean()),
-        interval_of_mean(metrics[0] - base, weights),
+        interval_of_mean(metrics[0] - base, resamples),
         float(effects[0]) / gap if abs(gap) >= 1e-6 else None,
         metrics[0],
         base,

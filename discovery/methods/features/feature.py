@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from discovery.engine import Engine
 from discovery.features import SAE
-from discovery.methods.bootstrap import Interval, interval_of_mean
+from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.features.direct import DirectEffect, direct_effects
 from discovery.methods.features.firing import Consistency, Firing, fires, firing_tokens, peaks, peaks_corrupted, peaks_unrelated
 from discovery.methods.features.places import Places
@@ -58,10 +58,10 @@ class Measured:
         places: Places,
         chosen: tuple[int, ...],
         gradients: dict[int, Tensor] | None,
-        weights: Float[Tensor, "draw pair"],
+        resamples: Resamples,
     ) -> None:
         self.engine, self.sae, self.places, self.chosen = engine, sae, places, chosen
-        self.gradients, self.weights = gradients, weights
+        self.gradients, self.resamples = gradients, resamples
         self.directions = sae.directions(chosen)
 
     def measure(self, controls: int, unrelated: Sequence[Prompt] | None, top_tokens: int, seed: int) -> tuple[Feature, ...]:
@@ -103,7 +103,7 @@ class Measured:
         )
 
     def _interval(self, values: Float[Tensor, "pair"]) -> Interval:
-        return interval_of_mean(values, self.weights)
+        return interval_of_mean(values, self.resamples)
 
     def _tokens(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int) -> tuple[Firing, ...]:
         """Where the feature fires; blocks are padded to one width, and what is padded is not among the chosen positions."""

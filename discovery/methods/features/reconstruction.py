@@ -22,7 +22,7 @@ from torch import Tensor
 
 from discovery.engine import Engine, Window
 from discovery.features import SAE
-from discovery.methods.bootstrap import Interval, interval_of_ratio
+from discovery.methods.bootstrap import Interval, Resamples, interval_of_ratio
 from discovery.methods.features.places import Places
 from discovery.methods.features.splice import Spliced, codes_that_fit, pieces, spliced
 
@@ -53,7 +53,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    engine: Engine, sae: SAE, places: Places, base: Float[Tensor, "pair"], weights: Float[Tensor, "draw pair"]
+    engine: Engine, sae: SAE, places: Places, base: Float[Tensor, "pair"], resamples: Resamples
 ) -> tuple[Reconstruction, Float[Tensor, "pair"]]:
     """Measure a dictionary on all pairs.
 
@@ -71,7 +71,7 @@ def reconstruct(
         values.append(splice_in(view))
     metric = torch.cat(values)
     above, below = (metric - base).double(), (engine.baseline("clean") - base).double()
-    share = _share(above, below, weights)
+    share = _share(above, below, resamples)
     explained = totals.variance_explained
     found = Reconstruction(
         explained,
@@ -102,11 +102,11 @@ def rebuilt(view: Spliced, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out
     return torch.where(view.where[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean)
 
 
-def _share(above: Tensor, below: Tensor, weights: Float[Tensor, "draw pair"]) -> Interval | None:
+def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | None:
     """The ratio of means; None where there is nothing to divide by, in the data or in a resample of it."""
     if abs(float(below.mean())) < TINY:
         return None
-    found, _ = interval_of_ratio(above, below, weights)
+    found, _ = interval_of_ratio(above, below, resamples)
     return found if math.isfinite(found.low) and math.isfinite(found.high) else None
 
 

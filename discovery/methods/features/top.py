@@ -32,7 +32,7 @@ from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
-from discovery.methods.bootstrap import template_weights
+from discovery.methods.bootstrap import Resamples
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
 from discovery.methods.features.direct import ends_of
@@ -124,12 +124,12 @@ def sae_top_features(
         raise MeasurementError(
             "kl_divergence has no gradient at the clean run.", "Use steps of 2 or more, by='activation', or another metric."
         )
-    weights = template_weights(task, seed=seed)
+    resamples = Resamples.of(task, seed=seed)
     base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
-    found, _ = reconstruct(engine, sae, places, base, weights)
+    found, _ = reconstruct(engine, sae, places, base, resamples)
     gradients = None if flat else {view.first: mean_gradient(view, steps) for view in spliced(engine, sae, places)}
     chosen = _rank(engine, sae, places, gradients, order, min(k, sae.d_sae))
-    features = Measured(engine, sae, places, chosen, gradients, weights).measure(controls, unrelated, top_tokens, seed)
+    features = Measured(engine, sae, places, chosen, gradients, resamples).measure(controls, unrelated, top_tokens, seed)
     return TopFeatures(
         found,
         tuple(_warnings(found, sae, len(task), flat)),

@@ -15,7 +15,7 @@ import torch
 
 from discovery.engine import Engine
 from discovery.evaluation import Faithfulness, Resampled
-from discovery.methods.bootstrap import interval_of_mean, template_weights
+from discovery.methods.bootstrap import Resamples, interval_of_mean, template_weights
 from discovery.sites import Node
 from tests.discovery.tiny import as_task
 from tests.handbuilt.truth import known
@@ -53,12 +53,12 @@ def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -
     empty, full = hand.metrics([(), hand.universe])
     assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
     assert found.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
-    weights = template_weights(f.engine.task)
+    resamples = Resamples.of(f.engine.task)
     for score, kept, band in ((found.faithfulness, circuit, (0.8, 1.2)), (found.knockout, f.everything - circuit, (-0.2, 0.2))):
         (metric,) = hand.metrics([kept])
         assert score.value == pytest.approx(hand.f1(kept), abs=1e-4)
-        draws = sorted(float((row @ (metric - empty)) / (row @ (full - empty))) for row in weights)
-        place_low, place_high = 0.025 * (len(draws) - 1), 0.975 * (len(draws) - 1)
+        draws = sorted(float((row @ (metric - empty)) / (row @ (full - empty))) for row in resamples.weights)
+        place_low, place_high = resamples.tail * (len(draws) - 1), (1 - resamples.tail) * (len(draws) - 1)
         low, high = (draws[math.floor(at)] + (at % 1) * (draws[math.ceil(at)] - draws[math.floor(at)]) for at in (place_low, place_high))
         assert (score.low, score.high) == pytest.approx((low, high), abs=1e-4)
         single = ((metric - empty) / (full - empty)).tolist()
@@ -164,7 +164,7 @@ def test_constant_data_have_intervals_of_no_width(copies: int, place: Callable[[
         warnings.simplefilter("error")
         for ablation in ABLATIONS:
             f = Faithfulness(Engine(here.model, task), ablation)
-            gap = interval_of_mean(f.full - f.empty, f.weights)
+            gap = interval_of_mean(f.full - f.empty, f.resamples)
             assert gap.low == gap.mean == gap.high
             assert f.defined
             for node in sorted(f.everything):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.methods.bootstrap import DRAWS, interval_of_mean, interval_of_ratio, template_weights
+from discovery.methods.bootstrap import DRAWS, Resamples, interval_of_mean, interval_of_ratio, template_weights
 from discovery.tasks.task import Pair
 from tests.discovery.tiny import as_task
 
@@ -44,41 +44,87 @@ def test_the_seed_decides_and_the_default_is_fixed():
     assert not torch.equal(template_weights(task, seed=3), template_weights(task, seed=4))
 
 
-def test_every_pair_is_drawn_about_once():
-    weights = template_weights(task_of(6, 6))
+@pytest.mark.parametrize("weights", [template_weights(task_of(6, 6)), Resamples.of(task_of(6, 6)).weights])
+def test_every_pair_is_drawn_about_once(weights):
     torch.testing.assert_close(weights.mean(0) * 12, torch.ones(12, dtype=torch.float64), atol=0.1, rtol=0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=4), st.integers(0, 99))
+def test_one_pair_less_is_drawn_from_each_template_with_the_weight_of_all(sizes, seed):
+    task = task_of(*sizes)
+    resamples = Resamples.of(task, draws=50, seed=seed)
+    assert resamples.degrees == len(task) - len(sizes)
+    for template, size in enumerate(sizes):
+        mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
+        torch.testing.assert_close(resamples.weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
+        counts = resamples.weights[:, mine] * len(task) * (size - 1) / size
+        torch.testing.assert_close(counts, counts.round(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (3, 5), (4, 4, 4)])
+def test_resamples_vary_as_much_as_a_stratified_mean_does(sizes):
+    """Σ (share of the template)² · its unbiased variance / its pairs, by hand; the plain bootstrap falls short of it."""
+    task = task_of(*sizes)
+    values = torch.randn(len(task), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = 0.0
+    for template, size in enumerate(sizes):
+        mine = values[torch.tensor([pair.template == f"t{template}" for pair in task.pairs])]
+        expected += (size / len(task)) ** 2 * float(mine.var()) / size
+    found = [float((weights @ values).var()) for weights in (Resamples.of(task, 50_000).weights, template_weights(task, 50_000))]
+    assert found[0] == pytest.approx(expected, rel=0.03)
+    assert found[1] < 0.85 * expected
+
+
+def test_the_tail_is_that_of_a_t_distribution():
+    """df = 4: t = -2.776, whose normal tail is 0.00275; many pairs: 0.025."""
+    assert Resamples.of(task_of(3, 3)).tail == pytest.approx(0.00275, abs=1e-5)
+    assert Resamples.of(task_of(4000), 2).tail == pytest.approx(0.025, abs=1e-4)
+    assert Resamples.of(task_of(1), 2).tail == 0.0
+
+
+def test_few_pairs_of_many_templates_are_covered():
+    """48 pairs of 16 templates with another mean each: 95 of 100 intervals hold the true mean, give or take 3 standard errors."""
+    task, held, tries = task_of(*[3] * 16), 0, 600
+    generator = torch.Generator().manual_seed(0)
+    templates = torch.tensor([int(pair.template.removeprefix("t")) for pair in task.pairs]).double()
+    for seed in range(tries):
+        values = templates + torch.randn(48, generator=generator, dtype=torch.float64)
+        interval = interval_of_mean(values, Resamples.of(task, 400, seed))
+        held += interval.low <= 7.5 <= interval.high
+    assert held / tries == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / tries))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.7, 1e-12, 0.1, 1e8])
 def test_constant_data_have_no_width(value):
-    weights = template_weights(task_of(7, 4))
-    interval = interval_of_mean(torch.full((11,), value), weights)
+    resamples = Resamples.of(task_of(7, 4))
+    interval = interval_of_mean(torch.full((11,), value), resamples)
     assert interval.low == interval.mean == interval.high == pytest.approx(value)
-    ratio, median = interval_of_ratio(torch.full((11,), value), torch.full((11,), 2.0), weights)
+    ratio, median = interval_of_ratio(torch.full((11,), value), torch.full((11,), 2.0), resamples)
     assert ratio.low == ratio.mean == ratio.high == pytest.approx(value / 2)
     assert median == pytest.approx(value / 2)
 
 
 def test_pairs_alone_in_their_templates_are_drawn_together():
     """Each within its own template would leave an interval of no width, whatever they differ by."""
-    weights = template_weights(task_of(1, 1, 1))
-    interval = interval_of_mean(torch.tensor([1.0, 5.0, 9.0]), weights)
+    resamples = Resamples.of(task_of(1, 1, 1))
+    interval = interval_of_mean(torch.tensor([1.0, 5.0, 9.0]), resamples)
     assert (interval.low, interval.mean, interval.high) == (1.0, 5.0, 9.0)
-    assert torch.equal(weights, template_weights(task_of(3)))
-    mixed = template_weights(task_of(1, 4, 1))
+    assert torch.equal(resamples.weights, Resamples.of(task_of(3)).weights)
+    mixed = Resamples.of(task_of(1, 4, 1)).weights
     alone = torch.tensor([pair.template != "t1" for pair in task_of(1, 4, 1).pairs])
     torch.testing.assert_close(mixed[:, alone].sum(1), torch.full((DRAWS,), 2 / 6, dtype=torch.float64))
     assert float(mixed[:, alone].std(0).min()) > 0
 
 
 def test_a_single_pair_has_no_width():
-    interval = interval_of_mean(torch.tensor([5.0]), template_weights(task_of(1)))
+    interval = interval_of_mean(torch.tensor([5.0]), Resamples.of(task_of(1)))
     assert (interval.low, interval.mean, interval.high) == (5.0, 5.0, 5.0)
 
 
 def test_the_interval_of_a_mean_is_the_normal_one_for_many_pairs():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    interval = interval_of_mean(values, template_weights(task_of(400)))
+    interval = interval_of_mean(values, Resamples.of(task_of(400)))
     half = 1.96 * float(values.std()) / math.sqrt(400)
     assert interval.mean == pytest.approx(float(values.mean()))
     assert interval.low == pytest.approx(interval.mean - half, abs=0.06 * half * 2)
@@ -89,22 +135,22 @@ def test_between_templates_nothing_varies():
     """All variance is between templates, which every resample holds in the same shares."""
     task = task_of(10, 10)
     values = torch.tensor([100.0 if pair.template == "t0" else 0.0 for pair in task.pairs])
-    interval = interval_of_mean(values, template_weights(task))
+    interval = interval_of_mean(values, Resamples.of(task))
     assert interval.low == interval.high == 50.0
 
 
 def test_a_ratio_is_resampled_as_a_whole():
     """Numerator and denominator are proportional: their ratio does not vary, though each of them does."""
-    weights = template_weights(task_of(9))
+    resamples = Resamples.of(task_of(9))
     below = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
-    ratio, median = interval_of_ratio(0.8 * below, below, weights)
+    ratio, median = interval_of_ratio(0.8 * below, below, resamples)
     assert ratio.low == ratio.high == pytest.approx(0.8, abs=1e-6)
     assert median == pytest.approx(0.8, abs=1e-6)
-    assert interval_of_mean(below, weights).high > interval_of_mean(below, weights).low
+    assert interval_of_mean(below, resamples).high > interval_of_mean(below, resamples).low
 
 
 def test_a_ratio_is_of_means_and_not_a_mean_of_ratios():
-    ratio, _ = interval_of_ratio(torch.tensor([1.0, 9.0]), torch.tensor([1.0, 3.0]), template_weights(task_of(2)))
+    ratio, _ = interval_of_ratio(torch.tensor([1.0, 9.0]), torch.tensor([1.0, 3.0]), Resamples.of(task_of(2)))
     assert ratio.mean == 2.5
     assert (ratio.low, ratio.high) == (1.0, 3.0)
 
@@ -112,9 +158,9 @@ def test_a_ratio_is_of_means_and_not_a_mean_of_ratios():
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50))
 def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale, shift):
-    weights = template_weights(task_of(len(values)), draws=200)
+    resamples = Resamples.of(task_of(len(values)), draws=200)
     data = torch.tensor(values, dtype=torch.float64)
-    plain, moved = interval_of_mean(data, weights), interval_of_mean(data * scale + shift, weights)
+    plain, moved = interval_of_mean(data, resamples), interval_of_mean(data * scale + shift, resamples)
     assert plain.low <= plain.mean <= plain.high
     assert min(values) - 1e-9 <= plain.low
     assert plain.high <= max(values) + 1e-9
