@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -65,32 +66,46 @@ def describe_bridge(source: Source, bridge: Any, module: nn.Module, expected: Re
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Layers, heads and widths, as a configuration gives them."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    attn_only: bool = False
+
+    @classmethod
+    def of_hugging_face(cls, config: Any) -> Shape:
+        """Of a transformers configuration, whose own names are mapped to the common ones."""
+        heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
+        kv_heads = 1 if getattr(config, "multi_query", False) else int(getattr(config, "num_key_value_heads", None) or heads)
+        return cls(int(config.num_hidden_layers), heads, kv_heads, d_model, int(getattr(config, "head_dim", None) or d_model // heads))
+
+    @classmethod
+    def of_native(cls, cfg: Any) -> Shape:
+        """Of a TransformerLens configuration."""
+        heads, kv_heads = int(cfg.n_heads), int(cfg.n_key_value_heads or cfg.n_heads)
+        return cls(int(cfg.n_layers), heads, kv_heads, int(cfg.d_model), int(cfg.d_head), bool(cfg.attn_only))
+
+
 def describe_module(source: Source, module: Any, layout: Layout, expected: Reference, n_ctx: int) -> ModelInfo:
     """Of a Hugging Face or TransformerLens-native module, whose parts are where the layout says."""
-    shape, block = module.config if layout.cached else module.cfg, attrgetter(layout.blocks)(module)[0]
-    native = not layout.cached
-    heads = int(shape.n_heads if native else shape.num_attention_heads)
-    d_model = int(shape.d_model if native else shape.hidden_size)
-    d_head = int((shape.d_head if native else getattr(shape, "head_dim", None)) or d_model // heads)
-    kv_heads = int(getattr(shape, "n_key_value_heads" if native else "num_key_value_heads", None) or heads)
-    kv_heads = 1 if getattr(shape, "multi_query", False) else kv_heads
-    attn_only = native and bool(shape.attn_only)
+    shape = Shape.of_hugging_face(module.config) if layout.cached else Shape.of_native(module.cfg)
+    block = attrgetter(layout.blocks)(module)[0]
     return ModelInfo(
         **_origin(source, module, expected),
+        **vars(shape),
         backend="nnsight",
-        n_layers=len(attrgetter(layout.blocks)(module)),
-        n_heads=heads,
-        n_kv_heads=kv_heads,
-        d_model=d_model,
-        d_head=d_head,
         n_ctx=n_ctx,
         n_params=sum(p.numel() for p in module.parameters()),
-        attn_only=attn_only,
         parallel=layout.middle is None,
-        positions=str(shape.positional_embedding_type or "standard") if native else layout.positions,
-        normalization=str(shape.normalization_type) if native else _normalization(block),
-        macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else sum(_work(attrgetter(path)(block), module) for path in layout.mlp),
+        positions=layout.positions if layout.cached else str(module.cfg.positional_embedding_type or "standard"),
+        normalization=_normalization(block) if layout.cached else str(module.cfg.normalization_type),
+        macs_attention=2 * shape.d_model * shape.d_head * (shape.n_heads + shape.n_kv_heads),
+        macs_mlp=0 if shape.attn_only else sum(_work(attrgetter(path)(block), module) for path in layout.mlp),
     )
 
 

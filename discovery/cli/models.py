@@ -16,7 +16,7 @@ from typing import Any
 from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
-from discovery.cli.subject import loading, open_model
+from discovery.cli.subject import loading
 
 _DEEP = 3
 _FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
@@ -31,7 +31,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
     for name, act, text in (
         ("list", listed, "the bundled model and those in the models directory"),
-        ("info", info, "load a model and say what it is"),
+        ("info", info, "what a model is, from its configuration alone"),
     ):
         verb = verbs.add_parser(name, parents=parents, help=text)
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
@@ -63,11 +63,13 @@ def listed(args: argparse.Namespace, console: Console) -> None:
 
 
 def info(args: argparse.Namespace, console: Console) -> None:
-    """What a loaded model is."""
-    model = open_model(loading(args), console)
+    """What a model is, from its configuration alone."""
+    from discovery.backends.outline import outline
     from discovery.graph.strict_json import dumps
 
-    facts = {**dataclasses.asdict(model.info), "n_nodes": len(model.info.nodes()), "tokenizer": model.tokenizer is not None}
+    asked = loading(args)
+    found = outline(asked["model"], dtype=asked["dtype"])
+    facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes}
     if args.json:
         console.write(dumps(facts, indent=2) + "\n")
     else:
