@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -14,6 +13,7 @@ from discovery.backends.base import ModelInfo
 from discovery.backends.check import Reference, reference
 from discovery.backends.huggingface import Source
 from discovery.backends.layout import Layout
+from discovery.backends.shape import Shape, work
 
 MLP_PARTS = ("in", "gate", "out")
 
@@ -99,35 +99,24 @@ def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
         positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
         normalization=str(cfg.normalization_type),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else _work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
+        macs_mlp=0 if attn_only else work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
     )
 
 
 def describe_module(plain: Plain, layout: Layout) -> ModelInfo:
     """Of a Hugging Face or TransformerLens-native module, whose parts are where the layout says."""
     module = plain.module
-    shape, block = module.config if layout.cached else module.cfg, attrgetter(layout.blocks)(module)[0]
-    native = not layout.cached
-    heads = int(shape.n_heads if native else shape.num_attention_heads)
-    d_model = int(shape.d_model if native else shape.hidden_size)
-    d_head = int((shape.d_head if native else getattr(shape, "head_dim", None)) or d_model // heads)
-    kv_heads = int(getattr(shape, "n_key_value_heads" if native else "num_key_value_heads", None) or heads)
-    kv_heads = 1 if getattr(shape, "multi_query", False) else kv_heads
-    attn_only = native and bool(shape.attn_only)
+    shape = Shape.of_hugging_face(module.config) if layout.cached else Shape.of_native(module.cfg)
+    block = attrgetter(layout.blocks)(module)[0]
     return ModelInfo(
         **_origin(plain),
+        **vars(shape),
         backend="nnsight",
-        n_layers=len(attrgetter(layout.blocks)(module)),
-        n_heads=heads,
-        n_kv_heads=kv_heads,
-        d_model=d_model,
-        d_head=d_head,
-        attn_only=attn_only,
         parallel=layout.middle is None,
-        positions=str(shape.positional_embedding_type or "standard") if native else layout.positions,
-        normalization=str(shape.normalization_type) if native else _normalization(block),
-        macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else _work([attrgetter(path)(block) for path in layout.mlp], module),
+        positions=layout.positions if layout.cached else str(module.cfg.positional_embedding_type or "standard"),
+        normalization=_normalization(block) if layout.cached else str(module.cfg.normalization_type),
+        macs_attention=shape.macs_attention,
+        macs_mlp=0 if shape.attn_only else work([attrgetter(path)(block) for path in layout.mlp], module),
     )
 
 
@@ -158,10 +147,3 @@ def _bridge_mlp(mlp: Any) -> list[nn.Module]:
     """The parts of a bridge's MLP that hold its weights, where it tells them apart."""
     parts = {name: part for name, part in mlp.named_children() if name in MLP_PARTS}
     return list(parts.values()) if {"in", "out"} <= set(parts) else [mlp.original_component]
-
-
-def _work(parts: Iterable[nn.Module], module: Any) -> int:
-    """Multiply-adds of an MLP's parts at one position; of experts [expert …], those a token is sent to. A shared weight counts once."""
-    used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
-    weights = {id(p): p for part in parts for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
-    return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())

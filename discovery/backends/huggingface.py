@@ -22,7 +22,8 @@ from torch import nn
 
 from discovery.errors import ModelError
 
-PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+WEIGHTS = "*.safetensors"
+PATTERNS = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
 _LAYER = re.compile(r"\.\d+\.")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -59,8 +60,8 @@ class TextTokenizer:
         return unknown is not None and written not in text and unknown in self.encode(text)
 
 
-def fetch(name: str) -> Source:
-    """Bring a hub model into the local cache.
+def fetch(name: str, *, weights: bool = True) -> Source:
+    """Bring a hub model into the local cache, or all but its weights.
 
     Raises:
         ModelError: where the name does not exist or the hub cannot be reached.
@@ -69,7 +70,8 @@ def fetch(name: str) -> Source:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        directory = Path(snapshot_download(name, allow_patterns=PATTERNS))
+        wanted = [pattern for pattern in PATTERNS if weights or pattern != WEIGHTS]
+        directory = Path(snapshot_download(name, allow_patterns=wanted))
     except HFValidationError:
         raise ModelError(f"{name!r} is neither a directory nor a hub name.", "Give 'bundled', a model directory, or owner/name.") from None
     except GatedRepoError:
@@ -84,7 +86,10 @@ def fetch(name: str) -> Source:
             f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
         ) from None
-    if not any(directory.glob("*.safetensors")):
+    if weights and not any(directory.glob(WEIGHTS)):
+        if constants.is_offline_mode():
+            cause = f"The cache has no *.safetensors file of the hub model {name!r}, and downloads are switched off."
+            raise ModelError(cause, "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.")
         raise ModelError(
             f"The hub model {name!r} has no *.safetensors file; pickled weights can run code when opened, and are not fetched.",
             f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
@@ -93,8 +98,8 @@ def fetch(name: str) -> Source:
     return Source(name, directory, revision=directory.name)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The directory's config.json, refused where it cannot be a causal language model we load.
+def read_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
+    """The directory's config.json, refused where it cannot be a causal language model we load; its weights may be left for later.
 
     Raises:
         ModelError: damaged JSON, custom code, an encoder-decoder, or pickled weights.
@@ -116,7 +121,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
     _require_known(directory.name, str(config["model_type"]))
-    require_safetensors(directory)
+    if weights:
+        require_safetensors(directory)
     return config
 
 

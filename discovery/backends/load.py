@@ -63,8 +63,8 @@ def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", d
         return _load_huggingface(source, width, place, engine)
 
 
-def find_source(name: str) -> Source:
-    """Where a model is.
+def find_source(name: str, *, weights: bool = True) -> Source:
+    """Where a model is; of a hub name its files are fetched, without the weights where they are not wanted.
 
     Raises:
         ModelError: where the name is no model directory, and not on the hub either.
@@ -89,7 +89,16 @@ def find_source(name: str) -> Source:
         raise ModelError(f"{name!r} is a file.", "Give the directory that holds config.json and the weights.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
-    return fetch(name)
+    return fetch(name, weights=weights)
+
+
+def engines_of(config: Any) -> tuple[Engine, ...]:
+    """Which engines know a Hugging Face configuration; whether they reproduce the model is found out at load."""
+    try:
+        layout_of(config)
+    except ModelError:
+        return ("transformerlens",)
+    return ("transformerlens", "nnsight")
 
 
 def choose_device(device: str) -> str:

@@ -90,9 +90,6 @@ def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.M
     Raises:
         ModelError: where a weight is missing, unknown or misshapen, or a setting is not one the native module has.
     """
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge.sources.native.model import NativeModel
-
     config = read_native_config(directory)
     path = directory / "model.safetensors"
     if not path.is_file():
@@ -101,19 +98,31 @@ def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.M
         weights = {name: value for name, value in load_file(path).items() if not IGNORED.fullmatch(name)}
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
+    module, cfg = native_module(config, directory.name, dtype)
+    state = _Converter(config, cfg.d_mlp, weights, directory.name).convert(module)
+    module.load_state_dict(state, strict=True)
+    return module.to(device=device, dtype=dtype).eval().requires_grad_(False), cfg
+
+
+def native_module(config: dict[str, Any], where: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """The native module of a tl_config.json before it has its weights, and its TransformerLens configuration.
+
+    Raises:
+        ModelError: where a setting is not one the native module has.
+    """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge.sources.native.model import NativeModel
+
     fields = set(TransformerBridgeConfig.__init__.__code__.co_varnames) | {"positional_embedding_type", "d_mlp"}
     settings = {k: v for k, v in config.items() if k in fields and k not in ("self", "dtype", "seed", "attn_scale", "use_attn_scale")}
     settings["act_fn"] = ACTIVATIONS.get(settings.get("act_fn", "relu"), settings.get("act_fn", "relu"))
     try:
         cfg = TransformerBridgeConfig.from_dict({**settings, "architecture": "TransformerLensNative", "init_weights": False})
         cfg.dtype = dtype
-        module = NativeModel(cfg)
+        return NativeModel(cfg), cfg
     except (ValueError, TypeError, NotImplementedError) as fault:
         # The configuration's checks name its own fields and values, and nothing else.
-        raise ModelError(f"{directory.name}/tl_config.json: {str(fault).splitlines()[0]}", "Correct the field it names.") from fault
-    state = _Converter(config, cfg.d_mlp, weights, directory.name).convert(module)
-    module.load_state_dict(state, strict=True)
-    return module.to(device=device, dtype=dtype).eval().requires_grad_(False), cfg
+        raise ModelError(f"{where}/tl_config.json: {str(fault).splitlines()[0]}", "Correct the field it names.") from fault
 
 
 @dataclass

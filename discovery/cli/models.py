@@ -11,12 +11,15 @@ import dataclasses
 import importlib.resources
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
-from discovery.cli.subject import loading, open_model
+from discovery.cli.subject import loading
+
+if TYPE_CHECKING:
+    from discovery.backends.outline import Outline
 
 _DEEP = 3
 _FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
@@ -31,7 +34,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
     for name, act, text in (
         ("list", listed, "the bundled model and those in the models directory"),
-        ("info", info, "load a model and say what it is"),
+        ("info", info, "what a model is and what memory it takes, from its configuration alone"),
     ):
         verb = verbs.add_parser(name, parents=parents, help=text)
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
@@ -63,15 +66,33 @@ def listed(args: argparse.Namespace, console: Console) -> None:
 
 
 def info(args: argparse.Namespace, console: Console) -> None:
-    """What a loaded model is."""
-    model = open_model(loading(args), console)
+    """What a model is and what memory it takes, from its configuration alone."""
+    from discovery.backends.load import choose_device
+    from discovery.backends.outline import outline
     from discovery.graph.strict_json import dumps
 
-    facts = {**dataclasses.asdict(model.info), "n_nodes": len(model.info.nodes()), "tokenizer": model.tokenizer is not None}
+    asked = loading(args)
+    device = choose_device(asked["device"])
+    found = outline(asked["model"], dtype=asked["dtype"])
+    if asked["backend"] not in ("auto", *found.backends):
+        raise UsageError(f"The {asked['backend']} backend does not know {found.architecture}.", f"Use {' or '.join(found.backends)}.")
+    facts, memory = {**dataclasses.asdict(found), "n_nodes": found.n_nodes}, _memory(found, device)
+    del facts["loading_bytes"]
     if args.json:
-        console.write(dumps(facts, indent=2) + "\n")
-    else:
-        console.say(columns([(name, _word(value)) for name, value in facts.items()]))
+        console.write(dumps({**facts, "memory": memory}, indent=2) + "\n")
+        return
+    console.say(columns([(name, _word(value)) for name, value in facts.items()]))
+    pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
+    console.say(f"Memory: {_size(memory['loading'])} at most while it is loaded, {_size(memory['weights'])} from then on.")
+    console.say(f"Beside it a sweep of {pairs} takes {_size(memory['sweep'])}, or {_size(memory['sweep_pair'])} pair by pair.")
+    console.say(f"Free on {device}: {_size(memory['free'])}.")
+
+
+def _memory(found: Outline, device: str) -> dict[str, Any]:
+    """Bytes: what a model takes, and what is free."""
+    from discovery.engine import Need, free_memory
+
+    return {"loading": found.loading_bytes, **dataclasses.asdict(Need.of(found)), "free": free_memory(device)}
 
 
 def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:

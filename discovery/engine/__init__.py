@@ -2,8 +2,9 @@
 
 from discovery.engine.block import Block
 from discovery.engine.cached import out_of_memory
-from discovery.engine.engine import Engine, prepared
+from discovery.engine.engine import Engine, free_memory, prepared
 from discovery.engine.gradients import attribution_work, attributions
+from discovery.engine.need import Need, sweep_bytes
 from discovery.engine.prompts import Prompts, Side, other
 from discovery.engine.rows import Rows, Window
 from discovery.engine.work import BACKWARD, Meter, Progress, full_work, row_work
@@ -13,6 +14,7 @@ __all__ = [
     "Block",
     "Engine",
     "Meter",
+    "Need",
     "Progress",
     "Prompts",
     "Rows",
@@ -20,9 +22,11 @@ __all__ = [
     "Window",
     "attribution_work",
     "attributions",
+    "free_memory",
     "full_work",
     "other",
     "out_of_memory",
     "prepared",
     "row_work",
+    "sweep_bytes",
 ]

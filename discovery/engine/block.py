@@ -6,7 +6,7 @@ One cached pass of each side of each prompt serves every sweep, ablation and con
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from discovery.backends.base import Batch
 from discovery.engine.cached import Cached
+from discovery.engine.need import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import Rows, Stairs, Window, cut
 from discovery.engine.work import full_work, row_work
@@ -22,7 +23,6 @@ from discovery.interventions import Edit
 from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
 
-VOCABULARIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
 MOST_COLUMNS = 64  # beyond that, the whole vocabulary is as cheap
 
 
@@ -34,8 +34,7 @@ class Block(Cached):
 
     @property
     def metric_bytes(self) -> int:
-        """A divergence goes through the vocabulary several times, in float32 at the least."""
-        return 4 * VOCABULARIES[self.metric] * self.backend.info.n_logits
+        return metric_bytes(self.backend.info, self.metric)
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
         """The metric of the unchanged prompts."""

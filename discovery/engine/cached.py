@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, Prefix
+from discovery.engine.need import row_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.rows import Window
 from discovery.engine.work import Meter, full_work, row_work
@@ -96,16 +97,8 @@ class Cached:
     def rows_that_fit(self, first: int, end: int) -> int:
         """How many rows of these positions a batch may have."""
         tokens = TOKENS_PER_BATCH.get(self.backend.device.type, 4096) // max(end - first, 1)
-        return max(1, min(self.memory // self._row_bytes(first, end), max(tokens, 1), self._limit or 1 << 30))
-
-    def _row_bytes(self, first: int, end: int) -> int:
-        """A generous estimate of what one row of a batch takes at its peak."""
-        info, width = self.backend.info, end - first
-        size = torch.finfo(getattr(torch, info.dtype)).bits // 8
-        wide = 8 * info.d_model + 4 * info.n_heads * info.d_head + 3 * info.macs_mlp // max(info.d_model, 1)
-        scores = 4 * info.n_heads * width * end
-        kept = 4 * info.n_layers * info.n_kv_heads * info.d_head * end
-        return size * (width * wide + scores + kept + 4 * info.n_logits) + self.metric_bytes
+        one = row_bytes(self.backend.info, first, end) + self.metric_bytes
+        return max(1, min(self.memory // one, max(tokens, 1), self._limit or 1 << 30))
 
     @property
     def metric_bytes(self) -> int:

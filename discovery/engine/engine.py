@@ -19,6 +19,7 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine.block import Block
+from discovery.engine.need import BATCHES, CACHES, pair_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.work import Meter, Progress
 from discovery.errors import MeasurementError, MemoryLimitError
@@ -27,8 +28,6 @@ from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
 SHARE_OF_FREE = 0.6
-CACHES, BATCHES = 35, 30  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
-SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
 
 
 class Engine:
@@ -139,11 +138,9 @@ class Engine:
         self._means.update(made)
 
     def _cut_pairs(self) -> list[tuple[int, int]]:
-        info, pairs = self.backend.info, self.task.pairs
+        pairs = self.task.pairs
         width = max(len(pair.clean) for pair in pairs)
-        size = torch.finfo(getattr(torch, info.dtype)).bits // 8
-        layer = SITES_CACHED * info.d_model + 2 * info.n_kv_heads * info.d_head + 2 * info.n_heads * info.d_head + self._further
-        one = 2 * size * (info.n_layers * width * layer + info.n_logits)  # both sides
+        one = pair_bytes(self.backend.info, width, self._further)
         count = self.memory * CACHES // (100 * one)
         if count < 1:
             raise MemoryLimitError(
@@ -178,8 +175,9 @@ def give_back() -> None:
         trim(0)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free where the model runs."""
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that are free where a model runs."""
+    device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

@@ -24,6 +24,7 @@ from mcp_server.session.places import Places
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
+    from discovery.backends.outline import Outline
     from discovery.tasks.task import Task
 
 PLAIN = {"backend": "auto", "device": "auto", "dtype": "float32"}  # what a handle does not say
@@ -82,6 +83,14 @@ class Models:
         chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
         more = [word for key, word in chosen.items() if word != PLAIN[key] and word != "transformerlens"]
         return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
+
+    def outline(self, asked: Asked) -> Outline:
+        """What would be loaded, from its configuration alone. A hub name's may be downloaded, not its weights.
+
+        Raises:
+            ModelError: the name is no model, or one that cannot be described.
+        """
+        return science.outline(asked.source, dtype=asked.dtype)
 
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""

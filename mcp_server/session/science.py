@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, discover, estimate, go_on
-    from discovery.backends.load import find_source, load_model
-    from discovery.engine import Engine, Meter
+    from discovery.backends.load import choose_device, find_source, load_model
+    from discovery.backends.outline import outline
+    from discovery.engine import Engine, Meter, Need, free_memory
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
     from discovery.methods.ablation import ablate_heads
@@ -29,17 +30,21 @@ _HOMES = {
     "Discovered": "discovery.agent",
     "Engine": "discovery.engine",
     "Meter": "discovery.engine",
+    "Need": "discovery.engine",
     "ablate_heads": "discovery.methods.ablation",
     "check_task": "discovery.methods.behaviour",
+    "choose_device": "discovery.backends.load",
     "contrast": "discovery.methods.contrast",
     "discover": "discovery.agent",
     "estimate": "discovery.agent",
     "evaluate_circuit": "discovery.evaluation",
     "find_source": "discovery.backends.load",
+    "free_memory": "discovery.engine",
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
     "load_model": "discovery.backends.load",
     "open_sae": "discovery.features",
+    "outline": "discovery.backends.outline",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
     "sae_top_features": "discovery.methods.features",
@@ -52,17 +57,21 @@ __all__ = [
     "Discovered",
     "Engine",
     "Meter",
+    "Need",
     "ablate_heads",
     "check_task",
+    "choose_device",
     "contrast",
     "discover",
     "estimate",
     "evaluate_circuit",
     "find_source",
+    "free_memory",
     "go_on",
     "heatmap",
     "load_model",
     "open_sae",
+    "outline",
     "pack",
     "patch_sweep",
     "run_with_cache",

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mcp.types import CallToolResult
-from pydantic import Field
+from pydantic import BaseModel, Field
 
+from discovery.errors import ModelError
 from discovery.sites import BackendName
+from mcp_server.session import science
 from mcp_server.session.devices import Work as Job
-from mcp_server.session.models import Loaded
+from mcp_server.session.models import Asked, Loaded
 from mcp_server.tools.arguments import Call, ModelId
 from mcp_server.tools.result import Listing, Result, answer, number
 
+if TYPE_CHECKING:
+    from discovery.backends.base import ModelInfo
+    from discovery.backends.outline import Outline
+
+FACTS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1 or mps.", max_length=20, pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")]
 Width = Literal["float32", "float64", "float16", "bfloat16"]
 
 
+class Memory(BaseModel):
+    """Megabytes."""
+
+    loading: float | None = Field(description="At most while the weights are loaded; null where that is done.")
+    weights: float | None = Field(description="Of the model in memory.")
+    sweep_pair: float | None = Field(
+        description="A patch_sweep beside it (q, k, v and pattern take more): one pair of `tokens` tokens after the other."
+    )
+    sweep: float | None = Field(description="The same with `pairs` pairs at once.")
+    tokens: int
+    pairs: int
+    free: float | None = Field(description="Where the model runs.")
+
+
 class Model(Result):
-    """A model in memory."""
+    """A model in memory, or one that could be."""
 
     lists: ClassVar[tuple[str, ...]] = ("warnings",)
 
     model_id: str = Field(description="Handle for the other tools.")
     model: str
     already_loaded: bool
+    loaded: bool = Field(description="False where load was false: load_model without it loads the model under this model_id.")
     architecture: str
     backend: str
     device: str
@@ -40,7 +63,8 @@ class Model(Result):
     n_nodes: int = Field(description="Heads and MLPs: what a circuit is chosen from.")
     attn_only: bool
     tokenizer: bool = Field(description="False: prompts must be token ids, and built-in tasks do not apply.")
-    fingerprint: str = Field(description="sha256 of the weights.")
+    fingerprint: str | None = Field(description="sha256 of the weights; null where they are not loaded.")
+    memory: Memory
     seconds: float | None
     warnings: list[str]
 
@@ -87,38 +111,34 @@ async def load_model(
     backend: Annotated[BackendName | None, Field(description="Engine; the server's default where null.")] = None,
     device: Device | None = None,
     dtype: Annotated[Width | None, Field(description="The server's default (float32) where null.")] = None,
+    load: Annotated[bool, Field(description="False: only say what it is and what memory it takes, from its configuration.")] = True,
 ) -> Annotated[CallToolResult, Model]:
     """Loads a language model and returns the `model_id` that every other tool takes. Call it first; the same arguments again cost
     nothing and give the same id. `bundled` is a small model that is always there and does the built-in task ioi.
 
-    Use it once per model. Not for looking what is there: list_models. Cost: bundled about 5 s the first time (libraries are loaded
-    then), gpt2 about 10 s; a hub model not yet on this machine is downloaded first. The least recently used model is dropped when
-    memory is short.
+    Use it once per model; with load=false first where memory may be short: that reads no weights, and downloads none of a hub model.
+    Not for looking what is there: list_models. Cost: bundled about 5 s the first time (libraries are loaded then), gpt2 about 10 s; a
+    hub model not yet on this machine is downloaded first. The least recently used model is dropped when memory is short.
 
     Example: load_model(model="bundled") -> model_id "bundled".
     """
     session = call.request_context.lifespan_context
 
-    def job(work: Job) -> tuple[Loaded, bool]:
+    def job(work: Job) -> Model:
         asked = session.models.ask(model, backend, device, dtype)
-        work.say(f"loading {session.models.handle(asked)}")
-        return session.models.load(asked)
+        model_id = session.models.handle(asked)
+        if not load and not session.models.has(model_id):
+            return _described(asked, model_id, session.models.outline(asked))
+        loading = None
+        if not session.models.has(model_id):
+            work.say(f"loading {model_id}")
+            with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
+                found = session.models.outline(asked)
+                loading = found.loading_bytes
+                work.say(f"loading {model_id}: {found.n_params:,} parameters, at most {loading / 1e6:,.0f} MB while they are loaded")
+        return _in_use(asked, *session.models.load(asked), loading)
 
-    loaded, before = await session.devices.run(call, None, "loading", job)
-    info = loaded.backend.info
-    same = {name: getattr(info, name) for name in Model.model_fields if hasattr(info, name) and name != "warnings"}
-    return answer(
-        Model(
-            model_id=loaded.model_id,
-            model=model,
-            already_loaded=before,
-            n_nodes=len(info.nodes()),
-            tokenizer=loaded.backend.tokenizer is not None,
-            seconds=number(0.0 if before else loaded.seconds, 3),
-            warnings=list(info.warnings),
-            **same,
-        )
-    )
+    return answer(await session.devices.run(call, None, "loading", job))
 
 
 async def list_models(call: Call) -> Annotated[CallToolResult, ModelList]:
@@ -135,7 +155,7 @@ async def list_models(call: Call) -> Annotated[CallToolResult, ModelList]:
     found = [(places.shown(str(path)), sum(file.stat().st_size for file in path.glob("*.safetensors"))) for path in places.directories()]
     loadable = [
         Available(model="bundled", megabytes=None),
-        *(Available(model=name, megabytes=number(size / 1e6, 3)) for name, size in found),
+        *(Available(model=name, megabytes=_megabytes(size)) for name, size in found),
     ]
     hub = (
         "only those already on this machine: the server is read-only"
@@ -155,6 +175,74 @@ async def unload_model(call: Call, model_id: ModelId) -> Annotated[CallToolResul
     session = call.request_context.lifespan_context
     session.models.drop(model_id)
     return answer(Unloaded(model_id=model_id, loaded=[found.model_id for found in session.models.all()]))
+
+
+def _described(asked: Asked, model_id: str, found: Outline) -> Model:
+    """A model that is not loaded.
+
+    Raises:
+        ModelError: where the backend that was asked for does not know it.
+    """
+    if asked.backend not in ("auto", *found.backends):
+        raise ModelError(f"The {asked.backend} backend does not know {found.architecture}.", f"Use {' or '.join(found.backends)}.")
+    device = science.choose_device(asked.device)
+    return Model(
+        **_facts(found),
+        model_id=model_id,
+        model=asked.model,
+        already_loaded=False,
+        loaded=False,
+        backend=found.backends[0] if asked.backend == "auto" else asked.backend,
+        device=device,
+        n_nodes=found.n_nodes,
+        tokenizer=found.tokenizer,
+        fingerprint=None,
+        memory=_memory(found, found.loading_bytes, device),
+        seconds=None,
+        warnings=[],
+    )
+
+
+def _in_use(asked: Asked, loaded: Loaded, before: bool, loading: int | None) -> Model:
+    """A model in memory; `before`: it was there already."""
+    info = loaded.backend.info
+    return Model(
+        **_facts(info),
+        model_id=loaded.model_id,
+        model=asked.model,
+        already_loaded=before,
+        loaded=True,
+        backend=info.backend,
+        device=info.device,
+        n_nodes=len(info.nodes()),
+        tokenizer=loaded.backend.tokenizer is not None,
+        fingerprint=info.fingerprint,
+        memory=_memory(info, None if before else loading, info.device),
+        seconds=number(0.0 if before else loaded.seconds, 3),
+        warnings=list(info.warnings),
+    )
+
+
+def _facts(found: Outline | ModelInfo) -> dict[str, Any]:
+    """What both know."""
+    return {name: getattr(found, name) for name in FACTS}
+
+
+def _memory(found: Outline | ModelInfo, loading: int | None, device: str) -> Memory:
+    need = science.Need.of(found)
+    return Memory(
+        loading=_megabytes(loading),
+        weights=_megabytes(need.weights),
+        sweep_pair=_megabytes(need.sweep_pair),
+        sweep=_megabytes(need.sweep),
+        tokens=need.tokens,
+        pairs=need.pairs,
+        free=_megabytes(science.free_memory(device)),
+    )
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else number(count / 1e6, 3)
 
 
 def _in_memory(found: Loaded) -> InMemory:

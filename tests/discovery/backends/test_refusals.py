@@ -312,9 +312,22 @@ def test_a_hub_model_that_has_only_a_pickle(monkeypatch, tmp_path):
 
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match=r"'someone/old' has no \*\.safetensors") as caught:
         fetch("someone/old")
     assert "save_pretrained('folder')" in caught.value.cure
+
+
+def test_what_was_only_described_before_downloads_were_switched_off(monkeypatch, tmp_path):
+    """Its configuration is in the cache, and its weights are not."""
+    import huggingface_hub
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: True)
+    with pytest.raises(ModelError, match=r"The cache has no \*\.safetensors file of the hub model 'someone/new'"):
+        fetch("someone/new")
+    assert fetch("someone/new", weights=False).directory == tmp_path
 
 
 # TransformerLens's own format

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.discovery.cli.conftest import Told
+from tests.discovery.tiny import hugging_face
 
 
 @pytest.fixture
@@ -53,7 +54,17 @@ def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
     facts = json.loads(told.out)
     assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (2, 4, True, False)
     assert (facts["name"], facts["n_nodes"]) == (str(model_directory), 8)
-    assert "n_heads            4\n" in scout("models", "info", str(model_directory), "--device", "cpu").out
+    assert facts["memory"]["loading"] > facts["memory"]["weights"] == 4 * facts["n_params"]
+    told = scout("models", "info", str(model_directory), "--device", "cpu")
+    assert "  n_heads         4\n" in told.out
+    assert "Beside it a sweep of 32 pairs" in told.out
+    assert "Free on cpu" in told.out
+
+
+def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., Told], tmp_path: Path) -> None:
+    told = scout("models", "info", str(hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
+    assert (told.status, told.out) == (2, "")
+    assert "Use transformerlens" in told.err
 
 
 def test_info_of_what_is_no_model(scout: Callable[..., Told], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mcp_server.errors import UnknownModelError
 from mcp_server.session import Places, Settings
 from mcp_server.session.models import Models
 from mcp_server.session.results import result_id
+from tests.discovery.tiny import hugging_face
 from tests.mcp_server.place import TASK, call, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +64,31 @@ async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None
             sweep = await call(client, "patch_sweep", model_id=loaded["model_id"], task=TASK, site="head_out", pairs=8, top=3)
             found.append([(cell["layer"], cell["head"], pytest.approx(cell["effect"], abs=1e-4)) for cell in sweep["top"]])
     assert found[0] == found[1] == found[2]
+
+
+async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path) -> None:
+    """Its facts and its memory are those of the loaded model, and nothing is loaded."""
+    async with Client(make(models, tmp_path / "runs")) as client:
+        said = await call(client, "load_model", model="induction", load=False)
+        assert (said["loaded"], said["already_loaded"], said["fingerprint"], said["seconds"]) == (False, False, None, None)
+        assert (await call(client, "list_models"))["loaded"] == []
+        assert said["memory"]["loading"] > said["memory"]["weights"] > 0
+        found = await call(client, "load_model", model="induction")
+        assert (found["loaded"], found["already_loaded"]) == (True, False)
+        again = await call(client, "load_model", model="induction", load=False)
+        assert (again["loaded"], again["already_loaded"], again["memory"]["loading"]) == (True, True, None)
+    for facts in (said, found):
+        for own in ("loaded", "fingerprint", "seconds", "warnings"):
+            del facts[own]
+        del facts["memory"]["free"]
+    assert said == found
+
+
+async def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "granite", "granite")
+    async with Client(make(tmp_path, tmp_path / "runs")) as client:
+        assert "Use transformerlens" in await refused(client, "load_model", model="granite", backend="nnsight", load=False)
+        assert "nowhere" in await refused(client, "load_model", model="nowhere", load=False)
 
 
 def test_names_that_are_cut_do_not_make_two_results_one() -> None:

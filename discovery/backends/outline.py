@@ -1,0 +1,182 @@
+"""What a model is before its weights are loaded: from its configuration alone, on torch's meta device, which holds shapes and no numbers.
+
+from discovery.backends.outline import outline
+outline("bundled").n_params            # 882304; of a hub name all but the weights is fetched
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from discovery.backends.base import Width
+from discovery.backends.describe import context, vocabulary
+from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
+from discovery.backends.load import Engine, engines_of, find_source
+from discovery.backends.native import native_module, read_native_config
+from discovery.backends.shape import Shape, work
+from discovery.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model that is not loaded.
+
+    Attributes:
+        architecture: class name of the module that would be loaded.
+        n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
+        n_params: tied weights count once.
+        loading_bytes: the most in use while they are loaded: the weights, and the files they are read from, which are mapped meanwhile.
+        backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
+        tokenizer: the directory has one; else prompts are token ids.
+        d_vocab_out: how many logits there are, where they are fewer than d_vocab.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    d_vocab_out: int | None
+    n_ctx: int
+    n_params: int
+    loading_bytes: int
+    attn_only: bool
+    macs_attention: int
+    macs_mlp: int
+    backends: tuple[Engine, ...]
+    tokenizer: bool
+
+    @property
+    def n_logits(self) -> int:
+        """How many tokens can be an answer."""
+        return self.d_vocab_out or self.d_vocab
+
+    @property
+    def n_nodes(self) -> int:
+        """Heads and MLPs: the universe that a circuit is found in."""
+        return self.n_layers * (self.n_heads + (0 if self.attn_only else 1))
+
+
+def outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
+    """Describe a model without loading its weights.
+
+    Args:
+        name: as in `load_model`.
+        dtype: in which the weights would be loaded.
+
+    Raises:
+        ModelError: the name is no model, or not one that can be run.
+    """
+    if dtype not in get_args(Width):
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
+    source = find_source(str(name), weights=False)
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
+        if (source.directory / "tl_config.json").is_file():
+            return _of_native(source, dtype)
+        return _of_hugging_face(source, dtype)
+
+
+def _of_hugging_face(source: Source, dtype: str) -> Outline:
+    config = read_config(source.directory, weights=False)
+    module, saved = _empty_module(source.directory)
+    try:
+        shape, d_vocab = Shape.of_hugging_face(module.config), vocabulary(module)
+        n_logits = int(module.get_output_embeddings().weight.shape[0])
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
+        cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
+        raise ModelError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
+    return _outline(source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved, engines_of(module.config))
+
+
+def _of_native(source: Source, dtype: str) -> Outline:
+    config = read_native_config(source.directory)
+    module: Any
+    with torch.device("meta"):
+        module, cfg = native_module(config, source.directory.name, torch.float32)
+    _give_biases(module, source.directory)
+    vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
+    return _outline(source, module, Shape.of_native(cfg), dtype, vocabularies, None, get_args(Engine))
+
+
+def _outline(
+    source: Source,
+    module: Any,
+    shape: Shape,
+    dtype: str,
+    vocabularies: tuple[int, int, int],
+    saved: torch.dtype | None,
+    backends: tuple[Engine, ...],
+) -> Outline:
+    d_vocab, n_logits, n_ctx = vocabularies
+    n_params = sum(parameter.numel() for parameter in module.parameters())
+    blocks = next((part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers), None)
+    if blocks is None:
+        raise ModelError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
+    return Outline(
+        **vars(shape),
+        name=source.name,
+        source=source.name if source.name == "bundled" or source.revision else str(source.directory),
+        revision=source.revision,
+        architecture=type(module).__name__,
+        dtype=dtype,
+        d_vocab=d_vocab,
+        d_vocab_out=None if n_logits == d_vocab else n_logits,
+        n_ctx=n_ctx,
+        n_params=n_params,
+        loading_bytes=n_params * (getattr(torch, dtype).itemsize + (saved or torch.float32).itemsize),
+        macs_attention=shape.macs_attention,
+        macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
+        backends=backends,
+        tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
+    )
+
+
+def _empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
+    """The module that the directory's config.json describes, with shapes and no weights, and the width its weights were saved in.
+
+    Raises:
+        ModelError: where transformers does not take the configuration.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        saved = config.dtype
+        with torch.device("meta"):
+            # float32 is torch's default: another would be everybody's for a moment, in a server that measures meanwhile
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32), saved
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, StrictDataclassError) as fault:
+        cause = f"{directory.name}: transformers does not take its config.json ({type(fault).__name__})."
+        raise ModelError(cause, "Check that it is that of a causal language model.", detail=first_line(fault)) from fault
+
+
+def _give_biases(module: Any, directory: Path) -> None:
+    """Loading gives a native module the output biases that its checkpoint has and its own layers lack."""
+    path = directory / "model.safetensors"
+    names: set[str] = set()
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:  # its header only
+                names = set(file.keys())
+        except SafetensorError as fault:
+            raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
+    linears = [module.head] if "unembed.b_U" in names else []
+    linears += [layer.mlp.out for layer in module.layers if hasattr(getattr(layer, "mlp", None), "gate")]
+    for linear in linears:
+        if linear.bias is None:
+            linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))

@@ -1,0 +1,97 @@
+"""What measuring takes of memory, from a model's sizes alone: so it can be said before the model is loaded.
+
+The engine divides the memory it may take: so much for the cached runs of some pairs, so much for a batch of rows, and the rest for what
+joins parts. The shares are in whole percent, so that what is said to be needed is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from discovery.sites import MetricName
+
+CACHES, BATCHES = 35, 30  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
+SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
+VOCABULARIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
+
+
+class Sized(Protocol):
+    """A loaded model's `ModelInfo`, or the `Outline` of one that is not loaded."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def n_logits(self) -> int: ...
+    @property
+    def macs_mlp(self) -> int: ...
+
+
+def pair_bytes(model: Sized, tokens: int, further: int = 0) -> int:
+    """The cached runs of one pair, both sides; `further` numbers a layer and position beyond what every sweep holds."""
+    layer = SITES_CACHED * model.d_model + 2 * model.n_kv_heads * model.d_head + 2 * model.n_heads * model.d_head + further
+    return 2 * _width(model) * (model.n_layers * tokens * layer + model.n_logits)
+
+
+def row_bytes(model: Sized, first: int, end: int) -> int:
+    """A generous estimate of what one row of a batch takes at its peak, from position `first` to `end`."""
+    tokens = end - first
+    wide = 8 * model.d_model + 4 * model.n_heads * model.d_head + 3 * model.macs_mlp // max(model.d_model, 1)
+    scores = 4 * model.n_heads * tokens * end
+    kept = 4 * model.n_layers * model.n_kv_heads * model.d_head * end
+    return _width(model) * (tokens * wide + scores + kept + 4 * model.n_logits)
+
+
+def metric_bytes(model: Sized, metric: MetricName) -> int:
+    """Of the metric of one row, beside its logits: a divergence goes through the vocabulary several times, in float32 at the least."""
+    return 4 * VOCABULARIES[metric] * model.n_logits
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a model and a sweep of `resid_pre`, an output or heads on it take.
+
+    Attributes:
+        weights: the model itself, once it is loaded.
+        sweep_pair: beside it, the least with which one pair after the other is swept; sweep: with which all pairs are swept together.
+        tokens, pairs: for which this is so.
+    """
+
+    weights: int
+    sweep_pair: int
+    sweep: int
+    tokens: int
+    pairs: int
+
+    @classmethod
+    def of(cls, model: Sized, tokens: int = 32, pairs: int = 32) -> Need:
+        """For prompts of so many tokens, where the model takes as many."""
+        tokens = min(tokens, model.n_ctx)
+        return cls(_width(model) * model.n_params, sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs), tokens, pairs)
+
+
+def sweep_bytes(model: Sized, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:
+    """The least memory limit, beside the weights, with which so many pairs of so many tokens are swept together."""
+    caches, batch = pairs * pair_bytes(model, tokens), row_bytes(model, 0, tokens) + metric_bytes(model, metric)
+    return max(-(-100 * caches // CACHES), -(-100 * batch // BATCHES))
+
+
+def _width(model: Sized) -> int:
+    return int(getattr(torch, model.dtype).itemsize)
