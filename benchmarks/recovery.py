@@ -54,11 +54,11 @@ class Answer:
     verdict: str = ""
 
 
-def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, Any]) -> dict[str, Answer]:
-    """Every method's answer on the task's discovery pairs."""
-    found = {OURS: ours(model, task, folder)}
-    given = {name: scored(answer) for name, answer in published.items()}
-    for name, rival in {**RIVALS, **given}.items():
+def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, Any] | None) -> dict[str, Answer]:
+    """Every method's answer on the task's discovery pairs; only the published ones' where there are any."""
+    found = {OURS: ours(model, task, folder)} if published is None else {}
+    rivals = RIVALS if published is None else {name: scored(answer) for name, answer in published.items()}
+    for name, rival in rivals.items():
         bench = Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
         made = run(rival, bench)
         found[name] = Answer(made.circuit, made.scores, made.forward_equivalents)
@@ -160,29 +160,29 @@ def regret(table: Table, circuit: NodeSet, passing: list[NodeSet]) -> tuple[int,
     return min(len(made ^ circuit) for made in best), table.distance(circuit) - min(table.distance(made) for made in best)
 
 
-def against_truth(folder: Path, programs: int, published: Mapping[str, Any]) -> str:
+def against_truth(folder: Path, programs: int, published: Mapping[str, Any] | None) -> str:
     """The tables of the models whose circuits are known."""
     tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     for kind, name, model, task, truth in known_models(folder, programs):
-        for method, answer in answers(model, task, folder, published.get(name, {})).items():
+        for method, answer in answers(model, task, folder, published and published[name]).items():
             tallies[kind][method].add(name, answer, truth)
         print(kind, name, file=sys.stderr, flush=True)
     columns = header("method", "precision", "recall", "exactly (95%)", "AUC", "forward-pass equivalents")
     text = ""
     for kind, by_method in tallies.items():
-        text += f"\n{kind}, {len(by_method[OURS].exact)} models\n\n{columns}"
+        text += f"\n{kind}, {max(len(tally.exact) for tally in by_method.values())} models\n\n{columns}"
         text += "".join(f"{tally.row(method)}\n" for method, tally in by_method.items())
-        text += "".join(f"- {line}\n" for line in by_method[OURS].missed)
+        text += "".join(f"- {line}\n" for line in by_method[OURS].missed) if OURS in by_method else ""
     return text
 
 
-def against_optimum(folder: Path, models: Path, published: Mapping[str, Any]) -> str:
+def against_optimum(folder: Path, models: Path, published: Mapping[str, Any] | None) -> str:
     """The table of the trained models."""
     regrets: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for name, model, task in cases(models):
         table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
         passing = table.passing()
-        for method, answer in answers(model, task, folder, published.get(name.replace(" ", "-"), {})).items() if passing else ():
+        for method, answer in answers(model, task, folder, published and published[name.replace(" ", "-")]).items() if passing else ():
             regrets[method].append(regret(held, answer.circuit, passing))
         print("trained", name, file=sys.stderr, flush=True)
     columns = ("method", "models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
@@ -200,13 +200,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("known", "trained"), help="one of the two parts")
     add_models(parser)
     parser.add_argument("--export", type=Path, help="only write every model with its discovery pairs into this folder")
-    parser.add_argument("--published", type=Path, help="scores by benchmarks/published.py")
+    parser.add_argument("--published", type=Path, help="the rows of the methods whose scores benchmarks/published.py computed, alone")
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         models = chosen.models or folder
-        published = json.loads(chosen.published.read_text()) if chosen.published else {}
+        published = json.loads(chosen.published.read_text()) if chosen.published else None
         if chosen.only != "trained":
             if chosen.export is not None:
                 export(chosen.export, ((name, model, task) for _, name, model, task, _ in known_models(folder, chosen.programs)))
