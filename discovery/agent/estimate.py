@@ -67,14 +67,16 @@ def estimate(
     stages["localise"] = _sweeps(engine, ["resid_pre"], DIRECTIONS)
     stages["components"] = _sweeps(engine, sites, DIRECTIONS)
     by_mean, singles = SetMetric(engine, "mean", universe), model.info.nodes(universe)
-    alone = by_mean.estimate([by_mean.everything, frozenset(), *(by_mean.everything - {node} for node in singles)])
+    alone = by_mean.estimate(
+        [by_mean.everything, frozenset(), *(by_mean.everything - {node} for node in singles), *(frozenset({node}) for node in singles)]
+    )
     stages["heads"] = sum(estimate_nodes(engine, direction, universe) for direction in DIRECTIONS) + alone
     size = max(2, nodes // 3)
     a_set = _a_set(engine, universe, size) / pairs
     around = 2 * nodes + 2  # sets that (c) asks of one circuit
     contexts = size * (size - 1) // 2 + size * max(size - 2, 0)
     stages["candidate"] = a_set * 4 * nodes * pairs
-    stages["mend"] = a_set * 2 * pairs * (ROUNDS * around + contexts)
+    stages["mend"] = a_set * pairs * (2 * (ROUNDS * around + contexts) + size * (size - 1) / 2)
     stages["stability"] = SHARE * sum(stages.values())
     others = min(thresholds.CONTROLS, math.comb(nodes, size) - 1)  # of a small model there are fewer
     stages["validate"] = a_set * (2 * held * (around + 2 * size) + 4 * others * min(thresholds.CONTROL_PAIRS, held))

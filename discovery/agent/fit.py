@@ -42,6 +42,12 @@ def fits(both: Both, sets: Sequence[NodeSet], label: str = "candidates") -> list
     return [{ablation: values[ablation][n] for ablation in both} for n in range(len(sets))]
 
 
+def singles(f: Faithfulness | Resampled, nodes: Sequence[Node], label: str) -> dict[Node, tuple[float, float]]:
+    """What each node does alone: 1 − f without it (noising), and f of it alone (denoising)."""
+    found = f([*(f.everything - {node} for node in nodes), *(frozenset({node}) for node in nodes)], label).tolist()
+    return {node: (1 - found[n], found[len(nodes) + n]) for n, node in enumerate(nodes)}
+
+
 def excess(fit: Mapping[EvidenceAblation, Fit]) -> float:
     """Over all ablations."""
     return sum(part.excess for part in fit.values())

@@ -90,6 +90,7 @@ def _node(state: State, name: str) -> CircuitNode:
         sign=(total > 0) - (total < 0),
         positions=state.positions.get(name),
         role=state.labels.get(name),
+        inclusion=state.inclusion.get(name),
         evidence=state.evidence.get(name, ()),
     )
 

@@ -26,6 +26,7 @@ class State(Record):
         curve: faithfulness of the ranking's first k nodes.
         circuit: the candidate, and once frozen the circuit.
         labels: node -> how it acts (e.g. "redundant", "opposing").
+        partners: node -> those that do its work where it is out, found by ablating two together.
         positions: node -> where it matters.
         stability: mean Jaccard of condition (f), where known. inclusion: how often resamples chose each node.
         cut_searches: how many of its searches ended where their share of the budget was spent.
@@ -41,10 +42,10 @@ class State(Record):
     behaviour: Mapping[str, Json] = Field(default_factory=dict)
     ranking: tuple[str, ...] = ()
     effects: Mapping[str, NodeEffect] = Field(default_factory=dict)
-    noising_mean: Mapping[str, float] = Field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     circuit: tuple[str, ...] = ()
     labels: Mapping[str, str] = Field(default_factory=dict)
+    partners: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
     stability: float | None = None

@@ -3,7 +3,16 @@
 from discovery.evaluation.areas import areas
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
 from discovery.evaluation.controls import rivals
-from discovery.evaluation.evaluate import Evaluated, circuit_key, conclude, conclude_without_circuit, evaluate_circuit, heldout_key, ranked
+from discovery.evaluation.evaluate import (
+    Evaluated,
+    circuit_key,
+    conclude,
+    conclude_without_circuit,
+    evaluate_circuit,
+    heldout_key,
+    ranked,
+    singles_of,
+)
 from discovery.evaluation.faithfulness import Faithfulness, Resampled
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
 from discovery.evaluation.minimality import contexts, minimal, minimality, needed
@@ -32,4 +41,5 @@ __all__ = [
     "needed",
     "ranked",
     "rivals",
+    "singles_of",
 ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from discovery.backends.base import Backend
 from discovery.engine import Meter, Progress
@@ -21,10 +20,12 @@ from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
 from discovery.methods.cost import Cost
 from discovery.methods.nodes import NodeEffects, node_effects
-from discovery.sites import MetricName, Node, Universe
+from discovery.sites import Direction, MetricName, Node, Universe
 from discovery.store import heldout_looks
 from discovery.tasks.task import Task
 
+Singles = Mapping[Node, tuple[float, float]]  # of each node alone: noising, denoising
+DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 NOT_FINAL = "the held-out pairs were not looked at (final=False): these are discovery pairs"
 
 
@@ -77,7 +78,8 @@ def evaluate_circuit(
     behaviour = {
         name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
     }
-    screened = ranked(node_effects(search.engine, "noising", universe), node_effects(search.engine, "denoising", universe))
+    noising, denoising = (node_effects(search.engine, direction, universe) for direction in DIRECTIONS)
+    screened = ranked(singles_of(noising, denoising))
     own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
     looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
     judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
@@ -126,14 +128,26 @@ def conclude(
     return evaluation, verdict, reasons
 
 
-def ranked(noising: NodeEffects, denoising: NodeEffects) -> list[Node]:
-    """Nodes by effect, noising and denoising combined (one direction alone misses an OR); ties by node.
+def ranked(*singles: Singles) -> list[Node]:
+    """Nodes by the effect that they have alone, noising and denoising combined (one direction alone misses an OR); ties by node.
 
-    Effects below the smallest that minimality counts (0.02) are ties: their order would be noise.
+    A node is a candidate where either direction reaches 0.02, what minimality counts, under the first ablation, or else under the next.
+    Below that all are ties, last: their order would be noise.
+
+    Args:
+        singles: under each ablation, the most trusted first.
     """
-    size = noising.values.abs().nan_to_num(0.0) + denoising.values.abs().nan_to_num(0.0)
-    size = torch.where(size < thresholds.DROP, 0.0, size)
-    return [noising.nodes[n] for n in sorted(range(len(noising.nodes)), key=lambda n: (-round(float(size[n]), 9), noising.nodes[n]))]
+
+    def size(node: Node) -> float:
+        found = (tuple(abs(value) if math.isfinite(value) else 0.0 for value in effects[node]) for effects in singles)
+        return next((round(sum(both), 9) for both in found if max(both) >= thresholds.DROP), 0.0)
+
+    return sorted(singles[0], key=lambda node: (-size(node), node))
+
+
+def singles_of(noising: NodeEffects, denoising: NodeEffects) -> Singles:
+    """Each node's effects alone, by resample ablation."""
+    return dict(zip(noising.nodes, zip(noising.values.tolist(), denoising.values.tolist(), strict=True), strict=True))
 
 
 def circuit_key(circuit: NodeSet) -> str:

@@ -94,6 +94,7 @@ class CircuitNode(Record):
         sign: which way it moves the metric: 1 up, −1 down, 0 neither.
         positions: where it matters, as token positions or labels; a description that narrows nothing.
         role: what it is thought to do.
+        inclusion: the share of condition (f)'s resamples whose circuit has it; None where (f) was not measured.
         evidence: ids of the results that the numbers come from.
     """
 
@@ -106,6 +107,7 @@ class CircuitNode(Record):
     sign: Literal[-1, 0, 1] | None = None
     positions: tuple[int | str, ...] | None = None
     role: str | None = None
+    inclusion: float | None = None
     evidence: tuple[str, ...] = ()
 
     @model_validator(mode="before")

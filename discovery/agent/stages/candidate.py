@@ -5,8 +5,10 @@ from __future__ import annotations
 from discovery.agent.context import Context
 from discovery.agent.fit import curve, fits, start_from
 from discovery.agent.mend import SPENT
+from discovery.agent.pairs import partners
 from discovery.agent.rivals import select
 from discovery.agent.state import State
+from discovery.errors import BudgetError
 from discovery.graph import CurvePoint
 
 
@@ -52,15 +54,21 @@ def mending(state: State, context: Context) -> State:
     circuit = select(both, state.nodes, state.ranked, context.seed, say)
     fit = fits(both, [circuit])[0]
     measured = {ablation: {"f(C)": part.kept, "f(U\\C)": part.knocked} for ablation, part in fit.items()}
-    context.save_sets()
     names = [str(node) for node in sorted(circuit)]
     points = tuple(
         CurvePoint(ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.kept) for ablation, part in fit.items()
     )
+    found = {}
+    try:
+        found = partners(context.bench("discovery").f("resample"), [node for node in state.ranked if node in circuit])
+    except BudgetError as short:
+        spent.append(short.cause)
+    context.save_sets()
+    together = "".join(f"; {name} does the work of {', '.join(others)} where it is out" for name, others in found.items())
     return context.finish(
-        state.with_(circuit=tuple(names), curve=(*state.curve, *points)),
+        state.with_(circuit=tuple(names), curve=(*state.curve, *points), partners=found),
         "mend",
         measured,
-        f"{len(names)} nodes: {', '.join(names)}",
+        f"{len(names)} nodes: {', '.join(names)}{together}",
         spent[0] if spent else "nothing more changes",
     )

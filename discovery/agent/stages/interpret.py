@@ -1,4 +1,4 @@
-"""Stage 9: where each node acts, and how: signs and labels that follow from numbers already measured."""
+"""Stage 9: where each node acts, and how: labels from what nodes do alone, and in pairs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from discovery.agent.state import State
 from discovery.evaluation import thresholds
 from discovery.methods.naming import named
 from discovery.methods.patching import patch_sweep
+from discovery.sites import Node
 
 SHARE = 0.25  # of the node's strongest position
 
@@ -39,17 +40,19 @@ def interpret(state: State, context: Context) -> State:
 
 
 def _label(state: State, name: str) -> str | None:
-    """How a node acts, from its single effects."""
+    """How a node acts, from what it does alone and from whom it does it with."""
     effect = state.effects[name]
     noising = (effect.noising and effect.noising.mean) or 0.0
     denoising = (effect.denoising and effect.denoising.mean) or 0.0
-    small = thresholds.DROP
+    small, large = thresholds.DROP, thresholds.GAP_OUT
     if min(noising, denoising) < -small and max(noising, denoising) < small:
         return "opposing"
+    if partners := state.partners.get(name):
+        return f"redundant with {', '.join(Node.parse(other).label for other in partners)}: taking out both costs more than each alone"
     if abs(noising) < small and abs(denoising) < small:
         return "hidden: no effect alone in either direction"
-    if abs(noising) < small <= abs(denoising):
+    if abs(noising) < small and abs(denoising) >= large:
         return "redundant: sufficient, not necessary"
-    if abs(denoising) < small <= abs(noising):
+    if abs(denoising) < small and abs(noising) >= large:
         return "joint: necessary, not sufficient"
     return None

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from discovery.agent.context import Context
+from discovery.agent.fit import singles
 from discovery.agent.state import State
-from discovery.evaluation import ranked
+from discovery.evaluation import ranked, singles_of
 from discovery.graph import Effect, NodeEffect
 from discovery.methods.bootstrap import Resamples, interval_of_ratio
 from discovery.methods.nodes import NodeEffects, node_effects
@@ -24,23 +25,22 @@ def heads(state: State, context: Context) -> State:
         context.save(
             f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))}
         )
-    f = bench.f("mean")
-    by_mean = (1 - f([f.everything - {node} for node in noising.nodes], "nodes, mean ablation")).tolist()
+    by_mean = singles(bench.f("mean"), noising.nodes, "nodes, mean ablation")
+    context.save("nodes-mean", {"effects": torch.tensor(list(by_mean.values()))}, {"nodes": ",".join(map(str, by_mean))})
     effects = _effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
-    order = ranked(noising, denoising)
+    order = ranked(singles_of(noising, denoising), by_mean)
     names = [str(node) for node in order]
     measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:TOP]}
     return context.finish(
         state.with_(
             ranking=tuple(names),
             effects=effects,
-            noising_mean={str(node): value for node, value in zip(noising.nodes, by_mean, strict=True)},
-            evidence=dict.fromkeys(names, ("nodes-noising", "nodes-denoising")),
+            evidence=dict.fromkeys(names, ("nodes-noising", "nodes-denoising", "nodes-mean")),
         ),
         "heads",
         measured,
         f"largest effects: {', '.join(node.label for node in order[:TOP])}",
-        "|noising| + |denoising| of each node alone, at all positions, resample ablation",
+        "|noising| + |denoising| of each node alone, at all positions, by resample ablation; by mean ablation where neither reaches 0.02",
     )
 
 

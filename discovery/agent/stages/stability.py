@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from discovery.agent.context import Context
-from discovery.agent.fit import smallest_size, start_from
+from discovery.agent.fit import singles, smallest_size, start_from
 from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
 from discovery.agent.state import State
-from discovery.evaluation import Resampled, ranked, thresholds
+from discovery.evaluation import Resampled, ranked, singles_of, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.bootstrap import template_weights
 from discovery.methods.nodes import NodeEffects
@@ -44,7 +44,8 @@ def stability(state: State, context: Context) -> State:
     own = state.nodes
     jaccard = [len(own & made) / len(own | made) for made, _ in found]
     cut = [why is not None for _, why in found]
-    frequency = {str(node): sum(node in made for made, _ in found) / len(found) for node in sorted(frozenset().union(own, *nodes(found)))}
+    ended = [made for made, why in found if why is None]  # where the others would have ended, nobody knows
+    frequency = {str(node): sum(node in made for made in ended) / len(ended) for node in sorted(own.union(*ended))} if ended else {}
     mean = known_mean(jaccard, cut)
     measured = {
         "jaccard": jaccard,
@@ -58,11 +59,6 @@ def stability(state: State, context: Context) -> State:
         why += f"; {sum(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
     concluded = "not known" if mean is None else f"mean Jaccard {mean:.2f}"
     return context.finish(state.with_(stability=mean, cut_searches=sum(cut), inclusion=frequency), "stability", measured, concluded, why)
-
-
-def nodes(found: Sequence[tuple[NodeSet, str | None]]) -> list[NodeSet]:
-    """The circuits of some searches."""
-    return [made for made, _ in found]
 
 
 def known_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
@@ -84,7 +80,8 @@ def _select(context: Context, draw: Tensor) -> tuple[NodeSet, str | None]:
     engine = context.bench("discovery").engine
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
     effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
-    ranking, cut = ranked(*effects), list[str]()
+    by_mean = singles(both["mean"], effects[0].nodes, "nodes, mean ablation")
+    ranking, cut = ranked(singles_of(*effects), by_mean), list[str]()
 
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
         if concluded == SPENT:

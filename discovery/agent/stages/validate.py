@@ -85,7 +85,7 @@ def _significant(context: Context) -> dict[str, Json]:
 
 
 def stability_of(state: State) -> dict[str, Json]:
-    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut."""
+    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut (the mean is then a bound)."""
     return {
         "mean_jaccard": state.stability,
         "resamples": thresholds.RESAMPLES,

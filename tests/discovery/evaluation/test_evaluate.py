@@ -12,7 +12,7 @@ import torch
 
 from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
-from discovery.evaluation import circuit_key, conclude_without_circuit, heldout_key, ranked
+from discovery.evaluation import circuit_key, conclude_without_circuit, heldout_key, ranked, singles_of
 from discovery.evaluation.evaluate import NOT_FINAL
 from discovery.methods.nodes import NodeEffects
 from discovery.sites import Node, head
@@ -181,7 +181,15 @@ def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
     """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
     noising = effects("noising", {head(0, 0): 0.004, head(0, 1): 0.0, head(1, 0): -0.3, head(1, 1): 0.5, head(1, 2): float("nan")})
     denoising = effects("denoising", {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015})
-    assert ranked(noising, denoising) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
+    assert ranked(singles_of(noising, denoising)) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
+
+
+def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
+    """0.015 + 0.012 is none; what only mean ablation sees comes by its size there."""
+    resample = {head(0, 0): (0.015, 0.012), head(0, 1): (0.0, 0.02), head(1, 0): (0.01, 0.0), head(1, 1): (0.0, 0.0)}
+    mean = {head(0, 0): (0.0, 0.0), head(0, 1): (9.0, 9.0), head(1, 0): (float("inf"), -0.3), head(1, 1): (0.5, 0.0)}
+    assert ranked(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
+    assert ranked(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
 
 
 def test_keys(place: Callable[[str], Any]) -> None:
