@@ -1,7 +1,9 @@
 """Which conditions hold on trained models, and how far from their bounds? `python -m benchmarks.calibration [--models DIR]`
 
 The four built-in tasks on the bundled model, and small trained models. A margin is the distance to the bound in the condition's own unit,
-negative where it does not hold; for (a) and (b) of the interval's nearer end. Prints Markdown.
+negative where it does not hold (undecided or failed); for (a) and (b) of the interval's nearer end. (d) names the largest Holm p where
+that is above 0.05. (e) is how many alternatives are as good, size-matched and layer-matched, with the distance of p to 0.05 where there
+are 19 or more. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from benchmarks.trained import add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds
-from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, CircuitGraph
+from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, CircuitGraph, Control
 from discovery.tasks import BUILTIN
 from discovery.tasks.task import Task
 
@@ -27,17 +29,27 @@ def margins(found: AblationEvidence | None) -> list[str]:
     """Of (a) to (e) under one ablation."""
     if found is None or found.faithfulness is None or found.knockout is None:
         return ["–"] * 5
-    out: list[float | None] = []
-    for score, (low, high) in ((found.faithfulness, thresholds.FAITHFUL), (found.knockout, thresholds.NECESSARY)):
-        out.append(min((score.low or 0.0) - low, high - (score.high or 0.0)))
+    scores = ((found.faithfulness, thresholds.FAITHFUL), (found.knockout, thresholds.NECESSARY))
+    out = [_signed(min((score.low or 0.0) - low, high - (score.high or 0.0))) for score, (low, high) in scores]
     c = found.completeness
-    out.append(None if c is None else min(thresholds.GAP_IN - (c.max_gap_in or 0.0), thresholds.GAP_OUT - (c.max_gap_out or 0.0)))
-    out.append(min(((row.drop or 0.0) - thresholds.DROP for row in found.minimality or ()), default=None))
-    controls = (
-        [control for control in (found.random_controls.size, found.random_controls.layer) if control] if found.random_controls else []
-    )
-    out.append(min((thresholds.ALPHA - (control.p or 0.0) for control in controls), default=None))
-    return ["–" if value is None else f"{value:+.3f}" for value in out]
+    out.append("–" if c is None else _signed(min(thresholds.GAP_IN - (c.max_gap_in or 0.0), thresholds.GAP_OUT - (c.max_gap_out or 0.0))))
+    drop = min(((row.drop or 0.0) - thresholds.DROP for row in found.minimality or ()), default=None)
+    p = max((row.p_holm if row.p_holm is not None else 1.0 for row in found.minimality or ()), default=0.0)
+    out.append("–" if drop is None else _signed(drop) + (f", p {p:.2f}" if p > thresholds.ALPHA else ""))
+    controls = found.random_controls
+    worst = [_control(control) for control in (controls.size, controls.layer) if control] if controls else []
+    out.append("; ".join(worst) or "–")
+    return out
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _control(control: Control) -> str:
+    """How many alternatives are as good, and the distance of p to its bound; where there are fewer than 19, none may be."""
+    few = (control.n or 0) < thresholds.FEWEST_CONTROLS
+    return f"{control.as_good} of {control.n}" + ("" if few else f" ({_signed(thresholds.ALPHA - (control.p or 0.0))})")
 
 
 def rows(name: str, circuit: CircuitGraph) -> Iterator[str]:

@@ -1,24 +1,28 @@
 """Do 95% intervals hold the true value 95 times of 100? `python -m benchmarks.coverage`
 
 A finite population of pairs of the bundled model, whose f(C) and f(U∖C) are known exactly; samples of 48 and of 200 pairs, drawn as a task
-is (each template's share), each with the interval that a verdict would use. Prints Markdown.
+is (each template's share), each with the interval that a verdict would use. The means of mean ablation are those of the population first;
+then, as in a verdict, each sample's own: what is measured is then another quantity, since few prompts make another mean. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import mean
 
 import torch
 
 from benchmarks.table import header
 from discovery import load_model, load_task
+from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.graph import EVIDENCE_ABLATIONS
-from discovery.methods.bootstrap import Resamples, interval_of_ratio
+from discovery.methods.ablation import NodeSet
+from discovery.methods.bootstrap import Interval, Resamples, interval_of_ratio
 from discovery.sites import Node
 from discovery.tasks.task import Pair, SplitName, Task
 
@@ -27,6 +31,7 @@ CIRCUITS = {  # as found by `discover`, and a part of it, whose f is in the midd
     "agreement": ("a0.h0 a0.h2 m0 m1 a2.h0 a2.h2 m2 a3.h2 m3", "a0.h0 m0 a2.h0 m2 a3.h2 m3"),
 }
 POPULATION, DRAWS = 2400, 2000
+OWN_DRAWS = 100  # a sample that is measured takes passes
 SIZES = (48, 200)
 
 
@@ -35,36 +40,73 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         model = load_model("bundled")
-        out.write(header("task", "circuit", "ablation", "value", "pairs", "coverage"))
+        out.write(header("task", "set", "ablation", "means of", "value", "pairs", "samples", "mean estimate", "coverage"))
         for name, circuits in CIRCUITS.items():
             task = load_task(name, model, pairs=POPULATION)
             bench = Bench.of(model, whole(task, task.pairs), "all", 0, metric=None, memory=None, meter=Meter())
-            templates = [pair.template for pair in bench.engine.task.pairs]
+            sets = {}
             for words in circuits:
                 circuit = frozenset(map(Node.parse, words.split()))
-                for ablation in EVIDENCE_ABLATIONS:
-                    f = bench.f(ablation)
-                    above = f.sets([circuit])[0].double() - f.empty
-                    below = f.full - f.empty
-                    for n in SIZES:
-                        share = covered(bench.engine.task, templates, above, below, n)
-                        value = float(above.mean() / below.mean())
-                        out.write(f"| {name}, {len(task)} pairs | {len(circuit)} nodes | {ablation} | {value:.3f} | {n} | {share:.1%} |\n")
+                sets[f"C of {len(circuit)}"], sets[f"U∖C of {len(circuit)}"] = circuit, bench.f("resample").everything - circuit
+            for ablation in EVIDENCE_ABLATIONS:
+                f = bench.f(ablation)
+                above, below = (f.sets(list(sets.values())).double() - f.empty), f.full - f.empty
+                truths = (above.mean(1) / below.mean()).tolist()
+                for n in SIZES:
+                    found = {"the population": (DRAWS, given(bench.engine.task, above, below, n))}
+                    if ablation == "mean":
+                        found["the sample"] = (OWN_DRAWS, own(model, bench.engine.task, list(sets.values()), n))
+                    for source, (draws, intervals) in found.items():
+                        for number, (words, truth) in enumerate(zip(sets, truths, strict=True)):
+                            mine = [row[number] for row in intervals]
+                            held = mean(interval.low <= truth <= interval.high for interval in mine)
+                            middle = mean(interval.mean for interval in mine)
+                            row = (
+                                f"{name}, {len(task)} pairs",
+                                words,
+                                ablation,
+                                source,
+                                f"{truth:.3f}",
+                                n,
+                                draws,
+                                f"{middle:.3f}",
+                                f"{held:.1%}",
+                            )
+                            out.write(f"| {' | '.join(map(str, row))} |\n")
                         out.flush()
 
 
-def covered(task: Task, templates: list[str], above: torch.Tensor, below: torch.Tensor, n: int) -> float:
-    """Share of samples whose interval holds the population's value."""
-    truth = float(above.mean() / below.mean())
-    groups = [torch.tensor([i for i, t in enumerate(templates) if t == name]) for name in sorted(set(templates))]
-    generator, held = torch.Generator().manual_seed(0), 0
-    for draw in range(DRAWS):
-        sizes = shares([len(group) for group in groups], n)
-        chosen = torch.cat([group[torch.randint(len(group), (k,), generator=generator)] for group, k in zip(groups, sizes, strict=True)])
+def given(task: Task, above: torch.Tensor, below: torch.Tensor, n: int) -> list[list[Interval]]:
+    """The intervals of many samples, whose metrics are the population's: [draw][set]."""
+    found = []
+    for draw, chosen in enumerate(samples(task, n, DRAWS, again=True)):
+        resamples = Resamples.of(whole(task, [task.pairs[i] for i in chosen.tolist()]), seed=draw)
+        found.append([interval_of_ratio(row[chosen], below[chosen], resamples)[0] for row in above])
+    return found
+
+
+def own(model: Backend, task: Task, sets: Sequence[NodeSet], n: int) -> list[list[Interval]]:
+    """The same by mean ablation, each sample measured for itself, with its own means."""
+    found = []
+    for chosen in samples(task, n, OWN_DRAWS, again=False):
         sample = whole(task, [task.pairs[i] for i in chosen.tolist()])
-        interval, _ = interval_of_ratio(above[chosen], below[chosen], Resamples.of(sample, seed=draw))
-        held += interval.low <= truth <= interval.high
-    return held / DRAWS
+        f = Bench.of(model, sample, "all", 0, metric=None, memory=None, meter=Meter()).f("mean")
+        rows = f.sets(sets)
+        found.append([interval_of_ratio(row - f.empty, f.full - f.empty, f.resamples)[0] for row in rows])
+    return found
+
+
+def samples(task: Task, n: int, draws: int, *, again: bool) -> Iterator[torch.Tensor]:
+    """Pairs of a task, by number, each template with its share; `again`: with replacement, as from an endless population."""
+    templates = [pair.template for pair in task.pairs]
+    groups = [torch.tensor([i for i, t in enumerate(templates) if t == name]) for name in sorted(set(templates))]
+    generator, sizes = torch.Generator().manual_seed(0), shares([len(group) for group in groups], n)
+    for _ in range(draws):
+        picks = [
+            torch.randint(len(group), (k,), generator=generator) if again else torch.randperm(len(group), generator=generator)[:k]
+            for group, k in zip(groups, sizes, strict=True)
+        ]
+        yield torch.cat([group[pick] for group, pick in zip(groups, picks, strict=True)])
 
 
 def whole(task: Task, pairs: Sequence[Pair]) -> Task:

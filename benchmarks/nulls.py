@@ -1,8 +1,10 @@
 """Where there is nothing to find, what is found? `python -m benchmarks.nulls [--each N]`
 
-Five kinds of null, N of each: random weights on tasks whose names swap (ioi, induction), random weights on tasks of two answers (agreement,
-greater_than), and the bundled model with answers shuffled, with all answers reversed, and with pairs that differ in a token that does not
-matter. Prints Markdown: how often each verdict is given. `verified` and `partial` are false discoveries.
+Six kinds of null, N of each: random weights on tasks whose names swap (ioi, induction), random weights on tasks of two answers
+(agreement, greater_than), the bundled model with answers shuffled, with all answers reversed, and with pairs that differ in a token that
+does not matter; these have no behaviour, and are put through the whole agent. And on tasks that the bundled model does, random circuits
+of the size of the one that was found, put through the conditions. Prints Markdown: how often each verdict is given. `verified` and
+`partial` are false discoveries; the bound is the one-sided 95% one of Clopper and Pearson.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from scipy.stats import binomtest
 
 from benchmarks.table import header
-from discovery import discover, load_model, load_task
+from discovery import discover, evaluate_circuit, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.backends.load import find_source
 from discovery.graph import VERDICTS
@@ -85,26 +88,55 @@ def irrelevant(pair: Pair, rng: random.Random, pairs: list[Pair]) -> Pair:
     return replace(pair, corrupted=(*pair.clean[:position], token, *pair.clean[position + 1 :]))
 
 
+def discovered(cases: Iterator[tuple[Backend, Task]], runs_dir: Path) -> Iterator[str]:
+    """The agent's verdicts."""
+    for model, task in cases:
+        yield str(discover(model, task, runs_dir=runs_dir).circuit.verdict)
+
+
+def random_circuits(count: int, runs_dir: Path) -> Iterator[str]:
+    """Verdicts on sets of as many heads and MLPs as were found, drawn at random from the others."""
+    model = load_model("bundled")
+    for number, name in enumerate(BUILTIN):
+        task = load_task(name, model)
+        found = set(discover(model, task, runs_dir=runs_dir).circuit.members)
+        kinds = [[node for node in model.info.nodes() if (node.head is None) is alone] for alone in (False, True)]
+        for seed in range(number, count, len(BUILTIN)):
+            rng = random.Random(seed)
+            while True:
+                drawn = {node for kind in kinds for node in rng.sample(kind, len(found & set(kind)))}
+                if drawn != found:
+                    break
+            yield evaluate_circuit(model, task, sorted(drawn), final=True, seed=seed).verdict
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--each", type=int, default=40)
+    parser.add_argument(
+        "--each", type=int, default=60, help="with 59 and none found, at most 5 percent can be false, with 95 percent confidence"
+    )
     count = parser.parse_args().each
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        kinds: dict[str, Iterator[tuple[Backend, Task]]] = {
+        nulls: dict[str, Iterator[tuple[Backend, Task]]] = {
             "random weights, swap tasks": random_weights(SWAP, count, folder),
             "random weights, two-answer tasks": random_weights(TWO_ANSWERS, count, folder),
             "shuffled answers": changed(shuffled, count),
             "all answers reversed": changed(reversed_answers, count),
             "an irrelevant token": changed(irrelevant, count),
         }
-        out.write(header("null", "n", *VERDICTS, "false discoveries"))
+        runs = folder / "runs"
+        kinds = {kind: discovered(cases, runs) for kind, cases in nulls.items()}
+        kinds["random circuits, tasks that it does"] = random_circuits(count, runs)
+        out.write(header("null", "n", *VERDICTS, "false discoveries", "at most"))
         for kind, cases in kinds.items():
-            found = Counter(discover(model, task, runs_dir=folder / "runs").circuit.verdict for model, task in cases)
-            false = (found["verified"] + found["partial"]) / found.total()
-            out.write(f"| {kind} | {found.total()} | {' | '.join(str(found[verdict]) for verdict in VERDICTS)} | {false:.1%} |\n")
+            found = Counter(cases)
+            false = found["verified"] + found["partial"]
+            bound = binomtest(false, found.total(), alternative="less").proportion_ci(0.95, "exact").high
+            told = " | ".join(str(found[verdict]) for verdict in VERDICTS)
+            out.write(f"| {kind} | {found.total()} | {told} | {false / found.total():.1%} | {bound:.1%} |\n")
             out.flush()
 
 

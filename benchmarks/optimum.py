@@ -22,7 +22,7 @@ from discovery.backends.base import Backend
 from discovery.tasks.task import Task
 from tests.handbuilt.models import CASES, build
 
-PAIRS = 96  # 2^12 subsets of twelve nodes are 4,096 passes a pair
+PAIRS = 128  # 2^12 subsets of twelve nodes are 4,096 passes a pair; whole templates are held out, and a verdict needs 48 pairs
 COLUMNS = (
     "model",
     "nodes",
@@ -31,6 +31,7 @@ COLUMNS = (
     "optimum, and how many",
     "ours among them",
     "nodes beyond",
+    "nodes that differ",
     "held-out abs(1 − f), ours",
     "best optimum",
     "worse by",
@@ -46,10 +47,11 @@ def row(name: str, model: Backend, task: Task, folder: Path) -> str:
     best = smallest(passing)
     facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
     if not passing:
-        return f"{facts} | none meets (a)–(d) | | | {held.distance(ours):.3f} | | |"
+        return f"{facts} | none meets (a)–(d) | | | | {held.distance(ours):.3f} | | |"
     own, distance = held.distance(ours), min(held.distance(made) for made in best)
+    apart = min(len(ours ^ made) for made in best)
     size = f"{len(best[0])} ({len(best)} of {len(passing)} that pass) | {'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
-    return f"{facts} | {size} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
+    return f"{facts} | {size} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
 
 
 def every(folder: Path, models: Path) -> Iterator[tuple[str, Backend, Task]]:

@@ -2,7 +2,8 @@
 
 The models written by hand, random programs compiled to weights (`tests/handbuilt/programs.py`), and small trained ones, which are scored by
 regret against the brute-force optimum. Every method gets the same discovery pairs, metric and ablations. Prints Markdown: precision,
-recall, the share of circuits found exactly with its Clopper–Pearson interval, ROC AUC of the ranking, forward-pass equivalents.
+recall, the share of circuits found exactly with its Clopper–Pearson interval, how often the truth is a prefix of the ranking (what the best
+threshold could find), ROC AUC of the ranking, forward-pass equivalents.
 `benchmarks.published` says how to add the methods of `auto-circuit`.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from benchmarks.rivals import RIVALS, Scores, run
+from benchmarks.rivals import RIVALS, Scores, prefixes, run
 from benchmarks.subsets import Table, smallest, tabulate
 from benchmarks.table import header
 from benchmarks.trained import add_models, cases
@@ -117,6 +118,7 @@ class Tally:
         self.exact: list[bool] = []
         self.auc: list[float] = []
         self.cost: list[float] = []
+        self.within: list[bool] = []
         self.missed: list[str] = []
 
     def add(self, name: str, answer: Answer, truth: NodeSet) -> None:
@@ -128,6 +130,7 @@ class Tally:
         area = auc(answer.scores, truth)
         self.auc += [] if area is None else [area]
         self.cost.append(answer.forward_equivalents)
+        self.within.append(truth in prefixes(answer.scores))
         if answer.circuit != truth:
             missing, beside = sorted(map(str, truth - answer.circuit)), sorted(map(str, answer.circuit - truth))
             self.missed.append(f"{name} ({answer.verdict}): missing {missing}, beside it {beside}")
@@ -137,7 +140,8 @@ class Tally:
         low, high = binomtest(sum(self.exact), len(self.exact)).proportion_ci(0.95, "exact")
         share = f"{mean(self.exact):.3f} ({low:.3f}–{high:.3f})"
         return (
-            f"| {method} | {mean(self.precision):.3f} | {mean(self.recall):.3f} | {share} | {mean(self.auc):.3f} | {mean(self.cost):,.0f} |"
+            f"| {method} | {mean(self.precision):.3f} | {mean(self.recall):.3f} | {share} | {mean(self.within):.3f} | "
+            f"{mean(self.auc):.3f} | {mean(self.cost):,.0f} |"
         )
 
 
@@ -167,7 +171,7 @@ def against_truth(folder: Path, programs: int, published: Mapping[str, Any] | No
         for method, answer in answers(model, task, folder, published and published[name]).items():
             tallies[kind][method].add(name, answer, truth)
         print(kind, name, file=sys.stderr, flush=True)
-    columns = header("method", "precision", "recall", "exactly (95%)", "AUC", "forward-pass equivalents")
+    columns = header("method", "precision", "recall", "exactly (95%)", "truth is a prefix", "AUC", "forward-pass equivalents")
     text = ""
     for kind, by_method in tallies.items():
         text += f"\n{kind}, {max(len(tally.exact) for tally in by_method.values())} models\n\n{columns}"
@@ -184,7 +188,7 @@ def against_optimum(folder: Path, models: Path, published: Mapping[str, Any] | N
         passing = table.passing()
         for method, answer in answers(model, task, folder, published and published[name.replace(" ", "-")]).items() if passing else ():
             regrets[method].append(regret(held, answer.circuit, passing))
-        print("trained", name, file=sys.stderr, flush=True)
+        print("trained", name, "" if passing else "left out: no set meets (a) to (d)", file=sys.stderr, flush=True)
     columns = ("method", "models", "nodes that differ from the nearest optimum", "abs(1 − f) beyond the best optimum's, held-out")
     rows = [
         f"| {method} | {len(values)} | {mean(n for n, _ in values):.2f} | {mean(d for _, d in values):+.3f} |\n"

@@ -8,8 +8,9 @@
 - *Single-node activation patching*: |noising effect|.
 - *Direct logit attribution*: |(clean − corrupted) · ∂m/∂(final residual stream)| at the answer position.
 
-Each gives a score for every node. Its circuit is the best prefix of that ranking on discovery pairs: the smallest that meets (a) and (b) as
-points under both ablations, else the one nearest to it. That is more help than their authors give them: none comes with a threshold.
+Each gives a score for every node. None comes with a threshold, so each is given the best one on discovery pairs: of its ranking's
+prefixes (equal scores are not cut apart) the one that does best by our conditions (a) to (d), as points under both ablations; the
+smaller first. That is the very rule by which ours chooses among the sets that it looked at; what is compared is where the sets come from.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from discovery.agent.fit import excess, fits
+from discovery.agent.mend import examine
 from discovery.backends.base import Batch
 from discovery.engine import Block, attributions
 from discovery.evaluation import Bench
@@ -50,10 +51,14 @@ class Found:
 def run(rival: Callable[[Bench], Scores], bench: Bench) -> Found:
     """Rank, and choose the prefix."""
     scores = rival(bench)
-    ranking = sorted(scores, key=lambda node: (-scores[node], node))
-    prefixes = [frozenset(ranking[:k]) for k in range(1, len(ranking) + 1)]
-    misses = [excess(fit) for fit in fits(bench.both, prefixes)]
-    return Found(scores, prefixes[misses.index(min(misses))], bench.engine.meter.spent)
+    made = prefixes(scores)
+    weights = [examine(bench.both, prefix).weight for prefix in made]
+    return Found(scores, made[weights.index(min(weights))], bench.engine.meter.spent)
+
+
+def prefixes(scores: Scores) -> list[NodeSet]:
+    """The nodes that score at least so much, for every score there is, the smallest set first."""
+    return [frozenset(node for node in scores if scores[node] >= least) for least in sorted(set(scores.values()), reverse=True)]
 
 
 def acdc(bench: Bench) -> Scores:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from discovery.agent.stages.localise import dearest
 from discovery.agent.stages.stability import SHARE
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Side
@@ -18,7 +19,7 @@ from discovery.evaluation import thresholds
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import SetMetric
 from discovery.methods.nodes import estimate_nodes
-from discovery.methods.patching import estimate_sweep
+from discovery.methods.patching import plan_sweep
 from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
@@ -64,13 +65,17 @@ def estimate(
     unseen = Engine(model, task.heldout, metric=metric, memory=memory)
     stages = {"check": sum(len(SIDES) * block.pass_work() for part in (engine, unseen) for _, block in part.blocks())}
     sites: list[SiteName] = ["attn_out"] if model.info.attn_only else ["attn_out", "mlp_out"]
-    stages["localise"] = _sweeps(engine, ["resid_pre"], DIRECTIONS)
-    stages["components"] = _sweeps(engine, sites, DIRECTIONS)
+    most = dearest(budget, exhaustive=exhaustive)
+    stages["localise"] = _sweeps(engine, ["resid_pre"], DIRECTIONS, most)
+    stages["components"] = _sweeps(engine, sites, DIRECTIONS, most)
+    before = engine.meter.spent
     by_mean, singles = SetMetric(engine, "mean", universe), model.info.nodes(universe)
-    alone = by_mean.estimate(
-        [by_mean.everything, frozenset(), *(by_mean.everything - {node} for node in singles), *(frozenset({node}) for node in singles)]
-    )
-    stages["heads"] = sum(estimate_nodes(engine, direction, universe) for direction in DIRECTIONS) + alone
+    ablated = [made for node in singles for made in (by_mean.everything - {node}, frozenset({node}))]
+    alone = by_mean.estimate([by_mean.everything, frozenset()]) + by_mean.estimate(ablated)
+    singly = sum(estimate_nodes(engine, direction, universe) for direction in DIRECTIONS)
+    blocks = [block for _, block in engine.blocks()]
+    anew = len(SIDES) * sum(block.pass_work() for block in blocks) if len(blocks) > 1 else 0.0
+    stages["heads"] = singly + alone + engine.meter.spent - before + 2 * anew
     size = max(2, nodes // 3)
     a_set = _a_set(engine, universe, size) / pairs
     around = 2 * nodes + 2  # sets that (c) asks of one circuit
@@ -84,6 +89,10 @@ def estimate(
     stages["interpret"] = _sweeps(engine, ["head_out_by_position", *sites[1:]], ["noising"])
     total = sum(stages.values())
     note = "check, sweeps and single nodes as planned; the rest assumes a circuit of a third of the nodes: off by up to a factor of two"
+    if anew:
+        note += (
+            f"; the pairs do not fit in the memory together, so that the search runs them anew again and again, each time {anew:,.0f} more"
+        )
     if budget is not None and total > budget:
         note = f"the run ends at the budget of {budget:,.0f}, and would take about {total:,.0f}; {note}"
         total = budget
@@ -101,8 +110,8 @@ def _a_set(engine: Engine, universe: Universe, size: int) -> float:
     return sum(found) / len(found)
 
 
-def _sweeps(engine: Engine, sites: Sequence[SiteName], directions: Sequence[Direction]) -> float:
+def _sweeps(engine: Engine, sites: Sequence[SiteName], directions: Sequence[Direction], most: float | None = None) -> float:
     """Rows of some sweeps, and the cached passes that they bring about (made here, to see which cells differ)."""
     before = engine.meter.spent
-    rows = sum(estimate_sweep(engine, site, direction) for site in sites for direction in directions)
+    rows = sum(plan_sweep(engine, site, direction, most)[0] for site in sites for direction in directions)
     return rows + engine.meter.spent - before

@@ -29,7 +29,8 @@ def narrowed(info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: Sequen
     Raises:
         ValueError: where something is read that is only computed at one position.
     """
-    if any(behind_last_attention(info, site) for site in reads):
+    last = Site("resid_post", info.n_layers - 1)
+    if any(site == last or behind_last_attention(info, site) for site in reads):
         raise ValueError("what the last layer does behind its attention is not read where it is done at one position only")
     return [edit.at(batch.answers, 3) if behind_last_attention(info, edit.site) else edit for edit in edits]
 

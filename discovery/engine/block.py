@@ -96,7 +96,7 @@ class Block(Cached):
             batch = Batch(tokens, start=job.start, residual=job.residual(window), middle=True, stop=job.start + 1)
             return self.backend.run(batch, [site]).activations[site]
 
-        return replace(job, start=job.start + 1, middle=False, residual=behind, mlp_first=True)
+        return replace(job, start=job.start + 1, middle=False, residual=behind, making=job.making + info.macs_mlp)
 
     def _windows(self, rows: Rows | Stairs) -> Iterable[Window]:
         return cut(rows, self.prompts, self.backend.info.n_layers, reuse=self.backend.abilities.prefix, most=self.rows_that_fit)
@@ -191,6 +191,6 @@ class Block(Cached):
         n_columns = info.n_logits if columns is None else columns.shape[1]
         narrow = self._narrow(rows, window)
         one = row_work(info, window.width, before, start=rows.start, middle=rows.middle, narrow=narrow, columns=n_columns)
-        one += window.width * info.macs_mlp if rows.mlp_first else 0
+        one += window.width * rows.making
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
         return float(sum(one * n / full_work(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)))

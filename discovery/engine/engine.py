@@ -59,6 +59,7 @@ class Engine:
         self._further = 0  # numbers a layer and position that sites beyond the shared ones take
         self._bounds = self._cut_pairs()
         self._kept: tuple[int, Block] | None = None
+        self._baselines: dict[Side, Tensor] = {}
         self._means: dict[Site, MeanReference] = {}
         self._mean_values: dict[Site, Tensor] = {}  # of the block that is kept
         self._plan: ReferencePlan | None = None
@@ -100,8 +101,10 @@ class Engine:
             yield self._kept
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
-        """The metric of every pair's unchanged prompt."""
-        return torch.cat([block.baseline(side) for _, block in self.blocks()])
+        """The metric of every pair's unchanged prompt; computed once, since with many blocks it takes a pass over all of them."""
+        if side not in self._baselines:
+            self._baselines[side] = torch.cat([block.baseline(side) for _, block in self.blocks()])
+        return self._baselines[side]
 
     @property
     def reference_plan(self) -> ReferencePlan:

@@ -50,7 +50,7 @@ class Rows:
         start: the layer at which the change enters (n_layers: after the last block); middle: after its attention.
         residual: the changed residual stream at the start, for a window; None is the base's own.
         edits: changes at later sites, for a window.
-        mlp_first: `residual` runs the MLP of the layer before `start`, which is counted too.
+        making: multiply-adds a position that `residual` takes, which are counted too.
     """
 
     base: Side
@@ -60,7 +60,7 @@ class Rows:
     middle: bool = False
     residual: Callable[[Window], Float[Tensor, "n pos d_model"]] | None = None
     edits: Callable[[Window], list[Edit]] | None = None
-    mlp_first: bool = False
+    making: int = 0
 
     def __len__(self) -> int:
         return len(self.pair)

@@ -228,4 +228,6 @@ def _shifted(
         changed[rows, at - window.first] += torch.einsum("rd,rdm->rm", change[window.pair, at, heads], output[heads])
         return changed
 
-    return Cells(exists, Rows(base, pair, first, start, middle, residual), place)
+    # the output projection of one head; at one position only, it is as good as nothing beside the row
+    making = change.shape[-1] * model.info.d_model if position is None else 0
+    return Cells(exists, Rows(base, pair, first, start, middle, residual, making=making), place)

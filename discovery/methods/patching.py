@@ -30,7 +30,7 @@ from discovery.engine import Block, Engine, Progress, prepared
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.cells import Cells, cells_of, columns_of
 from discovery.methods.cost import Cost
-from discovery.methods.screen import Screen, choose
+from discovery.methods.screen import Screen, choose, estimate_screen
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import Task
 
@@ -134,6 +134,15 @@ def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axi
     return sum(
         block.work(*(cells.rows for cells in _cells(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
     )
+
+
+def plan_sweep(engine: Engine, site: SiteName, direction: Direction, most: float | None) -> tuple[float, bool]:
+    """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less."""
+    rows = estimate_sweep(engine, site, direction)
+    if most is None or rows <= most:
+        return rows, False
+    screened = estimate_screen(engine, site, direction, columns_of(engine.task, site, "position"), rows)
+    return (screened, True) if screened < rows else (rows, False)
 
 
 def normalise(

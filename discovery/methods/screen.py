@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import hypergeom
 from torch import Tensor
 
-from discovery.engine import Block, Engine, Side, attributions
+from discovery.engine import Block, Engine, Side, attribution_work, attributions
 from discovery.methods.cells import STREAM, cells_of, positions_of
 from discovery.sites import ActivationKind, Direction, SiteName
 
@@ -123,6 +123,23 @@ def choose(engine: Engine, site: SiteName, direction: Direction, columns: tuple[
     at_random = torch.zeros_like(active)
     at_random[tuple(left[drawn].T)] = True
     return Chosen(estimates, ~active | by_rank | at_random, by_rank, at_random)
+
+
+def estimate_screen(engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], rows: float) -> float:
+    """Forward-pass equivalents that a screened sweep will cost beyond the cached passes, where all of its rows cost `rows`.
+
+    Which cells rank first is not known before: they are counted as the mean of all.
+    """
+    layers = range(engine.backend.info.n_layers)
+    if math.prod((len(layers), *_cells(engine, site, columns))) <= LEAST + SAMPLE:
+        return rows
+    gradient, able = 0.0, torch.zeros(())
+    for _, block in engine.blocks():
+        gradient += attribution_work(block)
+        able = able + torch.stack([_can_change(block, engine, site, direction, layer, columns) for layer in layers]).cpu()
+    places = int((able > 0).sum())
+    by_rank = min(places, max(LEAST, math.ceil(SHARE * places)))
+    return gradient + rows * (by_rank + min(SAMPLE, places - by_rank)) / max(places, 1)
 
 
 def _cells(engine: Engine, site: SiteName, columns: tuple[int | str, ...]) -> tuple[int, ...]:

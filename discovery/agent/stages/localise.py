@@ -8,7 +8,7 @@ from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
 from discovery.methods.naming import named
-from discovery.methods.patching import Sweep, estimate_sweep, patch_sweep
+from discovery.methods.patching import Sweep, patch_sweep, plan_sweep
 from discovery.sites import Direction, SiteName
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
@@ -46,7 +46,8 @@ def components(state: State, context: Context) -> State:
 
 def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
     engine = context.bench("discovery").engine
-    screen = too_dear(context, estimate_sweep(engine, site, direction))
+    most = dearest(context.settings.budget, exhaustive=context.settings.exhaustive)
+    screen = most is not None and plan_sweep(engine, site, direction, most)[1]
     found = patch_sweep(context.model, engine.task, site, direction=direction, screen=screen, seed=context.seed, engine=engine)
     grid = named(found, engine.task)
     arrays = {
@@ -61,10 +62,9 @@ def _sweep(context: Context, site: SiteName, direction: Direction) -> Sweep:
     return grid
 
 
-def too_dear(context: Context, cost: float) -> bool:
-    """Whether a sweep would take more of the budget than it may, so that it is screened. --exhaustive never screens."""
-    limit = context.settings.budget
-    return limit is not None and not context.settings.exhaustive and cost > MOST * limit
+def dearest(budget: float | None, *, exhaustive: bool) -> float | None:
+    """What one sweep may cost before it is screened; None where none is: without a budget, and by --exhaustive."""
+    return None if budget is None or exhaustive else MOST * budget
 
 
 def screened(grids: Sequence[Sweep]) -> dict[str, str]:

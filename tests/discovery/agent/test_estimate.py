@@ -12,6 +12,7 @@ from discovery import discover, load_model, load_task, patch_sweep
 from discovery.agent.estimate import Estimate, estimate
 from discovery.agent.stages import STAGES
 from discovery.engine import Engine
+from discovery.engine.need import sweep_bytes
 from discovery.store import open_run
 from tests.handbuilt.models import build
 
@@ -61,15 +62,37 @@ def test_sweeps_are_planned_to_the_row(planned: Estimate, opened: Any) -> None:
         assert planned.stages[stage] == pytest.approx(engine.meter.spent - before, rel=1e-6), stage
 
 
+def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(opened: Any, tmp_path: Path) -> None:
+    """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
+    model, task = opened
+    width = max(len(pair.clean) for pair in task.pairs)
+    memory = sweep_bytes(model.info, width, pairs=2 * len(task.discovery) // 3)
+    assert len(list(Engine(model, task.discovery, memory=memory).blocks())) == 2
+    planned = estimate(model, task, memory=memory)
+    run = discover(model, task, memory=memory, runs_dir=tmp_path)
+    spent = stages_of(tmp_path, run.run_id)
+    for stage in ("localise", "components", "heads"):
+        assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (stage, spent, dict(planned.stages))
+    whole = discover(model, task, runs_dir=tmp_path)
+    assert (run.circuit.verdict, run.circuit.members) == (whole.circuit.verdict, whole.circuit.members)
+    assert run.circuit.evaluation.conditions == whole.circuit.evaluation.conditions
+
+
+def stages_of(runs_dir: Path, run_id: str) -> dict[str, float]:
+    """What each stage of a run has cost."""
+    spent, before = {}, 0.0
+    for event in open_run(runs_dir, run_id).events():
+        if event["kind"] == "stage":
+            spent[event["stage"]] = event["forward_equivalents"] - before
+            before = event["forward_equivalents"]
+    return spent
+
+
 @pytest.mark.slow
 def test_a_run_costs_about_that(planned: Estimate, opened: Any, tmp_path: Path) -> None:
     """The check and the sweeps to the row, the whole within a factor of three."""
     run = discover(*opened, runs_dir=tmp_path)
-    spent, before = {}, 0.0
-    for event in open_run(tmp_path, run.run_id).events():
-        if event["kind"] == "stage":
-            spent[event["stage"]] = event["forward_equivalents"] - before
-            before = event["forward_equivalents"]
+    spent = stages_of(tmp_path, run.run_id)
     for stage in ("check", "localise", "components", "interpret"):
         assert spent[stage] == pytest.approx(planned.stages[stage], rel=1e-6), stage
     total = run.circuit.cost.forward_equivalents

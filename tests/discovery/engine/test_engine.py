@@ -154,6 +154,15 @@ def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(shelf, monkeypatch):
     assert sorted(passes) == ["clean", "corrupted"]
 
 
+def test_a_baseline_is_computed_once_however_many_the_blocks(shelf):
+    engine = Engine(shelf.load("gpt2"), as_task(random_pairs([5, 4, 6, 5, 4, 6])))
+    engine._bounds = [(0, 3), (3, 6)]
+    first = engine.baseline("clean")
+    spent = engine.meter.spent
+    assert torch.equal(engine.baseline("clean"), first)
+    assert engine.meter.spent == spent
+
+
 def test_an_unchanged_row_is_the_baseline(shelf):
     """From any layer, with any first position, after the attention too."""
     model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7], seed=2))

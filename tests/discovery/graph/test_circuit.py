@@ -55,7 +55,7 @@ def test_the_file_has_the_names_that_interfaces_gives() -> None:
     assert set(data["graph"]["cost"]) == {"forward_equivalents", "seconds", "peak_memory_bytes"}
     assert set(data["graph"]["provenance"]) == {"seed", "versions", "device", "command", "created"}
     node = data["nodes"][1]
-    assert {"id", "kind", "layer", "head", "label", "effect", "sign", "positions", "role", "evidence"} == set(node)
+    assert {"id", "kind", "layer", "head", "label", "effect", "sign", "positions", "role", "inclusion", "evidence"} == set(node)
     assert (node["id"], node["kind"], node["layer"], node["head"], node["label"]) == ("a9.h6", "attention_head", 9, 6, "L9H6")
     assert node["effect"]["denoising"] == {"mean": 0.52, "low": 0.48, "high": 0.56}
     edge = data["edges"][0]

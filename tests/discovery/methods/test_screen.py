@@ -12,6 +12,7 @@ from scipy.stats import hypergeom
 from discovery import load_model, load_task, patch_sweep
 from discovery.engine import Engine
 from discovery.methods import screen
+from discovery.methods.patching import estimate_sweep, plan_sweep
 from discovery.methods.screen import upper_share
 from tests.discovery.tiny import as_task, random_pairs
 from tests.handbuilt.models import build
@@ -51,6 +52,21 @@ def test_measured_cells_are_the_whole_sweeps(shelf: Any, few: None, name: str, s
         assert int((report.estimates[measured].abs() >= left).sum()) >= 3  # none that was left out had a place among the first
         assert 0 < report.missed <= 1
         assert "were not" in some.warnings[-1]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "mlp_out"])
+def test_a_screened_sweep_is_planned_as_such(shelf: Any, few: None, site: Any) -> None:
+    """Where it is too dear and a screen costs less; which cells rank first is not known, so the plan takes their mean."""
+    model, task = shelf.load("llama"), as_task(random_pairs([12] * 3, seed=5))
+    engine = Engine(model, task)
+    engine.baseline("clean"), engine.baseline("corrupted")
+    rows = estimate_sweep(engine, site, "noising")
+    assert plan_sweep(engine, site, "noising", None) == plan_sweep(engine, site, "noising", rows) == (rows, False)
+    planned, screened = plan_sweep(engine, site, "noising", 1.0)
+    assert screened == (planned < rows)
+    before = engine.meter.spent
+    patch_sweep(model, task, site, direction="noising", screen=screened, engine=engine)
+    assert engine.meter.spent - before == pytest.approx(planned, rel=0.4 if screened else 1e-6)
 
 
 def test_a_grid_smaller_than_the_screen_is_measured_whole(shelf: Any) -> None:
