@@ -59,11 +59,16 @@ def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, An
     """Every method's answer on the task's discovery pairs; only the published ones' where there are any."""
     found = {OURS: ours(model, task, folder)} if published is None else {}
     rivals = RIVALS if published is None else {name: scored(answer) for name, answer in published.items()}
+    known = fresh(model, task)
     for name, rival in rivals.items():
-        bench = Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
-        made = run(rival, bench)
+        made = run(rival, fresh(model, task), known)
         found[name] = Answer(made.circuit, made.scores, made.forward_equivalents)
     return found
+
+
+def fresh(model: Backend, task: Task) -> Bench:
+    """A bench that has measured nothing yet."""
+    return Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
 
 
 def scored(answer: Mapping[str, Any]) -> Callable[[Bench], Scores]:

@@ -15,7 +15,7 @@ smaller first. That is the very rule by which ours chooses among the sets that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ import torch
 from discovery.agent.mend import examine
 from discovery.backends.base import Batch
 from discovery.engine import Block, attributions
-from discovery.evaluation import Bench
+from discovery.evaluation import Bench, Faithfulness
 from discovery.methods.ablation import NodeSet
 from discovery.methods.nodes import node_effects
 from discovery.metrics import measure
@@ -48,12 +48,30 @@ class Found:
     forward_equivalents: float
 
 
-def run(rival: Callable[[Bench], Scores], bench: Bench) -> Found:
-    """Rank, and choose the prefix."""
+def run(rival: Callable[[Bench], Scores], bench: Bench, known: Bench) -> Found:
+    """Rank, and choose the prefix.
+
+    Args:
+        bench: fresh, so that it counts what the ranking costs.
+        known: one for all rivals of a model: sets that another has asked for are not measured again, but counted.
+    """
     scores = rival(bench)
-    made = prefixes(scores)
-    weights = [examine(bench.both, prefix).weight for prefix in made]
-    return Found(scores, made[weights.index(min(weights))], bench.engine.meter.spent)
+    made, asked = prefixes(scores), {ablation: _Asked(f) for ablation, f in known.both.items()}
+    weights = [examine(asked, prefix).weight for prefix in made]  # type: ignore[arg-type]  # they stand in for what they ask
+    cost = sum(f.whole.sets.estimate(list(f.sets)) for f in asked.values())
+    return Found(scores, made[weights.index(min(weights))], bench.engine.meter.spent + cost)
+
+
+class _Asked:
+    """f, and which sets it was asked for."""
+
+    def __init__(self, whole: Faithfulness) -> None:
+        self.whole, self.everything, self.defined, self.n_pairs = whole, whole.everything, whole.defined, whole.n_pairs
+        self.sets: dict[NodeSet, None] = {}
+
+    def __call__(self, sets: Sequence[NodeSet], label: str = "", pairs: int | None = None) -> torch.Tensor:
+        self.sets |= dict.fromkeys(sets)
+        return self.whole(sets, label, pairs)
 
 
 def prefixes(scores: Scores) -> list[NodeSet]:

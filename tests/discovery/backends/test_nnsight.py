@@ -23,7 +23,7 @@ UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")
 KNOWN = [name for name in OTHERS if name not in UNKNOWN]
 QUICK = ("gemma2", "mixtral", "phi", "qwen2_moe", "qwen3")
 # Found by nnsight inside the attention, where TransformerLens shows a copy or cannot resume (a difference that is right).
-MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix"}
+MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix", "xglm": "narrow"}
 IN_A_FRESH_PROCESS = """
 import sys
 from discovery import load_model

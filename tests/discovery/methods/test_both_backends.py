@@ -42,7 +42,7 @@ def test_sweeps_agree(shelf, name, direction):
             got.per_pair, expected.per_pair, atol=atol, rtol=0, equal_nan=True, msg=lambda text, at=site: f"{at}: {text}"
         )
         torch.testing.assert_close(got.values, expected.values, atol=CLOSE, rtol=0, equal_nan=True)
-        if name != "mpt":  # where only nnsight can resume after a prefix
+        if name not in ("mpt", "xglm"):  # where only nnsight can resume after a prefix, or give the last MLP one position
             assert got.cost.forward_equivalents == pytest.approx(expected.cost.forward_equivalents)
         done.append(site)
     assert {"resid_pre", "resid_post", "attn_out", "head_out", "head_out_by_position", "q", "k", "v"} <= set(done)
