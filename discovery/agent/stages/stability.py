@@ -17,6 +17,7 @@ from discovery.agent.fit import singles, smallest_size, start_from
 from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
 from discovery.agent.state import State
+from discovery.engine import Side
 from discovery.evaluation import Resampled, ranked, singles_of, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.bootstrap import template_weights
@@ -24,6 +25,7 @@ from discovery.methods.nodes import NodeEffects
 from discovery.sites import Direction, Node
 
 SHARE = 0.3  # of the run's cost
+SIDES: tuple[Side, ...] = ("clean", "corrupted")
 
 
 def stability(state: State, context: Context) -> State:
@@ -34,6 +36,8 @@ def stability(state: State, context: Context) -> State:
     weights = template_weights(bench.engine.task, thresholds.RESAMPLES, context.seed + 1)
     for f in bench.both.values():
         f.sets.warm()  # what a resumed run caches again is not the resamples' work
+    for side in SIDES:
+        bench.engine.baseline(side)
     limit, before = context.meter.limit, context.meter.spent
     allowed = before + state.spent * SHARE / (1 - SHARE)
     context.meter.limit = allowed if limit is None else min(limit, allowed)

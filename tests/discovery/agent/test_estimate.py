@@ -62,6 +62,7 @@ def test_sweeps_are_planned_to_the_row(planned: Estimate, opened: Any) -> None:
         assert planned.stages[stage] == pytest.approx(engine.meter.spent - before, rel=1e-6), stage
 
 
+@pytest.mark.slow
 def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(opened: Any, tmp_path: Path) -> None:
     """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
     model, task = opened
