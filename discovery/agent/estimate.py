@@ -11,10 +11,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.stages.localise import dearest
+from discovery.agent.stages.localise import DIRECTIONS, dearest
 from discovery.agent.stages.stability import SHARE
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter, Side
+from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import thresholds
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import SetMetric
@@ -25,8 +25,6 @@ from discovery.tasks.task import Task
 
 ROUNDS = 1.5
 DRAWN = 12  # sets of each size that show what a set costs
-DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
-SIDES: tuple[Side, ...] = ("clean", "corrupted")
 
 
 @dataclass(frozen=True)

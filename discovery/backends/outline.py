@@ -23,6 +23,7 @@ from discovery.backends.load import Engine, engines_of, find_source
 from discovery.backends.native import native_module, read_native_config
 from discovery.backends.shape import Shape, work
 from discovery.errors import ModelError
+from discovery.sites import BackendName
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ class Outline:
     def n_nodes(self) -> int:
         """Heads and MLPs: the universe that a circuit is found in."""
         return self.n_layers * (self.n_heads + (0 if self.attn_only else 1))
+
+    def engine(self, backend: BackendName) -> Engine:
+        """What would run it.
+
+        Raises:
+            ModelError: where the backend that is asked for does not know it.
+        """
+        if backend == "auto":
+            return self.backends[0]
+        if backend not in self.backends:
+            raise ModelError(f"The {backend} backend does not know {self.architecture}.", f"Use {' or '.join(self.backends)}.")
+        return backend
 
 
 def outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:

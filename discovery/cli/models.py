@@ -74,8 +74,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
     asked = loading(args)
     device = choose_device(asked["device"])
     found = outline(asked["model"], dtype=asked["dtype"])
-    if asked["backend"] not in ("auto", *found.backends):
-        raise UsageError(f"The {asked['backend']} backend does not know {found.architecture}.", f"Use {' or '.join(found.backends)}.")
+    found.engine(asked["backend"])  # refused where it does not know the architecture
     facts, memory = {**dataclasses.asdict(found), "n_nodes": found.n_nodes}, _memory(found, device)
     del facts["loading_bytes"]
     if args.json:

@@ -5,12 +5,13 @@ from discovery.engine.cached import out_of_memory
 from discovery.engine.engine import Engine, free_memory, prepared
 from discovery.engine.gradients import attribution_work, attributions
 from discovery.engine.need import Need, sweep_bytes
-from discovery.engine.prompts import Prompts, Side, other
+from discovery.engine.prompts import SIDES, Prompts, Side, other
 from discovery.engine.rows import Rows, Window
 from discovery.engine.work import BACKWARD, Meter, Progress, full_work, row_work
 
 __all__ = [
     "BACKWARD",
+    "SIDES",
     "Block",
     "Engine",
     "Meter",

@@ -20,12 +20,11 @@ from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
 from discovery.methods.cost import Cost
 from discovery.methods.nodes import NodeEffects, node_effects
-from discovery.sites import Direction, MetricName, Node, Universe
+from discovery.sites import MetricName, Node, Universe
 from discovery.store import heldout_looks
 from discovery.tasks.task import Task
 
 Singles = Mapping[Node, tuple[float, float]]  # of each node alone: noising, denoising
-DIRECTIONS: tuple[Direction, ...] = ("noising", "denoising")
 NOT_FINAL = "the held-out pairs were not looked at (final=False): these are discovery pairs"
 
 
@@ -78,7 +77,7 @@ def evaluate_circuit(
     behaviour = {
         name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
     }
-    noising, denoising = (node_effects(search.engine, direction, universe) for direction in DIRECTIONS)
+    noising, denoising = (node_effects(search.engine, direction, universe) for direction in ("noising", "denoising"))
     screened = ranked(singles_of(noising, denoising))
     own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
     looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None

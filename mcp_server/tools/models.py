@@ -183,16 +183,14 @@ def _described(asked: Asked, model_id: str, found: Outline) -> Model:
     Raises:
         ModelError: where the backend that was asked for does not know it.
     """
-    if asked.backend not in ("auto", *found.backends):
-        raise ModelError(f"The {asked.backend} backend does not know {found.architecture}.", f"Use {' or '.join(found.backends)}.")
-    device = science.choose_device(asked.device)
+    engine, device = found.engine(asked.backend), science.choose_device(asked.device)
     return Model(
         **_facts(found),
         model_id=model_id,
         model=asked.model,
         already_loaded=False,
         loaded=False,
-        backend=found.backends[0] if asked.backend == "auto" else asked.backend,
+        backend=engine,
         device=device,
         n_nodes=found.n_nodes,
         tokenizer=found.tokenizer,

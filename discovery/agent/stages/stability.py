@@ -17,7 +17,7 @@ from discovery.agent.fit import singles, smallest_size, start_from
 from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
 from discovery.agent.state import State
-from discovery.engine import Side
+from discovery.engine import SIDES
 from discovery.evaluation import Resampled, ranked, singles_of, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.bootstrap import template_weights
@@ -25,7 +25,6 @@ from discovery.methods.nodes import NodeEffects
 from discovery.sites import Direction, Node
 
 SHARE = 0.3  # of the run's cost
-SIDES: tuple[Side, ...] = ("clean", "corrupted")
 
 
 def stability(state: State, context: Context) -> State:
