@@ -1,4 +1,4 @@
-"""Where there is nothing to find, what is found? `python -m benchmarks.nulls [--each N]`
+"""Where there is nothing to find, what is found? `python -m benchmarks.nulls [--each N] [--only TEXT]`
 
 Six kinds of null, N of each: random weights on tasks whose names swap (ioi, induction), random weights on tasks of two answers
 (agreement, greater_than), the bundled model with answers shuffled, with all answers reversed, and with pairs that differ in a token that
@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument(
         "--each", type=int, default=60, help="with 59 and none found, at most 5 percent can be false, with 95 percent confidence"
     )
-    count = parser.parse_args().each
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    chosen = parser.parse_args()
+    count = chosen.each
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -131,7 +133,7 @@ def main() -> None:
         kinds = {kind: discovered(cases, runs) for kind, cases in nulls.items()}
         kinds["random circuits, tasks that it does"] = random_circuits(count, runs)
         out.write(header("null", "n", *VERDICTS, "false discoveries", "at most"))
-        for kind, cases in kinds.items():
+        for kind, cases in ((kind, cases) for kind, cases in kinds.items() if chosen.only in kind):
             found = Counter(cases)
             false = found["verified"] + found["partial"]
             bound = binomtest(false, found.total(), alternative="less").proportion_ci(0.95, "exact").high
