@@ -26,7 +26,7 @@ from scipy.stats import binomtest
 from benchmarks.table import header
 from discovery import discover, evaluate_circuit, load_model, load_task
 from discovery.backends.base import Backend
-from discovery.backends.load import find_source
+from discovery.backends.find import find_source
 from discovery.graph import VERDICTS
 from discovery.tasks import BUILTIN
 from discovery.tasks.task import Pair, Task

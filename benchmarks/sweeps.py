@@ -26,7 +26,7 @@ import torch
 
 from discovery import load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
-from discovery.backends.load import find_source
+from discovery.backends.find import find_source
 from discovery.engine import full_work
 from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName

@@ -43,6 +43,7 @@ class ModelInfo:
         attn_only: no MLPs. parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
         weight_processing: "none": the weights are used as they are.
         macs_*: matmul multiply-adds for one position (attention scores apart).
+        copied: how many weights the engine holds a second time; chosen: why this engine.
         d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
     """
 
@@ -71,6 +72,8 @@ class ModelInfo:
     weight_processing: str = "none"
     warnings: tuple[str, ...] = ()
     d_vocab_out: int | None = None
+    copied: int = 0
+    chosen: str = ""
 
     @property
     def n_logits(self) -> int:

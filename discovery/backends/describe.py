@@ -13,7 +13,7 @@ from discovery.backends.base import ModelInfo
 from discovery.backends.check import Reference, reference
 from discovery.backends.huggingface import Source
 from discovery.backends.layout import Layout
-from discovery.backends.shape import Shape, work
+from discovery.backends.shape import Shape, copied, work
 
 MLP_PARTS = ("in", "gate", "out")
 
@@ -86,6 +86,7 @@ def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
     heads, d_head, d_model = int(cfg.n_heads), int(cfg.d_head), int(cfg.d_model)
     kv_heads = int(getattr(cfg, "n_key_value_heads", None) or heads)
     attn_only = bool(getattr(cfg, "attn_only", False))
+    kind = str(getattr(getattr(plain.module, "config", None), "model_type", ""))
     return ModelInfo(
         **_origin(plain),
         backend="transformerlens",
@@ -98,6 +99,7 @@ def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
         parallel="blocks.0.hook_resid_mid" not in bridge.hook_dict and not attn_only,
         positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
         normalization=str(cfg.normalization_type),
+        copied=copied(kind, Shape(int(cfg.n_layers), heads, kv_heads, d_model, d_head)),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
         macs_mlp=0 if attn_only else work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
     )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from discovery.backends.spread import Spread, keep
 from discovery.errors import ModelError
 
 WEIGHTS = "*.safetensors"
@@ -155,8 +156,8 @@ def require_safetensors(directory: Path) -> None:
     raise ModelError(f"{directory.name} has no *.safetensors file.", "Download or save the model's weights there.")
 
 
-def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
-    """The Hugging Face module in evaluation mode, weights frozen.
+def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Spread | None = None) -> nn.Module:
+    """The Hugging Face module in evaluation mode, weights frozen; on the device, or spread over several places.
 
     Raises:
         ModelError: an architecture transformers lacks, or weights that do not fit it.
@@ -166,6 +167,7 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     read_config(directory)
+    places, folder = ({}, None) if spread is None else spread.arguments()
     try:
         with bars_for_people():
             module, report = AutoModelForCausalLM.from_pretrained(
@@ -176,6 +178,7 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told by us, with name and shapes
+                **places,
             )
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
@@ -190,6 +193,9 @@ def build_module(directory: Path, dtype: torch.dtype, device: str) -> nn.Module:
         raise ModelError(cause, "Check that it is a whole causal language model.", detail=first_line(fault)) from fault
     _require_the_same_weights(directory.name, module, report)
     _fuse_activations(module)
+    if folder is not None:
+        keep(module, folder)
+        return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
     return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 

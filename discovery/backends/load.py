@@ -8,9 +8,8 @@ model.info.n_layers, model.info.fingerprint
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,109 +18,87 @@ import torch
 
 from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
+from discovery.backends.choose import Choice, choose, require_room
 from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, fetch, first_line, read_config
+from discovery.backends.device import choose_device, free_memory
+from discovery.backends.engines import ENGINES, Engine
+from discovery.backends.find import find_source
+from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import NATIVE, layout_of
-from discovery.backends.native import build_native, read_native_config, strange_fields
+from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
+from discovery.backends.outline import outline_of
+from discovery.backends.spread import Places, Spread, home, told
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 
-Engine = Literal["transformerlens", "nnsight"]
-DEVICES = ("auto", "cpu", "cuda", "mps")
-ENGINES: dict[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
 
-
-def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", device: str = "auto", dtype: str = "float32") -> Backend:
+def load_model(
+    name: str | Path = "bundled",
+    *,
+    backend: BackendName = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    device_map: Literal["auto"] | Places | None = None,
+    max_memory: Mapping[str | int, int] | None = None,
+) -> Backend:
     """Open a model.
 
     Args:
         name: "bundled", a Hugging Face or TransformerLens-native directory, or a hub name.
-        backend: which engine runs it; "auto" is TransformerLens.
+        backend: which engine runs it; "auto" chooses by size, architecture and memory (`backends.choose`), and `info.chosen` says why.
         device: auto, cpu, cuda (or cuda:1 …), or mps (accepted, recorded, untested).
         dtype: float32, float64, bfloat16 or float16.
+        device_map: "auto" spreads the weights over this machine's devices, memory and disk, as transformers does (nnsight only).
+        max_memory: then, bytes that they may take of each device and of "cpu"; the rest lies on the disk.
 
     Returns:
         A backend whose logits were held against the unwrapped module's.
 
     Raises:
-        ModelError: the name is no model, or not one that can be run; says why and what to do.
+        ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
     """
     if dtype not in get_args(Width):
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
-    engine: Engine = "nnsight" if backend == "nnsight" else "transformerlens"
+    spread = Spread.asked(device_map, max_memory, device)
     place = choose_device(device)
     source = find_source(str(name))
-    width: torch.dtype = getattr(torch, dtype)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        if (source.directory / "tl_config.json").is_file():
-            return _load_native(source, width, place, engine)
-        return _load_huggingface(source, width, place, engine)
+        choice = _choose(source, backend, place, dtype, spread)
+        width: torch.dtype = getattr(torch, dtype)
+        if (source.directory / NATIVE_CONFIG).is_file():
+            made = _load_native(source, width, place, choice.engine)
+        else:
+            made = _load_huggingface(source, width, place, choice.engine, spread)
+    made.info = replace(made.info, chosen=choice.reason)
+    return made
 
 
-def find_source(name: str, *, weights: bool = True) -> Source:
-    """Where a model is; of a hub name its files are fetched, without the weights where they are not wanted.
-
-    Raises:
-        ModelError: where the name is no model directory, and not on the hub either.
-    """
-    if name == "bundled":
-        bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
-        if not (bundled / "config.json").is_file():
-            raise ModelError("This installation lacks the bundled model.", "Install the package again, or give a model directory.")
-        return Source(name, bundled)
-    try:
-        directory = Path(name).expanduser()
-    except RuntimeError:
-        raise ModelError(f"{name!r} names a user that does not exist.", "Write the path out.") from None
-    if directory.is_dir():
-        if not any((directory / file).is_file() for file in ("config.json", "tl_config.json")):
-            raise ModelError(
-                f"{name!r} is a directory without config.json or tl_config.json.",
-                "Give the directory that save_pretrained wrote, or one in TransformerLens's native format.",
-            )
-        return Source(name, directory)
-    if directory.is_file():
-        raise ModelError(f"{name!r} is a file.", "Give the directory that holds config.json and the weights.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
-    return fetch(name, weights=weights)
-
-
-def engines_of(config: Any) -> tuple[Engine, ...]:
-    """Which engines know a Hugging Face configuration; whether they reproduce the model is found out at load."""
-    try:
-        layout_of(config)
-    except ModelError:
-        return ("transformerlens",)
-    return ("transformerlens", "nnsight")
-
-
-def choose_device(device: str) -> str:
-    """The device that a name stands for.
+def _choose(source: Source, backend: BackendName, device: str, dtype: str, spread: Spread | None) -> Choice:
+    """The engine; refused where the weights do not fit.
 
     Raises:
-        ModelError: where this machine has none of that kind.
+        ModelError: as `choose` and `require_room`, and where a model in TransformerLens's format is to be spread.
     """
-    kind, _, number = device.partition(":")
-    if kind not in DEVICES or (":" in device and not (kind == "cuda" and number.isdecimal())):
-        raise ModelError(f"device {device!r} is not known.", f"Allowed: {', '.join(DEVICES)} (or cuda:1 …).")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ModelError(f"This machine has no device {device!r} that torch can use.", "Use device cpu, or a torch build with CUDA.")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("This machine has no mps device.", "Use device cpu.")
-    return device
+    free, found = free_memory(device), outline_of(source, dtype)
+    choice = choose(found, backend, free, spread=spread is not None)
+    if spread is None:
+        require_room(choice, device, free)
+    elif (source.directory / NATIVE_CONFIG).is_file():
+        raise ModelError(
+            f"{source.name} is in TransformerLens's own format, which is not spread.", "Leave out device_map: such models are small."
+        )
+    return choice
 
 
-def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine) -> Backend:
+def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
     config = read_config(source.directory)
-    module: Any = build_module(source.directory, dtype, device)
+    module: Any = build_module(source.directory, dtype, device, spread)
+    device = device if spread is None else home(module)
     tokenizer = build_tokenizer(source.directory)
     kind = type(module).__name__
     with _refused(f"{source.directory.name} does not run"):
@@ -132,6 +109,8 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
         compare(made, plain.expected)
         require_causal(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
+    if spread is not None:
+        made.info = replace(made.info, warnings=(*made.info.warnings, f"The weights are spread: {told(module)}."))
     return made
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from discovery.errors import ModelError
 
+NATIVE_CONFIG = "tl_config.json"
 NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
 UNSUPPORTED = {
     "attention_dir": "causal",
@@ -52,7 +53,7 @@ def read_native_config(directory: Path) -> dict[str, Any]:
         ModelError: damaged, incomplete, or with a feature the native module lacks.
     """
     try:
-        config = json.loads((directory / "tl_config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / NATIVE_CONFIG).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         cause = f"{directory.name}/tl_config.json is not JSON ({type(fault).__name__})."
         raise ModelError(cause, "Save the configuration again.") from None

@@ -10,6 +10,7 @@ model asks for it, and `save`, with which a later `import mcp` would fail, is ta
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections import defaultdict
@@ -21,12 +22,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
 from discovery.backends.cache import cache_of, prefix_of
 from discovery.backends.heads import SLOTS, Heads
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.backends.narrow import Narrowing, at_answer, narrowed
+from discovery.backends.spread import at_hand
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -73,7 +76,8 @@ class NnsightBackend(Backend):
 
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         out = attrgetter(self.layout.out)(attrgetter(self.layout.blocks)(self.module)[layer])
-        weight = out.weight.detach()
+        with at_hand(out):
+            weight = out.weight.detach().to(self.device)
         mixes = weight.T if isinstance(out, nn.Linear) else weight  # GPT-2's Conv1D has it the other way round
         return mixes.reshape(self.info.n_heads, self.info.d_head, self.info.d_model)  # type: ignore[no-any-return]
 
@@ -95,8 +99,11 @@ class NnsightBackend(Backend):
                 narrowing.module("MLP", attrgetter(self.layout.mlp[0])(attrgetter(self.layout.blocks)(self.module)[-1]))
             for layer in {site.layer for site in (*reads, *(edit.site for edit in edits)) if site.kind == "pattern"}:
                 self._open(layer)
+            for layer, arriving in batch.joins.items():
+                stack.callback(self._join(layer, arriving).remove)
             with torch.set_grad_enabled(grad), self.net.trace(**arguments) as tracer:
                 walk(tracer)
+            gc.collect(0)  # a trace is left in a cycle, with every tensor it met
         narrowing.require_done()
         logits = walk.logits if batch.columns is None or walk.logits is None else self._columns(walk.logits, batch.columns)
         return Outcome(logits, {site: walk.seen[site] for site in reads}, prefix_of(walk.out.past_key_values) if keep_prefix else None)
@@ -139,10 +146,24 @@ class NnsightBackend(Backend):
         if self.layout.pattern is not None and ".source." in self.layout.pattern:
             attrgetter(self.layout.pattern.partition(".source.")[0])(self.blocks[layer]).source  # noqa: B018  # a property that instruments
 
+    def _join(self, layer: int, arriving: Tensor) -> RemovableHandle:
+        """Let further rows enter a layer. A hook of torch: the trace would hold every layer's rows until its end."""
+
+        def join(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            before = given[0] if given else named["hidden_states"]
+            now = torch.cat([before, arriving.to(before)])
+            return ((now, *given[1:]), named) if given else (given, named | {"hidden_states": now})
+
+        return attrgetter(self.layout.blocks)(self.module)[layer].register_forward_pre_hook(join, with_kwargs=True)  # type: ignore[no-any-return]
+
     def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
-        weight, bias = self.last._module.weight, getattr(self.last._module, "bias", None)
-        logits = torch.einsum("rd,rkd->rk", hidden, weight[columns.clamp(min=0)])  # weights: [row k d_model]
-        return logits if bias is None else logits + bias[columns.clamp(min=0)]
+        unembed, columns = self.last._module, columns.clamp(min=0)
+        with at_hand(unembed):
+            there = columns.to(unembed.weight.device)
+            weights = unembed.weight[there].to(hidden.device)  # [row k d_model]
+            bias = None if unembed.bias is None else unembed.bias[there].to(hidden.device)
+        logits = torch.einsum("rd,rkd->rk", hidden, weights)
+        return logits if bias is None else logits + bias
 
 
 class _Walk:
@@ -159,6 +180,7 @@ class _Walk:
     ) -> None:
         self.backend, self.batch, self.grad, self.narrowing = backend, batch, grad, narrowing
         self.seen: dict[Site, Tensor] = {}
+        self._kept = {*reads, *(Site("resid_pre", edit.site.layer) for edit in edits if edit.site.kind == "resid_mid")}
         self.logits: Tensor | None = None
         self.out: Any = None
         self._residual = None if batch.residual is None else batch.residual.to(backend.width)
@@ -166,7 +188,7 @@ class _Walk:
         for edit in edits:
             self._edits[edit.site].append(edit)
         middles = [site.layer for site in self._edits if site.kind == "resid_mid"]  # is changed through what it is the sum of
-        enters = set(batch.joins)
+        enters = set()
         if batch.start < backend.info.n_layers and (grad or batch.middle or (batch.start == 0 and batch.residual is not None)):
             enters.add(batch.start)
         wanted = {*reads, *self._edits, *(Site("resid_pre", layer) for layer in (*middles, *enters))}
@@ -202,7 +224,9 @@ class _Walk:
         flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
         found = whole.unflatten(0, self.batch.tokens.shape) if flat else whole
         parts = self.backend.heads.apart(site.kind, found)
-        now = self.seen[site] = self._changed(site, parts[0])
+        now = self._changed(site, parts[0])
+        if site in self._kept:  # what merely enters would be held, layer by layer, until the end
+            self.seen[site] = now
         if site.kind == "attn_out" and (middle := Site("resid_mid", site.layer)) in self._edits:
             entered = self.seen[Site("resid_pre", site.layer)]
             before = now + (at_answer(self.batch, entered) if now.shape[1] < entered.shape[1] else entered)
@@ -219,12 +243,9 @@ class _Walk:
 
     def _changed(self, site: Site, value: Tensor) -> Tensor:
         """With what enters there, and the site's own edits."""
-        if site.kind == "resid_pre":
-            if site.layer == self.batch.start:
-                value = value if self._residual is None else self._residual
-                value = value.detach().requires_grad_() if self.grad and not value.requires_grad else value
-            if site.layer in self.batch.joins:
-                value = torch.cat([value, self.batch.joins[site.layer].to(value.dtype)])
+        if site == Site("resid_pre", self.batch.start):
+            value = value if self._residual is None else self._residual
+            value = value.detach().requires_grad_() if self.grad and not value.requires_grad else value
         for edit in self._edits.get(site, ()) if site.kind != "resid_mid" else ():
             value = edit.apply(value)
         return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,10 +18,11 @@ from torch import nn
 
 from discovery.backends.base import Width
 from discovery.backends.describe import context, vocabulary
+from discovery.backends.engines import Engine, engines_of
+from discovery.backends.find import find_source
 from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
-from discovery.backends.load import Engine, engines_of, find_source
-from discovery.backends.native import native_module, read_native_config
-from discovery.backends.shape import Shape, work
+from discovery.backends.native import NATIVE_CONFIG, native_module, read_native_config
+from discovery.backends.shape import Shape, copied, stacked, work
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 
@@ -34,7 +35,8 @@ class Outline:
         architecture: class name of the module that would be loaded.
         n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
         n_params: tied weights count once.
-        loading_bytes: the most in use while they are loaded: the weights, and the files they are read from, which are mapped meanwhile.
+        copied: how many of them TransformerLens holds a second time; stacked: how many are put together from several of the files'.
+        saved: dtype of the files.
         backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
         tokenizer: the directory has one; else prompts are token ids.
         d_vocab_out: how many logits there are, where they are fewer than d_vocab.
@@ -54,7 +56,9 @@ class Outline:
     d_vocab_out: int | None
     n_ctx: int
     n_params: int
-    loading_bytes: int
+    copied: int
+    stacked: int
+    saved: str
     attn_only: bool
     macs_attention: int
     macs_mlp: int
@@ -71,8 +75,32 @@ class Outline:
         """Heads and MLPs: the universe that a circuit is found in."""
         return self.n_layers * (self.n_heads + (0 if self.attn_only else 1))
 
+    @property
+    def weights_bytes(self) -> int:
+        """What the loaded model takes."""
+        return _width(self.dtype) * (self.n_params + self.copied)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of these, what is held twice."""
+        return _width(self.dtype) * self.copied
+
+    @property
+    def loading_bytes(self) -> int:
+        """The most in use while it is loaded on a CPU.
+
+        Weights that are saved as they are wanted stay in their files, which are mapped; others are made beside these, and so are
+        those that are put together.
+        """
+        made = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
+        return max(_width(self.saved) * self.n_params + _width(self.dtype) * made, self.weights_bytes)
+
+    def on(self, engine: Engine) -> Outline:
+        """As one engine would hold it."""
+        return self if engine == "transformerlens" else replace(self, copied=0)
+
     def engine(self, backend: BackendName) -> Engine:
-        """What would run it.
+        """The first that knows it, or the one that is asked for. `backends.choose` weighs them.
 
         Raises:
             ModelError: where the backend that is asked for does not know it.
@@ -98,9 +126,18 @@ def outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     source = find_source(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        if (source.directory / "tl_config.json").is_file():
-            return _of_native(source, dtype)
-        return _of_hugging_face(source, dtype)
+        return outline_of(source, dtype)
+
+
+def outline_of(source: Source, dtype: str) -> Outline:
+    """Describe the model at a place.
+
+    Raises:
+        ModelError: as `outline`.
+    """
+    if (source.directory / NATIVE_CONFIG).is_file():
+        return _of_native(source, dtype)
+    return _of_hugging_face(source, dtype)
 
 
 def _of_hugging_face(source: Source, dtype: str) -> Outline:
@@ -112,7 +149,10 @@ def _of_hugging_face(source: Source, dtype: str) -> Outline:
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
         cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
         raise ModelError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
-    return _outline(source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved, engines_of(module.config))
+    twice = copied(str(module.config.model_type), shape)
+    return _outline(
+        source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved or torch.float32, twice, engines_of(module.config)
+    )
 
 
 def _of_native(source: Source, dtype: str) -> Outline:
@@ -122,7 +162,7 @@ def _of_native(source: Source, dtype: str) -> Outline:
         module, cfg = native_module(config, source.directory.name, torch.float32)
     _give_biases(module, source.directory)
     vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
-    return _outline(source, module, Shape.of_native(cfg), dtype, vocabularies, None, get_args(Engine))
+    return _outline(source, module, Shape.of_native(cfg), dtype, vocabularies, torch.float32, 0, get_args(Engine))
 
 
 def _outline(
@@ -131,7 +171,8 @@ def _outline(
     shape: Shape,
     dtype: str,
     vocabularies: tuple[int, int, int],
-    saved: torch.dtype | None,
+    saved: torch.dtype,
+    twice: int,
     backends: tuple[Engine, ...],
 ) -> Outline:
     d_vocab, n_logits, n_ctx = vocabularies
@@ -150,12 +191,18 @@ def _outline(
         d_vocab_out=None if n_logits == d_vocab else n_logits,
         n_ctx=n_ctx,
         n_params=n_params,
-        loading_bytes=n_params * (getattr(torch, dtype).itemsize + (saved or torch.float32).itemsize),
+        copied=twice,
+        stacked=stacked(module),
+        saved=str(saved).removeprefix("torch."),
         macs_attention=shape.macs_attention,
         macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
         backends=backends,
         tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
     )
+
+
+def _width(dtype: str) -> int:
+    return int(getattr(torch, dtype).itemsize)
 
 
 def _empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:

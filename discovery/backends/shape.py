@@ -45,3 +45,16 @@ def work(parts: Iterable[nn.Module], module: Any) -> int:
     used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
     weights = {id(p): p for part in parts for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
     return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())
+
+
+TAKEN_APART = frozenset({"bloom", "codegen", "falcon", "gpt_neox", "mpt"})  # q, k and v of one weight, which TransformerLens copies
+
+
+def copied(kind: str, shape: Shape) -> int:
+    """How many weights of a model of this `model_type` TransformerLens holds a second time."""
+    return shape.n_layers * shape.d_model * shape.d_head * (shape.n_heads + 2 * shape.n_kv_heads) if kind in TAKEN_APART else 0
+
+
+def stacked(module: nn.Module) -> int:
+    """How many weights are put together from several of the files': those of experts [expert …]."""
+    return sum(p.numel() for p in module.parameters() if p.ndim > 2)

@@ -67,31 +67,35 @@ def listed(args: argparse.Namespace, console: Console) -> None:
 
 def info(args: argparse.Namespace, console: Console) -> None:
     """What a model is and what memory it takes, from its configuration alone."""
-    from discovery.backends.load import choose_device
+    from discovery.backends.choose import choose, unfit
+    from discovery.backends.device import choose_device, free_memory
     from discovery.backends.outline import outline
     from discovery.graph.strict_json import dumps
 
     asked = loading(args)
     device = choose_device(asked["device"])
-    found = outline(asked["model"], dtype=asked["dtype"])
-    found.engine(asked["backend"])  # refused where it does not know the architecture
-    facts, memory = {**dataclasses.asdict(found), "n_nodes": found.n_nodes}, _memory(found, device)
-    del facts["loading_bytes"]
+    free = free_memory(device)
+    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free)
+    found = choice.found
+    facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.engine, "chosen": choice.reason}
+    memory, trouble = _memory(found, free), unfit(choice, device, free)
     if args.json:
-        console.write(dumps({**facts, "memory": memory}, indent=2) + "\n")
+        console.write(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
         return
     console.say(columns([(name, _word(value)) for name, value in facts.items()]))
     pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
     console.say(f"Memory: {_size(memory['loading'])} at most while it is loaded, {_size(memory['weights'])} from then on.")
     console.say(f"Beside it a sweep of {pairs} takes {_size(memory['sweep'])}, or {_size(memory['sweep_pair'])} pair by pair.")
-    console.say(f"Free on {device}: {_size(memory['free'])}.")
+    console.say(f"Free on {device}: {_size(free)}.")
+    if trouble is not None:
+        console.say(str(trouble))
 
 
-def _memory(found: Outline, device: str) -> dict[str, Any]:
+def _memory(found: Outline, free: int) -> dict[str, Any]:
     """Bytes: what a model takes, and what is free."""
-    from discovery.engine import Need, free_memory
+    from discovery.engine import Need
 
-    return {"loading": found.loading_bytes, **dataclasses.asdict(Need.of(found)), "free": free_memory(device)}
+    return {"loading": found.loading_bytes, **dataclasses.asdict(Need.of(found)), "free": free}
 
 
 def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from discovery.engine.block import Block
 from discovery.engine.cached import out_of_memory
-from discovery.engine.engine import Engine, free_memory, prepared
+from discovery.engine.engine import Engine, prepared
 from discovery.engine.gradients import attribution_work, attributions
 from discovery.engine.need import Need, sweep_bytes
 from discovery.engine.prompts import SIDES, Prompts, Side, other
@@ -23,7 +23,6 @@ __all__ = [
     "Window",
     "attribution_work",
     "attributions",
-    "free_memory",
     "full_work",
     "other",
     "out_of_memory",

@@ -27,6 +27,8 @@ class Sized(Protocol):
     @property
     def n_params(self) -> int: ...
     @property
+    def copied(self) -> int: ...
+    @property
     def n_ctx(self) -> int: ...
     @property
     def n_layers(self) -> int: ...
@@ -84,7 +86,9 @@ class Need:
     def of(cls, model: Sized, tokens: int = 32, pairs: int = 32) -> Need:
         """For prompts of so many tokens, where the model takes as many."""
         tokens = min(tokens, model.n_ctx)
-        return cls(_width(model) * model.n_params, sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs), tokens, pairs)
+        return cls(
+            _width(model) * (model.n_params + model.copied), sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs), tokens, pairs
+        )
 
 
 def sweep_bytes(model: Sized, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:

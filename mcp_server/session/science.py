@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, discover, estimate, go_on
-    from discovery.backends.load import choose_device, find_source, load_model
+    from discovery.backends.choose import choose
+    from discovery.backends.device import choose_device, free_memory
+    from discovery.backends.find import find_source
+    from discovery.backends.load import load_model
     from discovery.backends.outline import outline
-    from discovery.engine import Engine, Meter, Need, free_memory
+    from discovery.engine import Engine, Meter, Need
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
     from discovery.methods.ablation import ablate_heads
@@ -33,13 +36,14 @@ _HOMES = {
     "Need": "discovery.engine",
     "ablate_heads": "discovery.methods.ablation",
     "check_task": "discovery.methods.behaviour",
-    "choose_device": "discovery.backends.load",
+    "choose": "discovery.backends.choose",
+    "choose_device": "discovery.backends.device",
     "contrast": "discovery.methods.contrast",
     "discover": "discovery.agent",
     "estimate": "discovery.agent",
     "evaluate_circuit": "discovery.evaluation",
-    "find_source": "discovery.backends.load",
-    "free_memory": "discovery.engine",
+    "find_source": "discovery.backends.find",
+    "free_memory": "discovery.backends.device",
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
     "load_model": "discovery.backends.load",
@@ -60,6 +64,7 @@ __all__ = [
     "Need",
     "ablate_heads",
     "check_task",
+    "choose",
     "choose_device",
     "contrast",
     "discover",

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from discovery import check_task, load_model, load_task
-from discovery.backends.load import find_source
+from discovery.backends.find import find_source
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.graph import EVIDENCE_ABLATIONS

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from discovery.backends.base import Batch
+from discovery.backends.device import free_memory
 from discovery.engine import Engine, Meter, Rows, Window, full_work, other
 from discovery.engine.block import MOST_COLUMNS, Block
 from discovery.engine.cached import out_of_memory
-from discovery.engine.engine import free_memory
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
 from discovery.methods.patching import patch_sweep

@@ -1,0 +1,108 @@
+"""Which engine runs a model, why, and whether it fits: decided from its outline, before any weight is read.
+
+TransformerLens serves models up to a few billion parameters and holds some weights twice; beyond that, and for a model that is spread
+over devices, nnsight traces the very module that transformers built. The science is the same on both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+
+from discovery.backends.base import Width
+from discovery.backends.engines import ENGINES, Engine
+from discovery.backends.outline import Outline
+from discovery.errors import ModelError
+from discovery.sites import BackendName
+
+LARGE = 2_000_000_000  # parameters; where the field's guides put the border
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine.
+
+    Attributes:
+        reason: why it, as a clause.
+        found: the model as this engine would hold it.
+    """
+
+    engine: Engine
+    reason: str
+    found: Outline
+
+
+def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = False) -> Choice:
+    """Choose an engine for a model.
+
+    Args:
+        backend: what was asked for.
+        free: bytes that the weights may take.
+        spread: the weights are to be spread over devices.
+
+    Raises:
+        ModelError: where the backend that is asked for does not know the model, or cannot have it spread.
+    """
+    if spread and "nnsight" not in found.backends:
+        cause = f"Only nnsight runs a model that is spread over devices, and it does not know {found.architecture}."
+        raise ModelError(cause, "Leave out device_map.")
+    if spread and backend == "transformerlens":
+        cause = "The transformerlens backend does not run a model that is spread over devices: it takes weights apart that it must hold."
+        raise ModelError(cause, "Use backend nnsight or auto, or leave out device_map.")
+    engine, reason = _chosen(found, found.engine(backend), backend, free, spread)
+    return Choice(engine, reason, found.on(engine))
+
+
+def _chosen(found: Outline, known: Engine, backend: BackendName, free: int, spread: bool) -> tuple[Engine, str]:
+    if backend != "auto":
+        return known, "it was asked for"
+    if spread:
+        return "nnsight", "only it runs a model that is spread over devices"
+    if found.backends == (known,):
+        return known, f"only {ENGINES[known]} knows {found.architecture}"
+    if found.n_params > LARGE:
+        return "nnsight", f"the model has {found.n_params / 1e9:.1f} billion parameters, and TransformerLens is for up to {LARGE / 1e9:.0f}"
+    if found.on("nnsight").weights_bytes <= free < found.on("transformerlens").weights_bytes:
+        twice = gigabytes(found.copied_bytes)
+        return "nnsight", f"TransformerLens would hold {twice} of weights twice, and only {gigabytes(free)} are free"
+    return "transformerlens", f"the default for models of up to {LARGE / 1e9:.0f} billion parameters"
+
+
+def require_room(choice: Choice, device: str, free: int) -> None:
+    """Check that the weights fit where the model is to run.
+
+    Raises:
+        ModelError: gives the numbers, and what would fit.
+    """
+    trouble = unfit(choice, device, free)
+    if trouble is not None:
+        raise trouble
+
+
+def unfit(choice: Choice, device: str, free: int) -> ModelError | None:
+    """Why a model's weights do not fit into what is free, with the numbers and what would; None where they do."""
+    found, needed = choice.found, choice.found.weights_bytes
+    if needed <= free:
+        return None
+    narrower = [width for width in get_args(Width) if getattr(torch, width).itemsize < getattr(torch, found.dtype).itemsize]
+    smaller = {width: needed * getattr(torch, width).itemsize // getattr(torch, found.dtype).itemsize for width in narrower}
+    fits = [width for width in ("bfloat16", "float32") if width in smaller and smaller[width] <= free]
+    ways = [f"dtype {fits[0]} ({gigabytes(smaller[fits[0]])})"] if fits else []
+    ways += (
+        ["device_map auto (--device-map auto: spread over this machine's devices, memory and disk; slow)"]
+        if "nnsight" in found.backends
+        else []
+    )
+    ways += ["remote (--remote: run it on NDIF)"] if found.revision is not None else []
+    return ModelError(
+        f"{found.name} does not fit: its {found.n_params:,} parameters take {gigabytes(needed)} in {found.dtype} with {choice.engine}, "
+        f"and {gigabytes(free)} are free on {device}.",
+        f"Free memory, or choose {', or '.join(ways) or 'a smaller model'}.",
+    )
+
+
+def gigabytes(count: int) -> str:
+    """For people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
