@@ -66,9 +66,10 @@ def load_model(
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
     spread = Spread.asked(device_map, max_memory, device)
     place = choose_device(device)
-    source = find_source(str(name))
+    said = find_source(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        choice = _choose(source, backend, place, dtype, spread)
+        choice = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
+        source = find_source(str(name))
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
             made = _load_native(source, width, place, choice.engine)

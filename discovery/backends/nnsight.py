@@ -36,14 +36,15 @@ from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
 
-def wrap(module: nn.Module) -> Any:
-    """A module in nnsight, which is imported now."""
+def wrap(module: nn.Module, device: torch.device) -> Any:
+    """A module in nnsight, which is imported now; it takes its tokens on a device, wherever its first weight lies."""
     theirs = "nnsight" in sys.modules
     import nnsight
 
     if not theirs and nnsight._c.unmount is not None and hasattr(object, "save"):
         nnsight._c.unmount("save")
-    return nnsight.NNsight(module)
+    net = type("NNsight", (nnsight.NNsight,), {"device": property(lambda _: device)})
+    return net(module)
 
 
 class NnsightBackend(Backend):
@@ -69,7 +70,7 @@ class NnsightBackend(Backend):
         self.abilities = Abilities(pattern=True)  # until it has been tried
         self.block_returns, self.width = block_returns, next(module.parameters()).dtype
         self.heads = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout)
-        self.net = wrap(module)
+        self.net = wrap(module, self.device)
         self.blocks = list(attrgetter(layout.blocks)(self.net))
         self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
         self._lock = threading.RLock()

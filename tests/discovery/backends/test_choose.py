@@ -1,0 +1,113 @@
+"""Which engine runs a model, why, and what is said where it does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from discovery.backends import load
+from discovery.backends.choose import LARGE, choose, require_room, unfit
+from discovery.backends.engines import engines_of
+from discovery.backends.layout import LAYOUTS
+from discovery.backends.load import load_model
+from discovery.backends.outline import outline
+from discovery.errors import ModelError
+from tests.discovery.tiny import ARCHITECTURES, OTHERS, hugging_face
+
+QUICK = ("gemma2", "mixtral", "falcon")
+MORE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+PLENTY = 10**15
+
+
+def storages(module: nn.Module) -> dict[int, int]:
+    """Bytes of every storage that a module holds."""
+    held = [tensor for part in module.modules() for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
+def test_what_transformerlens_holds_twice_is_known_before(shelf, name, monkeypatch):
+    before = {}
+    bridged = load._bridged
+
+    def counted(plain, tokenizer):
+        before.update(storages(plain.module))
+        return bridged(plain, tokenizer)
+
+    monkeypatch.setattr(load, "_bridged", counted)
+    model = load_model(shelf.path(name), device="cpu", backend="transformerlens")
+    new = sum(size for place, size in storages(model.bridge).items() if place not in before)
+    found = outline(shelf.path(name))
+    small = 4 * found.n_layers * 3 * found.n_heads * found.d_head + 256  # biases, positions
+    assert found.copied_bytes <= new <= found.copied_bytes + small
+    assert model.info.copied == found.copied
+    assert found.weights_bytes == 4 * (found.n_params + found.copied)
+    assert found.on("nnsight").weights_bytes == 4 * found.n_params
+
+
+def test_both_engines_know_every_architecture_that_nnsight_has_a_layout_of():
+    """So whether TransformerLens knows a model is asked only where nnsight does not."""
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    assert {kind for kind in LAYOUTS if CLASSES[kind] not in SUPPORTED_ARCHITECTURES} == set()
+
+
+def test_small_models_run_on_transformerlens_and_large_ones_on_nnsight(shelf):
+    small = outline(shelf.path("llama"))
+    chosen = choose(small, "auto", PLENTY)
+    assert (chosen.engine, "up to 2 billion" in chosen.reason) == ("transformerlens", True)
+    chosen = choose(replace(small, n_params=LARGE + 1), "auto", PLENTY)
+    assert (chosen.engine, "2.0 billion parameters" in chosen.reason) == ("nnsight", True)
+    assert choose(replace(small, n_params=LARGE + 1), "transformerlens", PLENTY).engine == "transformerlens"
+
+
+def test_where_memory_is_short_the_engine_that_holds_nothing_twice(shelf):
+    found = outline(shelf.path("neox"))
+    assert found.copied
+    chosen = choose(found, "auto", found.on("nnsight").weights_bytes)
+    assert (chosen.engine, "twice" in chosen.reason) == ("nnsight", True)
+    require_room(chosen, "cpu", chosen.found.weights_bytes)
+    assert choose(found, "auto", found.weights_bytes).engine == "transformerlens"
+
+
+def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
+    found = replace(outline(hugging_face(folder, "codegen")), n_params=LARGE + 1)
+    chosen = choose(found, "auto", PLENTY)
+    assert (chosen.engine, chosen.reason) == ("transformerlens", "only TransformerLens knows CodeGenForCausalLM")
+    for backend, spread, word in (("nnsight", False, "does not know CodeGen"), ("auto", True, "does not know CodeGen")):
+        with pytest.raises(ModelError, match=word):
+            choose(found, backend, PLENTY, spread=spread)
+
+
+def test_what_does_not_fit_is_refused_with_numbers_and_choices(shelf):
+    found = replace(outline(shelf.path("llama")), n_params=70 * 10**9, revision="0123")
+    trouble = unfit(choose(found, "auto", 200 * 10**9), "cpu", 200 * 10**9)
+    assert trouble is not None
+    for said in ("280.0 GB in float32 with nnsight", "200.0 GB are free on cpu", "bfloat16 (140.0 GB)", "device_map auto", "--remote"):
+        assert said in str(trouble)
+    trouble = unfit(choose(replace(found, revision=None), "auto", 10**9), "cpu", 10**9)
+    assert trouble is not None
+    assert "bfloat16" not in str(trouble)
+    assert "remote" not in str(trouble)
+    assert unfit(choose(found, "auto", 280 * 10**9), "cpu", 280 * 10**9) is None
+
+
+def test_it_is_refused_before_any_weight_is_read(folder, monkeypatch):
+    """A Llama of 405 billion parameters, without a single weight file."""
+    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "max_position_embeddings": 131072}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**kind, **sizes, "num_key_value_heads": 8}))
+    monkeypatch.setattr(load, "build_module", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(ModelError, match=r"1,62\d\.\d GB in float32 with nnsight, and .* are free on cpu"):
+        load_model(folder, device="cpu")
+
+
+def test_a_loaded_model_says_why_it_runs_where_it_does(shelf):
+    assert "up to 2 billion" in load_model(shelf.path("gpt2"), device="cpu").info.chosen
+    assert load_model(shelf.path("gpt2"), device="cpu", backend="nnsight").info.chosen == "it was asked for"
+    assert engines_of(type("Config", (), {"model_type": "codegen"})) == ("transformerlens",)
