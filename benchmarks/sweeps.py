@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from discovery import load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
+from discovery.backends.engines import Engine
 from discovery.backends.find import find_source
 from discovery.engine import full_work
 from discovery.interventions import Edit
@@ -92,6 +93,8 @@ class Baselines:
 
     def __init__(self, model: Backend, directory: Path, task: Task, case: Case) -> None:
         self.model, self.case, self.cells = model, case, sampled(case, model)
+        wrapped = model if model.info.backend == "transformerlens" else load_model(directory, backend="transformerlens")
+        self.bridge = wrapped.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         self.clean = torch.tensor([pair.clean for pair in task.pairs])
         self.corrupted = torch.tensor([pair.corrupted for pair in task.pairs])
         self.answer, self.wrong = torch.tensor([p.answer for p in task.pairs]), torch.tensor([p.wrong for p in task.pairs])
@@ -107,7 +110,6 @@ class Baselines:
 
     def by_transformer_lens(self) -> Grid:
         """One full forward pass of the bridge per cell, all pairs in a batch, as `transformer_lens.patching` does it."""
-        bridge = self.model.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         found: Grid = {}
         for layer, column in self.cells:
             site = Site(self.kind, layer)  # type: ignore[arg-type]  # a kind
@@ -116,7 +118,7 @@ class Baselines:
             name = f"blocks.{layer}.{'attn.hook_z' if self.kind == 'z' else 'hook_' + self.kind}"
             with torch.no_grad():
                 hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
-                found[layer, column] = self.metric(bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1])
+                found[layer, column] = self.metric(self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1])
         return found
 
     def by_nnsight(self) -> Grid:
@@ -203,6 +205,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the bundled model only, one repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose 'model site pairs x tokens' holds this, as in 'head_out 32x15'")
+    parser.add_argument("--backend", choices=get_args(Engine), default="transformerlens", help="ours on which engine")
     chosen = parser.parse_args()
     out = sys.stdout
     sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
@@ -217,7 +220,7 @@ def main() -> None:
             "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
         )
         for name, place in places.items():
-            model = load_model("bundled" if name == "bundled" else place)
+            model = load_model("bundled" if name == "bundled" else place, backend=chosen.backend)
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
                     if tokens <= model.n_ctx and chosen.only in f"{name} {site} {pairs}x{tokens}":

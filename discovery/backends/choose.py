@@ -46,7 +46,7 @@ def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = Fa
         ModelError: where the backend that is asked for does not know the model, or cannot have it spread.
     """
     if spread and "nnsight" not in found.backends:
-        cause = f"Only nnsight runs a model that is spread over devices, and it does not know {found.architecture}."
+        cause = f"Only nnsight runs a model that is spread over devices, and {found.architecture} is not for it. {found.unknown}"
         raise ModelError(cause, "Leave out device_map.")
     if spread and backend == "transformerlens":
         cause = "The transformerlens backend does not run a model that is spread over devices: it takes weights apart that it must hold."

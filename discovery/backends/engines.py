@@ -12,10 +12,10 @@ Engine = Literal["transformerlens", "nnsight"]
 ENGINES: Mapping[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
 
 
-def engines_of(config: Any) -> tuple[Engine, ...]:
-    """Which engines know a Hugging Face configuration; whether they reproduce the model is found out at load."""
+def engines_of(config: Any) -> tuple[tuple[Engine, ...], str]:
+    """Which engines know a Hugging Face configuration, and why the other does not. Whether they reproduce it is found out at load."""
     try:
         layout_of(config)
-    except ModelError:
-        return ("transformerlens",)
-    return ("transformerlens", "nnsight")
+    except ModelError as fault:
+        return ("transformerlens",), fault.cause
+    return ("transformerlens", "nnsight"), ""

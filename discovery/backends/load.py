@@ -18,7 +18,7 @@ import torch
 
 from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
-from discovery.backends.choose import Choice, choose, require_room
+from discovery.backends.choose import choose, require_room
 from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device, free_memory
 from discovery.backends.engines import ENGINES, Engine
@@ -27,7 +27,7 @@ from discovery.backends.huggingface import Source, build_module, build_tokenizer
 from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
-from discovery.backends.outline import outline_of
+from discovery.backends.outline import UndescribedError, outline_of
 from discovery.backends.spread import Places, Spread, home, told
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
@@ -68,24 +68,28 @@ def load_model(
     place = choose_device(device)
     said = find_source(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        choice = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
+        engine, reason = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
         source = find_source(str(name))
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
-            made = _load_native(source, width, place, choice.engine)
+            made = _load_native(source, width, place, engine)
         else:
-            made = _load_huggingface(source, width, place, choice.engine, spread)
-    made.info = replace(made.info, chosen=choice.reason)
+            made = _load_huggingface(source, width, place, engine, spread)
+    made.info = replace(made.info, chosen=reason)
     return made
 
 
-def _choose(source: Source, backend: BackendName, device: str, dtype: str, spread: Spread | None) -> Choice:
-    """The engine; refused where the weights do not fit.
+def _choose(source: Source, backend: BackendName, device: str, dtype: str, spread: Spread | None) -> tuple[Engine, str]:
+    """The engine and why it; refused where the weights do not fit.
 
     Raises:
         ModelError: as `choose` and `require_room`, and where a model in TransformerLens's format is to be spread.
     """
-    free, found = free_memory(device), outline_of(source, dtype)
+    free = free_memory(device)
+    try:
+        found = outline_of(source, dtype)
+    except UndescribedError:
+        return "nnsight" if backend == "nnsight" or spread else "transformerlens", "its configuration does not say how large it is"
     choice = choose(found, backend, free, spread=spread is not None)
     if spread is None:
         require_room(choice, device, free)
@@ -93,7 +97,7 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
         raise ModelError(
             f"{source.name} is in TransformerLens's own format, which is not spread.", "Leave out device_map: such models are small."
         )
-    return choice
+    return choice.engine, choice.reason
 
 
 def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:

@@ -27,6 +27,10 @@ from discovery.errors import ModelError
 from discovery.sites import BackendName
 
 
+class UndescribedError(ModelError):
+    """A model whose configuration does not say how large its parts are. It may load all the same."""
+
+
 @dataclass(frozen=True)
 class Outline:
     """A model that is not loaded.
@@ -38,6 +42,7 @@ class Outline:
         copied: how many of them TransformerLens holds a second time; stacked: how many are put together from several of the files'.
         saved: dtype of the files.
         backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
+        unknown: why another does not.
         tokenizer: the directory has one; else prompts are token ids.
         d_vocab_out: how many logits there are, where they are fewer than d_vocab.
     """
@@ -63,6 +68,7 @@ class Outline:
     macs_attention: int
     macs_mlp: int
     backends: tuple[Engine, ...]
+    unknown: str
     tokenizer: bool
 
     @property
@@ -108,7 +114,7 @@ class Outline:
         if backend == "auto":
             return self.backends[0]
         if backend not in self.backends:
-            raise ModelError(f"The {backend} backend does not know {self.architecture}.", f"Use {' or '.join(self.backends)}.")
+            raise ModelError(self.unknown, f"Use backend {' or '.join(map(repr, self.backends))}.")
         return backend
 
 
@@ -148,7 +154,7 @@ def _of_hugging_face(source: Source, dtype: str) -> Outline:
         n_logits = int(module.get_output_embeddings().weight.shape[0])
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
         cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
-        raise ModelError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
+        raise UndescribedError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
     twice = copied(str(module.config.model_type), shape)
     return _outline(
         source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved or torch.float32, twice, engines_of(module.config)
@@ -162,7 +168,9 @@ def _of_native(source: Source, dtype: str) -> Outline:
         module, cfg = native_module(config, source.directory.name, torch.float32)
     _give_biases(module, source.directory)
     vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
-    return _outline(source, module, Shape.of_native(cfg), dtype, vocabularies, torch.float32, 0, get_args(Engine))
+    return _outline(
+        source, module, Shape.of_native(cfg), dtype, vocabularies, torch.float32, 0, (get_args(Engine), ""), again=dtype == "float32"
+    )
 
 
 def _outline(
@@ -173,13 +181,15 @@ def _outline(
     vocabularies: tuple[int, int, int],
     saved: torch.dtype,
     twice: int,
-    backends: tuple[Engine, ...],
+    engines: tuple[tuple[Engine, ...], str],
+    *,
+    again: bool = False,  # every weight is made anew from the files'
 ) -> Outline:
     d_vocab, n_logits, n_ctx = vocabularies
     n_params = sum(parameter.numel() for parameter in module.parameters())
     blocks = next((part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers), None)
     if blocks is None:
-        raise ModelError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
+        raise UndescribedError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
     return Outline(
         **vars(shape),
         name=source.name,
@@ -192,11 +202,12 @@ def _outline(
         n_ctx=n_ctx,
         n_params=n_params,
         copied=twice,
-        stacked=stacked(module),
+        stacked=n_params if again else stacked(module),
         saved=str(saved).removeprefix("torch."),
         macs_attention=shape.macs_attention,
         macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
-        backends=backends,
+        backends=engines[0],
+        unknown=engines[1],
         tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
     )
 

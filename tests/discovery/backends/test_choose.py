@@ -78,7 +78,7 @@ def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
     found = replace(outline(hugging_face(folder, "codegen")), n_params=LARGE + 1)
     chosen = choose(found, "auto", PLENTY)
     assert (chosen.engine, chosen.reason) == ("transformerlens", "only TransformerLens knows CodeGenForCausalLM")
-    for backend, spread, word in (("nnsight", False, "does not know CodeGen"), ("auto", True, "does not know CodeGen")):
+    for backend, spread, word in (("nnsight", False, "'codegen'"), ("auto", True, "CodeGenForCausalLM is not for it")):
         with pytest.raises(ModelError, match=word):
             choose(found, backend, PLENTY, spread=spread)
 
@@ -110,4 +110,4 @@ def test_it_is_refused_before_any_weight_is_read(folder, monkeypatch):
 def test_a_loaded_model_says_why_it_runs_where_it_does(shelf):
     assert "up to 2 billion" in load_model(shelf.path("gpt2"), device="cpu").info.chosen
     assert load_model(shelf.path("gpt2"), device="cpu", backend="nnsight").info.chosen == "it was asked for"
-    assert engines_of(type("Config", (), {"model_type": "codegen"})) == ("transformerlens",)
+    assert engines_of(type("Config", (), {"model_type": "codegen"}))[0] == ("transformerlens",)

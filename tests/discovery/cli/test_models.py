@@ -54,6 +54,8 @@ def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
     facts = json.loads(told.out)
     assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (2, 4, True, False)
     assert (facts["name"], facts["n_nodes"]) == (str(model_directory), 8)
+    assert (facts["backend"], facts["fits"]) == ("transformerlens", True)
+    assert "up to 2 billion" in facts["chosen"]
     assert facts["memory"]["loading"] > facts["memory"]["weights"] == 4 * facts["n_params"]
     told = scout("models", "info", str(model_directory), "--device", "cpu")
     assert "  n_heads         4\n" in told.out
@@ -64,7 +66,7 @@ def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
 def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., Told], tmp_path: Path) -> None:
     told = scout("models", "info", str(hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
     assert (told.status, told.out) == (2, "")
-    assert "Use transformerlens" in told.err
+    assert "Use backend 'transformerlens'" in told.err
 
 
 def test_info_of_what_is_no_model(scout: Callable[..., Told], tmp_path: Path) -> None:

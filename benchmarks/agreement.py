@@ -1,0 +1,177 @@
+"""Do the two backends agree? `python -m benchmarks.agreement [--shared DIR]`
+
+Every architecture that both know, small, with seeded random weights; every sweep both ways, on pairs whose answers are chosen so that the
+corruption removes much. Prints Markdown: the largest difference of any cell of any pair, over the mean of m(clean) − m(corrupted). With
+`--shared`, models of stories in that folder are put through
+`discover` on both backends: a girl or mother goes on with She (pronouns), a name as before (names).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from benchmarks.table import header
+from discovery import discover, load_model, load_task, patch_sweep
+from discovery.backends.base import Backend, Batch
+from discovery.backends.engines import ENGINES
+from discovery.backends.outline import outline
+from discovery.errors import SiteError
+from discovery.sites import Direction, SiteName
+from discovery.tasks.pairs import Tokenizer
+from discovery.tasks.task import Pair, Task
+from tests.discovery.tiny import ARCHITECTURES, OTHERS, Shelf, as_task, random_pairs
+
+TEXTS = (
+    "Once upon a time, there was a {a} {w}.",
+    "One day, a {a} {w} went to the park.",
+    "There was a {a} {w} who liked to play.",
+    "In the house was a {a} {w}.",
+)
+ADJECTIVES = ("little", "big", "small", "happy", "nice", "brave", "old", "kind", "sad", "good", "young", "funny", "tall", "smart")
+WHO = (("girl", "boy"), ("mom", "dad"), ("woman", "man"))
+SPELLED = (
+    "{n} was happy. Then {p}",
+    "{n} had a ball. One day, {p}",
+    "The dog saw {n}. The dog liked {p}",
+    "{n} went to the park. The cat saw {n}. {p}",
+    'Mom said to {n}, "I love you, {p}',
+)
+PAIRS_OF_NAMES = "Tim/Tom Ben/Bob Sam/Sue Max/Mia Lily/Lucy Jack/Jill Mom/Max Lily/Lola Ken/Kim Dan/Dot Ron/Ray Fred/Fran Pam/Pip"
+NAMES = tuple(tuple(pair.split("/")) for pair in PAIRS_OF_NAMES.split())
+SITES: tuple[SiteName, ...] = (
+    "resid_pre",
+    "resid_mid",
+    "attn_out",
+    "mlp_out",
+    "head_out",
+    "head_out_by_position",
+    "q",
+    "k",
+    "v",
+    "pattern",
+)
+DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
+LENGTHS = (9, 9, 7, 9)
+
+
+def telling(model: Backend, pairs: Iterable[Pair]) -> Task:
+    """The pairs with the answers that the corruption costs most."""
+    told = []
+    for pair in pairs:
+        rows, last = torch.tensor([pair.clean, pair.corrupted]), torch.full((2,), len(pair.clean) - 1)
+        logits = model.run(Batch(rows, last)).logits
+        assert logits is not None
+        lost = logits[0] - logits[1]
+        told.append(replace(pair, answer=(int(lost.argmax()),), wrong=(int(lost.argmin()),)))
+    return as_task(told)
+
+
+def difference(ours: Backend, theirs: Backend, task: Task, site: SiteName) -> float | None:
+    """The largest of both directions, over the gap; None where the architecture has no such site."""
+    worst = 0.0
+    for direction in DIRECTIONS:
+        try:
+            a, b = (patch_sweep(model, task, site, direction=direction) for model in (ours, theirs))
+        except SiteError:
+            return None
+        gap = float((a.metric_clean - a.metric_corrupted).mean())
+        apart = (a.per_pair - b.per_pair).abs()
+        worst = max(worst, float(apart[~apart.isnan()].max()) / gap)
+    return worst
+
+
+def architectures(folder: Path) -> str:
+    """The first table."""
+    text, shelf = header("architecture", *SITES), Shelf(folder)
+    for name in (*ARCHITECTURES, *OTHERS, "native", "attn_only"):
+        if outline(shelf.path(name)).backends != tuple(ENGINES):
+            continue
+        ours, theirs = (load_model(shelf.path(name), device="cpu", backend=engine) for engine in ENGINES)
+        task = telling(ours, random_pairs(LENGTHS))
+        found = [difference(ours, theirs, task, site) for site in SITES]
+        text += f"| {ours.info.architecture} ({name}) | " + " | ".join("–" if value is None else f"{value:.0e}" for value in found) + " |\n"
+        print(name, file=sys.stderr, flush=True)
+    return text
+
+
+def pronouns(model: Backend) -> Task:
+    """Pairs that differ in who it is about, where both have as many tokens."""
+    tokenizer, made = model.tokenizer, []
+    assert tokenizer is not None
+    for (template, text), adjective, who, back in product(enumerate(TEXTS), ADJECTIVES, WHO, (False, True)):
+        sides = [tokenizer.encode(text.format(a=adjective, w=word) + say) for word, say in zip(who, (" She", " He"), strict=True)]
+        said = [ids[-len(own) :] for ids, own in zip(sides, _endings(tokenizer, text.format(a=adjective, w=who[0])), strict=True)]
+        clean, corrupted = (ids[: -len(end)] for ids, end in zip(sides, said, strict=True))
+        if len(clean) == len(corrupted):
+            ends, prompts = [end[0] for end in said], [clean, corrupted]
+            one, other = (1, 0) if back else (0, 1)
+            made.append(
+                {"clean": prompts[one], "corrupted": prompts[other], "answer": ends[one], "wrong": ends[other], "template": str(template)}
+            )
+    return load_task(made, model)
+
+
+def _endings(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
+    """What each pronoun adds to a prompt, from the first token in which they differ on."""
+    she, he = (tokenizer.encode(prompt + say) for say in (" She", " He"))
+    first = next(place for place, (a, b) in enumerate(zip(she, he, strict=False)) if a != b)
+    return [she[first:], he[first:]]
+
+
+def names(model: Backend) -> Task:
+    """A name goes on as it did before: pairs that differ in it behind its first letter."""
+    tokenizer, made = model.tokenizer, []
+    assert tokenizer is not None
+    for (template, text), both in product(enumerate(SPELLED), NAMES):
+        for name, other in (both, both[::-1]):
+            same = next(place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b)
+            clean, corrupted = (tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other))
+            answer, wrong = (tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other))
+            if len(clean) == len(corrupted) and answer[:-1] == wrong[:-1] == clean:
+                made.append({"clean": clean, "corrupted": corrupted, "answer": answer[-1], "wrong": wrong[-1], "template": str(template)})
+    return load_task(made, model)
+
+
+def circuits(shared: Path) -> str:
+    """The second table: a whole discovery on both."""
+    text = header("model", "task", "backend", "verdict", "circuit", "f(C) on held-out pairs: resample, mean", "forward-pass equivalents")
+    for place in sorted(shared.glob("*/hf")):
+        for task, engine in product((pronouns, names), ENGINES):
+            model = load_model(place, backend=engine)
+            if not (pairs := task(model)).pairs:
+                continue
+            with tempfile.TemporaryDirectory() as runs:
+                made = discover(model, pairs, runs_dir=runs).circuit
+            held = made.evaluation.heldout.ablations if made.evaluation.heldout else None
+            values = [] if held is None else [kind.faithfulness.value for kind in (held.resample, held.mean) if kind and kind.faithfulness]
+            told = ", ".join(f"{value:.4f}" for value in values if value is not None) or "–"
+            nodes, cost = ", ".join(node.label for node in made.members) or "none", made.cost.forward_equivalents or 0.0
+            text += f"| {place.parent.name} | {task.__name__} | {engine} | {made.verdict} | {nodes} | {told} | {cost:,.0f} |\n"
+            print(place, task.__name__, engine, file=sys.stderr, flush=True)
+    return text
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, help="a folder of NAME/hf model directories")
+    chosen = parser.parse_args()
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        out.write(architectures(Path(folder)))
+        out.flush()
+        if chosen.shared is not None:
+            out.write("\n" + circuits(chosen.shared))
+
+
+if __name__ == "__main__":
+    main()
