@@ -44,6 +44,7 @@ class ModelInfo:
         weight_processing: "none": the weights are used as they are.
         macs_*: matmul multiply-adds for one position (attention scores apart).
         d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
+        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelInfo:
     weight_processing: str = "none"
     warnings: tuple[str, ...] = ()
     d_vocab_out: int | None = None
+    remote: str | None = None
 
     @property
     def n_logits(self) -> int:
@@ -111,6 +113,7 @@ class Abilities:
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
         joins: rows can enter at different layers of one pass.
         narrow: what the last layer does behind its attention can be done at the answer position only.
+        gradients: runs can be differentiated (known of an engine, not tried).
     """
 
     prefix: bool = False
@@ -120,6 +123,7 @@ class Abilities:
     pattern: bool = False
     joins: bool = False
     narrow: bool = False
+    gradients: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,10 @@ class Backend(ABC):
         info: what it is.
         abilities: which shortcuts hold for it.
         tokenizer: None where the model directory has none.
+        batch_tokens: beyond so many tokens a batch gains nothing; None: as the device has it.
     """
 
+    batch_tokens: int | None = None
     info: ModelInfo
     abilities: Abilities
     tokenizer: Tokenizer | None

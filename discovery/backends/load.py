@@ -34,7 +34,14 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ENGINES: dict[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
 
 
-def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", device: str = "auto", dtype: str = "float32") -> Backend:
+def load_model(
+    name: str | Path = "bundled",
+    *,
+    backend: BackendName = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    remote: bool | Literal["local"] = False,
+) -> Backend:
     """Open a model.
 
     Args:
@@ -42,6 +49,7 @@ def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", d
         backend: which engine runs it; "auto" is TransformerLens.
         device: auto, cpu, cuda (or cuda:1 …), or mps (accepted, recorded, untested).
         dtype: float32, float64, bfloat16 or float16.
+        remote: run it on NDIF (True; see `backends.remote`), or "local" on nnsight's simulation of it. Nothing is sent anywhere otherwise.
 
     Returns:
         A backend whose logits were held against the unwrapped module's.
@@ -53,6 +61,10 @@ def load_model(name: str | Path = "bundled", *, backend: BackendName = "auto", d
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
+    if remote:
+        from discovery.backends.remote import load_remote
+
+        return load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
     engine: Engine = "nnsight" if backend == "nnsight" else "transformerlens"
     place = choose_device(device)
     source = find_source(str(name))

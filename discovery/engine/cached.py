@@ -96,7 +96,7 @@ class Cached:
 
     def rows_that_fit(self, first: int, end: int) -> int:
         """How many rows of these positions a batch may have."""
-        tokens = TOKENS_PER_BATCH.get(self.backend.device.type, 4096) // max(end - first, 1)
+        tokens = (self.backend.batch_tokens or TOKENS_PER_BATCH.get(self.backend.device.type, 4096)) // max(end - first, 1)
         one = row_bytes(self.backend.info, first, end) + self.metric_bytes
         return max(1, min(self.memory // one, max(tokens, 1), self._limit or 1 << 30))
 
