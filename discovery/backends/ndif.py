@@ -36,8 +36,10 @@ class Service(Protocol):
         requests: how many were sent.
     """
 
-    place: str | None
-    requests: int
+    @property
+    def place(self) -> str | None: ...
+    @property
+    def requests(self) -> int: ...
 
     def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What each job found."""

@@ -139,7 +139,9 @@ def _served(name: str, dtype: str) -> _Opened:
     service = Ndif.configured()
     source = find_source(name, weights=False)
     if source.revision is None:
-        raise ModelError(f"NDIF runs models of the hub, and {name!r} is not one.", "Give owner/name, or remote='local' to simulate it here.")
+        raise ModelError(
+            f"NDIF runs models of the hub, and {name!r} is not one.", "Give owner/name, or remote='local' to simulate it here."
+        )
     config = read_config(source.directory, weights=False)
     module, _ = empty_module(source.directory)
     layout = layout_of(module.config)

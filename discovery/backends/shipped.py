@@ -93,7 +93,7 @@ def visit(net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any]
     given = getattr(envoy, step["side"])
     whole = given[0] if isinstance(given, tuple) else given
     flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
-    parts = apart(step["cut"], whole.unflatten(0, step["shape"]) if flat else whole)
+    parts = apart(step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole)
     value = parts[0]
     if step["enter"]:
         value = residual.to(value)

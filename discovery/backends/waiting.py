@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+PART = " · "  # between a piece of work and what it waits for
 Listener = Callable[[str], None]  # may raise Interrupted, which ends the waiting
 
 LOG = logging.getLogger("circuit_scout.ndif")

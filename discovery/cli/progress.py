@@ -62,6 +62,8 @@ class ProgressLine:
 
 def _line(done: float, total: float, what: str) -> str:
     what = what or "measuring"
+    if not total:
+        return f"      {what}"
     if done >= total:  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
         return f"      {what}: {done:,.0f} forward-pass equivalents"
     return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} forward-pass equivalents"

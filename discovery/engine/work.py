@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from discovery.backends.base import ModelInfo
+from discovery.backends.waiting import PART, listen
 from discovery.errors import BudgetError
 
 BACKWARD = 2  # forward passes that one backward pass counts
@@ -86,6 +87,7 @@ class Meter:
                 "Raise the budget, or use fewer pairs.",
             )
         self.label, self._done, self._expected = label, 0.0, expected
+        listen(None if self.progress is None else self._tell)
         self._tell()
 
     def add(self, equivalents: float) -> None:
@@ -96,6 +98,8 @@ class Meter:
             self._done += equivalents
         self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, waiting: str = "") -> None:
+        """What is done, and what a model elsewhere is waiting for."""
         if self.progress is not None:
-            self.progress(self._done, max(self._expected, self._done), self.label)
+            label = f"{self.label}{PART}{waiting}" if waiting else self.label
+            self.progress(self._done, max(self._expected, self._done), label)

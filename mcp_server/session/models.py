@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from discovery.backends.outline import Outline
     from discovery.tasks.task import Task
 
+REMOTE = "remote"
 PLAIN = {"backend": "auto", "device": "auto", "dtype": "float32"}  # what a handle does not say
 SPARE = 512 * 2**20  # bytes that stay free
 TASKS_KEPT = 16
@@ -38,6 +39,7 @@ class Asked:
 
     Attributes:
         model: as it was asked for, and told again in messages. source: what is opened.
+        remote: on NDIF.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Asked:
     backend: BackendName
     device: str
     dtype: str
+    remote: bool = False
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Loaded:
     @property
     def device(self) -> str:
         """Where it computes: whose queue its jobs wait in."""
-        return self.backend.info.device
+        return self.backend.info.remote or self.backend.info.device
 
 
 class Models:
@@ -73,15 +76,17 @@ class Models:
         self._loaded: dict[str, Loaded] = {}
         self._loading = threading.Lock()
 
-    def ask(self, model: str, backend: BackendName | None, device: str | None, dtype: str | None) -> Asked:
-        """Check what load_model was asked for."""
+    def ask(self, model: str, backend: BackendName | None, device: str | None, dtype: str | None, *, remote: bool = False) -> Asked:
+        """Check what load_model was asked for. A remote model's device is not this server's to choose."""
         s = self._settings
-        return Asked(model, self.places.model(model), backend or s.backend, device or s.device, dtype or s.dtype)
+        place = device or ("auto" if remote else s.device)
+        return Asked(model, self.places.model(model), backend or s.backend, place, dtype or s.dtype, remote)
 
     def handle(self, asked: Asked) -> str:
         """The model_id that these arguments give."""
         chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
         more = [word for key, word in chosen.items() if word != PLAIN[key] and word != "transformerlens"]
+        more += [REMOTE] if asked.remote else []
         return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
 
     def outline(self, asked: Asked) -> Outline:
@@ -96,13 +101,15 @@ class Models:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
         if not self.has(model_id):
-            science.find_source(asked.source)  # may download: nobody else waits for that
+            science.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            self._make_room(Path(science.find_source(asked.source).directory))
-            backend = science.load_model(asked.source, backend=asked.backend, device=asked.device, dtype=asked.dtype)
+            if not asked.remote:
+                self._make_room(Path(science.find_source(asked.source).directory))
+            how = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype, "remote": asked.remote}
+            backend = science.load_model(asked.source, **how)  # type: ignore[arg-type]  # each is what it was checked to be
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
 
@@ -147,6 +154,7 @@ class Models:
         default = {"backend": self._settings.backend, "device": self._settings.device, "dtype": self._settings.dtype}
         wanted = {key: given.get(key, plain) for key, plain in PLAIN.items()}
         extra = "".join(f', {key}="{wanted[key]}"' for key in PLAIN if key in given or wanted[key] != default[key])
+        extra += ", remote=true" if REMOTE in given else ""
         return f'load_model(model="{name}"{extra})'
 
     def _make_room(self, directory: Path) -> None:
@@ -158,6 +166,8 @@ class Models:
 
 def _argument(word: str) -> str | None:
     """Which argument of load_model a word of a handle stands for."""
+    if word == REMOTE:
+        return REMOTE
     if word in get_args(BackendName):
         return "backend"
     if re.fullmatch(r"cpu|mps|cuda(:\d+)?", word):
