@@ -13,9 +13,11 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 
 from discovery.backends import shipped
 from discovery.backends.nnsight import library
@@ -114,7 +116,8 @@ class Ndif:
             return send(net, jobs, client)
         except Refused as fault:
             raise self._failed(str(fault)) from None
-        except (httpx.HTTPError, websocket.WebSocketException, OSError) as fault:
+        except (httpx.HTTPError, websocket.WebSocketException, OSError, ValidationError, JSONDecodeError) as fault:
+            # the last two: a connection that is closed in good order gives the client an empty message, which it takes for a status
             raise self._unreachable(fault) from fault
 
     def _unreachable(self, fault: Exception) -> ModelError:

@@ -149,7 +149,7 @@ def apart(cut: Any, whole: Any) -> list[Any]:
     if cut["by_head"]:
         parts = list(whole.unflatten(-1, (-1, 3, cut["d_head"])).unbind(-2))
     else:
-        parts = [part.unflatten(-1, (-1, cut["d_head"])) for part in torch.tensor_split(whole, cut["ends"], -1)]
+        parts = [part.reshape(*part.shape[:-1], -1, cut["d_head"]) for part in torch.tensor_split(whole, cut["ends"], -1)]
     return [parts[cut["slot"]], *parts]
 
 
