@@ -1,7 +1,7 @@
 """What a model that computes elsewhere is waiting for, told to whoever shows progress.
 
-A backend is given no progress: it runs a batch. Where the batch waits in a queue on another machine, what is known of that goes to the
-listener of the thread's present work (`Meter.begin` sets it, a loading command too), else into the log.
+A backend is given no progress: it runs a batch. Where the batch waits in a queue on another machine, what is known of that goes to whoever
+listens while it runs (the engine does, for its meter; and a command that loads a model), else into the log.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ LOG = logging.getLogger("circuit_scout.ndif")
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-def listen(listener: Listener | None) -> None:
-    """From now on, tell this one; None tells the log."""
-    _listener.set(listener)
-
-
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Tell this one in here."""
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Tell this one in here; None tells the log."""
     before = _listener.set(listener)
     try:
         yield

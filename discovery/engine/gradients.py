@@ -75,9 +75,7 @@ def _work(block: Block) -> int:
 def _gradients(block: Block, base: Side, part: slice, inputs: Tensor, sites: list[Site]) -> list[Tensor]:
     prompts = block.prompts
     with torch.enable_grad():
-        outcome = block.backend.run(
-            Batch(prompts.tokens(base)[part], prompts.last[part], 0, inputs.detach().requires_grad_()), sites, grad=True
-        )
+        outcome = block.run(Batch(prompts.tokens(base)[part], prompts.last[part], 0, inputs.detach().requires_grad_()), sites, grad=True)
         assert outcome.logits is not None
         clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
         metric = measure(block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from discovery.backends.base import ModelInfo
-from discovery.backends.waiting import PART, listen
+from discovery.backends.waiting import PART, Listener
 from discovery.errors import BudgetError
 
 BACKWARD = 2  # forward passes that one backward pass counts
@@ -87,7 +87,6 @@ class Meter:
                 "Raise the budget, or use fewer pairs.",
             )
         self.label, self._done, self._expected = label, 0.0, expected
-        listen(None if self.progress is None else self._tell)
         self._tell()
 
     def add(self, equivalents: float) -> None:
@@ -98,8 +97,11 @@ class Meter:
             self._done += equivalents
         self._tell()
 
-    def _tell(self, waiting: str = "") -> None:
-        """What is done, and what a model elsewhere is waiting for."""
+    @property
+    def listener(self) -> Listener | None:
+        """Whom to tell what a batch waits for, where its model is elsewhere."""
+        return None if self.progress is None else lambda status: self._tell(f"{self.label}{PART}{status}")
+
+    def _tell(self, label: str | None = None) -> None:
         if self.progress is not None:
-            label = f"{self.label}{PART}{waiting}" if waiting else self.label
-            self.progress(self._done, max(self._expected, self._done), label)
+            self.progress(self._done, max(self._expected, self._done), label or self.label)

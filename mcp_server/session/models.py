@@ -77,10 +77,14 @@ class Models:
         self._loading = threading.Lock()
 
     def ask(self, model: str, backend: BackendName | None, device: str | None, dtype: str | None, *, remote: bool = False) -> Asked:
-        """Check what load_model was asked for. A remote model's device is not this server's to choose."""
-        s = self._settings
-        place = device or ("auto" if remote else s.device)
-        return Asked(model, self.places.model(model), backend or s.backend, place, dtype or s.dtype, remote)
+        """Check what load_model was asked for. This server's defaults are about models that it loads itself."""
+        default = PLAIN if remote else self._defaults
+        engine: Any = backend or default["backend"]
+        return Asked(model, self.places.model(model), engine, device or default["device"], dtype or default["dtype"], remote)
+
+    @property
+    def _defaults(self) -> dict[str, str]:
+        return {name: getattr(self._settings, name) for name in PLAIN}
 
     def handle(self, asked: Asked) -> str:
         """The model_id that these arguments give."""
@@ -151,7 +155,7 @@ class Models:
             self.places.model(name)
         except DiscoveryError:
             return None
-        default = {"backend": self._settings.backend, "device": self._settings.device, "dtype": self._settings.dtype}
+        default = PLAIN if REMOTE in given else self._defaults
         wanted = {key: given.get(key, plain) for key, plain in PLAIN.items()}
         extra = "".join(f', {key}="{wanted[key]}"' for key in PLAIN if key in given or wanted[key] != default[key])
         extra += ", remote=true" if REMOTE in given else ""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from discovery.agent import Discovered, discover, estimate, go_on
     from discovery.backends.load import choose_device, find_source, load_model
     from discovery.backends.outline import outline
-    from discovery.backends.waiting import listen
+    from discovery.backends.waiting import listening
     from discovery.engine import Engine, Meter, Need, free_memory
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
@@ -43,7 +43,7 @@ _HOMES = {
     "free_memory": "discovery.engine",
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
-    "listen": "discovery.backends.waiting",
+    "listening": "discovery.backends.waiting",
     "load_model": "discovery.backends.load",
     "open_sae": "discovery.features",
     "outline": "discovery.backends.outline",
@@ -71,7 +71,7 @@ __all__ = [
     "free_memory",
     "go_on",
     "heatmap",
-    "listen",
+    "listening",
     "load_model",
     "open_sae",
     "outline",

@@ -134,13 +134,13 @@ async def load_model(
         loading = None
         if not session.models.has(model_id):
             work.say(f"loading {model_id}")
-            science.listen(work.told)
             with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
                 found = session.models.outline(asked)
                 loading = 0 if asked.remote else found.loading_bytes
                 here = "on NDIF" if asked.remote else f"at most {loading / 1e6:,.0f} MB while they are loaded"
                 work.say(f"loading {model_id}: {found.n_params:,} parameters, {here}")
-        return _in_use(asked, *session.models.load(asked), loading)
+        with science.listening(work.told):
+            return _in_use(asked, *session.models.load(asked), loading)
 
     return answer(await session.devices.run(call, None, "loading", job))
 

@@ -95,7 +95,7 @@ class Server(ThreadingHTTPServer):
                 tell(None)
                 return
             result = self.compute(payload, envelope)
-        except Exception:  # a server tells its client of every one
+        except Exception:  # noqa: BLE001  # a server tells its client of every one
             tell(ResponseModel(id=job, status=Status.ERROR, description=traceback.format_exc()).model_dump_json())
             return
         if len(result) > LARGE:

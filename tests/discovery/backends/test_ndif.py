@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from mcp import Client
 
 from discovery import cli
 from discovery.backends.base import Batch
@@ -28,6 +29,7 @@ from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching import patch_sweep
 from discovery.sites import Site
 from discovery.tasks import load_task
+from tests.mcp_server.place import call, make
 
 REPO, COMMIT, KEY = "tiny/bundled", "0123456789abcdef0123456789abcdef01234567", "6b0f5c1e-ffff-4222-8333-444455556666"
 BUNDLED = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
@@ -225,6 +227,23 @@ def test_what_a_server_decides_cannot_be_asked_for(model):
         load_model(REPO, remote=True, dtype="bfloat16")
     with pytest.raises(ModelError, match="models of the hub"):
         load_model(BUNDLED, remote=True)
+
+
+@pytest.mark.anyio
+async def test_the_server(served, tmp_path):
+    """It sends nothing until a call says so; then the model waits in NDIF's queue, not in that of this machine's device."""
+    before = len(served.told())
+    async with Client(make(tmp_path, tmp_path / "runs")) as client:
+        said = await call(client, "load_model", model=REPO, remote=True, load=False)
+        assert (said["loaded"], said["model_id"], said["memory"]["loading"], len(served.told())) == (False, f"{REPO}@remote", 0, before)
+        loaded = await call(client, "load_model", model=REPO, remote=True)
+        assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (served.address, "nnsight", 0)
+        sent = len(served.told())
+        assert sent > before
+        await call(client, "load_model", model=REPO, remote=True)
+        assert len(served.told()) == sent
+        found = await call(client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12)
+        assert found["metric_clean"] > 0
 
 
 def test_the_command_line(served, capfd):
