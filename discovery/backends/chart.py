@@ -7,7 +7,7 @@ of a sweep differ in one position each), of an edit by index only the pairs that
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class Chart:
         """The model's own logits."""
         return {"work": "reference", "arguments": self.arguments(tokens), "block": self._of(0)}
 
-    def weights(self, layers: Sequence[int]) -> dict[str, Any]:
+    def weights(self, layers: Collection[int]) -> dict[str, Any]:
         """W_O of some layers."""
         linears = [(layer, self._of(layer, self.layout.out)) for layer in sorted(layers)]
         return {"work": "weights", "arguments": self.arguments(torch.zeros(1, 1, dtype=torch.long)), "linears": linears}

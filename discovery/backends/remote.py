@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from discovery.backends.huggingface import Source, build_module, build_tokenizer
 from discovery.backends.layout import Layout, layout_of
 from discovery.backends.ndif import Ndif, Service, Simulation
 from discovery.backends.nnsight import require_possible
+from discovery.backends.shape import Shape
 from discovery.errors import MeasurementError, ModelError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -79,9 +80,12 @@ class RemoteBackend(Backend):
             info = self.info
             size = info.n_heads * info.d_head * info.d_model * getattr(torch, info.dtype).itemsize
             some = [n for n in range(layer, info.n_layers) if n not in self._weights][: max(1, WEIGHT_BYTES // size)]
-            found = self._ask(self.chart.weights(some))["seen"]
-            self._weights |= {n: found[n].reshape(info.n_heads, info.d_head, info.d_model) for n in some}
+            self.keep_weights(self._ask(self.chart.weights(some))["seen"])
         return self._weights[layer]
+
+    def keep_weights(self, found: Mapping[int, Tensor]) -> None:
+        """W_O of some layers, as a server gave them."""
+        self._weights |= {n: w.reshape(self.info.n_heads, self.info.d_head, self.info.d_model) for n, w in found.items()}
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
@@ -205,7 +209,8 @@ def _proved(opened: _Opened, dtype: str) -> Backend:
     paths = {id(part): path for path, part in module.named_modules()}
     unembed = paths[id(module.get_output_embeddings())]
     chart = Chart(None, opened.layout, unembed, None)  # type: ignore[arg-type]  # what it is, its first run says
-    said = service.run(opened.net, [chart.reference(tokens)])[0]
+    layers = Shape.of_hugging_face(module.config).n_layers
+    said, mixes = service.run(opened.net, [chart.reference(tokens), chart.weights({0, layers - 1})])
     if not bool(said["logits"].isfinite().all()):
         raise ModelError("The model's own logits are not finite.", "Its server may have loaded damaged weights: tell those who run it.")
     expected = Reference(tokens, said["logits"], d_vocab)
@@ -215,6 +220,7 @@ def _proved(opened: _Opened, dtype: str) -> Backend:
     info = _said_of(replace(describe_module(plain, opened.layout), remote=service.place), dtype)
     tokenizer = build_tokenizer(opened.source.directory)
     made = RemoteBackend(opened.net, Chart(info, opened.layout, unembed, said["returns"]), service, tokenizer)
+    made.keep_weights(mixes["seen"])
     compare(made, expected)
     require_causal(made, expected)
     made.abilities = replace(find_abilities(made, expected, without=NOT_TRIED), gradients=False)
