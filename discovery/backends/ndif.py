@@ -1,7 +1,7 @@
 """NDIF, the field's shared cluster, through nnsight's remote execution; and nnsight's simulation of it in this process.
 
 A request holds the functions of `backends.shipped` as source, jobs that are plain data, and the model's name. The API key goes into its
-header and nowhere else: it is not kept, recorded or logged. Each status of a job is told to `backends.waiting`, whose listener may end
+header and nowhere else: it is neither recorded nor logged. Each status of a job is told to `backends.waiting`, whose listener may end
 the waiting (the server goes on with a job that it has begun; nobody collects it).
 """
 
@@ -24,7 +24,7 @@ from discovery.backends.nnsight import library
 from discovery.backends.waiting import tell
 from discovery.errors import ModelError, RemoteError
 
-STATUS_SECONDS = 30.0
+STATUS_SECONDS = 70.0  # NDIF asks its cluster, for at most 60
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "not enough memory", "can't allocate memory")
 _FAULT = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): ?(.*)", re.MULTILINE)
 _KEY = "Get a key at login.ndif.us and set NDIF_API_KEY, or run `nnsight login` once."
@@ -79,8 +79,8 @@ class Ndif:
             raise ModelError("A remote model needs an NDIF API key, and there is none.", _KEY)
         return cls(host, _key=key)
 
-    def running(self) -> list[str]:
-        """The models that run there now.
+    def running(self) -> list[str] | None:
+        """The models that run there now; None where it did not say so in time.
 
         Raises:
             ModelError: where it does not answer.
@@ -89,9 +89,13 @@ class Ndif:
 
         try:
             answer = httpx.get(f"{self.place}/status", timeout=httpx.Timeout(10.0, read=STATUS_SECONDS))
+            if answer.status_code == httpx.codes.GATEWAY_TIMEOUT:
+                return None
             answer.raise_for_status()
             found = answer.json().get("deployments", {}).values()
             return sorted({str(one.get("repo_id")) for one in found if one.get("application_state") == "RUNNING"})
+        except httpx.ReadTimeout:
+            return None
         except (httpx.HTTPError, ValueError, AttributeError) as fault:
             raise self._unreachable(fault) from fault
 
@@ -145,8 +149,8 @@ class Ndif:
 
     def _offer(self) -> str:
         with contextlib.suppress(ModelError):
-            found = self.running()
-            return ", ".join(found[:12]) + (" …" if len(found) > 12 else "") if found else "no model now"
+            if (found := self.running()) is not None:
+                return ", ".join(found[:12]) + (" …" if len(found) > 12 else "") if found else "no model now"
         return "what its status page names"
 
     def _name(self) -> str:

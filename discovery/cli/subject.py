@@ -55,7 +55,7 @@ def open_model(load: Mapping[str, Any], console: Console) -> Backend:
 
     console.note(f"Loading the model {load['model']}{' on NDIF' if load['remote'] else ''} …")
     how = {name: load[name] for name in ("backend", "device", "dtype", "remote")}
-    with listening(lambda status: console.progress(0, 0, status)):
+    with listening(console.progress.say):
         model = load_model(load["model"], **how)
     for warning in model.info.warnings:
         console.note(f"warning: {warning}")
