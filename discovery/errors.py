@@ -4,7 +4,8 @@
     ├── SiteError                  a site or node name that does not exist (in this model)
     ├── TaskError                  a task file or pair that breaks a rule, with its line
     ├── ModelError                 a directory or name that is not a model we can load
-    │   └── BackendMismatchError   the backend computes other logits than Hugging Face does
+    │   ├── BackendMismatchError   the backend computes other logits than Hugging Face does
+    │   └── RemoteError            a job that failed on another machine
     ├── FeatureError               a sparse autoencoder that cannot be loaded, or does not fit the model
     ├── MeasurementError           arguments of a measurement that cannot hold
     ├── BudgetError                the budget does not reach, with the estimate
@@ -52,6 +53,10 @@ class ModelError(DiscoveryError):
 
 class BackendMismatchError(ModelError):
     """The backend's logits are not those of the Hugging Face module it wraps."""
+
+
+class RemoteError(ModelError, RuntimeError):
+    """What was sent to a server raised an exception there; in this process it would have been a RuntimeError or its like."""
 
 
 class FeatureError(DiscoveryError):

@@ -87,24 +87,23 @@ def discover(
         task_metric=task.metric,
         split_method=task.split_method,
         pairs=task.fingerprint,
-        load=Opening.model_validate(
-            load or {"model": model.info.name, "backend": model.info.backend, "device": model.info.device, "dtype": model.info.dtype}
-        ),
+        load=Opening.model_validate(load or opening(model)),
     )
     info = model.info
     source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    made = provenance(seed, info.device, command, now())
+    made = provenance(seed, info.remote or info.device, command, now())
     with create_run(runs_dir, task.name, source, settings.model_dump(mode="json"), provenance=made, pairs=_lines(task)) as run:
         if on_begin is not None:
             on_begin(run.id)
         return _fold(_context(run, settings, model, task, progress, on_event), State())
 
 
-def opening(model: Backend) -> dict[str, str]:
+def opening(model: Backend) -> dict[str, Any]:
     """How to open a model again."""
     info = model.info
     name = str(Path(info.name).expanduser().resolve()) if Path(info.name).expanduser().is_dir() and info.name != "bundled" else info.name
-    return {"model": name, "backend": info.backend, "device": info.device, "dtype": info.dtype}
+    where = {"device": "auto", "device_map": "auto"} if info.device_map else {"device": info.device}
+    return {"model": name, "backend": info.backend, **where, "dtype": info.dtype, "remote": bool(info.remote)}
 
 
 def resume(
@@ -154,7 +153,7 @@ def reopen(run: Run) -> tuple[Backend, Task]:
     """
     record = run.record
     how = settings_of(run).load
-    model = load_model(how.model, backend=how.backend, device=how.device, dtype=how.dtype)
+    model = load_model(how.model, **how.model_dump(include={"backend", "device", "dtype", "remote", "device_map"}))
     if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
         raise StoreError(f"The model {how.model!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model, read_task(run, model)

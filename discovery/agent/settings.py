@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from discovery.graph import Record
 from discovery.sites import BackendName, MetricName, Universe
 
 
 class Opening(Record):
-    """How the model was opened. Further fields (the task, the number of pairs) are kept as they came."""
+    """How the model was opened. Further fields (the task, the number of pairs) are kept as they came.
+
+    Attributes:
+        device_map: its weights are spread over devices, memory and disk, by what is free.
+        remote: it computed on NDIF, or in nnsight's simulation of it.
+    """
 
     model: str
     backend: BackendName = "auto"
     device: str = "auto"
     dtype: str = "float32"
+    remote: bool | Literal["local"] = False
+    device_map: Literal["auto"] | None = None
 
 
 class Settings(Record):

@@ -45,6 +45,8 @@ class ModelInfo:
         macs_*: matmul multiply-adds for one position (attention scores apart).
         copied: how many weights the engine holds a second time; chosen: why this engine.
         d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
+        device_map: how the weights are spread over several places, as it was asked for; None where they are not.
+        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
     """
 
     name: str
@@ -74,6 +76,8 @@ class ModelInfo:
     d_vocab_out: int | None = None
     copied: int = 0
     chosen: str = ""
+    remote: str | None = None
+    device_map: str | None = None
 
     @property
     def n_logits(self) -> int:
@@ -114,6 +118,7 @@ class Abilities:
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
         joins: rows can enter at different layers of one pass.
         narrow: what the last layer does behind its attention can be done at the answer position only.
+        gradients: runs can be differentiated (known of an engine, not tried).
     """
 
     prefix: bool = False
@@ -123,6 +128,7 @@ class Abilities:
     pattern: bool = False
     joins: bool = False
     narrow: bool = False
+    gradients: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,8 +220,10 @@ class Backend(ABC):
         info: what it is.
         abilities: which shortcuts hold for it.
         tokenizer: None where the model directory has none.
+        batch_tokens: beyond so many tokens a batch gains nothing; None: as the device has it.
     """
 
+    batch_tokens: int | None = None
     info: ModelInfo
     abilities: Abilities
     tokenizer: Tokenizer | None

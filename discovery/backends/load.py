@@ -43,6 +43,7 @@ def load_model(
     dtype: str = "float32",
     device_map: Literal["auto"] | Places | None = None,
     max_memory: Mapping[str | int, int] | None = None,
+    remote: bool | Literal["local"] = False,
 ) -> Backend:
     """Open a model.
 
@@ -53,6 +54,7 @@ def load_model(
         dtype: float32, float64, bfloat16 or float16.
         device_map: "auto" spreads the weights over this machine's devices, memory and disk, as transformers does (nnsight only).
         max_memory: then, bytes that they may take of each device and of "cpu"; the rest lies on the disk.
+        remote: run it on NDIF (True; see `backends.remote`), or "local" on nnsight's simulation of it. Nothing is sent anywhere otherwise.
 
     Returns:
         A backend whose logits were held against the unwrapped module's.
@@ -65,6 +67,14 @@ def load_model(
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
     spread = Spread.asked(device_map, max_memory, device)
+    if remote:
+        from discovery.backends.remote import load_remote
+
+        if spread is not None:
+            raise ModelError("A model that runs elsewhere is not spread over this machine.", "Give one of remote and device_map.")
+        elsewhere = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
+        elsewhere.info = replace(elsewhere.info, chosen="only it runs a model elsewhere")
+        return elsewhere
     place = choose_device(device)
     said = find_source(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
@@ -115,7 +125,8 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
         require_causal(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
-        made.info = replace(made.info, warnings=(*made.info.warnings, f"The weights are spread: {told(module)}."))
+        warnings = (*made.info.warnings, f"The weights are spread: {told(module)}.")
+        made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
     return made
 
 

@@ -36,15 +36,48 @@ from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
 
-def wrap(module: nn.Module, device: torch.device) -> Any:
-    """A module in nnsight, which is imported now; it takes its tokens on a device, wherever its first weight lies."""
+def library() -> Any:
+    """nnsight, which is imported now."""
     theirs = "nnsight" in sys.modules
     import nnsight
 
     if not theirs and nnsight._c.unmount is not None and hasattr(object, "save"):
         nnsight._c.unmount("save")
-    net = type("NNsight", (nnsight.NNsight,), {"device": property(lambda _: device)})
-    return net(module)
+    return nnsight
+
+
+def traced(module: nn.Module, device: torch.device) -> Any:
+    """A module in nnsight, that takes its tokens on a device, wherever its first weight lies."""
+    return type("NNsight", (library().NNsight,), {"device": property(lambda _: device)})(module)
+
+
+def require_possible(
+    info: ModelInfo,
+    abilities: Abilities,
+    layout: Layout,
+    batch: Batch,
+    reads: Sequence[Site],
+    edits: Sequence[Edit],
+    *,
+    keep_prefix: bool,
+    grad: bool,
+) -> None:
+    """Check that a run contradicts neither itself nor what the model allows.
+
+    Raises:
+        SiteError, ValueError, RuntimeError: where it does.
+    """
+    if batch.joins and (reads or edits or grad):
+        raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
+    if (batch.start or batch.middle) and batch.residual is None:
+        raise ValueError("a start layer needs a residual stream")
+    if keep_prefix and (batch.last is None or batch.stop is not None or batch.columns is not None):
+        raise RuntimeError("keys and values are only complete after a full run")
+    if not abilities.pattern and any(edit.site.kind == "pattern" for edit in edits):
+        raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
+    if layout.pattern is None and any(site.kind == "pattern" for site in (*reads, *(edit.site for edit in edits))):
+        cause = f"The nnsight backend has no attention pattern of this architecture ({info.architecture})."
+        raise SiteError(cause, "Patch z, q, k or v instead.")
 
 
 class NnsightBackend(Backend):
@@ -70,7 +103,7 @@ class NnsightBackend(Backend):
         self.abilities = Abilities(pattern=True)  # until it has been tried
         self.block_returns, self.width = block_returns, next(module.parameters()).dtype
         self.heads = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout)
-        self.net = wrap(module, self.device)
+        self.net = traced(module, self.device)
         self.blocks = list(attrgetter(layout.blocks)(self.net))
         self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
         self._lock = threading.RLock()
@@ -87,7 +120,7 @@ class NnsightBackend(Backend):
     ) -> Outcome:
         for site in (*reads, *(edit.site for edit in edits)):
             self.require(site)
-        self._require_possible(batch, reads, edits, keep_prefix, grad)
+        require_possible(self.info, self.abilities, self.layout, batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
         # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
         arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
         if self.layout.cached:
@@ -108,19 +141,6 @@ class NnsightBackend(Backend):
         narrowing.require_done()
         logits = walk.logits if batch.columns is None or walk.logits is None else self._columns(walk.logits, batch.columns)
         return Outcome(logits, {site: walk.seen[site] for site in reads}, prefix_of(walk.out.past_key_values) if keep_prefix else None)
-
-    def _require_possible(self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit], keep_prefix: bool, grad: bool) -> None:
-        if batch.joins and (reads or edits or grad):
-            raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
-        if (batch.start or batch.middle) and batch.residual is None:
-            raise ValueError("a start layer needs a residual stream")
-        if keep_prefix and (batch.last is None or batch.stop is not None or batch.columns is not None):
-            raise RuntimeError("keys and values are only complete after a full run")
-        if not self.abilities.pattern and any(edit.site.kind == "pattern" for edit in edits):
-            raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
-        if self.layout.pattern is None and any(site.kind == "pattern" for site in (*reads, *(edit.site for edit in edits))):
-            cause = f"The nnsight backend has no attention pattern of this architecture ({self.info.architecture})."
-            raise SiteError(cause, "Patch z, q, k or v instead.")
 
     def place(self, site: Site) -> tuple[Any, str]:
         """The traced module, and which side of it, that carries a site."""

@@ -148,7 +148,7 @@ def outline_of(source: Source, dtype: str) -> Outline:
 
 def _of_hugging_face(source: Source, dtype: str) -> Outline:
     config = read_config(source.directory, weights=False)
-    module, saved = _empty_module(source.directory)
+    module, saved = empty_module(source.directory)
     try:
         shape, d_vocab = Shape.of_hugging_face(module.config), vocabulary(module)
         n_logits = int(module.get_output_embeddings().weight.shape[0])
@@ -216,7 +216,7 @@ def _width(dtype: str) -> int:
     return int(getattr(torch, dtype).itemsize)
 
 
-def _empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
+def empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
     """The module that the directory's config.json describes, with shapes and no weights, and the width its weights were saved in.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
-from discovery.cli.subject import loading
+from discovery.cli.subject import add_spread_flag, loading
 
 if TYPE_CHECKING:
     from discovery.backends.outline import Outline
@@ -44,6 +44,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
             verb.add_argument("model", metavar="M", help=MODEL.help)
             for setting in (BACKEND, DEVICE, DTYPE):
                 setting.add(verb)
+            add_spread_flag(verb)
 
 
 def listed(args: argparse.Namespace, console: Console) -> None:
@@ -75,10 +76,11 @@ def info(args: argparse.Namespace, console: Console) -> None:
     asked = loading(args)
     device = choose_device(asked["device"])
     free = free_memory(device)
-    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free)
+    spread = asked["device_map"] is not None
+    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread)
     found = choice.found
     facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.engine, "chosen": choice.reason}
-    memory, trouble = _memory(found, free), unfit(choice, device, free)
+    memory, trouble = _memory(found, free), None if spread else unfit(choice, device, free)
     if args.json:
         console.write(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
         return

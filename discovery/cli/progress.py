@@ -30,6 +30,13 @@ class ProgressLine:
         self._shown = False
 
     def __call__(self, done: float, total: float, what: str) -> None:
+        self._news(what, _line(done, total, what))
+
+    def say(self, what: str) -> None:
+        """What is waited for, where nothing is counted."""
+        self._news(what, f"      {what}")
+
+    def _news(self, what: str, line: str) -> None:
         new, waited = what != self._what, time.monotonic() - self._drawn
         if self._live:
             due = new or waited >= _PAUSE
@@ -38,7 +45,7 @@ class ProgressLine:
         if due:
             self._what = what
             self._drawn = time.monotonic()
-            self._show(_line(done, total, what))
+            self._show(line)
 
     def clear(self) -> None:
         """Make room for a message."""

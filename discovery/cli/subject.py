@@ -26,18 +26,28 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose a model, the pairs of a task, and how it is measured."""
     for setting in LOADING:
         setting.add(parser)
+    add_spread_flag(parser)
+    parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
     flag(parser, "--pairs", "N", partial(whole, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
     flag(parser, "--seed", "S", partial(whole, 0), "draws the pairs, the split and every resample (default 0)")
     flag(parser, "--metric", "NAME", partial(one_of, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
     MEMORY.add(parser)
 
 
+def add_spread_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag for a model that is larger than one device."""
+    text = "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
+    flag(parser, "--device-map", "auto", partial(one_of, ("auto",)), text)
+
+
 def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """How to open the model and the task again: model, backend, device, dtype, task, pairs."""
+    """How to open the model and the task again: model, backend, device, dtype, device_map, remote, task, pairs."""
     asked = {setting.name: setting.value(args) for setting in LOADING}
     return {
         **asked,
         "model": _model(asked["model"]),
+        "device_map": getattr(args, "device_map", None),
+        "remote": getattr(args, "remote", False),
         "task": _task(getattr(args, "task", None) or TASK),
         "pairs": getattr(args, "pairs", None),
     }
@@ -46,12 +56,16 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
 def open_model(load: Mapping[str, Any], console: Console) -> Backend:
     """The model that `loading` names; a task that is not there is noticed before it is loaded."""
     from discovery.backends.load import load_model
+    from discovery.backends.waiting import listening
     from discovery.tasks import require_source
 
     require_source(load["task"])
 
-    console.note(f"Loading the model {load['model']} …")
-    model = load_model(load["model"], backend=load["backend"], device=load["device"], dtype=load["dtype"])
+    console.note(f"Loading the model {load['model']}{' on NDIF' if load['remote'] else ''} …")
+    how = {name: load[name] for name in ("backend", "device", "dtype", "device_map", "remote")}
+    with listening(console.progress.say):
+        model = load_model(load["model"], **how)
+    console.note(f"On {model.info.backend}: {model.info.chosen}.")
     for warning in model.info.warnings:
         console.note(f"warning: {warning}")
     return model

@@ -94,7 +94,7 @@ class Block(Cached):
             site = Site("resid_post", job.start)
             tokens = self.prompts.tokens(job.base)[window.pair, window.first : window.end]
             batch = Batch(tokens, start=job.start, residual=job.residual(window), middle=True, stop=job.start + 1)
-            return self.backend.run(batch, [site]).activations[site]
+            return self.run(batch, [site]).activations[site]
 
         return replace(job, start=job.start + 1, middle=False, residual=behind, making=job.making + info.macs_mlp)
 
@@ -120,7 +120,7 @@ class Block(Cached):
 
     def _run(self, rows: Rows | Stairs, window: Window) -> Float[Tensor, "n"]:
         batch, edits = self._climb(rows, window) if isinstance(rows, Stairs) else self._single(rows, window)
-        logits = self.backend.run(batch, edits=edits).logits
+        logits = self.run(batch, edits=edits).logits
         assert logits is not None
         return self._metric(logits, window.pair, batch.columns)
 

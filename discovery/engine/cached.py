@@ -6,7 +6,7 @@ Also how many rows a batch may have, since these passes are the first to meet th
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch, Prefix
+from discovery.backends.base import Backend, Batch, Outcome, Prefix
+from discovery.backends.waiting import listening
 from discovery.engine.need import row_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.rows import Window
 from discovery.engine.work import Meter, full_work, row_work
 from discovery.errors import MemoryLimitError
+from discovery.interventions import Edit
 from discovery.sites import ActivationKind, Site
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072, "mps": 16384}  # larger batches gain nothing
@@ -41,6 +43,11 @@ class Cached:
     _logits: dict[Side, Tensor] = field(default_factory=dict, kw_only=True)
     _prefix: dict[Side, Prefix | None] = field(default_factory=dict, kw_only=True)
     _limit: int | None = field(default=None, kw_only=True)
+
+    def run(self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), **how: bool) -> Outcome:
+        """One batch on the model. Where that is elsewhere, the meter's progress hears what it waits for, and may end the waiting."""
+        with listening(self.meter.listener):
+            return self.backend.run(batch, reads, edits, **how)
 
     def logits(self, side: Side) -> Float[Tensor, "pair d_vocab"]:
         """Logits at the answer position of the unchanged prompts."""
@@ -96,7 +103,7 @@ class Cached:
 
     def rows_that_fit(self, first: int, end: int) -> int:
         """How many rows of these positions a batch may have."""
-        tokens = TOKENS_PER_BATCH.get(self.backend.device.type, 4096) // max(end - first, 1)
+        tokens = (self.backend.batch_tokens or TOKENS_PER_BATCH.get(self.backend.device.type, 4096)) // max(end - first, 1)
         one = row_bytes(self.backend.info, first, end) + self.metric_bytes
         return max(1, min(self.memory // one, max(tokens, 1), self._limit or 1 << 30))
 
@@ -138,7 +145,7 @@ class Cached:
         while begin < len(prompts):
             part = slice(begin, min(begin + most, len(prompts)))
             try:
-                outcome = self.backend.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
+                outcome = self.run(Batch(prompts.tokens(side)[part], prompts.last[part]), sites, keep_prefix=keep)
             except (RuntimeError, MemoryError) as fault:
                 most = self.halved(part.stop - begin, prompts.width, fault)
                 continue

@@ -16,6 +16,7 @@ from discovery.backends.base import Batch
 from discovery.engine.block import Block
 from discovery.engine.prompts import Side, other
 from discovery.engine.work import BACKWARD, full_work, row_work
+from discovery.errors import MeasurementError
 from discovery.metrics import measure
 from discovery.sites import ActivationKind, Site
 
@@ -28,8 +29,13 @@ def attributions(block: Block, base: Side, kind: ActivationKind, steps: int = ST
     Args:
         base: the run that would be patched; the other side is the source.
         steps: input embeddings between the two, at the middle of as many equal parts.
+
+    Raises:
+        MeasurementError: where the backend gives no gradients.
     """
     prompts, info = block.prompts, block.backend.info
+    if not block.backend.abilities.gradients:
+        raise MeasurementError(f"{info.name} is measured on a server, which gives no gradients.", "Measure every cell, or load it here.")
     behind: ActivationKind = "attn_out" if kind == "resid_mid" else kind  # resid_mid = resid_pre + attn_out: the same gradient
     sites = [Site(behind, layer) for layer in range(info.n_layers)]
     change = [block.activation(other(base), Site(kind, n)) - block.activation(base, Site(kind, n)) for n in range(info.n_layers)]
@@ -69,9 +75,7 @@ def _work(block: Block) -> int:
 def _gradients(block: Block, base: Side, part: slice, inputs: Tensor, sites: list[Site]) -> list[Tensor]:
     prompts = block.prompts
     with torch.enable_grad():
-        outcome = block.backend.run(
-            Batch(prompts.tokens(base)[part], prompts.last[part], 0, inputs.detach().requires_grad_()), sites, grad=True
-        )
+        outcome = block.run(Batch(prompts.tokens(base)[part], prompts.last[part], 0, inputs.detach().requires_grad_()), sites, grad=True)
         assert outcome.logits is not None
         clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
         metric = measure(block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean)

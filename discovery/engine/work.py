@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from discovery.backends.base import ModelInfo
+from discovery.backends.waiting import PART, Listener
 from discovery.errors import BudgetError
 
 BACKWARD = 2  # forward passes that one backward pass counts
@@ -96,6 +97,11 @@ class Meter:
             self._done += equivalents
         self._tell()
 
-    def _tell(self) -> None:
+    @property
+    def listener(self) -> Listener | None:
+        """Whom to tell what a batch waits for, where its model is elsewhere."""
+        return None if self.progress is None else lambda status: self._tell(f"{self.label}{PART}{status}")
+
+    def _tell(self, label: str | None = None) -> None:
         if self.progress is not None:
-            self.progress(self._done, max(self._expected, self._done), self.label)
+            self.progress(self._done, max(self._expected, self._done), label or self.label)

@@ -74,7 +74,7 @@ def model_faults(model: Backend, metadata: Mapping[str, Any]) -> tuple[str | Non
     A fingerprint of the weights settles it; of two hub names, the part behind the owner does; a directory may have any name.
     """
     info = model.info
-    if (weights := metadata.get("model_fingerprint")) is not None:
+    if (weights := metadata.get("model_fingerprint")) is not None and info.remote is None:  # a server's weights were not seen
         same = weights == info.fingerprint
         return (
             None if same else f"it was trained on other weights ({str(weights)[:12]}…; this model's are {info.fingerprint[:12]}…)"

@@ -137,9 +137,12 @@ def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axi
 
 
 def plan_sweep(engine: Engine, site: SiteName, direction: Direction, most: float | None) -> tuple[float, bool]:
-    """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less."""
+    """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less.
+
+    Without gradients none is.
+    """
     rows = estimate_sweep(engine, site, direction)
-    if most is None or rows <= most:
+    if most is None or rows <= most or not engine.backend.abilities.gradients:
         return rows, False
     screened = estimate_screen(engine, site, direction, columns_of(engine.task, site, "position"), rows)
     return (screened, True) if screened < rows else (rows, False)

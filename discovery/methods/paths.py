@@ -149,7 +149,7 @@ def _layer(
         part = slice(first, first + size)
         here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
         batch = Batch(prompts.clean[part], None, layer, residual[part], middle, stop=layer + 1)
-        seen = backend.run(batch, reads, here).activations
+        seen = block.run(batch, reads, here).activations
         for site in reads:
             found[site].append(seen[site])
         block.meter.add(sum(one / full_work(backend.info, n) for n in prompts.length[part].tolist()))

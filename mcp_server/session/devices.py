@@ -42,7 +42,7 @@ class Work:
         """Note progress; each piece of work counts from 0, and the sum of them only grows."""
         self.check()
         with self._lock:
-            if done < self._done or label != self.label:
+            if done < self._done or _piece(label) != _piece(self.label):
                 self._before += self._done
                 self._done = 0.0
             self._done, self._total, self.label = max(done, self._done), max(total, done), label
@@ -53,6 +53,11 @@ class Work:
             self._before += self._done
             self._done = self._total = 0.0
             self.label = label
+
+    def told(self, status: str) -> None:
+        """Note what a model elsewhere waits for; raises Interrupted where the job is to stop."""
+        self.check()
+        self.say(status)
 
     @property
     def state(self) -> tuple[float, float, str]:
@@ -72,6 +77,11 @@ class Work:
         """Raises Interrupted where the job is to stop."""
         if self.stopping:
             raise Interrupted("stopped")
+
+
+def _piece(label: str) -> str:
+    """What is done, without what it waits for elsewhere."""
+    return label.partition(" · ")[0]  # `discovery.backends.waiting.PART`, which needs no torch but stands among what does
 
 
 class Devices:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from discovery.backends.outline import Outline
     from discovery.tasks.task import Task
 
+REMOTE, SPREAD = "remote", "device_map"
 PLAIN = {"backend": "auto", "device": "auto", "dtype": "float32"}  # what a handle does not say
 SPARE = 512 * 2**20  # bytes that stay free
 TASKS_KEPT = 16
@@ -38,6 +39,7 @@ class Asked:
 
     Attributes:
         model: as it was asked for, and told again in messages. source: what is opened.
+        remote: on NDIF. spread: over this machine's devices, memory and disk.
     """
 
     model: str
@@ -45,6 +47,14 @@ class Asked:
     backend: BackendName
     device: str
     dtype: str
+    remote: bool = False
+    spread: bool = False
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """For `load_model`, and for a run that opens the model again."""
+        plain = {"backend": self.backend, "device": self.device, "dtype": self.dtype, "remote": self.remote}
+        return {**plain, "device_map": "auto" if self.spread else None}
 
 
 @dataclass
@@ -61,7 +71,7 @@ class Loaded:
     @property
     def device(self) -> str:
         """Where it computes: whose queue its jobs wait in."""
-        return self.backend.info.device
+        return self.backend.info.remote or self.backend.info.device
 
 
 class Models:
@@ -73,15 +83,30 @@ class Models:
         self._loaded: dict[str, Loaded] = {}
         self._loading = threading.Lock()
 
-    def ask(self, model: str, backend: BackendName | None, device: str | None, dtype: str | None) -> Asked:
-        """Check what load_model was asked for."""
-        s = self._settings
-        return Asked(model, self.places.model(model), backend or s.backend, device or s.device, dtype or s.dtype)
+    def ask(
+        self,
+        model: str,
+        backend: BackendName | None,
+        device: str | None,
+        dtype: str | None,
+        *,
+        remote: bool = False,
+        spread: bool = False,
+    ) -> Asked:
+        """Check what load_model was asked for. This server's defaults are about models that it loads itself, on one device."""
+        default = PLAIN if remote else self._defaults | ({"device": PLAIN["device"]} if spread else {})
+        engine: Any = backend or default["backend"]
+        return Asked(model, self.places.model(model), engine, device or default["device"], dtype or default["dtype"], remote, spread)
+
+    @property
+    def _defaults(self) -> dict[str, str]:
+        return {name: getattr(self._settings, name) for name in PLAIN}
 
     def handle(self, asked: Asked) -> str:
         """The model_id that these arguments give."""
         chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
         more = [word for key, word in chosen.items() if word != PLAIN[key] and word != "transformerlens"]
+        more += [word for word, is_so in ((REMOTE, asked.remote), (SPREAD, asked.spread)) if is_so]
         return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
 
     def outline(self, asked: Asked) -> Outline:
@@ -96,13 +121,14 @@ class Models:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
         if not self.has(model_id):
-            science.find_source(asked.source)  # may download: nobody else waits for that
+            science.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            self._make_room(Path(science.find_source(asked.source).directory))
-            backend = science.load_model(asked.source, backend=asked.backend, device=asked.device, dtype=asked.dtype)
+            if not (asked.remote or asked.spread):
+                self._make_room(Path(science.find_source(asked.source).directory))
+            backend = science.load_model(asked.source, **asked.how)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
 
@@ -144,9 +170,11 @@ class Models:
             self.places.model(name)
         except DiscoveryError:
             return None
-        default = {"backend": self._settings.backend, "device": self._settings.device, "dtype": self._settings.dtype}
+        default = PLAIN if REMOTE in given else self._defaults | ({"device": PLAIN["device"]} if SPREAD in given else {})
         wanted = {key: given.get(key, plain) for key, plain in PLAIN.items()}
         extra = "".join(f', {key}="{wanted[key]}"' for key in PLAIN if key in given or wanted[key] != default[key])
+        extra += ", remote=true" if REMOTE in given else ""
+        extra += ', device_map="auto"' if SPREAD in given else ""
         return f'load_model(model="{name}"{extra})'
 
     def _make_room(self, directory: Path) -> None:
@@ -158,6 +186,8 @@ class Models:
 
 def _argument(word: str) -> str | None:
     """Which argument of load_model a word of a handle stands for."""
+    if word in (REMOTE, SPREAD):
+        return word
     if word in get_args(BackendName):
         return "backend"
     if re.fullmatch(r"cpu|mps|cuda(:\d+)?", word):

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, discover, estimate, go_on
-    from discovery.backends.choose import choose
+    from discovery.backends.choose import choose, unfit
     from discovery.backends.device import choose_device, free_memory
     from discovery.backends.find import find_source
     from discovery.backends.load import load_model
     from discovery.backends.outline import outline
+    from discovery.backends.waiting import listening
     from discovery.engine import Engine, Meter, Need
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
@@ -46,6 +47,7 @@ _HOMES = {
     "free_memory": "discovery.backends.device",
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
+    "listening": "discovery.backends.waiting",
     "load_model": "discovery.backends.load",
     "open_sae": "discovery.features",
     "outline": "discovery.backends.outline",
@@ -54,6 +56,7 @@ _HOMES = {
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
+    "unfit": "discovery.backends.choose",
 }
 
 __all__ = [
@@ -74,6 +77,7 @@ __all__ = [
     "free_memory",
     "go_on",
     "heatmap",
+    "listening",
     "load_model",
     "open_sae",
     "outline",
@@ -83,6 +87,7 @@ __all__ = [
     "sae_top_features",
     "summarise",
     "top_cells",
+    "unfit",
 ]
 
 

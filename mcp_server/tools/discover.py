@@ -219,7 +219,7 @@ async def discover_circuit(
             if len(read) < ENOUGH:
                 notes.append(f"{len(read)} pairs: fewer than the {ENOUGH} that a verdict needs, so it can be inconclusive at best.")
             how = loaded.asked
-            load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype, "pairs": number}
+            load = {"model": how.source, **how.how, "pairs": number}
             source = session.task_source(pairs_given(chosen))
             return session.runs.start(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
 

@@ -50,6 +50,7 @@ class Model(Result):
     loaded: bool = Field(description="False where load was false: load_model without it loads the model under this model_id.")
     architecture: str
     backend: str
+    chosen: str = Field(description="Why this backend.")
     device: str
     dtype: str
     n_layers: int
@@ -111,6 +112,8 @@ async def load_model(
     backend: Annotated[BackendName | None, Field(description="Engine; the server's default where null.")] = None,
     device: Device | None = None,
     dtype: Annotated[Width | None, Field(description="The server's default (float32) where null.")] = None,
+    device_map: Annotated[Literal["auto"] | None, Field(description="auto: over the server's devices, memory and disk (slow).")] = None,
+    remote: Annotated[bool, Field(description="Run it on NDIF with the server's key: prompts and activations are sent there.")] = False,
     load: Annotated[bool, Field(description="False: only say what it is and what memory it takes, from its configuration.")] = True,
 ) -> Annotated[CallToolResult, Model]:
     """Loads a language model and returns the `model_id` that every other tool takes. Call it first; the same arguments again cost
@@ -118,14 +121,15 @@ async def load_model(
 
     Use it once per model; with load=false first where memory may be short: that reads no weights, and downloads none of a hub model.
     Not for looking what is there: list_models. Cost: bundled about 5 s the first time (libraries are loaded then), gpt2 about 10 s; a
-    hub model not yet on this machine is downloaded first. The least recently used model is dropped when memory is short.
+    hub model not yet on this machine is downloaded first. The least recently used model is dropped when memory is short. A model larger
+    than the machine: remote=true, where this server has an NDIF key; every measurement then waits in NDIF's queue.
 
     Example: load_model(model="bundled") -> model_id "bundled".
     """
     session = call.request_context.lifespan_context
 
     def job(work: Job) -> Model:
-        asked = session.models.ask(model, backend, device, dtype)
+        asked = session.models.ask(model, backend, device, dtype, remote=remote, spread=device_map is not None)
         model_id = session.models.handle(asked)
         if not load and not session.models.has(model_id):
             return _described(asked, model_id, session.models.outline(asked))
@@ -134,9 +138,11 @@ async def load_model(
             work.say(f"loading {model_id}")
             with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
                 found = session.models.outline(asked)
-                loading = found.loading_bytes
-                work.say(f"loading {model_id}: {found.n_params:,} parameters, at most {loading / 1e6:,.0f} MB while they are loaded")
-        return _in_use(asked, *session.models.load(asked), loading)
+                loading = 0 if asked.remote else found.loading_bytes
+                here = "on NDIF" if asked.remote else f"at most {loading / 1e6:,.0f} MB while they are loaded"
+                work.say(f"loading {model_id}: {found.n_params:,} parameters, {here}")
+        with science.listening(work.told):
+            return _in_use(asked, *session.models.load(asked), loading)
 
     return answer(await session.devices.run(call, None, "loading", job))
 
@@ -183,21 +189,26 @@ def _described(asked: Asked, model_id: str, found: Outline) -> Model:
     Raises:
         ModelError: where the backend that was asked for does not know it.
     """
-    engine, device = found.engine(asked.backend), science.choose_device(asked.device)
+    device = science.choose_device(asked.device)
+    free = science.free_memory(device)
+    choice = science.choose(found, "nnsight" if asked.remote else asked.backend, free, spread=asked.spread)
+    found, elsewhere = choice.found, asked.remote or asked.spread
+    trouble = None if elsewhere else science.unfit(choice, device, free)
     return Model(
         **_facts(found),
         model_id=model_id,
         model=asked.model,
         already_loaded=False,
         loaded=False,
-        backend=engine,
+        backend=choice.engine,
+        chosen=choice.reason,
         device=device,
         n_nodes=found.n_nodes,
         tokenizer=found.tokenizer,
         fingerprint=None,
-        memory=_memory(found, found.loading_bytes, device),
+        memory=_memory(found, 0 if asked.remote else found.loading_bytes, device, remote=asked.remote),
         seconds=None,
-        warnings=[],
+        warnings=[] if trouble is None else [str(trouble)],
     )
 
 
@@ -211,11 +222,12 @@ def _in_use(asked: Asked, loaded: Loaded, before: bool, loading: int | None) -> 
         already_loaded=before,
         loaded=True,
         backend=info.backend,
-        device=info.device,
+        chosen=info.chosen,
+        device=loaded.device,
         n_nodes=len(info.nodes()),
         tokenizer=loaded.backend.tokenizer is not None,
         fingerprint=info.fingerprint,
-        memory=_memory(info, None if before else loading, info.device),
+        memory=_memory(info, None if before else loading, info.device, remote=loaded.asked.remote),
         seconds=number(0.0 if before else loaded.seconds, 3),
         warnings=list(info.warnings),
     )
@@ -226,11 +238,11 @@ def _facts(found: Outline | ModelInfo) -> dict[str, Any]:
     return {name: getattr(found, name) for name in FACTS}
 
 
-def _memory(found: Outline | ModelInfo, loading: int | None, device: str) -> Memory:
+def _memory(found: Outline | ModelInfo, loading: int | None, device: str, *, remote: bool) -> Memory:
     need = science.Need.of(found)
     return Memory(
         loading=_megabytes(loading),
-        weights=_megabytes(need.weights),
+        weights=_megabytes(0 if remote else need.weights),
         sweep_pair=_megabytes(need.sweep_pair),
         sweep=_megabytes(need.sweep),
         tokens=need.tokens,
@@ -246,5 +258,5 @@ def _megabytes(count: int | None) -> float | None:
 def _in_memory(found: Loaded) -> InMemory:
     info = found.backend.info
     return InMemory(
-        model_id=found.model_id, n_layers=info.n_layers, n_heads=info.n_heads, n_params=info.n_params, device=info.device, dtype=info.dtype
+        model_id=found.model_id, n_layers=info.n_layers, n_heads=info.n_heads, n_params=info.n_params, device=found.device, dtype=info.dtype
     )

@@ -75,7 +75,7 @@ def _metric(view: Spliced, part: Tensor, value: Tensor) -> Float[Tensor, "n"]:
         inner = block.activation("clean", site).shape[2:]
         edits = [Edit(site, value.reshape(*value.shape[:2], *inner))]
         residual = block.activation("clean", stream)[part]
-    outcome = block.backend.run(Batch(prompts.clean[part], prompts.last[part], stream.layer, residual), edits=edits, grad=True)
+    outcome = block.run(Batch(prompts.clean[part], prompts.last[part], stream.layer, residual), edits=edits, grad=True)
     assert outcome.logits is not None
     block.meter.add(_work(view, part))
     clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None

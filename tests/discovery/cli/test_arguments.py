@@ -91,7 +91,7 @@ def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> Non
     from typing import get_args
 
     from discovery.backends.base import Width
-    from discovery.backends.load import DEVICES
+    from discovery.backends.device import DEVICES
     from discovery.cli.runs import FORMATS
     from discovery.graph import ExportFormat
 

@@ -20,7 +20,7 @@ FRESH = "ioi-bundled-20261120-153012-a1b2"
 def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told], agent: Agent, runs_dir: Path) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
-    load = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32", "task": "ioi", "pairs": None}
+    load = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32", "remote": False, "task": "ioi", "pairs": None}
     assert (name, model, task) == ("discover", ("model", load), ("task", 0))
     expected = {"metric": None, "seed": 0, "universe": "all", "budget": None, "memory": None, "exhaustive": False}
     assert {key: options[key] for key in expected} == expected
@@ -29,9 +29,17 @@ def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told],
 
 def test_every_flag_arrives(scout: Callable[..., Told], agent: Agent, tmp_path: Path) -> None:
     line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64 --pairs 60 --seed 3 --metric kl_divergence"
-    line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --runs-dir {tmp_path}/kept"
+    line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
     assert scout("discover", *line.split()).status == 0
-    load = {"model": "gpt2", "backend": "transformerlens", "device": "cpu", "dtype": "float64", "task": "induction", "pairs": 60}
+    load = {
+        "model": "gpt2",
+        "backend": "transformerlens",
+        "device": "cpu",
+        "dtype": "float64",
+        "remote": True,
+        "task": "induction",
+        "pairs": 60,
+    }
     expected = {"metric": "kl_divergence", "seed": 3, "universe": "heads", "budget": 5000.0, "memory": 512 * 2**20, "exhaustive": True}
     assert {key: agent.options[key] for key in expected} == expected
     assert agent.options["load"] == load

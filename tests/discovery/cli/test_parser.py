@@ -11,7 +11,7 @@ from tests.discovery.cli.conftest import Told
 
 # The interface that holds, word for word; --json after the brackets goes with each verb in them.
 DISCOVER = """circuit-scout discover [TASK] [--model M] [--backend auto|transformerlens|nnsight] [--device auto|cpu|cuda|mps] [--dtype D]
-    [--pairs N] [--seed S] [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES]
+    [--remote] [--pairs N] [--seed S] [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES]
     [--exhaustive] [--dry-run] [--runs-dir DIR] [--json] [--resume RUN_ID]"""
 VALUES = {
     "--model": "gpt2",

@@ -78,3 +78,9 @@ def test_nobody_listens(clock: list[float]) -> None:
     line = ProgressLine(open_then_closed)
     open_then_closed.close()
     line(0, 1, "x")
+
+
+def test_what_is_waited_for_has_no_numbers(clock: list[float]) -> None:
+    terminal = Terminal()
+    ProgressLine(terminal).say("NDIF: queued: position 2")
+    assert terminal.getvalue() == "\r\x1b[K      NDIF: queued: position 2"

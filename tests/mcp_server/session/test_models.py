@@ -31,6 +31,7 @@ def known_models(models_dir: Path, **more: Any) -> Models:
         ("bundled@float64", {"dtype": "float64"}, 'load_model(model="bundled", dtype="float64")'),
         ("bundled", {"device": "cpu", "backend": "nnsight"}, 'load_model(model="bundled", backend="auto", device="auto")'),
         ("toy@v2", {}, 'load_model(model="toy@v2")'),
+        ("gpt2@remote", {"device": "cpu", "backend": "transformerlens", "dtype": "float16"}, 'load_model(model="gpt2", remote=true)'),
         ("toy@v2@cuda:1", {}, 'load_model(model="toy@v2", device="cuda:1")'),
     ],
 )
@@ -43,7 +44,8 @@ def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(tmp_path: Pat
     assert f"Call {told}:" in caught.value.cure
     arguments = dict(part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", "))
     name = arguments.pop("model")
-    asked = known.ask(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"))  # type: ignore[arg-type]  # words
+    remote = "remote" in arguments
+    asked = known.ask(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), remote=remote)  # type: ignore[arg-type]
     assert known.handle(asked) == handle
 
 
