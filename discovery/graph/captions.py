@@ -53,7 +53,7 @@ def edge_effect(facts: Mapping[str, Any]) -> float | None:
 def edge_line(facts: Mapping[str, Any]) -> str:
     """The inputs of an edge and its effect: ``q k +0.12``."""
     effect = edge_effect(facts)
-    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "logits")]
+    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "feature", "logits")]
     return " ".join(slots + ([] if effect is None else [signed(effect)]))
 
 
