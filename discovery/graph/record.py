@@ -100,8 +100,8 @@ class CircuitEdge(Sparse):
         target: id of the later one.
         effect: of all its inputs together.
         inputs: the effect through each input of the target that was measured: q, k, v, mlp, feature or logits.
-        activation: of an edge into a feature: how much of its activation the source's clean value makes up, summed over the positions,
-            in the feature's own units.
+        activation: of an edge into a feature: how far it moves from its activation in the clean run to that in the corrupted one, as a
+            share of the whole way.
         evidence: ids of the results that the numbers come from.
     """
 

@@ -15,6 +15,7 @@ from discovery.graph import CircuitGraph
 from discovery.graph.strict_json import dumps
 from discovery.report.canvas import DPI
 from discovery.report.evidence import conditions_table, curve_table, label, minimality_tables, splits_table, tests_table
+from discovery.report.features import features_tables
 from discovery.report.markup import Html, element, facts, join, table, text, void
 from discovery.report.style import CSS
 from discovery.report.words import UNKNOWN, VERDICTS, bytes_size, duration, effect, number
@@ -76,7 +77,7 @@ def _facts(circuit: CircuitGraph) -> Html:
     split = f"{task.n_discovery} to find it, {task.n_heldout} to judge it" if task.n_discovery is not None else None
     universe = "every head and MLP" if circuit.evaluation.universe == "all" else "heads only, MLPs kept"
     shape = f"{model.n_layers} layers of {model.n_heads} heads" if model.n_layers is not None else None
-    names = ", ".join(node.label for node in circuit.nodes if node.layer is not None)
+    names = ", ".join(node.label for node in circuit.members)
     return facts(
         [
             ("circuit", f"{circuit.size} nodes: {names}" if names else "no nodes"),
@@ -84,6 +85,7 @@ def _facts(circuit: CircuitGraph) -> Html:
             ("prompt pairs", split),
             ("model", shape),
             ("what could be ablated", universe),
+            ("features beside it", ", ".join(node.label for node in circuit.features) or None),
             ("circuits that looked at the held-out pairs", looks),
         ]
     )
@@ -126,7 +128,7 @@ def _circuit(circuit: CircuitGraph) -> Html:
             ", ".join(node.evidence) or UNKNOWN,
         ]
         for node in circuit.nodes
-        if node.layer is not None
+        if node.kind in ("attention_head", "mlp")
     ]
     edges = [
         [
@@ -143,6 +145,7 @@ def _circuit(circuit: CircuitGraph) -> Html:
         table("Nodes, with their share of the clean − corrupted difference", head, nodes)
         if nodes
         else element("p", "The record has no nodes."),
+        features_tables(circuit),
         table("Edges", ["edge", "effect", "by input", "evidence"], edges) if edges else element("p", "No edges were measured."),
     )
 

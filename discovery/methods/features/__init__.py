@@ -1,5 +1,7 @@
 """Features of a sparse autoencoder: which are there, what they do to the metric, and what changing them does."""
 
+from discovery.methods.features.candidates import Candidate
+from discovery.methods.features.circuit import FeatureCircuit, add_features
 from discovery.methods.features.edit import Edited, edit_features
 from discovery.methods.features.feature import Feature
 from discovery.methods.features.generate import Continuation, Generated, generate_with_features
@@ -7,12 +9,15 @@ from discovery.methods.features.reconstruction import Reconstruction
 from discovery.methods.features.top import TopFeatures, sae_top_features
 
 __all__ = [
+    "Candidate",
     "Continuation",
     "Edited",
     "Feature",
+    "FeatureCircuit",
     "Generated",
     "Reconstruction",
     "TopFeatures",
+    "add_features",
     "edit_features",
     "generate_with_features",
     "sae_top_features",
