@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
-    from discovery.methods.features import add_features, edit_features, generate_with_features, sae_top_features
+    from discovery.methods.features import add_features, edit_features, feature_examples, generate_with_features, sae_top_features
     from discovery.methods.patching import patch_sweep
     from discovery.tasks import load_task
 
@@ -31,6 +31,7 @@ _HOMES = {
     "discover": "discovery.agent",
     "edit_features": "discovery.methods.features",
     "evaluate_circuit": "discovery.evaluation",
+    "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
     "load_model": "discovery.backends.load",
     "load_sae": "discovery.features",
@@ -48,6 +49,7 @@ __all__ = [
     "discover",
     "edit_features",
     "evaluate_circuit",
+    "feature_examples",
     "generate_with_features",
     "load_model",
     "load_sae",
