@@ -25,7 +25,7 @@ _ABOUT = {
 
 def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser("runs", parents=parents, help="kept runs: list, show, verify, features, export")
+    noun = commands.add_parser("runs", parents=parents, help="kept runs: list, show, verify, export, features")
     _shared(noun)
     noun.set_defaults(run=listed, parser=noun)
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
@@ -33,9 +33,9 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
         "list": (listed, "every run, the newest first"),
         "show": (show, "what a run found"),
         "verify": (verify, "measure a circuit again"),
-        "features": (features, "put the features of an SAE beside a circuit"),
     }
-    for name, (act, text) in {**kinds, "export": (export, "the circuit in another format")}.items():
+    others = {"export": (export, "the circuit in another format"), "features": (features, "put the features of an SAE beside a circuit")}
+    for name, (act, text) in {**kinds, **others}.items():
         verb = verbs.add_parser(name, parents=parents, help=text, description=_ABOUT.get(name))
         _shared(verb, default=argparse.SUPPRESS)
         verb.set_defaults(run=act, parser=verb)
