@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mcp.types import CallToolResult
 from pydantic import Field, StrictInt
@@ -57,6 +57,7 @@ class Features(Listing):
     lists: ClassVar[tuple[str, ...]] = ("features", "warnings")
     rest: ClassVar[str] = "Raise k; detail='detailed' gives more tokens and pairs of each feature."
 
+    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
     model_id: str
     sae: str
     reads: str
@@ -64,7 +65,6 @@ class Features(Listing):
     metric_clean: float | None
     n: int
     by: str
-    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
     variance_explained: float | None
     l0: float | None
     share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
@@ -86,6 +86,10 @@ async def sae_top_features(
         list[StrictInt | str] | None, Field(description="From 0, from the end (-1), or labels of the task; all where null.", max_length=500)
     ] = None,
     k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
+    by: Annotated[
+        Literal["activation", "attribution", "ablation"] | None, Field(description="The order; null: fits what is given.")
+    ] = None,
+    steps: Annotated[int, Field(description="Over 1: integrated gradients.", ge=1, le=64)] = 1,
     metric: Metric = None,
     pairs: Count = DRAWN,
     seed: Seed = 0,
@@ -110,7 +114,7 @@ async def sae_top_features(
     def job(work: Job) -> Features:
         source = session.places.dictionary(sae)
         read, notes = (None, []) if task is None else drawn(session, loaded, task, pairs, seed)
-        dictionary = _opened(source, loaded.backend)
+        dictionary = opened(source, loaded.backend)
         found = science.sae_top_features(
             loaded.backend,
             dictionary,
@@ -118,6 +122,8 @@ async def sae_top_features(
             task=read,
             positions=positions,
             k=k,
+            by=by,
+            steps=steps,
             seed=seed,
             metric=metric,
             memory=session.settings.memory,
@@ -128,7 +134,7 @@ async def sae_top_features(
     return answer(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
 
 
-def _opened(source: str | Path, model: Backend) -> SAE:
+def opened(source: str | Path, model: Backend) -> SAE:
     """The dictionary; what reads it is imported here, for it needs torch."""
     opened: SAE = science.open_sae(source, model)
     return opened
