@@ -92,10 +92,8 @@ def _plain(schema: Any) -> Any:
         return [_plain(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {
-        key: value
-        for key, value in schema.items()
-        if not (key == "title" and isinstance(value, str)) and (key != "default" or value is not None)
-    }
+    kept = {key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+    if "default" in kept and kept["default"] is None:
+        del kept["default"]
     named = ("properties", "$defs")
     return {key: {name: _plain(inner) for name, inner in value.items()} if key in named else _plain(value) for key, value in kept.items()}
