@@ -11,7 +11,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery.graph import CircuitGraph
+from discovery.graph import CircuitEdge, CircuitGraph, Effect
 from discovery.graph.strict_json import dumps
 from discovery.report.canvas import DPI
 from discovery.report.evidence import conditions_table, curve_table, label, minimality_tables, splits_table, tests_table
@@ -134,7 +134,7 @@ def _circuit(circuit: CircuitGraph) -> Html:
         [
             f"{label(edge.source)} → {label(edge.target)}",
             effect(edge.effect),
-            join((f"{slot}: {effect(value)}" for slot, value in edge.inputs.items()), "; ") or UNKNOWN,
+            join((f"{slot}: {effect(value)}" for slot, value in _inputs(edge).items()), "; ") or UNKNOWN,
             ", ".join(edge.evidence) or UNKNOWN,
         ]
         for edge in circuit.edges
@@ -148,6 +148,12 @@ def _circuit(circuit: CircuitGraph) -> Html:
         features_tables(circuit),
         table("Edges", ["edge", "effect", "by input", "evidence"], edges) if edges else element("p", "No edges were measured."),
     )
+
+
+def _inputs(edge: CircuitEdge) -> dict[str, Effect | None]:
+    """An edge by input; into a feature, how far it moves the feature itself too."""
+    told: dict[str, Effect | None] = {str(slot): value for slot, value in edge.inputs.items()}
+    return {**told, "of the feature's change": edge.activation} if edge.activation else told
 
 
 def _journal(events: Sequence[Mapping[str, Any]]) -> Html:
