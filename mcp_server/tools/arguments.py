@@ -22,6 +22,7 @@ Detail = Literal["concise", "detailed"]
 Axis = Literal["position", "label"]
 
 MOST_PAIRS = 2000
+DRAWS = 19  # of a shuffled-decoder control: the fewest with which a p of 0.05 can be reached
 ENOUGH = 96  # pairs that a verdict needs
 DRAWN = 32  # pairs of a built-in task, where a call does not say
 MOST_LONG = 20_000  # characters or token ids

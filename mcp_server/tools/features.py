@@ -11,7 +11,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import DRAWN, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
+from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 from mcp_server.tools.task import Interval, Metric
 
@@ -40,7 +40,7 @@ class FeatureView(Result):
     activation: Interval
     attribution: Interval | None
     ablation: Interval
-    control_p: float | None = Field(description="Share of random directions that do as much.")
+    control_p: float | None = Field(description="By chance: random directions that do as much, of 19.")
     share_clean: float | None = Field(description="Clean prompts in which it fires.")
     share_corrupted: float | None
     share_unrelated: float | None
@@ -124,6 +124,7 @@ async def sae_top_features(
             k=k,
             by=by,
             steps=steps,
+            controls=DRAWS,
             seed=seed,
             metric=metric,
             memory=session.settings.memory,

@@ -10,7 +10,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import DRAWN, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
+from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Result, Work, answer, number
 from mcp_server.tools.task import Interval
@@ -31,7 +31,7 @@ class OnMetric(Result):
     metric_edited: float | None
     effect: Interval
     share: float | None = Field(description="Of clean − corrupted.")
-    control_p: float | None = Field(description="Share of equal changes along other features' directions that do as much.")
+    control_p: float | None = Field(description="By chance: equal changes along other features' directions that do as much, of 19.")
     variance_explained: float | None
 
 
@@ -97,7 +97,9 @@ async def edit_features(
         how: dict[str, Any] = {"operation": operation, "positions": positions, "error": error, "progress": work}
         if task is not None:
             read, notes = drawn(session, loaded, task, pairs, 0)
-            edited = science.edit_features(loaded.backend, read, dictionary, features, memory=session.settings.memory, **how)
+            edited = science.edit_features(
+                loaded.backend, read, dictionary, features, controls=DRAWS, memory=session.settings.memory, **how
+            )
             on_metric, warnings, costs = _metric(read.name, len(read), edited), [*edited.warnings, *notes], [edited.cost]
         if prompt is not None:
             given = tuple(prompt) if isinstance(prompt, list) else prompt

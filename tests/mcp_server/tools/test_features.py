@@ -84,6 +84,27 @@ async def test_a_text_is_read_for_features(models: Path, runs_dir: Path, monkeyp
         assert not (await call(client, "sae_examples", **asked))["cached"]
 
 
+@pytest.mark.slow
+async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_dir: Path) -> None:
+    place = dictionary(models)
+    async with Client(make(models, runs_dir)) as client:
+        await call(client, "load_model", model="induction")
+        run = await call(client, "discover_circuit", model_id="induction", task=TASK, pairs=16, wait_seconds=120)
+        asked = {"run_id": run["run_id"], "model_id": "induction", "sae": place, "k": 4}
+        found = await call(client, "circuit_features", **asked)
+        assert found["verdict"] == run["verdict"]
+        assert len(found["candidates"]) == 4
+        held = {one["id"] for one in found["candidates"] if one["holds"]}
+        assert all(one["why"] for one in found["candidates"] if not one["holds"])
+        circuit = await call(client, "get_circuit", run_id=run["run_id"])
+        assert {node["id"] for node in circuit["nodes"]} == {node["id"] for node in run["nodes"]} | held
+        assert circuit["verdict"] == run["verdict"]
+        record = json.loads((runs_dir / run["run_id"] / "circuit.json").read_text())
+        assert record["graph"]["dictionaries"][0]["sae"] == "layer1"
+        assert str(models) not in json.dumps(record["graph"]["dictionaries"])
+        assert "no run" in await refused(client, "circuit_features", **{**asked, "run_id": "nobody"})
+
+
 async def test_what_is_missing_is_said(client: Client) -> None:
     assert "`sae` must be given" in await refused(client, "sae_top_features", model_id="induction", prompt=[0, 1])
     assert "one of prompt and task" in await refused(client, "sae_top_features", model_id="induction", sae="a/b")
