@@ -14,21 +14,27 @@ if TYPE_CHECKING:
     from discovery.agent import discover
     from discovery.backends.load import load_model
     from discovery.evaluation import evaluate_circuit
+    from discovery.features import load_sae
     from discovery.graph import CircuitGraph
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
-    from discovery.methods.features import sae_top_features
+    from discovery.methods.features import add_features, edit_features, feature_examples, generate_with_features, sae_top_features
     from discovery.methods.patching import patch_sweep
     from discovery.tasks import load_task
 
 _HOMES = {
     "CircuitGraph": "discovery.graph",
     "ablate_heads": "discovery.methods.ablation",
+    "add_features": "discovery.methods.features",
     "check_task": "discovery.methods.behaviour",
     "discover": "discovery.agent",
+    "edit_features": "discovery.methods.features",
     "evaluate_circuit": "discovery.evaluation",
+    "feature_examples": "discovery.methods.features",
+    "generate_with_features": "discovery.methods.features",
     "load_model": "discovery.backends.load",
+    "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
@@ -38,10 +44,15 @@ _HOMES = {
 __all__ = [
     "CircuitGraph",
     "ablate_heads",
+    "add_features",
     "check_task",
     "discover",
+    "edit_features",
     "evaluate_circuit",
+    "feature_examples",
+    "generate_with_features",
     "load_model",
+    "load_sae",
     "load_task",
     "patch_sweep",
     "run_with_cache",

@@ -1,12 +1,13 @@
 """The field's grammar for places in a transformer: sites, nodes, edges, and the closed choices.
 
 A *node* is a unit of a circuit: an attention head (``a9.h6``, printed L9H6), an MLP (``m5``), or one of
-the two ends, ``embed`` and ``logits``. An *edge* runs from a node to one input of a later node:
-``a9.h6->a10.h0<q>``. A *site* is an activation that can be read or replaced. Needs no torch, so that
-tool signatures and the command line can use it at once.
+the two ends, ``embed`` and ``logits``; beside them may stand a *feature* of a sparse autoencoder: ``f8.1234``
+(L8F1234) of the residual stream before layer 8, ``f8.1234@mlp_out`` of another site of that layer. An *edge* runs
+from a node to one input of a later node: ``a9.h6->a10.h0<q>``. A *site* is an activation that can be read or replaced.
+Needs no torch, so that tool signatures and the command line can use it at once.
 
-    >>> Node.parse("L9H6"), Node.parse("9.6").label, str(Edge.parse("m5->a10.h0<q>"))
-    (Node(kind='attention_head', layer=9, head=6), 'L9H6', 'm5->a10.h0<q>')
+    >>> Node.parse("L9H6").head, Node.parse("9.6").label, str(Edge.parse("m5->a10.h0<q>")), str(Node.parse("L8F12@mlp_out"))
+    (6, 'L9H6', 'm5->a10.h0<q>', 'f8.12@mlp_out')
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ Ablation = Literal["resample", "mean", "zero"]
 MetricName = Literal["logit_difference", "probability_difference", "kl_divergence"]
 BackendName = Literal["auto", "transformerlens", "nnsight"]
 Universe = Literal["all", "heads"]
-NodeKind = Literal["embed", "attention_head", "mlp", "logits"]
-Slot = Literal["q", "k", "v", "mlp", "logits"]
+NodeKind = Literal["embed", "attention_head", "mlp", "feature", "logits"]
+Slot = Literal["q", "k", "v", "mlp", "feature", "logits"]
 
 ActivationKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
+FeatureSite = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
@@ -37,6 +39,9 @@ SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
+_FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
+_HOME: FeatureSite = "resid_pre"  # a feature's site where its name gives none
+_STAGES = ("resid_pre", "attention_head", "z", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")  # of a layer, in forward order
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
 
 
@@ -58,18 +63,22 @@ class Node:
     """A unit of a circuit.
 
     Attributes:
-        kind: embed, attention_head, mlp or logits.
-        layer: of a head or MLP, else None.
+        kind: embed, attention_head, mlp, feature or logits.
+        layer: of a head, an MLP or a feature, else None.
         head: of a head, else None.
+        feature: its number in its dictionary, else None.
+        site: where a feature is written, else None.
     """
 
     kind: NodeKind
     layer: int | None = None
     head: int | None = None
+    feature: int | None = None
+    site: FeatureSite | None = None
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Read ``a9.h6``, ``L9H6``, ``9.6``, ``m5``, ``embed`` or ``logits``.
+        """Read ``a9.h6``, ``L9H6``, ``9.6``, ``m5``, ``f8.1234``, ``L8F1234@mlp_out``, ``embed`` or ``logits``.
 
         Raises:
             SiteError: for anything else.
@@ -84,29 +93,40 @@ class Node:
             return cls("attention_head", layer, head)
         if found := _MLP.fullmatch(word):
             return cls("mlp", int(found[1] or found[2]))
+        if found := _FEATURE.fullmatch(word):
+            layer, number = (int(part) for part in found.groups()[:4] if part is not None)
+            return feature(layer, number, found[5] or _HOME)  # type: ignore[arg-type]  # one of the sites in the pattern
         raise SiteError(
             f"{text!r} is not the name of a node.",
-            "Write a head as a9.h6 (L9H6 and 9.6 are understood too), an MLP as m5.",
+            "Write a head as a9.h6 (L9H6 and 9.6 are understood too), an MLP as m5, a feature as f8.1234.",
         )
 
     def __str__(self) -> str:
         if self.kind == "attention_head":
             return f"a{self.layer}.h{self.head}"
+        if self.kind == "feature":
+            return f"f{self.layer}.{self.feature}{self._mark}"
         return f"m{self.layer}" if self.kind == "mlp" else self.kind
 
     @property
     def label(self) -> str:
-        """How people write it: L9H6, MLP5."""
+        """How people write it: L9H6, MLP5, L8F1234."""
         if self.kind == "attention_head":
             return f"L{self.layer}H{self.head}"
+        if self.kind == "feature":
+            return f"L{self.layer}F{self.feature}{self._mark}"
         return f"MLP{self.layer}" if self.kind == "mlp" else self.kind
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Forward order: embed, then layer by layer the heads before the MLP, then logits."""
+        """Forward order: embed, then layer by layer the heads before the MLP, a feature where it is written, then logits."""
         if self.layer is None:
             return (-1, 0, 0) if self.kind == "embed" else (1 << 30, 0, 0)
-        return (self.layer, int(self.kind == "mlp"), self.head or 0)
+        return (self.layer, _STAGES.index(self.site or self.kind), self.head or self.feature or 0)
+
+    @property
+    def _mark(self) -> str:
+        return "" if self.site in (None, _HOME) else f"@{self.site}"
 
     def __lt__(self, other: Node) -> bool:
         return self.order < other.order
@@ -128,6 +148,11 @@ def head(layer: int, index: int) -> Node:
 def mlp(layer: int) -> Node:
     """The MLP of `layer`."""
     return Node("mlp", layer)
+
+
+def feature(layer: int, number: int, site: FeatureSite = _HOME) -> Node:
+    """Feature `number` of the dictionary at a site of `layer`."""
+    return Node("feature", layer, None, number, site)
 
 
 @dataclass(frozen=True)
@@ -158,6 +183,7 @@ class Edge:
 
 
 def slots_of(node: Node) -> tuple[Slot, ...]:
-    """The inputs of a node: q, k, v of a head; mlp; logits."""
-    by_kind: dict[NodeKind, tuple[Slot, ...]] = {"attention_head": ("q", "k", "v"), "mlp": ("mlp",), "logits": ("logits",), "embed": ()}
-    return by_kind[node.kind]
+    """The inputs of a node: q, k, v of a head; mlp; feature; logits."""
+    if node.kind == "attention_head":
+        return ("q", "k", "v")
+    return () if node.kind == "embed" else (node.kind,)

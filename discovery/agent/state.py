@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from discovery.graph import CircuitEdge, CurvePoint, Evaluation, NodeEffect, Record, SplitEvaluation, Verdict
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.sites import Node
 
 

@@ -98,6 +98,8 @@ class ModelInfo:
             SiteError: names what exists.
         """
         layers, heads = f"layers are 0 to {self.n_layers - 1}", f"heads 0 to {self.n_heads - 1}"
+        if node.kind == "feature":
+            raise SiteError(f"{node} is a feature, no head or MLP.", "Name heads and MLPs here; features are changed by edit_features.")
         if node.kind in ("embed", "logits") or (node.kind == "mlp" and self.attn_only):
             why = "is never ablated" if node.kind in ("embed", "logits") else "does not exist in an attention-only model"
             raise SiteError(f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}.")

@@ -89,6 +89,14 @@ def _with(name: str) -> str:
     return f"{name} " if name.startswith("-") else f"{name}="
 
 
+def places(name: str, word: str) -> list[int | str]:
+    """Positions by number or label, with commas between."""
+    parts = [part.strip() for part in word.split(",")]
+    if not all(parts):
+        raise UsageError(f"{name} is {word!r}, which lacks a position.", f"Write positions with commas between: {_with(name)}end,S2,-1.")
+    return [int(part) if re.fullmatch(r"-?\d+", part) else part for part in parts]
+
+
 def one_of(allowed: Sequence[str], name: str, word: str) -> str:
     """One of the words that are allowed."""
     if word not in allowed:

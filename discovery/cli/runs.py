@@ -1,4 +1,4 @@
-"""`circuit-scout runs`: the runs that are kept: list, show, measure again, export."""
+"""`circuit-scout runs`: the runs that are kept: list, show, measure again, put features beside the circuit, export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from discovery.cli.again import resume_command
-from discovery.cli.arguments import RUNS_DIR, Commands, UsageError, flag, one_of
+from discovery.cli.arguments import MEMORY, RUNS_DIR, Commands, UsageError, any_text, flag, one_of, places, whole
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
 
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from discovery.store import Run
 
 FORMATS = ("json", "graphml", "dot", "mermaid")
-_VERIFY = "Measure a run's circuit again and compare. The exit status is 0 whether it holds or not: `holds` in the JSON says which."
+_ABOUT = {
+    "verify": "Measure a run's circuit again and compare. The exit status is 0 whether it holds or not: `holds` in the JSON says which.",
+    "features": "Find features by attribution, verify them by exact ablation on held-out pairs, and write those that hold into the record, "
+    "with their edges. The verdict stays as it is.",
+}
 
 
 def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser("runs", parents=parents, help="kept runs: list, show, verify, export")
+    noun = commands.add_parser("runs", parents=parents, help="kept runs: list, show, verify, export, features")
     _shared(noun)
     noun.set_defaults(run=listed, parser=noun)
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
@@ -30,12 +34,18 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
         "show": (show, "what a run found"),
         "verify": (verify, "measure a circuit again"),
     }
-    for name, (act, text) in {**kinds, "export": (export, "the circuit in another format")}.items():
-        verb = verbs.add_parser(name, parents=parents, help=text, description=_VERIFY if name == "verify" else None)
+    others = {"export": (export, "the circuit in another format"), "features": (features, "put the features of an SAE beside a circuit")}
+    for name, (act, text) in {**kinds, **others}.items():
+        verb = verbs.add_parser(name, parents=parents, help=text, description=_ABOUT.get(name))
         _shared(verb, default=argparse.SUPPRESS)
         verb.set_defaults(run=act, parser=verb)
         if name != "list":
             verb.add_argument("id", metavar="ID", help="of a run, as `circuit-scout runs list` shows it")
+        if name == "features":
+            flag(verb, "--sae", "SAE", any_text, "a SAELens directory, or release/sae_id of the hub", required=True)
+            flag(verb, "--positions", "LIST", places, "which positions, as in end,S2,-1 (default: all)")
+            flag(verb, "--candidates", "N", partial(whole, 1), "how many features are tried (default 16)")
+            MEMORY.add(verb)
         if name == "export":
             flag(verb, "--format", "|".join(FORMATS), partial(one_of, FORMATS), "default json; json and graphml can be read back")
 
@@ -101,6 +111,29 @@ def verify(args: argparse.Namespace, console: Console) -> None:
     heading = f"{found.run_id} {verdict} ({found.checked} numbers, {found.forward_equivalents:,.0f} forward-pass equivalents)."
     left = "Not measured again: the curve, the stability of the selection (f), effects of single nodes, and edges."
     console.say("\n".join([heading, *(f"  - {difference}" for difference in found.differences), left]))
+
+
+def features(args: argparse.Namespace, console: Console) -> None:
+    """Put an SAE's features beside a run's circuit."""
+    from discovery.agent import add_features_to_run
+    from discovery.cli.summary import features as described
+    from discovery.graph.strict_json import dumps
+
+    found = add_features_to_run(
+        args.id,
+        args.sae,
+        positions=args.positions,
+        k=args.candidates or 16,
+        runs_dir=RUNS_DIR.value(args),
+        memory=MEMORY.value(args),
+        progress=console.progress,
+    )
+    if args.json:
+        candidates = [{**dataclasses.asdict(one), "node": str(one.node)} for one in found.candidates]
+        console.write(dumps({"circuit": found.circuit.to_node_link(), "candidates": candidates}, indent=2) + "\n")
+        return
+    lacking = [f"  {one.node.label} does not: {one.why}" for one in found.candidates if one.why]
+    console.say("\n".join([described(found.circuit), *lacking]))
 
 
 def export(args: argparse.Namespace, console: Console) -> None:

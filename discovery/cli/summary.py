@@ -10,7 +10,7 @@ from pathlib import Path
 
 from discovery.cli.again import runs_command
 from discovery.cli.columns import columns
-from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, SplitEvaluation
+from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, Dictionary, SplitEvaluation
 from discovery.report import words
 from discovery.sites import Node
 
@@ -24,7 +24,8 @@ def describe(circuit: CircuitGraph, folder: Path | None = None) -> str:
         circuit: the record.
         folder: its run's.
     """
-    parts = (_verdict(circuit), _nodes(circuit), _edges(circuit), _evidence(circuit), _cost(circuit), _next(circuit, folder))
+    found = (_nodes(circuit), features(circuit), _edges(circuit), _evidence(circuit))
+    parts = (_verdict(circuit), *found, _cost(circuit), _next(circuit, folder))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -36,7 +37,7 @@ def _verdict(circuit: CircuitGraph) -> str:
 
 
 def _nodes(circuit: CircuitGraph) -> str:
-    members = [node for node in circuit.nodes if node.layer is not None]
+    members = [node for node in circuit.nodes if node.kind in ("attention_head", "mlp")]
     if not members:
         return ""
     effects = [node.effect for node in members]
@@ -52,6 +53,33 @@ def _nodes(circuit: CircuitGraph) -> str:
     ]
     size = f"The circuit has {circuit.size} {'nodes' if circuit.size > 1 else 'node'}; effects are shares of m(clean) − m(corrupted):"
     return f"{size}\n{columns([('node', 'denoising', 'noising', 'role', 'at'), *cells])}"
+
+
+def features(circuit: CircuitGraph) -> str:
+    """The features beside the circuit, by dictionary; nothing where there is none."""
+    return "\n".join(line for known in circuit.dictionaries for line in _dictionary(circuit, known))
+
+
+def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
+    nodes = [node for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)]
+    yield f"Features of {known.sae} beside it: {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict."
+    yield from (f"  - {warning}" for warning in known.warnings)
+    rows = [
+        (
+            node.label,
+            words.effect(node.effect.noising if node.effect else None),
+            f"fires on {_quoted(node.feature.fires_on)}",
+            f"promotes {_quoted(node.feature.promotes)}",
+        )
+        for node in nodes
+        if node.feature
+    ]
+    if rows:
+        yield columns([("feature", "noising", "", ""), *rows])
+
+
+def _quoted(tokens: Iterable[str]) -> str:
+    return " ".join(repr(token) for token in tokens) or words.UNKNOWN
 
 
 def _edges(circuit: CircuitGraph) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from discovery.graph import EVIDENCE_ABLATIONS, CurvePoint
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

@@ -15,7 +15,7 @@ from discovery.evaluation import thresholds
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
 from discovery.methods.cost import Cost

@@ -22,7 +22,7 @@ from discovery.evaluation import thresholds
 from discovery.evaluation.completeness import outside_to_try
 from discovery.evaluation.faithfulness import Faithfulness
 from discovery.evaluation.minimality import holm
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 

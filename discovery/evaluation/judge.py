@@ -15,7 +15,7 @@ from discovery.evaluation.faithfulness import Faithfulness
 from discovery.evaluation.hypotheses import hypotheses
 from discovery.evaluation.minimality import contexts, minimality
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, Ablations, EvidenceAblation, SplitEvaluation
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
 from discovery.methods.behaviour import Behaviour
 from discovery.sites import MetricName, Node, Universe

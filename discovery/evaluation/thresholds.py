@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 
 FAITHFUL = (0.8, 1.2)  # (a) f(C)
 NECESSARY = (-0.2, 0.2)  # (b) f(U∖C)

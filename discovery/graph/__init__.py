@@ -10,7 +10,9 @@ JSON and GraphML are read back without loss, DOT and Mermaid are for the eye. Ne
 
 from __future__ import annotations
 
+from discovery.graph.base import Effect, Record
 from discovery.graph.circuit import SCHEMA, CircuitGraph, ExportFormat
+from discovery.graph.dictionary import Dictionary, FeatureFacts
 from discovery.graph.evaluation import (
     CONDITIONS,
     EVIDENCE_ABLATIONS,
@@ -37,11 +39,9 @@ from discovery.graph.record import (
     CircuitEdge,
     CircuitNode,
     Cost,
-    Effect,
     ModelFacts,
     NodeEffect,
     Provenance,
-    Record,
     TaskFacts,
 )
 
@@ -61,10 +61,12 @@ __all__ = [
     "Control",
     "Cost",
     "CurvePoint",
+    "Dictionary",
     "Effect",
     "Evaluation",
     "EvidenceAblation",
     "ExportFormat",
+    "FeatureFacts",
     "Minimality",
     "ModelFacts",
     "NodeEffect",

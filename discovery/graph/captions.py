@@ -1,8 +1,8 @@
 """The few words that a drawing shows of a node, an edge or a record, the same in every format.
 
 Convention: a node's number is its denoising effect, or the noising one where only that was measured; an
-edge's is the effect of all its inputs together. Signs are always written. The attributes are those that
-`CircuitGraph.to_networkx` gives: plain JSON data.
+edge's is the effect of all its inputs together, and into a feature the share of the feature's own change that
+it makes. Signs are always written. The attributes are those that `CircuitGraph.to_networkx` gives: plain JSON data.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ Tone = Literal["up", "down", "flat", "end"]
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
     """The label, the role and the effect of a node, as far as they are known."""
     effect = node_effect(facts)
-    lines = [str(facts.get("label") or Node.parse(name).label), facts.get("role"), None if effect is None else signed(effect)]
+    label, role = str(facts.get("label") or Node.parse(name).label), facts.get("role") or _fires(facts)
+    lines = [label, role, None if effect is None else signed(effect)]
     return [_one_line(line) for line in lines if line]
+
+
+def _fires(facts: Mapping[str, Any]) -> str | None:
+    """What a feature fires on, in brief."""
+    tokens = (facts.get("feature") or {}).get("fires_on") or []
+    return f"fires on {' '.join(token.strip() for token in tokens[:2])}" if tokens else None
 
 
 def node_effect(facts: Mapping[str, Any]) -> float | None:
@@ -45,15 +52,15 @@ def node_tone(name: str, facts: Mapping[str, Any]) -> Tone:
 
 
 def edge_effect(facts: Mapping[str, Any]) -> float | None:
-    """The edge's effect over all inputs, None where it was not measured."""
-    mean = (facts.get("effect") or {}).get("mean")
+    """The edge's effect over all inputs, None where it was not measured; into a feature, how far it moves the feature itself."""
+    mean = (facts.get("activation") or facts.get("effect") or {}).get("mean")
     return None if mean is None else float(mean)
 
 
 def edge_line(facts: Mapping[str, Any]) -> str:
     """The inputs of an edge and its effect: ``q k +0.12``."""
     effect = edge_effect(facts)
-    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "logits")]
+    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "feature", "logits")]
     return " ".join(slots + ([] if effect is None else [signed(effect)]))
 
 

@@ -14,20 +14,22 @@ node-link data is what ``networkx.node_link_graph(json.load(f), edges="edges")``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Literal, assert_never
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, assert_never
 
 import networkx
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from discovery.errors import StoreError
+from discovery.graph.base import Sparse
 from discovery.graph.content import content
+from discovery.graph.dictionary import Dictionary
 from discovery.graph.digraph import DiGraph, Graph
 from discovery.graph.dot import write_dot
 from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
-from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, Record, TaskFacts
+from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, TaskFacts
 from discovery.graph.strict_json import dumps, loads
 from discovery.sites import EMBED, LOGITS, Node, slots_of
 
@@ -37,7 +39,7 @@ ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
 _CURE = "Restore the file from `circuit-scout runs export`, or run the discovery again."
 
 
-class CircuitGraph(Record):
+class CircuitGraph(Sparse):
     """A circuit with its evidence, its evaluation and its verdict.
 
     Nodes and edges are kept in forward order whatever order they are given in.
@@ -51,9 +53,12 @@ class CircuitGraph(Record):
         reasons: why it is that verdict.
         cost: what it took.
         provenance: how to do it again.
-        nodes: `embed`, the circuit's heads and MLPs, `logits`.
+        dictionaries: sparse autoencoders whose features are among the nodes, one of a site at most.
+        nodes: `embed`, the circuit's heads and MLPs, `logits`; features beside them, which count in no size and in no condition.
         edges: at most one for each ordered pair of nodes.
     """
+
+    spare: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
 
     schema_: Literal["circuit-scout/circuit/1"] = Field(default="circuit-scout/circuit/1", alias="schema")
     run_id: str | None = None
@@ -64,6 +69,7 @@ class CircuitGraph(Record):
     reasons: tuple[str, ...] = ()
     cost: Cost = Cost()
     provenance: Provenance = Provenance()
+    dictionaries: tuple[Dictionary, ...] = ()
     nodes: tuple[CircuitNode, ...] = Field(default=(), validate_default=True)
     edges: tuple[CircuitEdge, ...] = ()
 
@@ -87,16 +93,23 @@ class CircuitGraph(Record):
         _unique("edge", [f"{source}->{target}" for source, target in pairs])
         for edge in self.edges:
             _check_edge(edge, set(ids))
-        for node in self.members:
+        for node in (*self.members, *self.features):
             _check_bounds(node, self.model)
-        if self.verdict == "no_behaviour" and self.size:
-            raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads or MLPs")
+        if self.verdict == "no_behaviour" and (self.size or self.features):
+            raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features")
+        _unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
+        _check_features(self.features, self.dictionaries)
         return self
 
     @property
     def members(self) -> tuple[Node, ...]:
         """The circuit C: its heads and MLPs, without the two ends."""
-        return tuple(node.node for node in self.nodes if node.node not in (EMBED, LOGITS))
+        return tuple(node.node for node in self.nodes if node.kind in ("attention_head", "mlp"))
+
+    @property
+    def features(self) -> tuple[Node, ...]:
+        """The features of sparse autoencoders that stand beside the circuit."""
+        return tuple(node.node for node in self.nodes if node.kind == "feature")
 
     @property
     def size(self) -> int:
@@ -235,6 +248,16 @@ def _check_bounds(node: Node, model: ModelFacts) -> None:
     for index, limit, what in ((node.layer, model.n_layers, "layers"), (node.head, model.n_heads, "heads in each layer")):
         if index is not None and limit is not None and index >= limit:
             raise ValueError(f"{node} is not in the model, which has {limit} {what}")
+
+
+def _check_features(features: Sequence[Node], dictionaries: Sequence[Dictionary]) -> None:
+    width = {(known.layer, known.site): known.d_sae for known in dictionaries}
+    for node in features:
+        most = width.get((node.layer or 0, node.site or "resid_pre"))
+        if most is None:
+            raise ValueError(f"{node} is a feature of a dictionary that the record does not name")
+        if (node.feature or 0) >= most:
+            raise ValueError(f"{node} is not in its dictionary, which has {most} features")
 
 
 def _first(fault: ValidationError | TypeError) -> str:

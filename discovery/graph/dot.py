@@ -1,7 +1,7 @@
 """Graphviz DOT, written by hand: embed at the bottom, logits at the top, one row to a layer.
 
 Green moves the metric up, purple down, and a dashed outline or line says "down" too, so that no meaning
-hangs on colour alone. The same record gives the same text.
+hangs on colour alone. Features are hexagons. The same record gives the same text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def write_dot(graph: DiGraph) -> str:
 
 def _node(graph: DiGraph, name: str) -> str:
     facts = graph.nodes[name]
-    return f"  {_quoted(name)} [label={_quoted(*node_lines(name, facts))}, {_STYLE[node_tone(name, facts)]}];"
+    shape = ", shape=hexagon" if Node.parse(name).kind == "feature" else ""
+    return f"  {_quoted(name)} [label={_quoted(*node_lines(name, facts))}, {_STYLE[node_tone(name, facts)]}{shape}];"
 
 
 def _edge(graph: DiGraph, source: str, target: str) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from discovery.graph.record import Json, NodeId, Number, Record
+from discovery.graph.base import Json, NodeId, Number, Record
 from discovery.sites import Universe
 
 Verdict = Literal["verified", "partial", "rejected", "inconclusive", "no_behaviour"]

@@ -1,7 +1,7 @@
 """A Mermaid flowchart, which GitHub and most Markdown viewers draw.
 
 Mermaid reads quotes, brackets, semicolons, ``%%{`` and Markdown inside labels, so whatever is not a letter,
-a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted arrows lower the metric.
+a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted arrows lower the metric; features are hexagons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write_mermaid(graph: DiGraph) -> str:
         facts = graph.nodes[name]
         label = "<br/>".join(_escaped(line) for line in node_lines(name, facts))
         tone = node_tone(name, facts)
-        opening, closing = ("([", "])") if tone == "end" else ("[", "]")
+        opening, closing = ("([", "])") if tone == "end" else ("{{", "}}") if Node.parse(name).kind == "feature" else ("[", "]")
         lines.append(f'  {_name(name)}{opening}"{label}"{closing}:::{"end_" if tone == "end" else tone}')
     for source, target in graph.edges:
         facts = graph.edges[source, target]
@@ -37,7 +37,7 @@ def write_mermaid(graph: DiGraph) -> str:
 
 
 def _name(node: str) -> str:
-    return node.replace(".", "_")
+    return node.replace(".", "_").replace("@", "_")
 
 
 def _escaped(text: str) -> str:

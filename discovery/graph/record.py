@@ -8,63 +8,13 @@ written back. A record's numbers come from methods and evaluation; `evidence` na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from discovery.errors import SiteError
-from discovery.graph.strict_json import clean
+from discovery.graph.base import Effect, Json, NodeId, Number, Record, Sparse, node_id
+from discovery.graph.dictionary import FeatureFacts
 from discovery.sites import MetricName, Node, NodeKind, Slot
-
-Number = Annotated[float | None, BeforeValidator(clean)]
-"""A finite number, or None where it is not known (NaN and infinity become None)."""
-
-Json = Annotated[JsonValue, BeforeValidator(clean)]
-"""Anything strict JSON can hold."""
-
-
-def _node_id(text: str) -> str:
-    try:
-        return str(Node.parse(text))
-    except SiteError as fault:
-        raise ValueError(fault.cause) from fault
-
-
-NodeId = Annotated[str, BeforeValidator(str), AfterValidator(_node_id)]
-"""A node in the field's grammar, written canonically: L9H6 becomes a9.h6; a `Node` is understood too."""
-
-
-class Record(BaseModel):
-    """The base of every part: frozen, and open to fields that are not declared, kept as strict JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _added_fields_are_json(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        declared = {name for field, info in cls.model_fields.items() for name in (field, info.alias)}
-        return {name: value if name in declared else clean(value) for name, value in data.items()}
-
-    @classmethod
-    def declared(cls) -> frozenset[str]:
-        """The declared fields, named as in JSON."""
-        return frozenset(info.alias or field for field, info in cls.model_fields.items())
-
-
-class Effect(Record):
-    """A mean over pairs and its 95% interval, as a share of m(clean) − m(corrupted).
-
-    Attributes:
-        mean: the effect; 1 restores (denoising) or destroys (noising) the whole difference.
-        low: the interval's lower end.
-        high: its upper end.
-    """
-
-    mean: Number = None
-    low: Number = None
-    high: Number = None
 
 
 class NodeEffect(Record):
@@ -79,15 +29,15 @@ class NodeEffect(Record):
     noising: Effect | None = None
 
 
-class CircuitNode(Record):
+class CircuitNode(Sparse):
     """One unit of the circuit and the evidence for it.
 
     `kind`, `layer`, `head` and `label` follow from `id` and need not be given; given wrongly they are refused.
 
     Attributes:
-        id: in the field's grammar: embed, a9.h6, m5, logits.
-        kind: embed, attention_head, mlp or logits.
-        layer: of a head or MLP.
+        id: in the field's grammar: embed, a9.h6, m5, f8.1234, logits.
+        kind: embed, attention_head, mlp, feature or logits.
+        layer: of a head, an MLP or a feature.
         head: of a head.
         label: as people write it: L9H6.
         effect: what patching it does.
@@ -95,8 +45,11 @@ class CircuitNode(Record):
         positions: where it matters, as token positions or labels; a description that narrows nothing.
         role: what it is thought to do.
         inclusion: the share of condition (f)'s resamples whose circuit has it; None where (f) was not measured.
+        feature: of a feature.
         evidence: ids of the results that the numbers come from.
     """
+
+    spare: ClassVar[frozenset[str]] = frozenset({"feature"})
 
     id: NodeId
     kind: NodeKind
@@ -108,6 +61,7 @@ class CircuitNode(Record):
     positions: tuple[int | str, ...] | None = None
     role: str | None = None
     inclusion: float | None = None
+    feature: FeatureFacts | None = None
     evidence: tuple[str, ...] = ()
 
     @model_validator(mode="before")
@@ -115,12 +69,16 @@ class CircuitNode(Record):
     def _named_by_id(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or "id" not in data:
             return data
-        name = _node_id(str(data["id"]))
+        name = node_id(str(data["id"]))
         node = Node.parse(name)
-        facts: dict[str, str | int | None] = {"kind": node.kind, "layer": node.layer, "head": node.head}
+        facts: dict[str, Any] = {"kind": node.kind, "layer": node.layer, "head": node.head}
         for field, fact in facts.items():
             if data.get(field, fact) != fact:
                 raise ValueError(f"{name} has {field} {fact!r}, not {data[field]!r}")
+        if node.kind == "feature":
+            given = data.get("feature") or {}
+            known = given.model_dump() if isinstance(given, FeatureFacts) else dict(given)
+            facts["feature"] = {**known, "index": node.feature, "site": node.site}
         return {**data, "id": name, **facts, "label": data.get("label") or node.label}
 
     @classmethod
@@ -134,21 +92,26 @@ class CircuitNode(Record):
         return Node.parse(self.id)
 
 
-class CircuitEdge(Record):
+class CircuitEdge(Sparse):
     """All that one node sends to a later one: at most one edge per ordered pair.
 
     Attributes:
         source: id of the earlier node.
         target: id of the later one.
         effect: of all its inputs together.
-        inputs: the effect through each input of the target that was measured: q, k, v, mlp or logits.
+        inputs: the effect through each input of the target that was measured: q, k, v, mlp, feature or logits.
+        activation: of an edge into a feature: how far it moves from its activation in the clean run to that in the corrupted one, as a
+            share of the whole way.
         evidence: ids of the results that the numbers come from.
     """
+
+    spare: ClassVar[frozenset[str]] = frozenset({"activation"})
 
     source: NodeId
     target: NodeId
     effect: Effect | None = None
     inputs: Mapping[Slot, Effect] = Field(default_factory=dict)
+    activation: Effect | None = None
     evidence: tuple[str, ...] = ()
 
 

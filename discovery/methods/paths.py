@@ -65,7 +65,11 @@ def edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
 
 
 def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffect:
-    delta = _message(block, engine, source)
+    return arrival(block, engine, source, target, message(block, engine, source))
+
+
+def arrival(block: Block, engine: Engine, source: Node, target: Node, delta: Float[Tensor, "pair pos d_model"]) -> EdgeEffect:
+    """What `delta`, added to the residual stream that the target's inputs read and nowhere else, does to the metric."""
     if target == LOGITS:
         whole = _metric_after(block, engine, engine.backend.info.n_layers, False, delta)
         return EdgeEffect(source, target, whole, {"logits": whole})
@@ -81,7 +85,7 @@ def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffec
     return _into_head(block, engine, source, target, delta)
 
 
-def _message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
+def message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
     """s corrupted − s clean, as it stands in the residual stream."""
     if source == EMBED:
         site = Site("resid_pre", 0)

@@ -1,6 +1,7 @@
 """The circuit as a drawing: embed at the bottom, logits on top, a row for the heads and one for the MLP of each layer.
 
-A line is as thick as its edge's effect; dashed and purple lowers the metric. Layers without a node take no room.
+A line is as thick as its edge's effect; dashed and purple lowers the metric. Layers without a node take no room; features have a row where
+they are written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _ROW, _COLUMN, _MARGIN = 0.85, 1.5, 0.6  # inches; the margin holds the names of
 _ALONG = 0.4  # where on an edge its label stands: not in the middle, where edges cross
 _LABELLED = 16  # edges, at most, for each to have its number written on it
 _WIDEST = 20  # letters of a line in a box
+_ROWS = {"attention_head": "heads", "mlp": "MLP", "feature": "features"}
 _FILL: dict[Tone, str] = {"up": "#d9f0d3", "down": "#e7d4e8", "flat": "#f7f7f7", "end": "#ffffff"}
 _OUTLINE: dict[Tone, str] = {"up": UP, "down": DOWN, "flat": NEUTRAL, "end": "#222222"}
 
@@ -58,7 +60,7 @@ def _layout(circuit: CircuitGraph) -> tuple[dict[str, _Place], list[str]]:
         nodes = list(row)
         for index, node in enumerate(nodes):
             places[node.id] = _Place((index - (len(nodes) - 1) / 2) * _COLUMN, y)
-        names.append("" if nodes[0].layer is None else f"layer {order[0]} {'MLP' if order[1] else 'heads'}")
+        names.append("" if nodes[0].layer is None else f"layer {order[0]} {_ROWS[nodes[0].kind]}")
     return places, names
 
 

@@ -11,10 +11,11 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery.graph import CircuitGraph
+from discovery.graph import CircuitEdge, CircuitGraph, Effect
 from discovery.graph.strict_json import dumps
 from discovery.report.canvas import DPI
 from discovery.report.evidence import conditions_table, curve_table, label, minimality_tables, splits_table, tests_table
+from discovery.report.features import features_tables
 from discovery.report.markup import Html, element, facts, join, table, text, void
 from discovery.report.style import CSS
 from discovery.report.words import UNKNOWN, VERDICTS, bytes_size, duration, effect, number
@@ -76,7 +77,7 @@ def _facts(circuit: CircuitGraph) -> Html:
     split = f"{task.n_discovery} to find it, {task.n_heldout} to judge it" if task.n_discovery is not None else None
     universe = "every head and MLP" if circuit.evaluation.universe == "all" else "heads only, MLPs kept"
     shape = f"{model.n_layers} layers of {model.n_heads} heads" if model.n_layers is not None else None
-    names = ", ".join(node.label for node in circuit.nodes if node.layer is not None)
+    names = ", ".join(node.label for node in circuit.members)
     return facts(
         [
             ("circuit", f"{circuit.size} nodes: {names}" if names else "no nodes"),
@@ -84,6 +85,7 @@ def _facts(circuit: CircuitGraph) -> Html:
             ("prompt pairs", split),
             ("model", shape),
             ("what could be ablated", universe),
+            ("features beside it", ", ".join(node.label for node in circuit.features) or None),
             ("circuits that looked at the held-out pairs", looks),
         ]
     )
@@ -126,13 +128,13 @@ def _circuit(circuit: CircuitGraph) -> Html:
             ", ".join(node.evidence) or UNKNOWN,
         ]
         for node in circuit.nodes
-        if node.layer is not None
+        if node.kind in ("attention_head", "mlp")
     ]
     edges = [
         [
             f"{label(edge.source)} → {label(edge.target)}",
             effect(edge.effect),
-            join((f"{slot}: {effect(value)}" for slot, value in edge.inputs.items()), "; ") or UNKNOWN,
+            join((f"{slot}: {effect(value)}" for slot, value in _inputs(edge).items()), "; ") or UNKNOWN,
             ", ".join(edge.evidence) or UNKNOWN,
         ]
         for edge in circuit.edges
@@ -143,8 +145,15 @@ def _circuit(circuit: CircuitGraph) -> Html:
         table("Nodes, with their share of the clean − corrupted difference", head, nodes)
         if nodes
         else element("p", "The record has no nodes."),
+        features_tables(circuit),
         table("Edges", ["edge", "effect", "by input", "evidence"], edges) if edges else element("p", "No edges were measured."),
     )
+
+
+def _inputs(edge: CircuitEdge) -> dict[str, Effect | None]:
+    """An edge by input; into a feature, how far it moves the feature itself too."""
+    told: dict[str, Effect | None] = {str(slot): value for slot, value in edge.inputs.items()}
+    return {**told, "of the feature's change": edge.activation} if edge.activation else told
 
 
 def _journal(events: Sequence[Mapping[str, Any]]) -> Html:

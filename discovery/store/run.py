@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from discovery.errors import StoreError
 from discovery.graph import CircuitGraph, Cost, Provenance, Record
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
 from discovery.store.events import Event, EventLog, now, read_events

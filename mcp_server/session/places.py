@@ -57,6 +57,17 @@ class Places:
             raise self._refused("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
         return found
 
+    def text_file(self, name: str) -> Path:
+        """A text to be read.
+
+        Raises:
+            PlaceError: where there is none at that place, or it may not be read.
+        """
+        found = self._find(name)
+        if found is None or not found.is_file():
+            raise self._refused("text file", name, "Name a built-in task, give the texts themselves, or put the file into one of them.")
+        return found
+
     def dictionary(self, name: str) -> str:
         """A sparse autoencoder: a directory as an absolute path, or release/sae_id of the hub.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from discovery.agent import Discovered, discover, estimate, go_on
+    from discovery.agent import Discovered, add_features_to_run, discover, estimate, go_on
     from discovery.backends.choose import choose, unfit
     from discovery.backends.device import choose_device, free_memory
     from discovery.backends.find import find_source
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
     from discovery.methods.contrast import contrast
-    from discovery.methods.features import sae_top_features
+    from discovery.methods.features import Sampling, edit_features, feature_examples, generate_with_features, sae_top_features
     from discovery.methods.patching import patch_sweep
     from discovery.methods.summary import Cell, summarise, top_cells
     from discovery.report import heatmap
@@ -35,16 +35,21 @@ _HOMES = {
     "Engine": "discovery.engine",
     "Meter": "discovery.engine",
     "Need": "discovery.engine",
+    "Sampling": "discovery.methods.features",
     "ablate_heads": "discovery.methods.ablation",
+    "add_features_to_run": "discovery.agent",
     "check_task": "discovery.methods.behaviour",
     "choose": "discovery.backends.choose",
     "choose_device": "discovery.backends.device",
     "contrast": "discovery.methods.contrast",
     "discover": "discovery.agent",
+    "edit_features": "discovery.methods.features",
     "estimate": "discovery.agent",
     "evaluate_circuit": "discovery.evaluation",
+    "feature_examples": "discovery.methods.features",
     "find_source": "discovery.backends.find",
     "free_memory": "discovery.backends.device",
+    "generate_with_features": "discovery.methods.features",
     "go_on": "discovery.agent",
     "heatmap": "discovery.report",
     "listening": "discovery.backends.waiting",
@@ -65,16 +70,21 @@ __all__ = [
     "Engine",
     "Meter",
     "Need",
+    "Sampling",
     "ablate_heads",
+    "add_features_to_run",
     "check_task",
     "choose",
     "choose_device",
     "contrast",
     "discover",
+    "edit_features",
     "estimate",
     "evaluate_circuit",
+    "feature_examples",
     "find_source",
     "free_memory",
+    "generate_with_features",
     "go_on",
     "heatmap",
     "listening",

@@ -14,7 +14,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from mcp_server.session.settings import TOOLSETS, Settings, Toolset
-from mcp_server.tools import ablation, cache, discover, evaluation, features, models, runlist, runs, sweep, task
+from mcp_server.tools import ablation, cache, discover, evaluation, examples, features, models, nodes, runlist, runs, steering, sweep, task
 from mcp_server.tools.strict import strict
 
 __all__ = ["OFFERS", "Offer", "offered", "switched_off"]
@@ -64,6 +64,9 @@ OFFERS: tuple[Offer, ...] = (
     Offer(sweep.patch_sweep, "Activation patching sweep", "measure"),
     Offer(ablation.ablate_heads, "Ablate heads and MLPs", "measure"),
     Offer(features.sae_top_features, "Top features of an SAE", "features", open_world=True),
+    Offer(steering.edit_features, "Change features of an SAE", "features", open_world=True),
+    Offer(examples.sae_examples, "Where features fire", "features", open_world=True),
+    Offer(nodes.circuit_features, "Features beside a circuit", "features", reads=False, open_world=True, writes=True),
     Offer(evaluation.evaluate_circuit, "Evaluate a circuit", "circuits", reads=False),
     Offer(discover.discover_circuit, "Discover a circuit", "circuits", reads=False, repeats=False, writes=True),
     Offer(runs.run_status, "How far is a run?", "runs"),

@@ -141,9 +141,16 @@ def _node(node: CircuitNode) -> NodeView:
         denoising=_mean(effect.denoising) if effect else None,
         noising=_mean(effect.noising) if effect else None,
         sign=node.sign,
-        role=node.role,
+        role=node.role or _sense(node),
         positions=list(node.positions) if node.positions is not None else None,
     )
+
+
+def _sense(node: CircuitNode) -> str | None:
+    """What is known of a feature, in a few words."""
+    if node.feature is None:
+        return None
+    return f"feature; fires on {' '.join(node.feature.fires_on)}; promotes {' '.join(node.feature.promotes)}"
 
 
 def _edge(edge: CircuitEdge) -> EdgeView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mcp.types import CallToolResult
 from pydantic import Field, StrictInt
@@ -11,7 +11,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.tools.arguments import DRAWN, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
+from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 from mcp_server.tools.task import Interval, Metric
 
@@ -40,7 +40,7 @@ class FeatureView(Result):
     activation: Interval
     attribution: Interval | None
     ablation: Interval
-    control_p: float | None = Field(description="Share of random directions that do as much.")
+    control_p: float | None = Field(description="By chance: random directions that do as much, of 19.")
     share_clean: float | None = Field(description="Clean prompts in which it fires.")
     share_corrupted: float | None
     share_unrelated: float | None
@@ -57,6 +57,7 @@ class Features(Listing):
     lists: ClassVar[tuple[str, ...]] = ("features", "warnings")
     rest: ClassVar[str] = "Raise k; detail='detailed' gives more tokens and pairs of each feature."
 
+    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
     model_id: str
     sae: str
     reads: str
@@ -64,7 +65,6 @@ class Features(Listing):
     metric_clean: float | None
     n: int
     by: str
-    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
     variance_explained: float | None
     l0: float | None
     share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
@@ -86,6 +86,10 @@ async def sae_top_features(
         list[StrictInt | str] | None, Field(description="From 0, from the end (-1), or labels of the task; all where null.", max_length=500)
     ] = None,
     k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
+    by: Annotated[
+        Literal["activation", "attribution", "ablation"] | None, Field(description="The order; null: fits what is given.")
+    ] = None,
+    steps: Annotated[int, Field(description="Over 1: integrated gradients.", ge=1, le=64)] = 1,
     metric: Metric = None,
     pairs: Count = DRAWN,
     seed: Seed = 0,
@@ -110,7 +114,7 @@ async def sae_top_features(
     def job(work: Job) -> Features:
         source = session.places.dictionary(sae)
         read, notes = (None, []) if task is None else drawn(session, loaded, task, pairs, seed)
-        dictionary = _opened(source, loaded.backend)
+        dictionary = opened(source, loaded.backend)
         found = science.sae_top_features(
             loaded.backend,
             dictionary,
@@ -118,6 +122,9 @@ async def sae_top_features(
             task=read,
             positions=positions,
             k=k,
+            by=by,
+            steps=steps,
+            controls=DRAWS,
             seed=seed,
             metric=metric,
             memory=session.settings.memory,
@@ -128,7 +135,7 @@ async def sae_top_features(
     return answer(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
 
 
-def _opened(source: str | Path, model: Backend) -> SAE:
+def opened(source: str | Path, model: Backend) -> SAE:
     """The dictionary; what reads it is imported here, for it needs torch."""
     opened: SAE = science.open_sae(source, model)
     return opened

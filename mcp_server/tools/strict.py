@@ -18,7 +18,7 @@ _SHOULD = "Input should be "
 
 
 def strict(tool: Tool) -> Tool:
-    """The tool with a closed input schema, and without the titles that pydantic adds to each field."""
+    """The tool with a closed input schema, and without the titles and defaults of null that pydantic adds to each field."""
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
     for field in model.model_fields.values():
@@ -87,11 +87,13 @@ def _no_switch(value: Any) -> Any:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema without generated titles; a property that is called title stays."""
+    """A schema without generated titles, and without defaults of null, which the types say; a property that is called title stays."""
     if isinstance(schema, list):
         return [_plain(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: value for key, value in schema.items() if not (key == "title" and isinstance(value, str))}
+    kept = {key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+    if "default" in kept and kept["default"] is None:
+        del kept["default"]
     named = ("properties", "$defs")
     return {key: {name: _plain(inner) for name, inner in value.items()} if key in named else _plain(value) for key, value in kept.items()}

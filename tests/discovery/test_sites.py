@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.errors import SiteError
-from discovery.sites import EMBED, LOGITS, Edge, Node, Site, head, mlp, slots_of
+from discovery.sites import EMBED, LOGITS, Edge, FeatureSite, Node, Site, feature, head, mlp, slots_of
 
 LAYERS = st.integers(0, 200)
 HEADS = st.builds(head, LAYERS, LAYERS)
 MLPS = st.builds(mlp, LAYERS)
-NODES = st.one_of(HEADS, MLPS, st.sampled_from([EMBED, LOGITS]))
+FEATURES = st.builds(feature, LAYERS, LAYERS, st.sampled_from(get_args(FeatureSite)))
+NODES = st.one_of(HEADS, MLPS, FEATURES, st.sampled_from([EMBED, LOGITS]))
 
 
 @given(NODES)
@@ -37,7 +39,45 @@ def test_four_ways_to_write_an_mlp(text):
     assert (node.kind, node.layer, node.head, str(node), node.label) == ("mlp", 5, None, "m5", "MLP5")
 
 
-@pytest.mark.parametrize("text", ["", "a9", "a9.h", "h6", "9", "9.6.1", "a-1.h0", "m", "m5.5", "a9h6", "embed0", "a9.h6 m5", "x5"])
+@pytest.mark.parametrize("text", ["f8.12", "L8F12", "f8.12@resid_pre"])
+def test_three_ways_to_write_a_feature(text):
+    node = Node.parse(text)
+    assert (node.kind, node.layer, node.feature, node.site) == ("feature", 8, 12, "resid_pre")
+    assert (str(node), node.label, slots_of(node)) == ("f8.12", "L8F12", ("feature",))
+    assert str(Node.parse("L8F12@mlp_out")) == "f8.12@mlp_out"
+    assert str(Edge.parse("a7.h0->f8.12<feature>")) == "a7.h0->f8.12<feature>"
+
+
+def test_a_feature_stands_where_it_is_written():
+    sites = ["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    nodes = [*(feature(1, 0, site) for site in sites), head(1, 0), mlp(1), mlp(0), head(2, 0)]
+    assert " ".join(map(str, sorted(nodes))) == ("m0 f1.0 a1.h0 f1.0@z f1.0@attn_out f1.0@resid_mid m1 f1.0@mlp_out f1.0@resid_post a2.h0")
+    assert not feature(1, 0).feeds(feature(1, 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f8.12@q",
+        "f8",
+        "f8.12@",
+        "F8.12",
+        "f8.h1",
+        "",
+        "a9",
+        "a9.h",
+        "h6",
+        "9",
+        "9.6.1",
+        "a-1.h0",
+        "m",
+        "m5.5",
+        "a9h6",
+        "embed0",
+        "a9.h6 m5",
+        "x5",
+    ],
+)
 def test_other_names_are_refused_with_the_way_to_write_them(text):
     with pytest.raises(SiteError, match="is not the name of a node") as caught:
         Node.parse(text)

@@ -9,7 +9,7 @@ from discovery.agent.state import State
 from discovery.evaluation import Evidence, areas, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
 from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
-from discovery.graph.record import Json
+from discovery.graph.base import Json
 from discovery.methods.significance import max_statistic
 from discovery.store import heldout_looks
 

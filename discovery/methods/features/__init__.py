@@ -1,19 +1,29 @@
 """Features of a sparse autoencoder: which are there, what they do to the metric, and what changing them does."""
 
+from discovery.methods.features.candidates import Candidate
+from discovery.methods.features.circuit import FeatureCircuit, add_features
 from discovery.methods.features.edit import Edited, edit_features
+from discovery.methods.features.examples import Examples, feature_examples
 from discovery.methods.features.feature import Feature
 from discovery.methods.features.generate import Continuation, Generated, generate_with_features
 from discovery.methods.features.reconstruction import Reconstruction
+from discovery.methods.features.sampling import Sampling
 from discovery.methods.features.top import TopFeatures, sae_top_features
 
 __all__ = [
+    "Candidate",
     "Continuation",
     "Edited",
+    "Examples",
     "Feature",
+    "FeatureCircuit",
     "Generated",
     "Reconstruction",
+    "Sampling",
     "TopFeatures",
+    "add_features",
     "edit_features",
+    "feature_examples",
     "generate_with_features",
     "sae_top_features",
 ]

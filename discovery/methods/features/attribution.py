@@ -3,14 +3,16 @@
     attribution_f = Σ_positions z_f · s · <∂m/∂x, d_f>  ≈  m(clean) − m(feature removed)
 
 that is gradient × activation, in the metric's own units (Marks et al. 2024, arXiv 2403.19647). With n steps the gradient is the mean
-along the way from the features all removed to all there, at i/n of it (integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365, as
-EAP-IG takes them): one step is gradient × activation at the clean run, and with many the attributions sum to what removing all
-features does. The decoder is linear and the error term is held fixed, so one gradient with respect to the site serves every feature.
+along the way from the features all removed (or all as in the corrupted run) to all there, at i/n of it (integrated gradients,
+Sundararajan et al. 2017, arXiv 1703.01365, as EAP-IG takes them): one step is gradient × activation at the clean run, and with
+many the attributions sum to what removing all features does. The decoder is linear and the error term is held fixed, so one gradient
+with respect to the site serves every feature.
 """
 
 from __future__ import annotations
 
 import gc
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,12 +21,15 @@ from torch import Tensor
 from discovery.backends.base import Batch
 from discovery.engine import BACKWARD, full_work, row_work
 from discovery.errors import MemoryLimitError
+from discovery.features import Codes
 from discovery.interventions import Edit
 from discovery.methods.features.splice import Spliced, entry, pieces
 from discovery.metrics import measure
 
+Against = Literal["nothing", "corrupted"]  # what the way to the clean run begins at: no features, or those of the corrupted run
 
-def mean_gradient(view: Spliced, steps: int) -> Float[Tensor, "pair pos d_out"]:
+
+def mean_gradient(view: Spliced, steps: int, against: Against = "nothing") -> Float[Tensor, "pair pos d_out"]:
     """∂m/∂x at the chosen positions (0 elsewhere), the mean over the steps; on the CPU."""
     block = view.block
     stream, _ = entry(block.backend.info, view.sae.writes)
@@ -38,7 +43,7 @@ def mean_gradient(view: Spliced, steps: int) -> Float[Tensor, "pair pos d_out"]:
     while waiting:
         part = waiting.pop()
         try:
-            out[int(part[0])] = _gradient(view, part, steps).cpu()
+            out[int(part[0])] = _gradient(view, part, steps, against).cpu()
         except (torch.OutOfMemoryError, MemoryError):
             if len(part) == 1:
                 raise MemoryLimitError(
@@ -49,19 +54,26 @@ def mean_gradient(view: Spliced, steps: int) -> Float[Tensor, "pair pos d_out"]:
     return torch.cat([out[begin] for begin in sorted(out)])
 
 
-def _gradient(view: Spliced, part: Tensor, steps: int) -> Float[Tensor, "n pos d_out"]:
+def _gradient(view: Spliced, part: Tensor, steps: int, against: Against) -> Float[Tensor, "n pos d_out"]:
     clean = view.written(part)
     where = view.where[part].unsqueeze(-1)
     total = torch.zeros_like(clean)
     carried: Tensor | float = 0.0
     if steps > 1:
-        codes = view.codes(part)
-        carried = torch.where(where, (codes.features @ view.sae.directions() * codes.scale).to(clean), 0.0)
+        features = scaled(view.codes(part))
+        if against == "corrupted":
+            features = features - scaled(view.codes(part, "corrupted"))
+        carried = torch.where(where, (features @ view.sae.directions()).to(clean), 0.0)
     for step in range(1, steps + 1):
         value = (clean - (1 - step / steps) * carried).detach().requires_grad_()
         with torch.enable_grad():
             total += torch.autograd.grad(_metric(view, part, value).sum(), value)[0]
     return torch.where(where, total / steps, 0.0)
+
+
+def scaled(codes: Codes) -> Float[Tensor, "row pos feature"]:
+    """s·z: how far each feature moves what is written along its direction."""
+    return codes.features * codes.scale
 
 
 def _metric(view: Spliced, part: Tensor, value: Tensor) -> Float[Tensor, "n"]:

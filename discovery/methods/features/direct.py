@@ -50,11 +50,12 @@ def direct_effects(block: Block, sae: SAE, features: Sequence[int], top: int) ->
     """The tokens that each feature moves most, `top` at either end; empty where the site is not added to the residual stream."""
     if sae.writes.kind in NO_WAY_OUT:
         return tuple(DirectEffect((), ()) for _ in features)
-    directions = _into_stream(block.backend, sae, sae.directions(features))
+    directions = into_stream(block.backend, sae, sae.directions(features))
     return tuple(_ends(block.backend, effect, top) for effect in _logits_along(block, directions))
 
 
-def _into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "feature d_model"]:
+def into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "feature d_model"]:
+    """What directions at the dictionary's site are in the residual stream; heads are written through their own output weights."""
     if sae.writes.kind != "z":
         return directions
     by_head = directions.reshape(-1, model.info.n_heads, model.info.d_head)

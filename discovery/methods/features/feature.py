@@ -16,11 +16,9 @@ from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.features.direct import DirectEffect, direct_effects
 from discovery.methods.features.firing import Consistency, Firing, fires, firing_tokens, peaks, peaks_corrupted, peaks_unrelated
 from discovery.methods.features.places import Places
-from discovery.methods.features.removal import Control, other_directions, push
+from discovery.methods.features.removal import Control, push, shuffled
 from discovery.methods.features.splice import Spliced, spliced
 from discovery.tasks.pairs import Prompt
-
-CONTROL_PAIRS = 32  # on which the control is drawn
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Measured:
             seen.append((view.block.prompts.clean, view.where, z))
             if len(seen) == 1:
                 direct = direct_effects(view.block, self.sae, self.chosen, top_tokens)
-                control = self._controls(view, scaled, values["ablation"][0], controls, seed)
+                control = shuffled(view, self.chosen, -scaled, values["ablation"][0], controls, seed)
         per_pair = {name: torch.cat(parts) for name, parts in values.items() if parts}
         consistency = self._consistency(per_pair["activation"], unrelated, seed)
         return tuple(
@@ -126,20 +124,3 @@ class Measured:
             z.append(codes.features[..., list(self.chosen)] * view.where[part].unsqueeze(-1))
             scaled.append(z[-1] * codes.scale)
         return torch.cat(z), torch.cat(scaled)
-
-    def _controls(self, view: Spliced, scaled: Tensor, own: Tensor, draws: int, seed: int) -> list[Control | None]:
-        """The shuffled-decoder control of each feature, on the first pairs."""
-        count = min(CONTROL_PAIRS, len(view))
-        found: list[Control | None] = []
-        clean = view.block.baseline("clean")
-        for i, feature in enumerate(self.chosen):
-            directions = other_directions(self.sae, [feature], draws, seed + feature)
-            if not len(directions):
-                found.append(None)
-                continue
-            amount = torch.zeros_like(scaled[..., i])
-            amount[:count] = -scaled[:count, :, i]
-            pushed = push(view, amount[None, :, :, None].expand(len(directions), -1, -1, 1), directions, label="shuffled decoder")
-            effects = (clean - pushed)[:, :count].double().mean(1).tolist()
-            found.append(Control.of(float(own[:count, i].double().mean()), effects))
-        return found

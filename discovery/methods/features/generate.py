@@ -11,7 +11,7 @@ directions: text that any push of this size makes says nothing of the feature.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -74,7 +74,7 @@ def generate_with_features(
     features: Mapping[int, float],
     *,
     operation: Operation = "set",
-    positions: slice | None = None,
+    positions: Sequence[int] | slice | None = None,
     error: ErrorTerm = "keep",
     tokens: int = 20,
     controls: int = 1,
@@ -85,7 +85,8 @@ def generate_with_features(
 
     Args:
         features, operation: as in `edit_features`.
-        positions: which of all positions so far, at every step; None is all. slice(n, None) leaves the first n alone.
+        positions: which of all positions so far, at every step; None is all. slice(n, None) leaves the first n alone, and [-1] changes
+            only the newest.
         tokens: how many are written.
         controls: shuffled-decoder continuations.
 
@@ -100,11 +101,12 @@ def generate_with_features(
         raise MeasurementError(f"tokens is {tokens}.", f"Behind this prompt of {len(seen.tokens)} tokens there is room for 1 to {room}.")
     if error not in get_args(ErrorTerm) or controls < 0:
         raise MeasurementError(f"error is {error!r} and controls is {controls}.", "error is one of keep, drop; controls at least 0.")
+    places = _places(positions, len(seen.tokens))
     sae = open_sae(sae, model)
     change = Change.of(features, operation, sae.d_sae)
     directions = torch.cat([sae.directions(change.features).unsqueeze(0), other_directions(sae, change.features, controls, seed)])
     meter = Meter(progress=progress)
-    writer = _Writer(model, sae, change, error, positions or slice(None), directions, meter)
+    writer = _Writer(model, sae, change, error, places, directions, meter)
     meter.begin("generation", 0.0)
     meter.add(seen.cost.forward_equivalents)
     written, scores, first = writer.write(seen.tokens, tokens)
@@ -117,6 +119,18 @@ def generate_with_features(
     return Generated(seen.tokens, clean, edited, tuple(others), differs[0] if differs else None, kl, change, error, sae.warnings, cost)
 
 
+def _places(positions: Sequence[int] | slice | None, length: int) -> slice | list[int]:
+    if positions is None or isinstance(positions, slice):
+        return positions or slice(None)
+    if odd := [place for place in positions if type(place) is not int or not -length <= place < length]:
+        raise MeasurementError(
+            f"{odd[0]!r} is no position of this prompt.", f"Give whole numbers from {-length} to {length - 1}: labels belong to a task."
+        )
+    if not positions:
+        raise MeasurementError("positions is empty.", "Give positions of the prompt, or None for all.")
+    return list(positions)
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Writes several continuations at once: row 0 unchanged, row 1 changed, the others along other directions."""
@@ -125,7 +139,7 @@ class _Writer:
     sae: SAE
     change: Change
     error: ErrorTerm
-    positions: slice
+    positions: slice | list[int]
     directions: Float[Tensor, "case changed d_out"]
     meter: Meter
 

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.engine import Window
+from discovery.engine import Side, Window
 from discovery.features import SAE
 from discovery.methods.features.splice import Spliced
+
+CONTROL_PAIRS = 32  # on which the control is drawn
 
 
 @dataclass(frozen=True)
@@ -47,28 +49,52 @@ def push(
     directions: Float[Tensor, "case changed d_out"],
     base: Callable[[Int[Tensor, "n"]], Float[Tensor, "n pos d_out"]] | None = None,
     label: str = "feature ablation",
+    side: Side = "clean",
 ) -> Float[Tensor, "case pair"]:
     """The metric with the site moved, in several ways.
 
     Args:
         amount: how far along each direction, the dictionary's scale included; 0 outside the chosen positions.
-        base: what is moved; the clean activation where None, and pairs that are not moved are then not run.
+        base: what is moved; the activation of `side` where None, and pairs that are not moved are then not run.
     """
     count = len(view)
-    result = view.block.baseline("clean")[:count].repeat(len(amount), 1)
+    result = view.block.baseline(side)[:count].repeat(len(amount), 1)
     moved = (amount != 0).flatten(2).any(2) if base is None else torch.ones_like(result, dtype=torch.bool)
     case, pair = moved[:, :count].nonzero(as_tuple=True)
     if not len(case):
         return result
 
     def value(window: Window) -> Tensor:
-        here = view.written(window.pair) if base is None else base(window.pair)
+        here = view.written(window.pair, side) if base is None else base(window.pair)
         chosen = case[window.index]
         change = torch.bmm(amount[chosen, window.pair], directions[chosen]).to(here)  # [n pos d_out]
         return (here + change)[:, window.first : window.end]
 
-    result[case, pair] = view.measure(pair, value, label)
+    result[case, pair] = view.measure(pair, value, label, side)
     return result
+
+
+def shuffled(
+    view: Spliced, features: Sequence[int], amount: Float[Tensor, "pair pos k"], own: Float[Tensor, "pair k"], draws: int, seed: int
+) -> list[Control | None]:
+    """The shuffled-decoder control of each feature, on a block's first pairs; None where there are no draws.
+
+    Args:
+        amount: how far each feature is moved along its own direction. own: what that does, m(clean) − m(moved).
+    """
+    count, clean = min(CONTROL_PAIRS, len(view)), view.block.baseline("clean")
+    found: list[Control | None] = []
+    for i, feature in enumerate(features):
+        directions = other_directions(view.sae, [feature], draws, seed + feature)
+        if not len(directions):
+            found.append(None)
+            continue
+        moved = torch.zeros_like(amount[..., i])
+        moved[:count] = amount[:count, :, i]
+        pushed = push(view, moved[None, :, :, None].expand(len(directions), -1, -1, 1), directions, label="shuffled decoder")
+        effects = (clean - pushed)[:, :count].double().mean(1).tolist()
+        found.append(Control.of(float(own[:count, i].double().mean()), effects))
+    return found
 
 
 def other_directions(sae: SAE, features: Sequence[int], draws: int, seed: int) -> Float[Tensor, "draw changed d_out"]:

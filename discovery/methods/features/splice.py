@@ -20,7 +20,7 @@ from discovery.interventions import Edit
 from discovery.methods.features.places import Places
 from discovery.sites import Site
 
-LARGE = 4  # tensors as large as the codes that encoding holds at once
+LARGE = 6  # tensors as large as the codes that encoding holds at once
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class Spliced:
     def __len__(self) -> int:
         return len(self.block.prompts)
 
-    def written(self, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out"]:
-        """The clean activation that the dictionary reconstructs, heads side by side."""
-        return self.block.activation("clean", self.sae.writes)[pair].flatten(2)
+    def written(self, pair: Int[Tensor, "n"], side: Side = "clean") -> Float[Tensor, "n pos d_out"]:
+        """The activation that the dictionary reconstructs, heads side by side."""
+        return self.block.activation(side, self.sae.writes)[pair].flatten(2)
 
-    def codes(self, pair: Int[Tensor, "n"], side: Side = "clean") -> Codes:
-        """The dictionary's view of these pairs."""
-        codes = self.sae.codes(self.block.activation(side, self.sae.reads)[pair])
+    def codes(self, pair: Int[Tensor, "n"], side: Side = "clean", shift: Float[Tensor, "pair pos ..."] | None = None) -> Codes:
+        """The dictionary's view of these pairs; `shift`, of all pairs, is added to what it reads."""
+        read = self.block.activation(side, self.sae.reads)[pair]
+        codes = self.sae.codes(read if shift is None else read + shift[pair].to(read))
         prompts, info = self.block.prompts, self.block.backend.info
         lengths = prompts.length[pair].tolist()
         self.block.meter.add(sum(self.sae.work(prompts.width) / full_work(info, length) for length in lengths))
@@ -58,28 +59,28 @@ class Spliced:
         yield from pieces(everyone, codes_that_fit(self.block, self.sae))
 
     def measure(
-        self, pair: Int[Tensor, "row"], value: Callable[[Window], Float[Tensor, "n pos d_out"]], label: str
+        self, pair: Int[Tensor, "row"], value: Callable[[Window], Float[Tensor, "n pos d_out"]], label: str, side: Side = "clean"
     ) -> Float[Tensor, "row"]:
-        """The metric of clean prompts in which the dictionary's site has other values.
+        """The metric of prompts in which the dictionary's site has other values.
 
         Args:
-            value: the whole site (heads side by side) for a window, the same as in the clean run before `where`.
+            value: the whole site (heads side by side) for a window, the same as in the unchanged run before `where`.
         """
-        rows = self._rows(pair, value)
+        rows = self._rows(pair, value, side)
         self.block.meter.begin(label, self.block.work(rows))
         return self.block.measure(rows)
 
-    def _rows(self, pair: Tensor, value: Callable[[Window], Tensor]) -> Rows:
+    def _rows(self, pair: Tensor, value: Callable[[Window], Tensor], side: Side) -> Rows:
         site, earliest = self.sae.writes, self.where.int().argmax(1)[pair]
         if site.kind in ("resid_pre", "resid_post"):
-            return Rows("clean", pair, earliest, site.layer + (site.kind == "resid_post"), residual=value)
-        inner = self.block.activation("clean", site).shape[2:]
+            return Rows(side, pair, earliest, site.layer + (site.kind == "resid_post"), residual=value)
+        inner = self.block.activation(side, site).shape[2:]
 
         def edits(window: Window) -> list[Edit]:
             put = value(window)
             return [Edit(site, put.reshape(*put.shape[:2], *inner))]
 
-        return Rows("clean", pair, earliest, site.layer, edits=edits)
+        return Rows(side, pair, earliest, site.layer, edits=edits)
 
 
 def spliced(engine: Engine, sae: SAE, places: Places) -> Iterator[Spliced]:

@@ -36,15 +36,18 @@ from discovery.methods.bootstrap import Resamples
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
 from discovery.methods.features.direct import ends_of
+from discovery.methods.features.exchange import carried
 from discovery.methods.features.feature import Feature, Measured
 from discovery.methods.features.places import Places, Positions, places_of, prompt_task
 from discovery.methods.features.reconstruction import Reconstruction, reconstruct
+from discovery.methods.features.removal import push
 from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
-Order = Literal["activation", "attribution"]
+Order = Literal["activation", "attribution", "ablation"]
+MORE = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def sae_top_features(
         sae: a loaded one, a SAELens directory, or "release/sae_id".
         prompt, task: one of them; of a task the clean prompts of all its pairs are measured.
         positions: from 0, from the end (negative), labels of the task, or a slice; all where None.
-        by: attribution (default of a task) or activation (default of a prompt).
+        by: attribution (default of a task), activation (default of a prompt), or exact ablation of those that attribution puts first.
         steps: 1 is gradient × activation; more are integrated gradients.
         controls: draws of the shuffled-decoder control for each feature, on at most 32 pairs.
         unrelated: prompts that have nothing to do with the task; random tokens where None.
@@ -120,7 +123,7 @@ def sae_top_features(
     places = places_of(task, positions)
     prepare(engine, sae, *ends_of(model.info))
     flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
-    if flat and order == "attribution":
+    if flat and order != "activation":
         raise MeasurementError(
             "kl_divergence has no gradient at the clean run.", "Use steps of 2 or more, by='activation', or another metric."
         )
@@ -128,7 +131,9 @@ def sae_top_features(
     base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
     found, _ = reconstruct(engine, sae, places, base, resamples)
     gradients = None if flat else {view.first: mean_gradient(view, steps) for view in spliced(engine, sae, places)}
-    chosen = _rank(engine, sae, places, gradients, order, min(k, sae.d_sae))
+    chosen = _rank(engine, sae, places, gradients, order, min(k if order != "ablation" else max(MORE * k, 32), sae.d_sae))
+    if order == "ablation":
+        chosen = _by_ablation(engine, sae, places, chosen)[:k]
     features = Measured(engine, sae, places, chosen, gradients, resamples).measure(controls, unrelated, top_tokens, seed)
     return TopFeatures(
         found,
@@ -182,3 +187,16 @@ def _rank(engine: Engine, sae: SAE, places: Places, gradients: dict[int, Tensor]
                 total += (features * slope).sum(1).double().sum(0).cpu()
     best = total.abs().topk(k)
     return tuple(feature for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value > 0)
+
+
+def _by_ablation(engine: Engine, sae: SAE, places: Places, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """The same features, the largest exact effect first."""
+    if not candidates:
+        return ()
+    total = torch.zeros(len(candidates), dtype=torch.float64)
+    for view in spliced(engine, sae, places):
+        _, scaled = carried(view, candidates, "clean")
+        ablated = push(view, -scaled.permute(2, 0, 1).unsqueeze(-1), sae.directions(candidates).unsqueeze(1))
+        total += (view.block.baseline("clean") - ablated).double().sum(1).cpu()
+    order = total.abs().argsort(descending=True, stable=True).tolist()
+    return tuple(candidates[i] for i in order)

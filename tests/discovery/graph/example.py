@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
@@ -30,7 +30,7 @@ from discovery.graph import (
     SplitEvaluation,
     TaskFacts,
 )
-from discovery.sites import Node, head, mlp, slots_of
+from discovery.sites import FeatureSite, Node, feature, head, mlp, slots_of
 
 
 def ablation_evidence(faithfulness: float) -> AblationEvidence:
@@ -154,7 +154,9 @@ def _edge(source: Node, target: Node) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def records(draw: st.DrawFn) -> dict[str, Any]:
     """The fields of a `CircuitGraph`, as plain data: beartype uses `random`, which hypothesis forbids while it draws."""
-    places = st.builds(head, st.integers(0, 3), st.integers(0, 3)) | st.builds(mlp, st.integers(0, 3))
+    layers = st.integers(0, 3)
+    features = st.builds(feature, layers, st.integers(0, 9), st.sampled_from(get_args(FeatureSite)))
+    places = st.builds(head, layers, st.integers(0, 3)) | st.builds(mlp, layers) | features
     inner = draw(st.lists(places, unique=True, max_size=6))
     every = [Node("embed"), *inner, Node("logits")]
     pairs = [(a, b) for a in every for b in every if a.feeds(b)]
@@ -163,6 +165,10 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
         "reasons": draw(st.lists(words, max_size=2)),
         "verdict": draw(st.sampled_from([None, "verified", "rejected"])),
         "evaluation": {"heldout": draw(st.none() | st.fixed_dictionaries({"n": st.integers(0, 300), "accuracy": numbers}))},
+        "dictionaries": [
+            {"sae": "saes/one", "fingerprint": "ef" * 32, "layer": layer, "site": site, "reads": f"{site}.{layer}", "d_sae": 10}
+            for layer, site in sorted({(node.layer or 0, node.site or "") for node in inner if node.kind == "feature"})
+        ],
         "nodes": [draw(_added(CircuitNode.declared())) | draw(_node(str(node))) for node in draw(st.permutations(inner))],
         "edges": [
             draw(_added(CircuitEdge.declared())) | draw(_edge(source, target))

@@ -10,7 +10,7 @@ from discovery.graph import CircuitGraph, CircuitNode
 from tests.discovery.graph.example import ioi_circuit, records
 
 LABEL = r'"((?:[\w .,:+\-/()]|<br/>|#\d+;)*)"'
-NODE = re.compile(rf"  (embed|logits|a\d+_h\d+|m\d+)(?:\(\[{LABEL}\]\)|\[{LABEL}\]):::(up|down|flat|end_)")
+NODE = re.compile(rf"  (embed|logits|a\d+_h\d+|m\d+|f\d+_\d+\w*)(?:\(\[{LABEL}\]\)|\[{LABEL}\]|\{{\{{{LABEL}\}}\}}):::(up|down|flat|end_)")
 EDGE = re.compile(rf"  (\w+) (-->|-\.->)(?:\|{LABEL}\|)? (\w+)")
 CLASS = re.compile(r"  classDef (\w+) [\w:#,\- ]+")
 
@@ -26,8 +26,8 @@ def parse(text: str) -> tuple[dict[str, str], dict[tuple[str, str], str], str]:
     used: set[str] = set()
     for line in lines:
         if node := NODE.fullmatch(line):
-            nodes[node[1]] = unescaped(node[2] or node[3])
-            used.add(node[4])
+            nodes[node[1]] = unescaped(node[2] or node[3] or node[4])
+            used.add(node[5])
         elif edge := EDGE.fullmatch(line):
             edges[edge[1], edge[4]] = f"{edge[2]} {unescaped(edge[3] or '')}".strip()
         elif found := CLASS.fullmatch(line):
@@ -48,8 +48,9 @@ def unescaped(text: str) -> str:
 def test_every_record_is_a_flowchart_with_its_nodes_and_edges(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
     nodes, edges, _ = parse(circuit.to_mermaid())
-    assert list(nodes) == [node.id.replace(".", "_") for node in circuit.nodes]
-    assert list(edges) == [(edge.source.replace(".", "_"), edge.target.replace(".", "_")) for edge in circuit.edges]
+    name = str.maketrans(".@", "__")
+    assert list(nodes) == [node.id.translate(name) for node in circuit.nodes]
+    assert list(edges) == [(edge.source.translate(name), edge.target.translate(name)) for edge in circuit.edges]
 
 
 def test_labels_say_what_is_known() -> None:

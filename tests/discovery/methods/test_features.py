@@ -99,6 +99,16 @@ def test_features_behind_the_last_layer_are_recovered_exactly(planted, by):
     assert found.reconstruction.l0 == pytest.approx(float((z > 0).sum(1).float().mean()))
 
 
+def test_ordered_by_ablation_the_largest_exact_effect_comes_first(planted):
+    """Of the candidates that attribution puts first; behind the last layer both are the same number."""
+    exact = sae_top_features(planted.model, planted.between, task=planted.task, k=3, by="ablation", controls=0)
+    every = sae_top_features(planted.model, planted.between, task=planted.task, k=32, by="attribution", controls=0)
+    wanted = sorted(every.features, key=lambda feature: -abs(feature.ablation.mean))[:3]
+    assert exact.by == "ablation"
+    assert [feature.index for feature in exact.features] == [feature.index for feature in wanted]
+    assert [feature.ablation.mean for feature in exact.features] == pytest.approx([feature.ablation.mean for feature in wanted], rel=1e-4)
+
+
 def test_direct_logit_effects_are_the_planted_tokens(planted):
     layout = planted.layout
     found = sae_top_features(planted.model, planted.after, task=planted.task, positions=[-1], k=6)

@@ -93,3 +93,17 @@ def test_bad_input(shelf, tmp_path, changes, kind, said):
     sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
     with pytest.raises(kind, match=said):
         generate_with_features(**{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2} | changes)
+
+
+def test_single_positions_are_changed_alone(shelf, tmp_path):
+    """At the first step the newest position is the last of the prompt; positions that the prompt lacks are refused."""
+    model = shelf.load("native")
+    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+
+    def written(positions):
+        return generate_with_features(model, sae, PROMPT, {2: 9.0}, operation="add", positions=positions, tokens=1, controls=0).kl
+
+    assert written([3]) == written([-1]) == written(slice(3, None)) != written(None)
+    for wrong in ([4], ["end"], []):
+        with pytest.raises(MeasurementError, match=r"no position of this prompt|positions is empty"):
+            written(wrong)

@@ -110,7 +110,7 @@ async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(models: Path, runs
 async def test_completion_of_pages_and_behaviours(client: Client) -> None:
     page = ResourceTemplateReference(uri="scout://skills/{name}/references/{page}")
     pages = await client.complete(page, {"name": "page", "value": ""}, {"name": "find-circuit"})
-    assert pages.completion.values == ["pitfalls.md", "technique.md"]
+    assert pages.completion.values == ["features.md", "pitfalls.md", "technique.md"]
     for name in pages.completion.values:
         assert await read(client, f"scout://skills/find-circuit/references/{name}")
     assert (await client.complete(page, {"name": "page", "value": "te"})).completion.values == ["technique.md"]

@@ -1,0 +1,81 @@
+"""Features put beside the circuit of a finished run: measured on the run's own model and pairs, and written into its record.
+
+The verdict, the evaluation and `runs verify` know nothing of them. The run's journal says what was measured and why; its drawing and its
+page are made anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from discovery.agent.run import read_task, reopen, settings_of
+from discovery.backends.base import Backend
+from discovery.engine import Progress
+from discovery.errors import StoreError
+from discovery.features import SAE
+from discovery.methods.features import FeatureCircuit, add_features
+from discovery.methods.features.places import Positions
+from discovery.report import circuit_drawing, render_page
+from discovery.store import Run, open_run
+
+
+def add_features_to_run(
+    run_id: str,
+    sae: SAE | str | Path,
+    *,
+    model: Backend | None = None,
+    positions: Positions = None,
+    k: int = 16,
+    runs_dir: Path | str | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> FeatureCircuit:
+    """Find, verify and record the features of a dictionary in a run's circuit, with their edges.
+
+    Args:
+        sae, positions, k: as in `add_features`.
+        model: the run's, where it is loaded already.
+
+    Raises:
+        StoreError: no such run, one that another process writes to, without a circuit, or whose model has other weights now.
+        FeatureError, MeasurementError: as in `add_features`.
+    """
+    with open_run(runs_dir, run_id, write=True) as run:
+        if run.record.status != "completed":
+            raise StoreError(f"The run {run_id} is not complete.", f"Resume it first: circuit-scout discover --resume {run_id}")
+        circuit, settings = run.load_circuit(), settings_of(run)
+        own, task = (model, read_task(run, model)) if model is not None else reopen(run)
+        made = add_features(
+            own, circuit, task, sae, positions=positions, k=k, seed=settings.seed, metric=settings.metric, memory=memory, progress=progress
+        )
+        _write(run, made)
+        return made
+
+
+def _write(run: Run, made: FeatureCircuit) -> None:
+    """The arrays first, then the journal, then the record that names them."""
+    if made.arrays:
+        edges = ",".join(f"{edge.source}->{edge.target}" for edge in made.edges)
+        candidates = ",".join(str(candidate.node) for candidate in made.candidates)
+        arrays = {name: values.detach().cpu().numpy() for name, values in made.arrays.items()}
+        run.save_arrays(made.result, arrays, metadata={"candidates": candidates, "edges": edges})
+    run.append_event(_event(made))
+    run.save_circuit(made.circuit)
+    if made.circuit.size:
+        run.save_figure("circuit", circuit_drawing(made.circuit))
+    run.save_report(render_page(made.circuit, {name: run.load_figure(name) for name in run.figure_names()}, run.events()))
+
+
+def _event(made: FeatureCircuit) -> dict[str, Any]:
+    held = [candidate for candidate in made.candidates if candidate.why is None]
+    named = ", ".join(f"{one.node.label} {one.noising.mean or 0.0:+.2f}" for one in held)
+    return {
+        "stage": "features",
+        "kind": "addition",
+        "measured": {str(candidate.node): candidate.why or "holds" for candidate in made.candidates},
+        "concluded": f"{len(held)} of {len(made.candidates)} candidates hold{': ' if named else ''}{named}",
+        "why": "found by attribution on discovery pairs, verified by exact ablation on held-out pairs; they enter no verdict",
+        "warnings": list(made.warnings),
+        "forward_equivalents": made.cost.forward_equivalents,
+    }

@@ -1,0 +1,87 @@
+"""What every part of a record is: a frozen value of strict JSON, open to fields that are not declared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from discovery.errors import SiteError
+from discovery.graph.strict_json import clean
+from discovery.sites import Node
+
+Number = Annotated[float | None, BeforeValidator(clean)]
+"""A finite number, or None where it is not known (NaN and infinity become None)."""
+
+Json = Annotated[JsonValue, BeforeValidator(clean)]
+"""Anything strict JSON can hold."""
+
+
+def node_id(text: str) -> str:
+    """A node's name, written canonically."""
+    try:
+        return str(Node.parse(text))
+    except SiteError as fault:
+        raise ValueError(fault.cause) from fault
+
+
+NodeId = Annotated[str, BeforeValidator(str), AfterValidator(node_id)]
+"""A node in the field's grammar, written canonically: L9H6 becomes a9.h6; a `Node` is understood too."""
+
+
+class Record(BaseModel):
+    """The base of every part: frozen, and open to fields that are not declared, kept as strict JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _added_fields_are_json(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        declared = {name for field, info in cls.model_fields.items() for name in (field, info.alias)}
+        return {name: value if name in declared else clean(value) for name, value in data.items()}
+
+    @classmethod
+    def declared(cls) -> frozenset[str]:
+        """The declared fields, named as in JSON."""
+        return frozenset(info.alias or field for field, info in cls.model_fields.items())
+
+
+class Sparse(Record):
+    """A part that leaves out what most records lack, so that a record without it is written as it was before there was such a thing.
+
+    Attributes:
+        spare: the fields that are left out where they are None or empty.
+    """
+
+    spare: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        facts: dict[str, Any] = whole(self)
+        return {name: value for name, value in facts.items() if value or name not in self.spare}
+
+
+class Effect(Record):
+    """A mean over pairs and its 95% interval, as a share of m(clean) − m(corrupted).
+
+    Attributes:
+        mean: the effect; 1 restores (denoising) or destroys (noising) the whole difference.
+        low: the interval's lower end.
+        high: its upper end.
+    """
+
+    mean: Number = None
+    low: Number = None
+    high: Number = None

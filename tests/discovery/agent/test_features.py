@@ -1,0 +1,98 @@
+"""Features put into a finished run: measured on its own pairs, journalled, and its verdict and verification as before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery import load_model, load_task
+from discovery.agent import add_features_to_run, resume
+from discovery.errors import Interrupted, StoreError
+from discovery.features import load_sae
+from discovery.graph import CircuitGraph, CircuitNode, ModelFacts, TaskFacts
+from discovery.store import ModelSource, Run, create_run, open_run
+from tests.discovery.cli.conftest import Told, scout  # noqa: F401  (a fixture)
+from tests.discovery.features.planted import both_ways, directions_module, save
+from tests.handbuilt.models import build
+from tests.handbuilt.truth import known
+
+SIDES = ("clean", "corrupted", "answer", "wrong")
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
+    """A finished run, as `discover` leaves it, and a dictionary of the stream between its layers."""
+    folder = build("induction").save(tmp_path / "model")
+    model = load_model(folder, device="cpu")
+    task = load_task(folder / "task.jsonl", model, pairs=16)
+    facts = {"task_name": task.name, "task_metric": task.metric, "split_method": task.split_method}
+    lines = [
+        {**{name: list(getattr(pair, name)) for name in SIDES}, "template": pair.template, "labels": dict(pair.labels), "split": split}
+        for pair, split in zip(task.pairs, task.splits, strict=True)
+    ]
+    source = ModelSource(name="model", fingerprint=model.info.fingerprint)
+    with create_run(tmp_path / "runs", "task", source, {**facts, "load": {"model": str(folder)}}, pairs=lines) as run:
+        circuit = CircuitGraph(
+            run_id=run.id,
+            model=ModelFacts(name="model", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4),
+            task=TaskFacts(name=task.name, metric=task.metric, fingerprint=task.fingerprint),
+            verdict="partial",
+            nodes=tuple(CircuitNode.of(name) for name in known("induction").nodes),
+        )
+        run.save_circuit(circuit)
+        run.append_event({"stage": "record", "kind": "stage", "concluded": "done"})
+        run.update(status="completed")
+    sae = save(directions_module(both_ways(model.info.d_model), "blocks.1.hook_resid_pre"), tmp_path / "sae")
+    return model, open_run(tmp_path / "runs", run.id), sae, tmp_path / "runs"
+
+
+def test_a_run_gets_features_and_keeps_its_verdict(done, scout: Callable[..., Told]) -> None:  # noqa: F811
+    model, run, sae, runs = done
+    before = run.load_circuit()
+    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=4, runs_dir=runs)
+    opened = open_run(runs, run.id)
+    circuit = opened.load_circuit()
+    assert circuit == made.circuit
+    assert (circuit.verdict, circuit.members, circuit.evaluation) == (before.verdict, before.members, before.evaluation)
+    assert circuit.dictionaries[0].sae == "sae"  # a name, and no path of this machine
+    assert opened.load_arrays(made.result)["noised"].shape[1] == len(made.candidates)
+    event = opened.events()[-1]
+    assert (event["stage"], event["kind"]) == ("features", "addition")
+    assert set(event["measured"]) == {str(one.node) for one in made.candidates}
+    assert "Features of sae" in (opened.path / "report.html").read_text(encoding="utf-8")
+    assert opened.status == "completed"
+    assert resume(run.id, runs_dir=runs).circuit == circuit
+
+    assert "\nFeatures of sae beside it:" in scout("runs", "show", run.id, "--runs-dir", str(runs)).out
+    again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "4", "--runs-dir", str(runs), "--json", "-q")
+    assert again.status == 0, again.err
+    found = json.loads(again.out)
+    assert [one["node"] for one in found["candidates"]] == [str(one.node) for one in made.candidates]
+    assert len(found["circuit"]["graph"]["dictionaries"]) == 1
+
+
+def test_stopped_it_leaves_the_run_as_it_was(done) -> None:
+    model, run, sae, runs = done
+    before = run.load_circuit()
+
+    def stop(done: float, total: float, label: str) -> None:
+        if label == "feature noising":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        add_features_to_run(run.id, sae, model=model, runs_dir=runs, progress=stop)
+    opened = open_run(runs, run.id)
+    assert opened.load_circuit() == before
+    assert opened.status == "completed"
+    assert open_run(runs, run.id, write=True).writable  # the lock was given back
+
+
+def test_a_run_that_is_not_complete_has_nothing_to_put_them_beside(tmp_path: Path) -> None:
+    with create_run(tmp_path, "ioi", ModelSource(), {}) as run:
+        run.update(status="interrupted")
+    with pytest.raises(StoreError, match="is not complete"):
+        add_features_to_run(run.id, "saes/none", runs_dir=tmp_path)
