@@ -1,8 +1,8 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
+from discovery.backends.memory import free_memory, out_of_memory
 from discovery.engine.block import Block
-from discovery.engine.cached import out_of_memory
-from discovery.engine.engine import Engine, free_memory, prepared
+from discovery.engine.engine import Engine, prepared
 from discovery.engine.gradients import attribution_work, attributions
 from discovery.engine.need import Need, sweep_bytes
 from discovery.engine.prompts import SIDES, Prompts, Side, other

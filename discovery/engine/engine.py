@@ -12,12 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
+from discovery.backends.memory import free_memory
 from discovery.engine.block import Block
 from discovery.engine.need import BATCHES, CACHES, pair_bytes
 from discovery.engine.prompts import Prompts, Side
@@ -176,11 +176,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def free_memory(device: torch.device | str) -> int:
-    """Bytes that are free where a model runs."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
