@@ -1,4 +1,4 @@
-"""The command line: `circuit-scout discover | tasks | runs | models`.
+"""The command line: `circuit-scout discover | tasks | runs | models | sae`.
 
 Results go to standard output and everything else to standard error, whatever the libraries below print: see
 `console`. The exit status is 0 where the command completed (whatever a verdict says, and where the reader of a

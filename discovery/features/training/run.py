@@ -24,6 +24,7 @@ from discovery.backends.base import Backend
 from discovery.backends.load import load_model
 from discovery.backends.memory import out_of_memory, peak_memory
 from discovery.errors import DiscoveryError, Interrupted, MemoryLimitError, StoreError
+from discovery.features.bundle import IN_A_RUN
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import Estimate, estimate, require_memory
@@ -36,10 +37,9 @@ from discovery.features.training.source import ROWS, Text, source_of
 from discovery.features.training.trainer import Trainer, dead_share, finish, write_dictionary
 from discovery.graph import Cost
 from discovery.sites import Site
-from discovery.store import ModelSource, Run, create_run, now, open_run, provenance
+from discovery.store import ModelSource, Run, RunKind, create_run, now, open_run, provenance
 
-KIND = "sae"
-DICTIONARY = "sae"  # the folder in the run's
+KIND: RunKind = "sae"
 SCHEMA = "circuit-scout/sae/1"
 
 
@@ -200,7 +200,7 @@ def _finished(job: Job, trainer: Trainer) -> Trained:
     run, model, recipe = job.run, job.model, job.recipe
     dead = dead_share(trainer)
     finish(trainer, recipe)
-    directory, told = run.path / DICTIONARY, run.record.configuration["text"]
+    directory, told = run.path / IN_A_RUN, run.record.configuration["text"]
     metadata: dict[str, Any] = {
         "model_name": Path(model.info.name).name,
         "model_fingerprint": model.info.fingerprint,
@@ -228,7 +228,7 @@ def _cost(job: Job) -> Cost:
 def _trained(run: Run, model: Backend) -> Trained:
     """A finished training, as its folder has it."""
     recipe, _ = _configuration(run)
-    directory = run.path / DICTIONARY
+    directory = run.path / IN_A_RUN
     return Trained(run.id, run.path, directory, load_sae(directory, model), recipe, Scores.model_validate(run.record.scores))
 
 

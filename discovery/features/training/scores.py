@@ -135,7 +135,7 @@ def _loss(model: Backend, site: Site, rows: Sequence[Row], skip: int, value: Cal
 def _edit(model: Backend, site: Site, value: Tensor) -> Edit:
     """The whole site replaced, heads apart again where it has them."""
     if site.kind in BY_HEAD:
-        value = value.unflatten(2, (-1, model.info.d_head))
+        value = value.reshape(*value.shape[:2], -1, model.info.d_head)
     return Edit(site, value)
 
 
@@ -143,7 +143,7 @@ def _cross_entropy(model: Backend, residual: Float[Tensor, "n d_model"], targets
     """Summed, unembedding some positions at a time: each is a row of one token behind the last layer."""
     most = max(1, LOGITS_BYTES // (4 * model.n_logits))
     total = 0.0
-    for part, wanted in zip(residual.split(most), targets.split(most), strict=True):
+    for part, wanted in zip(torch.split(residual, most), torch.split(targets, most), strict=True):
         nothing = torch.zeros(len(part), dtype=torch.long, device=part.device)
         batch = Batch(nothing.unsqueeze(1), last=nothing, start=model.info.n_layers, residual=part.unsqueeze(1))
         with torch.no_grad():

@@ -67,5 +67,5 @@ def source_of(model: Backend, text: Text) -> Source:
         if isinstance(prompt, str) and model.tokenizer is None:
             raise FeatureError("A prompt is text, and this model has no tokenizer.", "Give token ids.")
         ids = model.tokenizer.encode(prompt) if model.tokenizer is not None and isinstance(prompt, str) else prompt
-        lines[tuple(int(token) for token in ids)] = None  # type: ignore[arg-type]  # a prompt that is no text is ids
+        lines[tuple(int(token) for token in ids)] = None
     return Source(name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii"))

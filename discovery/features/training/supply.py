@@ -69,7 +69,7 @@ class Supply(Iterator[Tensor]):
         generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + self.place.block) % (1 << 63))
         whole = torch.cat(parts)
         order = torch.randperm(len(whole), generator=generator)[:wanted]
-        return whole[order.to(whole.device)].split(recipe.batch)
+        return torch.split(whole[order.to(whole.device)], recipe.batch)
 
 
 def passes(

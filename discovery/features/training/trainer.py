@@ -20,8 +20,8 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
+from discovery.features.bundle import CONFIG, WEIGHTS
 from discovery.features.hooks import hook_of
-from discovery.features.load import CONFIG, WEIGHTS
 from discovery.features.sae import Codes
 from discovery.features.training.recipe import Recipe
 from discovery.graph.strict_json import dumps
