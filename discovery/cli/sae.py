@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discovery.cli.again import TRAIN
-from discovery.cli.arguments import LOADING, MEMORY, RUNS_DIR, Commands, UsageError, any_text, flag, one_of, positive, whereabouts, whole
+from discovery.cli.arguments import (
+    LOADING,
+    MEMORY,
+    RUNS_DIR,
+    Commands,
+    Read,
+    UsageError,
+    any_text,
+    flag,
+    one_of,
+    positive,
+    whereabouts,
+    whole,
+)
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
 from discovery.cli.subject import loading, open_model, open_task
@@ -22,7 +35,9 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("topk", "standard")
 TASK_PAIRS = 2000
-_NUMBERS = {  # flag -> (what the help calls its value, how it is read, the recipe's name for it, help)
+_NUMBERS: Mapping[
+    str, tuple[str, Read, str, str]
+] = {  # flag -> its value in the help, how it is read, the recipe's name for it, help
     "--features": ("F", partial(whole, 2), "d_sae", "how many (default: 8 for each number of the activation)"),
     "--k": ("K", partial(whole, 1), "k", "topk: features kept at a position (default: by the width; 16 of 128)"),
     "--l1": ("C", positive, "l1", "standard: the coefficient of the L1 penalty (default 1)"),
@@ -32,9 +47,9 @@ _NUMBERS = {  # flag -> (what the help calls its value, how it is read, the reci
     "--context": ("N", partial(whole, 2), "context", "the most tokens of a row (default 256, or the model's own)"),
 }
 _OWN = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command", "resumed_by")
-_TRAIN = """Train a sparse autoencoder through SAELens on the activations of one site. A text has a document a line; JSON Lines (.jsonl) have
-{"text": …} or {"tokens": [ids]}. Memory and time are estimated first. The run is kept as it goes: interrupted, it is resumed with --resume;
-finished, its folder holds the dictionary in SAELens's format."""
+_TRAIN = """Train a sparse autoencoder through SAELens on the activations of one site. A text has a document a line; JSON Lines
+(.jsonl) have {"text": …} or {"tokens": [ids]}. Memory and time are estimated first. The run is kept as it goes: interrupted, it is
+resumed with --resume; finished, its folder holds the dictionary in SAELens's format."""
 _INFO = (
     "What a dictionary is and how good it was on its own text, from its files alone: `bundled`, its directory, or a training's run folder."
 )
