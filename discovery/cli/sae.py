@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("topk", "standard")
 TASK_PAIRS = 2000
-_NUMBERS: Mapping[
-    str, tuple[str, Read, str, str]
-] = {  # flag -> its value in the help, how it is read, the recipe's name for it, help
+_NUMBERS: Mapping[str, tuple[str, Read, str, str]] = {  # flag -> its value in the help, how it is read, the recipe's name for it, help
     "--features": ("F", partial(whole, 2), "d_sae", "how many (default: 8 for each number of the activation)"),
     "--k": ("K", partial(whole, 1), "k", "topk: features kept at a position (default: by the width; 16 of 128)"),
     "--l1": ("C", positive, "l1", "standard: the coefficient of the L1 penalty (default 1)"),

@@ -74,9 +74,14 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
             f"The SAE reads head {metadata.get('hook_head_index')} alone (hook_head_index).",
             "Use an SAE of all heads of a layer.",
         )
+    wrong, unknown = model_faults(model, metadata.to_dict())
+    if wrong and name == BUNDLED and not force:
+        raise FeatureError(
+            f"The bundled SAE is of the bundled model, and does not belong to {model.info.name!r}: {wrong}.",
+            "Give an SAE of this model, or train one (train_sae, or circuit-scout sae train).",
+        )
     require_place(model, reads, int(module.cfg.d_in), "reads")
     require_place(model, writes, int(getattr(module.cfg, "d_out", module.cfg.d_in)), "writes")
-    wrong, unknown = model_faults(model, metadata.to_dict())
     if wrong and not force:
         raise FeatureError(
             f"The SAE does not belong to this model: {wrong}.",

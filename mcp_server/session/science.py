@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from discovery.engine import Engine, Meter, Need, free_memory
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
+    from discovery.features.training import estimate_training, go_on_training, train_sae
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
@@ -37,10 +38,12 @@ _HOMES = {
     "contrast": "discovery.methods.contrast",
     "discover": "discovery.agent",
     "estimate": "discovery.agent",
+    "estimate_training": "discovery.features.training",
     "evaluate_circuit": "discovery.evaluation",
     "find_source": "discovery.backends.load",
     "free_memory": "discovery.engine",
     "go_on": "discovery.agent",
+    "go_on_training": "discovery.features.training",
     "heatmap": "discovery.report",
     "load_model": "discovery.backends.load",
     "open_sae": "discovery.features",
@@ -50,6 +53,7 @@ _HOMES = {
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
+    "train_sae": "discovery.features.training",
 }
 
 __all__ = [
@@ -64,10 +68,12 @@ __all__ = [
     "contrast",
     "discover",
     "estimate",
+    "estimate_training",
     "evaluate_circuit",
     "find_source",
     "free_memory",
     "go_on",
+    "go_on_training",
     "heatmap",
     "load_model",
     "open_sae",
@@ -78,6 +84,7 @@ __all__ = [
     "sae_top_features",
     "summarise",
     "top_cells",
+    "train_sae",
 ]
 
 
