@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,18 +30,20 @@ class Pieces:
 
     Attributes:
         fingerprint: sha256 of the file.
+        content: in place of a file that is not written yet.
     """
 
     path: Path
     fingerprint: str
     starts: Sequence[int]
     ends: Sequence[int]
+    content: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @classmethod
-    def of(cls, path: Path, context: int) -> Pieces:
+    def of(cls, path: Path, context: int, content: bytes | None = None) -> Pieces:
         """Index a file.
 
         Raises:
@@ -49,7 +52,7 @@ class Pieces:
         digest, starts, ends = hashlib.sha256(), array("q"), array("q")
         json_lines = path.suffix == JSON_LINES
         most = MOST_LINE if json_lines else max(LEAST_PIECE, BYTES_PER_TOKEN * context)
-        with _opened(path) as file:
+        with _opened(path, content) as file:
             at = 0
             while piece := file.readline(most):
                 if len(piece) == most and not piece.endswith(b"\n"):
@@ -62,7 +65,7 @@ class Pieces:
                     ends.append(at + len(piece))
                 digest.update(piece)
                 at += len(piece)
-        return cls(path, digest.hexdigest(), starts, ends)
+        return cls(path, digest.hexdigest(), starts, ends, content)
 
     def rows(self, model: Backend, numbers: Sequence[int], context: int) -> Iterator[list[tuple[int, ...]]]:
         """Each of these documents as rows of at most `context` token ids; rows of one token are left out.
@@ -70,7 +73,7 @@ class Pieces:
         Raises:
             FeatureError: a document that is no text, or has ids that the model lacks.
         """
-        with _opened(self.path) as file:
+        with _opened(self.path, self.content) as file:
             for number in numbers:
                 file.seek(self.starts[number])
                 ids = self._ids(model, number, file.read(self.ends[number] - self.starts[number]))
@@ -113,7 +116,9 @@ def _cut(piece: bytes) -> int:
     return end - 1 if end > 1 and piece[end - 1] >= 0xC0 else end
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, content: bytes | None) -> BinaryIO:
+    if content is not None:
+        return BytesIO(content)
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -93,7 +93,8 @@ def train_sae(
     """
     recipe = make_recipe(model, site, **asked)
     source = source_of(model, text)
-    rows = source.rows(model, recipe)  # what is wrong with it is said before there is a run
+    rows = source.rows(model, recipe)  # what is wrong is said before there is a run
+    require_memory(model, recipe, memory)
     info = model.info
     configuration = {
         "recipe": recipe.model_dump(mode="json"),

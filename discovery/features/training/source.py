@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +38,7 @@ class Source:
         Raises:
             FeatureError: a text that cannot be read or is too short.
         """
-        if self.path is not None:
-            return Rows(model, Pieces.of(self.path, recipe.context), recipe)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, ROWS)
-            path.write_bytes(self.content or b"")
-            return Rows(model, Pieces.of(path, recipe.context), recipe)
+        return Rows(model, Pieces.of(self.path or Path(ROWS), recipe.context, self.content), recipe)
 
 
 def source_of(model: Backend, text: Text) -> Source:
@@ -66,6 +60,8 @@ def source_of(model: Backend, text: Text) -> Source:
     for prompt in prompts:
         if isinstance(prompt, str) and model.tokenizer is None:
             raise FeatureError("A prompt is text, and this model has no tokenizer.", "Give token ids.")
+        if not isinstance(prompt, str) and not all(type(token) is int for token in prompt):
+            raise FeatureError(f"{prompt!r} is no prompt.", "Give texts, or tuples of token ids.")
         ids = model.tokenizer.encode(prompt) if model.tokenizer is not None and isinstance(prompt, str) else prompt
-        lines[tuple(int(token) for token in ids)] = None
+        lines[tuple(ids)] = None  # type: ignore[arg-type]  # a prompt that is no text is ids
     return Source(name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii"))
