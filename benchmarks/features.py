@@ -33,10 +33,10 @@ def places(circuit: CircuitGraph) -> str:
         before = [Node.parse(node).label for node, layer in layers.items() if layer < cut]
         behind = [Node.parse(node).label for node, layer in layers.items() if layer >= cut]
         crossing = [edge for edge in circuit.edges if layers.get(edge.source, cut) < cut <= layers.get(edge.target, -1)]
-        sizes = {edge: abs(edge.effect.mean or 0.0) if edge.effect else 0.0 for edge in crossing}
-        best = max(crossing, key=lambda edge: sizes[edge])
-        strongest = f"{Node.parse(best.source).label} → {Node.parse(best.target).label} {sizes[best]:.2f}"
-        cells = (", ".join(before), ", ".join(behind), str(len(crossing)), f"{sum(sizes.values()):.2f}", strongest)
+        sizes = [abs(edge.effect.mean or 0.0) if edge.effect else 0.0 for edge in crossing]
+        size, best = max(zip(sizes, crossing, strict=True), key=lambda pair: pair[0])
+        strongest = f"{Node.parse(best.source).label} → {Node.parse(best.target).label} {size:.2f}"
+        cells = (", ".join(before), ", ".join(behind), str(len(crossing)), f"{sum(sizes):.2f}", strongest)
         rows.append(f"| resid_pre.{cut} | {' | '.join(cells)} |\n")
     return "".join(rows)
 

@@ -44,7 +44,7 @@ _NUMBERS: Mapping[str, tuple[str, Read, str, str]] = {  # flag -> its value in t
     "--learning-rate": ("R", positive, "learning_rate", "at its height (default: by the number of features)"),
     "--context": ("N", partial(whole, 2), "context", "the most tokens of a row (default 256, or the model's own)"),
 }
-_OWN = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command", "resumed_by")
+_OWN = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command", "resumed_by", "path")
 _TRAIN = """Train a sparse autoencoder through SAELens on the activations of one site. A text has a document a line; JSON Lines
 (.jsonl) have {"text": …} or {"tokens": [ids]}. Memory and time are estimated first. The run is kept as it goes: interrupted, it is
 resumed with --resume; finished, its folder holds the dictionary in SAELens's format."""
@@ -124,8 +124,8 @@ def info(args: argparse.Namespace, console: Console) -> None:
 def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, Any], Text, Backend]:
     """How the model was opened, what is trained on, and the model."""
     if (args.text is None) == (args.task is None):
-        given = "Neither --text nor --task" if args.text is None else "Both --text and --task"
-        raise UsageError(f"{given} was given.", "Say what to train on: --text FILE, or --task ioi.")
+        given = "Neither --text nor --task was" if args.text is None else "Both --text and --task were"
+        raise UsageError(f"{given} given.", "Say what to train on: --text FILE, or --task ioi.")
     if args.text is not None and args.pairs is not None:
         raise UsageError(f"--pairs {args.pairs} was given with --text.", "Leave it out: pairs belong to --task.")
     from discovery.tasks import BUILTIN, require_source

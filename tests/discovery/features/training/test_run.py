@@ -175,7 +175,7 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
         train_sae(reader, own, "resid_post.1", runs_dir=tmp_path / "runs", progress=progress, **SMALL)
     run_id = stopped.value.run_id
     own.write_text(text.read_text() + "the cat sees\n")
-    with pytest.raises(StoreError, match="text.txt' is not what run"):
+    with pytest.raises(StoreError, match=r"text\.txt' is not what run"):
         resume_training(run_id, runs_dir=tmp_path / "runs")
     own.write_text(text.read_text())
     record = tmp_path / "runs" / run_id / "run.json"
