@@ -57,7 +57,7 @@ def test_the_task_line_is_a_pair(tmp_path: Path) -> None:
 
 
 def test_the_commands_it_names_are_commands() -> None:
-    named = re.findall(r"circuit-scout ((?:discover|tasks|runs|models)\b[^`\n|#]*)", README)
+    named = re.findall(r"circuit-scout ((?:discover|tasks|runs|models|sae)\b[^`\n|#]*)", README)
     assert len(named) > 4
     parser = build()
     for words in named:

@@ -1,7 +1,7 @@
 """What decides a dictionary's weights: its place and size and how it is trained, with defaults for the model's width.
 
 TopK (Gao et al. 2024, arXiv 2406.04093) keeps the k largest features of a position and is the default: on the bundled model, at equal
-training, 16 features of it explain what 68 of a standard one (ReLU and L1) do. With w numbers at a position and F features,
+training, 16 features of it explain what 67 of a standard one (ReLU and L1) do. With w numbers at a position and F features,
 
     features        8 w, at most 16,384
     k               the power of two nearest 1.25 √w: 16 of 128, 32 of 768, 64 of 4,096

@@ -28,6 +28,7 @@ def test_it_is_small_and_says_what_it_is():
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
     found = facts("bundled")
     assert (found.architecture, found.hook, found.d_in, found.model) == ("topk", "blocks.2.hook_resid_pre", 128, "bundled")
+    assert found.scores is not None
     assert found.scores["variance_explained"] > 0.95
     assert found.scores["loss_recovered"] > 0.99
     card = (bundled_directory() / "SAE_CARD.md").read_text(encoding="utf-8")
@@ -44,10 +45,11 @@ def test_its_scores_are_measured_again_on_other_sentences(model):
     from training.corpus import sentences
 
     rows = [tuple(model.tokenizer.encode(sentence)) for sentence in islice(sentences(99), 120)]
-    found = measure(model, Site("resid_pre", 2), rows, 0, load_sae("bundled", model).codes)
+    found, told = measure(model, Site("resid_pre", 2), rows, 0, load_sae("bundled", model).codes), facts("bundled").scores
+    assert told is not None
     assert found.l0 == pytest.approx(16, abs=0.5)
-    assert found.variance_explained == pytest.approx(facts("bundled").scores["variance_explained"], abs=0.02)
-    assert found.loss_recovered == pytest.approx(facts("bundled").scores["loss_recovered"], abs=0.01)
+    assert found.variance_explained == pytest.approx(told["variance_explained"], abs=0.02)
+    assert found.loss_recovered == pytest.approx(told["loss_recovered"], abs=0.01)
 
 
 def test_the_demo_needs_no_argument(model):

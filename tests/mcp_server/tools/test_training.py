@@ -17,6 +17,14 @@ pytestmark = pytest.mark.anyio
 SMALL = {"site": "resid_pre.1", "features": 32, "tokens": 2000}
 
 
+@pytest.fixture(autouse=True)
+def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than what they report on."""
+    from discovery.features.training import job
+
+    monkeypatch.setattr(job, "REPORTS", 2)
+
+
 @pytest.fixture
 def text(models: Path) -> str:
     """Documents of token ids, for the hand-built model has no tokenizer."""
@@ -64,7 +72,7 @@ async def test_estimated_trained_and_used(models: Path, runs_dir: Path, text: st
 async def test_stopped_and_gone_on_with_after_a_restart(models: Path, runs_dir: Path, text: str) -> None:
     async with Client(make(models, runs_dir)) as client:
         await call(client, "load_model", model="induction")
-        begun = await call(client, "train_sae", model_id="induction", text=text, wait_seconds=0, **{**SMALL, "tokens": 60_000})
+        begun = await call(client, "train_sae", model_id="induction", text=text, wait_seconds=0, **{**SMALL, "tokens": 20_000})
         run_id = begun["run_id"]
         assert begun["status"] == "running"
         stopped = await call(client, "cancel_run", run_id=run_id)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-VOCABULARY, WIDTH, DIRECTIONS, AT_ONCE = 1500, 24, 36, 3
+VOCABULARY, WIDTH, DIRECTIONS, AT_ONCE = 1000, 24, 36, 3
 CONTEXT = 8
 
 

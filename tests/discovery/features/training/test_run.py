@@ -53,7 +53,7 @@ def test_what_it_leaves(whole, reader, text):
     run = open_run(whole.path.parent, whole.run_id)
     assert (run.record.kind, run.status) == ("sae", "completed")
     assert run.record.scores == whole.scores.model_dump(mode="json")
-    assert run.record.configuration["text"]["name"] == "animals.txt"
+    assert run.record.configuration["text"]["name"] == "animals.txt"  # type: ignore[index, call-overload]  # JSON
     assert not (run.path / "checkpoint.safetensors").exists()
     stages = [event["stage"] for event in run.events()]
     assert stages[:2] == ["estimate", "text"]
@@ -87,7 +87,7 @@ def test_another_model_is_refused(whole, tmp_path):
         load_sae(whole.path, other)
 
 
-@pytest.mark.parametrize("asks", [2, 7, 60])
+@pytest.mark.parametrize("asks", [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
 def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader, text, tmp_path):
     left = asks
 
@@ -104,6 +104,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader,
     assert open_run(tmp_path, stopped.value.run_id).status == "completed"
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(whole, reader, text, tmp_path, monkeypatch):
     """Ctrl-C may come between two halves of a step: the last checkpoint counts."""
     from discovery.features.training import job
@@ -158,6 +159,7 @@ train_sae(load_model({reader.info.source!r}, device="cpu"), {str(text)!r}, "resi
     assert same(resume_training(run_id, runs_dir=tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_another_gives_another(whole, reader, text, tmp_path):
     assert same(train_sae(reader, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole)
     assert not same(train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole)
@@ -187,7 +189,12 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("site", "hook"), [("z.1", "blocks.1.attn.hook_z"), ("k.0", "blocks.0.attn.hook_k"), ("mlp_out.0", "blocks.0.hook_mlp_out")]
+    ("site", "hook"),
+    [
+        ("z.1", "blocks.1.attn.hook_z"),
+        pytest.param("k.0", "blocks.0.attn.hook_k", marks=pytest.mark.slow),
+        pytest.param("mlp_out.0", "blocks.0.hook_mlp_out", marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, shelf, tmp_path):
     model = shelf.load("rotary")
@@ -199,6 +206,7 @@ def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, sh
     assert (trained.path / "rows.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_task_is_a_text_and_the_other_backend_reads_the_same(shelf, tmp_path):
     task = as_task(random_pairs([8] * 60))
     made = [train_sae(shelf.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL) for backend in ("transformerlens", "nnsight")]
@@ -209,6 +217,7 @@ def test_a_task_is_a_text_and_the_other_backend_reads_the_same(shelf, tmp_path):
     assert made[0].scores.variance_explained == pytest.approx(made[1].scores.variance_explained, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_standard_architecture(reader, text, tmp_path):
     trained = train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, architecture="standard", d_sae=24, tokens=2000, batch=32)
     theirs = saelens().SAE.load_from_disk(trained.directory)
