@@ -150,8 +150,8 @@ class Places:
 
 def _paths_of(record: RunRecord) -> set[str]:
     """The paths that a run was asked with, among other words."""
-    load = record.configuration.get("load")
-    asked = [record.model.name, *(load.values() if isinstance(load, Mapping) else ()), *_words(record.provenance.command or "")]
+    parts = [part for name in ("load", "text") if isinstance(part := record.configuration.get(name), Mapping)]
+    asked = [record.model.name, *(value for part in parts for value in part.values()), *_words(record.provenance.command or "")]
     return {word for word in asked if isinstance(word, str)}
 
 

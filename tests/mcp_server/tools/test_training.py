@@ -66,7 +66,9 @@ async def test_estimated_trained_and_used(models: Path, runs_dir: Path, text: st
         assert (features["sae"], features["reads"], features["total"]) == (run_id, "resid_pre.1", 32)
         assert "trains an SAE" in await refused(client, "get_circuit", run_id=run_id)
         assert f'train_sae(run_id="{run_id}")' in await refused(client, "discover_circuit", run_id=run_id)
-        assert "cost" in found
+        [told_of] = (await client.read_resource(f"scout://runs/{run_id}/run.json")).contents
+        assert json.loads(told_of.text)["configuration"]["text"]["name"] == "rows.jsonl"
+        assert str(models) not in told_of.text
 
 
 async def test_stopped_and_gone_on_with_after_a_restart(models: Path, runs_dir: Path, text: str) -> None:

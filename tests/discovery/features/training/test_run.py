@@ -260,9 +260,9 @@ def test_the_estimate(reader, text):
     per_document = sum(map(len, lines)) / len(lines)
     assert found.epochs == pytest.approx(2592 / (190 * per_document), rel=0.15)
     parameters = 4 * 24 * 2 * 16
-    assert found.memory_bytes > 7 * parameters
+    assert found.memory_bytes > 10 * parameters
     _, wider = estimate_training(reader, text, "resid_post.1", **{**SMALL, "d_sae": 2400})
-    assert wider.memory_bytes - found.memory_bytes > 7 * 4 * (2400 - 24) * 32
+    assert wider.memory_bytes - found.memory_bytes > 10 * 4 * (2400 - 24) * 32
 
 
 @pytest.mark.slow
