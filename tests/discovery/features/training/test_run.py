@@ -17,10 +17,11 @@ from discovery import load_model, train_sae
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
 from discovery.features.training import estimate_training, resume_training
+from discovery.features.training.source import source_of
 from discovery.store import list_runs, open_run, run_ids
 from tests.discovery.features.planted import saelens
 from tests.discovery.features.training.conftest import token_rows
-from tests.discovery.tiny import as_task, hugging_face, random_pairs
+from tests.discovery.tiny import as_task, hugging_face, native, random_pairs
 
 SMALL = {"d_sae": 24, "k": 3, "tokens": 2600, "batch": 32}
 
@@ -224,6 +225,21 @@ def test_the_standard_architecture(reader, text, tmp_path):
     x = torch.randn(2, 3, 16)
     torch.testing.assert_close(trained.sae.encode(x), theirs.encode(x), atol=0, rtol=0)
     torch.testing.assert_close(trained.sae.directions().norm(dim=-1), torch.ones(24))
+
+
+def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
+    """As of GPT-2, whose first token's activation is what attention rests on."""
+    made = native(tmp_path / "model")
+    made.state["pos_embed.W_pos"][0] *= 300
+    made.save()
+    model = load_model(made.path, device="cpu")
+    trained = train_sae(model, token_rows(), "resid_pre.0", runs_dir=tmp_path, **{**SMALL, "tokens": 640})
+    [told] = [event for event in open_run(tmp_path, trained.run_id).events() if event["stage"] == "text"]
+    assert told["measured"]["skip"] == 1
+    assert "the first position is left out" in told["why"]
+    assert trained.sae.module.cfg.metadata.circuit_scout["skipped_positions"] == 1
+    rows = source_of(model, token_rows()).rows(model, trained.recipe)
+    assert trained.scores.tokens == sum(len(row) - 1 for row in rows.heldout)
 
 
 def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):
