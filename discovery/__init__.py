@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from discovery.backends.load import load_model
     from discovery.evaluation import evaluate_circuit
     from discovery.features import load_sae
+    from discovery.features.training import train_sae
     from discovery.graph import CircuitGraph
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
@@ -39,6 +40,7 @@ _HOMES = {
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
     "sae_top_features": "discovery.methods.features",
+    "train_sae": "discovery.features.training",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "patch_sweep",
     "run_with_cache",
     "sae_top_features",
+    "train_sae",
 ]
 
 

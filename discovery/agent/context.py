@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from discovery.agent.sets import restore_sets, save_sets
 from discovery.agent.settings import Settings
 from discovery.agent.state import State
 from discovery.backends.base import Backend
+from discovery.backends.memory import peak_memory
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.sites import MetricName, Universe
@@ -108,11 +107,3 @@ class Context:
         self.run.append_event(event)
         if self.on_event is not None:
             self.on_event({name: value for name, value in event.items() if name != "state"})
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes (on cuda: on the device)."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 
 import numpy as np
 
@@ -12,11 +10,9 @@ from discovery.agent.context import Context
 from discovery.agent.state import State
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
-from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, Provenance, TaskFacts
+from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
 from discovery.report import circuit_drawing, faithfulness_curve, layer_head_heatmap, layer_position_heatmap, render_page
 from discovery.sites import EMBED, LOGITS
-
-LIBRARIES = ("circuit-scout", "torch", "transformer-lens", "transformers", "numpy", "scipy", "networkx")
 
 
 def write_record(state: State, context: Context) -> CircuitGraph:
@@ -67,17 +63,6 @@ def build_record(state: State, context: Context) -> CircuitGraph:
         nodes=(CircuitNode.of(EMBED), *(_node(state, name) for name in shown), CircuitNode.of(LOGITS)),
         edges=tuple(edge for edge in state.edges if shown),
     )
-
-
-def provenance(seed: int, device: str, command: str | None, created: str) -> Provenance:
-    """How to do a run again."""
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue  # run from a checkout that is not installed: the record then lacks that line
-    return Provenance(seed=seed, versions=versions, device=device, command=command, created=created)
 
 
 def _node(state: State, name: str) -> CircuitNode:

@@ -9,18 +9,19 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from discovery.agent.context import Context, OnEvent, peak_memory
-from discovery.agent.record import provenance, write_record
+from discovery.agent.context import Context, OnEvent
+from discovery.agent.record import write_record
 from discovery.agent.settings import Opening, Settings
 from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.load import load_model
-from discovery.engine import Meter, Progress, out_of_memory
+from discovery.backends.memory import out_of_memory, peak_memory
+from discovery.engine import Meter, Progress
 from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import CircuitGraph, Cost
 from discovery.sites import MetricName, Universe
-from discovery.store import ModelSource, Run, create_run, now, open_run
+from discovery.store import ModelSource, Run, create_run, now, open_run, provenance
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
 from discovery.tasks.task import Pair, SplitName, Task
@@ -115,6 +116,8 @@ def resume(
         StoreError: where there is no such run, another process writes to it, or its model is not the one it began with.
     """
     finished = open_run(runs_dir, run_id)  # for reading: also where one may not write
+    if finished.record.kind != "discovery":
+        raise StoreError(f"The run {run_id} is the training of an SAE.", f"Go on with it: circuit-scout sae train --resume {run_id}")
     if finished.record.status == "completed":
         return Discovered(finished.id, finished.path, finished.load_circuit())
     with open_run(runs_dir, run_id, write=True) as run:

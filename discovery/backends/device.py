@@ -1,8 +1,7 @@
-"""Where a model computes, and how much memory is free there."""
+"""Where a model computes."""
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from discovery.errors import ModelError
@@ -26,11 +25,3 @@ def choose_device(device: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ModelError("This machine has no mps device.", "Use device cpu.")
     return device
-
-
-def free_memory(device: torch.device | str) -> int:
-    """Bytes that are free where a model runs."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

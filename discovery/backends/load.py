@@ -20,11 +20,12 @@ from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
 from discovery.backends.choose import choose, require_room
 from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
-from discovery.backends.device import choose_device, free_memory
+from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import NATIVE, layout_of
+from discovery.backends.memory import free_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
 from discovery.backends.outline import UndescribedError, outline_of

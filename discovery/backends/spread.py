@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from discovery.backends.device import free_memory
+from discovery.backends.memory import free_memory
 from discovery.errors import ModelError
 
 Places = Mapping[str, str | int]

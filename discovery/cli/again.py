@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+DISCOVER, TRAIN = "discover", "sae train"
 
-def resume_command(run_id: str, runs_dir: Path | None) -> str:
+
+def resume_command(run_id: str, runs_dir: Path | None, command: str = DISCOVER) -> str:
     """Goes on with an interrupted run."""
-    return f"circuit-scout discover --resume {run_id}{_elsewhere(runs_dir)}"
+    return f"circuit-scout {command} --resume {run_id}{_elsewhere(runs_dir)}"
 
 
 def runs_command(verb: str, run_id: str, runs_dir: Path | None, *more: str) -> str:

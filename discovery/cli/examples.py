@@ -28,13 +28,6 @@ _NUMBERS = {  # flag -> (least, what the settings call it, help)
 }
 
 
-def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the noun `sae`, with this verb alone."""
-    noun = commands.add_parser("sae", parents=parents, help="sparse autoencoders: where features fire")
-    noun.set_defaults(parser=noun)
-    add_verb(noun.add_subparsers(title="verbs", metavar="VERB"), parents)
-
-
 def add_verb(verbs: Commands, parents: list[argparse.ArgumentParser]) -> None:
     """Add `examples` to the verbs of `sae`."""
     verb = verbs.add_parser("examples", parents=parents, help="where in a text features fire most", description=_ABOUT)

@@ -13,7 +13,7 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
-from discovery.cli.again import resume_command
+from discovery.cli.again import DISCOVER, resume_command
 from discovery.cli.arguments import RUNS_DIR
 from discovery.cli.console import Console, warn
 from discovery.errors import DiscoveryError, Interrupted
@@ -58,7 +58,8 @@ def _interrupted(args: argparse.Namespace, event: BaseException) -> str:
     run_id = getattr(event, "run_id", None)
     if run_id is None:
         return "Interrupted."
-    return f"Interrupted. What was finished is kept; go on with:\n  {resume_command(run_id, RUNS_DIR.given(args))}"
+    again = resume_command(run_id, RUNS_DIR.given(args), getattr(args, "resumed_by", DISCOVER))
+    return f"Interrupted. What was finished is kept; go on with:\n  {again}"
 
 
 def _bug(args: argparse.Namespace, fault: Exception, *, verbose: bool) -> str:

@@ -69,7 +69,8 @@ def listed(args: argparse.Namespace, console: Console) -> None:
 def info(args: argparse.Namespace, console: Console) -> None:
     """What a model is and what memory it takes, from its configuration alone."""
     from discovery.backends.choose import choose, unfit
-    from discovery.backends.device import choose_device, free_memory
+    from discovery.backends.device import choose_device
+    from discovery.backends.memory import free_memory
     from discovery.backends.outline import outline
     from discovery.graph.strict_json import dumps
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
-from discovery.cli import discover, doctor, examples, models, runs, tasks
+from discovery.cli import discover, doctor, models, runs, sae, tasks
 from discovery.cli.arguments import UsageError
 from discovery.cli.console import Console
 
@@ -101,7 +101,7 @@ def build() -> Parser:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes: only the result, and errors")
     parser.set_defaults(run=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for noun in (discover, tasks, runs, models, examples, doctor):
+    for noun in (discover, tasks, runs, models, sae, doctor):
         noun.register(commands, [_voice()])
     commands.add_parser(
         "serve", add_help=False, help="serve the tools to a coding assistant over MCP"

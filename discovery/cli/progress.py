@@ -1,6 +1,6 @@
 """How far the work is, on one line: redrawn on a terminal; elsewhere a line now and then, so that a log stays short.
 
-The unit is the forward-pass equivalent, in which budgets are given too.
+The unit is the forward-pass equivalent, in which budgets are given too; of a training it is the token.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ class ProgressLine:
     Args:
         stream: standard error.
         quiet: say nothing.
+
+    Attributes:
+        unit: of what is done.
     """
 
     def __init__(self, stream: TextIO | None, *, quiet: bool = False) -> None:
+        self.unit = "forward-pass equivalents"
         self._stream = None if quiet else stream
         self._live = stream is not None and not quiet and stream.isatty()
         self._what = ""
@@ -30,7 +34,7 @@ class ProgressLine:
         self._shown = False
 
     def __call__(self, done: float, total: float, what: str) -> None:
-        self._news(what, _line(done, total, what))
+        self._news(what, _line(done, total, what, self.unit))
 
     def say(self, what: str) -> None:
         """What is waited for, where nothing is counted."""
@@ -67,8 +71,8 @@ class ProgressLine:
                 self._stream.flush()
 
 
-def _line(done: float, total: float, what: str) -> str:
+def _line(done: float, total: float, what: str, unit: str) -> str:
     what = what or "measuring"
     if done >= total:  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
-        return f"      {what}: {done:,.0f} forward-pass equivalents"
-    return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} forward-pass equivalents"
+        return f"      {what}: {done:,.0f} {unit}"
+    return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} {unit}"

@@ -7,7 +7,7 @@ import dataclasses
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.again import resume_command
+from discovery.cli.again import DISCOVER, TRAIN, resume_command
 from discovery.cli.arguments import MEMORY, RUNS_DIR, Commands, UsageError, any_text, flag, one_of, places, whole
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
@@ -84,16 +84,21 @@ def show(args: argparse.Namespace, console: Console) -> None:
         found = circuit.to_node_link() if circuit else None
         console.write(dumps({**record, "status": run.status, "path": str(run.path), "circuit": found}, indent=2) + "\n")
     else:
-        console.say(describe(circuit, run.path) if circuit and run.status == "completed" else _unfinished(run))
+        console.say(describe(circuit, run.path) if circuit and run.status == "completed" else _journal(run))
 
 
-def _unfinished(run: Run) -> str:
+def _journal(run: Run) -> str:
     record, status = run.record, run.status
     lines = [f"{run.id}: {status}, begun {record.created}, last written {record.updated}"]
     if record.problem:
         lines.append(f"  {record.problem}")
     lines += [f"  {event.get('stage')}: {event.get('concluded', '')}" for event in run.events() if "stage" in event]
-    return "\n".join([*lines, *([] if status == "running" else ["go on with:", f"  {resume_command(run.id, run.path.parent)}"])])
+    if status == "completed":
+        lines.append(f"  the dictionary: {run.path / 'sae'}")
+    elif status != "running":
+        command = TRAIN if record.kind == "sae" else DISCOVER
+        lines += ["go on with:", f"  {resume_command(run.id, run.path.parent, command)}"]
+    return "\n".join(lines)
 
 
 def verify(args: argparse.Namespace, console: Console) -> None:

@@ -1,7 +1,7 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
+from discovery.backends.memory import out_of_memory
 from discovery.engine.block import Block
-from discovery.engine.cached import out_of_memory
 from discovery.engine.engine import Engine, prepared
 from discovery.engine.gradients import attribution_work, attributions
 from discovery.engine.need import Need, sweep_bytes

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, Outcome, Prefix
+from discovery.backends.memory import out_of_memory
 from discovery.backends.waiting import listening
 from discovery.engine.need import row_bytes
 from discovery.engine.prompts import Prompts, Side
@@ -168,10 +169,3 @@ class Cached:
 def _joined(parts: list[Tensor]) -> Tensor:
     """The parts one after another; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def out_of_memory(fault: Exception) -> bool:
-    """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
-    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
-    )

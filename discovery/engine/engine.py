@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.backends.device import free_memory
+from discovery.backends.memory import free_memory
 from discovery.engine.block import Block
 from discovery.engine.need import BATCHES, CACHES, pair_bytes
 from discovery.engine.prompts import Prompts, Side

@@ -3,12 +3,13 @@
 from discovery import load_model
 from discovery.features import load_sae
 model = load_model("gpt2")
-sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", model)      # or a SAELens directory
+sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", model)      # or a SAELens directory, "bundled", or one of `training`
 sae.encode(activation)                                                  # [row pos feature]
 """
 
+from discovery.features.bundle import BUNDLED
 from discovery.features.change import Change, ErrorTerm, Operation
 from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 
-__all__ = ["SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae", "open_sae"]
+__all__ = ["BUNDLED", "SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae", "open_sae"]

@@ -43,6 +43,28 @@ def site_of(hook: str | None) -> Site:
     return Site(kind, int(found[1]))  # type: ignore[arg-type]  # checked above
 
 
+def named_site(text: str) -> Site:
+    """The site that a user names: "resid_post.2", or the hook point "blocks.2.hook_resid_post".
+
+    Raises:
+        FeatureError: for anything else.
+    """
+    kind, _, layer = text.strip().partition(".")
+    if kind in get_args(ActivationKind) and re.fullmatch(r"\d{1,6}", layer):
+        return Site(kind, int(layer))  # type: ignore[arg-type]  # checked above
+    try:
+        return site_of(text.strip())
+    except FeatureError:
+        raise FeatureError(
+            f"{text!r} is no place to read.", f"Write a site and its layer, as in resid_pre.2, or a hook point: {KNOWN}."
+        ) from None
+
+
+def hook_of(site: Site) -> str:
+    """The hook point that a site is."""
+    return f"blocks.{site.layer}.{'attn.' if site.kind in BY_HEAD else ''}hook_{site.kind}"
+
+
 def width_of(model: Backend, site: Site) -> int:
     """How many numbers a site has at one position."""
     info = model.info

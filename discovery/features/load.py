@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError
+from discovery.features.bundle import BUNDLED, CONFIG, WEIGHTS, bundled_directory, inner
 from discovery.features.hooks import BY_HEAD, model_faults, require_place, site_of
 from discovery.features.sae import SAE
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")  # norms that SAELens folds into weights, and does not apply
 
 
@@ -32,14 +32,14 @@ def load_sae(source: str | Path, model: Backend, *, force: bool = False) -> SAE:
     """Open a sparse autoencoder for a model.
 
     Args:
-        source: a directory that SAELens's save_model wrote, or "release/sae_id" of SAELens's hub list (or of any hub repository
-            "owner/name/folder").
+        source: "bundled" (of the bundled model), a directory that SAELens's save_model or `train_sae` wrote (or the folder of its run),
+            or "release/sae_id" of SAELens's hub list (or of any hub repository "owner/name/folder").
         force: take one that was trained on another model of the same shape, with a warning in place of the refusal.
 
     Raises:
         FeatureError: it cannot be loaded, or its hook point, width or model do not fit; says why and what to do.
     """
-    directory = Path(source).expanduser()
+    directory = bundled_directory() if source == BUNDLED else inner(Path(source).expanduser())
     if directory.is_dir():
         module, said = _from_directory(directory, model.info.device)
     elif directory.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") < 1:
@@ -74,13 +74,18 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
             f"The SAE reads head {metadata.get('hook_head_index')} alone (hook_head_index).",
             "Use an SAE of all heads of a layer.",
         )
+    wrong, unknown = model_faults(model, metadata.to_dict())
+    if wrong and name == BUNDLED and not force:
+        raise FeatureError(
+            f"The bundled SAE is of the bundled model, and does not belong to {model.info.name!r}: {wrong}.",
+            "Give an SAE of this model, or train one (train_sae, or circuit-scout sae train).",
+        )
     require_place(model, reads, int(module.cfg.d_in), "reads")
     require_place(model, writes, int(getattr(module.cfg, "d_out", module.cfg.d_in)), "writes")
-    wrong, unknown = model_faults(model, metadata.to_dict())
     if wrong and not force:
         raise FeatureError(
             f"The SAE does not belong to this model: {wrong}.",
-            "Load the model it was trained on, or say force=True.",
+            "Load the model it was trained on, or train one for this model (train_sae), or say force=True.",
         )
     notes = [*said, *(f"this may be the wrong SAE: {why}" for why in (wrong, unknown) if why)]
     if module.cfg.normalize_activations in UNFOLDED:

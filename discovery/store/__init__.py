@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from discovery.store.events import Event, now
 from discovery.store.heldout import heldout_looks
-from discovery.store.run import ModelSource, Run, RunRecord, RunStatus
+from discovery.store.provenance import provenance
+from discovery.store.run import ModelSource, Run, RunKind, RunRecord, RunStatus
 from discovery.store.runs import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Event",
     "ModelSource",
     "Run",
+    "RunKind",
     "RunRecord",
     "RunStatus",
     "RunSummary",
@@ -30,5 +32,6 @@ __all__ = [
     "list_runs",
     "now",
     "open_run",
+    "provenance",
     "run_ids",
 ]

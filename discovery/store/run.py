@@ -31,6 +31,7 @@ from discovery.store.files import check_name, inside, read_bytes, read_json, sto
 from discovery.store.lock import RunLock, is_held
 
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
+RunKind = Literal["discovery", "sae"]
 
 
 class ModelSource(Record):
@@ -55,6 +56,7 @@ class RunRecord(Record):
     Attributes:
         run_id: the folder's name.
         status: running, interrupted (resumable), completed (whatever the verdict), or failed.
+        kind: discovery of a circuit, or the training of an SAE.
         task: name of the behaviour.
         configuration: everything that was asked for.
         model: where the weights came from.
@@ -63,11 +65,13 @@ class RunRecord(Record):
         created: when the run began, in UTC.
         updated: when this file was last written.
         problem: why it failed.
+        scores: of the dictionary that was trained.
     """
 
     schema_: Literal["circuit-scout/run/1"] = Field(default="circuit-scout/run/1", alias="schema")
     run_id: str
     status: RunStatus = "running"
+    kind: RunKind = "discovery"
     task: str | None = None
     configuration: Mapping[str, Json] = Field(default_factory=dict)
     model: ModelSource = ModelSource()
@@ -76,6 +80,7 @@ class RunRecord(Record):
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
     problem: str | None = None
+    scores: Mapping[str, Json] | None = None
 
 
 class Run:
@@ -183,6 +188,10 @@ class Run:
     def load_circuit(self) -> CircuitGraph:
         """The record. Raises StoreError where the run has not got that far."""
         path = self.path / "circuit.json"
+        if self.record.kind == "sae":
+            raise StoreError(
+                f"The run {self.id} is the training of an SAE, and has no circuit.", f"See `circuit-scout runs show {self.id}`."
+            )
         if not path.exists():
             raise StoreError(f"The run {self.id} has no circuit yet.", f"Resume it: circuit-scout discover --resume {self.id}")
         return CircuitGraph.from_json(read_bytes(path), str(path))
@@ -227,6 +236,21 @@ class Run:
         """Write report.html."""
         self._write("report.html", html.encode("utf-8"))
         return self.path / "report.html"
+
+    def save_file(self, name: str, content: bytes) -> None:
+        """Write a file of another kind into the folder, in one step."""
+        self._write(check_name(name, "a file of a run"), content)
+
+    def load_file(self, name: str) -> bytes | None:
+        """The content of such a file; None where there is none."""
+        path = inside(self.path, check_name(name, "a file of a run"))
+        return read_bytes(path) if path.exists() else None
+
+    def remove_file(self, name: str) -> None:
+        """Remove such a file, if it is there."""
+        self._check_writable()
+        with storing(self.path):
+            (self.path / check_name(name, "a file of a run")).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
         self._check_writable()

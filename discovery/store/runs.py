@@ -22,7 +22,7 @@ import platformdirs
 from discovery.errors import StoreError
 from discovery.graph import Provenance, Verdict
 from discovery.store.files import check_name, storing, sync_folder, write_json
-from discovery.store.run import ModelSource, Run, RunRecord, RunStatus, write_pairs
+from discovery.store.run import ModelSource, Run, RunKind, RunRecord, RunStatus, write_pairs
 
 RUNS_DIR_VARIABLE = "CIRCUIT_SCOUT_RUNS_DIR"
 
@@ -39,6 +39,7 @@ class RunSummary:
         model: as it was asked for.
         created: when, in UTC.
         problem: what is damaged, or why it failed.
+        kind: discovery of a circuit, or the training of an SAE.
     """
 
     id: str
@@ -48,6 +49,7 @@ class RunSummary:
     model: str | None = None
     created: str | None = None
     problem: str | None = None
+    kind: RunKind = "discovery"
 
 
 def default_runs_dir() -> Path:
@@ -64,6 +66,7 @@ def create_run(
     *,
     provenance: Provenance | None = None,
     pairs: Iterable[Mapping[str, Any]] = (),
+    kind: RunKind = "discovery",
 ) -> Run:
     """Make a run folder, opened for writing: it appears with its configuration and pairs in it, so that it can be resumed from then on.
 
@@ -74,6 +77,7 @@ def create_run(
         configuration: everything that was asked for, as JSON.
         provenance: how to do it again.
         pairs: the lines of task.jsonl.
+        kind: what the run does.
 
     Raises:
         StoreError: where the disk refuses.
@@ -82,7 +86,8 @@ def create_run(
     name = Path(task).stem if "/" in task or task.endswith(".jsonl") else task
     while True:
         run_id = new_run_id(name, model.name or "model")
-        record = RunRecord(run_id=run_id, task=name, model=model, configuration=configuration, provenance=provenance or Provenance())
+        made = provenance or Provenance()
+        record = RunRecord(run_id=run_id, kind=kind, task=name, model=model, configuration=configuration, provenance=made)
         with storing(root):
             root.mkdir(parents=True, exist_ok=True)
             draft = root / f".new-{run_id}"
@@ -147,10 +152,10 @@ def _summary(runs_dir: Path | str | None, run_id: str) -> RunSummary:
     try:
         run = open_run(runs_dir, run_id)
         record, status = run.record, run.status
-        verdict = run.load_circuit().verdict if status == "completed" else None
+        verdict = run.load_circuit().verdict if status == "completed" and record.kind == "discovery" else None
     except StoreError as fault:
         return RunSummary(run_id, "damaged", problem=fault.cause)
-    return RunSummary(run_id, status, verdict, record.task, record.model.name, record.created, record.problem)
+    return RunSummary(run_id, status, verdict, record.task, record.model.name, record.created, record.problem, record.kind)
 
 
 def _root(runs_dir: Path | str | None) -> Path:

@@ -19,6 +19,8 @@ from mcp_server.session.settings import Settings
 BUNDLED = "bundled"
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _RELEASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
+_RUN = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+_DICTIONARY = "sae"  # in the folder of its training
 _MODEL_FILES = ("config.json", "tl_config.json")
 _DEEP, _MOST, _LOOKS = 3, 200, 2000  # levels down, models listed, directories opened
 _WRITTEN: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
@@ -58,7 +60,7 @@ class Places:
         return found
 
     def text_file(self, name: str) -> Path:
-        """A text to be read.
+        """A text to be read, or to train on.
 
         Raises:
             PlaceError: where there is none at that place, or it may not be read.
@@ -69,22 +71,33 @@ class Places:
         return found
 
     def dictionary(self, name: str) -> str:
-        """A sparse autoencoder: a directory as an absolute path, or release/sae_id of the hub.
+        """A sparse autoencoder: `bundled`, a directory as an absolute path, the id of a training, or release/sae_id of the hub.
 
         Raises:
             PlaceError: for a directory that may not be read, or a name that no hub has.
         """
+        if name == BUNDLED:
+            return name
+        trained = self.settings.runs_dir / name / _DICTIONARY
+        if _RUN.fullmatch(name) and (trained / "cfg.json").is_file() and trained.resolve().is_relative_to(self.settings.runs_dir.resolve()):
+            return str(trained)
         found = self._find(name)
         if found is not None and found.is_dir():
             return str(found)
         if not _RELEASE.fullmatch(name) or self._elsewhere(name):
-            raise self._refused("SAE directory", name, "Give one in it (cfg.json, sae_weights.safetensors), or release/sae_id of the hub.")
+            raise self._refused(
+                "SAE directory",
+                name,
+                "Give one in it (cfg.json, sae_weights.safetensors), the run_id of a training, or release/sae_id.",
+            )
         return name
 
     def shown(self, path: str) -> str:
         """A path as the assistant may write it: relative to an allowed directory."""
         if not Path(path).is_absolute():
             return path
+        if Path(path).name == _DICTIONARY and Path(path).parent.parent == self.settings.runs_dir:
+            return Path(path).parent.name  # the id of the training
         given = (root.absolute() for root in (self.settings.models_dir, self.settings.here) if root is not None)
         for root in (*self.roots, *given):
             if Path(path).is_relative_to(root):
@@ -137,8 +150,8 @@ class Places:
 
 def _paths_of(record: RunRecord) -> set[str]:
     """The paths that a run was asked with, among other words."""
-    load = record.configuration.get("load")
-    asked = [record.model.name, *(load.values() if isinstance(load, Mapping) else ()), *_words(record.provenance.command or "")]
+    parts = [part for name in ("load", "text") if isinstance(part := record.configuration.get(name), Mapping)]
+    asked = [record.model.name, *(value for part in parts for value in part.values()), *_words(record.provenance.command or "")]
     return {word for word in asked if isinstance(word, str)}
 
 

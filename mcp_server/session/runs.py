@@ -1,4 +1,4 @@
-"""Discovery runs in the background: each in a thread that outlives the call which began it.
+"""Discoveries and trainings in the background: each in a thread that outlives the call which began it.
 
 A run is known by the id of its folder as soon as that is there. It waits for its device, works, and leaves its folder completed,
 interrupted (resumable) or failed. A folder is written by one process at a time, which its lock sees to.
@@ -34,7 +34,7 @@ class Background:
     Attributes:
         run_id: None until its folder is there. begun: set then, and where it failed before. ended: set at its end.
         problem: what ended it early, as it may be told.
-        expected: forward-pass equivalents that the whole run is estimated to take, once that is known.
+        expected: forward-pass equivalents that the whole run is estimated to take, or tokens of a training, once that is known.
     """
 
     work: Work
@@ -50,6 +50,11 @@ class Background:
         """Estimate the whole run."""
         self.work.say("estimate")
         self.expected = float(science.estimate(model, task, memory=memory).forward_equivalents)
+
+    def tokens(self, done: float, total: float, label: str) -> None:
+        """Progress of a training: what is done is known at each step, and how much there is."""
+        self.expected = total
+        self.work(done, total, label)
 
     @property
     def progress(self) -> tuple[float, float | None, str]:
@@ -69,14 +74,39 @@ class Runs:
         self._guard = threading.Lock()
 
     def start(self, loaded: Loaded, task: Task, load: dict[str, Any], options: dict[str, Any]) -> Background:
-        """Begin a run; returns once its folder is there. Blocks for that long."""
+        """Begin a discovery; returns once its folder is there. Blocks for that long."""
+
+        def carry(made: Background, begin: Callable[[str], None]) -> None:
+            def begun(run_id: str) -> None:
+                begin(run_id)
+                made.expect(loaded.backend, task, options.get("memory"))
+
+            science.discover(
+                loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begun, load=load
+            )
+
+        return self._start(loaded, carry)
+
+    def train(self, loaded: Loaded, text: Any, options: dict[str, Any]) -> Background:
+        """Begin the training of an SAE; returns once its folder is there. Blocks for that long."""
+        how = loaded.asked
+        load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype}
+
+        def carry(made: Background, begin: Callable[[str], None]) -> None:
+            runs_dir = self._settings.runs_dir
+            science.train_sae(loaded.backend, text, **options, runs_dir=runs_dir, progress=made.tokens, on_begin=begin, load=load)
+
+        return self._start(loaded, carry)
+
+    def _start(self, loaded: Loaded, carry: Callable[[Background, Callable[[str], None]], None]) -> Background:
+        """A run in a thread of its own, which takes the device once its folder is there."""
         made = Background(self._devices.work())
         with self._guard:
             self._check_room()
             self._starting = [other for other in self._starting if not other.begun.is_set()]
             self._starting.append(made)
 
-        def carry() -> None:
+        def carried() -> None:
             with _Holding(self._devices, loaded.device) as device:
 
                 def begin(run_id: str) -> None:
@@ -84,13 +114,10 @@ class Runs:
                     self._known[run_id] = made
                     made.begun.set()
                     device.take(f"run {run_id}", made.work)
-                    made.expect(loaded.backend, task, options.get("memory"))
 
-                science.discover(
-                    loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begin, load=load
-                )
+                carry(made, begin)
 
-        return self._launch(made, carry)
+        return self._launch(made, carried)
 
     def resume(self, run_id: str) -> Background:
         """Go on with an interrupted run; one that is at work in this process is returned as it is.
@@ -105,12 +132,13 @@ class Runs:
             self._check_room()
             record = open_run(self._settings.runs_dir, run_id).record
             how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
+            command = "sae train" if record.kind == "sae" else "discover"
             try:
                 self._places.model(str(how.get("model")))
             except PlaceError:
                 raise PlaceError(
                     f"The model of the run {run_id} is in no directory that this server may read.",
-                    f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout discover --resume {run_id}",
+                    f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout {command} --resume {run_id}",
                 ) from None
             run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
             made = self._known[run_id] = Background(self._devices.work(), run_id)
@@ -120,7 +148,10 @@ class Runs:
         def carry() -> None:
             with _Holding(self._devices, record.provenance.device or "cpu") as device, run:
                 device.take(f"run {run_id}", made.work)
-                science.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
+                if record.kind == "sae":
+                    science.go_on_training(run, progress=made.tokens)
+                else:
+                    science.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
 
         return self._launch(made, carry)
 
@@ -190,11 +221,11 @@ def _guarded(made: Background, carry: Callable[[], None]) -> None:
     try:
         carry()
     except Interrupted:
-        made.problem = ServerError("The run was stopped.", "Go on with discover_circuit(run_id=...).") if not made.begun.is_set() else None
+        made.problem = ServerError("The run was stopped.", "Go on with its run_id.") if not made.begun.is_set() else None
     except DiscoveryError as fault:
         made.problem = fault
     except Exception as fault:  # noqa: BLE001  # the thread's end: told by id, as a tool's would be
-        made.problem = ServerError(reported("discover_circuit", fault), "Report it; the run can be tried again.")
+        made.problem = ServerError(reported("a run", fault), "Report it; the run can be tried again.")
     finally:
         made.ended.set()
         made.begun.set()

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, add_features_to_run, discover, estimate, go_on
-    from discovery.backends.choose import choose, unfit
-    from discovery.backends.device import choose_device, free_memory
+    from discovery.backends.choose import choose
+    from discovery.backends.device import choose_device
     from discovery.backends.find import find_source
     from discovery.backends.load import load_model
+    from discovery.backends.memory import free_memory
     from discovery.backends.outline import outline
     from discovery.backends.waiting import listening
     from discovery.engine import Engine, Meter, Need
     from discovery.evaluation import evaluate_circuit
     from discovery.features import open_sae
+    from discovery.features.training import estimate_training, go_on_training, train_sae
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.cache import run_with_cache
@@ -45,12 +47,14 @@ _HOMES = {
     "discover": "discovery.agent",
     "edit_features": "discovery.methods.features",
     "estimate": "discovery.agent",
+    "estimate_training": "discovery.features.training",
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
     "find_source": "discovery.backends.find",
-    "free_memory": "discovery.backends.device",
+    "free_memory": "discovery.backends.memory",
     "generate_with_features": "discovery.methods.features",
     "go_on": "discovery.agent",
+    "go_on_training": "discovery.features.training",
     "heatmap": "discovery.report",
     "listening": "discovery.backends.waiting",
     "load_model": "discovery.backends.load",
@@ -61,7 +65,7 @@ _HOMES = {
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
-    "unfit": "discovery.backends.choose",
+    "train_sae": "discovery.features.training",
 }
 
 __all__ = [
@@ -80,12 +84,14 @@ __all__ = [
     "discover",
     "edit_features",
     "estimate",
+    "estimate_training",
     "evaluate_circuit",
     "feature_examples",
     "find_source",
     "free_memory",
     "generate_with_features",
     "go_on",
+    "go_on_training",
     "heatmap",
     "listening",
     "load_model",
@@ -97,7 +103,7 @@ __all__ = [
     "sae_top_features",
     "summarise",
     "top_cells",
-    "unfit",
+    "train_sae",
 ]
 
 

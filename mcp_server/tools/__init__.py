@@ -14,7 +14,22 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from mcp_server.session.settings import TOOLSETS, Settings, Toolset
-from mcp_server.tools import ablation, cache, discover, evaluation, examples, features, models, nodes, runlist, runs, steering, sweep, task
+from mcp_server.tools import (
+    ablation,
+    cache,
+    discover,
+    evaluation,
+    examples,
+    features,
+    models,
+    nodes,
+    runlist,
+    runs,
+    steering,
+    sweep,
+    task,
+    training,
+)
 from mcp_server.tools.strict import strict
 
 __all__ = ["OFFERS", "Offer", "offered", "switched_off"]
@@ -67,6 +82,7 @@ OFFERS: tuple[Offer, ...] = (
     Offer(steering.edit_features, "Change features of an SAE", "features", open_world=True),
     Offer(examples.sae_examples, "Where features fire", "features", open_world=True),
     Offer(nodes.circuit_features, "Features beside a circuit", "features", reads=False, open_world=True, writes=True),
+    Offer(training.train_sae, "Train an SAE", "features", reads=False, repeats=False, writes=True),
     Offer(evaluation.evaluate_circuit, "Evaluate a circuit", "circuits", reads=False),
     Offer(discover.discover_circuit, "Discover a circuit", "circuits", reads=False, repeats=False, writes=True),
     Offer(runs.run_status, "How far is a run?", "runs"),
@@ -77,8 +93,9 @@ OFFERS: tuple[Offer, ...] = (
 
 
 def offered(settings: Settings) -> list[Tool]:
-    """The tools that these settings switch on, in a fixed order: models always, and with circuits the runs in which they are found."""
-    on = {"models", *settings.toolsets, *(("runs",) if "circuits" in settings.toolsets else ())}
+    """The tools that these settings switch on, in a fixed order: models always, and the runs with what starts one."""
+    starts = {"circuits", "features"} & set(settings.toolsets)
+    on = {"models", *settings.toolsets, *(("runs",) if starts else ())}
     return [offer.tool() for offer in OFFERS if offer.toolset in on and not (settings.read_only and offer.writes)]
 
 

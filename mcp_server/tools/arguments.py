@@ -54,7 +54,7 @@ class Pair(BaseModel):
 
 
 ModelId = Annotated[str, Field(description="Handle from load_model.", min_length=1, max_length=500)]
-RunId = Annotated[str, Field(description="From discover_circuit or list_runs.", min_length=1, max_length=200)]
+RunId = Annotated[str, Field(description="From discover_circuit, train_sae or list_runs.", min_length=1, max_length=200)]
 TaskName = Annotated[str, Field(max_length=4096)]
 Pairs = Annotated[list[Pair], Field(min_length=1, max_length=MOST_PAIRS)]
 TaskSource = Annotated[

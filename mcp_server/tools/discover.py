@@ -225,19 +225,21 @@ async def discover_circuit(
 
         made = await in_thread(begin)
     if made is not None:
-        await _wait(call, made, wait_seconds)
+        await wait_for(call, made, wait_seconds)
     return await in_thread(partial(_told, session, made.run_id if made is not None and made.run_id else str(run_id), notes))
 
 
 def _resumed(session: Session, run_id: str) -> Background | None:
     """The run, at work again; None where it is complete."""
-    at_work = session.runs.find(run_id)
+    at_work, run = session.runs.find(run_id), session.runs.open(run_id)
+    if run.record.kind != "discovery":
+        raise ServerError(f"The run {run_id} trains an SAE.", f'Go on with it: train_sae(run_id="{run_id}").')
     if at_work is not None:
         return at_work
-    return None if session.runs.open(run_id).status == "completed" else session.runs.resume(run_id)
+    return None if run.status == "completed" else session.runs.resume(run_id)
 
 
-async def _wait(call: Call, made: Background, seconds: float) -> None:
+async def wait_for(call: Call, made: Background, seconds: float) -> None:
     """Wait for the run's end, saying how far it is; a cancelled wait leaves the run at work."""
     told = -1.0
     with anyio.move_on_after(seconds):

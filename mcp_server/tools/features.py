@@ -11,6 +11,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
+from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 from mcp_server.tools.task import Interval, Metric
@@ -78,7 +79,8 @@ async def sae_top_features(
     call: Call,
     model_id: ModelId,
     sae: Annotated[
-        str | None, Field(description="SAELens directory, or release/sae_id of the hub; none is bundled yet.", max_length=1000)
+        str | None,
+        Field(description="SAELens directory, run_id of train_sae, release/sae_id of the hub; null: the bundled model's.", max_length=1000),
     ] = None,
     prompt: Annotated[Text | Ids | None, Field(description="One prompt; or give task.")] = None,
     task: Annotated[TaskName | Pairs | None, Field(description="As in check_task; or give prompt.")] = None,
@@ -99,20 +101,19 @@ async def sae_top_features(
     removing each does to the metric beside random directions, on which tokens it fires, and which tokens it promotes.
 
     Use it to say what a place that patch_sweep found stands for. Read the reconstruction first: what the dictionary does not explain,
-    none of its features explains. Not without an SAE trained on this very model and site. Cost: some forward passes per pair and
+    none of its features explains. Not without an SAE trained on this very model and site (train_sae makes
+    one). Cost: some forward passes per pair and
     feature, seconds; a hub release is downloaded first.
 
     Example: sae_top_features(model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre", task="ioi", positions=["end"]).
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
-    if sae is None:
-        raise ServerError("No SAE is bundled yet, so `sae` must be given.", "Pass a SAELens directory, or release/sae_id of the hub.")
     if (prompt is None) == (task is None):
         raise ServerError("sae_top_features takes one of prompt and task.", "Give a prompt for a first look, a task for effects.")
 
     def job(work: Job) -> Features:
-        source = session.places.dictionary(sae)
+        source = session.places.dictionary(sae or BUNDLED)
         read, notes = (None, []) if task is None else drawn(session, loaded, task, pairs, seed)
         dictionary = opened(source, loaded.backend)
         found = science.sae_top_features(

@@ -22,6 +22,7 @@ class RunLine(Result):
     """One run."""
 
     run_id: str
+    kind: str = Field(description="discovery, or sae: the training of one.")
     status: str
     verdict: str | None
     task: str | None
@@ -50,7 +51,8 @@ async def list_runs(
     before: Annotated[RunId | None, Field(description="Only runs begun before this one: the next page.")] = None,
     top: Annotated[int, Field(description="How many, the newest first.", ge=1, le=200)] = 20,
 ) -> Annotated[CallToolResult, RunList]:
-    """Lists the discovery runs that are kept, the newest first, with status and verdict; `narrow` has the call for older ones.
+    """Lists the runs (discoveries, trainings of SAEs) that are kept, the newest first, with status and verdict; `narrow` has the call
+    for older ones.
 
     Use it to find a run_id again, or to see whether a behaviour was studied already. Cost: none.
 
@@ -63,6 +65,7 @@ async def list_runs(
     rows = [
         RunLine(
             run_id=run.id,
+            kind=run.kind,
             status=run.status,
             verdict=run.verdict,
             task=run.task,

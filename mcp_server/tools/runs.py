@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from mcp.types import CallToolResult
 from pydantic import Field
 
+from discovery.store import RunKind
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
 from mcp_server.session.devices import in_thread, wait_until
@@ -31,7 +32,7 @@ from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 
 
 class Progress(Result):
-    """How far the run is, in forward-pass equivalents."""
+    """How far the run is, in forward-pass equivalents; the training of an SAE in tokens."""
 
     doing: str
     done: float | None
@@ -95,10 +96,10 @@ class Circuit(Listing):
 async def run_status(
     call: Call, run_id: RunId, top: Annotated[int, Field(description="How many of the latest stages.", ge=1, le=100)] = 8
 ) -> Annotated[CallToolResult, RunState]:
-    """Says how far a discovery run is: its stages with what each concluded, the work at hand, and, when it is done, the verdict.
+    """Says how far a run is: its stages with what each concluded, the work at hand, and, when it is done, the verdict.
 
-    Use it after discover_circuit returned with status running, every 30 seconds or so. For the circuit itself: get_circuit. Cost: none;
-    it does not wait for the device.
+    Use it after discover_circuit or train_sae returned with status running, every 30 seconds or so. For the circuit itself:
+    get_circuit. Cost: none; it does not wait for the device.
 
     Example: run_status(run_id="ioi-bundled-20261120-153012-a1b2").
     """
@@ -107,7 +108,8 @@ async def run_status(
 
 
 async def cancel_run(call: Call, run_id: RunId) -> Annotated[CallToolResult, RunState]:
-    """Stops a run that this server has at work, within one batch. What it finished is kept: discover_circuit(run_id=...) goes on.
+    """Stops a run that this server has at work, within one batch. What it finished is kept: discover_circuit, or train_sae, goes on
+    with its run_id.
 
     Use it when a run takes too long or the device is needed. A run of another process cannot be stopped from here. Cost: none.
 
@@ -142,7 +144,7 @@ def _state(session: Session, run_id: str, top: int) -> CallToolResult:
     stages = [event for event in run.events() if "stage" in event and event.get("kind") != "decision"]
     problem = session.runs.problem(run_id)
     told = str(problem) if problem is not None else record.problem
-    circuit = circuit_of(run) if status == "completed" else None
+    circuit = circuit_of(run) if status == "completed" and record.kind == "discovery" else None
     return answer(
         RunState(
             run_id=run_id,
@@ -154,7 +156,7 @@ def _state(session: Session, run_id: str, top: int) -> CallToolResult:
             stages=[_stage(event) for event in stages[-top:]],
             verdict=circuit.verdict if circuit else None,
             problem=session.places.told(told, record) if told and status != "completed" else None,
-            next=_next(run_id, status, background),
+            next=_next(run_id, status, background, record.kind),
             total=len(stages),
             truncated=len(stages) > top,
             cost=cost(circuit.cost if circuit else record.cost),
@@ -166,11 +168,13 @@ def _stage(event: dict[str, Any]) -> Stage:
     return Stage(**{name: str(event.get(name) or "")[:400] for name in ("stage", "concluded", "why")})
 
 
-def _next(run_id: str, status: str, background: Background | None) -> str:
+def _next(run_id: str, status: str, background: Background | None, kind: RunKind) -> str:
     if status == "running":
         return (
             f'run_status(run_id="{run_id}") in a while.' if background else "Another process has it at work: wait for it, or stop it there."
         )
+    if kind == "sae":
+        return f'train_sae(run_id="{run_id}") {"has its scores" if status == "completed" else "goes on with it"}.'
     if status == "completed":
         return f'get_circuit(run_id="{run_id}").'
     return f'discover_circuit(run_id="{run_id}") goes on with it.'
@@ -190,6 +194,8 @@ def _cancelled(session: Session, run_id: str) -> CallToolResult:
 
 def _circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToolResult:
     run = session.runs.open(run_id)
+    if run.record.kind != "discovery":
+        raise ServerError(f"The run {run_id} trains an SAE: it has no circuit.", f'See it: train_sae(run_id="{run_id}").')
     circuit = circuit_of(run)
     if circuit is None:
         status = "running" if session.runs.find(run_id) else run.status

@@ -71,6 +71,15 @@ def test_the_bundled_models_travel(names: list[str], root: Path) -> None:
     assert files <= set(names)
 
 
+def test_the_bundled_dictionary_travels_and_is_small(wheel: Path, names: list[str], root: Path) -> None:
+    folder = root / "discovery" / "features" / "bundled"
+    files = {path.relative_to(root).as_posix() for path in folder.iterdir() if path.suffix in DATA}
+    assert {Path(name).name for name in files} >= {"cfg.json", "sae_weights.safetensors", "SAE_CARD.md"}
+    assert files <= set(names)
+    with zipfile.ZipFile(wheel) as archive:
+        assert sum(archive.getinfo(name).file_size for name in files) <= 6_000_000
+
+
 def test_the_metadata(wheel: Path, root: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [entry_points] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]

@@ -31,7 +31,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
-from discovery.features import SAE, open_sae
+from discovery.features import BUNDLED, SAE, open_sae
 from discovery.methods.bootstrap import Resamples
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
@@ -43,11 +43,13 @@ from discovery.methods.features.reconstruction import Reconstruction, reconstruc
 from discovery.methods.features.removal import push
 from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName, Site
+from discovery.tasks import load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
 Order = Literal["activation", "attribution", "ablation"]
 MORE = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
+NAMED = 32  # pairs of a task that is given by its name
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ class TopFeatures:
 
 def sae_top_features(
     model: Backend,
-    sae: SAE | str | Path,
+    sae: SAE | str | Path | None = None,
     *,
     prompt: Prompt | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     positions: Positions = None,
     k: int = 10,
     by: Order | None = None,
@@ -96,8 +98,9 @@ def sae_top_features(
     """Find the features that matter.
 
     Args:
-        sae: a loaded one, a SAELens directory, or "release/sae_id".
-        prompt, task: one of them; of a task the clean prompts of all its pairs are measured.
+        sae: a loaded one, a SAELens directory, or "release/sae_id"; the bundled model's own where None.
+        prompt, task: one of them; of a task the clean prompts of all its pairs are measured. The name of a built-in task, or the path
+            of a task file, stands for 32 pairs of it.
         positions: from 0, from the end (negative), labels of the task, or a slice; all where None.
         by: attribution (default of a task), activation (default of a prompt), or exact ablation of those that attribution puts first.
         steps: 1 is gradient × activation; more are integrated gradients.
@@ -111,7 +114,8 @@ def sae_top_features(
     began = time.monotonic()
     order: Order = by or ("activation" if task is None else "attribution")
     _check(prompt, task, order, k, steps, controls)
-    sae = open_sae(sae, model)
+    sae = open_sae(BUNDLED if sae is None else sae, model)
+    task = load_task(task, model, pairs=NAMED, seed=seed) if isinstance(task, str) else task
     meter = Meter(progress=progress)
     pair = None
     if task is None:
@@ -152,7 +156,7 @@ def sae_top_features(
     )
 
 
-def _check(prompt: Prompt | None, task: Task | None, order: str, k: int, steps: int, controls: int) -> None:
+def _check(prompt: Prompt | None, task: Task | str | None, order: str, k: int, steps: int, controls: int) -> None:
     if (prompt is None) == (task is None):
         given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
         raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")

@@ -106,6 +106,6 @@ async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_d
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
-    assert "`sae` must be given" in await refused(client, "sae_top_features", model_id="induction", prompt=[0, 1])
+    assert "of the bundled model, and does not belong" in await refused(client, "sae_top_features", model_id="induction", prompt=[0, 1])
     assert "one of prompt and task" in await refused(client, "sae_top_features", model_id="induction", sae="a/b")
     assert "There is no SAE directory" in await refused(client, "sae_top_features", model_id="induction", sae="../saes", prompt=[0, 1])

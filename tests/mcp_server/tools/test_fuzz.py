@@ -157,6 +157,8 @@ def fuzz(ask: Ask, places: tuple[Path, ...], count: int) -> None:
             arguments = {**arguments, "model": model if isinstance(model, str) and "/" in model and model.count("/") != 1 else "induction"}
         if name == "sae_top_features" and isinstance(arguments.get("sae"), str) and arguments["sae"].count("/") == 1:
             arguments = {**arguments, "sae": "../x"}  # no name is looked up at the hub
+        if name == "train_sae":
+            arguments = {**arguments, "wait_seconds": 0, "dry_run": True}
         if name == "discover_circuit":
             arguments = {**arguments, "wait_seconds": 0, "budget": arguments.get("budget", -1) if "run_id" in arguments else -1}
         _, told = ask(name, arguments)

@@ -112,9 +112,11 @@ def test_no_snapshot_is_left_over() -> None:
 
 def test_read_only_and_toolsets() -> None:
     kept = {tool.name for tool in offered(Settings(read_only=True))}
-    assert kept == {offer.function.__name__ for offer in OFFERS} - {"discover_circuit", "cancel_run", "circuit_features"}
+    writing = {"discover_circuit", "train_sae", "cancel_run", "circuit_features"}
+    assert kept == {offer.function.__name__ for offer in OFFERS} - writing
     assert {tool.name for tool in offered(Settings(toolsets=("runs",)))} == {
         "load_model", "list_models", "unload_model", "run_status", "cancel_run", "get_circuit", "list_runs",
     }  # fmt: skip
     circuits = {tool.name for tool in offered(Settings(toolsets=("circuits",)))}
     assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, "a run that is started can be followed"
+    assert {"train_sae", "run_status", "cancel_run"} <= {tool.name for tool in offered(Settings(toolsets=("features",)))}

@@ -1,0 +1,32 @@
+"""Memory where a model runs: how much is free, how much was held, and what it looks like when it runs out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import psutil
+import torch
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that are free where a model runs."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes (on cuda: on the device)."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def out_of_memory(fault: Exception) -> bool:
+    """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
+    )

@@ -1,0 +1,249 @@
+"""`train_sae`: a dictionary for a model, trained on a text or on tasks' prompts, as a run that can be watched, stopped and resumed.
+
+The run's folder is that of a discovery: run.json (kind "sae"), events.jsonl (the estimate, what the scores were on the way), and
+
+    sae/                    the dictionary, in SAELens's format: `load_sae` opens it, and SAELens's own `SAE.load_from_disk`
+    rows.jsonl              what was trained on, where that was no file
+    checkpoint.safetensors  while it is not finished
+
+    from discovery import load_model, train_sae
+    trained = train_sae(load_model("bundled"), "text.txt", "resid_pre.2")
+    trained.scores.variance_explained, trained.sae.encode
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from discovery.backends.base import Backend
+from discovery.backends.load import load_model
+from discovery.backends.memory import out_of_memory, peak_memory
+from discovery.errors import DiscoveryError, Interrupted, MemoryLimitError, StoreError
+from discovery.features.bundle import IN_A_RUN
+from discovery.features.load import load_sae
+from discovery.features.sae import SAE
+from discovery.features.training.estimate import Estimate, estimate, require_memory
+from discovery.features.training.job import CHECKPOINT, Job, OnEvent, Progress
+from discovery.features.training.pieces import Pieces
+from discovery.features.training.recipe import Recipe, make_recipe
+from discovery.features.training.rows import Rows
+from discovery.features.training.scores import Scores, measure
+from discovery.features.training.source import ROWS, Text, source_of
+from discovery.features.training.trainer import Trainer, dead_share, finish, write_dictionary
+from discovery.graph import Cost
+from discovery.sites import Site
+from discovery.store import ModelSource, Run, RunKind, create_run, now, open_run, provenance
+
+KIND: RunKind = "sae"
+SCHEMA = "circuit-scout/sae/1"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        path: the run's folder. directory: the dictionary's in it. scores: on held-out text, of the dictionary as it was saved.
+    """
+
+    run_id: str
+    path: Path
+    directory: Path
+    sae: SAE
+    recipe: Recipe
+    scores: Scores
+
+
+def train_sae(
+    model: Backend,
+    text: Text,
+    site: str | Site | None = None,
+    *,
+    memory: int | None = None,
+    runs_dir: Path | str | None = None,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
+    on_begin: Callable[[str], None] | None = None,
+    command: str | None = None,
+    load: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = 30.0,
+    **asked: Any,
+) -> Trained:
+    """Train a sparse autoencoder.
+
+    Args:
+        text: a file with a document a line (or JSON Lines, see `pieces`), a task or several (the prompts of their pairs, both sides),
+            or prompts.
+        site: as in `make_recipe`, which also says what else may be asked: architecture, d_sae, k, l1, tokens, batch, learning_rate,
+            context, seed.
+        memory: bytes that the training may take beside the model.
+        progress: told the tokens that are done.
+        on_begin: told the run's id once its folder is there and can be resumed.
+        load: how the model was opened, so that `resume_training` can open it again.
+
+    Raises:
+        FeatureError: a place, a number or a text that cannot be.
+        MemoryLimitError: it does not fit; says what it takes.
+        Interrupted: stopped from outside; `run_id` says what to resume.
+    """
+    recipe = make_recipe(model, site, **asked)
+    source = source_of(model, text)
+    rows = source.rows(model, recipe)  # what is wrong is said before there is a run
+    require_memory(model, recipe, memory)
+    info = model.info
+    configuration = {
+        "recipe": recipe.model_dump(mode="json"),
+        "text": {"name": source.name, "path": str(source.path) if source.path else None, "fingerprint": rows.fingerprint},
+        "memory": memory,
+        "load": dict(load or {"model": info.name, "backend": info.backend, "device": info.device, "dtype": info.dtype}),
+    }
+    weights = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
+    made = provenance(recipe.seed, info.device, command, now(), ("sae-lens",))
+    with create_run(runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=KIND) as run:
+        if source.content is not None:
+            run.save_file(ROWS, source.content)
+        if on_begin is not None:
+            on_begin(run.id)
+        return _work(Job(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+
+
+def estimate_training(model: Backend, text: Text, site: str | Site | None = None, **asked: Any) -> tuple[Recipe, Estimate]:
+    """What `train_sae` would take, and with which recipe; a few passes and steps are timed."""
+    recipe = make_recipe(model, site, **asked)
+    return recipe, estimate(model, recipe, source_of(model, text).rows(model, recipe))
+
+
+def resume_training(
+    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
+) -> Trained:
+    """Go on with a training that was interrupted; a finished one is returned as it is.
+
+    Raises:
+        StoreError: no such run, another process writes to it, or its model or text are not those it began with.
+    """
+    finished = open_run(runs_dir, run_id)
+    if finished.record.kind == KIND and finished.record.status == "completed":
+        return _trained(finished, _model_of(finished))
+    with open_run(runs_dir, run_id, write=True) as run:
+        return go_on_training(run, progress=progress, on_event=on_event)
+
+
+def go_on_training(
+    run: Run,
+    *,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
+    on_open: Callable[[Recipe], None] | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> Trained:
+    """Go on with an interrupted training that is open for writing.
+
+    Args:
+        on_open: told the recipe once the model and the text are there.
+
+    Raises:
+        StoreError: where its model or its text are not those it began with.
+    """
+    if run.record.kind != KIND:
+        raise StoreError(f"The run {run.id} is no training of an SAE.", f"Go on with it: circuit-scout discover --resume {run.id}")
+    recipe, told = _configuration(run)
+    model = _model_of(run)
+    place = Path(str(told["path"])) if told["path"] else run.path / ROWS
+    rows = Rows(model, Pieces.of(place, recipe.context), recipe)
+    if rows.fingerprint != told["fingerprint"]:
+        raise StoreError(f"The text {told['name']!r} is not what run {run.id} began with.", "Restore it, or start a new training.")
+    if on_open is not None:
+        on_open(recipe)
+    run.update(status="running", problem=None)
+    memory: Any = run.record.configuration.get("memory")
+    return _work(Job(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+
+
+def _work(job: Job, memory: int | None) -> Trained:
+    """Train, save and score; whatever ends it, the folder says so."""
+    run = job.run
+    try:
+        require_memory(job.model, job.recipe, memory)
+        if not any(event.get("stage") == "estimate" for event in run.events()):
+            expected = estimate(job.model, job.recipe, job.rows, job.may_stop)
+            job.tell("estimate", expected.model_dump(mode="json"), expected.told(), "a few passes and steps were timed")
+        trained = _finished(job, job.train())
+        run.update(status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job))
+        run.remove_file(CHECKPOINT)
+        return trained
+    except (Interrupted, KeyboardInterrupt) as stop:
+        run.update(status="interrupted", cost=_cost(job))
+        stopped = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
+        stopped.run_id = run.id
+        raise stopped from None
+    except DiscoveryError as fault:
+        if run.events():
+            run.update(status="interrupted", problem=fault.cause)
+        else:
+            run.discard()
+        raise
+    except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
+        if out_of_memory(fault):
+            run.update(status="interrupted", problem="out of memory")
+            cure = f"Free memory, or start again with fewer features or a smaller batch; this run can be resumed: {run.id}."
+            raise MemoryLimitError("Memory ran out.", cure) from fault
+        run.update(status="failed", problem=type(fault).__name__)
+        raise
+
+
+def _finished(job: Job, trainer: Trainer) -> Trained:
+    """The dictionary saved, opened as anyone would, and scored; its scores are then written into its configuration."""
+    run, model, recipe = job.run, job.model, job.recipe
+    dead = dead_share(trainer)
+    finish(trainer, recipe)
+    directory, told = run.path / IN_A_RUN, run.record.configuration["text"]
+    metadata: dict[str, Any] = {
+        "model_name": Path(model.info.name).name,
+        "model_fingerprint": model.info.fingerprint,
+        "circuit_scout": {
+            "schema": SCHEMA,
+            "recipe": recipe.model_dump(mode="json"),
+            "text": {name: told[name] for name in ("name", "fingerprint")} | {"documents": job.rows.documents},  # type: ignore[index, call-overload]
+            "skipped_positions": job.skip,
+            "created": run.record.created,
+        },
+    }
+    write_dictionary(trainer, recipe, directory, metadata)
+    sae = load_sae(directory, model)
+    scores = measure(model, recipe.place, job.rows.heldout, job.skip, sae.codes, dead)
+    metadata["circuit_scout"]["scores"] = scores.model_dump(mode="json")
+    write_dictionary(trainer, recipe, directory, {**metadata, "l0": scores.l0})
+    job.tell("scores", scores.model_dump(mode="json"), scores.told(), f"{scores.tokens:,} held-out positions, the dictionary as saved")
+    return Trained(run.id, run.path, directory, load_sae(directory, model), recipe, scores)
+
+
+def _cost(job: Job) -> Cost:
+    return Cost(seconds=job.seconds, peak_memory_bytes=peak_memory())
+
+
+def _trained(run: Run, model: Backend) -> Trained:
+    """A finished training, as its folder has it."""
+    recipe, _ = _configuration(run)
+    directory = run.path / IN_A_RUN
+    return Trained(run.id, run.path, directory, load_sae(directory, model), recipe, Scores.model_validate(run.record.scores))
+
+
+def _model_of(run: Run) -> Backend:
+    how: Any = run.record.configuration.get("load") or {}
+    model = load_model(how["model"], backend=how["backend"], device=how["device"], dtype=how["dtype"])
+    if model.info.fingerprint != run.record.model.fingerprint:
+        raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
+    return model
+
+
+def _configuration(run: Run) -> tuple[Recipe, Mapping[str, Any]]:
+    told: Any = run.record.configuration
+    try:
+        return Recipe.model_validate(told["recipe"]), told["text"]
+    except (ValidationError, KeyError) as fault:
+        raise StoreError(f"The configuration of run {run.id} is damaged ({type(fault).__name__}).", "Start a new training.") from None

@@ -1,0 +1,42 @@
+"""Tiny models of this session, and texts for them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.discovery.tiny import CONTEXT, VOCAB, Shelf, hugging_face, tokenizer
+
+WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Built and loaded once."""
+    return Shelf(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny GPT-2 that reads six words."""
+    from discovery import load_model
+
+    folder = tmp_path_factory.mktemp("reader") / "gpt2"
+    return load_model(tokenizer(hugging_face(folder, "gpt2"), WORDS), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred documents."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "animals.txt"
+    path.write_text("".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(200)))
+    return path
+
+
+def token_rows(count: int = 300, seed: int = 0) -> list[tuple[int, ...]]:
+    """Rows of random tokens of the tiny models."""
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(4, CONTEXT))) for _ in range(count)]
