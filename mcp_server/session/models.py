@@ -105,7 +105,7 @@ class Models:
     def handle(self, asked: Asked) -> str:
         """The model_id that these arguments give."""
         chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
-        more = [word for key, word in chosen.items() if word != PLAIN[key] and word != "transformerlens"]
+        more = [word for key, word in chosen.items() if word != PLAIN[key]]
         more += [word for word, is_so in ((REMOTE, asked.remote), (SPREAD, asked.spread)) if is_so]
         return self.places.shown(asked.source) + (f"@{','.join(more)}" if more else "")
 

@@ -66,6 +66,7 @@ _HOMES = {
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
     "train_sae": "discovery.features.training",
+    "unfit": "discovery.backends.choose",
 }
 
 __all__ = [
@@ -104,6 +105,7 @@ __all__ = [
     "summarise",
     "top_cells",
     "train_sae",
+    "unfit",
 ]
 
 

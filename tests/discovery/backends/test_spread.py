@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from discovery import ablate_heads, patch_sweep
+from discovery.agent.run import opening
 from discovery.backends.load import load_model
 from discovery.errors import ModelError
 from tests.discovery.tiny import as_task, hugging_face, random_pairs
@@ -32,6 +33,9 @@ def test_it_lies_on_the_disk_and_says_so(both):
     assert "on disk" in spread.info.warnings[-1]
     assert (spread.info.chosen, spread.info.fingerprint) == ("only it runs a model that is spread over devices", whole.info.fingerprint)
     assert spread.info.n_params == whole.info.n_params
+    again = opening(spread)
+    assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
+    assert "device_map" not in opening(whole)
     assert spread.abilities == whole.abilities
 
 

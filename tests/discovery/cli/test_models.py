@@ -63,6 +63,13 @@ def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
     assert "Free on cpu" in told.out
 
 
+def test_info_of_a_model_that_is_to_be_spread(scout: Callable[..., Told], tmp_path: Path) -> None:
+    facts = json.loads(scout("models", "info", str(hugging_face(tmp_path / "gpt2", "gpt2")), "--device-map", "auto", "--json").out)
+    assert (facts["backend"], "spread over devices" in facts["chosen"], facts["fits"]) == ("nnsight", True, True)
+    told = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
+    assert (told.status, "allowed: auto" in told.err) == (2, True)
+
+
 def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., Told], tmp_path: Path) -> None:
     told = scout("models", "info", str(hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
     assert (told.status, told.out) == (2, "")

@@ -16,6 +16,7 @@ from tests.discovery.tiny import hugging_face
 from tests.mcp_server.place import TASK, call, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
+SPREAD = "only it runs a model that is spread over devices"
 
 
 def known_models(models_dir: Path, **more: Any) -> Models:
@@ -32,6 +33,8 @@ def known_models(models_dir: Path, **more: Any) -> Models:
         ("bundled", {"device": "cpu", "backend": "nnsight"}, 'load_model(model="bundled", backend="auto", device="auto")'),
         ("toy@v2", {}, 'load_model(model="toy@v2")'),
         ("gpt2@remote", {"device": "cpu", "backend": "transformerlens", "dtype": "float16"}, 'load_model(model="gpt2", remote=true)'),
+        ("toy@device_map", {"device": "cpu"}, 'load_model(model="toy", device_map="auto")'),
+        ("toy@transformerlens", {}, 'load_model(model="toy", backend="transformerlens")'),
         ("toy@v2@cuda:1", {}, 'load_model(model="toy@v2", device="cuda:1")'),
     ],
 )
@@ -44,9 +47,26 @@ def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(tmp_path: Pat
     assert f"Call {told}:" in caught.value.cure
     arguments = dict(part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", "))
     name = arguments.pop("model")
-    remote = "remote" in arguments
-    asked = known.ask(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), remote=remote)  # type: ignore[arg-type]
+    how = {"remote": "remote" in arguments, "spread": "device_map" in arguments}
+    asked = known.ask(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), **how)  # type: ignore[arg-type]
     assert known.handle(asked) == handle
+
+
+async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(models: Path, tmp_path: Path) -> None:
+    hugging_face(models / "small", "gpt2")
+    async with Client(make(models, tmp_path / "runs", device="cpu")) as client:
+        said = await call(client, "load_model", model="small", device_map="auto", load=False)
+        assert (said["model_id"], said["backend"], said["chosen"]) == ("small@device_map", "nnsight", SPREAD)
+        made = await call(client, "load_model", model="small", device_map="auto")
+        assert (made["model_id"], made["backend"], made["chosen"], made["already_loaded"]) == ("small@device_map", "nnsight", SPREAD, False)
+        assert "The weights are spread" in made["warnings"][-1]
+        assert "up to 2 billion" in (await call(client, "load_model", model="small", load=False))["chosen"]
+        (models / "small" / "config.json").write_text(
+            (models / "small" / "config.json").read_text().replace('"n_embd": 16', '"n_embd": 1600000')
+        )
+        warned = (await call(client, "load_model", model="small", load=False))["warnings"]
+        assert "does not fit" in warned[0]
+        assert "does not fit" in await refused(client, "load_model", model="small")
 
 
 async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Path) -> None:
@@ -89,7 +109,7 @@ async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path)
 async def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
     hugging_face(tmp_path / "granite", "granite")
     async with Client(make(tmp_path, tmp_path / "runs")) as client:
-        assert "Use transformerlens" in await refused(client, "load_model", model="granite", backend="nnsight", load=False)
+        assert "Use backend 'transformerlens'" in await refused(client, "load_model", model="granite", backend="nnsight", load=False)
         assert "nowhere" in await refused(client, "load_model", model="nowhere", load=False)
 
 
