@@ -28,7 +28,7 @@ def done(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
     """A finished run, as `discover` leaves it, and a dictionary of the stream between its layers."""
     folder = build("induction").save(tmp_path / "model")
     model = load_model(folder, device="cpu")
-    task = load_task(folder / "task.jsonl", model, pairs=16)
+    task = load_task(folder / "task.jsonl", model, pairs=12)
     facts = {"task_name": task.name, "task_metric": task.metric, "split_method": task.split_method}
     lines = [
         {**{name: list(getattr(pair, name)) for name in SIDES}, "template": pair.template, "labels": dict(pair.labels), "split": split}
@@ -50,10 +50,10 @@ def done(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
     return model, open_run(tmp_path / "runs", run.id), sae, tmp_path / "runs"
 
 
-def test_a_run_gets_features_and_keeps_its_verdict(done, scout: Callable[..., Told]) -> None:  # noqa: F811
+def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
     model, run, sae, runs = done
     before = run.load_circuit()
-    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=4, runs_dir=runs)
+    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     opened = open_run(runs, run.id)
     circuit = opened.load_circuit()
     assert circuit == made.circuit
@@ -67,8 +67,13 @@ def test_a_run_gets_features_and_keeps_its_verdict(done, scout: Callable[..., To
     assert opened.status == "completed"
     assert resume(run.id, runs_dir=runs).circuit == circuit
 
+
+@pytest.mark.slow
+def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable[..., Told]) -> None:  # noqa: F811
+    model, run, sae, runs = done
+    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     assert "\nFeatures of sae beside it:" in scout("runs", "show", run.id, "--runs-dir", str(runs)).out
-    again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "4", "--runs-dir", str(runs), "--json", "-q")
+    again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "2", "--runs-dir", str(runs), "--json", "-q")
     assert again.status == 0, again.err
     found = json.loads(again.out)
     assert [one["node"] for one in found["candidates"]] == [str(one.node) for one in made.candidates]
