@@ -18,16 +18,27 @@ _SHOULD = "Input should be "
 
 
 def strict(tool: Tool) -> Tool:
-    """The tool with a closed input schema, and without the titles and defaults of null that pydantic adds to each field."""
+    """The tool with a closed input schema, and without the titles and nulls that pydantic adds to its fields."""
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
     for field in model.model_fields.values():
         field.metadata.append(BeforeValidator(_switch if field.annotation is bool else _no_switch))
     model.model_rebuild(force=True)
-    tool.parameters = _plain(model.model_json_schema(by_alias=True))
+    schema = _plain(model.model_json_schema(by_alias=True))
+    schema["properties"] = {name: _given(facts) for name, facts in schema.get("properties", {}).items()}
+    tool.parameters = schema
     if tool.fn_metadata.output_schema is not None:
         tool.fn_metadata.output_schema = _plain(tool.fn_metadata.output_schema)
     return tool
+
+
+def _given(facts: dict[str, Any]) -> dict[str, Any]:
+    """An argument as it is given; one that may be left out need not say that null, which it then is, is allowed too."""
+    kinds = [kind for kind in facts.get("anyOf", []) if kind != {"type": "null"}]
+    if not kinds or len(kinds) == len(facts["anyOf"]):
+        return facts
+    rest = {key: value for key, value in facts.items() if key != "anyOf"}
+    return {**kinds[0], **rest} if len(kinds) == 1 else {"anyOf": kinds, **rest}
 
 
 def told(tool: Tool, fault: ValidationError) -> str:
