@@ -181,7 +181,7 @@ def _tell_estimate(args: argparse.Namespace, console: Console, model: Backend, t
     from discovery.features.training import estimate_training
     from discovery.graph.strict_json import dumps
 
-    recipe, expected = estimate_training(model, text, **asked)
+    recipe, expected = estimate_training(model, text, memory=MEMORY.value(args), **asked)
     if args.json:
         console.write(dumps({"recipe": recipe, "estimate": expected}, indent=2) + "\n")
         return

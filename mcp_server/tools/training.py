@@ -125,7 +125,7 @@ def _source(session: Session, loaded: Loaded, text: str | None, task: TaskName |
 
 async def _estimated(call: Call, session: Session, loaded: Loaded, source: Any, site: str | None, asked: dict[str, Any]) -> CallToolResult:
     def job(work: Job) -> Any:
-        return science.estimate_training(loaded.backend, source(), site, **asked)
+        return science.estimate_training(loaded.backend, source(), site, memory=session.settings.memory, **asked)
 
     recipe, expected = await session.devices.run(call, loaded.device, "estimate", job)
     facts = expected.model_dump()

@@ -112,9 +112,16 @@ def train_sae(
         return _work(Job(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
 
 
-def estimate_training(model: Backend, text: Text, site: str | Site | None = None, **asked: Any) -> tuple[Recipe, Estimate]:
-    """What `train_sae` would take, and with which recipe; a few passes and steps are timed."""
+def estimate_training(
+    model: Backend, text: Text, site: str | Site | None = None, *, memory: int | None = None, **asked: Any
+) -> tuple[Recipe, Estimate]:
+    """What `train_sae` would take, and with which recipe; a few passes and steps are timed.
+
+    Raises:
+        MemoryLimitError: it does not fit; says what it takes.
+    """
     recipe = make_recipe(model, site, **asked)
+    require_memory(model, recipe, memory)
     return recipe, estimate(model, recipe, source_of(model, text).rows(model, recipe))
 
 

@@ -88,8 +88,9 @@ def drawn_from(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(schema["enum"])
     if "anyOf" in schema:
         return st.one_of([drawn_from(part) for part in schema["anyOf"]])
+    least = schema.get("minimum", -5)
     kinds: dict[str, st.SearchStrategy[Any]] = {
-        "integer": st.integers(schema.get("minimum", -5), min(schema.get("maximum", 40), 40)),
+        "integer": st.integers(least, max(least, min(schema.get("maximum", 40), 40))),
         "number": st.floats(0, 2),
         "boolean": st.booleans(),
         "string": st.text(max_size=20),

@@ -245,6 +245,8 @@ def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
 def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):
     with pytest.raises(MemoryLimitError, match=r"Training 24 features with batches of 32 takes about .* GB, and 0.00 GB are allowed"):
         train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, memory=1000, **SMALL)
+    with pytest.raises(MemoryLimitError, match="Training 24 features"):
+        estimate_training(reader, text, "resid_post.1", memory=1000, **SMALL)
     with pytest.raises(FeatureError, match="There is no file"):
         train_sae(reader, "no/such/text.txt", "resid_post.1", runs_dir=tmp_path, **SMALL)
     assert run_ids(tmp_path) == []
