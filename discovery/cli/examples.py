@@ -33,7 +33,14 @@ def add_verb(verbs: Commands, parents: list[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser("examples", parents=parents, help="where in a text features fire most", description=_ABOUT)
     for setting in LOADING:
         setting.add(verb)
-    flag(verb, "--sae", "SAE", any_text, "a SAELens directory, or release/sae_id of the hub", required=True)
+    flag(
+        verb,
+        "--sae",
+        "SAE",
+        any_text,
+        "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)",
+        default="bundled",
+    )
     flag(verb, "--text", "FILE", any_text, "what is read", required=True)
     flag(verb, "--features", "LIST", _numbers, "their numbers, as in 12,345", required=True)
     flag(verb, "--field", "NAME", any_text, "the field of JSON Lines that holds the text (default text)")

@@ -42,7 +42,14 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
         if name != "list":
             verb.add_argument("id", metavar="ID", help="of a run, as `circuit-scout runs list` shows it")
         if name == "features":
-            flag(verb, "--sae", "SAE", any_text, "a SAELens directory, or release/sae_id of the hub", required=True)
+            flag(
+                verb,
+                "--sae",
+                "SAE",
+                any_text,
+                "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)",
+                default="bundled",
+            )
             flag(verb, "--positions", "LIST", places, "which positions, as in end,S2,-1 (default: all)")
             flag(verb, "--candidates", "N", partial(whole, 1), "how many features are tried (default 16)")
             MEMORY.add(verb)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, add_features_to_run, discover, estimate, go_on
-    from discovery.backends.choose import choose
+    from discovery.backends.choose import choose, unfit
     from discovery.backends.device import choose_device
     from discovery.backends.find import find_source
     from discovery.backends.load import load_model

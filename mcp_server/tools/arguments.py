@@ -69,7 +69,7 @@ Nodes = Annotated[
     Field(description='Heads and MLPs: "a9.h6" (L9H6 and 9.6 too), "m5".', min_length=1, max_length=2000),
 ]
 DetailLevel = Annotated[Detail, Field(description="detailed: up to 40,000 characters instead of 10,000.")]
-SaeName = Annotated[str, Field(description="SAELens directory, or release/sae_id of the hub.", max_length=1000)]
+SaeName = Annotated[str | None, Field(description="As in sae_top_features.", max_length=1000)]
 Budget = Annotated[float, Field(description="Most forward-pass equivalents to spend.", gt=0, le=1e12, allow_inf_nan=False)]
 
 

@@ -11,6 +11,7 @@ from discovery.tasks import BUILTIN
 from mcp_server.session import Session, science
 from mcp_server.session import Work as Job
 from mcp_server.session.models import Loaded
+from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import MOST_PAIRS, Call, DetailLevel, ModelId, SaeName, Text
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
@@ -69,12 +70,12 @@ class Fired(Listing):
 async def sae_examples(
     call: Call,
     model_id: ModelId,
-    sae: SaeName,
     features: Annotated[list[int], Field(description="Their numbers.", min_length=1, max_length=50)],
     text: Annotated[
         Annotated[str, Field(max_length=4096)] | Annotated[list[Text], Field(max_length=MOST_PAIRS)],
         Field(description="Path of a text (a document a line) or .jsonl, a built-in task, or texts."),
     ],
+    sae: SaeName = None,
     field: Annotated[str, Field(description="Of .jsonl, what holds the text.", max_length=100)] = "text",
     most: Annotated[int, Field(description="Positions to read at most.", ge=1, le=10**8)] = 200_000,
     detail: DetailLevel = "concise",
@@ -85,13 +86,13 @@ async def sae_examples(
     Use it to name a feature that sae_top_features found. The text should be of the kind that the model was trained on. Kept on disk: the
     same call again costs nothing. Cost: one pass over the text up to the SAE's layer.
 
-    Example: sae_examples(model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre", features=[1234], text="corpus.txt").
+    Example: sae_examples(model_id="bundled", features=[60], text="ioi").
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Fired:
-        source = session.places.dictionary(sae)
+        source = session.places.dictionary(sae or BUNDLED)
         dictionary = opened(source, loaded.backend)
         found = science.feature_examples(
             loaded.backend,

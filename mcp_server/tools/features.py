@@ -80,7 +80,9 @@ async def sae_top_features(
     model_id: ModelId,
     sae: Annotated[
         str | None,
-        Field(description="SAELens directory, run_id of train_sae, release/sae_id of the hub; null: the bundled model's.", max_length=1000),
+        Field(
+            description="SAELens directory, run_id of train_sae, or release/sae_id of the hub; default: the bundled one.", max_length=1000
+        ),
     ] = None,
     prompt: Annotated[Text | Ids | None, Field(description="One prompt; or give task.")] = None,
     task: Annotated[TaskName | Pairs | None, Field(description="As in check_task; or give prompt.")] = None,
@@ -101,9 +103,8 @@ async def sae_top_features(
     removing each does to the metric beside random directions, on which tokens it fires, and which tokens it promotes.
 
     Use it to say what a place that patch_sweep found stands for. Read the reconstruction first: what the dictionary does not explain,
-    none of its features explains. Not without an SAE trained on this very model and site (train_sae makes
-    one). Cost: some forward passes per pair and
-    feature, seconds; a hub release is downloaded first.
+    none of its features explains. Not without an SAE trained on this very model and site (train_sae makes one). Cost: some forward
+    passes per pair and feature, seconds.
 
     Example: sae_top_features(model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre", task="ioi", positions=["end"]).
     """

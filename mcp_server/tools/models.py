@@ -121,8 +121,7 @@ async def load_model(
 
     Use it once per model; with load=false first where memory may be short: that reads no weights, and downloads none of a hub model.
     Not for looking what is there: list_models. Cost: bundled about 5 s the first time (libraries are loaded then), gpt2 about 10 s; a
-    hub model not yet on this machine is downloaded first. The least recently used model is dropped when memory is short. A model larger
-    than the machine: remote=true, where this server has an NDIF key; every measurement then waits in NDIF's queue.
+    hub model not yet on this machine is downloaded first. The least recently used model is dropped when memory is short.
 
     Example: load_model(model="bundled") -> model_id "bundled".
     """

@@ -10,6 +10,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
+from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import Call, ModelId, RunId, SaeName
 from mcp_server.tools.circuit import EdgeView, edge_views
 from mcp_server.tools.features import opened
@@ -51,7 +52,7 @@ async def circuit_features(
     call: Call,
     run_id: RunId,
     model_id: ModelId,
-    sae: SaeName,
+    sae: SaeName = None,
     positions: Annotated[list[StrictInt | str] | None, Field(description="As in sae_top_features.", max_length=500)] = None,
     k: Annotated[int, Field(description="How many candidates.", ge=1, le=64)] = 16,
 ) -> Annotated[CallToolResult, FeatureNodes]:
@@ -62,7 +63,7 @@ async def circuit_features(
     Use it after get_circuit, to say what the heads tell one another. It changes no verdict. Features of the same site are
     replaced. Cost: some dozen passes per pair and candidate; ioi in the bundled model about a minute.
 
-    Example: circuit_features(run_id="ioi-gpt2-20261120-153012-a1b2", model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre").
+    Example: circuit_features(run_id="ioi-gpt2-20261120-153012-a1b2", model_id="gpt2", sae="layer8").
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
@@ -70,7 +71,7 @@ async def circuit_features(
         raise ServerError(f"The run {run_id} is at work.", f'Wait for its end: run_status(run_id="{run_id}").')
 
     def job(work: Job) -> FeatureNodes:
-        source = session.places.dictionary(sae)
+        source = session.places.dictionary(sae or BUNDLED)
         made = science.add_features_to_run(
             session.runs.open(run_id).id,
             opened(source, loaded.backend),

@@ -10,6 +10,7 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
+from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Result, Work, answer, number
@@ -61,10 +62,10 @@ class Steered(Result):
 async def edit_features(
     call: Call,
     model_id: ModelId,
-    sae: SaeName,
     features: Annotated[
         dict[int, float], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
     ],
+    sae: SaeName = None,
     operation: Annotated[
         Literal["set", "scale", "add"], Field(description="set to the amount (0 ablates, else clamps), scale by it, or add it (steers).")
     ] = "set",
@@ -83,7 +84,7 @@ async def edit_features(
     Use it to test what a feature does, after sae_top_features named it. Give task, prompt or both. A change that random directions
     make too (control_p, controls) says nothing of the feature. Cost: a few passes per pair; a pass per token written.
 
-    Example: edit_features(model_id="gpt2", sae="gpt2-small-res-jb/blocks.8.hook_resid_pre", features={"1234": 0}, task="ioi").
+    Example: edit_features(model_id="bundled", features={"60": 0}, task="ioi").
     """
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
@@ -91,7 +92,7 @@ async def edit_features(
         raise ServerError("edit_features needs a task, a prompt, or both.", "Give a task for the effect on its metric, a prompt for text.")
 
     def job(work: Job) -> Steered:
-        source = session.places.dictionary(sae)
+        source = session.places.dictionary(sae or BUNDLED)
         dictionary = opened(source, loaded.backend)
         on_metric, on_text, warnings, costs = None, None, [*dictionary.warnings], []
         how: dict[str, Any] = {"operation": operation, "positions": positions, "error": error, "progress": work}
