@@ -24,7 +24,7 @@ demo: $(STAMP) ## find a circuit in the bundled model, without a network
 	$(BIN)/circuit-scout discover
 
 test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(STAMP) ## the slow tests
 	SHAPE_CHECKS=0 $(BIN)/python -m pytest -m slow

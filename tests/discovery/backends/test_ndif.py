@@ -96,7 +96,7 @@ def test_what_is_known_of_it(served, model, here):
     assert (info.remote, info.source, info.revision, info.fingerprint) == (served.address, REPO, COMMIT, f"{REPO}@{COMMIT}")
     assert "computed at" in info.warnings[0]
     assert str(model.device) == "cpu"
-    changed = {"name", "source", "revision", "fingerprint", "remote", "warnings"}
+    changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "chosen"}
     assert {k: v for k, v in vars(info).items() if k not in changed} == {k: v for k, v in vars(here.info).items() if k not in changed}
     lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
     assert lost == {"prefix", "narrow", "gradients"}

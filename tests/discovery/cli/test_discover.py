@@ -20,7 +20,8 @@ FRESH = "ioi-bundled-20261120-153012-a1b2"
 def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told], agent: Agent, runs_dir: Path) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
-    load = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32", "remote": False, "task": "ioi", "pairs": None}
+    load = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
+    load |= {"device_map": None, "remote": False, "task": "ioi", "pairs": None}
     assert (name, model, task) == ("discover", ("model", load), ("task", 0))
     expected = {"metric": None, "seed": 0, "universe": "all", "budget": None, "memory": None, "exhaustive": False}
     assert {key: options[key] for key in expected} == expected
@@ -36,6 +37,7 @@ def test_every_flag_arrives(scout: Callable[..., Told], agent: Agent, tmp_path: 
         "backend": "transformerlens",
         "device": "cpu",
         "dtype": "float64",
+        "device_map": None,
         "remote": True,
         "task": "induction",
         "pairs": 60,

@@ -11,13 +11,14 @@ from tests.discovery.cli.conftest import Told
 
 # The interface that holds, word for word; --json after the brackets goes with each verb in them.
 DISCOVER = """circuit-scout discover [TASK] [--model M] [--backend auto|transformerlens|nnsight] [--device auto|cpu|cuda|mps] [--dtype D]
-    [--remote] [--pairs N] [--seed S] [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES]
+    [--device-map auto] [--remote] [--pairs N] [--seed S] [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES]
     [--exhaustive] [--dry-run] [--runs-dir DIR] [--json] [--resume RUN_ID]"""
 VALUES = {
     "--model": "gpt2",
     "--backend": "nnsight",
     "--device": "mps",
     "--dtype": "bfloat16",
+    "--device-map": "auto",
     "--pairs": "60",
     "--seed": "3",
     "--metric": "kl_divergence",
