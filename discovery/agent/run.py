@@ -15,8 +15,8 @@ from discovery.agent.settings import Opening, Settings
 from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
-from discovery.backends.load import load_model
 from discovery.backends.memory import out_of_memory, peak_memory
+from discovery.backends.opening import opened, opening
 from discovery.engine import Meter, Progress
 from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import CircuitGraph, Cost
@@ -99,14 +99,6 @@ def discover(
         return _fold(_context(run, settings, model, task, progress, on_event), State())
 
 
-def opening(model: Backend) -> dict[str, Any]:
-    """How to open a model again."""
-    info = model.info
-    name = str(Path(info.name).expanduser().resolve()) if Path(info.name).expanduser().is_dir() and info.name != "bundled" else info.name
-    where = {"device": "auto", "device_map": "auto"} if info.device_map else {"device": info.device}
-    return {"model": name, "backend": info.backend, **where, "dtype": info.dtype, "remote": bool(info.remote)}
-
-
 def resume(
     run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
 ) -> Discovered:
@@ -156,7 +148,7 @@ def reopen(run: Run) -> tuple[Backend, Task]:
     """
     record = run.record
     how = settings_of(run).load
-    model = load_model(how.model, **how.model_dump(include={"backend", "device", "dtype", "remote", "device_map"}))
+    model = opened(how.model_dump())
     if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
         raise StoreError(f"The model {how.model!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model, read_task(run, model)

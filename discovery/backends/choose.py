@@ -17,6 +17,8 @@ from discovery.backends.outline import Outline
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 
+ELSEWHERE = "only it runs a model elsewhere"
+NATIVE_MODEL = "NativeModel"  # of a checkpoint in TransformerLens's own format
 LARGE = 2_000_000_000  # parameters; where the field's guides put the border
 
 
@@ -34,17 +36,24 @@ class Choice:
     found: Outline
 
 
-def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = False) -> Choice:
+def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = False, remote: bool = False) -> Choice:
     """Choose an engine for a model.
 
     Args:
         backend: what was asked for.
         free: bytes that the weights may take.
-        spread: the weights are to be spread over devices.
+        spread: the weights are to be spread over devices. remote: it is to run elsewhere.
 
     Raises:
-        ModelError: where the backend that is asked for does not know the model, or cannot have it spread.
+        ModelError: where the backend that is asked for does not know the model, or cannot have it spread or elsewhere.
     """
+    if remote:
+        if backend == "transformerlens":
+            raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
+        return Choice(found.engine("nnsight"), ELSEWHERE, found.on("nnsight"))
+    if spread and found.architecture == NATIVE_MODEL:
+        cause = f"{found.name} is in TransformerLens's own format, which is not spread."
+        raise ModelError(cause, "Leave out device_map: such models are small.")
     if spread and "nnsight" not in found.backends:
         cause = f"Only nnsight runs a model that is spread over devices, and {found.architecture} is not for it. {found.unknown}"
         raise ModelError(cause, "Leave out device_map.")
@@ -88,11 +97,11 @@ def unfit(choice: Choice, device: str, free: int) -> ModelError | None:
         return None
     narrower = [width for width in get_args(Width) if getattr(torch, width).itemsize < getattr(torch, found.dtype).itemsize]
     smaller = {width: needed * getattr(torch, width).itemsize // getattr(torch, found.dtype).itemsize for width in narrower}
-    fits = [width for width in ("bfloat16", "float32") if width in smaller and smaller[width] <= free]
+    fits = [width for width in ("float32", "bfloat16") if width in smaller and smaller[width] <= free]
     ways = [f"dtype {fits[0]} ({gigabytes(smaller[fits[0]])})"] if fits else []
     ways += (
         ["device_map auto (--device-map auto: spread over this machine's devices, memory and disk; slow)"]
-        if "nnsight" in found.backends
+        if "nnsight" in found.backends and found.architecture != NATIVE_MODEL
         else []
     )
     ways += ["remote (--remote: run it on NDIF)"] if found.revision is not None else []

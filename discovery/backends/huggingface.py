@@ -189,7 +189,8 @@ def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Sprea
         cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
-        cause = f"{directory.name} cannot be loaded: transformers does not take its config.json ({type(fault).__name__})."
+        what = "its config.json" if spread is None else "its config.json, or not this device_map"
+        cause = f"{directory.name} cannot be loaded: transformers does not take {what} ({type(fault).__name__})."
         raise ModelError(cause, "Check that it is a whole causal language model.", detail=first_line(fault)) from fault
     _require_the_same_weights(directory.name, module, report)
     _fuse_activations(module)

@@ -18,7 +18,7 @@ import torch
 
 from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
-from discovery.backends.choose import choose, require_room
+from discovery.backends.choose import ELSEWHERE, choose, require_room
 from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
@@ -67,14 +67,12 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
-    spread = Spread.asked(device_map, max_memory, device)
+    spread = Spread.asked(device_map, max_memory, device, remote=bool(remote))
     if remote:
         from discovery.backends.remote import load_remote
 
-        if spread is not None:
-            raise ModelError("A model that runs elsewhere is not spread over this machine.", "Give one of remote and device_map.")
         elsewhere = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
-        elsewhere.info = replace(elsewhere.info, chosen="only it runs a model elsewhere")
+        elsewhere.info = replace(elsewhere.info, chosen=ELSEWHERE)
         return elsewhere
     place = choose_device(device)
     said = find_source(str(name), weights=False)
@@ -94,20 +92,18 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
     """The engine and why it; refused where the weights do not fit.
 
     Raises:
-        ModelError: as `choose` and `require_room`, and where a model in TransformerLens's format is to be spread.
+        ModelError: as `choose` and `require_room`.
     """
     free = free_memory(device)
     try:
         found = outline_of(source, dtype)
     except UndescribedError:
-        return "nnsight" if backend == "nnsight" or spread else "transformerlens", "its configuration does not say how large it is"
+        if spread is not None:
+            raise
+        return "nnsight" if backend == "nnsight" else "transformerlens", "its configuration does not say how large it is"
     choice = choose(found, backend, free, spread=spread is not None)
     if spread is None:
         require_room(choice, device, free)
-    elif (source.directory / NATIVE_CONFIG).is_file():
-        raise ModelError(
-            f"{source.name} is in TransformerLens's own format, which is not spread.", "Leave out device_map: such models are small."
-        )
     return choice.engine, choice.reason
 
 
@@ -126,7 +122,7 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
         require_causal(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
-        warnings = (*made.info.warnings, f"The weights are spread: {told(module)}.")
+        warnings = (*made.info.warnings, *told(module))
         made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
     return made
 

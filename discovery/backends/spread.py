@@ -36,7 +36,7 @@ class Spread:
     limits: Mapping[str | int, Any] | None = None
 
     @classmethod
-    def asked(cls, device_map: Any, max_memory: Mapping[str | int, Any] | None, device: str) -> Spread | None:
+    def asked(cls, device_map: Any, max_memory: Mapping[str | int, Any] | None, device: str, *, remote: bool = False) -> Spread | None:
         """What the arguments of `load_model` say; None where nothing is spread.
 
         Raises:
@@ -46,15 +46,21 @@ class Spread:
             if max_memory is not None:
                 raise ModelError("max_memory says how weights are spread, and device_map is not given.", "Give device_map='auto' too.")
             return None
-        if device_map != "auto" and not isinstance(device_map, Mapping):
+        if remote:
+            raise ModelError("A model that runs elsewhere is not spread over this machine.", "Give one of remote and device_map.")
+        if device_map != "auto" and not (isinstance(device_map, Mapping) and device_map):
             raise ModelError(f"device_map {device_map!r} is not known.", "Give 'auto', or a mapping from parts to devices.")
         if device != "auto":
             cause = f"device {device!r} is one place, and device_map spreads the model over several."
             raise ModelError(cause, "Give one of the two.")
-        strange = {place: size for place, size in (max_memory or {}).items() if not isinstance(size, int) or size < 1}
-        if strange:
-            place, size = next(iter(strange.items()))
-            raise ModelError(f"max_memory of {place!r} is {size!r}.", "Give a whole number of bytes above 0 for each device.")
+        for place in device_map.values() if device_map != "auto" else ():
+            _require_place(place, "disk")
+        if max_memory is not None and not max_memory:
+            raise ModelError("max_memory is empty.", "Name what the weights may take, as in {'cpu': 8_000_000_000}, or leave it out.")
+        for place, size in (max_memory or {}).items():
+            _require_place(place)
+            if type(size) is not int or size < 1:  # True is an int
+                raise ModelError(f"max_memory of {place!r} is {size!r}.", "Give a whole number of bytes above 0 for each device.")
         return cls(device_map, max_memory)
 
     def arguments(self) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str]]:
@@ -65,6 +71,18 @@ class Spread:
             limits = {number: int(SHARE * free_memory(f"cuda:{number}")) for number in range(torch.cuda.device_count())}
             limits["cpu"] = int(SHARE * free_memory("cpu"))
         return {"device_map": self.places, "max_memory": dict(limits), "offload_folder": folder.name}, folder
+
+
+def _require_place(place: object, *more: str) -> None:
+    """Check that weights can lie there.
+
+    Raises:
+        ModelError: names what there is.
+    """
+    devices = [*range(torch.cuda.device_count()), *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    allowed = ["cpu", *more, *devices, *(["mps"] if torch.backends.mps.is_available() else [])]
+    if isinstance(place, bool) or place not in allowed:
+        raise ModelError(f"Weights cannot lie on {place!r}.", f"Allowed here: {', '.join(map(repr, allowed))}.")
 
 
 def keep(module: nn.Module, folder: tempfile.TemporaryDirectory[str]) -> None:
@@ -79,10 +97,14 @@ def home(module: nn.Module) -> str:
     return f"cuda:{first}" if isinstance(first, int) else str(first)
 
 
-def told(module: nn.Module) -> str:
-    """How many parts lie where, for people."""
+def told(module: nn.Module) -> tuple[str, ...]:
+    """A warning of how many parts lie where; none where all of them lie in one place, and not on the disk."""
     places = [str(place) for place in getattr(module, "hf_device_map", {}).values()]
-    return ", ".join(f"{places.count(place)} parts on {place}" for place in dict.fromkeys(places))
+    kinds = dict.fromkeys(places)
+    if len(kinds) < 2 and "disk" not in kinds:
+        return ()
+    parts = ", ".join(f"{places.count(place)} {'part' if places.count(place) == 1 else 'parts'} on {place}" for place in kinds)
+    return (f"The weights are spread: {parts}.",)
 
 
 def at_hand(module: nn.Module) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from discovery.cli.arguments import LOADING, Commands, UsageError, any_text, flag, whereabouts, whole
 from discovery.cli.console import Console
-from discovery.cli.subject import loading, open_model
+from discovery.cli.subject import add_place_flags, loading, open_model
 
 if TYPE_CHECKING:
     from discovery.methods.features import Examples
@@ -33,6 +33,7 @@ def add_verb(verbs: Commands, parents: list[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser("examples", parents=parents, help="where in a text features fire most", description=_ABOUT)
     for setting in LOADING:
         setting.add(verb)
+    add_place_flags(verb)
     flag(
         verb,
         "--sae",

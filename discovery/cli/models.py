@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
-from discovery.cli.subject import add_spread_flag, loading
+from discovery.cli.subject import add_place_flags, loading
 
 if TYPE_CHECKING:
     from discovery.backends.outline import Outline
@@ -44,7 +44,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
             verb.add_argument("model", metavar="M", help=MODEL.help)
             for setting in (BACKEND, DEVICE, DTYPE):
                 setting.add(verb)
-            add_spread_flag(verb)
+            add_place_flags(verb)
 
 
 def listed(args: argparse.Namespace, console: Console) -> None:
@@ -72,16 +72,17 @@ def info(args: argparse.Namespace, console: Console) -> None:
     from discovery.backends.device import choose_device
     from discovery.backends.memory import free_memory
     from discovery.backends.outline import outline
+    from discovery.backends.spread import Spread
     from discovery.graph.strict_json import dumps
 
     asked = loading(args)
     device = choose_device(asked["device"])
     free = free_memory(device)
-    spread = asked["device_map"] is not None
-    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread)
+    spread, remote = Spread.asked(asked["device_map"], None, asked["device"], remote=asked["remote"]) is not None, asked["remote"]
+    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread, remote=remote)
     found = choice.found
     facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.engine, "chosen": choice.reason}
-    memory, trouble = _memory(found, free), None if spread else unfit(choice, device, free)
+    memory, trouble = _memory(found, free), None if spread or remote else unfit(choice, device, free)
     if args.json:
         console.write(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
         return

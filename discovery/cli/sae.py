@@ -27,7 +27,7 @@ from discovery.cli.arguments import (
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
 from discovery.cli.examples import add_verb as add_examples
-from discovery.cli.subject import loading, open_model, open_task
+from discovery.cli.subject import add_place_flags, loading, open_model, open_task
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
@@ -63,6 +63,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
     train_verb = verbs.add_parser("train", parents=parents, help="train one on a model of yours", description=_TRAIN)
     for setting in (*LOADING, MEMORY, RUNS_DIR):
         setting.add(train_verb)
+    add_place_flags(train_verb)
     flag(train_verb, "--text", "FILE", any_text, "what to train on")
     train_verb.add_argument(
         "--task", metavar="TASK", action="append", help="or the prompts of a task, both sides of its pairs; may be given again"
@@ -130,6 +131,7 @@ def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, An
         raise UsageError(f"{given} given.", "Say what to train on: --text FILE, or --task ioi.")
     if args.text is not None and args.pairs is not None:
         raise UsageError(f"--pairs {args.pairs} was given with --text.", "Leave it out: pairs belong to --task.")
+    from discovery.backends.opening import HOW
     from discovery.tasks import BUILTIN, require_source
 
     named = args.task or []
@@ -140,7 +142,7 @@ def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, An
     for name in named:
         require_source(name)
     model = open_model(load, console)
-    how = {name: load[name] for name in ("model", "backend", "device", "dtype")}
+    how = {name: load[name] for name in ("model", *HOW)}
     if args.text is not None:
         return how, whereabouts(args.text), model
     pairs = {name: args.pairs or (TASK_PAIRS if name in BUILTIN else None) for name in named}

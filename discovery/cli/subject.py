@@ -26,28 +26,32 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose a model, the pairs of a task, and how it is measured."""
     for setting in LOADING:
         setting.add(parser)
-    add_spread_flag(parser)
-    parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
+    add_place_flags(parser)
     flag(parser, "--pairs", "N", partial(whole, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
     flag(parser, "--seed", "S", partial(whole, 0), "draws the pairs, the split and every resample (default 0)")
     flag(parser, "--metric", "NAME", partial(one_of, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
     MEMORY.add(parser)
 
 
-def add_spread_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag for a model that is larger than one device."""
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags for a model that is larger than one device, or than this machine."""
     text = "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
     flag(parser, "--device-map", "auto", partial(one_of, ("auto",)), text)
+    parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """How to open the model and the task again: model, backend, device, dtype, device_map, remote, task, pairs."""
-    asked = {setting.name: setting.value(args) for setting in LOADING}
+    remote, spread = getattr(args, "remote", False), getattr(args, "device_map", None)
+    plain = (
+        ("backend", "device", "dtype") if remote else ("device",) if spread else ()
+    )  # the environment's are for models loaded whole here
+    asked = {setting.name: setting.given(args) or setting.default if setting.name in plain else setting.value(args) for setting in LOADING}
     return {
         **asked,
         "model": _model(asked["model"]),
-        "device_map": getattr(args, "device_map", None),
-        "remote": getattr(args, "remote", False),
+        "device_map": spread,
+        "remote": remote,
         "task": _task(getattr(args, "task", None) or TASK),
         "pairs": getattr(args, "pairs", None),
     }

@@ -10,13 +10,10 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import psutil
-
 from discovery.cli.arguments import DTYPES
-from discovery.errors import DiscoveryError
+from discovery.errors import DiscoveryError, ModelError
 from discovery.sites import BackendName
 from mcp_server.errors import UnknownModelError
 from mcp_server.session import science
@@ -49,6 +46,14 @@ class Asked:
     dtype: str
     remote: bool = False
     spread: bool = False
+
+    def require_consistent(self) -> None:
+        """Check that the arguments do not contradict each other, as loading does.
+
+        Raises:
+            ModelError: where they do.
+        """
+        science.Spread.asked("auto" if self.spread else None, None, self.device, remote=self.remote)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -120,14 +125,18 @@ class Models:
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
+        whole = not (asked.remote or asked.spread)
         if not self.has(model_id):
+            if whole:
+                with self._loading:
+                    self._make_room(asked)
             science.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            if not (asked.remote or asked.spread):
-                self._make_room(Path(science.find_source(asked.source).directory))
+            if whole:
+                self._make_room(asked)  # again: others may have been loaded meanwhile
             backend = science.load_model(asked.source, **asked.how)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
@@ -177,10 +186,22 @@ class Models:
         extra += ', device_map="auto"' if SPREAD in given else ""
         return f'load_model(model="{name}"{extra})'
 
-    def _make_room(self, directory: Path) -> None:
-        """Drop the least recently used while the weights would not fit into what is free."""
-        need = sum(path.stat().st_size for path in directory.glob("*.safetensors")) * 2 + SPARE
-        while self._loaded and psutil.virtual_memory().available < need:
+    def _make_room(self, asked: Asked) -> None:
+        """Drop the least recently used while the weights would not fit into what is free where they are to lie.
+
+        Raises:
+            ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
+        """
+        try:
+            found = self.outline(asked)
+        except ModelError:
+            return  # what cannot be described may load all the same, or is refused there
+        device = science.choose_device(asked.device)
+        held = sum(loaded.backend.info.n_params * 4 for loaded in self._loaded.values())
+        free = science.free_memory(device)
+        science.require_room(science.choose(found, asked.backend, free + held), device, free + held)
+        need = found.on(found.engine(asked.backend)).loading_bytes + SPARE
+        while self._loaded and science.free_memory(device) < need:
             del self._loaded[min(self._loaded, key=lambda name: self._loaded[name].used)]
 
 

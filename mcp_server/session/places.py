@@ -59,7 +59,7 @@ class Places:
             raise self._refused("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
         return found
 
-    def text_file(self, name: str) -> Path:
+    def text_file(self, name: str, instead: str) -> Path:
         """A text to be read, or to train on.
 
         Raises:
@@ -67,7 +67,7 @@ class Places:
         """
         found = self._find(name)
         if found is None or not found.is_file():
-            raise self._refused("text file", name, "Name a built-in task, give the texts themselves, or put the file into one of them.")
+            raise self._refused("text file", name, f"{instead}, or put the file into one of them.")
         return found
 
     def dictionary(self, name: str) -> str:

@@ -90,7 +90,7 @@ class Runs:
     def train(self, loaded: Loaded, text: Any, options: dict[str, Any]) -> Background:
         """Begin the training of an SAE; returns once its folder is there. Blocks for that long."""
         how = loaded.asked
-        load = {"model": how.source, "backend": how.backend, "device": how.device, "dtype": how.dtype}
+        load = {"model": how.source, **how.how}
 
         def carry(made: Background, begin: Callable[[str], None]) -> None:
             runs_dir = self._settings.runs_dir

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, add_features_to_run, discover, estimate, go_on
-    from discovery.backends.choose import choose, unfit
+    from discovery.backends.choose import choose, require_room, unfit
     from discovery.backends.device import choose_device
     from discovery.backends.find import find_source
     from discovery.backends.load import load_model
     from discovery.backends.memory import free_memory
     from discovery.backends.outline import outline
+    from discovery.backends.spread import Spread
     from discovery.backends.waiting import listening
     from discovery.engine import Engine, Meter, Need
     from discovery.evaluation import evaluate_circuit
@@ -38,6 +39,7 @@ _HOMES = {
     "Meter": "discovery.engine",
     "Need": "discovery.engine",
     "Sampling": "discovery.methods.features",
+    "Spread": "discovery.backends.spread",
     "ablate_heads": "discovery.methods.ablation",
     "add_features_to_run": "discovery.agent",
     "check_task": "discovery.methods.behaviour",
@@ -62,6 +64,7 @@ _HOMES = {
     "outline": "discovery.backends.outline",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.cache",
+    "require_room": "discovery.backends.choose",
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
     "top_cells": "discovery.methods.summary",
@@ -76,6 +79,7 @@ __all__ = [
     "Meter",
     "Need",
     "Sampling",
+    "Spread",
     "ablate_heads",
     "add_features_to_run",
     "check_task",
@@ -100,6 +104,7 @@ __all__ = [
     "outline",
     "pack",
     "patch_sweep",
+    "require_room",
     "run_with_cache",
     "sae_top_features",
     "summarise",

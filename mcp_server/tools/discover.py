@@ -165,11 +165,13 @@ async def discover_circuit(
         str | None, Field(description="Resume this interrupted run instead; the other arguments are the run's own.", max_length=200)
     ] = None,
     metric: Metric = None,
-    budget: Annotated[Budget | None, Field(description="Unlimited where null.")] = None,
+    budget: Annotated[Budget | None, Field(description="Unlimited where left out.")] = None,
     pairs: Annotated[
         int | None,
         Field(
-            description="Prompt pairs; the task's own number (240 for built-in ones) where null. A verdict needs 96.", ge=2, le=MOST_PAIRS
+            description="Prompt pairs; the task's own number (240 for built-in ones) if left out. A verdict needs 96.",
+            ge=2,
+            le=MOST_PAIRS,
         ),
     ] = None,
     seed: Seed = 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from discovery.tasks import BUILTIN
 from mcp_server.session import Session, science
@@ -70,9 +70,9 @@ class Fired(Listing):
 async def sae_examples(
     call: Call,
     model_id: ModelId,
-    features: Annotated[list[int], Field(description="Their numbers.", min_length=1, max_length=50)],
+    features: Annotated[list[StrictInt], Field(description="Their numbers.", min_length=1, max_length=50)],
     text: Annotated[
-        Annotated[str, Field(max_length=4096)] | Annotated[list[Text], Field(max_length=MOST_PAIRS)],
+        Annotated[str, Field(max_length=4096)] | Annotated[list[Text], Field(min_length=1, max_length=MOST_PAIRS)],
         Field(description="Path of a text (a document a line) or .jsonl, a built-in task, or texts."),
     ],
     sae: SaeName = None,
@@ -113,7 +113,11 @@ def _source(session: Session, loaded: Loaded, text: str | list[str]) -> Any:
     """What is read: the texts themselves, a task, or a file that may be read."""
     if isinstance(text, list):
         return text
-    return session.task(loaded, text, None, 0) if text in BUILTIN else session.places.text_file(text)
+    return (
+        session.task(loaded, text, None, 0)
+        if text in BUILTIN
+        else session.places.text_file(text, "Name a built-in task, give the texts themselves")
+    )
 
 
 def _fired(model_id: str, sae: str, found: Examples, detail: str) -> Fired:

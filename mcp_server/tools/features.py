@@ -87,11 +87,12 @@ async def sae_top_features(
     prompt: Annotated[Text | Ids | None, Field(description="One prompt; or give task.")] = None,
     task: Annotated[TaskName | Pairs | None, Field(description="As in check_task; or give prompt.")] = None,
     positions: Annotated[
-        list[StrictInt | str] | None, Field(description="From 0, from the end (-1), or labels of the task; all where null.", max_length=500)
+        list[StrictInt | str] | None,
+        Field(description="From 0, from the end (-1), or labels of the task; all if left out.", max_length=500),
     ] = None,
     k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
     by: Annotated[
-        Literal["activation", "attribution", "ablation"] | None, Field(description="The order; null: fits what is given.")
+        Literal["activation", "attribution", "ablation"] | None, Field(description="The order; left out: fits what is given.")
     ] = None,
     steps: Annotated[int, Field(description="Over 1: integrated gradients.", ge=1, le=64)] = 1,
     metric: Metric = None,

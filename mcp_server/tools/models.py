@@ -109,9 +109,9 @@ class Unloaded(Result):
 async def load_model(
     call: Call,
     model: Annotated[str, Field(description="bundled, a model directory, or a hub name (gpt2).", min_length=1, max_length=1000)],
-    backend: Annotated[BackendName | None, Field(description="Engine; the server's default where null.")] = None,
+    backend: Annotated[BackendName | None, Field(description="Engine; the server's default where left out.")] = None,
     device: Device | None = None,
-    dtype: Annotated[Width | None, Field(description="The server's default (float32) where null.")] = None,
+    dtype: Annotated[Width | None, Field(description="The server's default (float32) where left out.")] = None,
     device_map: Annotated[Literal["auto"] | None, Field(description="auto: over the server's devices, memory and disk (slow).")] = None,
     remote: Annotated[bool, Field(description="Run it on NDIF with the server's key: prompts and activations are sent there.")] = False,
     load: Annotated[bool, Field(description="False: only say what it is and what memory it takes, from its configuration.")] = True,
@@ -190,7 +190,8 @@ def _described(asked: Asked, model_id: str, found: Outline) -> Model:
     """
     device = science.choose_device(asked.device)
     free = science.free_memory(device)
-    choice = science.choose(found, "nnsight" if asked.remote else asked.backend, free, spread=asked.spread)
+    asked.require_consistent()
+    choice = science.choose(found, asked.backend, free, spread=asked.spread, remote=asked.remote)
     found, elsewhere = choice.found, asked.remote or asked.spread
     trouble = None if elsewhere else science.unfit(choice, device, free)
     return Model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mcp.types import CallToolResult
-from pydantic import Field, StrictInt
+from pydantic import BeforeValidator, Field, StrictInt
 
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
@@ -14,6 +14,7 @@ from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Result, Work, answer, number
+from mcp_server.tools.strict import no_switch
 from mcp_server.tools.task import Interval
 
 if TYPE_CHECKING:
@@ -59,11 +60,14 @@ class Steered(Result):
     cost: Work
 
 
+Amount = Annotated[float, BeforeValidator(no_switch)]
+
+
 async def edit_features(
     call: Call,
     model_id: ModelId,
     features: Annotated[
-        dict[int, float], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
+        dict[int, Amount], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
     ],
     sae: SaeName = None,
     operation: Annotated[

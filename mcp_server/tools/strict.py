@@ -22,7 +22,7 @@ def strict(tool: Tool) -> Tool:
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
     for field in model.model_fields.values():
-        field.metadata.append(BeforeValidator(_switch if field.annotation is bool else _no_switch))
+        field.metadata.append(BeforeValidator(_switch if field.annotation is bool else no_switch))
     model.model_rebuild(force=True)
     schema = _plain(model.model_json_schema(by_alias=True))
     schema["properties"] = {name: _given(facts) for name, facts in schema.get("properties", {}).items()}
@@ -90,7 +90,7 @@ def _switch(value: Any) -> Any:
     return value
 
 
-def _no_switch(value: Any) -> Any:
+def no_switch(value: Any) -> Any:
     """No true that would count as 1."""
     if isinstance(value, bool):
         raise PydanticCustomError("not_bool", "Input should not be true or false")
@@ -98,7 +98,7 @@ def _no_switch(value: Any) -> Any:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema without generated titles, and without defaults of null, which the types say; a property that is called title stays."""
+    """A schema without generated titles, and without defaults of null: what is left out is null; a property that is called title stays."""
     if isinstance(schema, list):
         return [_plain(inner) for inner in schema]
     if not isinstance(schema, dict):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from discovery.methods.behaviour import Behaviour
     from discovery.tasks.task import Task
 
-Metric = Annotated[MetricName | None, Field(description="What is measured at the answer; the task's own where null.")]
+Metric = Annotated[MetricName | None, Field(description="What is measured at the answer; the task's own where left out.")]
 
 
 class Lint(Result):

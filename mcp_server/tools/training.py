@@ -76,12 +76,12 @@ async def train_sae(
     ] = None,
     task: Annotated[TaskName | None, Field(description="Built-in task or task file whose prompts are trained on.")] = None,
     site: Annotated[
-        str | None, Field(description="As in resid_pre.2; the residual stream in the middle where null.", max_length=60)
+        str | None, Field(description="As in resid_pre.2; the residual stream in the middle where left out.", max_length=60)
     ] = None,
     architecture: Annotated[Literal["topk", "standard"], Field(description="topk, or standard: ReLU and L1.")] = "topk",
-    features: Annotated[int | None, Field(description="8 for each number of the activation where null.", ge=2, le=2**20)] = None,
+    features: Annotated[int | None, Field(description="8 for each number of the activation where left out.", ge=2, le=2**20)] = None,
     k: Annotated[int | None, Field(description="Features a position keeps (topk).", ge=1)] = None,
-    tokens: Annotated[int | None, Field(description="1,000 for each feature where null.", ge=64, le=2**40)] = None,
+    tokens: Annotated[int | None, Field(description="1,000 for each feature where left out.", ge=64, le=2**40)] = None,
     pairs: Annotated[int | None, Field(description="Of the task.", ge=1, le=100 * MOST_PAIRS)] = None,
     seed: Seed = 0,
     dry_run: Annotated[bool, Field(description="Only estimate time and memory.")] = False,
@@ -119,7 +119,7 @@ async def train_sae(
 def _source(session: Session, loaded: Loaded, text: str | None, task: TaskName | None, pairs: int | None, seed: int) -> Text:
     """What is trained on."""
     if text is not None:
-        return session.places.text_file(text)
+        return session.places.text_file(text, "Give task='ioi' instead")
     return session.task(loaded, str(task), pairs or (TASK_PAIRS if task in BUILTIN else None), seed)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from discovery.backends.base import Backend
-from discovery.backends.load import load_model
 from discovery.backends.memory import out_of_memory, peak_memory
+from discovery.backends.opening import opened, opening
 from discovery.errors import DiscoveryError, Interrupted, MemoryLimitError, StoreError
 from discovery.features.bundle import IN_A_RUN
 from discovery.features.load import load_sae
@@ -100,10 +100,10 @@ def train_sae(
         "recipe": recipe.model_dump(mode="json"),
         "text": {"name": source.name, "path": str(source.path) if source.path else None, "fingerprint": rows.fingerprint},
         "memory": memory,
-        "load": dict(load or {"model": info.name, "backend": info.backend, "device": info.device, "dtype": info.dtype}),
+        "load": dict(load or opening(model)),
     }
     weights = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    made = provenance(recipe.seed, info.device, command, now(), ("sae-lens",))
+    made = provenance(recipe.seed, info.remote or info.device, command, now(), ("sae-lens",))
     with create_run(runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=KIND) as run:
         if source.content is not None:
             run.save_file(ROWS, source.content)
@@ -242,7 +242,7 @@ def _trained(run: Run, model: Backend) -> Trained:
 
 def _model_of(run: Run) -> Backend:
     how: Any = run.record.configuration.get("load") or {}
-    model = load_model(how["model"], backend=how["backend"], device=how["device"], dtype=how["dtype"])
+    model = opened(how)
     if model.info.fingerprint != run.record.model.fingerprint:
         raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model

@@ -10,6 +10,7 @@ from discovery.backends.base import Backend
 from discovery.features import SAE
 from discovery.methods.features.keep import Context, Kept
 from discovery.methods.features.sampling import Sampling
+from discovery.tasks.pairs import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,14 @@ def _bins(model: Backend, contexts: Sequence[Context], how: Sampling) -> Sequenc
 
 
 def _example(model: Backend, context: Context) -> Example:
-    decode = model.tokenizer.decode if model.tokenizer else None
-    texts = tuple(decode([token]) for token in context.tokens) if decode else None
+    texts = pieces(model.tokenizer, context.tokens) if model.tokenizer else None
     return Example(context.number, context.tokens, texts, context.activations, context.peak, context.value)
+
+
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text; alone it may read otherwise, without the space in front of it."""
+    read = [tokenizer.decode(list(tokens[:end])) for end in range(len(tokens) + 1)]
+    return tuple(
+        after.removeprefix(before) if after.startswith(before) else tokenizer.decode([token])
+        for before, after, token in zip(read, read[1:], tokens, strict=True)
+    )

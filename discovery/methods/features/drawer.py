@@ -15,7 +15,7 @@ from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps
 from discovery.store.files import read_json, write_json
 
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
 
 

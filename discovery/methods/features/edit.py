@@ -27,7 +27,7 @@ from discovery.errors import MeasurementError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.cost import Cost
-from discovery.methods.features.places import Places, Positions, places_of
+from discovery.methods.features.places import Places, Positions, named_task, places_of
 from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
 from discovery.methods.features.removal import Control, other_directions, push
 from discovery.methods.features.splice import prepare, spliced
@@ -64,7 +64,7 @@ class Edited:
 
 def edit_features(
     model: Backend,
-    task: Task,
+    task: Task | str,
     sae: SAE | str | Path,
     features: Mapping[int, float],
     *,
@@ -80,6 +80,7 @@ def edit_features(
     """Change features together in every pair's clean prompt.
 
     Args:
+        task: or the name of a built-in one, or a task file's path: 32 pairs of it. sae: "bundled" is the bundled model's.
         features: feature -> amount, in units of its activation (operation "scale": a factor). {f: 0.0} ablates.
         operation: set, scale or add.
         error: keep what the dictionary does not explain, or drop it.
@@ -95,6 +96,7 @@ def edit_features(
     if controls < 0:
         raise MeasurementError(f"controls is {controls}.", "Ask for at least 0.")
     sae = open_sae(sae, model)
+    task = named_task(task, model, seed)
     change = Change.of(features, operation, sae.d_sae)
     engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     places = places_of(task, positions)

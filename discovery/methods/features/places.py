@@ -7,8 +7,17 @@ from collections.abc import Sequence
 from discovery.backends.base import Backend
 from discovery.errors import MeasurementError
 from discovery.methods.cache import run_with_cache
+from discovery.tasks import load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Pair, Task
+
+NAMED = 32  # pairs of a task that is given by its name
+
+
+def named_task(task: Task | str, model: Backend, seed: int) -> Task:
+    """A task, or some pairs of the built-in one, or the file, of that name."""
+    return load_task(task, model, pairs=NAMED, seed=seed) if isinstance(task, str) else task
+
 
 Positions = Sequence[int | str] | slice | None  # from 0, from the end, labels of the task; a slice; None is all
 Places = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order

@@ -55,7 +55,7 @@ class Reader:
         if not self.positions:
             raise MeasurementError(
                 f"The text {texts.name!r} has no position to look at: it is empty, or no longer than the {self.how.skip} left out.",
-                "Give more text, or skip=0.",
+                "Give more text.",
             )
 
     def totals(self, i: int) -> tuple[int, float, int]:

@@ -38,18 +38,16 @@ from discovery.methods.features.attribution import mean_gradient
 from discovery.methods.features.direct import ends_of
 from discovery.methods.features.exchange import carried
 from discovery.methods.features.feature import Feature, Measured
-from discovery.methods.features.places import Places, Positions, places_of, prompt_task
+from discovery.methods.features.places import Places, Positions, named_task, places_of, prompt_task
 from discovery.methods.features.reconstruction import Reconstruction, reconstruct
 from discovery.methods.features.removal import push
 from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName, Site
-from discovery.tasks import load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
 Order = Literal["activation", "attribution", "ablation"]
 MORE = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
-NAMED = 32  # pairs of a task that is given by its name
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def sae_top_features(
     order: Order = by or ("activation" if task is None else "attribution")
     _check(prompt, task, order, k, steps, controls)
     sae = open_sae(BUNDLED if sae is None else sae, model)
-    task = load_task(task, model, pairs=NAMED, seed=seed) if isinstance(task, str) else task
+    task = None if task is None else named_task(task, model, seed)
     meter = Meter(progress=progress)
     pair = None
     if task is None:

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from discovery.backends import load
-from discovery.backends.choose import LARGE, choose, require_room, unfit
+from discovery.backends.choose import ELSEWHERE, LARGE, choose, require_room, unfit
 from discovery.backends.engines import engines_of
 from discovery.backends.layout import LAYOUTS
 from discovery.backends.load import load_model
@@ -94,6 +94,15 @@ def test_what_does_not_fit_is_refused_with_numbers_and_choices(shelf):
     assert "bfloat16" not in str(trouble)
     assert "remote" not in str(trouble)
     assert unfit(choose(found, "auto", 280 * 10**9), "cpu", 280 * 10**9) is None
+    wide = unfit(choose(replace(found, dtype="float64"), "auto", 300 * 10**9), "cpu", 300 * 10**9)
+    assert "dtype float32 (280.0 GB)" in str(wide)  # the widest that fits
+
+
+def test_what_runs_elsewhere_runs_on_nnsight(shelf):
+    found = outline(shelf.path("llama"))
+    assert (choose(found, "auto", 0, remote=True).engine, choose(found, "auto", 0, remote=True).reason) == ("nnsight", ELSEWHERE)
+    with pytest.raises(ModelError, match="NDIF serves nnsight"):
+        choose(found, "transformerlens", 0, remote=True)
 
 
 def test_it_is_refused_before_any_weight_is_read(folder, monkeypatch):

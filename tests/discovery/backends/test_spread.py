@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from discovery import ablate_heads, patch_sweep
-from discovery.agent.run import opening
 from discovery.backends.load import load_model
+from discovery.backends.opening import opened, opening
 from discovery.errors import ModelError
 from tests.discovery.tiny import as_task, hugging_face, random_pairs
 
@@ -36,6 +36,7 @@ def test_it_lies_on_the_disk_and_says_so(both):
     again = opening(spread)
     assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
     assert "device_map" not in opening(whole)
+    assert opened(again).info.device_map == "auto"
     assert spread.abilities == whole.abilities
 
 
@@ -82,6 +83,12 @@ def test_the_folder_goes_when_the_module_goes(tmp_path, monkeypatch, shelf):
     [
         ({"device_map": "balanced please"}, "balanced please"),
         ({"max_memory": {"cpu": 10}}, "device_map is not given"),
+        ({"device_map": "auto", "max_memory": {}}, "max_memory is empty"),
+        ({"device_map": "auto", "max_memory": {"cpu": True}}, "True"),
+        ({"device_map": "auto", "max_memory": {"gpu": 10}}, "cannot lie on 'gpu'"),
+        ({"device_map": {"": "nowhere"}}, "cannot lie on 'nowhere'"),
+        ({"device_map": {}}, "not known"),
+        ({"device_map": "auto", "remote": True}, "one of remote and device_map"),
         ({"device_map": "auto", "device": "cpu"}, "one place"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "'much'"),
         ({"device_map": "auto", "backend": "transformerlens"}, "takes weights apart"),
@@ -90,6 +97,11 @@ def test_the_folder_goes_when_the_module_goes(tmp_path, monkeypatch, shelf):
 def test_contradictions_are_refused(shelf, how, words):
     with pytest.raises(ModelError, match=words):
         load_model(shelf.path("gpt2"), **how)
+
+
+def test_what_lies_in_one_place_is_not_called_spread(shelf):
+    model = load_model(shelf.path("gpt2"), device_map="auto")
+    assert (model.info.warnings, model.info.device_map) == ((), "auto")
 
 
 def test_a_native_checkpoint_is_not_spread(shelf):

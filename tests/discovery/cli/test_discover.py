@@ -20,12 +20,24 @@ FRESH = "ioi-bundled-20261120-153012-a1b2"
 def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told], agent: Agent, runs_dir: Path) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
-    load = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
-    load |= {"device_map": None, "remote": False, "task": "ioi", "pairs": None}
+    opened = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
+    load = {**opened, "device_map": None, "remote": False, "task": "ioi", "pairs": None}
     assert (name, model, task) == ("discover", ("model", load), ("task", 0))
     expected = {"metric": None, "seed": 0, "universe": "all", "budget": None, "memory": None, "exhaustive": False}
     assert {key: options[key] for key in expected} == expected
     assert (options["runs_dir"], options["command"], options["load"]) == (runs_dir, "circuit-scout discover", load)
+
+
+def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
+    scout: Callable[..., Told], agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, word in (("DEVICE", "cpu"), ("BACKEND", "transformerlens"), ("DTYPE", "float16")):
+        monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", word)
+    for flag in ("--device-map=auto", "--remote"):
+        assert scout("discover", flag).status == 0
+    spread, remote = (options["load"] for _, _, options in agent.asked)
+    assert [spread[name] for name in ("device", "backend", "dtype", "device_map")] == ["auto", "transformerlens", "float16", "auto"]
+    assert [remote[name] for name in ("device", "backend", "dtype", "remote")] == ["auto", "auto", "float32", True]
 
 
 def test_every_flag_arrives(scout: Callable[..., Told], agent: Agent, tmp_path: Path) -> None:

@@ -249,3 +249,17 @@ def test_bad_input(place):
         feature_examples(place.model, place.sae, place.text, [])
     with pytest.raises(MeasurementError, match="no text file"):
         feature_examples(place.model, place.sae, place.folder / "nothing.txt", [3])
+
+
+def test_contexts_read_as_the_text_does() -> None:
+    """A token alone may lose the space in front of it."""
+    from discovery import load_model
+    from discovery.methods.features.cards import pieces
+
+    tokenizer = load_model("bundled").tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode("When Mary and John went to the store, John gave a drink to Mary.")
+    read = pieces(tokenizer, ids)
+    assert len(read) == len(ids)
+    assert "".join(read) == tokenizer.decode(ids)
+    assert " Mary" in read[1:]

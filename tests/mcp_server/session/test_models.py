@@ -59,7 +59,10 @@ async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(models
         assert (said["model_id"], said["backend"], said["chosen"]) == ("small@device_map", "nnsight", SPREAD)
         made = await call(client, "load_model", model="small", device_map="auto")
         assert (made["model_id"], made["backend"], made["chosen"], made["already_loaded"]) == ("small@device_map", "nnsight", SPREAD, False)
-        assert "The weights are spread" in made["warnings"][-1]
+        assert made["warnings"] == []  # all of them fit into memory
+        for contradiction in ({"device_map": "auto", "device": "cpu"}, {"device_map": "auto", "remote": True}):
+            said, loaded = [await refused(client, "load_model", model="small", load=load, **contradiction) for load in (False, True)]
+            assert said == loaded
         assert "up to 2 billion" in (await call(client, "load_model", model="small", load=False))["chosen"]
         (models / "small" / "config.json").write_text(
             (models / "small" / "config.json").read_text().replace('"n_embd": 16', '"n_embd": 1600000')
