@@ -111,5 +111,5 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
     read = [tokenizer.decode(list(tokens[:end])) for end in range(len(tokens) + 1)]
     return tuple(
         after.removeprefix(before) if after.startswith(before) else tokenizer.decode([token])
-        for before, after, token in zip(read, read[1:], tokens, strict=True)
+        for (before, after), token in zip(pairwise(read), tokens, strict=True)
     )
