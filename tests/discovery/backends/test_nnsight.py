@@ -74,7 +74,8 @@ def test_other_architectures_are_transformer_lens_site_for_site(shelf, name):
                 torch.testing.assert_close(got, expected, **close, msg=lambda text, kind=kind: f"{kind}: {text}")
     for layer in range(ours.info.n_layers if ours.abilities.linear_heads else 0):
         assert torch.equal(ours.head_weights(layer), theirs.head_weights(layer))
-    assert {**vars(ours.info), "backend": ""} == {**vars(theirs.info), "backend": ""}
+    own = {"backend": "", "copied": 0, "chosen": ""}
+    assert {**vars(ours.info), **own} == {**vars(theirs.info), **own}
     more = {MORE[name]} if name in MORE else set()
     assert {field for field, value in vars(ours.abilities).items() if value != getattr(theirs.abilities, field)} == more
 
