@@ -18,10 +18,10 @@ from discovery.backends.base import Backend
 from discovery.backends.memory import out_of_memory, peak_memory
 from discovery.backends.opening import opened, opening
 from discovery.engine import Meter, Progress
-from discovery.errors import BudgetError, DiscoveryError, Interrupted, MeasurementError, MemoryLimitError, StoreError
+from discovery.errors import BudgetError, MeasurementError, StoreError
 from discovery.graph import CircuitGraph, Cost
 from discovery.sites import MetricName, Universe
-from discovery.store import ModelSource, Run, create_run, now, open_run, provenance
+from discovery.store import ModelSource, Run, create_run, now, open_run, provenance, settled
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
 from discovery.tasks.task import Pair, SplitName, Task
@@ -196,7 +196,11 @@ def last_state(run: Run) -> State:
 def _fold(context: Context, state: State) -> Discovered:
     run = context.run
     context.meter.spent, context.earlier = state.spent, state.seconds
-    try:
+
+    def cost() -> Cost:
+        return Cost(forward_equivalents=context.meter.spent, seconds=context.seconds)
+
+    with settled(run, cost, out_of_memory, "fewer pairs or less memory to use"):
         for name, stage in STAGES.items():
             if name in state.done or state.ended:
                 continue
@@ -209,24 +213,6 @@ def _fold(context: Context, state: State) -> Discovered:
         circuit = write_record(state, context)
         run.update(status="completed", cost=circuit.cost)
         return Discovered(run.id, run.path, circuit)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        run.update(status="interrupted", cost=Cost(forward_equivalents=context.meter.spent, seconds=context.seconds))
-        stopped = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
-        stopped.run_id = run.id
-        raise stopped from None
-    except DiscoveryError as fault:
-        if run.events():
-            run.update(status="interrupted", problem=fault.cause)
-        else:  # nothing was measured: what is wrong would be wrong again
-            run.discard()
-        raise
-    except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
-        if out_of_memory(fault):
-            run.update(status="interrupted", problem="out of memory")
-            cure = f"Free memory, or start again with fewer pairs or less memory to use; this run can be resumed: {run.id}."
-            raise MemoryLimitError("Memory ran out.", cure) from fault
-        run.update(status="failed", problem=type(fault).__name__)
-        raise
 
 
 def _cut(state: State, stage: str) -> State:

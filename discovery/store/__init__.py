@@ -16,6 +16,7 @@ from discovery.store.heldout import heldout_looks
 from discovery.store.provenance import provenance
 from discovery.store.run import ModelSource, Run, RunKind, RunRecord, RunStatus
 from discovery.store.runs import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
+from discovery.store.settled import settled
 
 __all__ = [
     "RUNS_DIR_VARIABLE",
@@ -34,4 +35,5 @@ __all__ = [
     "open_run",
     "provenance",
     "run_ids",
+    "settled",
 ]

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from discovery.backends.base import Backend
 from discovery.backends.memory import out_of_memory, peak_memory
 from discovery.backends.opening import opened, opening
-from discovery.errors import DiscoveryError, Interrupted, MemoryLimitError, StoreError
+from discovery.errors import StoreError
 from discovery.features.bundle import IN_A_RUN
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
@@ -37,7 +37,7 @@ from discovery.features.training.source import ROWS, Text, source_of
 from discovery.features.training.trainer import Trainer, dead_share, finish, write_dictionary
 from discovery.graph import Cost
 from discovery.sites import Site
-from discovery.store import ModelSource, Run, RunKind, create_run, now, open_run, provenance
+from discovery.store import ModelSource, Run, RunKind, create_run, now, open_run, provenance, settled
 
 KIND: RunKind = "sae"
 SCHEMA = "circuit-scout/sae/1"
@@ -174,7 +174,7 @@ def go_on_training(
 def _work(job: Job, memory: int | None) -> Trained:
     """Train, save and score; whatever ends it, the folder says so."""
     run = job.run
-    try:
+    with settled(run, lambda: _cost(job), out_of_memory, "fewer features or a smaller batch"):
         require_memory(job.model, job.recipe, memory)
         if not any(event.get("stage") == "estimate" for event in run.events()):
             expected = estimate(job.model, job.recipe, job.rows, job.may_stop)
@@ -183,24 +183,6 @@ def _work(job: Job, memory: int | None) -> Trained:
         run.update(status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job))
         run.remove_file(CHECKPOINT)
         return trained
-    except (Interrupted, KeyboardInterrupt) as stop:
-        run.update(status="interrupted", cost=_cost(job))
-        stopped = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
-        stopped.run_id = run.id
-        raise stopped from None
-    except DiscoveryError as fault:
-        if run.events():
-            run.update(status="interrupted", problem=fault.cause)
-        else:
-            run.discard()
-        raise
-    except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
-        if out_of_memory(fault):
-            run.update(status="interrupted", problem="out of memory")
-            cure = f"Free memory, or start again with fewer features or a smaller batch; this run can be resumed: {run.id}."
-            raise MemoryLimitError("Memory ran out.", cure) from fault
-        run.update(status="failed", problem=type(fault).__name__)
-        raise
 
 
 def _finished(job: Job, trainer: Trainer) -> Trained:
