@@ -48,8 +48,7 @@ def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = Fa
         ModelError: where the backend that is asked for does not know the model, or cannot have it spread or elsewhere.
     """
     if remote:
-        if backend == "transformerlens":
-            raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
+        require_remote(backend)
         return Choice(found.engine("nnsight"), ELSEWHERE, found.on("nnsight"))
     if spread and found.architecture == NATIVE_MODEL:
         cause = f"{found.name} is in TransformerLens's own format, which is not spread."
@@ -62,6 +61,16 @@ def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = Fa
         raise ModelError(cause, "Use backend nnsight or auto, or leave out device_map.")
     engine, reason = _chosen(found, found.engine(backend), backend, free, spread)
     return Choice(engine, reason, found.on(engine))
+
+
+def require_remote(backend: str) -> None:
+    """Check that a backend runs models elsewhere.
+
+    Raises:
+        ModelError: for TransformerLens.
+    """
+    if backend == "transformerlens":
+        raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
 
 
 def _chosen(found: Outline, known: Engine, backend: BackendName, free: int, spread: bool) -> tuple[Engine, str]:

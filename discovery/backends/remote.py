@@ -25,6 +25,7 @@ from torch import Tensor
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome
 from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
+from discovery.backends.choose import require_remote
 from discovery.backends.describe import Plain, context, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import Layout, layout_of
@@ -106,8 +107,7 @@ def load_remote(name: str, remote: Remote, *, backend: str, device: str, dtype: 
     """
     if remote is not True and remote != "local":
         raise ModelError(f"remote is {remote!r}.", "Give True for NDIF, or 'local' for a simulation of it in this process.")
-    if backend == "transformerlens":
-        raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
+    require_remote(backend)
     if device not in ("auto", "cpu"):
         raise ModelError(f"device {device!r} cannot be chosen for a remote model: its server chooses.", "Leave it out.")
     with contextlib.redirect_stdout(sys.stderr):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from discovery.cli.arguments import LOADING, Commands, UsageError, any_text, flag, whereabouts, whole
 from discovery.cli.console import Console
-from discovery.cli.subject import add_place_flags, loading, open_model
+from discovery.cli.subject import add_place_flags, add_sae_flag, loading, open_model
 
 if TYPE_CHECKING:
     from discovery.methods.features import Examples
@@ -34,14 +34,7 @@ def add_verb(verbs: Commands, parents: list[argparse.ArgumentParser]) -> None:
     for setting in LOADING:
         setting.add(verb)
     add_place_flags(verb)
-    flag(
-        verb,
-        "--sae",
-        "SAE",
-        any_text,
-        "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)",
-        default="bundled",
-    )
+    add_sae_flag(verb)
     flag(verb, "--text", "FILE", any_text, "what is read", required=True)
     flag(verb, "--features", "LIST", _numbers, "their numbers, as in 12,345", required=True)
     flag(verb, "--field", "NAME", any_text, "the field of JSON Lines that holds the text (default text)")

@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from discovery.cli.again import DISCOVER, TRAIN, resume_command
-from discovery.cli.arguments import MEMORY, RUNS_DIR, Commands, UsageError, any_text, flag, one_of, places, whole
+from discovery.cli.arguments import MEMORY, RUNS_DIR, Commands, UsageError, flag, one_of, places, whole
 from discovery.cli.columns import columns
 from discovery.cli.console import Console
+from discovery.cli.subject import add_sae_flag
 
 if TYPE_CHECKING:
     from discovery.store import Run
@@ -42,14 +43,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
         if name != "list":
             verb.add_argument("id", metavar="ID", help="of a run, as `circuit-scout runs list` shows it")
         if name == "features":
-            flag(
-                verb,
-                "--sae",
-                "SAE",
-                any_text,
-                "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)",
-                default="bundled",
-            )
+            add_sae_flag(verb)
             flag(verb, "--positions", "LIST", places, "which positions, as in end,S2,-1 (default: all)")
             flag(verb, "--candidates", "N", partial(whole, 1), "how many features are tried (default 16)")
             MEMORY.add(verb)

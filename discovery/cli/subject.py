@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import LOADING, MEMORY, MODEL, flag, one_of, whereabouts, whole
+from discovery.cli.arguments import LOADING, MEMORY, MODEL, any_text, flag, one_of, whereabouts, whole
 from discovery.cli.console import Console
 from discovery.sites import METRIC_NAMES
 
@@ -38,6 +38,12 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
     text = "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
     flag(parser, "--device-map", "auto", partial(one_of, ("auto",)), text)
     parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
+
+
+def add_sae_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that names a sparse autoencoder."""
+    text = "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)"
+    flag(parser, "--sae", "SAE", any_text, text, default="bundled")
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:

@@ -125,18 +125,18 @@ class Models:
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.handle(asked)
-        whole = not (asked.remote or asked.spread)
+        found = None if asked.remote or asked.spread or self.has(model_id) else self._outline_if_any(asked)
         if not self.has(model_id):
-            if whole:
+            if found is not None:
                 with self._loading:
-                    self._make_room(asked)
+                    self._make_room(asked, found)
             science.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
-            if whole:
-                self._make_room(asked)  # again: others may have been loaded meanwhile
+            if found is not None:
+                self._make_room(asked, found)  # again: others may have been loaded meanwhile
             backend = science.load_model(asked.source, **asked.how)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
@@ -186,16 +186,19 @@ class Models:
         extra += ', device_map="auto"' if SPREAD in given else ""
         return f'load_model(model="{name}"{extra})'
 
-    def _make_room(self, asked: Asked) -> None:
+    def _outline_if_any(self, asked: Asked) -> Outline | None:
+        """What would be loaded; None where it cannot be described: it may load all the same, or is refused there."""
+        try:
+            return self.outline(asked)
+        except ModelError:
+            return None
+
+    def _make_room(self, asked: Asked, found: Outline) -> None:
         """Drop the least recently used while the weights would not fit into what is free where they are to lie.
 
         Raises:
             ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
         """
-        try:
-            found = self.outline(asked)
-        except ModelError:
-            return  # what cannot be described may load all the same, or is refused there
         device = science.choose_device(asked.device)
         held = sum(loaded.backend.info.n_params * 4 for loaded in self._loaded.values())
         free = science.free_memory(device)
