@@ -3,7 +3,7 @@
 Every architecture that both know, small, with seeded random weights; every sweep both ways, on pairs whose answers are chosen so that the
 corruption removes much. Prints Markdown: the largest difference of any cell of any pair, over the mean of m(clean) − m(corrupted). With
 `--shared`, models of stories in that folder are put through
-`discover` on both backends: a girl or mother goes on with She (pronouns), a name as before (names).
+`discover` on both backends: she was and they were (verbs), a name goes on as before (names).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from discovery.tasks.pairs import Tokenizer
 from discovery.tasks.task import Pair, Task
 from tests.discovery.tiny import ARCHITECTURES, OTHERS, Shelf, as_task, random_pairs
 
-TEXTS = (
-    "Once upon a time, there was a {a} {w}.",
-    "One day, a {a} {w} went to the park.",
-    "There was a {a} {w} who liked to play.",
-    "In the house was a {a} {w}.",
+OPENINGS = (
+    "Once upon a {a} day, ",
+    "The {a} dog ran away. ",
+    "There was a {a} park. ",
+    "Lily had a {a} ball. ",
 )
-ADJECTIVES = ("little", "big", "small", "happy", "nice", "brave", "old", "kind", "sad", "good", "young", "funny", "tall", "smart")
-WHO = (("girl", "boy"), ("mom", "dad"), ("woman", "man"))
+ADJECTIVES = ("little", "big", "small", "happy", "nice", "brave", "old", "kind", "sad", "good", "young", "funny", "red", "new")
+SUBJECTS = (("she", "they"), ("he", "they"), ("the boy", "the kids"), ("the dog", "the dogs"), ("the cat", "the cats"), ("it", "they"))
 SPELLED = (
     "{n} was happy. Then {p}",
     "{n} had a ball. One day, {p}",
@@ -103,28 +103,25 @@ def architectures(folder: Path) -> str:
     return text
 
 
-def pronouns(model: Backend) -> Task:
-    """Pairs that differ in who it is about, where both have as many tokens."""
+def verbs(model: Backend) -> Task:
+    """She was, they were: pairs that differ in who it is about, where both have as many tokens."""
     tokenizer, made = model.tokenizer, []
     assert tokenizer is not None
-    for (template, text), adjective, who, back in product(enumerate(TEXTS), ADJECTIVES, WHO, (False, True)):
-        sides = [tokenizer.encode(text.format(a=adjective, w=word) + say) for word, say in zip(who, (" She", " He"), strict=True)]
-        said = [ids[-len(own) :] for ids, own in zip(sides, _endings(tokenizer, text.format(a=adjective, w=who[0])), strict=True)]
-        clean, corrupted = (ids[: -len(end)] for ids, end in zip(sides, said, strict=True))
-        if len(clean) == len(corrupted):
-            ends, prompts = [end[0] for end in said], [clean, corrupted]
-            one, other = (1, 0) if back else (0, 1)
-            made.append(
-                {"clean": prompts[one], "corrupted": prompts[other], "answer": ends[one], "wrong": ends[other], "template": str(template)}
-            )
+    for (template, text), adjective, both in product(enumerate(OPENINGS), ADJECTIVES, SUBJECTS):
+        prompts = [text.format(a=adjective) + (who if text.endswith(", ") else who.capitalize()) for who in both]
+        (one, was, were), (other, _, _) = (_apart(tokenizer, prompt) for prompt in prompts)
+        if len(one) == len(other):
+            shared = {"template": str(template)}
+            made.append({"clean": one, "corrupted": other, "answer": was, "wrong": were} | shared)
+            made.append({"clean": other, "corrupted": one, "answer": were, "wrong": was} | shared)
     return load_task(made, model)
 
 
-def _endings(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
-    """What each pronoun adds to a prompt, from the first token in which they differ on."""
-    she, he = (tokenizer.encode(prompt + say) for say in (" She", " He"))
-    first = next(place for place, (a, b) in enumerate(zip(she, he, strict=False)) if a != b)
-    return [she[first:], he[first:]]
+def _apart(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], int, int]:
+    """A prompt up to where its two endings differ, and the token that each then has."""
+    was, were = (tokenizer.encode(prompt + ending) for ending in (" was", " were"))
+    first = next(place for place, (a, b) in enumerate(zip(was, were, strict=False)) if a != b)
+    return was[:first], was[first], were[first]
 
 
 def names(model: Backend) -> Task:
@@ -145,7 +142,7 @@ def circuits(shared: Path) -> str:
     """The second table: a whole discovery on both."""
     text = header("model", "task", "backend", "verdict", "circuit", "f(C) on held-out pairs: resample, mean", "forward-pass equivalents")
     for place in sorted(shared.glob("*/hf")):
-        for task, engine in product((pronouns, names), ENGINES):
+        for task, engine in product((verbs, names), ENGINES):
             model = load_model(place, backend=engine)
             if not (pairs := task(model)).pairs:
                 continue

@@ -1,7 +1,7 @@
 """Do other pairs give the same circuit? Full re-runs over ten seeds: `python -m benchmarks.stability [--seeds N]`
 
 Each seed draws other pairs, another split and other random choices. Prints Markdown: verdicts, the mean Jaccard between the seeds'
-circuits, and how often each node is in them.
+circuits, how often each node is in them, and what the runs that were not verified say.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     seeds = range(parser.parse_args().seeds)
     out = sys.stdout
+    reasons: list[str] = []
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
         model = load_model("bundled")
         out.write(header("task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"))
@@ -38,6 +39,10 @@ def main() -> None:
             sizes = [len(circuit) for circuit in circuits]
             out.write(f"| {name} | {verdicts} | {jaccard:.2f} | {min(sizes)}–{max(sizes)} | {shown} |\n")
             out.flush()
+            for seed, circuit in zip(seeds, made, strict=True):
+                if circuit.verdict != "verified":
+                    reasons += [f"- {name}, seed {seed}, {circuit.verdict}: {reason}\n" for reason in circuit.reasons]
+        out.write("\n" + "".join(reasons))
 
 
 if __name__ == "__main__":

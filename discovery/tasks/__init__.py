@@ -90,5 +90,5 @@ def load_task(
         warnings = tuple(warnings_of(encoded))
     splits, method = split_pairs(encoded, seed)
     if dropped := splits.count(None):
-        warnings += (f"{dropped} pairs reverse an earlier pair and are in neither split.",)
+        warnings += (f"{dropped} pairs repeat or reverse another and are in neither split.",)
     return Task(name, encoded, splits, method, metric, seed, warnings)

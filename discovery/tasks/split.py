@@ -8,7 +8,7 @@ circuit of the behaviour. With fewer, each template is cut in half.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from discovery.tasks.task import Pair, SplitName
@@ -21,14 +21,11 @@ def split_pairs(pairs: Sequence[Pair], seed: int) -> tuple[tuple[SplitName | Non
     """Assign each pair to a split, by seed.
 
     Returns:
-        One split name for each pair (None for a pair that repeats or reverses an earlier one), and how it was done.
+        One split name for each pair (None for a pair that repeats another or is the reverse of one that is kept), and how it was done.
     """
-    seen: set[object] = set()
     groups: dict[str, list[int]] = defaultdict(list)
-    for index, pair in enumerate(pairs):
-        if pair.key not in seen:
-            seen.add(pair.key)
-            groups[pair.template].append(index)
+    for index in _one_of_each(pairs):
+        groups[pairs[index].template].append(index)
     rng = random.Random(f"split-{seed}")
     held, method = _whole_templates(groups, rng)
     if not held:
@@ -37,6 +34,20 @@ def split_pairs(pairs: Sequence[Pair], seed: int) -> tuple[tuple[SplitName | Non
     kept = {index for members in groups.values() for index in members}
     names: list[SplitName | None] = [("heldout" if i in held else "discovery") if i in kept else None for i in range(len(pairs))]
     return tuple(names), method
+
+
+def _one_of_each(pairs: Sequence[Pair]) -> list[int]:
+    """Each pair once: of a pair and its reverse now the one and now the other is kept, in each template, or all answers would be alike."""
+    same: dict[object, list[int]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        same[pair.key].append(index)
+    kept, turns = [], Counter[str]()
+    for first, *others in same.values():
+        back = next((index for index in others if pairs[index].clean == pairs[first].corrupted), None)
+        template = pairs[first].template
+        kept.append(first if back is None or turns[template] % 2 == 0 else back)
+        turns[template] += back is not None
+    return sorted(kept)
 
 
 def _whole_templates(groups: dict[str, list[int]], rng: random.Random) -> tuple[set[int], str]:

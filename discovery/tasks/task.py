@@ -53,7 +53,7 @@ class Task:
     Attributes:
         name: built-in name, stem of the task file, or "inline".
         pairs: every pair, in order.
-        splits: for each pair, which split it is in; None for a reverse of an earlier pair, which is in neither.
+        splits: for each pair, which split it is in; None for a repeat or the reverse of another pair, which is in neither.
         split_method: how the pairs were divided, in words.
         metric: the metric used unless a caller names another.
         seed: what drew the pairs and the split.

@@ -82,10 +82,19 @@ def test_a_pair_and_its_reverse_are_one(sizes, seed, random):
     sides = {name: {pair.key for pair, given in zip(mixed, names, strict=True) if given == name} for name in ("discovery", "heldout")}
     assert not sides["discovery"] & sides["heldout"]
     assert sum(name is not None for name in names) == len(pairs)
-    seen: set[object] = set()
-    for pair, name in zip(mixed, names, strict=True):
-        assert (name is None) == (pair.key in seen)
-        seen.add(pair.key)
+    kept = [pair.key for pair, name in zip(mixed, names, strict=True) if name is not None]
+    assert len(kept) == len(set(kept))
+
+
+def test_of_pairs_that_all_come_with_their_reverse_half_are_kept_the_one_way_and_half_the_other() -> None:
+    """Or the answers left over would be all the same, and the best constant answer as good as the model."""
+    pairs = [side for pair in pairs_of(6, 5, 4) for side in (pair, reverse(pair))]
+    names, _ = split_pairs(pairs, 0)
+    for template in range(3):
+        answers = [pair.answer for pair, name in zip(pairs, names, strict=True) if name is not None and pair.template == f"t{template}"]
+        assert abs(answers.count((1,)) - answers.count((2,))) <= 1
+    repeated = [pair for pair in pairs_of(3) for _ in range(2)]
+    assert [name is None for name in split_pairs(repeated, 0)[0]] == [False, True] * 3
 
 
 def test_a_single_pair_selects():

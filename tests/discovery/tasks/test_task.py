@@ -46,7 +46,7 @@ def test_reverse_pairs_are_in_neither_part_and_said_so():
     assert task.splits[-1] is None
     assert len(task) == 5
     assert len(task.discovery) == len(task.heldout) == 2
-    assert "1 pairs reverse an earlier pair and are in neither split." in task.warnings
+    assert "1 pairs repeat or reverse another and are in neither split." in task.warnings
 
 
 def test_a_sample_is_drawn_by_seed_and_keeps_the_order():
