@@ -37,7 +37,15 @@ OPENINGS = (
     "Lily had a {a} ball. ",
 )
 ADJECTIVES = ("little", "big", "small", "happy", "nice", "brave", "old", "kind", "sad", "good", "young", "funny", "red", "new")
-SUBJECTS = (("she", "they"), ("he", "they"), ("the boy", "the kids"), ("the dog", "the dogs"), ("the cat", "the cats"), ("it", "they"))
+SUBJECTS = (
+    ("she", "they"),
+    ("he", "they"),
+    ("he", "we"),
+    ("the boy", "the kids"),
+    ("the dog", "the dogs"),
+    ("the cat", "the cats"),
+    ("it", "they"),
+)
 SPELLED = (
     "{n} was happy. Then {p}",
     "{n} had a ball. One day, {p}",
