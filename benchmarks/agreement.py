@@ -136,13 +136,12 @@ def names(model: Backend) -> Task:
     """A name goes on as it did before: pairs that differ in it behind its first letter."""
     tokenizer, made = model.tokenizer, []
     assert tokenizer is not None
-    for (template, text), both in product(enumerate(SPELLED), NAMES):
-        for name, other in (both, both[::-1]):
-            same = next(place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b)
-            clean, corrupted = (tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other))
-            answer, wrong = (tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other))
-            if len(clean) == len(corrupted) and answer[:-1] == wrong[:-1] == clean:
-                made.append({"clean": clean, "corrupted": corrupted, "answer": answer[-1], "wrong": wrong[-1], "template": str(template)})
+    for (template, text), (name, other) in product(enumerate(SPELLED), NAMES):
+        same = next(place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b)
+        clean, corrupted = (tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other))
+        answer, wrong = (tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other))
+        if len(clean) == len(corrupted) and answer[:-1] == wrong[:-1] == clean:
+            made.append({"clean": clean, "corrupted": corrupted, "answer": answer[-1], "wrong": wrong[-1], "template": str(template)})
     return load_task(made, model)
 
 

@@ -217,7 +217,8 @@ def _fold(context: Context, state: State) -> Discovered:
 
 def _cut(state: State, stage: str) -> State:
     """The state where the budget ended in a stage: before the verdict it decides it, afterwards it is only named."""
-    reasons = state.reasons if state.verdict is None else (*state.reasons, f"the budget ended before {stage}, which enters no verdict")
+    enters = "" if stage == "stability" else ", which enters no verdict"  # (f) is among the conditions that were not run
+    reasons = state.reasons if state.verdict is None else (*state.reasons, f"the budget ended before {stage}{enters}")
     return state.with_(cut_short=stage, reasons=reasons)
 
 

@@ -24,9 +24,9 @@ STAGES: dict[str, Stage] = {
     "heads": heads,
     "candidate": candidate,
     "mend": mending,
-    "stability": stability,
     "validate": validate,
+    "stability": stability,
     "edges": edges,
     "interpret": interpret,
 }
-"""Validation comes before the edges, so that a budget that ends early still gives a verdict: edges enter none."""
+"""What the verdict needs most comes first, so that a budget that ends early still gives one: edges enter none."""

@@ -1,4 +1,4 @@
-"""Stage 8: what the circuit's nodes tell each other, by path patching; edges enter no verdict."""
+"""Stage 9: what the circuit's nodes tell each other, by path patching; edges enter no verdict."""
 
 from __future__ import annotations
 

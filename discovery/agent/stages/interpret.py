@@ -1,4 +1,4 @@
-"""Stage 9: where each node acts, and how: labels from what nodes do alone, and in pairs."""
+"""Stage 10: where each node acts, and how: labels from what nodes do alone, and in pairs."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ def heads(state: State, context: Context) -> State:
             f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))}
         )
     by_mean = singles(bench.f("mean"), noising.nodes, "nodes, mean ablation")
+    context.save_sets()
     context.save("nodes-mean", {"effects": torch.tensor(list(by_mean.values()))}, {"nodes": ",".join(map(str, by_mean))})
     effects = _effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
     order = ranked(singles_of(noising, denoising), by_mean)

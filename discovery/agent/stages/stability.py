@@ -1,8 +1,9 @@
-"""Stage 7: would other pairs have chosen the same nodes? (condition f)
+"""Stage 8: would other pairs have chosen the same nodes? (condition f)
 
 The whole selection, from ranking to mending, is repeated on bootstrap resamples of the discovery pairs. Every set is measured per
 pair and kept, so a resample costs new passes only where it looks at a set that has not been looked at; these may take 30% of
-the run. Searches that do not end within it count neither for nor against: where they could decide (f), it is not run.
+the run, which is why the held-out pairs are measured before it. Searches that do not end within it count neither for nor against:
+where they could decide (f), it is not run.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.context import Context
 from discovery.agent.fit import singles, smallest_size, start_from
 from discovery.agent.mend import SPENT
 from discovery.agent.rivals import select
+from discovery.agent.stages.verdict import judged
 from discovery.agent.state import State
 from discovery.engine import SIDES
+from discovery.errors import BudgetError
 from discovery.evaluation import Resampled, ranked, singles_of, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.bootstrap import template_weights
@@ -37,13 +41,8 @@ def stability(state: State, context: Context) -> State:
         f.sets.warm()  # what a resumed run caches again is not the resamples' work
     for side in SIDES:
         bench.engine.baseline(side)
-    limit, before = context.meter.limit, context.meter.spent
-    allowed = before + state.spent * SHARE / (1 - SHARE)
-    context.meter.limit = allowed if limit is None else min(limit, allowed)
-    try:
-        found = [_select(context, draw) for draw in weights]
-    finally:
-        context.meter.limit = limit
+    before = context.meter.spent
+    found = _searches(context, weights, before + state.spent * SHARE / (1 - SHARE))
     own = state.nodes
     jaccard = [len(own & made) / len(own | made) for made, _ in found]
     cut = [why is not None for _, why in found]
@@ -60,8 +59,31 @@ def stability(state: State, context: Context) -> State:
     why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
     if any(cut):
         why += f"; {sum(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
-    concluded = "not known" if mean is None else f"mean Jaccard {mean:.2f}"
-    return context.finish(state.with_(stability=mean, cut_searches=sum(cut), inclusion=frequency), "stability", measured, concluded, why)
+    state = judged(state.with_(stability=mean, cut_searches=sum(cut), inclusion=frequency))
+    concluded = f"{'not known' if mean is None else f'mean Jaccard {mean:.2f}'}; verdict: {state.verdict}"
+    return context.finish(state, "stability", measured, concluded, "; ".join((why, *state.reasons)))
+
+
+def _searches(context: Context, weights: Float[Tensor, "draw pair"], allowed: float) -> list[tuple[NodeSet, str | None]]:
+    """Every resample's selection: each in turn gets an equal part of the work, so that a long one does not stop the short ones.
+
+    What they leave goes to those that were cut off, which go on where they stopped, since sets once measured cost nothing; in fewer
+    and larger parts where an equal part is too small for the next thing that a search measures.
+    """
+    meter, found = context.meter, dict[int, tuple[NodeSet, str | None]]()
+    limit, waiting, parts = meter.limit, list(range(len(weights))), len(weights)
+    most = allowed if limit is None else min(limit, allowed)
+    try:
+        while waiting and parts:
+            began = meter.spent
+            for number in waiting:
+                meter.limit = min(most, meter.spent + (most - began) / parts)
+                found[number] = _select(context, weights[number])
+            waiting = [number for number in waiting if found[number][1] is not None]
+            parts = min(parts // 2 if meter.spent == began else parts, len(waiting))
+    finally:
+        meter.limit = limit
+    return [found[number] for number in range(len(weights))]
 
 
 def known_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
@@ -83,7 +105,10 @@ def _select(context: Context, draw: Tensor) -> tuple[NodeSet, str | None]:
     engine = context.bench("discovery").engine
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
     effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
-    by_mean = singles(both["mean"], effects[0].nodes, "nodes, mean ablation")
+    try:
+        by_mean = singles(both["mean"], effects[0].nodes, "nodes, mean ablation")  # of an older run that is resumed they are not kept
+    except BudgetError as spent:
+        return frozenset(), spent.cause
     ranking, cut = ranked(singles_of(*effects), by_mean), list[str]()
 
     def say(measured: dict[str, object], concluded: str, why: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from discovery.agent.context import Context
+from discovery.agent.stages.verdict import judged
 from discovery.agent.state import State
 from discovery.evaluation import Evidence, areas, choose_contexts, circuit_key, heldout_key, judge_circuit, thresholds
-from discovery.evaluation.verdict import conditions_of, decide
 from discovery.graph import EVIDENCE_ABLATIONS, Ablations, Evaluation
 from discovery.graph.base import Json
 from discovery.methods.significance import max_statistic
@@ -19,27 +19,8 @@ def validate(state: State, context: Context) -> State:
     search, bench, circuit = context.bench("discovery"), context.bench("heldout"), state.nodes
     looks = heldout_looks(context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit))
     own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS}
-    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), state.ranked, context.seed)
-    held = judged.evidence
-    conditions = conditions_of({a: held.get(a) for a in EVIDENCE_ABLATIONS}, state.stability)
-    verdict, reasons = decide(
-        behaviour=(),
-        n_heldout=len(bench.engine),
-        size=len(circuit),
-        evidence={a: held.get(a) for a in EVIDENCE_ABLATIONS},
-        conditions=conditions,
-        stability=state.stability,
-        cut_short=judged.cut_short,
-        undefined=[ablation for ablation, found in own.items() if found.faithfulness is None],
-    )
-    if state.cut_searches and state.stability is None:
-        reasons = (
-            *reasons,
-            f"(f) {state.cut_searches} of {thresholds.RESAMPLES} repeated searches ended where their share of the work was spent, "
-            "and they could decide it",
-        )
-    if looks > 1:
-        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    judgement = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), state.ranked, context.seed)
+    held = judgement.evidence
     splits = {
         "discovery": state.splits["discovery"].model_copy(update={"ablations": Ablations(**own)}),
         "heldout": state.splits["heldout"].model_copy(update={"ablations": Ablations(**held)}),
@@ -49,25 +30,18 @@ def validate(state: State, context: Context) -> State:
         discovery=splits["discovery"],
         heldout=splits["heldout"],
         curve=state.curve,
-        conditions=conditions,
-        tests={**judged.tests, **_beside(state, context)},
+        tests={**judgement.tests, **_beside(state, context)},
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
     measured = {a: {"f(C)": e.faithfulness and e.faithfulness.value, "f(U\\C)": e.knockout and e.knockout.value} for a, e in held.items()}
-    return context.finish(
-        state.with_(evaluation=evaluation, verdict=verdict, reasons=reasons, splits=splits, cut_short=judged.cut_short),
-        "validate",
-        measured,
-        f"verdict: {verdict}",
-        "; ".join(reasons) or "every condition holds on held-out pairs under both ablations",
-    )
+    state = judged(state.with_(evaluation=evaluation, splits=splits, cut_short=judgement.cut_short))
+    return context.finish(state, "validate", measured, f"before (f): {state.verdict}", "; ".join(state.reasons))
 
 
 def _beside(state: State, context: Context) -> dict[str, Json]:
     """What is reported beside the conditions, of discovery pairs."""
-    found: dict[str, Json] = {"areas": areas(state.curve, len(state.ranking)), "max_statistic": _significant(context)}
-    return found if state.stability is None else {**found, "stability": stability_of(state)}
+    return {"areas": areas(state.curve, len(state.ranking)), "max_statistic": _significant(context)}
 
 
 def _significant(context: Context) -> dict[str, Json]:
@@ -82,13 +56,3 @@ def _significant(context: Context) -> dict[str, Json]:
         p = max_statistic(change, seed=context.seed)
         found[name] = {"cells": int(np.isfinite(arrays["values"]).sum()), "significant": int((p <= thresholds.ALPHA).sum())}
     return found
-
-
-def stability_of(state: State) -> dict[str, Json]:
-    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut (the mean is then a bound)."""
-    return {
-        "mean_jaccard": state.stability,
-        "resamples": thresholds.RESAMPLES,
-        "cut_searches": state.cut_searches,
-        "inclusion": dict(state.inclusion),
-    }

@@ -12,8 +12,9 @@ import pytest
 from discovery import discover, load_model, load_task
 from discovery.agent import Discovered, resume, verify
 from discovery.agent.stages import STAGES
+from discovery.agent.stages.stability import SHARE
 from discovery.backends.base import Backend
-from discovery.errors import Interrupted, MeasurementError, MemoryLimitError, StoreError
+from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import Cost
 from discovery.store import open_run, run_ids
 from discovery.tasks import Task
@@ -201,8 +202,8 @@ def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Ta
     spent = {
         event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events() if "state" in event
     }
-    inside = (spent["stability"] + spent["validate"]) / 2
-    for budget in (inside, spent["validate"] + 1):
+    inside = (spent["mend"] + spent["validate"]) / 2
+    for budget in (inside, spent["validate"] + 1, spent["stability"] + 1):
         run = discover(*opened, runs_dir=tmp_path, budget=budget)
         assert any("budget ended" in reason for reason in run.circuit.reasons)
         again = verify(run.run_id, runs_dir=tmp_path)
@@ -210,6 +211,25 @@ def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Ta
     early = discover(*opened, runs_dir=tmp_path, budget=spent["localise"])
     with pytest.raises(StoreError, match="before its circuit was evaluated"):
         verify(early.run_id, runs_dir=tmp_path)
+
+
+def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(whole: Discovered) -> None:
+    """And comes after the conditions (a) to (e), so that a budget that ends in it leaves a verdict without (f)."""
+    spent = {event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events()}
+    assert list(spent).index("validate") + 1 == list(spent).index("stability")
+    assert spent["stability"] - spent["validate"] <= SHARE * spent["stability"] + 1e-6
+
+
+def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_without_it(
+    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spent(*args: Any) -> Any:
+        raise BudgetError("unchanged prompts need more than is left.", "Raise the budget.")
+
+    monkeypatch.setattr(sys.modules["discovery.agent.stages.stability"], "template_weights", spent)
+    circuit = discover(*opened, runs_dir=tmp_path).circuit
+    assert circuit.verdict == "partial"
+    assert circuit.reasons == ("not run: (f) stable", "the budget ended before stability")
 
 
 def test_a_run_that_could_measure_nothing_leaves_nothing(opened: tuple[Backend, Task], tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,3 +36,47 @@ def test_what_is_said_holds_wherever_the_cut_searches_would_have_ended(searches:
     if known is not None:
         true = sum(end if cut else value for value, cut, end in searches) / len(searches)
         assert (true >= thresholds.JACCARD - 1e-12) == (known >= thresholds.JACCARD)
+
+
+class Meter:
+    """A meter of which only the limit counts."""
+
+    limit: float | None = None
+    spent = 0.0
+
+
+def searching(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed: float) -> list[bool]:
+    """Which searches are cut off, where each is a row of pieces that are measured once, or not begun where the limit does not reach."""
+    meter, waiting = Meter(), [list(pieces) for pieces in costs]
+
+    def select(_: Any, draw: torch.Tensor) -> tuple[frozenset[Any], str | None]:
+        pieces = waiting[int(draw)]
+        while pieces:
+            assert meter.limit is not None
+            if meter.spent + pieces[0] > meter.limit:
+                return frozenset(), "the budget"
+            meter.spent += pieces.pop(0)
+        return frozenset(), None
+
+    module = sys.modules["discovery.agent.stages.stability"]
+    monkeypatch.setattr(module, "_select", select)
+    found = module.__dict__["_searches"](SimpleNamespace(meter=meter), torch.arange(len(costs)), allowed)
+    assert meter.limit is None
+    assert meter.spent <= allowed
+    return [why is not None for _, why in found]
+
+
+def test_a_long_search_does_not_stop_the_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert searching(monkeypatch, [[5.0] * 100, *[[5.0]] * 9], 100) == [True, *[False] * 9]
+
+
+def test_what_short_searches_leave_goes_to_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert searching(monkeypatch, [[20.0, 20.0], [30.0], [1.0], [1.0]], 80) == [False] * 4
+
+
+def test_what_is_left_goes_to_one_search_where_an_equal_part_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert searching(monkeypatch, [[40.0], [40.0], [40.0]], 90) == [False, False, True]
+
+
+def test_nothing_is_searched_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert searching(monkeypatch, [[40.0], [40.0]], 10) == [True, True]

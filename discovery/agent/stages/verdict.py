@@ -1,0 +1,52 @@
+"""The verdict of a state: from what was measured on held-out pairs, and from (f) where that was run."""
+
+from __future__ import annotations
+
+from discovery.agent.state import State
+from discovery.evaluation import thresholds
+from discovery.evaluation.verdict import conditions_of, decide
+from discovery.graph import EVIDENCE_ABLATIONS
+from discovery.graph.base import Json
+
+
+def judged(state: State) -> State:
+    """With the conditions, the verdict and its reasons."""
+    held, own = state.evaluation.heldout, state.evaluation.discovery
+    if held is None or own is None:
+        raise ValueError("nothing was measured on held-out pairs")
+    evidence = {ablation: held.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS}
+    found = {ablation: own.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS}
+    conditions = conditions_of(evidence, state.stability)
+    verdict, reasons = decide(
+        behaviour=(),
+        n_heldout=held.n,
+        size=len(state.circuit),
+        evidence=evidence,
+        conditions=conditions,
+        stability=state.stability,
+        cut_short=state.cut_short,
+        undefined=[ablation for ablation, alone in found.items() if alone is not None and alone.faithfulness is None],
+    )
+    if state.cut_searches and state.stability is None:
+        reasons = (
+            *reasons,
+            f"(f) {state.cut_searches} of {thresholds.RESAMPLES} repeated searches ended where their share of the work was spent, "
+            "and they could decide it",
+        )
+    if (looks := state.evaluation.heldout_looks or 0) > 1:
+        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    tests = dict(state.evaluation.tests)
+    if state.stability is not None:
+        tests["stability"] = stability_of(state)
+    evaluation = state.evaluation.model_copy(update={"conditions": conditions, "tests": tests})
+    return state.with_(evaluation=evaluation, verdict=verdict, reasons=reasons)
+
+
+def stability_of(state: State) -> dict[str, Json]:
+    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut (the mean is then a bound)."""
+    return {
+        "mean_jaccard": state.stability,
+        "resamples": thresholds.RESAMPLES,
+        "cut_searches": state.cut_searches,
+        "inclusion": dict(state.inclusion),
+    }
