@@ -62,8 +62,11 @@ def features(circuit: CircuitGraph) -> str:
 
 def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
     nodes = [node for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)]
-    yield f"Features of {known.sae} beside it: {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict."
+    yield f"Features of {known.sae} beside the circuit:"
     yield from (f"  - {warning}" for warning in known.warnings)
+    explained, left = words.share(known.variance_explained), words.number(known.share)
+    yield f"  {explained} of the variance explained, L0 {words.number(known.l0, 1)}; spliced in it leaves {left} of the metric"
+    yield f"  {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict"
     rows = [
         (
             node.label,

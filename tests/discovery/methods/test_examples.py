@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from discovery import feature_examples, load_model
+from discovery import feature_examples, load_model, load_task
 from discovery.backends.base import Batch
 from discovery.errors import FeatureError, Interrupted, MeasurementError
 from discovery.features import load_sae
@@ -205,6 +205,14 @@ def test_a_task_gives_both_sides_of_its_pairs(place):
     assert found.positions == 2 * (5 + 5 + 4)
 
 
+def test_a_name_of_a_built_in_task_is_a_text() -> None:
+    """In the bundled model, whose dictionary is taken where none is named."""
+    model = load_model("bundled", device="cpu")
+    named, loaded = (feature_examples(model, None, text, [60], cache=False) for text in ("ioi", load_task("ioi", model)))
+    assert (named.text, named.documents, named.sae) == ("ioi", 480, "bundled")
+    assert named.features == loaded.features
+
+
 def test_a_task_file_and_long_lines_are_texts_too(tmp_path, monkeypatch):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"clean": "a b", "corrupted": "a c", "answer": " d", "wrong": " e"}) + "\n\n")
@@ -240,13 +248,23 @@ def test_texts_that_cannot_be_read(place, tmp_path, content, said):
 
 
 def test_bad_input(place):
-    for settings, said in ((({"k": 0}), "k is 0"), ({"window": 4, "skip": 4}, "skip is 4"), ({"most": 1.5}, "most is 1.5")):
+    for settings, said in (
+        ({"k": 0}, "k is 0"),
+        ({"window": 4, "skip": 4}, "skip is 4"),
+        ({"most": 1.5}, "most is 1.5"),
+        ({"seed": "a"}, "seed is 'a'"),
+    ):
         with pytest.raises(MeasurementError, match=said):
             Sampling(**settings)
-    with pytest.raises(FeatureError, match="does not exist"):
-        feature_examples(place.model, place.sae, place.text, [10_000])
-    with pytest.raises(MeasurementError, match="0 features"):
-        feature_examples(place.model, place.sae, place.text, [])
+    for absent in (10_000, -1, 1.5, "3", True):
+        with pytest.raises(FeatureError, match=f"Feature {absent!r} does not exist"):
+            feature_examples(place.model, place.sae, place.text, [absent])
+    for features, said in (([], "0 features"), (3, "features is 3"), ("3", "features is '3'")):
+        with pytest.raises(MeasurementError, match=said):
+            feature_examples(place.model, place.sae, place.text, features)
+    for text, said in ((None, "The text is None"), (5, "The text is 5"), ([1, 2], "1 is no prompt")):
+        with pytest.raises(MeasurementError, match=said):
+            feature_examples(place.model, place.sae, text, [3], cache=False)
     with pytest.raises(MeasurementError, match="no text file"):
         feature_examples(place.model, place.sae, place.folder / "nothing.txt", [3])
 
