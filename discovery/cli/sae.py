@@ -90,6 +90,8 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
 def train(args: argparse.Namespace, console: Console) -> None:
     """Train, resume or estimate."""
     console.progress.unit = "tokens"
+    if args.out is not None:
+        _require_folder(args.out)
     if args.resume is not None:
         trained = _resumed(args, console)
     else:
@@ -149,6 +151,13 @@ def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, An
         return how, whereabouts(args.text), model
     pairs = {name: args.pairs or (TEXT_PAIRS if name in BUILTIN else None) for name in named}
     return how, [open_task({"task": name, "pairs": pairs[name]}, model, args.seed or 0, console) for name in named], model
+
+
+def _require_folder(word: str) -> None:
+    """Said before the training, and not after it."""
+    path = whereabouts(word)
+    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+        raise UsageError(f"--out is {word!r}, and {file} is a file.", "Name a directory; it is made where it is not there.")
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

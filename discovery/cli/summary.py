@@ -73,12 +73,18 @@ def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
             words.effect(node.effect.noising if node.effect else None),
             f"fires on {_quoted(node.feature.fires_on)}",
             f"promotes {_quoted(node.feature.promotes)}",
+            f"from {_labels(edge.source for edge in circuit.edges if edge.target == node.id)}",
+            f"to {_labels(edge.target for edge in circuit.edges if edge.source == node.id)}",
         )
         for node in nodes
         if node.feature
     ]
     if rows:
-        yield columns([("feature", "noising", "", ""), *rows])
+        yield columns([("feature", "noising", "", "", "", ""), *rows])
+
+
+def _labels(nodes: Iterable[str]) -> str:
+    return " ".join(Node.parse(node).label for node in nodes) or words.UNKNOWN
 
 
 def _quoted(tokens: Iterable[str]) -> str:

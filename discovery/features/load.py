@@ -156,11 +156,13 @@ def _refused(what: str, cure: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, ImportError, SafetensorError) as fault:
-        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_line(fault)) from fault
+        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_lines(fault)) from fault
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0].rstrip(".")
+def _first_lines(fault: Exception) -> str:
+    """The first, and where that only announces what is wrong, the second too."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [type(fault).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
 
 def _fingerprint(module: Any) -> str:

@@ -14,6 +14,7 @@ from discovery.agent import add_features_to_run, resume
 from discovery.errors import FeatureError, Interrupted, StoreError
 from discovery.features import load_sae
 from discovery.graph import CircuitGraph, CircuitNode, ModelFacts, TaskFacts
+from discovery.sites import Node
 from discovery.store import ModelSource, Run, create_run, open_run
 from tests.discovery.cli.conftest import Told, scout  # noqa: F401  (a fixture)
 from tests.discovery.features.planted import both_ways, directions_module, save
@@ -73,7 +74,16 @@ def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable
     model, run, sae, runs = done
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
-    assert "\nFeatures of sae beside the circuit:\n  100% of the variance explained" in shown
+    assert "\nFeatures of sae beside the circuit:\n  100.0% of the variance explained" in shown
+    for node in made.circuit.nodes:
+        if node.feature:
+            [line] = [line for line in shown.splitlines() if line.strip().startswith(f"{node.label} ")]
+            edges = made.circuit.edges
+            for way, ends in (
+                ("from", [edge.source for edge in edges if edge.target == node.id]),
+                ("to", [edge.target for edge in edges if edge.source == node.id]),
+            ):
+                assert f"{way} {' '.join(Node.parse(end).label for end in ends) or '—'}" in line
     again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "2", "--runs-dir", str(runs), "--json", "-q")
     assert again.status == 0, again.err
     found = json.loads(again.out)

@@ -141,6 +141,8 @@ def test_the_bundled_dictionary(scout: Callable[..., Told]) -> None:
             "--architecture topk",
         ),
         (("train", "--task", "ioi", "--features", "1"), "--features is '1', and must be a whole number of at least 2.", "--features"),
+        (("train", "--task", "ioi", "--out", __file__), "test_sae.py is a file.", "Name a directory"),
+        (("train", "--task", "ioi", "--out", f"{__file__}/x"), "test_sae.py is a file.", "Name a directory"),
         (("train", "--resume", "x", "--k", "3"), "--resume x was given with --k.", "Leave them out"),
         (("train", "--resume", "nothing"), "There is no run 'nothing'", "There is none yet"),
         (("info", "nowhere"), "There is no dictionary 'nowhere'", "'bundled'"),

@@ -133,6 +133,12 @@ def test_what_is_no_sae_is_refused(shelf, tmp_path, monkeypatch):
     (folder / "sae_weights.safetensors").write_bytes(b"torn")
     with pytest.raises(FeatureError, match="'torn' cannot be loaded"):
         load_sae(folder, model)
+    folder = save(random_module("standard", 12, 20, POST), tmp_path / "other")
+    settings = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(settings.replace('"d_in": 12', '"d_in": 6'))
+    with pytest.raises(FeatureError, match="'other' cannot be loaded") as fault:
+        load_sae(folder, model)
+    assert "size mismatch for" in fault.value.detail
     folder = save(random_module("standard", 12, 20, POST), tmp_path / "odd")
     (folder / "cfg.json").write_text("{")
     with pytest.raises(FeatureError, match="'odd' cannot be loaded"):
