@@ -119,7 +119,7 @@ def _drawer(cache: Path | str | bool, model: Backend, sae: SAE, texts: Texts, fe
     info = model.info
     asked = {
         "model": [info.fingerprint, info.backend, info.dtype],
-        "sae": [sae.fingerprint, f"{sae.reads.kind}.{sae.reads.layer}"],
+        "sae": [sae.fingerprint, f"{sae.reads.kind}.{sae.reads.layer}", sae.link(0), sae.warnings],
         "text": [texts.fingerprint, texts.field],
         "features": features,
         "sampling": asdict(how),

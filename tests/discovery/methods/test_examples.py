@@ -159,6 +159,15 @@ def test_it_is_found_once_and_given_again(place, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
+def test_the_same_weights_under_another_card_are_another_question(place, tmp_path):
+    """The link and what is doubtful are the dictionary's own, and no other's that has its weights."""
+    for name in ("toy/1", "toy/2"):
+        module = directions_module(place.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
+        sae = load_sae(save(module, tmp_path / name), place.model)
+        found = feature_examples(place.model, sae, place.text, [3], sampling=HOW, cache=tmp_path / "cache")
+        assert (found.features[0].link, found.cached) == (f"https://neuronpedia.org/{name}/3", False)
+
+
 def test_another_text_is_another_question(place, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text(place.text.read_text())
