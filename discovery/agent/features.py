@@ -13,7 +13,7 @@ from discovery.agent.run import read_task, reopen, settings_of
 from discovery.backends.base import Backend
 from discovery.engine import Progress
 from discovery.errors import StoreError
-from discovery.features import SAE
+from discovery.features import SAE, open_sae
 from discovery.methods.features import FeatureCircuit, add_features
 from discovery.methods.features.places import Positions
 from discovery.report import circuit_drawing, render_page
@@ -22,7 +22,7 @@ from discovery.store import Run, open_run
 
 def add_features_to_run(
     run_id: str,
-    sae: SAE | str | Path,
+    sae: SAE | str | Path | None = None,
     *,
     model: Backend | None = None,
     positions: Positions = None,
@@ -34,7 +34,7 @@ def add_features_to_run(
     """Find, verify and record the features of a dictionary in a run's circuit, with their edges.
 
     Args:
-        sae, positions, k: as in `add_features`.
+        sae, positions, k: as in `add_features`; the id of a training is looked up in `runs_dir`.
         model: the run's, where it is loaded already.
 
     Raises:
@@ -42,12 +42,22 @@ def add_features_to_run(
         FeatureError, MeasurementError: as in `add_features`.
     """
     with open_run(runs_dir, run_id, write=True) as run:
-        if run.record.status != "completed":
-            raise StoreError(f"The run {run_id} is not complete.", f"Resume it first: circuit-scout discover --resume {run_id}")
+        if run.record.kind == "discovery" and run.record.status != "completed":
+            cure = f"Resume it first: circuit-scout discover --resume {run_id}, or discover_circuit(run_id={run_id!r})."
+            raise StoreError(f"The run {run_id} is not complete.", cure)
         circuit, settings = run.load_circuit(), settings_of(run)
         own, task = (model, read_task(run, model)) if model is not None else reopen(run)
         made = add_features(
-            own, circuit, task, sae, positions=positions, k=k, seed=settings.seed, metric=settings.metric, memory=memory, progress=progress
+            own,
+            circuit,
+            task,
+            open_sae(sae, own, runs_dir),
+            positions=positions,
+            k=k,
+            seed=settings.seed,
+            metric=settings.metric,
+            memory=memory,
+            progress=progress,
         )
         _write(run, made)
         return made

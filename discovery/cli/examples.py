@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discovery.cli.arguments import LOADING, Commands, UsageError, any_text, flag, whereabouts, whole
+from discovery.cli.arguments import LOADING, RUNS_DIR, Commands, UsageError, any_text, flag, whereabouts, whole
 from discovery.cli.console import Console
 from discovery.cli.subject import add_place_flags, add_sae_flag, loading, open_model
+from discovery.tasks import BUILTIN
 
 if TYPE_CHECKING:
     from discovery.methods.features import Examples
     from discovery.methods.features.cards import Card
 
 _ABOUT = """Read a text once and show the contexts in which features fire most, and contexts of lesser activation by quantile. A line is a
-document; JSON Lines (.jsonl) have {"text": …}, another --field, {"tokens": [ids]}, or a task's pairs. What was found is kept and given
-again at once."""
+document; JSON Lines (.jsonl) have {"text": …}, another --field, {"tokens": [ids]}, or a task's pairs. The name of a built-in task stands
+for its prompts. What was found is kept and given again at once."""
 _NUMBERS = {  # flag -> (least, what the settings call it, help)
     "--top": (1, "k", "strongest contexts of each (default 10)"),
     "--bins": (0, "bins", "quantile bins (default 4)"),
@@ -35,7 +37,8 @@ def add_verb(verbs: Commands, parents: list[argparse.ArgumentParser]) -> None:
         setting.add(verb)
     add_place_flags(verb)
     add_sae_flag(verb)
-    flag(verb, "--text", "FILE", any_text, "what is read", required=True)
+    RUNS_DIR.add(verb)
+    flag(verb, "--text", "FILE", any_text, "what is read: a file, or a built-in task", required=True)
     flag(verb, "--features", "LIST", _numbers, "their numbers, as in 12,345", required=True)
     flag(verb, "--field", "NAME", any_text, "the field of JSON Lines that holds the text (default text)")
     for name, (least, _, text) in _NUMBERS.items():
@@ -49,18 +52,20 @@ def examples(args: argparse.Namespace, console: Console) -> None:
     """Look for features in a text."""
     from discovery.graph.strict_json import dumps
 
-    path = whereabouts(args.text)
-    if not path.is_file():
-        raise UsageError(f"--text is {args.text!r}, and there is no such file.", "Give a text with one document a line, or JSON Lines.")
+    text = args.text if args.text in BUILTIN else whereabouts(args.text)
+    if isinstance(text, Path) and not text.is_file():
+        cure = f"Give a text with one document a line, JSON Lines, or a built-in task: {', '.join(BUILTIN)}."
+        raise UsageError(f"--text is {args.text!r}, and there is no such file.", cure)
     model = open_model(loading(args), console)
+    from discovery.features import open_sae
     from discovery.methods.features import Sampling, feature_examples
 
     given = {name: getattr(args, key[2:]) for key, (_, name, _) in _NUMBERS.items()}
     how = Sampling(**{name: value for name, value in given.items() if value is not None})
     found = feature_examples(
         model,
-        args.sae,
-        path,
+        open_sae(args.sae, model, RUNS_DIR.value(args)),
+        text,
         args.features,
         field=args.field or "text",
         sampling=how,

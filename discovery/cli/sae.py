@@ -28,6 +28,7 @@ from discovery.cli.columns import columns
 from discovery.cli.console import Console
 from discovery.cli.examples import add_verb as add_examples
 from discovery.cli.subject import add_place_flags, loading, open_model, open_task
+from discovery.tasks import BUILTIN, TEXT_PAIRS
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from discovery.features.training.source import Text
 
 ARCHITECTURES = ("topk", "standard")
-TASK_PAIRS = 2000
 _NUMBERS: Mapping[str, tuple[str, Read, str, str]] = {  # flag -> its value in the help, how it is read, the recipe's name for it, help
     "--features": ("F", partial(whole, 2), "d_sae", "how many (default: 8 for each number of the activation)"),
     "--k": ("K", partial(whole, 1), "k", "topk: features kept at a position (default: by the width; 16 of 128)"),
@@ -50,7 +50,8 @@ _TRAIN = """Train a sparse autoencoder through SAELens on the activations of one
 (.jsonl) have {"text": …} or {"tokens": [ids]}. Memory and time are estimated first. The run is kept as it goes: interrupted, it is
 resumed with --resume; finished, its folder holds the dictionary in SAELens's format."""
 _INFO = (
-    "What a dictionary is and how good it was on its own text, from its files alone: `bundled`, its directory, or a training's run folder."
+    "What a dictionary is and how good it was on its own text, from its files alone: `bundled`, its directory, or the id or the folder of "
+    "a training."
 )
 
 
@@ -68,7 +69,7 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
     train_verb.add_argument(
         "--task", metavar="TASK", action="append", help="or the prompts of a task, both sides of its pairs; may be given again"
     )
-    flag(train_verb, "--pairs", "N", partial(whole, 1), f"how many pairs of each task (default: {TASK_PAIRS:,} of a built-in one, or all)")
+    flag(train_verb, "--pairs", "N", partial(whole, 1), f"how many pairs of each task (default: {TEXT_PAIRS:,} of a built-in one, or all)")
     flag(train_verb, "--site", "SITE", any_text, "as in resid_pre.2, or a hook point (default: resid_pre of the middle layer)")
     flag(train_verb, "--architecture", "|".join(ARCHITECTURES), partial(one_of, ARCHITECTURES), "default topk")
     for name, (metavar, read, _, text) in _NUMBERS.items():
@@ -78,7 +79,8 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
     train_verb.add_argument("--dry-run", action="store_true", help="only estimate what the training would take")
     flag(train_verb, "--resume", "RUN_ID", any_text, "go on with an interrupted training, with the settings that it began with")
     info_verb = verbs.add_parser("info", parents=parents, help="what a dictionary is", description=_INFO)
-    info_verb.add_argument("path", metavar="PATH", help="bundled, a SAELens directory, or the folder of a training")
+    info_verb.add_argument("path", metavar="PATH", help="bundled, a SAELens directory, or the id or the folder of a training")
+    RUNS_DIR.add(info_verb)
     add_examples(verbs, parents)
     for verb, act in ((train_verb, train), (info_verb, info)):
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
@@ -88,6 +90,8 @@ def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None
 def train(args: argparse.Namespace, console: Console) -> None:
     """Train, resume or estimate."""
     console.progress.unit = "tokens"
+    if args.out is not None:
+        _require_folder(args.out)
     if args.resume is not None:
         trained = _resumed(args, console)
     else:
@@ -112,7 +116,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
     from discovery.features.bundle import facts
     from discovery.graph.strict_json import dumps
 
-    found = facts(args.path)
+    found = facts(args.path, RUNS_DIR.value(args))
     if args.json:
         console.write(dumps(dataclasses.asdict(found), indent=2) + "\n")
         return
@@ -132,7 +136,7 @@ def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, An
     if args.text is not None and args.pairs is not None:
         raise UsageError(f"--pairs {args.pairs} was given with --text.", "Leave it out: pairs belong to --task.")
     from discovery.backends.opening import HOW
-    from discovery.tasks import BUILTIN, require_source
+    from discovery.tasks import require_source
 
     named = args.task or []
     args.task = named[0] if named else None
@@ -145,8 +149,15 @@ def _opened(args: argparse.Namespace, console: Console) -> tuple[Mapping[str, An
     how = {name: load[name] for name in ("model", *HOW)}
     if args.text is not None:
         return how, whereabouts(args.text), model
-    pairs = {name: args.pairs or (TASK_PAIRS if name in BUILTIN else None) for name in named}
+    pairs = {name: args.pairs or (TEXT_PAIRS if name in BUILTIN else None) for name in named}
     return how, [open_task({"task": name, "pairs": pairs[name]}, model, args.seed or 0, console) for name in named], model
+
+
+def _require_folder(word: str) -> None:
+    """Said before the training, and not after it."""
+    path = whereabouts(word)
+    if file := next((part for part in (path, *path.parents) if part.is_file()), None):
+        raise UsageError(f"--out is {word!r}, and {file} is a file.", "Name a directory; it is made where it is not there.")
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_sae_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that names a sparse autoencoder."""
-    text = "a SAELens directory, a training's folder, or release/sae_id of the hub (default: the bundled model's)"
+    text = "a SAELens directory, the id or the folder of a training, or release/sae_id of the hub (default: the bundled model's)"
     flag(parser, "--sae", "SAE", any_text, text, default="bundled")
 
 

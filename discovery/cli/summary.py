@@ -62,20 +62,29 @@ def features(circuit: CircuitGraph) -> str:
 
 def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
     nodes = [node for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)]
-    yield f"Features of {known.sae} beside it: {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict."
+    yield f"Features of {known.sae} beside the circuit:"
     yield from (f"  - {warning}" for warning in known.warnings)
+    explained, left = words.share(known.variance_explained), words.number(known.share)
+    yield f"  {explained} of the variance explained, L0 {words.number(known.l0, 1)}; spliced in it leaves {left} of the metric"
+    yield f"  {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict"
     rows = [
         (
             node.label,
             words.effect(node.effect.noising if node.effect else None),
             f"fires on {_quoted(node.feature.fires_on)}",
             f"promotes {_quoted(node.feature.promotes)}",
+            f"from {_labels(edge.source for edge in circuit.edges if edge.target == node.id)}",
+            f"to {_labels(edge.target for edge in circuit.edges if edge.source == node.id)}",
         )
         for node in nodes
         if node.feature
     ]
     if rows:
-        yield columns([("feature", "noising", "", ""), *rows])
+        yield columns([("feature", "noising", "", "", "", ""), *rows])
+
+
+def _labels(nodes: Iterable[str]) -> str:
+    return " ".join(Node.parse(node).label for node in nodes) or words.UNKNOWN
 
 
 def _quoted(tokens: Iterable[str]) -> str:

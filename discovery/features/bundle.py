@@ -1,6 +1,7 @@
 """Dictionaries on disk: where one is, the one that comes with the bundled model, and what its files say of it.
 
-A dictionary is a directory with SAELens's cfg.json and sae_weights.safetensors; a training's run folder has one in `sae/`.
+A dictionary is a directory with SAELens's cfg.json and sae_weights.safetensors; a training's run folder has one in `sae/`, so that
+its id names a dictionary too.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 from discovery.errors import FeatureError
 from discovery.graph.strict_json import loads
-from discovery.store import default_runs_dir
+from discovery.store import default_runs_dir, open_run
 from discovery.store.files import read_bytes, write_bytes
 
 BUNDLED = "bundled"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-IN_A_RUN = "sae"
+IN_A_RUN, RUN = "sae", "run.json"
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,53 @@ def bundled_directory() -> Path:
     return found
 
 
-def inner(directory: Path) -> Path:
-    """The dictionary's own directory, where a training's run folder was given."""
-    within = directory / IN_A_RUN
-    return within if not (directory / CONFIG).exists() and (within / CONFIG).exists() else directory
-
-
-def facts(source: str | Path) -> Facts:
-    """What a dictionary is, from its files alone.
+def directory_of(source: str | Path, runs_dir: Path | str | None = None) -> Path | None:
+    """Where a dictionary is; None where nothing of that name is on disk.
 
     Args:
         source: "bundled", a directory, or the folder or the id of a training's run.
+        runs_dir: in which an id is looked up; None is the default.
+
+    Raises:
+        FeatureError: a directory without a dictionary; of a run, says what the run lacks.
+    """
+    if source == BUNDLED:
+        return bundled_directory()
+    place = _place(source, runs_dir)
+    if place is None:
+        return None
+    found = place / IN_A_RUN if not (place / CONFIG).exists() and (place / RUN).exists() else place
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (found / name).is_file()]:
+        if (place / RUN).exists():
+            raise _no_dictionary_in(place)
+        name = place.name or str(source)
+        raise FeatureError(f"{name!r} has no {' and no '.join(missing)}.", "Give the directory that SAE.save_model wrote.")
+    return found
+
+
+def short_name(name: str) -> str:
+    """A dictionary's name in a record, which is read on other machines: of a path the last part, of a training the run's id."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return path.parent.name if path.name == IN_A_RUN and (path.parent / RUN).exists() else path.name
+
+
+def facts(source: str | Path, runs_dir: Path | str | None = None) -> Facts:
+    """What a dictionary is, from its files alone.
+
+    Args:
+        source, runs_dir: as in `directory_of`.
 
     Raises:
         FeatureError: there is no dictionary.
     """
-    directory = _directory(source)
+    directory = directory_of(source, runs_dir)
+    if directory is None:
+        raise FeatureError(
+            f"There is no dictionary {str(source)!r}, neither here nor among the runs in {runs_dir or default_runs_dir()}.",
+            "Give 'bundled', a SAELens directory, or the id of a finished training (circuit-scout runs list).",
+        )
     config = loads(read_bytes(directory / CONFIG), str(directory / CONFIG))
     metadata = config.get("metadata") or {}
     own = metadata.get("circuit_scout") or {}
@@ -95,15 +127,26 @@ def copy_dictionary(directory: Path, to: Path) -> None:
         write_bytes(to / name, read_bytes(directory / name))
 
 
-def _directory(source: str | Path) -> Path:
-    if source == BUNDLED:
-        return bundled_directory()
-    given = Path(source).expanduser()
-    for place in (given, default_runs_dir() / given):
-        found = inner(place)
-        if all((found / name).is_file() for name in (CONFIG, WEIGHTS)):
-            return found
-    raise FeatureError(
-        f"{str(source)!r} is no dictionary: it has no {CONFIG} with {WEIGHTS}.",
-        "Give 'bundled', a SAELens directory, or a training that is finished (circuit-scout runs list).",
+def _place(source: str | Path, runs_dir: Path | str | None) -> Path | None:
+    """A file or folder that is there, or the folder of the run that a plain name is the id of."""
+    try:
+        given = Path(source).expanduser()
+        if given.exists():
+            return given
+        folder = Path(runs_dir or default_runs_dir()).expanduser() / given
+        return folder if given.name == str(source) and (folder / RUN).exists() else None
+    except (OSError, RuntimeError, ValueError):  # longer than a name can be, or of a user whom nobody knows
+        return None
+
+
+def _no_dictionary_in(folder: Path) -> FeatureError:
+    """Why a run's folder has none."""
+    run = open_run(folder.resolve().parent, folder.resolve().name)
+    if run.record.kind != "sae":
+        return FeatureError(f"The run {run.id} is no training of an SAE: it has no dictionary.", "Give the id of a finished training.")
+    if run.status == "completed":
+        return FeatureError(f"The training {run.id} has lost its dictionary, the folder {IN_A_RUN}.", "Restore it, or train it again.")
+    return FeatureError(
+        f"The training {run.id} is {run.status}, and has no dictionary yet.",
+        f"Let it end, or go on with it: circuit-scout sae train --resume {run.id}, or train_sae(run_id={run.id!r}).",
     )

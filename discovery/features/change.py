@@ -40,6 +40,8 @@ class Change:
         """
         if operation not in get_args(Operation):
             raise FeatureError(f"operation {operation!r} is not known.", f"Allowed: {', '.join(get_args(Operation))}.")
+        if not isinstance(amounts, Mapping):
+            raise FeatureError(f"The change is {amounts!r}.", "Give an amount for each feature: {12: 0.0} ablates it.")
         if not amounts:
             raise FeatureError("No feature is changed.", "Name at least one, with its amount: {12: 0.0}.")
         for feature, amount in amounts.items():
@@ -57,6 +59,14 @@ class Change:
             return amounts.expand_as(activations)
         return (amounts if self.operation == "set" else activations * amounts) - activations
 
+    def too_large(self) -> FeatureError:
+        """What to say where nothing can be computed with these amounts."""
+        feature, amount = max(zip(self.features, self.amounts, strict=True), key=lambda pair: abs(pair[1]))
+        return FeatureError(
+            f"With the amount {amount:g} of feature {feature} the model's logits are no numbers.",
+            "Give smaller amounts; what a feature's activation is, sae_top_features says.",
+        )
+
 
 def _finite(amount: object) -> bool:
-    return isinstance(amount, int | float) and math.isfinite(amount)
+    return isinstance(amount, int | float) and not isinstance(amount, bool) and math.isfinite(amount)

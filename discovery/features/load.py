@@ -3,6 +3,7 @@
 from discovery import load_model
 from discovery.features import load_sae
 sae = load_sae("saes/layer8", load_model("bundled"))              # cfg.json and sae_weights.safetensors
+sae = load_sae("sae-resid-pre-2-bundled-20261120-153012-a1b2", load_model("bundled"))   # of a finished training
 sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", load_model("gpt2"))   # release/sae_id
 """
 
@@ -21,45 +22,48 @@ from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError
-from discovery.features.bundle import BUNDLED, CONFIG, WEIGHTS, bundled_directory, inner
+from discovery.features.bundle import BUNDLED, CONFIG, WEIGHTS, directory_of, short_name
 from discovery.features.hooks import BY_HEAD, model_faults, require_place, site_of
 from discovery.features.sae import SAE
+from discovery.store import default_runs_dir
 
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")  # norms that SAELens folds into weights, and does not apply
 
 
-def load_sae(source: str | Path, model: Backend, *, force: bool = False) -> SAE:
+def load_sae(source: str | Path, model: Backend, *, runs_dir: Path | str | None = None, force: bool = False) -> SAE:
     """Open a sparse autoencoder for a model.
 
     Args:
-        source: "bundled" (of the bundled model), a directory that SAELens's save_model or `train_sae` wrote (or the folder of its run),
-            or "release/sae_id" of SAELens's hub list (or of any hub repository "owner/name/folder").
+        source: "bundled" (of the bundled model), a directory that SAELens's save_model or `train_sae` wrote (or the folder, or the id, of
+            its run), or "release/sae_id" of SAELens's hub list (or of any hub repository "owner/name/folder").
+        runs_dir: in which a run's id is looked up; None is the default.
         force: take one that was trained on another model of the same shape, with a warning in place of the refusal.
 
     Raises:
         FeatureError: it cannot be loaded, or its hook point, width or model do not fit; says why and what to do.
     """
-    directory = bundled_directory() if source == BUNDLED else inner(Path(source).expanduser())
-    if directory.is_dir():
+    directory = directory_of(source, runs_dir)
+    if directory is not None:
         module, said = _from_directory(directory, model.info.device)
-    elif directory.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") < 1:
+    elif str(source).startswith((".", "/", "~")) or str(source).count("/") < 1:
         raise FeatureError(
-            f"{str(source)!r} is neither a directory nor a release with an SAE's id.",
-            f"Give the directory that holds {CONFIG} and {WEIGHTS}, or release/sae_id, as in gpt2-small-res-jb/blocks.8.hook_resid_pre.",
+            f"{str(source)!r} is no directory, no run in {runs_dir or default_runs_dir()}, and no release with an SAE's id.",
+            f"Give the directory that holds {CONFIG} and {WEIGHTS}, the id of a finished training (train_sae, circuit-scout sae train), "
+            "or release/sae_id, as in gpt2-small-res-jb/blocks.8.hook_resid_pre.",
         )
     else:
         module, said = _from_hub(str(source), model.info.device)
     return _fit(module, str(source), model, force, said)
 
 
-def open_sae(sae: SAE | str | Path, model: Backend) -> SAE:
-    """A loaded dictionary if the model has its places; else the one of that name.
+def open_sae(sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str | None = None) -> SAE:
+    """A loaded dictionary if the model has its places; else the one of that name, or the bundled one where None.
 
     Raises:
         FeatureError: as in `load_sae`.
     """
     if not isinstance(sae, SAE):
-        return load_sae(sae, model)
+        return load_sae(BUNDLED if sae is None else sae, model, runs_dir=runs_dir)
     require_place(model, sae.reads, sae.d_in, "reads")
     require_place(model, sae.writes, sae.d_out, "writes")
     return sae
@@ -85,7 +89,8 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
     if wrong and not force:
         raise FeatureError(
             f"The SAE does not belong to this model: {wrong}.",
-            "Load the model it was trained on, or train one for this model (train_sae), or say force=True.",
+            "Load the model it was trained on, or train one for this model (train_sae, or circuit-scout sae train); in Python, "
+            "load_sae(..., force=True) takes it all the same.",
         )
     notes = [*said, *(f"this may be the wrong SAE: {why}" for why in (wrong, unknown) if why)]
     if module.cfg.normalize_activations in UNFOLDED:
@@ -101,12 +106,7 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
 
 
 def _from_directory(directory: Path, device: str) -> tuple[Any, tuple[str, ...]]:
-    if missing := [file for file in (CONFIG, WEIGHTS) if not (directory / file).is_file()]:
-        raise FeatureError(
-            f"{directory.name!r} has no {' and no '.join(missing)}.",
-            "Give the directory that SAE.save_model wrote.",
-        )
-    with _quiet() as said, _refused(f"{directory.name!r} cannot be loaded as an SAE", "Save it again with SAE.save_model."):
+    with _quiet() as said, _refused(f"{short_name(str(directory))!r} cannot be loaded as an SAE", "Save it again with SAE.save_model."):
         import sae_lens
 
         module = sae_lens.SAE.load_from_disk(directory, device=device)
@@ -156,11 +156,13 @@ def _refused(what: str, cure: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, ImportError, SafetensorError) as fault:
-        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_line(fault)) from fault
+        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_lines(fault)) from fault
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0].rstrip(".")
+def _first_lines(fault: Exception) -> str:
+    """The first, and where that only announces what is wrong, the second too."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [type(fault).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
 
 def _fingerprint(module: Any) -> str:

@@ -130,8 +130,8 @@ class SAE:
         Raises:
             FeatureError: names what exists.
         """
-        if not 0 <= feature < self.d_sae:
-            raise FeatureError(f"Feature {feature} does not exist.", f"This SAE's features are 0 to {self.d_sae - 1}.")
+        if type(feature) is not int or not 0 <= feature < self.d_sae:
+            raise FeatureError(f"Feature {feature!r} does not exist.", f"This SAE's features are 0 to {self.d_sae - 1}.")
         return feature
 
     def link(self, feature: int) -> str | None:

@@ -21,12 +21,12 @@ def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Html:
     told += f"{share(known.variance_explained)} of the variance explained, {number(known.l0, 1)} features at a position, "
     told += f"{number(known.share)} of the metric left by the reconstruction."
     lacking = [label(name) for name in known.candidates if name not in {node.id for node in nodes}]
-    parts = [element("p", warning, class_="soft") for warning in known.warnings]
-    parts += [element("p", told, class_="soft"), element("p", known.note or "", class_="soft")]
+    first = [element("p", warning) for warning in known.warnings]
+    parts = [element("p", told, class_="soft"), element("p", known.note or "", class_="soft")]
     parts += [element("p", f"Did not hold: {', '.join(lacking)}.", class_="soft")] if lacking else []
     caption = f"Features of {known.sae} ({known.site} of layer {known.layer})"
     rows = [_row(node) for node in nodes]
-    return join([table(caption, _HEAD, rows) if rows else element("p", f"{caption}: none holds."), *parts])
+    return join([*first, table(caption, _HEAD, rows) if rows else element("p", f"{caption}: none holds."), *parts])
 
 
 def _row(node: CircuitNode) -> list[object]:

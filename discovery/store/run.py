@@ -190,7 +190,8 @@ class Run:
         path = self.path / "circuit.json"
         if self.record.kind == "sae":
             raise StoreError(
-                f"The run {self.id} is the training of an SAE, and has no circuit.", f"See `circuit-scout runs show {self.id}`."
+                f"The run {self.id} is the training of an SAE, and has no circuit.",
+                f"See it: circuit-scout runs show {self.id}, or train_sae(run_id={self.id!r}).",
             )
         if not path.exists():
             raise StoreError(f"The run {self.id} has no circuit yet.", f"Resume it: circuit-scout discover --resume {self.id}")

@@ -21,7 +21,9 @@ from discovery.tasks.read import Reader, pair_from_fields, read_file, warnings_o
 from discovery.tasks.split import split_pairs
 from discovery.tasks.task import Pair, Task
 
-__all__ = ["BUILTIN", "Pair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
+__all__ = ["BUILTIN", "TEXT_PAIRS", "Pair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
+
+TEXT_PAIRS = 2000  # of a built-in task whose prompts, both sides, serve as a text to train on
 
 
 class Readable(Protocol):

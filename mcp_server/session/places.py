@@ -70,17 +70,20 @@ class Places:
             raise self._refused("text file", name, f"{instead}, or put the file into one of them.")
         return found
 
-    def dictionary(self, name: str) -> str:
-        """A sparse autoencoder: `bundled`, a directory as an absolute path, the id of a training, or release/sae_id of the hub.
+    def dictionary(self, name: str | None) -> str:
+        """A sparse autoencoder: `bundled` (also where None is named), a directory or the folder of a training as an absolute path, or
+        release/sae_id of the hub.
 
         Raises:
             PlaceError: for a directory that may not be read, or a name that no hub has.
         """
-        if name == BUNDLED:
-            return name
-        trained = self.settings.runs_dir / name / _DICTIONARY
-        if _RUN.fullmatch(name) and (trained / "cfg.json").is_file() and trained.resolve().is_relative_to(self.settings.runs_dir.resolve()):
-            return str(trained)
+        if name is None or name == BUNDLED:
+            return BUNDLED
+        if _RUN.fullmatch(name) and (self.settings.runs_dir / name / "run.json").is_file():
+            run = self.settings.runs_dir.absolute() / name
+            trained = run / _DICTIONARY if (run / _DICTIONARY / "cfg.json").is_file() else run
+            if trained.resolve().is_relative_to(self.settings.runs_dir.resolve()):
+                return str(trained)
         found = self._find(name)
         if found is not None and found.is_dir():
             return str(found)
@@ -96,7 +99,7 @@ class Places:
         """A path as the assistant may write it: relative to an allowed directory."""
         if not Path(path).is_absolute():
             return path
-        if Path(path).name == _DICTIONARY and Path(path).parent.parent == self.settings.runs_dir:
+        if Path(path).name == _DICTIONARY and Path(path).parent.parent == self.settings.runs_dir.absolute():
             return Path(path).parent.name  # the id of the training
         given = (root.absolute() for root in (self.settings.models_dir, self.settings.here) if root is not None)
         for root in (*self.roots, *given):

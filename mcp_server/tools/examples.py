@@ -11,7 +11,6 @@ from discovery.tasks import BUILTIN
 from mcp_server.session import Session, science
 from mcp_server.session import Work as Job
 from mcp_server.session.models import Loaded
-from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import MOST_PAIRS, Call, DetailLevel, ModelId, SaeName, Text
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
@@ -92,7 +91,7 @@ async def sae_examples(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> Fired:
-        source = session.places.dictionary(sae or BUNDLED)
+        source = session.places.dictionary(sae)
         dictionary = opened(source, loaded.backend)
         found = science.feature_examples(
             loaded.backend,

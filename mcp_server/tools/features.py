@@ -11,7 +11,6 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Detail, DetailLevel, Ids, ModelId, Pairs, Seed, TaskName, Text, drawn
 from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
 from mcp_server.tools.task import Interval, Metric
@@ -64,6 +63,8 @@ class Features(Listing):
     reads: str
     metric: str
     metric_clean: float | None
+    answer: str | None = Field(description="Of a prompt's metric: the likeliest next token, over `wrong`, the runner-up.")
+    wrong: str | None
     n: int
     by: str
     variance_explained: float | None
@@ -115,7 +116,7 @@ async def sae_top_features(
         raise ServerError("sae_top_features takes one of prompt and task.", "Give a prompt for a first look, a task for effects.")
 
     def job(work: Job) -> Features:
-        source = session.places.dictionary(sae or BUNDLED)
+        source = session.places.dictionary(sae)
         read, notes = (None, []) if task is None else drawn(session, loaded, task, pairs, seed)
         dictionary = opened(source, loaded.backend)
         found = science.sae_top_features(
@@ -133,7 +134,8 @@ async def sae_top_features(
             memory=session.settings.memory,
             progress=work,
         )
-        return _features(model_id, session.places.shown(source), found, dictionary.d_sae, k, detail, notes)
+        shown = session.places.shown(source)
+        return _features(model_id, loaded.backend, shown, found, dictionary.d_sae, k, detail, notes)
 
     return answer(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
 
@@ -144,7 +146,9 @@ def opened(source: str | Path, model: Backend) -> SAE:
     return opened
 
 
-def _features(model_id: str, sae: str, found: TopFeatures, width: int, asked: int, detail: Detail, notes: list[str]) -> Features:
+def _features(
+    model_id: str, model: Backend, sae: str, found: TopFeatures, width: int, asked: int, detail: Detail, notes: list[str]
+) -> Features:
     """The result; the features that are listed are all that do anything here where there are fewer than asked for."""
     whole = found.reconstruction
     return Features(
@@ -153,6 +157,8 @@ def _features(model_id: str, sae: str, found: TopFeatures, width: int, asked: in
         reads=f"{found.reads.kind}.{found.reads.layer}",
         metric=found.metric,
         metric_clean=number(found.metric_clean),
+        answer=_read(model, found.answer),
+        wrong=_read(model, found.wrong),
         n=found.n_pairs,
         by=found.by,
         warnings=[*found.warnings, *notes],
@@ -186,6 +192,13 @@ def _view(feature: Feature, detail: Detail) -> FeatureView:
         by_pair=[number(value, 3) for value in feature.by_pair[: _PAIRS[detail]]],
         link=feature.link,
     )
+
+
+def _read(model: Backend, token: int | None) -> str | None:
+    """A token as text, or its number where the model has no tokenizer."""
+    if token is None:
+        return None
+    return model.tokenizer.decode([token]) if model.tokenizer else str(token)
 
 
 def _interval(found: Found) -> Interval:

@@ -10,7 +10,6 @@ from pydantic import Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import Call, ModelId, RunId, SaeName
 from mcp_server.tools.circuit import EdgeView, edge_views
 from mcp_server.tools.features import opened
@@ -42,6 +41,9 @@ class FeatureNodes(Listing):
     warnings: list[str] = Field(description="A poor reconstruction stands first.")
     run_id: str
     sae: str
+    variance_explained: float | None
+    l0: float | None
+    share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
     verdict: str | None = Field(description="As it was: features enter no condition.")
     candidates: list[CandidateView]
     edges: list[EdgeView] = Field(description="Of the features that hold.")
@@ -71,7 +73,7 @@ async def circuit_features(
         raise ServerError(f"The run {run_id} is at work.", f'Wait for its end: run_status(run_id="{run_id}").')
 
     def job(work: Job) -> FeatureNodes:
-        source = session.places.dictionary(sae or BUNDLED)
+        source = session.places.dictionary(sae)
         made = science.add_features_to_run(
             session.runs.open(run_id).id,
             opened(source, loaded.backend),
@@ -107,6 +109,9 @@ def _told(run_id: str, sae: str, made: FeatureCircuit) -> FeatureNodes:
         warnings=list(made.warnings),
         run_id=run_id,
         sae=sae,
+        variance_explained=number(made.reconstruction.variance_explained),
+        l0=number(made.reconstruction.l0),
+        share_of_metric=number(made.reconstruction.share.mean) if made.reconstruction.share else None,
         verdict=made.circuit.verdict,
         candidates=views,
         edges=[edge for edge in edge_views(made.circuit) if {edge.source, edge.target} & mine],

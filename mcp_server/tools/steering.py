@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, StrictInt
 from mcp_server.errors import ServerError
 from mcp_server.session import Work as Job
 from mcp_server.session import science
-from mcp_server.session.places import BUNDLED
 from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
 from mcp_server.tools.features import opened
 from mcp_server.tools.result import Result, Work, answer, number
@@ -96,7 +95,7 @@ async def edit_features(
         raise ServerError("edit_features needs a task, a prompt, or both.", "Give a task for the effect on its metric, a prompt for text.")
 
     def job(work: Job) -> Steered:
-        source = session.places.dictionary(sae or BUNDLED)
+        source = session.places.dictionary(sae)
         dictionary = opened(source, loaded.backend)
         on_metric, on_text, warnings, costs = None, None, [*dictionary.warnings], []
         how: dict[str, Any] = {"operation": operation, "positions": positions, "error": error, "progress": work}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUILTIN, TEXT_PAIRS
 from mcp_server.errors import ServerError
 from mcp_server.session import Session, science
 from mcp_server.session import Work as Job
@@ -23,7 +23,6 @@ from mcp_server.tools.runs import Progress, progress_of
 if TYPE_CHECKING:
     from discovery.features.training.source import Text
 
-TASK_PAIRS = 2000  # of a built-in task, both of whose sides are trained on
 _SCORES = ("tokens", "l0", "variance_explained", "dead", "loss_clean", "loss_spliced", "loss_zero", "loss_recovered", "loss_recovered_mean")
 
 
@@ -120,7 +119,7 @@ def _source(session: Session, loaded: Loaded, text: str | None, task: TaskName |
     """What is trained on."""
     if text is not None:
         return session.places.text_file(text, "Give task='ioi' instead")
-    return session.task(loaded, str(task), pairs or (TASK_PAIRS if task in BUILTIN else None), seed)
+    return session.task(loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed)
 
 
 async def _estimated(call: Call, session: Session, loaded: Loaded, source: Any, site: str | None, asked: dict[str, Any]) -> CallToolResult:

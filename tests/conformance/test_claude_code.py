@@ -109,6 +109,33 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
     assert (run.id, run.status) == (facts(found)["run_id"], "completed")
 
 
+def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
+    """With no dictionary named: its own, which is there without a download."""
+    given = {"model_id": "bundled", "task": "ioi"}
+    script = Script(
+        [
+            fixed("load_model", model="bundled"),
+            fixed("sae_top_features", **given, positions=["end"], k=3),
+            ("edit_features", lambda results: {**given, "features": {str(facts(results[1])["features"][0]["index"]): 0}}),
+            (
+                "sae_examples",
+                lambda results: {"model_id": "bundled", "features": [facts(results[1])["features"][0]["index"]], "text": "ioi"},
+            ),
+            fixed("sae_top_features", **given, positions=["nowhere"]),
+        ]
+    )
+    converse(script, tmp_path, tmp_path / "runs")
+    _, top, edited, examples, wrong = script.results
+    found = facts(top)
+    assert (found["sae"], found["warnings"], found["features"][0]["index"]) == ("bundled", [], 60)
+    assert list(found).index("warnings") < list(found).index("variance_explained") < list(found).index("features")
+    assert found["variance_explained"] > 0.9
+    assert facts(edited)["on_metric"]["effect"]["high"] < 0
+    assert facts(examples)["features"][0]["top"][0]["text"].endswith("« to»")
+    assert wrong["is_error"]
+    assert "labels: IO, S1, S1+1, S2, end" in json.dumps(wrong)
+
+
 def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path) -> None:
     build("induction").save(tmp_path / "models" / "induction")
     script = Script(

@@ -46,9 +46,9 @@ class Rows:
         """
         self._model, self._pieces, self._recipe = model, pieces, recipe
         if len(pieces) < 2:
-            raise FeatureError(
-                f"{pieces.path.name} has {len(pieces)} documents, and one at least is held out.", "Give a text with a document a line."
-            )
+            list(pieces.rows(model, range(len(pieces)), recipe.context))  # a document that cannot be read is the more telling fault
+            have = "one document" if len(pieces) else "no document"
+            raise FeatureError(f"{pieces.path.name} has {have}, and one at least is held out.", "Give a text with a document a line.")
         order = np.random.default_rng([recipe.seed]).permutation(len(pieces))
         self.fingerprint = pieces.fingerprint
         self.heldout: tuple[Row, ...] = ()

@@ -78,7 +78,7 @@ def train_sae(
 
     Args:
         text: a file with a document a line (or JSON Lines, see `pieces`), a task or several (the prompts of their pairs, both sides),
-            or prompts.
+            the name of a built-in task, or prompts.
         site: as in `make_recipe`, which also says what else may be asked: architecture, d_sae, k, l1, tokens, batch, learning_rate,
             context, seed.
         memory: bytes that the training may take beside the model.

@@ -12,6 +12,7 @@ from discovery.features.training.pieces import Pieces
 from discovery.features.training.recipe import Recipe
 from discovery.features.training.rows import Rows
 from discovery.graph.strict_json import dumps
+from discovery.tasks import BUILTIN, TEXT_PAIRS, load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
@@ -42,11 +43,13 @@ class Source:
 
 
 def source_of(model: Backend, text: Text) -> Source:
-    """What a caller gave.
+    """What a caller gave; the name of a built-in task stands for `TEXT_PAIRS` pairs of it.
 
     Raises:
         FeatureError: nothing, or what is no text.
     """
+    if isinstance(text, str) and text in BUILTIN:
+        return source_of(model, load_task(text, model, pairs=TEXT_PAIRS))
     if isinstance(text, str | Path):
         path = Path(text).expanduser().absolute()
         return Source(path.name, path)

@@ -4,8 +4,9 @@ Found on discovery pairs: the largest attributions of the exchange between clean
 held-out pairs: a feature becomes a node where its exchange in the clean run moves the metric by at least 0.01 of m(clean) −
 m(corrupted), the 95% interval of that leaves out 0, it is no chance find among the candidates (sign-flip max-statistic, p ≤ 0.05), and at
 most 1 in 20 equal pushes along other features' directions does as much. Edges (see `edges`) are measured on discovery pairs; one is
-kept where its interval leaves out 0 and it is large enough: out of a feature 0.01 of the metric, into one 0.05 of the feature's way
-from the clean to the corrupted run. Of a task without a split everything is measured on all pairs, which a warning says.
+kept where its interval leaves out 0 and it is large enough: out of a feature 0.01 of the metric or a tenth of the feature's own effect,
+into one 0.05 of the feature's way from the clean to the corrupted run. Of a task without a split everything is measured on all pairs,
+which a warning says.
 
 Features never change a verdict: its conditions are about heads and MLPs. A feature that others back up moves nothing alone, and is not
 found here.
@@ -18,7 +19,7 @@ found here.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -34,15 +35,17 @@ from discovery.features import SAE, open_sae
 from discovery.graph import CircuitEdge, CircuitGraph
 from discovery.methods.cost import Cost
 from discovery.methods.features.candidates import LEAST, Candidate, judged
+from discovery.methods.features.counts import require_counts
 from discovery.methods.features.edges import Told, edges_of
 from discovery.methods.features.entries import dictionary_entry, edge_entry, node_entry, result_of, with_features
 from discovery.methods.features.exchange import Exchanged, Found, exchange, find
 from discovery.methods.features.half import Half, leaves_out_zero
-from discovery.methods.features.places import Positions
+from discovery.methods.features.places import Positions, Tasked, named_task
 from discovery.methods.features.reconstruction import Reconstruction, reconstruct
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task
 
+LEAST_PART = 0.1  # of a feature's own effect, for an edge out of it that is below LEAST
 LEAST_CHANGE = 0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
 
 
@@ -68,8 +71,8 @@ class FeatureCircuit:
 def add_features(
     model: Backend,
     circuit: CircuitGraph,
-    task: Task,
-    sae: SAE | str | Path,
+    task: Tasked,
+    sae: SAE | str | Path | None = None,
     *,
     positions: Positions = None,
     k: int = 16,
@@ -85,8 +88,9 @@ def add_features(
 
     Args:
         circuit: a record; features of another dictionary of the same site are replaced.
-        task: the record's own, with its split.
-        sae: a loaded one, a SAELens directory, or "release/sae_id"; of the residual stream, attn_out, mlp_out or heads' outputs.
+        task: the record's own, with its split; the name of a built-in task, or the path of a task file, stands for as many pairs of it
+            as `discover` takes.
+        sae: as in `sae_top_features`; of the residual stream, attn_out, mlp_out or heads' outputs.
         positions: as in `sae_top_features`.
         k: how many candidates. steps: of the attribution; 1 is gradient × activation.
         controls: draws of the shuffled-decoder control; 0 leaves it out.
@@ -98,8 +102,10 @@ def add_features(
             differ.
     """
     began = time.monotonic()
+    require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
-    _check(model, circuit, sae, {"k": (k, 1), "steps": (steps, 1), "controls": (controls, 0)})
+    _check(model, circuit, sae)
+    task = named_task(task, model, seed, pairs=None)
     meter = Meter(progress=progress)
     first, last = _halves(model, task, sae, positions, metric=metric or circuit.task.metric, memory=memory, meter=meter, seed=seed)
     found = find(first.engine, sae, first.places, steps, k)
@@ -112,13 +118,14 @@ def add_features(
     edges = [edge_entry(edge, first, sae) for edge in told]
     warnings = tuple(_warnings(whole, sae, circuit, task, len(last), first is last, controls))
     known = dictionary_entry(sae, positions, (first, last), whole, candidates, warnings)
-    kept = [edge for edge, raw in zip(edges, told, strict=True) if _holds(edge, raw)]
+    own = {str(one.node): abs(one.noising.mean or 0.0) for one in candidates}
+    kept = [edge for edge, raw in zip(edges, told, strict=True) if _holds(edge, raw, own)]
     made = with_features(circuit, known, nodes, kept)
     cost = Cost(meter.spent, time.monotonic() - began)
     return FeatureCircuit(made, candidates, tuple(edges), whole, warnings, result_of(sae), _arrays(found, measured, told), cost)
 
 
-def _check(model: Backend, circuit: CircuitGraph, sae: SAE, least: dict[str, tuple[int, int]]) -> None:
+def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
     if circuit.verdict == "no_behaviour":
         raise MeasurementError("The record's verdict is no_behaviour: there is nothing that features could carry.", "Use another task.")
     if circuit.model.fingerprint and circuit.model.fingerprint != model.info.fingerprint:
@@ -132,9 +139,6 @@ def _check(model: Backend, circuit: CircuitGraph, sae: SAE, least: dict[str, tup
                 f"The SAE is of {site.kind}, which is no part of the residual stream, so path patching knows no edges of its features.",
                 f"Use an SAE of {', '.join(get_args(FeatureSite))}.",
             )
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise MeasurementError(f"{name} is {value}.", f"Ask for at least {bound}.")
 
 
 def _halves(model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any) -> tuple[Half, Half]:
@@ -147,8 +151,10 @@ def _halves(model: Backend, task: Task, sae: SAE, positions: Positions, *, memor
     return first, last
 
 
-def _holds(edge: CircuitEdge, told: Told) -> bool:
-    found, least = (edge.effect, LEAST) if told.activation is None else (edge.activation, LEAST_CHANGE)
+def _holds(edge: CircuitEdge, told: Told, own: Mapping[str, float]) -> bool:
+    """Whether an edge is one; `own` is each feature's effect."""
+    out = told.activation is None
+    found, least = (edge.effect, min(LEAST, LEAST_PART * own[edge.source])) if out else (edge.activation, LEAST_CHANGE)
     return found is not None and abs(found.mean or 0.0) >= least and leaves_out_zero(found)
 
 

@@ -27,12 +27,12 @@ from discovery.errors import MeasurementError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.cost import Cost
-from discovery.methods.features.places import Places, Positions, named_task, places_of
+from discovery.methods.features.counts import require_counts
+from discovery.methods.features.places import Places, Positions, Tasked, named_task, places_of
 from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
 from discovery.methods.features.removal import Control, other_directions, push
 from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName
-from discovery.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Edited:
 
 def edit_features(
     model: Backend,
-    task: Task | str,
-    sae: SAE | str | Path,
+    task: Tasked,
+    sae: SAE | str | Path | None,
     features: Mapping[int, float],
     *,
     operation: Operation = "set",
@@ -80,21 +80,21 @@ def edit_features(
     """Change features together in every pair's clean prompt.
 
     Args:
-        task: or the name of a built-in one, or a task file's path: 32 pairs of it. sae: "bundled" is the bundled model's.
+        task, sae: as in `sae_top_features`.
         features: feature -> amount, in units of its activation (operation "scale": a factor). {f: 0.0} ablates.
         operation: set, scale or add.
         error: keep what the dictionary does not explain, or drop it.
         controls: draws of the shuffled-decoder control.
 
     Raises:
-        FeatureError: an SAE that does not fit, a feature it does not have, or an amount that is no finite number.
+        FeatureError: an SAE that does not fit, a feature it does not have, or an amount that is no finite number or so large that no
+            logits are left.
         MeasurementError: unknown choices, or positions that a pair lacks.
     """
     began = time.monotonic()
     if error not in get_args(ErrorTerm):
         raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
-    if controls < 0:
-        raise MeasurementError(f"controls is {controls}.", "Ask for at least 0.")
+    require_counts(controls=(controls, 0))
     sae = open_sae(sae, model)
     task = named_task(task, model, seed)
     change = Change.of(features, operation, sae.d_sae)
@@ -106,6 +106,8 @@ def edit_features(
     found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, resamples)
     base = clean if error == "keep" else rebuilt_metric
     metrics = _cases(engine, sae, places, change, error, other_directions(sae, change.features, controls, seed))
+    if bool(base.isfinite().all()) and not bool(metrics.isfinite().all()):
+        raise change.too_large()
     effects = (metrics - base).double().mean(1)
     gap = float((clean - corrupted).double().mean())
     warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [*found.notes, *sae.warnings]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from discovery.features import SAE
+from discovery.features import SAE, short_name
 from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Dictionary, FeatureFacts, NodeEffect
 from discovery.methods.features.candidates import Candidate
 from discovery.methods.features.edges import Told
@@ -93,7 +92,7 @@ def dictionary_entry(
     """The dictionary that features are from."""
     share = reconstruction.share
     return Dictionary(
-        sae=Path(sae.name).name if Path(sae.name).is_absolute() else sae.name,  # the fingerprint says which it is, anywhere
+        sae=short_name(sae.name),  # the fingerprint says which it is, anywhere
         fingerprint=sae.fingerprint,
         layer=sae.writes.layer,
         site=sae.writes.kind,  # type: ignore[arg-type]  # checked by pydantic

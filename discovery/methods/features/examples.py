@@ -30,6 +30,7 @@ from discovery.methods.features.drawer import Drawer
 from discovery.methods.features.reader import Reader
 from discovery.methods.features.sampling import Sampling
 from discovery.methods.features.texts import Source, Texts
+from discovery.tasks import BUILTIN, load_task
 
 MOST_FEATURES = 256
 
@@ -58,7 +59,7 @@ class Examples:
 
 def feature_examples(
     model: Backend,
-    sae: SAE | str | Path,
+    sae: SAE | str | Path | None,
     text: Source,
     features: Sequence[int],
     *,
@@ -70,7 +71,9 @@ def feature_examples(
     """Look for features in a text.
 
     Args:
-        text: a file (a line is a document; .jsonl: its `field`, "tokens", or the sides of a task's pairs), a task, or prompts.
+        sae: as in `sae_top_features`.
+        text: a file (a line is a document; .jsonl: its `field`, "tokens", or the sides of a task's pairs), a task or the name of a
+            built-in one, or prompts.
         features: their numbers, at most 256.
         sampling: windows, how many examples, bins; the defaults where None.
         cache: where to keep what was found; the user's cache folder where True, nowhere where False.
@@ -84,7 +87,7 @@ def feature_examples(
     how = sampling or Sampling()
     sae = open_sae(sae, model)
     wanted = _features(sae, features)
-    texts = Texts.of(text, field)
+    texts = Texts.of(load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field)
     drawer = _drawer(cache, model, sae, texts, wanted, how)
     if drawer is not None and (found := _kept(drawer)) is not None:
         return replace(found, cached=True, text=texts.name, sae=sae.name, cost=Cost(0.0, time.monotonic() - began))
@@ -116,7 +119,7 @@ def _drawer(cache: Path | str | bool, model: Backend, sae: SAE, texts: Texts, fe
     info = model.info
     asked = {
         "model": [info.fingerprint, info.backend, info.dtype],
-        "sae": [sae.fingerprint, f"{sae.reads.kind}.{sae.reads.layer}"],
+        "sae": [sae.fingerprint, f"{sae.reads.kind}.{sae.reads.layer}", sae.link(0), sae.warnings],
         "text": [texts.fingerprint, texts.field],
         "features": features,
         "sampling": asdict(how),
@@ -134,6 +137,9 @@ def _kept(drawer: Drawer) -> Examples | None:
 
 
 def _features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
+    given: object = features
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise MeasurementError(f"features is {given!r}.", "Give a list of their numbers.")
     wanted = tuple(dict.fromkeys(sae.check(feature) for feature in features))
     if not 0 < len(wanted) <= MOST_FEATURES:
         raise MeasurementError(f"{len(wanted)} features were asked for.", f"Ask for 1 to {MOST_FEATURES} at a time.")

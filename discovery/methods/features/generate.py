@@ -27,6 +27,7 @@ from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.interventions import Edit
 from discovery.methods.cache import run_with_cache
 from discovery.methods.cost import Cost
+from discovery.methods.features.counts import require_counts
 from discovery.methods.features.removal import other_directions
 from discovery.sites import Site
 from discovery.tasks.pairs import Prompt
@@ -69,7 +70,7 @@ class Generated:
 
 def generate_with_features(
     model: Backend,
-    sae: SAE | str | Path,
+    sae: SAE | str | Path | None,
     prompt: Prompt,
     features: Mapping[int, float],
     *,
@@ -84,7 +85,7 @@ def generate_with_features(
     """Continue a prompt with features changed.
 
     Args:
-        features, operation: as in `edit_features`.
+        sae, features, operation: as in `edit_features`.
         positions: which of all positions so far, at every step; None is all. slice(n, None) leaves the first n alone, and [-1] changes
             only the newest.
         tokens: how many are written.
@@ -95,12 +96,13 @@ def generate_with_features(
         MeasurementError: a prompt that the model cannot take or that leaves no room for so many tokens; unknown choices.
     """
     began = time.monotonic()
+    require_counts(tokens=(tokens, 1), controls=(controls, 0))
+    if error not in get_args(ErrorTerm):
+        raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
     seen = run_with_cache(model, prompt, top=1)
-    if tokens < 1 or len(seen.tokens) + tokens > model.n_ctx:
-        room = model.n_ctx - len(seen.tokens)
-        raise MeasurementError(f"tokens is {tokens}.", f"Behind this prompt of {len(seen.tokens)} tokens there is room for 1 to {room}.")
-    if error not in get_args(ErrorTerm) or controls < 0:
-        raise MeasurementError(f"error is {error!r} and controls is {controls}.", "error is one of keep, drop; controls at least 0.")
+    if (room := model.n_ctx - len(seen.tokens)) < tokens:
+        cure = f"Behind this prompt of {len(seen.tokens)} tokens there is room for {f'1 to {room}' if room else 'none'}."
+        raise MeasurementError(f"tokens is {tokens}.", cure)
     places = _places(positions, len(seen.tokens))
     sae = open_sae(sae, model)
     change = Change.of(features, operation, sae.d_sae)
@@ -149,6 +151,8 @@ class _Writer:
         total, first = torch.zeros(len(rows), dtype=torch.float64), None
         for _ in range(count):
             log_probabilities = self._next(rows).float().log_softmax(1)
+            if bool(log_probabilities[0].isfinite().all()) and bool(log_probabilities.isnan().any()):
+                raise self.change.too_large()
             first = log_probabilities if first is None else first
             best = log_probabilities.max(1)
             total += best.values.double().cpu()

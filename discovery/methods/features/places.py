@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from discovery.backends.base import Backend
 from discovery.errors import MeasurementError
 from discovery.methods.cache import run_with_cache
-from discovery.tasks import load_task
+from discovery.tasks import PromptPair, load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Pair, Task
 
 NAMED = 32  # pairs of a task that is given by its name
 
+Tasked = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]  # a task, or what `load_task` makes one of
 
-def named_task(task: Task | str, model: Backend, seed: int) -> Task:
-    """A task, or some pairs of the built-in one, or the file, of that name."""
-    return load_task(task, model, pairs=NAMED, seed=seed) if isinstance(task, str) else task
+
+def named_task(task: Tasked, model: Backend, seed: int, pairs: int | None = NAMED) -> Task:
+    """A task; so many pairs of the built-in one, or of the file, of that name (None: all); or the pairs of a list."""
+    if isinstance(task, Task):
+        return task
+    return load_task(task, model, pairs=pairs if isinstance(task, str | Path) else None, seed=seed)
 
 
 Positions = Sequence[int | str] | slice | None  # from 0, from the end, labels of the task; a slice; None is all
@@ -39,17 +45,20 @@ def places_of(task: Task, positions: Positions) -> Places:
     """The chosen positions of each pair, in order.
 
     Raises:
-        MeasurementError: where a pair has none of them, or labels are asked for that no pair has.
+        MeasurementError: where a pair has none of them, or no pair has one of them.
     """
-    if isinstance(positions, str) or (positions is not None and not isinstance(positions, slice) and not positions):
+    listed: object = () if positions is None or isinstance(positions, slice) else positions
+    if isinstance(listed, str) or not isinstance(listed, Collection) or (listed is positions and not listed):
         raise MeasurementError(f"positions is {positions!r}.", "Give a list of positions or labels, a slice, or None for all.")
-    if isinstance(positions, Sequence) and (odd := [place for place in positions if type(place) not in (int, str)]):
+    if odd := [place for place in listed if type(place) not in (int, str)]:
         raise MeasurementError(f"{odd[0]!r} is not a position.", "Give whole numbers, from 0 or backwards from -1, or labels of the task.")
     found = tuple(_places(pair, positions) for pair in task.pairs)
-    if bare := [number for number, places in enumerate(found) if not places]:
+    lacking = [f"Pair {number} has none of the positions {positions!r}." for number, places in enumerate(found, start=1) if not places]
+    lacking += [f"No pair has the position {place!r}." for place in listed if not any(_places(pair, [place]) for pair in task.pairs)]
+    if lacking:
         longest = max(len(pair.clean) for pair in task.pairs)
         raise MeasurementError(
-            f"Pair {bare[0] + 1} has none of the positions {positions!r}.",
+            lacking[0],
             f"Positions count from 0, or backwards from -1, in at most {longest} tokens; labels: {', '.join(_labels(task)) or 'none'}.",
         )
     return found

@@ -26,7 +26,7 @@ class Control:
 
     Attributes:
         n: draws. mean_absolute: mean of |effect| over the draws. largest: the largest |effect|.
-        as_large: draws whose |effect| is at least the feature's own. p: (1 + as_large) / (1 + n).
+        as_large: draws whose |effect| is at least the feature's own, or no number. p: (1 + as_large) / (1 + n).
     """
 
     n: int
@@ -39,7 +39,7 @@ class Control:
     def of(cls, own: float, draws: Sequence[float]) -> Control:
         """Compare an effect with those of the draws."""
         sizes = [abs(draw) for draw in draws]
-        as_large = sum(size >= abs(own) * (1 - 1e-6) for size in sizes)
+        as_large = sum(not size < abs(own) * (1 - 1e-6) for size in sizes)  # what is no number speaks against the feature
         return cls(len(sizes), sum(sizes) / len(sizes), max(sizes), as_large, (1 + as_large) / (1 + len(sizes)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from discovery.errors import MeasurementError
+from discovery.methods.features.counts import require_counts
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"k": 1, "bins": 0, "per_bin": 1, "window": 2, "around": 0, "skip": 0, "most": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < bound):
-                raise MeasurementError(f"{name} is {value!r}.", f"Give a whole number of at least {bound}.")
+        least = {"k": 1, "bins": 0, "per_bin": 1, "window": 2, "around": 0, "skip": 0, "most": 1, "seed": 0}
+        require_counts(**{name: (getattr(self, name), bound) for name, bound in least.items() if name != "most" or self.most is not None})
         if self.skip >= self.window:
             raise MeasurementError(f"skip is {self.skip}, and a window has {self.window} tokens.", "Leave some of each window.")
 

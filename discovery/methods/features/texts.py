@@ -7,7 +7,7 @@ than one line is held at a time, and of a plain text no more than a part of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 from discovery.errors import MeasurementError, StoreError
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.files import storing
+from discovery.tasks import BUILTIN
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
@@ -60,12 +61,15 @@ class Texts:
         if isinstance(source, Task):
             ids = [(pair.clean, pair.corrupted) for pair in source.pairs]
             return cls(source.name, source, field, hashlib.sha256(dumps(ids).encode("ascii")).hexdigest())
+        if not isinstance(source, str | Path | Iterable):
+            raise MeasurementError(f"The text is {source!r}.", "Name a file or a built-in task, or give a task or prompts.")
         if not isinstance(source, str | Path):
             return cls("prompts", source, field)
         path = Path(source).expanduser()
         if not path.is_file():
             raise MeasurementError(
-                f"There is no text file {str(source)!r}.", "Name a file of lines, of JSON Lines (.jsonl), or a task file, or give prompts."
+                f"There is no text file {str(source)!r}.",
+                f"Name a file of lines, of JSON Lines (.jsonl), a task file or a built-in task ({', '.join(BUILTIN)}), or give prompts.",
             )
         whole = hashlib.sha256()
         with storing(path), open(path, "rb") as file:
@@ -77,7 +81,7 @@ class Texts:
         """Every document.
 
         Raises:
-            MeasurementError: a line that is no UTF-8, no JSON, or lacks the field; a file that changed meanwhile.
+            MeasurementError: a line that is no UTF-8, no JSON, or lacks the field; a file that changed meanwhile; what is no prompt.
         """
         if isinstance(self.source, Task):
             count = len(self.source.pairs)
@@ -86,7 +90,7 @@ class Texts:
         elif isinstance(self.source, Path):
             yield from self._file(self.source)
         else:
-            yield from (Document(number, prompt, None) for number, prompt in enumerate(self.source, start=1))
+            yield from (Document(number, _prompt(prompt), None) for number, prompt in enumerate(self.source, start=1))
 
     def _file(self, path: Path) -> Iterator[Document]:
         as_json = path.suffix in (".jsonl", ".ndjson")
@@ -154,6 +158,13 @@ def _fields(text: str, where: str, field: str) -> list[Prompt]:
         there = f"; it has {', '.join(map(str, list(found)[:8]))}" if found else ""
         raise MeasurementError(f"{where} has no text or token ids under {field!r}{there}.", "Name the field that holds the text.")
     return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
+
+
+def _prompt(given: object) -> Prompt:
+    """A prompt of the caller's own."""
+    if isinstance(given, str) or (isinstance(given, Sequence) and not isinstance(given, bytes)):
+        return given if isinstance(given, str) else tuple(given)
+    raise MeasurementError(f"{given!r} is no prompt.", "Give a list of prompts, each a text or a list of token ids.")
 
 
 def _is_prompt(value: object) -> bool:

@@ -31,20 +31,20 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
 from discovery.errors import MeasurementError
-from discovery.features import BUNDLED, SAE, open_sae
+from discovery.features import SAE, open_sae
 from discovery.methods.bootstrap import Resamples
 from discovery.methods.cost import Cost
 from discovery.methods.features.attribution import mean_gradient
+from discovery.methods.features.counts import require_counts
 from discovery.methods.features.direct import ends_of
 from discovery.methods.features.exchange import carried
 from discovery.methods.features.feature import Feature, Measured
-from discovery.methods.features.places import Places, Positions, named_task, places_of, prompt_task
+from discovery.methods.features.places import Places, Positions, Tasked, named_task, places_of, prompt_task
 from discovery.methods.features.reconstruction import Reconstruction, reconstruct
 from discovery.methods.features.removal import push
 from discovery.methods.features.splice import prepare, spliced
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
-from discovery.tasks.task import Task
 
 Order = Literal["activation", "attribution", "ablation"]
 MORE = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
@@ -80,7 +80,7 @@ def sae_top_features(
     sae: SAE | str | Path | None = None,
     *,
     prompt: Prompt | None = None,
-    task: Task | str | None = None,
+    task: Tasked | None = None,
     positions: Positions = None,
     k: int = 10,
     by: Order | None = None,
@@ -96,9 +96,10 @@ def sae_top_features(
     """Find the features that matter.
 
     Args:
-        sae: a loaded one, a SAELens directory, or "release/sae_id"; the bundled model's own where None.
+        sae: a loaded one, or what `load_sae` opens: a SAELens directory, the id of a finished training, "release/sae_id"; the bundled
+            model's own where None.
         prompt, task: one of them; of a task the clean prompts of all its pairs are measured. The name of a built-in task, or the path
-            of a task file, stands for 32 pairs of it.
+            of a task file, stands for 32 pairs of it; a list of pairs for all of them.
         positions: from 0, from the end (negative), labels of the task, or a slice; all where None.
         by: attribution (default of a task), activation (default of a prompt), or exact ablation of those that attribution puts first.
         steps: 1 is gradient × activation; more are integrated gradients.
@@ -110,9 +111,10 @@ def sae_top_features(
         MeasurementError: neither or both of prompt and task, unknown choices, or positions that a pair lacks.
     """
     began = time.monotonic()
-    order: Order = by or ("activation" if task is None else "attribution")
-    _check(prompt, task, order, k, steps, controls)
-    sae = open_sae(BUNDLED if sae is None else sae, model)
+    order: Order = ("activation" if task is None else "attribution") if by is None else by
+    _check(prompt, task, order)
+    require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
+    sae = open_sae(sae, model)
     task = None if task is None else named_task(task, model, seed)
     meter = Meter(progress=progress)
     pair = None
@@ -154,15 +156,12 @@ def sae_top_features(
     )
 
 
-def _check(prompt: Prompt | None, task: Task | str | None, order: str, k: int, steps: int, controls: int) -> None:
+def _check(prompt: Prompt | None, task: Tasked | None, order: str) -> None:
     if (prompt is None) == (task is None):
         given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
         raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
     if order not in get_args(Order):
         raise MeasurementError(f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(Order))}.")
-    for name, value, least in (("k", k, 1), ("steps", steps, 1), ("controls", controls, 0)):
-        if value < least:
-            raise MeasurementError(f"{name} is {value}.", f"Ask for at least {least}.")
 
 
 def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequence[str]:

@@ -11,9 +11,10 @@ import pytest
 
 from discovery import load_model, load_task
 from discovery.agent import add_features_to_run, resume
-from discovery.errors import Interrupted, StoreError
+from discovery.errors import FeatureError, Interrupted, StoreError
 from discovery.features import load_sae
 from discovery.graph import CircuitGraph, CircuitNode, ModelFacts, TaskFacts
+from discovery.sites import Node
 from discovery.store import ModelSource, Run, create_run, open_run
 from tests.discovery.cli.conftest import Told, scout  # noqa: F401  (a fixture)
 from tests.discovery.features.planted import both_ways, directions_module, save
@@ -72,12 +73,40 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
 def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable[..., Told]) -> None:  # noqa: F811
     model, run, sae, runs = done
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
-    assert "\nFeatures of sae beside it:" in scout("runs", "show", run.id, "--runs-dir", str(runs)).out
+    shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
+    told = shown.partition("\nFeatures of sae beside the circuit:\n")[2].splitlines()
+    assert told[0].startswith("  - this may be the wrong SAE")  # what is doubtful comes before any number
+    assert told[1].startswith("  100.0% of the variance explained, L0 ")
+    for node in made.circuit.nodes:
+        if node.feature:
+            [line] = [line for line in shown.splitlines() if line.strip().startswith(f"{node.label} ")]
+            edges = made.circuit.edges
+            for way, ends in (
+                ("from", [edge.source for edge in edges if edge.target == node.id]),
+                ("to", [edge.target for edge in edges if edge.source == node.id]),
+            ):
+                assert f"{way} {' '.join(Node.parse(end).label for end in ends) or '—'}" in line
     again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "2", "--runs-dir", str(runs), "--json", "-q")
     assert again.status == 0, again.err
     found = json.loads(again.out)
     assert [one["node"] for one in found["candidates"]] == [str(one.node) for one in made.candidates]
     assert len(found["circuit"]["graph"]["dictionaries"]) == 1
+
+
+def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(done) -> None:
+    model, run, sae, runs = done
+    with create_run(runs, "sae-x", ModelSource(), {}, kind="sae") as training:
+        with pytest.raises(FeatureError, match="is running, and has no dictionary yet"):
+            add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
+        sae.rename(training.path / "sae")
+        training.update(status="completed")
+    made = add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
+    assert made.circuit.dictionaries[0].sae == training.id
+    by_path = add_features_to_run(run.id, training.path / "sae", model=model, k=1, runs_dir=runs)
+    assert by_path.circuit.dictionaries[0].sae == training.id
+    with pytest.raises(StoreError, match="is the training of an SAE") as fault:
+        add_features_to_run(training.id, training.id, runs_dir=runs)
+    assert f"train_sae(run_id='{training.id}')" in fault.value.cure
 
 
 def test_stopped_it_leaves_the_run_as_it_was(done) -> None:
@@ -99,5 +128,5 @@ def test_stopped_it_leaves_the_run_as_it_was(done) -> None:
 def test_a_run_that_is_not_complete_has_nothing_to_put_them_beside(tmp_path: Path) -> None:
     with create_run(tmp_path, "ioi", ModelSource(), {}) as run:
         run.update(status="interrupted")
-    with pytest.raises(StoreError, match="is not complete"):
+    with pytest.raises(StoreError, match=r"(?s)is not complete.*discover_circuit\(run_id="):
         add_features_to_run(run.id, "saes/none", runs_dir=tmp_path)

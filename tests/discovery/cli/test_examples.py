@@ -35,6 +35,16 @@ def test_it_shows_contexts_and_finds_them_again(scout: Callable[..., Told], word
     assert not json.loads(scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q", "--json", "--no-cache").out)["cached"]
 
 
+def test_the_prompts_of_a_built_in_task_are_a_text(scout: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the bundled model, whose dictionary is taken where none is named: feature 60 fires on the last word of an ioi prompt."""
+    monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path / "cache"))
+    told = scout("sae", "examples", "--text", "ioi", "--features", "60", "--top", "1", "--bins", "0", "-q", "--json")
+    assert told.status == 0, told.err
+    found = json.loads(told.out)
+    assert (found["sae"], found["text"], found["documents"]) == ("bundled", "ioi", 480)
+    assert found["features"][0]["top"][0]["texts"][-1].strip() == "to"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -39,7 +39,9 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_training_and_what_it_left(scout: Callable[..., Told], model: str, text: str, runs_dir: Path, tmp_path: Path) -> None:
+def test_training_and_what_it_left(
+    scout: Callable[..., Told], model: str, text: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--out", str(tmp_path / "mine"), "--json")
     assert told.status == 0, told.err
     found = json.loads(told.out)
@@ -52,6 +54,16 @@ def test_training_and_what_it_left(scout: Callable[..., Told], model: str, text:
     assert facts["recipe"] == found["recipe"]
     for place in (found["run_id"], found["path"], found["sae"]):
         assert json.loads(scout("sae", "info", place, "--json").out)["bytes"] == facts["bytes"]
+    words = ("sae", "examples", "--model", model, "--text", text, "--features", "1", "--no-cache", "--json", "-q", "--sae")
+    by_id, by_path = (json.loads(scout(*words, place).out) for place in (found["run_id"], found["sae"]))
+    assert (by_id["sae"], by_id["features"]) == (found["run_id"], by_path["features"])
+    monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR")
+    assert "is no directory, no run in" in scout(*words, found["run_id"]).err
+    elsewhere = ("--runs-dir", str(runs_dir))
+    assert scout(*words, found["run_id"], *elsewhere).status == 0
+    assert scout("sae", "info", found["run_id"]).status == 2
+    assert scout("sae", "info", found["run_id"], *elsewhere).status == 0
+    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs_dir))
     shown = scout("runs", "show", found["run_id"])
     assert "completed" in shown.out
     assert f"the dictionary: {found['sae']}" in shown.out
@@ -129,9 +141,11 @@ def test_the_bundled_dictionary(scout: Callable[..., Told]) -> None:
             "--architecture topk",
         ),
         (("train", "--task", "ioi", "--features", "1"), "--features is '1', and must be a whole number of at least 2.", "--features"),
+        (("train", "--task", "ioi", "--out", __file__), "test_sae.py is a file.", "Name a directory"),
+        (("train", "--task", "ioi", "--out", f"{__file__}/x"), "test_sae.py is a file.", "Name a directory"),
         (("train", "--resume", "x", "--k", "3"), "--resume x was given with --k.", "Leave them out"),
         (("train", "--resume", "nothing"), "There is no run 'nothing'", "There is none yet"),
-        (("info", "nowhere"), "'nowhere' is no dictionary", "'bundled'"),
+        (("info", "nowhere"), "There is no dictionary 'nowhere'", "'bundled'"),
         (("info",), "PATH", "sae info --help"),
         (("trian",), "no 'trian'; it has train, info", "Did you mean train?"),
     ],

@@ -9,9 +9,10 @@ import pytest
 from discovery import load_model, sae_top_features
 from discovery.errors import FeatureError
 from discovery.features import load_sae
-from discovery.features.bundle import bundled_directory, copy_dictionary, facts
+from discovery.features.bundle import bundled_directory, copy_dictionary, directory_of, facts, short_name
 from discovery.features.training.scores import measure
 from discovery.sites import Site
+from discovery.store import ModelSource, create_run
 from tests.discovery.features.planted import random_module, save
 
 MOST_BYTES = 6_000_000
@@ -80,5 +81,37 @@ def test_facts_of_any_directory(tmp_path):
     )
     copy_dictionary(folder, tmp_path / "two")
     assert facts(tmp_path / "two").bytes == found.bytes
-    with pytest.raises(FeatureError, match=r"is no dictionary: it has no cfg.json"):
+    with pytest.raises(FeatureError, match=r"has no cfg.json and no sae_weights.safetensors"):
         facts(tmp_path)
+    with pytest.raises(FeatureError, match="There is no dictionary 'nowhere', neither here nor among the runs in") as fault:
+        facts("nowhere")
+    assert "the id of a finished training" in fault.value.cure
+
+
+def test_a_run_without_a_dictionary_says_what_it_lacks(tmp_path):
+    with (
+        create_run(tmp_path, "ioi", ModelSource(), {}) as discovery,
+        create_run(tmp_path, "sae-x", ModelSource(), {}, kind="sae") as training,
+    ):
+        with pytest.raises(FeatureError, match=f"The training {training.id} is running, and has no dictionary yet"):
+            directory_of(training.id, tmp_path)
+        training.update(status="interrupted")
+        for named in (training.id, training.path):
+            with pytest.raises(FeatureError, match="is interrupted, and has no dictionary yet") as fault:
+                directory_of(named, tmp_path)
+            assert f"sae train --resume {training.id}" in fault.value.cure
+            assert f"train_sae(run_id='{training.id}')" in fault.value.cure
+        training.update(status="completed")
+        with pytest.raises(FeatureError, match="has lost its dictionary"):
+            directory_of(training.id, tmp_path)
+        with pytest.raises(FeatureError, match=f"The run {discovery.id} is no training of an SAE"):
+            directory_of(discovery.id, tmp_path)
+    assert directory_of("sae-y", tmp_path) is None
+
+
+def test_the_name_of_a_dictionary_in_a_record(tmp_path):
+    (tmp_path / "run-1" / "sae").mkdir(parents=True)
+    assert short_name(str(tmp_path / "run-1" / "sae")) == "sae"
+    (tmp_path / "run-1" / "run.json").write_text("{}")
+    assert short_name(str(tmp_path / "run-1" / "sae")) == short_name(str(tmp_path / "run-1")) == "run-1"
+    assert short_name("release/layer8") == "release/layer8"

@@ -79,8 +79,14 @@ def test_other_weights_are_refused_unless_forced(shelf, tmp_path):
     module = random_module("standard", 12, 20, POST)
     module.cfg.metadata.model_fingerprint = "0" * 64
     folder = save(module, tmp_path / "sae")
-    with pytest.raises(FeatureError, match="does not belong to this model"):
+    with pytest.raises(FeatureError, match="does not belong to this model") as fault:
         load_sae(folder, model)
+    for way in (
+        "train_sae",
+        "circuit-scout sae train",
+        "in Python, load_sae(..., force=True)",
+    ):  # for an assistant, at a shell, in a notebook
+        assert way in fault.value.cure
     assert any("wrong SAE" in note for note in load_sae(folder, model, force=True).warnings)
     module.cfg.metadata.model_fingerprint = model.info.fingerprint
     assert load_sae(save(module, tmp_path / "own"), model).warnings == ()
@@ -111,19 +117,28 @@ def test_a_norm_that_is_not_in_the_files_is_told(shelf, tmp_path):
     assert any("expected_average_only_in" in note for note in load_sae(folder, shelf.load("native")).warnings)
 
 
-def test_what_is_no_sae_is_refused(shelf, tmp_path):
+def test_what_is_no_sae_is_refused(shelf, tmp_path, monkeypatch):
     model = shelf.load("native")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatureError, match="has no cfg"):
         load_sae(tmp_path / "empty", model)
-    with pytest.raises(FeatureError, match="neither a directory nor a release"):
-        load_sae(tmp_path / "absent", model)
-    with pytest.raises(FeatureError, match="neither a directory nor a release"):
-        load_sae("word", model)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(FeatureError, match=r"'\.' has no cfg"):
+        load_sae(".", model)
+    for absent in (tmp_path / "absent", "word", "w" * 5000, "~nobody-of-that-name/sae"):
+        with pytest.raises(FeatureError, match=r"is no directory, no run in .*, and no release") as fault:
+            load_sae(absent, model)
+        assert "the id of a finished training" in fault.value.cure
     folder = save(random_module("standard", 12, 20, POST), tmp_path / "torn")
     (folder / "sae_weights.safetensors").write_bytes(b"torn")
     with pytest.raises(FeatureError, match="'torn' cannot be loaded"):
         load_sae(folder, model)
+    folder = save(random_module("standard", 12, 20, POST), tmp_path / "other")
+    settings = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(settings.replace('"d_in": 12', '"d_in": 6'))
+    with pytest.raises(FeatureError, match="'other' cannot be loaded") as fault:
+        load_sae(folder, model)
+    assert "size mismatch for" in fault.value.detail
     folder = save(random_module("standard", 12, 20, POST), tmp_path / "odd")
     (folder / "cfg.json").write_text("{")
     with pytest.raises(FeatureError, match="'odd' cannot be loaded"):
@@ -158,6 +173,8 @@ def test_the_fingerprint_is_of_the_weights(shelf, tmp_path):
         ({"3": 1.0}, "set", "0 to 19"),
         ({3: float("nan")}, "set", "finite"),
         ({3: "much"}, "set", "finite"),
+        ({3: True}, "set", "finite"),
+        ([3], "set", "The change is"),
         ({3: 1.0}, "clamp", "set, scale, add"),
     ],
 )

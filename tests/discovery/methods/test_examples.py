@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from discovery import feature_examples, load_model
+from discovery import feature_examples, load_model, load_task
 from discovery.backends.base import Batch
 from discovery.errors import FeatureError, Interrupted, MeasurementError
 from discovery.features import load_sae
@@ -159,6 +159,15 @@ def test_it_is_found_once_and_given_again(place, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
+def test_the_same_weights_under_another_card_are_another_question(place, tmp_path):
+    """The link and what is doubtful are the dictionary's own, and no other's that has its weights."""
+    for name in ("toy/1", "toy/2"):
+        module = directions_module(place.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
+        sae = load_sae(save(module, tmp_path / name), place.model)
+        found = feature_examples(place.model, sae, place.text, [3], sampling=HOW, cache=tmp_path / "cache")
+        assert (found.features[0].link, found.cached) == (f"https://neuronpedia.org/{name}/3", False)
+
+
 def test_another_text_is_another_question(place, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text(place.text.read_text())
@@ -205,6 +214,14 @@ def test_a_task_gives_both_sides_of_its_pairs(place):
     assert found.positions == 2 * (5 + 5 + 4)
 
 
+def test_a_name_of_a_built_in_task_is_a_text() -> None:
+    """In the bundled model, whose dictionary is taken where none is named."""
+    model = load_model("bundled", device="cpu")
+    named, loaded = (feature_examples(model, None, text, [60], cache=False) for text in ("ioi", load_task("ioi", model)))
+    assert (named.text, named.documents, named.sae) == ("ioi", 480, "bundled")
+    assert named.features == loaded.features
+
+
 def test_a_task_file_and_long_lines_are_texts_too(tmp_path, monkeypatch):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"clean": "a b", "corrupted": "a c", "answer": " d", "wrong": " e"}) + "\n\n")
@@ -240,13 +257,23 @@ def test_texts_that_cannot_be_read(place, tmp_path, content, said):
 
 
 def test_bad_input(place):
-    for settings, said in ((({"k": 0}), "k is 0"), ({"window": 4, "skip": 4}, "skip is 4"), ({"most": 1.5}, "most is 1.5")):
+    for settings, said in (
+        ({"k": 0}, "k is 0"),
+        ({"window": 4, "skip": 4}, "skip is 4"),
+        ({"most": 1.5}, "most is 1.5"),
+        ({"seed": "a"}, "seed is 'a'"),
+    ):
         with pytest.raises(MeasurementError, match=said):
             Sampling(**settings)
-    with pytest.raises(FeatureError, match="does not exist"):
-        feature_examples(place.model, place.sae, place.text, [10_000])
-    with pytest.raises(MeasurementError, match="0 features"):
-        feature_examples(place.model, place.sae, place.text, [])
+    for absent in (10_000, -1, 1.5, "3", True):
+        with pytest.raises(FeatureError, match=f"Feature {absent!r} does not exist"):
+            feature_examples(place.model, place.sae, place.text, [absent])
+    for features, said in (([], "0 features"), (3, "features is 3"), ("3", "features is '3'")):
+        with pytest.raises(MeasurementError, match=said):
+            feature_examples(place.model, place.sae, place.text, features)
+    for text, said in ((None, "The text is None"), (5, "The text is 5"), ([1, 2], "1 is no prompt")):
+        with pytest.raises(MeasurementError, match=said):
+            feature_examples(place.model, place.sae, text, [3], cache=False)
     with pytest.raises(MeasurementError, match="no text file"):
         feature_examples(place.model, place.sae, place.folder / "nothing.txt", [3])
 

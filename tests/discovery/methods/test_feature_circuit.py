@@ -12,8 +12,9 @@ from discovery import add_features, load_model, load_task
 from discovery.engine import Engine
 from discovery.errors import MeasurementError
 from discovery.features import load_sae
-from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, ModelFacts, TaskFacts
-from discovery.methods.features.edges import edges_of, sources_of, targets_of
+from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Effect, ModelFacts, TaskFacts
+from discovery.methods.features.circuit import _holds
+from discovery.methods.features.edges import Told, edges_of, sources_of, targets_of
 from discovery.methods.features.exchange import exchange, find
 from discovery.methods.features.places import places_of
 from discovery.sites import Node, slots_of
@@ -280,6 +281,33 @@ def test_the_verdict_and_the_circuit_stay_as_they_were(planted):
     assert known_one.candidates[0] == str(planted.made.candidates[0].node)
 
 
+@pytest.mark.parametrize(
+    ("source", "effect", "activation", "wanted"),
+    [
+        ("f1.3", (0.02, 0.01, 0.03), None, True),
+        ("f1.3", (0.009, 0.008, 0.010), None, False),  # of a feature that does 0.5 alone
+        ("f1.7", (0.009, 0.008, 0.010), None, True),  # of one that does 0.03: nearly a third of it
+        ("f1.7", (-0.009, -0.010, -0.008), None, True),
+        ("f1.7", (0.002, 0.001, 0.003), None, False),
+        ("f1.7", (0.009, -0.001, 0.019), None, False),
+        ("a0.h1", (0.0, 0.0, 0.0), (0.06, 0.05, 0.07), True),
+        ("a0.h1", (0.5, 0.4, 0.6), (0.04, 0.03, 0.05), False),
+        ("a0.h1", (0.5, 0.4, 0.6), (0.5, -0.1, 1.1), False),
+    ],
+)
+def test_which_edges_are_kept(source, effect, activation, wanted):
+    """Out of a feature 0.01 of the metric or a tenth of what the feature does; into one 0.05 of its way."""
+    target = "m1" if activation is None else "f1.7"
+
+    def of(values):
+        return Effect(mean=values[0], low=values[1], high=values[2])
+
+    edge = CircuitEdge(source=source, target=target, effect=of(effect), activation=activation and of(activation))
+    own = None if activation is None else torch.ones(2)
+    told = Told(Node.parse(source), Node.parse(target), torch.zeros(2), {}, own, own)
+    assert _holds(edge, told, {"f1.3": 0.5, "f1.7": 0.03}) is wanted
+
+
 def test_measured_again_they_replace_what_was_there(planted):
     again = add_features(planted.model, planted.made.circuit, planted.task, planted.sae, k=3)
     assert again.circuit == planted.made.circuit
@@ -325,6 +353,7 @@ def test_arrays_hold_every_pair(planted):
     ("change", "said"),
     [
         ({"k": 0}, "k is 0"),
+        ({"k": 2.5}, "k is 2.5"),
         ({"steps": 0}, "steps is 0"),
         ({"controls": -1}, "controls is -1"),
         ({"positions": []}, "positions is"),

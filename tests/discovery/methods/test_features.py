@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ import torch
 from discovery import load_model, load_task, sae_top_features
 from discovery.backends.base import Batch
 from discovery.engine import Engine
-from discovery.errors import FeatureError, MeasurementError
+from discovery.errors import FeatureError, MeasurementError, TaskError
 from discovery.features import Change, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import edit_features
+from discovery.methods.features.removal import Control
 from discovery.metrics import measure
 from discovery.sites import Site
 from tests.discovery.features.planted import both_ways, directions_module, random_module, save
@@ -309,11 +311,20 @@ def test_kl_needs_steps(planted):
         ({"prompt": "text"}, "no tokenizer"),
         ({"prompt": (1, 99)}, "Token id 99"),
         ({"task": True, "by": "size"}, "'size' is not known"),
+        ({"task": True, "by": ""}, "by '' is not known"),
         ({"task": True, "k": 0}, "k is 0"),
+        ({"task": True, "k": 1.5}, "k is 1.5"),
+        ({"task": True, "k": True}, "k is True"),
         ({"task": True, "steps": 0}, "steps is 0"),
+        ({"task": True, "steps": "2"}, "steps is '2'"),
+        ({"task": True, "controls": 0.5}, "controls is 0.5"),
+        ({"task": True, "top_tokens": -1}, "top_tokens is -1"),
         ({"task": True, "positions": [99]}, "none of the positions"),
         ({"task": True, "positions": []}, "positions is"),
         ({"task": True, "positions": "end"}, "positions is"),
+        ({"task": True, "positions": 3}, "positions is 3"),
+        ({"task": True, "positions": [-1, 99]}, "No pair has the position 99"),
+        ({"task": True, "positions": [-1, "nowhere"]}, "No pair has the position 'nowhere'"),
         ({"task": True, "positions": [1.5]}, "1.5 is not a position"),
         ({"task": True, "positions": slice(90, None)}, "none of the positions"),
         ({"task": True, "positions": ["nowhere"]}, "none of the positions"),
@@ -335,8 +346,43 @@ def test_bad_input_of_an_edit(planted):
         edit_features(planted.model, planted.task, planted.between, {0: 0.0}, error="zero")
     with pytest.raises(FeatureError, match="does not exist"):
         edit_features(planted.model, planted.task, planted.between, {10_000: 0.0})
-    with pytest.raises(FeatureError, match="neither a directory nor a release"):
+    with pytest.raises(FeatureError, match=r"'nothing' is no directory, no run in .*, and no release"):
         edit_features(planted.model, planted.task, "nothing", {0: 0.0})
+    with pytest.raises(FeatureError, match=r"The change is \[0\]"):
+        edit_features(planted.model, planted.task, planted.between, [0])
+
+
+@pytest.mark.parametrize("error", ["keep", "drop"])
+def test_amounts_that_leave_no_logits_are_refused_and_say_nothing_of_chance(planted, error):
+    with pytest.raises(FeatureError, match="With the amount -1e\\+300 of feature 1 the model's logits are no numbers") as fault:
+        edit_features(planted.model, planted.task, planted.between, {0: 1.0, 1: -1e300}, operation="add", error=error)
+    assert "smaller amounts" in fault.value.cure
+    assert edit_features(planted.model, planted.task, planted.between, {0: 1.0, 1: -1e3}, operation="add", error=error).control.n == 8
+
+
+def test_a_draw_that_is_no_number_speaks_against_the_feature():
+    assert Control.of(2.0, [1.0, float("nan"), 3.0]).p == 3 / 4
+    assert Control.of(float("nan"), [1.0, 2.0, 3.0]).p == 1
+
+
+def test_a_task_is_one_its_file_its_pairs_or_its_name(planted, tmp_path):
+    """The same pairs however they are named: of a path or a name as many as are drawn by default, of a list all."""
+    pairs = planted.task.pairs[:5]
+    lines = [
+        {"clean": list(pair.clean), "corrupted": list(pair.corrupted), "answer": list(pair.answer), "wrong": list(pair.wrong)}
+        for pair in pairs
+    ]
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [replace(planted.task, pairs=pairs, splits=(None,) * 5), lines, path, str(path)]
+    found = [sae_top_features(planted.model, planted.between, task=task, k=3, controls=0).features for task in given]
+    assert [[(one.index, one.ablation.mean) for one in features] for features in found] == [
+        [(one.index, one.ablation.mean) for one in found[0]]
+    ] * 4
+    edited = [edit_features(planted.model, task, planted.between, {found[0][0].index: 0.0}, controls=0) for task in given]
+    assert {one.effect.mean for one in edited} == {edited[0].effect.mean}
+    with pytest.raises(TaskError, match="'iox' is neither a built-in task nor a file"):
+        edit_features(planted.model, "iox", planted.between, {0: 0.0})
 
 
 def test_a_loaded_dictionary_must_fit_too(planted, shelf):

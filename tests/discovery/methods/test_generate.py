@@ -78,14 +78,18 @@ def test_steering_along_a_token_writes_it(shelf, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"tokens": 0}, MeasurementError, "room for 1 to 8"),
+        ({"tokens": 0}, MeasurementError, "tokens is 0"),
+        ({"tokens": 2.5}, MeasurementError, "tokens is 2.5"),
+        ({"tokens": 1, "prompt": (1,) * 12}, MeasurementError, "room for none"),
         ({"tokens": 9}, MeasurementError, "room for 1 to 8"),
-        ({"error": "zero"}, MeasurementError, "one of keep, drop"),
-        ({"controls": -1}, MeasurementError, "controls at least 0"),
+        ({"error": "zero"}, MeasurementError, "Allowed: keep, drop"),
+        ({"controls": -1}, MeasurementError, "controls is -1"),
         ({"prompt": "text"}, MeasurementError, "no tokenizer"),
         ({"features": {99: 1.0}}, FeatureError, "does not exist"),
+        ({"features": {2: 1e300}}, FeatureError, "1e\\+300 of feature 2 the model's logits are no numbers"),
         ({"operation": "clamp"}, FeatureError, "set, scale, add"),
-        ({"sae": "nothing"}, FeatureError, "neither a directory"),
+        ({"sae": "nothing"}, FeatureError, "'nothing' is no directory, no run"),
+        ({"sae": None}, FeatureError, "The bundled SAE is of the bundled model"),
     ],
 )
 def test_bad_input(shelf, tmp_path, changes, kind, said):

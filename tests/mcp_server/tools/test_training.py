@@ -81,7 +81,10 @@ async def test_stopped_and_gone_on_with_after_a_restart(models: Path, runs_dir: 
         assert stopped["status"] == "interrupted"
         assert f'train_sae(run_id="{run_id}")' in stopped["next"]
         await call(client, "check_task", model_id="induction", task=TASK, pairs=4)  # the device is free again
-        assert "There is no SAE directory" in await refused(client, "sae_top_features", model_id="induction", sae=run_id, prompt=[0, 1])
+        unfinished = await refused(client, "sae_top_features", model_id="induction", sae=run_id, prompt=[0, 1])
+        assert f"The training {run_id} is interrupted, and has no dictionary yet" in unfinished
+        assert f"train_sae(run_id='{run_id}')" in unfinished
+        assert str(runs_dir) not in unfinished
     async with Client(make(models, runs_dir)) as later:
         await call(later, "train_sae", run_id=run_id, wait_seconds=0)
         with anyio.fail_after(200):

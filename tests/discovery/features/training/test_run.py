@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from discovery import load_model, train_sae
+from discovery import edit_features, feature_examples, generate_with_features, load_model, load_task, sae_top_features, train_sae
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
 from discovery.features.training import estimate_training, resume_training
@@ -68,6 +69,23 @@ def test_what_it_leaves(whole, reader, text):
     assert (listed.kind, listed.status, listed.verdict, listed.task) == ("sae", "completed", None, "sae-resid_post.1")
     again = resume_training(whole.run_id, runs_dir=whole.path.parent)
     assert (again.scores, again.recipe) == (whole.scores, whole.recipe)
+
+
+def test_its_id_names_the_dictionary(whole, reader, monkeypatch, tmp_path):
+    """Wherever one is named: in the runs directory that is given, or in the default one."""
+    runs = whole.path.parent
+    opened = load_sae(whole.run_id, reader, runs_dir=runs)
+    assert (opened.name, opened.fingerprint) == (whole.run_id, whole.sae.fingerprint)
+    with pytest.raises(FeatureError, match=r"is no directory, no run in"):
+        load_sae(whole.run_id, reader)
+    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs))
+    found = [sae_top_features(reader, sae, prompt="the cat sees", k=2, controls=0) for sae in (whole.run_id, whole.path, whole.sae)]
+    assert found[0].sae == whole.run_id
+    assert found[0].features == found[1].features == found[2].features
+    text = ["the dog sees the fish"]
+    assert feature_examples(reader, whole.run_id, text, [1]).features == feature_examples(reader, whole.sae, text, [1]).features
+    assert edit_features(reader, as_task(random_pairs((4, 4))), whole.run_id, {0: 1.0}).change.features == (0,)
+    assert generate_with_features(reader, whole.run_id, "the cat", {0: 1.0}, tokens=1).prompt
 
 
 def test_it_is_saelens_own(whole, reader):
@@ -240,6 +258,16 @@ def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
     assert trained.sae.module.cfg.metadata.circuit_scout["skipped_positions"] == 1
     rows = source_of(model, token_rows()).rows(model, trained.recipe)
     assert trained.scores.tokens == sum(len(row) - 1 for row in rows.heldout)
+
+
+def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
+    """Both sides of its pairs, each once."""
+    monkeypatch.setattr("discovery.features.training.source.TEXT_PAIRS", 30)
+    model = load_model("bundled", device="cpu")
+    named = source_of(model, "greater_than")
+    assert named.name == "greater_than"
+    assert named.content == source_of(model, load_task("greater_than", model, pairs=30)).content
+    assert source_of(model, Path("greater_than")).path == Path("greater_than").absolute()
 
 
 def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):
