@@ -25,7 +25,7 @@ from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import NATIVE, layout_of
-from discovery.backends.memory import free_memory
+from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
 from discovery.backends.outline import UndescribedError, outline_of
@@ -34,6 +34,8 @@ from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
+
+SMALLER = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
 
 
 def load_model(
@@ -62,23 +64,29 @@ def load_model(
 
     Raises:
         ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
+        MemoryLimitError: memory ran out all the same.
     """
     if dtype not in get_args(Width):
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
     spread = Spread.asked(device_map, max_memory, device, remote=bool(remote))
-    if remote:
-        from discovery.backends.remote import load_remote
+    with within_memory(f"Memory ran out while {name} was loaded.", SMALLER):
+        if remote:
+            from discovery.backends.remote import load_remote
 
-        elsewhere = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
-        elsewhere.info = replace(elsewhere.info, chosen=ELSEWHERE)
-        return elsewhere
-    place = choose_device(device)
-    said = find_source(str(name), weights=False)
+            made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
+            made.info = replace(made.info, chosen=ELSEWHERE)
+            return made
+        return _load_here(str(name), backend, choose_device(device), dtype, spread)
+
+
+def _load_here(name: str, backend: BackendName, place: str, dtype: str, spread: Spread | None) -> Backend:
+    """As `load_model`, on this machine."""
+    said = find_source(name, weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
         engine, reason = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
-        source = find_source(str(name))
+        source = find_source(name)
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
             made = _load_native(source, width, place, engine)

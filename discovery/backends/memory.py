@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
+
+from discovery.errors import DiscoveryError, MemoryLimitError
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -30,3 +34,18 @@ def out_of_memory(fault: Exception) -> bool:
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
         words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
     )
+
+
+@contextmanager
+def within_memory(cause: str, cure: str) -> Iterator[None]:
+    """Say this where memory runs out in here.
+
+    Raises:
+        MemoryLimitError: where it does.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if isinstance(fault, DiscoveryError) or not out_of_memory(fault):
+            raise
+        raise MemoryLimitError(cause, cure, detail=str(fault).partition("\n")[0]) from None

@@ -29,8 +29,9 @@ from discovery.backends.choose import require_remote
 from discovery.backends.describe import Plain, context, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import Layout, layout_of
-from discovery.backends.ndif import Ndif, Service, Simulation
+from discovery.backends.ndif import Ndif
 from discovery.backends.nnsight import require_possible
+from discovery.backends.sending import Service, Simulation
 from discovery.backends.shape import Shape
 from discovery.errors import MeasurementError, ModelError
 from discovery.interventions import Edit
