@@ -120,7 +120,7 @@ class Abilities:
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
         joins: rows can enter at different layers of one pass.
         narrow: what the last layer does behind its attention can be done at the answer position only.
-        gradients: runs can be differentiated (known of an engine, not tried).
+        gradients: runs can be differentiated (known of an engine, and of how the weights lie; not tried).
     """
 
     prefix: bool = False

@@ -28,8 +28,8 @@ from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
-from discovery.backends.outline import UndescribedError, outline_of
-from discovery.backends.spread import Places, Spread, home, told
+from discovery.backends.outline import UndescribedError, empty_module, outline_of
+from discovery.backends.spread import Places, Spread, home, off_device, told
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
@@ -112,11 +112,16 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
     choice = choose(found, backend, free, spread=spread is not None)
     if spread is None:
         require_room(choice, device, free)
+    else:
+        spread.require_disk(found.name, found.stacked_bytes)
     return choice.engine, choice.reason
 
 
 def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
     config = read_config(source.directory)
+    if spread is not None:
+        empty, saved = empty_module(source.directory)
+        spread.require_parts(empty)
     module: Any = build_module(source.directory, dtype, device, spread)
     device = device if spread is None else home(module)
     tokenizer = build_tokenizer(source.directory)
@@ -131,6 +136,8 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
         warnings = (*made.info.warnings, *told(module))
+        mapped = device == "cpu" and dtype == (saved or torch.float32)
+        made.abilities = replace(made.abilities, gradients=mapped or not off_device(module))
         made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
     return made
 

@@ -92,6 +92,11 @@ class Outline:
         return _width(self.dtype) * self.copied
 
     @property
+    def stacked_bytes(self) -> int:
+        """What is put together from several of the files' weights."""
+        return _width(self.dtype) * self.stacked
+
+    @property
     def loading_bytes(self) -> int:
         """The most in use while it is loaded on a CPU.
 
