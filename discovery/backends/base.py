@@ -267,6 +267,12 @@ class Backend(ABC):
     def device(self) -> torch.device:
         return torch.device(self.info.device)
 
+    @property
+    def held(self) -> int:
+        """Bytes of its weights that lie where it computes."""
+        width: torch.dtype = getattr(torch, self.info.dtype)
+        return width.itemsize * (self.info.n_params + self.info.copied)
+
     def require(self, site: Site) -> None:
         """Check that this model has a site.
 

@@ -198,6 +198,9 @@ def _read(directory: Path, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.
         raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
     except torch.OutOfMemoryError:
         raise
+    except ImportError as fault:
+        cause = f"{directory.name} cannot be loaded: its weights or its architecture need a package that is not here."
+        raise ModelError(cause, "Use a model without it, as one that is not quantised.", detail=first_line(fault)) from fault
     except OSError as fault:
         cause = f"{directory.name} cannot be loaded: a file is missing or cannot be read ({type(fault).__name__})."
         cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."

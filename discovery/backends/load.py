@@ -119,9 +119,7 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
 
 def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
     config = read_config(source.directory)
-    if spread is not None:
-        empty, saved = empty_module(source.directory)
-        spread.require_parts(empty)
+    saved = None if spread is None else _require_parts(source, spread)
     module: Any = build_module(source.directory, dtype, device, spread)
     device = device if spread is None else home(module)
     tokenizer = build_tokenizer(source.directory)
@@ -136,10 +134,20 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
         warnings = (*made.info.warnings, *told(module))
-        mapped = device == "cpu" and dtype == (saved or torch.float32)
-        made.abilities = replace(made.abilities, gradients=mapped or not off_device(module))
+        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not off_device(module))
         made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
     return made
+
+
+def _require_parts(source: Source, spread: Spread) -> torch.dtype:
+    """Check how weights are to lie; returns the dtype of the files.
+
+    Raises:
+        ModelError: as `Spread.require_parts`.
+    """
+    empty, saved = empty_module(source.directory)
+    spread.require_parts(empty)
+    return saved or torch.float32
 
 
 def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:

@@ -29,7 +29,7 @@ from discovery.backends.cache import cache_of, prefix_of
 from discovery.backends.heads import SLOTS, Heads
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.backends.narrow import Narrowing, at_answer, narrowed
-from discovery.backends.spread import NO_GRADIENTS, WITHOUT, at_hand
+from discovery.backends.spread import NO_GRADIENTS, WITHOUT, at_hand, held
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -107,6 +107,10 @@ class NnsightBackend(Backend):
         self.blocks = list(attrgetter(layout.blocks)(self.net))
         self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
         self._lock = threading.RLock()
+
+    @property
+    def held(self) -> int:
+        return held(self.module, self.device) if self.info.device_map else super().held
 
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         out = attrgetter(self.layout.out)(attrgetter(self.layout.blocks)(self.module)[layer])

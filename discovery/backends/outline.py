@@ -40,7 +40,7 @@ class Outline:
         n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
         n_params: tied weights count once.
         copied: how many of them TransformerLens holds a second time; stacked: how many are put together from several of the files'.
-        saved: dtype of the files.
+        saved: dtype of the files; quantised: how they are packed beyond that, as their configuration names it.
         backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
         unknown: why another does not.
         tokenizer: the directory has one; else prompts are token ids.
@@ -64,6 +64,7 @@ class Outline:
     copied: int
     stacked: int
     saved: str
+    quantised: str | None
     attn_only: bool
     macs_attention: int
     macs_mlp: int
@@ -209,12 +210,18 @@ def _outline(
         copied=twice,
         stacked=n_params if again else stacked(module),
         saved=str(saved).removeprefix("torch."),
+        quantised=_quantised(getattr(module, "config", None)),
         macs_attention=shape.macs_attention,
         macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
         backends=engines[0],
         unknown=engines[1],
         tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
     )
+
+
+def _quantised(config: Any) -> str | None:
+    said = getattr(config, "quantization_config", None)
+    return str(said.get("quant_method", "unknown")) if isinstance(said, dict) and said else None
 
 
 def _width(dtype: str) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome
 from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
-from discovery.backends.choose import require_remote
+from discovery.backends.choose import require_hub, require_remote, require_tokenizer
 from discovery.backends.describe import Plain, context, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import Layout, layout_of
@@ -33,6 +33,7 @@ from discovery.backends.ndif import Ndif
 from discovery.backends.nnsight import require_possible
 from discovery.backends.sending import Service, Simulation
 from discovery.backends.shape import Shape
+from discovery.backends.spread import held
 from discovery.errors import MeasurementError, ModelError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -63,6 +64,10 @@ class RemoteBackend(Backend):
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")  # where what came back is worked on
+
+    @property
+    def held(self) -> int:
+        return held(self.net._module, self.device)  # of a server's model: nothing
 
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
@@ -143,10 +148,8 @@ def _served(name: str, dtype: str) -> _Opened:
 
     service = Ndif.configured()
     source = find_source(name, weights=False)
-    if source.revision is None:
-        raise ModelError(
-            f"NDIF runs models of the hub, and {name!r} is not one.", "Give owner/name, or remote='local' to simulate it here."
-        )
+    require_hub(name, source.revision)
+    assert source.revision is not None  # it is one of the hub
     config = read_config(source.directory, weights=False)
     module, _ = empty_module(source.directory)
     layout = layout_of(module.config)
@@ -192,8 +195,8 @@ def _wrapped(module: Any, source: Source) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     tokenizer = build_tokenizer(source.directory)
-    if tokenizer is None:
-        raise ModelError(f"{source.name} has no tokenizer, and nnsight's remote models need one.", "Use a model that has one.")
+    require_tokenizer(source.name, tokenizer is not None)
+    assert tokenizer is not None
     place = {"device": "meta"} if next(module.parameters()).is_meta else {}
     return TransformersModel(module, task="text-generation", tokenizer=tokenizer.wrapped, **place)
 

@@ -67,7 +67,7 @@ class Spread:
 
     @property
     def room(self) -> dict[str | int, int]:
-        """Bytes that the weights may take of each device, and of "cpu"."""
+        """Bytes that the weights may take of each device, and of "cpu"; where a mapping says where all lies, this is no limit."""
         if self.limits is not None:
             return dict(self.limits)
         free: dict[str | int, int] = {number: free_memory(f"cuda:{number}") for number in range(torch.cuda.device_count())}
@@ -162,8 +162,8 @@ def off_device(module: nn.Module) -> bool:
 
 
 def held(module: nn.Module, device: torch.device) -> int:
-    """Bytes of the weights that lie on a device."""
-    here = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters() if p.device == device}
+    """Bytes of the weights that lie on devices of this kind."""
+    here = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters() if p.device.type == device.type}
     return sum(here.values())
 
 

@@ -103,6 +103,7 @@ def test_what_is_known_of_it(served, model, here):
     lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
     assert lost == {"prefix", "narrow", "gradients"}
     assert all(parameter.is_meta for parameter in model.net._module.parameters())
+    assert (model.held, here.held) == (0, 4 * info.n_params)
 
 
 def test_what_is_sent(served, model):

@@ -22,7 +22,7 @@ KNOWN_TO_BOTH = ("transformerlens", "nnsight")
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE, *MORE])
 def test_an_outline_is_what_is_then_loaded(shelf, name):
     info, found = shelf.load(name).info, asdict(outline(shelf.path(name)))
-    for said in ("stacked", "saved", "backends", "unknown", "tokenizer"):
+    for said in ("stacked", "saved", "quantised", "backends", "unknown", "tokenizer"):
         found.pop(said)
     assert found == {field: getattr(info, field) for field in found}
     assert outline(shelf.path(name)).n_nodes == len(info.nodes())

@@ -47,6 +47,8 @@ def test_it_lies_on_the_disk_and_says_so(both):
     assert "on disk" in spread.info.warnings[-1]
     assert (spread.info.chosen, spread.info.fingerprint) == ("only it runs a model that is spread over devices", whole.info.fingerprint)
     assert spread.info.n_params == whole.info.n_params
+    assert whole.held == 4 * whole.info.n_params
+    assert 0 < spread.held == sum(weight.nbytes for weight in spread.module.parameters() if not weight.is_meta) < whole.held
     again = opening(spread)
     assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
     assert "device_map" not in opening(whole)
