@@ -19,11 +19,11 @@ import torch
 from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
 from discovery.backends.choose import ELSEWHERE, choose, require_room
-from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
+from discovery.backends.describe import Plain, context_of, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
+from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line
 from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
@@ -118,14 +118,13 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
 
 
 def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
-    config = read_config(source.directory)
     saved = None if spread is None else _require_parts(source, spread)
     module: Any = build_module(source.directory, dtype, device, spread)
     device = device if spread is None else home(module)
     tokenizer = build_tokenizer(source.directory)
     kind = type(module).__name__
     with _refused(f"{source.directory.name} does not run"):
-        plain = Plain.of(source, module, vocabulary(module), context(config), dtype, device)
+        plain = Plain.of(source, module, vocabulary(module), context_of(module), dtype, device)
     with _refused(f"{ENGINES[engine]} cannot wrap {kind}"):
         made = _traced(plain, tokenizer) if engine == "nnsight" else _bridged(plain, tokenizer)
     with _refused(f"{ENGINES[engine]} cannot run {kind}"):

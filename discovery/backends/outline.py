@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from discovery.backends.base import Width
-from discovery.backends.describe import context, vocabulary
+from discovery.backends.describe import context_of, vocabulary
 from discovery.backends.engines import Engine, engines_of
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
@@ -153,7 +153,7 @@ def outline_of(source: Source, dtype: str) -> Outline:
 
 
 def _of_hugging_face(source: Source, dtype: str) -> Outline:
-    config = read_config(source.directory, weights=False)
+    read_config(source.directory, weights=False)
     module, saved = empty_module(source.directory)
     try:
         shape, d_vocab = Shape.of_hugging_face(module.config), vocabulary(module)
@@ -163,7 +163,7 @@ def _of_hugging_face(source: Source, dtype: str) -> Outline:
         raise UndescribedError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
     twice = copied(str(module.config.model_type), shape)
     return _outline(
-        source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved or torch.float32, twice, engines_of(module.config)
+        source, module, shape, dtype, (d_vocab, n_logits, context_of(module)), saved or torch.float32, twice, engines_of(module.config)
     )
 
 

@@ -26,7 +26,7 @@ from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcom
 from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
 from discovery.backends.choose import require_hub, require_remote, require_tokenizer
-from discovery.backends.describe import Plain, context, describe_module, vocabulary
+from discovery.backends.describe import Plain, context_of, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import Layout, layout_of
 from discovery.backends.ndif import Ndif
@@ -150,7 +150,7 @@ def _served(name: str, dtype: str) -> _Opened:
     source = find_source(name, weights=False)
     require_hub(name, source.revision)
     assert source.revision is not None  # it is one of the hub
-    config = read_config(source.directory, weights=False)
+    read_config(source.directory, weights=False)
     module, _ = empty_module(source.directory)
     layout = layout_of(module.config)
     offered = service.running()
@@ -161,7 +161,7 @@ def _served(name: str, dtype: str) -> _Opened:
         from discovery.backends.waiting import tell
 
         tell(f"NDIF runs {len(offered)} models, and {name} is not among them: it is asked for all the same")
-    return _Opened(Hosted(name, source.directory, source.revision), module, net, service, layout, context(config))
+    return _Opened(Hosted(name, source.directory, source.revision), module, net, service, layout, context_of(module))
 
 
 def _key(net: Any) -> str:
@@ -182,9 +182,8 @@ def _simulated(name: str, dtype: str) -> _Opened:
     source = find_source(name)
     if (source.directory / "tl_config.json").is_file():
         raise ModelError(f"{name!r} is in TransformerLens's native format, which NDIF does not run.", "Load it without remote.")
-    config = read_config(source.directory)
     module = build_module(source.directory, getattr(torch, dtype), "cpu")
-    return _Opened(source, module, _wrapped(module, source), Simulation(), layout_of(module.config), context(config))
+    return _Opened(source, module, _wrapped(module, source), Simulation(), layout_of(module.config), context_of(module))
 
 
 def _wrapped(module: Any, source: Source) -> Any:
