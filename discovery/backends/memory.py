@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from discovery.backends import container
 from discovery.errors import DiscoveryError, MemoryLimitError
 
 
@@ -19,7 +20,8 @@ def free_memory(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available, left = int(psutil.virtual_memory().available), container.room()
+    return available if left is None else min(available, left)
 
 
 def give_back() -> None:

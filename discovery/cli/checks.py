@@ -123,8 +123,12 @@ def memory() -> Finding:
     """Enough is free for the bundled model, and how much for others."""
     import psutil
 
-    free, whole = psutil.virtual_memory().available, psutil.virtual_memory().total
+    from discovery.backends import container
+
+    free, whole, left = psutil.virtual_memory().available, psutil.virtual_memory().total, container.room()
     found = f"{free / 1e9:.1f} of {whole / 1e9:.1f} GB free"
+    if left is not None and left < free:
+        free, found = left, f"{found}, of which this container or job may take {left / 1e9:.1f} GB"
     if free < LEAST_MEMORY:
         cure = "Close other programs, or keep measurements small with --memory; `circuit-scout models info M` says what a model takes."
         return Finding("memory", "warning", found, cure)
