@@ -41,7 +41,7 @@ def require_whole(jobs: list[dict[str, Any]], found: Any) -> None:
         UnreadableError: where it has not.
     """
     if not isinstance(found, list) or len(found) != len(jobs):
-        raise UnreadableError(f"{len(jobs)} jobs were sent, and no list of as many answers came back")
+        raise UnreadableError(f"no list of {len(jobs)} answers came back")
     for job, one in zip(jobs, found, strict=True):
         if not isinstance(one, dict) or not isinstance(one.get("seen"), dict):
             raise UnreadableError("an answer holds nothing that was seen")

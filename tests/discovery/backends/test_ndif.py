@@ -201,7 +201,7 @@ def at_once(monkeypatch):
     [
         ("close", "closed the connection", "validation error"),
         ("busy", "refuses the request", "Too many requests"),
-        ("nothing", "what is no answer", "1 jobs were sent"),
+        ("nothing", "what is no answer", "no list of 1 answers"),
         ("garbage", "what is no answer", "ZstdError"),
         ("half", "what is no answer", "ZstdError"),
         ("lacking", "what is no answer", "lacks 1 of 1 activations"),
