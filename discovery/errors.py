@@ -28,7 +28,12 @@ class DiscoveryError(Exception):
         cure: one sentence that says what to do next.
         detail: what another library said, where the fault came from one. The command line and a notebook show it; the server, whose
             reader is not always the machine's owner, writes it into its log alone.
+
+    Attributes:
+        run_id: the run that it ended, where there is one that can be resumed.
     """
+
+    run_id: str | None = None
 
     def __init__(self, cause: str, cure: str, *, detail: str = "") -> None:
         super().__init__(f"{cause}\n{cure}")

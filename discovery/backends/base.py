@@ -120,7 +120,7 @@ class Abilities:
         pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
         joins: rows can enter at different layers of one pass.
         narrow: what the last layer does behind its attention can be done at the answer position only.
-        gradients: runs can be differentiated (known of an engine, not tried).
+        gradients: runs can be differentiated (known of an engine, and of how the weights lie; not tried).
     """
 
     prefix: bool = False
@@ -266,6 +266,12 @@ class Backend(ABC):
     @property
     def device(self) -> torch.device:
         return torch.device(self.info.device)
+
+    @property
+    def held(self) -> int:
+        """Bytes of its weights that lie where it computes."""
+        width: torch.dtype = getattr(torch, self.info.dtype)
+        return width.itemsize * (self.info.n_params + self.info.copied)
 
     def require(self, site: Site) -> None:
         """Check that this model has a site.

@@ -14,6 +14,7 @@ import torch
 from discovery.backends.base import Width
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.outline import Outline
+from discovery.backends.spread import Spread
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 
@@ -45,11 +46,17 @@ def choose(found: Outline, backend: BackendName, free: int, *, spread: bool = Fa
         spread: the weights are to be spread over devices. remote: it is to run elsewhere.
 
     Raises:
-        ModelError: where the backend that is asked for does not know the model, or cannot have it spread or elsewhere.
+        ModelError: where the backend that is asked for does not know the model, or cannot have it spread or elsewhere, or where no
+            backend runs its weights here.
     """
     if remote:
         require_remote(backend)
+        require_hub(found.name, found.revision)
+        require_tokenizer(found.name, found.tokenizer)
         return Choice(found.engine("nnsight"), ELSEWHERE, found.on("nnsight"))
+    if found.quantised is not None:
+        cause = f"{found.name} holds quantised weights ({found.quantised}), which no backend takes apart."
+        raise ModelError(cause, "Use the model that it was made from, or one that was saved without quantisation.")
     if spread and found.architecture == NATIVE_MODEL:
         cause = f"{found.name} is in TransformerLens's own format, which is not spread."
         raise ModelError(cause, "Leave out device_map: such models are small.")
@@ -71,6 +78,35 @@ def require_remote(backend: str) -> None:
     """
     if backend == "transformerlens":
         raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
+
+
+def require_hub(name: str, revision: str | None) -> None:
+    """Check that a model is one of the hub.
+
+    Raises:
+        ModelError: where it is not.
+    """
+    if revision is None:
+        cause = f"NDIF runs models of the hub, and {name!r} is not one."
+        raise ModelError(cause, "Give owner/name, or load_model(…, remote='local') to simulate it here.")
+
+
+def require_tokenizer(name: str, there: bool) -> None:
+    """Check that a model has what nnsight's remote models need.
+
+    Raises:
+        ModelError: where it has not.
+    """
+    if not there:
+        raise ModelError(f"{name} has no tokenizer, and nnsight's remote models need one.", "Use a model that has one.")
+
+
+def taken(found: Outline, spread: Spread | None, *, remote: bool) -> tuple[int, int]:
+    """Bytes of memory that a model takes at most while it is loaded, and from then on. What is spread takes no more than its room."""
+    if remote:
+        return 0, 0
+    most = found.loading_bytes if spread is None else min(found.loading_bytes, sum(spread.room.values()))
+    return most, min(found.weights_bytes, most)
 
 
 def _chosen(found: Outline, known: Engine, backend: BackendName, free: int, spread: bool) -> tuple[Engine, str]:
@@ -113,7 +149,8 @@ def unfit(choice: Choice, device: str, free: int) -> ModelError | None:
         if "nnsight" in found.backends and found.architecture != NATIVE_MODEL
         else []
     )
-    ways += ["remote (--remote: run it on NDIF)"] if found.revision is not None else []
+    elsewhere = found.revision is not None and "nnsight" in found.backends and found.tokenizer
+    ways += ["remote (--remote: run it on NDIF)"] if elsewhere else []
     return ModelError(
         f"{found.name} does not fit: its {found.n_params:,} parameters take {gigabytes(needed)} in {found.dtype} with {choice.engine}, "
         f"and {gigabytes(free)} are free on {device}.",

@@ -27,7 +27,7 @@ def context(config: dict[str, Any]) -> int:
     """The longest prompt. Where the rotation depends on the longest prompt of a batch, only as far as it does not: what stands beside a
     prompt would change its numbers.
     """
-    names = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
+    names = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
     longest = next((int(config[name]) for name in names if isinstance(config.get(name), int)), 2048)
     rotation = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rotation, dict) or rotation.get("rope_type", rotation.get("type")) not in ("longrope", "su", "dynamic"):
@@ -37,6 +37,11 @@ def context(config: dict[str, Any]) -> int:
         (p["original_max_position_embeddings"] for p in places if isinstance(p.get("original_max_position_embeddings"), int)), longest
     )
     return min(longest, int(original))
+
+
+def context_of(module: Any) -> int:
+    """The longest prompt of a Hugging Face module; what its config.json leaves out is as its class has it."""
+    return context(module.config.get_text_config().to_dict())
 
 
 def block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:

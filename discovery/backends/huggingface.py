@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -162,12 +163,25 @@ def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Sprea
     Raises:
         ModelError: an architecture transformers lacks, or weights that do not fit it.
     """
+    read_config(directory)
+    if spread is None:
+        return _read(directory, dtype, {}).to(device)
+    folder = tempfile.TemporaryDirectory(prefix="circuit-scout-offload-")
+    try:
+        module = _read(directory, dtype, spread.arguments(folder.name))
+    except BaseException:  # Ctrl-C too
+        folder.cleanup()
+        raise
+    keep(module, folder)
+    return module
+
+
+def _read(directory: Path, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.Module:
+    """As `build_module`; `places` are arguments of transformers."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    read_config(directory)
-    places, folder = ({}, None) if spread is None else spread.arguments()
     try:
         with bars_for_people():
             module, report = AutoModelForCausalLM.from_pretrained(
@@ -184,20 +198,21 @@ def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Sprea
         raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
     except torch.OutOfMemoryError:
         raise
+    except ImportError as fault:
+        cause = f"{directory.name} cannot be loaded: its weights or its architecture need a package that is not here."
+        raise ModelError(cause, "Use a model without it, as one that is not quantised.", detail=first_line(fault)) from fault
     except OSError as fault:
         cause = f"{directory.name} cannot be loaded: a file is missing or cannot be read ({type(fault).__name__})."
         cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
-        what = "its config.json" if spread is None else "its config.json, or not this device_map"
+        what = "its config.json, or not this device_map" if places else "its config.json"
         cause = f"{directory.name} cannot be loaded: transformers does not take {what} ({type(fault).__name__})."
-        raise ModelError(cause, "Check that it is a whole causal language model.", detail=first_line(fault)) from fault
+        cure = "Check that it is a whole causal language model" + (", or give device_map 'auto'." if places else ".")
+        raise ModelError(cause, cure, detail=first_line(fault)) from fault
     _require_the_same_weights(directory.name, module, report)
     _fuse_activations(module)
-    if folder is not None:
-        keep(module, folder)
-        return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
-    return module.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _fuse_activations(module: nn.Module) -> None:

@@ -19,21 +19,23 @@ import torch
 from discovery.backends.base import Backend, Width
 from discovery.backends.check import compare, find_abilities, require_causal
 from discovery.backends.choose import ELSEWHERE, choose, require_room
-from discovery.backends.describe import Plain, context, describe_bridge, describe_module, vocabulary
+from discovery.backends.describe import Plain, context_of, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
+from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line
 from discovery.backends.layout import NATIVE, layout_of
-from discovery.backends.memory import free_memory
+from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
-from discovery.backends.outline import UndescribedError, outline_of
-from discovery.backends.spread import Places, Spread, home, told
+from discovery.backends.outline import UndescribedError, empty_module, outline_of
+from discovery.backends.spread import Places, Spread, home, off_device, told
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
+
+SMALLER = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
 
 
 def load_model(
@@ -62,23 +64,29 @@ def load_model(
 
     Raises:
         ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
+        MemoryLimitError: memory ran out all the same.
     """
     if dtype not in get_args(Width):
         raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
     spread = Spread.asked(device_map, max_memory, device, remote=bool(remote))
-    if remote:
-        from discovery.backends.remote import load_remote
+    with within_memory(f"Memory ran out while {name} was loaded.", SMALLER):
+        if remote:
+            from discovery.backends.remote import load_remote
 
-        elsewhere = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
-        elsewhere.info = replace(elsewhere.info, chosen=ELSEWHERE)
-        return elsewhere
-    place = choose_device(device)
-    said = find_source(str(name), weights=False)
+            made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
+            made.info = replace(made.info, chosen=ELSEWHERE)
+            return made
+        return _load_here(str(name), backend, choose_device(device), dtype, spread)
+
+
+def _load_here(name: str, backend: BackendName, place: str, dtype: str, spread: Spread | None) -> Backend:
+    """As `load_model`, on this machine."""
+    said = find_source(name, weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
         engine, reason = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
-        source = find_source(str(name))
+        source = find_source(name)
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
             made = _load_native(source, width, place, engine)
@@ -104,17 +112,19 @@ def _choose(source: Source, backend: BackendName, device: str, dtype: str, sprea
     choice = choose(found, backend, free, spread=spread is not None)
     if spread is None:
         require_room(choice, device, free)
+    else:
+        spread.require_disk(found.name, found.stacked_bytes)
     return choice.engine, choice.reason
 
 
 def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
-    config = read_config(source.directory)
+    saved = None if spread is None else _require_parts(source, spread)
     module: Any = build_module(source.directory, dtype, device, spread)
     device = device if spread is None else home(module)
     tokenizer = build_tokenizer(source.directory)
     kind = type(module).__name__
     with _refused(f"{source.directory.name} does not run"):
-        plain = Plain.of(source, module, vocabulary(module), context(config), dtype, device)
+        plain = Plain.of(source, module, vocabulary(module), context_of(module), dtype, device)
     with _refused(f"{ENGINES[engine]} cannot wrap {kind}"):
         made = _traced(plain, tokenizer) if engine == "nnsight" else _bridged(plain, tokenizer)
     with _refused(f"{ENGINES[engine]} cannot run {kind}"):
@@ -123,8 +133,20 @@ def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: E
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
         warnings = (*made.info.warnings, *told(module))
+        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not off_device(module))
         made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
     return made
+
+
+def _require_parts(source: Source, spread: Spread) -> torch.dtype:
+    """Check how weights are to lie; returns the dtype of the files.
+
+    Raises:
+        ModelError: as `Spread.require_parts`.
+    """
+    empty, saved = empty_module(source.directory)
+    spread.require_parts(empty)
+    return saved or torch.float32
 
 
 def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
+
+from discovery.backends import container
+from discovery.errors import DiscoveryError, MemoryLimitError
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -14,7 +20,15 @@ def free_memory(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available, left = int(psutil.virtual_memory().available), container.room()
+    return available if left is None else min(available, left)
+
+
+def give_back() -> None:
+    """Let go of what nobody holds any more: a model's parts refer to one another, and a device keeps what was freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory() -> int:
@@ -30,3 +44,18 @@ def out_of_memory(fault: Exception) -> bool:
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
         words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
     )
+
+
+@contextmanager
+def within_memory(cause: str, cure: str) -> Iterator[None]:
+    """Say this where memory runs out in here.
+
+    Raises:
+        MemoryLimitError: where it does.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if isinstance(fault, DiscoveryError) or not out_of_memory(fault):
+            raise
+        raise MemoryLimitError(cause, cure, detail=str(fault).partition("\n")[0]) from None

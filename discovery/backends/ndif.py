@@ -1,8 +1,9 @@
-"""NDIF, the field's shared cluster, through nnsight's remote execution; and nnsight's simulation of it in this process.
+"""NDIF, the field's shared cluster, through nnsight's remote execution.
 
 A request holds the functions of `backends.shipped` as source, jobs that are plain data, and the model's name. The API key goes into its
 header and nowhere else: it is neither recorded nor logged. Each status of a job is told to `backends.waiting`, whose listener may end
-the waiting (the server goes on with a job that it has begun; nobody collects it).
+the waiting (the server goes on with a job that it has begun; nobody collects it). A job changes nothing there, so one that is lost on the
+way is sent again, a few times, once the server has answered another.
 """
 
 from __future__ import annotations
@@ -10,41 +11,30 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from json import JSONDecodeError
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from pydantic import ValidationError
 
-from discovery.backends import shipped
+from discovery.backends.answers import UnreadableError, readable, require_whole
+from discovery.backends.huggingface import first_line
 from discovery.backends.nnsight import library
+from discovery.backends.sending import send
 from discovery.backends.waiting import tell
 from discovery.errors import ModelError, RemoteError
 
 STATUS_SECONDS = 70.0  # NDIF asks its cluster, for at most 60
+OPENING_SECONDS = 60.0  # until it hands out a session; nnsight's client sets no end to that
+PAUSES = (2.0, 10.0, 30.0)  # seconds before a job that was lost on the way is sent again
+BUSY = (429, 502, 503, 504)  # HTTP statuses that pass
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "not enough memory", "can't allocate memory")
 _FAULT = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): ?(.*)", re.MULTILINE)
 _KEY = "Get a key at login.ndif.us and set NDIF_API_KEY, or run `nnsight login` once."
-
-
-class Service(Protocol):
-    """What runs jobs on a model.
-
-    Attributes:
-        place: where it computes, as it is recorded; None in this process.
-        requests: how many were sent.
-    """
-
-    @property
-    def place(self) -> str | None: ...
-    @property
-    def requests(self) -> int: ...
-
-    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What each job found."""
 
 
 @dataclass
@@ -60,6 +50,7 @@ class Ndif:
     model_key: str = ""
     requests: int = 0
     _key: str = field(default="", repr=False)
+    _answered: bool = field(default=False, repr=False)
 
     @classmethod
     def configured(cls) -> Ndif:
@@ -71,12 +62,14 @@ class Ndif:
         library()
         from nnsight.schema.config import CONFIG
 
-        host = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
-        if not host.startswith(("http://", "https://")):
+        host = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST).strip().rstrip("/")
+        if not _is_address(host):
             raise ModelError(f"NDIF_HOST is {host!r}, which is no address.", "Write it with http:// or https://, or unset it.")
-        key = os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY
+        key = (os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip()
         if not key:
             raise ModelError("A remote model needs an NDIF API key, and there is none.", _KEY)
+        if not (key.isascii() and key.isprintable() and " " not in key):  # whoever sends it would repeat it in an error
+            raise ModelError("The NDIF API key holds characters that no key has, as a space or the end of a line.", _KEY)
         return cls(host, _key=key)
 
     def running(self) -> list[str] | None:
@@ -103,10 +96,26 @@ class Ndif:
         """Send jobs and wait for what they found.
 
         Raises:
-            ModelError: the server cannot be reached, or refuses the request.
+            ModelError: the server cannot be reached, refuses the request, or sends what is no answer.
             RemoteError: a job failed there.
             torch.OutOfMemoryError: its memory did not suffice.
             Interrupted: from the listener.
+        """
+        for pause in PAUSES if self._answered else ():
+            try:
+                return self._sent(net, jobs)
+            except _PassingError as fault:
+                self._wait(pause, fault.meant)
+        try:
+            return self._sent(net, jobs)
+        except _PassingError as fault:
+            raise fault.meant from fault.__cause__
+
+    def _sent(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One request.
+
+        Raises:
+            _PassingError: the same request may do better in a moment.
         """
         import httpx
         import websocket
@@ -115,18 +124,38 @@ class Ndif:
 
         client = RemoteBackend(self.model_key, host=self.place, api_key=self._key, env={"attn_implementation": "eager"})
         client.display, client.verbose = _Statuses(), False
+        client.parse, client.finalize = readable(client.parse), readable(client.finalize)
         self.requests += 1
         try:
-            return send(net, jobs, client)
+            with _opened_within(websocket, OPENING_SECONDS):
+                found = send(net, jobs, client)
+            require_whole(jobs, found)
         except Refused as fault:
-            raise self._failed(str(fault)) from None
+            meant, why = self._failed(str(fault)), fault.__cause__
+            if isinstance(why, httpx.TransportError) or (isinstance(why, httpx.HTTPStatusError) and why.response.status_code in BUSY):
+                raise _PassingError(meant) from why
+            raise meant from None
+        except UnreadableError as fault:
+            cure = "Try again later; a run can be resumed. If it stays so, tell those who run it: its nnsight may be of another version."
+            raise _PassingError(ModelError(f"NDIF at {self.place} sent what is no answer.", cure, detail=self._safe(fault))) from fault
         except (httpx.HTTPError, websocket.WebSocketException, OSError, ValidationError, JSONDecodeError) as fault:
-            # the last two: a connection that is closed in good order gives the client an empty message, which it takes for a status
-            raise self._unreachable(fault) from fault
+            raise _PassingError(self._unreachable(fault)) from fault
+        self._answered = True
+        return found
+
+    def _wait(self, seconds: float, meant: Exception) -> None:
+        """Let some time pass; the listener is told why, and may have had enough."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            tell(f"{str(meant).partition(chr(10))[0]} Sent again in {left:.0f} s")
+            time.sleep(min(left, 0.1))
 
     def _unreachable(self, fault: Exception) -> ModelError:
         cause = f"NDIF at {self.place} does not answer ({type(fault).__name__})."
-        return ModelError(cause, "Check the connection and NDIF_HOST, and try again later; a run can be resumed.", detail=self._safe(fault))
+        if isinstance(fault, ValidationError | JSONDecodeError):  # where it closed in good order, the client takes an empty message for one
+            cause = f"NDIF at {self.place} closed the connection, or sent what is no status."
+        cure = "Check the connection and NDIF_HOST, and try again later; a run can be resumed."
+        return ModelError(cause, cure, detail=self._safe(first_line(fault)))
 
     def _failed(self, said: str) -> Exception:
         """What a refusal or a failed job means here."""
@@ -144,14 +173,19 @@ class Ndif:
         if faults:  # the code that was sent
             name, words = faults[-1]
             return RemoteError(f"A job failed on NDIF ({name}).", "Use a local backend where the model fits.", detail=words or name)
-        cure = f"It runs {self._offer()}. Choose one of them, or try again later; a run can be resumed."
-        return ModelError(f"NDIF did not run {self._name()}.", cure, detail=first)
+        return ModelError(f"NDIF did not run {self._name()}.", self._instead(), detail=first)
 
-    def _offer(self) -> str:
+    def _instead(self) -> str:
+        """What to do where a model did not run, by what runs now."""
+        found = None
         with contextlib.suppress(ModelError):
-            if (found := self.running()) is not None:
-                return ", ".join(found[:12]) + (" …" if len(found) > 12 else "") if found else "no model now"
-        return "what its status page names"
+            found = self.running()
+        if found is not None and self._name() in found:
+            return "The model runs there now: try again later, or with less in a request (--memory); a run can be resumed."
+        offer = "what its status page names"
+        if found is not None:
+            offer = ", ".join([*found[:12], *["…"][: len(found) > 12]]) or "no model now"
+        return f"It runs {offer}. Choose one of them, or try again later; a run can be resumed."
 
     def _name(self) -> str:
         found = re.search(r'"repo_id": "([^"]+)"', self.model_key)
@@ -162,30 +196,16 @@ class Ndif:
         return str(said).replace(self._key, "…") if self._key else str(said)
 
 
-@dataclass
-class Simulation:
-    """Serialised as for a server, deserialised with this project's modules hidden, and run in this process."""
+class _PassingError(Exception):
+    """A request that may do better in a moment.
 
-    place: str | None = None
-    requests: int = 0
+    Attributes:
+        meant: what to raise where it does not.
+    """
 
-    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from nnsight.intervention.backends.local import LocalSimulationBackend
-
-        self.requests += 1
-        with _same_path(), torch.no_grad():
-            return send(net, jobs, LocalSimulationBackend(net))
-
-
-def send(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, Any]]:
-    """One session: its body, the functions and the jobs travel."""
-    nnsight = library()
-    nnsight.register(shipped.__name__)
-    save, serve = nnsight.save, shipped.serve
-    answers: list[dict[str, Any]] = []
-    with net.session(backend=backend):
-        answers = save(serve(net, jobs))
-    return answers
+    def __init__(self, meant: Exception) -> None:
+        super().__init__(str(meant))
+        self.meant = meant
 
 
 class _Statuses:
@@ -211,15 +231,24 @@ class _Statuses:
         tell(f"NDIF: {self.shown}")
 
 
-def _last_line(text: str) -> str:
-    return [line.strip() for line in text.splitlines() if line.strip()][-1][:300]
+def _is_address(host: str) -> bool:
+    try:
+        parts = urlsplit(host)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # the port is read, and may be none
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager
-def _same_path() -> Iterator[None]:
-    """The simulation puts what it hid behind everything else in sys.path."""
-    before = list(sys.path)
+def _opened_within(websocket: Any, seconds: float) -> Iterator[None]:
+    """How long the client's own library waits for a connection and its first message, where nobody says."""
+    before = websocket.getdefaulttimeout()
+    websocket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
-        sys.path[:] = before
+        websocket.setdefaulttimeout(before)
+
+
+def _last_line(text: str) -> str:
+    return [line.strip() for line in text.splitlines() if line.strip()][-1][:300]

@@ -29,8 +29,8 @@ from discovery.backends.cache import cache_of, prefix_of
 from discovery.backends.heads import SLOTS, Heads
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.backends.narrow import Narrowing, at_answer, narrowed
-from discovery.backends.spread import at_hand
-from discovery.errors import SiteError
+from discovery.backends.spread import NO_GRADIENTS, WITHOUT, at_hand, held
+from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
@@ -108,6 +108,10 @@ class NnsightBackend(Backend):
         self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
         self._lock = threading.RLock()
 
+    @property
+    def held(self) -> int:
+        return held(self.module, self.device) if self.info.device_map else super().held
+
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         out = attrgetter(self.layout.out)(attrgetter(self.layout.blocks)(self.module)[layer])
         with at_hand(out):
@@ -121,6 +125,8 @@ class NnsightBackend(Backend):
         for site in (*reads, *(edit.site for edit in edits)):
             self.require(site)
         require_possible(self.info, self.abilities, self.layout, batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
+        if grad and not self.abilities.gradients:
+            raise MeasurementError(NO_GRADIENTS, WITHOUT)
         # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
         arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
         if self.layout.cached:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from discovery.backends.base import Width
-from discovery.backends.describe import context, vocabulary
+from discovery.backends.describe import context_of, vocabulary
 from discovery.backends.engines import Engine, engines_of
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
@@ -40,7 +40,7 @@ class Outline:
         n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
         n_params: tied weights count once.
         copied: how many of them TransformerLens holds a second time; stacked: how many are put together from several of the files'.
-        saved: dtype of the files.
+        saved: dtype of the files; quantised: how they are packed beyond that, as their configuration names it.
         backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
         unknown: why another does not.
         tokenizer: the directory has one; else prompts are token ids.
@@ -64,6 +64,7 @@ class Outline:
     copied: int
     stacked: int
     saved: str
+    quantised: str | None
     attn_only: bool
     macs_attention: int
     macs_mlp: int
@@ -90,6 +91,11 @@ class Outline:
     def copied_bytes(self) -> int:
         """Of these, what is held twice."""
         return _width(self.dtype) * self.copied
+
+    @property
+    def stacked_bytes(self) -> int:
+        """What is put together from several of the files' weights."""
+        return _width(self.dtype) * self.stacked
 
     @property
     def loading_bytes(self) -> int:
@@ -147,7 +153,7 @@ def outline_of(source: Source, dtype: str) -> Outline:
 
 
 def _of_hugging_face(source: Source, dtype: str) -> Outline:
-    config = read_config(source.directory, weights=False)
+    read_config(source.directory, weights=False)
     module, saved = empty_module(source.directory)
     try:
         shape, d_vocab = Shape.of_hugging_face(module.config), vocabulary(module)
@@ -157,7 +163,7 @@ def _of_hugging_face(source: Source, dtype: str) -> Outline:
         raise UndescribedError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
     twice = copied(str(module.config.model_type), shape)
     return _outline(
-        source, module, shape, dtype, (d_vocab, n_logits, context(config)), saved or torch.float32, twice, engines_of(module.config)
+        source, module, shape, dtype, (d_vocab, n_logits, context_of(module)), saved or torch.float32, twice, engines_of(module.config)
     )
 
 
@@ -204,12 +210,18 @@ def _outline(
         copied=twice,
         stacked=n_params if again else stacked(module),
         saved=str(saved).removeprefix("torch."),
+        quantised=_quantised(getattr(module, "config", None)),
         macs_attention=shape.macs_attention,
         macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
         backends=engines[0],
         unknown=engines[1],
         tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
     )
+
+
+def _quantised(config: Any) -> str | None:
+    said = getattr(config, "quantization_config", None)
+    return str(said.get("quant_method", "unknown")) if isinstance(said, dict) and said else None
 
 
 def _width(dtype: str) -> int:

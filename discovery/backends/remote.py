@@ -25,13 +25,15 @@ from torch import Tensor
 from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome
 from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
-from discovery.backends.choose import require_remote
-from discovery.backends.describe import Plain, context, describe_module, vocabulary
+from discovery.backends.choose import require_hub, require_remote, require_tokenizer
+from discovery.backends.describe import Plain, context_of, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
 from discovery.backends.layout import Layout, layout_of
-from discovery.backends.ndif import Ndif, Service, Simulation
+from discovery.backends.ndif import Ndif
 from discovery.backends.nnsight import require_possible
+from discovery.backends.sending import Service, Simulation
 from discovery.backends.shape import Shape
+from discovery.backends.spread import held
 from discovery.errors import MeasurementError, ModelError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -62,6 +64,10 @@ class RemoteBackend(Backend):
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")  # where what came back is worked on
+
+    @property
+    def held(self) -> int:
+        return held(self.net._module, self.device)  # of a server's model: nothing
 
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
@@ -142,11 +148,9 @@ def _served(name: str, dtype: str) -> _Opened:
 
     service = Ndif.configured()
     source = find_source(name, weights=False)
-    if source.revision is None:
-        raise ModelError(
-            f"NDIF runs models of the hub, and {name!r} is not one.", "Give owner/name, or remote='local' to simulate it here."
-        )
-    config = read_config(source.directory, weights=False)
+    require_hub(name, source.revision)
+    assert source.revision is not None  # it is one of the hub
+    read_config(source.directory, weights=False)
     module, _ = empty_module(source.directory)
     layout = layout_of(module.config)
     offered = service.running()
@@ -157,7 +161,7 @@ def _served(name: str, dtype: str) -> _Opened:
         from discovery.backends.waiting import tell
 
         tell(f"NDIF runs {len(offered)} models, and {name} is not among them: it is asked for all the same")
-    return _Opened(Hosted(name, source.directory, source.revision), module, net, service, layout, context(config))
+    return _Opened(Hosted(name, source.directory, source.revision), module, net, service, layout, context_of(module))
 
 
 def _key(net: Any) -> str:
@@ -178,9 +182,8 @@ def _simulated(name: str, dtype: str) -> _Opened:
     source = find_source(name)
     if (source.directory / "tl_config.json").is_file():
         raise ModelError(f"{name!r} is in TransformerLens's native format, which NDIF does not run.", "Load it without remote.")
-    config = read_config(source.directory)
     module = build_module(source.directory, getattr(torch, dtype), "cpu")
-    return _Opened(source, module, _wrapped(module, source), Simulation(), layout_of(module.config), context(config))
+    return _Opened(source, module, _wrapped(module, source), Simulation(), layout_of(module.config), context_of(module))
 
 
 def _wrapped(module: Any, source: Source) -> Any:
@@ -191,8 +194,8 @@ def _wrapped(module: Any, source: Source) -> Any:
     from nnsight.modeling.transformers import TransformersModel
 
     tokenizer = build_tokenizer(source.directory)
-    if tokenizer is None:
-        raise ModelError(f"{source.name} has no tokenizer, and nnsight's remote models need one.", "Use a model that has one.")
+    require_tokenizer(source.name, tokenizer is not None)
+    assert tokenizer is not None
     place = {"device": "meta"} if next(module.parameters()).is_meta else {}
     return TransformersModel(module, task="text-generation", tokenizer=tokenizer.wrapped, **place)
 

@@ -30,7 +30,10 @@ class Shape:
         """Of a transformers configuration, whose own names are mapped to the common ones."""
         config = config.get_text_config()  # itself, but for models that see too
         heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
-        kv_heads = 1 if getattr(config, "multi_query", False) else int(getattr(config, "num_key_value_heads", None) or heads)
+        if getattr(config, "new_decoder_architecture", False):  # the larger Falcons, whatever their multi_query says
+            kv_heads = int(config.num_kv_heads)
+        else:
+            kv_heads = 1 if getattr(config, "multi_query", False) else int(getattr(config, "num_key_value_heads", None) or heads)
         return cls(int(config.num_hidden_layers), heads, kv_heads, d_model, int(getattr(config, "head_dim", None) or d_model // heads))
 
     @classmethod

@@ -13,12 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
-
-from packaging.requirements import Requirement
 
 from discovery.errors import DiscoveryError
 from discovery.sites import BackendName
@@ -30,6 +28,8 @@ LEAST_MEMORY = 2 * 2**30
 HUB_SECONDS = 5.0
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 AGREEMENT = 1e-4  # of the largest logit, as in the tests of both backends
+FAULTS = (DiscoveryError, ImportError, OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError)
+AGAIN = f"Install again, in a fresh environment: python -m pip install {PACKAGE}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def python() -> Finding:
 
 def versions() -> Finding:
     """Every library that is needed is there, in its range."""
+    from packaging.requirements import Requirement
+
     wrong, count = [], 0
     for line in metadata.requires(PACKAGE) or ():
         wanted = Requirement(line)
@@ -88,11 +90,11 @@ def names() -> Finding:
 
 def backend(name: BackendName) -> Finding:
     """A backend runs the bundled model, which is held against the plain module when it is loaded."""
+    logits = _logits(name)
     try:
-        logits, reference = _logits(name), _logits("transformerlens")
-    except (DiscoveryError, ImportError, RuntimeError, AttributeError, TypeError, ValueError) as fault:
-        cure = f"Install again, in a fresh environment: python -m pip install {PACKAGE}"
-        return Finding(name, "failed", f"{type(fault).__name__}: {str(fault).splitlines()[0]}", cure)
+        reference = _logits("transformerlens")
+    except FAULTS:
+        return Finding(name, "ok", "runs the bundled model; there is no other backend to compare it with")
     largest = max(map(abs, reference))
     apart = [abs(a - b) / largest for a, b in zip(logits, reference, strict=True)]
     difference = max(apart)
@@ -121,8 +123,12 @@ def memory() -> Finding:
     """Enough is free for the bundled model, and how much for others."""
     import psutil
 
-    free, whole = psutil.virtual_memory().available, psutil.virtual_memory().total
+    from discovery.backends import container
+
+    free, whole, left = psutil.virtual_memory().available, psutil.virtual_memory().total, container.room()
     found = f"{free / 1e9:.1f} of {whole / 1e9:.1f} GB free"
+    if left is not None and left < free:
+        free, found = left, f"{found}, of which this container or job may take {left / 1e9:.1f} GB"
     if free < LEAST_MEMORY:
         cure = "Close other programs, or keep measurements small with --memory; `circuit-scout models info M` says what a model takes."
         return Finding("memory", "warning", found, cure)
@@ -135,6 +141,12 @@ def devices() -> Finding:
 
     found = [f"cpu with {torch.get_num_threads()} threads"]
     found += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    for number in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
+        try:
+            torch.ones(2, 2, device=f"cuda:{number}").sum().item()
+        except RuntimeError as fault:  # as where this torch has no kernels for so new, or so old, a GPU
+            words = f"{torch.cuda.get_device_name(number)} does not compute: {_first(fault)}"
+            return Finding("devices", "failed", words, "Install a torch that is built for this GPU, or use --device cpu meanwhile.")
     found += ["mps (untested)"] if torch.backends.mps.is_available() else []
     if torch.version.cuda is not None and not torch.cuda.is_available() and Path("/proc/driver/nvidia").exists():
         return Finding(
@@ -193,11 +205,29 @@ def hub() -> Finding:
 
 def every(runs_dir: Path | None = None) -> Iterator[Finding]:
     """All checks, one after another."""
-    checks: tuple[Callable[[], Finding], ...] = (python, versions, names, memory, devices, lambda: writing(runs_dir))
-    for check in checks:
-        yield check()
-    for name in get_args(BackendName)[1:]:
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("python", python),
+        ("versions", versions),
+        ("names", names),
+        ("memory", memory),
+        ("devices", devices),
+        ("writing", lambda: writing(runs_dir)),
+        *((name, partial(backend, name)) for name in get_args(BackendName)[1:]),
+        ("hub", hub),
+    ]
+    for name, check in checks:
         with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-            found = backend(name)
-            yield found
-    yield hub()
+            found = _tried(name, check)
+        yield found
+
+
+def _tried(name: str, check: Callable[[], Finding]) -> Finding:
+    """What a check found; where it cannot even look, for a library that is missing or damaged, that is what it found."""
+    try:
+        return check()
+    except FAULTS as fault:
+        return Finding(name, "failed", f"{type(fault).__name__}: {_first(fault)}", AGAIN)
+
+
+def _first(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or ["no more is said"])[0]

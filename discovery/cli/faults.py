@@ -37,7 +37,10 @@ def answered(args: argparse.Namespace, console: Console) -> int:
         return COMPLETED
     except DiscoveryError as fault:
         console.progress.clear()
-        return told(fault)
+        status = told(fault)
+        if fault.run_id is not None:
+            console.complain(_resumed(args, fault.run_id))
+        return status
     except (KeyboardInterrupt, Interrupted) as event:
         console.complain(_interrupted(args, event))
         return INTERRUPTED
@@ -58,8 +61,12 @@ def _interrupted(args: argparse.Namespace, event: BaseException) -> str:
     run_id = getattr(event, "run_id", None)
     if run_id is None:
         return "Interrupted."
+    return f"Interrupted. {_resumed(args, run_id)}"
+
+
+def _resumed(args: argparse.Namespace, run_id: str) -> str:
     again = resume_command(run_id, RUNS_DIR.given(args), getattr(args, "resumed_by", DISCOVER))
-    return f"Interrupted. What was finished is kept; go on with:\n  {again}"
+    return f"What was finished is kept; go on with:\n  {again}"
 
 
 def _bug(args: argparse.Namespace, fault: Exception, *, verbose: bool) -> str:

@@ -68,7 +68,7 @@ def listed(args: argparse.Namespace, console: Console) -> None:
 
 def info(args: argparse.Namespace, console: Console) -> None:
     """What a model is and what memory it takes, from its configuration alone."""
-    from discovery.backends.choose import choose, unfit
+    from discovery.backends.choose import choose, taken, unfit
     from discovery.backends.device import choose_device
     from discovery.backends.memory import free_memory
     from discovery.backends.outline import outline
@@ -78,28 +78,36 @@ def info(args: argparse.Namespace, console: Console) -> None:
     asked = loading(args)
     device = choose_device(asked["device"])
     free = free_memory(device)
-    spread, remote = Spread.asked(asked["device_map"], None, asked["device"], remote=asked["remote"]) is not None, asked["remote"]
-    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread, remote=remote)
+    spread, remote = Spread.asked(asked["device_map"], None, asked["device"], remote=asked["remote"]), asked["remote"]
+    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread is not None, remote=remote)
     found = choice.found
     facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.engine, "chosen": choice.reason}
-    memory, trouble = _memory(found, free), None if spread or remote else unfit(choice, device, free)
+    memory = _memory(found, taken(found, spread, remote=remote), free)
+    trouble = None if spread or remote else unfit(choice, device, free)
     if args.json:
         console.write(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
         return
     console.say(columns([(name, _word(value)) for name, value in facts.items()]))
     pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
-    console.say(f"Memory: {_size(memory['loading'])} at most while it is loaded, {_size(memory['weights'])} from then on.")
+    if remote:
+        console.say("Memory: none for the weights, which are not loaded here.")
+    else:
+        console.say(f"Memory: {_size(memory['loading'])} at most while it is loaded, {_size(memory['weights'])} from then on.")
+    if memory["disk"]:
+        console.say(f"{_size(memory['disk'])} of the weights lie on the disk, and are read again in every pass.")
     console.say(f"Beside it a sweep of {pairs} takes {_size(memory['sweep'])}, or {_size(memory['sweep_pair'])} pair by pair.")
     console.say(f"Free on {device}: {_size(free)}.")
     if trouble is not None:
         console.say(str(trouble))
 
 
-def _memory(found: Outline, free: int) -> dict[str, Any]:
+def _memory(found: Outline, taken: tuple[int, int], free: int) -> dict[str, Any]:
     """Bytes: what a model takes, and what is free."""
     from discovery.engine import Need
 
-    return {"loading": found.loading_bytes, **dataclasses.asdict(Need.of(found)), "free": free}
+    loading, weights = taken
+    need = dataclasses.asdict(Need.of(found)) | {"weights": weights}
+    return {"loading": loading, **need, "disk": found.weights_bytes - weights if loading else 0, "free": free}
 
 
 def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from discovery.engine.need import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import Rows, Stairs, Window, cut
 from discovery.engine.work import full_work, row_work
+from discovery.errors import MeasurementError
 from discovery.interventions import Edit
 from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
@@ -41,7 +42,7 @@ class Block(Cached):
         logits = self.logits(side)
         most = max(1, self.memory // max(1, self.metric_bytes))
         parts = torch.split(torch.arange(len(self.prompts), device=self.prompts.length.device), most)
-        return torch.cat([self._metric(logits[part], part, None) for part in parts])
+        return self._finite(torch.cat([self._metric(logits[part], part, None) for part in parts]))
 
     def measure(self, rows: Rows) -> Float[Tensor, "row"]:
         """Run rows and give each one's metric."""
@@ -52,6 +53,7 @@ class Block(Cached):
 
         Raises:
             MemoryLimitError: where not even one row fits.
+            MeasurementError: where the model gives no number.
             Interrupted: from the meter's progress.
         """
         out: dict[int, Tensor] = {}
@@ -60,7 +62,7 @@ class Block(Cached):
             for window in self._windows(rows):
                 for part, values in self._fitting(rows, window):
                     found[part.index] = values
-            out |= dict(zip(numbers, torch.split(found, [len(jobs[n]) for n in numbers]), strict=True))
+            out |= dict(zip(numbers, torch.split(self._finite(found), [len(jobs[n]) for n in numbers]), strict=True))
         return [out[n] for n in range(len(jobs))]
 
     def work(self, *jobs: Rows) -> float:
@@ -181,6 +183,14 @@ class Block(Cached):
             answer, wrong = place[:, : answer.shape[1]], place[:, answer.shape[1] :]
         clean = self.logits("clean")[pair] if self.metric == "kl_divergence" else None
         return measure(self.metric, logits, answer, wrong, clean)
+
+    def _finite(self, metric: Tensor) -> Tensor:
+        """The metric itself. A NaN of the model's would pass for a cell that a pair does not have."""
+        if not bool(metric.isfinite().all()):
+            lost, info = int((~metric.isfinite()).sum()), self.backend.info
+            cause = f"{info.name} gives no finite number on {lost} of {len(metric)} rows in {info.dtype}."
+            raise MeasurementError(cause, "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.")
+        return metric
 
     def _work(self, rows: Rows | Stairs, window: Window) -> float:
         if isinstance(rows, Stairs):

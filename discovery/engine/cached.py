@@ -5,7 +5,6 @@ Also how many rows a batch may have, since these passes are the first to meet th
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, Outcome, Prefix
-from discovery.backends.memory import out_of_memory
+from discovery.backends.memory import give_back, out_of_memory
 from discovery.backends.waiting import listening
 from discovery.engine.need import row_bytes
 from discovery.engine.prompts import Prompts, Side
@@ -121,9 +120,7 @@ class Cached:
             raise MemoryLimitError(
                 f"Memory does not suffice for one prompt of {tokens} tokens.", "Free memory, shorten the prompts, or use a smaller dtype."
             ) from None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         self._limit = min(count // 2, self._limit or count)
         return self._limit
 

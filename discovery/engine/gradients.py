@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Batch
+from discovery.backends.spread import NO_GRADIENTS, WITHOUT
 from discovery.engine.block import Block
 from discovery.engine.prompts import Side, other
 from discovery.engine.work import BACKWARD, full_work, row_work
@@ -35,6 +36,8 @@ def attributions(block: Block, base: Side, kind: ActivationKind, steps: int = ST
     """
     prompts, info = block.prompts, block.backend.info
     if not block.backend.abilities.gradients:
+        if info.device_map is not None:
+            raise MeasurementError(NO_GRADIENTS, WITHOUT)
         raise MeasurementError(f"{info.name} is measured on a server, which gives no gradients.", "Measure every cell, or load it here.")
     behind: ActivationKind = "attn_out" if kind == "resid_mid" else kind  # resid_mid = resid_pre + attn_out: the same gradient
     sites = [Site(behind, layer) for layer in range(info.n_layers)]

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
+from discovery.backends.memory import within_memory
 from discovery.engine import full_work, row_work
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.cost import Cost
@@ -67,6 +68,7 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
     Raises:
         MeasurementError: a prompt that is empty, too long, or text for a model without a tokenizer.
         SiteError: a site this model lacks.
+        MemoryLimitError: memory ran out.
     """
     began = time.monotonic()
     ids = _tokens(model, prompt)
@@ -75,7 +77,10 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
     kinds: list[ActivationKind] = ["resid_post", "attn_out", *(["mlp_out"] if not info.attn_only else [])]  # type: ignore[list-item]
     summary = [Site(kind, layer) for kind in kinds for layer in range(info.n_layers)]
     tokens = torch.tensor([ids], device=model.device)
-    outcome = model.run(Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)), [*dict.fromkeys([*summary, *wanted])])
+    with within_memory(
+        f"Memory does not suffice for {len(ids)} tokens and {len(wanted)} sites.", "Free memory, shorten it, or ask for less."
+    ):
+        outcome = model.run(Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)), [*dict.fromkeys([*summary, *wanted])])
     assert outcome.logits is not None
     norms = {
         kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)])

@@ -20,7 +20,7 @@ def settled(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Excepti
         smaller: what to start again with then.
 
     Raises:
-        Interrupted: with the run's id.
+        Interrupted: with the run's id, which a fault that can be mended gets too where something was measured.
         MemoryLimitError: where memory ran out.
     """
     try:
@@ -32,7 +32,8 @@ def settled(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Excepti
         raise stopped from None
     except DiscoveryError as fault:
         if run.events():
-            run.update(status="interrupted", problem=fault.cause)
+            run.update(status="interrupted", problem=fault.cause, cost=cost())
+            fault.run_id = run.id
         else:  # nothing was measured: what is wrong would be wrong again
             run.discard()
         raise

@@ -22,6 +22,7 @@ from mcp_server.session.places import Places
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
     from discovery.backends.outline import Outline
+    from discovery.backends.spread import Spread
     from discovery.tasks.task import Task
 
 REMOTE, SPREAD = "remote", "device_map"
@@ -47,13 +48,13 @@ class Asked:
     remote: bool = False
     spread: bool = False
 
-    def require_consistent(self) -> None:
-        """Check that the arguments do not contradict each other, as loading does.
+    def laid_out(self) -> Spread | None:
+        """How the weights are to lie where they are spread.
 
         Raises:
-            ModelError: where they do.
+            ModelError: where the arguments contradict each other, as when it is loaded.
         """
-        science.Spread.asked("auto" if self.spread else None, None, self.device, remote=self.remote)
+        return science.Spread.asked("auto" if self.spread else None, None, self.device, remote=self.remote)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -77,6 +78,11 @@ class Loaded:
     def device(self) -> str:
         """Where it computes: whose queue its jobs wait in."""
         return self.backend.info.remote or self.backend.info.device
+
+    def held(self, device: str) -> int:
+        """Bytes of its weights that lie on a device."""
+        own = self.backend.info.device
+        return self.backend.held if own == device or {own, device} == {"cuda", "cuda:0"} else 0
 
 
 class Models:
@@ -155,11 +161,11 @@ class Models:
         """Whether it is loaded."""
         return model_id in self._loaded
 
-    def drop(self, model_id: str) -> Loaded:
+    def drop(self, model_id: str) -> None:
         """Forget a model; what is measured on it now is finished first."""
-        found = self.get(model_id)
+        self.get(model_id)
         self._loaded.pop(model_id, None)
-        return found
+        science.give_back()
 
     def all(self) -> list[Loaded]:
         """Every loaded model, the last used first."""
@@ -200,12 +206,13 @@ class Models:
             ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
         """
         device = science.choose_device(asked.device)
-        held = sum(loaded.backend.info.n_params * 4 for loaded in self._loaded.values())
-        free = science.free_memory(device)
-        science.require_room(science.choose(found, asked.backend, free + held), device, free + held)
-        need = found.on(found.engine(asked.backend)).loading_bytes + SPARE
-        while self._loaded and science.free_memory(device) < need:
-            del self._loaded[min(self._loaded, key=lambda name: self._loaded[name].used)]
+        free, held = science.free_memory(device), sum(loaded.held(device) for loaded in self._loaded.values())
+        choice = science.choose(found, asked.backend, free + held)
+        science.require_room(choice, device, free + held)
+        need = choice.found.loading_bytes + SPARE
+        while science.free_memory(device) < need and (there := [name for name, one in self._loaded.items() if one.held(device)]):
+            del self._loaded[min(there, key=lambda name: self._loaded[name].used)]
+            science.give_back()
 
 
 def _argument(word: str) -> str | None:

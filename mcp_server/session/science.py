@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import Discovered, add_features_to_run, discover, estimate, go_on
-    from discovery.backends.choose import choose, require_room, unfit
+    from discovery.backends.choose import choose, require_room, taken, unfit
     from discovery.backends.device import choose_device
     from discovery.backends.find import find_source
     from discovery.backends.load import load_model
-    from discovery.backends.memory import free_memory
+    from discovery.backends.memory import free_memory, give_back
     from discovery.backends.outline import outline
     from discovery.backends.spread import Spread
     from discovery.backends.waiting import listening
@@ -55,6 +55,7 @@ _HOMES = {
     "find_source": "discovery.backends.find",
     "free_memory": "discovery.backends.memory",
     "generate_with_features": "discovery.methods.features",
+    "give_back": "discovery.backends.memory",
     "go_on": "discovery.agent",
     "go_on_training": "discovery.features.training",
     "heatmap": "discovery.report",
@@ -67,6 +68,7 @@ _HOMES = {
     "require_room": "discovery.backends.choose",
     "sae_top_features": "discovery.methods.features",
     "summarise": "discovery.methods.summary",
+    "taken": "discovery.backends.choose",
     "top_cells": "discovery.methods.summary",
     "train_sae": "discovery.features.training",
     "unfit": "discovery.backends.choose",
@@ -95,6 +97,7 @@ __all__ = [
     "find_source",
     "free_memory",
     "generate_with_features",
+    "give_back",
     "go_on",
     "go_on_training",
     "heatmap",
@@ -108,6 +111,7 @@ __all__ = [
     "run_with_cache",
     "sae_top_features",
     "summarise",
+    "taken",
     "top_cells",
     "train_sae",
     "unfit",

@@ -137,7 +137,7 @@ async def load_model(
             work.say(f"loading {model_id}")
             with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
                 found = session.models.outline(asked)
-                loading = 0 if asked.remote else found.loading_bytes
+                loading, _ = science.taken(found, asked.laid_out(), remote=asked.remote)
                 here = "on NDIF" if asked.remote else f"at most {loading / 1e6:,.0f} MB while they are loaded"
                 work.say(f"loading {model_id}: {found.n_params:,} parameters, {here}")
         with science.listening(work.told):
@@ -190,9 +190,10 @@ def _described(asked: Asked, model_id: str, found: Outline) -> Model:
     """
     device = science.choose_device(asked.device)
     free = science.free_memory(device)
-    asked.require_consistent()
+    spread = asked.laid_out()
     choice = science.choose(found, asked.backend, free, spread=asked.spread, remote=asked.remote)
     found, elsewhere = choice.found, asked.remote or asked.spread
+    loading, weights = science.taken(found, spread, remote=asked.remote)
     trouble = None if elsewhere else science.unfit(choice, device, free)
     return Model(
         **_facts(found),
@@ -206,7 +207,7 @@ def _described(asked: Asked, model_id: str, found: Outline) -> Model:
         n_nodes=found.n_nodes,
         tokenizer=found.tokenizer,
         fingerprint=None,
-        memory=_memory(found, 0 if asked.remote else found.loading_bytes, device, remote=asked.remote),
+        memory=_memory(found, loading, weights, device),
         seconds=None,
         warnings=[] if trouble is None else [str(trouble)],
     )
@@ -227,7 +228,7 @@ def _in_use(asked: Asked, loaded: Loaded, before: bool, loading: int | None) -> 
         n_nodes=len(info.nodes()),
         tokenizer=loaded.backend.tokenizer is not None,
         fingerprint=info.fingerprint,
-        memory=_memory(info, None if before else loading, info.device, remote=loaded.asked.remote),
+        memory=_memory(info, None if before else loading, loaded.backend.held, info.device),
         seconds=number(0.0 if before else loaded.seconds, 3),
         warnings=list(info.warnings),
     )
@@ -238,11 +239,11 @@ def _facts(found: Outline | ModelInfo) -> dict[str, Any]:
     return {name: getattr(found, name) for name in FACTS}
 
 
-def _memory(found: Outline | ModelInfo, loading: int | None, device: str, *, remote: bool) -> Memory:
+def _memory(found: Outline | ModelInfo, loading: int | None, weights: int, device: str) -> Memory:
     need = science.Need.of(found)
     return Memory(
         loading=_megabytes(loading),
-        weights=_megabytes(0 if remote else need.weights),
+        weights=_megabytes(weights),
         sweep_pair=_megabytes(need.sweep_pair),
         sweep=_megabytes(need.sweep),
         tokens=need.tokens,

@@ -9,11 +9,12 @@ import pytest
 from torch import nn
 
 from discovery.backends import load
-from discovery.backends.choose import ELSEWHERE, LARGE, choose, require_room, unfit
+from discovery.backends.choose import ELSEWHERE, LARGE, choose, require_room, taken, unfit
 from discovery.backends.engines import engines_of
 from discovery.backends.layout import LAYOUTS
 from discovery.backends.load import load_model
 from discovery.backends.outline import outline
+from discovery.backends.spread import Spread
 from discovery.errors import ModelError
 from tests.discovery.tiny import ARCHITECTURES, OTHERS, hugging_face
 
@@ -84,7 +85,7 @@ def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_choices(shelf):
-    found = replace(outline(shelf.path("llama")), n_params=70 * 10**9, revision="0123")
+    found = replace(outline(shelf.path("llama")), n_params=70 * 10**9, revision="0123", tokenizer=True)
     trouble = unfit(choose(found, "auto", 200 * 10**9), "cpu", 200 * 10**9)
     assert trouble is not None
     for said in ("280.0 GB in float32 with nnsight", "200.0 GB are free on cpu", "bfloat16 (140.0 GB)", "device_map auto", "--remote"):
@@ -99,10 +100,56 @@ def test_what_does_not_fit_is_refused_with_numbers_and_choices(shelf):
 
 
 def test_what_runs_elsewhere_runs_on_nnsight(shelf):
-    found = outline(shelf.path("llama"))
+    found = replace(outline(shelf.path("llama")), revision="0123", tokenizer=True)
     assert (choose(found, "auto", 0, remote=True).engine, choose(found, "auto", 0, remote=True).reason) == ("nnsight", ELSEWHERE)
     with pytest.raises(ModelError, match="NDIF serves nnsight"):
         choose(found, "transformerlens", 0, remote=True)
+    with pytest.raises(ModelError, match="models of the hub"):
+        choose(replace(found, revision=None), "auto", 0, remote=True)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        choose(replace(found, tokenizer=False), "auto", 0, remote=True)
+
+
+def test_what_cannot_run_elsewhere_is_not_sent_there(shelf, folder):
+    there = {"revision": "0123", "tokenizer": True}
+    for found, offered in (
+        (replace(outline(shelf.path("llama")), **there), True),
+        (replace(outline(shelf.path("llama")), revision="0123"), False),
+        (replace(outline(hugging_face(folder, "codegen")), **there), False),
+    ):
+        trouble = unfit(choose(found, "auto", 0), "cpu", 0)
+        assert ("--remote" in str(trouble)) == offered
+
+
+def test_quantised_weights_are_refused_but_elsewhere(folder, monkeypatch):
+    path = hugging_face(folder, "llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    monkeypatch.setattr(load, "build_module", lambda *_: pytest.fail("it was opened"))
+    for how in ({"device": "cpu"}, {"device_map": "auto"}):
+        with pytest.raises(ModelError, match=r"quantised weights \(gptq\)"):
+            load_model(path, **how)
+    assert choose(replace(outline(path), revision="0123", tokenizer=True), "auto", 0, remote=True).engine == "nnsight"
+
+
+def test_a_package_that_a_model_needs_is_named(shelf, monkeypatch):
+    import transformers
+
+    def lack(*_, **__):
+        raise ImportError("Using this needs the package `nowhere`")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lack)
+    with pytest.raises(ModelError, match="a package that is not here") as caught:
+        load_model(shelf.path("gpt2"), device="cpu")
+    assert "nowhere" in caught.value.detail
+
+
+def test_what_a_model_takes_of_the_memory_where_it_lies(shelf):
+    found = outline(shelf.path("llama"), dtype="float64")
+    assert taken(found, None, remote=False) == (found.loading_bytes, found.weights_bytes)
+    assert taken(found, None, remote=True) == (0, 0)
+    assert taken(found, Spread("auto", {"cpu": 1000}), remote=False) == (1000, 1000)
+    assert taken(found, Spread("auto", {"cpu": PLENTY}), remote=False) == (found.loading_bytes, found.weights_bytes)
 
 
 def test_it_is_refused_before_any_weight_is_read(folder, monkeypatch):

@@ -20,10 +20,12 @@ import torch
 from mcp import Client
 
 from discovery import cli
+from discovery.backends import ndif
 from discovery.backends.base import Batch
 from discovery.backends.load import load_model
+from discovery.backends.waiting import listening
 from discovery.engine import Engine
-from discovery.errors import Interrupted, ModelError, RemoteError
+from discovery.errors import Interrupted, MemoryLimitError, ModelError, RemoteError
 from discovery.interventions import add
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching import patch_sweep
@@ -101,6 +103,7 @@ def test_what_is_known_of_it(served, model, here):
     lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
     assert lost == {"prefix", "narrow", "gradients"}
     assert all(parameter.is_meta for parameter in model.net._module.parameters())
+    assert (model.held, here.held) == (0, 4 * info.n_params)
 
 
 def test_what_is_sent(served, model):
@@ -152,6 +155,13 @@ def test_an_interruption_ends_the_waiting(served, model):
         patch_sweep(model, load_task("ioi", model, pairs=4), "resid_pre", progress=stop)
 
 
+def test_where_its_memory_ends_at_load(served):
+    served.next("memory")
+    with pytest.raises(MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\.") as caught:
+        load_model(REPO, remote=True)
+    assert "20.00 GiB" in caught.value.detail
+
+
 @pytest.mark.slow
 def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
     task = load_task("ioi", model, pairs=8)
@@ -171,18 +181,80 @@ def test_a_job_that_fails(served, model):
     with pytest.raises(ModelError, match="did not run tiny/bundled") as caught:
         model.run(Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2])))
     assert "exceeded the execution timeout" in caught.value.detail
+    assert "The model runs there now" in caught.value.cure
     assert not isinstance(caught.value, RemoteError)
+
+
+def one_run(model: Any) -> Any:
+    return model.run(Batch(torch.tensor([[3, 1, 2]]), torch.tensor([2])), [Site("z", 1)])
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (0.05, 0.05))
 
 
 # websocket-client leaves its socket to the collector where the server closed first.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_connection_that_is_closed(served, model):
-    served.next("close")
-    with pytest.raises(ModelError, match="does not answer") as caught:
-        model.run(Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2])))
-    assert "resumed" in caught.value.cure
+@pytest.mark.parametrize(
+    ("how", "words", "detail"),
+    [
+        ("close", "closed the connection", "validation error"),
+        ("busy", "refuses the request", "Too many requests"),
+        ("nothing", "what is no answer", "no list of 1 answers"),
+        ("garbage", "what is no answer", "ZstdError"),
+        ("half", "what is no answer", "ZstdError"),
+        ("lacking", "what is no answer", "lacks 1 of 1 activations"),
+    ],
+)
+def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how, words, detail):
+    """A job changes nothing at the server. After some times it is given up, and the next one goes through."""
+    before, told = model.service.requests, []
+    served.next(how)
+    with listening(told.append):
+        found = one_run(model)
+    assert model.service.requests - before == 2
+    assert any(words in one and "Sent again in" in one for one in told)
+    torch.testing.assert_close(found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0)
+    served.next(how, how, how)
+    with pytest.raises(ModelError, match=words) as caught:
+        one_run(model)
+    assert not isinstance(caught.value, RemoteError)
+    assert ("resumed" in caught.value.cure, detail in caught.value.detail) == (True, True)
     del caught
     gc.collect()
+    one_run(model)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_wait_before_another_try_can_be_ended(served, model, monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+
+    def stop(status: str) -> None:
+        if "Sent again" in status:
+            raise Interrupted("enough")
+
+    served.next("busy")
+    with listening(stop), pytest.raises(Interrupted):
+        one_run(model)
+    gc.collect()
+
+
+def test_a_server_that_never_answered_is_not_asked_again(served, monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+    served.next("garbage")
+    with pytest.raises(ModelError, match="what is no answer"):
+        load_model(REPO, remote=True)
+
+
+def test_a_server_that_hands_out_no_session(model, monkeypatch):
+    """It takes connections and says nothing: nnsight's client alone would wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setattr(model.service, "place", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        monkeypatch.setattr(ndif, "OPENING_SECONDS", 0.2)
+        monkeypatch.setattr(ndif, "PAUSES", ())
+        with pytest.raises(ModelError, match=r"does not answer \(WebSocketTimeoutException\)"):
+            one_run(model)
 
 
 def test_without_a_key_nothing_is_sent(served, monkeypatch):
@@ -204,15 +276,31 @@ def test_a_wrong_key_is_not_repeated(monkeypatch):
     assert "secret" not in f"{caught.value} {caught.value.detail} {caught.value.__notes__}"
 
 
+@pytest.mark.parametrize("key", ["sec\rret", "sécret", "sec ret"])
+def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(served, monkeypatch, key):
+    before = len(served.told())
+    monkeypatch.setenv("NDIF_API_KEY", key)
+    with pytest.raises(ModelError, match="holds characters that no key has") as caught:
+        load_model(REPO, remote=True)
+    assert "ret" not in f"{caught.value} {caught.value.detail}".replace("characters", "")
+    assert len(served.told()) == before
+    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as a file or a secret of a container has it
+    assert ndif.Ndif.configured()._key == KEY
+
+
+@pytest.mark.parametrize("host", ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"])
+def test_an_address_that_is_none(monkeypatch, host):
+    monkeypatch.setenv("NDIF_HOST", host)
+    with pytest.raises(ModelError, match="is no address"):
+        load_model(REPO, remote=True)
+
+
 def test_a_server_that_is_not_there(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(ModelError, match=r"does not answer \(ConnectError\)"):
             load_model(REPO, remote=True)
-    monkeypatch.setenv("NDIF_HOST", "ndif.example")
-    with pytest.raises(ModelError, match="is no address"):
-        load_model(REPO, remote=True)
 
 
 def test_a_model_that_does_not_run_there():

@@ -11,7 +11,7 @@ import torch
 
 from discovery.backends.outline import outline
 from discovery.errors import ModelError
-from tests.discovery.tiny import ARCHITECTURES, OTHERS, hugging_face, native, tokenizer
+from tests.discovery.tiny import ARCHITECTURES, CONTEXT, OTHERS, hugging_face, native, tokenizer
 
 NATIVE = ("native", "attn_only", "rotary")
 QUICK = ("gemma2", "mixtral", "phi")
@@ -22,7 +22,7 @@ KNOWN_TO_BOTH = ("transformerlens", "nnsight")
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE, *MORE])
 def test_an_outline_is_what_is_then_loaded(shelf, name):
     info, found = shelf.load(name).info, asdict(outline(shelf.path(name)))
-    for said in ("stacked", "saved", "backends", "unknown", "tokenizer"):
+    for said in ("stacked", "saved", "quantised", "backends", "unknown", "tokenizer"):
         found.pop(said)
     assert found == {field: getattr(info, field) for field in found}
     assert outline(shelf.path(name)).n_nodes == len(info.nodes())
@@ -104,6 +104,17 @@ def test_what_sees_too_is_described_by_the_half_that_speaks(folder):
     (folder / "config.json").write_text(Gemma3Config(text_config={**text, "num_key_value_heads": 1}, vision_config=seen).to_json_string())
     found = outline(folder)
     assert (found.n_layers, found.n_heads, found.n_kv_heads, found.d_head, found.d_vocab) == (2, 2, 1, 6, 31)
+    assert found.n_ctx == 131072  # as Gemma3TextConfig has it: config.json leaves it out
+
+
+def test_the_larger_falcons_share_keys_and_values_though_they_say_multi_query(folder):
+    path = hugging_face(folder, "falcon", new_decoder_architecture=True, num_kv_heads=2, num_attention_heads=4)
+    assert outline(path).n_kv_heads == 2
+
+
+def test_the_context_is_bounded_whatever_it_is_called(shelf):
+    """MPT's biases by distance are made for so many positions."""
+    assert outline(shelf.path("mpt")).n_ctx == CONTEXT
 
 
 def test_which_backends_know_an_architecture(folder, shelf):

@@ -13,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import psutil
 import pytest
+import torch
 from huggingface_hub import constants
 
 from discovery.cli import checks
@@ -67,13 +68,49 @@ def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.Monk
         raise ModelError("It cannot be wrapped.", "Use another.")
 
     monkeypatch.setattr(checks, "_logits", refuse)
-    found = checks.backend("nnsight")
-    assert (found.check, found.status) == ("nnsight", "failed")
+    found = next(one for one in checks.every() if one.check == "nnsight")
+    assert found.status == "failed"
     assert "It cannot be wrapped." in found.found
+    assert "pip install" in (found.cure or "")
+    monkeypatch.setattr(checks, "_logits", lambda name: [1.0] if name == "nnsight" else refuse(name))
+    assert [(one.check, one.status) for one in checks.every()][-3:-1] == [("transformerlens", "failed"), ("nnsight", "ok")]
     monkeypatch.setattr(checks, "_logits", lambda name: [1.0, 10.0 if name == "nnsight" else 10.5])
     assert "differ from the other backend's by 4.8e-02" in checks.backend("nnsight").found
     monkeypatch.setattr(checks, "_logits", lambda name: [1.0, float("nan") if name == "nnsight" else 10.5])
     assert checks.backend("nnsight").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("library", "failed"), [("psutil", {"memory"}), ("packaging.requirements", {"versions"}), ("huggingface_hub", {"writing", "hub"})]
+)
+def test_a_library_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.MonkeyPatch, library: str, failed: set[str]) -> None:
+    monkeypatch.setattr(checks, "_logits", lambda name: [1.0])
+    monkeypatch.setitem(sys.modules, library, None)
+    found = list(checks.every())
+    assert {one.check for one in found if one.status == "failed"} == failed
+    assert all(library in one.found and "pip install" in (one.cure or "") for one in found if one.status == "failed")
+
+
+def test_an_installation_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(name: str) -> None:
+        raise checks.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(checks, "_logits", lambda name: [1.0])
+    monkeypatch.setattr(checks.metadata, "requires", lack)
+    assert [(one.check, "circuit-scout" in one.found) for one in checks.every() if one.status == "failed"] == [("versions", True)]
+
+
+def test_a_gpu_that_this_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    for name, value in (("is_available", True), ("device_count", 1), ("get_device_name", "GPU 9000")):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "ones", refuse)
+    found = checks.devices()
+    assert (found.status, found.found.endswith("on the device")) == ("failed", True)
+    assert "GPU 9000 does not compute" in found.found
+    assert "--device cpu" in (found.cure or "")
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from discovery import cli
 from discovery.cli import tasks
 from discovery.cli.signals import terminable
-from discovery.errors import BudgetError, Interrupted
+from discovery.errors import BudgetError, Interrupted, ModelError
 from discovery.store import list_runs
 from tests.discovery.cli.conftest import Agent, Told
 
@@ -31,6 +31,14 @@ def test_what_the_caller_can_mend_is_a_cause_and_a_cure(scout: Callable[..., Tol
     assert (told.status, told.out) == (2, "")
     assert told.err.endswith("error: A budget of 3 does not reach.\nfix: Raise --budget.\n")
     assert "Traceback" not in told.err
+
+
+def test_a_fault_that_ended_a_run_says_how_to_go_on(scout: Callable[..., Told], agent: Agent) -> None:
+    agent.fault = ModelError("NDIF does not answer.", "Try again later.")
+    agent.fault.run_id = "ioi-x-1"
+    told = scout("-q", "discover")
+    assert told.status == 2
+    assert told.err.endswith("fix: Try again later.\nWhat was finished is kept; go on with:\n  circuit-scout discover --resume ioi-x-1\n")
 
 
 @pytest.mark.parametrize("words", [(), ("-q",)])

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from discovery.backends.spread import Spread
 from tests.discovery.cli.conftest import Told
 from tests.discovery.tiny import hugging_face
 
@@ -68,6 +70,18 @@ def test_info_of_a_model_that_is_to_be_spread(scout: Callable[..., Told], tmp_pa
     assert (facts["backend"], "spread over devices" in facts["chosen"], facts["fits"]) == ("nnsight", True, True)
     told = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
     assert (told.status, "allowed: auto" in told.err) == (2, True)
+
+
+def test_info_says_what_memory_a_model_takes_where_it_lies(scout: Callable[..., Told], tmp_path: Path, monkeypatch: Any) -> None:
+    path = str(hugging_face(tmp_path / "gpt2", "gpt2"))
+    monkeypatch.setattr(Spread, "room", {"cpu": 1000})
+    memory = json.loads(scout("models", "info", path, "--device-map", "auto", "--json").out)["memory"]
+    whole = json.loads(scout("models", "info", path, "--json").out)["memory"]
+    assert (memory["loading"], memory["weights"], memory["disk"]) == (1000, 1000, whole["weights"] - 1000)
+    assert whole["disk"] == 0
+    assert "of the weights lie on the disk" in scout("models", "info", path, "--device-map", "auto").out
+    told = scout("models", "info", path, "--remote")
+    assert (told.status, "runs models of the hub" in told.err) == (2, True)
 
 
 def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., Told], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -296,6 +297,26 @@ def test_tasks_and_metrics_that_cannot_be_measured(shelf):
     with pytest.raises(MemoryLimitError, match="A memory limit of 10 bytes") as caught:
         Engine(model, as_task(random_pairs([4])), memory=10)
     assert "memory limit" in caught.value.cure
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_what_is_no_number_is_not_taken_for_a_cell_that_a_pair_lacks(shelf, monkeypatch, at):
+    """float16 overflows; the third pass is of changed rows."""
+    model = shelf.load("gpt2")
+    run, passes = model.run, []
+
+    def overflow(*given, **named):
+        passes.append(outcome := run(*given, **named))
+        return (
+            replace(outcome, logits=outcome.logits.masked_fill(torch.arange(len(outcome.logits))[:, None] == 1, torch.nan))
+            if (len(passes) == at)
+            else outcome
+        )
+
+    monkeypatch.setattr(model, "run", overflow)
+    with pytest.raises(MeasurementError, match=r"no finite number on 1 of \d+ rows in float32") as caught:
+        patch_sweep(model, as_task(random_pairs([6, 6, 6])), "resid_pre")
+    assert "bfloat16" in caught.value.cure
 
 
 def test_what_running_out_of_memory_looks_like():

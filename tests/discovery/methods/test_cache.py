@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from discovery.errors import MeasurementError, SiteError
+from discovery.errors import MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.cache import run_with_cache
 from discovery.sites import ActivationKind, Site
 from tests.discovery.tiny import VOCAB, hugging_face, tokenizer
@@ -127,3 +127,15 @@ def test_prompts_that_cannot_be_run(shelf: Any, prompt: Any, words: str) -> None
 def test_sites_that_a_model_lacks(shelf: Any, name: str, site: Any, words: str) -> None:
     with pytest.raises(SiteError, match=words):
         run_with_cache(shelf.load(name), PROMPT, [site])
+
+
+def test_where_memory_ends(shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shelf.load("native")
+
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model, "run", run_out)
+    with pytest.raises(MemoryLimitError, match="does not suffice for 7 tokens and 2 sites") as caught:
+        run_with_cache(model, (1,) * 7, ["resid_pre"])
+    assert "2.00 GiB" in caught.value.detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from mcp import Client
 
 from mcp_server.errors import UnknownModelError
-from mcp_server.session import Places, Settings
-from mcp_server.session.models import Models
+from mcp_server.session import Places, Settings, science
+from mcp_server.session.models import SPARE, Models
 from mcp_server.session.results import result_id
 from tests.discovery.tiny import hugging_face
 from tests.mcp_server.place import TASK, call, make, over_stdio, refused
@@ -70,6 +71,30 @@ async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(models
         warned = (await call(client, "load_model", model="small", load=False))["warnings"]
         assert "does not fit" in warned[0]
         assert "does not fit" in await refused(client, "load_model", model="small")
+
+
+def test_only_so_many_models_are_dropped_as_make_room(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used first; and their memory is free before the next is looked at, whatever refers to whatever in them."""
+    for name in ("a", "b", "c"):
+        hugging_face(models / name, "gpt2")
+    known = known_models(models)
+    asked = {name: known.ask(name, "transformerlens", "cpu", "float32") for name in ("a", "b", "c")}
+    weights = {name: weakref.ref(known.load(asked[name])[0].backend.bridge.original_model) for name in ("a", "b")}  # type: ignore[attr-defined]
+    free = {"a": 2 * SPARE, "b": 2 * SPARE}  # what each gives back
+    monkeypatch.setattr(science, "free_memory", lambda device: sum(free[name] for name, ref in weights.items() if ref() is None))
+    known.load(asked["c"])
+    assert ([name for name, ref in weights.items() if ref() is None], known.has("b@transformerlens,cpu")) == (["a"], True)
+    known.drop("b@transformerlens,cpu")
+    assert weights["b"]() is None
+
+
+def test_what_a_model_holds_of_a_device(models: Path) -> None:
+    known = known_models(models)
+    loaded = [known.load(known.ask("induction", backend, "cpu", dtype))[0] for backend, dtype in ((None, "float32"), (None, "float64"))]
+    assert [one.held("cpu") for one in loaded] == [width * loaded[0].backend.info.n_params for width in (4, 8)]
+    assert loaded[0].held("cuda") == 0
+    bundled = [known.load(known.ask("bundled", None, None, None, **how))[0] for how in ({"spread": True}, {})]
+    assert bundled[0].held("cpu") == bundled[1].held("cpu") == 4 * bundled[1].backend.info.n_params  # all of it fits
 
 
 async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Path) -> None:
