@@ -2,7 +2,7 @@
 
 Random models of 60 to 90 million parameters, on both backends, in the dtype that they were saved in and in another, each in a process of
 its own (Linux: the high-water mark of /proc, over what the process held with all libraries loaded). Prints Markdown: what `models info`
-says that loading takes, and what it took; and the memory limit that it names for a sweep, and how much of it was used.
+says that loading and a sweep take, and what they took.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from discovery import load_model, patch_sweep
 from discovery.backends.choose import choose
 from discovery.backends.engines import ENGINES
 from discovery.backends.outline import outline
-from discovery.engine import sweep_bytes
-from discovery.engine.engine import give_back
+from discovery.engine import Need
+from discovery.engine.heap import give_back
 
 SIZES = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Mixtral": SIZES
     | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "num_local_experts": 8},
 }
-SWEEPS = ((1, 32), (16, 32))
+SWEEPS = ((1, 32), (8, 32), (2, 64))
 
 
 def resident(key: str) -> int:
@@ -64,11 +64,11 @@ def measure(place: str, backend: str, dtype: str) -> dict[str, Any]:
     model = load_model(place, backend=backend, dtype=dtype)  # type: ignore[arg-type]
     found: dict[str, Any] = {"parameters": said.n_params, "said": said.loading_bytes, "took": resident("VmHWM") - before, "sweeps": []}
     for pairs, tokens in SWEEPS if dtype == "float32" else ():
-        limit, task = sweep_bytes(said, tokens, pairs), random_pairs(model, pairs, tokens)
-        patch_sweep(model, random_pairs(model, min(pairs, 2), tokens), memory=limit)  # libraries' own buffers are there from now on
+        need, task = Need.of(said, tokens, pairs), random_pairs(model, pairs, tokens)
+        patch_sweep(model, random_pairs(model, min(pairs, 2), tokens), memory=need.limit)  # libraries' own buffers are there from now on
         before = mark()
-        patch_sweep(model, task, memory=limit)
-        found["sweeps"].append([pairs, tokens, limit, resident("VmHWM") - before])
+        patch_sweep(model, task, memory=need.limit)
+        found["sweeps"].append([pairs, tokens, need.limit, need.sweep, resident("VmHWM") - before])
     return found
 
 
@@ -98,7 +98,7 @@ def main() -> None:
             out.write(json.dumps(measure(*chosen.one)))
             return
         loads = header("model", "parameters", "backend", "dtype", "said", "took", "apart")
-        sweeps = header("model", "backend", "pairs × tokens", "limit", "used of it")
+        sweeps = header("model", "backend", "pairs × tokens", "limit", "said", "took", "apart")
         for name in chosen.only or MODELS:
             place = build(name, Path(folder))
             for backend, dtype in product(ENGINES, ("float32", "bfloat16")):
@@ -106,8 +106,8 @@ def main() -> None:
                 done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
                 found = json.loads(done.stdout)
                 loads += f"| {name} | {found['parameters']:,} | {backend} | {dtype} | {apart(found['said'], found['took'])} |\n"
-                for pairs, tokens, limit, used in found["sweeps"]:
-                    sweeps += f"| {name} | {backend} | {pairs} × {tokens} | {limit / 1e6:,.0f} MB | {used / limit:.0%} |\n"
+                for pairs, tokens, limit, need, took in found["sweeps"]:
+                    sweeps += f"| {name} | {backend} | {pairs} × {tokens} | {limit / 1e6:,.0f} MB | {apart(need, took)} |\n"
                 print(name, backend, dtype, file=sys.stderr, flush=True)
         out.write(f"{loads}\n{sweeps}")
 

@@ -96,6 +96,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
     if memory["disk"]:
         console.say(f"{_size(memory['disk'])} of the weights lie on the disk, and are read again in every pass.")
     console.say(f"Beside it a sweep of {pairs} takes {_size(memory['sweep'])}, or {_size(memory['sweep_pair'])} pair by pair.")
+    console.say(f"With --memory {memory['limit']} or more all these pairs are swept together.")
     console.say(f"Free on {device}: {_size(free)}.")
     if trouble is not None:
         console.say(str(trouble))

@@ -117,6 +117,7 @@ class Block(Cached):
                     Window(part.index[:half], part.pair[:half], part.first, part.end),
                 ]
                 continue
+            self.heap.tidy()
             self.meter.add(self._work(rows, part))
             yield part, values
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from discovery.backends.base import Backend, Batch, Outcome, Prefix
 from discovery.backends.memory import give_back, out_of_memory
 from discovery.backends.waiting import listening
+from discovery.engine.heap import Heap
 from discovery.engine.need import row_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.rows import Window
@@ -32,13 +33,14 @@ class Cached:
     """Logits, activations, keys and values of unchanged prompts, each made when it is first asked for.
 
     Attributes:
-        memory: bytes that batches may take beside the caches.
+        memory: bytes that batches may take beside the caches. heap: kept from holding more than they need.
     """
 
     backend: Backend
     prompts: Prompts
     meter: Meter
     memory: int
+    heap: Heap
     _sites: dict[tuple[Side, Site], Tensor] = field(default_factory=dict, kw_only=True)
     _logits: dict[Side, Tensor] = field(default_factory=dict, kw_only=True)
     _prefix: dict[Side, Prefix | None] = field(default_factory=dict, kw_only=True)
@@ -153,6 +155,7 @@ class Cached:
             prefixes.append(outcome.prefix)
             for site in sites:
                 found[site].append(outcome.activations[site])
+            self.heap.tidy()
             self.meter.add(sum(one / full_work(info, n) for n in prompts.length[part].tolist()))
         self._logits[side] = _joined(logits)
         self._sites.update({(side, site): _joined(parts) for site, parts in found.items()})

@@ -7,8 +7,6 @@ taken block by block.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.backends.memory import free_memory
 from discovery.engine.block import Block
+from discovery.engine.heap import Heap, give_back
 from discovery.engine.need import BATCHES, CACHES, pair_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.work import Meter, Progress
@@ -56,6 +55,7 @@ class Engine:
         self.metric: MetricName = metric or task.metric
         self.meter = meter or Meter()
         self.memory = memory or int(SHARE_OF_FREE * free_memory(backend.device))
+        self._heap = Heap(self.memory)
         self._further = 0  # numbers a layer and position that sites beyond the shared ones take
         self._bounds = self._cut_pairs()
         self._kept: tuple[int, Block] | None = None
@@ -97,7 +97,7 @@ class Engine:
                     self._mean_values.clear()
                     give_back()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._kept = first, Block(self.backend, prompts, self.meter, self.memory * BATCHES // 100, self.metric)
+                self._kept = first, Block(self.backend, prompts, self.meter, self.memory * BATCHES // 100, self._heap, self.metric)
             yield self._kept
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
@@ -169,10 +169,3 @@ def prepared(
             f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.", "Leave out one of the two."
         )
     return engine
-
-
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps it otherwise, and a process is judged by what it holds."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

@@ -14,8 +14,11 @@ import torch
 
 from discovery.sites import MetricName
 
+TAKEN = 70  # percent of its limit that a sweep takes: 65 to 80, as `benchmarks.memory` measures it
 CACHES, BATCHES = 35, 30  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
-SITES_CACHED = 6  # residual streams and outputs of a layer that a sweep may hold, in units of d_model
+STREAMS, WITHOUT_MLP = 4, 2  # cached of a layer: the stream, in front of its MLP too, and what attention and MLP add
+AT_WORK = 9  # streams of a row at once, beside what its MLP computes
+SCORES = 8  # of attention at once
 VOCABULARIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
 
 
@@ -43,21 +46,23 @@ class Sized(Protocol):
     @property
     def n_logits(self) -> int: ...
     @property
+    def attn_only(self) -> bool: ...
+    @property
     def macs_mlp(self) -> int: ...
 
 
 def pair_bytes(model: Sized, tokens: int, further: int = 0) -> int:
     """The cached runs of one pair, both sides; `further` numbers a layer and position beyond what every sweep holds."""
-    layer = SITES_CACHED * model.d_model + 2 * model.n_kv_heads * model.d_head + 2 * model.n_heads * model.d_head + further
-    return 2 * _width(model) * (model.n_layers * tokens * layer + model.n_logits)
+    layer = (WITHOUT_MLP if model.attn_only else STREAMS) * model.d_model + (model.n_heads + 2 * model.n_kv_heads) * model.d_head + further
+    return 2 * _width(model) * (model.n_layers * tokens * layer + tokens * model.d_model + model.n_logits)
 
 
 def row_bytes(model: Sized, first: int, end: int) -> int:
-    """A generous estimate of what one row of a batch takes at its peak, from position `first` to `end`."""
+    """What one row of a batch takes at its peak, from position `first` to `end`; most models take less."""
     tokens = end - first
-    wide = 8 * model.d_model + 4 * model.n_heads * model.d_head + 3 * model.macs_mlp // max(model.d_model, 1)
-    scores = 4 * model.n_heads * tokens * end
-    kept = 4 * model.n_layers * model.n_kv_heads * model.d_head * end
+    wide = AT_WORK * model.d_model + model.macs_mlp // max(model.d_model, 1)
+    scores = SCORES * model.n_heads * tokens * end
+    kept = 2 * model.n_layers * model.n_kv_heads * model.d_head * (first + end) if first else 0  # given, and joined to the row's own
     return _width(model) * (tokens * wide + scores + kept + 4 * model.n_logits)
 
 
@@ -72,13 +77,15 @@ class Need:
 
     Attributes:
         weights: the model itself, once it is loaded.
-        sweep_pair: beside it, the least with which one pair after the other is swept; sweep: with which all pairs are swept together.
+        sweep_pair: beside it, a sweep of one pair after the other; sweep: of all pairs together.
+        limit: the least memory limit with which all pairs are swept together; a sweep stays below it.
         tokens, pairs: for which this is so.
     """
 
     weights: int
     sweep_pair: int
     sweep: int
+    limit: int
     tokens: int
     pairs: int
 
@@ -86,9 +93,8 @@ class Need:
     def of(cls, model: Sized, tokens: int = 32, pairs: int = 32) -> Need:
         """For prompts of so many tokens, where the model takes as many."""
         tokens = min(tokens, model.n_ctx)
-        return cls(
-            _width(model) * (model.n_params + model.copied), sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs), tokens, pairs
-        )
+        one, limit = sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs)
+        return cls(_width(model) * (model.n_params + model.copied), one * TAKEN // 100, limit * TAKEN // 100, limit, tokens, pairs)
 
 
 def sweep_bytes(model: Sized, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:

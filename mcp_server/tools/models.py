@@ -31,7 +31,7 @@ class Memory(BaseModel):
     loading: float | None = Field(description="At most while the weights are loaded; null where that is done.")
     weights: float | None = Field(description="Of the model in memory.")
     sweep_pair: float | None = Field(
-        description="A patch_sweep beside it (q, k, v and pattern take more): one pair of `tokens` tokens after the other."
+        description="A patch_sweep beside it (q, k, v and pattern take more): one pair of `tokens` tokens after the other, within 15%."
     )
     sweep: float | None = Field(description="The same with `pairs` pairs at once.")
     tokens: int
