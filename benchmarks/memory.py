@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import subprocess
@@ -26,9 +25,9 @@ from benchmarks.table import header
 from discovery import load_model, patch_sweep
 from discovery.backends.choose import choose
 from discovery.backends.engines import ENGINES
+from discovery.backends.memory import give_back
 from discovery.backends.outline import outline
 from discovery.engine import Need
-from discovery.engine.heap import give_back
 
 SIZES = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}
 MODELS: dict[str, dict[str, Any]] = {
@@ -50,7 +49,6 @@ def resident(key: str) -> int:
 
 def mark() -> int:
     """Let the high-water mark start anew; what is held now."""
-    gc.collect()
     give_back()
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")

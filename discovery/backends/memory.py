@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -25,10 +26,18 @@ def free_memory(device: torch.device | str) -> int:
 
 
 def give_back() -> None:
-    """Let go of what nobody holds any more: a model's parts refer to one another, and a device keeps what was freed."""
+    """Let go of what nobody holds any more: a model's parts refer to one another, and a device and the C library keep what was freed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return to the system what the C library keeps of freed memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def peak_memory() -> int:

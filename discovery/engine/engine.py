@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.backends.memory import free_memory
+from discovery.backends.memory import free_memory, trim_heap
 from discovery.engine.block import Block
-from discovery.engine.heap import Heap, give_back
+from discovery.engine.heap import Heap
 from discovery.engine.need import BATCHES, CACHES, pair_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.work import Meter, Progress
@@ -95,7 +95,7 @@ class Engine:
                 if self._kept is not None:
                     self._kept = None  # frees the earlier block's caches before the next are made
                     self._mean_values.clear()
-                    give_back()
+                    trim_heap()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
                 self._kept = first, Block(self.backend, prompts, self.meter, self.memory * BATCHES // 100, self._heap, self.metric)
             yield self._kept

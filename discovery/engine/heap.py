@@ -7,10 +7,9 @@ it is done only where there is much of it.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import psutil
+
+from discovery.backends.memory import trim_heap
 
 GROWN = 50  # percent of a limit, beyond which what is kept is given back
 AGAIN = 5  # percent of it, by which a process that truly holds more has to grow before that is tried anew
@@ -32,15 +31,8 @@ class Heap:
     def tidy(self) -> None:
         """Give back what is kept, where it is time to."""
         if self._held() > self._most:
-            give_back()
+            trim_heap()
             self._most = max(self._most, self._held() + self._again)
 
     def _held(self) -> int:
         return int(self._process.memory_info().rss)
-
-
-def give_back() -> None:
-    """Return freed memory to the system."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from discovery.backends.memory import trim_heap
 from discovery.engine import heap as module
-from discovery.engine.heap import Heap, give_back
+from discovery.engine.heap import Heap
 
 MB = 10**6
 
@@ -16,7 +17,7 @@ MB = 10**6
 def test_it_is_given_back_only_beyond_its_share_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     held, given = [100 * MB], list[int]()
     monkeypatch.setattr(Heap, "_held", lambda _: held[0])
-    monkeypatch.setattr(module, "give_back", lambda: given.append(held[0]))
+    monkeypatch.setattr(module, "trim_heap", lambda: given.append(held[0]))
     heap = Heap(100 * MB)
     held[0] += 49 * MB
     heap.tidy()
@@ -39,7 +40,7 @@ def test_what_the_library_keeps_goes_back_to_the_system() -> None:
     kept = blocks[::100]
     grown = Heap(MB)._held() - before
     del blocks
-    give_back()
+    trim_heap()
     assert grown > 40 * MB
     assert Heap(MB)._held() - before < grown / 2
     assert len(kept) == 60
