@@ -8,6 +8,7 @@
     │   └── RemoteError            a job that failed on another machine
     ├── FeatureError               a sparse autoencoder that cannot be loaded, or does not fit the model
     ├── MeasurementError           arguments of a measurement that cannot hold
+    │   └── NotFiniteError         a model that gives no number
     ├── BudgetError                the budget does not reach, with the estimate
     ├── MemoryLimitError           not even one row fits the memory allowed
     └── StoreError                 a run folder that is locked, missing or damaged
@@ -70,6 +71,10 @@ class FeatureError(DiscoveryError):
 
 class MeasurementError(DiscoveryError):
     """A measurement whose arguments contradict one another or the model."""
+
+
+class NotFiniteError(MeasurementError):
+    """A metric that is infinite or no number: of a cell that would pass for one that a pair does not have."""
 
 
 class BudgetError(DiscoveryError):

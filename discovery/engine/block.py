@@ -19,7 +19,7 @@ from discovery.engine.need import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import Rows, Stairs, Window, cut
 from discovery.engine.work import full_work, row_work
-from discovery.errors import MeasurementError
+from discovery.errors import NotFiniteError
 from discovery.interventions import Edit
 from discovery.metrics import PAD, measure
 from discovery.sites import MetricName, Site
@@ -53,7 +53,7 @@ class Block(Cached):
 
         Raises:
             MemoryLimitError: where not even one row fits.
-            MeasurementError: where the model gives no number.
+            NotFiniteError: where the model gives no number.
             Interrupted: from the meter's progress.
         """
         out: dict[int, Tensor] = {}
@@ -190,7 +190,7 @@ class Block(Cached):
         if not bool(metric.isfinite().all()):
             lost, info = int((~metric.isfinite()).sum()), self.backend.info
             cause = f"{info.name} gives no finite number on {lost} of {len(metric)} rows in {info.dtype}."
-            raise MeasurementError(cause, "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.")
+            raise NotFiniteError(cause, "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.")
         return metric
 
     def _work(self, rows: Rows | Stairs, window: Window) -> float:

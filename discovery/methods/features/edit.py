@@ -23,7 +23,7 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.errors import MeasurementError
+from discovery.errors import MeasurementError, NotFiniteError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
 from discovery.methods.cost import Cost
@@ -105,9 +105,10 @@ def edit_features(
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, resamples)
     base = clean if error == "keep" else rebuilt_metric
-    metrics = _cases(engine, sae, places, change, error, other_directions(sae, change.features, controls, seed))
-    if bool(base.isfinite().all()) and not bool(metrics.isfinite().all()):
-        raise change.too_large()
+    try:
+        metrics = _cases(engine, sae, places, change, error, other_directions(sae, change.features, controls, seed))
+    except NotFiniteError:  # the unchanged prompts gave numbers
+        raise change.too_large() from None
     effects = (metrics - base).double().mean(1)
     gap = float((clean - corrupted).double().mean())
     warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [*found.notes, *sae.warnings]
