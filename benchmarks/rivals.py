@@ -57,7 +57,11 @@ def run(rival: Callable[[Bench], Scores], bench: Bench, known: Bench) -> Found:
     """
     scores = rival(bench)
     made, asked = prefixes(scores), {ablation: _Asked(f) for ablation, f in known.both.items()}
-    weights = [examine(asked, prefix).weight for prefix in made]  # type: ignore[arg-type]  # they stand in for what they ask
+    weights: list[tuple[float, int]] = []
+    for prefix in made:  # the smallest first; nothing is better than one without faults
+        weights.append(examine(asked, prefix).weight)  # type: ignore[arg-type]  # they stand in for what they ask
+        if weights[-1] == (0.0, 0):
+            break
     cost = sum(f.whole.sets.estimate(list(f.sets)) for f in asked.values())
     return Found(scores, made[weights.index(min(weights))], bench.engine.meter.spent + cost)
 
