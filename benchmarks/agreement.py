@@ -151,10 +151,8 @@ def circuits(shared: Path) -> str:
     for place in sorted(shared.glob("*/hf")):
         for task, engine in product((verbs, names), ENGINES):
             model = load_model(place, backend=engine)
-            if not (pairs := task(model)).pairs:
-                continue
             with tempfile.TemporaryDirectory() as runs:
-                made = discover(model, pairs, runs_dir=runs).circuit
+                made = discover(model, task(model), runs_dir=runs).circuit
             held = made.evaluation.heldout.ablations if made.evaluation.heldout else None
             values = [] if held is None else [kind.faithfulness.value for kind in (held.resample, held.mean) if kind and kind.faithfulness]
             told = ", ".join(f"{value:.4f}" for value in values if value is not None) or "–"

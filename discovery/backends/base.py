@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.errors import SiteError
+from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.sites import Node, Site, Universe, head, mlp
 from discovery.tasks.pairs import Tokenizer
@@ -272,6 +272,15 @@ class Backend(ABC):
         """Bytes of its weights that lie where it computes."""
         width: torch.dtype = getattr(torch, self.info.dtype)
         return width.itemsize * (self.info.n_params + self.info.copied)
+
+    def require_gradients(self) -> None:
+        """Check that runs can be differentiated.
+
+        Raises:
+            MeasurementError: where they cannot; says why, and what to do instead.
+        """
+        if not self.abilities.gradients:
+            raise MeasurementError(f"{self.info.name} gives no gradients here.", "Measure every cell.")
 
     def require(self, site: Site) -> None:
         """Check that this model has a site.

@@ -119,14 +119,18 @@ class NnsightBackend(Backend):
         mixes = weight.T if isinstance(out, nn.Linear) else weight  # GPT-2's Conv1D has it the other way round
         return mixes.reshape(self.info.n_heads, self.info.d_head, self.info.d_model)  # type: ignore[no-any-return]
 
+    def require_gradients(self) -> None:
+        if not self.abilities.gradients:
+            raise MeasurementError(NO_GRADIENTS, WITHOUT)
+
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
     ) -> Outcome:
         for site in (*reads, *(edit.site for edit in edits)):
             self.require(site)
         require_possible(self.info, self.abilities, self.layout, batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
-        if grad and not self.abilities.gradients:
-            raise MeasurementError(NO_GRADIENTS, WITHOUT)
+        if grad:
+            self.require_gradients()
         # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
         arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
         if self.layout.cached:

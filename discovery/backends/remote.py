@@ -69,6 +69,9 @@ class RemoteBackend(Backend):
     def held(self) -> int:
         return held(self.net._module, self.device)  # of a server's model: nothing
 
+    def require_gradients(self) -> None:
+        raise MeasurementError(NO_GRADIENTS, "Measure every cell (without a budget, or with --exhaustive), or load the model here.")
+
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
     ) -> Outcome:
@@ -76,7 +79,7 @@ class RemoteBackend(Backend):
             self.require(site)
         require_possible(self.info, self.abilities, self.chart.layout, batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
         if grad:
-            raise MeasurementError(NO_GRADIENTS, "Measure every cell (without a budget, or with --exhaustive), or load the model here.")
+            self.require_gradients()
         if keep_prefix or batch.prefix is not None or batch.narrow:
             raise RuntimeError("keys, values and narrow runs are not sent to a server")
         found = self._ask(self.chart.walk(batch, reads, edits))

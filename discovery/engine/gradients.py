@@ -13,11 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Batch
-from discovery.backends.spread import NO_GRADIENTS, WITHOUT
 from discovery.engine.block import Block
 from discovery.engine.prompts import Side, other
 from discovery.engine.work import BACKWARD, full_work, row_work
-from discovery.errors import MeasurementError
 from discovery.metrics import measure
 from discovery.sites import ActivationKind, Site
 
@@ -35,10 +33,7 @@ def attributions(block: Block, base: Side, kind: ActivationKind, steps: int = ST
         MeasurementError: where the backend gives no gradients.
     """
     prompts, info = block.prompts, block.backend.info
-    if not block.backend.abilities.gradients:
-        if info.device_map is not None:
-            raise MeasurementError(NO_GRADIENTS, WITHOUT)
-        raise MeasurementError(f"{info.name} is measured on a server, which gives no gradients.", "Measure every cell, or load it here.")
+    block.backend.require_gradients()
     behind: ActivationKind = "attn_out" if kind == "resid_mid" else kind  # resid_mid = resid_pre + attn_out: the same gradient
     sites = [Site(behind, layer) for layer in range(info.n_layers)]
     change = [block.activation(other(base), Site(kind, n)) - block.activation(base, Site(kind, n)) for n in range(info.n_layers)]

@@ -13,7 +13,7 @@ from discovery.engine import Meter, Progress
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
 from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
-from discovery.evaluation.verdict import conditions_of, decide
+from discovery.evaluation.verdict import conditions_of, decide, looked_again
 from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
@@ -113,8 +113,7 @@ def conclude(
         stability=None,
         cut_short=cut_short,
     )
-    if looks is not None and looks > 1:
-        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    reasons += looked_again(looks)
     evaluation = Evaluation(
         universe=universe,
         discovery=split_evaluation(behaviour["discovery"], discovery),

@@ -113,6 +113,13 @@ def decide(
     return "partial", reasons
 
 
+def looked_again(looks: int | None) -> tuple[str, ...]:
+    """The reason that is added where other circuits have looked at the held-out pairs too; it changes no verdict."""
+    if looks is None or looks < 2:
+        return ()
+    return (f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)",)
+
+
 def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditions: Conditions, stability: float | None) -> tuple[str, ...]:
     said, not_run = [], []
     for condition in CONDITIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.evaluation.verdict import conditions_of, decide
+from discovery.evaluation.verdict import conditions_of, decide, looked_again
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.graph.base import Json
 
@@ -33,8 +33,7 @@ def judged(state: State) -> State:
             f"(f) {state.cut_searches} of {thresholds.RESAMPLES} repeated searches ended where their share of the work was spent, "
             "and they could decide it",
         )
-    if (looks := state.evaluation.heldout_looks or 0) > 1:
-        reasons = (*reasons, f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)")
+    reasons += looked_again(state.evaluation.heldout_looks)
     tests = dict(state.evaluation.tests)
     if state.stability is not None:
         tests["stability"] = stability_of(state)
