@@ -8,8 +8,10 @@ Its pins clash with ours, so it runs in an environment of its own, and this file
     other/bin/python benchmarks/published.py DIR > scores.json
     python -m benchmarks.recovery --published scores.json [--models DIR]
 
-It scores edges; a node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is. Its batches
-hold prompts of one length: EAP's scores are summed over them, and ACDC, which takes one batch only, gets the largest.
+It scores edges. A node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is; for EAP
+and EAP-IG also their sum. Its batches hold prompts of one length: EAP's scores are summed over them; ACDC, which takes one batch, is run
+on each, and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by the task's
+metric, ACDC's thresholds are shares of its gap; all else is the library's.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ import json
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from auto_circuit.data import PromptDataLoader, PromptDataset
-from auto_circuit.prune_algos.ACDC import acdc_prune_scores
-from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
+from auto_circuit.prune_algos import ACDC, mask_gradient
 from auto_circuit.utils.graph_utils import patchable_model
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 STEPS = 5  # of integrated gradients, as for the others
-BASES, EXPONENTS = [1, 3], [-5, -4, -3, -2, -1]  # of ACDC's thresholds, in KL divergence
-MOST_PAIRS = 32  # ACDC runs thousands of passes over its batch
+BASES, EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
+NEVER = 1.0  # larger than any threshold: the edge stays at all of them
+METRICS = ("logit_difference", "probability_difference")
 
 
 def opened(folder: Path) -> Any:
@@ -73,17 +76,23 @@ def opened(folder: Path) -> Any:
     return model.eval()
 
 
-def loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[Any]:
-    """One for each length of prompt, the largest first."""
+def loaders(pairs: list[dict[str, Any]]) -> list[Any]:
+    """One for each length of prompt."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for pair in pairs:
         groups[len(pair["clean"])].append(pair)
     made = []
-    for group in sorted(groups.values(), key=len, reverse=True):
-        part = group[:most]
-        columns = [[torch.tensor(pair[name]) for pair in part] for name in ("clean", "corrupted", "answer", "wrong")]
-        made.append(PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=len(part), shuffle=False))
+    for group in groups.values():
+        columns = [[torch.tensor(pair[name]) for pair in group] for name in ("clean", "corrupted", "answer", "wrong")]
+        made.append(PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=len(group), shuffle=False))
     return made
+
+
+def measured(metric: str, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """The task's metric, mean over pairs, as `discovery.metrics` has it."""
+    values = logits if metric == "logit_difference" else logits.log_softmax(-1)
+    right, wrong = (values.gather(-1, tokens.reshape(len(values), -1)).logsumexp(-1) for tokens in (batch.answers, batch.wrong_answers))
+    return (right - wrong if metric == "logit_difference" else right.exp() - wrong.exp()).mean()
 
 
 def node(name: str) -> str | None:
@@ -96,55 +105,96 @@ def node(name: str) -> str | None:
     return None
 
 
-def by_node(model: Any, scores: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The largest score of the edges that leave each node."""
-    found: dict[str, float] = defaultdict(float)
+def by_node(model: Any, scores: dict[str, torch.Tensor], join: Callable[[list[float]], float]) -> dict[str, float]:
+    """The scores of the edges that leave each node, joined."""
+    found: dict[str, list[float]] = defaultdict(list)
     for edge in model.edges:
         name = node(edge.src.name)
         if name is not None:
-            found[name] = max(found[name], abs(float(edge.prune_score(scores))))
-    return dict(found)
+            found[name].append(abs(float(edge.prune_score(scores))))
+    return {name: join(values) for name, values in found.items()}
 
 
-def attributed(folder: Path, pairs: list[dict[str, Any]], **how: Any) -> tuple[dict[str, float], float]:
-    """EAP or EAP-IG: scores of nodes, and forward-pass equivalents."""
+def patchable(folder: Path) -> Any:
+    """The model as auto-circuit takes it."""
+    return patchable_model(opened(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
+
+
+def attributed(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
+    """EAP or EAP-IG: scores of edges, and forward-pass equivalents."""
     total: dict[str, torch.Tensor] = {}
-    model = patchable_model(opened(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
+    model = patchable(folder)
+    mask_gradient.batch_avg_answer_diff = lambda logits, batch: measured(metric, logits, batch)
     for loader in loaders(pairs):
         for parameter in model.parameters():
             parameter.grad = None
-        found = mask_gradient_prune_scores(model, loader, None, grad_function="logit", answer_function="avg_diff", **how)
+        found = mask_gradient.mask_gradient_prune_scores(model, loader, None, grad_function="logit", answer_function="avg_diff", **how)
         weight = loader.batch_size  # its scores are means
         total = {name: total.get(name, 0.0) + weight * values for name, values in found.items()}
     passes = 1 + 3 * (how["integrated_grad_samples"] + 1 if "integrated_grad_samples" in how else 1)
-    return by_node(model, total), float(passes * len(pairs))
+    return model, total, float(passes * len(pairs))
 
 
-def acdc(folder: Path, pairs: list[dict[str, Any]]) -> tuple[dict[str, float], float]:
-    """ACDC: the largest threshold at which one of a node's edges stays."""
-    model = patchable_model(opened(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
-    loader = loaders(pairs, MOST_PAIRS)[0]
-    found = acdc_prune_scores(model, loader, None, tao_bases=BASES, tao_exps=EXPONENTS)
-    never = 2 * max(BASES) * 10.0 ** max(EXPONENTS)
-    capped = {name: values.masked_fill(values == math.inf, never) for name, values in found.items()}
+def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, dict[str, torch.Tensor], float]:
+    """ACDC: the largest threshold at which an edge stays, in any of the batches."""
+    model = patchable(folder)
+    total: dict[str, torch.Tensor] = {}
+    for loader in loaders(pairs):
+        batch = next(iter(loader))
+        with torch.inference_mode():
+            clean, corrupted = (measured(metric, model(tokens)[model.out_slice], batch) for tokens in (batch.clean, batch.corrupt))
+        gap = float(clean - corrupted)
+
+        def lost(out: torch.Tensor, clean_out: torch.Tensor, batch: Any = batch, gap: float = gap) -> torch.Tensor:
+            return (measured(metric, clean_out, batch) - measured(metric, out, batch)).abs() / abs(gap)
+
+        ACDC.multibatch_kl_div = lost  # log-probabilities differ by what the logits differ by
+        found = ACDC.acdc_prune_scores(model, loader, None, tao_bases=BASES, tao_exps=EXPONENTS)
+        for name, values in found.items():
+            kept = values.masked_fill(values == math.inf, NEVER)
+            total[name] = torch.maximum(total[name], kept) if name in total else kept
     layers = model.cfg.n_layers
     starts = [int(edge.dest.module_name.split(".")[1]) for edge in model.edges]  # it starts at the reader's layer
     passes = len(BASES) * len(EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
-    return by_node(model, capped), float(passes * loader.batch_size)
+    return model, total, float(passes * len(pairs))
+
+
+def scores_of(folder: Path) -> dict[str, Any]:
+    """Every method's node scores and cost.
+
+    Raises:
+        SystemExit: for a metric that is not known here.
+    """
+    task = json.loads((folder / "pairs.json").read_text())
+    metric, pairs = task["metric"], task["pairs"]
+    if metric not in METRICS:
+        raise SystemExit(f"{folder.name} is measured by {metric}; known are {', '.join(METRICS)}")
+    made = {
+        "EAP": attributed(folder, metric, pairs, mask_val=0.0),
+        "EAP-IG": attributed(folder, metric, pairs, integrated_grad_samples=STEPS),
+        "ACDC": acdc(folder, metric, pairs),
+    }
+    joins: list[tuple[str, str, Callable[[list[float]], float]]] = [
+        ("EAP", "largest", max),
+        ("EAP", "sum", sum),
+        ("EAP-IG", "largest", max),
+        ("EAP-IG", "sum", sum),
+        ("ACDC", "largest", max),
+    ]
+    found = {}
+    for name, word, join in joins:
+        model, scores, cost = made[name]
+        found[f"{name} (auto-circuit, {word})"] = {"scores": by_node(model, scores, join), "forward_equivalents": cost}
+    return found
 
 
 def main() -> None:
     """Print the scores of every model in a folder."""
-    out, made = sys.stdout, {}
+    out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
+        made = {}
         for folder in sorted(Path(sys.argv[1]).iterdir()):
-            pairs = json.loads((folder / "pairs.json").read_text())
-            answers = {
-                "EAP (auto-circuit)": attributed(folder, pairs, mask_val=0.0),
-                "EAP-IG (auto-circuit)": attributed(folder, pairs, integrated_grad_samples=STEPS),
-                "ACDC (auto-circuit)": acdc(folder, pairs),
-            }
-            made[folder.name] = {name: {"scores": scores, "forward_equivalents": cost} for name, (scores, cost) in answers.items()}
+            made[folder.name] = scores_of(folder)
             print(folder.name, flush=True)
     json.dump(made, out)
 

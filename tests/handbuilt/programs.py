@@ -42,6 +42,7 @@ SHAPES = ((2, 4, False), (3, 4, False), (2, 4, True), (3, 3, True))  # layers, h
 class Program:
     """A compiled program and its truth."""
 
+    seed: int
     case: Case
     truth: frozenset[str]
 
@@ -56,11 +57,12 @@ def stored() -> Iterator[Program]:
         case = draw(int(seed))
         if fingerprint(case) != record["fingerprint"]:
             raise ValueError(f"program {seed} is another than the one whose truth is stored: run python -m tests.handbuilt.programs")
-        yield Program(case, frozenset(record["truth"]))
+        yield Program(int(seed), case, frozenset(record["truth"]))
 
 
-def accepted(case: Case) -> Program | None:
-    """The case with its truth, unless that leaves a doubt."""
+def accepted(seed: int) -> Program | None:
+    """The program of a seed with its truth, unless that leaves a doubt."""
+    case = draw(seed)
     if not always_right(case):
         return None
     parts, found = groups(case), set()
@@ -69,7 +71,7 @@ def accepted(case: Case) -> Program | None:
         if any(CLEAR_BELOW < gap < CLEAR_ABOVE for gap in truth.largest.values()):
             return None
         found.add(frozenset(truth.nodes))
-    return Program(case, found.pop()) if len(found) == 1 else None
+    return Program(seed, case, found.pop()) if len(found) == 1 else None
 
 
 def always_right(case: Case) -> bool:
@@ -167,7 +169,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(STORED.read_text()) if STORED.exists() else {"tried": 0, "accepted": {}}
     while len(found["accepted"]) < WANTED:
         seed = found["tried"]
-        made = accepted(draw(seed))
+        made = accepted(seed)
         found["tried"] += 1
         if made is not None:
             found["accepted"][str(seed)] = {"fingerprint": fingerprint(made.case), "truth": sorted(made.truth)}

@@ -39,6 +39,6 @@ def test_the_nodes_that_were_placed_are_the_truth_or_known_to_do_nothing() -> No
 @pytest.mark.parametrize("nodes", [8, 10])
 def test_a_stored_truth_is_what_brute_force_gives(nodes: int) -> None:
     program = next(made for made in stored() if len(made.case.universe) == nodes)
-    again = accepted(program.case)
+    again = accepted(program.seed)
     assert again is not None
     assert again.truth == program.truth
