@@ -10,7 +10,7 @@ Its pins clash with ours, so it runs in an environment of its own, and this file
 
 It scores edges. A node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is; for EAP
 and EAP-IG also their sum. Its batches hold prompts of one length: EAP's scores are summed over them; ACDC, which takes one batch, is run
-on each, and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by the task's
+on each (up to MOST_PAIRS pairs), and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by the task's
 metric, ACDC's thresholds are shares of its gap; all else is the library's.
 """
 
@@ -35,6 +35,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 STEPS = 5  # of integrated gradients, as for the others
 BASES, EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
 NEVER = 1.0  # larger than any threshold: the edge stays at all of them
+MOST_PAIRS = 64  # of one length, for ACDC, which runs hundreds of passes over its batch
 METRICS = ("logit_difference", "probability_difference")
 
 
@@ -76,15 +77,16 @@ def opened(folder: Path) -> Any:
     return model.eval()
 
 
-def loaders(pairs: list[dict[str, Any]]) -> list[Any]:
+def loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[Any]:
     """One for each length of prompt."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for pair in pairs:
         groups[len(pair["clean"])].append(pair)
     made = []
     for group in groups.values():
-        columns = [[torch.tensor(pair[name]) for pair in group] for name in ("clean", "corrupted", "answer", "wrong")]
-        made.append(PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=len(group), shuffle=False))
+        part = group[:most]
+        columns = [[torch.tensor(pair[name]) for pair in part] for name in ("clean", "corrupted", "answer", "wrong")]
+        made.append(PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=len(part), shuffle=False))
     return made
 
 
@@ -139,7 +141,9 @@ def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, d
     """ACDC: the largest threshold at which an edge stays, in any of the batches."""
     model = patchable(folder)
     total: dict[str, torch.Tensor] = {}
-    for loader in loaders(pairs):
+    n_pairs = 0
+    for loader in loaders(pairs, MOST_PAIRS):
+        n_pairs += loader.batch_size
         batch = next(iter(loader))
         with torch.inference_mode():
             clean, corrupted = (measured(metric, model(tokens)[model.out_slice], batch) for tokens in (batch.clean, batch.corrupt))
@@ -156,7 +160,7 @@ def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, d
     layers = model.cfg.n_layers
     starts = [int(edge.dest.module_name.split(".")[1]) for edge in model.edges]  # it starts at the reader's layer
     passes = len(BASES) * len(EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
-    return model, total, float(passes * len(pairs))
+    return model, total, float(passes * n_pairs)
 
 
 def scores_of(folder: Path) -> dict[str, Any]:
