@@ -10,8 +10,8 @@ Its pins clash with ours, so it runs in an environment of its own, and this file
 
 It scores edges. A node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is; for EAP
 and EAP-IG also their sum. Its batches hold prompts of one length: EAP's scores are summed over them; ACDC, which takes one batch, is run
-on each (up to MOST_PAIRS pairs), and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by the task's
-metric, ACDC's thresholds are shares of its gap; all else is the library's.
+on each (up to 64 pairs), and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by
+the task's metric, ACDC's thresholds are shares of its gap; all else is the library's.
 """
 
 from __future__ import annotations
