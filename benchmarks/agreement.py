@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.table import header
 from discovery import discover, load_model, load_task, patch_sweep
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.backends.engines import ENGINES
 from discovery.backends.outline import outline
 from discovery.errors import SiteError

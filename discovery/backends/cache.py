@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from discovery.backends.base import Prefix
+from discovery.backends.batch import Prefix
 
 
 def cache_of(prefix: Prefix | None) -> Any:

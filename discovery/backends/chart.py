@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discovery.backends.base import Batch, ModelInfo, forward_order
+from discovery.backends.batch import Batch, forward_order
 from discovery.backends.heads import SLOTS
+from discovery.backends.info import ModelInfo
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.interventions import Edit
 from discovery.sites import Site

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from discovery.backends.base import Abilities, Backend, Batch, Outcome
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch, Outcome
+from discovery.backends.info import Abilities
 from discovery.errors import BackendMismatchError, ModelError, SiteError
 from discovery.interventions import replace_with, scale
 from discovery.sites import Site

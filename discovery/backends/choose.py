@@ -11,8 +11,8 @@ from typing import get_args
 
 import torch
 
-from discovery.backends.base import Width
 from discovery.backends.engines import ENGINES, Engine
+from discovery.backends.info import Width
 from discovery.backends.outline import Outline
 from discovery.backends.spread import Spread
 from discovery.errors import ModelError

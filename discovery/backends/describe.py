@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from discovery.backends.base import ModelInfo
 from discovery.backends.check import Reference, reference
 from discovery.backends.huggingface import Source
+from discovery.backends.info import ModelInfo
 from discovery.backends.layout import Layout
 from discovery.backends.shape import Shape, copied, work
 

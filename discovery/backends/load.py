@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from discovery.backends.base import Backend, Width
+from discovery.backends.base import Backend
 from discovery.backends.check import compare, find_abilities, require_causal
 from discovery.backends.choose import ELSEWHERE, choose, require_room
 from discovery.backends.describe import Plain, context_of, describe_bridge, describe_module, vocabulary
@@ -24,6 +24,7 @@ from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line
+from discovery.backends.info import Width
 from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields

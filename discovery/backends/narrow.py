@@ -13,7 +13,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Batch, ModelInfo
+from discovery.backends.batch import Batch
+from discovery.backends.info import ModelInfo
 from discovery.interventions import Edit
 from discovery.sites import Site
 

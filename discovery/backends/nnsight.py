@@ -24,9 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome, forward_order
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch, Outcome, forward_order
 from discovery.backends.cache import cache_of, prefix_of
 from discovery.backends.heads import SLOTS, Heads
+from discovery.backends.info import Abilities, ModelInfo
 from discovery.backends.layout import BEHIND, SHARED, Layout
 from discovery.backends.narrow import Narrowing, at_answer, narrowed
 from discovery.backends.spread import NO_GRADIENTS, WITHOUT, at_hand, held

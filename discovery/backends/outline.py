@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from discovery.backends.base import Width
 from discovery.backends.describe import context_of, vocabulary
 from discovery.backends.engines import Engine, engines_of
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
+from discovery.backends.info import Width
 from discovery.backends.native import NATIVE_CONFIG, native_module, read_native_config
 from discovery.backends.shape import Shape, copied, stacked, work
 from discovery.errors import ModelError

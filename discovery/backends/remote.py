@@ -22,12 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Abilities, Backend, Batch, ModelInfo, Outcome
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch, Outcome
 from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
 from discovery.backends.choose import require_hub, require_remote, require_tokenizer
 from discovery.backends.describe import Plain, context_of, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
+from discovery.backends.info import Abilities, ModelInfo
 from discovery.backends.layout import Layout, layout_of
 from discovery.backends.ndif import Ndif
 from discovery.backends.nnsight import require_possible

@@ -109,7 +109,7 @@ def _logits(name: BackendName) -> list[float]:
     import torch
 
     from discovery import load_model
-    from discovery.backends.base import Batch
+    from discovery.backends.batch import Batch
 
     model = load_model("bundled", backend=name, device="cpu")
     assert model.tokenizer is not None  # the bundled model has one

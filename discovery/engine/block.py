@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine.cached import Cached
 from discovery.engine.need import metric_bytes
 from discovery.engine.prompts import Side

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch, Outcome, Prefix
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch, Outcome, Prefix
 from discovery.backends.memory import give_back, out_of_memory
 from discovery.backends.waiting import listening
 from discovery.engine.heap import Heap

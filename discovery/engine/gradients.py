@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine.block import Block
 from discovery.engine.prompts import Side, other
 from discovery.engine.work import BACKWARD, full_work, row_work

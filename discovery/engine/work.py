@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from discovery.backends.base import ModelInfo
+from discovery.backends.info import ModelInfo
 from discovery.backends.waiting import PART, Listener
 from discovery.errors import BudgetError
 

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.backends.memory import within_memory
 from discovery.engine import full_work, row_work
 from discovery.errors import MeasurementError, SiteError

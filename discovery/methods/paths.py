@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine import Block, Engine, Rows, Window, full_work, row_work
 from discovery.interventions import Edit
 from discovery.sites import EMBED, LOGITS, Node, Site, Slot, slots_of

@@ -17,7 +17,7 @@ from mcp_server.tools.arguments import Call, ModelId
 from mcp_server.tools.result import Listing, Result, answer, number
 
 if TYPE_CHECKING:
-    from discovery.backends.base import ModelInfo
+    from discovery.backends.info import ModelInfo
     from discovery.backends.outline import Outline
 
 FACTS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.features.hooks import BY_HEAD
 from discovery.features.sae import Codes
 from discovery.features.training.rows import Row

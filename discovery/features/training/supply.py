@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.features.training.recipe import Recipe
 from discovery.features.training.rows import Cursor, Row, Rows
 from discovery.sites import Site

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch, ModelInfo
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
+from discovery.backends.info import ModelInfo
 from discovery.engine import BACKWARD, Block, full_work, row_work
 from discovery.features import SAE
 from discovery.interventions import Edit

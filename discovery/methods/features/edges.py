@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import ModelInfo
+from discovery.backends.info import ModelInfo
 from discovery.engine import Engine, full_work, row_work
 from discovery.features import SAE
 from discovery.methods.features.direct import into_stream

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.engine import Meter, Progress, full_work, row_work
 from discovery.errors import MeasurementError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae

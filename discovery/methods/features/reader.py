@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
 from discovery.engine import Progress, full_work, row_work
 from discovery.engine.cached import TOKENS_PER_BATCH
 from discovery.errors import MeasurementError, MemoryLimitError

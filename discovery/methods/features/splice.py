@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discovery.backends.base import ModelInfo
+from discovery.backends.info import ModelInfo
 from discovery.engine import Block, Engine, Rows, Side, Window, full_work
 from discovery.features import SAE, Codes
 from discovery.interventions import Edit

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from discovery import load_task, patch_sweep
-from discovery.backends.base import Abilities, Backend, Batch, Outcome
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch, Outcome
 from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
 from discovery.backends.describe import context
+from discovery.backends.info import Abilities
 from discovery.backends.load import load_model
 from discovery.errors import BackendMismatchError, ModelError, SiteError
 from discovery.interventions import Edit

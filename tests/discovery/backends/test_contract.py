@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.errors import SiteError
 from discovery.interventions import Edit, add, replace_with, scale
 from discovery.sites import ActivationKind, Site

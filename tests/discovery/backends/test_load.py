@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from discovery.backends.base import Abilities, Backend, Batch
+from discovery.backends.base import Backend
+from discovery.backends.batch import Batch
+from discovery.backends.info import Abilities
 from discovery.backends.load import load_model
 from discovery.errors import BackendMismatchError
 from discovery.interventions import scale

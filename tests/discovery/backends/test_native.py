@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.load import load_model
 from discovery.interventions import replace_with
 from discovery.sites import Site

@@ -21,7 +21,7 @@ from mcp import Client
 
 from discovery import cli
 from discovery.backends import ndif
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.load import load_model
 from discovery.backends.waiting import listening
 from discovery.engine import Engine

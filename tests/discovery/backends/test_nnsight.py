@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.load import load_model
 from discovery.errors import ModelError, SiteError
 from discovery.interventions import replace_with

@@ -11,7 +11,7 @@ import torch
 
 from discovery.agent import discover, resume
 from discovery.agent.run import settings_of
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.chart import packed, written
 from discovery.backends.load import load_model
 from discovery.backends.shipped import unpack

@@ -11,7 +11,7 @@ import torch
 
 from discovery import ablate_heads, load_task, patch_sweep, sae_top_features
 from discovery.backends import huggingface, spread
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.load import load_model
 from discovery.backends.opening import opened, opening
 from discovery.errors import MeasurementError, ModelError

@@ -90,8 +90,8 @@ def test_every_setting_of_these_commands_has_a_twin() -> None:
 def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> None:
     from typing import get_args
 
-    from discovery.backends.base import Width
     from discovery.backends.device import DEVICES
+    from discovery.backends.info import Width
     from discovery.cli.runs import FORMATS
     from discovery.graph import ExportFormat
 

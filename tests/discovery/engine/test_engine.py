@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.backends.memory import free_memory
 from discovery.engine import Engine, Meter, Rows, Window, full_work, other
 from discovery.engine.block import MOST_COLUMNS, Block

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine import Engine, attribution_work, attributions, full_work
 from discovery.errors import SiteError
 from discovery.interventions import Edit

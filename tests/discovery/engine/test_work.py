@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine import Meter, full_work, row_work
 from discovery.errors import BudgetError, Interrupted
 from tests.discovery.tiny import plain

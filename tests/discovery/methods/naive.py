@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.interventions import replace_with
 from discovery.sites import Direction, MetricName, Site, SiteName
 from discovery.tasks.task import Pair

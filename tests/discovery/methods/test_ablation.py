@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discovery.backends.base import Abilities
+from discovery.backends.info import Abilities
 from discovery.backends.load import load_model
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, SiteError

@@ -28,7 +28,7 @@ def done(model: Any, count: int, right: int, seed: int = 0) -> Task:
 
 
 def _logits(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
-    from discovery.backends.base import Batch
+    from discovery.backends.batch import Batch
 
     logits: torch.Tensor = model.run(Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))).logits[0]
     return logits

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from discovery import feature_examples, load_model, load_task
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.errors import FeatureError, Interrupted, MeasurementError
 from discovery.features import load_sae
 from discovery.methods.features import Sampling

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from discovery import load_model, load_task, sae_top_features
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine import Engine
 from discovery.errors import FeatureError, MeasurementError, TaskError
 from discovery.features import Change, load_sae

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.errors import FeatureError, MeasurementError
 from discovery.features import Change, load_sae
 from discovery.interventions import Edit

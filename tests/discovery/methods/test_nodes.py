@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from discovery.backends.base import Batch
+from discovery.backends.batch import Batch
 from discovery.engine import Engine
 from discovery.interventions import replace_with
 from discovery.methods.ablation import SetMetric, ablate_heads

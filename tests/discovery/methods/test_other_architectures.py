@@ -56,7 +56,7 @@ def test_identities(shelf, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_edits_reach_the_plain_module(shelf, name):
     """The residual stream between blocks, replaced on the unwrapped module by a hook of torch's own."""
-    from discovery.backends.base import Batch
+    from discovery.backends.batch import Batch
     from discovery.interventions import replace_with
 
     model, module = shelf.load(name, dtype=width(name)), plain(shelf.path(name), getattr(torch, width(name)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from discovery.backends.base import Abilities
+from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
 from discovery.methods.nodes import node_effects

@@ -1,0 +1,112 @@
+"""What is known of a model: its shape, where it lies, and which shortcuts hold for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from discovery.errors import SiteError
+from discovery.sites import Node, Universe, head, mlp
+
+Width = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a loaded model.
+
+    Attributes:
+        name: as the user gave it; source: directory or hub name; revision: commit of a hub name.
+        fingerprint: sha256 of the weights' files.
+        architecture: class name of the wrapped module.
+        attn_only: no MLPs. parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
+        weight_processing: "none": the weights are used as they are.
+        macs_*: matmul multiply-adds for one position (attention scores apart).
+        copied: how many weights the engine holds a second time; chosen: why this engine.
+        d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
+        device_map: how the weights are spread over several places, as it was asked for; None where they are not.
+        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    architecture: str
+    backend: str
+    device: str
+    dtype: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    n_ctx: int
+    n_params: int
+    attn_only: bool
+    parallel: bool
+    positions: str
+    normalization: str
+    macs_attention: int
+    macs_mlp: int
+    revision: str | None = None
+    weight_processing: str = "none"
+    warnings: tuple[str, ...] = ()
+    d_vocab_out: int | None = None
+    copied: int = 0
+    chosen: str = ""
+    remote: str | None = None
+    device_map: str | None = None
+
+    @property
+    def n_logits(self) -> int:
+        """How many tokens can be an answer."""
+        return self.d_vocab_out or self.d_vocab
+
+    def nodes(self, universe: Universe = "all") -> tuple[Node, ...]:
+        """Every head and, unless `universe` is "heads", every MLP, in forward order."""
+        found = [head(layer, h) for layer in range(self.n_layers) for h in range(self.n_heads)]
+        if universe == "all" and not self.attn_only:
+            found += [mlp(layer) for layer in range(self.n_layers)]
+        return tuple(sorted(found))
+
+    def check(self, node: Node) -> Node:
+        """The node itself, if this model has it.
+
+        Raises:
+            SiteError: names what exists.
+        """
+        layers, heads = f"layers are 0 to {self.n_layers - 1}", f"heads 0 to {self.n_heads - 1}"
+        if node.kind == "feature":
+            raise SiteError(f"{node} is a feature, no head or MLP.", "Name heads and MLPs here; features are changed by edit_features.")
+        if node.kind in ("embed", "logits") or (node.kind == "mlp" and self.attn_only):
+            why = "is never ablated" if node.kind in ("embed", "logits") else "does not exist in an attention-only model"
+            raise SiteError(f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}.")
+        if not (0 <= (node.layer or 0) < self.n_layers and 0 <= (node.head or 0) < self.n_heads):
+            raise SiteError(f"{node} does not exist in this model.", f"Its {layers}, {heads}.")
+        return node
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Shortcuts that were tried at load and gave the plain forward pass's numbers.
+
+    Attributes:
+        prefix: keys and values of earlier positions can be reused.
+        columns: single columns of the unembedding give the logits (no soft cap or scale after it).
+        linear_heads: attn_out = Σ_h z_h·W_O[h] + b_O, and what a block adds is attn_out + mlp_out.
+        middle: a layer can be started after its attention.
+        pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
+        joins: rows can enter at different layers of one pass.
+        narrow: what the last layer does behind its attention can be done at the answer position only.
+        gradients: runs can be differentiated (known of an engine, and of how the weights lie; not tried).
+    """
+
+    prefix: bool = False
+    columns: bool = False
+    linear_heads: bool = False
+    middle: bool = False
+    pattern: bool = False
+    joins: bool = False
+    narrow: bool = False
+    gradients: bool = True
