@@ -63,12 +63,12 @@ def rows(name: str, circuit: CircuitGraph) -> Iterator[str]:
         yield f"| {name} | {circuit.verdict} | {circuit.size} | {ablation} | {' | '.join(margins(evidence))} | {last} |"
 
 
-def every(models: Path) -> Iterator[tuple[str, Backend, Task]]:
+def every(models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
     """All cases."""
     model = load_model("bundled")
     for name in BUILTIN:
         yield name, model, load_task(name, model)
-    yield from cases(models)
+    yield from cases(models, most)
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         out.write(header("model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef")))
         reasons = []
-        for name, model, task in every(chosen.models or Path(made)):
+        for name, model, task in every(chosen.models or Path(made), chosen.trained):
             circuit = discover(model, task, runs_dir=Path(made) / "runs").circuit
             out.write("".join(f"{line}\n" for line in rows(name, circuit)))
             out.flush()

@@ -54,12 +54,12 @@ def row(name: str, model: Backend, task: Task, folder: Path) -> str:
     return f"{facts} | {size} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
 
 
-def every(folder: Path, models: Path) -> Iterator[tuple[str, Backend, Task]]:
+def every(folder: Path, models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
     """All cases."""
     for name in sorted(CASES):
         model = load_model(build(name).save(folder / name))
         yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS)
-    yield from cases(models, PAIRS)
+    yield from cases(models, most, PAIRS)
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         out.write(header(*COLUMNS))
-        for name, model, task in every(Path(made), chosen.models or Path(made)):
+        for name, model, task in every(Path(made), chosen.models or Path(made), chosen.trained):
             out.write(row(name, model, task, Path(made)) + "\n")
             out.flush()
 

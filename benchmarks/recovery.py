@@ -122,25 +122,25 @@ def against_truth(kind: str, folder: Path, most: int, published: Mapping[str, An
     """The table of models whose circuits are known."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     for name, model, task, truth in known_models(kind, folder, most):
-        for method, answer in answers(model, task, folder, published.get(name, {})):
+        for method, answer in answers(model, task, folder, published[name] if published else {}):
             tallies[method].add(name, answer, [truth])
         print(kind, name, file=sys.stderr, flush=True)
     rows = (tally.row(method) for method, tally in tallies.items())
     return f"\n{kind}\n\n{header(*COLUMNS, *COSTS)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in tallies[OURS].missed)}"
 
 
-def against_optimum(folder: Path, models: Path, published: Mapping[str, Any]) -> str:
+def against_optimum(folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
     """The table of the trained models."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     apart: dict[str, list[int]] = defaultdict(list)
     beyond: dict[str, list[float]] = defaultdict(list)
     notes = []
-    for name, model, task in cases(models):
+    for name, model, task in cases(models, most):
         table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
         best = smallest(table.passing())
         if not best:
             notes.append(f"{name}: no set meets (a) to (d)")
-        for method, answer in answers(model, task, folder, published.get(name.replace(" ", "-"), {})) if best else ():
+        for method, answer in answers(model, task, folder, published[name.replace(" ", "-")] if published else {}) if best else ():
             nearest = tallies[method].add(name, answer, best)
             apart[method].append(len(nearest ^ answer.circuit))
             beyond[method].append(regret(held, answer.circuit, best))
@@ -166,11 +166,13 @@ def main() -> None:
         published = json.loads(chosen.published.read_text()) if chosen.published else {}
         for kind in chosen.only or KINDS:
             if chosen.export is not None:
-                every = cases(models) if kind == "trained" else (case[:3] for case in known_models(kind, folder, chosen.programs))
-                export(chosen.export, every)
+                made_known = (case[:3] for case in known_models(kind, folder, chosen.programs))
+                export(chosen.export, cases(models, chosen.trained) if kind == "trained" else made_known)
                 continue
-            trained = kind == "trained"
-            out.write(against_optimum(folder, models, published) if trained else against_truth(kind, folder, chosen.programs, published))
+            if kind == "trained":
+                out.write(against_optimum(folder, models, chosen.trained, published))
+            else:
+                out.write(against_truth(kind, folder, chosen.programs, published))
             out.flush()
 
 

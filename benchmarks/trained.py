@@ -22,8 +22,9 @@ TASKS = ("ioi", "induction", "greater_than", "agreement")  # not every model doe
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """The option that says where these models are kept."""
+    """The options that say where these models are kept, and how many are used."""
     parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
+    parser.add_argument("--trained", type=int, default=len(SEEDS), help="how many of them, the first seeds (all)")
 
 
 def recipe(seed: int) -> Recipe:
@@ -44,9 +45,9 @@ def directory(seed: int, folder: Path) -> Path:
     return place
 
 
-def cases(folder: Path, pairs: int | None = None) -> Iterator[tuple[str, Backend, Task]]:
+def cases(folder: Path, most: int = len(SEEDS), pairs: int | None = None) -> Iterator[tuple[str, Backend, Task]]:
     """Each model with each task that it does."""
-    for seed in SEEDS:
+    for seed in SEEDS[:most]:
         model = load_model(directory(seed, folder))
         for name in TASKS:
             task = load_task(name, model, pairs=pairs)
