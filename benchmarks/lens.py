@@ -1,6 +1,7 @@
 """TransformerLens's own tools as rivals, on our pairs and metric: a score for every node.
 
-- *Attribution patching* (its `tools.analysis.attribution_patching`): |(clean − corrupted) · ∂m/∂node| on the corrupted run.
+- *Attribution patching* (its `tools.analysis.attribution_patching`): |(clean − corrupted) · ∂m/∂node|, the gradient on the corrupted run;
+  on the clean run it is the node form of EAP (Syed et al. 2023, arXiv 2310.10348).
 - *Activation patching* (its `patching.generic_activation_patch`): every node at all positions, noising alone or the larger of both
   directions.
 - *Direct logit attribution* (its `tools.analysis.direct_logit_attribution`): what a node writes towards answer − wrong, on clean prompts.
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from discovery import load_model
-from discovery.engine import Block
+from discovery.engine import SIDES, Block, Side
 from discovery.evaluation import Bench
 from discovery.metrics import measure
 from discovery.sites import Direction, Node
@@ -24,28 +25,19 @@ from discovery.tasks.task import Pair
 Scores = Mapping[Node, float]
 
 
-def attribution_patching(bench: Bench) -> Scores:
-    """One gradient, summed over positions and pairs."""
-    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+def attribution_patching(at: Side) -> Callable[[Bench], Scores]:
+    """One gradient, on this side's run, summed over positions and pairs."""
 
-    info, bridge = bench.engine.backend.info, bench.engine.backend.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
-    names = {node: _hook(node) for node in info.nodes()}
-    found: dict[Node, float] = dict.fromkeys(names, 0.0)
-    bridge.requires_grad_(True)  # else the tool finds no graph
-    try:
-        for _, block in bench.engine.blocks():
-            prompts, wanted = block.prompts, ["hook_embed", *sorted(set(names.values()))]  # the gradient has to pass every hook
-            clean = cache_activation_and_gradient(bridge, prompts.clean, _metric(block), wanted, compute_gradient=False)
-            corrupted = cache_activation_and_gradient(bridge, prompts.corrupted, _metric(block), wanted)
-            for node, name in names.items():
-                slope = corrupted.gradients[name]
-                assert slope is not None
-                product = (clean.activations[name] - corrupted.activations[name]) * slope  # [pair pos d_model] or [pair pos head d_head]
-                found[node] += float((product if node.head is None else product[:, :, node.head]).sum())
-            block.meter.add(4.0 * len(prompts))  # two passes, and one back
-    finally:
-        bridge.requires_grad_(False)
-    return {node: abs(value) for node, value in found.items()}
+    def rival(bench: Bench) -> Scores:
+        bridge = bench.engine.backend.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
+        bridge.requires_grad_(True)  # else the tool finds no graph
+        try:
+            parts = [_attributed(bridge, block, at, bench.engine.backend.info.nodes()) for _, block in bench.engine.blocks()]
+        finally:
+            bridge.requires_grad_(False)
+        return {node: abs(sum(part[node] for part in parts)) for node in parts[0]}
+
+    return rival
 
 
 def activation_patching(*directions: Direction) -> Callable[[Bench], Scores]:
@@ -75,7 +67,7 @@ def direct_logit_attribution(bench: Bench) -> Scores:
     for _, block in bench.engine.blocks():
         for pair in block.prompts.pairs:
             groups[len(pair.clean), len(pair.answer)].append(pair)
-    found: dict[str, float] = defaultdict(float)
+    found: dict[str, float] = {}
     for (_, n_answers), pairs in groups.items():
         with torch.no_grad():
             _, cache = bridge.run_with_cache(torch.tensor([pair.clean for pair in pairs]))
@@ -84,9 +76,28 @@ def direct_logit_attribution(bench: Bench) -> Scores:
                 for unit in ("head", "component"):
                     part = attribute(bridge, answer_tokens=answer, incorrect_tokens=wrong, unit=unit, cache=cache)
                     for label, values in zip(part.labels, part.attribution, strict=True):
-                        found[label] += float(values.sum()) / n_answers
+                        found[label] = found.get(label, 0.0) + float(values.sum()) / n_answers
         bench.engine.meter.spent += len(pairs)
     return {node: abs(found[f"{node.layer}_mlp_out" if node.head is None else f"L{node.layer}H{node.head}"]) for node in info.nodes()}
+
+
+def _attributed(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> dict[Node, float]:
+    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+    names = {node: f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}" for node in nodes}
+    wanted = ["hook_embed", *sorted(set(names.values()))]  # the gradient has to pass every hook
+    runs = {
+        side: cache_activation_and_gradient(bridge, block.prompts.tokens(side), _metric(block), wanted, compute_gradient=side == at)
+        for side in SIDES
+    }
+    block.meter.add(4.0 * len(block.prompts))  # two passes, and one back
+    found = {}
+    for node, name in names.items():
+        slope = runs[at].gradients[name]
+        assert slope is not None
+        product = (runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope  # [pair pos d_model], or [.. head d_head]
+        found[node] = float((product if node.head is None else product[:, :, node.head]).sum())
+    return found
 
 
 def _patched(bench: Bench, direction: Direction) -> dict[Node, float]:
@@ -122,10 +133,6 @@ def _one_head(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -
 
 def _whole(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
     return source
-
-
-def _hook(node: Node) -> str:
-    return f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}"
 
 
 def _metric(block: Block) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,10 +8,11 @@ Its pins clash with ours, so it runs in an environment of its own, and this file
     other/bin/python benchmarks/published.py DIR > scores.json
     python -m benchmarks.recovery --published scores.json [--models DIR]
 
-It scores edges. A node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is; for EAP
-and EAP-IG also their sum. Its batches hold prompts of one length: EAP's scores are summed over them; ACDC, which takes one batch, is run
-on each (up to 64 pairs), and an edge's threshold is the largest. The library's measures (a difference of mean logits, KL) are replaced by
-the task's metric, ACDC's thresholds are shares of its gap; all else is the library's.
+It scores edges. A node's score is the largest of the edges that leave it, since it is in a circuit as soon as one of them is; for the
+gradient methods also their sum. Its batches hold prompts of one length: EAP's scores are summed over them; ACDC, which takes one batch, is
+run on each (up to 64 pairs), and an edge's score is its threshold, summed over pairs. The library's measures (a difference of mean logits,
+KL) are replaced by the task's metric, ACDC's thresholds are shares of its gap. Its integrated gradients go along all edges' masks at once,
+not along the input embedding as in EAP-IG, so they have their own name; edges from the embedding are among its edges, and ablated too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from auto_circuit.utils.graph_utils import patchable_model
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-STEPS = 5  # of integrated gradients, as for the others
+STEPS = 50  # of integrated gradients, as in its own presets
 BASES, EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
 NEVER = 1.0  # larger than any threshold: the edge stays at all of them
 MOST_PAIRS = 64  # of one length, for ACDC, which runs hundreds of passes over its batch
@@ -138,7 +139,7 @@ def attributed(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: An
 
 
 def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, dict[str, torch.Tensor], float]:
-    """ACDC: the largest threshold at which an edge stays, in any of the batches."""
+    """ACDC: the largest threshold at which an edge stays, summed over the pairs."""
     model = patchable(folder)
     total: dict[str, torch.Tensor] = {}
     n_pairs = 0
@@ -156,15 +157,15 @@ def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, d
         found = ACDC.acdc_prune_scores(model, loader, None, tao_bases=BASES, tao_exps=EXPONENTS)
         for name, values in found.items():
             kept = values.masked_fill(values == math.inf, NEVER)
-            total[name] = torch.maximum(total[name], kept) if name in total else kept
+            total[name] = total.get(name, 0.0) + loader.batch_size * kept
     layers = model.cfg.n_layers
     starts = [int(edge.dest.module_name.split(".")[1]) for edge in model.edges]  # it starts at the reader's layer
-    passes = len(BASES) * len(EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
+    passes = 2 + len(BASES) * len(EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
     return model, total, float(passes * n_pairs)
 
 
 def scores_of(folder: Path) -> dict[str, Any]:
-    """Every method's node scores and cost.
+    """Every method's node scores and cost, with the stamp of what they are of.
 
     Raises:
         SystemExit: for a metric that is not known here.
@@ -175,21 +176,21 @@ def scores_of(folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{folder.name} is measured by {metric}; known are {', '.join(METRICS)}")
     made = {
         "EAP": attributed(folder, metric, pairs, mask_val=0.0),
-        "EAP-IG": attributed(folder, metric, pairs, integrated_grad_samples=STEPS),
+        "integrated edge gradients": attributed(folder, metric, pairs, integrated_grad_samples=STEPS),
         "ACDC": acdc(folder, metric, pairs),
     }
     joins: list[tuple[str, str, Callable[[list[float]], float]]] = [
         ("EAP", "largest", max),
         ("EAP", "sum", sum),
-        ("EAP-IG", "largest", max),
-        ("EAP-IG", "sum", sum),
+        ("integrated edge gradients", "largest", max),
+        ("integrated edge gradients", "sum", sum),
         ("ACDC", "largest", max),
     ]
     found = {}
     for name, word, join in joins:
         model, scores, cost = made[name]
         found[f"{name} (auto-circuit, {word})"] = {"scores": by_node(model, scores, join), "forward_equivalents": cost}
-    return found
+    return {"stamp": task["stamp"], "methods": found}
 
 
 def main() -> None:

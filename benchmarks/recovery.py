@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
@@ -22,9 +23,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from benchmarks.lens import Scores
 from benchmarks.rivals import RIVALS, run
-from benchmarks.subsets import Table, smallest, tabulate
+from benchmarks.subsets import smallest, tabulate
 from benchmarks.table import header
 from benchmarks.tally import COLUMNS, COSTS, Answer, Tally
 from benchmarks.trained import add_models, cases
@@ -32,6 +35,7 @@ from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.evaluation import Bench
+from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.store import open_run
@@ -65,7 +69,7 @@ def scored(answer: Mapping[str, Any]) -> Callable[[Bench], Scores]:
 
     def rival(bench: Bench) -> Scores:
         bench.engine.meter.spent += answer["forward_equivalents"]
-        return {node: answer["scores"].get(str(node), 0.0) for node in bench.engine.backend.info.nodes()}
+        return {node: answer["scores"][str(node)] for node in bench.engine.backend.info.nodes()}
 
     return rival
 
@@ -75,8 +79,28 @@ def export(folder: Path, cases_of: Iterable[tuple[str, Backend, Task]]) -> None:
     for name, model, task in cases_of:
         place = folder / name.replace(" ", "-")
         shutil.copytree(model.info.source, place)
-        pairs = [{"clean": p.clean, "corrupted": p.corrupted, "answer": p.answer, "wrong": p.wrong} for p in task.discovery.pairs]
-        (place / "pairs.json").write_text(json.dumps({"metric": task.metric, "pairs": pairs}))
+        (place / "pairs.json").write_text(json.dumps(exported(model, task)))
+
+
+def exported(model: Backend, task: Task) -> dict[str, Any]:
+    """Metric and discovery pairs, with a stamp that is another for other weights or pairs."""
+    pairs = [{"clean": p.clean, "corrupted": p.corrupted, "answer": p.answer, "wrong": p.wrong} for p in task.discovery.pairs]
+    stamp = hashlib.sha256(json.dumps([model.info.fingerprint, task.metric, pairs]).encode()).hexdigest()
+    return {"stamp": stamp, "metric": task.metric, "pairs": pairs}
+
+
+def methods_of(published: Mapping[str, Any], name: str, model: Backend, task: Task) -> Mapping[str, Any]:
+    """The answers of the methods that ran elsewhere, by method; none where there is no such file.
+
+    Raises:
+        ValueError: where they are of other weights or pairs.
+    """
+    if not published:
+        return {}
+    found: Mapping[str, Any] = published[name.replace(" ", "-")]
+    if found["stamp"] != exported(model, task)["stamp"]:
+        raise ValueError(f"the published scores of {name} are of other weights or pairs: export and compute them again")
+    return found["methods"]  # type: ignore[no-any-return]  # of a JSON file
 
 
 def ours(model: Backend, task: Task, folder: Path) -> Answer:
@@ -89,7 +113,8 @@ def ours(model: Backend, task: Task, folder: Path) -> Answer:
     scores = {node: inclusion.get(str(node), 0.0) + 1e-3 * size.get(str(node), 0.0) / largest for node in model.info.nodes()}
     spent = {event["stage"]: event["forward_equivalents"] for event in events if event["kind"] == "stage"}
     whole = done.circuit.cost.forward_equivalents or 0.0
-    return Answer(frozenset(done.circuit.members), scores, spent.get("mend", whole), judged=whole, verdict=str(done.circuit.verdict))
+    verdict = str(done.circuit.verdict)
+    return Answer(frozenset(done.circuit.members), scores, spent.get("mend", whole), spent.get("stability"), whole, verdict)
 
 
 def effects_of(events: Sequence[Any]) -> dict[str, float]:
@@ -113,16 +138,19 @@ def known_models(kind: str, folder: Path, most: int) -> Iterator[tuple[str, Back
         yield program.case.name, model, load_task(place / "task.jsonl", model, pairs=PAIRS), frozenset(map(Node.parse, program.truth))
 
 
-def regret(table: Table, circuit: NodeSet, best: Sequence[NodeSet]) -> float:
-    """By how much |1 − f| is larger than the least of the optima's."""
-    return table.distance(circuit) - min(table.distance(made) for made in best)
+def regrets(model: Backend, task: Task, circuits: Sequence[NodeSet], best: Sequence[NodeSet]) -> list[float]:
+    """By how much each circuit's |1 − f|, the larger of both ablations', is beyond the least of the optima's; 0 where it is not."""
+    bench = Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter())
+    sets = [*circuits, *best]
+    distances = torch.stack([(1 - bench.f(ablation)(sets, "regret")).abs() for ablation in EVIDENCE_ABLATIONS]).amax(0).tolist()
+    return [max(0.0, own - min(distances[len(circuits) :])) for own in distances[: len(circuits)]]
 
 
 def against_truth(kind: str, folder: Path, most: int, published: Mapping[str, Any]) -> str:
     """The table of models whose circuits are known."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     for name, model, task, truth in known_models(kind, folder, most):
-        for method, answer in answers(model, task, folder, published[name] if published else {}):
+        for method, answer in answers(model, task, folder, methods_of(published, name, model, task)):
             tallies[method].add(name, answer, [truth])
         print(kind, name, file=sys.stderr, flush=True)
     rows = (tally.row(method) for method, tally in tallies.items())
@@ -132,21 +160,26 @@ def against_truth(kind: str, folder: Path, most: int, published: Mapping[str, An
 def against_optimum(folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
     """The table of the trained models."""
     tallies: dict[str, Tally] = defaultdict(Tally)
-    apart: dict[str, list[int]] = defaultdict(list)
-    beyond: dict[str, list[float]] = defaultdict(list)
+    more: dict[str, list[tuple[bool, int, int, float]]] = defaultdict(list)  # passes, nodes that differ, nodes beyond, regret
     notes = []
     for name, model, task in cases(models, most):
-        table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
-        best = smallest(table.passing())
+        passing = tabulate(model, task.discovery).passing()
+        best = smallest(passing)
         if not best:
             notes.append(f"{name}: no set meets (a) to (d)")
-        for method, answer in answers(model, task, folder, published[name.replace(" ", "-")] if published else {}) if best else ():
+            continue
+        found = dict(answers(model, task, folder, methods_of(published, name, model, task)))
+        circuits = [answer.circuit for answer in found.values()]
+        for (method, answer), regret in zip(found.items(), regrets(model, task.heldout, circuits, best), strict=True):
             nearest = tallies[method].add(name, answer, best)
-            apart[method].append(len(nearest ^ answer.circuit))
-            beyond[method].append(regret(held, answer.circuit, best))
+            beyond = len(answer.circuit) - len(nearest)
+            more[method].append((answer.circuit in passing, len(nearest ^ answer.circuit), beyond, regret))
         print("trained", name, file=sys.stderr, flush=True)
-    columns = (*COLUMNS, "nodes that differ", "held-out abs(1 − f) beyond the best optimum's", *COSTS)
-    rows = (tally.row(method, f"{mean(apart[method]):.2f}", f"{mean(beyond[method]):+.3f}") for method, tally in tallies.items())
+    columns = (*COLUMNS, "meets (a) to (d)", "nodes that differ", "nodes beyond", "regret", *COSTS)
+    rows = []
+    for method, tally in tallies.items():
+        meets, apart, beyond, regret = map(mean, zip(*more[method], strict=True))
+        rows.append(tally.row(method, f"{meets:.3f}", f"{apart:.2f}", f"{beyond:+.2f}", f"{regret:.3f}"))
     return f"\ntrained\n\n{header(*columns)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in (*tallies[OURS].missed, *notes))}"
 
 
