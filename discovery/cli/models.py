@@ -107,8 +107,8 @@ def _memory(found: Outline, taken: tuple[int, int], free: int) -> dict[str, Any]
     from discovery.engine import Need
 
     loading, weights = taken
-    need = dataclasses.asdict(Need.of(found)) | {"weights": weights}
-    return {"loading": loading, **need, "disk": found.weights_bytes - weights if loading else 0, "free": free}
+    need = dataclasses.asdict(Need.of(found))
+    return {"loading": loading, "weights": weights, **need, "disk": found.weights_bytes - weights if loading else 0, "free": free}
 
 
 def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:

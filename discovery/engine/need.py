@@ -28,10 +28,6 @@ class Sized(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
-    def n_params(self) -> int: ...
-    @property
-    def copied(self) -> int: ...
-    @property
     def n_ctx(self) -> int: ...
     @property
     def n_layers(self) -> int: ...
@@ -73,16 +69,14 @@ def metric_bytes(model: Sized, metric: MetricName) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a model and a sweep of `resid_pre`, an output or heads on it take.
+    """Bytes that a sweep of `resid_pre`, an output or heads takes beside the model's weights.
 
     Attributes:
-        weights: the model itself, once it is loaded.
-        sweep_pair: beside it, a sweep of one pair after the other; sweep: of all pairs together.
+        sweep_pair: a sweep of one pair after the other; sweep: of all pairs together.
         limit: the least memory limit with which all pairs are swept together; a sweep stays below it.
         tokens, pairs: for which this is so.
     """
 
-    weights: int
     sweep_pair: int
     sweep: int
     limit: int
@@ -94,7 +88,7 @@ class Need:
         """For prompts of so many tokens, where the model takes as many."""
         tokens = min(tokens, model.n_ctx)
         one, limit = sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs)
-        return cls(_width(model) * (model.n_params + model.copied), one * TAKEN // 100, limit * TAKEN // 100, limit, tokens, pairs)
+        return cls(one * TAKEN // 100, limit * TAKEN // 100, limit, tokens, pairs)
 
 
 def sweep_bytes(model: Sized, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:
