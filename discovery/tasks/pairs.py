@@ -11,8 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+LONGEST_NAME = 100  # characters of a template or label: results and records name them
 Prompt = str | tuple[int, ...]
 Answer = str | int | tuple[str | int, ...]
+
+
+def shown(value: object) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 class Tokenizer(Protocol):
