@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import anyio
-from mcp.server.mcpserver import AcceptedElicitation, Elicit, ElicitationResult, Resolve
+from mcp.server.mcpserver import AcceptedElicitation
 from mcp.types import CallToolResult
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from discovery.errors import DiscoveryError
 from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
-from mcp_server.session import Session, science
-from mcp_server.session import Work as Job
+from mcp_server.session import Session
 from mcp_server.session.devices import in_thread
 from mcp_server.session.runs import Background
 from mcp_server.tools.arguments import ENOUGH, MOST_PAIRS, Budget, Call, Pairs, Seed, TaskName, pairs_given
 from mcp_server.tools.circuit import NodeView, ScoreView, beside_run, circuit_of, node_views, score_views
+from mcp_server.tools.questions import ROOM, Allowed, Asked, Drawn, agreed_pairs, chosen_task, expected_cost
 from mcp_server.tools.result import Listing, Work, answer, cost
 from mcp_server.tools.runs import Progress, progress_of
 from mcp_server.tools.task import Metric
 
 _LOOK = 0.1  # seconds between two looks at a run that is waited for
-ROOM = 2  # a run can take so many times what it is estimated at
-
-
-class Behaviour(BaseModel):
-    """Which behaviour to explain."""
-
-    task: Literal["", "ioi", "induction", "greater_than", "agreement"] = Field(
-        default="", description="A built-in behaviour; leave it empty to give pairs of your own instead."
-    )
-
-
-class Allowance(BaseModel):
-    """Whether a run may cost what it is estimated at."""
-
-    raise_budget: bool = Field(default=True, description="Raise the budget to the estimate; otherwise the run may end inconclusive.")
-
-
-class Enough(BaseModel):
-    """Whether to take as many pairs as a verdict needs."""
-
-    use_enough: bool = Field(
-        default=True, description="Take the task's own number of pairs; with fewer the verdict is inconclusive at best."
-    )
 
 
 class Discovery(Listing):
@@ -71,91 +47,11 @@ class Discovery(Listing):
     cost: Work | None
 
 
-def which_behaviour(call: Call, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None) -> Behaviour | Elicit[Behaviour]:
-    """Ask the user which behaviour is meant, where the call does not say and the client can ask."""
-    if task is not None or not _may_ask(call, model_id, run_id):
-        return Behaviour()
-    known = "; ".join(f"{name}: {built.summary}" for name, built in BUILTIN.items())
-    return Elicit(f"Which behaviour should the circuit explain? {known}", Behaviour)
-
-
-Asked = Annotated[ElicitationResult[Behaviour], Resolve(which_behaviour)]
-
-
-def enough_pairs(
-    call: Call, asked: Asked, model_id: str | None, task: TaskName | Pairs | None, run_id: str | None, pairs: int | None
-) -> Enough | Elicit[Enough]:
-    """Ask whether more pairs may be drawn, where a built-in task is asked for with too few for a verdict and the client can ask."""
-    chosen = _chosen(asked, task)
-    few = isinstance(chosen, str) and chosen in BUILTIN and pairs is not None and pairs < ENOUGH
-    if not few or not _may_ask(call, model_id, run_id):
-        return Enough(use_enough=False)
-    return Elicit(f"{pairs} pairs are too few for a verdict, which needs {ENOUGH}. Take {BUILTIN[str(chosen)].default_pairs}?", Enough)
-
-
-Drawn = Annotated[ElicitationResult[Enough], Resolve(enough_pairs)]
-
-
-async def what_it_costs(
-    call: Call,
-    asked: Asked,
-    drawn: Drawn,
-    model_id: str | None,
-    task: TaskName | Pairs | None,
-    run_id: str | None,
-    budget: float | None,
-    pairs: int | None,
-    seed: int,
-) -> Allowance | Elicit[Allowance]:
-    """Ask whether the budget may be raised, where the estimate for the task and pairs settled on is above it and the client can ask."""
-    chosen = _chosen(asked, task)
-    if chosen is None or budget is None or not _may_ask(call, model_id, run_id):
-        return Allowance(raise_budget=False)
-    expected = await _expected(call, str(model_id), chosen, _number(drawn, pairs), seed)
-    if expected <= budget:
-        return Allowance(raise_budget=False)
-    return Elicit(
-        f"This discovery is estimated at {expected:,.0f} forward-pass equivalents, and can take twice that; the budget is {budget:,.0f}. "
-        f"Raise the budget to {ROOM * expected:,.0f}?",
-        Allowance,
-    )
-
-
-async def _expected(call: Call, model_id: str, task: TaskName | Pairs, pairs: int | None, seed: int) -> float:
-    """What the run is estimated to cost."""
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
-
-    def job(work: Job) -> float:
-        read = session.task(loaded, pairs_given(task), pairs, seed)
-        return math.ceil(float(science.estimate(loaded.backend, read, memory=session.settings.memory).forward_equivalents))
-
-    return await session.devices.run(call, loaded.device, "estimate", job)
-
-
-def _may_ask(call: Call, model_id: str | None, run_id: str | None) -> bool:
-    """Whether a question makes sense: the client can put a form to its user, and the call can lead to a new run."""
-    capabilities: Any = call.client_capabilities
-    ability = None if capabilities is None else capabilities.elicitation
-    form = ability is not None and (ability.form is not None or ability.url is None)
-    return form and run_id is None and model_id is not None and call.request_context.lifespan_context.models.has(model_id)
-
-
-def _chosen(asked: ElicitationResult[Behaviour], task: TaskName | Pairs | None) -> TaskName | Pairs | None:
-    """The task of the call, else the user's."""
-    return task if task is not None else (asked.data.task or None) if isinstance(asked, AcceptedElicitation) else None
-
-
-def _number(drawn: ElicitationResult[Enough], pairs: int | None) -> int | None:
-    """How many pairs, after the user's word; None is the task's own number."""
-    return None if isinstance(drawn, AcceptedElicitation) and drawn.data.use_enough else pairs
-
-
 async def discover_circuit(
     call: Call,
     asked: Asked,
     drawn: Drawn,
-    allowed: Annotated[ElicitationResult[Allowance], Resolve(what_it_costs)],
+    allowed: Allowed,
     model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
     task: Annotated[
         TaskName | Pairs | None,
@@ -190,7 +86,7 @@ async def discover_circuit(
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
     session = call.request_context.lifespan_context
-    chosen = _chosen(asked, task)
+    chosen = chosen_task(asked, task)
     notes: list[str] = []
     if run_id is not None:
         made = await in_thread(partial(_resumed, session, run_id))
@@ -205,10 +101,10 @@ async def discover_circuit(
         )
     else:
         loaded = session.models.get(model_id)
-        if (number := _number(drawn, pairs)) != pairs:
+        if (number := agreed_pairs(drawn, pairs)) != pairs:
             notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
         if isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget:
-            budget = ROOM * await _expected(call, model_id, chosen, number, seed)
+            budget = ROOM * await expected_cost(call, model_id, chosen, number, seed)
             notes.append(f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed.")
         elif budget is not None:
             notes.append(

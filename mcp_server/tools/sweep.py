@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult, ContentBlock
 from pydantic import Field
@@ -136,28 +136,11 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         by if by != "position" else "",
         f"screened{task.seed}" if found.screen else "",
     )
-    grid = found.values.tolist()
-    document = {
-        "result_id": name,
-        "site": found.site,
-        "direction": found.direction,
-        "metric": found.metric,
-        "axes": list(found.axes),
-        "positions": list(found.positions),
-        "values": numbers(grid),
-        "n_null": int((~found.values.isfinite()).sum()),
-    }
-    if found.screen is not None:
-        estimates = found.screen.estimates
-        document |= {
-            "gradient_estimates": numbers(estimates.tolist()),
-            "n_null_estimates": int((~estimates.isfinite()).sum()),
-            "screen": found.screen.caution,
-        }
-    uri = session.results.keep(name, "grid.json", json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
+    text = json.dumps({"result_id": name, **_document(found)}, allow_nan=False, separators=(",", ":"))
+    uri = session.results.keep(name, "grid.json", text.encode())
     png = _figure(found, task)
-    known = found.values[~found.values.isnan()]
-    total = int(known.numel())
+    grid = _grid(found)
+    total = found.values.numel() - grid.n_nonfinite
     return Swept(
         model_id=model_id,
         result_id=name,
@@ -169,14 +152,7 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         metric_clean=number(float(found.metric_clean.mean())),
         metric_corrupted=number(float(found.metric_corrupted.mean())),
         top=[_cell(found.site, cell) for cell in science.top_cells(found, top)],
-        grid=Grid(
-            shape=list(found.values.shape),
-            axes=list(found.axes),
-            largest=number(float(known.max())) if total else None,
-            smallest=number(float(known.min())) if total else None,
-            n_above_0_1=int((known.abs() > 0.1).sum()),
-            n_nonfinite=int(found.values.numel()) - total,
-        ),
+        grid=grid,
         positions=list(found.positions),
         warnings=[*notes, *found.warnings],
         values=uri,
@@ -185,6 +161,40 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         truncated=total > top,
         cost=cost(found.cost),
     ), png
+
+
+def _document(found: Sweep) -> dict[str, Any]:
+    """The whole grid; null where a cell has no number."""
+    document = {
+        "site": found.site,
+        "direction": found.direction,
+        "metric": found.metric,
+        "axes": list(found.axes),
+        "positions": list(found.positions),
+        "values": numbers(found.values.tolist()),
+        "n_null": int((~found.values.isfinite()).sum()),
+    }
+    if found.screen is None:
+        return document
+    estimates = found.screen.estimates
+    return document | {
+        "gradient_estimates": numbers(estimates.tolist()),
+        "n_null_estimates": int((~estimates.isfinite()).sum()),
+        "screen": found.screen.caution,
+    }
+
+
+def _grid(found: Sweep) -> Grid:
+    known = found.values[~found.values.isnan()]
+    total = int(known.numel())
+    return Grid(
+        shape=list(found.values.shape),
+        axes=list(found.axes),
+        largest=number(float(known.max())) if total else None,
+        smallest=number(float(known.min())) if total else None,
+        n_above_0_1=int((known.abs() > 0.1).sum()),
+        n_nonfinite=int(found.values.numel()) - total,
+    )
 
 
 def _cell(site: str, cell: science.Cell) -> Cell:
