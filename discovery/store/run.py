@@ -15,72 +15,20 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from discovery.errors import StoreError
-from discovery.graph import CircuitGraph, Cost, Provenance, Record
-from discovery.graph.base import Json
+from discovery.graph import CircuitGraph
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
 from discovery.store.events import Event, EventLog, now, read_events
 from discovery.store.files import check_name, inside, read_bytes, read_json, storing, sweep, write_bytes, write_json
 from discovery.store.lock import RunLock, is_held
-
-RunStatus = Literal["running", "interrupted", "completed", "failed"]
-RunKind = Literal["discovery", "sae"]
-
-
-class ModelSource(Record):
-    """Where the model's weights came from.
-
-    Attributes:
-        name: as it was asked for.
-        source: bundled, a hub name, or a local directory.
-        revision: of a hub repository.
-        fingerprint: sha256 of the weights.
-    """
-
-    name: str | None = None
-    source: str | None = None
-    revision: str | None = None
-    fingerprint: str | None = None
-
-
-class RunRecord(Record):
-    """run.json.
-
-    Attributes:
-        run_id: the folder's name.
-        status: running, interrupted (resumable), completed (whatever the verdict), or failed.
-        kind: discovery of a circuit, or the training of an SAE.
-        task: name of the behaviour.
-        configuration: everything that was asked for.
-        model: where the weights came from.
-        provenance: how to do it again.
-        cost: so far.
-        created: when the run began, in UTC.
-        updated: when this file was last written.
-        problem: why it failed.
-        scores: of the dictionary that was trained.
-    """
-
-    schema_: Literal["circuit-scout/run/1"] = Field(default="circuit-scout/run/1", alias="schema")
-    run_id: str
-    status: RunStatus = "running"
-    kind: RunKind = "discovery"
-    task: str | None = None
-    configuration: Mapping[str, Json] = Field(default_factory=dict)
-    model: ModelSource = ModelSource()
-    provenance: Provenance = Provenance()
-    cost: Cost = Cost()
-    created: str = Field(default_factory=now)
-    updated: str = Field(default_factory=now)
-    problem: str | None = None
-    scores: Mapping[str, Json] | None = None
+from discovery.store.record import RunRecord, RunStatus
 
 
 class Run:

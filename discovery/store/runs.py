@@ -22,7 +22,8 @@ import platformdirs
 from discovery.errors import StoreError
 from discovery.graph import Provenance, Verdict
 from discovery.store.files import check_name, storing, sync_folder, write_json
-from discovery.store.run import ModelSource, Run, RunKind, RunRecord, RunStatus, write_pairs
+from discovery.store.record import ModelSource, RunKind, RunRecord, RunStatus
+from discovery.store.run import Run, write_pairs
 
 RUNS_DIR_VARIABLE = "CIRCUIT_SCOUT_RUNS_DIR"
 
