@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from discovery.backends.base import Backend
-from discovery.backends.check import compare, find_abilities, require_causal
+from discovery.backends.check import compare, require_causal
 from discovery.backends.choose import ELSEWHERE, choose, require_room
 from discovery.backends.describe import Plain, context_of, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device
@@ -30,6 +30,7 @@ from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
 from discovery.backends.outline import UndescribedError, empty_module, outline_of
+from discovery.backends.shortcuts import find_abilities
 from discovery.backends.spread import Places, Spread, home, off_device, told
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError

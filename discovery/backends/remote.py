@@ -25,7 +25,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.backends.batch import Batch, Outcome
 from discovery.backends.chart import Chart
-from discovery.backends.check import Reference, compare, find_abilities, probe_tokens, require_causal
+from discovery.backends.check import Reference, compare, probe_tokens, require_causal
 from discovery.backends.choose import require_hub, require_remote, require_tokenizer
 from discovery.backends.describe import Plain, context_of, describe_module, vocabulary
 from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
@@ -35,6 +35,7 @@ from discovery.backends.ndif import Ndif
 from discovery.backends.nnsight import require_possible
 from discovery.backends.sending import Service, Simulation
 from discovery.backends.shape import Shape
+from discovery.backends.shortcuts import find_abilities
 from discovery.backends.spread import held
 from discovery.errors import MeasurementError, ModelError
 from discovery.interventions import Edit

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from discovery.backends.check import Reference, reference
 from discovery.sites import BackendName
-from tests.discovery.tiny import Shelf
+from tests.discovery.tiny import Shelf, plain
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,10 @@ def _one_thread() -> Iterator[None]:
 def folder(tmp_path: Path) -> Path:
     """Where a test saves a model of its own."""
     return tmp_path / "model"
+
+
+@pytest.fixture
+def expected(shelf: Shelf) -> Reference:
+    """What the plain GPT-2 gives on the probe."""
+    info = shelf.load("gpt2").info
+    return reference(plain(shelf.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +9,18 @@ import pytest
 import torch
 
 from discovery import load_task, patch_sweep
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch, Outcome
-from discovery.backends.check import TOLERANCE, Reference, compare, find_abilities, probe_tokens, reference, require_causal
+from discovery.backends.check import TOLERANCE, compare, probe_tokens, require_causal
 from discovery.backends.describe import context
-from discovery.backends.info import Abilities
 from discovery.backends.load import load_model
-from discovery.errors import BackendMismatchError, ModelError, SiteError
-from discovery.interventions import Edit
-from discovery.sites import BackendName, Site
-from tests.discovery.tiny import hugging_face, plain
-
-
-class Liar(Backend):
-    """A sound backend, some of whose answers are changed."""
-
-    def __init__(self, inner: Any, lie: Any) -> None:
-        self.inner, self.lie = inner, lie
-        self.info, self.tokenizer, self.abilities = inner.info, None, inner.abilities
-
-    def run(
-        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
-    ) -> Outcome:
-        out: Outcome = self.inner.run(batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
-        return self.lie(batch, edits, out)  # type: ignore[no-any-return]
-
-    def head_weights(self, layer: int) -> Any:
-        return self.inner.head_weights(layer)
-
-
-def shifted(out: Outcome) -> Outcome:
-    return replace(out, logits=None if out.logits is None else out.logits + 1)
-
-
-@pytest.fixture
-def expected(shelf) -> Reference:
-    info = shelf.load("gpt2").info
-    return reference(plain(shelf.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")
+from discovery.errors import BackendMismatchError, ModelError
+from discovery.sites import BackendName
+from tests.discovery.backends.liar import Liar, shifted
+from tests.discovery.tiny import hugging_face
 
 
 def test_a_sound_backend_passes(shelf, expected):
     compare(shelf.load("gpt2"), expected)
     require_causal(shelf.load("gpt2"), expected)
-    assert find_abilities(shelf.load("gpt2"), expected) == Abilities(True, True, True, True, True, True, True)
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
@@ -67,51 +34,6 @@ def test_not_a_number_is_refused(shelf, expected):
     expected.logits[0, 0, 0] = float("nan")
     with pytest.raises(BackendMismatchError):
         compare(shelf.load("gpt2"), expected)
-
-
-LIES = {
-    "prefix": lambda batch, edits, out: shifted(out) if batch.prefix is not None else out,
-    "columns": lambda batch, edits, out: shifted(out) if batch.columns is not None else out,
-    "joins": lambda batch, edits, out: shifted(out) if batch.joins else out,
-    "narrow": lambda batch, edits, out: shifted(out) if batch.narrow else out,
-    "middle": lambda batch, edits, out: shifted(out) if batch.middle else out,
-    "pattern": lambda batch, edits, out: replace(out, activations={k: v + 1 for k, v in out.activations.items()}) if edits else out,
-    "linear_heads": lambda batch, edits, out: replace(
-        out, activations={k: v * 1.01 if k.kind == "attn_out" else v for k, v in out.activations.items()}
-    ),
-}
-
-
-@pytest.mark.parametrize("ability", LIES)
-def test_each_shortcut_is_dropped_by_itself(shelf, expected, ability):
-    found = find_abilities(Liar(shelf.load("gpt2"), LIES[ability]), expected)
-    assert found == replace(Abilities(True, True, True, True, True, True, True), **{ability: False})
-
-
-@pytest.mark.parametrize("error", [SiteError("no", "none"), TypeError(), ValueError(), RuntimeError("shape"), NotImplementedError()])
-def test_a_shortcut_that_fails_is_not_taken(shelf, expected, error):
-    def fail(batch: Batch, edits: Any, out: Outcome) -> Outcome:
-        if batch.prefix is not None:
-            raise error
-        return out
-
-    assert find_abilities(Liar(shelf.load("gpt2"), fail), expected) == Abilities(False, True, True, True, True, True, True)
-
-
-def test_too_little_memory_is_no_verdict_on_a_shortcut(shelf, expected):
-    def fail(batch: Batch, edits: Any, out: Outcome) -> Outcome:
-        if batch.prefix is not None:
-            raise torch.OutOfMemoryError
-        return out
-
-    with pytest.raises(torch.OutOfMemoryError):
-        find_abilities(Liar(shelf.load("gpt2"), fail), expected)
-
-
-def test_a_backend_that_cannot_start_in_the_middle_is_refused(shelf, expected):
-    lie = Liar(shelf.load("gpt2"), lambda batch, edits, out: shifted(out) if batch.start else out)
-    with pytest.raises(BackendMismatchError, match="cannot be started in the middle"):
-        find_abilities(lie, expected)
 
 
 def test_a_model_that_sees_what_comes_later_is_refused(shelf, expected):
