@@ -97,3 +97,9 @@ class Interrupted(Exception):  # noqa: N818  (an event, not an error)
     """
 
     run_id: str | None = None
+
+
+def first_line(fault: Exception) -> str:
+    """What an exception of another library says first, or its name."""
+    lines = [line.strip() for line in str(fault).strip().splitlines()] or [type(fault).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from discovery.backends.check import Reference, reference
-from discovery.backends.huggingface import Source
 from discovery.backends.info import ModelInfo
 from discovery.backends.layout import Layout
 from discovery.backends.shape import Shape, copied, work
+from discovery.backends.source import Source
 
 MLP_PARTS = ("in", "gate", "out")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
-from discovery.backends.huggingface import Source, fetch
 from discovery.backends.native import NATIVE_CONFIG
+from discovery.backends.source import Source, fetch
 from discovery.errors import ModelError
 
 

@@ -1,160 +1,23 @@
-"""A Hugging Face directory or hub name becomes a torch module, a tokenizer and a fingerprint.
-
-A hub name is first brought into the local cache, so that both are checked by the same rules: weights as safetensors only,
-no code from the directory is ever run, and every weight the architecture needs is there.
-"""
+"""A Hugging Face directory becomes a torch module: every weight that the architecture needs is there, and none of another shape."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from discovery.backends.source import read_config
 from discovery.backends.spread import Spread, keep
-from discovery.errors import ModelError
+from discovery.errors import ModelError, first_line
 
-WEIGHTS = "*.safetensors"
-PATTERNS = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
 _LAYER = re.compile(r"\.\d+\.")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: a directory, and for a hub name its revision."""
-
-    name: str
-    directory: Path
-    revision: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the weights' file; of several files, of their digests in the order of their names."""
-        digests = [_sha256(path) for path in sorted(self.directory.glob("*.safetensors"))]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-class TextTokenizer:
-    """A Hugging Face tokenizer behind the protocol that tasks need: its own default special tokens, nothing added."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.wrapped = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.wrapped(text)["input_ids"])
-
-    def decode(self, ids: list[int]) -> str:
-        return str(self.wrapped.decode(ids))
-
-    def holds_unknown(self, text: str) -> bool:
-        unknown, written = self.wrapped.unk_token_id, self.wrapped.unk_token
-        return unknown is not None and written not in text and unknown in self.encode(text)
-
-
-def fetch(name: str, *, weights: bool = True) -> Source:
-    """Bring a hub model into the local cache, or all but its weights.
-
-    Raises:
-        ModelError: where the name does not exist or the hub cannot be reached.
-    """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        wanted = [pattern for pattern in PATTERNS if weights or pattern != WEIGHTS]
-        directory = Path(snapshot_download(name, allow_patterns=wanted))
-    except HFValidationError:
-        raise ModelError(f"{name!r} is neither a directory nor a hub name.", "Give 'bundled', a model directory, or owner/name.") from None
-    except GatedRepoError:
-        raise ModelError(f"The hub model {name!r} is gated.", "Accept its licence on the hub and log in with `hf auth login`.") from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"The hub has no model {name!r}.", "Check the name, or give a model directory.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
-        if constants.is_offline_mode():
-            cause = f"{name!r} is not a directory here, nor a hub model in the cache, and downloads are switched off."
-            raise ModelError(cause, "Give a directory, or unset HF_HUB_OFFLINE (a server that is --read-only sets it).") from None
-        raise ModelError(
-            f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
-            "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
-        ) from None
-    if weights and not any(directory.glob(WEIGHTS)):
-        if constants.is_offline_mode():
-            cause = f"The cache has no *.safetensors file of the hub model {name!r}, and downloads are switched off."
-            raise ModelError(cause, "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.")
-        raise ModelError(
-            f"The hub model {name!r} has no *.safetensors file; pickled weights can run code when opened, and are not fetched.",
-            f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
-            f"AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('folder') for c in (M, T)]\"",
-        )
-    return Source(name, directory, revision=directory.name)
-
-
-def read_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
-    """The directory's config.json, refused where it cannot be a causal language model we load; its weights may be left for later.
-
-    Raises:
-        ModelError: damaged JSON, custom code, an encoder-decoder, or pickled weights.
-    """
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        cause = f"{directory.name}/config.json is not JSON ({type(fault).__name__})."
-        raise ModelError(cause, "Download or save the model again.") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{directory.name}/config.json names no model_type.", "Save the model with save_pretrained.")
-    for name in ("config.json", "tokenizer_config.json"):
-        path = directory / name
-        if path.is_file() and '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
-            raise ModelError(
-                f"{directory.name}/{name} asks to run code from the model directory (auto_map).",
-                "Code from a model is never run here: use an architecture that transformers itself has.",
-            )
-    if config.get("is_encoder_decoder"):
-        raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
-    _require_known(directory.name, str(config["model_type"]))
-    if weights:
-        require_safetensors(directory)
-    return config
-
-
-def _require_known(name: str, kind: str) -> None:
-    """transformers has a causal language model of this kind."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
-
-    if kind in KNOWN:
-        return
-    near = get_close_matches(kind, KNOWN, n=3)
-    cause = f"{name}/config.json: transformers has no causal language model of type {kind!r}"
-    raise ModelError(f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.", "Correct model_type, or use a newer transformers.")
-
-
-def require_safetensors(directory: Path) -> None:
-    """Check that the weights are safetensors.
-
-    Raises:
-        ModelError: gives the command that converts a pickle.
-    """
-    if any(directory.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
-    if pickles:
-        raise ModelError(
-            f"{directory.name} holds its weights as a pickle ({pickles[0]}), which can run code when opened.",
-            f'If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{directory}', use_safetensors=False).save_pretrained('{directory}')\"",
-        )
-    raise ModelError(f"{directory.name} has no *.safetensors file.", "Download or save the model's weights there.")
 
 
 def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Spread | None = None) -> nn.Module:
@@ -254,35 +117,3 @@ def bars_for_people() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def build_tokenizer(directory: Path) -> TextTokenizer | None:
-    """The directory's tokenizer, or None where it has none (prompts are then token ids).
-
-    Raises:
-        ModelError: where tokenizer files are there but cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as fault:
-        raise ModelError(
-            f"{directory.name}'s tokenizer cannot be read ({type(fault).__name__}).",
-            "Repair it, or remove its files and give prompts as token ids.",
-            detail=first_line(fault),
-        ) from fault
-    return TextTokenizer(tokenizer)
-
-
-def first_line(fault: Exception) -> str:
-    """What an exception of another library says first, or its name."""
-    lines = [line.strip() for line in str(fault).strip().splitlines()] or [type(fault).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,7 +23,7 @@ from discovery.backends.describe import Plain, context_of, describe_bridge, desc
 from discovery.backends.device import choose_device
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line
+from discovery.backends.huggingface import build_module
 from discovery.backends.info import Width
 from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.memory import free_memory, within_memory
@@ -31,9 +31,11 @@ from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_c
 from discovery.backends.nnsight import NnsightBackend
 from discovery.backends.outline import UndescribedError, empty_module, outline_of
 from discovery.backends.shortcuts import find_abilities
+from discovery.backends.source import Source
 from discovery.backends.spread import Places, Spread, home, off_device, told
+from discovery.backends.tokenizer import build_tokenizer
 from discovery.backends.transformerlens import TransformerLensBackend
-from discovery.errors import ModelError
+from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 

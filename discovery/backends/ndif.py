@@ -22,11 +22,10 @@ import torch
 from pydantic import ValidationError
 
 from discovery.backends.answers import UnreadableError, readable, require_whole
-from discovery.backends.huggingface import first_line
 from discovery.backends.nnsight import library
 from discovery.backends.sending import send
 from discovery.backends.waiting import tell
-from discovery.errors import ModelError, RemoteError
+from discovery.errors import ModelError, RemoteError, first_line
 
 STATUS_SECONDS = 70.0  # NDIF asks its cluster, for at most 60
 OPENING_SECONDS = 60.0  # until it hands out a session; nnsight's client sets no end to that

@@ -19,11 +19,12 @@ from torch import nn
 from discovery.backends.describe import context_of, vocabulary
 from discovery.backends.engines import Engine, engines_of
 from discovery.backends.find import find_source
-from discovery.backends.huggingface import TOKENIZER_FILES, Source, first_line, read_config
 from discovery.backends.info import Width
 from discovery.backends.native import NATIVE_CONFIG, native_module, read_native_config
 from discovery.backends.shape import Shape, copied, stacked, work
-from discovery.errors import ModelError
+from discovery.backends.source import Source, read_config
+from discovery.backends.tokenizer import TOKENIZER_FILES
+from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
 
 

@@ -28,7 +28,7 @@ from discovery.backends.chart import Chart
 from discovery.backends.check import Reference, compare, probe_tokens, require_causal
 from discovery.backends.choose import require_hub, require_remote, require_tokenizer
 from discovery.backends.describe import Plain, context_of, describe_module, vocabulary
-from discovery.backends.huggingface import Source, build_module, build_tokenizer, first_line, read_config
+from discovery.backends.huggingface import build_module
 from discovery.backends.info import Abilities, ModelInfo
 from discovery.backends.layout import Layout, layout_of
 from discovery.backends.ndif import Ndif
@@ -36,8 +36,10 @@ from discovery.backends.nnsight import require_possible
 from discovery.backends.sending import Service, Simulation
 from discovery.backends.shape import Shape
 from discovery.backends.shortcuts import find_abilities
+from discovery.backends.source import Source, read_config
 from discovery.backends.spread import held
-from discovery.errors import MeasurementError, ModelError
+from discovery.backends.tokenizer import build_tokenizer
+from discovery.errors import MeasurementError, ModelError, first_line
 from discovery.interventions import Edit
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discovery.backends.device import choose_device
-from discovery.backends.huggingface import fetch
 from discovery.backends.load import load_model
+from discovery.backends.source import fetch
 from discovery.errors import ModelError
 from tests.discovery.tiny import VOCAB, Shelf, hugging_face, native, tokenizer
 
