@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from discovery.agent.fit import Both, distance, fits
 from discovery.agent.mend import SPENT, Say, examine, mend, silent
+from discovery.agent.shrink import shrink
 from discovery.errors import BudgetError
 from discovery.evaluation import rivals
 from discovery.methods.ablation import NodeSet
@@ -53,5 +54,5 @@ def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, sa
 
 
 def select(both: Both, start: NodeSet, screened: Sequence[Node], seed: int, say: Say) -> NodeSet:
-    """The whole selection after the curve: mend, then settle with rivals."""
-    return settle(both, mend(both, start, say), screened, seed, say)
+    """The whole selection after the curve: mend, leave out what is not needed, then settle with rivals."""
+    return settle(both, shrink(both, mend(both, start, say), say), screened, seed, say)
