@@ -6,33 +6,42 @@ in some context (condition d), so none is dropped for being idle, and yet the ci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from discovery.agent.fit import Both, distance, excess, fits
-from discovery.agent.mend import SPENT, Say, examine
+from discovery.agent.mend import IDEAS, SPENT, Say, examine
 from discovery.errors import BudgetError
 from discovery.evaluation import thresholds
 from discovery.methods.ablation import NodeSet
-from discovery.sites import Node
 
 
 def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
-    """Leave out single nodes while no more is held against what is left; where the budget ends, as far as it came."""
+    """Leave out one node after the other while no more is held against what is left, following the IDEAS best ways.
+
+    Of the smallest sets the one closest to f = 1; where the budget ends, the smallest by then.
+    """
+    best = circuit
     try:
         allowed = examine(both, circuit).weight
-        while (node := _spare(both, circuit, allowed)) is not None:
-            why = "without it no more is held against the circuit by (a) to (d)"
-            say({"nodes": len(circuit) - 1}, f"leave out {node}", why)
-            circuit = circuit - {node}
+        ways = [circuit]
+        while ways := _smaller(both, ways, allowed):
+            best = ways[0]
     except BudgetError as spent:
         say({}, SPENT, spent.cause)
-    return circuit
+    if best != circuit:
+        names = ", ".join(str(node) for node in sorted(circuit - best))
+        say({"nodes": len(best)}, f"leave out {names}", "without it no more is held against the circuit by (a) to (d)")
+    return best
 
 
-def _spare(both: Both, circuit: NodeSet, allowed: tuple[float, int]) -> Node | None:
-    """A node that the circuit does not need, the one whose absence is least felt."""
-    nodes = sorted(circuit) if len(circuit) > 1 else []
+def _smaller(both: Both, ways: Sequence[NodeSet], allowed: tuple[float, int]) -> list[NodeSet]:
+    """The sets with one node less against which no more is held than is allowed, the closest to f = 1 first."""
+    made = sorted({way - {node} for way in ways if len(way) > 1 for node in way}, key=lambda made: [node.order for node in sorted(made)])
+    if not made:
+        return []
     low, high = thresholds.FAITHFUL
-    kept = [f([circuit - {node} for node in nodes], "shrink").tolist() for f in both.values()] if nodes else []
-    faithful = [node for node, *values in zip(nodes, *kept, strict=True) if all(low <= value <= high for value in values)]
-    found = dict(zip(faithful, fits(both, [circuit - {node} for node in faithful], "shrink"), strict=True))
-    good = sorted((node for node in faithful if excess(found[node]) == 0), key=lambda node: (round(distance(found[node]), 9), node))
-    return next((node for node in good if examine(both, circuit - {node}).weight <= allowed), None)
+    kept = [f(made, "shrink").tolist() for f in both.values()]
+    faithful = [one for one, *values in zip(made, *kept, strict=True) if all(low <= value <= high for value in values)]
+    found = dict(zip(faithful, fits(both, faithful, "shrink"), strict=True))
+    close = sorted((one for one in faithful if excess(found[one]) == 0), key=lambda one: round(distance(found[one]), 9))
+    return [one for one in close if examine(both, one).weight <= allowed][:IDEAS]
