@@ -30,7 +30,7 @@ def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
         say({}, SPENT, spent.cause)
     if best != circuit:
         names = ", ".join(str(node) for node in sorted(circuit - best))
-        say({"nodes": len(best)}, f"leave out {names}", "without it no more is held against the circuit by (a) to (d)")
+        say({"nodes": len(best)}, f"leave out {names}", "no more is held against what is left by (a) to (d)")
     return best
 
 

@@ -33,7 +33,7 @@ def test_what_no_condition_asks_for_is_left_out_the_least_first() -> None:
     assert examine(f, frozenset({A, X, Y})).weight == (0.0, 0), "none is idle"
     told: list[Any] = []
     assert shrink(f, frozenset({A, X, Y}), lambda *event: told.append(event)) == {A}
-    assert told == [({"nodes": 1}, "leave out a0.h1, a0.h2", "without it no more is held against the circuit by (a) to (d)")]
+    assert told == [({"nodes": 1}, "leave out a0.h1, a0.h2", "no more is held against what is left by (a) to (d)")]
 
 
 def test_more_than_one_way_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
