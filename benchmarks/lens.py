@@ -95,9 +95,13 @@ def _attributed(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> d
     for node, name in names.items():
         slope = runs[at].gradients[name]
         assert slope is not None
-        product = (runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope  # [pair pos d_model], or [.. head d_head]
-        found[node] = float((product if node.head is None else product[:, :, node.head]).sum())
+        found[node] = summed((runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope, node)
     return found
+
+
+def summed(values: torch.Tensor, node: Node) -> float:
+    """A node's share of the values at its site: [pair pos d_model], or of heads [pair pos head d_head]."""
+    return float((values if node.head is None else values[:, :, node.head]).sum())
 
 
 def _patched(bench: Bench, direction: Direction) -> dict[Node, float]:

@@ -1,4 +1,4 @@
-"""Node scores by `auto-circuit`, the published implementation of EAP, EAP-IG and ACDC, for `benchmarks.recovery`.
+"""Node scores by `auto-circuit`, the published implementation of EAP, integrated edge gradients and ACDC, for `benchmarks.recovery`.
 
 Its pins clash with ours, so it runs in an environment of its own, and this file imports nothing of the project:
 
@@ -124,7 +124,7 @@ def patchable(folder: Path) -> Any:
 
 
 def attributed(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
-    """EAP or EAP-IG: scores of edges, and forward-pass equivalents."""
+    """EAP or integrated edge gradients: scores of edges, and forward-pass equivalents."""
     total: dict[str, torch.Tensor] = {}
     model = patchable(folder)
     mask_gradient.batch_avg_answer_diff = lambda logits, batch: measured(metric, logits, batch)

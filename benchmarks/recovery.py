@@ -53,15 +53,15 @@ KINDS = ("by hand", "programs", "fresh programs", "trained")
 def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, Any]) -> Iterator[tuple[str, Answer]]:
     """Every method's answer on the task's discovery pairs."""
     yield OURS, ours(model, task, folder)
-    known = fresh(model, task)
+    known = fresh(model, task.discovery)
     for name, rival in {**RIVALS, **{name: scored(answer) for name, answer in published.items()}}.items():
-        made = run(rival, fresh(model, task), known)
+        made = run(rival, fresh(model, task.discovery), known)
         yield name, Answer(made.circuit, made.scores, made.forward_equivalents, made.ranking)
 
 
 def fresh(model: Backend, task: Task) -> Bench:
-    """A bench that has measured nothing yet."""
-    return Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
+    """A bench that has measured nothing yet, on all pairs of a task."""
+    return Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter())
 
 
 def scored(answer: Mapping[str, Any]) -> Callable[[Bench], Scores]:
@@ -77,9 +77,14 @@ def scored(answer: Mapping[str, Any]) -> Callable[[Bench], Scores]:
 def export(folder: Path, cases_of: Iterable[tuple[str, Backend, Task]]) -> None:
     """Every model with its metric and discovery pairs as token ids, for methods that run elsewhere."""
     for name, model, task in cases_of:
-        place = folder / name.replace(" ", "-")
+        place = folder / key(name)
         shutil.copytree(model.info.source, place)
         (place / "pairs.json").write_text(json.dumps(exported(model, task)))
+
+
+def key(name: str) -> str:
+    """A model's name as a folder's."""
+    return name.replace(" ", "-")
 
 
 def exported(model: Backend, task: Task) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def methods_of(published: Mapping[str, Any], name: str, model: Backend, task: Ta
     """
     if not published:
         return {}
-    found: Mapping[str, Any] = published[name.replace(" ", "-")]
+    found: Mapping[str, Any] = published[key(name)]
     if found["stamp"] != exported(model, task)["stamp"]:
         raise ValueError(f"the published scores of {name} are of other weights or pairs: export and compute them again")
     return found["methods"]  # type: ignore[no-any-return]  # of a JSON file
@@ -140,7 +145,7 @@ def known_models(kind: str, folder: Path, most: int) -> Iterator[tuple[str, Back
 
 def regrets(model: Backend, task: Task, circuits: Sequence[NodeSet], best: Sequence[NodeSet]) -> list[float]:
     """By how much each circuit's |1 − f|, the larger of both ablations', is beyond the least of the optima's; 0 where it is not."""
-    bench = Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter())
+    bench = fresh(model, task)
     sets = [*circuits, *best]
     distances = torch.stack([(1 - bench.f(ablation)(sets, "regret")).abs() for ablation in EVIDENCE_ABLATIONS]).amax(0).tolist()
     return [max(0.0, own - min(distances[len(circuits) :])) for own in distances[: len(circuits)]]

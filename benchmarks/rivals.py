@@ -14,20 +14,20 @@ smaller first. Ours mends what it finds by the same conditions, and where layer-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks import lens
-from benchmarks.lens import Scores
+from benchmarks.lens import Scores, summed
 from discovery.agent.mend import examine
 from discovery.backends.batch import Batch, forward_order
 from discovery.engine import SIDES
 from discovery.evaluation import Bench, Faithfulness
 from discovery.methods.ablation import NodeSet
 from discovery.metrics import measure
-from discovery.sites import Site
+from discovery.sites import Node, Site
 
 TAUS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
 STEPS = 5  # of integrated gradients
@@ -104,8 +104,7 @@ def acdc(bench: Bench) -> Scores:
 
 def eap_ig(bench: Bench) -> Scores:
     """STEPS gradients, k/STEPS of the way from corrupted to clean, as the authors' code has it."""
-    info = bench.engine.backend.info
-    sites = {node: Site("mlp_out" if node.head is None else "z", node.layer or 0) for node in info.nodes()}
+    sites = written_at(bench.engine.backend.info.nodes())
     kinds = sorted(set(sites.values()), key=forward_order)
     found = dict.fromkeys(sites, 0.0)
     for _, block in bench.engine.blocks():
@@ -122,9 +121,13 @@ def eap_ig(bench: Bench) -> Scores:
             slopes = {site: slopes[site] + slope / STEPS for site, slope in zip(kinds, found_here, strict=True)}
         block.meter.add(3.0 * STEPS * len(prompts))  # a pass and its way back
         for node, site in sites.items():
-            product = (block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site]
-            found[node] += float((product if node.head is None else product[:, :, node.head]).sum())
+            found[node] += summed((block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site], node)
     return {node: abs(value) for node, value in found.items()}
+
+
+def written_at(nodes: Iterable[Node]) -> dict[Node, Site]:
+    """Where each node's output is."""
+    return {node: Site("mlp_out" if node.head is None else "z", node.layer or 0) for node in nodes}
 
 
 RIVALS: Mapping[str, Callable[[Bench], Scores]] = {

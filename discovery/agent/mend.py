@@ -98,7 +98,7 @@ def mend(both: Both, start: NodeSet, say: Say) -> NodeSet:
         say({"sets looked at": len(seen)}, SPENT, spent.cause)
     if not seen:
         return start
-    return min(seen, key=lambda made: (seen[made].weight, len(made), [node.order for node in sorted(made)]))
+    return min(seen, key=lambda made: (seen[made].weight, len(made), sorted(made)))
 
 
 def _ideas(both: Both, circuit: NodeSet, faults: Faults) -> Iterator[Idea]:

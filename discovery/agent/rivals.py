@@ -22,7 +22,7 @@ MOST = 2  # rivals looked into, the closest first
 def layer_rivals(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int) -> list[NodeSet]:
     """Layer-matched sets that are as good under either ablation, the closest to f = 1 first."""
     found = {made: None for f in both.values() for made in rivals(f, circuit, screened, seed, by_layer=True)[0]}
-    ordered = sorted(found, key=lambda made: [node.order for node in sorted(made)])
+    ordered = sorted(found, key=sorted)
     far = {made: distance(fit) for made, fit in zip(ordered, fits(both, ordered, "rivals"), strict=True)} if ordered else {}
     return sorted(ordered, key=lambda made: round(far[made], 9))
 
@@ -44,7 +44,7 @@ def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, sa
         say({}, SPENT, spent.cause)
     if not options:
         return circuit
-    best = min(options, key=lambda made: (*options[made], len(made), [node.order for node in sorted(made)]))
+    best = min(options, key=lambda made: (*options[made], len(made), sorted(made)))
     measured: dict[str, object] = {" ".join(map(str, sorted(made))): count for made, (_, count) in options.items()}
     names = ", ".join(str(node) for node in sorted(best))
     change = "keep the circuit" if best == circuit else f"change to {names}"

@@ -6,6 +6,7 @@ in some context (condition d), so none is dropped for being idle, and yet the ci
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from discovery.agent.fit import Both, distance, excess, fits
@@ -36,7 +37,7 @@ def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
 
 def _smaller(both: Both, ways: Sequence[NodeSet], allowed: tuple[float, int]) -> list[NodeSet]:
     """The sets with one node less against which no more is held than is allowed, the closest to f = 1 first."""
-    made = sorted({way - {node} for way in ways if len(way) > 1 for node in way}, key=lambda made: [node.order for node in sorted(made)])
+    made = sorted({way - {node} for way in ways if len(way) > 1 for node in way}, key=sorted)
     if not made:
         return []
     low, high = thresholds.FAITHFUL
@@ -44,4 +45,4 @@ def _smaller(both: Both, ways: Sequence[NodeSet], allowed: tuple[float, int]) ->
     faithful = [one for one, *values in zip(made, *kept, strict=True) if all(low <= value <= high for value in values)]
     found = dict(zip(faithful, fits(both, faithful, "shrink"), strict=True))
     close = sorted((one for one in faithful if excess(found[one]) == 0), key=lambda one: round(distance(found[one]), 9))
-    return [one for one in close if examine(both, one).weight <= allowed][:IDEAS]
+    return list(itertools.islice((one for one in close if examine(both, one).weight <= allowed), IDEAS))

@@ -12,7 +12,7 @@ from transformer_lens.tools.analysis.attribution_patching import attribution_pat
 
 from benchmarks import rivals
 from benchmarks.coverage import shares
-from benchmarks.lens import activation_patching, attribution_patching, direct_logit_attribution
+from benchmarks.lens import activation_patching, attribution_patching, direct_logit_attribution, summed
 from benchmarks.nulls import irrelevant, reversed_answers, shuffled
 from benchmarks.recovery import exported, fresh, methods_of, regrets
 from benchmarks.rivals import RIVALS, run
@@ -21,8 +21,7 @@ from benchmarks.tally import Answer, Tally, auc, f1
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.backends.batch import Batch, forward_order
-from discovery.engine import Meter, Side, attributions
-from discovery.evaluation import Bench
+from discovery.engine import Side, attributions
 from discovery.methods.ablation import NodeSet
 from discovery.methods.nodes import node_effects
 from discovery.metrics import measure
@@ -42,10 +41,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
     place = build("induction").save(tmp_path_factory.mktemp("models") / "induction")
     model = load_model(place, device="cpu")
     return model, load_task(place / "task.jsonl", model, pairs=48)
-
-
-def fresh_of(model: Backend, task: Task) -> Bench:
-    return Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter())
 
 
 def test_auc_by_hand() -> None:
@@ -126,8 +121,8 @@ def test_more_than_sixteen_nodes_are_refused() -> None:
 @pytest.mark.parametrize("name", [name for name in RIVALS if not name.startswith("direct logit attribution")])
 def test_every_rival_finds_plain_induction(name: str, case: tuple[Backend, Task]) -> None:
     model, task = case
-    known = fresh(model, task)
-    found, again = (run(RIVALS[name], fresh(model, task), known) for _ in range(2))
+    known = fresh(model, task.discovery)
+    found, again = (run(RIVALS[name], fresh(model, task.discovery), known) for _ in range(2))
     assert found.circuit == again.circuit == nodes("a0.h2", "a1.h1")
     assert set(found.scores) == set(model.info.nodes())
     assert found.forward_equivalents == pytest.approx(again.forward_equivalents), "what was known already is counted all the same"
@@ -136,9 +131,9 @@ def test_every_rival_finds_plain_induction(name: str, case: tuple[Backend, Task]
 
 def slopes_on(model: Backend, task: Task, side: Side) -> dict[Node, float]:
     """(clean − corrupted) · ∂m/∂node on one side's run, summed over positions and pairs, by autograd on our own pass."""
-    [(_, block)] = fresh_of(model, task).engine.blocks()
+    [(_, block)] = fresh(model, task).engine.blocks()
     prompts = block.prompts
-    sites = {node: Site("mlp_out" if node.head is None else "z", node.layer or 0) for node in model.info.nodes()}
+    sites = rivals.written_at(model.info.nodes())
     order = sorted(set(sites.values()), key=forward_order)
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():
@@ -148,7 +143,7 @@ def slopes_on(model: Backend, task: Task, side: Side) -> dict[Node, float]:
         slopes = dict(zip(order, torch.autograd.grad(metric, [outcome.activations[site] for site in order]), strict=True))
     changes = {site: block.activation("clean", site) - block.activation("corrupted", site) for site in order}
     products = {site: changes[site] * slopes[site] for site in order}
-    return {node: float((products[s] if node.head is None else products[s][:, :, node.head]).sum()) for node, s in sites.items()}
+    return {node: summed(products[site], node) for node, site in sites.items()}
 
 
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
@@ -156,7 +151,7 @@ def test_attribution_patching_takes_its_gradient_where_it_says(side: Side, tmp_p
     place = build("and_mlp").save(tmp_path / "and_mlp")
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=8)
-    bench = fresh_of(model, task)
+    bench = fresh(model, task)
     expected = slopes_on(model, task, side)
     assert attribution_patching(side)(bench) == {node: pytest.approx(abs(value), rel=1e-3, abs=1e-3) for node, value in expected.items()}
     assert bench.engine.meter.spent == 4 * len(task)
@@ -167,12 +162,12 @@ def test_integrated_gradients_end_on_the_clean_run_and_approach_the_integral(tmp
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=8)
     monkeypatch.setattr(rivals, "STEPS", 1)
-    bench = fresh_of(model, task)
+    bench = fresh(model, task)
     assert rivals.eap_ig(bench) == {node: pytest.approx(abs(v), rel=1e-3, abs=1e-3) for node, v in slopes_on(model, task, "clean").items()}
     assert bench.engine.meter.spent == pytest.approx(5 * len(task), rel=0.05), "two cached passes, one more and its way back"
     monkeypatch.setattr(rivals, "STEPS", 200)
-    found = rivals.eap_ig(fresh_of(model, task))
-    [(_, block)] = fresh_of(model, task).engine.blocks()
+    found = rivals.eap_ig(fresh(model, task))
+    [(_, block)] = fresh(model, task).engine.blocks()
     heads = attributions(block, "clean", "z", 200).sum((0, 2))
     for node, value in found.items():
         if node.head is not None:
@@ -195,7 +190,7 @@ def test_transformer_lens_attribution_is_its_own_functions(tmp_path: Path) -> No
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=8)
     expected: dict[tuple[int, int | None], float] = defaultdict(float)
-    scores = RIVALS["attribution patching (TransformerLens)"](fresh_of(model, task))
+    scores = RIVALS["attribution patching (TransformerLens)"](fresh(model, task))
     bridge = model.bridge  # type: ignore[attr-defined]
     bridge.requires_grad_(True)
     for pair in task.pairs:
@@ -213,14 +208,14 @@ def test_transformer_lens_patching_gives_the_engines_numbers(name: str, tmp_path
     place = build(name).save(tmp_path / name)
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=16)
-    engine = Bench.of(model, task, "all", 0, metric=None, memory=None, meter=Meter()).engine
+    engine = fresh(model, task).engine
     noising, denoising = (node_effects(engine, direction) for direction in ("noising", "denoising"))
     gap = float((engine.baseline("clean") - engine.baseline("corrupted")).sum())
     for made, expected in (
         (activation_patching("noising"), noising.values.abs()),
         (activation_patching("noising", "denoising"), torch.maximum(noising.values.abs(), denoising.values.abs())),
     ):
-        scores = made(fresh_of(model, task))
+        scores = made(fresh(model, task))
         assert [scores[node] / gap for node in noising.nodes] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -229,7 +224,7 @@ def test_direct_logit_attribution_sees_the_last_head_alone(name: str, first: str
     place = build(name).save(tmp_path / name)
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=48)
-    bench = fresh_of(model, task)
+    bench = fresh(model, task)
     scores = direct_logit_attribution(bench)
     assert max(scores, key=lambda node: scores[node]) == Node.parse(last)
     assert scores[Node.parse(first)] < 0.1 * scores[Node.parse(last)]
@@ -252,7 +247,7 @@ def test_direct_logit_attribution_takes_the_mean_of_many_answers() -> None:
         for layer in range(model.info.n_layers):
             written = cache["mlp_out", layer][0, -1].detach()
             expected[f"m{layer}"] += float((written - written.mean()) / scale @ direction) / len(pair.answer)
-    scores = direct_logit_attribution(fresh_of(model, one))
+    scores = direct_logit_attribution(fresh(model, one))
     for name, value in expected.items():
         assert scores[Node.parse(name)] == pytest.approx(abs(value), abs=1e-3)
 

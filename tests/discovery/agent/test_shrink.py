@@ -12,20 +12,15 @@ from discovery.agent import shrink as module
 from discovery.agent.fit import excess, fits
 from discovery.agent.mend import SPENT, examine, silent
 from discovery.agent.shrink import shrink
-from discovery.sites import Node, head
+from discovery.sites import Node
 from tests.discovery.agent.test_mend import FEW, GATES, both, of_table, tables
+from tests.discovery.agent.test_rivals import A, X, Y, over
 from tests.discovery.evaluation.synthetic import Set
-
-A, X, Y, Z = (head(0, h) for h in range(4))
 
 
 def slight(kept: Set) -> float:
     """Two bystanders of 0.03 and 0.04: each is needed by (d), and the circuit meets every condition without both."""
     return (A in kept) + 0.04 * (X in kept) + 0.03 * (Y in kept)
-
-
-def over(value: Any, budget: int | None = None) -> Any:
-    return both(value, universe=[A, X, Y, Z], budget=budget)
 
 
 def test_what_no_condition_asks_for_is_left_out_the_least_first() -> None:
