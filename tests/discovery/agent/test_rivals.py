@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.agent.mend import SPENT, examine, silent
-from discovery.agent.rivals import layer_rivals, select, settle
+from discovery.agent.rivals import Option, option, select, settle
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
 from tests.discovery.agent.test_mend import FEW, GATES, UNIVERSE, both, of_table, tables
 from tests.discovery.evaluation.synthetic import Function, Set
@@ -23,21 +24,57 @@ def slight(kept: Set) -> float:
     return (A in kept) + 0.03 * (X in kept) + 0.03 * (Y in kept)
 
 
-def over(value: Any, budget: int | None = None) -> Any:
-    return both(value, universe=[A, X, Y, Z], budget=budget)
+def over(value: Any, budget: int | None = None, heads: int = 4) -> Any:
+    return both(value, universe=[head(0, h) for h in range(heads)], budget=budget)
+
+
+def settled(f: Any, start: NodeSet) -> tuple[NodeSet, list[tuple[Any, str, str]]]:
+    """What is kept, and what was said."""
+    told: list[tuple[Any, str, str]] = []
+    return settle(f, start, sorted(f["mean"].everything), 0, lambda *event: told.append(event)), told
+
+
+ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
 
 
 def test_bystanders_of_one_size_are_taken_together() -> None:
-    """A X and A Y are rivals of each other; all three have none."""
-    f = over(slight)
-    one, other = frozenset({A, X}), frozenset({A, Y})
-    assert layer_rivals(f, one, sorted(f["mean"].everything), 0) == [other]
-    told: list[tuple[Any, str, str]] = []
-    assert settle(f, one, [A, X, Y, Z], 0, lambda *event: told.append(event)) == {A, X, Y}
-    ((measured, concluded, why),) = told
-    assert measured == {"a0.h0 a0.h1": 1, "a0.h0 a0.h2": 1, "a0.h0 a0.h1 a0.h2": 0}
+    """A X and A Y are rivals of each other; of 55 sets of three none is as good as all three."""
+    f = over(slight, heads=8)
+    assert option(f, ONE, sorted(f["mean"].everything), 0) == Option((0.0, 0), [OTHER], 27)
+    found, ((measured, concluded, why),) = settled(f, ONE)
+    assert found == UNION
+    assert measured == {
+        "a0.h0 a0.h1": {"as_good": 1, "n": 27},
+        "a0.h0 a0.h2": {"as_good": 1, "n": 27},
+        "a0.h0 a0.h1 a0.h2": {"as_good": 0, "n": 55},
+    }
     assert concluded == "change to a0.h0, a0.h1, a0.h2"
     assert "1 layer-matched" in why
+
+
+def test_a_union_with_too_few_sets_beside_it_is_not_better_for_having_no_rival() -> None:
+    """Of four heads three can be chosen otherwise in three ways: that none of them is as good says little."""
+    found, ((measured, concluded, _),) = settled(over(slight), ONE)
+    assert measured == {
+        "a0.h0 a0.h1": {"as_good": 1, "n": 5},
+        "a0.h0 a0.h2": {"as_good": 1, "n": 5},
+        "a0.h0 a0.h1 a0.h2": {"as_good": 0, "n": 3},
+    }
+    assert concluded == "keep the circuit"
+    assert found == ONE
+
+
+@pytest.mark.parametrize(
+    ("weight", "tried", "may"),
+    [((0.0, 0), 19, True), ((0.0, 0), 18, False), ((0.0, 1), 23, False), ((0.1, 0), 23, False)],
+)
+def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(weight: tuple[float, int], tried: int, may: bool) -> None:
+    assert Option(weight, [], tried).may_replace(Option((0.0, 0), [ONE], 20)) == may
+
+
+@pytest.mark.parametrize(("weight", "tried", "may"), [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)])
+def test_fewer_faults_always_may_and_few_sets_may_against_few(weight: tuple[float, int], tried: int, may: bool) -> None:
+    assert Option(weight, [], tried).may_replace(Option((0.0, 1), [ONE], 5)) == may
 
 
 def test_a_rival_that_is_better_replaces_the_circuit() -> None:
@@ -67,23 +104,23 @@ def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
         return (A in kept) + 0.03 * (X in kept) + 0.02 * (Y in kept)
 
     f = both(slight, mean, universe=[A, X, Y, Z])
-    assert layer_rivals(f, frozenset({A, Y}), [A, X, Y, Z], 0) == [frozenset({A, X})]
-    assert layer_rivals(f, frozenset({A, Z}), [A, X, Y, Z], 0) == [frozenset({A, X}), frozenset({A, Y})]
+    assert option(f, OTHER, [A, X, Y, Z], 0).rivals == [ONE]
+    assert option(f, frozenset({A, Z}), [A, X, Y, Z], 0).rivals == [ONE, OTHER]
 
 
 def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     """The circuit itself at first, then whatever was found to be better; what was spent is said once."""
-    free = over(slight)
-    settle(free, frozenset({A, X}), [A, X, Y, Z], 0, silent)
+    free = over(slight, heads=8)
+    settled(free, ONE)
     most = max(len(f.measured) for f in free.values())
     found = []
     for budget in range(most + 1):
-        told: list[str] = []
-        found.append(settle(over(slight, budget), frozenset({A, X}), [A, X, Y, Z], 0, lambda m, c, w, told=told: told.append(c)))
-        assert told.count(SPENT) <= 1
-    assert found[0] == {A, X}
-    assert found[-1] == {A, X, Y}
-    assert set(found) <= {frozenset({A, X}), frozenset({A, X, Y})}
+        kept, told = settled(over(slight, budget, heads=8), ONE)
+        found.append(kept)
+        assert [concluded for _, concluded, _ in told].count(SPENT) <= 1
+    assert found[0] == ONE
+    assert found[-1] == UNION
+    assert set(found) <= {ONE, UNION}
     changes = sum(one != other for one, other in itertools.pairwise(found))
     assert changes == 1, "once better, always better"
 
@@ -103,4 +140,4 @@ def test_it_ends_on_any_function_and_never_with_more_faults(rows: Any, start: se
 def test_layers_without_another_node_have_no_rivals() -> None:
     alone = [head(0, 0), mlp(0), head(1, 0)]
     f = {"resample": Function(alone, lambda kept: len(kept) / 3)}
-    assert layer_rivals(f, frozenset(alone[:2]), alone, 0) == []
+    assert option(f, frozenset(alone[:2]), alone, 0).rivals == []
