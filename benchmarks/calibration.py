@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.table import header
-from benchmarks.trained import add_models, cases
+from benchmarks.trained import SEEDS, add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds
@@ -68,7 +68,7 @@ def every(models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
     model = load_model("bundled")
     for name in BUILTIN:
         yield name, model, load_task(name, model)
-    yield from cases(models, most)
+    yield from cases(models, SEEDS[:most])
 
 
 def main() -> None:

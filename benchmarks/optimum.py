@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.subsets import smallest, tabulate
 from benchmarks.table import header
-from benchmarks.trained import add_models, cases
+from benchmarks.trained import SEEDS, add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
@@ -59,7 +59,7 @@ def every(folder: Path, models: Path, most: int) -> Iterator[tuple[str, Backend,
     for name in sorted(CASES):
         model = load_model(build(name).save(folder / name))
         yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS)
-    yield from cases(models, most, PAIRS)
+    yield from cases(models, SEEDS[:most], PAIRS)
 
 
 def main() -> None:

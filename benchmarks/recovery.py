@@ -1,11 +1,11 @@
 """Ours against the field, on models whose circuits are known: `python -m benchmarks.recovery [--models DIR] [--published FILE]`
 
-The models written by hand; random programs compiled to weights (`tests/handbuilt/programs.py`), those that were there while the agent was
-written apart from those that were drawn after; and small trained ones, whose truth is the brute-force optimum nearest to the answer. Every
-method gets the same discovery pairs, metric and ablations. Prints Markdown: precision, recall, the share of circuits found exactly with its
-Clopper–Pearson interval, how often the truth is a prefix of the ranking (what the best threshold could find), ROC AUC of the ranking, and
-forward-pass equivalents up to the ranking, up to the circuit, and with its verdict. `benchmarks.published` says how to add the methods of
-`auto-circuit`.
+The models written by hand; random programs compiled to weights (`tests/handbuilt/programs.py`); and small trained ones, whose truth is the
+brute-force optimum nearest to the answer; of the last two those that were there while the agent was written apart from those that were made
+after. Every method gets the same discovery pairs, metric and ablations. Prints Markdown: precision, recall, the share of circuits found
+exactly with its Clopper–Pearson interval, how often the truth is a prefix of the ranking (what the best threshold could find), ROC AUC of
+the ranking, and forward-pass equivalents up to the ranking, up to the circuit, and with its verdict. `benchmarks.published` says how to add
+the methods of `auto-circuit`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.rivals import RIVALS, run
 from benchmarks.subsets import smallest, tabulate
 from benchmarks.table import header
 from benchmarks.tally import COLUMNS, COSTS, Answer, Tally
-from benchmarks.trained import add_models, cases
+from benchmarks.trained import FRESH, SEEDS, add_models, cases
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.engine import Meter
@@ -47,7 +47,8 @@ from tests.handbuilt.truth import known
 PAIRS = 240
 OURS = "Circuit Scout"
 SEEN = 130  # the agent was written while the programs of the seeds below were there
-KINDS = ("by hand", "programs", "fresh programs", "trained")
+KINDS = ("by hand", "programs", "fresh programs", "trained", "fresh trained")
+TRAINED = KINDS[3:]
 
 
 def answers(model: Backend, task: Task, folder: Path, published: Mapping[str, Any]) -> Iterator[tuple[str, Answer]]:
@@ -143,6 +144,11 @@ def known_models(kind: str, folder: Path, most: int) -> Iterator[tuple[str, Back
         yield program.case.name, model, load_task(place / "task.jsonl", model, pairs=PAIRS), frozenset(map(Node.parse, program.truth))
 
 
+def seeds_of(kind: str) -> tuple[int, ...]:
+    """The seeds of the trained models of a kind."""
+    return FRESH if kind == "fresh trained" else SEEDS
+
+
 def regrets(model: Backend, task: Task, circuits: Sequence[NodeSet], best: Sequence[NodeSet]) -> list[float]:
     """By how much each circuit's |1 − f|, the larger of both ablations', is beyond the least of the optima's; 0 where it is not."""
     bench = fresh(model, task)
@@ -162,12 +168,12 @@ def against_truth(kind: str, folder: Path, most: int, published: Mapping[str, An
     return f"\n{kind}\n\n{header(*COLUMNS, *COSTS)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in tallies[OURS].missed)}"
 
 
-def against_optimum(folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
-    """The table of the trained models."""
+def against_optimum(kind: str, folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
+    """The table of trained models."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     more: dict[str, list[tuple[bool, int, int, float]]] = defaultdict(list)  # passes, nodes that differ, nodes beyond, regret
     notes = []
-    for name, model, task in cases(models, most):
+    for name, model, task in cases(models, seeds_of(kind)[:most]):
         passing = tabulate(model, task.discovery).passing()
         best = smallest(passing)
         if not best:
@@ -179,13 +185,13 @@ def against_optimum(folder: Path, models: Path, most: int, published: Mapping[st
             nearest = tallies[method].add(name, answer, best)
             beyond = len(answer.circuit) - len(nearest)
             more[method].append((answer.circuit in passing, len(nearest ^ answer.circuit), beyond, regret))
-        print("trained", name, file=sys.stderr, flush=True)
+        print(kind, name, file=sys.stderr, flush=True)
     columns = (*COLUMNS, "meets (a) to (d)", "nodes that differ", "nodes beyond", "regret", *COSTS)
     rows = []
     for method, tally in tallies.items():
         meets, apart, beyond, regret = map(mean, zip(*more[method], strict=True))
         rows.append(tally.row(method, f"{meets:.3f}", f"{apart:.2f}", f"{beyond:+.2f}", f"{regret:.3f}"))
-    return f"\ntrained\n\n{header(*columns)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in (*tallies[OURS].missed, *notes))}"
+    return f"\n{kind}\n\n{header(*columns)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in (*tallies[OURS].missed, *notes))}"
 
 
 def main() -> None:
@@ -205,10 +211,10 @@ def main() -> None:
         for kind in chosen.only or KINDS:
             if chosen.export is not None:
                 made_known = (case[:3] for case in known_models(kind, folder, chosen.programs))
-                export(chosen.export, cases(models, chosen.trained) if kind == "trained" else made_known)
+                export(chosen.export, cases(models, seeds_of(kind)[: chosen.trained]) if kind in TRAINED else made_known)
                 continue
-            if kind == "trained":
-                out.write(against_optimum(folder, models, chosen.trained, published))
+            if kind in TRAINED:
+                out.write(against_optimum(kind, folder, models, chosen.trained, published))
             else:
                 out.write(against_truth(kind, folder, chosen.programs, published))
             out.flush()
