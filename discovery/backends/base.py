@@ -79,8 +79,7 @@ class Backend(ABC):
     @property
     def held(self) -> int:
         """Bytes of its weights that lie where it computes."""
-        width: torch.dtype = getattr(torch, self.info.dtype)
-        return width.itemsize * (self.info.n_params + self.info.copied)
+        return self.info.weights_bytes
 
     def require_gradients(self) -> None:
         """Check that runs can be differentiated.

@@ -5,35 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from discovery.errors import SiteError
 from discovery.sites import Node, Universe, head, mlp
 
 Width = Literal["float32", "float16", "bfloat16", "float64"]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of a loaded model.
+def width_of(dtype: str) -> int:
+    """Bytes of one number."""
+    return int(getattr(torch, dtype).itemsize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a configuration says of a model, loaded or not.
 
     Attributes:
         name: as the user gave it; source: directory or hub name; revision: commit of a hub name.
-        fingerprint: sha256 of the weights' files.
         architecture: class name of the wrapped module.
-        attn_only: no MLPs. parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
-        weight_processing: "none": the weights are used as they are.
-        macs_*: matmul multiply-adds for one position (attention scores apart).
-        copied: how many weights the engine holds a second time; chosen: why this engine.
+        n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
         d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
-        device_map: how the weights are spread over several places, as it was asked for; None where they are not.
-        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
+        n_params: tied weights count once; copied: how many of them the engine holds a second time.
+        attn_only: no MLPs.
+        macs_*: matmul multiply-adds for one position (attention scores apart).
     """
 
     name: str
     source: str
-    fingerprint: str
+    revision: str | None = None
     architecture: str
-    backend: str
-    device: str
     dtype: str
     n_layers: int
     n_heads: int
@@ -41,27 +43,54 @@ class ModelInfo:
     d_model: int
     d_head: int
     d_vocab: int
+    d_vocab_out: int | None = None
     n_ctx: int
     n_params: int
+    copied: int = 0
     attn_only: bool
-    parallel: bool
-    positions: str
-    normalization: str
     macs_attention: int
     macs_mlp: int
-    revision: str | None = None
-    weight_processing: str = "none"
-    warnings: tuple[str, ...] = ()
-    d_vocab_out: int | None = None
-    copied: int = 0
-    chosen: str = ""
-    remote: str | None = None
-    device_map: str | None = None
 
     @property
     def n_logits(self) -> int:
         """How many tokens can be an answer."""
         return self.d_vocab_out or self.d_vocab
+
+    @property
+    def width(self) -> int:
+        """Bytes of one number."""
+        return width_of(self.dtype)
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the loaded model takes, where all of it is held."""
+        return self.width * (self.n_params + self.copied)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo(Described):
+    """What is known of a loaded model.
+
+    Attributes:
+        fingerprint: sha256 of the weights' files.
+        parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
+        weight_processing: "none": the weights are used as they are.
+        chosen: why this engine.
+        device_map: how the weights are spread over several places, as it was asked for; None where they are not.
+        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
+    """
+
+    fingerprint: str
+    backend: str
+    device: str
+    parallel: bool
+    positions: str
+    normalization: str
+    weight_processing: str = "none"
+    warnings: tuple[str, ...] = ()
+    chosen: str = ""
+    remote: str | None = None
+    device_map: str | None = None
 
     def nodes(self, universe: Universe = "all") -> tuple[Node, ...]:
         """Every head and, unless `universe` is "heads", every MLP, in forward order."""

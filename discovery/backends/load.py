@@ -21,6 +21,7 @@ from discovery.backends.check import compare, require_causal
 from discovery.backends.choose import ELSEWHERE, choose, require_room
 from discovery.backends.describe import Plain, context_of, describe_bridge, describe_module, vocabulary
 from discovery.backends.device import choose_device
+from discovery.backends.empty import empty_module
 from discovery.backends.engines import ENGINES, Engine
 from discovery.backends.find import find_source
 from discovery.backends.huggingface import build_module
@@ -29,7 +30,7 @@ from discovery.backends.layout import NATIVE, layout_of
 from discovery.backends.memory import free_memory, within_memory
 from discovery.backends.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
 from discovery.backends.nnsight import NnsightBackend
-from discovery.backends.outline import UndescribedError, empty_module, outline_of
+from discovery.backends.outline import UndescribedError, outline_of
 from discovery.backends.shortcuts import find_abilities
 from discovery.backends.source import Source
 from discovery.backends.spread import Places, Spread, home, off_device, told

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from discovery.backends.describe import context_of, vocabulary
+from discovery.backends.empty import empty_module, give_biases
 from discovery.backends.engines import Engine, engines_of
 from discovery.backends.find import find_source
-from discovery.backends.info import Width
+from discovery.backends.info import Described, Width, width_of
 from discovery.backends.native import NATIVE_CONFIG, native_module, read_native_config
 from discovery.backends.shape import Shape, copied, stacked, work
 from discovery.backends.source import Source, read_config
@@ -32,51 +32,24 @@ class UndescribedError(ModelError):
     """A model whose configuration does not say how large its parts are. It may load all the same."""
 
 
-@dataclass(frozen=True)
-class Outline:
-    """A model that is not loaded.
+@dataclass(frozen=True, kw_only=True)
+class Outline(Described):
+    """A model that is not loaded; `copied` is for TransformerLens.
 
     Attributes:
-        architecture: class name of the module that would be loaded.
-        n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
-        n_params: tied weights count once.
-        copied: how many of them TransformerLens holds a second time; stacked: how many are put together from several of the files'.
+        stacked: how many weights are put together from several of the files'.
         saved: dtype of the files; quantised: how they are packed beyond that, as their configuration names it.
         backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
         unknown: why another does not.
         tokenizer: the directory has one; else prompts are token ids.
-        d_vocab_out: how many logits there are, where they are fewer than d_vocab.
     """
 
-    name: str
-    source: str
-    revision: str | None
-    architecture: str
-    dtype: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    d_vocab_out: int | None
-    n_ctx: int
-    n_params: int
-    copied: int
     stacked: int
     saved: str
     quantised: str | None
-    attn_only: bool
-    macs_attention: int
-    macs_mlp: int
     backends: tuple[Engine, ...]
     unknown: str
     tokenizer: bool
-
-    @property
-    def n_logits(self) -> int:
-        """How many tokens can be an answer."""
-        return self.d_vocab_out or self.d_vocab
 
     @property
     def n_nodes(self) -> int:
@@ -84,19 +57,14 @@ class Outline:
         return self.n_layers * (self.n_heads + (0 if self.attn_only else 1))
 
     @property
-    def weights_bytes(self) -> int:
-        """What the loaded model takes."""
-        return _width(self.dtype) * (self.n_params + self.copied)
-
-    @property
     def copied_bytes(self) -> int:
-        """Of these, what is held twice."""
-        return _width(self.dtype) * self.copied
+        """Of what the loaded model takes, what is held twice."""
+        return self.width * self.copied
 
     @property
     def stacked_bytes(self) -> int:
         """What is put together from several of the files' weights."""
-        return _width(self.dtype) * self.stacked
+        return self.width * self.stacked
 
     @property
     def loading_bytes(self) -> int:
@@ -106,7 +74,7 @@ class Outline:
         those that are put together.
         """
         made = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
-        return max(_width(self.saved) * self.n_params + _width(self.dtype) * made, self.weights_bytes)
+        return max(width_of(self.saved) * self.n_params + self.width * made, self.weights_bytes)
 
     def on(self, engine: Engine) -> Outline:
         """As one engine would hold it."""
@@ -173,7 +141,7 @@ def _of_native(source: Source, dtype: str) -> Outline:
     module: Any
     with torch.device("meta"):
         module, cfg = native_module(config, source.directory.name, torch.float32)
-    _give_biases(module, source.directory)
+    give_biases(module, source.directory)
     vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
     return _outline(
         source, module, Shape.of_native(cfg), dtype, vocabularies, torch.float32, 0, (get_args(Engine), ""), again=dtype == "float32"
@@ -223,44 +191,3 @@ def _outline(
 def _quantised(config: Any) -> str | None:
     said = getattr(config, "quantization_config", None)
     return str(said.get("quant_method", "unknown")) if isinstance(said, dict) and said else None
-
-
-def _width(dtype: str) -> int:
-    return int(getattr(torch, dtype).itemsize)
-
-
-def empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
-    """The module that the directory's config.json describes, with shapes and no weights, and the width its weights were saved in.
-
-    Raises:
-        ModelError: where transformers does not take the configuration.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        saved = config.dtype
-        with torch.device("meta"):
-            # float32 is torch's default: another would be everybody's for a moment, in a server that measures meanwhile
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32), saved
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, StrictDataclassError) as fault:
-        cause = f"{directory.name}: transformers does not take its config.json ({type(fault).__name__})."
-        raise ModelError(cause, "Check that it is that of a causal language model.", detail=first_line(fault)) from fault
-
-
-def _give_biases(module: Any, directory: Path) -> None:
-    """Loading gives a native module the output biases that its checkpoint has and its own layers lack."""
-    path = directory / "model.safetensors"
-    names: set[str] = set()
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:  # its header only
-                names = set(file.keys())
-        except SafetensorError as fault:
-            raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
-    linears = [module.head] if "unembed.b_U" in names else []
-    linears += [layer.mlp.out for layer in module.layers if hasattr(getattr(layer, "mlp", None), "gate")]
-    for linear in linears:
-        if linear.bias is None:
-            linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))

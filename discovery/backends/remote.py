@@ -151,8 +151,8 @@ class Hosted(Source):
 
 def _served(name: str, dtype: str) -> _Opened:
     """A hub model that NDIF runs: shapes only, no weights."""
+    from discovery.backends.empty import empty_module
     from discovery.backends.find import find_source
-    from discovery.backends.outline import empty_module
 
     service = Ndif.configured()
     source = find_source(name, weights=False)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
-
+from discovery.backends.info import Described
 from discovery.sites import MetricName
 
 TAKEN = 67  # percent of its limit that a sweep takes: 59 to 77, as `benchmarks.memory` measures it
@@ -22,47 +20,22 @@ SCORES = 8  # of attention at once
 VOCABULARIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
 
 
-class Sized(Protocol):
-    """A loaded model's `ModelInfo`, or the `Outline` of one that is not loaded."""
-
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def n_ctx(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def n_heads(self) -> int: ...
-    @property
-    def n_kv_heads(self) -> int: ...
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def d_head(self) -> int: ...
-    @property
-    def n_logits(self) -> int: ...
-    @property
-    def attn_only(self) -> bool: ...
-    @property
-    def macs_mlp(self) -> int: ...
-
-
-def pair_bytes(model: Sized, tokens: int, further: int = 0) -> int:
+def pair_bytes(model: Described, tokens: int, further: int = 0) -> int:
     """The cached runs of one pair, both sides; `further` numbers a layer and position beyond what every sweep holds."""
     layer = (WITHOUT_MLP if model.attn_only else STREAMS) * model.d_model + (model.n_heads + 2 * model.n_kv_heads) * model.d_head + further
-    return 2 * _width(model) * (model.n_layers * tokens * layer + tokens * model.d_model + model.n_logits)
+    return 2 * model.width * (model.n_layers * tokens * layer + tokens * model.d_model + model.n_logits)
 
 
-def row_bytes(model: Sized, first: int, end: int) -> int:
+def row_bytes(model: Described, first: int, end: int) -> int:
     """What one row of a batch takes at its peak, from position `first` to `end`; most models take less."""
     tokens = end - first
     wide = AT_WORK * model.d_model + model.macs_mlp // max(model.d_model, 1)
     scores = SCORES * model.n_heads * tokens * end
     kept = 2 * model.n_layers * model.n_kv_heads * model.d_head * (first + end) if first else 0  # given, and joined to the row's own
-    return _width(model) * (tokens * wide + scores + kept + 4 * model.n_logits)
+    return model.width * (tokens * wide + scores + kept + 4 * model.n_logits)
 
 
-def metric_bytes(model: Sized, metric: MetricName) -> int:
+def metric_bytes(model: Described, metric: MetricName) -> int:
     """Of the metric of one row, beside its logits: a divergence goes through the vocabulary several times, in float32 at the least."""
     return 4 * VOCABULARIES[metric] * model.n_logits
 
@@ -84,18 +57,14 @@ class Need:
     pairs: int
 
     @classmethod
-    def of(cls, model: Sized, tokens: int = 32, pairs: int = 32) -> Need:
+    def of(cls, model: Described, tokens: int = 32, pairs: int = 32) -> Need:
         """For prompts of so many tokens, where the model takes as many."""
         tokens = min(tokens, model.n_ctx)
         one, limit = sweep_bytes(model, tokens), sweep_bytes(model, tokens, pairs)
         return cls(one * TAKEN // 100, limit * TAKEN // 100, limit, tokens, pairs)
 
 
-def sweep_bytes(model: Sized, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:
+def sweep_bytes(model: Described, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:
     """The least memory limit, beside the weights, with which so many pairs of so many tokens are swept together."""
     caches, batch = pairs * pair_bytes(model, tokens), row_bytes(model, 0, tokens) + metric_bytes(model, metric)
     return max(-(-100 * caches // CACHES), -(-100 * batch // BATCHES))
-
-
-def _width(model: Sized) -> int:
-    return int(getattr(torch, model.dtype).itemsize)

@@ -14,7 +14,7 @@ node-link data is what ``networkx.node_link_graph(json.load(f), edges="edges")``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, assert_never
 
 import networkx
@@ -30,8 +30,9 @@ from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
 from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, TaskFacts
+from discovery.graph.rules import check_bounds, check_edge, check_features, place, unique
 from discovery.graph.strict_json import dumps, loads
-from discovery.sites import EMBED, LOGITS, Node, slots_of
+from discovery.sites import EMBED, LOGITS, Node
 
 SCHEMA = "circuit-scout/circuit/1"
 ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
@@ -83,22 +84,22 @@ class CircuitGraph(Sparse):
     @field_validator("edges")
     @classmethod
     def _forward_order(cls, edges: tuple[CircuitEdge, ...]) -> tuple[CircuitEdge, ...]:
-        return tuple(sorted(edges, key=_place))
+        return tuple(sorted(edges, key=place))
 
     @model_validator(mode="after")
     def _holds_together(self) -> CircuitGraph:
         ids = [node.id for node in self.nodes]
         pairs = [(edge.source, edge.target) for edge in self.edges]
-        _unique("node", ids)
-        _unique("edge", [f"{source}->{target}" for source, target in pairs])
+        unique("node", ids)
+        unique("edge", [f"{source}->{target}" for source, target in pairs])
         for edge in self.edges:
-            _check_edge(edge, set(ids))
+            check_edge(edge, set(ids))
         for node in (*self.members, *self.features):
-            _check_bounds(node, self.model)
+            check_bounds(node, self.model)
         if self.verdict == "no_behaviour" and (self.size or self.features):
             raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features")
-        _unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
-        _check_features(self.features, self.dictionaries)
+        unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
+        check_features(self.features, self.dictionaries)
         return self
 
     @property
@@ -220,44 +221,6 @@ class CircuitGraph(Sparse):
     def same_content(self, other: CircuitGraph) -> bool:
         """Whether `other` is the same record but for times and ids."""
         return self.content_hash() == other.content_hash()
-
-
-def _place(edge: CircuitEdge) -> tuple[Node, Node]:
-    return Node.parse(edge.source), Node.parse(edge.target)
-
-
-def _unique(what: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"the {what} {twice[0]} is there twice")
-
-
-def _check_edge(edge: CircuitEdge, ids: set[str]) -> None:
-    source, target = _place(edge)
-    for end in (edge.source, edge.target):
-        if end not in ids:
-            raise ValueError(f"the edge {source}->{target} has an end that is no node of the circuit: {end}")
-    if not source.feeds(target):
-        raise ValueError(f"the edge {source}->{target} runs backwards: the source must come before the target")
-    alien = sorted(set(edge.inputs) - set(slots_of(target)))
-    if alien:
-        raise ValueError(f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}")
-
-
-def _check_bounds(node: Node, model: ModelFacts) -> None:
-    for index, limit, what in ((node.layer, model.n_layers, "layers"), (node.head, model.n_heads, "heads in each layer")):
-        if index is not None and limit is not None and index >= limit:
-            raise ValueError(f"{node} is not in the model, which has {limit} {what}")
-
-
-def _check_features(features: Sequence[Node], dictionaries: Sequence[Dictionary]) -> None:
-    width = {(known.layer, known.site): known.d_sae for known in dictionaries}
-    for node in features:
-        most = width.get((node.layer or 0, node.site or "resid_pre"))
-        if most is None:
-            raise ValueError(f"{node} is a feature of a dictionary that the record does not name")
-        if (node.feature or 0) >= most:
-            raise ValueError(f"{node} is not in its dictionary, which has {most} features")
 
 
 def _first(fault: ValidationError | TypeError) -> str:
