@@ -17,7 +17,7 @@ from mcp_server.tools.arguments import Call, ModelId
 from mcp_server.tools.result import Listing, Result, answer, number
 
 if TYPE_CHECKING:
-    from discovery.backends.info import ModelInfo
+    from discovery.backends.info import Described
     from discovery.backends.outline import Outline
 
 FACTS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")
@@ -234,12 +234,12 @@ def _in_use(asked: Asked, loaded: Loaded, before: bool, loading: int | None) -> 
     )
 
 
-def _facts(found: Outline | ModelInfo) -> dict[str, Any]:
-    """What both know."""
+def _facts(found: Described) -> dict[str, Any]:
+    """What a model says of itself, loaded or not."""
     return {name: getattr(found, name) for name in FACTS}
 
 
-def _memory(found: Outline | ModelInfo, loading: int | None, weights: int, device: str) -> Memory:
+def _memory(found: Described, loading: int | None, weights: int, device: str) -> Memory:
     need = science.Need.of(found)
     return Memory(
         loading=_megabytes(loading),
