@@ -161,7 +161,3 @@ def _prune(both: Both, circuit: NodeSet, faults: Faults) -> Iterator[Idea]:
             drops: dict[str, object] = {str(node): faults.needed[node] for node in dropped}
             why = f"in no context does it change f by {thresholds.DROP} under both ablations (condition d)"
             yield Idea(kept, drops, f"drop {', '.join(map(str, dropped))}", why)
-
-
-def silent(measured: dict[str, object], concluded: str, why: str) -> None:
-    """For searches that keep no journal."""

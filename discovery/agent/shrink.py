@@ -17,9 +17,9 @@ from discovery.methods.ablation import NodeSet
 
 
 def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
-    """Leave out one node after the other while no more is held against what is left, following the IDEAS best ways.
+    """Leave out one node after the other while what is left is faithful and necessary and no more is held against it.
 
-    Of the smallest sets the one closest to f = 1; where the budget ends, the smallest by then.
+    The IDEAS best ways are followed. Of the smallest sets the one closest to f = 1; where the budget ends, the smallest by then.
     """
     best = circuit
     try:
@@ -36,7 +36,7 @@ def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
 
 
 def _smaller(both: Both, ways: Sequence[NodeSet], allowed: tuple[float, int]) -> list[NodeSet]:
-    """The sets with one node less against which no more is held than is allowed, the closest to f = 1 first."""
+    """The sets with one node less that meet (a) and (b) and against which no more is held than is allowed, the closest to f = 1 first."""
     made = sorted({way - {node} for way in ways if len(way) > 1 for node in way}, key=sorted)
     if not made:
         return []

@@ -2,7 +2,7 @@
 
 from discovery.evaluation.areas import areas
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
-from discovery.evaluation.controls import rivals
+from discovery.evaluation.controls import better, rivals
 from discovery.evaluation.evaluate import (
     Evaluated,
     circuit_key,
@@ -24,6 +24,7 @@ __all__ = [
     "Faithfulness",
     "Resampled",
     "areas",
+    "better",
     "choose_contexts",
     "circuit_key",
     "complete",

@@ -28,8 +28,8 @@ def random_controls(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node],
     if not f.defined:
         return None
     return RandomControls(
-        size=_control(f, circuit, screened, seed, by_layer=False),
-        layer=_control(f, circuit, screened, seed, by_layer=True),
+        size=rivals(f, circuit, screened, seed, by_layer=False)[1],
+        layer=rivals(f, circuit, screened, seed, by_layer=True)[1],
     )
 
 
@@ -65,23 +65,17 @@ def _all(groups: Sequence[Group]) -> Iterator[NodeSet]:
 
 def rivals(
     f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool
-) -> tuple[list[NodeSet], int, int]:
-    """The alternatives that are as good, how many were tried, and how many there are."""
+) -> tuple[list[NodeSet], Control | None]:
+    """The alternatives that are as good, and what they say of the circuit; None where there is no alternative."""
     others, possible = alternatives(_groups(f, circuit, by_layer=by_layer), circuit, seed)
     if not others:
-        return [], 0, possible
+        return [], None
     pairs = min(thresholds.CONTROL_PAIRS, f.n_pairs)
     values = f([circuit, *others], "random circuits", pairs)
     own = abs(1 - float(values[0])) + thresholds.TIE
     close = [made for made, value in zip(others, values[1:].tolist(), strict=True) if abs(1 - value) <= own]
-    return [made for made in close if _stands(f, made, screened, seed, pairs)], len(others), possible
-
-
-def _control(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool) -> Control | None:
-    found, tried, possible = rivals(f, circuit, screened, seed, by_layer=by_layer)
-    if not tried:
-        return None
-    return Control(n=tried, n_possible=possible, as_good=len(found), p=(1 + len(found)) / (1 + tried))
+    found = [made for made in close if _stands(f, made, screened, seed, pairs)]
+    return found, Control(n=len(others), n_possible=possible, as_good=len(found), p=(1 + len(found)) / (1 + len(others)))
 
 
 def _stands(f: Faithfulness | Resampled, made: NodeSet, screened: Sequence[Node], seed: int, pairs: int) -> bool:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.mend import SPENT, examine, silent
+from discovery.agent.mend import SPENT, examine
 from discovery.agent.rivals import Option, option, select, settle
+from discovery.graph import EVIDENCE_ABLATIONS, Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.agent.test_mend import FEW, GATES, UNIVERSE, both, of_table, tables
+from tests.discovery.agent.test_mend import FEW, GATES, UNIVERSE, both, of_table, silent, tables
 from tests.discovery.evaluation.synthetic import Function, Set
 
 A, X, Y, Z = (head(0, h) for h in range(4))
@@ -37,44 +38,81 @@ def settled(f: Any, start: NodeSet) -> tuple[NodeSet, list[tuple[Any, str, str]]
 ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
 
 
-def test_bystanders_of_one_size_are_taken_together() -> None:
-    """A X and A Y are rivals of each other; of 55 sets of three none is as good as all three."""
-    f = over(slight, heads=8)
-    assert option(f, ONE, sorted(f["mean"].everything), 0) == Option((0.0, 0), [OTHER], 27)
-    found, ((measured, concluded, why),) = settled(f, ONE)
-    assert found == UNION
-    assert measured == {
-        "a0.h0 a0.h1": {"as_good": 1, "n": 27},
-        "a0.h0 a0.h2": {"as_good": 1, "n": 27},
-        "a0.h0 a0.h1 a0.h2": {"as_good": 0, "n": 55},
+def against(as_good: int, n: int) -> Any:
+    """A control, and how it is told, under either ablation."""
+    return {
+        ablation: Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n)) if n else None for ablation in EVIDENCE_ABLATIONS
     }
+
+
+def told_of(as_good: int, n: int) -> Any:
+    return {ablation: {"as_good": as_good, "n": n} for ablation in EVIDENCE_ABLATIONS}
+
+
+def test_bystanders_of_one_size_are_taken_together() -> None:
+    """A X and A Y are rivals of each other, 1 of 27; of 55 sets of three none is as good as all three."""
+    f = over(slight, heads=8)
+    found = option(f, ONE, sorted(f["mean"].everything), 0)
+    assert found == Option((0.0, 0), [OTHER], against(1, 27))
+    assert not found.stands_out, "p is 2/28"
+    kept, ((measured, concluded, why),) = settled(f, ONE)
+    assert kept == UNION
+    assert measured == {"a0.h0 a0.h1": told_of(1, 27), "a0.h0 a0.h2": told_of(1, 27), "a0.h0 a0.h1 a0.h2": told_of(0, 55)}
     assert concluded == "change to a0.h0, a0.h1, a0.h2"
     assert "1 layer-matched" in why
 
 
+@pytest.mark.parametrize("heads", [10, 12, 16])
+def test_a_circuit_for_which_condition_e_holds_stays(heads: int) -> None:
+    """One rival of 44, 65 or 119 is few enough (p at most 0.05); its union with the rival has none, and is no better for it."""
+    f = over(slight, heads=heads)
+    found = option(f, ONE, sorted(f["mean"].everything), 0)
+    assert (found.rivals, found.stands_out) == ([OTHER], True)
+    assert settled(f, ONE) == (ONE, [])
+
+
 def test_a_union_with_too_few_sets_beside_it_is_not_better_for_having_no_rival() -> None:
     """Of four heads three can be chosen otherwise in three ways: that none of them is as good says little."""
-    found, ((measured, concluded, _),) = settled(over(slight), ONE)
-    assert measured == {
-        "a0.h0 a0.h1": {"as_good": 1, "n": 5},
-        "a0.h0 a0.h2": {"as_good": 1, "n": 5},
-        "a0.h0 a0.h1 a0.h2": {"as_good": 0, "n": 3},
-    }
+    kept, ((measured, concluded, _),) = settled(over(slight), ONE)
+    assert measured == {"a0.h0 a0.h1": told_of(1, 5), "a0.h0 a0.h2": told_of(1, 5), "a0.h0 a0.h1 a0.h2": told_of(0, 3)}
     assert concluded == "keep the circuit"
-    assert found == ONE
+    assert kept == ONE
+
+
+def test_without_bystanders_in_its_way_the_whole_selection_keeps_the_node_that_does_it() -> None:
+    assert select(over(slight, heads=8), UNION, [A, X, Y], 0, silent) == {A}
 
 
 @pytest.mark.parametrize(
-    ("weight", "tried", "may"),
-    [((0.0, 0), 19, True), ((0.0, 0), 18, False), ((0.0, 1), 23, False), ((0.1, 0), 23, False)],
+    ("weight", "as_good", "n", "may"),
+    [
+        ((0.0, 0), 0, 19, True),
+        ((0.0, 0), 0, 18, False),
+        ((0.0, 0), 0, 23, True),
+        ((0.0, 0), 1, 23, False),
+        ((0.0, 0), 1, 39, True),
+        ((0.0, 0), 0, 0, False),
+        ((0.0, 1), 0, 23, False),
+        ((0.1, 0), 0, 23, False),
+    ],
 )
-def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(weight: tuple[float, int], tried: int, may: bool) -> None:
-    assert Option(weight, [], tried).may_replace(Option((0.0, 0), [ONE], 20)) == may
+def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(weight: tuple[float, int], as_good: int, n: int, may: bool) -> None:
+    found = Option(weight, [], against(as_good, n))
+    assert found.may_replace(Option((0.0, 0), [ONE], against(1, 20))) == may
+    assert not found.may_replace(Option((0.0, 0), [ONE], against(1, 44))), "condition (e) holds for this one"
 
 
-@pytest.mark.parametrize(("weight", "tried", "may"), [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)])
-def test_fewer_faults_always_may_and_few_sets_may_against_few(weight: tuple[float, int], tried: int, may: bool) -> None:
-    assert Option(weight, [], tried).may_replace(Option((0.0, 1), [ONE], 5)) == may
+@pytest.mark.parametrize(("weight", "n", "may"), [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)])
+def test_fewer_faults_always_may_and_few_sets_may_against_few(weight: tuple[float, int], n: int, may: bool) -> None:
+    assert Option(weight, [], against(0, n)).may_replace(Option((0.0, 1), [ONE], against(1, 5))) == may
+
+
+def test_condition_e_has_to_hold_under_both_ablations() -> None:
+    good, bad = against(0, 23)["mean"], against(1, 23)["mean"]
+    circuit, mixed = (Option((0.0, 0), [ONE], {"resample": good, "mean": other}) for other in (bad, good))
+    assert (circuit.stands_out, mixed.stands_out) == (False, True)
+    assert mixed.may_replace(circuit)
+    assert not circuit.may_replace(circuit)
 
 
 def test_a_rival_that_is_better_replaces_the_circuit() -> None:
@@ -109,20 +147,25 @@ def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
 
 
 def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
-    """The circuit itself at first, then whatever was found to be better; what was spent is said once."""
+    """The circuit itself at first, then whatever was found to be better."""
     free = over(slight, heads=8)
     settled(free, ONE)
     most = max(len(f.measured) for f in free.values())
-    found = []
-    for budget in range(most + 1):
-        kept, told = settled(over(slight, budget, heads=8), ONE)
-        found.append(kept)
-        assert [concluded for _, concluded, _ in told].count(SPENT) <= 1
+    found = [settled(over(slight, budget, heads=8), ONE)[0] for budget in range(most + 1)]
     assert found[0] == ONE
     assert found[-1] == UNION
     assert set(found) <= {ONE, UNION}
     changes = sum(one != other for one, other in itertools.pairwise(found))
     assert changes == 1, "once better, always better"
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW), min_size=1), budget=st.integers(0, 16))
+def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(rows: Any, start: set[Node], budget: int) -> None:
+    """In a search within the search too, which has no journal of its own."""
+    f = of_table(rows, budget)
+    _, told = settled(f, frozenset(start))
+    assert [concluded for _, concluded, _ in told].count(SPENT) == any(part.refused for part in f.values())
 
 
 @settings(deadline=None, max_examples=100)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from discovery.agent import shrink as module
 from discovery.agent.fit import excess, fits
-from discovery.agent.mend import SPENT, examine, silent
+from discovery.agent.mend import SPENT, examine
 from discovery.agent.shrink import shrink
 from discovery.sites import Node
-from tests.discovery.agent.test_mend import FEW, GATES, both, of_table, tables
+from tests.discovery.agent.test_mend import FEW, GATES, both, of_table, silent, tables
 from tests.discovery.agent.test_rivals import A, X, Y, over
 from tests.discovery.evaluation.synthetic import Set
 

@@ -19,7 +19,7 @@ class Function:
 
     Args:
         everything: the universe. value: f of a set.
-        budget: sets that may be measured; each counts once; a request that goes beyond it runs nothing.
+        budget: sets that may be measured; each counts once; a request that goes beyond it runs nothing, and is counted in `refused`.
     """
 
     def __init__(
@@ -34,10 +34,12 @@ class Function:
         self.everything: Set = frozenset(everything)
         self.value, self.n_pairs, self.defined, self.budget = value, n_pairs, defined, budget
         self.measured: dict[Set, float] = {}
+        self.refused = 0
 
     def __call__(self, sets: Sequence[Set], label: str = "ablation", pairs: int | None = None) -> Tensor:
         fresh = {frozenset(kept) for kept in sets} - self.measured.keys()
         if self.budget is not None and len(self.measured) + len(fresh) > self.budget:
+            self.refused += 1
             raise BudgetError(f"{label} needs {len(fresh)} sets.", "Raise the budget.")
         self.measured |= {kept: float(self.value(kept)) for kept in fresh}
         return torch.tensor([self.measured[frozenset(kept)] for kept in sets], dtype=torch.float64)

@@ -44,8 +44,8 @@ def test_every_alternative_is_tried_once_where_they_are_few(by_layer: bool, data
     circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
     f = Function(members, lambda kept: 1.0 - len(kept ^ circuit))
     expected = matched(f, circuit, by_layer=by_layer)
-    found, tried, possible = rivals(f, circuit, [], 0, by_layer=by_layer)
-    assert tried == possible == len(expected)
+    found, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+    assert control == (Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected))) if expected else None)
     assert found == []
     if expected:
         assert set(expected) <= set(f.measured)
@@ -71,15 +71,16 @@ def test_drawn_alternatives_keep_each_groups_number() -> None:
     f = Function(members, lambda kept: float(kept == circuit))
     for by_layer in (False, True):
         f.measured.clear()
-        _, tried, possible = rivals(f, circuit, [], 0, by_layer=by_layer)
+        _, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+        assert control is not None
         others = f.measured.keys() - {circuit}
-        assert tried == 200 == len(others)
+        assert control.n == 200 == len(others)
         assert {tuple(sorted(shape(made, by_layer=by_layer).items(), key=str)) for made in others} == {
             tuple(sorted(shape(circuit, by_layer=by_layer).items(), key=str))
         }
         sizes = Counter((node.kind, node.layer if by_layer else None) for node in members)
         taken = shape(circuit, by_layer=by_layer)
-        assert possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
+        assert control.n_possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
 
 
 def two_answers(kept: Set) -> float:
@@ -203,7 +204,8 @@ def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
     members = [head(layer, h) for layer in range(2) for h in range(4)]
     circuit = nodes("a0.h1", "a1.h0", "a1.h3")
     f = Function(members, lambda kept: 0.0)
-    _, tried, possible = rivals(f, circuit, [], 0, by_layer=True)
-    assert tried == possible == 4 * 6 - 1
+    _, control = rivals(f, circuit, [], 0, by_layer=True)
+    assert control is not None
+    assert control.n == control.n_possible == 4 * 6 - 1
     by_hand = {frozenset({head(0, a), head(1, b), head(1, c)}) for a in range(4) for b, c in itertools.combinations(range(4), 2)}
     assert by_hand <= f.measured.keys()
