@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.mend import SPENT, examine
+from discovery.agent.mend import SPENT, Say, examine, mend
 from discovery.agent.rivals import Option, option, select, settle
 from discovery.graph import EVIDENCE_ABLATIONS, Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.agent.test_mend import FEW, GATES, UNIVERSE, both, of_table, silent, tables
+from tests.discovery.agent.test_mend import FEW, GATES, LEVELS, UNIVERSE, both, of_table, silent, tables
 from tests.discovery.evaluation.synthetic import Function, Set
 
 A, X, Y, Z = (head(0, h) for h in range(4))
@@ -159,13 +160,25 @@ def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     assert changes == 1, "once better, always better"
 
 
-@settings(deadline=None, max_examples=200)
-@given(rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW), min_size=1), budget=st.integers(0, 16))
-def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(rows: Any, start: set[Node], budget: int) -> None:
+def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a search within the search too, which has no journal of its own."""
-    f = of_table(rows, budget)
-    _, told = settled(f, frozenset(start))
-    assert [concluded for _, concluded, _ in told].count(SPENT) == any(part.refused for part in f.values())
+    rng, within = random.Random(0), []
+
+    def watched(f: Any, start: NodeSet, say: Say) -> NodeSet:
+        def told(measured: dict[str, object], concluded: str, why: str) -> None:
+            within.append(concluded == SPENT)
+            say(measured, concluded, why)
+
+        return mend(f, start, told)
+
+    monkeypatch.setattr("discovery.agent.rivals.mend", watched)
+    for _ in range(100):
+        row, start = rng.choices(LEVELS, k=14), frozenset(rng.sample(FEW, rng.randint(1, 3)))
+        for budget in range(1, 16):
+            f = of_table([row, row], budget)
+            _, told = settled(f, start)
+            assert [concluded for _, concluded, _ in told].count(SPENT) == any(part.refused for part in f.values())
+    assert any(within), "some ended in the middle of mending"
 
 
 @settings(deadline=None, max_examples=100)
