@@ -95,7 +95,7 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     judged = judge_circuit(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
     own: Evidence = {a: benches["discovery"].f(a).evidence(circuit) for a in EVIDENCE_ABLATIONS}
     tests: Any = record.evaluation.tests
-    stability = tests["stability"]["mean_jaccard"] if "stability" in tests else None
+    stability = tests.get("stability", {}).get("mean_jaccard")
     evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
     conditions = conditions_of(evidence, stability)
     verdict, _ = decide(

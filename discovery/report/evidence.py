@@ -106,6 +106,8 @@ def _stability(evaluation: Evaluation) -> str:
     match evaluation.tests.get("stability"):
         case {"mean_jaccard": int() | float() as jaccard}:
             return f"mean Jaccard {number(jaccard)} with the sets that resampled pairs select"
+        case {"resamples": int() as made, "cut_searches": int() as cut}:
+            return f"not known: {cut} of {made} repeated searches ended where their share of the work was spent"
     return ""
 
 

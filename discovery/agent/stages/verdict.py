@@ -35,14 +35,17 @@ def judged(state: State) -> State:
         )
     reasons += looked_again(state.evaluation.heldout_looks)
     tests = dict(state.evaluation.tests)
-    if state.stability is not None:
+    if state.stability is not None or state.cut_searches:
         tests["stability"] = stability_of(state)
     evaluation = state.evaluation.model_copy(update={"conditions": conditions, "tests": tests})
     return state.with_(evaluation=evaluation, verdict=verdict, reasons=reasons)
 
 
 def stability_of(state: State) -> dict[str, Json]:
-    """Condition (f) as recorded: how often each node was chosen, and how many searches the budget cut (the mean is then a bound)."""
+    """Condition (f) as recorded: how often the searches that ended chose each node, and how many were cut.
+
+    Where some were, the mean is a bound that is enough to judge by, or None where they could decide.
+    """
     return {
         "mean_jaccard": state.stability,
         "resamples": thresholds.RESAMPLES,

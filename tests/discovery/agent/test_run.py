@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from discovery import discover, load_model, load_task
 from discovery.agent import Discovered, resume, verify
@@ -230,6 +231,27 @@ def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_with
     circuit = discover(*opened, runs_dir=tmp_path).circuit
     assert circuit.verdict == "partial"
     assert circuit.reasons == ("not run: (f) stable", "the budget ended before stability")
+
+
+def test_searches_that_were_cut_are_recorded_without_a_mean(
+    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others chose is kept with each node; (f) is not run, and `verify` takes it so."""
+    module = sys.modules["discovery.agent.stages.stability"]
+    select, seen = module.__dict__["_select"], dict[bytes, int]()
+
+    def cut(context: Any, draw: torch.Tensor) -> Any:
+        number = seen.setdefault(draw.numpy().tobytes(), len(seen))
+        return (frozenset(), "the share") if number % 2 else select(context, draw)
+
+    monkeypatch.setattr(module, "_select", cut)
+    run = discover(*opened, runs_dir=tmp_path)
+    found: Any = run.circuit.evaluation.tests["stability"]
+    assert (found["mean_jaccard"], found["cut_searches"]) == (None, 10)
+    assert found["inclusion"] == {node.id: node.inclusion for node in run.circuit.nodes if node.kind in ("attention_head", "mlp")}
+    assert any("they could decide it" in reason for reason in run.circuit.reasons)
+    again = verify(run.run_id, runs_dir=tmp_path)
+    assert again.holds, again.differences
 
 
 def test_a_run_that_could_measure_nothing_leaves_nothing(opened: tuple[Backend, Task], tmp_path: Path) -> None:

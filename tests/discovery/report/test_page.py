@@ -95,6 +95,13 @@ def test_stability_stands_with_its_condition() -> None:
     assert "mean Jaccard 0.91" in row[2]
 
 
+def test_stability_that_is_not_known_says_why() -> None:
+    tests = {"stability": {"mean_jaccard": None, "resamples": 20, "cut_searches": 3}}
+    evaluation = ioi_circuit().evaluation.model_copy(update={"tests": tests})
+    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    assert "not known: 3 of 20 repeated searches ended" in row[1]
+
+
 def test_nodes_and_edges_stand_with_theirs() -> None:
     rows = page().cells
     assert [
