@@ -55,10 +55,12 @@ def evaluate_circuit(
 ) -> Evaluated:
     """Measure conditions (a) to (e) of a circuit, and compute the verdict.
 
+    It is at most `partial`: (f) repeats the search that found a circuit, and this one was given. `discover` runs it.
+
     Args:
         nodes: the circuit's heads and MLPs.
         final: look at the held-out pairs. Each further circuit that does so in this runs directory is counted and named.
-            Otherwise discovery pairs are used, and the verdict is at most `partial`.
+            Otherwise discovery pairs are used, and `reasons` says so.
         budget: forward-pass equivalents; where they end before the last condition, the verdict is `inconclusive` and says so.
 
     Raises:
@@ -85,7 +87,7 @@ def evaluate_circuit(
     discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
     evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe)
     if not final and verdict != "no_behaviour":
-        verdict, reasons = ("partial" if verdict == "verified" else verdict), (NOT_FINAL, *reasons)
+        reasons = (NOT_FINAL, *reasons)
     return Evaluated(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, Cost(meter.spent, time.monotonic() - began))
 
 

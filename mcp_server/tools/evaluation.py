@@ -58,9 +58,9 @@ async def evaluate_circuit(
     """Tests a set of nodes as the circuit of a behaviour: sufficient (a), necessary (b), complete (c), minimal (d), better than random
     sets of its size (e), under resample and mean ablation, with intervals; and computes the verdict.
 
-    Use it while you search with final=false (discovery pairs; at most `partial`), and once at the end with final=true and
-    pairs=200 or more: a verdict needs 48 held-out pairs. Do not repeat final=true while you change the circuit. It does not search:
-    discover_circuit does, and it also tests stability (f). Cost: some hundred forward passes per pair; 32 pairs of ioi in the bundled
+    Use it while you search with final=false (discovery pairs), and once at the end with final=true and pairs=200 or more: a verdict
+    needs 48 held-out pairs. Do not repeat final=true while you change the circuit. It says at most `partial`: stability (f) takes a
+    search, which discover_circuit does. Cost: some hundred forward passes per pair; 32 pairs of ioi in the bundled
     model about 10 s, 200 about a minute.
 
     Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h3", "m0", "a1.h0", "a1.h3", "a2.h0", "m2", "m3"]).
