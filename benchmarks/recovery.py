@@ -165,7 +165,7 @@ def against_truth(kind: str, folder: Path, most: int, published: Mapping[str, An
             tallies[method].add(name, answer, [truth])
         print(kind, name, file=sys.stderr, flush=True)
     rows = (tally.row(method) for method, tally in tallies.items())
-    return f"\n{kind}\n\n{header(*COLUMNS, *COSTS)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in tallies[OURS].missed)}"
+    return f"\n{kind}\n\n{header(*COLUMNS, *COSTS)}{''.join(rows)}{listed(tallies[OURS].missed)}"
 
 
 def against_optimum(kind: str, folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
@@ -191,7 +191,12 @@ def against_optimum(kind: str, folder: Path, models: Path, most: int, published:
     for method, tally in tallies.items():
         meets, apart, beyond, regret = map(mean, zip(*more[method], strict=True))
         rows.append(tally.row(method, f"{meets:.3f}", f"{apart:.2f}", f"{beyond:+.2f}", f"{regret:.3f}"))
-    return f"\n{kind}\n\n{header(*columns)}{''.join(rows)}{''.join(f'- {line}{chr(10)}' for line in (*tallies[OURS].missed, *notes))}"
+    return f"\n{kind}\n\n{header(*columns)}{''.join(rows)}{listed([*tallies[OURS].missed, *notes])}"
+
+
+def listed(lines: Iterable[str]) -> str:
+    """As a Markdown list."""
+    return "".join(f"- {line}\n" for line in lines)
 
 
 def main() -> None:

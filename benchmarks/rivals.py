@@ -1,7 +1,8 @@
 """Other ways to find a circuit, at the level of nodes, on the same pairs, metric and ablation as ours. Written from their papers:
 
 - *ACDC* (Conmy et al. 2023, arXiv 2304.14997): from the last node to the first, a node is dropped for good where that changes the metric by
-  less than τ of the behaviour, up or down; a grid of τ.
+  less than τ of the behaviour, up or down; a grid of τ. A node's score is the largest τ at which it stays, so a prefix is the
+  union of ACDC's circuits at that τ and at larger ones (they are seldom not nested).
 - *EAP-IG* (Hanna et al. 2024, arXiv 2403.17806): |(clean − corrupted) · ∂m/∂node| with the gradient averaged over runs whose input
   embeddings lie between the two prompts'.
 

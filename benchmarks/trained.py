@@ -13,13 +13,13 @@ from pathlib import Path
 
 from discovery import check_task, load_model, load_task
 from discovery.backends.base import Backend
+from discovery.tasks import BUILTIN
 from discovery.tasks.task import Task
 from training import vocabulary
 from training.train_bundled import Recipe, train
 
 SEEDS = tuple(range(1, 11))  # the agent was written while these were there
 FRESH = tuple(range(11, 21))  # these were trained after
-TASKS = ("ioi", "induction", "greater_than", "agreement")  # not every model does the first two: they nearly take three layers
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def cases(folder: Path, seeds: Sequence[int] = SEEDS, pairs: int | None = None) 
     """Each model with each task that it does."""
     for seed in seeds:
         model = load_model(directory(seed, folder))
-        for name in TASKS:
+        for name in BUILTIN:  # not every model does the first two, which nearly take three layers
             task = load_task(name, model, pairs=pairs)
             if check_task(model, task.discovery).present and check_task(model, task.heldout).present:
                 yield f"small-{seed} {name}", model, task

@@ -29,7 +29,7 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """sha256 of the weights' file; of several files, of their digests in the order of their names."""
-        digests = [_sha256(path) for path in sorted(self.directory.glob("*.safetensors"))]
+        digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHTS))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -116,7 +116,7 @@ def require_safetensors(directory: Path) -> None:
     Raises:
         ModelError: gives the command that converts a pickle.
     """
-    if any(directory.glob("*.safetensors")):
+    if any(directory.glob(WEIGHTS)):
         return
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
     if pickles:

@@ -36,6 +36,9 @@ def areas(curve: Iterable[CurvePoint], n_nodes: int) -> dict[str, Json]:
 def area_of(values: Mapping[int, float]) -> dict[str, Json]:
     """CMD and CPR of one ranking.
 
+    A share of the universe is rounded to whole nodes (a half to the even number), so in a small universe several are the empty set: of ten
+    nodes six of the ten, and the log-spaced areas are then mostly those of f(∅).
+
     Args:
         values: f of its first k nodes, for k from 0 to all.
     """
