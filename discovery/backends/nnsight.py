@@ -26,10 +26,11 @@ from torch.utils.hooks import RemovableHandle
 from discovery.backends.base import Backend
 from discovery.backends.batch import Batch, Outcome
 from discovery.backends.cache import cache_of, prefix_of
-from discovery.backends.heads import SLOTS, Heads
+from discovery.backends.heads import Heads
 from discovery.backends.info import Abilities, ModelInfo
-from discovery.backends.layout import BEHIND, SHARED, Layout
+from discovery.backends.layout import Layout
 from discovery.backends.narrow import Narrowing, narrowed
+from discovery.backends.parts import Parts
 from discovery.backends.spread import NO_GRADIENTS, WITHOUT, at_hand, held
 from discovery.backends.walk import Walk
 from discovery.errors import MeasurementError, SiteError
@@ -103,11 +104,8 @@ class NnsightBackend(Backend):
         """
         self.module, self.info, self.tokenizer, self.layout = module, info, tokenizer, layout
         self.abilities = Abilities(pattern=True)  # until it has been tried
-        self.block_returns, self.width = block_returns, next(module.parameters()).dtype
-        self.heads = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout)
-        self.net = traced(module, self.device)
-        self.blocks = list(attrgetter(layout.blocks)(self.net))
-        self.last = next(envoy for envoy in self.net.modules() if envoy._module is unembed)
+        heads, width = Heads(info.n_heads, info.n_kv_heads, info.d_head, layout), next(module.parameters()).dtype
+        self.parts = Parts.of(traced(module, self.device), unembed, layout, heads, width, block_returns)
         self._lock = threading.RLock()
 
     @property
@@ -140,44 +138,19 @@ class NnsightBackend(Backend):
             arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
         with self._lock, ExitStack() as stack:
             narrowing = Narrowing(batch, stack)
-            walk = Walk(self, batch, reads, narrowed(self.info, batch, reads, edits) if batch.narrow else edits, grad, narrowing)
+            walk = Walk(self.parts, batch, reads, narrowed(self.info, batch, reads, edits) if batch.narrow else edits, grad, narrowing)
             if batch.narrow and batch.start < self.info.n_layers and not self.info.attn_only:
                 narrowing.module("MLP", attrgetter(self.layout.mlp[0])(attrgetter(self.layout.blocks)(self.module)[-1]))
             for layer in {site.layer for site in (*reads, *(edit.site for edit in edits)) if site.kind == "pattern"}:
-                self._open(layer)
+                self.parts.open(layer)
             for layer, arriving in batch.joins.items():
                 stack.callback(self._join(layer, arriving).remove)
-            with torch.set_grad_enabled(grad), self.net.trace(**arguments) as tracer:
+            with torch.set_grad_enabled(grad), self.parts.net.trace(**arguments) as tracer:
                 walk(tracer)
             gc.collect(0)  # a trace is left in a cycle, with every tensor it met
         narrowing.require_done()
         logits = walk.logits if batch.columns is None or walk.logits is None else self._columns(walk.logits, batch.columns)
         return Outcome(logits, {site: walk.seen[site] for site in reads}, prefix_of(walk.out.past_key_values) if keep_prefix else None)
-
-    def place(self, site: Site) -> tuple[Any, str]:
-        """The traced module, and which side of it, that carries a site."""
-        layout, block = self.layout, self.blocks[site.layer]
-        if site.kind in SLOTS:
-            return attrgetter(layout.qkv[SLOTS.index(site.kind) % len(layout.qkv)])(block), "output"
-        if site.kind in ("resid_pre", "resid_post"):
-            return block, "input" if site.kind == "resid_pre" else "output"
-        inputs, outputs = {"z": layout.out, "resid_mid": layout.middle}, {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out}
-        path = self._pattern(block) if site.kind == "pattern" else {**inputs, **outputs}[site.kind]
-        assert path is not None  # refused before
-        return attrgetter(path)(block), "input" if site.kind in inputs else "output"
-
-    def _pattern(self, block: Any) -> str | None:
-        path = self.layout.pattern
-        if path is None or not path.endswith(SHARED):
-            return path
-        shared = path.removesuffix(f".{SHARED}")
-        operations = attrgetter(f"{shared}.{SHARED.rpartition('.')[0]}")(block)
-        return path if hasattr(operations, SHARED.rpartition(".")[2]) else f"{shared}.{BEHIND}"
-
-    def _open(self, layer: int) -> None:
-        """Let what stands inside a layer's attention be traced; too late once the layer's forward pass has begun."""
-        if self.layout.pattern is not None and ".source." in self.layout.pattern:
-            attrgetter(self.layout.pattern.partition(".source.")[0])(self.blocks[layer]).source  # noqa: B018  # a property that instruments
 
     def _join(self, layer: int, arriving: Tensor) -> RemovableHandle:
         """Let further rows enter a layer. A hook of torch: the trace would hold every layer's rows until its end."""
@@ -190,7 +163,7 @@ class NnsightBackend(Backend):
         return attrgetter(self.layout.blocks)(self.module)[layer].register_forward_pre_hook(join, with_kwargs=True)  # type: ignore[no-any-return]
 
     def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
-        unembed, columns = self.last._module, columns.clamp(min=0)
+        unembed, columns = self.parts.last._module, columns.clamp(min=0)
         with at_hand(unembed):
             there = columns.to(unembed.weight.device)
             weights = unembed.weight[there].to(hidden.device)  # [row k d_model]

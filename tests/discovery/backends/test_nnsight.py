@@ -133,7 +133,7 @@ def test_the_pass_ends_with_the_last_site_that_is_wanted(shelf):
     """Nothing behind it is computed: the blocks that follow never run."""
     model = shelf.load("gpt2", "nnsight")
     ran: list[int] = []
-    handles = [block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n)) for n, block in enumerate(model.blocks)]
+    handles = [block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n)) for n, block in enumerate(model.parts.blocks)]
     try:
         model.run(Batch(TOKENS, stop=3), [Site("attn_out", 1)])
         model.run(Batch(TOKENS, LAST, columns=torch.tensor([[1]] * 3)), edits=[replace_with(Site("z", 0), torch.zeros(1))])
