@@ -48,10 +48,12 @@ def row(name: str, model: Backend, task: Task, folder: Path) -> str:
     facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
     if not passing:
         return f"{facts} | none meets (a)–(d) | | | | {held.distance(ours):.3f} | | |"
-    own, distance = held.distance(ours), min(held.distance(made) for made in best)
-    apart = min(len(ours ^ made) for made in best)
-    size = f"{len(best[0])} ({len(best)} of {len(passing)} that pass) | {'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
-    return f"{facts} | {size} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
+    size, distance = f"{len(best[0])} ({len(best)} of {len(passing)} that pass)", min(held.distance(made) for made in best)
+    if not ours:
+        return f"{facts} | {size} | none given: {circuit.reasons[0]} | | | | {distance:.3f} | |"
+    own, apart = held.distance(ours), min(len(ours ^ made) for made in best)
+    beyond = f"{'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
+    return f"{facts} | {size} | {beyond} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
 
 
 def every(folder: Path, models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
