@@ -20,8 +20,9 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 Say = Callable[[dict[str, object], str, str], None]  # measured, concluded, why
-ROUNDS = 40
+ROUNDS = 40  # sets that are examined at most
 SPENT = "stop: the budget is spent"
+ENDLESS = "stop: no end in sight"
 IDEAS = 5  # outside nodes that are tried in pairs
 
 
@@ -84,13 +85,19 @@ class Idea:
 
 
 def mend(both: Both, start: NodeSet, say: Say) -> NodeSet:
-    """Add and drop until nothing is held against the set, no new idea is left, or the budget is spent; return the best set seen."""
+    """Add and drop until nothing is held against the set, no new idea is left, ROUNDS sets were examined, or the budget is spent.
+
+    Returns the best set seen.
+    """
     seen: dict[NodeSet, Faults] = {}
     circuit: NodeSet | None = start
     try:
-        while circuit is not None and len(seen) < ROUNDS:
+        while circuit is not None:
             seen[circuit] = faults = examine(both, circuit)
             idea = next((idea for idea in _ideas(both, circuit, faults) if idea.circuit not in seen), None)
+            if idea is not None and len(seen) == ROUNDS:
+                say({"sets looked at": ROUNDS}, ENDLESS, f"{ROUNDS} sets have been looked at, and each led to another")
+                idea = None
             if idea is not None:
                 say(idea.measured, idea.concluded, idea.why)
             circuit = idea.circuit if idea else None
@@ -98,7 +105,11 @@ def mend(both: Both, start: NodeSet, say: Say) -> NodeSet:
         say({"sets looked at": len(seen)}, SPENT, spent.cause)
     if not seen:
         return start
-    return min(seen, key=lambda made: (seen[made].weight, len(made), sorted(made)))
+    best, last = min(seen, key=lambda made: (seen[made].weight, len(made), sorted(made))), next(reversed(seen))
+    if best != last:
+        names = ", ".join(str(node) for node in sorted(best))
+        say({"sets looked at": len(seen)}, f"go back to {names}", "of the sets looked at the least is held against it")
+    return best
 
 
 def _ideas(both: Both, circuit: NodeSet, faults: Faults) -> Iterator[Idea]:

@@ -18,6 +18,7 @@ from discovery.methods.behaviour import check_task
 from discovery.sites import Node
 from discovery.store import Run, open_run
 
+AGAIN = ("hypotheses", "share_in_band")  # of the tests beside the conditions, those of the circuit on the held-out pairs
 TOLERANCE = 1e-4  # of f; other numbers relative to their size
 
 
@@ -39,8 +40,9 @@ class Verification:
 def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
     """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
 
-    Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the conditions, thresholds and verdict. Not
-    measured again: the stability of the selection (f), the curve, node effects and edges.
+    Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the hypothesis tests beside them, the conditions,
+    thresholds and verdict. Not measured again: the stability of the selection (f), the curve, node effects and edges; the reasons are
+    words, and are not compared.
 
     Raises:
         StoreError: where the run has no record yet, or its model has changed.
@@ -105,6 +107,7 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
         splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
     judgement = {"conditions": conditions.model_dump(mode="json"), "thresholds": thresholds.as_record()}
+    judgement["tests"] = {name: found for name, found in judged.tests.items() if name in tests}
     return {"verdict": verdict, **splits, **judgement}
 
 
@@ -130,6 +133,7 @@ def _comparable(record: CircuitGraph) -> dict[str, Any]:
     if record.verdict != "no_behaviour":
         out["conditions"] = record.evaluation.conditions.model_dump(mode="json")
         out["thresholds"] = dict(record.evaluation.thresholds)
+        out["tests"] = {name: found for name, found in record.evaluation.tests.items() if name in AGAIN}
     return out
 
 

@@ -115,7 +115,9 @@ def verify(args: argparse.Namespace, console: Console) -> None:
         "holds: its evaluation, measured again, is the same" if found.holds else "does not hold: its evaluation, measured again, differs"
     )
     heading = f"{found.run_id} {verdict} ({found.checked} numbers, {found.forward_equivalents:,.0f} forward-pass equivalents)."
-    left = "Not measured again: the curve, the stability of the selection (f), effects of single nodes, and edges."
+    left = (
+        "Not measured again: the curve, the stability of the selection (f), effects of single nodes, edges, and the words of the reasons."
+    )
     console.say("\n".join([heading, *(f"  - {difference}" for difference in found.differences), left]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from discovery.agent.context import Context
 from discovery.agent.fit import curve, fits, start_from
-from discovery.agent.mend import SPENT
+from discovery.agent.mend import ENDLESS, SPENT
 from discovery.agent.pairs import partners
 from discovery.agent.rivals import select
 from discovery.agent.state import State
@@ -48,7 +48,7 @@ def mending(state: State, context: Context) -> State:
 
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
         context.note(state, "mend", measured, concluded, why)
-        if concluded == SPENT:
+        if concluded in (SPENT, ENDLESS):
             spent.append(why)
 
     circuit = select(both, state.nodes, state.ranked, context.seed, say)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from discovery.agent import mend as module
-from discovery.agent.mend import ROUNDS, SPENT, Faults, examine, mend
+from discovery.agent.mend import ENDLESS, ROUNDS, SPENT, Faults, examine, mend
 from discovery.evaluation import contexts
 from discovery.evaluation.minimality import needed
 from discovery.evaluation.thresholds import DROP
@@ -110,7 +110,19 @@ def test_a_gate_is_found(name: str, start: str, noise: float) -> None:
     assert found == gate, told
     assert examine(f, found).weight == (0.0, 0)
     assert all(concluded and why for concluded, why in told)
-    assert len(told) <= ROUNDS
+    assert len(told) <= ROUNDS + 1, "and that it goes back"
+
+
+def test_a_search_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And announces nothing that it does not do."""
+    value, gate = GATES["chain"]
+    told: list[str] = []
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == frozenset(UNIVERSE)
+    assert told == [ENDLESS]
+    monkeypatch.undo()
+    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == gate
+    assert told.count(ENDLESS) == 1
 
 
 def test_a_node_that_matters_under_one_ablation_only_is_dropped_where_the_other_does_without() -> None:
@@ -200,8 +212,10 @@ def test_it_ends_with_the_best_it_saw(rows: Any, start: set[Node], budget: int |
         found = mend(of_table(rows, budget), frozenset(start), lambda measured, concluded, why: told.append(concluded))
     assert len(watched.seen) <= ROUNDS
     assert told.count(SPENT) <= 1
+    last = list(watched.seen)[-1:]
+    assert sum(concluded.startswith("go back") for concluded in told) == (last not in ([], [found]))
     if SPENT in told:
-        assert told[-1] == SPENT
+        assert SPENT in told[-2:]
         assert budget is not None
     if not watched.seen:
         assert found == start

@@ -109,6 +109,21 @@ def test_verify_names_a_number_that_was_changed(whole: Discovered) -> None:
         path.write_text(honest)
 
 
+def test_verify_names_a_test_that_was_changed(whole: Discovered) -> None:
+    """What stands beside the conditions gates nothing, and is a claim all the same."""
+    path = whole.path / "circuit.json"
+    honest = path.read_text()
+    found: Any = whole.circuit.evaluation.tests["hypotheses"]
+    value = found["mean"]["equivalence"]["share_above"]
+    try:
+        path.write_text(honest.replace(f'"share_above": {value!r}', f'"share_above": {value / 2 + 0.1!r}'))
+        assert path.read_text() != honest
+        tampered = verify(whole.run_id, runs_dir=whole.path.parent)
+        assert any("tests.hypotheses" in difference and "share_above" in difference for difference in tampered.differences)
+    finally:
+        path.write_text(honest)
+
+
 def test_a_budget_that_ends_early_is_inconclusive_and_says_where(opened: tuple[Backend, Task], tmp_path: Path) -> None:
     run = discover(*opened, runs_dir=tmp_path, budget=1500.0)
     assert run.circuit.verdict == "inconclusive"

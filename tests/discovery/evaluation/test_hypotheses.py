@@ -13,8 +13,9 @@ from scipy.stats import binom
 from discovery import load_model, load_task
 from discovery.engine import Meter
 from discovery.evaluation import Bench
-from discovery.evaluation.hypotheses import equivalence, hypotheses, independence
-from discovery.sites import Node
+from discovery.evaluation.hypotheses import equivalence, hypotheses, independence, inflated
+from discovery.sites import Node, head
+from tests.discovery.evaluation.synthetic import Function
 from tests.handbuilt.models import build
 
 
@@ -92,3 +93,16 @@ def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
     found = hypotheses(bench.f("resample"), truth | {extra}, nodes, 0)
     rows = {row["node"]: row for row in found["inflated_circuit"]["nodes"]}
     assert rows["a1.h3"]["share"] < 0.9
+
+
+def test_the_inflated_circuits_p_by_hand() -> None:
+    """Of ten bystanders that change f by 0.01 to 0.10: A matters more than all, B more than four, C more than none."""
+    a, b, c, *others = (head(0, h) for h in range(13))
+    worth = {a: 0.5, b: 0.045, c: 0.001} | {v: 0.01 * n for n, v in enumerate(others, 1)}
+    f: Any = Function([a, b, c, *others], lambda kept: sum(worth[v] for v in kept))
+    found: Any = inflated(f, frozenset({a, b, c}), others, 0)
+    p = [binom.cdf(10, 10, 0.9), binom.cdf(4, 10, 0.9), binom.cdf(0, 10, 0.9)]
+    assert found["n"] == 10
+    assert [(row["node"], row["share"]) for row in found["nodes"]] == [("a0.h0", 1.0), ("a0.h1", 0.4), ("a0.h2", 0.0)]
+    assert [row["p"] for row in found["nodes"]] == pytest.approx(p)
+    assert [row["p_holm"] for row in found["nodes"]] == pytest.approx([1.0, 2 * p[1], 3 * p[2]])

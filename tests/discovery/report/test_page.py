@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, Provenance, TaskFacts
+from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, Outcomes, Provenance, TaskFacts
 from discovery.report import circuit_drawing, render_page
 from discovery.report.markup import Html, element, text
 from discovery.report.words import bytes_size, duration, effect, p_value
@@ -93,6 +93,16 @@ def test_stability_stands_with_its_condition() -> None:
     (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
     assert "mean Jaccard 0.91" in row[1]
     assert "mean Jaccard 0.91" in row[2]
+
+
+@pytest.mark.parametrize(("jaccard", "bound"), [(0.9, "at least 0.90"), (0.7, "at most 0.70")])
+def test_stability_with_searches_cut_is_a_bound(jaccard: float, bound: str) -> None:
+    tests = {"stability": {"mean_jaccard": jaccard, "resamples": 20, "cut_searches": 2}}
+    before = ioi_circuit().evaluation
+    held: Any = Outcomes(resample="holds", mean="holds") if jaccard >= 0.8 else Outcomes(resample="fails", mean="fails")
+    evaluation = before.model_copy(update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": held})})
+    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    assert f"mean Jaccard {bound}" in row[1]
 
 
 def test_stability_that_is_not_known_says_why() -> None:
