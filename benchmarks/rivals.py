@@ -15,7 +15,7 @@ smaller first. Ours mends what it finds by the same conditions, and where layer-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from discovery.engine import SIDES
 from discovery.evaluation import Bench, Faithfulness
 from discovery.methods.ablation import NodeSet
 from discovery.metrics import measure
-from discovery.sites import Node, Site
+from discovery.sites import Site, written_at
 
 TAUS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
 STEPS = 5  # of integrated gradients
@@ -105,7 +105,7 @@ def acdc(bench: Bench) -> Scores:
 
 def eap_ig(bench: Bench) -> Scores:
     """STEPS gradients, k/STEPS of the way from corrupted to clean, as the authors' code has it."""
-    sites = written_at(bench.engine.backend.info.nodes())
+    sites = {node: written_at(node) for node in bench.engine.backend.info.nodes()}
     kinds = sorted(set(sites.values()), key=forward_order)
     found = dict.fromkeys(sites, 0.0)
     for _, block in bench.engine.blocks():
@@ -124,11 +124,6 @@ def eap_ig(bench: Bench) -> Scores:
         for node, site in sites.items():
             found[node] += summed((block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site], node)
     return {node: abs(value) for node, value in found.items()}
-
-
-def written_at(nodes: Iterable[Node]) -> dict[Node, Site]:
-    """Where each node's output is."""
-    return {node: Site("mlp_out" if node.head is None else "z", node.layer or 0) for node in nodes}
 
 
 RIVALS: Mapping[str, Callable[[Bench], Scores]] = {

@@ -136,6 +136,11 @@ class Node:
         return self.order[:2] < other.order[:2]
 
 
+def written_at(node: Node) -> Site:
+    """The site whose value a head or an MLP is: of heads [row pos head d_head], of MLPs [row pos d_model]."""
+    return Site("z" if node.kind == "attention_head" else "mlp_out", node.layer or 0)
+
+
 EMBED = Node("embed")
 LOGITS = Node("logits")
 

@@ -10,7 +10,7 @@ each other, the search turns to its next idea, and in the end the set with the l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from discovery.agent.fit import Both, excess, fits, universe_of
@@ -90,26 +90,31 @@ def mend(both: Both, start: NodeSet, say: Say) -> NodeSet:
     Returns the best set seen.
     """
     seen: dict[NodeSet, Faults] = {}
-    circuit: NodeSet | None = start
+    circuit = start
     try:
-        while circuit is not None:
+        while True:
             seen[circuit] = faults = examine(both, circuit)
             idea = next((idea for idea in _ideas(both, circuit, faults) if idea.circuit not in seen), None)
-            if idea is not None and len(seen) == ROUNDS:
+            if idea is None:
+                break
+            if len(seen) == ROUNDS:
                 say({"sets looked at": ROUNDS}, ENDLESS, f"{ROUNDS} sets have been looked at, and each led to another")
-                idea = None
-            if idea is not None:
-                say(idea.measured, idea.concluded, idea.why)
-            circuit = idea.circuit if idea else None
+                break
+            say(idea.measured, idea.concluded, idea.why)
+            circuit = idea.circuit
     except BudgetError as spent:
         say({"sets looked at": len(seen)}, SPENT, spent.cause)
     if not seen:
         return start
     best, last = min(seen, key=lambda made: (seen[made].weight, len(made), sorted(made))), next(reversed(seen))
     if best != last:
-        names = ", ".join(str(node) for node in sorted(best))
-        say({"sets looked at": len(seen)}, f"go back to {names}", "of the sets looked at the least is held against it")
+        say({"sets looked at": len(seen)}, f"go back to {names_of(best)}", "of the sets looked at the least is held against it")
     return best
+
+
+def names_of(nodes: Iterable[Node]) -> str:
+    """In forward order, for a sentence."""
+    return ", ".join(map(str, sorted(nodes)))
 
 
 def _ideas(both: Both, circuit: NodeSet, faults: Faults) -> Iterator[Idea]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.agent.fit import Both
-from discovery.agent.mend import SPENT, Say, examine, mend
+from discovery.agent.mend import SPENT, Say, examine, mend, names_of
 from discovery.agent.shrink import shrink
 from discovery.errors import BudgetError
 from discovery.evaluation import better, rivals, thresholds
@@ -87,8 +87,7 @@ def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, sa
         " ".join(map(str, sorted(made))): {ablation: _told(control) for ablation, control in found.controls.items()}
         for made, found in options.items()
     }
-    names = ", ".join(str(node) for node in sorted(best))
-    change = "keep the circuit" if best == circuit else f"change to {names}"
+    change = "keep the circuit" if best == circuit else f"change to {names_of(best)}"
     why = f"{len(options[circuit].rivals)} layer-matched sets are as good under either ablation; each set that was looked at is given"
     say(measured, change, why)
     return best

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 from discovery.agent.fit import Both, distance, excess, fits
-from discovery.agent.mend import IDEAS, SPENT, Say, examine
+from discovery.agent.mend import IDEAS, SPENT, Say, examine, names_of
 from discovery.errors import BudgetError
 from discovery.evaluation import thresholds
 from discovery.methods.ablation import NodeSet
@@ -30,8 +30,7 @@ def shrink(both: Both, circuit: NodeSet, say: Say) -> NodeSet:
     except BudgetError as spent:
         say({}, SPENT, spent.cause)
     if best != circuit:
-        names = ", ".join(str(node) for node in sorted(circuit - best))
-        say({"nodes": len(best)}, f"leave out {names}", "no more is held against what is left by (a) to (d)")
+        say({"nodes": len(best)}, f"leave out {names_of(circuit - best)}", "no more is held against what is left by (a) to (d)")
     return best
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
-
 from discovery.backends.engines import ENGINES, Engine
-from discovery.backends.info import Width
+from discovery.backends.info import Width, width_of
 from discovery.backends.outline import Outline
 from discovery.backends.spread import Spread
 from discovery.errors import ModelError
@@ -140,8 +138,8 @@ def unfit(choice: Choice, device: str, free: int) -> ModelError | None:
     found, needed = choice.found, choice.found.weights_bytes
     if needed <= free:
         return None
-    narrower = [width for width in get_args(Width) if getattr(torch, width).itemsize < getattr(torch, found.dtype).itemsize]
-    smaller = {width: needed * getattr(torch, width).itemsize // getattr(torch, found.dtype).itemsize for width in narrower}
+    narrower = [width for width in get_args(Width) if width_of(width) < found.width]
+    smaller = {width: needed * width_of(width) // found.width for width in narrower}
     fits = [width for width in ("float32", "bfloat16") if width in smaller and smaller[width] <= free]
     ways = [f"dtype {fits[0]} ({gigabytes(smaller[fits[0]])})"] if fits else []
     ways += (

@@ -93,7 +93,7 @@ class RemoteBackend(Backend):
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         if layer not in self._weights:
             info = self.info
-            size = info.n_heads * info.d_head * info.d_model * getattr(torch, info.dtype).itemsize
+            size = info.n_heads * info.d_head * info.d_model * info.width
             some = [n for n in range(layer, info.n_layers) if n not in self._weights][: max(1, WEIGHT_BYTES // size)]
             self.keep_weights(self._ask(self.chart.weights(some))["seen"])
         return self._weights[layer]

@@ -27,7 +27,7 @@ from discovery.engine import Block, Engine, Progress, Rows, Window, prepared
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.methods.cost import Cost
-from discovery.sites import Ablation, MetricName, Node, Site, Universe
+from discovery.sites import Ablation, MetricName, Node, Site, Universe, written_at
 from discovery.tasks.task import Task
 
 NodeSet = frozenset[Node]
@@ -162,7 +162,7 @@ def _edit(site: Site, value: Tensor, where: Tensor, window: Window) -> Edit:
 
 
 def _sites(nodes: NodeSet) -> list[Site]:
-    return sorted({Site("z" if node.kind == "attention_head" else "mlp_out", node.layer or 0) for node in nodes})
+    return sorted({written_at(node) for node in nodes})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from discovery.backends.batch import Batch
 from discovery.engine import Block, Engine, Rows, Window, full_work, row_work
 from discovery.interventions import Edit
-from discovery.sites import EMBED, LOGITS, Node, Site, Slot, slots_of
+from discovery.sites import EMBED, LOGITS, Node, Site, Slot, slots_of, written_at
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair p
     if source == EMBED:
         site = Site("resid_pre", 0)
         return block.activation("corrupted", site) - block.activation("clean", site)
-    site = Site("mlp_out" if source.kind == "mlp" else "z", source.layer or 0)
+    site = written_at(source)
     change = block.activation("corrupted", site) - block.activation("clean", site)
     if source.kind == "mlp":
         return change

@@ -103,11 +103,9 @@ def _bounds(evaluation: Evaluation, name: Condition) -> str:
 
 def _stability(evaluation: Evaluation) -> str:
     """Condition f belongs to the selection, not to an ablation; its number stands among the tests."""
-    test = evaluation.tests.get("stability")
-    match test:
-        case {"mean_jaccard": int() | float() as jaccard}:
-            cut = isinstance(test, Mapping) and test.get("cut_searches")
-            bound = f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} " if cut else ""
+    match evaluation.tests.get("stability"):
+        case {"mean_jaccard": int() | float() as jaccard, **more}:
+            bound = f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} " if more.get("cut_searches") else ""
             return f"mean Jaccard {bound}{number(jaccard)} with the sets that resampled pairs select"
         case {"resamples": int() as made, "cut_searches": int() as cut}:
             return f"not known: {cut} of {made} repeated searches ended where their share of the work was spent"

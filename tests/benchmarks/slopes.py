@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import rivals
 from benchmarks.lens import summed
 from benchmarks.recovery import fresh
 from discovery.backends.base import Backend
 from discovery.backends.batch import Batch, forward_order
 from discovery.engine import Side
 from discovery.metrics import measure
-from discovery.sites import Node, Site
+from discovery.sites import Node, Site, written_at
 from discovery.tasks.task import Task
 
 
@@ -19,7 +18,7 @@ def slopes_on(model: Backend, task: Task, side: Side) -> dict[Node, float]:
     """(clean − corrupted) · ∂m/∂node on one side's run, summed over positions and pairs, by autograd on our own pass."""
     [(_, block)] = fresh(model, task).engine.blocks()
     prompts = block.prompts
-    sites = rivals.written_at(model.info.nodes())
+    sites = {node: written_at(node) for node in model.info.nodes()}
     order = sorted(set(sites.values()), key=forward_order)
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():
