@@ -4,6 +4,9 @@ A *node* is a unit of a circuit: an attention head (``a9.h6``, printed L9H6), an
 the two ends, ``embed`` and ``logits``; beside them may stand a *feature* of a sparse autoencoder: ``f8.1234``
 (L8F1234) of the residual stream before layer 8, ``f8.1234@mlp_out`` of another site of that layer. An *edge* runs
 from a node to one input of a later node: ``a9.h6->a10.h0<q>``. A *site* is an activation that can be read or replaced.
+If several heads share their keys and values (grouped-query attention), the sites ``k`` and ``v``
+are by *key-value head* (``a23.kv1``, printed L23KV1). That is not a head and no node, and nothing
+that takes a head takes it.
 Needs no torch, so that tool signatures and the command line can use it at once.
 
     >>> Node.parse("L9H6").head, Node.parse("9.6").label, str(Edge.parse("m5->a10.h0<q>")), str(Node.parse("L8F12@mlp_out"))
@@ -13,6 +16,7 @@ Needs no torch, so that tool signatures and the command line can use it at once.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal, get_args
@@ -38,6 +42,7 @@ METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
+_KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
 _FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
 _HOME: FeatureSite = "resid_pre"  # a feature's site where its name gives none
@@ -96,6 +101,11 @@ class Node:
         if found := _FEATURE.fullmatch(word):
             layer, number = (int(part) for part in found.groups()[:4] if part is not None)
             return feature(layer, number, found[5] or _HOME)  # type: ignore[arg-type]  # one of the sites in the pattern
+        if key_value_place(word):
+            raise SiteError(
+                f"{text!r} is a key-value head, which several query heads share, and not a head.",
+                "Name its query heads, each as a9.h6; patch_sweep lists them beside it.",
+            )
         raise SiteError(
             f"{text!r} is not the name of a node.",
             "Write a head as a9.h6 (L9H6 and 9.6 are understood too), an MLP as m5, a feature as f8.1234.",
@@ -134,6 +144,53 @@ class Node:
     def feeds(self, other: Node) -> bool:
         """Whether this node's output can reach an input of `other` (heads of one layer do not see each other)."""
         return self.order[:2] < other.order[:2]
+
+
+@dataclass(frozen=True)
+class KeyValueHead:
+    """Keys or values that several query heads of a layer share (grouped-query attention).
+
+    It is no node of a circuit: a head's output belongs to one query head, but these keys and values
+    belong to all of them.
+
+        >>> shared = KeyValueHead(23, 1, (3, 4, 5))
+        >>> str(shared), shared.label, shared.group
+        ('a23.kv1', 'L23KV1', 'KV1 = heads 3–5')
+
+    Attributes:
+        query_heads: the heads that read it; they stand side by side.
+    """
+
+    layer: int
+    index: int
+    query_heads: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"a{self.layer}.kv{self.index}"
+
+    @property
+    def label(self) -> str:
+        """How people write it: L23KV1."""
+        return f"L{self.layer}KV{self.index}"
+
+    @property
+    def group(self) -> str:
+        """Which heads share it, whatever the layer: KV1 = heads 3–5."""
+        return key_value_group(self.index, self.query_heads)
+
+
+def key_value_group(index: int, query_heads: Sequence[int]) -> str:
+    """Which query heads share the key-value head `index` of a layer: KV1 = heads 3–5."""
+    return f"KV{index} = heads {query_heads[0]}–{query_heads[-1]}"
+
+
+def key_value_place(text: str) -> tuple[int, int] | None:
+    """Layer and number of the key-value head that ``a23.kv1`` or ``L23KV1`` names, else None."""
+    found = _KEY_VALUE_HEAD.fullmatch(text.strip())
+    if not found:
+        return None
+    layer, index = (int(part) for part in found.groups() if part is not None)
+    return layer, index
 
 
 def written_at(node: Node) -> Site:

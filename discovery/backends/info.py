@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from discovery.errors import SiteError
-from discovery.sites import Node, Universe, head, mlp
+from discovery.sites import Node, Site, Universe, head, key_value_group, key_value_place, mlp
+
+_MOST_GROUPS = 8  # so many groups or heads are written out in a message
 
 Width = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -57,6 +60,48 @@ class Described:
         return self.d_vocab_out or self.d_vocab
 
     @property
+    def shares_key_values(self) -> bool:
+        """Whether several query heads share each key-value head."""
+        return self.n_kv_heads < self.n_heads
+
+    def query_heads(self, index: int) -> tuple[int, ...]:
+        """The query heads that read a layer's key-value head: as many, side by side, for each."""
+        each = self.n_heads // self.n_kv_heads
+        return tuple(range(index * each, (index + 1) * each))
+
+    def key_value_groups(self, site: str) -> tuple[tuple[int, ...], ...]:
+        """The query heads of each entry of a site's head axis, if that counts key-value heads.
+
+        Empty if the axis counts heads, or if there is none.
+        """
+        if site not in ("k", "v") or not self.shares_key_values:
+            return ()
+        return tuple(self.query_heads(index) for index in range(self.n_kv_heads))
+
+    def axes(self, site: Site) -> tuple[str, ...]:
+        """The names of a site's axes within one prompt."""
+        if site.kind == "pattern":
+            return ("head", "dst", "src")
+        if site.kind in ("z", "q", "k", "v"):
+            return ("pos", "kv_head" if self.key_value_groups(site.kind) else "head", "d_head")
+        return ("pos", "d_model")
+
+    def key_value_warning(self, sites: Iterable[str]) -> tuple[str, ...]:
+        """What must be said of the sites whose head axis counts key-value heads."""
+        shared = [site for site in dict.fromkeys(sites) if self.key_value_groups(site)]
+        if not shared:
+            return ()
+        shares = self.key_value_groups(shared[0])
+        groups = [key_value_group(index, heads) for index, heads in enumerate(shares)]
+        if len(groups) > _MOST_GROUPS:
+            groups = [*groups[:2], "…", groups[-1]]
+        return (
+            f"{' and '.join(shared)}: the rows are key-value heads shared by query heads "
+            f"({', '.join(groups)}), not heads. What one holds belongs to all its query heads; "
+            "ablate_heads takes query heads only.",
+        )
+
+    @property
     def width(self) -> int:
         """Bytes of one number."""
         return width_of(self.dtype)
@@ -99,20 +144,55 @@ class ModelInfo(Described):
             found += [mlp(layer) for layer in range(self.n_layers)]
         return tuple(sorted(found))
 
+    def parse(self, name: str | Node) -> Node:
+        """The node of this model that has a name.
+
+        Raises:
+            SiteError: the name is no head or MLP of this model; says what it is instead.
+        """
+        if isinstance(name, Node):
+            return self.check(name)
+        if place := key_value_place(name):
+            raise self._no_head(name, *place)
+        return self.check(Node.parse(name))
+
+    def _no_head(self, name: str, layer: int, index: int) -> SiteError:
+        """The refusal of a key-value head, which says whose it is."""
+        if layer >= self.n_layers or index >= self.n_kv_heads:
+            return SiteError(
+                f"{name!r} is not a head, and this model has no such key-value head either.",
+                f"Name heads, as a0.h0; {self._range}.",
+            )
+        heads = [head(layer, h) for h in self.query_heads(index)]
+        if len(heads) == 1:
+            return SiteError(
+                f"{name!r} is not a head: in this model each head has keys and values of its own.",
+                f"Write the head itself: {heads[0]}.",
+            )
+        shared_by = f"query heads {heads[0].head} to {heads[-1].head}"
+        return SiteError(
+            f"{name!r} is not a head but a key-value head, shared by {shared_by}.",
+            f"Name the query heads that you mean: {', '.join(map(str, heads[:_MOST_GROUPS]))}"
+            f"{f' … {heads[-1]}' if len(heads) > _MOST_GROUPS else ''}.",
+        )
+
+    @property
+    def _range(self) -> str:
+        return f"layers are 0 to {self.n_layers - 1}, heads 0 to {self.n_heads - 1}"
+
     def check(self, node: Node) -> Node:
         """The node itself, if this model has it.
 
         Raises:
             SiteError: names what exists.
         """
-        layers, heads = f"layers are 0 to {self.n_layers - 1}", f"heads 0 to {self.n_heads - 1}"
         if node.kind == "feature":
             raise SiteError(f"{node} is a feature, no head or MLP.", "Name heads and MLPs here; features are changed by edit_features.")
         if node.kind in ("embed", "logits") or (node.kind == "mlp" and self.attn_only):
             why = "is never ablated" if node.kind in ("embed", "logits") else "does not exist in an attention-only model"
             raise SiteError(f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}.")
         if not (0 <= (node.layer or 0) < self.n_layers and 0 <= (node.head or 0) < self.n_heads):
-            raise SiteError(f"{node} does not exist in this model.", f"Its {layers}, {heads}.")
+            raise SiteError(f"{node} does not exist in this model.", f"Its {self._range}.")
         return node
 
 

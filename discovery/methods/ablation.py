@@ -190,11 +190,11 @@ def parse_nodes(model: Backend, nodes: Iterable[str | Node]) -> NodeSet:
     """Nodes by name, checked against the model.
 
     Raises:
-        SiteError: for a name that is no node of this model.
+        SiteError: for a name that is no node of this model, such as a key-value head's (a23.kv1).
     """
     if isinstance(nodes, str):
         raise SiteError(f"nodes is the text {nodes!r}, not a list.", f"Write [{nodes!r}].")
-    return frozenset(model.info.check(node if isinstance(node, Node) else Node.parse(node)) for node in nodes)
+    return frozenset(model.info.parse(node) for node in nodes)
 
 
 def describe_reference(engine: Engine, ablation: Ablation) -> dict[str, str | int]:

@@ -88,6 +88,7 @@ def test_names_are_written_canonically() -> None:
     [
         ({"nodes": [{"id": "a9.h6"}, {"id": "L9H6"}]}, "node a9.h6 is there twice"),
         ({"nodes": [{"id": "a9"}]}, "not the name of a node"),
+        ({"nodes": [{"id": "a9.kv1"}]}, "a9.kv1' is a key-value head"),
         ({"nodes": [{"id": "a9.h6", "layer": 8}]}, "a9.h6 has layer 9, not 8"),
         ({"nodes": [{"id": "m1"}], "edges": [{"source": "a0.h0", "target": "m1"}]}, "no node of the circuit: a0.h0"),
         ({"nodes": [{"id": "m1"}], "edges": [{"source": "logits", "target": "m1"}]}, "runs backwards"),
