@@ -143,8 +143,9 @@ def estimate_screen(engine: Engine, site: SiteName, direction: Direction, column
 
 
 def _cells(engine: Engine, site: SiteName, columns: tuple[int | str, ...]) -> tuple[int, ...]:
-    """The shape of a layer's cells."""
-    heads = () if site in STREAM else (engine.backend.info.n_heads,)
+    """The shape of a layer's cells; k and v have one for each key-value head."""
+    info = engine.backend.info
+    heads = () if site in STREAM else (info.n_kv_heads if site in ("k", "v") else info.n_heads,)
     return (*heads, len(columns)) if columns else heads
 
 
