@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
@@ -46,6 +46,8 @@ class Seen:
         predictions: the most likely next tokens after the last one.
         residual_norm: L2 norm of resid_post, [layer pos]. attention_norm, mlp_norm: of what each layer adds.
         activations: the sites asked for, without the batch axis.
+        axes: the names of each one's axes; "kv_head" for k and v if query heads share them.
+        warnings: says which query heads share them.
     """
 
     tokens: tuple[int, ...]
@@ -56,6 +58,8 @@ class Seen:
     mlp_norm: Float[Tensor, "layer pos"] | None
     activations: dict[Site, Float[Tensor, "..."]]
     cost: Cost
+    axes: dict[Site, tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10) -> Seen:
@@ -98,6 +102,8 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
         norms.get("mlp_out"),
         {site: outcome.activations[site][0] for site in wanted},
         Cost(work, time.monotonic() - began),
+        {site: info.axes(site) for site in wanted},
+        info.key_value_warning(site.kind for site in wanted),
     )
 
 

@@ -31,7 +31,17 @@ from discovery.errors import MeasurementError, SiteError
 from discovery.methods.cells import Cells, cells_of, columns_of
 from discovery.methods.cost import Cost
 from discovery.methods.screen import Screen, choose, estimate_screen
-from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
+from discovery.sites import (
+    SITE_NAMES,
+    Direction,
+    KeyValueHead,
+    MetricName,
+    Node,
+    SiteName,
+    head,
+    key_value_group,
+    mlp,
+)
 from discovery.tasks.task import Task
 
 TINY = 1e-6  # below this, m(clean) − m(corrupted) normalises nothing
@@ -43,13 +53,16 @@ class Sweep:
     """A grid of patching effects.
 
     Attributes:
-        values: [layer position], [layer head] or [layer head position]; normalised as in the module's docstring; NaN where no
-            pair has the cell, or where there is nothing to normalise by.
+        values: [layer position], [layer head], [layer kv_head] or [layer head position]; normalised
+            as in the module's docstring; NaN if no pair has the cell, or if there is nothing to
+            normalise by.
         per_pair: the raw metric of each patched run, [pair …] with the same cells; NaN where the pair lacks the cell.
         metric_clean, metric_corrupted: [pair].
         positions: what the position axis counts (from 0; from the end, −1 being last; or labels); empty where there is none.
         screen: where the sweep was screened: what was estimated, and which cells were measured. `values` and `per_pair` hold measured
             numbers only, NaN elsewhere.
+        query_heads: of k and v, if heads share them: the query heads of each key-value head. The
+            second axis then counts key-value heads. Empty if it counts heads.
     """
 
     site: SiteName
@@ -63,11 +76,31 @@ class Sweep:
     cost: Cost
     warnings: tuple[str, ...] = ()
     screen: Screen | None = None
+    query_heads: tuple[tuple[int, ...], ...] = ()
+
+    def unit(self, layer: int, index: int | None = None) -> Node | KeyValueHead | None:
+        """What a cell patches: the head or key-value head at `index`, or the layer's MLP.
+
+        None if it is a place in the stream, or the attention as a whole.
+        """
+        if index is None:
+            return mlp(layer) if self.site == "mlp_out" else None
+        if self.query_heads:
+            return KeyValueHead(layer, index, self.query_heads[index])
+        return head(layer, index)
+
+    @property
+    def head_labels(self) -> list[str]:
+        """Labels along the head axis: 0, or KV0 = heads 0–2; empty if there is no such axis."""
+        if self.query_heads:
+            return [key_value_group(index, heads) for index, heads in enumerate(self.query_heads)]
+        return [str(index) for index in range(self.values.shape[1])] if "head" in self.axes else []
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of the axes of `values`."""
-        middle = ("head",) if self.values.ndim == 3 or not self.positions else ()
+        """Names of the axes of `values`; "kv_head" instead of "head" where heads share the site."""
+        by_head = "kv_head" if self.query_heads else "head"
+        middle = (by_head,) if self.values.ndim == 3 or not self.positions else ()
         return ("layer", *middle, *(("position",) if self.positions else ()))
 
 
@@ -89,7 +122,9 @@ def patch_sweep(
 
     Args:
         site: resid_pre, resid_mid, resid_post, attn_out, mlp_out (layer × position), head_out (layer × head, all positions),
-            head_out_by_position (layer × head × position), q, k, v, pattern (layer × head, all positions).
+            head_out_by_position (layer × head × position), q, pattern (layer × head, all
+            positions), k, v (layer × key-value head, all positions; if several query heads share
+            one, `Sweep.query_heads` says which, and a warning says so too).
         direction: denoising (clean into corrupted) or noising (corrupted into clean).
         metric: the task's own where None.
         by: "position", or "label" to align pairs of different wording by their named positions.
@@ -124,7 +159,22 @@ def patch_sweep(
     report = None if chosen is None else chosen.report(values)
     if report is not None:
         warnings += (report.caution,)
-    return Sweep(site, direction, engine.metric, values, per_pair, clean, corrupted, columns, cost, warnings, report)
+    info = model.info
+    warnings = (*info.key_value_warning([site]), *warnings)
+    return Sweep(
+        site=site,
+        direction=direction,
+        metric=engine.metric,
+        values=values,
+        per_pair=per_pair,
+        metric_clean=clean,
+        metric_corrupted=corrupted,
+        positions=columns,
+        cost=cost,
+        warnings=warnings,
+        screen=report,
+        query_heads=info.key_value_groups(site),
+    )
 
 
 def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:

@@ -3,7 +3,9 @@
 Path patching (Goldowsky-Dill et al. 2023, arXiv 2304.05969) between two nodes of the clean run: the input of the target d through
 one slot alone gets (s corrupted − s clean) added, d is recomputed, and what follows runs freely. Effect: the
 noising-normalised change of the metric, so 1 is "this edge alone carries the behaviour". Slots: q, k, v of a head, the input of an MLP, the
-final residual stream of the logits. `all` adds it to every input of d at once.
+final residual stream of the logits. `all` adds it to every input of d at once. If several query
+heads share keys and values, d reads a copy of its own for an edge into its k or v: the other query
+heads of the group read what they read before.
 
 Nothing here needs a forward pass through the whole model: a slot's new value is read from one layer, the target's new
 output from the same layer, and only the layers behind the target are run again.

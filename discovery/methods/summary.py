@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.methods.patching import Sweep
+from discovery.sites import KeyValueHead, Node
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,11 @@ class Cell:
     """One cell of a grid.
 
     Attributes:
-        layer: always there. head: where the grid has heads. position: as the grid counts it, where it has positions.
+        layer: always there. position: as the grid counts it, where it has positions.
+        head: if the grid has heads. kv_head: instead of it if the grid has key-value heads that
+            query heads share.
+        unit: the head, key-value head (with its query heads) or MLP that was patched; None of
+            other sites.
         value: the normalised effect.
     """
 
@@ -30,6 +35,13 @@ class Cell:
     head: int | None
     position: int | str | None
     value: float
+    kv_head: int | None = None
+    unit: Node | KeyValueHead | None = None
+
+    @property
+    def query_heads(self) -> tuple[int, ...]:
+        """The query heads that share the key-value head; empty if the cell is of none."""
+        return self.unit.query_heads if isinstance(self.unit, KeyValueHead) else ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,8 @@ def top_cells(sweep: Sweep, count: int) -> tuple[Cell, ...]:
 def _cell(sweep: Sweep, place: list[int], value: float) -> Cell:
     at = dict(zip(sweep.axes, place, strict=True))
     position = sweep.positions[at["position"]] if "position" in at else None
-    return Cell(at["layer"], at.get("head"), position, value)
+    unit = sweep.unit(at["layer"], at.get("kv_head", at.get("head")))
+    return Cell(at["layer"], at.get("head"), position, value, at.get("kv_head"), unit)
 
 
 def summarise(values: Float[Tensor, "..."], position_axis: int | None = 0) -> Summary:

@@ -106,6 +106,13 @@ OTHERS: Mapping[str, Callable[..., Any]] = {
     "starcoder2": _named("Starcoder2Config", _SMALL, num_key_value_heads=1),
     "xglm": _named("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
 }
+# Query heads and key-value heads of Llamas, by name.
+GROUPED: Mapping[str, tuple[int, int]] = {
+    "llama_9_3": (9, 3),
+    "llama_8_4": (8, 4),
+    "llama_8_1": (8, 1),
+    "llama_4_4": (4, 4),
+}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
@@ -118,6 +125,14 @@ def hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path
     randomise(module, seed)
     module.save_pretrained(folder)
     return folder
+
+
+def grouped(folder: Path, name: str) -> Path:
+    """Save a random Llama of `GROUPED`, two layers deep; without a tokenizer."""
+    heads, kv_heads = GROUPED[name]
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes |= {"num_hidden_layers": 2, "hidden_size": 4 * heads, "head_dim": 4}
+    return hugging_face(folder, "llama", **sizes)
 
 
 def tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
@@ -227,8 +242,9 @@ def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 class Shelf:
     """Models built once in a folder and loaded once, by name.
 
-    Names: an architecture of `ARCHITECTURES` or `OTHERS`, "native" (sequential, LayerNorm, learned positions), "attn_only" (no MLP,
-    no norm) or "rotary" (native, RMS norm, grouped keys).
+    Names: an architecture of `ARCHITECTURES` or `OTHERS`, a Llama of `GROUPED`, "native"
+    (sequential, LayerNorm, learned positions), "attn_only" (no MLP, no norm) or "rotary" (native,
+    RMS norm, grouped keys).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -241,7 +257,9 @@ class Shelf:
         if name in ("native", "attn_only", "rotary"):
             return self.native(name).path
         folder = self.folder / name
-        return folder if folder.is_dir() else hugging_face(folder, name)
+        if folder.is_dir():
+            return folder
+        return grouped(folder, name) if name in GROUPED else hugging_face(folder, name)
 
     def native(self, name: str) -> Native:
         """The weights of a native model."""

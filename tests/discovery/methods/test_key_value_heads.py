@@ -1,0 +1,285 @@
+"""k and v are by key-value head, and are named as such if several query heads share one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from discovery.engine import Engine
+from discovery.errors import SiteError
+from discovery.evaluation import evaluate_circuit
+from discovery.methods.ablation import ablate_heads
+from discovery.methods.cache import run_with_cache
+from discovery.methods.contrast import contrast
+from discovery.methods.patching import patch_sweep
+from discovery.methods.paths import edge_effects
+from discovery.methods.summary import top_cells
+from discovery.sites import (
+    ActivationKind,
+    BackendName,
+    Direction,
+    Edge,
+    KeyValueHead,
+    Node,
+    Site,
+    head,
+)
+from tests.discovery.methods import grouped
+from tests.discovery.tiny import GROUPED, Shelf, as_task, native, plain, random_pairs
+
+PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
+BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")
+SHARED = [name for name, (heads, kv_heads) in GROUPED.items() if kv_heads < heads]
+
+
+def groups(name: str) -> list[tuple[int, ...]]:
+    """The query heads of each key-value head, counted out."""
+    heads, kv_heads = GROUPED[name]
+    found: list[list[int]] = [[] for _ in range(kv_heads)]
+    for query_head in range(heads):
+        found[query_head * kv_heads // heads].append(query_head)
+    return [tuple(group) for group in found]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("site", ["k", "v"])
+def test_a_cell_is_the_key_value_head_that_it_is_named_after(
+    shelf: Shelf,
+    name: str,
+    site: Any,
+    backend: BackendName,
+) -> None:
+    """Value and name, against a forward pass with a hook on the projection, in both directions."""
+    model = shelf.load(name, backend, dtype="float64")
+    module = plain(shelf.path(name), torch.float64)
+    directions: tuple[Direction, ...] = ("denoising", "noising")
+    for direction in directions:
+        found = patch_sweep(model, as_task(PAIRS), site, direction=direction)
+        assert found.values.shape == (2, GROUPED[name][1])
+        cells = top_cells(found, 100)
+        assert len(cells) == found.values.numel()
+        for cell in cells:
+            index = cell.kv_head if name in SHARED else cell.head
+            assert index is not None
+            at = (cell.layer, index)
+            expected = [grouped.patch(module, pair, site, *at, direction) for pair in PAIRS]
+            torch.testing.assert_close(
+                found.per_pair[:, cell.layer, index].double(),
+                torch.tensor(expected).double(),
+                atol=1e-5,
+                rtol=1e-5,
+            )
+            assert cell.value == float(found.values[cell.layer, index])
+
+
+@pytest.mark.parametrize("site", ["k", "v"])
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_cells_are_named_with_their_query_heads(shelf: Shelf, name: str, site: Any) -> None:
+    found = patch_sweep(shelf.load(name), as_task(PAIRS), site)
+    assert found.axes == ("layer", "kv_head")
+    assert found.query_heads == tuple(groups(name))
+    named = [f"KV{n} = heads {group[0]}–{group[-1]}" for n, group in enumerate(groups(name))]
+    assert found.head_labels == named
+    for cell in top_cells(found, 100):
+        assert cell.head is None
+        assert cell.kv_head is not None
+        assert str(cell.unit) == f"a{cell.layer}.kv{cell.kv_head}"
+        assert isinstance(cell.unit, KeyValueHead)
+        assert cell.unit.label == f"L{cell.layer}KV{cell.kv_head}"
+        assert cell.unit.group == found.head_labels[cell.kv_head]
+        assert cell.query_heads == groups(name)[cell.kv_head]
+    said = [text for text in found.warnings if "key-value heads shared by query heads" in text]
+    assert len(said) == 1
+    assert all(label in said[0] for label in found.head_labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [("llama_4_4", "k"), ("llama_4_4", "v"), ("llama_9_3", "q"), ("llama_9_3", "head_out")],
+)
+def test_what_belongs_to_one_head_stays_named_after_it(shelf: Shelf, name: str, site: Any) -> None:
+    found = patch_sweep(shelf.load(name), as_task(PAIRS), site)
+    assert found.axes == ("layer", "head")
+    assert found.query_heads == found.warnings == ()
+    assert found.head_labels == [str(n) for n in range(GROUPED[name][0])]
+    for cell in top_cells(found, 100):
+        assert cell.head is not None
+        assert (cell.unit, cell.kv_head, cell.query_heads) == (
+            head(cell.layer, cell.head),
+            None,
+            (),
+        )
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_small_screened_grid_has_a_column_for_each_key_value_head(
+    shelf: Shelf,
+    name: str,
+) -> None:
+    """It was laid out by query heads: 8 columns for one key-value head, else an error."""
+    model, task = shelf.load(name), as_task(PAIRS)
+    whole, screened = (patch_sweep(model, task, "v", screen=screen) for screen in (False, True))
+    assert screened.screen is not None
+    assert screened.screen.estimates.shape == whole.values.shape == (2, GROUPED[name][1])
+    torch.testing.assert_close(screened.values, whole.values)
+    assert screened.query_heads == whole.query_heads
+
+
+def takers(model: Any) -> dict[str, Callable[[list[str]], object]]:
+    """Everything in Python that takes nodes of a model by name."""
+    task = as_task(PAIRS)
+    return {
+        "ablate_heads": lambda nodes: ablate_heads(model, task, nodes),
+        "contrast": lambda nodes: contrast(model, task, nodes),
+        "evaluate_circuit": lambda nodes: evaluate_circuit(model, task, nodes),
+    }
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("taker", ["ablate_heads", "contrast", "evaluate_circuit"])
+@pytest.mark.parametrize("spelling", ["a1.kv0", "L1KV0"])
+def test_nothing_that_takes_a_head_takes_a_key_value_head(
+    shelf: Shelf,
+    name: str,
+    taker: str,
+    spelling: str,
+) -> None:
+    model = shelf.load(name)
+    group = groups(name)[0]
+    with pytest.raises(SiteError) as fault:
+        takers(model)[taker](["a0.h0", spelling])
+    assert repr(spelling) in fault.value.cause
+    assert f"key-value head, shared by query heads {group[0]} to {group[-1]}" in fault.value.cause
+    named = [str(head(1, query_head)) for query_head in group]
+    assert all(node in fault.value.cure for node in named)
+    ablate_heads(model, as_task(PAIRS), named)  # the fix works
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "cause", "cure"),
+    [
+        ("llama_4_4", "a1.kv2", "each head has keys and values of its own", "a1.h2"),
+        ("llama_9_3", "a1.kv3", "no such key-value head", "heads 0 to 8"),
+        ("llama_9_3", "a2.kv0", "no such key-value head", "layers are 0 to 1"),
+    ],
+)
+def test_a_key_value_head_that_is_none_is_refused_by_name(
+    shelf: Shelf,
+    name: str,
+    given: str,
+    cause: str,
+    cure: str,
+) -> None:
+    with pytest.raises(SiteError) as fault:
+        ablate_heads(shelf.load(name), as_task(PAIRS), [given])
+    assert repr(given) in fault.value.cause
+    assert cause in fault.value.cause
+    assert cure in fault.value.cure
+
+
+def test_without_a_model_a_key_value_head_is_no_node() -> None:
+    for read in (Node.parse, lambda text: Edge.parse(f"m0->{text}<k>")):
+        with pytest.raises(SiteError, match=r"'a23\.kv1' is a key-value head"):
+            read("a23.kv1")
+
+
+def test_many_heads_are_not_all_written_out(shelf: Shelf, tmp_path: Path) -> None:
+    from discovery.backends.load import load_model
+
+    kind = {"n_heads": 24, "positional_embedding_type": "rotary"}
+    model = load_model(native(tmp_path / "narrow", n_key_value_heads=2, **kind).path)
+    with pytest.raises(SiteError) as fault:
+        ablate_heads(model, as_task(PAIRS), ["a1.kv1"])
+    assert "query heads 12 to 23" in fault.value.cause
+    assert "a1.h12, a1.h13" in fault.value.cure
+    assert fault.value.cure.endswith("… a1.h23.")
+    wide = load_model(native(tmp_path / "wide", n_key_value_heads=12, **kind).path)
+    [said] = patch_sweep(wide, as_task(PAIRS), "v").warnings
+    assert "KV0 = heads 0–1, KV1 = heads 2–3, …, KV11 = heads 22–23" in said
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_kept_of_a_prompt_is_by_key_value_head(
+    shelf: Shelf,
+    name: str,
+    backend: BackendName,
+) -> None:
+    heads, kv_heads = GROUPED[name]
+    kinds: tuple[ActivationKind, ...] = ("q", "k", "v", "pattern", "resid_pre")
+    seen = run_with_cache(shelf.load(name, backend), PAIRS[0].clean, kinds)
+    axis = "kv_head" if kv_heads < heads else "head"
+    assert [seen.axes[Site(kind, 1)] for kind in kinds] == [
+        ("pos", "head", "d_head"),
+        ("pos", axis, "d_head"),
+        ("pos", axis, "d_head"),
+        ("head", "dst", "src"),
+        ("pos", "d_model"),
+    ]
+    sizes = {
+        "pos": 6,
+        "head": heads,
+        "kv_head": kv_heads,
+        "d_head": 4,
+        "dst": 6,
+        "src": 6,
+        "d_model": 4 * heads,
+    }
+    for site, value in seen.activations.items():
+        assert value.shape == tuple(sizes[axis] for axis in seen.axes[site])
+    assert len(seen.warnings) == (kv_heads < heads)
+    for text in seen.warnings:
+        assert "k and v" in text
+        assert f"KV0 = heads 0–{heads // kv_heads - 1}" in text
+    by_head = run_with_cache(shelf.load(name, backend), PAIRS[0].clean, ["q", "pattern"])
+    assert by_head.warnings == ()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", GROUPED)
+def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
+    shelf: Shelf,
+    name: str,
+    backend: BackendName,
+) -> None:
+    """Against the same model with a key-value head for each query head: one alone hears it."""
+    model, module = (
+        shelf.load(name, backend, dtype="float64"),
+        plain(shelf.path(name), torch.float64),
+    )
+    last = GROUPED[name][0] - 1
+    source, targets = head(0, 1), [head(1, 0), head(1, last)]
+    edges = edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
+    found = {(edge.source, edge.target): edge for edge in edges}
+    slots: Sequence[grouped.Slot] = ("q", "k", "v")
+    for target in targets:
+        effect = found[source, target]
+        measured = {"whole": effect.whole, **effect.inputs}
+        for slot, changed in {"whole": tuple(slots), **{slot: (slot,) for slot in slots}}.items():
+            at = (1, target.head or 0)
+            expected = torch.tensor(
+                [grouped.edge(module, pair, (0, 1), at, changed) for pair in PAIRS],
+                dtype=torch.float64,
+            )
+            torch.testing.assert_close(measured[slot].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(shelf: Shelf, name: str) -> None:
+    """The test above tells them apart: a message to the whole group moves the metric otherwise."""
+    module = plain(shelf.path(name), torch.float64)
+    [pair, *_] = PAIRS
+    delta = grouped.spoken(module, pair.corrupted, 0, 1) - grouped.spoken(module, pair.clean, 0, 1)
+    block = module.model.layers[1]
+    made = block.self_attn.v_proj
+    stream = grouped.inputs(module, block.input_layernorm, pair.clean)
+    with torch.no_grad():
+        read = made(block.input_layernorm(stream + delta))
+    with grouped.replaced(made, grouped.columns(module, 0), read):
+        shared = grouped.difference(module, pair.clean, pair)
+    assert abs(shared - grouped.edge(module, pair, (0, 1), (1, 0), ("v",))) > 1e-3
