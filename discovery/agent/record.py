@@ -46,6 +46,7 @@ def build_record(state: State, context: Context) -> CircuitGraph:
             weight_processing=info.weight_processing,
             n_layers=info.n_layers,
             n_heads=info.n_heads,
+            n_kv_heads=info.n_kv_heads if info.shares_key_values else None,
         ),
         task=TaskFacts(
             name=task.name,

@@ -103,7 +103,13 @@ def _edges(circuit: CircuitGraph) -> str:
     ]
     rest = len(measured) - len(strongest)
     more = [f"  and {rest} {'that are weaker' if rows else f'below {_SLIGHT}'}"] if rest else []
-    return "\n".join(["Edges, the strongest first:", *([columns(rows)] if rows else []), *more])
+    table = [columns(rows)] if rows else []
+    return "\n".join(["Edges, the strongest first:", *table, *more, *_shared(circuit)])
+
+
+def _shared(circuit: CircuitGraph) -> list[str]:
+    """What an edge into k or v means if heads share them."""
+    return [f"  {words.SHARED_EDGES}"] if circuit.model.shares_key_values else []
 
 
 def _evidence(circuit: CircuitGraph) -> str:

@@ -115,7 +115,7 @@ class CircuitEdge(Sparse):
     evidence: tuple[str, ...] = ()
 
 
-class ModelFacts(Record):
+class ModelFacts(Sparse):
     """The model that was studied.
 
     Attributes:
@@ -126,7 +126,12 @@ class ModelFacts(Record):
         weight_processing: what was folded into the weights before, if anything.
         n_layers: layers.
         n_heads: attention heads in each.
+        n_kv_heads: key-value heads in each layer if several heads share one; left out if each head
+            has its own. An edge into k or v of a head changes what this head reads, and nothing for
+            the others of its group.
     """
+
+    spare: ClassVar[frozenset[str]] = frozenset({"n_kv_heads"})
 
     name: str | None = None
     fingerprint: str | None = None
@@ -135,6 +140,14 @@ class ModelFacts(Record):
     weight_processing: Json = None
     n_layers: int | None = None
     n_heads: int | None = None
+    n_kv_heads: int | None = None
+
+    @property
+    def shares_key_values(self) -> bool:
+        """Whether several query heads share each key-value head, as far as the record says."""
+        if self.n_kv_heads is None or self.n_heads is None:
+            return False
+        return self.n_kv_heads < self.n_heads
 
 
 class TaskFacts(Record):

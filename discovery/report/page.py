@@ -18,7 +18,15 @@ from discovery.report.evidence import conditions_table, curve_table, label, mini
 from discovery.report.features import features_tables
 from discovery.report.markup import Html, element, facts, join, table, text, void
 from discovery.report.style import CSS
-from discovery.report.words import UNKNOWN, VERDICTS, bytes_size, duration, effect, number
+from discovery.report.words import (
+    SHARED_EDGES,
+    UNKNOWN,
+    VERDICTS,
+    bytes_size,
+    duration,
+    effect,
+    number,
+)
 
 _FIRST = ("circuit", "curve")
 _CAPTIONS = {
@@ -77,6 +85,8 @@ def _facts(circuit: CircuitGraph) -> Html:
     split = f"{task.n_discovery} to find it, {task.n_heldout} to judge it" if task.n_discovery is not None else None
     universe = "every head and MLP" if circuit.evaluation.universe == "all" else "heads only, MLPs kept"
     shape = f"{model.n_layers} layers of {model.n_heads} heads" if model.n_layers is not None else None
+    if shape and model.shares_key_values:
+        shape += f", which share {model.n_kv_heads} key-value heads"
     names = ", ".join(node.label for node in circuit.members)
     return facts(
         [
@@ -139,6 +149,7 @@ def _circuit(circuit: CircuitGraph) -> Html:
         ]
         for edge in circuit.edges
     ]
+    shared = edges and circuit.model.shares_key_values
     head = ["node", "kind", "role", "moves the metric", "denoising", "noising", "positions", "evidence"]
     return _section(
         "Circuit",
@@ -147,6 +158,7 @@ def _circuit(circuit: CircuitGraph) -> Html:
         else element("p", "The record has no nodes."),
         features_tables(circuit),
         table("Edges", ["edge", "effect", "by input", "evidence"], edges) if edges else element("p", "No edges were measured."),
+        element("p", SHARED_EDGES, class_="soft") if shared else Html(),
     )
 
 

@@ -13,6 +13,10 @@ from discovery.graph.captions import signed
 from discovery.report.markup import Html, element
 
 UNKNOWN = "—"
+SHARED_EDGES = (
+    "In this model several query heads share keys and values. An edge into k or v of a head "
+    "changes the copy that this head reads, and nothing for the other heads of its group."
+)
 
 
 class Meaning(NamedTuple):

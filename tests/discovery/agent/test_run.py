@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,10 @@ from discovery.agent.stages import STAGES
 from discovery.agent.stages.stability import SHARE
 from discovery.backends.base import Backend
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError, StoreError
-from discovery.graph import Cost
+from discovery.graph import CircuitGraph, Cost
 from discovery.store import open_run, run_ids
 from discovery.tasks import Task
+from tests.discovery.tiny import GROUPED, grouped, random_pairs
 from tests.handbuilt.models import build
 
 PAIRS = 120
@@ -141,6 +143,31 @@ def test_a_run_writes_everything_it_says(whole: Discovered) -> None:
     arrays = set(open_run(whole.path.parent, whole.run_id).array_ids())
     cited = {result for part in (*whole.circuit.nodes, *whole.circuit.edges) for result in part.evidence}
     assert cited <= arrays
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [("llama_9_3", 3), ("llama_4_4", None)])
+def test_a_record_says_that_heads_share_keys_and_values(
+    name: str,
+    kv_heads: int | None,
+    tmp_path: Path,
+) -> None:
+    """And so do the exports that can be read back."""
+    model = load_model(grouped(tmp_path / name, name))
+    pairs = [
+        {
+            "clean": list(pair.clean),
+            "corrupted": list(pair.corrupted),
+            "answer": list(pair.answer),
+            "wrong": list(pair.wrong),
+        }
+        for pair in random_pairs((5,) * 8, seed=2)
+    ]
+    run = discover(model, load_task(pairs, model), runs_dir=tmp_path / "runs")
+    circuit = run.circuit
+    assert (circuit.model.n_heads, circuit.model.n_kv_heads) == (GROUPED[name][0], kv_heads)
+    written = json.loads(circuit.to_json())["graph"]["model"]
+    assert ("n_kv_heads" in written) is (kv_heads is not None)
+    assert CircuitGraph.from_graphml(circuit.to_graphml()).model == circuit.model
 
 
 def test_a_run_refuses_other_weights(whole: Discovered, opened: tuple[Backend, Task], tmp_path: Path) -> None:

@@ -54,3 +54,10 @@ def test_the_least_that_a_record_can_say(verdict: str | None) -> None:
     text = describe(CircuitGraph.model_validate({"verdict": verdict}))
     assert text.startswith(f"A task in a model: {verdict or 'not evaluated'}\n")
     assert "None" not in text
+
+
+def test_shared_keys_and_values_are_said_below_the_edges() -> None:
+    model = ioi_circuit().model
+    shared = describe(ioi_circuit(model=model.model_copy(update={"n_kv_heads": 3})))
+    assert "changes the copy that this head reads" in shared
+    assert "changes the copy that this head reads" not in describe(ioi_circuit(model=model))

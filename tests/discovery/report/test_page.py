@@ -129,6 +129,17 @@ def test_nodes_and_edges_stand_with_theirs() -> None:
     assert ["L10H0 → logits", "—", "—", "—"] in rows
 
 
+@pytest.mark.parametrize(("kv_heads", "shared"), [(3, True), (12, False), (None, False)])
+def test_shared_keys_and_values_are_said_beside_the_edges(
+    kv_heads: int | None,
+    shared: bool,
+) -> None:
+    model = ioi_circuit().model.model_copy(update={"n_kv_heads": kv_heads})
+    text = page(ioi_circuit(model=model)).text
+    assert ("which share 3 key-value heads" in text) is shared
+    assert ("changes the copy that this head reads" in text) is shared
+
+
 def test_cost_provenance_journal_and_how_to_do_it_again() -> None:
     shown = page().text
     for words in (
