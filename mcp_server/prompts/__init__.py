@@ -50,6 +50,7 @@ Read the resource scout://skills/find-circuit and follow it:
 1. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}", task="{task}").
 2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the others?
 3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through which input?
+   A cell of k or v named as a23.kv1 belongs to all its query_heads, not to {head} alone.
 4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
 5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
 Say what is measured and what is conjecture; attention alone proves nothing. {honest}"""

@@ -118,10 +118,11 @@ __all__ = [
 ]
 
 
-def pack(tensors: Mapping[str, Any]) -> bytes:
+def pack(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """Tensors as safetensors, which holds no two names of one storage: the end of a layer is the start of the next."""
     save = importlib.import_module("safetensors.torch").save
-    packed: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    packed: bytes = save(own, metadata)
     return packed
 
 

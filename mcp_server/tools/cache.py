@@ -50,6 +50,7 @@ class Activation(Result):
 
     site: str
     shape: list[int]
+    axes: list[str] = Field(description="kv_head: shared by several query heads.")
     mean: float | None
     std: float | None
     min: float | None
@@ -71,6 +72,7 @@ class Cached(Listing):
     layers: list[Layer]
     sites: list[Activation]
     n_nonfinite: int = Field(description="Entries that are NaN or infinite.")
+    warnings: list[str]
     activations: str | None = Field(description="URI of every number, as safetensors.")
     cost: Work
 
@@ -107,7 +109,9 @@ async def run_with_cache(
 def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: list[str]) -> tuple[Cached, int]:
     summaries = {site: science.summarise(values, 1 if site.kind == "pattern" else 0) for site, values in seen.activations.items()}
     name = result_id("cache", model_id, hashlib.sha256(repr((prompt, sites)).encode()).hexdigest()[:8])
-    packed = science.pack({f"{site.kind}.{site.layer}": values for site, values in seen.activations.items()}) if summaries else b""
+    named = {f"{site.kind}.{site.layer}": values for site, values in seen.activations.items()}
+    notes = {"warnings": "\n".join(seen.warnings)} if seen.warnings else None
+    packed = science.pack(named, notes) if summaries else b""
     uri = session.results.keep(name, "activations.safetensors", packed) if packed else None
     norms = {"residual": seen.residual_norm, "attention": seen.attention_norm, "mlp": seen.mlp_norm}
     last = {kind: grid[:, -1].tolist() if grid is not None else None for kind, grid in norms.items()}
@@ -115,6 +119,7 @@ def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: 
         Activation(
             site=f"{site.kind}.{site.layer}",
             shape=list(s.shape),
+            axes=list(seen.axes[site]),
             mean=number(s.mean),
             std=number(s.std),
             min=number(s.low),
@@ -137,6 +142,7 @@ def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: 
             for n in range(len(seen.residual_norm))
         ],
         sites=rows,
+        warnings=list(seen.warnings),
         n_nonfinite=sum(s.n_nonfinite for s in summaries.values()),
         activations=uri,
         total=len(rows),

@@ -28,7 +28,7 @@ class NodeView(Result):
 
 
 class EdgeView(Result):
-    """What one node sends to a later one."""
+    """What one node sends to a later one; k and v: those that the target head alone reads."""
 
     source: str
     target: str

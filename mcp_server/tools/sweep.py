@@ -28,8 +28,13 @@ class Cell(Result):
 
     layer: int
     head: int | None
+    kv_head: int | None = Field(description="Of k, v if query heads share it: not a head.")
+    query_heads: list[int] = Field(description="Those that share the kv_head.")
     position: int | str | None
-    node: str | None = Field(description="The head or MLP, as ablate_heads takes it.")
+    node: str | None = Field(
+        description="Head or MLP, as ablate_heads takes it; a kv_head's a23.kv1, which it refuses.",
+    )
+    label: str | None = Field(description="As people write it.")
     effect: float | None = Field(description="Share of clean − corrupted; negative works against the behaviour.")
 
 
@@ -74,7 +79,9 @@ async def patch_sweep(
     task: TaskSource,
     site: Annotated[
         SiteName,
-        Field(description="Layer × position: resid_*, attn_out, mlp_out. Layer × head: head_out, q, k, v, pattern."),
+        Field(
+            description="Layer × position: resid_*, attn_out, mlp_out. Layer × head: head_out, q, pattern. k, v: layer × key-value head.",
+        ),
     ] = "resid_pre",
     direction: Annotated[
         Direction, Field(description="denoising: clean activation into the corrupted run; noising: the reverse.")
@@ -87,9 +94,10 @@ async def patch_sweep(
     top: Top = 10,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, Swept]:
-    """Activation patching: exchanges one activation at a time between clean and corrupted runs, over every cell of `site`, and measures
-    how much of the behaviour comes back (denoising: 1 is all) or is lost (noising: 1 is all). Returns the largest cells, a heatmap, and
-    a link to the grid. Exact, on every pair; what `screen` leaves out is null.
+    """Activation patching: exchanges one activation at a time between clean and corrupted runs, for
+    every cell of `site`, and measures how much of the behaviour comes back (denoising) or is lost
+    (noising); 1 is all. Returns the largest cells, a heatmap, a link to the grid. Exact, on every
+    pair; what `screen` leaves out is null.
 
     Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or head_out_by_position. Run both directions:
     redundant heads show in one, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before check_task.
@@ -151,7 +159,7 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         metric=found.metric,
         metric_clean=number(float(found.metric_clean.mean())),
         metric_corrupted=number(float(found.metric_corrupted.mean())),
-        top=[_cell(found.site, cell) for cell in science.top_cells(found, top)],
+        top=[_cell(cell) for cell in science.top_cells(found, top)],
         grid=grid,
         positions=list(found.positions),
         warnings=[*notes, *found.warnings],
@@ -174,6 +182,9 @@ def _document(found: Sweep) -> dict[str, Any]:
         "values": numbers(found.values.tolist()),
         "n_null": int((~found.values.isfinite()).sum()),
     }
+    if found.query_heads:
+        groups = enumerate(found.query_heads)
+        document["kv_heads"] = [{"kv_head": n, "query_heads": list(heads)} for n, heads in groups]
     if found.screen is None:
         return document
     estimates = found.screen.estimates
@@ -197,21 +208,31 @@ def _grid(found: Sweep) -> Grid:
     )
 
 
-def _cell(site: str, cell: science.Cell) -> Cell:
-    node = f"a{cell.layer}.h{cell.head}" if cell.head is not None else f"m{cell.layer}" if site == "mlp_out" else None
-    return Cell(layer=cell.layer, head=cell.head, position=cell.position, node=node, effect=number(cell.value))
+def _cell(cell: science.Cell) -> Cell:
+    return Cell(
+        layer=cell.layer,
+        head=cell.head,
+        kv_head=cell.kv_head,
+        query_heads=list(cell.query_heads),
+        position=cell.position,
+        node=None if cell.unit is None else str(cell.unit),
+        label=None if cell.unit is None else cell.unit.label,
+        effect=number(cell.value),
+    )
 
 
 def _figure(found: Sweep, task: Task) -> bytes | None:
     """A heatmap of a grid of two axes."""
     if found.values.ndim != 2 or not 0 < found.values.shape[1] <= _WIDEST or bool(found.values.isnan().all()):
         return None
-    columns = [str(position) for position in found.positions] or [str(head) for head in range(found.values.shape[1])]
+    columns, axis = found.head_labels, "key-value head" if found.query_heads else "head"
+    if found.positions:
+        columns, axis = [str(position) for position in found.positions], "position"
     return science.heatmap(
         found.values.detach().cpu().numpy(),
         [str(layer) for layer in range(found.values.shape[0])],
         columns,
         title=f"{task.name}: {found.site}, {found.direction}",
         row_axis="layer",
-        column_axis="position" if found.positions else "head",
+        column_axis=axis,
     )
