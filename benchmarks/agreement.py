@@ -19,17 +19,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.table import header
+from benchmarks.output import header
 from discovery import discover, load_model, load_task, patch_sweep
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch
-from discovery.backends.engines import ENGINES
-from discovery.backends.outline import outline
+from discovery.backends.base import Backend, Batch
+from discovery.backends.loading.outline import ENGINES, outline
 from discovery.errors import SiteError
 from discovery.sites import Direction, SiteName
 from discovery.tasks.pairs import Tokenizer
 from discovery.tasks.task import Pair, Task
-from tests.discovery.tiny import ARCHITECTURES, OTHERS, Shelf, as_task, random_pairs
+from tests.tiny_models import ARCHITECTURES, OTHERS, Shelf, as_task, random_pairs
 
 OPENINGS = (
     "Once upon a {a} day, ",

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.table import header
-from benchmarks.trained import SEEDS, add_models, cases
+from benchmarks.known_circuits.trained import SEEDS, add_models, cases
+from benchmarks.output import header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds

@@ -15,14 +15,14 @@ from statistics import mean
 
 import torch
 
-from benchmarks.table import header
+from benchmarks.output import header
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet
-from discovery.methods.bootstrap import Interval, Resamples, interval_of_ratio
+from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 from discovery.sites import Node
 from discovery.tasks.task import Pair, SplitName, Task
 

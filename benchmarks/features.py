@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import header
+from benchmarks.output import header
 from discovery import discover, load_model, load_task, sae_top_features
 from discovery.backends.base import Backend
 from discovery.features import load_sae
-from discovery.features.bundle import facts
+from discovery.features.directory import facts
 from discovery.graph import CircuitGraph
 from discovery.sites import Node
 from discovery.tasks import BUILTIN

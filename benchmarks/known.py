@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.known_circuits.hand_built import CASES, build
+from benchmarks.known_circuits.truth import known
 from discovery import discover, load_model, load_task
-from tests.handbuilt.models import CASES, build
-from tests.handbuilt.truth import known
 
 PAIRS = 240
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.output import header
 from benchmarks.sweeps import random_pairs
-from benchmarks.table import header
 from discovery import load_model, patch_sweep
-from discovery.backends.choose import choose
-from discovery.backends.engines import ENGINES
-from discovery.backends.memory import give_back
-from discovery.backends.outline import outline
+from discovery.backends.hardware.memory import give_back
+from discovery.backends.loading.backend_choice import choose
+from discovery.backends.loading.outline import ENGINES, outline
 from discovery.engine import Need
 
 SIZES = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}

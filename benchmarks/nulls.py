@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from benchmarks.table import header
+from benchmarks.output import header
 from discovery import discover, evaluate_circuit, load_model, load_task
 from discovery.backends.base import Backend
-from discovery.backends.find import find_source
+from discovery.backends.loading.source import find_source
 from discovery.evaluation import Evaluated
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, VERDICTS
 from discovery.tasks import BUILTIN

@@ -14,13 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.subsets import smallest, tabulate
-from benchmarks.table import header
-from benchmarks.trained import SEEDS, add_models, cases
+from benchmarks.known_circuits.hand_built import CASES, build
+from benchmarks.known_circuits.subsets import smallest, tabulate
+from benchmarks.known_circuits.trained import SEEDS, add_models, cases
+from benchmarks.output import header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
-from tests.handbuilt.models import CASES, build
 
 PAIRS = 128  # 2^12 subsets of twelve nodes are 4,096 passes a pair; whole templates are held out, and a verdict needs 48 pairs
 COLUMNS = (

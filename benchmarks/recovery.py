@@ -1,10 +1,10 @@
 """Ours against the field, on models whose circuits are known: `python -m benchmarks.recovery [--models DIR] [--published FILE]`
 
-The models written by hand; random programs compiled to weights (`tests/handbuilt/programs.py`); and small trained ones, whose truth is the
+The models written by hand; random programs compiled to weights (`benchmarks/known_circuits/random_programs.py`); and small trained ones, whose truth is the
 brute-force optimum nearest to the answer; of the last two those that were there while the agent was written apart from those that were made
 after. Every method gets the same discovery pairs, metric and ablations. Prints Markdown: precision, recall, the share of circuits found
 exactly with its Clopper–Pearson interval, how often the truth is a prefix of the ranking (what the best threshold could find), ROC AUC of
-the ranking, and forward-pass equivalents up to the ranking, up to the circuit, and with its verdict. `benchmarks.published` says how to add
+the ranking, and forward-pass equivalents up to the ranking, up to the circuit, and with its verdict. `benchmarks.methods.auto_circuit_scores` says how to add
 the methods of `auto-circuit`.
 """
 
@@ -25,12 +25,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.lens import Scores
-from benchmarks.rivals import RIVALS, run
-from benchmarks.subsets import smallest, tabulate
-from benchmarks.table import header
-from benchmarks.tally import COLUMNS, COSTS, Answer, Tally
-from benchmarks.trained import FRESH, SEEDS, add_models, cases
+from benchmarks.known_circuits.hand_built import CASES, build
+from benchmarks.known_circuits.random_programs import stored
+from benchmarks.known_circuits.subsets import smallest, tabulate
+from benchmarks.known_circuits.trained import FRESH, SEEDS, add_models, cases
+from benchmarks.known_circuits.truth import known
+from benchmarks.methods.baselines import RIVALS, run
+from benchmarks.methods.scoring import COLUMNS, COSTS, Answer, Tally
+from benchmarks.methods.transformer_lens_tools import Scores
+from benchmarks.output import header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.engine import Meter
@@ -40,9 +43,6 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.store import open_run
 from discovery.tasks.task import Task
-from tests.handbuilt.models import CASES, build
-from tests.handbuilt.programs import stored
-from tests.handbuilt.truth import known
 
 PAIRS = 240
 OURS = "Circuit Scout"
@@ -206,7 +206,9 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=10**6, help="how many of the random programs of each kind (all that are stored)")
     add_models(parser)
     parser.add_argument("--export", type=Path, help="only write every model with its discovery pairs into this folder")
-    parser.add_argument("--published", type=Path, help="what benchmarks/published.py printed: the rows of its methods too")
+    parser.add_argument(
+        "--published", type=Path, help="what benchmarks/methods/auto_circuit_scores.py printed: the rows of its methods too"
+    )
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:

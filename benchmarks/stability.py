@@ -14,7 +14,7 @@ from collections import Counter
 from itertools import combinations
 from statistics import mean
 
-from benchmarks.table import header
+from benchmarks.output import header
 from discovery import discover, load_model, load_task
 from discovery.tasks import BUILTIN
 

@@ -25,10 +25,9 @@ from typing import Any, get_args
 import torch
 
 from discovery import load_model, load_task, patch_sweep
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch
-from discovery.backends.engines import Engine
-from discovery.backends.find import find_source
+from discovery.backends.base import Backend, Batch
+from discovery.backends.loading.outline import Engine
+from discovery.backends.loading.source import find_source
 from discovery.engine import full_work
 from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName

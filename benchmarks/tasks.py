@@ -12,7 +12,7 @@ import time
 
 from discovery import discover, load_model, load_task
 from discovery.graph import CONDITIONS, CircuitGraph
-from discovery.report.words import score
+from discovery.report.formatting import score
 from discovery.tasks import BUILTIN
 
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from discovery.agent import discover
-    from discovery.backends.load import load_model
+    from discovery.backends.loading.load import load_model
     from discovery.evaluation import evaluate_circuit
     from discovery.features import load_sae
     from discovery.features.training import train_sae
     from discovery.graph import CircuitGraph
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
-    from discovery.methods.cache import run_with_cache
     from discovery.methods.features import add_features, edit_features, feature_examples, generate_with_features, sae_top_features
-    from discovery.methods.patching import patch_sweep
+    from discovery.methods.patching.sweep import patch_sweep
+    from discovery.methods.prompt_run import run_with_cache
     from discovery.tasks import load_task
 
 _HOMES = {
@@ -34,11 +34,11 @@ _HOMES = {
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
-    "load_model": "discovery.backends.load",
+    "load_model": "discovery.backends.loading.load",
     "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
-    "patch_sweep": "discovery.methods.patching",
-    "run_with_cache": "discovery.methods.cache",
+    "patch_sweep": "discovery.methods.patching.sweep",
+    "run_with_cache": "discovery.methods.prompt_run",
     "sae_top_features": "discovery.methods.features",
     "train_sae": "discovery.features.training",
 }

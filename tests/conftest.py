@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-from tests import shapes
+from tests import shape_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 TENSOR_HALF = [f"discovery.{name}" for name in ("metrics", "interventions", "backends", "features", "engine", "methods", "evaluation")]
@@ -31,10 +31,10 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 SHAPE_CHECKS = os.environ.get("SHAPE_CHECKS", "1") != "0"
 if loaded := [name for name in sys.modules if name.startswith(tuple(TENSOR_HALF))]:
     raise RuntimeError(f"imported before the shape checker was installed: {loaded}")
-import discovery.backends.shipped  # noqa: E402, F401  # what goes to a server goes as source, which a checker around it is not
+import discovery.backends.remote.server_code  # noqa: E402, F401  # what goes to a server goes as source, which a checker around it is not
 
 if SHAPE_CHECKS:
-    install_import_hook(TENSOR_HALF, f"{shapes.__name__}.check")
+    install_import_hook(TENSOR_HALF, f"{shape_checks.__name__}.check")
 
 
 def _refuse_the_network(connect: Any) -> Any:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from discovery.tasks.builtin import BUILTIN
-from discovery.tasks.builtin.behaviour import Draw
+from discovery.tasks.builtin.builtin_task import Draw
 from discovery.tasks.builtin.words import YEARS
 from discovery.tasks.pairs import MarkedPair
 from training.heldout import WORDINGS, held_out, listed_words

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from discovery.tasks.builtin import BUILTIN, generate
-from discovery.tasks.builtin.sieve import Sieve
+from discovery.tasks.builtin.tokenizer_filter import Sieve
 from discovery.tasks.builtin.words import NAMES
 from discovery.tasks.pairs import MarkedPair, PromptPair
 from training.circuits import ABLATIONS, Bench, judge, search

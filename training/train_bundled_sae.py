@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from discovery import load_model, train_sae
-from discovery.features.bundle import copy_dictionary
+from discovery.features.directory import copy_dictionary
 from training.corpus import sentences
 
 LOG = logging.getLogger("train_bundled_sae")

@@ -1,4 +1,7 @@
-"""What every stage is given beside the state: the model, the task's splits ready to be measured on, and the journal."""
+"""What every stage is given beside the state: the model, the task's splits ready to be measured on, and the journal.
+
+The sets of nodes that a search has measured, kept with the run: a resumed search knows what the first one knew.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discovery.agent.sets import restore_sets, save_sets
-from discovery.agent.settings import Settings
+from discovery.agent.saved_run import Settings
 from discovery.agent.state import State
 from discovery.backends.base import Backend
-from discovery.backends.memory import peak_memory
+from discovery.backends.hardware.memory import peak_memory
 from discovery.engine import Meter
 from discovery.evaluation import Bench
-from discovery.sites import MetricName, Universe
+from discovery.graph import EVIDENCE_ABLATIONS
+from discovery.methods.ablation import NodeSet
+from discovery.sites import MetricName, Node, Universe
 from discovery.store import Run
 from discovery.tasks.task import Task
 
@@ -107,3 +111,37 @@ class Context:
         self.run.append_event(event)
         if self.on_event is not None:
             self.on_event({name: value for name, value in event.items() if name != "state"})
+
+
+def save_sets(run: Run, bench: Bench) -> None:
+    """Write arrays/sets-<ablation>: the metric of each set on all pairs, and of those measured on the first pairs only."""
+    for ablation, f in bench.made.items():
+        whole, parts = f.sets.measured()
+        width = max((len(values) for values in parts.values()), default=0)
+        parts = {nodes: values for nodes, values in parts.items() if len(values) == width}
+        arrays = {"whole": _stack(whole).numpy(), "parts": _stack(parts).numpy()}
+        run.save_arrays(f"sets-{ablation}", arrays, metadata={"whole": _names(whole), "parts": _names(parts)})
+
+
+def restore_sets(run: Run, bench: Bench) -> None:
+    """Take over what an earlier session of the run measured."""
+    known = set(run.array_ids())
+    for ablation in EVIDENCE_ABLATIONS:
+        if f"sets-{ablation}" in known:
+            arrays, names = run.load_arrays(f"sets-{ablation}"), run.array_metadata(f"sets-{ablation}")
+            whole, parts = (_sets(names[kind], torch.from_numpy(arrays[kind])) for kind in ("whole", "parts"))
+            bench.f(ablation).sets.restore(whole, parts)
+
+
+def _stack(sets: dict[NodeSet, Tensor]) -> Tensor:
+    return torch.stack([values.float().cpu() for values in sets.values()]) if sets else torch.zeros(0, 0)
+
+
+def _names(sets: dict[NodeSet, Tensor]) -> str:
+    return ";".join(",".join(map(str, sorted(nodes))) for nodes in sets)
+
+
+def _sets(names: str, values: Tensor) -> dict[NodeSet, Tensor]:
+    if not len(values):
+        return {}
+    return {frozenset(Node.parse(n) for n in name.split(",") if n): row for name, row in zip(names.split(";"), values, strict=True)}

@@ -15,7 +15,7 @@ from discovery.engine import Progress
 from discovery.errors import StoreError
 from discovery.features import SAE, open_sae
 from discovery.methods.features import FeatureCircuit, add_features
-from discovery.methods.features.places import Positions
+from discovery.methods.features.arguments import Positions
 from discovery.report import circuit_drawing, render_page
 from discovery.store import Run, open_run
 

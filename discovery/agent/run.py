@@ -10,13 +10,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from discovery.agent.context import Context, OnEvent
-from discovery.agent.record import write_record
-from discovery.agent.settings import Opening, Settings
+from discovery.agent.outputs import write_record
+from discovery.agent.saved_run import Opening, Settings
 from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
-from discovery.backends.memory import out_of_memory, peak_memory
-from discovery.backends.opening import opened, opening
+from discovery.backends.hardware.memory import out_of_memory, peak_memory
+from discovery.backends.loading.load_arguments import opened, opening
 from discovery.engine import Meter, Progress
 from discovery.errors import BudgetError, MeasurementError, StoreError
 from discovery.graph import CircuitGraph, Cost

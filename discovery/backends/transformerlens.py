@@ -20,11 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch, Outcome, forward_order
-from discovery.backends.cache import cache_of, prefix_of
+from discovery.backends.base import Backend, Batch, Outcome, forward_order
 from discovery.backends.info import Abilities, ModelInfo
-from discovery.backends.narrow import Narrowing, at_answer, narrowed
+from discovery.backends.kv_cache import cache_of, prefix_of
+from discovery.backends.last_position import Narrowing, at_answer, narrowed
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site

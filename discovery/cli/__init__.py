@@ -16,9 +16,8 @@ from collections.abc import Sequence
 
 from discovery.cli.arguments import UsageError
 from discovery.cli.console import diverted
-from discovery.cli.faults import answered, told
+from discovery.cli.exit_status import answered, terminable, told
 from discovery.cli.parser import parse
-from discovery.cli.signals import terminable
 
 __all__ = ["main"]
 

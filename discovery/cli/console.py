@@ -3,6 +3,8 @@
 TransformerLens and its friends print. While a command runs, file descriptor 1 and `sys.stdout` lead to standard
 error, and only `Console` still has the standard output that was there before. What a person reads is shown
 without control characters, which a prompt or a file's name might carry.
+
+Rows of words as columns of text.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 
@@ -145,3 +147,14 @@ def _duplicate(descriptor: int) -> int:
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         return os.dup(nowhere) if nowhere == descriptor else nowhere  # it took the closed one's place
+
+
+def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
+    """The rows under one another, each column as wide as its widest cell, the last one ragged.
+
+    >>> columns([("ioi", "names"), ("induction", "copies")], indent=0).splitlines()
+    ['ioi        names', 'induction  copies']
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(" " * indent + line for line in lines)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
-from discovery.cli import discover, doctor, models, runs, sae, tasks
 from discovery.cli.arguments import UsageError
+from discovery.cli.commands import discover, doctor, models, runs, sae, tasks
 from discovery.cli.console import Console
 
 NAME = "circuit-scout"

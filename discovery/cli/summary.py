@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from discovery.cli.again import runs_command
-from discovery.cli.columns import columns
+from discovery.cli.console import columns
+from discovery.cli.suggested_commands import runs_command
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, Dictionary, SplitEvaluation
-from discovery.report import words
+from discovery.report import formatting
 from discovery.sites import Node
 
 _EDGES, _SLIGHT = 12, 0.01  # so many edges are shown, and none below this effect; the rest is counted
@@ -30,7 +30,7 @@ def describe(circuit: CircuitGraph, folder: Path | None = None) -> str:
 
 
 def _verdict(circuit: CircuitGraph) -> str:
-    task, model, meaning = circuit.task, circuit.model, words.VERDICTS[circuit.verdict]
+    task, model, meaning = circuit.task, circuit.model, formatting.VERDICTS[circuit.verdict]
     lines = [f"{task.name or 'A task'} in {model.name or 'a model'}: {circuit.verdict or 'not evaluated'}", f"  {meaning.sense}"]
     lines += [f"  - {reason}" for reason in circuit.reasons]
     return "\n".join(lines)
@@ -44,8 +44,8 @@ def _nodes(circuit: CircuitGraph) -> str:
     cells = [
         (
             node.label,
-            words.effect(effect.denoising if effect else None),
-            words.effect(effect.noising if effect else None),
+            formatting.effect(effect.denoising if effect else None),
+            formatting.effect(effect.noising if effect else None),
             node.role or "",
             ", ".join(map(str, node.positions or ())),
         )
@@ -64,13 +64,13 @@ def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
     nodes = [node for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)]
     yield f"Features of {known.sae} beside the circuit:"
     yield from (f"  - {warning}" for warning in known.warnings)
-    explained, left = words.share(known.variance_explained), words.number(known.share)
-    yield f"  {explained} of the variance explained, L0 {words.number(known.l0, 1)}; spliced in it leaves {left} of the metric"
+    explained, left = formatting.share(known.variance_explained), formatting.number(known.share)
+    yield f"  {explained} of the variance explained, L0 {formatting.number(known.l0, 1)}; spliced in it leaves {left} of the metric"
     yield f"  {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict"
     rows = [
         (
             node.label,
-            words.effect(node.effect.noising if node.effect else None),
+            formatting.effect(node.effect.noising if node.effect else None),
             f"fires on {_quoted(node.feature.fires_on)}",
             f"promotes {_quoted(node.feature.promotes)}",
             f"from {_labels(edge.source for edge in circuit.edges if edge.target == node.id)}",
@@ -84,11 +84,11 @@ def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Iterable[str]:
 
 
 def _labels(nodes: Iterable[str]) -> str:
-    return " ".join(Node.parse(node).label for node in nodes) or words.UNKNOWN
+    return " ".join(Node.parse(node).label for node in nodes) or formatting.UNKNOWN
 
 
 def _quoted(tokens: Iterable[str]) -> str:
-    return " ".join(repr(token) for token in tokens) or words.UNKNOWN
+    return " ".join(repr(token) for token in tokens) or formatting.UNKNOWN
 
 
 def _edges(circuit: CircuitGraph) -> str:
@@ -98,7 +98,7 @@ def _edges(circuit: CircuitGraph) -> str:
     ranked = sorted(measured, key=lambda pair: -pair[0])
     strongest = [edge for size, edge in ranked[:_EDGES] if size >= _SLIGHT]
     rows = [
-        (f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}", words.effect(edge.effect), " ".join(edge.inputs))
+        (f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}", formatting.effect(edge.effect), " ".join(edge.inputs))
         for edge in strongest
     ]
     rest = len(measured) - len(strongest)
@@ -109,7 +109,7 @@ def _edges(circuit: CircuitGraph) -> str:
 
 def _shared(circuit: CircuitGraph) -> list[str]:
     """What an edge into k or v means if heads share them."""
-    return [f"  {words.SHARED_EDGES}"] if circuit.model.shares_key_values else []
+    return [f"  {formatting.SHARED_EDGES}"] if circuit.model.shares_key_values else []
 
 
 def _evidence(circuit: CircuitGraph) -> str:
@@ -118,15 +118,15 @@ def _evidence(circuit: CircuitGraph) -> str:
     if split is None:
         return ""
     behaviour = (
-        f"On {split.n} {name} pairs: accuracy {words.share(split.accuracy)}, "
-        f"metric {words.number(split.metric_clean)} clean and {words.number(split.metric_corrupted)} corrupted."
+        f"On {split.n} {name} pairs: accuracy {formatting.share(split.accuracy)}, "
+        f"metric {formatting.number(split.metric_clean)} clean and {formatting.number(split.metric_corrupted)} corrupted."
     )
     return "\n".join([behaviour, *_scores(split), *_conditions(circuit)])
 
 
 def _scores(split: SplitEvaluation) -> Iterable[str]:
     found = [(name, split.ablations.under(name)) for name in EVIDENCE_ABLATIONS]
-    rows = [(name, words.score(part.faithfulness), words.score(part.knockout)) for name, part in found if part]
+    rows = [(name, formatting.score(part.faithfulness), formatting.score(part.knockout)) for name, part in found if part]
     if rows:
         yield columns([("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated"), *rows])
 
@@ -135,7 +135,7 @@ def _conditions(circuit: CircuitGraph) -> Iterable[str]:
     outcomes = {name: circuit.evaluation.conditions.of(name) for name in CONDITIONS}
     if any(outcome.under(ablation) != "not_run" for outcome in outcomes.values() for ablation in EVIDENCE_ABLATIONS):
         told = (
-            (f"({name}) {words.CONDITIONS[name][0]}", *(words.OUTCOMES[outcome.under(a)].word for a in EVIDENCE_ABLATIONS))
+            (f"({name}) {formatting.CONDITIONS[name][0]}", *(formatting.OUTCOMES[outcome.under(a)].word for a in EVIDENCE_ABLATIONS))
             for name, outcome in outcomes.items()
         )
         yield columns([("condition", *EVIDENCE_ABLATIONS), *told])
@@ -144,8 +144,8 @@ def _conditions(circuit: CircuitGraph) -> Iterable[str]:
 def _cost(circuit: CircuitGraph) -> str:
     cost = circuit.cost
     work = None if cost.forward_equivalents is None else f"{cost.forward_equivalents:,.0f} forward-pass equivalents"
-    memory = words.bytes_size(cost.peak_memory_bytes)
-    told = [part for part in (work, words.duration(cost.seconds), memory and f"peak memory {memory}") if part]
+    memory = formatting.bytes_size(cost.peak_memory_bytes)
+    told = [part for part in (work, formatting.duration(cost.seconds), memory and f"peak memory {memory}") if part]
     return f"Cost: {', '.join(told)}" if told else ""
 
 

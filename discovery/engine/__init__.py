@@ -1,13 +1,13 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
-from discovery.backends.memory import out_of_memory
+from discovery.backends.hardware.memory import out_of_memory
 from discovery.engine.block import Block
+from discovery.engine.cost import BACKWARD, Meter, Progress, full_work, row_work
 from discovery.engine.engine import Engine, prepared
 from discovery.engine.gradients import attribution_work, attributions
-from discovery.engine.need import Need, sweep_bytes
+from discovery.engine.memory import Need, sweep_bytes
 from discovery.engine.prompts import SIDES, Prompts, Side, other
 from discovery.engine.rows import Rows, Window
-from discovery.engine.work import BACKWARD, Meter, Progress, full_work, row_work
 
 __all__ = [
     "BACKWARD",

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.batch import Batch
-from discovery.engine.cached import Cached
-from discovery.engine.need import metric_bytes
+from discovery.backends.base import Batch
+from discovery.engine.cached_runs import Cached
+from discovery.engine.cost import full_work, row_work
+from discovery.engine.memory import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import Rows, Stairs, Window, cut
-from discovery.engine.work import full_work, row_work
 from discovery.errors import NotFiniteError
 from discovery.interventions import Edit
 from discovery.metrics import PAD, measure

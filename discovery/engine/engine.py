@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.backends.memory import free_memory, trim_heap
+from discovery.backends.hardware.memory import free_memory, trim_heap
 from discovery.engine.block import Block
-from discovery.engine.heap import Heap
-from discovery.engine.need import BATCHES, CACHES, pair_bytes
+from discovery.engine.cost import Meter, Progress
+from discovery.engine.memory import BATCHES, CACHES, Heap, pair_bytes
 from discovery.engine.prompts import Prompts, Side
-from discovery.engine.work import Meter, Progress
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.interventions import MeanReference, ReferencePlan, plan_reference
 from discovery.sites import Ablation, MetricName, Site, SiteName

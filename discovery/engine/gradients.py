@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.batch import Batch
+from discovery.backends.base import Batch
 from discovery.engine.block import Block
+from discovery.engine.cost import BACKWARD, full_work, row_work
 from discovery.engine.prompts import Side, other
-from discovery.engine.work import BACKWARD, full_work, row_work
 from discovery.metrics import measure
 from discovery.sites import ActivationKind, Site
 

@@ -1,8 +1,9 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
 
-from discovery.evaluation.areas import areas
+from discovery.evaluation.alternatives import better, rivals
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
-from discovery.evaluation.controls import better, rivals
+from discovery.evaluation.conditions import Bench, Evidence, choose_contexts, judge_circuit
+from discovery.evaluation.curve_areas import areas
 from discovery.evaluation.evaluate import (
     Evaluated,
     circuit_key,
@@ -14,7 +15,6 @@ from discovery.evaluation.evaluate import (
     singles_of,
 )
 from discovery.evaluation.faithfulness import Faithfulness, Resampled
-from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit
 from discovery.evaluation.minimality import contexts, minimal, minimality, needed
 
 __all__ = [

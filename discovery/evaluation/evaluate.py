@@ -10,16 +10,16 @@ from pathlib import Path
 
 from discovery.backends.base import Backend
 from discovery.engine import Meter, Progress
+from discovery.engine.cost import Cost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
-from discovery.evaluation.judge import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
+from discovery.evaluation.conditions import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
 from discovery.evaluation.verdict import conditions_of, decide, looked_again
 from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import Behaviour, check_task
-from discovery.methods.cost import Cost
-from discovery.methods.nodes import NodeEffects, node_effects
+from discovery.methods.patching.nodes import NodeEffects, node_effects
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import heldout_looks
 from discovery.tasks.task import Task

@@ -16,7 +16,7 @@ from discovery.engine import Engine
 from discovery.evaluation import thresholds
 from discovery.graph import AblationEvidence, Reference, Score
 from discovery.methods.ablation import NodeSet, SetMetric, describe_reference
-from discovery.methods.bootstrap import Resamples, interval_of_mean, interval_of_ratio
+from discovery.methods.statistics import Resamples, interval_of_mean, interval_of_ratio
 from discovery.sites import Ablation, Universe
 
 

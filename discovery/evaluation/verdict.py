@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from discovery.evaluation import thresholds
+from discovery.evaluation.alternatives import better
 from discovery.evaluation.completeness import complete
-from discovery.evaluation.controls import better
 from discovery.evaluation.minimality import minimal
 from discovery.graph import (
     CONDITIONS,

@@ -7,8 +7,8 @@ sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", model)      # or a S
 sae.encode(activation)                                                  # [row pos feature]
 """
 
-from discovery.features.bundle import BUNDLED, short_name
 from discovery.features.change import Change, ErrorTerm, Operation
+from discovery.features.directory import BUNDLED, short_name
 from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError
-from discovery.features.bundle import BUNDLED, CONFIG, WEIGHTS, directory_of, short_name
+from discovery.features.directory import BUNDLED, CONFIG, WEIGHTS, directory_of, short_name
 from discovery.features.hooks import BY_HEAD, model_faults, require_place, site_of
 from discovery.features.sae import SAE
 from discovery.store import default_runs_dir

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from discovery.graph.base import Effect, Record
 from discovery.graph.circuit import SCHEMA, CircuitGraph, ExportFormat
-from discovery.graph.dictionary import Dictionary, FeatureFacts
 from discovery.graph.evaluation import (
     CONDITIONS,
     EVIDENCE_ABLATIONS,
@@ -39,6 +38,8 @@ from discovery.graph.record import (
     CircuitEdge,
     CircuitNode,
     Cost,
+    Dictionary,
+    FeatureFacts,
     ModelFacts,
     NodeEffect,
     Provenance,

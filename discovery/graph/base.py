@@ -1,10 +1,16 @@
-"""What every part of a record is: a frozen value of strict JSON, open to fields that are not declared."""
+"""What every part of a record is: a frozen value of strict JSON, open to fields that are not declared.
+
+The type of a circuit as a networkx graph: node ids are text, attributes plain JSON data.
+
+The stubs know that a graph has a type of node; the class itself cannot be subscripted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
+import networkx
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,6 +25,14 @@ from pydantic import (
 from discovery.errors import SiteError
 from discovery.graph.strict_json import clean
 from discovery.sites import Node
+
+if TYPE_CHECKING:
+    Graph: TypeAlias = networkx.Graph[str]
+    DiGraph: TypeAlias = networkx.DiGraph[str]
+else:
+    Graph = networkx.Graph
+    DiGraph = networkx.DiGraph
+
 
 Number = Annotated[float | None, BeforeValidator(clean)]
 """A finite number, or None where it is not known (NaN and infinity become None)."""

@@ -9,30 +9,35 @@ node-link data is what ``networkx.node_link_graph(json.load(f), edges="edges")``
     (['embed', 'a9.h6', 'logits'], 1)
     >>> CircuitGraph.from_networkx(circuit.to_networkx()) == circuit == CircuitGraph.from_json(circuit.to_json())
     True
+
+What holds of every circuit record. A rule that is broken is a ValueError, which pydantic words with its place.
+
+What of a record is content, and what is only when and under which name it was made.
+
+The same seed, machine and versions give the same circuit.json but for times and ids. Left out therefore:
+`run_id`, `cost.seconds`, `cost.peak_memory_bytes`, `provenance.created`, and `provenance.command`, which
+spells out run ids and folders. Result ids are renamed by the order in which they first appear, so that
+which results support which node still counts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, assert_never
 
 import networkx
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from discovery.errors import StoreError
-from discovery.graph.base import Sparse
-from discovery.graph.content import content
-from discovery.graph.dictionary import Dictionary
-from discovery.graph.digraph import DiGraph, Graph
+from discovery.graph.base import DiGraph, Graph, Sparse
 from discovery.graph.dot import write_dot
 from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
-from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, TaskFacts
-from discovery.graph.rules import check_bounds, check_edge, check_features, place, unique
+from discovery.graph.record import CircuitEdge, CircuitNode, Cost, Dictionary, ModelFacts, Provenance, TaskFacts
 from discovery.graph.strict_json import dumps, loads
-from discovery.sites import EMBED, LOGITS, Node
+from discovery.sites import EMBED, LOGITS, Node, slots_of
 
 SCHEMA = "circuit-scout/circuit/1"
 ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
@@ -229,3 +234,66 @@ def _first(fault: ValidationError | TypeError) -> str:
     error = fault.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in error["loc"])
     return f"{place}: {error['msg']}" if place else error["msg"]
+
+
+def place(edge: CircuitEdge) -> tuple[Node, Node]:
+    """Source and target, which sort edges forward."""
+    return Node.parse(edge.source), Node.parse(edge.target)
+
+
+def unique(what: str, names: list[str]) -> None:
+    """No name stands twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the {what} {twice[0]} is there twice")
+
+
+def check_edge(edge: CircuitEdge, ids: set[str]) -> None:
+    """It runs forward between nodes that are there, into inputs that its target has."""
+    source, target = place(edge)
+    for end in (edge.source, edge.target):
+        if end not in ids:
+            raise ValueError(f"the edge {source}->{target} has an end that is no node of the circuit: {end}")
+    if not source.feeds(target):
+        raise ValueError(f"the edge {source}->{target} runs backwards: the source must come before the target")
+    alien = sorted(set(edge.inputs) - set(slots_of(target)))
+    if alien:
+        raise ValueError(f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}")
+
+
+def check_bounds(node: Node, model: ModelFacts) -> None:
+    """The model has it, where the record says how large the model is."""
+    for index, limit, what in ((node.layer, model.n_layers, "layers"), (node.head, model.n_heads, "heads in each layer")):
+        if index is not None and limit is not None and index >= limit:
+            raise ValueError(f"{node} is not in the model, which has {limit} {what}")
+
+
+def check_features(features: Sequence[Node], dictionaries: Sequence[Dictionary]) -> None:
+    """Each is in a dictionary that the record names."""
+    width = {(known.layer, known.site): known.d_sae for known in dictionaries}
+    for node in features:
+        most = width.get((node.layer or 0, node.site or "resid_pre"))
+        if most is None:
+            raise ValueError(f"{node} is a feature of a dictionary that the record does not name")
+        if (node.feature or 0) >= most:
+            raise ValueError(f"{node} is not in its dictionary, which has {most} features")
+
+
+def content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The node-link data `record` without times and ids."""
+    facts: dict[str, Any] = {name: value for name, value in record["graph"].items() if name != "run_id"}
+    facts["cost"] = _without(facts["cost"], "seconds", "peak_memory_bytes")
+    facts["provenance"] = _without(facts["provenance"], "created", "command")
+    names: dict[str, str] = {}
+    nodes, edges = ([_renamed(part, names) for part in record[parts]] for parts in ("nodes", "edges"))
+    return {"graph": facts, "nodes": nodes, "edges": edges}
+
+
+def _without(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in fields}
+
+
+def _renamed(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """`part` with its result ids replaced; `names` grows with each new one."""
+    results: Iterable[str] = part["evidence"]
+    return {**part, "evidence": [names.setdefault(result, f"result-{len(names)}") for result in results]}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from discovery.graph.base import DiGraph
 from discovery.graph.captions import Tone, edge_effect, edge_line, node_lines, node_tone, title
-from discovery.graph.digraph import DiGraph
 from discovery.sites import Node
 
 _STYLE: dict[Tone, str] = {

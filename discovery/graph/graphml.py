@@ -17,7 +17,7 @@ from xml.etree.ElementTree import ParseError
 import networkx
 
 from discovery.errors import StoreError
-from discovery.graph.digraph import DiGraph
+from discovery.graph.base import DiGraph
 from discovery.graph.strict_json import dumps, loads
 
 _XML_TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")

@@ -6,8 +6,8 @@ a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted 
 
 from __future__ import annotations
 
+from discovery.graph.base import DiGraph
 from discovery.graph.captions import edge_effect, edge_line, node_lines, node_tone, title
-from discovery.graph.digraph import DiGraph
 from discovery.sites import Node
 
 _HARMLESS = " .,:+-/()"

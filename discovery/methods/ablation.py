@@ -24,9 +24,9 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Block, Engine, Progress, Rows, Window, prepared
+from discovery.engine.cost import Cost
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
-from discovery.methods.cost import Cost
 from discovery.sites import Ablation, MetricName, Node, Site, Universe, written_at
 from discovery.tasks.task import Task
 

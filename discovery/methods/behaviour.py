@@ -19,8 +19,8 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
-from discovery.methods.cost import Cost
+from discovery.engine.cost import Cost
+from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.metrics import is_right, is_top
 from discovery.sites import MetricName
 from discovery.tasks.task import Task

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.methods.patching import Sweep
+from discovery.methods.patching.sweep import Sweep
 from discovery.sites import KeyValueHead, Node
 
 

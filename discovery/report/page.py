@@ -14,11 +14,7 @@ from typing import Any
 from discovery.graph import CircuitEdge, CircuitGraph, Effect
 from discovery.graph.strict_json import dumps
 from discovery.report.canvas import DPI
-from discovery.report.evidence import conditions_table, curve_table, label, minimality_tables, splits_table, tests_table
-from discovery.report.features import features_tables
-from discovery.report.markup import Html, element, facts, join, table, text, void
-from discovery.report.style import CSS
-from discovery.report.words import (
+from discovery.report.formatting import (
     SHARED_EDGES,
     UNKNOWN,
     VERDICTS,
@@ -27,6 +23,9 @@ from discovery.report.words import (
     effect,
     number,
 )
+from discovery.report.markup import Html, element, facts, join, table, text, void
+from discovery.report.stylesheet import CSS
+from discovery.report.tables import conditions_table, curve_table, features_tables, label, minimality_tables, splits_table, tests_table
 
 _FIRST = ("circuit", "curve")
 _CAPTIONS = {

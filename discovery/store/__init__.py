@@ -11,13 +11,12 @@
 
 from __future__ import annotations
 
-from discovery.store.events import Event, now
+from discovery.store.directory import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
 from discovery.store.heldout import heldout_looks
-from discovery.store.provenance import provenance
-from discovery.store.record import ModelSource, RunKind, RunRecord, RunStatus
+from discovery.store.journal import Event, now
+from discovery.store.outcome import settled
 from discovery.store.run import Run
-from discovery.store.runs import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
-from discovery.store.settled import settled
+from discovery.store.run_record import ModelSource, RunKind, RunRecord, RunStatus, provenance
 
 __all__ = [
     "RUNS_DIR_VARIABLE",

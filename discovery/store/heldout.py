@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from discovery.errors import StoreError
+from discovery.store.directory import default_runs_dir
 from discovery.store.files import read_json, storing, write_json
-from discovery.store.runs import default_runs_dir
 
 _PATIENCE = 30.0  # seconds; a look takes milliseconds
 

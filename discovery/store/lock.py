@@ -13,8 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from discovery.errors import StoreError
-from discovery.store.events import now
 from discovery.store.files import read_json, storing, write_json
+from discovery.store.journal import now
 
 _PATIENCE = 0.5  # seconds: `is_held` takes the lock for a moment
 _GLANCE = 0.1  # seconds: two that look at the same time must not take each other for a writer

@@ -25,10 +25,10 @@ from discovery.errors import StoreError
 from discovery.graph import CircuitGraph
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
-from discovery.store.events import Event, EventLog, now, read_events
 from discovery.store.files import check_name, inside, read_bytes, read_json, storing, sweep, write_bytes, write_json
+from discovery.store.journal import Event, EventLog, now, read_events
 from discovery.store.lock import RunLock, is_held
-from discovery.store.record import RunRecord, RunStatus
+from discovery.store.run_record import RunRecord, RunStatus
 
 
 class Run:

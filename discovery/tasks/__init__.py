@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from discovery.errors import TaskError
 from discovery.sites import MetricName
 from discovery.tasks.builtin import BUILTIN, generate
-from discovery.tasks.encode import Reader, warnings_of
+from discovery.tasks.encoder import Reader, warnings_of
 from discovery.tasks.pairs import PromptPair, Tokenizer
-from discovery.tasks.read import pair_from_fields, read_file
 from discovery.tasks.split import split_pairs
 from discovery.tasks.task import Pair, Task
+from discovery.tasks.task_file import pair_from_fields, read_file
 
 __all__ = ["BUILTIN", "TEXT_PAIRS", "Pair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
 

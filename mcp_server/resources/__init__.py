@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mcp.server.mcpserver import MCPServer
 
-from mcp_server.resources.complete import add_completion
-from mcp_server.resources.files import add_run_files
+from mcp_server.resources.completion import add_completion
+from mcp_server.resources.runs import add_run_files
 from mcp_server.resources.skills import add_skills, skill_names, skills_folder
 from mcp_server.resources.tasks import add_tasks
 from mcp_server.session import Session

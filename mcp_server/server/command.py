@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MEMORY, MODELS_DIR, RUNS_DIR, Setting, UsageError, one_of
-from discovery.cli.faults import told
+from discovery.cli.exit_status import told
 from discovery.cli.parser import Parser
 from discovery.store import default_runs_dir
 from mcp_server.errors import LOG
-from mcp_server.server.build import build_server
 from mcp_server.server.http import Door, listen, serve_http
+from mcp_server.server.server import build_server
 from mcp_server.server.stdio import serve_stdio
 from mcp_server.session.settings import TOOLSETS, Settings, Toolset
 

@@ -20,7 +20,7 @@ from discovery.cli.console import warn
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from mcp_server.server.build import Scout
+    from mcp_server.server.server import Scout
 
 PATH = "/mcp"
 MOST_BODY = 8 * 2**20  # bytes: inline pairs

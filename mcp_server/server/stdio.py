@@ -14,7 +14,7 @@ from contextlib import suppress
 import anyio
 from mcp.server.stdio import stdio_server
 
-from mcp_server.server.build import Scout
+from mcp_server.server.server import Scout
 
 _GRACE = 1.5  # seconds for runs to close their folders; a client kills a server after about two
 

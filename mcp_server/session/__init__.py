@@ -3,8 +3,8 @@
 Imports nothing that needs torch; `science` brings that in on the first call that measures.
 """
 
+from mcp_server.session.allowed_paths import Places
 from mcp_server.session.devices import Devices, Work
-from mcp_server.session.places import Places
 from mcp_server.session.session import Session
 from mcp_server.session.settings import Settings
 

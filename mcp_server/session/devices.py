@@ -81,7 +81,7 @@ class Work:
 
 def _piece(label: str) -> str:
     """What is done, without what it waits for elsewhere."""
-    return label.partition(" · ")[0]  # `discovery.backends.waiting.PART`, which needs no torch but stands among what does
+    return label.partition(" · ")[0]  # `discovery.backends.remote.status.PART`, which needs no torch but stands among what does
 
 
 class Devices:

@@ -16,13 +16,13 @@ from discovery.cli.arguments import DTYPES
 from discovery.errors import DiscoveryError, ModelError
 from discovery.sites import BackendName
 from mcp_server.errors import UnknownModelError
-from mcp_server.session import science
-from mcp_server.session.places import Places
+from mcp_server.session import lazy_discovery
+from mcp_server.session.allowed_paths import Places
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
-    from discovery.backends.outline import Outline
-    from discovery.backends.spread import Spread
+    from discovery.backends.hardware.placement import Spread
+    from discovery.backends.loading.outline import Outline
     from discovery.tasks.task import Task
 
 REMOTE, SPREAD = "remote", "device_map"
@@ -54,7 +54,7 @@ class Asked:
         Raises:
             ModelError: where the arguments contradict each other, as when it is loaded.
         """
-        return science.Spread.asked("auto" if self.spread else None, None, self.device, remote=self.remote)
+        return lazy_discovery.Spread.asked("auto" if self.spread else None, None, self.device, remote=self.remote)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Models:
         Raises:
             ModelError: the name is no model, or one that cannot be described.
         """
-        return science.outline(asked.source, dtype=asked.dtype)
+        return lazy_discovery.outline(asked.source, dtype=asked.dtype)
 
     def load(self, asked: Asked) -> tuple[Loaded, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
@@ -136,14 +136,14 @@ class Models:
             if found is not None:
                 with self._loading:
                     self._make_room(asked, found)
-            science.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
+            lazy_discovery.find_source(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
             if found is not None:
                 self._make_room(asked, found)  # again: others may have been loaded meanwhile
-            backend = science.load_model(asked.source, **asked.how)
+            backend = lazy_discovery.load_model(asked.source, **asked.how)
             self._loaded[model_id] = Loaded(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
 
@@ -165,7 +165,7 @@ class Models:
         """Forget a model; what is measured on it now is finished first."""
         self.get(model_id)
         self._loaded.pop(model_id, None)
-        science.give_back()
+        lazy_discovery.give_back()
 
     def all(self) -> list[Loaded]:
         """Every loaded model, the last used first."""
@@ -205,14 +205,14 @@ class Models:
         Raises:
             ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
         """
-        device = science.choose_device(asked.device)
-        free, held = science.free_memory(device), sum(loaded.held(device) for loaded in self._loaded.values())
-        choice = science.choose(found, asked.backend, free + held)
-        science.require_room(choice, device, free + held)
+        device = lazy_discovery.choose_device(asked.device)
+        free, held = lazy_discovery.free_memory(device), sum(loaded.held(device) for loaded in self._loaded.values())
+        choice = lazy_discovery.choose(found, asked.backend, free + held)
+        lazy_discovery.require_room(choice, device, free + held)
         need = choice.found.loading_bytes + SPARE
-        while science.free_memory(device) < need and (there := [name for name, one in self._loaded.items() if one.held(device)]):
+        while lazy_discovery.free_memory(device) < need and (there := [name for name, one in self._loaded.items() if one.held(device)]):
             del self._loaded[min(there, key=lambda name: self._loaded[name].used)]
-            science.give_back()
+            lazy_discovery.give_back()
 
 
 def _argument(word: str) -> str | None:

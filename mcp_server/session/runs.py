@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from discovery.errors import DiscoveryError, Interrupted
 from discovery.store import Run, open_run
 from mcp_server.errors import PlaceError, ServerError, reported
-from mcp_server.session import science
+from mcp_server.session import lazy_discovery
+from mcp_server.session.allowed_paths import Places
 from mcp_server.session.devices import Devices, Work
 from mcp_server.session.models import Loaded
-from mcp_server.session.places import Places
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
@@ -49,7 +49,7 @@ class Background:
     def expect(self, model: Backend, task: Task, memory: int | None) -> None:
         """Estimate the whole run."""
         self.work.say("estimate")
-        self.expected = float(science.estimate(model, task, memory=memory).forward_equivalents)
+        self.expected = float(lazy_discovery.estimate(model, task, memory=memory).forward_equivalents)
 
     def tokens(self, done: float, total: float, label: str) -> None:
         """Progress of a training: what is done is known at each step, and how much there is."""
@@ -81,7 +81,7 @@ class Runs:
                 begin(run_id)
                 made.expect(loaded.backend, task, options.get("memory"))
 
-            science.discover(
+            lazy_discovery.discover(
                 loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.work, on_begin=begun, load=load
             )
 
@@ -94,7 +94,7 @@ class Runs:
 
         def carry(made: Background, begin: Callable[[str], None]) -> None:
             runs_dir = self._settings.runs_dir
-            science.train_sae(loaded.backend, text, **options, runs_dir=runs_dir, progress=made.tokens, on_begin=begin, load=load)
+            lazy_discovery.train_sae(loaded.backend, text, **options, runs_dir=runs_dir, progress=made.tokens, on_begin=begin, load=load)
 
         return self._start(loaded, carry)
 
@@ -149,9 +149,9 @@ class Runs:
             with _Holding(self._devices, record.provenance.device or "cpu") as device, run:
                 device.take(f"run {run_id}", made.work)
                 if record.kind == "sae":
-                    science.go_on_training(run, progress=made.tokens)
+                    lazy_discovery.go_on_training(run, progress=made.tokens)
                 else:
-                    science.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
+                    lazy_discovery.go_on(run, progress=made.work, on_open=lambda model, task: made.expect(model, task, memory))
 
         return self._launch(made, carry)
 

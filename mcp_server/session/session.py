@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from discovery.errors import TaskError
 from discovery.store import RunSummary, list_runs
 from discovery.tasks import BUILTIN, load_task
+from mcp_server.session.allowed_paths import Places
+from mcp_server.session.artifacts import Results
 from mcp_server.session.devices import Devices
 from mcp_server.session.models import TASKS_KEPT, Loaded, Models
-from mcp_server.session.places import Places
-from mcp_server.session.results import Results
 from mcp_server.session.runs import Runs
 from mcp_server.session.settings import Settings
 

@@ -10,7 +10,7 @@ from mcp.server.mcpserver import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from discovery.tasks import BUILTIN
-from discovery.tasks.read import read_file
+from discovery.tasks.task_file import read_file
 from mcp_server.session import Session
 from mcp_server.session.models import Loaded
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.known_circuits.hand_built import build
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
-from tests.handbuilt.models import build
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.nulls import irrelevant, reversed_answers, shuffled, without_f
+from discovery.engine.cost import Cost
 from discovery.evaluation import Evaluated
 from discovery.graph import Conditions, Evaluation, Outcomes
-from discovery.methods.cost import Cost
 from discovery.tasks.task import Pair
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.known_circuits.subsets import smallest, tabulate
+from benchmarks.known_circuits.truth import known
 from benchmarks.recovery import exported, methods_of, regrets
-from benchmarks.subsets import smallest, tabulate
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
-from tests.discovery.evaluation.byhand import nodes
-from tests.handbuilt.truth import known
+from tests.oracles.faithfulness import nodes
 
 
 def test_the_optimum_of_a_known_model_is_its_truth(case: tuple[Backend, Task]) -> None:

@@ -22,8 +22,8 @@ from mcp.server.mcpserver.prompts.base import UserMessage
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, Field
 
-from mcp_server.server.build import Scout, build_server
 from mcp_server.server.http import Door, listen, serve_http
+from mcp_server.server.server import Scout, build_server
 from mcp_server.session import Settings
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.known_circuits.hand_built import build
 from discovery.store import list_runs
-from tests.conformance.messages import Script, Step, playing
-from tests.handbuilt.models import build
+from tests.conformance.scripted_model import Script, Step, playing
 
 CLAUDE = shutil.which("claude")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(CLAUDE is None, reason="Claude Code's CLI is not here")]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from discovery.interventions import MIN_REFERENCE, Edit, MeanReference, add, plan_reference, replace_with, scale
 from discovery.sites import Site
 from discovery.tasks.task import Pair
-from tests.discovery.means import mean_by_definition
-from tests.discovery.tiny import random_pairs
+from tests.oracles.mean_reference import mean_by_definition
+from tests.tiny_models import random_pairs
 
 SITE = Site("resid_pre", 0)
 ACTIVATION = torch.arange(12.0).reshape(2, 3, 2)  # [row pos d_model]

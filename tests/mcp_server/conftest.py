@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from mcp_server.server.build import Scout
-from tests.handbuilt.models import build
-from tests.mcp_server.place import make
+from benchmarks.known_circuits.hand_built import build
+from mcp_server.server.server import Scout
+from tests.mcp_server.servers import make
 
 
 @pytest.fixture(scope="session")

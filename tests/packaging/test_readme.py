@@ -15,7 +15,7 @@ from discovery.cli.parser import build
 from discovery.graph import VERDICTS
 from discovery.tasks import BUILTIN
 from discovery.tasks.pairs import PromptPair
-from discovery.tasks.read import read_file
+from discovery.tasks.task_file import read_file
 from mcp_server.server.command import parse as serve
 
 ROOT = Path(__file__).resolve().parents[2]

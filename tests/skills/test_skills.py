@@ -16,10 +16,10 @@ from mcp.types import GetPromptResult, TextContent
 from discovery import load_model, load_task
 from discovery.sites import Node
 from mcp_server.resources.skills import skill_names, skills_folder
-from mcp_server.server.build import build_server
+from mcp_server.server.server import build_server
 from mcp_server.session import Settings
-from mcp_server.tools import offered
 from mcp_server.tools.arguments import Pair
+from mcp_server.tools.registry import offered
 
 ROOT = Path(__file__).resolve().parents[2]
 SKILLS = sorted(path.parent for path in (ROOT / "skills").glob("*/SKILL.md"))

@@ -10,12 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from discovery import check_task, load_model, load_task
-from discovery.backends.find import find_source
+from discovery.backends.loading.source import find_source
 from discovery.engine import Meter
 from discovery.evaluation import Bench
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.tasks import BUILTIN
-from discovery.tasks.builtin.sieve import Sieve
+from discovery.tasks.builtin.tokenizer_filter import Sieve
 from training.evaluate_bundled import unseen
 from training.heldout import WORDINGS
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from discovery.agent.context import Context
+from discovery.agent.stages.behaviour import check
 from discovery.agent.stages.candidate import candidate, mending
-from discovery.agent.stages.check import check
 from discovery.agent.stages.edges import edges
-from discovery.agent.stages.interpret import interpret
-from discovery.agent.stages.localise import components, localise
+from discovery.agent.stages.interpretation import interpret
+from discovery.agent.stages.localisation import components, localise
 from discovery.agent.stages.nodes import heads
 from discovery.agent.stages.stability import stability
-from discovery.agent.stages.validate import validate
+from discovery.agent.stages.validation import validate
 from discovery.agent.state import State
 
 Stage = Callable[[State, Context], State]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from discovery.agent.context import Context
-from discovery.agent.fit import curve, fits, start_from
-from discovery.agent.mend import ENDLESS, SPENT
-from discovery.agent.pairs import partners
-from discovery.agent.rivals import select
+from discovery.agent.search.fit import curve, fits, start_from
+from discovery.agent.search.mend import ENDLESS, SPENT
+from discovery.agent.search.redundancy import partners
+from discovery.agent.search.rivals import select
 from discovery.agent.state import State
 from discovery.errors import BudgetError
 from discovery.graph import CurvePoint

@@ -8,8 +8,8 @@ from discovery.agent.context import Context
 from discovery.agent.stages.nodes import effect_of
 from discovery.agent.state import State
 from discovery.graph import CircuitEdge
-from discovery.methods.bootstrap import Resamples
-from discovery.methods.paths import edge_effects
+from discovery.methods.patching.paths import edge_effects
+from discovery.methods.statistics import Resamples
 
 TOP = 8
 RESULT = "edges"

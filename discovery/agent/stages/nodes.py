@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from discovery.agent.context import Context
-from discovery.agent.fit import singles
+from discovery.agent.search.fit import singles
 from discovery.agent.state import State
 from discovery.evaluation import ranked, singles_of
 from discovery.graph import Effect, NodeEffect
-from discovery.methods.bootstrap import Resamples, interval_of_ratio
-from discovery.methods.nodes import NodeEffects, node_effects
+from discovery.methods.patching.nodes import NodeEffects, node_effects
+from discovery.methods.statistics import Resamples, interval_of_ratio
 
 TOP = 10
 

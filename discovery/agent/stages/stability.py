@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.context import Context
-from discovery.agent.fit import singles, smallest_size, start_from
-from discovery.agent.mend import SPENT
-from discovery.agent.rivals import select
+from discovery.agent.search.fit import singles, smallest_size, start_from
+from discovery.agent.search.mend import SPENT
+from discovery.agent.search.rivals import select
 from discovery.agent.stages.verdict import judged
 from discovery.agent.state import State
 from discovery.engine import SIDES
 from discovery.errors import BudgetError
 from discovery.evaluation import Resampled, ranked, singles_of, thresholds
 from discovery.methods.ablation import NodeSet
-from discovery.methods.bootstrap import template_weights
-from discovery.methods.nodes import NodeEffects
+from discovery.methods.patching.nodes import NodeEffects
+from discovery.methods.statistics import template_weights
 from discovery.sites import Direction, Node
 
 SHARE = 0.3  # of the run's cost

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 
 from discovery.backends.base import Backend
-from discovery.backends.memory import free_memory
+from discovery.backends.hardware.memory import free_memory
 from discovery.errors import MemoryLimitError
+from discovery.features.training.activations import TOKENS_PER_PASS, passes
 from discovery.features.training.recipe import Recipe
-from discovery.features.training.rows import Cursor, Rows
 from discovery.features.training.scores import LOGITS_BYTES, SAMPLE
-from discovery.features.training.supply import TOKENS_PER_PASS, passes
+from discovery.features.training.text import Cursor, Rows
 from discovery.features.training.trainer import make_trainer, step
 from discovery.graph import Record
 

@@ -21,19 +21,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from discovery.backends.base import Backend
-from discovery.backends.memory import out_of_memory, peak_memory
-from discovery.backends.opening import opened, opening
+from discovery.backends.hardware.memory import out_of_memory, peak_memory
+from discovery.backends.loading.load_arguments import opened, opening
 from discovery.errors import StoreError
-from discovery.features.bundle import IN_A_RUN
+from discovery.features.directory import IN_A_RUN
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import Estimate, estimate, require_memory
-from discovery.features.training.job import CHECKPOINT, Job, OnEvent, Progress
-from discovery.features.training.pieces import Pieces
+from discovery.features.training.loop import CHECKPOINT, Job, OnEvent, Progress
 from discovery.features.training.recipe import Recipe, make_recipe
-from discovery.features.training.rows import Rows
 from discovery.features.training.scores import Scores, measure
-from discovery.features.training.source import ROWS, Text, source_of
+from discovery.features.training.text import ROWS, Pieces, Rows, Text, source_of
 from discovery.features.training.trainer import Trainer, dead_share, finish, write_dictionary
 from discovery.graph import Cost
 from discovery.sites import Site

@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch
+from discovery.backends.base import Backend, Batch
 from discovery.features.hooks import BY_HEAD
 from discovery.features.sae import Codes
-from discovery.features.training.rows import Row
-from discovery.features.training.supply import passes
+from discovery.features.training.activations import passes
+from discovery.features.training.text import Row
 from discovery.graph import Record
 from discovery.graph.base import Number
 from discovery.interventions import Edit

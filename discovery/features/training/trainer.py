@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from discovery.features.bundle import CONFIG, WEIGHTS
+from discovery.features.directory import CONFIG, WEIGHTS
 from discovery.features.hooks import hook_of
 from discovery.features.sae import Codes
 from discovery.features.training.recipe import Recipe

@@ -1,14 +1,13 @@
 """Features of a sparse autoencoder: which are there, what they do to the metric, and what changing them does."""
 
-from discovery.methods.features.candidates import Candidate
-from discovery.methods.features.circuit import FeatureCircuit, add_features
+from discovery.methods.features.circuit.candidates import Candidate
+from discovery.methods.features.circuit.feature_circuit import FeatureCircuit, add_features
 from discovery.methods.features.edit import Edited, edit_features
-from discovery.methods.features.examples import Examples, feature_examples
-from discovery.methods.features.feature import Feature
+from discovery.methods.features.examples.feature_examples import Examples, feature_examples
+from discovery.methods.features.examples.sampling import Sampling
 from discovery.methods.features.generate import Continuation, Generated, generate_with_features
 from discovery.methods.features.reconstruction import Reconstruction
-from discovery.methods.features.sampling import Sampling
-from discovery.methods.features.top import TopFeatures, sae_top_features
+from discovery.methods.features.top_features import Feature, TopFeatures, sae_top_features
 
 __all__ = [
     "Candidate",

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.batch import Batch
+from discovery.backends.base import Batch
 from discovery.engine import BACKWARD, full_work, row_work
 from discovery.errors import MemoryLimitError
 from discovery.features import Codes

@@ -23,15 +23,14 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
+from discovery.engine.cost import Cost
 from discovery.errors import MeasurementError, NotFiniteError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
-from discovery.methods.bootstrap import Interval, Resamples, interval_of_mean
-from discovery.methods.cost import Cost
-from discovery.methods.features.counts import require_counts
-from discovery.methods.features.places import Places, Positions, Tasked, named_task, places_of
+from discovery.methods.features.arguments import Places, Positions, Tasked, named_task, places_of, require_counts
+from discovery.methods.features.pushes import Control, other_directions, push
 from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
-from discovery.methods.features.removal import Control, other_directions, push
 from discovery.methods.features.splice import prepare, spliced
+from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.sites import MetricName
 
 

@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch
+from discovery.backends.base import Backend, Batch
 from discovery.engine import Engine, full_work, row_work
 from discovery.errors import MeasurementError
 from discovery.features import SAE
-from discovery.methods.features.places import Places
+from discovery.methods.features.arguments import Places
 from discovery.methods.features.splice import codes_that_fit, spliced
 from discovery.tasks.pairs import Prompt
 

@@ -20,16 +20,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.backends.base import Backend
-from discovery.backends.batch import Batch
+from discovery.backends.base import Backend, Batch
 from discovery.engine import Meter, Progress, full_work, row_work
+from discovery.engine.cost import Cost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
 from discovery.interventions import Edit
-from discovery.methods.cache import run_with_cache
-from discovery.methods.cost import Cost
-from discovery.methods.features.counts import require_counts
-from discovery.methods.features.removal import other_directions
+from discovery.methods.features.arguments import require_counts
+from discovery.methods.features.pushes import other_directions
+from discovery.methods.prompt_run import run_with_cache
 from discovery.sites import Site
 from discovery.tasks.pairs import Prompt
 

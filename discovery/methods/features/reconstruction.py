@@ -22,9 +22,9 @@ from torch import Tensor
 
 from discovery.engine import Engine, Window
 from discovery.features import SAE
-from discovery.methods.bootstrap import Interval, Resamples, interval_of_ratio
-from discovery.methods.features.places import Places
+from discovery.methods.features.arguments import Places
 from discovery.methods.features.splice import Spliced, codes_that_fit, pieces, spliced
+from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 
 POOR_VARIANCE = 0.7
 POOR_SHARE = (0.7, 1.3)

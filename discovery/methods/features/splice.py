@@ -17,7 +17,7 @@ from discovery.backends.info import ModelInfo
 from discovery.engine import Block, Engine, Rows, Side, Window, full_work
 from discovery.features import SAE, Codes
 from discovery.interventions import Edit
-from discovery.methods.features.places import Places
+from discovery.methods.features.arguments import Places
 from discovery.sites import Site
 
 LARGE = 6  # tensors as large as the codes that encoding holds at once

@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from discovery.errors import TaskError
 from discovery.tasks.builtin import agreement, greater_than, induction, ioi
-from discovery.tasks.builtin.behaviour import BuiltinTask
-from discovery.tasks.builtin.sieve import Sieve
+from discovery.tasks.builtin.builtin_task import BuiltinTask
+from discovery.tasks.builtin.tokenizer_filter import Sieve
 from discovery.tasks.pairs import PromptPair, Tokenizer
 
 BUILTIN = MappingProxyType({module.TASK.name: module.TASK for module in (ioi, induction, greater_than, agreement)})

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.behaviour import BuiltinTask, Draw, Keep, fill
+from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep, fill
 from discovery.tasks.pairs import MarkedPair
 
 _LASTED = "The {event} lasted from the year {XX1}{YY} to the year {XX2}"

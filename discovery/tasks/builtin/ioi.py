@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.behaviour import BuiltinTask, Draw, Keep, fill, next_word
+from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep, fill, next_word
 from discovery.tasks.pairs import MarkedPair
 
 _WHEN = "When {A} and {B} {went} to the {place}, {S} {gave} a {object} to"

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.truth import known
 from discovery import load_model, load_task
 from discovery.agent import add_features_to_run, resume
 from discovery.errors import FeatureError, Interrupted, StoreError
@@ -17,9 +19,7 @@ from discovery.graph import CircuitGraph, CircuitNode, ModelFacts, TaskFacts
 from discovery.sites import Node
 from discovery.store import ModelSource, Run, create_run, open_run
 from tests.discovery.cli.conftest import Told, scout  # noqa: F401  (a fixture)
-from tests.discovery.features.planted import both_ways, directions_module, save
-from tests.handbuilt.models import build
-from tests.handbuilt.truth import known
+from tests.tiny_saes import both_ways, directions_module, save
 
 SIDES = ("clean", "corrupted", "answer", "wrong")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.known_circuits.hand_built import build
 from discovery import discover, load_model, load_task
 from discovery.agent import Discovered, resume, verify
 from discovery.agent.stages import STAGES
@@ -20,8 +21,7 @@ from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryL
 from discovery.graph import CircuitGraph, Cost
 from discovery.store import open_run, run_ids
 from discovery.tasks import Task
-from tests.discovery.tiny import GROUPED, grouped, random_pairs
-from tests.handbuilt.models import build
+from tests.tiny_models import GROUPED, grouped, random_pairs
 
 PAIRS = 120
 
@@ -207,7 +207,7 @@ def test_a_bug_is_recorded_as_failed_and_raised(opened: tuple[Backend, Task], tm
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("not about memory")
 
-    monkeypatch.setattr(sys.modules["discovery.agent.stages.check"], "check_task", broken)
+    monkeypatch.setattr(sys.modules["discovery.agent.stages.behaviour"], "check_task", broken)
     with pytest.raises(RuntimeError, match="not about memory"):
         discover(*opened, runs_dir=tmp_path)
     assert open_run(tmp_path, run_ids(tmp_path)[0]).record.status == "failed"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from discovery.backends.check import Reference, reference
+from discovery.backends.loading.checks import Reference, reference
 from discovery.sites import BackendName
-from tests.discovery.tiny import Shelf, plain
+from tests.tiny_models import Shelf, plain
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from discovery.backends.batch import Batch
+from discovery.backends.base import Batch
 from discovery.errors import SiteError
 from discovery.interventions import Edit, add, replace_with, scale
 from discovery.sites import ActivationKind, Site
-from tests.discovery.backends.plain import NAMES, Change, Plain
-from tests.discovery.tiny import VOCAB, Shelf, plain
+from tests.oracles.hooked_module import NAMES, Change, Plain
+from tests.tiny_models import VOCAB, Shelf, plain
 
 ROWS, WIDTH = 3, 7
 LENGTHS = torch.tensor([7, 5, 6])

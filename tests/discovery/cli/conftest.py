@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.known_circuits.hand_built import build
 from discovery import cli
 from discovery.graph import CircuitGraph
 from discovery.store import ModelSource, create_run
 from tests.discovery.graph.example import ioi_circuit
-from tests.handbuilt.models import build
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
 
     fake.estimate = estimated
     monkeypatch.setitem(sys.modules, "discovery.agent", fake)
-    from discovery.cli import discover
+    from discovery.cli.commands import discover
 
     monkeypatch.setattr(discover, "open_model", lambda load, console: ("model", load))
     monkeypatch.setattr(discover, "open_task", lambda load, model, seed, console: Split("task", seed))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.cli import arguments, columns
+from discovery.cli import arguments, console
 from discovery.cli.arguments import SETTINGS, UsageError, byte_count, device, folder, positive, whole
 
 
@@ -90,9 +90,9 @@ def test_every_setting_of_these_commands_has_a_twin() -> None:
 def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> None:
     from typing import get_args
 
-    from discovery.backends.device import DEVICES
+    from discovery.backends.hardware.devices import DEVICES
     from discovery.backends.info import Width
-    from discovery.cli.runs import FORMATS
+    from discovery.cli.commands.runs import FORMATS
     from discovery.graph import ExportFormat
 
     assert set(arguments.DTYPES) == set(get_args(Width))
@@ -100,6 +100,6 @@ def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> Non
     assert set(FORMATS) == set(get_args(ExportFormat))
 
 
-@pytest.mark.parametrize("module", [arguments, columns])
+@pytest.mark.parametrize("module", [arguments, console])
 def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

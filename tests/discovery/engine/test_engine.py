@@ -11,18 +11,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from discovery.backends.batch import Batch
-from discovery.backends.memory import free_memory
+from discovery.backends.base import Batch
+from discovery.backends.hardware.memory import free_memory
 from discovery.engine import Engine, Meter, Rows, Window, full_work, other
 from discovery.engine.block import MOST_COLUMNS, Block
-from discovery.engine.cached import out_of_memory
+from discovery.engine.cached_runs import out_of_memory
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
-from discovery.methods.patching import patch_sweep
+from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Site
-from tests.discovery.means import mean_by_definition
-from tests.discovery.methods.naive import METRICS, metric_of
-from tests.discovery.tiny import as_task, random_pairs
+from tests.oracles.mean_reference import mean_by_definition
+from tests.oracles.patching import METRICS, metric_of
+from tests.tiny_models import as_task, random_pairs
 
 SIDES = ("clean", "corrupted")
 

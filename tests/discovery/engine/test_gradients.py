@@ -7,13 +7,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from discovery.backends.batch import Batch
+from discovery.backends.base import Batch
 from discovery.engine import Engine, attribution_work, attributions, full_work
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.metrics import measure
 from discovery.sites import BackendName, Site
-from tests.discovery.tiny import as_task, random_pairs
+from tests.tiny_models import as_task, random_pairs
 
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")
 MODELS = ("gpt2", "llama", "neox", "native", "attn_only")

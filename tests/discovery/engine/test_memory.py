@@ -1,4 +1,9 @@
-"""The memory limit holds, measured from outside; and the cost is linear in pairs."""
+"""The memory limit holds, measured from outside; and the cost is linear in pairs.
+
+What is said to be needed is what the engine asks for, and is known before the model is loaded.
+
+What is freed is given back where much of it is kept, and not after every batch.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from discovery.engine import Engine
-from discovery.methods.patching import patch_sweep
+from discovery.backends.hardware.memory import trim_heap
+from discovery.backends.loading.outline import outline
+from discovery.engine import Engine, Need, sweep_bytes
+from discovery.engine import memory as module
+from discovery.engine.memory import Heap
+from discovery.errors import MemoryLimitError
+from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SiteName
-from tests.discovery.tiny import Shelf, as_task, random_pairs
+from tests.tiny_models import Shelf, as_task, random_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 2**20
@@ -96,3 +108,68 @@ def test_cost_is_linear_in_pairs_however_they_are_cut(shelf: Shelf, site: SiteNa
     limited = Engine(model, as_task(pairs), memory=150_000)
     assert len(list(limited.blocks())) > 2
     assert patch_sweep(model, limited.task, site, engine=limited).cost.forward_equivalents == pytest.approx(whole, rel=0.15)
+
+
+MODELS = ("gpt2", "llama", "native", "attn_only")
+MANY, TOKENS = 100, 6  # of so many pairs the caches decide, not the batch
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_with_what_is_needed_all_pairs_are_one_block_and_with_less_they_are_not(shelf: Any, name: str) -> None:
+    model, task = shelf.load(name), as_task(random_pairs([TOKENS] * MANY))
+    limit = sweep_bytes(model.info, TOKENS, MANY)
+    assert [len(block.prompts) for _, block in Engine(model, task, memory=limit).blocks()] == [MANY]
+    assert len(list(Engine(model, task, memory=limit - 1).blocks())) == 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_pair_and_a_row_fit_with_what_is_needed(shelf: Any, name: str) -> None:
+    model, task = shelf.load(name), as_task(random_pairs([TOKENS]))
+    blocks = list(Engine(model, task, memory=sweep_bytes(model.info, TOKENS)).blocks())
+    assert len(blocks) == 1
+    with pytest.raises(MemoryLimitError):
+        Engine(model, task, memory=sweep_bytes(model.info, TOKENS, MANY) // (2 * MANY))
+
+
+@pytest.mark.parametrize("name", [*MODELS, "mixtral"])
+def test_it_is_known_before_the_model_is_loaded(shelf: Any, name: str) -> None:
+    model = shelf.load(name)
+    need = Need.of(model.info)
+    assert Need.of(outline(shelf.path(name))) == need
+    assert need.tokens == min(32, model.n_ctx)
+    assert need.sweep_pair < need.sweep
+
+
+MB = 10**6
+
+
+def test_it_is_given_back_only_beyond_its_share_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, given = [100 * MB], list[int]()
+    monkeypatch.setattr(Heap, "_held", lambda _: held[0])
+    monkeypatch.setattr(module, "trim_heap", lambda: given.append(held[0]))
+    heap = Heap(100 * MB)
+    held[0] += 49 * MB
+    heap.tidy()
+    assert given == []
+    held[0] += 2 * MB
+    heap.tidy()
+    assert given == [151 * MB]
+    heap.tidy()  # what is truly held is not tried for again, until there is more of it
+    assert given == [151 * MB]
+    held[0] += 6 * MB
+    heap.tidy()
+    assert given == [151 * MB, 157 * MB]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own call")
+def test_what_the_library_keeps_goes_back_to_the_system() -> None:
+    """Small blocks with one in a hundred kept: the heap cannot shrink by itself."""
+    before = Heap(MB)._held()
+    blocks = [torch.ones(2500) for _ in range(6000)]
+    kept = blocks[::100]
+    grown = Heap(MB)._held() - before
+    del blocks
+    trim_heap()
+    assert grown > 40 * MB
+    assert Heap(MB)._held() - before < grown / 2
+    assert len(kept) == 60

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from discovery.engine import Prompts, Rows
 from discovery.engine.rows import PASS, Stairs, Window, cut, segments
-from tests.discovery.tiny import random_pairs
+from tests.tiny_models import random_pairs
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.discovery.evaluation.byhand import ByHand
-from tests.handbuilt.case import Case
+from benchmarks.known_circuits.known_circuit import Case
+from tests.oracles.faithfulness import ByHand
 
 PAIRS = 48
 
@@ -47,10 +47,10 @@ class Place:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
     """A hand-built case by name, loaded once."""
+    from benchmarks.known_circuits.hand_built import build
     from discovery import load_model, load_task
     from discovery.engine import Meter
     from discovery.evaluation import Bench
-    from tests.handbuilt.models import build
 
     made: dict[str, Place] = {}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.known_circuits.truth import known
 from discovery.evaluation import thresholds
 from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out, outside_to_try
 from discovery.graph import Completeness
 from discovery.sites import head
-from tests.discovery.evaluation.byhand import nodes
 from tests.discovery.evaluation.synthetic import Function
-from tests.handbuilt.truth import known
+from tests.oracles.faithfulness import nodes
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean"])

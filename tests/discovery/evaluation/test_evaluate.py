@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.known_circuits.truth import known
 from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
 from discovery.evaluation import circuit_key, conclude_without_circuit, heldout_key, ranked, singles_of
 from discovery.evaluation.evaluate import NOT_FINAL
-from discovery.methods.nodes import NodeEffects
+from discovery.methods.patching.nodes import NodeEffects
 from discovery.sites import Node, head
-from tests.discovery.evaluation.byhand import ByHand, nodes
-from tests.discovery.tiny import as_task
-from tests.handbuilt.truth import known
+from tests.oracles.faithfulness import ByHand, nodes
+from tests.tiny_models import as_task
 
 TRUTH = known("induction").nodes
 
@@ -26,8 +26,8 @@ TRUTH = known("induction").nodes
 @pytest.fixture(scope="module")
 def wide(place: Callable[[str], Any]) -> tuple[Any, Any]:
     """Induction with at least 48 held-out pairs."""
+    from benchmarks.known_circuits.hand_built import build
     from discovery import load_task
-    from tests.handbuilt.models import build
 
     here = place("induction")
     return here.model, load_task([pair.record() for pair in build("induction").pairs], here.model, pairs=120)

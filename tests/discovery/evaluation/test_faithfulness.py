@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.known_circuits.truth import known
 from discovery.engine import Engine
 from discovery.evaluation import Faithfulness, Resampled
-from discovery.methods.bootstrap import Resamples, interval_of_mean, template_weights
+from discovery.methods.statistics import Resamples, interval_of_mean, template_weights
 from discovery.sites import Node
-from tests.discovery.tiny import as_task
-from tests.handbuilt.truth import known
+from tests.tiny_models import as_task
 
 ABLATIONS = ("resample", "mean")
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.known_circuits.truth import known
 from discovery.engine import Engine
 from discovery.evaluation import Faithfulness
 from discovery.evaluation.minimality import contexts, holm, minimal, minimality, sign_flip
 from discovery.graph import Minimality
-from tests.discovery.evaluation.byhand import ByHand, nodes
 from tests.discovery.evaluation.synthetic import Function, Set
-from tests.discovery.tiny import as_task
-from tests.handbuilt.truth import known
+from tests.oracles.faithfulness import ByHand, nodes
+from tests.tiny_models import as_task
 
 
 def drop_by_hand(hand: ByHand, circuit: Set, context: Set, v: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.discovery.tiny import Shelf
+from tests.tiny_models import Shelf
 
 
 @pytest.fixture(scope="session")

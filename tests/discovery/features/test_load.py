@@ -9,7 +9,7 @@ from discovery.errors import FeatureError
 from discovery.features import Change, load_sae
 from discovery.features.hooks import site_of, width_of
 from discovery.sites import Site
-from tests.discovery.features.planted import random_module, saelens, save
+from tests.tiny_saes import random_module, saelens, save
 
 POST = "blocks.0.hook_resid_post"
 

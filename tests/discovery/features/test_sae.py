@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from discovery.features import Change, load_sae
-from tests.discovery.features.planted import ARCHITECTURES, random_module, saelens, save
+from tests.tiny_saes import ARCHITECTURES, random_module, saelens, save
 
 POST = "blocks.0.hook_resid_post"
 NORMS = ["none", "layer_norm", "constant_norm_rescale"]

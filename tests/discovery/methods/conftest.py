@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.discovery.tiny import Shelf
+from tests.tiny_models import Shelf
 
 
 @pytest.fixture(scope="session")

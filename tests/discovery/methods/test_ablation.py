@@ -10,18 +10,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.truth import faithfulness, groups
 from discovery.backends.info import Abilities
-from discovery.backends.load import load_model
+from discovery.backends.loading.load import load_model
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.ablation import NodeSet, SetMetric, ablate_heads, parse_nodes
 from discovery.sites import Ablation, Node
 from discovery.tasks import load_task
-from tests.discovery.methods.by_definition import metric_with, references
-from tests.discovery.methods.naive import METRICS
-from tests.discovery.tiny import as_task, random_pairs
-from tests.handbuilt.models import build
-from tests.handbuilt.truth import faithfulness, groups
+from tests.oracles.ablation import metric_with, references
+from tests.oracles.patching import METRICS
+from tests.tiny_models import as_task, random_pairs
 
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 MODELS = ("gpt2", "llama", "neox", "opt", "gemma", "native", "attn_only", "rotary")

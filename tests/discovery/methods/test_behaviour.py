@@ -12,8 +12,8 @@ from discovery.engine import Block, Engine, Meter
 from discovery.methods.behaviour import best_constant, check_task
 from discovery.sites import MetricName
 from discovery.tasks.task import Pair, Task
-from tests.discovery.methods.naive import METRICS, metric_of
-from tests.discovery.tiny import as_task, random_pairs
+from tests.oracles.patching import METRICS, metric_of
+from tests.tiny_models import as_task, random_pairs
 
 
 def done(model: Any, count: int, right: int, seed: int = 0) -> Task:
@@ -28,7 +28,7 @@ def done(model: Any, count: int, right: int, seed: int = 0) -> Task:
 
 
 def _logits(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
-    from discovery.backends.batch import Batch
+    from discovery.backends.base import Batch
 
     logits: torch.Tensor = model.run(Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))).logits[0]
     return logits

@@ -7,9 +7,9 @@ import torch
 
 from discovery.errors import SiteError
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching import patch_sweep
+from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Ablation
-from tests.discovery.tiny import ARCHITECTURES, OTHERS, as_task, random_pairs
+from tests.tiny_models import ARCHITECTURES, OTHERS, as_task, random_pairs
 
 CLOSE = 1e-4
 NATIVE = ("native", "attn_only", "rotary")

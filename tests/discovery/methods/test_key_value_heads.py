@@ -13,10 +13,10 @@ from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.evaluation import evaluate_circuit
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.cache import run_with_cache
-from discovery.methods.contrast import contrast
-from discovery.methods.patching import patch_sweep
-from discovery.methods.paths import edge_effects
+from discovery.methods.controls import contrast
+from discovery.methods.patching.paths import edge_effects
+from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.prompt_run import run_with_cache
 from discovery.methods.summary import top_cells
 from discovery.sites import (
     ActivationKind,
@@ -28,8 +28,8 @@ from discovery.sites import (
     Site,
     head,
 )
-from tests.discovery.methods import grouped
-from tests.discovery.tiny import GROUPED, Shelf, as_task, native, plain, random_pairs
+from tests.oracles import grouped_heads
+from tests.tiny_models import GROUPED, Shelf, as_task, native, plain, random_pairs
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")
@@ -67,7 +67,7 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
             index = cell.kv_head if name in SHARED else cell.head
             assert index is not None
             at = (cell.layer, index)
-            expected = [grouped.patch(module, pair, site, *at, direction) for pair in PAIRS]
+            expected = [grouped_heads.patch(module, pair, site, *at, direction) for pair in PAIRS]
             torch.testing.assert_close(
                 found.per_pair[:, cell.layer, index].double(),
                 torch.tensor(expected).double(),
@@ -189,7 +189,7 @@ def test_without_a_model_a_key_value_head_is_no_node() -> None:
 
 
 def test_many_heads_are_not_all_written_out(shelf: Shelf, tmp_path: Path) -> None:
-    from discovery.backends.load import load_model
+    from discovery.backends.loading.load import load_model
 
     kind = {"n_heads": 24, "positional_embedding_type": "rotary"}
     model = load_model(native(tmp_path / "narrow", n_key_value_heads=2, **kind).path)
@@ -256,14 +256,14 @@ def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
     source, targets = head(0, 1), [head(1, 0), head(1, last)]
     edges = edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
     found = {(edge.source, edge.target): edge for edge in edges}
-    slots: Sequence[grouped.Slot] = ("q", "k", "v")
+    slots: Sequence[grouped_heads.Slot] = ("q", "k", "v")
     for target in targets:
         effect = found[source, target]
         measured = {"whole": effect.whole, **effect.inputs}
         for slot, changed in {"whole": tuple(slots), **{slot: (slot,) for slot in slots}}.items():
             at = (1, target.head or 0)
             expected = torch.tensor(
-                [grouped.edge(module, pair, (0, 1), at, changed) for pair in PAIRS],
+                [grouped_heads.edge(module, pair, (0, 1), at, changed) for pair in PAIRS],
                 dtype=torch.float64,
             )
             torch.testing.assert_close(measured[slot].double(), expected, atol=1e-5, rtol=1e-5)
@@ -274,12 +274,12 @@ def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(shelf: Shelf, name:
     """The test above tells them apart: a message to the whole group moves the metric otherwise."""
     module = plain(shelf.path(name), torch.float64)
     [pair, *_] = PAIRS
-    delta = grouped.spoken(module, pair.corrupted, 0, 1) - grouped.spoken(module, pair.clean, 0, 1)
+    delta = grouped_heads.spoken(module, pair.corrupted, 0, 1) - grouped_heads.spoken(module, pair.clean, 0, 1)
     block = module.model.layers[1]
     made = block.self_attn.v_proj
-    stream = grouped.inputs(module, block.input_layernorm, pair.clean)
+    stream = grouped_heads.inputs(module, block.input_layernorm, pair.clean)
     with torch.no_grad():
         read = made(block.input_layernorm(stream + delta))
-    with grouped.replaced(made, grouped.columns(module, 0), read):
-        shared = grouped.difference(module, pair.clean, pair)
-    assert abs(shared - grouped.edge(module, pair, (0, 1), (1, 0), ("v",))) > 1e-3
+    with grouped_heads.replaced(made, grouped_heads.columns(module, 0), read):
+        shared = grouped_heads.difference(module, pair.clean, pair)
+    assert abs(shared - grouped_heads.edge(module, pair, (0, 1), (1, 0), ("v",))) > 1e-3

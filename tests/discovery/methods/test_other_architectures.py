@@ -8,10 +8,10 @@ import torch
 from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.methods.ablation import SetMetric
-from discovery.methods.patching import patch_sweep
+from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Site
-from tests.discovery.methods import naive
-from tests.discovery.tiny import OTHERS, as_task, plain, random_pairs
+from tests.oracles import patching
+from tests.tiny_models import OTHERS, as_task, plain, random_pairs
 
 pytestmark = pytest.mark.slow
 NARROW = ("mixtral", "xglm", "qwen2_moe")  # Hugging Face runs them in float32 at most
@@ -31,9 +31,9 @@ def test_sweeps_are_the_naive_loop(shelf, name):
             got = patch_sweep(model, task, site)
         except SiteError:
             with pytest.raises(SiteError):
-                naive.sweep(model, task.pairs, site, "denoising", (0,))
+                patching.sweep(model, task.pairs, site, "denoising", (0,))
             continue
-        truth = naive.sweep(model, task.pairs, site, "denoising", got.positions).per_pair("logit_difference")
+        truth = patching.sweep(model, task.pairs, site, "denoising", got.positions).per_pair("logit_difference")
         scale = max(1.0, float(truth.nan_to_num().abs().max()))
         torch.testing.assert_close(
             got.per_pair.double(), truth, atol=3e-5 * scale, rtol=0, equal_nan=True, msg=lambda text, at=kind: f"{at}: {text}"
@@ -56,7 +56,7 @@ def test_identities(shelf, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_edits_reach_the_plain_module(shelf, name):
     """The residual stream between blocks, replaced on the unwrapped module by a hook of torch's own."""
-    from discovery.backends.batch import Batch
+    from discovery.backends.base import Batch
     from discovery.interventions import replace_with
 
     model, module = shelf.load(name, dtype=width(name)), plain(shelf.path(name), getattr(torch, width(name)))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from discovery.backends.load import load_model
-from discovery.methods.contrast import contrast
-from discovery.methods.cost import Cost
-from discovery.methods.patching import Sweep
+from benchmarks.known_circuits.hand_built import build
+from discovery.backends.loading.load import load_model
+from discovery.engine.cost import Cost
+from discovery.methods.controls import contrast
+from discovery.methods.patching.sweep import Sweep
 from discovery.methods.summary import summarise, top_cells
 from discovery.tasks import load_task
-from tests.handbuilt.models import build
 
 
 def sweep(values: torch.Tensor, positions: tuple[int | str, ...] = ()) -> Sweep:

@@ -11,8 +11,8 @@ import pytest
 
 from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, Outcomes, Provenance, TaskFacts
 from discovery.report import circuit_drawing, render_page
+from discovery.report.formatting import bytes_size, duration, effect, p_value
 from discovery.report.markup import Html, element, text
-from discovery.report.words import bytes_size, duration, effect, p_value
 from tests.discovery.graph.example import ioi_circuit
 
 VOID = {"meta", "img"}

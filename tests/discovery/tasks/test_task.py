@@ -10,7 +10,7 @@ import pytest
 from discovery.tasks import load_task
 from discovery.tasks.pairs import MarkedPair
 from discovery.tasks.task import Pair, Task
-from tests.discovery.tiny import Readable, Words, as_task, random_pairs
+from tests.tiny_models import Readable, Words, as_task, random_pairs
 
 
 def ids(count: int, templates: int = 1) -> list[dict[str, object]]:

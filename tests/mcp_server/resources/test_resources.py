@@ -16,7 +16,7 @@ from safetensors.torch import load
 from discovery.graph import Provenance
 from discovery.store import ModelSource, create_run, open_run
 from tests.discovery.graph.example import ioi_circuit
-from tests.mcp_server.place import call, make, refused
+from tests.mcp_server.servers import call, make, refused
 
 pytestmark = pytest.mark.anyio
 

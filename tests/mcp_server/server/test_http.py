@@ -19,7 +19,7 @@ from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
 from mcp_server.server.command import parse
 from mcp_server.server.http import MOST_BODY, Door
-from tests.mcp_server.place import TASK, call, environment, http_server
+from tests.mcp_server.servers import TASK, call, environment, http_server
 
 TOKEN = "a-token-for-tests-0123"
 HELLO = {

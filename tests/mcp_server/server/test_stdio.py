@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.mcp_server.place import TASK, environment
+from tests.mcp_server.servers import TASK, environment
 
 HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 # A library that prints in every way there is, on import and later, and at the end.

@@ -12,8 +12,8 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
-from mcp_server.server.build import Scout
-from tests.mcp_server.place import ERAS, TASK, call, http_server, make, over_stdio, refused
+from mcp_server.server.server import Scout
+from tests.mcp_server.servers import ERAS, TASK, call, http_server, make, over_stdio, refused
 
 pytestmark = pytest.mark.anyio
 

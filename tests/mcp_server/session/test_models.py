@@ -10,11 +10,11 @@ import pytest
 from mcp import Client
 
 from mcp_server.errors import UnknownModelError
-from mcp_server.session import Places, Settings, science
+from mcp_server.session import Places, Settings, lazy_discovery
+from mcp_server.session.artifacts import result_id
 from mcp_server.session.models import SPARE, Models
-from mcp_server.session.results import result_id
-from tests.discovery.tiny import hugging_face
-from tests.mcp_server.place import TASK, call, make, over_stdio, refused
+from tests.mcp_server.servers import TASK, call, make, over_stdio, refused
+from tests.tiny_models import hugging_face
 
 pytestmark = pytest.mark.anyio
 SPREAD = "only it runs a model that is spread over devices"
@@ -81,7 +81,7 @@ def test_only_so_many_models_are_dropped_as_make_room(models: Path, monkeypatch:
     asked = {name: known.ask(name, "transformerlens", "cpu", "float32") for name in ("a", "b", "c")}
     weights = {name: weakref.ref(known.load(asked[name])[0].backend.bridge.original_model) for name in ("a", "b")}  # type: ignore[attr-defined]
     free = {"a": 2 * SPARE, "b": 2 * SPARE}  # what each gives back
-    monkeypatch.setattr(science, "free_memory", lambda device: sum(free[name] for name, ref in weights.items() if ref() is None))
+    monkeypatch.setattr(lazy_discovery, "free_memory", lambda device: sum(free[name] for name, ref in weights.items() if ref() is None))
     known.load(asked["c"])
     assert ([name for name, ref in weights.items() if ref() is None], known.has("b@transformerlens,cpu")) == (["a"], True)
     known.drop("b@transformerlens,cpu")

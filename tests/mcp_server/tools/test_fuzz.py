@@ -22,8 +22,8 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 
 from mcp_server.session import Settings
-from mcp_server.tools import offered
-from tests.mcp_server.place import TASK, make
+from mcp_server.tools.registry import offered
+from tests.mcp_server.servers import TASK, make
 
 PATHS = [
     "../../../etc/passwd",

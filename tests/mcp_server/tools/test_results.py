@@ -13,11 +13,11 @@ from pydantic import BaseModel
 
 import discovery
 from discovery.tasks import load_task
-from mcp_server.server.build import Scout
+from mcp_server.server.server import Scout
 from mcp_server.session import Work
-from mcp_server.tools import evaluation
+from mcp_server.tools.registry import evaluation
 from mcp_server.tools.result import Listing, fitted, number, numbers
-from tests.mcp_server.place import CIRCUIT, TASK, call, make, refused
+from tests.mcp_server.servers import CIRCUIT, TASK, call, make, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -138,12 +138,12 @@ async def test_faults_name_cause_and_cure(client: Client) -> None:
 
 
 async def test_a_bug_is_told_by_its_number_only(server: Scout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from mcp_server.session import science
+    from mcp_server.session import lazy_discovery
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path and a token")
 
-    monkeypatch.setattr(science, "check_task", broken, raising=False)
+    monkeypatch.setattr(lazy_discovery, "check_task", broken, raising=False)
     async with Client(server) as client:
         await call(client, "load_model", model="induction")
         text = await refused(client, "check_task", model_id="induction", task=TASK)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.discovery.tiny import CONTEXT, VOCAB, Shelf, hugging_face, tokenizer
+from tests.tiny_models import CONTEXT, VOCAB, Shelf, hugging_face, tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 

@@ -18,11 +18,11 @@ from discovery import edit_features, feature_examples, generate_with_features, l
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
 from discovery.features.training import estimate_training, resume_training
-from discovery.features.training.source import source_of
+from discovery.features.training.text import source_of
 from discovery.store import list_runs, open_run, run_ids
-from tests.discovery.features.planted import saelens
 from tests.discovery.features.training.conftest import token_rows
-from tests.discovery.tiny import as_task, hugging_face, native, random_pairs
+from tests.tiny_models import as_task, hugging_face, native, random_pairs
+from tests.tiny_saes import saelens
 
 SMALL = {"d_sae": 24, "k": 3, "tokens": 2600, "batch": 32}
 
@@ -38,10 +38,10 @@ def same(one, other) -> bool:
 @pytest.fixture(autouse=True, scope="module")
 def _few_reports():
     """They take longer than what they report on."""
-    from discovery.features.training import job
+    from discovery.features.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "REPORTS", 4)
+        patch.setattr(loop, "REPORTS", 4)
         yield
 
 
@@ -126,9 +126,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader,
 @pytest.mark.slow
 def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(whole, reader, text, tmp_path, monkeypatch):
     """Ctrl-C may come between two halves of a step: the last checkpoint counts."""
-    from discovery.features.training import job
+    from discovery.features.training import loop
 
-    honest, steps = job.step, 0
+    honest, steps = loop.step, 0
 
     def broken(trainer, batch):
         nonlocal steps
@@ -138,7 +138,7 @@ def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(whole, reade
             raise KeyboardInterrupt
         return honest(trainer, batch)
 
-    monkeypatch.setattr(job, "step", broken)
+    monkeypatch.setattr(loop, "step", broken)
     with pytest.raises(Interrupted) as stopped:
         train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, checkpoint_seconds=0.0, **SMALL)
     assert (tmp_path / stopped.value.run_id / "checkpoint.safetensors").exists()
@@ -262,7 +262,7 @@ def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
 
 def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
     """Both sides of its pairs, each once."""
-    monkeypatch.setattr("discovery.features.training.source.TEXT_PAIRS", 30)
+    monkeypatch.setattr("discovery.features.training.text.TEXT_PAIRS", 30)
     model = load_model("bundled", device="cpu")
     named = source_of(model, "greater_than")
     assert named.name == "greater_than"

@@ -9,7 +9,7 @@ from discovery.features.sae import Codes
 from discovery.features.training.scores import measure
 from discovery.sites import Site
 from tests.discovery.features.training.conftest import token_rows
-from tests.discovery.tiny import plain
+from tests.tiny_models import plain
 
 SITE = Site("resid_post", 1)
 

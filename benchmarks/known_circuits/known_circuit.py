@@ -1,0 +1,143 @@
+"""A hand-built model with its task: the case that a circuit search is given, and that we know the circuit of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.known_circuits.forward import node_names
+from benchmarks.known_circuits.prompts import Pair
+from benchmarks.known_circuits.weights import Array, Head, Layout, Mlp
+
+LOGIT_GAIN = 6.0
+BIAS_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The heads of one layer, in order, and its MLP (all layers of a model have one, or none has)."""
+
+    heads: tuple[Head, ...]
+    mlp: Mlp | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in TransformerLens's native format, its task, and what each node is.
+
+    Attributes:
+        config: the fields of tl_config.json.
+        state: float32 weights under their TransformerLens names.
+        pairs: the task, several templates, pairs of one template equally long.
+        roles: node -> what it does ("distractor" where it does nothing on purpose).
+        layout: the subspaces the weights are written in.
+    """
+
+    name: str
+    summary: str
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    pairs: tuple[Pair, ...]
+    roles: Mapping[str, str]
+    layout: Layout
+
+    @property
+    def universe(self) -> tuple[str, ...]:
+        """Every head and every MLP, layer by layer."""
+        return node_names(self.config)
+
+    def nodes(self, role: str) -> tuple[str, ...]:
+        """The nodes of one role, in order."""
+        return tuple(node for node in self.universe if self.roles[node] == role)
+
+    def save(self, directory: Path) -> Path:
+        """Write tl_config.json, model.safetensors and task.jsonl; return the directory."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tl_config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state.items()}, directory / "model.safetensors")
+        (directory / "task.jsonl").write_text("".join(json.dumps(pair.record()) + "\n" for pair in self.pairs))
+        return directory
+
+    def random_twin(self, seed: int) -> Case:
+        """The same shapes and the same task with untrained weights: N(0, 1/fan in), unit norm gains, zero biases.
+
+        No circuit is in it: its accuracy is near chance.
+        """
+        rng = np.random.default_rng(seed)
+        drawn = {name: _untrained(name, tensor, rng) for name, tensor in self.state.items()}
+        return replace(self, name=f"{self.name}-random{seed}", state=drawn, roles=dict.fromkeys(self.roles, "untrained"))
+
+
+def assemble(
+    name: str,
+    summary: str,
+    layout: Layout,
+    layers: Sequence[Layer],
+    pairs: tuple[Pair, ...],
+    rng: np.random.Generator,
+    norm: float | None = None,
+) -> Case:
+    """Stack the layers into a model.
+
+    Args:
+        rng: draws the small biases b_O and b_U.
+        norm: None for a model without normalisation; else a LayerNorm model whose norm weights all have this value.
+    """
+    d_mlp = layers[0].mlp.W_in.shape[1] if layers[0].mlp is not None else None
+    config = {
+        "n_layers": len(layers), "d_model": layout.d_model, "n_heads": len(layers[0].heads), "d_head": layout.d_head, "d_mlp": d_mlp,
+        "n_ctx": layout.n_ctx, "d_vocab": layout.d_vocab, "act_fn": None if d_mlp is None else "relu", "attn_only": d_mlp is None,
+        "normalization_type": None if norm is None else "LN", "eps": 1e-5, "positional_embedding_type": "standard",
+    }  # fmt: skip
+    arrays: dict[str, Array] = {
+        "embed.W_E": _identity(layout.d_vocab, layout.dims("tok"), layout.d_model),
+        "pos_embed.W_pos": _identity(layout.n_ctx, layout.dims("pos"), layout.d_model),
+        "unembed.W_U": LOGIT_GAIN * _identity(layout.d_vocab, layout.dims("out"), layout.d_model).T,
+        "unembed.b_U": rng.normal(0.0, BIAS_STD, layout.d_vocab),
+    }
+    roles: dict[str, str] = {}
+    for index, layer in enumerate(layers):
+        arrays |= _block(f"blocks.{index}", layer, rng.normal(0.0, BIAS_STD, layout.d_model))
+        roles |= {f"a{index}.h{number}": head.role for number, head in enumerate(layer.heads)}
+        roles |= {} if layer.mlp is None else {f"m{index}": layer.mlp.role}
+    if norm is not None:
+        norms = ("ln1",) if d_mlp is None else ("ln1", "ln2")
+        places = [f"blocks.{index}.{name}" for index in range(len(layers)) for name in norms] + ["ln_final"]
+        arrays |= {f"{place}.w": np.full(layout.d_model, norm) for place in places}
+        arrays |= {f"{place}.b": np.zeros(layout.d_model) for place in places}
+    state = {key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()}
+    return Case(name, summary, config, state, pairs, roles, layout)
+
+
+def _block(block: str, layer: Layer, b_O: Array) -> dict[str, Array]:
+    letters = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+    arrays = {f"{block}.attn.{letter}": np.stack([getattr(head, letter) for head in layer.heads]) for letter in letters}
+    arrays[f"{block}.attn.b_O"] = b_O
+    if layer.mlp is not None:
+        arrays |= {f"{block}.mlp.{letter}": getattr(layer.mlp, letter) for letter in ("W_in", "b_in", "W_out", "b_out")}
+    return arrays
+
+
+def _identity(rows: int, dims: range, width: int) -> Array:
+    matrix = np.zeros((rows, width))
+    matrix[range(rows), list(dims)] = 1.0
+    return matrix
+
+
+def _untrained(name: str, tensor: Tensor, rng: np.random.Generator) -> Tensor:
+    """An ordinary initialisation for one parameter."""
+    parameter = name.rsplit(".", 1)[-1]
+    if parameter == "w":
+        return torch.ones_like(tensor)
+    if parameter.startswith("b"):
+        return torch.zeros_like(tensor)
+    fan_in = 1 if parameter in ("W_E", "W_pos") else tensor.shape[-2]
+    return torch.tensor(rng.normal(0.0, fan_in**-0.5, tuple(tensor.shape)), dtype=torch.float32)

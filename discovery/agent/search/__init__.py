@@ -1,0 +1,1 @@
+"""The search for a circuit on discovery pairs: propose a set, mend it, shrink it, and compare it with its rivals."""

@@ -1,0 +1,1 @@
+"""What the machine offers: memory, container limits, devices, and where weights are placed."""

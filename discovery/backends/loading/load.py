@@ -1,0 +1,203 @@
+"""`load_model`: a name or a directory becomes a backend that has proved itself.
+
+from discovery import load_model
+model = load_model("bundled")              # or a directory, or a hub name
+model.info.n_layers, model.info.fingerprint
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from discovery.backends.base import Backend
+from discovery.backends.hardware.devices import choose_device
+from discovery.backends.hardware.memory import free_memory, within_memory
+from discovery.backends.hardware.placement import Places, Spread, home, off_device, told
+from discovery.backends.info import Width
+from discovery.backends.loading.abilities import find_abilities
+from discovery.backends.loading.backend_choice import ELSEWHERE, choose, require_room
+from discovery.backends.loading.checks import compare, require_causal
+from discovery.backends.loading.description import Plain, context_of, describe_bridge, describe_module, vocabulary
+from discovery.backends.loading.huggingface import build_module, build_tokenizer
+from discovery.backends.loading.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
+from discovery.backends.loading.outline import ENGINES, Engine, UndescribedError, empty_module, outline_of
+from discovery.backends.loading.source import Source, find_source
+from discovery.backends.nnsight.backend import NnsightBackend
+from discovery.backends.nnsight.layout import NATIVE, layout_of
+from discovery.backends.transformerlens import TransformerLensBackend
+from discovery.errors import ModelError, first_line
+from discovery.sites import BackendName
+from discovery.tasks.pairs import Tokenizer
+
+SMALLER = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
+
+
+def load_model(
+    name: str | Path = "bundled",
+    *,
+    backend: BackendName = "auto",
+    device: str = "auto",
+    dtype: str = "float32",
+    device_map: Literal["auto"] | Places | None = None,
+    max_memory: Mapping[str | int, int] | None = None,
+    remote: bool | Literal["local"] = False,
+) -> Backend:
+    """Open a model.
+
+    Args:
+        name: "bundled", a Hugging Face or TransformerLens-native directory, or a hub name.
+        backend: which engine runs it; "auto" chooses by size, architecture and memory (`backends.choose`), and `info.chosen` says why.
+        device: auto, cpu, cuda (or cuda:1 …), or mps (accepted, recorded, untested).
+        dtype: float32, float64, bfloat16 or float16.
+        device_map: "auto" spreads the weights over this machine's devices, memory and disk, as transformers does (nnsight only).
+        max_memory: then, bytes that they may take of each device and of "cpu"; the rest lies on the disk.
+        remote: run it on NDIF (True; see `backends.remote`), or "local" on nnsight's simulation of it. Nothing is sent anywhere otherwise.
+
+    Returns:
+        A backend whose logits were held against the unwrapped module's.
+
+    Raises:
+        ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
+        MemoryLimitError: memory ran out all the same.
+    """
+    if dtype not in get_args(Width):
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
+    if backend not in get_args(BackendName):
+        raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
+    spread = Spread.asked(device_map, max_memory, device, remote=bool(remote))
+    with within_memory(f"Memory ran out while {name} was loaded.", SMALLER):
+        if remote:
+            from discovery.backends.remote.backend import load_remote
+
+            made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
+            made.info = replace(made.info, chosen=ELSEWHERE)
+            return made
+        return _load_here(str(name), backend, choose_device(device), dtype, spread)
+
+
+def _load_here(name: str, backend: BackendName, place: str, dtype: str, spread: Spread | None) -> Backend:
+    """As `load_model`, on this machine."""
+    said = find_source(name, weights=False)
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
+        engine, reason = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
+        source = find_source(name)
+        width: torch.dtype = getattr(torch, dtype)
+        if (source.directory / NATIVE_CONFIG).is_file():
+            made = _load_native(source, width, place, engine)
+        else:
+            made = _load_huggingface(source, width, place, engine, spread)
+    made.info = replace(made.info, chosen=reason)
+    return made
+
+
+def _choose(source: Source, backend: BackendName, device: str, dtype: str, spread: Spread | None) -> tuple[Engine, str]:
+    """The engine and why it; refused where the weights do not fit.
+
+    Raises:
+        ModelError: as `choose` and `require_room`.
+    """
+    free = free_memory(device)
+    try:
+        found = outline_of(source, dtype)
+    except UndescribedError:
+        if spread is not None:
+            raise
+        return "nnsight" if backend == "nnsight" else "transformerlens", "its configuration does not say how large it is"
+    choice = choose(found, backend, free, spread=spread is not None)
+    if spread is None:
+        require_room(choice, device, free)
+    else:
+        spread.require_disk(found.name, found.stacked_bytes)
+    return choice.engine, choice.reason
+
+
+def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
+    saved = None if spread is None else _require_parts(source, spread)
+    module: Any = build_module(source.directory, dtype, device, spread)
+    device = device if spread is None else home(module)
+    tokenizer = build_tokenizer(source.directory)
+    kind = type(module).__name__
+    with _refused(f"{source.directory.name} does not run"):
+        plain = Plain.of(source, module, vocabulary(module), context_of(module), dtype, device)
+    with _refused(f"{ENGINES[engine]} cannot wrap {kind}"):
+        made = _traced(plain, tokenizer) if engine == "nnsight" else _bridged(plain, tokenizer)
+    with _refused(f"{ENGINES[engine]} cannot run {kind}"):
+        compare(made, plain.expected)
+        require_causal(made, plain.expected)
+    made.abilities = find_abilities(made, plain.expected)
+    if spread is not None:
+        warnings = (*made.info.warnings, *told(module))
+        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not off_device(module))
+        made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
+    return made
+
+
+def _require_parts(source: Source, spread: Spread) -> torch.dtype:
+    """Check how weights are to lie; returns the dtype of the files.
+
+    Raises:
+        ModelError: as `Spread.require_parts`.
+    """
+    empty, saved = empty_module(source.directory)
+    spread.require_parts(empty)
+    return saved or torch.float32
+
+
+def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
+    """A Hugging Face module in TransformerLens."""
+    import copy
+
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+
+    module, place = plain.module, {"dtype": plain.dtype, "device": plain.device}
+    architecture = determine_architecture_from_hf_config(module.config)
+    bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), **place)
+    bridge.requires_grad_(False)  # wrapping makes new parameters
+    return TransformerLensBackend(bridge, describe_bridge(plain, bridge), tokenizer, block_returns=plain.returns, cached=True)
+
+
+def _traced(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
+    """A Hugging Face module in nnsight."""
+    layout = layout_of(plain.module.config)
+    unembed = plain.module.get_output_embeddings()
+    return NnsightBackend(plain.module, unembed, layout, describe_module(plain, layout), tokenizer, block_returns=plain.returns)
+
+
+def _load_native(source: Source, dtype: torch.dtype, device: str, engine: Engine) -> Backend:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    config = read_native_config(source.directory)
+    module: Any
+    module, cfg = build_native(source.directory, dtype, device)
+    plain = Plain.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
+    made: Backend
+    if engine == "nnsight":
+        made = NnsightBackend(module, module.head, NATIVE, describe_module(plain, NATIVE), None, block_returns=plain.returns)
+    else:
+        bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
+        bridge.requires_grad_(False)
+        made = TransformerLensBackend(bridge, describe_bridge(plain, bridge), None, block_returns=plain.returns, cached=False)
+    made.info = replace(made.info, warnings=(*made.info.warnings, *strange_fields(config)))
+    compare(made, plain.expected)
+    made.abilities = find_abilities(made, plain.expected)
+    return made
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Other libraries say in many ways that they cannot take a model."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
+        cure = "Check its config.json, or use another dtype or another model."
+        raise ModelError(f"{what} ({type(fault).__name__}).", cure, detail=first_line(fault)) from fault

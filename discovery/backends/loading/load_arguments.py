@@ -1,0 +1,26 @@
+"""How a model was opened, as a run records it, and opened again so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from discovery.backends.base import Backend
+from discovery.backends.loading.load import load_model
+
+HOW = ("backend", "device", "dtype", "device_map", "remote")
+
+
+def opening(model: Backend) -> dict[str, Any]:
+    """How to open a model again. One that was spread is spread by what is free then; a simulated server's is opened here."""
+    info = model.info
+    place = Path(info.name).expanduser()
+    name = str(place.resolve()) if place.is_dir() and info.name != "bundled" else info.name
+    where = {"device": "auto", "device_map": "auto"} if info.device_map else {"device": info.device}
+    return {"model": name, "backend": info.backend, **where, "dtype": info.dtype, "remote": bool(info.remote)}
+
+
+def opened(how: Mapping[str, Any]) -> Backend:
+    """The model that was opened so."""
+    return load_model(how["model"], **{name: how[name] for name in HOW if name in how})

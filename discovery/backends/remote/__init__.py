@@ -1,0 +1,1 @@
+"""NDIF: a backend whose forward passes run on a remote server."""

@@ -1,0 +1,67 @@
+"""How jobs travel: as one session of nnsight, to a server or to nnsight's own simulation of one in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from discovery.backends.nnsight.backend import library
+from discovery.backends.remote import server_code
+
+
+class Service(Protocol):
+    """What runs jobs on a model.
+
+    Attributes:
+        place: where it computes, as it is recorded; None in this process.
+        requests: how many were sent.
+    """
+
+    @property
+    def place(self) -> str | None: ...
+    @property
+    def requests(self) -> int: ...
+
+    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What each job found."""
+
+
+@dataclass
+class Simulation:
+    """Serialised as for a server, deserialised with this project's modules hidden, and run in this process."""
+
+    place: str | None = None
+    requests: int = 0
+
+    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        from nnsight.intervention.backends.local import LocalSimulationBackend
+
+        self.requests += 1
+        with _same_path(), torch.no_grad():
+            return send(net, jobs, LocalSimulationBackend(net))
+
+
+def send(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, Any]]:
+    """One session: its body, the functions and the jobs travel."""
+    nnsight = library()
+    nnsight.register(server_code.__name__)
+    save, serve = nnsight.save, server_code.serve
+    answers: list[dict[str, Any]] = []
+    with net.session(backend=backend):
+        answers = save(serve(net, jobs))
+    return answers
+
+
+@contextlib.contextmanager
+def _same_path() -> Iterator[None]:
+    """The simulation puts what it hid behind everything else in sys.path."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,122 @@
+"""What a computation costs, in multiply-adds of matmuls, and the meter that adds it up.
+
+A *forward-pass equivalent* is the work of one prompt through all layers and positions, attention scores included, with
+unembedding at the answer position only (INTERFACES). It does not depend on the machine, so two methods can be compared
+by it anywhere. A backward pass counts 2.
+
+What a measurement cost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from discovery.backends.info import ModelInfo
+from discovery.backends.remote.status import PART, Listener
+from discovery.errors import BudgetError
+
+BACKWARD = 2  # forward passes that one backward pass counts
+
+Progress = Callable[[float, float, str], None]  # done, total (forward-pass equivalents), what; may raise Interrupted
+
+
+def row_work(
+    info: ModelInfo,
+    positions: int,
+    before: int = 0,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    middle: bool = False,
+    narrow: bool = False,
+    columns: int,
+) -> int:
+    """Multiply-adds of one row.
+
+    Args:
+        positions: how many are computed.
+        before: earlier positions whose keys and values are reused.
+        start, stop, middle, narrow: as in `Batch`.
+        columns: vocabulary entries unembedded at the answer position.
+    """
+    layers = (info.n_layers if stop is None else stop) - start
+    scores = 2 * info.n_heads * info.d_head * positions * (before + positions)
+    attention = positions * info.macs_attention + scores
+    skipped = attention if middle and layers > 0 else 0
+    behind = info.n_heads * info.d_head * info.d_model + info.macs_mlp  # the last layer's output projection and MLP, at one position
+    spared = (positions - 1) * behind if narrow and layers > 0 else 0
+    return layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
+
+
+def full_work(info: ModelInfo, length: int) -> int:
+    """Multiply-adds of one prompt: one forward-pass equivalent."""
+    return row_work(info, length, columns=info.n_logits)
+
+
+@dataclass
+class Meter:
+    """Adds up work and stops it where a budget ends.
+
+    Attributes:
+        limit: forward-pass equivalents allowed; None is unlimited.
+        spent: forward-pass equivalents done so far.
+        passes: batches run.
+        progress: told after each batch; may raise Interrupted.
+        expected: what the present piece of work was estimated to cost, for progress.
+    """
+
+    limit: float | None = None
+    spent: float = 0.0
+    passes: int = 0
+    progress: Progress | None = None
+    label: str = ""
+    _done: float = 0.0
+    _expected: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def begin(self, label: str, expected: float) -> None:
+        """Name the piece of work that starts now and what it is estimated to cost.
+
+        Raises:
+            BudgetError: where the budget does not reach it; nothing has been run then.
+        """
+        if self.limit is not None and expected > 0 and self.spent + expected > self.limit:
+            raise BudgetError(
+                f"{label} needs {expected:.0f} forward-pass equivalents, "
+                f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
+                "Raise the budget, or use fewer pairs.",
+            )
+        self.label, self._done, self._expected = label, 0.0, expected
+        self._tell()
+
+    def add(self, equivalents: float) -> None:
+        """Count work that was done."""
+        with self._lock:
+            self.spent += equivalents
+            self.passes += 1
+            self._done += equivalents
+        self._tell()
+
+    @property
+    def listener(self) -> Listener | None:
+        """Whom to tell what a batch waits for, where its model is elsewhere."""
+        return None if self.progress is None else lambda status: self._tell(f"{self.label}{PART}{status}")
+
+    def _tell(self, label: str | None = None) -> None:
+        if self.progress is not None:
+            self.progress(self._done, max(self._expected, self._done), label or self.label)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work and time.
+
+    Attributes:
+        forward_equivalents: matmul multiply-adds, in full passes of the same prompts, cached passes included.
+        seconds: wall-clock time.
+    """
+
+    forward_equivalents: float
+    seconds: float

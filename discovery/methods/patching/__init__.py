@@ -1,0 +1,1 @@
+"""Activation patching: sweeps over sites, single nodes, and edges by path patching."""

@@ -1,0 +1,1 @@
+"""Tools that find a circuit or evaluate one."""

@@ -1,0 +1,1 @@
+"""Tools on the features of a sparse autoencoder."""

@@ -1,0 +1,1 @@
+"""Tools that measure a model on a prompt or a task."""

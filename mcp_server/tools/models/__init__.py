@@ -1,0 +1,1 @@
+"""Tools that load, list and unload models."""

@@ -1,0 +1,148 @@
+"""The reference forward pass: numbers worked out by hand, and identities that hold for any model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from benchmarks.known_circuits.forward import Replacement, forward, node_names
+from benchmarks.known_circuits.hand_built import CASES, build
+from benchmarks.known_circuits.truth import groups
+from benchmarks.known_circuits.weights import MATCH_SCORE, POSITION_SCORE, SINK_SCORE
+
+ONE_HEAD = {
+    "n_layers": 1, "n_heads": 1, "d_model": 2, "d_head": 1, "attn_only": False, "act_fn": "relu",
+    "normalization_type": None, "positional_embedding_type": None,
+}  # fmt: skip
+
+
+def test_one_head_and_one_mlp_by_hand():
+    """Two tokens a = (1, 0), b = (0, 1); the head's q = k = first coordinate, its v = first coordinate + 0.5, written to the second."""
+    column, row = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0]]])
+    attn = "blocks.0.attn"
+    state = {
+        "embed.W_E": torch.eye(2), "unembed.W_U": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+        f"{attn}.W_Q": column, f"{attn}.W_K": column, f"{attn}.W_V": column, f"{attn}.W_O": row,
+        f"{attn}.b_Q": torch.tensor([[1.0]]), f"{attn}.b_V": torch.tensor([[0.5]]), f"{attn}.b_O": torch.tensor([0.25, 0.0]),
+        "blocks.0.mlp.W_in": torch.tensor([[1.0], [-1.0]]), "blocks.0.mlp.W_out": torch.tensor([[3.0, 0.0]]),
+        "blocks.0.mlp.b_out": torch.tensor([0.0, 7.0]),
+    }  # fmt: skip
+    seen = forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
+    on_a = math.e / (math.e + 1)  # at b, q = 0 + 1; k = 1 at a and 0 at b
+    torch.testing.assert_close(seen.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64))
+    head = torch.tensor([[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64)  # with b_V, without b_O
+    torch.testing.assert_close(seen.nodes["a0.h0"][0], head)
+    mid = torch.tensor([[1.25, 1.5], [0.25, 1.5 + on_a]], dtype=torch.float64)  # b_O is added after the heads
+    mlp = torch.tensor([[0.0, 7.0], [0.0, 7.0]], dtype=torch.float64)  # relu(1.25 − 1.5) = relu(0.25 − 1.5 − …) = 0: b_out alone
+    torch.testing.assert_close(seen.nodes["m0"][0], mlp)
+    torch.testing.assert_close(seen.logits[0], (mid + mlp) * torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_scores_are_divided_by_the_root_of_d_head():
+    config = {**ONE_HEAD, "attn_only": True, "d_head": 4}
+    wide = torch.zeros(1, 2, 4)
+    wide[0, 0] = 1.0
+    names = {f"blocks.0.attn.W_{letter}": wide for letter in "QKV"}
+    state = {"embed.W_E": torch.eye(2), "unembed.W_U": torch.eye(2), "blocks.0.attn.W_O": wide.transpose(1, 2), **names}
+    pattern = forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][0, -1]  # raw score 4 at the two a's, 0 at b
+    torch.testing.assert_close(pattern, torch.tensor([0.0, 4 / 2, 4 / 2], dtype=torch.float64).softmax(0))
+
+
+@pytest.mark.parametrize("kind", ["LN", "LNPre", "RMS", "RMSPre"])
+def test_norms_agree_with_torch(kind):
+    config = {**ONE_HEAD, "n_layers": 0, "normalization_type": kind, "eps": 1e-5}
+    rng = torch.Generator().manual_seed(0)
+    embedding, weight, bias = (torch.randn(size, generator=rng, dtype=torch.float64) for size in ((5, 6), (6,), (6,)))
+    state = {"embed.W_E": embedding, "unembed.W_U": torch.eye(6), "ln_final.w": weight, "ln_final.b": bias}
+    expected = {
+        "LN": functional.layer_norm(embedding, (6,), weight, bias, 1e-5),
+        "LNPre": functional.layer_norm(embedding, (6,), None, None, 1e-5),
+        "RMS": functional.rms_norm(embedding, (6,), weight, 1e-5),
+        "RMSPre": functional.rms_norm(embedding, (6,), None, 1e-5),
+    }[kind]
+    torch.testing.assert_close(forward(config, state, torch.arange(5)[None]).logits[0], expected)
+
+
+def test_the_induction_model_attends_as_its_weights_say():
+    """Without distractors every score is a number we chose, so the two patterns can be written down position by position."""
+    case = build("induction", noise=0.0)
+    pair = case.pairs[0]
+    tokens, last = pair.clean, len(pair.clean) - 1
+    seen = forward(case.config, case.state, torch.tensor([tokens]))
+    previous = []  # weights of position dst on src: the one before has score 12, all others 0; position 0 has only itself
+    for dst in range(len(tokens)):
+        raw = [math.exp(POSITION_SCORE) if src == dst - 1 else 1.0 for src in range(dst + 1)]
+        previous.append([weight / sum(raw) for weight in raw])
+        written = torch.tensor(previous[-1], dtype=torch.float64)
+        torch.testing.assert_close(seen.patterns["a0.h2"][0, dst, : dst + 1], written, atol=1e-6, rtol=0)
+    drift = case.state["blocks.0.attn.b_O"].double()  # the output bias sits in the stream that layer 1 reads
+    query = torch.zeros(24, dtype=torch.float64)
+    query[tokens[last] - 1] = 1.0
+    query += drift[list(case.layout.content("tok"))]
+    scores = []
+    for src in range(len(tokens)):
+        held = torch.zeros(24, dtype=torch.float64)
+        for place, weight in enumerate(previous[src]):
+            if tokens[place] != 0:
+                held[tokens[place] - 1] += weight
+        held += drift[list(case.layout.content("prev"))]
+        first = (1.0 if src == 0 else 0.0) + float(drift[case.layout.first()])
+        scores.append(MATCH_SCORE * float(query @ held) + SINK_SCORE * first)
+    expected = torch.tensor(scores, dtype=torch.float64).softmax(0)
+    torch.testing.assert_close(seen.patterns["a1.h1"][0, last], expected, atol=1e-5, rtol=0)
+    assert int(expected.argmax()) == pair.labels["B1"]
+    assert expected[pair.labels["B1"]] > 0.98
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replacing_nothing_changes_nothing(name):
+    case = build(name)
+    part = groups(case)[0]
+    seen = forward(case.config, case.state, part.clean)
+    again = forward(case.config, case.state, part.clean, seen.nodes)
+    torch.testing.assert_close(again.logits, seen.logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replacing_all_by_corrupted_values_gives_the_corrupted_logits_at_the_last_position(name):
+    """The last tokens agree, so does their embedding; all that other positions can say is in the node values."""
+    case = build(name)
+    for part in groups(case):
+        assert torch.equal(part.clean[:, -1], part.corrupted[:, -1])
+        corrupted = forward(case.config, case.state, part.corrupted)
+        swapped = forward(case.config, case.state, part.clean, corrupted.nodes)
+        torch.testing.assert_close(swapped.logits[:, -1], corrupted.logits[:, -1])
+        assert not torch.allclose(part.metric(corrupted.logits), part.metric(forward(case.config, case.state, part.clean).logits), atol=1.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_single_precision_agrees(name):
+    case = build(name)
+    part = groups(case)[-1]
+    double, single = (forward(case.config, case.state, part.clean, dtype=dtype).logits for dtype in (torch.float64, torch.float32))
+    torch.testing.assert_close(single.double(), double, atol=2e-4, rtol=1e-5)
+
+
+def test_a_replacement_in_some_rows_leaves_the_others_alone():
+    case = build("or_mlp")
+    part = groups(case)[0]
+    corrupted = forward(case.config, case.state, part.corrupted).nodes["a0.h3"]
+    rows = torch.tensor([True, False, True, False])
+    mixed = forward(case.config, case.state, part.clean, {"a0.h3": Replacement(corrupted, rows)}).logits
+    swapped = forward(case.config, case.state, part.clean, {"a0.h3": corrupted}).logits
+    plain = forward(case.config, case.state, part.clean).logits
+    torch.testing.assert_close(mixed, torch.where(rows[:, None, None], swapped, plain))
+    assert not torch.allclose(swapped, plain)
+
+
+def test_unknown_nodes_and_wrong_shapes_are_refused():
+    case = build("induction")
+    tokens = torch.tensor([case.pairs[0].clean])
+    assert node_names(case.config) == tuple(f"a{layer}.h{head}" for layer in range(2) for head in range(4))
+    with pytest.raises(ValueError, match=r"no such nodes: \['m0'\]"):
+        forward(case.config, case.state, tokens, {"m0": torch.zeros(1, 8, 88)})
+    with pytest.raises(ValueError, match="a replacement of shape"):
+        forward(case.config, case.state, tokens, {"a0.h0": torch.zeros(1, 1, 88)})

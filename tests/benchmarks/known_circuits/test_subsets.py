@@ -1,0 +1,46 @@
+"""Every subset of a small model, and the optimum among them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.subsets import Table, tabulate
+from benchmarks.known_circuits.truth import groups
+from benchmarks.known_circuits.truth import tabulate as tabulate_plainly
+from discovery import load_model, load_task
+from discovery.backends.base import Backend
+from discovery.sites import Node
+from discovery.tasks.task import Task
+from tests.oracles.faithfulness import nodes
+
+
+def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(case: tuple[Backend, Task]) -> None:
+    """Means are over other pairs there, so resample alone is compared, on the pairs that both have."""
+    model, _ = case
+    built = build("induction")
+    names = [str(node) for node in model.info.nodes()]
+    assert tuple(names) == built.universe
+    parts = groups(built)
+    pairs = [
+        {"clean": c, "corrupted": k, "answer": a, "wrong": w}
+        for part in parts
+        for c, k, a, w in zip(part.clean.tolist(), part.corrupted.tolist(), part.answers.tolist(), part.wrongs.tolist(), strict=True)
+    ]
+    read = load_task(pairs, model)
+    both = Task(read.name, read.pairs, ("discovery",) * len(read), "none", read.metric)
+    table = tabulate(model, both)
+    assert table.f["resample"] == pytest.approx(tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4)
+    circuit = nodes("a0.h2", "a1.h1")
+    assert table.of(circuit, "resample") == table.f["resample"][sum(1 << names.index(str(node)) for node in circuit)]
+
+
+def test_more_than_sixteen_nodes_are_refused() -> None:
+    model = load_model("bundled", device="cpu")
+    with pytest.raises(ValueError, match="20 nodes have 1,048,576 subsets"):
+        tabulate(model, load_task("ioi", model, pairs=4))
+
+
+def test_the_distance_is_the_worse_of_both_ablations() -> None:
+    table = Table((Node.parse("a0.h0"),), {"resample": [0.0, 0.9], "mean": [0.0, 1.3]}, 1.0)
+    assert table.distance(nodes("a0.h0")) == pytest.approx(0.3)

@@ -1,0 +1,245 @@
+"""The search on functions of the set whose circuit is known, and on adversarial ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.known_circuits.subset_conditions import Conditions
+from discovery.agent.search import mend as module
+from discovery.agent.search.mend import ENDLESS, ROUNDS, SPENT, Faults, examine, mend
+from discovery.evaluation import contexts
+from discovery.evaluation.minimality import needed
+from discovery.evaluation.thresholds import DROP
+from discovery.sites import Node, head, mlp
+from tests.discovery.evaluation.synthetic import Function, Set, subsets
+
+UNIVERSE = [head(0, 0), head(0, 1), mlp(0), head(1, 0), head(1, 1), mlp(1), head(2, 0), mlp(2)]
+A, B, M, C, D, E, G, H = UNIVERSE
+Value = Callable[[Set], float]
+
+
+def silent(measured: dict[str, object], concluded: str, why: str) -> None:
+    """For searches whose journal nobody reads."""
+
+
+def both(value: Value, other: Value | None = None, *, universe: Any = UNIVERSE, noise: float = 0.0, budget: int | None = None) -> Any:
+    """f under each ablation: the value plus a little of every node, scaled so that f(U) = 1 and f(∅) = 0."""
+
+    def made(function: Value, seed: int) -> Function:
+        rng = random.Random(seed)
+        little = {node: rng.uniform(-noise, noise) for node in sorted(universe)}
+
+        def noisy(kept: Set) -> float:
+            return function(kept) + sum(little[node] for node in kept)
+
+        empty, full = noisy(frozenset()), noisy(frozenset(universe))
+        return Function(universe, lambda kept: (noisy(kept) - empty) / (full - empty), budget=budget)
+
+    return {"resample": made(value, 1), "mean": made(other or value, 2)}
+
+
+def both_of(kept: Set) -> float:
+    return float({A, E} <= kept)
+
+
+def either_of(kept: Set) -> float:
+    """An OR of two heads into an MLP."""
+    return float(M in kept and bool({A, B} & kept))
+
+
+def backup(kept: Set) -> float:
+    """D at 0.9 once C is out."""
+    return float(A in kept) * (1.0 if C in kept else 0.9 * (G in kept))
+
+
+def stand_in_pair(kept: Set) -> float:
+    """Only two nodes together stand in for A."""
+    return float(E in kept and (A in kept or {B, D} <= kept))
+
+
+def twins(kept: Set) -> float:
+    return float(A in kept) * (1.0 + 0.4 * (C in kept) - 0.4 * (D in kept))
+
+
+def opposing(kept: Set) -> float:
+    return float(A in kept) * (1.0 - 0.3 * (H in kept))
+
+
+def chain(kept: Set) -> float:
+    return float({A, M, C, E, G} <= kept)
+
+
+GATES: dict[str, tuple[Value, set[Node]]] = {
+    "and": (both_of, {A, E}),
+    "or": (either_of, {A, B, M}),
+    "backup": (backup, {A, C, G}),
+    "stand-in pair": (stand_in_pair, {A, B, D, E}),
+    "twins": (twins, {A, C, D}),
+    "opposing": (opposing, {A, H}),
+    "chain": (chain, {A, M, C, E, G}),
+}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.008])
+@pytest.mark.parametrize("start", ["everything", "the first that is faithful", "nothing", "the gate and two bystanders"])
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_is_found(name: str, start: str, noise: float) -> None:
+    """From wherever the search begins; a little of everything beside it misleads nobody.
+
+    Only a gate of five is out of reach from nothing: no single step towards it changes f. (A search begins with a set that works.)
+    """
+    if (name, start, noise) == ("chain", "nothing", 0.0):
+        start = "the first that is faithful"
+    value, gate = GATES[name]
+    f = both(value, noise=noise)
+    bystanders = [node for node in UNIVERSE if node not in gate][:2]
+    starts = {
+        "everything": frozenset(UNIVERSE),
+        "the first that is faithful": next(s for s in subsets(UNIVERSE) if s and value(s) >= 0.9),
+        "nothing": frozenset[Node](),
+        "the gate and two bystanders": frozenset(gate | set(bystanders)),
+    }
+    told: list[tuple[str, str]] = []
+    found = mend(f, starts[start], lambda measured, concluded, why: told.append((concluded, why)))
+    assert found == gate, told
+    assert examine(f, found).weight == (0.0, 0)
+    assert all(concluded and why for concluded, why in told)
+    assert len(told) <= ROUNDS + 1, "and that it goes back"
+
+
+def test_a_search_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And announces nothing that it does not do."""
+    value, gate = GATES["chain"]
+    told: list[str] = []
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == frozenset(UNIVERSE)
+    assert told == [ENDLESS]
+    monkeypatch.undo()
+    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == gate
+    assert told.count(ENDLESS) == 1
+
+
+def test_a_node_that_matters_under_one_ablation_only_is_dropped_where_the_other_does_without() -> None:
+    """(d) must hold under both: B moves f under mean alone, within what (a) to (c) allow."""
+    f = both(both_of, lambda kept: both_of(kept) + 0.05 * (B in kept))
+    assert mend(f, frozenset({A, B, E}), silent) == {A, E}
+
+
+def test_what_it_says_names_the_node_and_the_number() -> None:
+    told: list[tuple[dict[str, object], str, str]] = []
+    mend(both(either_of), frozenset({A, M}), lambda *event: told.append(event))
+    assert told[0][1] == "add a0.h1"
+    assert told[0][0] == {"gap": pytest.approx(1.0), "with": pytest.approx(0.0), "behind": "a0.h0"}
+    assert "without a0.h0 the model still works" in told[0][2]
+    told.clear()
+    mend(both(both_of), frozenset({A, E, G}), lambda *event: told.append(event))
+    assert told[0][0] == {"a2.h0": pytest.approx(0.0)}
+    assert told[0][1] == "drop a2.h0"
+
+
+FEW = [head(0, 0), head(0, 1), head(1, 0), mlp(1)]
+LEVELS = [-1.0, -0.31, 0.0, 0.013, 0.157, 0.52, 0.853, 0.91, 0.973, 1.0, 1.057, 1.33, 3.0]  # no two apart by just a bound
+tables = st.lists(st.sampled_from(LEVELS), min_size=14, max_size=14)
+
+
+def of_table(rows: list[list[float]], budget: int | None = None) -> Any:
+    """f(∅) = 0, f(U) = 1, anything in between."""
+
+    def made(row: list[float]) -> Function:
+        full = [0.0, *row, 1.0]
+        return Function(FEW, lambda kept: full[sum(1 << FEW.index(node) for node in kept)], budget=budget)
+
+    return {"resample": made(rows[0]), "mean": made(rows[1])}
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows=st.lists(tables, min_size=2, max_size=2))
+def test_faults_are_what_the_conditions_hold_against_a_set(rows: list[list[float]]) -> None:
+    """Nothing is wrong exactly where all of (a) to (d) hold under both, by the tests' own reading of them."""
+    f = of_table(rows)
+    names = [str(node) for node in FEW]
+    judges = [Conditions(names, [0.0, *row, 1.0]) for row in rows]
+    for made in subsets(FEW):
+        mask = sum(1 << FEW.index(node) for node in made)
+        faults = examine(f, made)
+        assert (faults.outside == 0) == all(judge.suffices(mask) for judge in judges)
+        assert (faults.incomplete < 5e-7) == all(judge.complete(mask) for judge in judges)
+        if faults.weight[0] == 0:
+            drops = [contexts(one, made) for one in f.values()]
+            assert set(faults.idle) == {v for v in made if min(found[v][1] for found in drops) < DROP}
+            if all(judge.minimal(mask) for judge in judges):
+                assert faults.weight == (0.0, 0)
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows=st.lists(tables, min_size=2, max_size=2))
+def test_looking_no_further_than_needed_judges_alike(rows: list[list[float]]) -> None:
+    """`needed` and `contexts` agree on who is needed, and `needed` never says more."""
+    for f in of_table(rows).values():
+        for made in subsets(FEW):
+            short, whole = needed(f, made), contexts(f, made)
+            assert {v: drop >= DROP for v, drop in short.items()} == {v: drop >= DROP for v, (_, drop) in whole.items()}
+            assert all(short[v] <= whole[v][1] + 1e-9 for v in made)
+
+
+class Watched:
+    """Which sets the search examined, and what it held against them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: dict[Set, Faults] = {}
+
+        def examined(both: Any, circuit: Set) -> Faults:
+            found = examine(both, circuit)
+            self.seen[circuit] = found
+            return found
+
+        monkeypatch.setattr(module, "examine", examined)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW)), budget=st.none() | st.integers(0, 16))
+def test_it_ends_with_the_best_it_saw(rows: Any, start: set[Node], budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any function at all, and wherever the budget ends; a smaller set among equals."""
+    with monkeypatch.context() as patch:
+        watched = Watched(patch)
+        told: list[str] = []
+        found = mend(of_table(rows, budget), frozenset(start), lambda measured, concluded, why: told.append(concluded))
+    assert len(watched.seen) <= ROUNDS
+    assert told.count(SPENT) <= 1
+    last = list(watched.seen)[-1:]
+    assert sum(concluded.startswith("go back") for concluded in told) == (last not in ([], [found]))
+    if SPENT in told:
+        assert SPENT in told[-2:]
+        assert budget is not None
+    if not watched.seen:
+        assert found == start
+        return
+    best = min(watched.seen, key=lambda made: (watched.seen[made].weight, len(made)))
+    assert (watched.seen[found].weight, len(found)) == (watched.seen[best].weight, len(best))
+
+
+def test_wherever_the_budget_ends_a_gate_only_gets_better() -> None:
+    """From nothing to unlimited: never worse than with less, and in the end the gate."""
+    value, gate = GATES["stand-in pair"]
+    free = both(value)
+    start = frozenset({A, E, G})
+    mend(free, start, silent)
+    most = max(len(f.measured) for f in free.values())
+    weights = []
+    for budget in range(0, most + 1, 3):
+        weights.append(examine(both(value), mend(both(value, budget=budget), start, silent)).weight)
+    assert weights == sorted(weights, reverse=True)
+    assert mend(both(value, budget=most), start, silent) == gate
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_universe_of_hardly_anything(size: int) -> None:
+    universe = UNIVERSE[:size]
+    f = {"resample": Function(universe, lambda kept: float(len(kept)))}
+    assert mend(f, frozenset(universe), silent) == frozenset(universe)

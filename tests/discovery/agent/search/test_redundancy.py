@@ -1,0 +1,47 @@
+"""Partners: nodes that do each other's work, by a hand-made f and by a model whose OR is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from discovery.agent.search.redundancy import partners
+from discovery.methods.ablation import NodeSet
+from discovery.sites import Node
+
+A, B, C, D = (Node.parse(name) for name in ("a0.h0", "a0.h1", "a1.h0", "a1.h1"))
+
+
+def made(f: Any) -> Any:
+    """f of several sets, as the evaluation gives it."""
+
+    def measure(sets: Sequence[NodeSet], label: str) -> torch.Tensor:
+        return torch.tensor([float(f(kept)) for kept in sets])
+
+    measure.everything = frozenset({A, B, C, D})
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda s: (A in s or B in s) and C in s, {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)}),  # an OR, and what reads it
+        (lambda s: A in s and B in s, {}),  # an AND: both are missed, alone and together
+        (lambda s: 0.5 * (A in s) + 0.5 * (B in s), {}),  # a sum
+        (
+            lambda s: 1 - 0.3 * (A not in s) - 0.3 * (B not in s) - 0.4 * (A not in s and B not in s),
+            {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)},
+        ),
+        (lambda s: 1 - 0.09 * (A not in s and B not in s), {}),  # less than a node of the circuit may matter
+        (lambda s: 1 + 0.5 * (A not in s) - 0.5 * (B not in s), {}),  # an opposing node hides nothing
+    ],
+)
+def test_partners_by_hand(f: Any, expected: dict[str, tuple[str, ...]]) -> None:
+    assert partners(made(f), [C, A, B, D]) == expected
+
+
+def test_a_single_node_has_none() -> None:
+    assert partners(made(lambda s: A in s), [A]) == {}

@@ -1,0 +1,121 @@
+"""What a run is said to cost, against what its parts then cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.known_circuits.hand_built import build
+from discovery import discover, load_model, load_task, patch_sweep
+from discovery.agent.cost_estimate import Estimate, estimate
+from discovery.agent.stages import STAGES
+from discovery.engine import Engine
+from discovery.engine.memory import sweep_bytes
+from discovery.store import open_run
+
+PAIRS = 64
+
+
+@pytest.fixture(scope="module", params=["induction", "or_mlp"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = build(request.param).save(tmp_path_factory.mktemp("model"))
+    model = load_model(folder)
+    return model, load_task(folder / "task.jsonl", model, pairs=PAIRS)
+
+
+@pytest.fixture(scope="module")
+def planned(opened: Any) -> Estimate:
+    return estimate(*opened)
+
+
+def test_it_is_the_sum_of_its_stages(planned: Estimate) -> None:
+    assert planned.forward_equivalents == pytest.approx(sum(planned.stages.values()))
+    assert set(planned.stages) <= set(STAGES)
+    assert all(cost > 0 for cost in planned.stages.values())
+    assert json.loads(json.dumps(planned.to_json())) == planned.to_json()
+
+
+def test_it_costs_only_the_cached_passes(planned: Estimate, opened: Any) -> None:
+    """Each side of each discovery prompt: once for the logits, once for all sites."""
+    assert planned.spent <= 1.5 * 2 * 2 * len(opened[1].discovery)  # 1.5: padding
+
+
+def test_sweeps_are_planned_to_the_row(planned: Estimate, opened: Any) -> None:
+    """The pass that caches their sites counts with the first of them."""
+    model, task = opened
+    mlps: list[Any] = [] if model.info.attn_only else ["mlp_out"]
+    both: Any = ("denoising", "noising")
+    engine = Engine(model, task.discovery)
+    assert engine.baseline("clean").shape == engine.baseline("corrupted").shape
+    for stage, sites, directions in (
+        ("localise", ["resid_pre"], both),
+        ("components", ["attn_out", *mlps], both),
+        ("interpret", ["head_out_by_position", *mlps], ("noising",)),
+    ):
+        before = engine.meter.spent
+        for site in sites:
+            for direction in directions:
+                patch_sweep(model, task.discovery, site, direction=direction, engine=engine)
+        assert planned.stages[stage] == pytest.approx(engine.meter.spent - before, rel=1e-6), stage
+
+
+@pytest.mark.slow
+def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(opened: Any, tmp_path: Path) -> None:
+    """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
+    model, task = opened
+    width = max(len(pair.clean) for pair in task.pairs)
+    memory = sweep_bytes(model.info, width, pairs=2 * len(task.discovery) // 3)
+    assert len(list(Engine(model, task.discovery, memory=memory).blocks())) == 2
+    planned = estimate(model, task, memory=memory)
+    run = discover(model, task, memory=memory, runs_dir=tmp_path)
+    spent = stages_of(tmp_path, run.run_id)
+    for stage in ("localise", "components", "heads"):
+        assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (stage, spent, dict(planned.stages))
+    whole = discover(model, task, runs_dir=tmp_path)
+    assert (run.circuit.verdict, run.circuit.members) == (whole.circuit.verdict, whole.circuit.members)
+    assert run.circuit.evaluation.conditions == whole.circuit.evaluation.conditions
+
+
+def stages_of(runs_dir: Path, run_id: str) -> dict[str, float]:
+    """What each stage of a run has cost."""
+    spent, before = {}, 0.0
+    for event in open_run(runs_dir, run_id).events():
+        if event["kind"] == "stage":
+            spent[event["stage"]] = event["forward_equivalents"] - before
+            before = event["forward_equivalents"]
+    return spent
+
+
+@pytest.mark.slow
+def test_a_run_costs_about_that(planned: Estimate, opened: Any, tmp_path: Path) -> None:
+    """The check and the sweeps to the row, the whole within a factor of three."""
+    run = discover(*opened, runs_dir=tmp_path)
+    spent = stages_of(tmp_path, run.run_id)
+    for stage in ("check", "localise", "components", "interpret"):
+        assert spent[stage] == pytest.approx(planned.stages[stage], rel=1e-6), stage
+    total = run.circuit.cost.forward_equivalents
+    assert total is not None
+    assert planned.forward_equivalents / 3 < total < planned.forward_equivalents * 3, (spent, dict(planned.stages))
+
+
+def test_a_budget_that_will_not_do_is_named(opened: Any, planned: Estimate) -> None:
+    short = estimate(*opened, budget=10.0)
+    assert "the run ends at the budget of 10" in short.note
+    assert short.forward_equivalents == 10.0
+    assert "budget" not in planned.note
+    assert "budget" not in estimate(*opened, budget=10 * planned.forward_equivalents).note
+
+
+def test_fewer_nodes_and_fewer_pairs_cost_less(opened: Any, planned: Estimate) -> None:
+    model, task = opened
+    heads = estimate(model, task, universe="heads").forward_equivalents
+    assert heads < planned.forward_equivalents if not model.info.attn_only else heads == pytest.approx(planned.forward_equivalents)
+    few = estimate(model, load_task([pair_record(pair) for pair in task.pairs[::2]], model))
+    assert few.forward_equivalents < planned.forward_equivalents
+
+
+def pair_record(pair: Any) -> dict[str, Any]:
+    return {name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")} | {"template": pair.template}

@@ -1,0 +1,61 @@
+"""What control groups leave of the memory, from files laid out as Linux has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from discovery.backends.hardware import containers
+from discovery.backends.hardware.memory import free_memory
+from discovery.cli import installation
+
+V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), ("memory.max", "memory.current", "")
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(containers, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(containers, "OWN", tmp_path / "own")
+    return tmp_path
+
+
+def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]}inactive_file {cached}\n{names[2]}active_file 1\n")
+
+
+def test_the_narrowest_of_the_groups_above_counts(groups: Path) -> None:
+    (groups / "own").write_text("0::/job/step\n")
+    group(groups / "cgroup" / "job" / "step", V2, "max", 500)
+    assert containers.room() is None
+    group(groups / "cgroup" / "job", V2, "1000", 700, cached=100)
+    assert containers.room() == 1000 - 700 + 101
+    group(groups / "cgroup" / "job" / "step", V2, "600", 590)
+    assert containers.room() == 11
+    group(groups / "cgroup" / "job" / "step", V2, "600", 900)
+    assert containers.room() == 0
+
+
+def test_the_first_version_and_a_container_that_sees_only_the_top(groups: Path) -> None:
+    (groups / "own").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/0123\n")
+    group(groups / "cgroup" / "memory", V1, "2000", 500)
+    group(groups / "cgroup" / "cpu,cpuacct", V1, "1", 1)
+    assert containers.room() == 1501
+
+
+def test_where_there_are_no_groups(groups: Path) -> None:
+    assert containers.room() is None
+    (groups / "own").write_text("0::/\n")
+    assert containers.room() is None
+
+
+def test_it_bounds_what_is_free(groups: Path) -> None:
+    unbounded = free_memory("cpu")
+    (groups / "own").write_text("0::/\n")
+    group(groups / "cgroup", V2, "3000000", 1000000, cached=0)
+    assert free_memory("cpu") == 2000001 < unbounded
+    found = installation.memory()
+    assert (found.status, "may take 0.0 GB" in found.found) == ("warning", True)

@@ -1,0 +1,101 @@
+"""A shortcut that does not reproduce the plain numbers is not taken, and a backend that differs is not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from discovery import load_task, patch_sweep
+from discovery.backends.loading.checks import TOLERANCE, compare, probe_tokens, require_causal
+from discovery.backends.loading.description import context
+from discovery.backends.loading.load import load_model
+from discovery.errors import BackendMismatchError, ModelError
+from discovery.sites import BackendName
+from tests.discovery.backends.loading.faulty_backend import Liar, shifted
+from tests.tiny_models import hugging_face
+
+
+def test_a_sound_backend_passes(shelf, expected):
+    compare(shelf.load("gpt2"), expected)
+    require_causal(shelf.load("gpt2"), expected)
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_one_position_that_differs_is_enough_to_be_refused(shelf, expected, position):
+    expected.logits[0, position, 3] += 2e-4 * float(expected.logits.abs().max())
+    with pytest.raises(BackendMismatchError, match="computes other logits than Hugging Face"):
+        compare(shelf.load("gpt2"), expected)
+
+
+def test_not_a_number_is_refused(shelf, expected):
+    expected.logits[0, 0, 0] = float("nan")
+    with pytest.raises(BackendMismatchError):
+        compare(shelf.load("gpt2"), expected)
+
+
+def test_a_model_that_sees_what_comes_later_is_refused(shelf, expected):
+    lie = Liar(shelf.load("gpt2"), lambda batch, edits, out: shifted(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out)
+    with pytest.raises(ModelError, match="not causal"):
+        require_causal(lie, expected)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 100])
+def test_the_probe_fits_the_model(n_ctx):
+    tokens = probe_tokens(7, n_ctx, "cpu")
+    assert tokens.shape == (1, min(9, n_ctx))
+    assert int(tokens.max()) < 7
+
+
+def test_every_width_has_a_tolerance():
+    assert set(TOLERANCE) == {"float64", "float32", "float16", "bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("cap", "columns"), [(30.0, False), (3.0, False), (None, True)])
+def test_a_soft_cap_is_seen_however_small_the_logits_are(
+    backend: BackendName, cap: float | None, columns: bool, dtype: str, tmp_path: Path
+) -> None:
+    """Small logits pass a cap almost unbent, on the prompt that shortcuts are tried on: single columns would leave it out elsewhere."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Gemma2Config(vocab_size=97, head_dim=6, max_position_embeddings=32, final_logit_softcapping=cap, **sizes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, backend=backend, device="cpu", dtype=dtype)
+    assert model.abilities.columns is columns
+    task = load_task([{"clean": [5, 9, 13, 40], "corrupted": [5, 9, 13, 41], "answer": 7, "wrong": 80}], model)
+    last = patch_sweep(model, task, "resid_post").values[-1, -1]
+    assert float(last) == pytest.approx(1.0, abs=1e-5 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 128}, 128),
+        ({"max_position_embeddings": 128, "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32}}, 128),
+        ({"max_position_embeddings": 128, "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}, 32),
+        ({"max_position_embeddings": 128, "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, 16),
+        ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 64),
+        ({}, 2048),
+    ],
+)
+def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
+    assert context(config) == longest
+
+
+def test_a_rotation_that_depends_on_the_batch_bounds_the_model(backend: BackendName, tmp_path: Path) -> None:
+    rotation = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 6, "rope_theta": 1e4}
+    path = hugging_face(tmp_path / "model", "llama", rope_parameters=rotation)
+    assert load_model(path, backend=backend, device="cpu").info.n_ctx == 6
+
+
+def test_the_steps_of_gelu_are_one_kernel(shelf: Any, backend: BackendName) -> None:
+    """gelu_new, the default of GPT-2's configuration."""
+    model = shelf.load("gpt2", backend)
+    kinds = {type(part).__name__ for part in (model.module if backend == "nnsight" else model.bridge).modules()}
+    assert "GELU" in kinds
+    assert "NewGELUActivation" not in kinds

@@ -1,0 +1,345 @@
+"""The whole way to NDIF and back but NDIF itself: nnsight's own client, a network, and a server that cannot import this project."""
+
+from __future__ import annotations
+
+import gc
+import importlib.resources
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mcp import Client
+
+from discovery import cli
+from discovery.backends.base import Batch
+from discovery.backends.loading.load import load_model
+from discovery.backends.remote import ndif
+from discovery.backends.remote.status import listening
+from discovery.engine import Engine
+from discovery.errors import Interrupted, MemoryLimitError, ModelError, RemoteError
+from discovery.interventions import add
+from discovery.methods.ablation import ablate_heads
+from discovery.methods.patching.sweep import patch_sweep
+from discovery.sites import Site
+from discovery.tasks import load_task
+from tests.mcp_server.servers import call, make
+
+REPO, COMMIT, KEY = "tiny/bundled", "0123456789abcdef0123456789abcdef01234567", "6b0f5c1e-ffff-4222-8333-444455556666"
+BUNDLED = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server, from outside."""
+
+    address: str
+
+    def told(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.address}/told") as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+
+    def next(self, *how: str) -> None:
+        for one in how:
+            urllib.request.urlopen(urllib.request.Request(f"{self.address}/next", one.encode())).close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A process of its own; and a hub's cache that has the model's configuration and tokenizer, but no weights."""
+    script = Path(__file__).with_name("ndif_server.py")
+    process = subprocess.Popen([sys.executable, script, BUNDLED, REPO, KEY], cwd="/", stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    cache = tmp_path_factory.mktemp("hub")
+    snapshot = cache / "models--tiny--bundled" / "snapshots" / COMMIT
+    shutil.copytree(BUNDLED, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(COMMIT)
+    with pytest.MonkeyPatch.context() as patch:
+        from discovery.backends.nnsight.backend import library
+
+        library()
+        from huggingface_hub import constants
+        from nnsight.modeling import huggingface
+
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        for name in (REPO, "tiny/asleep"):
+            patch.setitem(huggingface._ID_CACHE, name, name)  # what the hub would say of how it is written
+        shutil.copytree(snapshot.parent.parent, cache / "models--tiny--asleep")
+        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        patch.setenv("NDIF_HOST", address)
+        patch.setenv("NDIF_API_KEY", KEY)
+        yield Served(address)
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def model(served: Served) -> Any:
+    return load_model(REPO, remote=True)
+
+
+@pytest.fixture(scope="module")
+def here() -> Any:
+    return load_model("bundled", backend="nnsight", device="cpu")
+
+
+def test_what_is_known_of_it(served, model, here):
+    info = model.info
+    assert (info.remote, info.source, info.revision, info.fingerprint) == (served.address, REPO, COMMIT, f"{REPO}@{COMMIT}")
+    assert "computed at" in info.warnings[0]
+    assert str(model.device) == "cpu"
+    changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "chosen"}
+    assert {k: v for k, v in vars(info).items() if k not in changed} == {k: v for k, v in vars(here.info).items() if k not in changed}
+    lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
+    assert lost == {"prefix", "narrow", "gradients"}
+    assert all(parameter.is_meta for parameter in model.net._module.parameters())
+    assert (model.held, here.held) == (0, 4 * info.n_params)
+
+
+def test_what_is_sent(served, model):
+    """The name as nnsight's own wrapper writes it, the key in the header alone, and a few thousand bytes."""
+    assert len(served.told()) >= model.service.requests
+    for told in served.told()[: model.service.requests]:
+        assert (told["key"], told["key_inside"], told["env"]) == (KEY, False, {"attn_implementation": "eager"})
+        name, _, which = told["model_key"].partition(":")
+        assert name == "nnsight.modeling.transformers.TransformersModel"
+        assert json.loads(which) == {"repo_id": REPO, "revision": None, "task": "text-generation"}
+        assert told["bytes"] < 40_000
+    assert KEY not in repr(model.service)
+    assert model.service.requests <= 18
+
+
+def test_runs_sweeps_and_ablations_are_those_of_a_local_model(model, here):
+    tokens, last = torch.randint(600, (3, 7), generator=torch.Generator().manual_seed(0)), torch.tensor([6, 4, 5])
+    edits = [add(Site("z", 1), torch.ones(1)), add(Site("resid_mid", 2), torch.ones(1))]
+    sites = [Site("pattern", 3), Site("q", 2), Site("resid_post", 3)]
+    theirs, ours = (each.run(Batch(tokens, last), sites, edits) for each in (model, here))
+    torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-5, rtol=0)
+    for site in sites:
+        torch.testing.assert_close(theirs.activations[site], ours.activations[site], atol=1e-5, rtol=0)
+    found = []
+    for each in (model, here):  # every change of a sweep, and what it is held against, goes over the network
+        task = load_task("ioi", each, pairs=4)
+        engine = Engine(each, task)
+        sweeps = [patch_sweep(each, task, site, engine=engine).values for site in ("resid_pre", "head_out")]
+        found.append([*sweeps, ablate_heads(each, task, ["a1.h0", "a2.h3"], engine=engine).per_pair])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+def test_its_queue_is_told_as_progress(model):
+    task, seen = load_task("ioi", model, pairs=4), []
+    patch_sweep(model, task, "resid_pre", progress=lambda done, total, what: seen.append(what))
+    assert "unchanged prompts · NDIF: queued: Your job is in position 2." in seen
+    assert any(what.endswith(" · NDIF: running") and what.startswith("resid_pre") for what in seen)
+
+
+def test_an_interruption_ends_the_waiting(served, model):
+    served.next("wait")
+
+    def stop(done: float, total: float, what: str) -> None:
+        if "position 2" in what:
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted):
+        patch_sweep(model, load_task("ioi", model, pairs=4), "resid_pre", progress=stop)
+
+
+def test_where_its_memory_ends_at_load(served):
+    served.next("memory")
+    with pytest.raises(MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\.") as caught:
+        load_model(REPO, remote=True)
+    assert "20.00 GiB" in caught.value.detail
+
+
+@pytest.mark.slow
+def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
+    task = load_task("ioi", model, pairs=8)
+    before = model.service.requests
+    served.next("memory")
+    found = patch_sweep(model, task, "resid_pre").values
+    torch.testing.assert_close(found, patch_sweep(here, task, "resid_pre").values, atol=1e-5, rtol=0)
+    assert model.service.requests - before > 4
+
+
+def test_a_job_that_fails(served, model):
+    broken = Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2]), 1, torch.zeros(1, 3, 7))
+    with pytest.raises(RemoteError, match=r"failed on NDIF \(RuntimeError\)") as caught:
+        model.run(broken)
+    assert "128" in caught.value.detail
+    served.next("late")
+    with pytest.raises(ModelError, match="did not run tiny/bundled") as caught:
+        model.run(Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2])))
+    assert "exceeded the execution timeout" in caught.value.detail
+    assert "The model runs there now" in caught.value.cure
+    assert not isinstance(caught.value, RemoteError)
+
+
+def one_run(model: Any) -> Any:
+    return model.run(Batch(torch.tensor([[3, 1, 2]]), torch.tensor([2])), [Site("z", 1)])
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (0.05, 0.05))
+
+
+# websocket-client leaves its socket to the collector where the server closed first.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("how", "words", "detail"),
+    [
+        ("close", "closed the connection", "validation error"),
+        ("busy", "refuses the request", "Too many requests"),
+        ("nothing", "what is no answer", "no list of 1 answers"),
+        ("garbage", "what is no answer", "ZstdError"),
+        ("half", "what is no answer", "ZstdError"),
+        ("lacking", "what is no answer", "lacks 1 of 1 activations"),
+    ],
+)
+def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how, words, detail):
+    """A job changes nothing at the server. After some times it is given up, and the next one goes through."""
+    before, told = model.service.requests, []
+    served.next(how)
+    with listening(told.append):
+        found = one_run(model)
+    assert model.service.requests - before == 2
+    assert any(words in one and "Sent again in" in one for one in told)
+    torch.testing.assert_close(found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0)
+    served.next(how, how, how)
+    with pytest.raises(ModelError, match=words) as caught:
+        one_run(model)
+    assert not isinstance(caught.value, RemoteError)
+    assert ("resumed" in caught.value.cure, detail in caught.value.detail) == (True, True)
+    del caught
+    gc.collect()
+    one_run(model)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_wait_before_another_try_can_be_ended(served, model, monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+
+    def stop(status: str) -> None:
+        if "Sent again" in status:
+            raise Interrupted("enough")
+
+    served.next("busy")
+    with listening(stop), pytest.raises(Interrupted):
+        one_run(model)
+    gc.collect()
+
+
+def test_a_server_that_never_answered_is_not_asked_again(served, monkeypatch):
+    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+    served.next("garbage")
+    with pytest.raises(ModelError, match="what is no answer"):
+        load_model(REPO, remote=True)
+
+
+def test_a_server_that_hands_out_no_session(model, monkeypatch):
+    """It takes connections and says nothing: nnsight's client alone would wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setattr(model.service, "place", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        monkeypatch.setattr(ndif, "OPENING_SECONDS", 0.2)
+        monkeypatch.setattr(ndif, "PAUSES", ())
+        with pytest.raises(ModelError, match=r"does not answer \(WebSocketTimeoutException\)"):
+            one_run(model)
+
+
+def test_without_a_key_nothing_is_sent(served, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    before = len(served.told())
+    monkeypatch.delenv("NDIF_API_KEY")
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
+    with pytest.raises(ModelError, match="needs an NDIF API key") as caught:
+        load_model(REPO, remote=True)
+    assert "NDIF_API_KEY" in caught.value.cure
+    assert len(served.told()) == before
+
+
+def test_a_wrong_key_is_not_repeated(monkeypatch):
+    monkeypatch.setenv("NDIF_API_KEY", "wrong-but-secret")
+    with pytest.raises(ModelError, match="refuses the API key") as caught:
+        load_model(REPO, remote=True)
+    assert "secret" not in f"{caught.value} {caught.value.detail} {caught.value.__notes__}"
+
+
+@pytest.mark.parametrize("key", ["sec\rret", "sécret", "sec ret"])
+def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(served, monkeypatch, key):
+    before = len(served.told())
+    monkeypatch.setenv("NDIF_API_KEY", key)
+    with pytest.raises(ModelError, match="holds characters that no key has") as caught:
+        load_model(REPO, remote=True)
+    assert "ret" not in f"{caught.value} {caught.value.detail}".replace("characters", "")
+    assert len(served.told()) == before
+    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as a file or a secret of a container has it
+    assert ndif.Ndif.configured()._key == KEY
+
+
+@pytest.mark.parametrize("host", ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"])
+def test_an_address_that_is_none(monkeypatch, host):
+    monkeypatch.setenv("NDIF_HOST", host)
+    with pytest.raises(ModelError, match="is no address"):
+        load_model(REPO, remote=True)
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ModelError, match=r"does not answer \(ConnectError\)"):
+            load_model(REPO, remote=True)
+
+
+def test_a_model_that_does_not_run_there():
+    with pytest.raises(ModelError, match="did not run tiny/asleep") as caught:
+        load_model("tiny/asleep", remote=True)
+    assert f"It runs {REPO}." in caught.value.cure
+    assert "CANT_ACCOMMODATE" in caught.value.detail
+
+
+def test_what_a_server_decides_cannot_be_asked_for(model):
+    with pytest.raises(ModelError, match="computes tiny/bundled in float32"):
+        load_model(REPO, remote=True, dtype="bfloat16")
+    with pytest.raises(ModelError, match="models of the hub"):
+        load_model(BUNDLED, remote=True)
+
+
+@pytest.mark.anyio
+async def test_the_server(served, tmp_path):
+    """It sends nothing until a call says so; then the model waits in NDIF's queue, not in that of this machine's device."""
+    before = len(served.told())
+    async with Client(make(tmp_path, tmp_path / "runs")) as client:
+        said = await call(client, "load_model", model=REPO, remote=True, load=False)
+        assert (said["loaded"], said["model_id"], said["memory"]["loading"], len(served.told())) == (False, f"{REPO}@remote", 0, before)
+        loaded = await call(client, "load_model", model=REPO, remote=True)
+        assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (served.address, "nnsight", 0)
+        sent = len(served.told())
+        assert sent > before
+        await call(client, "load_model", model=REPO, remote=True)
+        assert len(served.told()) == sent
+        found = await call(client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12)
+        assert found["metric_clean"] > 0
+
+
+def test_the_command_line(served, capfd):
+    assert cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--pairs", "12", "--json"]) == 0
+    told = capfd.readouterr()
+    assert json.loads(told.out)["metric_clean"] > 0
+    assert f"Loading the model {REPO} on NDIF" in told.err
+    assert "computed at" in told.err
+    assert KEY not in told.out + told.err
+    assert cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--backend", "transformerlens"]) == 2
+    assert "TransformerLens runs no remote model" in capfd.readouterr().err

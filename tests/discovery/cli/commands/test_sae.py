@@ -1,0 +1,159 @@
+"""`circuit-scout sae`: training through the command line, its messages and its exit statuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.store import run_ids
+from tests.discovery.cli.conftest import Told
+from tests.tiny_models import hugging_face, tokenizer
+
+WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
+SMALL = ("--features", "24", "--tokens", "640", "--batch", "32", "--site", "resid_post.1")
+
+
+@pytest.fixture(autouse=True)
+def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than what they report on."""
+    from discovery.features.training import loop
+
+    monkeypatch.setattr(loop, "REPORTS", 2)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(tokenizer(hugging_face(tmp_path / "gpt2", "gpt2"), WORDS))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    rng = random.Random(0)
+    path = tmp_path / "animals.txt"
+    path.write_text("".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(120)))
+    return str(path)
+
+
+def test_training_and_what_it_left(
+    scout: Callable[..., Told], model: str, text: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--out", str(tmp_path / "mine"), "--json")
+    assert told.status == 0, told.err
+    found = json.loads(told.out)
+    assert found["recipe"]["d_sae"] == 24
+    assert Path(found["sae"]) == runs_dir / found["run_id"] / "sae"
+    assert "estimate: 640 tokens in 20 steps" in told.err
+    assert "loss recovered" in told.err or "variance explained" in told.err
+    facts = json.loads(scout("sae", "info", str(tmp_path / "mine"), "--json").out)
+    assert (facts["hook"], facts["features"], facts["scores"]) == ("blocks.1.hook_resid_post", 24, found["scores"])
+    assert facts["recipe"] == found["recipe"]
+    for place in (found["run_id"], found["path"], found["sae"]):
+        assert json.loads(scout("sae", "info", place, "--json").out)["bytes"] == facts["bytes"]
+    words = ("sae", "examples", "--model", model, "--text", text, "--features", "1", "--no-cache", "--json", "-q", "--sae")
+    by_id, by_path = (json.loads(scout(*words, place).out) for place in (found["run_id"], found["sae"]))
+    assert (by_id["sae"], by_id["features"]) == (found["run_id"], by_path["features"])
+    monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR")
+    assert "is no directory, no run in" in scout(*words, found["run_id"]).err
+    elsewhere = ("--runs-dir", str(runs_dir))
+    assert scout(*words, found["run_id"], *elsewhere).status == 0
+    assert scout("sae", "info", found["run_id"]).status == 2
+    assert scout("sae", "info", found["run_id"], *elsewhere).status == 0
+    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs_dir))
+    shown = scout("runs", "show", found["run_id"])
+    assert "completed" in shown.out
+    assert f"the dictionary: {found['sae']}" in shown.out
+    assert json.loads(scout("runs", "--json").out)["runs"][0]["kind"] == "sae"
+    for words in (("runs", "export", found["run_id"]), ("runs", "verify", found["run_id"]), ("discover", "--resume", found["run_id"])):
+        refused = scout(*words)
+        assert (refused.status, refused.out) == (2, "")
+        assert "SAE" in refused.err
+    again = scout("sae", "train", "--resume", found["run_id"], "--json")
+    assert json.loads(again.out) == found
+
+
+def test_an_interruption_is_gone_on_with(
+    scout: Callable[..., Told], model: str, text: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from discovery.features.training import loop
+
+    honest, steps = loop.step, 0
+
+    def broken(trainer: Any, batch: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 9:
+            raise KeyboardInterrupt
+        return honest(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", broken)
+        told = scout("sae", "train", "--model", model, "--text", text, *SMALL)
+    [run_id] = run_ids(runs_dir)
+    assert (told.status, told.out) == (130, "")
+    assert told.err.endswith(f"go on with:\n  circuit-scout sae train --resume {run_id}\n")
+    assert f"circuit-scout sae train --resume {run_id}" in scout("runs", "show", run_id).out
+    told = scout("sae", "train", "--resume", run_id)
+    assert told.status == 0, told.err
+    assert "24 features of resid_post.1 (topk): variance explained" in told.out
+
+
+def test_only_an_estimate(scout: Callable[..., Told], model: str, text: str, runs_dir: Path) -> None:
+    told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
+    assert told.status == 0, told.err
+    found = json.loads(told.out)
+    assert found["estimate"]["steps"] == 20
+    assert found["estimate"]["memory_bytes"] > 0
+    assert "640 tokens in 20 steps" in scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run").out
+    assert run_ids(runs_dir) == []
+
+
+def test_a_task_of_the_bundled_model(scout: Callable[..., Told]) -> None:
+    told = scout("sae", "train", "--task", "ioi", "--task", "agreement", "--pairs", "20", "--features", "16", "--dry-run")
+    assert told.status == 0, told.err
+    assert "16 features of resid_pre.2 (topk)" in told.out
+
+
+def test_the_bundled_dictionary(scout: Callable[..., Told]) -> None:
+    told = scout("sae", "info", "bundled")
+    assert told.status == 0
+    assert "blocks.2.hook_resid_pre" in told.out
+    assert told == scout("sae")
+    assert json.loads(scout("sae", "info", "bundled", "--json").out)["features"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "cure"),
+    [
+        (("train",), "Neither --text nor --task was given.", "--task ioi"),
+        (("train", "--text", "x", "--task", "ioi"), "Both --text and --task were given.", "--text FILE"),
+        (("train", "--text", "nowhere.txt"), "--text is 'nowhere.txt', and there is no such file.", "document a line"),
+        (("train", "--text", "x", "--pairs", "3"), "--pairs 3 was given with --text.", "Leave it out"),
+        (("train", "--task", "oii"), "'oii' is neither a built-in task nor a file.", "Built-in: ioi"),
+        (("train", "--task", "ioi", "--site", "resid_pre.7"), "resid_pre.7: Layer 7 does not exist.", "0 to 3"),
+        (
+            ("train", "--task", "ioi", "--architecture", "gated"),
+            "--architecture is 'gated'; allowed: topk, standard.",
+            "--architecture topk",
+        ),
+        (("train", "--task", "ioi", "--features", "1"), "--features is '1', and must be a whole number of at least 2.", "--features"),
+        (("train", "--task", "ioi", "--out", __file__), "test_sae.py is a file.", "Name a directory"),
+        (("train", "--task", "ioi", "--out", f"{__file__}/x"), "test_sae.py is a file.", "Name a directory"),
+        (("train", "--resume", "x", "--k", "3"), "--resume x was given with --k.", "Leave them out"),
+        (("train", "--resume", "nothing"), "There is no run 'nothing'", "There is none yet"),
+        (("info", "nowhere"), "There is no dictionary 'nowhere'", "'bundled'"),
+        (("info",), "PATH", "sae info --help"),
+        (("trian",), "no 'trian'; it has train, info", "Did you mean train?"),
+    ],
+)
+def test_what_is_wrong_names_the_value_and_a_cure(words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., Told]) -> None:
+    told = scout("sae", *words)
+    assert (told.status, told.out) == (2, "")
+    [said, fix] = told.err.partition("error: ")[2].splitlines()[:2]
+    assert cause in said
+    assert fix.startswith("fix: ")
+    assert cure in fix

@@ -1,0 +1,142 @@
+"""Work: multiply-adds counted where they happen, and a meter that stops where the budget ends."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from discovery.backends.base import Batch
+from discovery.engine import Meter, full_work, row_work
+from discovery.errors import BudgetError, Interrupted
+from tests.tiny_models import plain
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "opt", "gemma"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(shelf, name, length):
+    """Every Linear is hooked; scores and their application are 2 · heads · d_head · pos² each layer; one position is unembedded."""
+    info, module = shelf.load(name).info, plain(shelf.path(name))
+    done = []
+
+    def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        done.append(inputs[0].shape[-1] * output.shape[-1] * length)
+
+    blocks = max((part for part in module.modules() if isinstance(part, nn.ModuleList)), key=len)
+    for part in blocks.modules():
+        if getattr(part, "weight", None) is not None and part.weight.ndim == 2:
+            part.register_forward_hook(count)
+    module(input_ids=torch.ones(1, length, dtype=torch.long))
+    scores = 2 * info.n_heads * info.d_head * length * length * info.n_layers
+    assert full_work(info, length) == sum(done) + scores + info.d_model * info.d_vocab
+
+
+def test_parts_of_a_pass_add_up(shelf):
+    info = shelf.load("gpt2").info
+    whole = row_work(info, 6, columns=0)
+    for layer in range(info.n_layers + 1):
+        assert row_work(info, 6, stop=layer, columns=0) + row_work(info, 6, start=layer, columns=0) == whole
+    assert row_work(info, 6, start=info.n_layers, columns=7) == 7 * info.d_model
+    attention = 6 * info.macs_attention + 2 * info.n_heads * info.d_head * 36
+    for layer in range(info.n_layers):
+        middle = row_work(info, 6, start=layer, middle=True, columns=0)
+        assert row_work(info, 6, start=layer, columns=0) - middle == attention
+
+
+def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(shelf):
+    info = shelf.load("gpt2").info
+    spared = 5 * (info.n_heads * info.d_head * info.d_model + info.macs_mlp)
+    for start in range(info.n_layers):
+        assert row_work(info, 6, start=start, columns=0) - row_work(info, 6, start=start, narrow=True, columns=0) == spared
+    assert row_work(info, 6, start=info.n_layers, narrow=True, columns=0) == 0
+    assert row_work(info, 1, narrow=True, columns=0) == row_work(info, 1, columns=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma"])
+def test_a_narrow_last_layer_multiplies_what_is_counted(shelf, name):
+    """Between a plain run and a narrow one, every matrix by its real inputs."""
+    model, done = shelf.load(name), []
+    info, tokens = model.info, torch.ones(3, 6, dtype=torch.long)
+
+    def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        done.append(inputs[0].numel() * output.shape[-1])
+
+    inner = [part for block in model.bridge.blocks for part in block.modules() if not list(part.children())]
+    handles = [part.register_forward_hook(count) for part in inner if getattr(part, "weight", None) is not None and part.weight.ndim == 2]
+    work = []
+    for narrow in (False, True):
+        done.clear()
+        model.run(Batch(tokens, torch.tensor([5, 1, 3]), narrow=narrow))
+        work.append(sum(done))
+    for handle in handles:
+        handle.remove()
+    whole, less = (row_work(info, 6, narrow=narrow, columns=0) for narrow in (False, True))
+    assert work[0] - work[1] == 3 * (whole - less) > 0
+
+
+def test_positions_after_a_prefix_attend_to_it(shelf):
+    info = shelf.load("gpt2").info
+    one = row_work(info, 1, 5, columns=0)
+    assert one == info.n_layers * (info.macs_attention + info.macs_mlp + 2 * info.n_heads * info.d_head * 6)
+    assert row_work(info, 1, 5, columns=0) < row_work(info, 6, columns=0) / 4
+
+
+def test_the_meter_adds_up():
+    meter = Meter()
+    meter.begin("one", 5.0)
+    meter.add(2.0)
+    meter.add(0.5)
+    assert (meter.spent, meter.passes, meter.label) == (2.5, 2, "one")
+
+
+def test_a_budget_is_held_before_the_work():
+    meter = Meter(limit=10.0, spent=4.0)
+    meter.begin("fits", 6.0)
+    with pytest.raises(BudgetError) as caught:
+        meter.begin("sweep", 6.5)
+    assert caught.value.cause == "sweep needs 6 forward-pass equivalents, and 6 of 10 are left."
+    assert "budget" in caught.value.cure
+    assert meter.label == "fits"
+    meter.add(20.0)
+    meter.begin("nothing", 0.0)  # what costs nothing needs no budget
+    with pytest.raises(BudgetError, match="and 0 of 10 are left"):
+        meter.begin("more", 1.0)
+
+
+def test_progress_is_told_of_each_batch_and_never_goes_beyond_its_total():
+    told: list[tuple[float, float, str]] = []
+    meter = Meter(progress=lambda *news: told.append(news))
+    meter.begin("work", 3.0)
+    meter.add(1.0)
+    meter.add(2.5)
+    meter.begin("next", 1.0)
+    assert told == [(0.0, 3.0, "work"), (1.0, 3.0, "work"), (3.5, 3.5, "work"), (0.0, 1.0, "next")]
+
+
+def test_progress_may_interrupt():
+    def stop(done: float, total: float, label: str) -> None:
+        if done:
+            raise Interrupted
+
+    meter = Meter(progress=stop)
+    meter.begin("work", 3.0)
+    with pytest.raises(Interrupted):
+        meter.add(1.0)
+    assert meter.spent == 1.0  # what was done is counted
+
+
+def test_threads_may_share_a_meter():
+    meter = Meter()
+
+    def work() -> None:
+        for _ in range(500):
+            meter.add(1.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (meter.spent, meter.passes) == (2000.0, 2000)

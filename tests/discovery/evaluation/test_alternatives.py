@@ -1,0 +1,211 @@
+"""Condition (e): which sets are tried, how many there are, and which of them is as good."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.known_circuits.truth import known
+from discovery.evaluation import rivals
+from discovery.evaluation.alternatives import alternatives, better, random_controls
+from discovery.graph import Control
+from discovery.sites import Node, head, mlp
+from tests.discovery.evaluation.synthetic import Function, Set, subsets
+from tests.oracles.faithfulness import nodes
+
+
+def universe(layers: int, heads: int) -> list[Node]:
+    return [node for layer in range(layers) for node in (*(head(layer, h) for h in range(heads)), mlp(layer))]
+
+
+def shape(made: Set, *, by_layer: bool) -> Counter[Any]:
+    return Counter((node.kind, node.layer if by_layer else None) for node in made)
+
+
+def matched(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
+    """Every other set of the same shape, by going through all subsets."""
+    wanted = shape(circuit, by_layer=by_layer)
+    return [made for made in subsets(f.everything) if made != circuit and shape(made, by_layer=by_layer) == wanted]
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_every_alternative_is_tried_once_where_they_are_few(by_layer: bool, data: st.DataObject) -> None:
+    members = universe(2, 3)
+    circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
+    f = Function(members, lambda kept: 1.0 - len(kept ^ circuit))
+    expected = matched(f, circuit, by_layer=by_layer)
+    found, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+    assert control == (Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected))) if expected else None)
+    assert found == []
+    if expected:
+        assert set(expected) <= set(f.measured)
+
+
+def test_at_most_200_are_all_taken_beyond_that_200_different_ones() -> None:
+    """201 possible alternatives is the first number of which some are left out."""
+    for count, size in ((201, 1), (202, 1), (24, 3)):
+        members = [head(0, h) for h in range(count)]
+        circuit = frozenset(members[:size])
+        made, possible = alternatives([(members, size)], circuit, 0)
+        assert possible == math.comb(count, size) - 1
+        assert len(made) == len(set(made)) == min(possible, 200)
+        assert circuit not in made
+        assert {len(one) for one in made} == {size}
+        assert alternatives([(members, size)], circuit, 0)[0] == made
+    assert set(alternatives([(members, 3)], circuit, 1)[0]) != set(made)
+
+
+def test_drawn_alternatives_keep_each_groups_number() -> None:
+    members = universe(4, 6)
+    circuit = frozenset(random.Random(0).sample(members, 9))
+    f = Function(members, lambda kept: float(kept == circuit))
+    for by_layer in (False, True):
+        f.measured.clear()
+        _, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+        assert control is not None
+        others = f.measured.keys() - {circuit}
+        assert control.n == 200 == len(others)
+        assert {tuple(sorted(shape(made, by_layer=by_layer).items(), key=str)) for made in others} == {
+            tuple(sorted(shape(circuit, by_layer=by_layer).items(), key=str))
+        }
+        sizes = Counter((node.kind, node.layer if by_layer else None) for node in members)
+        taken = shape(circuit, by_layer=by_layer)
+        assert control.n_possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
+
+
+def two_answers(kept: Set) -> float:
+    """Either of two heads and the MLP do it all (that is: two circuits of the same shape)."""
+    return float(bool(kept & nodes("a0.h0", "a0.h1")) and mlp(0) in kept)
+
+
+def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
+    """The other half of an OR is as faithful, but what is left of the model still works: it is no rival."""
+    f = Function(universe(1, 3), two_answers)
+    assert rivals(f, nodes("a0.h0", "m0"), [], 0, by_layer=True)[0] == []
+    bystander = Function(universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept))
+    with_bystander = nodes("a0.h0", "a0.h2", "m0")
+    found = rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
+    assert set(found) == {nodes("a0.h0", other, "m0") for other in ("a0.h1", "a0.h3")}
+    control = random_controls(bystander, with_bystander, [], 0).layer
+    assert (control.n, control.n_possible, control.as_good) == (5, 5, 2)
+    assert control.p == pytest.approx(3 / 6)
+
+
+def test_each_of_b_and_c_alone_disqualifies() -> None:
+    """Alternatives all as faithful; knocked out, or with one node out or in, they are not as the circuit."""
+    circuit, other = nodes("a0.h0"), nodes("a0.h1")
+    everything = nodes("a0.h0", "a0.h1", "a0.h2", "a0.h3")
+
+    def with_changes(changes: dict[Set, float]) -> list[Set]:
+        def value(kept: Set) -> float:
+            if kept in changes:
+                return changes[kept]
+            return float(bool(kept & (circuit | other))) if kept not in (everything - circuit, everything - other) else 0.0
+
+        return rivals(Function(everything, value), circuit, [], 0, by_layer=True)[0]
+
+    assert with_changes({}) == [other]
+    assert with_changes({everything - other: 0.3}) == []  # (b), and (c) inside
+    assert with_changes({everything - other: -0.21}) == []
+    assert with_changes({everything - other: 0.2}) == [other]
+    assert with_changes({other | {head(0, 2)}: 1.11}) == []  # (c) outside
+    assert with_changes({other: 1.0002}) == []  # less faithful by more than the tie
+    assert with_changes({other: 1.00005}) == [other]
+
+
+def test_both_controls_of_a_hand_built_circuit(place: Callable[[str], Any]) -> None:
+    """Counted from full tables of f on the first 32 pairs (here: all): nothing of its shape is as good as the circuit."""
+    here = place("induction")
+    f, hand = here.f("resample"), here.hand("resample")
+    circuit = nodes(*known("induction").nodes)
+    found = random_controls(f, circuit, sorted(f.everything), 0)
+    own = abs(1 - hand.f1(circuit))
+    for control, by_layer in ((found.size, False), (found.layer, True)):
+        expected = matched(f, circuit, by_layer=by_layer)
+        assert (control.n, control.n_possible) == (len(expected), len(expected))
+        close = [made for made in expected if abs(1 - hand.f1(made)) <= own + 1e-4]
+        assert control.as_good == len(close) == 0
+        assert control.p == pytest.approx(1 / (1 + len(expected)))
+
+
+def test_a_distractor_beside_the_circuit_has_rivals(place: Callable[[str], Any]) -> None:
+    """By the full definition, over every set of the same shape, from the weights."""
+    here = place("induction")
+    f, hand = here.f("mean"), here.hand("mean")
+    circuit = nodes(*known("induction").nodes) | nodes("a1.h3")
+    everything = f.everything
+    own, good = abs(1 - hand.f1(circuit)) + 1e-4, []
+    for made in matched(f, circuit, by_layer=False):
+        if abs(1 - hand.f1(made)) > own or abs(hand.f1(everything - made)) > 0.2:
+            continue
+        inside = [abs(a - b) for u in made for a, b in [hand.f(made - {u}, everything - {u})]]
+        outside = [abs(a - b) for v in everything - made for a, b in [hand.f(made | {v}, made)]]
+        if max(inside) <= 0.2 and max(outside) <= 0.1:
+            good.append(made)
+    assert set(rivals(f, circuit, sorted(everything), 0, by_layer=False)[0]) == set(good)
+
+
+def test_no_alternative_is_null() -> None:
+    f = Function(universe(2, 2), lambda kept: len(kept) / 6)
+    for circuit in (f.everything, frozenset()):
+        found = random_controls(f, circuit, [], 0)
+        assert (found.size, found.layer) == (None, None)
+    heads = frozenset(node for node in f.everything if node.kind == "attention_head" and node.layer == 0)
+    found = random_controls(f, heads, [], 0)
+    assert found.layer is None
+    assert (found.size.n, found.size.n_possible) == (5, 5)
+    assert random_controls(Function(f.everything, len, defined=False), heads, [], 0) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "as_good", "holds"),
+    [
+        (18, 0, True),
+        (18, 1, False),
+        (1, 0, True),
+        (19, 0, True),
+        (19, 1, False),
+        (39, 1, True),
+        (39, 2, False),
+        (200, 9, True),
+        (200, 10, False),
+    ],
+)
+def test_below_19_none_may_be_as_good_from_19_on_p_decides(n: int, as_good: int, holds: bool) -> None:
+    assert better(Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n))) is holds
+
+
+def test_only_the_first_32_pairs_are_asked_for() -> None:
+    asked = []
+
+    class Spy(Function):
+        def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
+            asked.append(pairs)
+            return super().__call__(sets, label, pairs)
+
+    for n_pairs, expected in ((100, 32), (10, 10)):
+        asked.clear()
+        random_controls(Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0)
+        assert set(asked) == {expected}
+
+
+def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
+    """All alternatives of one layer-matched shape, counted by hand: C(4,1)·C(4,2) − 1."""
+    members = [head(layer, h) for layer in range(2) for h in range(4)]
+    circuit = nodes("a0.h1", "a1.h0", "a1.h3")
+    f = Function(members, lambda kept: 0.0)
+    _, control = rivals(f, circuit, [], 0, by_layer=True)
+    assert control is not None
+    assert control.n == control.n_possible == 4 * 6 - 1
+    by_hand = {frozenset({head(0, a), head(1, b), head(1, c)}) for a in range(4) for b, c in itertools.combinations(range(4), 2)}
+    assert by_hand <= f.measured.keys()

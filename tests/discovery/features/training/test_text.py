@@ -1,0 +1,163 @@
+"""A text is read in pieces, in an order of its own, and what is held out is never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from discovery.errors import FeatureError
+from discovery.features.training import make_recipe
+from discovery.features.training.activations import Supply, passes
+from discovery.features.training.text import LEAST_PIECE, Cursor, Pieces, Rows, source_of
+from tests.discovery.features.training.conftest import token_rows
+from tests.tiny_models import as_task, random_pairs
+
+
+def test_the_index_of_a_text(reader, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8")
+    pieces = Pieces.of(path, 4)
+    assert pieces.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    encode = reader.tokenizer.encode
+    long = encode("the dog sees the fish bones")
+    assert list(pieces.rows(reader, [2, 0, 1, 3], 4)) == [
+        [tuple(long[:4]), tuple(long[4:])], [tuple(encode("the cat sees"))], [], [tuple(encode("bones the"))],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["fish " * 4000, "ü" * 9000, "a" + "日本" * 4000])
+def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(f"{line}\nend\n", encoding="utf-8")
+    pieces = Pieces.of(path, 12)
+    content = path.read_bytes()
+    parts = [content[start:end] for start, end in zip(pieces.starts, pieces.ends, strict=True)]
+    assert b"".join(parts) == content
+    assert max(map(len, parts)) <= LEAST_PIECE
+    assert "".join(part.decode("utf-8") for part in parts) == f"{line}\nend\n"
+    assert len(parts) > 2
+
+
+def test_json_lines(reader, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "the cat", "more": 1}\n{"tokens": [3, 4, 5]}\n')
+    assert list(Pieces.of(path, 12).rows(reader, [0, 1], 12)) == [[tuple(reader.tokenizer.encode("the cat"))], [(3, 4, 5)]]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"tokens": [3, 99]}', "document 1, has neither a text nor token ids from 0 to 30"),
+        (b'{"tokens": [3, true]}', "has neither a text nor"),
+        (b'{"words": "x"}', "has neither a text nor"),
+        (b"[1, 2]", "has neither a text nor"),
+        (b"{no", "document 1, is not JSON"),
+        (b'{"text": "\xff"}', "document 1, is not UTF-8"),
+    ],
+)
+def test_json_lines_that_are_none(content, said, reader, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(content + b"\n")
+    with pytest.raises(FeatureError, match=said):
+        list(Pieces.of(path, 12).rows(reader, [0], 12))
+
+
+def test_a_model_without_a_tokenizer_wants_token_ids(shelf, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the cat\nthe dog\n")
+    with pytest.raises(FeatureError, match=r"document .* is text, and this model has no tokenizer"):
+        Rows(shelf.load("gpt2"), Pieces.of(path, 12), make_recipe(shelf.load("gpt2")))
+    with pytest.raises(FeatureError, match="this model has no tokenizer"):
+        source_of(shelf.load("gpt2"), ["the cat", "the dog"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "has no document,"),
+        ("the cat\n", "has one document,"),
+        ("the\ncat\n", "have no two tokens together"),
+        ("the cat\nthe cat\n", "has nothing to train on"),
+    ],
+)
+def test_a_text_that_is_too_short(lines, said, reader, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(lines)
+    recipe = make_recipe(reader)
+    with pytest.raises(FeatureError, match=said):
+        Rows(reader, Pieces.of(path, 12), recipe).take(Cursor(), 10, 0)
+
+
+def test_a_folder_is_no_text(reader, tmp_path):
+    with pytest.raises(FeatureError, match="cannot be read: Is a directory"):
+        Pieces.of(tmp_path, 12)
+
+
+def test_tasks_and_prompts_are_not_mixed(reader):
+    task = as_task(random_pairs())
+    with pytest.raises(FeatureError, match="together"):
+        source_of(reader, [task, (1, 2)])
+    with pytest.raises(FeatureError, match="is no prompt"):
+        source_of(reader, [(1, 2.5)])
+
+
+def test_each_pass_has_every_document_once_and_never_what_is_held_out(shelf, tmp_path):
+    model = shelf.load("gpt2")
+    own = token_rows(100)
+    source = source_of(model, own)
+    rows = source.rows(model, make_recipe(model, seed=3))
+    assert len(rows.heldout) == 5
+    total = sum(len(row) for row in own) - sum(map(len, rows.heldout))
+    first, after = rows.take(Cursor(), total, 0)
+    assert after == Cursor(1, 0)
+    assert Counter(first) == Counter(own) - Counter(rows.heldout)
+    second, _ = rows.take(after, total, 0)
+    assert Counter(second) == Counter(first)
+    assert second != first
+    again, _ = source_of(model, own).rows(model, make_recipe(model, seed=3)).take(Cursor(), total, 0)
+    assert again == first
+    piecewise, at = [], Cursor()
+    while len(piecewise) < len(first):
+        part, at = rows.take(at, 20, 0)
+        piecewise += part
+    assert piecewise[: len(first)] == first
+
+
+def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(reader, tmp_path):
+    path = tmp_path / "text.txt"
+    rng = random.Random(0)
+    path.write_text("".join(rng.choice(["the cat sees\n", "the dog sees fish\n", "bones the fish\n"]) for _ in range(60)))
+    rows = Rows(reader, Pieces.of(path, 12), make_recipe(reader))
+    found, _ = rows.take(Cursor(), 60, 0)
+    assert found
+    assert not set(found) & set(rows.heldout)
+
+
+def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(shelf):
+    model = shelf.load("gpt2")
+    recipe = make_recipe(model, "resid_post.1", tokens=4000, batch=32)
+    source = source_of(model, token_rows(400))
+    rows = source.rows(model, recipe)
+    supply = Supply(model, rows, recipe, 1)
+    batches, places = [], []
+    for _ in range(2 * recipe.block + 3):
+        places.append(supply.place)
+        batches.append(next(supply))
+    assert {tuple(batch.shape) for batch in batches} == {(32, 16)}
+    for at in (0, 5, recipe.block, recipe.block + 1, 2 * recipe.block + 2):
+        assert torch.equal(next(Supply(model, source.rows(model, recipe), recipe, 1, places[at])), batches[at])
+    read, _ = rows.take(Cursor(), recipe.block * 32, 1)
+    direct = torch.cat([activation[where] for _, where, activation in passes(model, recipe.place, read, 1)])
+    distances = torch.cdist(batches[0], direct, compute_mode="donot_use_mm_for_euclid_dist")
+    assert float(distances.min(dim=1).values.max()) < 1e-4
+    assert len(set(distances.argmin(dim=1).tolist())) == 32
+
+
+def test_the_text_is_where_it_was(reader):
+    with pytest.raises(FeatureError, match=r"There is no file 'nowhere\.txt'"):
+        Pieces.of(Path("nowhere.txt"), 12)

@@ -1,0 +1,113 @@
+"""Text with features changed: greedy, exact where nothing changes, and the planted token where its direction is added."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from discovery.backends.base import Batch
+from discovery.errors import FeatureError, MeasurementError
+from discovery.features import Change, load_sae
+from discovery.interventions import Edit
+from discovery.methods.features import generate_with_features
+from tests.tiny_models import Shelf
+from tests.tiny_saes import both_ways, directions_module, random_module, save
+
+PROMPT = (3, 9, 4, 12)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("models"))
+
+
+def greedy(model, count, edit=None):
+    """Token by token, by plain runs."""
+    ids = list(PROMPT)
+    for _ in range(count):
+        batch = Batch(torch.tensor([ids]), torch.tensor([len(ids) - 1]))
+        ids.append(int(model.run(batch, edits=edit(model, batch) if edit else ()).logits[0].argmax()))
+    return tuple(ids[len(PROMPT) :])
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "attn.hook_z"])
+@pytest.mark.parametrize("error", ["keep", "drop"])
+def test_it_is_what_plain_runs_write(shelf, tmp_path, hook, error):
+    model = shelf.load("native")
+    module = random_module("standard", 18 if hook[-1] == "z" else 12, 30, f"blocks.1.{hook}", normalize_activations="layer_norm")
+    sae = load_sae(save(module, tmp_path / "sae"), model)
+    change = {3: 4.0, 8: -2.0}
+
+    def edit(model, batch):
+        clean = model.run(batch, [sae.writes]).activations[sae.writes]
+        value = clean.clone()
+        value[:, 1:] = sae.edit(clean, Change.of(change, "add", 30), error=error)[:, 1:]
+        return [Edit(sae.writes, value)]
+
+    found = generate_with_features(model, sae, PROMPT, change, operation="add", positions=slice(1, None), error=error, tokens=5, controls=2)
+    assert found.clean.tokens == greedy(model, 5)
+    assert found.edited.tokens == greedy(model, 5, edit)
+    assert len(found.controls) == 2
+    assert found.kl > 0
+    assert found.cost.forward_equivalents > 5
+
+
+def test_nothing_changed_writes_the_same(shelf, tmp_path):
+    model = shelf.load("native")
+    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    found = generate_with_features(model, sae, PROMPT, {2: 1.0}, operation="scale", tokens=6, controls=0)
+    assert found.edited == found.clean
+    assert (found.first_difference, found.kl, found.controls) == (None, 0.0, ())
+    assert found.clean.text is None
+
+
+def test_steering_along_a_token_writes_it(shelf, tmp_path):
+    """The direction is the unembedding's row of token 17, in a model without a final norm."""
+    model = shelf.load("attn_only")
+    unembedding = shelf.native("attn_only").state["unembed.W_U"]
+    direction = unembedding[:, 17] / unembedding[:, 17].norm()
+    sae = load_sae(
+        save(directions_module(torch.cat([direction[None], both_ways(12)]), "blocks.1.hook_resid_post"), tmp_path / "sae"), model
+    )
+    found = generate_with_features(model, sae, PROMPT, {0: 100.0}, operation="add", tokens=4)
+    assert found.edited.tokens == (17, 17, 17, 17)
+    assert found.first_difference == 0
+    assert found.controls[0].tokens != found.edited.tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"tokens": 0}, MeasurementError, "tokens is 0"),
+        ({"tokens": 2.5}, MeasurementError, "tokens is 2.5"),
+        ({"tokens": 1, "prompt": (1,) * 12}, MeasurementError, "room for none"),
+        ({"tokens": 9}, MeasurementError, "room for 1 to 8"),
+        ({"error": "zero"}, MeasurementError, "Allowed: keep, drop"),
+        ({"controls": -1}, MeasurementError, "controls is -1"),
+        ({"prompt": "text"}, MeasurementError, "no tokenizer"),
+        ({"features": {99: 1.0}}, FeatureError, "does not exist"),
+        ({"features": {2: 1e300}}, FeatureError, "1e\\+300 of feature 2 the model's logits are no numbers"),
+        ({"operation": "clamp"}, FeatureError, "set, scale, add"),
+        ({"sae": "nothing"}, FeatureError, "'nothing' is no directory, no run"),
+        ({"sae": None}, FeatureError, "The bundled SAE is of the bundled model"),
+    ],
+)
+def test_bad_input(shelf, tmp_path, changes, kind, said):
+    model = shelf.load("native")
+    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    with pytest.raises(kind, match=said):
+        generate_with_features(**{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2} | changes)
+
+
+def test_single_positions_are_changed_alone(shelf, tmp_path):
+    """At the first step the newest position is the last of the prompt; positions that the prompt lacks are refused."""
+    model = shelf.load("native")
+    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+
+    def written(positions):
+        return generate_with_features(model, sae, PROMPT, {2: 9.0}, operation="add", positions=positions, tokens=1, controls=0).kl
+
+    assert written([3]) == written([-1]) == written(slice(3, None)) != written(None)
+    for wrong in ([4], ["end"], []):
+        with pytest.raises(MeasurementError, match=r"no position of this prompt|positions is empty"):
+            written(wrong)

@@ -1,0 +1,145 @@
+"""Effects of single nodes: heads as `head_out` sweeps give them, MLPs as plain forward passes do."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.known_circuits.forward import forward
+from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.known_circuit import Case
+from benchmarks.known_circuits.truth import groups, single_effects
+from discovery.backends.base import Batch
+from discovery.engine import Engine
+from discovery.interventions import replace_with
+from discovery.methods.ablation import SetMetric, ablate_heads
+from discovery.methods.patching.nodes import node_effects
+from discovery.methods.patching.sweep import patch_sweep
+from discovery.sites import Direction, Site
+from tests.oracles.patching import metric_of
+from tests.tiny_models import as_task, random_pairs
+
+DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
+LENGTHS = (6, 4, 7)
+MODELS = ("native", "attn_only", "rotary", "gpt2", "llama", "neox")
+
+
+def plain_mlp(model: Any, task: Any, layer: int, direction: Direction, metric: Any) -> Tensor:
+    """One pair, one full pass, an MLP's output exchanged at all positions: [pair]."""
+    site, found = Site("mlp_out", layer), []
+    for pair in task.pairs:
+        clean, corrupted = (Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1])) for tokens in (pair.clean, pair.corrupted))
+        base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+        value = model.run(source, [site]).activations[site]
+        logits = model.run(base, edits=[replace_with(site, value)]).logits[0]
+        found.append(metric_of(metric, logits, pair, model.run(clean).logits[0]))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_are_the_sweep_and_mlps_the_plain_computation(shelf: Any, name: str, direction: Direction) -> None:
+    """Prompts of unequal length whose last tokens differ, sets of answers."""
+    model = shelf.load(name)
+    metric: Any = "probability_difference" if name == "gpt2" else "kl_divergence" if name == "neox" else "logit_difference"
+    task = as_task(random_pairs(LENGTHS, seed=21, sets=2, same_end=False), metric)
+    found = node_effects(Engine(model, task), direction)
+    assert found.nodes == model.info.nodes()
+    assert found.direction == direction
+    sweep = patch_sweep(model, task, "head_out", direction=direction)
+    for n, node in enumerate(found.nodes):
+        if node.kind == "attention_head":
+            torch.testing.assert_close(found.per_pair[:, n], sweep.per_pair[:, node.layer, node.head], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.values[n], sweep.values[node.layer, node.head], atol=1e-5, rtol=1e-4)
+        else:
+            assert node.layer is not None
+            expected = plain_mlp(model, task, node.layer, direction, metric)
+            torch.testing.assert_close(found.per_pair[:, n].double(), expected, atol=2e-5, rtol=1e-4)
+            clean, corrupted = (row.double().mean() for row in (sweep.metric_clean, sweep.metric_corrupted))
+            change = expected.mean() - corrupted if direction == "denoising" else clean - expected.mean()
+            assert float(found.values[n]) == pytest.approx(float(change / (clean - corrupted)), abs=1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["or_mlp", "opposing_030"])
+def test_a_hand_built_model_by_its_weights(name: str, tmp_path: Any) -> None:
+    from discovery import load_model, load_task
+
+    case: Case = build(name)
+    case = replace(case, pairs=tuple(p for t in {pair.template for pair in case.pairs} for p in case.pairs if p.template == t)[::15])
+    model = load_model(case.save(tmp_path / name))
+    task = load_task([pair.record() for pair in case.pairs], model)
+    expected = single_effects(case, groups(case, per_template=len(case.pairs)))
+    engine = Engine(model, as_task(task.pairs))
+    noising, denoising = (node_effects(engine, direction).values.tolist() for direction in ("noising", "denoising"))
+    for n, node in enumerate(model.info.nodes()):
+        assert (noising[n], denoising[n]) == pytest.approx(expected[str(node)], abs=1e-4)
+
+
+def test_noising_a_node_is_ablating_it_by_resample(shelf: Any) -> None:
+    model = shelf.load("native")
+    engine = Engine(model, as_task(random_pairs(LENGTHS, seed=22)))
+    sets = SetMetric(engine, "resample")
+    ablated = sets([sets.everything - {node} for node in model.info.nodes()])
+    torch.testing.assert_close(node_effects(engine, "noising").per_pair.T, ablated, atol=1e-5, rtol=1e-5)
+
+
+def test_with_the_mlps_kept_only_heads_are_measured(shelf: Any) -> None:
+    model = shelf.load("native")
+    engine = Engine(model, as_task(random_pairs(LENGTHS, seed=23)))
+    every, heads = node_effects(engine, "denoising"), node_effects(engine, "denoising", "heads")
+    assert heads.nodes == tuple(node for node in every.nodes if node.kind == "attention_head")
+    columns = [every.nodes.index(node) for node in heads.nodes]
+    torch.testing.assert_close(heads.per_pair, every.per_pair[:, columns], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_shortcut_and_no_block_changes_a_number(shelf: Any, direction: Direction, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = shelf.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=24))
+    quick = node_effects(Engine(model, task), direction)
+    small = Engine(model, task, memory=80_000)
+    assert len(list(small.blocks())) > 1
+    torch.testing.assert_close(node_effects(small, direction).per_pair, quick.per_pair, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False, linear_heads=False))
+    torch.testing.assert_close(node_effects(Engine(model, task), direction).per_pair, quick.per_pair, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+def test_a_task_of_a_single_pair(shelf: Any, ablation: Any) -> None:
+    """Sweeps, single nodes and ablations alike; with no other pair, and no labels, the mean is over the pair's own positions."""
+    model, task = shelf.load("native"), as_task(random_pairs((5,), seed=25))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep = patch_sweep(model, task, "head_out", direction="noising")
+        nodes = node_effects(Engine(model, task), "noising")
+        out = ablate_heads(model, task, ["a0.h1", "m1"], ablation=ablation)
+    assert sweep.per_pair.shape == (1, 2, 3)
+    assert bool(sweep.values.isfinite().all())
+    assert nodes.per_pair.shape == (1, 8)
+    assert out.metric_clean == pytest.approx(float(sweep.metric_clean[0]), abs=1e-6)
+    assert out.per_pair.shape == (1,)
+    weights, (pair,) = shelf.native("native"), task.pairs
+    corrupted = forward(weights.config, weights.state, torch.tensor([pair.corrupted])).nodes
+    put = {
+        "resample": lambda value: value,
+        "mean": lambda value: value.mean(1, keepdim=True).expand_as(value),
+        "zero": torch.zeros_like,
+    }[ablation]
+    replaced = {node: put(corrupted[node]) for node in ("a0.h1", "m1")}
+    logits = forward(weights.config, weights.state, torch.tensor([pair.clean]), replaced).logits[0, -1]
+    assert out.metric_ablated == pytest.approx(float(logits[pair.answer[0]] - logits[pair.wrong[0]]), abs=1e-4)
+    assert out.reference["size"] == (1 if ablation == "resample" else 0)
+
+
+def test_sides_that_do_not_differ_give_nothing_to_normalise_by(shelf: Any) -> None:
+    """The metric is there for every node; the effects are NaN."""
+    model = shelf.load("native")
+    same = [replace(pair, corrupted=pair.clean) for pair in random_pairs((5, 5), seed=26)]
+    engine = Engine(model, as_task(same))
+    found = node_effects(engine, "noising")
+    torch.testing.assert_close(found.per_pair, engine.baseline("clean").unsqueeze(1).expand(2, 8))
+    assert bool(found.values.isnan().all())

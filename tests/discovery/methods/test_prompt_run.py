@@ -1,0 +1,141 @@
+"""One prompt looked into, against the weights."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from benchmarks.known_circuits.forward import forward
+from discovery.errors import MeasurementError, MemoryLimitError, SiteError
+from discovery.methods.prompt_run import run_with_cache
+from discovery.sites import ActivationKind, Site
+from tests.tiny_models import VOCAB, hugging_face, tokenizer
+
+PROMPT = (3, 17, 5, 5, 28)
+
+
+@pytest.mark.parametrize("name", ["native", "attn_only"])
+def test_predictions_norms_and_nodes_are_what_the_weights_give(shelf: Any, name: str) -> None:
+    model, weights = shelf.load(name), shelf.native(name)
+    seen = run_with_cache(model, PROMPT, ["head_out", "pattern", "resid_pre"], top=5)
+    by_hand = forward(weights.config, weights.state, torch.tensor([PROMPT]))
+    logits = by_hand.logits[0, -1]
+    order = logits.argsort(descending=True)[:5].tolist()
+    assert seen.tokens == PROMPT
+    assert seen.texts is None
+    assert [p.token for p in seen.predictions] == order
+    assert [p.text for p in seen.predictions] == [None] * 5
+    assert [p.logit for p in seen.predictions] == pytest.approx(logits[order].tolist(), abs=1e-4)
+    assert [p.probability for p in seen.predictions] == pytest.approx(logits.softmax(0)[order].tolist(), abs=1e-5)
+    stream = seen.activations[Site("resid_pre", 0)].double()
+    for layer in range(2):
+        heads = torch.stack([by_hand.nodes[f"a{layer}.h{h}"][0] for h in range(3)])
+        z = seen.activations[Site("z", layer)]
+        assert z.shape == (5, 3, 6)
+        torch.testing.assert_close(torch.einsum("phd,hdm->hpm", z, model.head_weights(layer)).double(), heads, atol=1e-4, rtol=1e-4)
+        patterns = torch.stack([by_hand.patterns[f"a{layer}.h{h}"][0] for h in range(3)])
+        torch.testing.assert_close(seen.activations[Site("pattern", layer)].double(), patterns, atol=1e-5, rtol=1e-4)
+        written = heads.sum(0) + weights.state[f"blocks.{layer}.attn.b_O"]
+        torch.testing.assert_close(seen.attention_norm[layer].double(), written.norm(dim=-1), atol=1e-4, rtol=1e-4)
+        stream = stream + written
+        if name == "native":
+            assert seen.mlp_norm is not None
+            torch.testing.assert_close(seen.mlp_norm[layer].double(), by_hand.nodes[f"m{layer}"][0].norm(dim=-1), atol=1e-4, rtol=1e-4)
+            stream = stream + by_hand.nodes[f"m{layer}"][0]
+        torch.testing.assert_close(seen.residual_norm[layer].double(), stream.norm(dim=-1), atol=1e-4, rtol=1e-4)
+    assert (seen.mlp_norm is None) is (name == "attn_only")
+    assert len(seen.activations) == 6
+
+
+def test_every_site_has_its_shape(shelf: Any) -> None:
+    seen = run_with_cache(shelf.load("native"), PROMPT, get_args(ActivationKind))
+    assert len(seen.activations) == 2 * len(get_args(ActivationKind))
+    for site, value in seen.activations.items():
+        shape = {"z": (5, 3, 6), "q": (5, 3, 6), "k": (5, 3, 6), "v": (5, 3, 6), "pattern": (3, 5, 5)}.get(site.kind, (5, 12))
+        assert value.shape == shape, site
+
+
+def test_a_single_site_and_nothing_at_all(shelf: Any) -> None:
+    model = shelf.load("native")
+    one = run_with_cache(model, list(PROMPT), [Site("v", 1)])
+    assert list(one.activations) == [Site("v", 1)]
+    none = run_with_cache(model, PROMPT)
+    assert none.activations == {}
+    assert none.residual_norm.shape == (2, 5)
+    assert len(none.predictions) == 10
+
+
+@pytest.mark.parametrize(("top", "shown"), [(0, 1), (-3, 1), (3, 3), (1000, VOCAB)])
+def test_how_many_predictions(shelf: Any, top: int, shown: int) -> None:
+    found = run_with_cache(shelf.load("native"), PROMPT, top=top).predictions
+    assert len(found) == shown
+    assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
+    if shown == VOCAB:
+        assert sum(p.probability for p in found) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_prompt_in_words(tmp_path: Any) -> None:
+    """As the tokenizer has it, its first token included; each prediction has its text; ids give the same."""
+    from discovery import load_model
+
+    folder = tokenizer(hugging_face(tmp_path / "words", "gpt2", vocab_size=8), bos=True)
+    model = load_model(folder)
+    seen = run_with_cache(model, "the cat sees", top=8)
+    assert seen.texts is not None
+    assert seen.tokens == (0, 2, 3, 5)
+    assert [text.strip() for text in seen.texts] == ["<s>", "the", "cat", "sees"]
+    assert {str(p.text).strip() for p in seen.predictions} == {"<s>", "<unk>", "the", "cat", "dog", "sees", "fish", "bones"}
+    again = run_with_cache(model, seen.tokens, top=8)
+    assert again.predictions == seen.predictions
+    assert again.texts == seen.texts
+
+
+def test_its_cost_is_about_one_pass(shelf: Any) -> None:
+    """And the unembedding is of the answer position, as in the unit itself."""
+    assert run_with_cache(shelf.load("native"), PROMPT).cost.forward_equivalents == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ((), "0 tokens"),
+        ((1,) * 13, "13 tokens"),
+        ((1, VOCAB), f"Token id {VOCAB}"),
+        ((1, -1), "Token id -1"),
+        ("the cat", "no tokenizer"),
+    ],
+)
+def test_prompts_that_cannot_be_run(shelf: Any, prompt: Any, words: str) -> None:
+    with pytest.raises(MeasurementError, match=words) as fault:
+        run_with_cache(shelf.load("native"), prompt)
+    assert fault.value.cure
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "words"),
+    [
+        ("native", "resid", "'resid' is not known"),
+        ("native", Site("z", 2), "Layer 2 does not exist"),
+        ("native", Site("z", -1), "Layer -1 does not exist"),
+        ("attn_only", "mlp_out", "attention-only"),
+        ("attn_only", "resid_mid", "no MLPs"),
+        ("neox", "resid_mid", "in parallel"),
+    ],
+)
+def test_sites_that_a_model_lacks(shelf: Any, name: str, site: Any, words: str) -> None:
+    with pytest.raises(SiteError, match=words):
+        run_with_cache(shelf.load(name), PROMPT, [site])
+
+
+def test_where_memory_ends(shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shelf.load("native")
+
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model, "run", run_out)
+    with pytest.raises(MemoryLimitError, match="does not suffice for 7 tokens and 2 sites") as caught:
+        run_with_cache(model, (1,) * 7, ["resid_pre"])
+    assert "2.00 GiB" in caught.value.detail

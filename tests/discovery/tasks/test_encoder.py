@@ -1,0 +1,49 @@
+"""What the lint says of pairs that is no error. (What is one: test_read.py, from the file to the message.)"""
+
+from __future__ import annotations
+
+from discovery.tasks import load_task
+from tests.tiny_models import Readable
+
+TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
+IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
+
+
+def test_last_tokens_that_differ_are_a_warning():
+    (warning,) = load_task([IDS, IDS | {"corrupted": [1, 2, 7], "answer": 8}], Readable()).warnings
+    assert warning.startswith("1 of 2 pairs end in different tokens")
+
+
+def test_one_answer_that_serves_most_pairs_is_a_warning():
+    pairs = [{"clean": [1, 2, 3], "corrupted": [1, 10 + n, 3], "answer": [4, 5] if n % 2 else [5, 4], "wrong": 6} for n in range(3)]
+    assert load_task(pairs[:1], Readable()).warnings == ()
+    (warning,) = load_task(pairs, Readable()).warnings
+    assert "serves 3 of 3 pairs" in warning
+    others = [{**pair, "answer": 20 + n} for n, pair in enumerate(pairs)]
+    assert load_task(others, Readable()).warnings == ()
+    assert load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], Readable()).warnings == ()  # 3 of 5 is 60%, not over it
+
+
+def test_words_that_are_not_known_are_a_warning():
+    strange = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
+    warning = load_task([TEXT, strange], Readable()).warnings[0]
+    assert warning.startswith("1 pairs, first pair 2, hold words that the tokenizer does not know")
+
+
+def test_templates_of_few_pairs_are_a_warning():
+    def pairs(*sizes: int) -> list[dict[str, object]]:
+        return [
+            {"clean": [1, n, 3, t], "corrupted": [1, n + 50, 3, t], "answer": n, "wrong": n + 50, "template": f"t{t}"}
+            for t, size in enumerate(sizes)
+            for n in range(5 + 10 * t, 5 + 10 * t + size)
+        ]
+
+    (warning,) = load_task(pairs(5, 4, 1), Readable()).warnings
+    assert warning.startswith("2 of 3 templates have fewer than 5 pairs")
+    assert load_task(pairs(5, 5), Readable()).warnings == ()
+    assert load_task(pairs(3), Readable()).warnings == ()
+
+
+def test_warnings_are_of_the_pairs_that_are_used():
+    ending = [{"clean": [1, n, 3], "corrupted": [1, 2, 4], "answer": n, "wrong": 2} for n in range(5, 15)]
+    assert load_task(ending, Readable(), pairs=4).warnings[0].startswith("4 of 4 pairs")

@@ -1,0 +1,101 @@
+"""A place for servers: two small models whose circuits are known, their tasks, and ways to connect."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+from mcp.types import CallToolResult
+
+from mcp_server.server.server import Scout, build_server
+from mcp_server.session import Settings
+
+TASK = "induction/task.jsonl"
+CIRCUIT = {"a0.h2", "a1.h1"}
+ERAS = ("auto", "legacy")
+
+
+def environment(runs: Path, **more: str) -> dict[str, str]:
+    """What a server process of a test is started with."""
+    return {**os.environ, "CIRCUIT_SCOUT_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1", **more}
+
+
+def make(models: Path, runs: Path, **more: Any) -> Scout:
+    """A server in this process."""
+    return build_server(Settings(runs_dir=runs, models_dir=models, **more))
+
+
+@asynccontextmanager
+async def over_stdio(models: Path, runs: Path, era: str = "auto", *words: str, **more: Any) -> AsyncIterator[Client]:
+    """A client of a server in a process of its own."""
+    words = ("-m", "mcp_server", "serve", "--models-dir", str(models), "--runs-dir", str(runs), *words)
+    async with Client(StdioServerParameters(command=sys.executable, args=list(words), env=environment(runs)), mode=era, **more) as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[str]:
+    """A server over HTTP in a process of its own; gives its URL."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "mcp_server",
+        "serve",
+        "--http",
+        f"127.0.0.1:{port}",
+        "--models-dir",
+        str(models),
+        "--runs-dir",
+        str(runs),
+        *words,
+    ]
+    process = subprocess.Popen(command, env=environment(runs, **more), stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with {process.returncode}")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def call(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
+    """A tool's structured result; fails where it is an error."""
+    result = await client.call_tool(name, arguments)
+    assert not result.is_error, said(result)
+    assert isinstance(result.structured_content, dict)
+    text = next(block.text for block in result.content if block.type == "text")
+    assert json.loads(text) == result.structured_content
+    return result.structured_content
+
+
+async def refused(client: Client, name: str, /, **arguments: Any) -> str:
+    """The text of a call that is an error."""
+    result = await client.call_tool(name, arguments)
+    assert result.is_error, result.structured_content
+    return said(result)
+
+
+def said(result: CallToolResult) -> str:
+    return "\n".join(block.text for block in result.content if block.type == "text")

@@ -1,0 +1,111 @@
+"""Paths stay inside the allowed directories, whatever a call names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mcp import Client
+
+from mcp_server.errors import PlaceError
+from mcp_server.session import Places, Settings
+from tests.mcp_server.servers import make, refused
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A model and a task beside the models directory."""
+    place = tmp_path / "outside"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "task.jsonl").write_text("{}")
+    return place
+
+
+@pytest.fixture
+def places(tmp_path: Path, outside: Path) -> Places:
+    allowed = tmp_path / "models"
+    (allowed / "toy" / "deep").mkdir(parents=True)
+    (allowed / "toy" / "deep" / "tl_config.json").write_text("{}")
+    (allowed / "toy" / "task.jsonl").write_text("{}")
+    (allowed / "link").symlink_to(outside)
+    return Places(Settings(runs_dir=tmp_path / "runs", models_dir=allowed))
+
+
+def test_what_is_inside(places: Places, tmp_path: Path) -> None:
+    deep = tmp_path / "models" / "toy" / "deep"
+    assert places.model("toy/deep") == str(deep)
+    assert places.model(str(deep)) == str(deep)
+    assert places.shown(str(deep)) == "toy/deep"
+    assert places.directories() == [deep]
+    assert places.task_file("toy/task.jsonl") == tmp_path / "models" / "toy" / "task.jsonl"
+    assert (places.model("bundled"), places.model("gpt2"), places.model("owner/name")) == ("bundled", "gpt2", "owner/name")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "link", "toy/../../outside", "/etc", "~", "~root", "", "a/b/c", "..", ".", "\0", "x" * 5000, "file:///etc"]
+)
+def test_what_is_outside(places: Places, name: str) -> None:
+    if name == ".":
+        return  # the models directory itself is inside
+    with pytest.raises(PlaceError):
+        places.model(name)
+    with pytest.raises(PlaceError):
+        places.task_file(f"{name}/task.jsonl")
+
+
+def test_a_refusal_does_not_say_what_is_there(places: Places, outside: Path) -> None:
+    told = []
+    for path in (outside, outside.parent / "missing"):
+        with pytest.raises(PlaceError) as fault:
+            places.model(str(path))
+        told.append(str(fault.value).replace(str(path), "PATH"))
+    assert told[0] == told[1]
+
+
+def test_a_directory_here_is_not_taken_for_a_hub_name(places: Places, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outside.parent)
+    with pytest.raises(PlaceError):
+        places.model("outside")
+
+
+def test_without_a_models_directory_nothing_is_read(tmp_path: Path) -> None:
+    places = Places(Settings(runs_dir=tmp_path / "runs"))
+    with pytest.raises(PlaceError, match="without --models-dir"):
+        places.model(str(tmp_path))
+    assert places.directories() == []
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Settings:
+    """Every directory behind a symbolic link."""
+    for name in ("models", "runs"):
+        (tmp_path / f"real-{name}").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / f"real-{name}")
+    return Settings(runs_dir=tmp_path / "runs", models_dir=tmp_path / "models")
+
+
+def test_a_message_has_neither_the_link_nor_where_it_leads(linked: Settings, tmp_path: Path) -> None:
+    text = f"{tmp_path}/models/toy and {tmp_path}/real-models/toy, in {tmp_path}/runs and {tmp_path}/real-runs/one"
+    assert linked.public(text) == "toy and toy, in the runs directory and one"
+    places = Places(linked)
+    assert {places.shown(str(tmp_path / name / "toy" / "deep")) for name in ("models", "real-models")} == {"toy/deep"}
+
+
+def test_a_relative_directory_is_not_taken_for_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(runs_dir=Path("runs"))
+    assert settings.public(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"
+
+
+@pytest.mark.anyio
+async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: Settings, tmp_path: Path) -> None:
+    (tmp_path / "real-models" / "empty").mkdir()
+    async with Client(make(tmp_path / "models", linked.runs_dir)) as client:
+        said = await refused(client, "load_model", model="empty")
+    assert said.startswith("'empty' is a directory without config.json")
+
+
+def test_a_server_of_a_project_shows_the_models_there(outside: Path, tmp_path: Path) -> None:
+    places = Places(Settings(runs_dir=tmp_path / "runs", here=tmp_path))
+    assert places.directories() == [outside]

@@ -1,0 +1,356 @@
+"""Tiny random models, saved as users save them, and random prompt pairs: everything seeded.
+
+Weights are drawn large enough (fan-in scaled, biases and norm gains included) that every part of a model moves its logits. `Shelf` keeps
+what a session has built and loaded; a loaded backend carries no state from one run to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from discovery.sites import BackendName, MetricName
+from discovery.tasks.task import Pair, Task
+
+VOCAB, CONTEXT = 31, 12
+NATIVE: Mapping[str, Any] = {
+    "n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 6, "d_mlp": 20, "n_ctx": CONTEXT, "d_vocab": VOCAB, "act_fn": "gelu_new",
+    "attn_only": False, "normalization_type": "LN", "eps": 1e-5, "positional_embedding_type": "standard",
+}  # fmt: skip
+
+
+def _gpt2(c: Any, **changes: Any) -> Any:
+    return c.GPT2Config(**{"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 3, "n_head": 2} | changes)
+
+
+def _llama_like(kind: str) -> Callable[..., Any]:
+    def config(c: Any, **changes: Any) -> Any:
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+        return getattr(c, kind)(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+
+    return config
+
+
+def _neox(c: Any, **changes: Any) -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return c.GPTNeoXConfig(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+
+
+def _opt(c: Any, **changes: Any) -> Any:
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return c.OPTConfig(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+
+
+ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
+    "gpt2": _gpt2,
+    "llama": _llama_like("LlamaConfig"),
+    "neox": _neox,
+    "opt": _opt,
+    "mistral": _llama_like("MistralConfig"),
+    "qwen2": _llama_like("Qwen2Config"),
+    "gemma": lambda c, **changes: _llama_like("GemmaConfig")(c, **{"head_dim": 6} | changes),
+}
+_SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_CLASSIC = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
+
+
+def _named(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
+    return lambda c, **changes: getattr(c, kind)(**{"vocab_size": VOCAB, **sizes, **more} | changes)
+
+
+# Beyond those that every test runs on: norms behind the attention, residual streams that are scaled, biases by distance, experts …
+OTHERS: Mapping[str, Callable[..., Any]] = {
+    "bloom": _named("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
+    "codegen": _named("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
+    "falcon": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    "falcon_sequential": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, parallel_attn=False),
+    "gemma2": _named("Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gemma3": _named("Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gpt_bigcode": _named("GPTBigCodeConfig", _CLASSIC),
+    "gpt_neo": _named(
+        "GPTNeoConfig",
+        {"hidden_size": 16, "num_layers": 2, "num_heads": 2},
+        attention_types=[[["global", "local"], 1]],
+        window_size=3,
+        max_position_embeddings=CONTEXT,
+    ),
+    "gptj": _named("GPTJConfig", _CLASSIC, rotary_dim=4),
+    "granite": _named(
+        "GraniteConfig", _SMALL, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=2.0, logits_scaling=3.0
+    ),
+    "mixtral": _named("MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
+    "mpt": _named("MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT),
+    "neox_sequential": _named("GPTNeoXConfig", _SMALL, use_parallel_residual=False),
+    "olmo2": _named("Olmo2Config", _SMALL),
+    "phi": _named("PhiConfig", _SMALL),
+    "phi3": _named("Phi3Config", _SMALL),
+    "qwen2_moe": _named(
+        "Qwen2MoeConfig",
+        _SMALL,
+        num_key_value_heads=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=12,
+    ),
+    "qwen3": _named("Qwen3Config", _SMALL, num_key_value_heads=1, head_dim=6),
+    "starcoder2": _named("Starcoder2Config", _SMALL, num_key_value_heads=1),
+    "xglm": _named("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
+}
+# Query heads and key-value heads of Llamas, by name.
+GROUPED: Mapping[str, tuple[int, int]] = {
+    "llama_9_3": (9, 3),
+    "llama_8_4": (8, 4),
+    "llama_8_1": (8, 1),
+    "llama_4_4": (4, 4),
+}
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+
+
+def hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
+    """Save a random Hugging Face model of an architecture; without a tokenizer."""
+    import transformers
+
+    config = {**ARCHITECTURES, **OTHERS}[kind](transformers, **SPECIAL | changes)
+    module = transformers.AutoModelForCausalLM.from_config(config)
+    randomise(module, seed)
+    module.save_pretrained(folder)
+    return folder
+
+
+def grouped(folder: Path, name: str) -> Path:
+    """Save a random Llama of `GROUPED`, two layers deep; without a tokenizer."""
+    heads, kv_heads = GROUPED[name]
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes |= {"num_hidden_layers": 2, "hidden_size": 4 * heads, "head_dim": 4}
+    return hugging_face(folder, "llama", **sizes)
+
+
+def tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
+    """Save a word tokenizer beside a model; ids 0 and 1 are <s> and <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("<s>", "<unk>", *words))}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+def plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A Hugging Face directory's module as transformers loads it: the reference, never wrapped."""
+    import transformers
+
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", local_files_only=True)
+    return module.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw every parameter: matrices by fan-in, embeddings and norm gains about 1, biases about 0.1."""
+    rng = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(module.named_parameters()):
+        drawn = torch.randn(parameter.shape, generator=rng)
+        if parameter.ndim == 1:
+            drawn = 1 + 0.2 * drawn if name.endswith("weight") else 0.1 * drawn
+        elif not any(word in name for word in ("embed", "wte", "wpe")):
+            drawn = 1.5 * drawn / parameter.shape[-1 if "c_" not in name else 0] ** 0.5
+        parameter.copy_(drawn)
+
+
+@dataclass(frozen=True)
+class Native:
+    """A random model in TransformerLens's format, and where it is saved."""
+
+    path: Path
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+    def save(self) -> Path:
+        """Write it (again, after a change)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "tl_config.json").write_text(json.dumps(self.config))
+        save_file({name: value.contiguous() for name, value in self.state.items()}, self.path / "model.safetensors")
+        return self.path
+
+
+def native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **changes: Any) -> Native:
+    """Save a random native model.
+
+    Args:
+        without: endings of the weights to leave out, e.g. "b_O".
+        changes: fields of tl_config.json that differ from `NATIVE`.
+    """
+    config = {**NATIVE, **changes}
+    rng = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in native_shapes(config).items():
+        drawn = torch.randn(shape, generator=rng)
+        letter = name.rpartition(".")[2]
+        if letter == "w":
+            drawn = 1 + 0.2 * drawn
+        elif letter.lstrip("_").startswith("b"):
+            drawn = 0.1 * drawn
+        elif letter not in ("W_E", "W_pos"):
+            drawn = 1.5 * drawn / shape[-2] ** 0.5
+        if not name.endswith(tuple(without)):
+            state[name] = drawn
+    made = Native(folder, config, state)
+    made.save()
+    return made
+
+
+def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every weight that a native model of this configuration may have."""
+    d_model, d_head, heads, d_mlp, vocab = (config[name] for name in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab"))
+    kv_heads, kind = config.get("n_key_value_heads") or heads, config["normalization_type"]
+    shared = "_" if kv_heads != heads else ""
+    shapes: dict[str, tuple[int, ...]] = {"embed.W_E": (vocab, d_model), "unembed.W_U": (d_model, vocab), "unembed.b_U": (vocab,)}
+    if config["positional_embedding_type"] == "standard":
+        shapes["pos_embed.W_pos"] = (config["n_ctx"], d_model)
+    norms = ["ln_final"]
+    for layer in range(config["n_layers"]):
+        at = f"blocks.{layer}"
+        norms += [f"{at}.ln1"] + ([] if config["attn_only"] else [f"{at}.ln2"])
+        for letter, count, hidden in (("Q", heads, ""), ("K", kv_heads, shared), ("V", kv_heads, shared)):
+            shapes[f"{at}.attn.{hidden}W_{letter}"] = (count, d_model, d_head)
+            shapes[f"{at}.attn.{hidden}b_{letter}"] = (count, d_head)
+        shapes |= {f"{at}.attn.W_O": (heads, d_head, d_model), f"{at}.attn.b_O": (d_model,)}
+        if not config["attn_only"]:
+            shapes |= {f"{at}.mlp.W_in": (d_model, d_mlp), f"{at}.mlp.b_in": (d_mlp,)}
+            shapes |= {f"{at}.mlp.W_out": (d_mlp, d_model), f"{at}.mlp.b_out": (d_model,)}
+            if config.get("gated_mlp"):
+                shapes[f"{at}.mlp.W_gate"] = (d_model, d_mlp)
+    if kind in ("LN", "RMS"):
+        shapes |= {f"{norm}.w": (d_model,) for norm in norms}
+    if kind == "LN":
+        shapes |= {f"{norm}.b": (d_model,) for norm in norms}
+    return shapes
+
+
+class Shelf:
+    """Models built once in a folder and loaded once, by name.
+
+    Names: an architecture of `ARCHITECTURES` or `OTHERS`, a Llama of `GROUPED`, "native"
+    (sequential, LayerNorm, learned positions), "attn_only" (no MLP, no norm) or "rotary" (native,
+    RMS norm, grouped keys).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._loaded: dict[tuple[str, BackendName, str], Any] = {}
+        self._natives: dict[str, Native] = {}
+
+    def path(self, name: str) -> Path:
+        """The model's directory, made where it is not there yet."""
+        if name in ("native", "attn_only", "rotary"):
+            return self.native(name).path
+        folder = self.folder / name
+        if folder.is_dir():
+            return folder
+        return grouped(folder, name) if name in GROUPED else hugging_face(folder, name)
+
+    def native(self, name: str) -> Native:
+        """The weights of a native model."""
+        changes: dict[str, dict[str, Any]] = {
+            "native": {},
+            "attn_only": {"attn_only": True, "normalization_type": None, "act_fn": None},
+            "rotary": {"normalization_type": "RMS", "positional_embedding_type": "rotary", "n_heads": 4, "n_key_value_heads": 2},
+        }
+        if name not in self._natives:
+            self._natives[name] = native(self.folder / name, **changes[name])
+        return self._natives[name]
+
+    def load(self, name: str, backend: BackendName = "transformerlens", dtype: str = "float32") -> Any:
+        """The loaded backend."""
+        from discovery.backends.loading.load import load_model
+
+        if (name, backend, dtype) not in self._loaded:
+            self._loaded[name, backend, dtype] = load_model(self.path(name), backend=backend, device="cpu", dtype=dtype)
+        return self._loaded[name, backend, dtype]
+
+
+def random_pairs(
+    lengths: Sequence[int] = (6, 6, 6),
+    seed: int = 0,
+    *,
+    changed: int = 2,
+    same_end: bool = True,
+    sets: int = 1,
+    templates: int = 1,
+    labelled: bool = False,
+    d_vocab: int = VOCAB,
+) -> tuple[Pair, ...]:
+    """Pairs of random tokens, one for each length.
+
+    Args:
+        changed: how many positions of the corrupted side differ (fewer where the prompt is short).
+        same_end: the last tokens agree.
+        sets: how many answers and wrong answers each pair has, at most (at least one).
+        labelled: "first" names the first changed position, "end" the last one, and every other pair has "middle".
+    """
+    rng = random.Random(seed)
+    made = []
+    for number, length in enumerate(lengths):
+        clean = [rng.randrange(d_vocab) for _ in range(length)]
+        room = list(range(length - 1 if same_end and length > 1 else length))
+        places = sorted(rng.sample(room, min(changed, len(room))))
+        corrupted = list(clean)
+        for place in places:
+            corrupted[place] = (clean[place] + rng.randrange(1, d_vocab)) % d_vocab
+        drawn = rng.sample(range(d_vocab), 2 * sets)
+        answer, wrong = drawn[: rng.randint(1, sets)], drawn[sets : sets + rng.randint(1, sets)]
+        labels = {"first": places[0], "end": length - 1} if labelled else {}
+        if labelled and number % 2 == 0:
+            labels["middle"] = length // 2
+        made.append(Pair(tuple(clean), tuple(corrupted), tuple(answer), tuple(wrong), f"t{number % templates}", labels))
+    return tuple(made)
+
+
+@dataclass
+class Words:
+    """A tokenizer: every word with the space before it is a token, and one of more than six letters is two; ids by first sight."""
+
+    bos: bool = False
+
+    def __post_init__(self) -> None:
+        self.pieces = {"<s>": 0}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids, after <s> where it has one."""
+        found = [piece for word in re.findall(r" ?[^ ]+| ", text) for piece in (word[:7], word[7:]) if piece]
+        return [0] * self.bos + [self.pieces.setdefault(piece, len(self.pieces)) for piece in found]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text."""
+        return "".join(list(self.pieces)[i] for i in ids)
+
+    def holds_unknown(self, text: str) -> bool:
+        """Whether it holds the one word that is not known."""
+        return "Xyzzy" in text
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What a task needs of a model."""
+
+    tokenizer: Words | None = field(default_factory=Words)
+    d_vocab: int = 1000
+    n_logits: int = 1000
+    n_ctx: int = 20
+
+
+def as_task(pairs: Sequence[Pair], metric: MetricName = "logit_difference", name: str = "tiny") -> Task:
+    """All pairs as one task, all of them in the discovery split."""
+    return Task(name, tuple(pairs), ("discovery",) * len(pairs), "none", metric)
