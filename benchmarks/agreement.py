@@ -19,17 +19,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.output import header
+from benchmarks.output import format_header
 from discovery import discover, load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
-from discovery.backends.loading.outline import ENGINES, outline
+from discovery.backends.loading.outline import BACKEND_LABELS, read_outline
 from discovery.errors import SiteError
 from discovery.sites import Direction, SiteName
 from discovery.tasks.pairs import Tokenizer
-from discovery.tasks.task import Pair, Task
-from tests.tiny_models import ARCHITECTURES, OTHERS, Shelf, as_task, random_pairs
+from discovery.tasks.task import EncodedPair, Task
+from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, TinyModels, as_task, random_pairs
 
-OPENINGS = (
+VERB_OPENINGS = (
     "Once upon a {a} day, ",
     "The {a} dog ran away. ",
     "There was a {a} park. ",
@@ -45,7 +45,7 @@ SUBJECTS = (
     ("the cat", "the cats"),
     ("it", "they"),
 )
-SPELLED = (
+NAME_TEMPLATES = (
     "{n} was happy. Then {p}",
     "{n} had a ball. One day, {p}",
     "The dog saw {n}. The dog liked {p}",
@@ -67,10 +67,10 @@ SITES: tuple[SiteName, ...] = (
     "pattern",
 )
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
-LENGTHS = (9, 9, 7, 9)
+PROMPT_LENGTHS = (9, 9, 7, 9)
 
 
-def telling(model: Backend, pairs: Iterable[Pair]) -> Task:
+def choose_answers(model: Backend, pairs: Iterable[EncodedPair]) -> Task:
     """The pairs with the answers that the corruption costs most."""
     told = []
     for pair in pairs:
@@ -82,7 +82,7 @@ def telling(model: Backend, pairs: Iterable[Pair]) -> Task:
     return as_task(told)
 
 
-def difference(ours: Backend, theirs: Backend, task: Task, site: SiteName) -> float | None:
+def largest_difference(ours: Backend, theirs: Backend, task: Task, site: SiteName) -> float | None:
     """The largest of both directions, over the gap; None where the architecture has no such site."""
     worst = 0.0
     for direction in DIRECTIONS:
@@ -96,27 +96,27 @@ def difference(ours: Backend, theirs: Backend, task: Task, site: SiteName) -> fl
     return worst
 
 
-def architectures(folder: Path) -> str:
+def architectures_table(folder: Path) -> str:
     """The first table."""
-    text, shelf = header("architecture", *SITES), Shelf(folder)
-    for name in (*ARCHITECTURES, *OTHERS, "native", "attn_only"):
-        if outline(shelf.path(name)).backends != tuple(ENGINES):
+    text, tiny_models = format_header("architecture", *SITES), TinyModels(folder)
+    for name in (*ARCHITECTURES, *OTHER_ARCHITECTURES, "native", "attn_only"):
+        if read_outline(tiny_models.path(name)).backends != tuple(BACKEND_LABELS):
             continue
-        ours, theirs = (load_model(shelf.path(name), device="cpu", backend=engine) for engine in ENGINES)
-        task = telling(ours, random_pairs(LENGTHS))
-        found = [difference(ours, theirs, task, site) for site in SITES]
+        ours, theirs = (load_model(tiny_models.path(name), device="cpu", backend=engine) for engine in BACKEND_LABELS)
+        task = choose_answers(ours, random_pairs(PROMPT_LENGTHS))
+        found = [largest_difference(ours, theirs, task, site) for site in SITES]
         text += f"| {ours.info.architecture} ({name}) | " + " | ".join("–" if value is None else f"{value:.0e}" for value in found) + " |\n"
         print(name, file=sys.stderr, flush=True)
     return text
 
 
-def verbs(model: Backend) -> Task:
+def verbs_task(model: Backend) -> Task:
     """She was, they were: pairs that differ in who it is about, where both have as many tokens."""
     tokenizer, made = model.tokenizer, []
     assert tokenizer is not None
-    for (template, text), adjective, both in product(enumerate(OPENINGS), ADJECTIVES, SUBJECTS):
+    for (template, text), adjective, both in product(enumerate(VERB_OPENINGS), ADJECTIVES, SUBJECTS):
         prompts = [text.format(a=adjective) + (who if text.endswith(", ") else who.capitalize()) for who in both]
-        (one, was, were), (other, _, _) = (_apart(tokenizer, prompt) for prompt in prompts)
+        (one, was, were), (other, _, _) = (_split_endings(tokenizer, prompt) for prompt in prompts)
         if len(one) == len(other):
             shared = {"template": str(template)}
             made.append({"clean": one, "corrupted": other, "answer": was, "wrong": were} | shared)
@@ -124,18 +124,18 @@ def verbs(model: Backend) -> Task:
     return load_task(made, model)
 
 
-def _apart(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], int, int]:
+def _split_endings(tokenizer: Tokenizer, prompt: str) -> tuple[list[int], int, int]:
     """A prompt up to where its two endings differ, and the token that each then has."""
     was, were = (tokenizer.encode(prompt + ending) for ending in (" was", " were"))
     first = next(place for place, (a, b) in enumerate(zip(was, were, strict=False)) if a != b)
     return was[:first], was[first], were[first]
 
 
-def names(model: Backend) -> Task:
+def names_task(model: Backend) -> Task:
     """A name goes on as it did before: pairs that differ in it behind its first letter."""
     tokenizer, made = model.tokenizer, []
     assert tokenizer is not None
-    for (template, text), (name, other) in product(enumerate(SPELLED), NAMES):
+    for (template, text), (name, other) in product(enumerate(NAME_TEMPLATES), NAMES):
         same = next(place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b)
         clean, corrupted = (tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other))
         answer, wrong = (tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other))
@@ -144,11 +144,11 @@ def names(model: Backend) -> Task:
     return load_task(made, model)
 
 
-def circuits(shared: Path) -> str:
+def circuits_table(shared: Path) -> str:
     """The second table: a whole discovery on both."""
-    text = header("model", "task", "backend", "verdict", "circuit", "f(C) on held-out pairs: resample, mean", "forward-pass equivalents")
+    text = format_header("model", "task", "backend", "verdict", "circuit", "f(C) on held-out pairs: resample, mean", "forward-pass equivalents")
     for place in sorted(shared.glob("*/hf")):
-        for task, engine in product((verbs, names), ENGINES):
+        for task, engine in product((verbs_task, names_task), BACKEND_LABELS):
             model = load_model(place, backend=engine)
             with tempfile.TemporaryDirectory() as runs:
                 made = discover(model, task(model), runs_dir=runs).circuit
@@ -168,10 +168,10 @@ def main() -> None:
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        out.write(architectures(Path(folder)))
+        out.write(architectures_table(Path(folder)))
         out.flush()
         if chosen.shared is not None:
-            out.write("\n" + circuits(chosen.shared))
+            out.write("\n" + circuits_table(chosen.shared))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import header
+from benchmarks.output import format_header
 from discovery import discover, load_model, load_task, sae_top_features
 from discovery.backends.base import Backend
 from discovery.features import load_sae
-from discovery.features.directory import facts
+from discovery.features.directory import read_info
 from discovery.graph import CircuitGraph
 from discovery.sites import Node
 from discovery.tasks import BUILTIN
 
-DRAWS = 19  # of the shuffled-decoder control: p is at least 1 / 20
+CONTROL_DRAWS = 19  # of the shuffled-decoder control: p is at least 1 / 20
 
 
-def places(circuit: CircuitGraph) -> str:
+def cuts_table(circuit: CircuitGraph) -> str:
     """What of the circuit lies on either side of each place."""
-    rows = [header("place", "write before it", "read behind it", "edges between them", "sum of their effects", "the strongest")]
+    rows = [format_header("place", "write before it", "read behind it", "edges between them", "sum of their effects", "the strongest")]
     layers = {node.id: node.layer for node in circuit.nodes if node.layer is not None}
     for cut in range(1, max(layers.values()) + 1):
         before = [Node.parse(node).label for node, layer in layers.items() if layer < cut]
@@ -41,10 +41,10 @@ def places(circuit: CircuitGraph) -> str:
     return "".join(rows)
 
 
-def quality(model: Backend, source: str | Path) -> str:
+def quality_table(model: Backend, source: str | Path) -> str:
     """The dictionary on its own text, and on each task."""
-    told: Any = facts(source).scores
-    rows = [header("on", "positions", "variance explained", "L0", "survives splicing it in")]
+    told: Any = read_info(source).scores
+    rows = [format_header("on", "positions", "variance explained", "L0", "survives splicing it in")]
     loss = (
         f"loss recovered {told['loss_recovered']:.4f} of zero, {told['loss_recovered_mean']:.4f} of mean ablation "
         f"(nats: clean {told['loss_clean']:.3f}, spliced {told['loss_spliced']:.3f}, zero {told['loss_zero']:.2f}, "
@@ -55,15 +55,15 @@ def quality(model: Backend, source: str | Path) -> str:
         found = sae_top_features(model, source, task=load_task(name, model), k=1, controls=0).reconstruction
         share = f"{found.share.mean:.3f} [{found.share.low:.3f}, {found.share.high:.3f}] of the metric" if found.share else "–"
         rows.append(f"| {name}, every position | {found.n_positions:,} | {found.variance_explained:.3f} | {found.l0:.1f} | {share} |\n")
-    return "".join(rows) + f"\nDead: {told['dead']:.1%} of {facts(source).features:,} features.\n"
+    return "".join(rows) + f"\nDead: {told['dead']:.1%} of {read_info(source).features:,} features.\n"
 
 
-def ranked(model: Backend, source: str | Path, task: str, top: int, pairs: int) -> str:
+def features_table(model: Backend, source: str | Path, task: str, top: int, pairs: int) -> str:
     """The features of a task by exact ablation."""
     sae = load_sae(source, model)
-    found = sae_top_features(model, sae, task=load_task(task, model, pairs=pairs), k=sae.d_sae, controls=DRAWS)
+    found = sae_top_features(model, sae, task=load_task(task, model, pairs=pairs), k=sae.d_sae, controls=CONTROL_DRAWS)
     best = sorted(found.features, key=lambda feature: -abs(feature.ablation.mean))[:top]
-    rows = [header("feature", "exact ablation", "attribution", "control p", "fires: clean / corrupted / unrelated", "fires on", "promotes")]
+    rows = [format_header("feature", "exact ablation", "attribution", "control p", "fires: clean / corrupted / unrelated", "fires on", "promotes")]
     for feature in best:
         seen, ablation = feature.consistency, feature.ablation
         fires = " / ".join(f"{part.share:.0%}" if part else "–" for part in (seen.clean, seen.corrupted, seen.unrelated))
@@ -87,9 +87,9 @@ def main() -> None:
     given, out = parser.parse_args(), sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
         model = load_model("bundled")
-        out.write(f"{places(discover(model, load_task('ioi', model), runs_dir=runs).circuit)}\n")
-        out.write(f"{quality(model, given.sae)}\n")
-        out.write(ranked(model, given.sae, given.task, given.top, given.pairs))
+        out.write(f"{cuts_table(discover(model, load_task('ioi', model), runs_dir=runs).circuit)}\n")
+        out.write(f"{quality_table(model, given.sae)}\n")
+        out.write(features_table(model, given.sae, given.task, given.top, given.pairs))
 
 
 if __name__ == "__main__":

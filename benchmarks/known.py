@@ -10,18 +10,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.truth import load_truth
 from discovery import discover, load_model, load_task
 
 PAIRS = 240
 
 
-def row(name: str, folder: Path) -> str:
+def format_row(name: str, folder: Path) -> str:
     """One model's line."""
-    model = load_model(build(name).save(folder / name))
+    model = load_model(build_known_circuit(name).save(folder / name))
     circuit = discover(model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS), runs_dir=folder / "runs").circuit
-    found, truth = {str(node) for node in circuit.members}, set(known(name, "resample").nodes)
+    found, truth = {str(node) for node in circuit.members}, set(load_truth(name, "resample").nodes)
     same = "exactly" if found == truth else f"missing {sorted(truth - found)}, beside it {sorted(found - truth)}"
     cost = f"{circuit.cost.forward_equivalents:,.0f} | {circuit.cost.seconds:.0f}"
     return f"| {name} | {len(truth)} of {len(model.info.nodes())} | {same} | **{circuit.verdict}** | {cost} |"
@@ -32,8 +32,8 @@ def main() -> None:
     out = sys.stdout
     out.write("| model | nodes in the truth, of all | found | verdict | forward-pass equivalents | seconds |\n|---|---|---|---|---|---|\n")
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        for name in sorted(CASES):
-            out.write(row(name, Path(folder)) + "\n")
+        for name in sorted(KNOWN_CIRCUITS):
+            out.write(format_row(name, Path(folder)) + "\n")
             out.flush()
 
 

@@ -20,66 +20,66 @@ from typing import Any
 
 import torch
 
-from benchmarks.output import header
+from benchmarks.output import format_header
 from benchmarks.sweeps import random_pairs
 from discovery import load_model, patch_sweep
-from discovery.backends.hardware.memory import give_back
-from discovery.backends.loading.backend_choice import choose
-from discovery.backends.loading.outline import ENGINES, outline
-from discovery.engine import Need
+from discovery.backends.hardware.memory import release_memory
+from discovery.backends.loading.backend_choice import choose_backend
+from discovery.backends.loading.outline import BACKEND_LABELS, read_outline
+from discovery.engine import MemoryNeed
 
-SIZES = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}
-MODELS: dict[str, dict[str, Any]] = {
+SHARED_CONFIG = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}
+MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2": {"n_layer": 8, "n_embd": 768, "n_head": 12, "vocab_size": 8000},
-    "Llama": SIZES | {"intermediate_size": 2048, "num_key_value_heads": 4},
-    "GPTNeoX": SIZES | {"intermediate_size": 3072},
-    "OPT": SIZES | {"ffn_dim": 3072, "word_embed_proj_dim": 768},
-    "Mixtral": SIZES
+    "Llama": SHARED_CONFIG | {"intermediate_size": 2048, "num_key_value_heads": 4},
+    "GPTNeoX": SHARED_CONFIG | {"intermediate_size": 3072},
+    "OPT": SHARED_CONFIG | {"ffn_dim": 3072, "word_embed_proj_dim": 768},
+    "Mixtral": SHARED_CONFIG
     | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "num_local_experts": 8},
 }
 SWEEPS = ((1, 32), (8, 32), (2, 64))
 
 
-def resident(key: str) -> int:
+def read_resident_bytes(key: str) -> int:
     """Bytes, as the kernel counts them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(key))) * 1024
 
 
-def mark() -> int:
+def reset_high_water_mark() -> int:
     """Let the high-water mark start anew; what is held now."""
-    give_back()
+    release_memory()
     Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
+    return read_resident_bytes("VmRSS")
 
 
 def measure(place: str, backend: str, dtype: str) -> dict[str, Any]:
     """In a process of its own."""
     load_model("bundled", backend=backend)  # type: ignore[arg-type]  # one of the two
-    said = choose(outline(place, dtype=dtype), backend, 10**15).found  # type: ignore[arg-type]
-    before = mark()
+    said = choose_backend(read_outline(place, dtype=dtype), backend, 10**15).outline  # type: ignore[arg-type]
+    before = reset_high_water_mark()
     model = load_model(place, backend=backend, dtype=dtype)  # type: ignore[arg-type]
-    found: dict[str, Any] = {"parameters": said.n_params, "said": said.loading_bytes, "took": resident("VmHWM") - before, "sweeps": []}
+    found: dict[str, Any] = {"parameters": said.n_params, "said": said.loading_bytes, "took": read_resident_bytes("VmHWM") - before, "sweeps": []}
     for pairs, tokens in SWEEPS if dtype == "float32" else ():
-        need, task = Need.of(said, tokens, pairs), random_pairs(model, pairs, tokens)
+        need, task = MemoryNeed.of(said, tokens, pairs), random_pairs(model, pairs, tokens)
         patch_sweep(model, random_pairs(model, min(pairs, 2), tokens), memory=need.limit)  # libraries' own buffers are there from now on
-        before = mark()
+        before = reset_high_water_mark()
         patch_sweep(model, task, memory=need.limit)
-        found["sweeps"].append([pairs, tokens, need.limit, need.sweep, resident("VmHWM") - before])
+        found["sweeps"].append([pairs, tokens, need.limit, need.sweep, read_resident_bytes("VmHWM") - before])
     return found
 
 
-def build(name: str, folder: Path) -> Path:
+def save_random_model(name: str, folder: Path) -> Path:
     """A model with seeded random weights."""
     import transformers
 
     torch.manual_seed(0)
     kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
-    getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**MODELS[name])).save_pretrained(folder / name)
+    getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**MODEL_CONFIGS[name])).save_pretrained(folder / name)
     return folder / name
 
 
-def apart(said: int, took: int) -> str:
+def format_difference(said: int, took: int) -> str:
     """Two sizes and how far what was said is from what it took."""
     return f"{said / 1e6:,.0f} MB | {took / 1e6:,.0f} MB | {said / took - 1:+.0%}"
 
@@ -88,23 +88,23 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--only", nargs="*", choices=tuple(MODELS), help="some of the models")
+    parser.add_argument("--only", nargs="*", choices=tuple(MODEL_CONFIGS), help="some of the models")
     chosen, out = parser.parse_args(), sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         if chosen.one is not None:
             out.write(json.dumps(measure(*chosen.one)))
             return
-        loads = header("model", "parameters", "backend", "dtype", "said", "took", "apart")
-        sweeps = header("model", "backend", "pairs × tokens", "limit", "said", "took", "apart")
-        for name in chosen.only or MODELS:
-            place = build(name, Path(folder))
-            for backend, dtype in product(ENGINES, ("float32", "bfloat16")):
+        loads = format_header("model", "parameters", "backend", "dtype", "said", "took", "apart")
+        sweeps = format_header("model", "backend", "pairs × tokens", "limit", "said", "took", "apart")
+        for name in chosen.only or MODEL_CONFIGS:
+            place = save_random_model(name, Path(folder))
+            for backend, dtype in product(BACKEND_LABELS, ("float32", "bfloat16")):
                 command = [sys.executable, "-m", "benchmarks.memory", "--one", str(place), backend, dtype]
                 done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
                 found = json.loads(done.stdout)
-                loads += f"| {name} | {found['parameters']:,} | {backend} | {dtype} | {apart(found['said'], found['took'])} |\n"
+                loads += f"| {name} | {found['parameters']:,} | {backend} | {dtype} | {format_difference(found['said'], found['took'])} |\n"
                 for pairs, tokens, limit, need, took in found["sweeps"]:
-                    sweeps += f"| {name} | {backend} | {pairs} × {tokens} | {limit / 1e6:,.0f} MB | {apart(need, took)} |\n"
+                    sweeps += f"| {name} | {backend} | {pairs} × {tokens} | {limit / 1e6:,.0f} MB | {format_difference(need, took)} |\n"
                 print(name, backend, dtype, file=sys.stderr, flush=True)
         out.write(f"{loads}\n{sweeps}")
 

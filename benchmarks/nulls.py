@@ -24,24 +24,24 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from benchmarks.output import header
+from benchmarks.output import format_header
 from discovery import discover, evaluate_circuit, load_model, load_task
 from discovery.backends.base import Backend
-from discovery.backends.loading.source import find_source
-from discovery.evaluation import Evaluated
+from discovery.backends.loading.source import locate_model
+from discovery.evaluation import CircuitEvaluation
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, VERDICTS
 from discovery.tasks import BUILTIN
-from discovery.tasks.task import Pair, Task
+from discovery.tasks.task import EncodedPair, Task
 
-SWAP, TWO_ANSWERS = ("ioi", "induction"), ("agreement", "greater_than")
-SPREAD = 128**-0.5  # of the weights: fan-in scaled, so that every node moves the logits
+SWAP_TASKS, TWO_ANSWER_TASKS = ("ioi", "induction"), ("agreement", "greater_than")
+WEIGHT_STD = 128**-0.5  # of the weights: fan-in scaled, so that every node moves the logits
 
 
 def random_weights(names: tuple[str, ...], count: int, folder: Path) -> Iterator[tuple[Backend, Task]]:
     """The bundled architecture and tokenizer with untrained weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    bundled = find_source("bundled").directory
+    bundled = locate_model("bundled").directory
     for seed in range(count):
         place = folder / f"random-{names[0]}-{seed}"
         place.mkdir()
@@ -49,12 +49,12 @@ def random_weights(names: tuple[str, ...], count: int, folder: Path) -> Iterator
             if (bundled / name).is_file():
                 shutil.copy(bundled / name, place)
         torch.manual_seed(seed)
-        GPT2LMHeadModel(GPT2Config.from_pretrained(bundled, initializer_range=SPREAD)).save_pretrained(place)
+        GPT2LMHeadModel(GPT2Config.from_pretrained(bundled, initializer_range=WEIGHT_STD)).save_pretrained(place)
         model = load_model(place)
         yield model, load_task(names[seed % len(names)], model, seed=seed)
 
 
-def changed(change: Callable[[Pair, random.Random, list[Pair]], Pair], count: int) -> Iterator[tuple[Backend, Task]]:
+def changed_tasks(change: Callable[[EncodedPair, random.Random, list[EncodedPair]], EncodedPair], count: int) -> Iterator[tuple[Backend, Task]]:
     """The bundled model on pairs that show nothing."""
     model = load_model("bundled")
     for seed in range(count):
@@ -63,17 +63,17 @@ def changed(change: Callable[[Pair, random.Random, list[Pair]], Pair], count: in
         yield model, replace(task, pairs=tuple(change(pair, rng, pairs) for pair in pairs))
 
 
-def shuffled(pair: Pair, rng: random.Random, _: list[Pair]) -> Pair:
+def shuffle_answers(pair: EncodedPair, rng: random.Random, _: list[EncodedPair]) -> EncodedPair:
     """Right and wrong by the toss of a coin."""
-    return reversed_answers(pair, rng, _) if rng.random() < 0.5 else pair
+    return reverse_answers(pair, rng, _) if rng.random() < 0.5 else pair
 
 
-def reversed_answers(pair: Pair, _: random.Random, __: list[Pair]) -> Pair:
+def reverse_answers(pair: EncodedPair, _: random.Random, __: list[EncodedPair]) -> EncodedPair:
     """Right is wrong."""
     return replace(pair, answer=pair.wrong, wrong=pair.answer)
 
 
-def irrelevant(pair: Pair, rng: random.Random, pairs: list[Pair]) -> Pair:
+def corrupt_irrelevant_token(pair: EncodedPair, rng: random.Random, pairs: list[EncodedPair]) -> EncodedPair:
     """Corrupted in one token that the behaviour does not hang on, by what another prompt of the same wording has there.
 
     That is a word without a label, or the distractor noun, which agreement is to overlook.
@@ -90,7 +90,7 @@ def irrelevant(pair: Pair, rng: random.Random, pairs: list[Pair]) -> Pair:
     return replace(pair, corrupted=(*pair.clean[:position], token, *pair.clean[position + 1 :]))
 
 
-def discovered(cases: Iterator[tuple[Backend, Task]], runs_dir: Path) -> Iterator[str]:
+def discover_verdicts(cases: Iterator[tuple[Backend, Task]], runs_dir: Path) -> Iterator[str]:
     """The agent's verdicts."""
     for model, task in cases:
         yield str(discover(model, task, runs_dir=runs_dir).circuit.verdict)
@@ -102,7 +102,7 @@ def random_circuits(count: int, runs_dir: Path, true: list[str]) -> Iterator[str
     for number, name in enumerate(BUILTIN):
         task = load_task(name, model)
         found = set(discover(model, task, runs_dir=runs_dir).circuit.members)
-        true.append(without_f(evaluate_circuit(model, task, sorted(found), final=True)))
+        true.append(verdict_without_f(evaluate_circuit(model, task, sorted(found), final=True)))
         kinds = [[node for node in model.info.nodes() if (node.head is None) is alone] for alone in (False, True)]
         for seed in range(number, count, len(BUILTIN)):
             rng = random.Random(seed)
@@ -110,10 +110,10 @@ def random_circuits(count: int, runs_dir: Path, true: list[str]) -> Iterator[str
                 drawn = {node for kind in kinds for node in rng.sample(kind, len(found & set(kind)))}
                 if drawn != found:
                     break
-            yield without_f(evaluate_circuit(model, task, sorted(drawn), final=True, seed=seed))
+            yield verdict_without_f(evaluate_circuit(model, task, sorted(drawn), final=True, seed=seed))
 
 
-def without_f(found: Evaluated) -> str:
+def verdict_without_f(found: CircuitEvaluation) -> str:
     """The verdict, if (f) held, which a set that was given rather than searched for is not asked."""
     conditions = found.evaluation.conditions
     others = {conditions.of(name).under(ablation) for name in CONDITIONS if name != "f" for ablation in EVIDENCE_ABLATIONS}
@@ -133,17 +133,17 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         nulls: dict[str, Iterator[tuple[Backend, Task]]] = {
-            "random weights, swap tasks": random_weights(SWAP, count, folder),
-            "random weights, two-answer tasks": random_weights(TWO_ANSWERS, count, folder),
-            "shuffled answers": changed(shuffled, count),
-            "all answers reversed": changed(reversed_answers, count),
-            "an irrelevant token": changed(irrelevant, count),
+            "random weights, swap tasks": random_weights(SWAP_TASKS, count, folder),
+            "random weights, two-answer tasks": random_weights(TWO_ANSWER_TASKS, count, folder),
+            "shuffled answers": changed_tasks(shuffle_answers, count),
+            "all answers reversed": changed_tasks(reverse_answers, count),
+            "an irrelevant token": changed_tasks(corrupt_irrelevant_token, count),
         }
         runs = folder / "runs"
-        kinds = {kind: discovered(cases, runs) for kind, cases in nulls.items()}
+        kinds = {kind: discover_verdicts(cases, runs) for kind, cases in nulls.items()}
         true: list[str] = []
         kinds["random circuits, tasks that it does"] = random_circuits(count, runs, true)
-        out.write(header("null", "n", *VERDICTS, "false discoveries", "at most"))
+        out.write(format_header("null", "n", *VERDICTS, "false discoveries", "at most"))
         for kind, cases in ((kind, cases) for kind, cases in kinds.items() if chosen.only in kind):
             found = Counter(cases)
             false = found["verified"] + found["partial"]

@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.subsets import smallest, tabulate
-from benchmarks.known_circuits.trained import SEEDS, add_models, cases
-from benchmarks.output import header
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.subsets import find_smallest, measure_all_subsets
+from benchmarks.known_circuits.trained import DEVELOPMENT_SEEDS, add_model_flags, iterate_trained_cases
+from benchmarks.output import format_header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
@@ -38,13 +38,13 @@ COLUMNS = (
 )
 
 
-def row(name: str, model: Backend, task: Task, folder: Path) -> str:
+def format_row(name: str, model: Backend, task: Task, folder: Path) -> str:
     """One case's line."""
     circuit = discover(model, task, runs_dir=folder / "runs").circuit
     ours = frozenset(circuit.members)
-    table, held = tabulate(model, task.discovery), tabulate(model, task.heldout)
-    passing = table.passing()
-    best = smallest(passing)
+    table, held = measure_all_subsets(model, task.discovery), measure_all_subsets(model, task.heldout)
+    passing = table.passing_sets()
+    best = find_smallest(passing)
     facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
     if not passing:
         return f"{facts} | none meets (a)–(d) | | | | {held.distance(ours):.3f} | | |"
@@ -56,24 +56,24 @@ def row(name: str, model: Backend, task: Task, folder: Path) -> str:
     return f"{facts} | {size} | {beyond} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
 
 
-def every(folder: Path, models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
+def iterate_cases(folder: Path, models: Path, limit: int) -> Iterator[tuple[str, Backend, Task]]:
     """All cases."""
-    for name in sorted(CASES):
-        model = load_model(build(name).save(folder / name))
+    for name in sorted(KNOWN_CIRCUITS):
+        model = load_model(build_known_circuit(name).save(folder / name))
         yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS)
-    yield from cases(models, SEEDS[:most], PAIRS)
+    yield from iterate_trained_cases(models, DEVELOPMENT_SEEDS[:limit], PAIRS)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_models(parser)
+    add_model_flags(parser)
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(header(*COLUMNS))
-        for name, model, task in every(Path(made), chosen.models or Path(made), chosen.trained):
-            out.write(row(name, model, task, Path(made)) + "\n")
+        out.write(format_header(*COLUMNS))
+        for name, model, task in iterate_cases(Path(made), chosen.models or Path(made), chosen.trained):
+            out.write(format_row(name, model, task, Path(made)) + "\n")
             out.flush()
 
 

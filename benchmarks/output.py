@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def header(*columns: str) -> str:
+def format_header(*columns: str) -> str:
     """The first two lines of a table."""
     return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"

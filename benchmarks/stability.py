@@ -14,7 +14,7 @@ from collections import Counter
 from itertools import combinations
 from statistics import mean
 
-from benchmarks.output import header
+from benchmarks.output import format_header
 from discovery import discover, load_model, load_task
 from discovery.tasks import BUILTIN
 
@@ -28,7 +28,7 @@ def main() -> None:
     reasons: list[str] = []
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
         model = load_model("bundled")
-        out.write(header("task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"))
+        out.write(format_header("task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"))
         for name in BUILTIN:
             made = [discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit for seed in seeds]
             circuits = [frozenset(circuit.members) for circuit in made]

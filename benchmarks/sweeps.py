@@ -27,19 +27,19 @@ import torch
 from discovery import load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
 from discovery.backends.loading.outline import Engine
-from discovery.backends.loading.source import find_source
-from discovery.engine import full_work
+from discovery.backends.loading.source import locate_model
+from discovery.engine import prompt_macs
 from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName
 from discovery.tasks import Task
 
-LONG = 60.0  # seconds; a longer first sweep counts, a shorter one warms up
+MAX_WARMUP_SECONDS = 60.0  # seconds; a longer first sweep counts, a shorter one warms up
 FIRST_DIFFERENCE = 5  # pairs differ from the sixth token on
 Grid = dict[tuple[int, ...], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class SweepCase:
     """One line of the table."""
 
     model: str
@@ -49,7 +49,7 @@ class Case:
     direction: Direction = "denoising"
 
 
-def small_gpt2(folder: Path) -> Path:
+def save_small_gpt2(folder: Path) -> Path:
     """GPT-2-small geometry, seeded random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -73,7 +73,7 @@ def random_pairs(model: Backend, pairs: int, tokens: int, seed: int = 0) -> Task
     return load_task(made, model)
 
 
-def sampled(case: Case, model: Backend) -> list[tuple[int, int]]:
+def sample_cells(case: SweepCase, model: Backend) -> list[tuple[int, int]]:
     """The cells that the others are timed on: six of each layer for one pair, one of each layer for more."""
     width = model.info.n_heads if case.site == "head_out" else case.tokens
     rng = random.Random(1)
@@ -91,8 +91,8 @@ class Baselines:
         directory: the model's, which nnsight loads for itself.
     """
 
-    def __init__(self, model: Backend, directory: Path, task: Task, case: Case) -> None:
-        self.model, self.case, self.cells = model, case, sampled(case, model)
+    def __init__(self, model: Backend, directory: Path, task: Task, case: SweepCase) -> None:
+        self.model, self.case, self.cells = model, case, sample_cells(case, model)
         wrapped = model if model.info.backend == "transformerlens" else load_model(directory, backend="transformerlens")
         self.bridge = wrapped.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         self.clean = torch.tensor([pair.clean for pair in task.pairs])
@@ -103,12 +103,12 @@ class Baselines:
         last = torch.full((len(task.pairs),), case.tokens - 1)
         sites = [Site(self.kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # a kind
         self.source = model.run(Batch(self.clean, last), sites).activations
-        self.nnsight = opened(directory)
+        self.nnsight = load_in_nnsight(directory)
 
     def metric(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.gather(1, self.answer)[:, 0] - logits.gather(1, self.wrong)[:, 0]
 
-    def by_transformer_lens(self) -> Grid:
+    def sweep_with_transformer_lens(self) -> Grid:
         """One full forward pass of the bridge per cell, all pairs in a batch, as `transformer_lens.patching` does it."""
         found: Grid = {}
         for layer, column in self.cells:
@@ -121,7 +121,7 @@ class Baselines:
                 found[layer, column] = self.metric(self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1])
         return found
 
-    def by_nnsight(self) -> Grid:
+    def sweep_with_nnsight(self) -> Grid:
         """One trace per layer, one invoke per cell (GPT-2's module names)."""
         from nnsight import save  # the function: our backend takes the method of every object back
 
@@ -148,7 +148,7 @@ class Baselines:
         return found
 
 
-def opened(directory: Path) -> Any:
+def load_in_nnsight(directory: Path) -> Any:
     """The model in nnsight."""
     from nnsight import TransformersModel
 
@@ -166,23 +166,23 @@ def matmul_rate() -> float:
     return best
 
 
-def measure(case: Case, model: Backend, directory: Path, repetitions: int) -> str:
+def format_row(case: SweepCase, model: Backend, directory: Path, repetitions: int) -> str:
     """One line."""
     task = random_pairs(model, case.pairs, case.tokens)
     others = Baselines(model, directory, task, case)
-    runs = (others.by_transformer_lens, others.by_nnsight)
+    runs = (others.sweep_with_transformer_lens, others.sweep_with_nnsight)
     values = [run() for run in runs]  # warm
     began = time.perf_counter()
     grid = patch_sweep(model, task, case.site, direction=case.direction)
     share = grid.per_pair[0].numel() / len(others.cells)
-    ours = [first] if (first := time.perf_counter() - began) > LONG else []  # the weights of a long sweep are read a thousand times
-    ratios = [[timed(run) * share / seconds for seconds in ours] for run in runs]
+    ours = [first] if (first := time.perf_counter() - began) > MAX_WARMUP_SECONDS else []  # the weights of a long sweep are read a thousand times
+    ratios = [[measure_seconds(run) * share / seconds for seconds in ours] for run in runs]
     while len(ours) < repetitions:
-        ours.append(timed(lambda: patch_sweep(model, task, case.site, direction=case.direction)))
+        ours.append(measure_seconds(lambda: patch_sweep(model, task, case.site, direction=case.direction)))
         for run, found in zip(runs, ratios, strict=True):
-            found.append(timed(run) * share / ours[-1])
+            found.append(measure_seconds(run) * share / ours[-1])
     worst = max(float((grid.per_pair[:, layer, c] - value).abs().max()) for found in values for (layer, c), value in found.items())
-    flops = 2 * grid.cost.forward_equivalents * full_work(model.info, case.tokens)
+    flops = 2 * grid.cost.forward_equivalents * prompt_macs(model.info, case.tokens)
     rate = flops / statistics.median(ours) / 1e9
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     plain = grid.per_pair[0].numel() * case.pairs + 2 * case.pairs
@@ -194,7 +194,7 @@ def measure(case: Case, model: Backend, directory: Path, repetitions: int) -> st
     )
 
 
-def timed(run: Callable[[], object]) -> float:
+def measure_seconds(run: Callable[[], object]) -> float:
     """Seconds."""
     began = time.perf_counter()
     run()
@@ -213,9 +213,9 @@ def main() -> None:
     sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
     shapes = ((1, 15), (32, 15), (8, 128))
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        places = {"bundled": find_source("bundled").directory}
+        places = {"bundled": locate_model("bundled").directory}
         if not chosen.quick:
-            places = {"gpt2-small": small_gpt2(Path(folder))} | places
+            places = {"gpt2-small": save_small_gpt2(Path(folder))} | places
         out.write(
             "| model | site | pairs | tokens | ours | over transformer_lens (range) | over nnsight (range) | cells of theirs timed | "
             "largest difference | forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n"
@@ -226,7 +226,7 @@ def main() -> None:
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
                     if tokens <= model.n_ctx and chosen.only in f"{name} {site} {pairs}x{tokens}":
-                        out.write(measure(Case(name, site, pairs, tokens), model, place, 1 if chosen.quick else chosen.repetitions) + "\n")
+                        out.write(format_row(SweepCase(name, site, pairs, tokens), model, place, 1 if chosen.quick else chosen.repetitions) + "\n")
                         out.flush()
 
 

@@ -12,11 +12,11 @@ import time
 
 from discovery import discover, load_model, load_task
 from discovery.graph import CONDITIONS, CircuitGraph
-from discovery.report.formatting import score
+from discovery.report.formatting import format_score
 from discovery.tasks import BUILTIN
 
 
-def row(name: str, circuit: CircuitGraph, seconds: float) -> str:
+def format_row(name: str, circuit: CircuitGraph, seconds: float) -> str:
     """One task's line."""
     held = circuit.evaluation.heldout
     cells = [name, f"**{circuit.verdict}**", ", ".join(node.label for node in circuit.members)]
@@ -26,7 +26,7 @@ def row(name: str, circuit: CircuitGraph, seconds: float) -> str:
             cells.append("not measured")
             continue
         f, k = found.faithfulness, found.knockout
-        cells.append(f"{score(f)} / {score(k)}")
+        cells.append(f"{format_score(f)} / {format_score(k)}")
     missed = [f"{c} {a}" for c in CONDITIONS for a in ("resample", "mean") if getattr(circuit.evaluation.conditions.of(c), a) != "holds"]
     stability = (circuit.evaluation.tests.get("stability") or {}).get("mean_jaccard")  # type: ignore[union-attr]
     cells += ["all hold" if not missed else "not: " + ", ".join(missed), "–" if stability is None else f"{stability:.2f}"]
@@ -48,7 +48,7 @@ def main() -> None:
         for name in BUILTIN:
             began = time.monotonic()
             circuit = discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit
-            lines.append(row(name, circuit, time.monotonic() - began))
+            lines.append(format_row(name, circuit, time.monotonic() - began))
             reasons += [f"- {name}: {reason}" for reason in circuit.reasons]
             out.write(f"{lines[-1]}\n")
             out.flush()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from discovery.methods.prompt_run import run_with_cache
     from discovery.tasks import load_task
 
-_HOMES = {
+_MODULE_OF = {
     "CircuitGraph": "discovery.graph",
     "ablate_heads": "discovery.methods.ablation",
     "add_features": "discovery.methods.features",
@@ -64,9 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'discovery' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.sites import Site
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
-MIN_REFERENCE = 8  # other prompts needed for a mean at the same position; below that, by label
+MIN_REFERENCE_PROMPTS = 8  # other prompts needed for a mean at the same position; below that, by label
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Edit:
             return changed
         return torch.where(self.where.unsqueeze(-1), changed, activation)
 
-    def at(self, position: Int[Tensor, "row"], ndim: int) -> Edit:
+    def at_position(self, position: Int[Tensor, "row"], ndim: int) -> Edit:
         """The same change for a batch that holds one position of each row.
 
         Args:
             position: of each row.
             ndim: of the activation, whose second dimension is then 1.
         """
-        value = _at(self.value, position, ndim, self.index)
-        return replace(self, value=value, where=None if self.where is None else _at(self.where, position, ndim - 1), index=None)
+        value = _take_position(self.value, position, ndim, self.index)
+        return replace(self, value=value, where=None if self.where is None else _take_position(self.where, position, ndim - 1), index=None)
 
 
-def _at(values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None) -> Tensor:
+def _take_position(values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None) -> Tensor:
     """[row 1 …] of what broadcasts to [row pos …]."""
     if values.ndim < ndim - 1:
         return values
@@ -106,7 +106,7 @@ class ReferencePlan:
     size: int
 
 
-def plan_reference(pairs: Sequence[Pair]) -> ReferencePlan:
+def plan_reference(pairs: Sequence[EncodedPair]) -> ReferencePlan:
     """Decide what each mean is over (INTERFACES, "Mean").
 
     At the same position over corrupted prompts of the same template and token count, leaving the pair itself out; with
@@ -118,7 +118,7 @@ def plan_reference(pairs: Sequence[Pair]) -> ReferencePlan:
     members: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
     keys: list[list[tuple[object, ...]]] = []
     for index, pair in enumerate(pairs):
-        enough = peers[pair.template, len(pair.clean)] - 1 >= MIN_REFERENCE
+        enough = peers[pair.template, len(pair.clean)] - 1 >= MIN_REFERENCE_PROMPTS
         names = {position: name for name, position in sorted(pair.labels.items(), reverse=True)}
         keys.append([])
         for position in range(len(pair.clean)):

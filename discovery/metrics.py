@@ -19,20 +19,20 @@ from torch import Tensor
 
 from discovery.sites import MetricName
 
-PAD = -1
+PAD_TOKEN = -1
 
 
-def pick(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+def gather_tokens(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row n"]) -> Float[Tensor, "row n"]:
     """The logits of each row's tokens; padding gives -inf."""
     picked = logits.gather(1, tokens.clamp(min=0))
-    return picked.masked_fill(tokens == PAD, float("-inf"))
+    return picked.masked_fill(tokens == PAD_TOKEN, float("-inf"))
 
 
 def logit_difference(
     logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
 ) -> Float[Tensor, "row"]:
     """logsumexp of the answers' logits minus that of the wrong answers', in nats."""
-    return pick(logits, answer).logsumexp(1) - pick(logits, wrong).logsumexp(1)
+    return gather_tokens(logits, answer).logsumexp(1) - gather_tokens(logits, wrong).logsumexp(1)
 
 
 def probability_difference(
@@ -40,7 +40,7 @@ def probability_difference(
 ) -> Float[Tensor, "row"]:
     """Summed probability of the answers minus that of the wrong answers."""
     log_probabilities = logits.log_softmax(1)
-    return pick(log_probabilities, answer).exp().sum(1) - pick(log_probabilities, wrong).exp().sum(1)
+    return gather_tokens(log_probabilities, answer).exp().sum(1) - gather_tokens(log_probabilities, wrong).exp().sum(1)
 
 
 def kl_divergence(logits: Float[Tensor, "row d_vocab"], clean: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:

@@ -45,8 +45,8 @@ _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
 _KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
 _FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
-_HOME: FeatureSite = "resid_pre"  # a feature's site where its name gives none
-_STAGES = ("resid_pre", "attention_head", "z", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")  # of a layer, in forward order
+_DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # a feature's site where its name gives none
+_FORWARD_ORDER = ("resid_pre", "attention_head", "z", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")  # of a layer, in forward order
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
 
 
@@ -100,7 +100,7 @@ class Node:
             return cls("mlp", int(found[1] or found[2]))
         if found := _FEATURE.fullmatch(word):
             layer, number = (int(part) for part in found.groups()[:4] if part is not None)
-            return feature(layer, number, found[5] or _HOME)  # type: ignore[arg-type]  # one of the sites in the pattern
+            return feature(layer, number, found[5] or _DEFAULT_FEATURE_SITE)  # type: ignore[arg-type]  # one of the sites in the pattern
         if key_value_place(word):
             raise SiteError(
                 f"{text!r} is a key-value head, which several query heads share, and not a head.",
@@ -115,7 +115,7 @@ class Node:
         if self.kind == "attention_head":
             return f"a{self.layer}.h{self.head}"
         if self.kind == "feature":
-            return f"f{self.layer}.{self.feature}{self._mark}"
+            return f"f{self.layer}.{self.feature}{self._site_suffix}"
         return f"m{self.layer}" if self.kind == "mlp" else self.kind
 
     @property
@@ -124,7 +124,7 @@ class Node:
         if self.kind == "attention_head":
             return f"L{self.layer}H{self.head}"
         if self.kind == "feature":
-            return f"L{self.layer}F{self.feature}{self._mark}"
+            return f"L{self.layer}F{self.feature}{self._site_suffix}"
         return f"MLP{self.layer}" if self.kind == "mlp" else self.kind
 
     @property
@@ -132,11 +132,11 @@ class Node:
         """Forward order: embed, then layer by layer the heads before the MLP, a feature where it is written, then logits."""
         if self.layer is None:
             return (-1, 0, 0) if self.kind == "embed" else (1 << 30, 0, 0)
-        return (self.layer, _STAGES.index(self.site or self.kind), self.head or self.feature or 0)
+        return (self.layer, _FORWARD_ORDER.index(self.site or self.kind), self.head or self.feature or 0)
 
     @property
-    def _mark(self) -> str:
-        return "" if self.site in (None, _HOME) else f"@{self.site}"
+    def _site_suffix(self) -> str:
+        return "" if self.site in (None, _DEFAULT_FEATURE_SITE) else f"@{self.site}"
 
     def __lt__(self, other: Node) -> bool:
         return self.order < other.order
@@ -193,7 +193,7 @@ def key_value_place(text: str) -> tuple[int, int] | None:
     return layer, index
 
 
-def written_at(node: Node) -> Site:
+def output_sites(node: Node) -> Site:
     """The site whose value a head or an MLP is: of heads [row pos head d_head], of MLPs [row pos d_model]."""
     return Site("z" if node.kind == "attention_head" else "mlp_out", node.layer or 0)
 
@@ -212,7 +212,7 @@ def mlp(layer: int) -> Node:
     return Node("mlp", layer)
 
 
-def feature(layer: int, number: int, site: FeatureSite = _HOME) -> Node:
+def feature(layer: int, number: int, site: FeatureSite = _DEFAULT_FEATURE_SITE) -> Node:
     """Feature `number` of the dictionary at a site of `layer`."""
     return Node("feature", layer, None, number, site)
 

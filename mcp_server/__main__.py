@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     command = next((n for n, word in enumerate(words) if not word.startswith("-")), None)
     if command is not None and words[command] == "serve":
-        from mcp_server.server.command import command_line as serve
+        from mcp_server.server.command import run_serve as serve
 
         return serve([*words[:command], *words[command + 1 :]])
     from discovery.cli import main as command_line

@@ -47,7 +47,7 @@ class UnknownModelError(ServerError):
         self.model_id = model_id
 
 
-class PlaceError(ServerError):
+class PathNotAllowedError(ServerError):
     """A path outside the directories that this server may read."""
 
 
@@ -55,8 +55,8 @@ class BusyError(ServerError):
     """More calls than may wait for one device."""
 
 
-def reported(what: str, fault: BaseException) -> str:
+def log_bug(what: str, error: BaseException) -> str:
     """Log a bug with its traceback; returns the text that may be shown, with the id to look for."""
     number = secrets.token_hex(4)
-    LOG.error("bug %s in %s", number, what, exc_info=(type(fault), fault, fault.__traceback__))
+    LOG.error("bug %s in %s", number, what, exc_info=(type(error), error, error.__traceback__))
     return f"Internal error {number} in {what}: a bug in Circuit Scout, not in the call.\nThe server's log has its traceback under that id."

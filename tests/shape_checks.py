@@ -14,7 +14,7 @@ from beartype import beartype
 from jaxtyping import AbstractArray
 
 
-def check(function: Callable[..., Any]) -> Callable[..., Any]:
+def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with its shaped arguments and results checked at each call; itself where it has none."""
     shaped = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
     if not shaped:

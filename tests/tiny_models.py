@@ -1,6 +1,6 @@
 """Tiny random models, saved as users save them, and random prompt pairs: everything seeded.
 
-Weights are drawn large enough (fan-in scaled, biases and norm gains included) that every part of a model moves its logits. `Shelf` keeps
+Weights are drawn large enough (fan-in scaled, biases and norm gains included) that every part of a model moves its logits. `TinyModels` keeps
 what a session has built and loaded; a loaded backend carries no state from one run to the next.
 """
 
@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from discovery.sites import BackendName, MetricName
-from discovery.tasks.task import Pair, Task
+from discovery.tasks.task import EncodedPair, Task
 
 VOCAB, CONTEXT = 31, 12
-NATIVE: Mapping[str, Any] = {
+NATIVE_FIELDS: Mapping[str, Any] = {
     "n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 6, "d_mlp": 20, "n_ctx": CONTEXT, "d_vocab": VOCAB, "act_fn": "gelu_new",
     "attn_only": False, "normalization_type": "LN", "eps": 1e-5, "positional_embedding_type": "standard",
 }  # fmt: skip
@@ -63,37 +63,37 @@ _SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "n
 _CLASSIC = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
 
 
-def _named(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
+def _config_factory(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
     return lambda c, **changes: getattr(c, kind)(**{"vocab_size": VOCAB, **sizes, **more} | changes)
 
 
 # Beyond those that every test runs on: norms behind the attention, residual streams that are scaled, biases by distance, experts …
-OTHERS: Mapping[str, Callable[..., Any]] = {
-    "bloom": _named("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
-    "codegen": _named("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
-    "falcon": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
-    "falcon_sequential": _named("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, parallel_attn=False),
-    "gemma2": _named("Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
-    "gemma3": _named("Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
-    "gpt_bigcode": _named("GPTBigCodeConfig", _CLASSIC),
-    "gpt_neo": _named(
+OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
+    "bloom": _config_factory("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
+    "codegen": _config_factory("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
+    "falcon": _config_factory("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    "falcon_sequential": _config_factory("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, parallel_attn=False),
+    "gemma2": _config_factory("Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gemma3": _config_factory("Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "gpt_bigcode": _config_factory("GPTBigCodeConfig", _CLASSIC),
+    "gpt_neo": _config_factory(
         "GPTNeoConfig",
         {"hidden_size": 16, "num_layers": 2, "num_heads": 2},
         attention_types=[[["global", "local"], 1]],
         window_size=3,
         max_position_embeddings=CONTEXT,
     ),
-    "gptj": _named("GPTJConfig", _CLASSIC, rotary_dim=4),
-    "granite": _named(
+    "gptj": _config_factory("GPTJConfig", _CLASSIC, rotary_dim=4),
+    "granite": _config_factory(
         "GraniteConfig", _SMALL, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=2.0, logits_scaling=3.0
     ),
-    "mixtral": _named("MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
-    "mpt": _named("MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT),
-    "neox_sequential": _named("GPTNeoXConfig", _SMALL, use_parallel_residual=False),
-    "olmo2": _named("Olmo2Config", _SMALL),
-    "phi": _named("PhiConfig", _SMALL),
-    "phi3": _named("Phi3Config", _SMALL),
-    "qwen2_moe": _named(
+    "mixtral": _config_factory("MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
+    "mpt": _config_factory("MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT),
+    "neox_sequential": _config_factory("GPTNeoXConfig", _SMALL, use_parallel_residual=False),
+    "olmo2": _config_factory("Olmo2Config", _SMALL),
+    "phi": _config_factory("PhiConfig", _SMALL),
+    "phi3": _config_factory("Phi3Config", _SMALL),
+    "qwen2_moe": _config_factory(
         "Qwen2MoeConfig",
         _SMALL,
         num_key_value_heads=1,
@@ -102,9 +102,9 @@ OTHERS: Mapping[str, Callable[..., Any]] = {
         moe_intermediate_size=12,
         shared_expert_intermediate_size=12,
     ),
-    "qwen3": _named("Qwen3Config", _SMALL, num_key_value_heads=1, head_dim=6),
-    "starcoder2": _named("Starcoder2Config", _SMALL, num_key_value_heads=1),
-    "xglm": _named("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
+    "qwen3": _config_factory("Qwen3Config", _SMALL, num_key_value_heads=1, head_dim=6),
+    "starcoder2": _config_factory("Starcoder2Config", _SMALL, num_key_value_heads=1),
+    "xglm": _config_factory("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
 }
 # Query heads and key-value heads of Llamas, by name.
 GROUPED: Mapping[str, tuple[int, int]] = {
@@ -113,14 +113,14 @@ GROUPED: Mapping[str, tuple[int, int]] = {
     "llama_8_1": (8, 1),
     "llama_4_4": (4, 4),
 }
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+SPECIAL_TOKEN_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
-def hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
+def save_hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
     """Save a random Hugging Face model of an architecture; without a tokenizer."""
     import transformers
 
-    config = {**ARCHITECTURES, **OTHERS}[kind](transformers, **SPECIAL | changes)
+    config = {**ARCHITECTURES, **OTHER_ARCHITECTURES}[kind](transformers, **SPECIAL_TOKEN_IDS | changes)
     module = transformers.AutoModelForCausalLM.from_config(config)
     randomise(module, seed)
     module.save_pretrained(folder)
@@ -132,10 +132,10 @@ def grouped(folder: Path, name: str) -> Path:
     heads, kv_heads = GROUPED[name]
     sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
     sizes |= {"num_hidden_layers": 2, "hidden_size": 4 * heads, "head_dim": 4}
-    return hugging_face(folder, "llama", **sizes)
+    return save_hugging_face(folder, "llama", **sizes)
 
 
-def tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
+def save_tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
     """Save a word tokenizer beside a model; ids 0 and 1 are <s> and <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -148,7 +148,7 @@ def tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees",
     return folder
 
 
-def plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_plain_module(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A Hugging Face directory's module as transformers loads it: the reference, never wrapped."""
     import transformers
 
@@ -170,7 +170,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 @dataclass(frozen=True)
-class Native:
+class NativeCheckpoint:
     """A random model in TransformerLens's format, and where it is saved."""
 
     path: Path
@@ -185,14 +185,14 @@ class Native:
         return self.path
 
 
-def native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **changes: Any) -> Native:
+def save_native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **changes: Any) -> NativeCheckpoint:
     """Save a random native model.
 
     Args:
         without: endings of the weights to leave out, e.g. "b_O".
         changes: fields of tl_config.json that differ from `NATIVE`.
     """
-    config = {**NATIVE, **changes}
+    config = {**NATIVE_FIELDS, **changes}
     rng = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in native_shapes(config).items():
@@ -206,7 +206,7 @@ def native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **change
             drawn = 1.5 * drawn / shape[-2] ** 0.5
         if not name.endswith(tuple(without)):
             state[name] = drawn
-    made = Native(folder, config, state)
+    made = NativeCheckpoint(folder, config, state)
     made.save()
     return made
 
@@ -239,10 +239,10 @@ def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class Shelf:
+class TinyModels:
     """Models built once in a folder and loaded once, by name.
 
-    Names: an architecture of `ARCHITECTURES` or `OTHERS`, a Llama of `GROUPED`, "native"
+    Names: an architecture of `ARCHITECTURES` or `OTHER_ARCHITECTURES`, a Llama of `GROUPED`, "native"
     (sequential, LayerNorm, learned positions), "attn_only" (no MLP, no norm) or "rotary" (native,
     RMS norm, grouped keys).
     """
@@ -250,7 +250,7 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._loaded: dict[tuple[str, BackendName, str], Any] = {}
-        self._natives: dict[str, Native] = {}
+        self._natives: dict[str, NativeCheckpoint] = {}
 
     def path(self, name: str) -> Path:
         """The model's directory, made where it is not there yet."""
@@ -259,9 +259,9 @@ class Shelf:
         folder = self.folder / name
         if folder.is_dir():
             return folder
-        return grouped(folder, name) if name in GROUPED else hugging_face(folder, name)
+        return grouped(folder, name) if name in GROUPED else save_hugging_face(folder, name)
 
-    def native(self, name: str) -> Native:
+    def native(self, name: str) -> NativeCheckpoint:
         """The weights of a native model."""
         changes: dict[str, dict[str, Any]] = {
             "native": {},
@@ -269,7 +269,7 @@ class Shelf:
             "rotary": {"normalization_type": "RMS", "positional_embedding_type": "rotary", "n_heads": 4, "n_key_value_heads": 2},
         }
         if name not in self._natives:
-            self._natives[name] = native(self.folder / name, **changes[name])
+            self._natives[name] = save_native(self.folder / name, **changes[name])
         return self._natives[name]
 
     def load(self, name: str, backend: BackendName = "transformerlens", dtype: str = "float32") -> Any:
@@ -291,7 +291,7 @@ def random_pairs(
     templates: int = 1,
     labelled: bool = False,
     d_vocab: int = VOCAB,
-) -> tuple[Pair, ...]:
+) -> tuple[EncodedPair, ...]:
     """Pairs of random tokens, one for each length.
 
     Args:
@@ -314,12 +314,12 @@ def random_pairs(
         labels = {"first": places[0], "end": length - 1} if labelled else {}
         if labelled and number % 2 == 0:
             labels["middle"] = length // 2
-        made.append(Pair(tuple(clean), tuple(corrupted), tuple(answer), tuple(wrong), f"t{number % templates}", labels))
+        made.append(EncodedPair(tuple(clean), tuple(corrupted), tuple(answer), tuple(wrong), f"t{number % templates}", labels))
     return tuple(made)
 
 
 @dataclass
-class Words:
+class ToyTokenizer:
     """A tokenizer: every word with the space before it is a token, and one of more than six letters is two; ids by first sight."""
 
     bos: bool = False
@@ -336,21 +336,21 @@ class Words:
         """Text."""
         return "".join(list(self.pieces)[i] for i in ids)
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         """Whether it holds the one word that is not known."""
         return "Xyzzy" in text
 
 
 @dataclass(frozen=True)
-class Readable:
+class FakeModel:
     """What a task needs of a model."""
 
-    tokenizer: Words | None = field(default_factory=Words)
+    tokenizer: ToyTokenizer | None = field(default_factory=ToyTokenizer)
     d_vocab: int = 1000
     n_logits: int = 1000
     n_ctx: int = 20
 
 
-def as_task(pairs: Sequence[Pair], metric: MetricName = "logit_difference", name: str = "tiny") -> Task:
+def as_task(pairs: Sequence[EncodedPair], metric: MetricName = "logit_difference", name: str = "tiny") -> Task:
     """All pairs as one task, all of them in the discovery split."""
     return Task(name, tuple(pairs), ("discovery",) * len(pairs), "none", metric)

@@ -77,7 +77,7 @@ def directions_module(directions: Tensor, hook: str, **metadata: Any):
     return module
 
 
-def both_ways(d_in: int, seed: int | None = None) -> Tensor:
+def signed_basis(d_in: int, seed: int | None = None) -> Tensor:
     """The unit vectors (turned by a random rotation where a seed is given) and their opposites: reconstruction is exact."""
     basis = torch.eye(d_in)
     if seed is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from discovery.tasks.builtin import BUILTIN
 from training.corpus import SHARES
-from training.heldout import WORDINGS
+from training.heldout import HELDOUT_TEMPLATES
 from training.train_bundled import BUNDLED, RECORD
 
 EVALUATION = "evaluation.json"
@@ -64,7 +64,7 @@ verdict; `circuit-scout discover` gives that.
 """
 
 
-def card(folder: Path) -> str:
+def format_card(folder: Path) -> str:
     """The card's text."""
     record, measured = (json.loads((folder / name).read_text()) for name in (RECORD, EVALUATION))
     config = json.loads((folder / "config.json").read_text())
@@ -79,7 +79,7 @@ def card(folder: Path) -> str:
         **{**recipe, "sparsity": sparsity}, loss=record["loss"], seconds=record["seconds"], threads=record["threads"],
         vocabulary=config["vocab_size"], parameters=measured["parameters"],
         shares=", ".join(f"{_TITLES[name]} {share:.0%}" for name, share in SHARES.items()),
-        wordings=", ".join(f"`{wording}`" for name in BUILTIN for wording in sorted(WORDINGS[name])),
+        wordings=", ".join(f"`{wording}`" for name in BUILTIN for wording in sorted(HELDOUT_TEMPLATES[name])),
     )  # fmt: skip
     text += "\n".join(_accuracy(name, measured[name]) for name in BUILTIN)
     names = ", ".join(
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=BUNDLED)
     folder = parser.parse_args().model
-    (folder / "MODEL_CARD.md").write_text(card(folder))
+    (folder / "MODEL_CARD.md").write_text(format_card(folder))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ Nodes = frozenset[str]
 
 
 @dataclass
-class Bench:
+class HookedAblation:
     """A model on the pairs of one behaviour, with caches for ablation."""
 
     model: GPT2LMHeadModel
     tokenizer: PreTrainedTokenizerBase
     probability: bool
     pairs: Sequence[PromptPair]
-    memory: dict[tuple[Nodes, str], float] = field(default_factory=dict)
+    means_by_set: dict[tuple[Nodes, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.model.config
@@ -71,9 +71,9 @@ class Bench:
     def mean(self, kept: Nodes, ablation: str) -> float:
         """m(kept)."""
         key = (kept, ablation)
-        if key not in self.memory:
-            self.memory[key] = float(self.metric(kept, ablation).mean())
-        return self.memory[key]
+        if key not in self.means_by_set:
+            self.means_by_set[key] = float(self.metric(kept, ablation).mean())
+        return self.means_by_set[key]
 
     def f(self, kept: Nodes, ablation: str) -> float:
         """f(kept): 1 for the whole universe, 0 for the empty set."""
@@ -136,7 +136,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ConditionGaps:
     """How far a set meets the conditions (a) to (d), the worst of both ablations where one number is given.
 
     Attributes:
@@ -147,30 +147,30 @@ class Verdict:
     nodes: Nodes
     faithfulness: dict[str, float]
     knockout: dict[str, float]
-    inside: float
-    outside: float
-    least: float
+    gap_inside: float
+    gap_outside: float
+    least_effect: float
 
     @property
     def excess(self) -> float:
         """How far the worst condition is missed, each in units of its own tolerance; below 0 where all hold."""
         far = [abs(1 - value) / 0.2 for value in self.faithfulness.values()]
         far += [abs(value) / 0.2 for value in self.knockout.values()]
-        return max(*far, self.inside / 0.2, self.outside / 0.1, 2 - self.least / 0.02) - 1
+        return max(*far, self.gap_inside / 0.2, self.gap_outside / 0.1, 2 - self.least_effect / 0.02) - 1
 
 
-def judge(bench: Bench, nodes: Nodes) -> Verdict:
+def measure_conditions(bench: HookedAblation, nodes: Nodes) -> ConditionGaps:
     """The set against the conditions."""
     rest = bench.universe - nodes
     f = bench.f
     inside = [abs(f(nodes - {u}, a) - f(bench.universe - {u}, a)) for a in ABLATIONS for u in nodes]
     outside = [abs(f(nodes | {v}, a) - f(nodes, a)) for a in ABLATIONS for v in rest]
     faithfulness, knockout = ({a: f(kept, a) for a in ABLATIONS} for kept in (nodes, rest))
-    least = min((effect(bench, nodes, node, a) for a in ABLATIONS for node in sorted(nodes)), default=0.0)
-    return Verdict(nodes, faithfulness, knockout, max(inside, default=0.0), max(outside, default=0.0), least)
+    least = min((largest_effect(bench, nodes, node, a) for a in ABLATIONS for node in sorted(nodes)), default=0.0)
+    return ConditionGaps(nodes, faithfulness, knockout, max(inside, default=0.0), max(outside, default=0.0), least)
 
 
-def effect(bench: Bench, nodes: Nodes, node: str, ablation: str) -> float:
+def largest_effect(bench: HookedAblation, nodes: Nodes, node: str, ablation: str) -> float:
     """What the node adds to f of the set, in the first context (none or one other node gone) where that is plain, else at most."""
     most = 0.0
     for other in (node, *sorted(nodes - {node})):
@@ -181,7 +181,7 @@ def effect(bench: Bench, nodes: Nodes, node: str, ablation: str) -> float:
     return most
 
 
-def prune(bench: Bench) -> list[Nodes]:
+def prune_greedily(bench: HookedAblation) -> list[Nodes]:
     """Sets from the universe, idle nodes left out, down to one node: at each size the one that keeps (a) and (b) best."""
 
     def miss(nodes: Nodes) -> float:
@@ -196,12 +196,12 @@ def prune(bench: Bench) -> list[Nodes]:
     return path
 
 
-def search(bench: Bench) -> Verdict:
+def find_best_set(bench: HookedAblation) -> ConditionGaps:
     """The set that meets (a) to (d) best: the best of the pruning path, and then of its neighbours while that helps."""
-    best = min((judge(bench, nodes) for nodes in prune(bench)), key=lambda verdict: verdict.excess)
+    best = min((measure_conditions(bench, nodes) for nodes in prune_greedily(bench)), key=lambda verdict: verdict.excess)
     while True:
         near = [best.nodes ^ {node} for node in sorted(bench.universe)]
-        better = min((judge(bench, nodes) for nodes in near if nodes), key=lambda verdict: verdict.excess)
+        better = min((measure_conditions(bench, nodes) for nodes in near if nodes), key=lambda verdict: verdict.excess)
         if better.excess >= best.excess:
             return best
         best = better

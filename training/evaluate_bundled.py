@@ -18,32 +18,32 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from discovery.tasks.builtin import BUILTIN, generate
-from discovery.tasks.builtin.tokenizer_filter import Sieve
+from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
 from discovery.tasks.builtin.words import NAMES
 from discovery.tasks.pairs import MarkedPair, PromptPair
-from training.circuits import ABLATIONS, Bench, judge, search
-from training.corpus import draws
-from training.heldout import WORDINGS, held_out
+from training.circuits import ABLATIONS, HookedAblation, find_best_set, measure_conditions
+from training.corpus import make_samplers
+from training.heldout import HELDOUT_TEMPLATES, is_held_out
 from training.train_bundled import BUNDLED
 
 LOG = logging.getLogger("evaluate_bundled")
 _SEED = 20_000
 
 
-def unseen(name: str, sieve: Sieve, pairs: int, wordings: list[str], combinations: bool) -> tuple[PromptPair, ...]:
+def sample_unseen(name: str, sieve: TokenizerFilter, pairs: int, wordings: list[str], only_held_out: bool) -> tuple[PromptPair, ...]:
     """Pairs in the given wordings; with `combinations`, only of held-out words."""
-    rng, draw = random.Random(_SEED), draws()[name]
+    rng, draw = random.Random(_SEED), make_samplers()[name]
 
     def propose(place: int) -> MarkedPair:
         while True:
             pair = draw(rng, wordings[place % len(wordings)])
-            if not combinations or held_out(name, pair):
+            if not only_held_out or is_held_out(name, pair):
                 return pair
 
-    return sieve.collect(propose, pairs)
+    return sieve.collect_pairs(propose, pairs)
 
 
-def accuracy(bench: Bench) -> dict[str, float]:
+def measure_accuracy(bench: HookedAblation) -> dict[str, float]:
     """Accuracy, and how often the most probable token is an answer."""
     logits = bench.logits()
     chances = logits.softmax(-1)
@@ -52,7 +52,7 @@ def accuracy(bench: Bench) -> dict[str, float]:
     return {"accuracy": round(float((right > wrong).float().mean()), 4), "top1": round(float(top), 4)}
 
 
-def against_names(bench: Bench, names: set[int]) -> float:
+def accuracy_against_names(bench: HookedAblation, names: set[int]) -> float:
     """Indirect objects: how often the answer beats every other name of the prompt."""
     logits, won = bench.logits(), 0
     for at, row in enumerate(bench.clean):
@@ -61,43 +61,43 @@ def against_names(bench: Bench, names: set[int]) -> float:
     return round(won / len(logits), 4)
 
 
-def behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve, search: bool) -> dict[str, object]:
+def measure_behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], HookedAblation], sieve: TokenizerFilter, search_circuits: bool) -> dict[str, object]:
     """Everything the card says of one behaviour."""
-    known = [wording for wording in BUILTIN[name].wordings if wording not in WORDINGS[name]]
+    known = [wording for wording in BUILTIN[name].wordings if wording not in HELDOUT_TEMPLATES[name]]
     sets = {
-        "new_combinations": unseen(name, sieve, 500, known, True),
-        "new_wordings": unseen(name, sieve, 500, sorted(WORDINGS[name]), True),
+        "new_combinations": sample_unseen(name, sieve, 500, known, True),
+        "new_wordings": sample_unseen(name, sieve, 500, sorted(HELDOUT_TEMPLATES[name]), True),
     }
     out: dict[str, object] = {}
     for label, pairs in sets.items():
         bench = make(pairs)
-        out[label] = accuracy(bench)
+        out[label] = measure_accuracy(bench)
         if name == "ioi":
             ids = {sieve.tokenizer.encode(f"The {first}")[-1] for first in NAMES}
-            out[label] = {**accuracy(bench), "beats_every_name": against_names(bench, ids)}
+            out[label] = {**measure_accuracy(bench), "beats_every_name": accuracy_against_names(bench, ids)}
         bench.close()
     bench = make(generate(name, sieve.tokenizer, 240, 0))
     clean, corrupted = bench.score(bench.logits()), bench.score(bench.logits(corrupted=True))
-    out["task"] = {**accuracy(bench), "metric_clean": float(clean.mean()), "metric_corrupted": float(corrupted.mean())}
+    out["task"] = {**measure_accuracy(bench), "metric_clean": float(clean.mean()), "metric_corrupted": float(corrupted.mean())}
     out["alone"] = max((min(bench.f(frozenset({node}), a) for a in ABLATIONS), node) for node in sorted(bench.universe) if node[0] == "a")
     bench.close()
-    if search:
-        out.update(circuits(name, make, sieve))
+    if search_circuits:
+        out.update(measure_circuits(name, make, sieve))
     return out
 
 
-def circuits(name: str, make: Callable[[tuple[PromptPair, ...]], Bench], sieve: Sieve) -> dict[str, object]:
+def measure_circuits(name: str, make: Callable[[tuple[PromptPair, ...]], HookedAblation], sieve: TokenizerFilter) -> dict[str, object]:
     """The circuit found on 160 pairs, measured there and on 240 fresh ones."""
     bench = make(generate(name, sieve.tokenizer, 160, 0))
-    nodes = search(bench).nodes
+    nodes = find_best_set(bench).nodes
     bench.close()
     out: dict[str, object] = {"circuit": sorted(nodes)}
     for label, pairs, seed in (("sought_on", 160, 0), ("fresh_pairs", 240, 1)):
         bench = make(generate(name, sieve.tokenizer, pairs, seed))
-        found = judge(bench, nodes)
+        found = measure_conditions(bench, nodes)
         out[label] = {
-            "faithfulness": found.faithfulness, "knockout": found.knockout, "completeness_in": found.inside,
-            "completeness_out": found.outside, "least_effect": found.least, "excess": found.excess,
+            "faithfulness": found.faithfulness, "knockout": found.knockout, "completeness_in": found.gap_inside,
+            "completeness_out": found.gap_outside, "least_effect": found.least_effect, "excess": found.excess,
         }  # fmt: skip
         bench.close()
     return out
@@ -117,8 +117,8 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model).eval()
     result: dict[str, object] = {"parameters": model.num_parameters()}
     for name, task in BUILTIN.items():
-        make = partial(Bench, model, tokenizer, task.metric == "probability_difference")
-        result[name] = behaviour(name, make, Sieve(tokenizer, name), not given.no_circuits)
+        make = partial(HookedAblation, model, tokenizer, task.metric == "probability_difference")
+        result[name] = measure_behaviour(name, make, TokenizerFilter(tokenizer, name), not given.no_circuits)
         LOG.info("%s %s", name, json.dumps(result[name], indent=1))
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 
-from discovery.tasks.builtin.induction import SHAPES
+from discovery.tasks.builtin.induction import LIST_SHAPES
 from discovery.tasks.pairs import MarkedPair
 
-WORDINGS: dict[str, frozenset[str]] = {
+HELDOUT_TEMPLATES: dict[str, frozenset[str]] = {
     "ioi": frozenset({"while_lunch", "lunch_today"}),
     "induction": frozenset({"seven_then_three", "nine_and_two"}),
     "greater_than": frozenset({"began_until"}),
@@ -20,17 +20,17 @@ WORDINGS: dict[str, frozenset[str]] = {
 }
 """Behaviour -> wordings that are in no training sentence."""
 
-_ONE_IN = 10
+_HELDOUT_ONE_IN = 10
 
 
-def held_out(name: str, pair: MarkedPair) -> bool:
+def is_held_out(name: str, pair: MarkedPair) -> bool:
     """Whether a combination of this pair (either side) belongs to the held-out tenth."""
-    return any(_hash(name, combination) % _ONE_IN == 0 for combination in _combinations(name, pair))
+    return any(_hash(name, combination) % _HELDOUT_ONE_IN == 0 for combination in _combinations(name, pair))
 
 
 def listed_words(pair: MarkedPair) -> list[str]:
     """The words of an induction pair's first list."""
-    return [word.rstrip(",") for word in pair.clean.split()[1 : 1 + SHAPES[pair.template].length]]
+    return [word.rstrip(",") for word in pair.clean.split()[1 : 1 + LIST_SHAPES[pair.template].length]]
 
 
 def _combinations(name: str, pair: MarkedPair) -> list[tuple[str, ...]]:

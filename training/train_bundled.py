@@ -31,7 +31,7 @@ RECORD = "training.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ModelRecipe:
     """Everything that decides the weights."""
 
     seed: int = 0
@@ -47,21 +47,21 @@ class Recipe:
     sparsity: float = 0.003
 
 
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+PaddedBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Tokens, positions and targets, each [row pos]; a target is -100 where there is nothing to predict."""
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[list[Rows]]:
+def batches(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> Iterator[list[PaddedBatch]]:
     """Endless batches, each in two halves, the shorter sentences and the longer, so that less is padding."""
     stream, rng = sentences(recipe.seed), random.Random(recipe.seed + 1)
     while True:
         encoded = tokenizer(list(islice(stream, recipe.rows)))["input_ids"]
         rows = sorted(([*ids, tokenizer.eos_token_id] for ids in encoded), key=len)
         half = len(rows) // 2
-        yield [_rows(part, tokenizer.eos_token_id, recipe.context, rng) for part in (rows[:half], rows[half:])]
+        yield [_pad_rows(part, tokenizer.eos_token_id, recipe.context, rng) for part in (rows[:half], rows[half:])]
 
 
-def _rows(rows: list[list[int]], filler: int, context: int, rng: random.Random) -> Rows:
+def _pad_rows(rows: list[list[int]], filler: int, context: int, rng: random.Random) -> PaddedBatch:
     """Sentences as tensors; half of them start at position 0, the others anywhere."""
     length = len(rows[-1])
     tokens, targets = torch.full((len(rows), length), filler), torch.full((len(rows), length), -100)
@@ -72,14 +72,14 @@ def _rows(rows: list[list[int]], filler: int, context: int, rng: random.Random) 
     return tokens, torch.tensor(starts)[:, None] + torch.arange(length), targets
 
 
-def rate(step: int, recipe: Recipe) -> float:
+def learning_rate_factor(step: int, recipe: ModelRecipe) -> float:
     """The learning rate's factor: linear warm-up, then half a cosine down to zero."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
 
 
-def fresh(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> GPT2LMHeadModel:
+def untrained_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> GPT2LMHeadModel:
     """The untrained model."""
     torch.manual_seed(recipe.seed)
     config = GPT2Config(
@@ -100,7 +100,7 @@ class NodeNorms:
             block.attn.c_proj.register_forward_pre_hook(self._attention)
             block.mlp.register_forward_hook(self._mlp)
 
-    def take(self) -> torch.Tensor:
+    def pop_total(self) -> torch.Tensor:
         """The sum since the last call: per node the mean over rows and positions."""
         total, self.total = self.total, torch.zeros(())
         return total
@@ -116,15 +116,15 @@ class NodeNorms:
         self.total = self.total + (output.square().sum(-1) + 1e-6).sqrt().mean()
 
 
-def train(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> tuple[GPT2LMHeadModel, float]:
+def train(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> tuple[GPT2LMHeadModel, float]:
     """The trained model and its mean loss (nats a token) over the last hundred steps."""
-    model = fresh(tokenizer, recipe)
+    model = untrained_model(tokenizer, recipe)
     norms = NodeNorms(model, recipe.heads) if recipe.sparsity else None
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
     losses: list[float] = []
     norm = 0.0
     begun = time.monotonic()
@@ -137,7 +137,7 @@ def train(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> tuple[GPT2LMHea
             loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum") / predicted
             losses[-1] += loss.item()
             if norms is not None:
-                taken = norms.take() / len(parts)
+                taken = norms.pop_total() / len(parts)
                 norm = taken.item() * len(parts)
                 loss = loss + recipe.sparsity * taken
             loss.backward()
@@ -155,18 +155,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUNDLED)
     parser.add_argument("--threads", type=int, default=1, help="the bundled weights were made with 1; another number rounds otherwise")
-    for name, value in asdict(Recipe()).items():
+    for name, value in asdict(ModelRecipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())
     out: Path = given.pop("out")
     torch.set_num_threads(given.pop("threads"))
-    recipe = Recipe(**given)
+    recipe = ModelRecipe(**given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     begun = time.monotonic()
-    tokenizer = vocabulary.build(recipe.seed, recipe.context)
+    tokenizer = vocabulary.build_word_tokenizer(recipe.seed, recipe.context)
     model, loss = train(tokenizer, recipe)
     out.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(tokenizer, out)
+    vocabulary.save_tokenizer(tokenizer, out)
     model.save_pretrained(out)
     record = {
         "recipe": asdict(recipe),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from discovery import load_model, train_sae
-from discovery.features.directory import copy_dictionary
+from discovery.features.directory import copy_sae
 from training.corpus import sentences
 
 LOG = logging.getLogger("train_bundled_sae")
@@ -60,7 +60,7 @@ def main() -> None:
             runs_dir=given.runs_dir or Path(folder, "runs"),
             on_event=lambda event: LOG.info("%s: %s", event["stage"], event["concluded"]),
         )
-        copy_dictionary(trained.directory, given.out)
+        copy_sae(trained.directory, given.out)
         journal = [json.loads(line) for line in (trained.path / "events.jsonl").read_text().splitlines()]
         seconds = json.loads((trained.path / "run.json").read_text())["cost"]["seconds"]
     curve = [{name: event["measured"][name] for name in ("step", "heldout")} for event in journal if event["stage"] == "train"]

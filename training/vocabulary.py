@@ -21,7 +21,7 @@ _PIECES = r"▁?\d{1,2}|▁?\p{L}+|▁?[^\s\p{L}\d▁]|▁"
 _SAMPLE = 60_000
 
 
-def build(seed: int, context: int) -> PreTrainedTokenizerFast:
+def build_word_tokenizer(seed: int, context: int) -> PreTrainedTokenizerFast:
     """The tokenizer over every word of the lists and of a sample of all sentences, held-out wordings included."""
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -29,7 +29,7 @@ def build(seed: int, context: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     pieces = set(words.YEARS)
-    for text in (*islice(sentences(seed, training=False), _SAMPLE), *_lists()):
+    for text in (*islice(sentences(seed, exclude_held_out=False), _SAMPLE), *_lists()):
         pieces.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
     vocabulary = {piece: index for index, piece in enumerate([END, UNKNOWN, *sorted(pieces)])}
     tokenizer.model = models.WordLevel(vocabulary, unk_token=UNKNOWN)
@@ -39,7 +39,7 @@ def build(seed: int, context: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json, the latter with the class name that every transformers version knows."""
     tokenizer.save_pretrained(folder)
     config = folder / "tokenizer_config.json"
@@ -49,4 +49,4 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 def _lists() -> list[str]:
     """The word lists as texts."""
     nouns = words.PEOPLE + words.THINGS
-    return [" ".join(("The", *words.NAMES, *words.PLACES, *words.OBJECTS, *words.EVENTS, *words.MATTER, *nouns, *(f"{n}s" for n in nouns)))]
+    return [" ".join(("The", *words.NAMES, *words.PLACES, *words.OBJECTS, *words.EVENTS, *words.OTHER_NOUNS, *nouns, *(f"{n}s" for n in nouns)))]

@@ -23,11 +23,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
     "silu": functional.silu,
 }
-CENTRED, SCALED_ONLY = ("LN", "LNPre"), ("RMS", "RMSPre")
+CENTRED_NORMS, SCALED_NORMS = ("LN", "LNPre"), ("RMS", "RMSPre")
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """What one forward pass saw.
 
     Attributes:
@@ -48,7 +48,7 @@ class Replacement:
     value: Tensor
     rows: Tensor | None = None
 
-    def onto(self, computed: Tensor) -> Tensor:
+    def apply_to(self, computed: Tensor) -> Tensor:
         """The computed value with the replacement in its rows."""
         value = self.value.to(computed.dtype)
         if value.shape != computed.shape:
@@ -66,13 +66,13 @@ def node_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def forward(
+def run_forward(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor],
     tokens: Tensor,
     replace: Mapping[str, Tensor | Replacement] | None = None,
     dtype: torch.dtype = torch.float64,
-) -> Pass:
+) -> ForwardPass:
     """Run token ids [batch pos] through the model, some nodes replaced.
 
     Args:
@@ -94,7 +94,7 @@ def forward(
     patterns: dict[str, Tensor] = {}
 
     def settle(name: str, computed: Tensor) -> Tensor:
-        nodes[name] = edits[name].onto(computed) if name in edits else computed
+        nodes[name] = edits[name].apply_to(computed) if name in edits else computed
         return nodes[name]
 
     resid = _embed(config, weights, tokens)
@@ -112,7 +112,7 @@ def forward(
             resid = resid + settle(f"m{layer}", _mlp(config, weights, f"{block}.mlp", read))
     final = _norm(config, weights, "ln_final", resid)
     logits = final @ weights["unembed.W_U"] + weights.get("unembed.b_U", torch.zeros((), dtype=dtype))
-    return Pass(logits, nodes, patterns)
+    return ForwardPass(logits, nodes, patterns)
 
 
 def _embed(config: Mapping[str, Any], weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
@@ -131,9 +131,9 @@ def _norm(config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, r
     kind = config["normalization_type"]
     if kind is None:
         return resid
-    if kind not in CENTRED + SCALED_ONLY:
-        raise ValueError(f"normalisation {kind!r}: this forward pass knows {(*CENTRED, *SCALED_ONLY)} and None")
-    if kind in CENTRED:
+    if kind not in CENTRED_NORMS + SCALED_NORMS:
+        raise ValueError(f"normalisation {kind!r}: this forward pass knows {(*CENTRED_NORMS, *SCALED_NORMS)} and None")
+    if kind in CENTRED_NORMS:
         resid = resid - resid.mean(-1, keepdim=True)
     resid = resid / (resid.square().mean(-1, keepdim=True) + config.get("eps", 1e-5)).sqrt()
     if kind in ("LN", "RMS"):

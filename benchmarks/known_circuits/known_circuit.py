@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.known_circuits.forward import node_names
-from benchmarks.known_circuits.prompts import Pair
-from benchmarks.known_circuits.weights import Array, Head, Layout, Mlp
+from benchmarks.known_circuits.prompts import TokenPair
+from benchmarks.known_circuits.weights import Array, Head, Mlp, ResidualLayout
 
 LOGIT_GAIN = 6.0
 BIAS_STD = 0.02
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerWeights:
     """The heads of one layer, in order, and its MLP (all layers of a model have one, or none has)."""
 
     heads: tuple[Head, ...]
@@ -30,7 +30,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Case:
+class KnownCircuit:
     """A model in TransformerLens's native format, its task, and what each node is.
 
     Attributes:
@@ -45,9 +45,9 @@ class Case:
     summary: str
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[TokenPair, ...]
     roles: Mapping[str, str]
-    layout: Layout
+    layout: ResidualLayout
 
     @property
     def universe(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Case:
         (directory / "task.jsonl").write_text("".join(json.dumps(pair.record()) + "\n" for pair in self.pairs))
         return directory
 
-    def random_twin(self, seed: int) -> Case:
+    def random_twin(self, seed: int) -> KnownCircuit:
         """The same shapes and the same task with untrained weights: N(0, 1/fan in), unit norm gains, zero biases.
 
         No circuit is in it: its accuracy is near chance.
@@ -79,12 +79,12 @@ class Case:
 def assemble(
     name: str,
     summary: str,
-    layout: Layout,
-    layers: Sequence[Layer],
-    pairs: tuple[Pair, ...],
+    layout: ResidualLayout,
+    layers: Sequence[LayerWeights],
+    pairs: tuple[TokenPair, ...],
     rng: np.random.Generator,
     norm: float | None = None,
-) -> Case:
+) -> KnownCircuit:
     """Stack the layers into a model.
 
     Args:
@@ -105,7 +105,7 @@ def assemble(
     }
     roles: dict[str, str] = {}
     for index, layer in enumerate(layers):
-        arrays |= _block(f"blocks.{index}", layer, rng.normal(0.0, BIAS_STD, layout.d_model))
+        arrays |= _block_arrays(f"blocks.{index}", layer, rng.normal(0.0, BIAS_STD, layout.d_model))
         roles |= {f"a{index}.h{number}": head.role for number, head in enumerate(layer.heads)}
         roles |= {} if layer.mlp is None else {f"m{index}": layer.mlp.role}
     if norm is not None:
@@ -114,10 +114,10 @@ def assemble(
         arrays |= {f"{place}.w": np.full(layout.d_model, norm) for place in places}
         arrays |= {f"{place}.b": np.zeros(layout.d_model) for place in places}
     state = {key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()}
-    return Case(name, summary, config, state, pairs, roles, layout)
+    return KnownCircuit(name, summary, config, state, pairs, roles, layout)
 
 
-def _block(block: str, layer: Layer, b_O: Array) -> dict[str, Array]:
+def _block_arrays(block: str, layer: LayerWeights, b_O: Array) -> dict[str, Array]:
     letters = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
     arrays = {f"{block}.attn.{letter}": np.stack([getattr(head, letter) for head in layer.heads]) for letter in letters}
     arrays[f"{block}.attn.b_O"] = b_O

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.known_circuits.weights import Layout
+from benchmarks.known_circuits.weights import ResidualLayout
 
 Chunk = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Pair:
+class TokenPair:
     """One line of a task file: token ids, no strings."""
 
     clean: tuple[int, ...]
@@ -49,10 +49,10 @@ class Scheme:
     cue: tuple[str, str] | None = None
 
 
-def write_pairs(scheme: Scheme, layout: Layout, per_template: int, seed: int) -> tuple[Pair, ...]:
+def write_pairs(scheme: Scheme, layout: ResidualLayout, per_template: int, seed: int) -> tuple[TokenPair, ...]:
     """`per_template` different pairs of each template."""
     rng = random.Random(seed)
-    pairs: dict[tuple[int, ...], Pair] = {}
+    pairs: dict[tuple[int, ...], TokenPair] = {}
     for number, spacing in enumerate(scheme.spacings, start=1):
         while len(pairs) < number * per_template:
             pair = _write(scheme, layout, spacing, rng)
@@ -60,7 +60,7 @@ def write_pairs(scheme: Scheme, layout: Layout, per_template: int, seed: int) ->
     return tuple(pairs.values())
 
 
-def _write(scheme: Scheme, layout: Layout, spacing: tuple[int, int, int], rng: random.Random) -> Pair:
+def _write(scheme: Scheme, layout: ResidualLayout, spacing: tuple[int, int, int], rng: random.Random) -> TokenPair:
     lead, gap, tail = spacing
     order = rng.sample(range(len(scheme.chunks)), len(scheme.chunks))
     slots = sorted({slot for chunk in (*scheme.chunks, *scheme.corrupted, scheme.query, scheme.cue or ()) for slot in chunk} - {"="})
@@ -85,4 +85,4 @@ def _write(scheme: Scheme, layout: Layout, spacing: tuple[int, int, int], rng: r
     cues = scheme.cue or (None, None)
     clean, corrupted = side(scheme.chunks, cues[0]), side(scheme.corrupted, cues[1])
     wrong = token[rng.choice(scheme.wrongs)]
-    return Pair(clean, corrupted, token["B"], wrong, f"lead{lead}-gap{gap}-tail{tail}", labels)
+    return TokenPair(clean, corrupted, token["B"], wrong, f"lead{lead}-gap{gap}-tail{tail}", labels)

@@ -11,28 +11,28 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Conditions:
+class ConditionsBySubset:
     """The table `f` is indexed by bit masks over `universe`."""
 
     universe: Sequence[str]
     f: Sequence[float]
 
-    def circuits(self) -> list[tuple[str, ...]]:
+    def passing_sets(self) -> list[tuple[str, ...]]:
         """Every set of nodes that meets all four of (a) to (d), its nodes in universe order."""
-        masks = [mask for mask in range(len(self.f)) if self.suffices(mask) and self.complete(mask) and self.minimal(mask)]
+        masks = [mask for mask in range(len(self.f)) if self.is_sufficient(mask) and self.is_complete(mask) and self.is_minimal(mask)]
         return [tuple(self.universe[bit] for bit in self._bits(mask)) for mask in masks]
 
-    def suffices(self, circuit: int) -> bool:
+    def is_sufficient(self, circuit: int) -> bool:
         """(a) and (b)."""
         return 0.8 <= self.f[circuit] <= 1.2 and abs(self.f[self._all ^ circuit]) <= 0.2
 
-    def complete(self, circuit: int) -> bool:
+    def is_complete(self, circuit: int) -> bool:
         """(c)."""
         inside = (abs(self.f[circuit ^ 1 << bit] - self.f[self._all ^ 1 << bit]) for bit in self._bits(circuit))
         outside = (abs(self.f[circuit | 1 << bit] - self.f[circuit]) for bit in self._bits(self._all ^ circuit))
         return max(inside, default=0.0) <= 0.2 and max(outside, default=0.0) <= 0.1
 
-    def minimal(self, circuit: int) -> bool:
+    def is_minimal(self, circuit: int) -> bool:
         """(d)."""
         return all(self._largest_drop(circuit, bit) >= 0.02 for bit in self._bits(circuit))
 

@@ -11,43 +11,43 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.known_circuits.subset_conditions import Conditions
+from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.backends.base import Backend
 from discovery.engine import Meter
-from discovery.evaluation import Bench
+from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.tasks.task import Task
 
-CHUNK = 2048  # subsets at a time
+SUBSETS_PER_CALL = 2048  # subsets at a time
 
 
 @dataclass(frozen=True)
-class Table:
+class SubsetTable:
     """f of every subset of `nodes` on one split, indexed by bit mask, under each ablation."""
 
     nodes: tuple[Node, ...]
     f: Mapping[EvidenceAblation, list[float]]
     forward_equivalents: float
 
-    def of(self, circuit: NodeSet, ablation: EvidenceAblation) -> float:
+    def f_of(self, circuit: NodeSet, ablation: EvidenceAblation) -> float:
         """f of one set."""
         return self.f[ablation][sum(1 << bit for bit, node in enumerate(self.nodes) if node in circuit)]
 
     def distance(self, circuit: NodeSet) -> float:
         """|1 − f|, the larger of the two ablations'."""
-        return max(abs(1 - self.of(circuit, ablation)) for ablation in EVIDENCE_ABLATIONS)
+        return max(abs(1 - self.f_of(circuit, ablation)) for ablation in EVIDENCE_ABLATIONS)
 
-    def passing(self) -> list[NodeSet]:
+    def passing_sets(self) -> list[NodeSet]:
         """Every set that meets (a) to (d) under both ablations, the smallest first."""
         names = [str(node) for node in self.nodes]
-        both = [set(Conditions(names, self.f[ablation]).circuits()) for ablation in EVIDENCE_ABLATIONS]
+        both = [set(ConditionsBySubset(names, self.f[ablation]).passing_sets()) for ablation in EVIDENCE_ABLATIONS]
         found = [frozenset(map(Node.parse, circuit)) for circuit in set.intersection(*both)]
         return sorted(found, key=lambda circuit: (len(circuit), sorted(circuit)))
 
 
-def tabulate(model: Backend, task: Task, seed: int = 0) -> Table:
+def measure_all_subsets(model: Backend, task: Task, seed: int = 0) -> SubsetTable:
     """Measure every subset on all pairs of a task.
 
     Raises:
@@ -57,22 +57,22 @@ def tabulate(model: Backend, task: Task, seed: int = 0) -> Table:
     if len(nodes) > 16:
         raise ValueError(f"{len(nodes)} nodes have {2 ** len(nodes):,} subsets, too many to tabulate")
     meter = Meter()
-    bench = Bench.of(model, task, "all", seed, metric=None, memory=None, meter=meter)
+    bench = SplitEvaluator.of(model, task, "all", seed, metric=None, memory=None, meter=meter)
     found: dict[EvidenceAblation, list[float]] = {}
     for ablation in EVIDENCE_ABLATIONS:
         f, values = bench.f(ablation), []
-        for begin in range(0, 2 ** len(nodes), CHUNK):
-            masks = range(begin, min(begin + CHUNK, 2 ** len(nodes)))
-            values.append(f([members(nodes, mask) for mask in masks], "every subset"))
+        for begin in range(0, 2 ** len(nodes), SUBSETS_PER_CALL):
+            masks = range(begin, min(begin + SUBSETS_PER_CALL, 2 ** len(nodes)))
+            values.append(f([nodes_of_mask(nodes, mask) for mask in masks], "every subset"))
         found[ablation] = torch.cat(values).tolist()
-    return Table(nodes, found, meter.spent)
+    return SubsetTable(nodes, found, meter.spent)
 
 
-def smallest(passing: Sequence[NodeSet]) -> list[NodeSet]:
+def find_smallest(passing: Sequence[NodeSet]) -> list[NodeSet]:
     """The optima among the sets that pass, which come smallest first."""
     return [circuit for circuit in passing if len(circuit) == len(passing[0])]
 
 
-def members(nodes: Sequence[Node], mask: int) -> NodeSet:
+def nodes_of_mask(nodes: Sequence[Node], mask: int) -> NodeSet:
     """The nodes of a bit mask."""
     return frozenset(node for bit, node in enumerate(nodes) if mask >> bit & 1)

@@ -23,22 +23,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.known_circuits.forward import Pass, Replacement, forward
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.known_circuit import Case
-from benchmarks.known_circuits.prompts import Pair
+from benchmarks.known_circuits.forward import ForwardPass, Replacement, run_forward
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.known_circuit import KnownCircuit
+from benchmarks.known_circuits.prompts import TokenPair
 
 Ablation = Literal["resample", "mean"]
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean")
-THRESHOLD = 0.1
-HIDDEN_BELOW = 0.02
+MIN_TRUE_EFFECT = 0.1
+MAX_HIDDEN_EFFECT = 0.02
 PAIRS_PER_TEMPLATE = 4
-ROWS = 1024
-STORED = Path(__file__).with_name("truth.json")
+MAX_BATCH_ROWS = 1024
+TRUTH_FILE = Path(__file__).with_name("truth.json")
 
 
 @dataclass(frozen=True)
-class Group:
+class PairGroup:
     """Pairs of one template, their tokens, and what each ablation puts in place of each node ([pair pos d_model])."""
 
     clean: Tensor
@@ -69,70 +69,70 @@ class Truth:
     witness: Mapping[str, tuple[str, ...]]
 
 
-def groups(case: Case, per_template: int = PAIRS_PER_TEMPLATE) -> tuple[Group, ...]:
+def group_pairs(case: KnownCircuit, per_template: int = PAIRS_PER_TEMPLATE) -> tuple[PairGroup, ...]:
     """The first pairs of each template, with references over all pairs of that template."""
-    found: dict[tuple[str, int], list[Pair]] = {}
+    found: dict[tuple[str, int], list[TokenPair]] = {}
     for pair in case.pairs:
         found.setdefault((pair.template, len(pair.clean)), []).append(pair)
     return tuple(_group(case, pairs, per_template) for pairs in found.values())
 
 
-def _group(case: Case, pairs: Sequence[Pair], count: int) -> Group:
+def _group(case: KnownCircuit, pairs: Sequence[TokenPair], count: int) -> PairGroup:
     clean, corrupted = (torch.tensor([getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
-    values = forward(case.config, case.state, corrupted).nodes
+    values = run_forward(case.config, case.state, corrupted).nodes
     means = {node: (value.sum(0, keepdim=True) - value) / (len(pairs) - 1) for node, value in values.items()}
     references: dict[Ablation, dict[str, Tensor]] = {
         "resample": {node: value[:count] for node, value in values.items()},
         "mean": {node: value[:count] for node, value in means.items()},
     }
     answers, wrongs = (torch.tensor([getattr(pair, field) for pair in pairs[:count]]) for field in ("answer", "wrong"))
-    return Group(clean[:count], corrupted[:count], answers, wrongs, references)
+    return PairGroup(clean[:count], corrupted[:count], answers, wrongs, references)
 
 
-def kept(case: Case, masks: Sequence[int]) -> Mapping[str, Tensor]:
+def subset_membership(case: KnownCircuit, masks: Sequence[int]) -> Mapping[str, Tensor]:
     """node -> for each subset (a bit mask over the universe), whether the node is in it."""
     table = torch.tensor(masks)
     return {node: (table >> bit & 1).bool() for bit, node in enumerate(case.universe)}
 
 
-def subset_metrics(case: Case, parts: Sequence[Group], ablation: Ablation, masks: Sequence[int]) -> Tensor:
+def measure_subsets(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation, masks: Sequence[int]) -> Tensor:
     """m(S) for each subset S given as a bit mask, [subset]."""
     total, pairs = torch.zeros(len(masks), dtype=torch.float64), 0
     for part in parts:
         count = len(part.clean)
-        step = max(1, ROWS // count)
+        step = max(1, MAX_BATCH_ROWS // count)
         for start in range(0, len(masks), step):
             chunk = masks[start : start + step]
-            inside = kept(case, chunk)
+            inside = subset_membership(case, chunk)
             replace = {
                 node: Replacement(value.repeat(len(chunk), 1, 1), ~inside[node].repeat_interleave(count))
                 for node, value in part.references[ablation].items()
             }
-            seen = forward(case.config, case.state, part.clean.repeat(len(chunk), 1), replace)
+            seen = run_forward(case.config, case.state, part.clean.repeat(len(chunk), 1), replace)
             total[start : start + step] += part.metric(seen.logits).sum(1)
         pairs += count
     return total / pairs
 
 
-def mask_of(case: Case, nodes: Sequence[str]) -> int:
+def to_mask(case: KnownCircuit, nodes: Sequence[str]) -> int:
     """The bit mask of a set of nodes."""
     return sum(1 << case.universe.index(node) for node in nodes)
 
 
-def faithfulness(case: Case, parts: Sequence[Group], ablation: Ablation, subsets: Sequence[Sequence[str]]) -> Tensor:
+def measure_f(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation, subsets: Sequence[Sequence[str]]) -> Tensor:
     """f(S) of some subsets, [subset]."""
-    masks = [0, mask_of(case, case.universe), *(mask_of(case, nodes) for nodes in subsets)]
-    metrics = subset_metrics(case, parts, ablation, masks)
+    masks = [0, to_mask(case, case.universe), *(to_mask(case, nodes) for nodes in subsets)]
+    metrics = measure_subsets(case, parts, ablation, masks)
     return (metrics[2:] - metrics[0]) / (metrics[1] - metrics[0])
 
 
-def tabulate(case: Case, parts: Sequence[Group], ablation: Ablation) -> Tensor:
+def tabulate_f(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation) -> Tensor:
     """f of every subset of the universe, indexed by its bit mask."""
-    metrics = subset_metrics(case, parts, ablation, range(2 ** len(case.universe)))
+    metrics = measure_subsets(case, parts, ablation, range(2 ** len(case.universe)))
     return (metrics - metrics[0]) / (metrics[-1] - metrics[0])
 
 
-def truth_of(nodes: Sequence[str], f: Tensor) -> Truth:
+def find_truth(nodes: Sequence[str], f: Tensor) -> Truth:
     """The truth of a universe whose every subset has been tabulated."""
     everything = torch.arange(len(f))
     largest: dict[str, float] = {}
@@ -143,10 +143,10 @@ def truth_of(nodes: Sequence[str], f: Tensor) -> Truth:
         chosen = int(without[gaps.argmax()])
         largest[node] = float(gaps.max())
         witness[node] = tuple(other for place, other in enumerate(nodes) if chosen >> place & 1)
-    return Truth(tuple(node for node in nodes if largest[node] >= THRESHOLD), largest, witness)
+    return Truth(tuple(node for node in nodes if largest[node] >= MIN_TRUE_EFFECT), largest, witness)
 
 
-def single_effects(case: Case, parts: Sequence[Group]) -> Mapping[str, tuple[float, float]]:
+def measure_single_effects(case: KnownCircuit, parts: Sequence[PairGroup]) -> Mapping[str, tuple[float, float]]:
     """node -> its (noising, denoising) effect alone, both normalised by m(clean) − m(corrupted), as in activation patching.
 
     Noising puts the node's corrupted value into the clean run; denoising its clean value into the corrupted run. All else is recomputed.
@@ -154,7 +154,7 @@ def single_effects(case: Case, parts: Sequence[Group]) -> Mapping[str, tuple[flo
     sums = torch.zeros(len(case.universe), 2, dtype=torch.float64)
     scale = 0.0
     for part in parts:
-        runs = [forward(case.config, case.state, tokens) for tokens in (part.clean, part.corrupted)]
+        runs = [run_forward(case.config, case.state, tokens) for tokens in (part.clean, part.corrupted)]
         metrics = [part.metric(run.logits).sum() for run in runs]
         scale += float(metrics[0] - metrics[1])
         for row, node in enumerate(case.universe):
@@ -167,11 +167,11 @@ def single_effects(case: Case, parts: Sequence[Group]) -> Mapping[str, tuple[flo
     return {node: (noising, denoising) for node, (noising, denoising) in zip(case.universe, effects, strict=True)}
 
 
-def _patched(case: Case, tokens: Tensor, node: str, source: Pass) -> Pass:
-    return forward(case.config, case.state, tokens, {node: source.nodes[node]})
+def _patched(case: KnownCircuit, tokens: Tensor, node: str, source: ForwardPass) -> ForwardPass:
+    return run_forward(case.config, case.state, tokens, {node: source.nodes[node]})
 
 
-def fingerprint(case: Case) -> str:
+def compute_fingerprint(case: KnownCircuit) -> str:
     """sha256 of the weights and of the pairs: what a stored truth is the truth of."""
     digest = hashlib.sha256(json.dumps([pair.record() for pair in case.pairs]).encode())
     for name in sorted(case.state):
@@ -179,13 +179,13 @@ def fingerprint(case: Case) -> str:
     return digest.hexdigest()
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure_truth(case: KnownCircuit) -> dict[str, Any]:
     """The record of one case in truth.json."""
-    parts = groups(case)
-    record: dict[str, Any] = {"fingerprint": fingerprint(case), "roles": dict(case.roles), "ablations": {}}
-    singles = single_effects(case, parts)
+    parts = group_pairs(case)
+    record: dict[str, Any] = {"fingerprint": compute_fingerprint(case), "roles": dict(case.roles), "ablations": {}}
+    singles = measure_single_effects(case, parts)
     for ablation in ABLATIONS:
-        truth = truth_of(case.universe, tabulate(case, parts, ablation))
+        truth = find_truth(case.universe, tabulate_f(case, parts, ablation))
         record["ablations"][ablation] = {
             "truth": list(truth.nodes),
             "weakest_true": round(min(truth.largest[node] for node in truth.nodes), 4),
@@ -195,31 +195,31 @@ def measure(case: Case) -> dict[str, Any]:
         }
     record["singles"] = {node: [round(effect, 6) for effect in effects] for node, effects in singles.items()}
     true = {node for ablation in ABLATIONS for node in record["ablations"][ablation]["truth"]}
-    record["hidden"] = [node for node in case.universe if node in true and max(map(abs, singles[node])) < HIDDEN_BELOW]
+    record["hidden"] = [node for node in case.universe if node in true and max(map(abs, singles[node])) < MAX_HIDDEN_EFFECT]
     return record
 
 
-def known(name: str, ablation: Ablation = "resample") -> Truth:
+def load_truth(name: str, ablation: Ablation = "resample") -> Truth:
     """The stored truth of a case, by name."""
-    stored = json.loads(STORED.read_text())[name]["ablations"][ablation]
+    stored = json.loads(TRUTH_FILE.read_text())[name]["ablations"][ablation]
     witness = {node: tuple(nodes) for node, nodes in stored["witness"].items()}
     return Truth(tuple(stored["truth"]), stored["largest"], witness)
 
 
-def hidden(name: str) -> tuple[str, ...]:
+def load_hidden_nodes(name: str) -> tuple[str, ...]:
     """The nodes of a case's truth whose stored effects alone are below 0.02 both ways: patching one node at a time cannot show them."""
-    return tuple(json.loads(STORED.read_text())[name]["hidden"])
+    return tuple(json.loads(TRUTH_FILE.read_text())[name]["hidden"])
 
 
 def main() -> None:
     """Recompute the stored truth of all cases, or of those named on the command line."""
-    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    for name in sys.argv[1:] or CASES:
-        stored[name] = measure(build(name))
+    stored = json.loads(TRUTH_FILE.read_text()) if TRUTH_FILE.exists() else {}
+    for name in sys.argv[1:] or KNOWN_CIRCUITS:
+        stored[name] = measure_truth(build_known_circuit(name))
         for ablation, record in stored[name]["ablations"].items():
             margins = f"{record['weakest_true']:.3f} against {record['strongest_false']:.3f}"
             sys.stdout.write(f"{name:20} {ablation:9} {' '.join(record['truth'])}  ({margins}; hidden {stored[name]['hidden']})\n")
-    STORED.write_text(json.dumps({name: stored[name] for name in CASES if name in stored}, indent=1) + "\n")
+    TRUTH_FILE.write_text(json.dumps({name: stored[name] for name in KNOWN_CIRCUITS if name in stored}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

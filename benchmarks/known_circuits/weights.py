@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ResidualLayout:
     """The subspaces of the residual stream, in order, and the vocabulary.
 
     Ids: 0 is the first token ("^"); 1..n_content are content tokens, which a task asks about; then, where the vocabulary has
@@ -106,7 +106,7 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Write:
+class HeadOutput:
     """An output of a head: the content token it attends to, times `gain`, into a subspace; or, where `uniform`, into all of its dims."""
 
     target: str
@@ -114,9 +114,9 @@ class Write:
     uniform: bool = False
 
 
-def previous_token(layout: Layout, writes: Sequence[Write], offset: int = 1, role: str = "previous-token") -> Head:
+def previous_token_head(layout: ResidualLayout, writes: Sequence[HeadOutput], offset: int = 1, role: str = "previous-token") -> Head:
     """Attends from position i to i − offset and copies its content token."""
-    query, key = _blank(layout), _blank(layout)
+    query, key = _zeros(layout), _zeros(layout)
     positions = layout.dims("pos")
     for position, dim in enumerate(positions):
         query[dim, position] = 1.0
@@ -125,17 +125,17 @@ def previous_token(layout: Layout, writes: Sequence[Write], offset: int = 1, rol
     return _head(layout, role, query, key, layout.content("tok"), writes)
 
 
-def cue_mover(layout: Layout, target: str) -> Head:
+def cue_mover_head(layout: ResidualLayout, target: str) -> Head:
     """Attends from everywhere to position 1 and writes the content token that the cue there stands for."""
-    query, key = _blank(layout), _blank(layout)
+    query, key = _zeros(layout), _zeros(layout)
     query[list(layout.dims("pos")), 0] = 1.0
     key[layout.dims("pos")[1], 0] = POSITION_SCORE * math.sqrt(layout.d_head)
-    return _head(layout, "cue mover", query, key, layout.cues(), [Write(target)])
+    return _head(layout, "cue mover", query, key, layout.cues(), [HeadOutput(target)])
 
 
-def matcher(
-    layout: Layout,
-    writes: Sequence[Write],
+def matching_head(
+    layout: ResidualLayout,
+    writes: Sequence[HeadOutput],
     query: str = "tok",
     key: str = "prev",
     sink: float = SINK_SCORE,
@@ -149,7 +149,7 @@ def matcher(
     set at the query position, sends the attention to the first token whatever matches.
     """
     scale = math.sqrt(layout.d_head)
-    W_Q, W_K = _blank(layout), _blank(layout)
+    W_Q, W_K = _zeros(layout), _zeros(layout)
     for index, (asked, held) in enumerate(zip(layout.content(query), layout.content(key), strict=True)):
         W_Q[asked, index] = 1.0
         W_K[held, index] = score * scale
@@ -162,7 +162,7 @@ def matcher(
     return _head(layout, role, W_Q, W_K, layout.content("tok"), writes, b_Q)
 
 
-def distractor(layout: Layout, rng: np.random.Generator, std: float, blind_to: Sequence[str]) -> Head:
+def distractor_head(layout: ResidualLayout, rng: np.random.Generator, std: float, blind_to: Sequence[str]) -> Head:
     """Small random weights, biases included, over all of the stream but the subspaces in `blind_to`."""
     W_Q, W_K, W_V, W_O = (rng.normal(0.0, std, (layout.d_model, layout.d_head)) for _ in range(4))
     for name in blind_to:
@@ -172,13 +172,13 @@ def distractor(layout: Layout, rng: np.random.Generator, std: float, blind_to: S
     return Head("distractor", W_Q, W_K, W_V, W_O.T, b_Q, b_K, b_V)
 
 
-def distractor_mlp(layout: Layout, rng: np.random.Generator, std: float, d_mlp: int) -> Mlp:
+def distractor_mlp(layout: ResidualLayout, rng: np.random.Generator, std: float, d_mlp: int) -> Mlp:
     """An MLP with small random weights and biases."""
     W_in, b_in = rng.normal(0.0, std, (layout.d_model, d_mlp)), rng.normal(0.0, std, d_mlp)
     return Mlp("distractor", W_in, b_in, rng.normal(0.0, std, (d_mlp, layout.d_model)), rng.normal(0.0, std, layout.d_model))
 
 
-def saturating_mlp(layout: Layout, source: str) -> Mlp:
+def saturating_mlp(layout: ResidualLayout, source: str) -> Mlp:
     """Per content token x: 2·relu(x − 1/2) − 2·relu(x − 1), which is 0 below 1/2 and 1 from 1 on, from `source` into `out`."""
     count = layout.n_content
     W_in, W_out = np.zeros((layout.d_model, 2 * count)), np.zeros((2 * count, layout.d_model))
@@ -189,7 +189,7 @@ def saturating_mlp(layout: Layout, source: str) -> Mlp:
     return Mlp("saturating MLP (OR)", W_in, b_in, W_out, np.zeros(layout.d_model))
 
 
-def and_mlp(layout: Layout, sources: tuple[str, str], threshold: float, gain: float, d_mlp: int) -> Mlp:
+def and_mlp(layout: ResidualLayout, sources: tuple[str, str], threshold: float, gain: float, d_mlp: int) -> Mlp:
     """Per content token: gain · relu(x + y − threshold), above zero only where both features are present, into `out`."""
     W_in, W_out = np.zeros((layout.d_model, d_mlp)), np.zeros((d_mlp, layout.d_model))
     b_in = np.zeros(d_mlp)
@@ -200,21 +200,21 @@ def and_mlp(layout: Layout, sources: tuple[str, str], threshold: float, gain: fl
     return Mlp("AND MLP", W_in, b_in, W_out, np.zeros(layout.d_model))
 
 
-def _blank(layout: Layout) -> Array:
+def _zeros(layout: ResidualLayout) -> Array:
     return np.zeros((layout.d_model, layout.d_head))
 
 
 def _head(
-    layout: Layout,
+    layout: ResidualLayout,
     role: str,
     query: Array,
     key: Array,
     read: range,
-    writes: Sequence[Write],
+    writes: Sequence[HeadOutput],
     b_Q: Array | None = None,
 ) -> Head:
     """A head that moves the one-hot token it reads at the source into the targets of `writes`."""
-    value, output = _blank(layout), _blank(layout).T
+    value, output = _zeros(layout), _zeros(layout).T
     value[list(read), range(layout.n_content)] = 1.0
     for write in writes:
         dims = layout.dims(write.target)

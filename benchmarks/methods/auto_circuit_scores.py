@@ -34,13 +34,13 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 STEPS = 50  # of integrated gradients, as in its own presets
-BASES, EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
-NEVER = 1.0  # larger than any threshold: the edge stays at all of them
-MOST_PAIRS = 64  # of one length, for ACDC, which runs hundreds of passes over its batch
+THRESHOLD_BASES, THRESHOLD_EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
+NEVER_PRUNED_SCORE = 1.0  # larger than any threshold: the edge stays at all of them
+MAX_ACDC_PAIRS = 64  # of one length, for ACDC, which runs hundreds of passes over its batch
 METRICS = ("logit_difference", "probability_difference")
 
 
-def opened(folder: Path) -> Any:
+def load_hooked_transformer(folder: Path) -> Any:
     """The model in TransformerLens's older form, which auto-circuit takes."""
     native = folder / "tl_config.json"
     if native.exists():
@@ -78,7 +78,7 @@ def opened(folder: Path) -> Any:
     return model.eval()
 
 
-def loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[Any]:
+def make_loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[Any]:
     """One for each length of prompt."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for pair in pairs:
@@ -91,14 +91,14 @@ def loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[Any]:
     return made
 
 
-def measured(metric: str, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+def compute_metric(metric: str, logits: torch.Tensor, batch: Any) -> torch.Tensor:
     """The task's metric, mean over pairs, as `discovery.metrics` has it."""
     values = logits if metric == "logit_difference" else logits.log_softmax(-1)
     right, wrong = (values.gather(-1, tokens.reshape(len(values), -1)).logsumexp(-1) for tokens in (batch.answers, batch.wrong_answers))
     return (right - wrong if metric == "logit_difference" else right.exp() - wrong.exp()).mean()
 
 
-def node(name: str) -> str | None:
+def node_name(name: str) -> str | None:
     """Our name of a source, where it is a node."""
     if name.startswith("MLP "):
         return f"m{name.removeprefix('MLP ')}"
@@ -108,27 +108,27 @@ def node(name: str) -> str | None:
     return None
 
 
-def by_node(model: Any, scores: dict[str, torch.Tensor], join: Callable[[list[float]], float]) -> dict[str, float]:
+def scores_by_node(model: Any, scores: dict[str, torch.Tensor], combine: Callable[[list[float]], float]) -> dict[str, float]:
     """The scores of the edges that leave each node, joined."""
     found: dict[str, list[float]] = defaultdict(list)
     for edge in model.edges:
-        name = node(edge.src.name)
+        name = node_name(edge.src.name)
         if name is not None:
             found[name].append(abs(float(edge.prune_score(scores))))
-    return {name: join(values) for name, values in found.items()}
+    return {name: combine(values) for name, values in found.items()}
 
 
-def patchable(folder: Path) -> Any:
+def load_patchable(folder: Path) -> Any:
     """The model as auto-circuit takes it."""
-    return patchable_model(opened(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
+    return patchable_model(load_hooked_transformer(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
 
 
-def attributed(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
+def run_gradient_method(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
     """EAP or integrated edge gradients: scores of edges, and forward-pass equivalents."""
     total: dict[str, torch.Tensor] = {}
-    model = patchable(folder)
-    mask_gradient.batch_avg_answer_diff = lambda logits, batch: measured(metric, logits, batch)
-    for loader in loaders(pairs):
+    model = load_patchable(folder)
+    mask_gradient.batch_avg_answer_diff = lambda logits, batch: compute_metric(metric, logits, batch)
+    for loader in make_loaders(pairs):
         for parameter in model.parameters():
             parameter.grad = None
         found = mask_gradient.mask_gradient_prune_scores(model, loader, None, grad_function="logit", answer_function="avg_diff", **how)
@@ -138,33 +138,33 @@ def attributed(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: An
     return model, total, float(passes * len(pairs))
 
 
-def acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, dict[str, torch.Tensor], float]:
+def run_acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, dict[str, torch.Tensor], float]:
     """ACDC: the largest threshold at which an edge stays, summed over the pairs."""
-    model = patchable(folder)
+    model = load_patchable(folder)
     total: dict[str, torch.Tensor] = {}
     n_pairs = 0
-    for loader in loaders(pairs, MOST_PAIRS):
+    for loader in make_loaders(pairs, MAX_ACDC_PAIRS):
         n_pairs += loader.batch_size
         batch = next(iter(loader))
         with torch.inference_mode():
-            clean, corrupted = (measured(metric, model(tokens)[model.out_slice], batch) for tokens in (batch.clean, batch.corrupt))
+            clean, corrupted = (compute_metric(metric, model(tokens)[model.out_slice], batch) for tokens in (batch.clean, batch.corrupt))
         gap = float(clean - corrupted)
 
         def lost(out: torch.Tensor, clean_out: torch.Tensor, batch: Any = batch, gap: float = gap) -> torch.Tensor:
-            return (measured(metric, clean_out, batch) - measured(metric, out, batch)).abs() / abs(gap)
+            return (compute_metric(metric, clean_out, batch) - compute_metric(metric, out, batch)).abs() / abs(gap)
 
         ACDC.multibatch_kl_div = lost  # log-probabilities differ by what the logits differ by
-        found = ACDC.acdc_prune_scores(model, loader, None, tao_bases=BASES, tao_exps=EXPONENTS)
+        found = ACDC.acdc_prune_scores(model, loader, None, tao_bases=THRESHOLD_BASES, tao_exps=THRESHOLD_EXPONENTS)
         for name, values in found.items():
-            kept = values.masked_fill(values == math.inf, NEVER)
+            kept = values.masked_fill(values == math.inf, NEVER_PRUNED_SCORE)
             total[name] = total.get(name, 0.0) + loader.batch_size * kept
     layers = model.cfg.n_layers
     starts = [int(edge.dest.module_name.split(".")[1]) for edge in model.edges]  # it starts at the reader's layer
-    passes = 2 + len(BASES) * len(EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
+    passes = 2 + len(THRESHOLD_BASES) * len(THRESHOLD_EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
     return model, total, float(passes * n_pairs)
 
 
-def scores_of(folder: Path) -> dict[str, Any]:
+def score_folder(folder: Path) -> dict[str, Any]:
     """Every method's node scores and cost, with the stamp of what they are of.
 
     Raises:
@@ -175,9 +175,9 @@ def scores_of(folder: Path) -> dict[str, Any]:
     if metric not in METRICS:
         raise SystemExit(f"{folder.name} is measured by {metric}; known are {', '.join(METRICS)}")
     made = {
-        "EAP": attributed(folder, metric, pairs, mask_val=0.0),
-        "integrated edge gradients": attributed(folder, metric, pairs, integrated_grad_samples=STEPS),
-        "ACDC": acdc(folder, metric, pairs),
+        "EAP": run_gradient_method(folder, metric, pairs, mask_val=0.0),
+        "integrated edge gradients": run_gradient_method(folder, metric, pairs, integrated_grad_samples=STEPS),
+        "ACDC": run_acdc(folder, metric, pairs),
     }
     joins: list[tuple[str, str, Callable[[list[float]], float]]] = [
         ("EAP", "largest", max),
@@ -189,7 +189,7 @@ def scores_of(folder: Path) -> dict[str, Any]:
     found = {}
     for name, word, join in joins:
         model, scores, cost = made[name]
-        found[f"{name} (auto-circuit, {word})"] = {"scores": by_node(model, scores, join), "forward_equivalents": cost}
+        found[f"{name} (auto-circuit, {word})"] = {"scores": scores_by_node(model, scores, join), "forward_equivalents": cost}
     return {"stamp": task["stamp"], "methods": found}
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         made = {}
         for folder in sorted(Path(sys.argv[1]).iterdir()):
-            made[folder.name] = scores_of(folder)
+            made[folder.name] = score_folder(folder)
             print(folder.name, flush=True)
     json.dump(made, out)
 

@@ -21,21 +21,21 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.methods import transformer_lens_tools
-from benchmarks.methods.transformer_lens_tools import Scores, summed
-from discovery.agent.search.mend import examine
+from benchmarks.methods.transformer_lens_tools import Scores, sum_over_node
+from discovery.agent.search.mend import find_faults
 from discovery.backends.base import Batch, forward_order
 from discovery.engine import SIDES
-from discovery.evaluation import Bench, Faithfulness
+from discovery.evaluation import Faithfulness, SplitEvaluator
 from discovery.methods.ablation import NodeSet
 from discovery.metrics import measure
-from discovery.sites import Site, written_at
+from discovery.sites import Site, output_sites
 
-TAUS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
-STEPS = 5  # of integrated gradients
+ACDC_THRESHOLDS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
+INTEGRATION_STEPS = 5  # of integrated gradients
 
 
 @dataclass(frozen=True)
-class Found:
+class BaselineResult:
     """A rival's answer.
 
     Attributes:
@@ -47,34 +47,34 @@ class Found:
 
     scores: Scores
     circuit: NodeSet
-    ranking: float
+    ranking_cost: float
     forward_equivalents: float
 
 
-def run(rival: Callable[[Bench], Scores], bench: Bench, known: Bench) -> Found:
+def run_baseline(method: Callable[[SplitEvaluator], Scores], bench: SplitEvaluator, shared_evaluator: SplitEvaluator) -> BaselineResult:
     """Rank, and choose the prefix.
 
     Args:
         bench: fresh, so that it counts what the ranking costs.
         known: one for all rivals of a model: sets that another has asked for are not measured again, but counted.
     """
-    scores = rival(bench)
-    made, asked = prefixes(scores), {ablation: _Asked(f) for ablation, f in known.both.items()}
+    scores = method(bench)
+    made, asked = ranking_prefixes(scores), {ablation: _RecordingFaithfulness(f) for ablation, f in shared_evaluator.f_by_ablation.items()}
     weights: list[tuple[float, int]] = []
     for prefix in made:  # the smallest first; nothing is better than one without faults
-        weights.append(examine(asked, prefix).weight)  # type: ignore[arg-type]  # they stand in for what they ask
+        weights.append(find_faults(asked, prefix).severity)  # type: ignore[arg-type]  # they stand in for what they ask
         if weights[-1] == (0.0, 0):
             break
-    cost = sum(f.whole.sets.estimate(list(f.sets)) for f in asked.values())
+    cost = sum(f.whole.set_metric.estimate(list(f.sets)) for f in asked.values())
     ranking = bench.engine.meter.spent
-    return Found(scores, made[weights.index(min(weights))], ranking, ranking + cost)
+    return BaselineResult(scores, made[weights.index(min(weights))], ranking, ranking + cost)
 
 
-class _Asked:
+class _RecordingFaithfulness:
     """f, and which sets it was asked for."""
 
     def __init__(self, whole: Faithfulness) -> None:
-        self.whole, self.everything, self.defined, self.n_pairs = whole, whole.everything, whole.defined, whole.n_pairs
+        self.whole, self.everything, self.is_defined, self.n_pairs = whole, whole.everything, whole.is_defined, whole.n_pairs
         self.sets: dict[NodeSet, None] = {}
 
     def __call__(self, sets: Sequence[NodeSet], label: str = "", pairs: int | None = None) -> torch.Tensor:
@@ -82,17 +82,17 @@ class _Asked:
         return self.whole(sets, label, pairs)
 
 
-def prefixes(scores: Scores) -> list[NodeSet]:
+def ranking_prefixes(scores: Scores) -> list[NodeSet]:
     """The nodes that score at least so much, for every score there is, the smallest set first."""
     return [frozenset(node for node in scores if scores[node] >= least) for least in sorted(set(scores.values()), reverse=True)]
 
 
-def acdc(bench: Bench) -> Scores:
+def score_by_acdc(bench: SplitEvaluator) -> Scores:
     """The largest τ at which a node stays."""
     f = bench.f("resample")
     order = sorted(f.everything, reverse=True)
     kept_at = dict.fromkeys(order, 0.0)
-    for tau in TAUS:
+    for tau in ACDC_THRESHOLDS:
         circuit = f.everything
         for node in order:
             with_it, without = f([circuit, circuit - {node}], "ACDC").tolist()
@@ -103,35 +103,35 @@ def acdc(bench: Bench) -> Scores:
     return kept_at
 
 
-def eap_ig(bench: Bench) -> Scores:
+def score_by_eap_ig(bench: SplitEvaluator) -> Scores:
     """STEPS gradients, k/STEPS of the way from corrupted to clean, as the authors' code has it."""
-    sites = {node: written_at(node) for node in bench.engine.backend.info.nodes()}
+    sites = {node: output_sites(node) for node in bench.engine.backend.info.nodes()}
     kinds = sorted(set(sites.values()), key=forward_order)
     found = dict.fromkeys(sites, 0.0)
     for _, block in bench.engine.blocks():
         prompts, first = block.prompts, Site("resid_pre", 0)
         clean, corrupted = (block.activation(side, first) for side in SIDES)
         slopes = {site: torch.zeros_like(block.activation("clean", site)) for site in kinds}
-        for step in range(1, STEPS + 1):
-            inputs = (corrupted + step / STEPS * (clean - corrupted)).detach().requires_grad_()
+        for step in range(1, INTEGRATION_STEPS + 1):
+            inputs = (corrupted + step / INTEGRATION_STEPS * (clean - corrupted)).detach().requires_grad_()
             with torch.enable_grad():
-                outcome = block.run(Batch(prompts.clean, prompts.last, 0, inputs), kinds, grad=True)
+                outcome = block.run(Batch(prompts.clean, prompts.answer_position, 0, inputs), kinds, grad=True)
                 assert outcome.logits is not None
                 metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None).sum()
                 found_here = torch.autograd.grad(metric, [outcome.activations[site] for site in kinds])
-            slopes = {site: slopes[site] + slope / STEPS for site, slope in zip(kinds, found_here, strict=True)}
-        block.meter.add(3.0 * STEPS * len(prompts))  # a pass and its way back
+            slopes = {site: slopes[site] + slope / INTEGRATION_STEPS for site, slope in zip(kinds, found_here, strict=True)}
+        block.meter.add(3.0 * INTEGRATION_STEPS * len(prompts))  # a pass and its way back
         for node, site in sites.items():
-            found[node] += summed((block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site], node)
+            found[node] += sum_over_node((block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site], node)
     return {node: abs(value) for node, value in found.items()}
 
 
-RIVALS: Mapping[str, Callable[[Bench], Scores]] = {
-    "ACDC (from the paper)": acdc,
-    "EAP-IG (from the paper)": eap_ig,
-    "EAP, gradient on clean (TransformerLens)": transformer_lens_tools.attribution_patching("clean"),
-    "attribution patching (TransformerLens)": transformer_lens_tools.attribution_patching("corrupted"),
-    "activation patching, noising (TransformerLens)": transformer_lens_tools.activation_patching("noising"),
-    "activation patching, both directions (TransformerLens)": transformer_lens_tools.activation_patching("noising", "denoising"),
-    "direct logit attribution (TransformerLens)": transformer_lens_tools.direct_logit_attribution,
+BASELINES: Mapping[str, Callable[[SplitEvaluator], Scores]] = {
+    "ACDC (from the paper)": score_by_acdc,
+    "EAP-IG (from the paper)": score_by_eap_ig,
+    "EAP, gradient on clean (TransformerLens)": transformer_lens_tools.make_attribution_patching("clean"),
+    "attribution patching (TransformerLens)": transformer_lens_tools.make_attribution_patching("corrupted"),
+    "activation patching, noising (TransformerLens)": transformer_lens_tools.make_activation_patching("noising"),
+    "activation patching, both directions (TransformerLens)": transformer_lens_tools.make_activation_patching("noising", "denoising"),
+    "direct logit attribution (TransformerLens)": transformer_lens_tools.score_by_direct_logit_attribution,
 }

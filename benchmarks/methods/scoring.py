@@ -8,7 +8,7 @@ from statistics import mean
 
 from scipy.stats import binomtest
 
-from benchmarks.methods.baselines import prefixes
+from benchmarks.methods.baselines import ranking_prefixes
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
@@ -17,7 +17,7 @@ COSTS = ("cost: ranking", "circuit", "verdict")
 
 
 @dataclass(frozen=True)
-class Answer:
+class MethodResult:
     """One method on one model.
 
     Attributes:
@@ -28,9 +28,9 @@ class Answer:
 
     circuit: NodeSet
     scores: Mapping[Node, float]
-    chosen: float
-    ranking: float | None = None
-    judged: float | None = None
+    circuit_cost: float
+    ranking_cost: float | None = None
+    verdict_cost: float | None = None
     verdict: str = ""
 
 
@@ -47,7 +47,7 @@ def f1(circuit: NodeSet, truth: NodeSet) -> float:
     return 2 * len(circuit & truth) / (len(circuit) + len(truth))
 
 
-class Tally:
+class MethodScores:
     """One method on many models."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Tally:
         self.recall: list[float] = []
         self.exact: list[bool] = []
         self.auc: list[float] = []
-        self.within: list[bool] = []
+        self.prefix_hits: list[bool] = []
         self.best_f1: list[float] = []
         self.costs: list[tuple[float | None, float, float | None]] = []
-        self.missed: list[str] = []
+        self.mistakes: list[str] = []
 
-    def add(self, name: str, answer: Answer, truths: Sequence[NodeSet]) -> NodeSet:
+    def add(self, name: str, answer: MethodResult, truths: Sequence[NodeSet]) -> NodeSet:
         """One model; of several truths the one nearest to the answer counts, and for the ranking the one that fits it best."""
         truth = min(truths, key=lambda made: len(made ^ answer.circuit))
         both = len(answer.circuit & truth)
@@ -69,22 +69,22 @@ class Tally:
         self.exact.append(answer.circuit == truth)
         areas = [area for made in truths if (area := auc(answer.scores, made)) is not None]
         self.auc += [max(areas)] if areas else []
-        self.costs.append((answer.ranking, answer.chosen, answer.judged))
-        found = prefixes(answer.scores)
-        self.within.append(any(made in found for made in truths))
+        self.costs.append((answer.ranking_cost, answer.circuit_cost, answer.verdict_cost))
+        found = ranking_prefixes(answer.scores)
+        self.prefix_hits.append(any(made in found for made in truths))
         self.best_f1.append(max((f1(prefix, made) for prefix in found for made in truths), default=0.0))
         if answer.circuit != truth:
             missing, beside = sorted(map(str, truth - answer.circuit)), sorted(map(str, answer.circuit - truth))
-            self.missed.append(f"{name} ({answer.verdict}): missing {missing}, beside it {beside}")
+            self.mistakes.append(f"{name} ({answer.verdict}): missing {missing}, beside it {beside}")
         return truth
 
-    def row(self, method: str, *more: str) -> str:
+    def format_row(self, method: str, *more: str) -> str:
         """One line of the table."""
         low, high = binomtest(sum(self.exact), len(self.exact)).proportion_ci(0.95, "exact")
         share = f"{mean(self.exact):.3f} ({low:.3f}–{high:.3f})"
         area = f"{mean(self.auc):.3f}" if self.auc else "–"
         area += "" if len(self.auc) in (0, len(self.exact)) else f" (of {len(self.auc)})"
-        shares = (f"{mean(self.within):.3f}", f"{mean(self.best_f1):.3f}", area)
+        shares = (f"{mean(self.prefix_hits):.3f}", f"{mean(self.best_f1):.3f}", area)
         right = (f"{mean(self.precision):.3f}", f"{mean(self.recall):.3f}", share, *shares)
         return f"| {' | '.join((method, str(len(self.exact)), *right, *more, *map(_mean, zip(*self.costs, strict=True))))} |\n"
 

@@ -17,22 +17,22 @@ import torch
 
 from discovery import load_model
 from discovery.engine import SIDES, Block, Side
-from discovery.evaluation import Bench
+from discovery.evaluation import SplitEvaluator
 from discovery.metrics import measure
 from discovery.sites import Direction, Node
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 Scores = Mapping[Node, float]
 
 
-def attribution_patching(at: Side) -> Callable[[Bench], Scores]:
+def make_attribution_patching(at: Side) -> Callable[[SplitEvaluator], Scores]:
     """One gradient, on this side's run, summed over positions and pairs."""
 
-    def rival(bench: Bench) -> Scores:
+    def rival(bench: SplitEvaluator) -> Scores:
         bridge = bench.engine.backend.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         bridge.requires_grad_(True)  # else the tool finds no graph
         try:
-            parts = [_attributed(bridge, block, at, bench.engine.backend.info.nodes()) for _, block in bench.engine.blocks()]
+            parts = [_attribute_block(bridge, block, at, bench.engine.backend.info.nodes()) for _, block in bench.engine.blocks()]
         finally:
             bridge.requires_grad_(False)
         return {node: abs(sum(part[node] for part in parts)) for node in parts[0]}
@@ -40,17 +40,17 @@ def attribution_patching(at: Side) -> Callable[[Bench], Scores]:
     return rival
 
 
-def activation_patching(*directions: Direction) -> Callable[[Bench], Scores]:
+def make_activation_patching(*directions: Direction) -> Callable[[SplitEvaluator], Scores]:
     """The largest |effect| of each node alone, in these directions."""
 
-    def rival(bench: Bench) -> Scores:
-        found = [_patched(bench, direction) for direction in directions]
+    def rival(bench: SplitEvaluator) -> Scores:
+        found = [_patch_nodes(bench, direction) for direction in directions]
         return {node: max(abs(effects[node]) for effects in found) for node in found[0]}
 
     return rival
 
 
-def direct_logit_attribution(bench: Bench) -> Scores:
+def score_by_direct_logit_attribution(bench: SplitEvaluator) -> Scores:
     """Summed over pairs; the mean logit of the answers against that of the wrong ones.
 
     The tool wants LayerNorm folded into the unembedding, so it gets a copy of the model, and prompts of one length.
@@ -63,7 +63,7 @@ def direct_logit_attribution(bench: Bench) -> Scores:
     info = bench.engine.backend.info
     bridge: Any = load_model(info.source, device="cpu", backend="transformerlens").bridge  # type: ignore[attr-defined]
     bridge.enable_compatibility_mode()
-    groups: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[EncodedPair]] = defaultdict(list)
     for _, block in bench.engine.blocks():
         for pair in block.prompts.pairs:
             groups[len(pair.clean), len(pair.answer)].append(pair)
@@ -81,7 +81,7 @@ def direct_logit_attribution(bench: Bench) -> Scores:
     return {node: abs(found[f"{node.layer}_mlp_out" if node.head is None else f"L{node.layer}H{node.head}"]) for node in info.nodes()}
 
 
-def _attributed(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> dict[Node, float]:
+def _attribute_block(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> dict[Node, float]:
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
     names = {node: f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}" for node in nodes}
@@ -95,16 +95,16 @@ def _attributed(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> d
     for node, name in names.items():
         slope = runs[at].gradients[name]
         assert slope is not None
-        found[node] = summed((runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope, node)
+        found[node] = sum_over_node((runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope, node)
     return found
 
 
-def summed(values: torch.Tensor, node: Node) -> float:
+def sum_over_node(values: torch.Tensor, node: Node) -> float:
     """A node's share of the values at its site: [pair pos d_model], or of heads [pair pos head d_head]."""
     return float((values if node.head is None else values[:, :, node.head]).sum())
 
 
-def _patched(bench: Bench, direction: Direction) -> dict[Node, float]:
+def _patch_nodes(bench: SplitEvaluator, direction: Direction) -> dict[Node, float]:
     """What each node alone does to the summed metric."""
     from transformer_lens.patching import generic_activation_patch
 
@@ -120,9 +120,9 @@ def _patched(bench: Bench, direction: Direction) -> dict[Node, float]:
         with torch.no_grad():
             plain = float(metric(bridge(base)))
             _, cache = bridge.run_with_cache(source)
-            heads = generic_activation_patch(bridge, base, cache, metric, _one_head, "z", ("layer", "head_index"))
+            heads = generic_activation_patch(bridge, base, cache, metric, _replace_one_head, "z", ("layer", "head_index"))
             has_mlps = not engine.backend.info.attn_only
-            mlps = generic_activation_patch(bridge, base, cache, metric, _whole, "mlp_out", ("layer",)) if has_mlps else torch.zeros(0)
+            mlps = generic_activation_patch(bridge, base, cache, metric, _replace_all, "mlp_out", ("layer",)) if has_mlps else torch.zeros(0)
         for node in nodes:
             assert node.layer is not None
             found[node] += float(mlps[node.layer] if node.head is None else heads[node.layer, node.head]) - plain
@@ -130,16 +130,16 @@ def _patched(bench: Bench, direction: Direction) -> dict[Node, float]:
     return found
 
 
-def _one_head(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
+def _replace_one_head(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
     value[:, :, index[1]] = source[:, :, index[1]]
     return value
 
 
-def _whole(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
+def _replace_all(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
     return source
 
 
 def _metric(block: Block) -> Callable[[torch.Tensor], torch.Tensor]:
     """The task's metric, summed over pairs, of logits at every position."""
     prompts, rows = block.prompts, torch.arange(len(block.prompts))
-    return lambda logits: measure(block.metric, logits[rows, prompts.last], prompts.answer, prompts.wrong, None).sum()
+    return lambda logits: measure(block.metric, logits[rows, prompts.answer_position], prompts.answer, prompts.wrong, None).sum()

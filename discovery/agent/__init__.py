@@ -6,9 +6,9 @@ run = discover(model, load_task("ioi", model))
 run.circuit.verdict, run.circuit.members
 """
 
-from discovery.agent.cost_estimate import Estimate, estimate
+from discovery.agent.cost_estimate import CostEstimate, estimate_cost
 from discovery.agent.features import add_features_to_run
-from discovery.agent.run import Discovered, discover, go_on, resume
-from discovery.agent.verification import Verification, verify
+from discovery.agent.run import DiscoveryResult, discover, resume, resume_open_run
+from discovery.agent.verification import Verification, verify_run
 
-__all__ = ["Discovered", "Estimate", "Verification", "add_features_to_run", "discover", "estimate", "go_on", "resume", "verify"]
+__all__ = ["CostEstimate", "DiscoveryResult", "Verification", "add_features_to_run", "discover", "estimate_cost", "resume", "resume_open_run", "verify_run"]

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from discovery.agent.run import read_task, reopen, settings_of
+from discovery.agent.run import read_saved_task, read_settings, reload_model_and_task
 from discovery.backends.base import Backend
 from discovery.engine import Progress
 from discovery.errors import StoreError
 from discovery.features import SAE, open_sae
 from discovery.methods.features import FeatureCircuit, add_features
 from discovery.methods.features.arguments import Positions
-from discovery.report import circuit_drawing, render_page
+from discovery.report import draw_circuit, render_page
 from discovery.store import Run, open_run
 
 
@@ -45,8 +45,8 @@ def add_features_to_run(
         if run.record.kind == "discovery" and run.record.status != "completed":
             cure = f"Resume it first: circuit-scout discover --resume {run_id}, or discover_circuit(run_id={run_id!r})."
             raise StoreError(f"The run {run_id} is not complete.", cure)
-        circuit, settings = run.load_circuit(), settings_of(run)
-        own, task = (model, read_task(run, model)) if model is not None else reopen(run)
+        circuit, settings = run.load_circuit(), read_settings(run)
+        own, task = (model, read_saved_task(run, model)) if model is not None else reload_model_and_task(run)
         made = add_features(
             own,
             circuit,
@@ -59,25 +59,25 @@ def add_features_to_run(
             memory=memory,
             progress=progress,
         )
-        _write(run, made)
+        _save_features(run, made)
         return made
 
 
-def _write(run: Run, made: FeatureCircuit) -> None:
+def _save_features(run: Run, made: FeatureCircuit) -> None:
     """The arrays first, then the journal, then the record that names them."""
     if made.arrays:
         edges = ",".join(f"{edge.source}->{edge.target}" for edge in made.edges)
         candidates = ",".join(str(candidate.node) for candidate in made.candidates)
         arrays = {name: values.detach().cpu().numpy() for name, values in made.arrays.items()}
-        run.save_arrays(made.result, arrays, metadata={"candidates": candidates, "edges": edges})
-    run.append_event(_event(made))
+        run.save_arrays(made.result_id, arrays, metadata={"candidates": candidates, "edges": edges})
+    run.append_event(_features_event(made))
     run.save_circuit(made.circuit)
     if made.circuit.size:
-        run.save_figure("circuit", circuit_drawing(made.circuit))
+        run.save_figure("circuit", draw_circuit(made.circuit))
     run.save_report(render_page(made.circuit, {name: run.load_figure(name) for name in run.figure_names()}, run.events()))
 
 
-def _event(made: FeatureCircuit) -> dict[str, Any]:
+def _features_event(made: FeatureCircuit) -> dict[str, Any]:
     held = [candidate for candidate in made.candidates if candidate.why is None]
     named = ", ".join(f"{one.node.label} {one.noising.mean or 0.0:+.2f}" for one in held)
     return {

@@ -6,28 +6,28 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from discovery.agent.context import Context
+from discovery.agent.context import RunContext
 from discovery.agent.state import State
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
 from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
-from discovery.report import circuit_drawing, faithfulness_curve, layer_head_heatmap, layer_position_heatmap, render_page
+from discovery.report import draw_circuit, draw_faithfulness_curve, draw_layer_head_heatmap, draw_layer_position_heatmap, render_page
 from discovery.sites import EMBED, LOGITS
 
 
-def write_record(state: State, context: Context) -> CircuitGraph:
+def write_record(state: State, context: RunContext) -> CircuitGraph:
     """Write circuit.json, figures and report.html; return the record."""
     circuit = build_record(state, context)
     run = context.run
     run.save_circuit(circuit)
-    for name, png in draw(circuit, context).items():
+    for name, png in draw_figures(circuit, context).items():
         run.save_figure(name, png)
     figures = {name: run.load_figure(name) for name in run.figure_names()}
     run.save_report(render_page(circuit, figures, run.events()))
     return circuit
 
 
-def build_record(state: State, context: Context) -> CircuitGraph:
+def build_record(state: State, context: RunContext) -> CircuitGraph:
     """The record of a finished, or cut short, state."""
     info, task, configuration = context.model.info, context.task, context.run.record
     evaluation, verdict, reasons = state.evaluation, state.verdict, state.reasons
@@ -61,12 +61,12 @@ def build_record(state: State, context: Context) -> CircuitGraph:
         reasons=reasons,
         cost=Cost(forward_equivalents=context.meter.spent, seconds=context.seconds, peak_memory_bytes=state.peak_memory_bytes),
         provenance=configuration.provenance,
-        nodes=(CircuitNode.of(EMBED), *(_node(state, name) for name in shown), CircuitNode.of(LOGITS)),
+        nodes=(CircuitNode.of(EMBED), *(_circuit_node(state, name) for name in shown), CircuitNode.of(LOGITS)),
         edges=tuple(edge for edge in state.edges if shown),
     )
 
 
-def _node(state: State, name: str) -> CircuitNode:
+def _circuit_node(state: State, name: str) -> CircuitNode:
     effect = state.effects.get(name)
     means = [part.mean for part in (effect.noising, effect.denoising) if part and part.mean] if effect else []
     total = sum(means)
@@ -81,7 +81,7 @@ def _node(state: State, name: str) -> CircuitNode:
     )
 
 
-def draw(circuit: CircuitGraph, context: Context) -> Mapping[str, bytes]:
+def draw_figures(circuit: CircuitGraph, context: RunContext) -> Mapping[str, bytes]:
     """The figures of what was measured."""
     figures: dict[str, bytes] = {}
     run = context.run
@@ -90,19 +90,19 @@ def draw(circuit: CircuitGraph, context: Context) -> Mapping[str, bytes]:
         if values is None or values.ndim != 2:
             continue
         positions = meta.get("positions", "").split(",")
-        figures[result] = layer_position_heatmap(values, positions, title=result.replace("-", ", "))
+        figures[result] = draw_layer_position_heatmap(values, positions, title=result.replace("-", ", "))
     for direction in ("denoising", "noising"):
         grid = _head_grid(context, f"nodes-{direction}")
         if grid is not None:
-            figures[f"head_out-{direction}"] = layer_head_heatmap(grid, title=f"head_out, {direction}")
+            figures[f"head_out-{direction}"] = draw_layer_head_heatmap(grid, title=f"head_out, {direction}")
     if circuit.evaluation.curve:
-        figures["curve"] = faithfulness_curve(circuit.evaluation.curve)
+        figures["curve"] = draw_faithfulness_curve(circuit.evaluation.curve)
     if circuit.size:
-        figures["circuit"] = circuit_drawing(circuit)
+        figures["circuit"] = draw_circuit(circuit)
     return figures
 
 
-def _head_grid(context: Context, result: str) -> np.ndarray | None:
+def _head_grid(context: RunContext, result: str) -> np.ndarray | None:
     try:
         values, names = context.run.load_arrays(result)["values"], context.run.array_metadata(result)["nodes"].split(",")
     except StoreError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from discovery.graph import Record
+from discovery.graph import JsonModel
 from discovery.sites import BackendName, MetricName, Universe
 
 
-class Opening(Record):
+class LoadArguments(JsonModel):
     """How the model was opened. Further fields (the task, the number of pairs) are kept as they came.
 
     Attributes:
@@ -24,7 +24,7 @@ class Opening(Record):
     device_map: Literal["auto"] | None = None
 
 
-class Settings(Record):
+class RunSettings(JsonModel):
     """A run's configuration.
 
     Attributes:
@@ -43,4 +43,4 @@ class Settings(Record):
     task_metric: MetricName
     split_method: str
     pairs: str | None = None
-    load: Opening
+    load: LoadArguments

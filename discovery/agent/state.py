@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from discovery.graph import CircuitEdge, CurvePoint, Evaluation, NodeEffect, Record, SplitEvaluation, Verdict
+from discovery.graph import CircuitEdge, CurvePoint, Evaluation, JsonModel, NodeEffect, SplitEvaluation, Verdict
 from discovery.graph.base import Json
 from discovery.sites import Node
 
 
-class State(Record):
+class State(JsonModel):
     """Everything concluded so far.
 
     Attributes:
@@ -61,20 +61,20 @@ class State(Record):
     peak_memory_bytes: int = 0
 
     @property
-    def nodes(self) -> frozenset[Node]:
+    def circuit_nodes(self) -> frozenset[Node]:
         """The circuit as nodes."""
         return frozenset(Node.parse(name) for name in self.circuit)
 
     @property
-    def ranked(self) -> list[Node]:
+    def ranked_nodes(self) -> list[Node]:
         """The ranking as nodes."""
         return [Node.parse(name) for name in self.ranking]
 
     @property
-    def ended(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether nothing more is to be measured: no behaviour, or no budget."""
         return any(self.gates.values()) or self.cut_short is not None
 
-    def with_(self, **changes: object) -> State:
+    def with_changes(self, **changes: object) -> State:
         """The state with these fields changed."""
         return self.model_copy(update=changes)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery.agent.run import last_state, reopen, settings_of
+from discovery.agent.run import read_last_state, read_settings, reload_model_and_task
 from discovery.engine import Meter, Progress
 from discovery.errors import StoreError
-from discovery.evaluation import Bench, Evidence, choose_contexts, judge_circuit, thresholds
-from discovery.evaluation.verdict import conditions_of, decide
+from discovery.evaluation import PartialEvidence, SplitEvaluator, choose_contexts, measure_conditions, thresholds
+from discovery.evaluation.verdict import decide_conditions, decide_verdict
 from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
 from discovery.methods.behaviour import check_task
 from discovery.sites import Node
 from discovery.store import Run, open_run
 
-AGAIN = ("hypotheses", "share_in_band")  # of the tests beside the conditions, those of the circuit on the held-out pairs
-TOLERANCE = 1e-4  # of f; other numbers relative to their size
+REMEASURED_TESTS = ("hypotheses", "share_in_band")  # of the tests beside the conditions, those of the circuit on the held-out pairs
+RECORD_TOLERANCE = 1e-4  # of f; other numbers relative to their size
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Verification:
     forward_equivalents: float
 
 
-def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
+def verify_run(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
     """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
 
     Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the hypothesis tests beside them, the conditions,
@@ -54,28 +54,28 @@ def verify(run_id: str, *, runs_dir: Path | str | None = None, progress: Progres
         raise StoreError(
             f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger budget."
         )
-    model, task = reopen(run)
+    model, task = reload_model_and_task(run)
     meter = Meter(progress=progress)
-    cut = last_state(run).cut_short
+    cut = read_last_state(run).cut_short
     cut = cut if cut is not None and cut.startswith("(") else None  # a budget that ended in the conditions: what came after is not recorded
-    again = _measure(run, record, model, task, meter, cut)
-    before, now = _numbers({"verdict": record.verdict, **_comparable(record)}), _numbers(again)
+    again = _measure_again(run, record, model, task, meter, cut)
+    before, now = _flatten({"verdict": record.verdict, **_recorded_facts(record)}), _flatten(again)
     if cut:
         before = {name: value for name, value in before.items() if value != "not_run"}
     differences = [
         f"{name}: recorded {before.get(name)}, now {now.get(name)}"
         for name in sorted(before if cut else before | now)
-        if not _same(before.get(name), now.get(name))
+        if not _is_same(before.get(name), now.get(name))
     ]
     return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
 
 
-def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None) -> dict[str, Any]:
-    settings, universe = settings_of(run), record.evaluation.universe
+def _measure_again(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None) -> dict[str, Any]:
+    settings, universe = read_settings(run), record.evaluation.universe
     seed, metric = settings.seed, record.task.metric
     common: dict[str, Any] = {"metric": metric, "memory": settings.memory, "meter": meter}
     benches = {
-        name: Bench.of(model, part, universe, seed, **common) for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
+        name: SplitEvaluator.of(model, part, universe, seed, **common) for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
     }
     checks = {name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine) for name, bench in benches.items()}
     splits: dict[str, Any] = {
@@ -93,15 +93,15 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
         gates = any(b.reasons for b in checks.values())
         return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
     circuit = frozenset(record.members)
-    ranking = [Node.parse(name) for name in _ranking(run)]
-    judged = judge_circuit(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
-    own: Evidence = {a: benches["discovery"].f(a).evidence(circuit) for a in EVIDENCE_ABLATIONS}
+    ranking = [Node.parse(name) for name in _read_ranking(run)]
+    judged = measure_conditions(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
+    own: PartialEvidence = {a: benches["discovery"].f(a).measure_circuit(circuit) for a in EVIDENCE_ABLATIONS}
     tests: Any = record.evaluation.tests
     stability = tests.get("stability", {}).get("mean_jaccard")
     evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
-    conditions = conditions_of(evidence, stability)
-    verdict, _ = decide(
-        behaviour=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
+    conditions = decide_conditions(evidence, stability)
+    verdict, _ = decide_verdict(
+        failed_gates=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
         stability=stability, cut_short=cut, undefined=[a for a, e in own.items() if e.faithfulness is None],
     )  # fmt: skip
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
@@ -111,14 +111,14 @@ def _measure(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter
     return {"verdict": verdict, **splits, **judgement}
 
 
-def _ranking(run: Run) -> Sequence[str]:
+def _read_ranking(run: Run) -> Sequence[str]:
     ranking: Sequence[str] = ()
     for event in run.events():
         ranking = event.get("state", {}).get("ranking") or ranking
     return ranking
 
 
-def _comparable(record: CircuitGraph) -> dict[str, Any]:
+def _recorded_facts(record: CircuitGraph) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in ("discovery", "heldout"):
         split = getattr(record.evaluation, name)
@@ -133,11 +133,11 @@ def _comparable(record: CircuitGraph) -> dict[str, Any]:
     if record.verdict != "no_behaviour":
         out["conditions"] = record.evaluation.conditions.model_dump(mode="json")
         out["thresholds"] = dict(record.evaluation.thresholds)
-        out["tests"] = {name: found for name, found in record.evaluation.tests.items() if name in AGAIN}
+        out["tests"] = {name: found for name, found in record.evaluation.tests.items() if name in REMEASURED_TESTS}
     return out
 
 
-def _numbers(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(facts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_leaves(facts, ""))
 
 
@@ -152,7 +152,7 @@ def _leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
         yield at, value
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return math.isclose(one, other, rel_tol=RECORD_TOLERANCE, abs_tol=RECORD_TOLERANCE)
     return bool(one == other)

@@ -36,7 +36,7 @@ class Backend(ABC):
         batch_tokens: beyond so many tokens a batch gains nothing; None: as the device has it.
     """
 
-    batch_tokens: int | None = None
+    tokens_per_batch: int | None = None
     info: ModelInfo
     abilities: Abilities
     tokenizer: Tokenizer | None
@@ -44,7 +44,7 @@ class Backend(ABC):
     @abstractmethod
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
-    ) -> Outcome:
+    ) -> BatchResult:
         """Run a batch.
 
         Args:
@@ -79,7 +79,7 @@ class Backend(ABC):
         return torch.device(self.info.device)
 
     @property
-    def held(self) -> int:
+    def resident_weight_bytes(self) -> int:
         """Bytes of its weights that lie where it computes."""
         return self.info.weights_bytes
 
@@ -92,7 +92,7 @@ class Backend(ABC):
         if not self.abilities.gradients:
             raise MeasurementError(f"{self.info.name} gives no gradients here.", "Measure every cell.")
 
-    def require(self, site: Site) -> None:
+    def require_site(self, site: Site) -> None:
         """Check that this model has a site.
 
         Raises:
@@ -107,12 +107,12 @@ class Backend(ABC):
             raise SiteError(f"resid_mid does not exist: {why}.", "Use resid_pre or resid_post.")
 
 
-WITHIN_A_LAYER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+ACTIVATION_ORDER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
 def forward_order(site: Site) -> tuple[int, int]:
     """Sorts sites as a forward pass meets them."""
-    return site.layer, WITHIN_A_LAYER.index(site.kind)
+    return site.layer, ACTIVATION_ORDER.index(site.kind)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Prefix:
         """The first `length` positions of these rows."""
         return Prefix(tuple(k[rows, :, :length] for k in self.keys), tuple(v[rows, :, :length] for v in self.values))
 
-    def stairs(self, rows: Int[Tensor, "n"], counts: Sequence[int], length: int) -> Prefix:
+    def take_by_layer(self, rows: Int[Tensor, "n"], counts: Sequence[int], length: int) -> Prefix:
         """The first `length` positions; in each layer, of so many of the first rows (of one at least)."""
         most = [rows[: max(count, 1)] for count in counts]
         keys = tuple(k[own, :, :length] for k, own in zip(self.keys, most, strict=True))
@@ -160,30 +160,30 @@ class Batch:
     """
 
     tokens: Int[Tensor, "row pos"]
-    last: Int[Tensor, "row"] | None = None
+    answer_position: Int[Tensor, "row"] | None = None
     start: int = 0
     residual: Float[Tensor, "_ pos d_model"] | None = None
-    middle: bool = False
+    after_attention: bool = False
     stop: int | None = None
     prefix: Prefix | None = None
     columns: Int[Tensor, "row k"] | None = None
     joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
-    narrow: bool = False
+    last_position_only: bool = False
 
     @property
-    def answers(self) -> Int[Tensor, "row"]:
+    def require_answer_position(self) -> Int[Tensor, "row"]:
         """Each row's answer position.
 
         Raises:
             ValueError: where none was given.
         """
-        if self.last is None:
+        if self.answer_position is None:
             raise ValueError("these rows have no answer position")
-        return self.last
+        return self.answer_position
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchResult:
     """What a run gave.
 
     Attributes:

@@ -13,16 +13,16 @@ from discovery.sites import Node, Site, Universe, head, key_value_group, key_val
 
 _MOST_GROUPS = 8  # so many groups or heads are written out in a message
 
-Width = Literal["float32", "float16", "bfloat16", "float64"]
+DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 
 
-def width_of(dtype: str) -> int:
+def bytes_per_number(dtype: str) -> int:
     """Bytes of one number."""
     return int(getattr(torch, dtype).itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class ModelDescription:
     """What a configuration says of a model, loaded or not.
 
     Attributes:
@@ -102,18 +102,18 @@ class Described:
         )
 
     @property
-    def width(self) -> int:
+    def itemsize(self) -> int:
         """Bytes of one number."""
-        return width_of(self.dtype)
+        return bytes_per_number(self.dtype)
 
     @property
     def weights_bytes(self) -> int:
         """What the loaded model takes, where all of it is held."""
-        return self.width * (self.n_params + self.copied)
+        return self.itemsize * (self.n_params + self.copied)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo(Described):
+class ModelInfo(ModelDescription):
     """What is known of a loaded model.
 
     Attributes:
@@ -129,11 +129,11 @@ class ModelInfo(Described):
     backend: str
     device: str
     parallel: bool
-    positions: str
+    positional_embedding: str
     normalization: str
     weight_processing: str = "none"
     warnings: tuple[str, ...] = ()
-    chosen: str = ""
+    backend_reason: str = ""
     remote: str | None = None
     device_map: str | None = None
 
@@ -151,10 +151,10 @@ class ModelInfo(Described):
             SiteError: the name is no head or MLP of this model; says what it is instead.
         """
         if isinstance(name, Node):
-            return self.check(name)
+            return self.require_node(name)
         if place := key_value_place(name):
             raise self._no_head(name, *place)
-        return self.check(Node.parse(name))
+        return self.require_node(Node.parse(name))
 
     def _no_head(self, name: str, layer: int, index: int) -> SiteError:
         """The refusal of a key-value head, which says whose it is."""
@@ -180,7 +180,7 @@ class ModelInfo(Described):
     def _range(self) -> str:
         return f"layers are 0 to {self.n_layers - 1}, heads 0 to {self.n_heads - 1}"
 
-    def check(self, node: Node) -> Node:
+    def require_node(self, node: Node) -> Node:
         """The node itself, if this model has it.
 
         Raises:
@@ -214,8 +214,8 @@ class Abilities:
     prefix: bool = False
     columns: bool = False
     linear_heads: bool = False
-    middle: bool = False
+    after_attention: bool = False
     pattern: bool = False
     joins: bool = False
-    narrow: bool = False
+    last_position_only: bool = False
     gradients: bool = True

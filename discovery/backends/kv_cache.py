@@ -7,7 +7,7 @@ from typing import Any
 from discovery.backends.base import Prefix
 
 
-def cache_of(prefix: Prefix | None) -> Any:
+def to_dynamic_cache(prefix: Prefix | None) -> Any:
     """A cache that holds the prefix, or nothing yet; plain layers, since sliding ones would forget early positions."""
     from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
 
@@ -20,6 +20,6 @@ def cache_of(prefix: Prefix | None) -> Any:
     return cache
 
 
-def prefix_of(cache: Any) -> Prefix:
+def from_dynamic_cache(cache: Any) -> Prefix:
     """Every position's keys and values that a cache holds."""
     return Prefix(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers))

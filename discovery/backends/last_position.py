@@ -19,36 +19,36 @@ from discovery.interventions import Edit
 from discovery.sites import Site
 
 
-def behind_last_attention(info: ModelInfo, site: Site) -> bool:
+def is_after_last_attention(info: ModelInfo, site: Site) -> bool:
     """Whether a site holds one position only in a narrow run."""
     return site.layer == info.n_layers - 1 and site.kind in ("attn_out", "resid_mid", "mlp_out")
 
 
-def narrowed(info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]) -> list[Edit]:
+def restrict_edits(info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]) -> list[Edit]:
     """The edits as a narrow run makes them.
 
     Raises:
         ValueError: where something is read that is only computed at one position.
     """
     last = Site("resid_post", info.n_layers - 1)
-    if any(site == last or behind_last_attention(info, site) for site in reads):
+    if any(site == last or is_after_last_attention(info, site) for site in reads):
         raise ValueError("what the last layer does behind its attention is not read where it is done at one position only")
-    return [edit.at(batch.answers, 3) if behind_last_attention(info, edit.site) else edit for edit in edits]
+    return [edit.at_position(batch.require_answer_position, 3) if is_after_last_attention(info, edit.site) else edit for edit in edits]
 
 
-def at_answer(batch: Batch, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "row 1 ..."]:
+def take_answer_position(batch: Batch, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "row 1 ..."]:
     """Each row's answer position."""
-    return activation.take_along_dim(batch.answers.view(-1, *[1] * (activation.ndim - 1)), 1)
+    return activation.take_along_dim(batch.require_answer_position.view(-1, *[1] * (activation.ndim - 1)), 1)
 
 
-class Narrowing:
+class LastPosition:
     """Cuts down what modules are given, until the stack is left; and knows whether they were reached."""
 
     def __init__(self, batch: Batch, stack: ExitStack) -> None:
         self.batch, self.stack = batch, stack
         self._waiting: set[str] = set()
 
-    def module(self, name: str, module: nn.Module) -> None:
+    def cut_module_input(self, name: str, module: nn.Module) -> None:
         """A module that is given one position."""
 
         def cut(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -57,16 +57,16 @@ class Narrowing:
         self._waiting.add(name)
         self.stack.callback(module.register_forward_pre_hook(cut).remove)
 
-    def expect(self, name: str) -> None:
+    def expect_cut(self, name: str) -> None:
         """Something else that calls `cut` on what it is given."""
         self._waiting.add(name)
 
     def cut(self, name: str, activation: Tensor) -> Tensor:
         """One position of each row."""
         self._waiting.discard(name)
-        return at_answer(self.batch, activation)
+        return take_answer_position(self.batch, activation)
 
-    def require_done(self) -> None:
+    def require_all_cut(self) -> None:
         """Check that every module was reached: where an MLP is not a module of its own (OPT), its work would not be spared.
 
         Raises:

@@ -20,16 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from discovery.backends.base import Backend, Batch, Outcome, forward_order
+from discovery.backends.base import Backend, Batch, BatchResult, forward_order
 from discovery.backends.info import Abilities, ModelInfo
-from discovery.backends.kv_cache import cache_of, prefix_of
-from discovery.backends.last_position import Narrowing, at_answer, narrowed
+from discovery.backends.kv_cache import from_dynamic_cache, to_dynamic_cache
+from discovery.backends.last_position import LastPosition, restrict_edits, take_answer_position
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
-HOOKS = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
+HOOK_NAMES = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
 
 
 class _Stop(Exception):  # noqa: N818  (leaves the forward pass early; never escapes `run`)
@@ -57,50 +57,50 @@ class TransformerLensBackend(Backend):
 
     def run(
         self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
-    ) -> Outcome:
+    ) -> BatchResult:
         for site in (*reads, *(edit.site for edit in edits)):
-            self.require(site)
+            self.require_site(site)
         if batch.joins and (reads or edits or grad):
             raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
         seen: dict[Site, Tensor] = {}
         hidden: list[Tensor] = []
-        edits = narrowed(self.info, batch, reads, edits) if batch.narrow else edits
+        edits = restrict_edits(self.info, batch, reads, edits) if batch.last_position_only else edits
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
             self._visit(stack, batch, reads, edits, seen, grad)
-            narrowing = Narrowing(batch, stack)
-            if batch.narrow and batch.start < self.info.n_layers:
-                self._narrow(narrowing)
+            last_position = LastPosition(batch, stack)
+            if batch.last_position_only and batch.start < self.info.n_layers:
+                self._restrict_to_last_position(last_position)
             self._finish(stack, batch, hidden)
             # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
             arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
             if self._cached:
                 cached = keep_prefix or batch.prefix is not None
-                arguments |= {"use_cache": cached, "past_key_values": cache_of(batch.prefix) if cached else None}
+                arguments |= {"use_cache": cached, "past_key_values": to_dynamic_cache(batch.prefix) if cached else None}
             try:
                 out = self.bridge.original_model(**arguments)
             except _Stop:
                 out = None
-        narrowing.require_done()
+        last_position.require_all_cut()
         logits = None
-        if batch.columns is not None and batch.last is not None:
-            logits = self._columns(hidden[0], batch.columns)
+        if batch.columns is not None and batch.answer_position is not None:
+            logits = self._unembed_columns(hidden[0], batch.columns)
         elif out is not None:
             logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
         if keep_prefix and out is None:
             raise RuntimeError("keys and values are only complete after a full run")
-        return Outcome(logits, {site: seen[site] for site in reads}, prefix_of(out.past_key_values) if keep_prefix else None)
+        return BatchResult(logits, {site: seen[site] for site in reads}, from_dynamic_cache(out.past_key_values) if keep_prefix else None)
 
     def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
         """Skip the blocks before `start` and put the residual stream in there."""
-        if (batch.start or batch.middle) and batch.residual is None:
+        if (batch.start or batch.after_attention) and batch.residual is None:
             raise ValueError("a start layer needs a residual stream")
         blocks = list(self.bridge.blocks)
         for index, block in enumerate(blocks[: batch.start]):
             handed_on = batch.residual if index == batch.start - 1 else None
-            stack.enter_context(_replaced_forward(block, partial(self._pass_through, handed_on)))
-        if batch.middle:
-            stack.enter_context(_replaced_forward(blocks[batch.start].attn, _no_attention))
+            stack.enter_context(_replace_forward(block, partial(self._pass_through, handed_on)))
+        if batch.after_attention:
+            stack.enter_context(_replace_forward(blocks[batch.start].attn, _skip_attention))
         if grad or (batch.residual is not None and batch.start == 0):
 
             def put(activation: Tensor, hook: Any) -> Tensor:
@@ -130,7 +130,7 @@ class TransformerLensBackend(Backend):
             by_site[edit.site].append(edit)
         for site in sorted({*reads, *by_site}, key=forward_order):  # an edited resid_mid stands on the edited resid_pre and attn_out
             if site.kind == "resid_mid" and site in by_site:
-                self._edit_middle(stack, site.layer, by_site.pop(site), batch)
+                self._edit_resid_mid(stack, site.layer, by_site.pop(site), batch)
             changes = by_site.get(site, [])
             if changes and site.kind == "pattern" and not self.abilities.pattern:
                 raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
@@ -146,12 +146,12 @@ class TransformerLensBackend(Backend):
 
             self._hook(stack, site, visit)
 
-    def _edit_middle(self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch) -> None:
+    def _edit_resid_mid(self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch) -> None:
         before: list[Tensor] = []
-        one = batch.narrow and layer == self.info.n_layers - 1
+        one = batch.last_position_only and layer == self.info.n_layers - 1
 
         def remember(activation: Tensor, hook: Any) -> None:
-            before.append(at_answer(batch, activation) if one else activation)
+            before.append(take_answer_position(batch, activation) if one else activation)
 
         def shift(activation: Tensor, hook: Any) -> Tensor:
             middle = changed = before[-1] + activation
@@ -162,16 +162,16 @@ class TransformerLensBackend(Backend):
         self._hook(stack, Site("resid_pre", layer), remember)
         self._hook(stack, Site("attn_out", layer), shift)
 
-    def _narrow(self, narrowing: Narrowing) -> None:
+    def _restrict_to_last_position(self, last_position: LastPosition) -> None:
         layer = self.info.n_layers - 1
-        narrowing.expect("z")
-        self._hook(narrowing.stack, Site("z", layer), lambda activation, hook: narrowing.cut("z", activation))  # behind z's own edits
+        last_position.expect_cut("z")
+        self._hook(last_position.stack, Site("z", layer), lambda activation, hook: last_position.cut("z", activation))  # behind z's own edits
         if not self.info.attn_only:
-            narrowing.module("MLP", self.bridge.blocks[layer].mlp)
+            last_position.cut_module_input("MLP", self.bridge.blocks[layer].mlp)
 
     def _finish(self, stack: ExitStack, batch: Batch, hidden: list[Tensor]) -> None:
         """Stop early, or unembed the answer positions only."""
-        if batch.stop is not None or batch.last is None:
+        if batch.stop is not None or batch.answer_position is None:
             last = (self.info.n_layers if batch.stop is None else batch.stop) - 1
 
             def halt(activation: Tensor, hook: Any) -> None:
@@ -181,7 +181,7 @@ class TransformerLensBackend(Backend):
             return
 
         def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            answer = at_answer(batch, inputs[0])
+            answer = take_answer_position(batch, inputs[0])
             if batch.columns is not None:
                 hidden.append(answer[:, 0])
                 raise _Stop
@@ -190,14 +190,14 @@ class TransformerLensBackend(Backend):
         handle = self.bridge.unembed.register_forward_pre_hook(gather)
         stack.callback(handle.remove)
 
-    def _columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
+    def _unembed_columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
         unembed = self.bridge.unembed.original_component
         weights = unembed.weight[columns.clamp(min=0)]  # [row k d_model]
         logits = torch.einsum("rd,rkd->rk", hidden, weights)
         return logits if unembed.bias is None else logits + unembed.bias[columns.clamp(min=0)]
 
     def _hook(self, stack: ExitStack, site: Site, visit: Callable[..., Tensor | None]) -> None:
-        point = self._points.get(f"blocks.{site.layer}.{HOOKS.get(site.kind, 'hook_' + site.kind)}")
+        point = self._points.get(f"blocks.{site.layer}.{HOOK_NAMES.get(site.kind, 'hook_' + site.kind)}")
         if point is None:
             cause = f"This architecture ({self.info.architecture}) has no {site.kind}."
             raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
@@ -205,13 +205,13 @@ class TransformerLensBackend(Backend):
         stack.callback(point.remove_hooks, "fwd")
 
 
-def _no_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+def _skip_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
     hidden = args[0] if args else kwargs["hidden_states"]
     return torch.zeros_like(hidden), None
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     module.__dict__["forward"] = forward
     try:
         yield

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from discovery.cli.arguments import UsageError
-from discovery.cli.console import diverted
-from discovery.cli.exit_status import answered, terminable, told
-from discovery.cli.parser import parse
+from discovery.cli.console import divert_stdout
+from discovery.cli.exit_status import report_error, run_command, sigterm_as_interrupt
+from discovery.cli.parser import parse_command_line
 
 __all__ = ["main"]
 
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.
     """
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
+        args = parse_command_line(sys.argv[1:] if argv is None else argv)
     except UsageError as fault:
-        return told(fault)
-    with terminable(), diverted(verbose=args.verbose, quiet=args.quiet) as console:
-        return answered(args, console)
+        return report_error(fault)
+    with sigterm_as_interrupt(), divert_stdout(verbose=args.verbose, quiet=args.quiet) as console:
+        return run_command(args, console)

@@ -27,15 +27,15 @@ from typing import Any, TypeAlias, get_args
 from discovery.errors import DiscoveryError
 from discovery.sites import BackendName
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("float32", "float16", "bfloat16", "float64")
+DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
+DTYPE_NAMES = ("float32", "float16", "bfloat16", "float64")
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 
-Read = Callable[[str, str], Any]
+ValueParser = Callable[[str, str], Any]
 """(what a message calls it, the word) -> the value; raises UsageError."""
 
-Commands: TypeAlias = "argparse._SubParsersAction[Any]"
+Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 """Where a noun or a verb is added."""
 
 
@@ -43,34 +43,34 @@ class UsageError(DiscoveryError):
     """A command line that breaks a rule."""
 
 
-def any_text(name: str, word: str) -> str:
+def parse_text(name: str, word: str) -> str:
     """The word itself, if there is one."""
     if not word.strip():
         raise UsageError(f"{name} is empty.", f"Give a value after {name}, or leave it out.")
     return word
 
 
-def whole(least: int, name: str, word: str) -> int:
+def parse_whole_number(minimum: int, name: str, word: str) -> int:
     """A whole number of at least `least`."""
-    if not re.fullmatch(r"[+-]?\d+", word) or int(word) < least:
+    if not re.fullmatch(r"[+-]?\d+", word) or int(word) < minimum:
         raise UsageError(
-            f"{name} is {word!r}, and must be a whole number of at least {least}.", f"Write for example {name} {max(least, 1) * 100}."
+            f"{name} is {word!r}, and must be a whole number of at least {minimum}.", f"Write for example {name} {max(minimum, 1) * 100}."
         )
     return int(word)
 
 
-def positive(name: str, word: str) -> float:
+def parse_positive_number(name: str, word: str) -> float:
     """A finite number above 0."""
     try:
         number = float(word)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise UsageError(f"{name} is {word!r}, and must be a number above 0.", f"Write for example {_with(name)}5000.")
+        raise UsageError(f"{name} is {word!r}, and must be a number above 0.", f"Write for example {_name_before_value(name)}5000.")
     return number
 
 
-def byte_count(name: str, word: str) -> int:
+def parse_byte_count(name: str, word: str) -> int:
     """A number of bytes: plain, or with a unit: kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024; the B may be left out."""
     found = _BYTES.fullmatch(word.strip())
     if found:
@@ -84,43 +84,43 @@ def byte_count(name: str, word: str) -> int:
     )
 
 
-def _with(name: str) -> str:
+def _name_before_value(name: str) -> str:
     """A setting as it is written before its value: a flag, or a variable."""
     return f"{name} " if name.startswith("-") else f"{name}="
 
 
-def places(name: str, word: str) -> list[int | str]:
+def parse_positions(name: str, word: str) -> list[int | str]:
     """Positions by number or label, with commas between."""
     parts = [part.strip() for part in word.split(",")]
     if not all(parts):
-        raise UsageError(f"{name} is {word!r}, which lacks a position.", f"Write positions with commas between: {_with(name)}end,S2,-1.")
+        raise UsageError(f"{name} is {word!r}, which lacks a position.", f"Write positions with commas between: {_name_before_value(name)}end,S2,-1.")
     return [int(part) if re.fullmatch(r"-?\d+", part) else part for part in parts]
 
 
-def one_of(allowed: Sequence[str], name: str, word: str) -> str:
+def parse_choice(allowed: Sequence[str], name: str, word: str) -> str:
     """One of the words that are allowed."""
     if word not in allowed:
         near = difflib.get_close_matches(word, allowed, n=1)
-        raise UsageError(f"{name} is {word!r}; allowed: {', '.join(allowed)}.", f"Write {_with(name)}{near[0] if near else allowed[0]}.")
+        raise UsageError(f"{name} is {word!r}; allowed: {', '.join(allowed)}.", f"Write {_name_before_value(name)}{near[0] if near else allowed[0]}.")
     return word
 
 
-def device(name: str, word: str) -> str:
+def parse_device(name: str, word: str) -> str:
     """A kind of device, or one CUDA device by number."""
-    return word if re.fullmatch(r"cuda:\d+", word) else one_of(DEVICES, name, word)
+    return word if re.fullmatch(r"cuda:\d+", word) else parse_choice(DEVICE_NAMES, name, word)
 
 
-def folder(name: str, word: str) -> Path:
+def parse_folder(name: str, word: str) -> Path:
     """An absolute path, which need not exist."""
-    return whereabouts(any_text(name, word))
+    return absolute_path(parse_text(name, word))
 
 
-def whereabouts(word: str) -> Path:
+def absolute_path(word: str) -> Path:
     """The absolute path that a word names."""
     return Path(os.path.abspath(os.path.expanduser(word)))
 
 
-def flag(parser: argparse.ArgumentParser, name: str, metavar: str, read: Read, text: str, **more: Any) -> None:
+def add_flag(parser: argparse.ArgumentParser, name: str, metavar: str, parse_value: ValueParser, text: str, **more: Any) -> None:
     """Give a parser a flag with a value.
 
     Args:
@@ -130,7 +130,7 @@ def flag(parser: argparse.ArgumentParser, name: str, metavar: str, read: Read, t
         read: checks and turns the word.
         text: what the help says.
     """
-    parser.add_argument(name, metavar=metavar, type=partial(read, name), help=text, **more)
+    parser.add_argument(name, metavar=metavar, type=partial(parse_value, name), help=text, **more)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Setting:
     name: str
     metavar: str
     help: str
-    read: Read = any_text
+    parse_value: ValueParser = parse_text
     default: Any = None
 
     @property
@@ -156,34 +156,34 @@ class Setting:
         """The twin in the environment."""
         return f"CIRCUIT_SCOUT_{self.name.replace('-', '_').upper()}"
 
-    def add(self, parser: argparse.ArgumentParser, **more: Any) -> None:
+    def add_to(self, parser: argparse.ArgumentParser, **more: Any) -> None:
         """Give a parser this flag."""
         default = "" if self.default is None else f"; default {self.default}"
-        flag(parser, f"--{self.name}", self.metavar, self.read, f"{self.help} (or {self.variable}{default})", **more)
+        add_flag(parser, f"--{self.name}", self.metavar, self.parse_value, f"{self.help} (or {self.variable}{default})", **more)
 
-    def given(self, args: argparse.Namespace) -> Any:
+    def flag_value(self, args: argparse.Namespace) -> Any:
         """The flag's value, None where it was not given."""
         return getattr(args, self.name.replace("-", "_"), None)
 
-    def value(self, args: argparse.Namespace) -> Any:
+    def resolve_value(self, args: argparse.Namespace) -> Any:
         """The flag's value, else that of the environment, else the default.
 
         Raises:
             UsageError: where the environment's is not allowed.
         """
-        if (given := self.given(args)) is not None:
+        if (given := self.flag_value(args)) is not None:
             return given
         word = os.environ.get(self.variable)
-        return self.read(self.variable, word) if word else self.default
+        return self.parse_value(self.variable, word) if word else self.default
 
 
 MODEL = Setting("model", "M", "bundled, a hub name, or a model directory", default="bundled")
-BACKEND = Setting("backend", "auto|transformerlens|nnsight", "what runs the model", partial(one_of, get_args(BackendName)), "auto")
-DEVICE = Setting("device", "auto|cpu|cuda|mps", "where it runs; mps is untested", device, "auto")
-DTYPE = Setting("dtype", "D", f"the numbers it computes in: {', '.join(DTYPES)}", partial(one_of, DTYPES), "float32")
-RUNS_DIR = Setting("runs-dir", "DIR", "where runs are kept", folder)
-MODELS_DIR = Setting("models-dir", "DIR", "where model directories are looked for", folder)
-MEMORY = Setting("memory", "BYTES", "the most memory to use, as in 4GB or 512MiB", byte_count)
+BACKEND = Setting("backend", "auto|transformerlens|nnsight", "what runs the model", partial(parse_choice, get_args(BackendName)), "auto")
+DEVICE = Setting("device", "auto|cpu|cuda|mps", "where it runs; mps is untested", parse_device, "auto")
+DTYPE = Setting("dtype", "D", f"the numbers it computes in: {', '.join(DTYPE_NAMES)}", partial(parse_choice, DTYPE_NAMES), "float32")
+RUNS_DIR = Setting("runs-dir", "DIR", "where runs are kept", parse_folder)
+MODELS_DIR = Setting("models-dir", "DIR", "where model directories are looked for", parse_folder)
+MEMORY = Setting("memory", "BYTES", "the most memory to use, as in 4GB or 512MiB", parse_byte_count)
 
-LOADING = (MODEL, BACKEND, DEVICE, DTYPE)
-SETTINGS = (*LOADING, RUNS_DIR, MODELS_DIR, MEMORY)
+LOAD_SETTINGS = (MODEL, BACKEND, DEVICE, DTYPE)
+SETTINGS = (*LOAD_SETTINGS, RUNS_DIR, MODELS_DIR, MEMORY)

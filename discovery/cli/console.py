@@ -19,7 +19,7 @@ from typing import Any
 from discovery.cli.progress import ProgressLine
 from discovery.errors import StoreError
 
-_BARS = "TQDM_DISABLE"
+_TQDM_VARIABLE = "TQDM_DISABLE"
 
 
 class Console:
@@ -42,7 +42,7 @@ class Console:
         self.quiet = quiet
         self.progress = ProgressLine(sys.stderr, quiet=quiet)
 
-    def write(self, document: str) -> None:
+    def write_document(self, document: str) -> None:
         """A document for a program, as it is, in UTF-8.
 
         Raises:
@@ -51,28 +51,28 @@ class Console:
         """
         self._send(document.encode("utf-8", "backslashreplace"))
 
-    def say(self, text: str) -> None:
+    def write_result(self, text: str) -> None:
         """A result for a person; raises as `write` does."""
-        self._send(f"{visible(text)}\n".encode(self._encoding, "backslashreplace"))
+        self._send(f"{escape_unprintable(text)}\n".encode(self._encoding, "backslashreplace"))
 
-    def note(self, text: str) -> None:
+    def write_note(self, text: str) -> None:
         """Something about the work, unless quiet is wanted."""
         if not self.quiet:
-            self.complain(text)
+            self.write_warning(text)
 
-    def complain(self, text: str) -> None:
+    def write_warning(self, text: str) -> None:
         """Something that must be known even where quiet is wanted."""
         self.progress.clear()
-        warn(text)
+        write_to_stderr(text)
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def report_event(self, event: Mapping[str, Any]) -> None:
         """What a stage of a run concluded, and why; single decisions within a stage only where more is wanted."""
         if event.get("kind") == "decision" and not self.verbose:
             return
         stage, concluded, why = (str(event.get(name) or "") for name in ("stage", "concluded", "why"))
-        self.note(": ".join(part for part in (stage, concluded) if part))
+        self.write_note(": ".join(part for part in (stage, concluded) if part))
         if why:
-            self.note(f"    {why}")
+            self.write_note(f"    {why}")
 
     def _send(self, content: bytes) -> None:
         self.progress.clear()
@@ -89,14 +89,14 @@ class Console:
 
 
 @contextmanager
-def diverted(*, verbose: bool, quiet: bool) -> Iterator[Console]:
+def divert_stdout(*, verbose: bool, quiet: bool) -> Iterator[Console]:
     """Standard output leads to standard error in here, but for the `Console` that is given."""
     _flush()
     results, errors = _duplicate(1), _duplicate(2)
     os.dup2(errors, 1)
     console = Console(results, getattr(sys.stdout, "encoding", None) or "utf-8", verbose=verbose, quiet=quiet)
     try:
-        with redirect_stdout(sys.stderr), _silenced() if quiet else nullcontext():
+        with redirect_stdout(sys.stderr), _suppress_library_output() if quiet else nullcontext():
             yield console
     finally:
         console.progress.clear()
@@ -106,26 +106,26 @@ def diverted(*, verbose: bool, quiet: bool) -> Iterator[Console]:
         os.close(errors)
 
 
-def warn(text: str) -> None:
+def write_to_stderr(text: str) -> None:
     """One message on standard error; where that is gone, nothing."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{visible(text)}\n")
+        sys.stderr.write(f"{escape_unprintable(text)}\n")
         sys.stderr.flush()
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def _suppress_library_output() -> Iterator[None]:
     """No warnings and no progress bars of libraries that are first imported in here."""
-    before = os.environ.get(_BARS)
-    os.environ[_BARS] = "1"
+    before = os.environ.get(_TQDM_VARIABLE)
+    os.environ[_TQDM_VARIABLE] = "1"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        os.environ.pop(_BARS)
+        os.environ.pop(_TQDM_VARIABLE)
         if before is not None:
-            os.environ[_BARS] = before
+            os.environ[_TQDM_VARIABLE] = before
 
 
 def _flush() -> None:
@@ -133,7 +133,7 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def visible(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """`text` with what cannot be printed, escape sequences of a terminal among it, written as escapes."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii") for letter in text
@@ -149,7 +149,7 @@ def _duplicate(descriptor: int) -> int:
         return os.dup(nowhere) if nowhere == descriptor else nowhere  # it took the closed one's place
 
 
-def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
+def format_columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
     """The rows under one another, each column as wide as its widest cell, the last one ragged.
 
     >>> columns([("ioi", "names"), ("induction", "copies")], indent=0).splitlines()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import LOADING, MEMORY, MODEL, any_text, flag, one_of, whereabouts, whole
+from discovery.cli.arguments import LOAD_SETTINGS, MEMORY, MODEL, absolute_path, add_flag, parse_choice, parse_text, parse_whole_number
 from discovery.cli.console import Console
 from discovery.sites import METRIC_NAMES
 
@@ -19,85 +19,85 @@ if TYPE_CHECKING:
     from discovery.backends.base import Backend
     from discovery.tasks import Task
 
-TASK = "ioi"
+DEFAULT_TASK = "ioi"
 
 
-def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_and_task_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose a model, the pairs of a task, and how it is measured."""
-    for setting in LOADING:
-        setting.add(parser)
-    add_place_flags(parser)
-    flag(parser, "--pairs", "N", partial(whole, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
-    flag(parser, "--seed", "S", partial(whole, 0), "draws the pairs, the split and every resample (default 0)")
-    flag(parser, "--metric", "NAME", partial(one_of, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
-    MEMORY.add(parser)
+    for setting in LOAD_SETTINGS:
+        setting.add_to(parser)
+    add_placement_flags(parser)
+    add_flag(parser, "--pairs", "N", partial(parse_whole_number, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
+    add_flag(parser, "--seed", "S", partial(parse_whole_number, 0), "draws the pairs, the split and every resample (default 0)")
+    add_flag(parser, "--metric", "NAME", partial(parse_choice, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
+    MEMORY.add_to(parser)
 
 
-def add_place_flags(parser: argparse.ArgumentParser) -> None:
+def add_placement_flags(parser: argparse.ArgumentParser) -> None:
     """The flags for a model that is larger than one device, or than this machine."""
     text = "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
-    flag(parser, "--device-map", "auto", partial(one_of, ("auto",)), text)
+    add_flag(parser, "--device-map", "auto", partial(parse_choice, ("auto",)), text)
     parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
 
 
 def add_sae_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that names a sparse autoencoder."""
     text = "a SAELens directory, the id or the folder of a training, or release/sae_id of the hub (default: the bundled model's)"
-    flag(parser, "--sae", "SAE", any_text, text, default="bundled")
+    add_flag(parser, "--sae", "SAE", parse_text, text, default="bundled")
 
 
-def loading(args: argparse.Namespace) -> dict[str, Any]:
+def load_request(args: argparse.Namespace) -> dict[str, Any]:
     """How to open the model and the task again: model, backend, device, dtype, device_map, remote, task, pairs."""
     remote, spread = getattr(args, "remote", False), getattr(args, "device_map", None)
     plain = (
         ("backend", "device", "dtype") if remote else ("device",) if spread else ()
     )  # the environment's are for models loaded whole here
-    asked = {setting.name: setting.given(args) or setting.default if setting.name in plain else setting.value(args) for setting in LOADING}
+    asked = {setting.name: setting.flag_value(args) or setting.default if setting.name in plain else setting.resolve_value(args) for setting in LOAD_SETTINGS}
     return {
         **asked,
-        "model": _model(asked["model"]),
+        "model": _absolute_model(asked["model"]),
         "device_map": spread,
         "remote": remote,
-        "task": _task(getattr(args, "task", None) or TASK),
+        "task": _absolute_task(getattr(args, "task", None) or DEFAULT_TASK),
         "pairs": getattr(args, "pairs", None),
     }
 
 
-def open_model(load: Mapping[str, Any], console: Console) -> Backend:
+def load_requested_model(load: Mapping[str, Any], console: Console) -> Backend:
     """The model that `loading` names; a task that is not there is noticed before it is loaded."""
     from discovery.backends.loading.load import load_model
-    from discovery.backends.remote.status import listening
+    from discovery.backends.remote.status import listen_to_status
     from discovery.tasks import require_source
 
     require_source(load["task"])
 
-    console.note(f"Loading the model {load['model']}{' on NDIF' if load['remote'] else ''} …")
+    console.write_note(f"Loading the model {load['model']}{' on NDIF' if load['remote'] else ''} …")
     how = {name: load[name] for name in ("backend", "device", "dtype", "device_map", "remote")}
-    with listening(console.progress.say):
+    with listen_to_status(console.progress.show_status):
         model = load_model(load["model"], **how)
-    console.note(f"On {model.info.backend}: {model.info.chosen}.")
+    console.write_note(f"On {model.info.backend}: {model.info.backend_reason}.")
     for warning in model.info.warnings:
-        console.note(f"warning: {warning}")
+        console.write_note(f"warning: {warning}")
     return model
 
 
-def open_task(load: Mapping[str, Any], model: Backend, seed: int, console: Console) -> Task:
+def load_requested_task(load: Mapping[str, Any], model: Backend, seed: int, console: Console) -> Task:
     """The task that `loading` names, read for a model."""
     from discovery.tasks import load_task
 
     task = load_task(load["task"], model, pairs=load["pairs"], seed=seed)
     for warning in task.warnings:
-        console.note(f"warning: {warning}")
+        console.write_note(f"warning: {warning}")
     return task
 
 
-def _model(name: str) -> str:
-    directory = whereabouts(name)
+def _absolute_model(name: str) -> str:
+    directory = absolute_path(name)
     return str(directory) if name != MODEL.default and directory.is_dir() else name
 
 
-def _task(name: str) -> str:
+def _absolute_task(name: str) -> str:
     from discovery.tasks import BUILTIN
 
-    path = whereabouts(name)
+    path = absolute_path(name)
     return str(path) if name not in BUILTIN and path.is_file() else name

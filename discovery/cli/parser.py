@@ -18,7 +18,7 @@ from discovery.cli.arguments import UsageError
 from discovery.cli.commands import discover, doctor, models, runs, sae, tasks
 from discovery.cli.console import Console
 
-NAME = "circuit-scout"
+PROGRAM_NAME = "circuit-scout"
 _ABOUT = "Find the circuit behind a language model's behaviour, and prove it."
 _STATUS = (
     "Exit status: 0 completed, whatever the verdict; 2 bad input; 130 interrupted (what was finished is kept and can be resumed); "
@@ -27,7 +27,7 @@ _STATUS = (
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Says what is wrong as cause and cure, instead of printing the usage and leaving."""
 
     def __init__(self, **options: Any) -> None:
@@ -38,35 +38,35 @@ class Parser(argparse.ArgumentParser):
         if found := _CHOICE.search(message):
             allowed = re.findall(r"[a-z]+", found[2])
             near = difflib.get_close_matches(found[1], allowed, n=1)
-            raise UsageError(f"{self.prog} has no {found[1]!r}; it has {', '.join(allowed)}.", f"{_maybe(near)}See `{self.prog} --help`.")
+            raise UsageError(f"{self.prog} has no {found[1]!r}; it has {', '.join(allowed)}.", f"{_suggestion(near)}See `{self.prog} --help`.")
         raise UsageError(f"{message[0].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
 
     def print_help(self, file: object = None) -> NoReturn:
         """Asks for the help, which is told as any result is."""
-        raise _Asked(self.format_help().rstrip())
+        raise TextRequested(self.format_help().rstrip())
 
-    def reject(self, words: Sequence[str]) -> NoReturn:
+    def reject_words(self, words: Sequence[str]) -> NoReturn:
         """Raises UsageError for words that nothing in this parser takes."""
         known = re.findall(r"--[a-z][a-z-]*", self.format_help())
         near = difflib.get_close_matches(words[0].partition("=")[0], known, n=1)
-        raise UsageError(f"{self.prog} does not take {' '.join(words)}.", f"{_maybe(near)}See `{self.prog} --help`.")
+        raise UsageError(f"{self.prog} does not take {' '.join(words)}.", f"{_suggestion(near)}See `{self.prog} --help`.")
 
 
-class _Version(argparse.Action):
+class _VersionAction(argparse.Action):
     """Asks for the version, which is looked up only then."""
 
     def __call__(self, *_: Any) -> NoReturn:
-        raise _Asked(f"{NAME} {metadata.version(NAME)}")
+        raise TextRequested(f"{PROGRAM_NAME} {metadata.version(PROGRAM_NAME)}")
 
 
-class _Asked(Exception):  # noqa: N818  (an answer, not an error)
+class TextRequested(Exception):  # noqa: N818  (an answer, not an error)
     """What was asked for is a text that the grammar itself knows: the help, the version."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse_command_line(words: Sequence[str]) -> argparse.Namespace:
     """What a command line asks for.
 
     Args:
@@ -78,38 +78,38 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: for words that are not allowed.
     """
-    parser = build()
+    parser = build_parser()
     try:
         args, rest = parser.parse_known_args(words)
         if args.run is None and not rest:
             parser.print_help()
-    except _Asked as asked:
-        return argparse.Namespace(run=_say(asked.text), verbose=False, quiet=False, command=shlex.join([NAME, *words]))
+    except TextRequested as asked:
+        return argparse.Namespace(run=_print_text(asked.text), verbose=False, quiet=False, command=shlex.join([PROGRAM_NAME, *words]))
     if rest:
-        args.parser.reject(rest)
+        args.parser.reject_words(rest)
     if args.verbose and args.quiet:
         raise UsageError("-v and -q ask for more and for less.", "Give one of them.")
-    args.command = shlex.join([NAME, *words])
+    args.command = shlex.join([PROGRAM_NAME, *words])
     return args
 
 
-def build() -> Parser:
+def build_parser() -> CommandParser:
     """The whole grammar."""
-    parser = Parser(prog=NAME, description=_ABOUT, epilog=_STATUS)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser = CommandParser(prog=PROGRAM_NAME, description=_ABOUT, epilog=_STATUS)
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and leave")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more; a bug shows its traceback")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes: only the result, and errors")
     parser.set_defaults(run=None, parser=parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
     for noun in (discover, tasks, runs, models, sae, doctor):
-        noun.register(commands, [_voice()])
+        noun.register(commands, [_verbosity_flags()])
     commands.add_parser(
         "serve", add_help=False, help="serve the tools to a coding assistant over MCP"
     )  # run by mcp_server; here for the help
     return parser
 
 
-def _voice() -> argparse.ArgumentParser:
+def _verbosity_flags() -> argparse.ArgumentParser:
     """-v and -q, which may stand after the command as well as before."""
     voice = argparse.ArgumentParser(add_help=False)
     for names, text in ((("-v", "--verbose"), "say more"), (("-q", "--quiet"), "only the result, and errors")):
@@ -117,9 +117,9 @@ def _voice() -> argparse.ArgumentParser:
     return voice
 
 
-def _say(text: str) -> Callable[[argparse.Namespace, Console], None]:
-    return lambda args, console: console.say(text)
+def _print_text(text: str) -> Callable[[argparse.Namespace, Console], None]:
+    return lambda args, console: console.write_result(text)
 
 
-def _maybe(near: Sequence[str]) -> str:
+def _suggestion(near: Sequence[str]) -> str:
     return f"Did you mean {near[0]}? " if near else ""

@@ -10,8 +10,8 @@ import time
 from contextlib import suppress
 from typing import TextIO
 
-_PAUSE = 0.1  # seconds between two drawings
-_NEWS, _LIFE = 5.0, 60.0  # seconds between two lines of a log: about new work, about the same
+_REDRAW_SECONDS = 0.1  # seconds between two drawings
+_LOG_SECONDS_NEW_WORK, _LOG_SECONDS_SAME_WORK = 5.0, 60.0  # seconds between two lines of a log: about new work, about the same
 
 
 class ProgressLine:
@@ -34,18 +34,18 @@ class ProgressLine:
         self._shown = False
 
     def __call__(self, done: float, total: float, what: str) -> None:
-        self._news(what, _line(done, total, what, self.unit))
+        self._update(what, _line(done, total, what, self.unit))
 
-    def say(self, what: str) -> None:
+    def show_status(self, what: str) -> None:
         """What is waited for, where nothing is counted."""
-        self._news(what, f"      {what}")
+        self._update(what, f"      {what}")
 
-    def _news(self, what: str, line: str) -> None:
+    def _update(self, what: str, line: str) -> None:
         new, waited = what != self._what, time.monotonic() - self._drawn
         if self._live:
-            due = new or waited >= _PAUSE
+            due = new or waited >= _REDRAW_SECONDS
         else:
-            due = waited >= (_NEWS if new else _LIFE)
+            due = waited >= (_LOG_SECONDS_NEW_WORK if new else _LOG_SECONDS_SAME_WORK)
         if due:
             self._what = what
             self._drawn = time.monotonic()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-DISCOVER, TRAIN = "discover", "sae train"
+DISCOVER_COMMAND, TRAIN_COMMAND = "discover", "sae train"
 
 
-def resume_command(run_id: str, runs_dir: Path | None, command: str = DISCOVER) -> str:
+def format_resume_command(run_id: str, runs_dir: Path | None, command: str = DISCOVER_COMMAND) -> str:
     """Goes on with an interrupted run."""
-    return f"circuit-scout {command} --resume {run_id}{_elsewhere(runs_dir)}"
+    return f"circuit-scout {command} --resume {run_id}{_runs_dir_flag(runs_dir)}"
 
 
-def runs_command(verb: str, run_id: str, runs_dir: Path | None, *more: str) -> str:
+def format_runs_command(verb: str, run_id: str, runs_dir: Path | None, *more: str) -> str:
     """Does something with a run that is kept."""
-    return " ".join(["circuit-scout", "runs", verb, run_id, *more]) + _elsewhere(runs_dir)
+    return " ".join(["circuit-scout", "runs", verb, run_id, *more]) + _runs_dir_flag(runs_dir)
 
 
-def _elsewhere(runs_dir: Path | None) -> str:
+def _runs_dir_flag(runs_dir: Path | None) -> str:
     from discovery.store import default_runs_dir
 
     usual = runs_dir is None or runs_dir.absolute() == default_runs_dir().absolute()

@@ -1,32 +1,32 @@
 """The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
 
-from discovery.backends.hardware.memory import out_of_memory
+from discovery.backends.hardware.memory import is_out_of_memory
 from discovery.engine.block import Block
-from discovery.engine.cost import BACKWARD, Meter, Progress, full_work, row_work
-from discovery.engine.engine import Engine, prepared
-from discovery.engine.gradients import attribution_work, attributions
-from discovery.engine.memory import Need, sweep_bytes
-from discovery.engine.prompts import SIDES, Prompts, Side, other
+from discovery.engine.cost import BACKWARD_COST, Meter, Progress, prompt_macs, row_macs
+from discovery.engine.engine import Engine, engine_for
+from discovery.engine.gradients import attribute_sites, estimate_attributions
+from discovery.engine.memory import MemoryNeed, sweep_bytes
+from discovery.engine.prompts import SIDES, Prompts, Side, other_side
 from discovery.engine.rows import Rows, Window
 
 __all__ = [
-    "BACKWARD",
+    "BACKWARD_COST",
     "SIDES",
     "Block",
     "Engine",
+    "MemoryNeed",
     "Meter",
-    "Need",
     "Progress",
     "Prompts",
     "Rows",
     "Side",
     "Window",
-    "attribution_work",
-    "attributions",
-    "full_work",
-    "other",
-    "out_of_memory",
-    "prepared",
-    "row_work",
+    "attribute_sites",
+    "engine_for",
+    "estimate_attributions",
+    "is_out_of_memory",
+    "other_side",
+    "prompt_macs",
+    "row_macs",
     "sweep_bytes",
 ]

@@ -14,23 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from discovery.backends.info import ModelInfo
-from discovery.backends.remote.status import PART, Listener
+from discovery.backends.remote.status import STATUS_SEPARATOR, StatusListener
 from discovery.errors import BudgetError
 
-BACKWARD = 2  # forward passes that one backward pass counts
+BACKWARD_COST = 2  # forward passes that one backward pass counts
 
 Progress = Callable[[float, float, str], None]  # done, total (forward-pass equivalents), what; may raise Interrupted
 
 
-def row_work(
+def row_macs(
     info: ModelInfo,
     positions: int,
-    before: int = 0,
+    n_prefix: int = 0,
     *,
     start: int = 0,
     stop: int | None = None,
-    middle: bool = False,
-    narrow: bool = False,
+    after_attention: bool = False,
+    last_position_only: bool = False,
     columns: int,
 ) -> int:
     """Multiply-adds of one row.
@@ -42,17 +42,17 @@ def row_work(
         columns: vocabulary entries unembedded at the answer position.
     """
     layers = (info.n_layers if stop is None else stop) - start
-    scores = 2 * info.n_heads * info.d_head * positions * (before + positions)
+    scores = 2 * info.n_heads * info.d_head * positions * (n_prefix + positions)
     attention = positions * info.macs_attention + scores
-    skipped = attention if middle and layers > 0 else 0
+    skipped = attention if after_attention and layers > 0 else 0
     behind = info.n_heads * info.d_head * info.d_model + info.macs_mlp  # the last layer's output projection and MLP, at one position
-    spared = (positions - 1) * behind if narrow and layers > 0 else 0
+    spared = (positions - 1) * behind if last_position_only and layers > 0 else 0
     return layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
 
 
-def full_work(info: ModelInfo, length: int) -> int:
+def prompt_macs(info: ModelInfo, length: int) -> int:
     """Multiply-adds of one prompt: one forward-pass equivalent."""
-    return row_work(info, length, columns=info.n_logits)
+    return row_macs(info, length, columns=info.n_logits)
 
 
 @dataclass
@@ -100,9 +100,9 @@ class Meter:
         self._tell()
 
     @property
-    def listener(self) -> Listener | None:
+    def listener(self) -> StatusListener | None:
         """Whom to tell what a batch waits for, where its model is elsewhere."""
-        return None if self.progress is None else lambda status: self._tell(f"{self.label}{PART}{status}")
+        return None if self.progress is None else lambda status: self._tell(f"{self.label}{STATUS_SEPARATOR}{status}")
 
     def _tell(self, label: str | None = None) -> None:
         if self.progress is not None:
@@ -110,7 +110,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Cost:
+class MeasurementCost:
     """Work and time.
 
     Attributes:

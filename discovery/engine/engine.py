@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.backends.hardware.memory import free_memory, trim_heap
+from discovery.backends.hardware.memory import read_free_memory, trim_heap
 from discovery.engine.block import Block
 from discovery.engine.cost import Meter, Progress
-from discovery.engine.memory import BATCHES, CACHES, Heap, pair_bytes
+from discovery.engine.memory import BATCH_PERCENT, CACHE_PERCENT, HeapTrimmer, pair_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.interventions import MeanReference, ReferencePlan, plan_reference
 from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
-SHARE_OF_FREE = 0.6
+FREE_MEMORY_SHARE = 0.6
 
 
 class Engine:
@@ -53,11 +53,11 @@ class Engine:
         self.backend, self.task = backend, task
         self.metric: MetricName = metric or task.metric
         self.meter = meter or Meter()
-        self.memory = memory or int(SHARE_OF_FREE * free_memory(backend.device))
-        self._heap = Heap(self.memory)
-        self._further = 0  # numbers a layer and position that sites beyond the shared ones take
-        self._bounds = self._cut_pairs()
-        self._kept: tuple[int, Block] | None = None
+        self.memory = memory or int(FREE_MEMORY_SHARE * read_free_memory(backend.device))
+        self._heap = HeapTrimmer(self.memory)
+        self._extra = 0  # numbers a layer and position that sites beyond the shared ones take
+        self._block_bounds = self._cut_blocks()
+        self._current: tuple[int, Block] | None = None
         self._baselines: dict[Side, Tensor] = {}
         self._means: dict[Site, MeanReference] = {}
         self._mean_values: dict[Site, Tensor] = {}  # of the block that is kept
@@ -66,12 +66,12 @@ class Engine:
     def __len__(self) -> int:
         return len(self.task.pairs)
 
-    def piece(self, label: str, first: int, block: Block) -> str:
+    def block_label(self, label: str, first: int, block: Block) -> str:
         """What is done on a block, for progress: which pairs, where they are not all."""
         count = len(block.prompts)
         return label if count == len(self) else f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
 
-    def make_room(self, site: SiteName) -> None:
+    def reserve_memory(self, site: SiteName) -> None:
         """Take fewer pairs at a time where a site that no other measurement caches (q, k, v, pattern) needs the room.
 
         Raises:
@@ -80,24 +80,24 @@ class Engine:
         info, width = self.backend.info, max(len(pair.clean) for pair in self.task.pairs)
         heads = {"q": info.n_heads * info.d_head, "k": info.n_kv_heads * info.d_head, "v": info.n_kv_heads * info.d_head}
         needed = info.n_heads * width if site == "pattern" else heads.get(site, 0)
-        if needed > self._further:
-            self._further = needed
-            bounds = self._cut_pairs()
-            if bounds != self._bounds:
-                self._bounds, self._kept = bounds, None
+        if needed > self._extra:
+            self._extra = needed
+            bounds = self._cut_blocks()
+            if bounds != self._block_bounds:
+                self._block_bounds, self._current = bounds, None
                 self._mean_values.clear()
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Each block of pairs, with the number of its first pair."""
-        for first, last in self._bounds:
-            if self._kept is None or self._kept[0] != first:
-                if self._kept is not None:
-                    self._kept = None  # frees the earlier block's caches before the next are made
+        for first, last in self._block_bounds:
+            if self._current is None or self._current[0] != first:
+                if self._current is not None:
+                    self._current = None  # frees the earlier block's caches before the next are made
                     self._mean_values.clear()
                     trim_heap()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._kept = first, Block(self.backend, prompts, self.meter, self.memory * BATCHES // 100, self._heap, self.metric)
-            yield self._kept
+                self._current = first, Block(self.backend, prompts, self.meter, self.memory * BATCH_PERCENT // 100, self._heap, self.metric)
+            yield self._current
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
         """The metric of every pair's unchanged prompt; computed once, since with many blocks it takes a pass over all of them."""
@@ -112,7 +112,7 @@ class Engine:
             self._plan = plan_reference(self.task.pairs)
         return self._plan
 
-    def reference(self, ablation: Ablation, first: int, block: Block, site: Site) -> Float[Tensor, "pair pos ..."]:
+    def reference_values(self, ablation: Ablation, first: int, block: Block, site: Site) -> Float[Tensor, "pair pos ..."]:
         """What an ablation puts at a site, for the pairs of a block."""
         if ablation == "zero":
             info = self.backend.info
@@ -139,21 +139,21 @@ class Engine:
                 mean.add(first, block.activation("corrupted", site))
         self._means.update(made)
 
-    def _cut_pairs(self) -> list[tuple[int, int]]:
+    def _cut_blocks(self) -> list[tuple[int, int]]:
         pairs = self.task.pairs
         width = max(len(pair.clean) for pair in pairs)
-        one = pair_bytes(self.backend.info, width, self._further)
-        count = self.memory * CACHES // (100 * one)
+        one = pair_bytes(self.backend.info, width, self._extra)
+        count = self.memory * CACHE_PERCENT // (100 * one)
         if count < 1:
             raise MemoryLimitError(
                 f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
-                f"({-(-100 * one // CACHES):,} needed).",
+                f"({-(-100 * one // CACHE_PERCENT):,} needed).",
                 "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
 
 
-def prepared(
+def engine_for(
     engine: Engine | None, model: Backend, task: Task, metric: MetricName | None, memory: int | None, progress: Progress | None
 ) -> Engine:
     """The engine that a caller gave, or a new one.

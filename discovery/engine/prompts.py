@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from discovery.metrics import PAD
-from discovery.tasks.task import Pair
+from discovery.metrics import PAD_TOKEN
+from discovery.tasks.task import EncodedPair
 
 Side = Literal["clean", "corrupted"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -28,16 +28,16 @@ class Prompts:
         answer, wrong: token ids, padded with -1.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EncodedPair, ...]
     clean: Int[Tensor, "pair pos"]
     corrupted: Int[Tensor, "pair pos"]
     length: Int[Tensor, "pair"]
-    first: Int[Tensor, "pair"]
+    first_difference: Int[Tensor, "pair"]
     answer: Int[Tensor, "pair n_answer"]
     wrong: Int[Tensor, "pair n_wrong"]
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], device: torch.device) -> Prompts:
+    def of(cls, pairs: Sequence[EncodedPair], device: torch.device) -> Prompts:
         """Stack pairs."""
         return cls(
             tuple(pairs),
@@ -45,15 +45,15 @@ class Prompts:
             _stack([pair.corrupted for pair in pairs], 0, device),
             torch.tensor([len(pair.clean) for pair in pairs], device=device),
             torch.tensor([pair.first_difference for pair in pairs], device=device),
-            _stack([pair.answer for pair in pairs], PAD, device),
-            _stack([pair.wrong for pair in pairs], PAD, device),
+            _stack([pair.answer for pair in pairs], PAD_TOKEN, device),
+            _stack([pair.wrong for pair in pairs], PAD_TOKEN, device),
         )
 
     def tokens(self, side: Side) -> Int[Tensor, "pair pos"]:
         return self.clean if side == "clean" else self.corrupted
 
     @property
-    def last(self) -> Int[Tensor, "pair"]:
+    def answer_position(self) -> Int[Tensor, "pair"]:
         return self.length - 1
 
     @property
@@ -64,7 +64,7 @@ class Prompts:
         return len(self.pairs)
 
 
-def other(side: Side) -> Side:
+def other_side(side: Side) -> Side:
     """The other side of a pair."""
     return "corrupted" if side == "clean" else "clean"
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from discovery.engine.prompts import Prompts, Side
 from discovery.interventions import Edit
 
-PASS = 64  # positions that a pass costs beside those it computes: the weights are read, the kernels launched
-REACH = 128  # spans looked back on: beyond, nothing is merged
+PASS_OVERHEAD = 64  # positions that a pass costs beside those it computes: the weights are read, the kernels launched
+MAX_LOOKBACK = 128  # spans looked back on: beyond, nothing is merged
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,36 @@ class Rows:
     pair: Int[Tensor, "row"]
     first: Int[Tensor, "row"]
     start: int = 0
-    middle: bool = False
+    after_attention: bool = False
     residual: Callable[[Window], Float[Tensor, "n pos d_model"]] | None = None
     edits: Callable[[Window], list[Edit]] | None = None
-    making: int = 0
+    residual_macs: int = 0
 
     def __len__(self) -> int:
         return len(self.pair)
 
-    def take(self, kept: Int[Tensor, "n"]) -> Rows:
+    def take(self, index: Int[Tensor, "n"]) -> Rows:
         """Some of these rows."""
 
         def of(window: Window) -> Window:
-            return Window(kept[window.index], window.pair, window.first, window.end)
+            return Window(index[window.index], window.pair, window.first, window.end)
 
         residual, edits = self.residual, self.edits
         return replace(
             self,
-            pair=self.pair[kept],
-            first=self.first[kept],
+            pair=self.pair[index],
+            first=self.first[index],
             residual=None if residual is None else lambda window: residual(of(window)),
             edits=None if edits is None else lambda window: edits(of(window)),
         )
 
-    def pointwise(self, n_layers: int) -> bool:
+    def is_pointwise(self, n_layers: int) -> bool:
         """Whether nothing after the start moves information between positions."""
-        return self.start == n_layers or (self.middle and self.start == n_layers - 1)
+        return self.start == n_layers or (self.after_attention and self.start == n_layers - 1)
 
 
 @dataclass(frozen=True)
-class Stairs:
+class JoinedRows:
     """Rows that enter at different layers and are run in one pass over the layers: the weights are read once for all of them.
 
     Attributes:
@@ -96,7 +96,7 @@ class Stairs:
     jobs: tuple[Rows, ...]
 
     def __post_init__(self) -> None:
-        if any(job.edits is not None or job.residual is None or job.middle for job in self.jobs):
+        if any(job.edits is not None or job.residual is None or job.after_attention for job in self.jobs):
             raise ValueError("only rows that are residual streams at a layer's input can be run together")
         if [job.start for job in self.jobs] != sorted(job.start for job in self.jobs) or len({job.base for job in self.jobs}) != 1:
             raise ValueError("rows that are run together have one base and come in the order of their start")
@@ -116,7 +116,7 @@ class Stairs:
     def first(self) -> Int[Tensor, "row"]:
         return torch.cat([job.first for job in self.jobs])
 
-    def pointwise(self, n_layers: int) -> bool:
+    def is_pointwise(self, n_layers: int) -> bool:
         """Never: such rows are run by themselves, at their answer position alone."""
         return False
 
@@ -131,7 +131,7 @@ class Stairs:
         return parts
 
 
-def cut(rows: Rows | Stairs, prompts: Prompts, n_layers: int, *, reuse: bool, most: Callable[[int, int], int]) -> Iterator[Window]:
+def cut_windows(rows: Rows | JoinedRows, prompts: Prompts, n_layers: int, *, reuse_prefix: bool, max_rows: Callable[[int, int], int]) -> Iterator[Window]:
     """Cut rows into windows, each of as many rows as `most` allows, so that little is computed in vain and few passes are run.
 
     Args:
@@ -139,26 +139,26 @@ def cut(rows: Rows | Stairs, prompts: Prompts, n_layers: int, *, reuse: bool, mo
         most: how many rows of (first, end) a batch may have.
     """
     length = prompts.length[rows.pair]
-    alone = rows.pointwise(n_layers)
+    alone = rows.is_pointwise(n_layers)
     if alone:  # only the answer position matters
         first, end = length - 1, length
     else:
-        first, end = (rows.first if reuse else torch.zeros_like(rows.first)), length
+        first, end = (rows.first if reuse_prefix else torch.zeros_like(rows.first)), length
         first = torch.minimum(first, length - 1)
     order = torch.argsort(first * (prompts.width + 1) + end, stable=True)
     kinds, counts = torch.unique_consecutive(torch.stack([first, end], 1)[order], dim=0, return_counts=True)
     spans, sizes = [(low, high) for low, high in kinds.tolist()], counts.tolist()
     firsts, begin = first[order].tolist(), 0
-    for group in [[n] for n in range(len(sizes))] if alone else segments(spans, sizes):
+    for group in [[n] for n in range(len(sizes))] if alone else group_spans(spans, sizes):
         stop, reach = begin + sum(sizes[n] for n in group), max(spans[n][1] for n in group)
         while begin < stop:
-            index = order[begin : min(begin + most(firsts[begin], reach), stop)]
+            index = order[begin : min(begin + max_rows(firsts[begin], reach), stop)]
             yield Window(index.sort().values, rows.pair[index.sort().values], firsts[begin], int(end[index].max()))
             begin += len(index)
 
 
-def segments(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
-    """Which consecutive (first, end) spans to run together: the least work, where each pass costs `PASS` positions beside its own.
+def group_spans(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[list[int]]:
+    """Which consecutive (first, end) spans to run together: the least work, where each pass costs `PASS_OVERHEAD` positions beside its own.
 
     Args:
         spans: sorted by first. sizes: rows of each.
@@ -166,9 +166,9 @@ def segments(spans: Sequence[tuple[int, int]], sizes: Sequence[int]) -> list[lis
     best, came = [0.0] + [math.inf] * len(spans), [0] * (len(spans) + 1)
     for stop in range(1, len(spans) + 1):
         high = count = 0
-        for begin in range(stop - 1, max(stop - 1 - REACH, -1), -1):
+        for begin in range(stop - 1, max(stop - 1 - MAX_LOOKBACK, -1), -1):
             high, count = max(high, spans[begin][1]), count + sizes[begin]
-            cost = best[begin] + count * (high - spans[begin][0]) + PASS
+            cost = best[begin] + count * (high - spans[begin][0]) + PASS_OVERHEAD
             if cost < best[stop]:
                 best[stop], came[stop] = cost, begin
     groups: list[list[int]] = []

@@ -1,46 +1,46 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
 
-from discovery.evaluation.alternatives import better, rivals
-from discovery.evaluation.completeness import complete, completeness, gaps_in, gaps_out
-from discovery.evaluation.conditions import Bench, Evidence, choose_contexts, judge_circuit
-from discovery.evaluation.curve_areas import areas
+from discovery.evaluation.alternatives import beats_alternatives, find_rivals
+from discovery.evaluation.completeness import is_complete, measure_completeness, measure_gaps_in, measure_gaps_out
+from discovery.evaluation.conditions import PartialEvidence, SplitEvaluator, choose_contexts, measure_conditions
+from discovery.evaluation.curve_areas import integrate_curves
 from discovery.evaluation.evaluate import (
-    Evaluated,
+    CircuitEvaluation,
     circuit_key,
+    combine_directions,
     conclude,
     conclude_without_circuit,
     evaluate_circuit,
     heldout_key,
-    ranked,
-    singles_of,
+    sort_by_effect,
 )
-from discovery.evaluation.faithfulness import Faithfulness, Resampled
-from discovery.evaluation.minimality import contexts, minimal, minimality, needed
+from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
+from discovery.evaluation.minimality import find_contexts, find_largest_drops, is_needed, measure_minimality
 
 __all__ = [
-    "Bench",
-    "Evaluated",
-    "Evidence",
+    "CircuitEvaluation",
     "Faithfulness",
-    "Resampled",
-    "areas",
-    "better",
+    "PartialEvidence",
+    "ResampledFaithfulness",
+    "SplitEvaluator",
+    "beats_alternatives",
     "choose_contexts",
     "circuit_key",
-    "complete",
-    "completeness",
+    "combine_directions",
     "conclude",
     "conclude_without_circuit",
-    "contexts",
     "evaluate_circuit",
-    "gaps_in",
-    "gaps_out",
+    "find_contexts",
+    "find_largest_drops",
+    "find_rivals",
     "heldout_key",
-    "judge_circuit",
-    "minimal",
-    "minimality",
-    "needed",
-    "ranked",
-    "rivals",
-    "singles_of",
+    "integrate_curves",
+    "is_complete",
+    "is_needed",
+    "measure_completeness",
+    "measure_conditions",
+    "measure_gaps_in",
+    "measure_gaps_out",
+    "measure_minimality",
+    "sort_by_effect",
 ]

@@ -10,13 +10,13 @@ import random
 from collections.abc import Sequence
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness, Resampled
+from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
 from discovery.graph import Completeness
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 
-def gaps_in(f: Faithfulness | Resampled, circuit: NodeSet, pairs: int | None = None) -> dict[Node, float]:
+def measure_gaps_in(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, pairs: int | None = None) -> dict[Node, float]:
     """|f(C∖u) − f(U∖u)| for every u in C."""
     nodes = sorted(circuit)
     without = f([circuit - {u} for u in nodes] + [f.everything - {u} for u in nodes], "completeness", pairs)
@@ -24,33 +24,33 @@ def gaps_in(f: Faithfulness | Resampled, circuit: NodeSet, pairs: int | None = N
     return {u: abs(float(without[n] - without[half + n])) for n, u in enumerate(nodes)}
 
 
-def gaps_out(f: Faithfulness | Resampled, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None) -> dict[Node, float]:
+def measure_gaps_out(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None) -> dict[Node, float]:
     """|f(C∪v) − f(C)| for the v given."""
     values = f([circuit, *(circuit | {v} for v in outside)], "completeness", pairs)
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}
 
 
-def outside_to_try(f: Faithfulness | Resampled, circuit: NodeSet, screened: Sequence[Node], seed: int) -> tuple[list[Node], str | None]:
+def choose_outside_nodes(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> tuple[list[Node], str | None]:
     """Which nodes outside are put in: all, or of more than 64 the 32 of largest screened effect and 32 at random.
 
     Args:
         screened: all nodes, those of largest effect first.
     """
     outside = sorted(f.everything - circuit)
-    if len(outside) <= thresholds.MOST_OUT:
+    if len(outside) <= thresholds.MAX_OUTSIDE_NODES:
         return outside, None
-    first = [node for node in screened if node in set(outside)][: thresholds.SCREENED_OUT]
+    first = [node for node in ranking if node in set(outside)][: thresholds.N_OUTSIDE_BY_RANK]
     rest = [node for node in outside if node not in first]
-    drawn = random.Random(f"completeness-{seed}").sample(rest, thresholds.RANDOM_OUT)
+    drawn = random.Random(f"completeness-{seed}").sample(rest, thresholds.N_OUTSIDE_AT_RANDOM)
     return sorted([*first, *drawn]), f"the {len(first)} of largest screened effect and {len(drawn)} at random"
 
 
-def completeness(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> Completeness | None:
+def measure_completeness(f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> Completeness | None:
     """The largest gaps; None where f is null."""
-    if not f.defined:
+    if not f.is_defined:
         return None
-    tried, chosen = outside_to_try(f, circuit, screened, seed)
-    inside, out = gaps_in(f, circuit), gaps_out(f, circuit, tried)
+    tried, chosen = choose_outside_nodes(f, circuit, ranking, seed)
+    inside, out = measure_gaps_in(f, circuit), measure_gaps_out(f, circuit, tried)
     worst_in = max(inside, key=lambda node: inside[node], default=None)
     worst_out = max(out, key=lambda node: out[node], default=None)
     return Completeness(
@@ -64,6 +64,6 @@ def completeness(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], se
     )
 
 
-def complete(found: Completeness) -> bool:
+def is_complete(found: Completeness) -> bool:
     """Whether (c) holds, as point values."""
-    return (found.max_gap_in or 0.0) <= thresholds.GAP_IN and (found.max_gap_out or 0.0) <= thresholds.GAP_OUT
+    return (found.max_gap_in or 0.0) <= thresholds.MAX_GAP_IN and (found.max_gap_out or 0.0) <= thresholds.MAX_GAP_OUT

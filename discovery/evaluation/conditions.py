@@ -9,34 +9,34 @@ from dataclasses import dataclass, field, replace
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
-from discovery.evaluation.alternatives import random_controls
-from discovery.evaluation.completeness import completeness
+from discovery.evaluation.alternatives import measure_random_controls
+from discovery.evaluation.completeness import measure_completeness
 from discovery.evaluation.faithfulness import Faithfulness
-from discovery.evaluation.hypothesis_tests import hypotheses
-from discovery.evaluation.minimality import contexts, minimality
-from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, Ablations, EvidenceAblation, SplitEvaluation
+from discovery.evaluation.hypothesis_tests import run_hypothesis_tests
+from discovery.evaluation.minimality import find_contexts, measure_minimality
+from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation, EvidenceByAblation, SplitEvaluation
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
-from discovery.methods.behaviour import Behaviour
+from discovery.methods.behaviour import BehaviourCheck
 from discovery.sites import MetricName, Node, Universe
 from discovery.tasks.task import Task
 
-Evidence = dict[EvidenceAblation, AblationEvidence]
+PartialEvidence = dict[EvidenceAblation, AblationEvidence]
 PerAblation = Mapping[EvidenceAblation, Faithfulness]
 
 
 @dataclass(frozen=True)
-class Bench:
+class SplitEvaluator:
     """One split, ready to be evaluated on: its engine, and f under each ablation (made when first asked for)."""
 
     engine: Engine
     universe: Universe
-    made: dict[EvidenceAblation, Faithfulness]
+    cache: dict[EvidenceAblation, Faithfulness]
 
     @classmethod
     def of(
         cls, model: Backend, task: Task, universe: Universe, seed: int, *, metric: MetricName | None, memory: int | None, meter: Meter
-    ) -> Bench:
+    ) -> SplitEvaluator:
         """A bench on these pairs, in an order drawn by seed, so that the first so many are a fair sample."""
         order = list(range(len(task.pairs)))
         random.Random(f"order-{seed}").shuffle(order)
@@ -45,18 +45,18 @@ class Bench:
 
     def f(self, ablation: EvidenceAblation) -> Faithfulness:
         """f under an ablation."""
-        if ablation not in self.made:
-            self.made[ablation] = Faithfulness(self.engine, ablation, self.universe)
-        return self.made[ablation]
+        if ablation not in self.cache:
+            self.cache[ablation] = Faithfulness(self.engine, ablation, self.universe)
+        return self.cache[ablation]
 
     @property
-    def both(self) -> dict[EvidenceAblation, Faithfulness]:
+    def f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
         """f under each ablation that enters a verdict."""
         return {ablation: self.f(ablation) for ablation in EVIDENCE_ABLATIONS}
 
 
 @dataclass(frozen=True)
-class Judged:
+class ConditionMeasurements:
     """What was measured.
 
     Attributes:
@@ -64,50 +64,50 @@ class Judged:
         tests: what is reported beside the conditions and gates nothing.
     """
 
-    evidence: Evidence
+    evidence: PartialEvidence
     cut_short: str | None
     tests: Mapping[str, Json] = field(default_factory=dict)
 
 
-def judge_circuit(
-    bench: Bench, circuit: NodeSet, chosen: Callable[[EvidenceAblation], Mapping[Node, NodeSet]], screened: Sequence[Node], seed: int
-) -> Judged:
+def measure_conditions(
+    bench: SplitEvaluator, circuit: NodeSet, contexts_for: Callable[[EvidenceAblation], Mapping[Node, NodeSet]], screened: Sequence[Node], seed: int
+) -> ConditionMeasurements:
     """Conditions (a) to (e) of a frozen circuit.
 
     Args:
         chosen: the contexts of minimality, per ablation, chosen on discovery pairs.
         screened: all nodes, largest effect first.
     """
-    evidence: Evidence = {}
+    evidence: PartialEvidence = {}
     at = "(a) and (b)"
     try:
         for ablation in EVIDENCE_ABLATIONS:
-            evidence[ablation] = bench.f(ablation).evidence(circuit)
+            evidence[ablation] = bench.f(ablation).measure_circuit(circuit)
         for at, field, measure in (  # noqa: B007  (`at` is what the budget ended in)
-            ("(c)", "completeness", lambda a: completeness(bench.f(a), circuit, screened, seed)),
-            ("(d)", "minimality", lambda a: minimality(bench.f(a), circuit, chosen(a), seed)),
-            ("(e)", "random_controls", lambda a: random_controls(bench.f(a), circuit, screened, seed)),
+            ("(c)", "completeness", lambda a: measure_completeness(bench.f(a), circuit, screened, seed)),
+            ("(d)", "minimality", lambda a: measure_minimality(bench.f(a), circuit, contexts_for(a), seed)),
+            ("(e)", "random_controls", lambda a: measure_random_controls(bench.f(a), circuit, screened, seed)),
         ):
             for ablation in EVIDENCE_ABLATIONS:
                 evidence[ablation] = evidence[ablation].model_copy(update={field: measure(ablation)})
     except BudgetError:
-        return Judged(evidence, at)
-    return Judged(evidence, None, _tests(bench, circuit, evidence, screened, seed))
+        return ConditionMeasurements(evidence, at)
+    return ConditionMeasurements(evidence, None, _tests(bench, circuit, evidence, screened, seed))
 
 
-def _tests(bench: Bench, circuit: NodeSet, evidence: Evidence, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def _tests(evaluator: SplitEvaluator, circuit: NodeSet, evidence: PartialEvidence, screened: Sequence[Node], seed: int) -> dict[str, Json]:
     """Every set that these need has been measured for the conditions: they cost nothing."""
-    found: dict[str, Json] = {a: dict(hypotheses(bench.f(a), circuit, screened, seed)) for a in EVIDENCE_ABLATIONS}
+    found: dict[str, Json] = {a: dict(run_hypothesis_tests(evaluator.f(a), circuit, screened, seed)) for a in EVIDENCE_ABLATIONS}
     shares: dict[str, Json] = {a: score.share_in_band for a, e in evidence.items() if (score := e.faithfulness) is not None}
     return {"hypotheses": found, "share_in_band": shares}
 
 
-def choose_contexts(bench: Bench, circuit: NodeSet, ablation: EvidenceAblation) -> dict[Node, NodeSet]:
+def choose_contexts(evaluator: SplitEvaluator, circuit: NodeSet, ablation: EvidenceAblation) -> dict[Node, NodeSet]:
     """Minimality's contexts, chosen on this bench's pairs."""
-    return {node: context for node, (context, _) in contexts(bench.f(ablation), circuit).items()}
+    return {node: context for node, (context, _) in find_contexts(evaluator.f(ablation), circuit).items()}
 
 
-def split_evaluation(behaviour: Behaviour, evidence: Evidence) -> SplitEvaluation:
+def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence) -> SplitEvaluation:
     """A split's part of the record."""
     return SplitEvaluation(
         n=behaviour.n,
@@ -115,5 +115,5 @@ def split_evaluation(behaviour: Behaviour, evidence: Evidence) -> SplitEvaluatio
         metric_corrupted=behaviour.metric_corrupted,
         accuracy=behaviour.accuracy,
         top1=behaviour.top1,
-        ablations=Ablations.model_validate(dict(evidence)),
+        ablations=EvidenceByAblation.model_validate(dict(evidence)),
     )

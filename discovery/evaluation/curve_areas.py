@@ -15,10 +15,10 @@ from scipy.integrate import trapezoid
 from discovery.graph import EVIDENCE_ABLATIONS, CurvePoint
 from discovery.graph.base import Json
 
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CURVE_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def areas(curve: Iterable[CurvePoint], n_nodes: int) -> dict[str, Json]:
+def integrate_curves(curve: Iterable[CurvePoint], n_nodes: int) -> dict[str, Json]:
     """Both areas on both axes, per ablation; empty for an ablation whose curve does not reach the whole universe.
 
     Args:
@@ -30,10 +30,10 @@ def areas(curve: Iterable[CurvePoint], n_nodes: int) -> dict[str, Json]:
         if point.faithfulness is not None:
             by_ablation.setdefault(point.ablation, {}).setdefault(point.size, point.faithfulness)
     found = {name: by_ablation.get(name, {}) for name in EVIDENCE_ABLATIONS}
-    return {name: area_of(values) for name, values in found.items() if set(values) >= set(range(n_nodes + 1))}
+    return {name: integrate_curve(values) for name, values in found.items() if set(values) >= set(range(n_nodes + 1))}
 
 
-def area_of(values: Mapping[int, float]) -> dict[str, Json]:
+def integrate_curve(values: Mapping[int, float]) -> dict[str, Json]:
     """CMD and CPR of one ranking.
 
     A share of the universe is rounded to whole nodes (a half to the even number), so in a small universe several are the empty set: of ten
@@ -43,8 +43,8 @@ def area_of(values: Mapping[int, float]) -> dict[str, Json]:
         values: f of its first k nodes, for k from 0 to all.
     """
     n = max(values)
-    shares = np.array(SHARES)
-    f = np.array([values[round(share * n)] for share in SHARES])
+    shares = np.array(CURVE_SHARES)
+    f = np.array([values[round(share * n)] for share in CURVE_SHARES])
     log = np.log10(shares)
     span = float(log[-1] - log[0])
     return {
@@ -52,5 +52,5 @@ def area_of(values: Mapping[int, float]) -> dict[str, Json]:
         "cpr": float(trapezoid(f, shares)),
         "cmd_log": float(trapezoid(np.abs(1 - f), log)) / span,  # of three decades
         "cpr_log": float(trapezoid(f, log)) / span,
-        "shares": list(SHARES),
+        "shares": list(CURVE_SHARES),
     }

@@ -10,33 +10,33 @@ from pathlib import Path
 
 from discovery.backends.base import Backend
 from discovery.engine import Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
-from discovery.evaluation.conditions import Bench, Evidence, choose_contexts, judge_circuit, split_evaluation
-from discovery.evaluation.verdict import conditions_of, decide, looked_again
+from discovery.evaluation.conditions import PartialEvidence, SplitEvaluator, build_split_evaluation, choose_contexts, measure_conditions
+from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks
 from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
-from discovery.methods.behaviour import Behaviour, check_task
-from discovery.methods.patching.nodes import NodeEffects, node_effects
+from discovery.methods.behaviour import BehaviourCheck, check_task
+from discovery.methods.patching.nodes import NodeEffects, measure_node_effects
 from discovery.sites import MetricName, Node, Universe
-from discovery.store import heldout_looks
+from discovery.store import record_heldout_look
 from discovery.tasks.task import Task
 
-Singles = Mapping[Node, tuple[float, float]]  # of each node alone: noising, denoising
-NOT_FINAL = "the held-out pairs were not looked at (final=False): these are discovery pairs"
+EffectsByNode = Mapping[Node, tuple[float, float]]  # of each node alone: noising, denoising
+NOT_FINAL_REASON = "the held-out pairs were not looked at (final=False): these are discovery pairs"
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class CircuitEvaluation:
     """A circuit's evaluation, and the verdict computed from it."""
 
     nodes: tuple[str, ...]
     evaluation: Evaluation
     verdict: Verdict
     reasons: tuple[str, ...]
-    cost: Cost
+    cost: MeasurementCost
 
 
 def evaluate_circuit(
@@ -52,7 +52,7 @@ def evaluate_circuit(
     budget: float | None = None,
     runs_dir: Path | str | None = None,
     progress: Progress | None = None,
-) -> Evaluated:
+) -> CircuitEvaluation:
     """Measure conditions (a) to (e) of a circuit, and compute the verdict.
 
     It is at most `partial`: (f) repeats the search that found a circuit, and this one was given. `discover` runs it.
@@ -74,27 +74,27 @@ def evaluate_circuit(
     if not task.discovery.pairs or (final and not task.heldout.pairs):
         raise MeasurementError(f"The task has {len(task)} pairs, which leaves a split empty.", "Give at least 2 pairs; a verdict needs 96.")
     meter = Meter(limit=budget, progress=progress)
-    search = Bench.of(model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter)
-    bench = Bench.of(model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter) if final else search
+    search = SplitEvaluator.of(model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter)
+    bench = SplitEvaluator.of(model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter) if final else search
     behaviour = {
         name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
     }
-    noising, denoising = (node_effects(search.engine, direction, universe) for direction in ("noising", "denoising"))
-    screened = ranked(singles_of(noising, denoising))
-    own: Evidence = {ablation: search.f(ablation).evidence(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
-    looks = heldout_looks(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
-    judged = judge_circuit(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
+    noising, denoising = (measure_node_effects(search.engine, direction, universe) for direction in ("noising", "denoising"))
+    screened = sort_by_effect(combine_directions(noising, denoising))
+    own: PartialEvidence = {ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
+    looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
+    judged = measure_conditions(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
     discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
     evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe)
     if not final and verdict != "no_behaviour":
-        reasons = (NOT_FINAL, *reasons)
-    return Evaluated(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, Cost(meter.spent, time.monotonic() - began))
+        reasons = (NOT_FINAL_REASON, *reasons)
+    return CircuitEvaluation(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, MeasurementCost(meter.spent, time.monotonic() - began))
 
 
 def conclude(
-    behaviour: Mapping[str, Behaviour],
-    discovery: Evidence,
-    heldout: Evidence | None,
+    behaviour: Mapping[str, BehaviourCheck],
+    discovery: PartialEvidence,
+    heldout: PartialEvidence | None,
     size: int,
     cut_short: str | None,
     tests: Mapping[str, Json],
@@ -104,10 +104,10 @@ def conclude(
     """Put the record's evaluation together and compute the verdict (on discovery pairs where `heldout` is None)."""
     evidence = discovery if heldout is None else heldout
     judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
-    conditions = conditions_of(judged, None)  # type: ignore[arg-type]  # AblationEvidence or None
+    conditions = decide_conditions(judged, None)  # type: ignore[arg-type]  # AblationEvidence or None
     looked_at = {name: found for name, found in behaviour.items() if name == "discovery" or heldout is not None}
-    verdict, reasons = decide(
-        behaviour=tuple(f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons),
+    verdict, reasons = decide_verdict(
+        failed_gates=tuple(f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons),
         n_heldout=thresholds.MIN_HELDOUT if heldout is None else behaviour["heldout"].n,
         size=size,
         evidence=judged,  # type: ignore[arg-type]  # as above
@@ -115,11 +115,11 @@ def conclude(
         stability=None,
         cut_short=cut_short,
     )
-    reasons += looked_again(looks)
+    reasons += explain_repeated_looks(looks)
     evaluation = Evaluation(
         universe=universe,
-        discovery=split_evaluation(behaviour["discovery"], discovery),
-        heldout=None if heldout is None else split_evaluation(behaviour["heldout"], heldout),
+        discovery=build_split_evaluation(behaviour["discovery"], discovery),
+        heldout=None if heldout is None else build_split_evaluation(behaviour["heldout"], heldout),
         conditions=conditions,
         tests=tests,
         thresholds=thresholds.as_record(),
@@ -128,7 +128,7 @@ def conclude(
     return evaluation, verdict, reasons
 
 
-def ranked(*singles: Singles) -> list[Node]:
+def sort_by_effect(*singles: EffectsByNode) -> list[Node]:
     """Nodes by the effect that they have alone, noising and denoising combined (one direction alone misses an OR); ties by node.
 
     A node is a candidate where either direction reaches 0.02, what minimality counts, under the first ablation, or else under the next.
@@ -140,12 +140,12 @@ def ranked(*singles: Singles) -> list[Node]:
 
     def size(node: Node) -> float:
         found = (tuple(abs(value) if math.isfinite(value) else 0.0 for value in effects[node]) for effects in singles)
-        return next((round(sum(both), 9) for both in found if max(both) >= thresholds.DROP), 0.0)
+        return next((round(sum(both), 9) for both in found if max(both) >= thresholds.MIN_DROP), 0.0)
 
     return sorted(singles[0], key=lambda node: (-size(node), node))
 
 
-def singles_of(noising: NodeEffects, denoising: NodeEffects) -> Singles:
+def combine_directions(noising: NodeEffects, denoising: NodeEffects) -> EffectsByNode:
     """Each node's effects alone, by resample ablation."""
     return dict(zip(noising.nodes, zip(noising.values.tolist(), denoising.values.tolist(), strict=True), strict=True))
 
@@ -170,8 +170,8 @@ def conclude_without_circuit(
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
     """The verdict of a run that ended before its circuit was evaluated."""
-    verdict, reasons = decide(
-        behaviour=tuple(f"{split}: {reason}" for split, found in gates.items() for reason in found),
+    verdict, reasons = decide_verdict(
+        failed_gates=tuple(f"{split}: {reason}" for split, found in gates.items() for reason in found),
         n_heldout=n_heldout,
         size=size,
         evidence={},

@@ -30,14 +30,14 @@ class Faithfulness:
 
     def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all", resamples: Resamples | None = None) -> None:
         self.engine, self.ablation = engine, ablation
-        self.sets = SetMetric(engine, ablation, universe)
-        self.everything = self.sets.everything
+        self.set_metric = SetMetric(engine, ablation, universe)
+        self.everything = self.set_metric.everything
         self.resamples = Resamples.of(engine.task) if resamples is None else resamples
-        self.full, self.empty = self._pairs([self.everything, frozenset()])
+        self.full, self.empty = self._measure([self.everything, frozenset()])
         self.sign = -1.0 if engine.metric == "kl_divergence" else 1.0  # there, smaller is more of the behaviour
         gap = interval_of_mean(self.sign * (self.full - self.empty), self.resamples)
         self.gap_low = gap.low
-        self.defined = gap.low > 0
+        self.is_defined = gap.low > 0
 
     def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
         """f of each set, as point values.
@@ -47,7 +47,7 @@ class Faithfulness:
         """
         if not sets:
             return torch.empty(0, dtype=torch.float64)
-        metric = self._pairs(sets, label, pairs)
+        metric = self._measure(sets, label, pairs)
         full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
         found: Tensor = (metric.mean(1) - empty) / (full - empty)
         return found
@@ -57,17 +57,17 @@ class Faithfulness:
         """How many pairs there are."""
         return len(self.engine)
 
-    def difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
+    def per_pair_difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
         """Each pair's share of f(one) − f(other): its mean is the difference."""
-        first, second = self._pairs([one, other])
+        first, second = self._measure([one, other])
         share: Tensor = (first - second) / (self.full.mean() - self.empty.mean())
         return share
 
     def score(self, kept: NodeSet, band: tuple[float, float]) -> Score | None:
         """f with its interval; None where f is null."""
-        if not self.defined:
+        if not self.is_defined:
             return None
-        metric = self._pairs([kept])[0]
+        metric = self._measure([kept])[0]
         interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
         single = (metric - self.empty) / (self.full - self.empty)
         single = single[single.isfinite()]
@@ -75,27 +75,27 @@ class Faithfulness:
         median = float(single.quantile(0.5)) if len(single) else None
         return Score(value=interval.mean, low=interval.low, high=interval.high, median=median, share_in_band=share)
 
-    def evidence(self, circuit: NodeSet) -> AblationEvidence:
+    def measure_circuit(self, circuit: NodeSet) -> AblationEvidence:
         """f(C), f(U∖C) and what they are relative to."""
-        self.sets([circuit, self.everything - circuit], "circuit")
+        self.set_metric([circuit, self.everything - circuit], "circuit")
         return AblationEvidence(
             metric_full=float(self.full.mean()),
             metric_empty=float(self.empty.mean()),
-            faithfulness=self.score(circuit, thresholds.FAITHFUL),
-            knockout=self.score(self.everything - circuit, thresholds.NECESSARY),
+            faithfulness=self.score(circuit, thresholds.FAITHFULNESS_BAND),
+            knockout=self.score(self.everything - circuit, thresholds.KNOCKOUT_BAND),
             reference=Reference.model_validate(describe_reference(self.engine, self.ablation)),
         )
 
-    def _pairs(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
-        return self.sets(sets, label, pairs).double().cpu()
+    def _measure(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
+        return self.set_metric(sets, label, pairs).double().cpu()
 
 
-class Resampled:
+class ResampledFaithfulness:
     """f with the pairs weighted as in one bootstrap resample; the sets are measured once for all resamples."""
 
     def __init__(self, f: Faithfulness, weights: Float[Tensor, "pair"]) -> None:
-        self.whole, self.weights = f, weights
-        self.everything, self.defined = f.everything, f.defined
+        self.faithfulness, self.weights = f, weights
+        self.everything, self.is_defined = f.everything, f.is_defined
         self._empty = f.empty @ weights
         self._gap = f.full @ weights - self._empty
 
@@ -103,16 +103,16 @@ class Resampled:
         """f of each set; with `pairs`, over the first so many as they are drawn here."""
         if not sets:
             return torch.empty(0, dtype=torch.float64)
-        metric = self.whole.sets(sets, label, pairs).double().cpu()
+        metric = self.faithfulness.set_metric(sets, label, pairs).double().cpu()
         if pairs is None:
             whole: Tensor = (metric @ self.weights - self._empty) / self._gap
             return whole
         weights = self.weights[:pairs] / self.weights[:pairs].sum()
-        empty = self.whole.empty[:pairs] @ weights
-        part: Tensor = (metric @ weights - empty) / (self.whole.full[:pairs] @ weights - empty)
+        empty = self.faithfulness.empty[:pairs] @ weights
+        part: Tensor = (metric @ weights - empty) / (self.faithfulness.full[:pairs] @ weights - empty)
         return part
 
     @property
     def n_pairs(self) -> int:
         """How many pairs there are."""
-        return self.whole.n_pairs
+        return self.faithfulness.n_pairs

@@ -19,33 +19,33 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import binom
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.completeness import outside_to_try
+from discovery.evaluation.completeness import choose_outside_nodes
 from discovery.evaluation.faithfulness import Faithfulness
 from discovery.evaluation.minimality import holm
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-MARGIN = 0.1  # of equivalence
-QUANTILE = 0.9  # of inflation
+EQUIVALENCE_MARGIN = 0.1  # of equivalence
+INFLATION_QUANTILE = 0.9  # of inflation
 PERMUTATIONS = 1000
-MOST_PAIRS = 500  # of independence, whose work is quadratic
+MAX_HSIC_PAIRS = 500  # of independence, whose work is quadratic
 
 
-def hypotheses(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def run_hypothesis_tests(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
     """All three on one split under one ablation; empty where f is null."""
-    if not f.defined:
+    if not f.is_defined:
         return {}
-    kept, knocked, full = f.sets([circuit, f.everything - circuit, f.everything], "tests").double().cpu().numpy()
-    tie = thresholds.TIE * abs(float(f.full.mean() - f.empty.mean()))
+    kept, knocked, full = f.set_metric([circuit, f.everything - circuit, f.everything], "tests").double().cpu().numpy()
+    tie = thresholds.FAITHFULNESS_TIE * abs(float(f.full.mean() - f.empty.mean()))
     return {
-        "equivalence": equivalence(kept, full, tie),
-        "independence": independence(knocked, full, seed),
-        "inflated_circuit": inflated(f, circuit, screened, seed),
+        "equivalence": equivalence_test(kept, full, tie),
+        "independence": independence_test(knocked, full, seed),
+        "inflated_circuit": inflation_test(f, circuit, screened, seed),
     }
 
 
-def equivalence(kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], tie: float) -> dict[str, Json]:
+def equivalence_test(kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], tie: float) -> dict[str, Json]:
     """How often the circuit's metric is above the model's, and p of H0 |P − ½| < 0.1.
 
     p is the chance of a share at least as far from one half, were P at the edge of H0.
@@ -56,13 +56,13 @@ def equivalence(kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pa
     change, n = kept - full, len(kept)
     above = float((change > tie).sum() + 0.5 * (np.abs(change) <= tie).sum())
     far = max(above, n - above)
-    p = binom.sf(np.ceil(far) - 1, n, 0.5 + MARGIN) + binom.cdf(np.floor(n - far), n, 0.5 + MARGIN)
-    return {"share_above": above / n, "n": n, "margin": MARGIN, "p": min(1.0, float(p))}
+    p = binom.sf(np.ceil(far) - 1, n, 0.5 + EQUIVALENCE_MARGIN) + binom.cdf(np.floor(n - far), n, 0.5 + EQUIVALENCE_MARGIN)
+    return {"share_above": above / n, "n": n, "margin": EQUIVALENCE_MARGIN, "p": min(1.0, float(p))}
 
 
-def independence(knocked: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], seed: int) -> dict[str, Json]:
+def independence_test(knocked: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], seed: int) -> dict[str, Json]:
     """HSIC of the two over pairs (Gretton et al. 2007; Gaussian kernels, the median distance as width), and its permutation p."""
-    n = min(len(full), MOST_PAIRS)
+    n = min(len(full), MAX_HSIC_PAIRS)
     one, other = _kernel(knocked[:n]), _kernel(full[:n])
     centred = one - one.mean(0) - one.mean(1, keepdims=True) + one.mean()
     own = float((centred * other).sum()) / n**2
@@ -82,24 +82,24 @@ def _kernel(values: Float64[np.ndarray, "pair"]) -> Float64[np.ndarray, "pair pa
     return kernel
 
 
-def inflated(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def inflation_test(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
     """Of each node, the share of bystanders that matter less than it, and p of H0: that share is at least 0.9.
 
     Bystanders are those that completeness tries, so nothing more is measured: the effect of v in C is |f(C) − f(C∖v)|, that of a bystander
     r in C inflated by it is |f(C∪r) − f(C)|.
     """
     nodes = sorted(circuit)
-    outside, _ = outside_to_try(f, circuit, screened, seed)
+    outside, _ = choose_outside_nodes(f, circuit, screened, seed)
     values = f([circuit, *(circuit - {v} for v in nodes), *(circuit | {r} for r in outside)], "tests").numpy()
     own, effects = values[0], np.abs(values[1:] - values[0])
     inside, others = effects[: len(nodes)], effects[len(nodes) :]
     n = len(others)
     if not n or not np.isfinite(own):
-        return {"n": n, "quantile": QUANTILE, "nodes": []}
+        return {"n": n, "quantile": INFLATION_QUANTILE, "nodes": []}
     counts = [int((others < effect).sum()) for effect in inside]
-    p = [float(binom.cdf(count, n, QUANTILE)) for count in counts]
+    p = [float(binom.cdf(count, n, INFLATION_QUANTILE)) for count in counts]
     rows: list[Json] = [
         {"node": str(v), "share": count / n, "p": value, "p_holm": corrected}
         for v, count, value, corrected in zip(nodes, counts, p, holm(p), strict=True)
     ]
-    return {"n": n, "quantile": QUANTILE, "nodes": rows}
+    return {"n": n, "quantile": INFLATION_QUANTILE, "nodes": rows}

@@ -13,15 +13,15 @@ import numpy as np
 from scipy.stats import permutation_test
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness, Resampled
+from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
 from discovery.graph import Minimality
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-EPSILON = 1e-9  # a larger context must be better by more than rounding
+MIN_IMPROVEMENT = 1e-9  # a larger context must be better by more than rounding
 
 
-def contexts(f: Faithfulness | Resampled, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
+def find_contexts(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
     """For each node of the circuit, the context in which taking it out changes f most, and by how much."""
     nodes = sorted(circuit)
     singles = [circuit - {a} for a in nodes]
@@ -30,75 +30,75 @@ def contexts(f: Faithfulness | Resampled, circuit: NodeSet) -> dict[Node, tuple[
     best: dict[Node, tuple[NodeSet, float]] = {}
     for v in nodes:
         options: list[NodeSet] = [frozenset(), *(frozenset({w}) for w in nodes if w != v)]
-        best[v] = _largest(f, circuit, v, options)
+        best[v] = _largest_drop(f, circuit, v, options)
     triples = []
     for v in nodes:
-        first = _first(f, circuit, v, nodes)
+        first = _best_single_context(f, circuit, v, nodes)
         if first is not None:
             triples += [circuit - first - {x} for x in nodes if x != v and x not in first]
             triples += [circuit - first - {x, v} for x in nodes if x != v and x not in first]
     f(triples, "minimality")
     for v in nodes:
-        first = _first(f, circuit, v, nodes)
+        first = _best_single_context(f, circuit, v, nodes)
         if first is not None:
             options = [first | {x} for x in nodes if x != v and x not in first]
-            further = _largest(f, circuit, v, options) if options else (frozenset(), 0.0)
-            if further[1] > best[v][1] + EPSILON:
+            further = _largest_drop(f, circuit, v, options) if options else (frozenset(), 0.0)
+            if further[1] > best[v][1] + MIN_IMPROVEMENT:
                 best[v] = further
     return best
 
 
-def needed(f: Faithfulness | Resampled, circuit: NodeSet) -> dict[Node, float]:
+def find_largest_drops(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet) -> dict[Node, float]:
     """How much each node of the circuit matters, looking no further than the first context that shows it does (0.02).
 
     For searching: a node that matters alone is not tried in larger contexts, which are the dear part of `contexts`.
     """
     nodes = sorted(circuit)
-    found = {v: _largest(f, circuit, v, [frozenset()])[1] for v in nodes}
+    found = {v: _largest_drop(f, circuit, v, [frozenset()])[1] for v in nodes}
     for v in nodes:
-        if found[v] < thresholds.DROP and len(nodes) > 1:
-            first, drop = _largest(f, circuit, v, [frozenset({w}) for w in nodes if w != v])
+        if found[v] < thresholds.MIN_DROP and len(nodes) > 1:
+            first, drop = _largest_drop(f, circuit, v, [frozenset({w}) for w in nodes if w != v])
             found[v] = max(found[v], drop)
-            if found[v] < thresholds.DROP and len(nodes) > 2:
+            if found[v] < thresholds.MIN_DROP and len(nodes) > 2:
                 options = [first | {x} for x in nodes if x != v and x not in first]
-                found[v] = max(found[v], _largest(f, circuit, v, options)[1])
+                found[v] = max(found[v], _largest_drop(f, circuit, v, options)[1])
     return found
 
 
-def _first(f: Faithfulness | Resampled, circuit: NodeSet, v: Node, nodes: Sequence[Node]) -> NodeSet | None:
+def _best_single_context(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, nodes: Sequence[Node]) -> NodeSet | None:
     """The best context of one node, to which a second is added."""
     options = [frozenset({w}) for w in nodes if w != v]
-    return _largest(f, circuit, v, options)[0] if options else None
+    return _largest_drop(f, circuit, v, options)[0] if options else None
 
 
-def _largest(f: Faithfulness | Resampled, circuit: NodeSet, v: Node, options: Sequence[NodeSet]) -> tuple[NodeSet, float]:
+def _largest_drop(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, options: Sequence[NodeSet]) -> tuple[NodeSet, float]:
     values = f([s for k in options for s in (circuit - k, circuit - k - {v})], "minimality")
     drops = (values[0::2] - values[1::2]).abs().tolist()
     best = 0
     for n, drop in enumerate(drops):
-        if drop > drops[best] + EPSILON:
+        if drop > drops[best] + MIN_IMPROVEMENT:
             best = n
     return options[best], drops[best]
 
 
-def minimality(f: Faithfulness, circuit: NodeSet, chosen: Mapping[Node, NodeSet], seed: int) -> tuple[Minimality, ...] | None:
+def measure_minimality(f: Faithfulness, circuit: NodeSet, contexts: Mapping[Node, NodeSet], seed: int) -> tuple[Minimality, ...] | None:
     """Each node's drop in its context, with p-values; None where f is null."""
-    if not f.defined:
+    if not f.is_defined:
         return None
     nodes = sorted(circuit)
-    f([s for v in nodes for s in (circuit - chosen[v], circuit - chosen[v] - {v})], "minimality")
+    f([s for v in nodes for s in (circuit - contexts[v], circuit - contexts[v] - {v})], "minimality")
     rows = []
     for v in nodes:
-        share = f.difference(circuit - chosen[v], circuit - chosen[v] - {v}).numpy()
-        rows.append((v, abs(float(share.mean())), sign_flip(share, seed)))
+        share = f.per_pair_difference(circuit - contexts[v], circuit - contexts[v] - {v}).numpy()
+        rows.append((v, abs(float(share.mean())), sign_flip_test(share, seed)))
     corrected = holm([p for _, _, p in rows])
     return tuple(
-        Minimality(node=str(v), context=tuple(str(w) for w in sorted(chosen[v])), drop=drop, p=p, p_holm=q)
+        Minimality(node=str(v), context=tuple(str(w) for w in sorted(contexts[v])), drop=drop, p=p, p_holm=q)
         for (v, drop, p), q in zip(rows, corrected, strict=True)
     )
 
 
-def sign_flip(differences: np.ndarray, seed: int) -> float:
+def sign_flip_test(differences: np.ndarray, seed: int) -> float:
     """Two-sided p of a paired sign-flip test: how often do random signs give as large a mean?"""
     if len(differences) < 2 or not np.any(differences):  # one pair: both signs are as large
         return 1.0
@@ -108,7 +108,7 @@ def sign_flip(differences: np.ndarray, seed: int) -> float:
         _mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=thresholds.FLIPS,
+        n_resamples=thresholds.MINIMALITY_FLIPS,
         alternative="two-sided",
         rng=generator,
     )
@@ -129,6 +129,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def minimal(row: Minimality) -> bool:
+def is_needed(row: Minimality) -> bool:
     """Whether a node passes (d)."""
-    return (row.drop or 0.0) >= thresholds.DROP and (row.p_holm if row.p_holm is not None else 1.0) <= thresholds.ALPHA
+    return (row.drop or 0.0) >= thresholds.MIN_DROP and (row.p_holm if row.p_holm is not None else 1.0) <= thresholds.ALPHA

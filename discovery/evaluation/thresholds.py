@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from discovery.graph.base import Json
 
-FAITHFUL = (0.8, 1.2)  # (a) f(C)
-NECESSARY = (-0.2, 0.2)  # (b) f(U∖C)
-GAP_IN = 0.2  # (c) |f(C∖u) − f(U∖u)|, u in C
-GAP_OUT = 0.1  # (c) |f(C∪v) − f(C)|, v outside
-MOST_OUT = 64  # (c) beyond so many outside, some are chosen
-SCREENED_OUT, RANDOM_OUT = 32, 32
-DROP = 0.02  # (d)
+FAITHFULNESS_BAND = (0.8, 1.2)  # (a) f(C)
+KNOCKOUT_BAND = (-0.2, 0.2)  # (b) f(U∖C)
+MAX_GAP_IN = 0.2  # (c) |f(C∖u) − f(U∖u)|, u in C
+MAX_GAP_OUT = 0.1  # (c) |f(C∪v) − f(C)|, v outside
+MAX_OUTSIDE_NODES = 64  # (c) beyond so many outside, some are chosen
+N_OUTSIDE_BY_RANK, N_OUTSIDE_AT_RANDOM = 32, 32
+MIN_DROP = 0.02  # (d)
 ALPHA = 0.05  # (d) after Holm, (e)
-FLIPS = 10_000  # (d)
-CONTROLS = 200  # (e)
-CONTROL_PAIRS = 32  # (e)
-TIE = 1e-4  # (e)
-FEWEST_CONTROLS = 19  # (e) below that, no p can reach ALPHA
-JACCARD = 0.8  # (f)
-RESAMPLES = 20  # (f)
+MINIMALITY_FLIPS = 10_000  # (d)
+MAX_ALTERNATIVES = 200  # (e)
+MAX_ALTERNATIVE_PAIRS = 32  # (e)
+FAITHFULNESS_TIE = 1e-4  # (e)
+MIN_ALTERNATIVES_FOR_P = 19  # (e) below that, no p can reach ALPHA
+MIN_JACCARD = 0.8  # (f)
+STABILITY_RESAMPLES = 20  # (f)
 MIN_HELDOUT = 48
 
 
 def as_record() -> dict[str, Json]:
     """The bounds as recorded."""
     return {
-        "a_faithfulness": list(FAITHFUL),
-        "b_knockout": list(NECESSARY),
-        "c_gap_in": GAP_IN,
-        "c_gap_out": GAP_OUT,
-        "d_drop": DROP,
+        "a_faithfulness": list(FAITHFULNESS_BAND),
+        "b_knockout": list(KNOCKOUT_BAND),
+        "c_gap_in": MAX_GAP_IN,
+        "c_gap_out": MAX_GAP_OUT,
+        "d_drop": MIN_DROP,
         "d_alpha": ALPHA,
-        "d_flips": FLIPS,
+        "d_flips": MINIMALITY_FLIPS,
         "e_alpha": ALPHA,
-        "e_alternatives": CONTROLS,
-        "e_pairs": CONTROL_PAIRS,
-        "e_tie": TIE,
-        "f_jaccard": JACCARD,
-        "f_resamples": RESAMPLES,
+        "e_alternatives": MAX_ALTERNATIVES,
+        "e_pairs": MAX_ALTERNATIVE_PAIRS,
+        "e_tie": FAITHFULNESS_TIE,
+        "f_jaccard": MIN_JACCARD,
+        "f_resamples": STABILITY_RESAMPLES,
         "min_heldout": MIN_HELDOUT,
     }

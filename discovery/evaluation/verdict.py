@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.alternatives import better
-from discovery.evaluation.completeness import complete
-from discovery.evaluation.minimality import minimal
+from discovery.evaluation.alternatives import beats_alternatives
+from discovery.evaluation.completeness import is_complete
+from discovery.evaluation.minimality import is_needed
 from discovery.graph import (
     CONDITIONS,
     EVIDENCE_ABLATIONS,
@@ -16,12 +16,12 @@ from discovery.graph import (
     Conditions,
     EvidenceAblation,
     Outcome,
-    Outcomes,
+    OutcomeByAblation,
     Score,
     Verdict,
 )
 
-MEANING: dict[Condition, str] = {
+CONDITION_MEANINGS: dict[Condition, str] = {
     "a": "sufficient",
     "b": "necessary",
     "c": "complete",
@@ -31,7 +31,7 @@ MEANING: dict[Condition, str] = {
 }
 
 
-def within(score: Score | None, band: tuple[float, float]) -> Outcome:
+def decide_band(score: Score | None, band: tuple[float, float]) -> Outcome:
     """Holds where the interval lies inside the band, fails where it lies outside, else undecided."""
     if score is None or score.low is None or score.high is None:
         return "not_run"
@@ -40,34 +40,34 @@ def within(score: Score | None, band: tuple[float, float]) -> Outcome:
     return "fails" if score.high < band[0] or score.low > band[1] else "undecided"
 
 
-def judge(evidence: AblationEvidence | None, stability: float | None) -> dict[Condition, Outcome]:
+def decide_outcomes(evidence: AblationEvidence | None, stability: float | None) -> dict[Condition, Outcome]:
     """The conditions under one ablation."""
     out: dict[Condition, Outcome] = dict.fromkeys(CONDITIONS, "not_run")
     if evidence is None:
         return out
-    out["a"] = within(evidence.faithfulness, thresholds.FAITHFUL)
-    out["b"] = within(evidence.knockout, thresholds.NECESSARY)
+    out["a"] = decide_band(evidence.faithfulness, thresholds.FAITHFULNESS_BAND)
+    out["b"] = decide_band(evidence.knockout, thresholds.KNOCKOUT_BAND)
     if evidence.completeness is not None:
-        out["c"] = "holds" if complete(evidence.completeness) else "fails"
+        out["c"] = "holds" if is_complete(evidence.completeness) else "fails"
     if evidence.minimality is not None:
-        out["d"] = "holds" if all(minimal(row) for row in evidence.minimality) else "fails"
+        out["d"] = "holds" if all(is_needed(row) for row in evidence.minimality) else "fails"
     controls = [c for c in (evidence.random_controls.size, evidence.random_controls.layer) if c] if evidence.random_controls else []
     if controls:
-        out["e"] = "holds" if all(better(control) for control in controls) else "fails"
+        out["e"] = "holds" if all(beats_alternatives(control) for control in controls) else "fails"
     if stability is not None:
-        out["f"] = "holds" if stability >= thresholds.JACCARD else "fails"
+        out["f"] = "holds" if stability >= thresholds.MIN_JACCARD else "fails"
     return out
 
 
-def conditions_of(evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None) -> Conditions:
+def decide_conditions(evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None) -> Conditions:
     """All conditions under both ablations."""
-    judged = {ablation: judge(evidence.get(ablation), stability) for ablation in EVIDENCE_ABLATIONS}
-    return Conditions(**{c: Outcomes(resample=judged["resample"][c], mean=judged["mean"][c]) for c in CONDITIONS})
+    judged = {ablation: decide_outcomes(evidence.get(ablation), stability) for ablation in EVIDENCE_ABLATIONS}
+    return Conditions(**{c: OutcomeByAblation(resample=judged["resample"][c], mean=judged["mean"][c]) for c in CONDITIONS})
 
 
-def decide(
+def decide_verdict(
     *,
-    behaviour: Sequence[str],
+    failed_gates: Sequence[str],
     n_heldout: int,
     size: int,
     evidence: dict[EvidenceAblation, AblationEvidence | None],
@@ -84,8 +84,8 @@ def decide(
         cut_short: what the budget ended before, if it did.
         undefined: ablations under which f is null on discovery pairs, so that nothing could be searched for.
     """
-    if behaviour:
-        return "no_behaviour", tuple(behaviour)
+    if failed_gates:
+        return "no_behaviour", tuple(failed_gates)
     reasons = _explain(evidence, conditions, stability)
     blocking = []
     if n_heldout < thresholds.MIN_HELDOUT:
@@ -113,7 +113,7 @@ def decide(
     return "partial", reasons
 
 
-def looked_again(looks: int | None) -> tuple[str, ...]:
+def explain_repeated_looks(looks: int | None) -> tuple[str, ...]:
     """The reason that is added where other circuits have looked at the held-out pairs too; it changes no verdict."""
     if looks is None or looks < 2:
         return ()
@@ -127,10 +127,10 @@ def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditio
         for ablation, outcome in outcomes.items():
             if outcome in ("fails", "undecided"):
                 said.append(
-                    f"({condition}) {MEANING[condition]}, {ablation}: {outcome}{_numbers(condition, evidence.get(ablation), stability)}"
+                    f"({condition}) {CONDITION_MEANINGS[condition]}, {ablation}: {outcome}{_numbers(condition, evidence.get(ablation), stability)}"
                 )
         if missing := [ablation for ablation, outcome in outcomes.items() if outcome == "not_run"]:
-            not_run.append(f"({condition}) {MEANING[condition]}" + (f" under {missing[0]}" if len(missing) == 1 else ""))
+            not_run.append(f"({condition}) {CONDITION_MEANINGS[condition]}" + (f" under {missing[0]}" if len(missing) == 1 else ""))
     if not_run:
         said.append(f"not run: {', '.join(not_run)}")
     for ablation, found in evidence.items():
@@ -143,22 +143,22 @@ def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditio
 
 def _numbers(condition: Condition, found: AblationEvidence | None, stability: float | None) -> str:
     if condition == "f" and stability is not None:
-        return f" (mean Jaccard {stability:.2f}, needed {thresholds.JACCARD})"
+        return f" (mean Jaccard {stability:.2f}, needed {thresholds.MIN_JACCARD})"
     if found is None:
         return ""
     if condition in "ab":
-        score, band = (found.faithfulness, thresholds.FAITHFUL) if condition == "a" else (found.knockout, thresholds.NECESSARY)
+        score, band = (found.faithfulness, thresholds.FAITHFULNESS_BAND) if condition == "a" else (found.knockout, thresholds.KNOCKOUT_BAND)
         name = "f(C)" if condition == "a" else "f(U∖C)"
         return f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], bounds {band[0]} to {band[1]})" if score else ""
     if condition == "c" and found.completeness:
         c = found.completeness
-        parts = [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"] if (c.max_gap_in or 0) > thresholds.GAP_IN else []
-        parts += [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"] if (c.max_gap_out or 0) > thresholds.GAP_OUT else []
+        parts = [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"] if (c.max_gap_in or 0) > thresholds.MAX_GAP_IN else []
+        parts += [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"] if (c.max_gap_out or 0) > thresholds.MAX_GAP_OUT else []
         return f" ({'; '.join(parts)})"
     if condition == "d" and found.minimality is not None:
-        weak = [f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}" for row in found.minimality if not minimal(row)]
+        weak = [f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}" for row in found.minimality if not is_needed(row)]
         return f" ({'; '.join(weak)})"
     if condition == "e" and found.random_controls:
         named = (("size", found.random_controls.size), ("layer", found.random_controls.layer))
-        return f" ({'; '.join(f'{n}-matched: {c.as_good} of {c.n} as good, p {c.p:.3f}' for n, c in named if c and not better(c))})"
+        return f" ({'; '.join(f'{n}-matched: {c.as_good} of {c.n} as good, p {c.p:.3f}' for n, c in named if c and not beats_alternatives(c))})"
     return ""

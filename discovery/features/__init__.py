@@ -7,9 +7,9 @@ sae = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre", model)      # or a S
 sae.encode(activation)                                                  # [row pos feature]
 """
 
-from discovery.features.change import Change, ErrorTerm, Operation
+from discovery.features.change import ErrorTerm, FeatureChange, Operation
 from discovery.features.directory import BUNDLED, short_name
 from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 
-__all__ = ["BUNDLED", "SAE", "Change", "Codes", "ErrorTerm", "Operation", "load_sae", "open_sae", "short_name"]
+__all__ = ["BUNDLED", "SAE", "Codes", "ErrorTerm", "FeatureChange", "Operation", "load_sae", "open_sae", "short_name"]

@@ -18,7 +18,7 @@ ErrorTerm = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)
-class Change:
+class FeatureChange:
     """Some features, each with an amount.
 
     Attributes:
@@ -32,7 +32,7 @@ class Change:
     operation: Operation = "set"
 
     @classmethod
-    def of(cls, amounts: Mapping[int, float], operation: Operation, d_sae: int) -> Change:
+    def of(cls, amounts: Mapping[int, float], operation: Operation, d_sae: int) -> FeatureChange:
         """Check and order a mapping from feature to amount.
 
         Raises:
@@ -59,7 +59,7 @@ class Change:
             return amounts.expand_as(activations)
         return (amounts if self.operation == "set" else activations * amounts) - activations
 
-    def too_large(self) -> FeatureError:
+    def too_large_error(self) -> FeatureError:
         """What to say where nothing can be computed with these amounts."""
         feature, amount = max(zip(self.features, self.amounts, strict=True), key=lambda pair: abs(pair[1]))
         return FeatureError(

@@ -18,12 +18,12 @@ from discovery.store import default_runs_dir, open_run
 from discovery.store.files import read_bytes, write_bytes
 
 BUNDLED = "bundled"
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-IN_A_RUN, RUN = "sae", "run.json"
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+SAE_FOLDER, RUN_FILE = "sae", "run.json"
 
 
 @dataclass(frozen=True)
-class Facts:
+class SAEInfo:
     """What a dictionary's configuration says.
 
     Attributes:
@@ -51,12 +51,12 @@ def bundled_directory() -> Path:
         FeatureError: where this installation lacks it.
     """
     found = Path(str(importlib.resources.files("discovery.features") / "bundled"))
-    if not (found / CONFIG).is_file():
+    if not (found / CONFIG_FILE).is_file():
         raise FeatureError("This installation lacks the bundled SAE.", "Install the package again, or train one: circuit-scout sae train.")
     return found
 
 
-def directory_of(source: str | Path, runs_dir: Path | str | None = None) -> Path | None:
+def find_directory(source: str | Path, runs_dir: Path | str | None = None) -> Path | None:
     """Where a dictionary is; None where nothing of that name is on disk.
 
     Args:
@@ -68,12 +68,12 @@ def directory_of(source: str | Path, runs_dir: Path | str | None = None) -> Path
     """
     if source == BUNDLED:
         return bundled_directory()
-    place = _place(source, runs_dir)
+    place = _existing_path(source, runs_dir)
     if place is None:
         return None
-    found = place / IN_A_RUN if not (place / CONFIG).exists() and (place / RUN).exists() else place
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (found / name).is_file()]:
-        if (place / RUN).exists():
+    found = place / SAE_FOLDER if not (place / CONFIG_FILE).exists() and (place / RUN_FILE).exists() else place
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (found / name).is_file()]:
+        if (place / RUN_FILE).exists():
             raise _no_dictionary_in(place)
         name = place.name or str(source)
         raise FeatureError(f"{name!r} has no {' and no '.join(missing)}.", "Give the directory that SAE.save_model wrote.")
@@ -85,28 +85,28 @@ def short_name(name: str) -> str:
     path = Path(name)
     if not path.is_absolute():
         return name
-    return path.parent.name if path.name == IN_A_RUN and (path.parent / RUN).exists() else path.name
+    return path.parent.name if path.name == SAE_FOLDER and (path.parent / RUN_FILE).exists() else path.name
 
 
-def facts(source: str | Path, runs_dir: Path | str | None = None) -> Facts:
+def read_info(source: str | Path, runs_dir: Path | str | None = None) -> SAEInfo:
     """What a dictionary is, from its files alone.
 
     Args:
-        source, runs_dir: as in `directory_of`.
+        source, runs_dir: as in `find_directory`.
 
     Raises:
         FeatureError: there is no dictionary.
     """
-    directory = directory_of(source, runs_dir)
+    directory = find_directory(source, runs_dir)
     if directory is None:
         raise FeatureError(
             f"There is no dictionary {str(source)!r}, neither here nor among the runs in {runs_dir or default_runs_dir()}.",
             "Give 'bundled', a SAELens directory, or the id of a finished training (circuit-scout runs list).",
         )
-    config = loads(read_bytes(directory / CONFIG), str(directory / CONFIG))
+    config = loads(read_bytes(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
     metadata = config.get("metadata") or {}
     own = metadata.get("circuit_scout") or {}
-    return Facts(
+    return SAEInfo(
         name=str(source),
         architecture=str(config.get("architecture")),
         hook=metadata.get("hook_name"),
@@ -114,27 +114,27 @@ def facts(source: str | Path, runs_dir: Path | str | None = None) -> Facts:
         fingerprint=metadata.get("model_fingerprint"),
         d_in=int(config.get("d_in", 0)),
         features=int(config.get("d_sae", 0)),
-        bytes=(directory / WEIGHTS).stat().st_size,
+        bytes=(directory / WEIGHTS_FILE).stat().st_size,
         text=(own.get("text") or {}).get("name"),
         recipe=own.get("recipe"),
         scores=own.get("scores"),
     )
 
 
-def copy_dictionary(directory: Path, to: Path) -> None:
+def copy_sae(directory: Path, to: Path) -> None:
     """Write a dictionary elsewhere, its configuration last."""
-    for name in (WEIGHTS, CONFIG):
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
         write_bytes(to / name, read_bytes(directory / name))
 
 
-def _place(source: str | Path, runs_dir: Path | str | None) -> Path | None:
+def _existing_path(source: str | Path, runs_dir: Path | str | None) -> Path | None:
     """A file or folder that is there, or the folder of the run that a plain name is the id of."""
     try:
         given = Path(source).expanduser()
         if given.exists():
             return given
         folder = Path(runs_dir or default_runs_dir()).expanduser() / given
-        return folder if given.name == str(source) and (folder / RUN).exists() else None
+        return folder if given.name == str(source) and (folder / RUN_FILE).exists() else None
     except (OSError, RuntimeError, ValueError):  # longer than a name can be, or of a user whom nobody knows
         return None
 
@@ -145,7 +145,7 @@ def _no_dictionary_in(folder: Path) -> FeatureError:
     if run.record.kind != "sae":
         return FeatureError(f"The run {run.id} is no training of an SAE: it has no dictionary.", "Give the id of a finished training.")
     if run.status == "completed":
-        return FeatureError(f"The training {run.id} has lost its dictionary, the folder {IN_A_RUN}.", "Restore it, or train it again.")
+        return FeatureError(f"The training {run.id} has lost its dictionary, the folder {SAE_FOLDER}.", "Restore it, or train it again.")
     return FeatureError(
         f"The training {run.id} is {run.status}, and has no dictionary yet.",
         f"Let it end, or go on with it: circuit-scout sae train --resume {run.id}, or train_sae(run_id={run.id!r}).",

@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError
-from discovery.features.directory import BUNDLED, CONFIG, WEIGHTS, directory_of, short_name
-from discovery.features.hooks import BY_HEAD, model_faults, require_place, site_of
+from discovery.features.directory import BUNDLED, CONFIG_FILE, WEIGHTS_FILE, find_directory, short_name
+from discovery.features.hooks import HEAD_SITES, compare_with_model, parse_hook, require_sae_site
 from discovery.features.sae import SAE
 from discovery.store import default_runs_dir
 
-UNFOLDED = ("expected_average_only_in", "covariance_whitening")  # norms that SAELens folds into weights, and does not apply
+UNFOLDED_NORMS = ("expected_average_only_in", "covariance_whitening")  # norms that SAELens folds into weights, and does not apply
 
 
 def load_sae(source: str | Path, model: Backend, *, runs_dir: Path | str | None = None, force: bool = False) -> SAE:
@@ -42,18 +42,18 @@ def load_sae(source: str | Path, model: Backend, *, runs_dir: Path | str | None 
     Raises:
         FeatureError: it cannot be loaded, or its hook point, width or model do not fit; says why and what to do.
     """
-    directory = directory_of(source, runs_dir)
+    directory = find_directory(source, runs_dir)
     if directory is not None:
         module, said = _from_directory(directory, model.info.device)
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") < 1:
         raise FeatureError(
             f"{str(source)!r} is no directory, no run in {runs_dir or default_runs_dir()}, and no release with an SAE's id.",
-            f"Give the directory that holds {CONFIG} and {WEIGHTS}, the id of a finished training (train_sae, circuit-scout sae train), "
+            f"Give the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}, the id of a finished training (train_sae, circuit-scout sae train), "
             "or release/sae_id, as in gpt2-small-res-jb/blocks.8.hook_resid_pre.",
         )
     else:
         module, said = _from_hub(str(source), model.info.device)
-    return _fit(module, str(source), model, force, said)
+    return _check_and_wrap(module, str(source), model, force, said)
 
 
 def open_sae(sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str | None = None) -> SAE:
@@ -64,28 +64,28 @@ def open_sae(sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str 
     """
     if not isinstance(sae, SAE):
         return load_sae(BUNDLED if sae is None else sae, model, runs_dir=runs_dir)
-    require_place(model, sae.reads, sae.d_in, "reads")
-    require_place(model, sae.writes, sae.d_out, "writes")
+    require_sae_site(model, sae.reads, sae.d_in, "reads")
+    require_sae_site(model, sae.writes, sae.d_out, "writes")
     return sae
 
 
-def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, ...]) -> SAE:
+def _check_and_wrap(module: Any, name: str, model: Backend, force: bool, said: tuple[str, ...]) -> SAE:
     metadata = module.cfg.metadata
-    reads = site_of(metadata.get("hook_name"))
-    writes = site_of(metadata.get("hook_name_out")) if hasattr(module.cfg, "d_out") else reads
+    reads = parse_hook(metadata.get("hook_name"))
+    writes = parse_hook(metadata.get("hook_name_out")) if hasattr(module.cfg, "d_out") else reads
     if metadata.get("hook_head_index") is not None:
         raise FeatureError(
             f"The SAE reads head {metadata.get('hook_head_index')} alone (hook_head_index).",
             "Use an SAE of all heads of a layer.",
         )
-    wrong, unknown = model_faults(model, metadata.to_dict())
+    wrong, unknown = compare_with_model(model, metadata.to_dict())
     if wrong and name == BUNDLED and not force:
         raise FeatureError(
             f"The bundled SAE is of the bundled model, and does not belong to {model.info.name!r}: {wrong}.",
             "Give an SAE of this model, or train one (train_sae, or circuit-scout sae train).",
         )
-    require_place(model, reads, int(module.cfg.d_in), "reads")
-    require_place(model, writes, int(getattr(module.cfg, "d_out", module.cfg.d_in)), "writes")
+    require_sae_site(model, reads, int(module.cfg.d_in), "reads")
+    require_sae_site(model, writes, int(getattr(module.cfg, "d_out", module.cfg.d_in)), "writes")
     if wrong and not force:
         raise FeatureError(
             f"The SAE does not belong to this model: {wrong}.",
@@ -93,11 +93,11 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
             "load_sae(..., force=True) takes it all the same.",
         )
     notes = [*said, *(f"this may be the wrong SAE: {why}" for why in (wrong, unknown) if why)]
-    if module.cfg.normalize_activations in UNFOLDED:
+    if module.cfg.normalize_activations in UNFOLDED_NORMS:
         notes.append(f"it was trained with {module.cfg.normalize_activations}, whose factor its files lack: check its reconstruction")
     settings = metadata.get("model_from_pretrained_kwargs") or {}
     asked = bool(settings.get("center_writing_weights"))
-    centred = asked and reads == writes and reads.kind not in BY_HEAD
+    centred = asked and reads == writes and reads.kind not in HEAD_SITES
     if asked and not centred:
         notes.append("it was trained on a model with centred writing weights, which this one does not have: check how well it reconstructs")
     module.turn_off_forward_pass_hook_z_reshaping()  # heads are laid side by side here
@@ -106,7 +106,7 @@ def _fit(module: Any, name: str, model: Backend, force: bool, said: tuple[str, .
 
 
 def _from_directory(directory: Path, device: str) -> tuple[Any, tuple[str, ...]]:
-    with _quiet() as said, _refused(f"{short_name(str(directory))!r} cannot be loaded as an SAE", "Save it again with SAE.save_model."):
+    with _capture_warnings() as said, _as_feature_error(f"{short_name(str(directory))!r} cannot be loaded as an SAE", "Save it again with SAE.save_model."):
         import sae_lens
 
         module = sae_lens.SAE.load_from_disk(directory, device=device)
@@ -115,7 +115,7 @@ def _from_directory(directory: Path, device: str) -> tuple[Any, tuple[str, ...]]
 
 def _from_hub(source: str, device: str) -> tuple[Any, tuple[str, ...]]:
     cure = "Check the name, the connection and HF_HUB_OFFLINE, or download the SAE and give its directory."
-    with _quiet() as said, _refused(f"The SAE {source!r} could not be had from the hub", cure):
+    with _capture_warnings() as said, _as_feature_error(f"The SAE {source!r} could not be had from the hub", cure):
         import sae_lens
 
         release, sae_id = _split(source)
@@ -136,7 +136,7 @@ def _split(source: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
+def _capture_warnings() -> Iterator[list[str]]:
     """SAELens and what it imports print and warn: stdout is not theirs, and warnings about the SAE are kept."""
     said: list[str] = []
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
@@ -144,12 +144,12 @@ def _quiet() -> Iterator[list[str]]:
         yield said
     for warning in caught:
         text = " ".join(str(warning.message).split())
-        if issubclass(warning.category, UserWarning) and "model_from_pretrained_kwargs" not in text:  # those are looked at in `_fit`
+        if issubclass(warning.category, UserWarning) and "model_from_pretrained_kwargs" not in text:  # those are looked at in `_check_and_wrap`
             said.append(text)
 
 
 @contextlib.contextmanager
-def _refused(what: str, cure: str) -> Iterator[None]:
+def _as_feature_error(what: str, cure: str) -> Iterator[None]:
     """SAELens, safetensors and the hub say in many ways that they cannot give an SAE."""
     try:
         yield

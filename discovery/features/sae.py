@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.errors import FeatureError
-from discovery.features.change import Change, ErrorTerm
-from discovery.features.hooks import BY_HEAD
+from discovery.features.change import ErrorTerm, FeatureChange
+from discovery.features.hooks import HEAD_SITES
 from discovery.sites import Site
 
 NEURONPEDIA = "https://neuronpedia.org"
@@ -61,19 +61,19 @@ class SAE:
             centred: it was trained on a model whose residual stream has mean 0 (TransformerLens's center_writing_weights).
         """
         self.module, self.name, self.fingerprint = module, name, fingerprint
-        self.reads, self.writes, self.centred, self.warnings = reads, writes, centred, warnings
+        self.reads, self.writes, self.is_centred, self.warnings = reads, writes, centred, warnings
         self.architecture: str = module.cfg.architecture()
         self.d_sae: int = int(module.cfg.d_sae)
         self.d_in: int = int(module.cfg.d_in)
         self.d_out: int = int(getattr(module.cfg, "d_out", self.d_in))
-        self._transcodes = hasattr(module.cfg, "d_out")
+        self._is_transcoder = hasattr(module.cfg, "d_out")
         self._lock = threading.Lock()  # SAELens keeps the input's norm in the module between encode and decode
 
     @torch.no_grad()
     def encode(self, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "row pos feature"]:
         """z: SAELens's own encode."""
         with self._lock:
-            return _dense(self.module.encode(self._inside(activation)[0]))
+            return _dense(self.module.encode(self._normalise_input(activation)[0]))
 
     @torch.no_grad()
     def decode(
@@ -87,7 +87,7 @@ class SAE:
     @torch.no_grad()
     def codes(self, activation: Float[Tensor, "row pos ..."]) -> Codes:
         """Features, reconstruction (SAELens's own forward) and scale of an activation at `reads`."""
-        inside, mean = self._inside(activation)
+        inside, mean = self._normalise_input(activation)
         with self._lock:
             features = _dense(self.module.encode(inside))
             reconstruction = self.module(inside)
@@ -105,7 +105,7 @@ class SAE:
     def edit(
         self,
         activation: Float[Tensor, "row pos ..."],
-        change: Change,
+        change: FeatureChange,
         *,
         error: ErrorTerm = "keep",
         written: Float[Tensor, "row pos ..."] | None = None,
@@ -124,7 +124,7 @@ class SAE:
         base = here.flatten(2) if error == "keep" else codes.reconstruction.to(here)
         return (base + moved.to(here)).reshape(here.shape)
 
-    def check(self, feature: int) -> int:
+    def require_feature(self, feature: int) -> int:
         """The feature itself, if there is one of that number.
 
         Raises:
@@ -143,11 +143,11 @@ class SAE:
         """Multiply-adds of encoding and decoding so many positions."""
         return positions * self.d_sae * (self.d_in + self.d_out)
 
-    def _inside(self, activation: Tensor) -> tuple[Tensor, Tensor | float]:
+    def _normalise_input(self, activation: Tensor) -> tuple[Tensor, Tensor | float]:
         """The activation as the dictionary knows it, and the mean that was taken out."""
         wide = activation.to(dtype=self.module.dtype)
-        flat = wide.flatten(2) if self.reads.kind in BY_HEAD else wide
-        if not self.centred:
+        flat = wide.flatten(2) if self.reads.kind in HEAD_SITES else wide
+        if not self.is_centred:
             return flat, 0.0
         mean = flat.mean(-1, keepdim=True)
         return flat - mean, mean
@@ -157,7 +157,7 @@ class SAE:
         cfg = self.module.cfg
         width, factor = float(cfg.d_in), getattr(cfg, "activation_normalization_factor", 1.0)
         one = torch.ones_like(inside[..., :1])
-        if self._transcodes:
+        if self._is_transcoder:
             return one  # SAELens never scales a transcoder's output
         if cfg.normalize_activations == "layer_norm":
             spread: Tensor = inside.std(dim=-1, keepdim=True)

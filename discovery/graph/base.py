@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from discovery.errors import SiteError
-from discovery.graph.strict_json import clean
+from discovery.graph.strict_json import to_plain_json
 from discovery.sites import Node
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ else:
     DiGraph = networkx.DiGraph
 
 
-Number = Annotated[float | None, BeforeValidator(clean)]
+Number = Annotated[float | None, BeforeValidator(to_plain_json)]
 """A finite number, or None where it is not known (NaN and infinity become None)."""
 
-Json = Annotated[JsonValue, BeforeValidator(clean)]
+Json = Annotated[JsonValue, BeforeValidator(to_plain_json)]
 """Anything strict JSON can hold."""
 
 
-def node_id(text: str) -> str:
+def canonical_node_id(text: str) -> str:
     """A node's name, written canonically."""
     try:
         return str(Node.parse(text))
@@ -49,11 +49,11 @@ def node_id(text: str) -> str:
         raise ValueError(fault.cause) from fault
 
 
-NodeId = Annotated[str, BeforeValidator(str), AfterValidator(node_id)]
+NodeId = Annotated[str, BeforeValidator(str), AfterValidator(canonical_node_id)]
 """A node in the field's grammar, written canonically: L9H6 becomes a9.h6; a `Node` is understood too."""
 
 
-class Record(BaseModel):
+class JsonModel(BaseModel):
     """The base of every part: frozen, and open to fields that are not declared, kept as strict JSON."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False)
@@ -64,30 +64,30 @@ class Record(BaseModel):
         if not isinstance(data, Mapping):
             return data
         declared = {name for field, info in cls.model_fields.items() for name in (field, info.alias)}
-        return {name: value if name in declared else clean(value) for name, value in data.items()}
+        return {name: value if name in declared else to_plain_json(value) for name, value in data.items()}
 
     @classmethod
-    def declared(cls) -> frozenset[str]:
+    def declared_fields(cls) -> frozenset[str]:
         """The declared fields, named as in JSON."""
         return frozenset(info.alias or field for field, info in cls.model_fields.items())
 
 
-class Sparse(Record):
+class OmitsEmptyFields(JsonModel):
     """A part that leaves out what most records lack, so that a record without it is written as it was before there was such a thing.
 
     Attributes:
         spare: the fields that are left out where they are None or empty.
     """
 
-    spare: ClassVar[frozenset[str]] = frozenset()
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_empty_fields(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         facts: dict[str, Any] = whole(self)
-        return {name: value for name, value in facts.items() if value or name not in self.spare}
+        return {name: value for name, value in facts.items() if value or name not in self.omitted_when_empty}
 
 
-class Effect(Record):
+class Effect(JsonModel):
     """A mean over pairs and its 95% interval, as a share of m(clean) − m(corrupted).
 
     Attributes:

@@ -19,12 +19,12 @@ Tone = Literal["up", "down", "flat", "end"]
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
     """The label, the role and the effect of a node, as far as they are known."""
     effect = node_effect(facts)
-    label, role = str(facts.get("label") or Node.parse(name).label), facts.get("role") or _fires(facts)
-    lines = [label, role, None if effect is None else signed(effect)]
-    return [_one_line(line) for line in lines if line]
+    label, role = str(facts.get("label") or Node.parse(name).label), facts.get("role") or _describe_firing(facts)
+    lines = [label, role, None if effect is None else format_signed(effect)]
+    return [_to_one_line(line) for line in lines if line]
 
 
-def _fires(facts: Mapping[str, Any]) -> str | None:
+def _describe_firing(facts: Mapping[str, Any]) -> str | None:
     """What a feature fires on, in brief."""
     tokens = (facts.get("feature") or {}).get("fires_on") or []
     return f"fires on {' '.join(token.strip() for token in tokens[:2])}" if tokens else None
@@ -61,21 +61,21 @@ def edge_line(facts: Mapping[str, Any]) -> str:
     """The inputs of an edge and its effect: ``q k +0.12``."""
     effect = edge_effect(facts)
     slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "feature", "logits")]
-    return " ".join(slots + ([] if effect is None else [signed(effect)]))
+    return " ".join(slots + ([] if effect is None else [format_signed(effect)]))
 
 
-def signed(value: float, digits: int = 2) -> str:
+def format_signed(value: float, digits: int = 2) -> str:
     """`value` with its sign, which nothing has: +0.12, -0.03, 0.00."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
 
 
-def title(facts: Mapping[str, Any]) -> str:
+def record_title(facts: Mapping[str, Any]) -> str:
     """What the whole record is: task, model, verdict."""
     task, model = (facts.get("task") or {}).get("name"), (facts.get("model") or {}).get("name")
     verdict = str(facts.get("verdict") or "not evaluated").replace("_", " ")
-    return _one_line(f"{task or 'a task'} in {model or 'a model'}: {verdict}")
+    return _to_one_line(f"{task or 'a task'} in {model or 'a model'}: {verdict}")
 
 
-def _one_line(text: str) -> str:
+def _to_one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -30,12 +30,12 @@ import networkx
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from discovery.errors import StoreError
-from discovery.graph.base import DiGraph, Graph, Sparse
+from discovery.graph.base import DiGraph, Graph, OmitsEmptyFields
 from discovery.graph.dot import write_dot
 from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
-from discovery.graph.record import CircuitEdge, CircuitNode, Cost, Dictionary, ModelFacts, Provenance, TaskFacts
+from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, SAEFacts, TaskFacts
 from discovery.graph.strict_json import dumps, loads
 from discovery.sites import EMBED, LOGITS, Node, slots_of
 
@@ -45,7 +45,7 @@ ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
 _CURE = "Restore the file from `circuit-scout runs export`, or run the discovery again."
 
 
-class CircuitGraph(Sparse):
+class CircuitGraph(OmitsEmptyFields):
     """A circuit with its evidence, its evaluation and its verdict.
 
     Nodes and edges are kept in forward order whatever order they are given in.
@@ -64,7 +64,7 @@ class CircuitGraph(Sparse):
         edges: at most one for each ordered pair of nodes.
     """
 
-    spare: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
 
     schema_: Literal["circuit-scout/circuit/1"] = Field(default="circuit-scout/circuit/1", alias="schema")
     run_id: str | None = None
@@ -75,35 +75,35 @@ class CircuitGraph(Sparse):
     reasons: tuple[str, ...] = ()
     cost: Cost = Cost()
     provenance: Provenance = Provenance()
-    dictionaries: tuple[Dictionary, ...] = ()
+    dictionaries: tuple[SAEFacts, ...] = ()
     nodes: tuple[CircuitNode, ...] = Field(default=(), validate_default=True)
     edges: tuple[CircuitEdge, ...] = ()
 
     @field_validator("nodes")
     @classmethod
-    def _with_both_ends(cls, nodes: tuple[CircuitNode, ...]) -> tuple[CircuitNode, ...]:
+    def _add_ends_and_sort(cls, nodes: tuple[CircuitNode, ...]) -> tuple[CircuitNode, ...]:
         given = {node.id for node in nodes}
         ends = tuple(CircuitNode.of(end) for end in (EMBED, LOGITS) if str(end) not in given)
         return tuple(sorted(nodes + ends, key=lambda node: node.node))
 
     @field_validator("edges")
     @classmethod
-    def _forward_order(cls, edges: tuple[CircuitEdge, ...]) -> tuple[CircuitEdge, ...]:
-        return tuple(sorted(edges, key=place))
+    def _sort_edges(cls, edges: tuple[CircuitEdge, ...]) -> tuple[CircuitEdge, ...]:
+        return tuple(sorted(edges, key=edge_order))
 
     @model_validator(mode="after")
-    def _holds_together(self) -> CircuitGraph:
+    def _check_consistency(self) -> CircuitGraph:
         ids = [node.id for node in self.nodes]
         pairs = [(edge.source, edge.target) for edge in self.edges]
-        unique("node", ids)
-        unique("edge", [f"{source}->{target}" for source, target in pairs])
+        check_unique("node", ids)
+        check_unique("edge", [f"{source}->{target}" for source, target in pairs])
         for edge in self.edges:
             check_edge(edge, set(ids))
         for node in (*self.members, *self.features):
             check_bounds(node, self.model)
         if self.verdict == "no_behaviour" and (self.size or self.features):
             raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features")
-        unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
+        check_unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
         check_features(self.features, self.dictionaries)
         return self
 
@@ -183,7 +183,7 @@ class CircuitGraph(Sparse):
         try:
             return cls.model_validate({**facts, "nodes": nodes, "edges": edges})
         except (ValidationError, TypeError) as fault:
-            raise StoreError(f"{source} is not a circuit record: {_first(fault)}.", _CURE) from fault
+            raise StoreError(f"{source} is not a circuit record: {_first_error(fault)}.", _CURE) from fault
 
     def to_graphml(self) -> str:
         """GraphML for Gephi, Cytoscape, yEd and networkx: text and numbers as they are, the rest as JSON strings."""
@@ -221,14 +221,14 @@ class CircuitGraph(Sparse):
 
     def content_hash(self) -> str:
         """sha256 of all that the same seed, machine and versions reproduce: everything but times and ids."""
-        return hashlib.sha256(dumps(content(self.to_node_link()), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(dumps(reproducible_content(self.to_node_link()), sort_keys=True).encode()).hexdigest()
 
     def same_content(self, other: CircuitGraph) -> bool:
         """Whether `other` is the same record but for times and ids."""
         return self.content_hash() == other.content_hash()
 
 
-def _first(fault: ValidationError | TypeError) -> str:
+def _first_error(fault: ValidationError | TypeError) -> str:
     if isinstance(fault, TypeError):
         return str(fault)
     error = fault.errors(include_url=False, include_input=False)[0]
@@ -236,12 +236,12 @@ def _first(fault: ValidationError | TypeError) -> str:
     return f"{place}: {error['msg']}" if place else error["msg"]
 
 
-def place(edge: CircuitEdge) -> tuple[Node, Node]:
+def edge_order(edge: CircuitEdge) -> tuple[Node, Node]:
     """Source and target, which sort edges forward."""
     return Node.parse(edge.source), Node.parse(edge.target)
 
 
-def unique(what: str, names: list[str]) -> None:
+def check_unique(what: str, names: list[str]) -> None:
     """No name stands twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -250,7 +250,7 @@ def unique(what: str, names: list[str]) -> None:
 
 def check_edge(edge: CircuitEdge, ids: set[str]) -> None:
     """It runs forward between nodes that are there, into inputs that its target has."""
-    source, target = place(edge)
+    source, target = edge_order(edge)
     for end in (edge.source, edge.target):
         if end not in ids:
             raise ValueError(f"the edge {source}->{target} has an end that is no node of the circuit: {end}")
@@ -268,7 +268,7 @@ def check_bounds(node: Node, model: ModelFacts) -> None:
             raise ValueError(f"{node} is not in the model, which has {limit} {what}")
 
 
-def check_features(features: Sequence[Node], dictionaries: Sequence[Dictionary]) -> None:
+def check_features(features: Sequence[Node], dictionaries: Sequence[SAEFacts]) -> None:
     """Each is in a dictionary that the record names."""
     width = {(known.layer, known.site): known.d_sae for known in dictionaries}
     for node in features:
@@ -279,21 +279,21 @@ def check_features(features: Sequence[Node], dictionaries: Sequence[Dictionary])
             raise ValueError(f"{node} is not in its dictionary, which has {most} features")
 
 
-def content(record: Mapping[str, Any]) -> dict[str, Any]:
+def reproducible_content(record: Mapping[str, Any]) -> dict[str, Any]:
     """The node-link data `record` without times and ids."""
     facts: dict[str, Any] = {name: value for name, value in record["graph"].items() if name != "run_id"}
-    facts["cost"] = _without(facts["cost"], "seconds", "peak_memory_bytes")
-    facts["provenance"] = _without(facts["provenance"], "created", "command")
+    facts["cost"] = _drop_fields(facts["cost"], "seconds", "peak_memory_bytes")
+    facts["provenance"] = _drop_fields(facts["provenance"], "created", "command")
     names: dict[str, str] = {}
-    nodes, edges = ([_renamed(part, names) for part in record[parts]] for parts in ("nodes", "edges"))
+    nodes, edges = ([_renumber_results(part, names) for part in record[parts]] for parts in ("nodes", "edges"))
     return {"graph": facts, "nodes": nodes, "edges": edges}
 
 
-def _without(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+def _drop_fields(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in fields}
 
 
-def _renamed(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _renumber_results(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """`part` with its result ids replaced; `names` grows with each new one."""
     results: Iterable[str] = part["evidence"]
     return {**part, "evidence": [names.setdefault(result, f"result-{len(names)}") for result in results]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from discovery.graph.base import DiGraph
-from discovery.graph.captions import Tone, edge_effect, edge_line, node_lines, node_tone, title
+from discovery.graph.captions import Tone, edge_effect, edge_line, node_lines, node_tone, record_title
 from discovery.sites import Node
 
 _STYLE: dict[Tone, str] = {
@@ -24,7 +24,7 @@ def write_dot(graph: DiGraph) -> str:
     """`graph`, a circuit's, as a digraph in DOT."""
     lines = [
         "digraph circuit {",
-        f"  graph [label={_quoted(title(graph.graph))}, labelloc=t, rankdir=BT, fontname=Helvetica];",
+        f"  graph [label={_quoted(record_title(graph.graph))}, labelloc=t, rankdir=BT, fontname=Helvetica];",
         '  node [shape=box, style="filled,rounded", fontname=Helvetica];',
         "  edge [fontname=Helvetica, fontsize=10];",
     ]

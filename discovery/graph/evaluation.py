@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from discovery.graph.base import Json, NodeId, Number, Record
+from discovery.graph.base import Json, JsonModel, NodeId, Number
 from discovery.sites import Universe
 
 Verdict = Literal["verified", "partial", "rejected", "inconclusive", "no_behaviour"]
@@ -26,7 +26,7 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 EVIDENCE_ABLATIONS: tuple[EvidenceAblation, ...] = get_args(EvidenceAblation)
 
 
-class Score(Record):
+class Score(JsonModel):
     """A value of f with its 95% bootstrap interval over pairs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Score(Record):
     share_in_band: Number = None
 
 
-class Completeness(Record):
+class Completeness(JsonModel):
     """Does the circuit leave out, or carry along, something that matters? (condition c)
 
     Attributes:
@@ -66,7 +66,7 @@ class Completeness(Record):
     chosen: str | None = None
 
 
-class Minimality(Record):
+class Minimality(JsonModel):
     """Is one node of the circuit needed? (condition d)
 
     Attributes:
@@ -84,7 +84,7 @@ class Minimality(Record):
     p_holm: Number = None
 
 
-class Control(Record):
+class Control(JsonModel):
     """Other circuits of the same size, against this one (condition e).
 
     Attributes:
@@ -100,7 +100,7 @@ class Control(Record):
     p: Number = None
 
 
-class RandomControls(Record):
+class RandomControls(JsonModel):
     """The two kinds of alternative circuit.
 
     Attributes:
@@ -112,7 +112,7 @@ class RandomControls(Record):
     layer: Control | None = None
 
 
-class Reference(Record):
+class Reference(JsonModel):
     """What an ablated node was given.
 
     Attributes:
@@ -126,7 +126,7 @@ class Reference(Record):
     size: int | None = None
 
 
-class AblationEvidence(Record):
+class AblationEvidence(JsonModel):
     """Everything measured on one split under one ablation.
 
     Attributes:
@@ -150,7 +150,7 @@ class AblationEvidence(Record):
     reference: Reference | None = None
 
 
-class Ablations(Record):
+class EvidenceByAblation(JsonModel):
     """One split's evidence under each ablation that enters a verdict."""
 
     resample: AblationEvidence | None = None
@@ -161,7 +161,7 @@ class Ablations(Record):
         return self.resample if ablation == "resample" else self.mean
 
 
-class SplitEvaluation(Record):
+class SplitEvaluation(JsonModel):
     """One split's pairs, and what was measured on them.
 
     Attributes:
@@ -178,10 +178,10 @@ class SplitEvaluation(Record):
     metric_corrupted: Number = None
     accuracy: Number = None
     top1: Number = None
-    ablations: Ablations = Ablations()
+    ablations: EvidenceByAblation = EvidenceByAblation()
 
 
-class CurvePoint(Record):
+class CurvePoint(JsonModel):
     """Faithfulness of the best circuit of one size.
 
     Attributes:
@@ -197,7 +197,7 @@ class CurvePoint(Record):
     faithfulness: Number = None
 
 
-class Outcomes(Record):
+class OutcomeByAblation(JsonModel):
     """One condition under each ablation."""
 
     resample: Outcome = "not_run"
@@ -208,7 +208,7 @@ class Outcomes(Record):
         return self.resample if ablation == "resample" else self.mean
 
 
-class Conditions(Record):
+class Conditions(JsonModel):
     """What a verified circuit must meet, on held-out pairs.
 
     Attributes:
@@ -220,20 +220,20 @@ class Conditions(Record):
         f: stable when the pairs are drawn again.
     """
 
-    a: Outcomes = Outcomes()
-    b: Outcomes = Outcomes()
-    c: Outcomes = Outcomes()
-    d: Outcomes = Outcomes()
-    e: Outcomes = Outcomes()
-    f: Outcomes = Outcomes()
+    a: OutcomeByAblation = OutcomeByAblation()
+    b: OutcomeByAblation = OutcomeByAblation()
+    c: OutcomeByAblation = OutcomeByAblation()
+    d: OutcomeByAblation = OutcomeByAblation()
+    e: OutcomeByAblation = OutcomeByAblation()
+    f: OutcomeByAblation = OutcomeByAblation()
 
-    def of(self, condition: Condition) -> Outcomes:
+    def of(self, condition: Condition) -> OutcomeByAblation:
         """How `condition` came out."""
-        by_name: dict[Condition, Outcomes] = {"a": self.a, "b": self.b, "c": self.c, "d": self.d, "e": self.e, "f": self.f}
+        by_name: dict[Condition, OutcomeByAblation] = {"a": self.a, "b": self.b, "c": self.c, "d": self.d, "e": self.e, "f": self.f}
         return by_name[condition]
 
 
-class Evaluation(Record):
+class Evaluation(JsonModel):
     """The whole block.
 
     Attributes:

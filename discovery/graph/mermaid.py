@@ -7,7 +7,7 @@ a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted 
 from __future__ import annotations
 
 from discovery.graph.base import DiGraph
-from discovery.graph.captions import edge_effect, edge_line, node_lines, node_tone, title
+from discovery.graph.captions import edge_effect, edge_line, node_lines, node_tone, record_title
 from discovery.sites import Node
 
 _HARMLESS = " .,:+-/()"
@@ -21,7 +21,7 @@ _CLASSES = (
 
 def write_mermaid(graph: DiGraph) -> str:
     """`graph`, a circuit's, as a flowchart from embed (bottom) to logits (top)."""
-    lines = [f"%% {_escaped(title(graph.graph))}", "flowchart BT"]
+    lines = [f"%% {_escaped(record_title(graph.graph))}", "flowchart BT"]
     for name in sorted(graph.nodes, key=Node.parse):
         facts = graph.nodes[name]
         label = "<br/>".join(_escaped(line) for line in node_lines(name, facts))

@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from discovery.graph.base import Effect, Json, NodeId, Number, Record, Sparse, node_id
+from discovery.graph.base import Effect, Json, JsonModel, NodeId, Number, OmitsEmptyFields, canonical_node_id
 from discovery.sites import FeatureSite, MetricName, Node, NodeKind, Slot
 
 
-class NodeEffect(Record):
+class NodeEffect(JsonModel):
     """What patching one node does, in each direction.
 
     Attributes:
@@ -30,7 +30,7 @@ class NodeEffect(Record):
     noising: Effect | None = None
 
 
-class CircuitNode(Sparse):
+class CircuitNode(OmitsEmptyFields):
     """One unit of the circuit and the evidence for it.
 
     `kind`, `layer`, `head` and `label` follow from `id` and need not be given; given wrongly they are refused.
@@ -50,7 +50,7 @@ class CircuitNode(Sparse):
         evidence: ids of the results that the numbers come from.
     """
 
-    spare: ClassVar[frozenset[str]] = frozenset({"feature"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"feature"})
 
     id: NodeId
     kind: NodeKind
@@ -67,10 +67,10 @@ class CircuitNode(Sparse):
 
     @model_validator(mode="before")
     @classmethod
-    def _named_by_id(cls, data: Any) -> Any:
+    def _complete_from_id(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or "id" not in data:
             return data
-        name = node_id(str(data["id"]))
+        name = canonical_node_id(str(data["id"]))
         node = Node.parse(name)
         facts: dict[str, Any] = {"kind": node.kind, "layer": node.layer, "head": node.head}
         for field, fact in facts.items():
@@ -93,7 +93,7 @@ class CircuitNode(Sparse):
         return Node.parse(self.id)
 
 
-class CircuitEdge(Sparse):
+class CircuitEdge(OmitsEmptyFields):
     """All that one node sends to a later one: at most one edge per ordered pair.
 
     Attributes:
@@ -106,7 +106,7 @@ class CircuitEdge(Sparse):
         evidence: ids of the results that the numbers come from.
     """
 
-    spare: ClassVar[frozenset[str]] = frozenset({"activation"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"activation"})
 
     source: NodeId
     target: NodeId
@@ -116,7 +116,7 @@ class CircuitEdge(Sparse):
     evidence: tuple[str, ...] = ()
 
 
-class ModelFacts(Sparse):
+class ModelFacts(OmitsEmptyFields):
     """The model that was studied.
 
     Attributes:
@@ -132,7 +132,7 @@ class ModelFacts(Sparse):
             the others of its group.
     """
 
-    spare: ClassVar[frozenset[str]] = frozenset({"n_kv_heads"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n_kv_heads"})
 
     name: str | None = None
     fingerprint: str | None = None
@@ -151,7 +151,7 @@ class ModelFacts(Sparse):
         return self.n_kv_heads < self.n_heads
 
 
-class TaskFacts(Record):
+class TaskFacts(JsonModel):
     """The behaviour that was studied.
 
     Attributes:
@@ -171,7 +171,7 @@ class TaskFacts(Record):
     split: str | None = None
 
 
-class Cost(Record):
+class Cost(JsonModel):
     """What the run took.
 
     Attributes:
@@ -185,7 +185,7 @@ class Cost(Record):
     peak_memory_bytes: int | None = None
 
 
-class Provenance(Record):
+class Provenance(JsonModel):
     """How to do it again.
 
     Attributes:
@@ -203,7 +203,7 @@ class Provenance(Record):
     created: str | None = None
 
 
-class FeatureFacts(Record):
+class FeatureFacts(JsonModel):
     """What is known of a feature beyond what patching it does. Effects are shares of m(clean) − m(corrupted), as a node's.
 
     Attributes:
@@ -229,7 +229,7 @@ class FeatureFacts(Record):
     link: str | None = None
 
 
-class Dictionary(Record):
+class SAEFacts(JsonModel):
     """A sparse autoencoder whose features stand beside the circuit. They enter no condition and no verdict.
 
     Attributes:

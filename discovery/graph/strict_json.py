@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from discovery.errors import StoreError
 
 
-def clean(value: object) -> Any:
+def to_plain_json(value: object) -> Any:
     """`value` as plain JSON data: tuples become lists, numpy scalars numbers, what is not finite None.
 
     Raises:
@@ -36,13 +36,13 @@ def clean(value: object) -> Any:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, BaseModel):
-        return clean(value.model_dump(mode="json", by_alias=True))
+        return to_plain_json(value.model_dump(mode="json", by_alias=True))
     if isinstance(value, Mapping):
-        return {_key(key): clean(item) for key, item in value.items()}
+        return {_key(key): to_plain_json(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [clean(item) for item in value]
+        return [to_plain_json(item) for item in value]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy.bool_, a 0-d array
-        return clean(value.item())
+        return to_plain_json(value.item())
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
 
 
@@ -58,7 +58,7 @@ def dumps(value: object, *, indent: int | None = None, sort_keys: bool = False) 
     Raises:
         TypeError: for what JSON cannot hold.
     """
-    return json.dumps(clean(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    return json.dumps(to_plain_json(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def loads(text: str | bytes, source: str) -> Any:
@@ -73,7 +73,7 @@ def loads(text: str | bytes, source: str) -> Any:
     """
     try:
         words = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(words, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(words, parse_constant=_reject_constant, parse_float=_parse_finite)
     except json.JSONDecodeError as fault:
         where = f"line {fault.lineno}, column {fault.colno}"
         raise StoreError(
@@ -87,11 +87,11 @@ def loads(text: str | bytes, source: str) -> Any:
         raise StoreError(f"{source} is damaged: {fault or 'nested too deep'}.", "Restore the file, or delete it and run again.") from fault
 
 
-def _refuse(word: str) -> float:
+def _reject_constant(word: str) -> float:
     raise ValueError(f"{word} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
         raise ValueError(f"{digits} is beyond a double")

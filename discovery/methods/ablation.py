@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Progress, Rows, Window, prepared
-from discovery.engine.cost import Cost
+from discovery.engine import Block, Engine, Progress, Rows, Window, engine_for
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
-from discovery.sites import Ablation, MetricName, Node, Site, Universe, written_at
+from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_sites
 from discovery.tasks.task import Task
 
 NodeSet = frozenset[Node]
@@ -51,8 +51,8 @@ class SetMetric:
         self.engine, self.ablation = engine, ablation
         self.universe = engine.backend.info.nodes(universe)
         self.everything: NodeSet = frozenset(self.universe)
-        self._known: dict[NodeSet, Tensor] = {}
-        self._parts: dict[NodeSet, Tensor] = {}  # of the first pairs only
+        self._on_all_pairs: dict[NodeSet, Tensor] = {}
+        self._on_first_pairs: dict[NodeSet, Tensor] = {}  # of the first pairs only
 
     def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
         """The metric of each pair with only these nodes kept.
@@ -64,24 +64,24 @@ class SetMetric:
             BudgetError: where the meter's budget does not reach; nothing was run then.
         """
         wanted = [frozenset(kept & self.everything) for kept in sets]
-        fresh = [kept for kept in dict.fromkeys(wanted) if kept not in self._known]
+        fresh = [kept for kept in dict.fromkeys(wanted) if kept not in self._on_all_pairs]
         if pairs is not None:
-            fresh = [kept for kept in fresh if len(self._parts.get(kept, ())) < pairs]
-            self._parts.update(zip(fresh, self._measure(fresh, label, pairs), strict=True))
-            return torch.stack([(self._known.get(kept, self._parts.get(kept)))[:pairs] for kept in wanted])  # type: ignore[index]
-        self._known.update(zip(fresh, self._measure(fresh, label), strict=True))
-        return torch.stack([self._known[kept] for kept in wanted])
+            fresh = [kept for kept in fresh if len(self._on_first_pairs.get(kept, ())) < pairs]
+            self._on_first_pairs.update(zip(fresh, self._measure(fresh, label, pairs), strict=True))
+            return torch.stack([(self._on_all_pairs.get(kept, self._on_first_pairs.get(kept)))[:pairs] for kept in wanted])  # type: ignore[index]
+        self._on_all_pairs.update(zip(fresh, self._measure(fresh, label), strict=True))
+        return torch.stack([self._on_all_pairs[kept] for kept in wanted])
 
-    def measured(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
+    def measurements(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
         """Every set measured so far: on all pairs, and on the first so many only."""
-        return dict(self._known), dict(self._parts)
+        return dict(self._on_all_pairs), dict(self._on_first_pairs)
 
     def restore(self, whole: Mapping[NodeSet, Tensor], parts: Mapping[NodeSet, Tensor]) -> None:
         """Take over what an earlier session measured on the same pairs."""
-        self._known.update(whole)
-        self._parts.update(parts)
+        self._on_all_pairs.update(whole)
+        self._on_first_pairs.update(parts)
 
-    def warm(self) -> None:
+    def fill_cache(self) -> None:
         """Cache what any set needs, so that what is counted afterwards is the sets' own work."""
         sites = _sites(self.everything)
         if self.ablation == "mean":
@@ -90,9 +90,9 @@ class SetMetric:
             block.load("corrupted", sites)
             block.baseline("clean")
 
-    def known(self, kept: NodeSet) -> bool:
+    def is_measured(self, kept: NodeSet) -> bool:
         """Whether this set has been measured."""
-        return frozenset(kept & self.everything) in self._known
+        return frozenset(kept & self.everything) in self._on_all_pairs
 
     def _measure(self, sets: Sequence[NodeSet], label: str, pairs: int | None = None) -> Sequence[Tensor]:
         if not sets:
@@ -113,7 +113,7 @@ class SetMetric:
         if self.ablation == "mean":
             self.engine.prepare_means(_sites(frozenset().union(*ablated)))
         return sum(
-            block.work(rows) for first, block in self.engine.blocks() for _, rows in self._jobs(first, block, ablated, len(block.prompts))
+            block.estimate(rows) for first, block in self.engine.blocks() for _, rows in self._jobs(first, block, ablated, len(block.prompts))
         )
 
     def _jobs(self, first: int, block: Block, ablated: Sequence[NodeSet], count: int) -> list[tuple[list[int], Rows]]:
@@ -129,7 +129,7 @@ class SetMetric:
     def _measure_block(self, first: int, block: Block, ablated: Sequence[NodeSet], label: str, count: int) -> Float[Tensor, "set pair"]:
         result = block.baseline("clean")[:count].repeat(len(ablated), 1)
         jobs = self._jobs(first, block, ablated, count)
-        block.meter.begin(self.engine.piece(label, first, block), sum(block.work(rows) for _, rows in jobs))
+        block.meter.begin(self.engine.block_label(label, first, block), sum(block.estimate(rows) for _, rows in jobs))
         for members, rows in jobs:
             result[members] = block.measure(rows).reshape(len(members), count)
         return result
@@ -143,7 +143,7 @@ class SetMetric:
             where = [[Node("attention_head", site.layer, h) in nodes for h in range(info.n_heads)] for nodes in ablated]
             if site.kind == "mlp_out":
                 where = [[Node("mlp", site.layer) in nodes] for nodes in ablated]
-            value = self.engine.reference(self.ablation, first, block, site)
+            value = self.engine.reference_values(self.ablation, first, block, site)
             values.append((site, value, torch.tensor(where, device=device)))
         same_before = self.ablation == "resample"  # up to the first differing token the corrupted run is the clean run
 
@@ -151,7 +151,7 @@ class SetMetric:
             chosen = number[window.index]
             return [_edit(site, value, where[chosen], window) for site, value, where in values]
 
-        start_at = block.prompts.first[pair] if same_before else torch.zeros_like(pair)
+        start_at = block.prompts.first_difference[pair] if same_before else torch.zeros_like(pair)
         return Rows("clean", pair, start_at, start, edits=edits)
 
 
@@ -162,11 +162,11 @@ def _edit(site: Site, value: Tensor, where: Tensor, window: Window) -> Edit:
 
 
 def _sites(nodes: NodeSet) -> list[Site]:
-    return sorted({written_at(node) for node in nodes})
+    return sorted({output_sites(node) for node in nodes})
 
 
 @dataclass(frozen=True)
-class Ablated:
+class AblationResult:
     """What ablating a set of nodes does.
 
     Attributes:
@@ -183,7 +183,7 @@ class Ablated:
     per_pair: Float[Tensor, "pair"]
     per_pair_clean: Float[Tensor, "pair"]
     reference: dict[str, str | int]
-    cost: Cost
+    cost: MeasurementCost
 
 
 def parse_nodes(model: Backend, nodes: Iterable[str | Node]) -> NodeSet:
@@ -217,7 +217,7 @@ def ablate_heads(
     memory: int | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
-) -> Ablated:
+) -> AblationResult:
     """Ablate heads and MLPs together, at all positions, in every pair's clean prompt.
 
     Args:
@@ -230,11 +230,11 @@ def ablate_heads(
     """
     began = time.monotonic()
     chosen = parse_nodes(model, nodes)
-    engine = prepared(engine, model, task, metric, memory, progress)
+    engine = engine_for(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
     sets = SetMetric(engine, ablation)
     clean, ablated = sets([sets.everything, sets.everything - chosen], "ablation")
-    return Ablated(
+    return AblationResult(
         tuple(str(node) for node in sorted(chosen)),
         ablation,
         engine.metric,
@@ -243,5 +243,5 @@ def ablate_heads(
         ablated,
         clean,
         describe_reference(engine, ablation),
-        Cost(engine.meter.spent - before, time.monotonic() - began),
+        MeasurementCost(engine.meter.spent - before, time.monotonic() - began),
     )

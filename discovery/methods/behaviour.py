@@ -19,18 +19,18 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.metrics import is_right, is_top
 from discovery.sites import MetricName
 from discovery.tasks.task import Task
 
-CHANCE = 0.5
-REMOVED = 0.25  # of mean m(clean)
+CHANCE_ACCURACY = 0.5
+MIN_REMOVED_SHARE = 0.25  # of mean m(clean)
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class BehaviourCheck:
     """What the model does on a task's pairs.
 
     Attributes:
@@ -47,14 +47,14 @@ class Behaviour:
     gap: Interval
     accuracy: float
     accuracy_low: float
-    constant: float
+    best_constant: float
     top1: float
     reasons: tuple[str, ...]
-    cost: Cost
+    cost: MeasurementCost
     right: Bool[Tensor, "pair"]
 
     @property
-    def present(self) -> bool:
+    def is_present(self) -> bool:
         """Whether every gate holds."""
         return not self.reasons
 
@@ -67,7 +67,7 @@ def check_task(
     memory: int | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
-) -> Behaviour:
+) -> BehaviourCheck:
     """Measure whether a model does a task, on all pairs of the task given.
 
     Raises:
@@ -85,17 +85,17 @@ def check_task(
     n, hits = len(right), int(right.sum())
     low = float(beta.ppf(0.05, hits, n - hits + 1)) if hits else 0.0
     gap = interval_of_mean((clean - corrupted).double(), Resamples.of(task))
-    constant = best_constant(task)
+    constant = best_constant_accuracy(task)
     mean_clean = float(clean.double().mean())
     reasons = []
-    if not low > max(CHANCE, constant):
-        rival = f"the best constant answer's {constant:.2f}" if constant > CHANCE else f"chance, {CHANCE}"
+    if not low > max(CHANCE_ACCURACY, constant):
+        rival = f"the best constant answer's {constant:.2f}" if constant > CHANCE_ACCURACY else f"chance, {CHANCE_ACCURACY}"
         reasons.append(f"accuracy {hits / n:.2f} on {n} pairs (lower bound {low:.2f}) is not above {rival}")
     if not gap.low > 0:
         reasons.append(f"{used} is not reliably larger on clean than on corrupted prompts (gap {gap.mean:.3g}, lower bound {gap.low:.3g})")
-    elif not gap.mean >= REMOVED * mean_clean:
+    elif not gap.mean >= MIN_REMOVED_SHARE * mean_clean:
         reasons.append(f"the corruption does not remove the behaviour (gap {gap.mean:.3g}, clean {mean_clean:.3g})")
-    return Behaviour(
+    return BehaviourCheck(
         n,
         used,
         mean_clean,
@@ -106,7 +106,7 @@ def check_task(
         constant,
         int(top.sum()) / n,
         tuple(reasons),
-        Cost(engine.meter.spent - before, time.monotonic() - began),
+        MeasurementCost(engine.meter.spent - before, time.monotonic() - began),
         right,
     )
 
@@ -124,6 +124,6 @@ def _measure(
     return clean, corrupted, rights, top
 
 
-def best_constant(task: Task) -> float:
+def best_constant_accuracy(task: Task) -> float:
     """The share of pairs that the most frequent answer serves (a set of tokens is one answer)."""
     return max(Counter(tuple(sorted(pair.answer)) for pair in task.pairs).values()) / len(task.pairs)

@@ -19,16 +19,16 @@ from math import comb
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.methods.ablation import NodeSet, SetMetric, parse_nodes
 from discovery.sites import Ablation, MetricName, Node
 from discovery.tasks.task import Task
 
-TRIES = 50  # draws for each control that is wanted
+MAX_DRAWS_PER_CONTROL = 50  # draws for each control that is wanted
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ControlComparison:
     """Mean metrics beside which an ablation's is read.
 
     Attributes:
@@ -42,10 +42,10 @@ class Contrast:
     controls: tuple[float, ...]
     n_possible: int
     as_large: int
-    cost: Cost
+    cost: MeasurementCost
 
 
-def contrast(
+def compare_with_controls(
     model: Backend,
     task: Task,
     nodes: Sequence[str | Node],
@@ -58,7 +58,7 @@ def contrast(
     memory: int | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
-) -> Contrast:
+) -> ControlComparison:
     """Ablate each node alone, and random sets of the same make-up.
 
     Args:
@@ -74,33 +74,33 @@ def contrast(
     before = engine.meter.spent
     sets = SetMetric(engine, ablation)
     singles = sorted(chosen) if each else []
-    drawn, possible = _draw(model, chosen, controls, seed)
+    drawn, possible = _draw_controls(model, chosen, controls, seed)
     ablated = [chosen, frozenset(), *[frozenset({node}) for node in singles], *drawn]
     means = [float(row.double().mean()) for row in sets([sets.everything - nodes for nodes in ablated], "controls")]
     own, clean, rest = means[0], means[1], means[2:]
     others = tuple(rest[len(singles) :])
     as_large = sum(abs(other - clean) >= abs(own - clean) - 1e-9 for other in others)
     per_node = tuple((str(node), value) for node, value in zip(singles, rest[: len(singles)], strict=True))
-    return Contrast(per_node, others, possible, as_large, Cost(engine.meter.spent - before, time.monotonic() - began))
+    return ControlComparison(per_node, others, possible, as_large, MeasurementCost(engine.meter.spent - before, time.monotonic() - began))
 
 
-def _draw(model: Backend, chosen: NodeSet, count: int, seed: int) -> tuple[list[NodeSet], int]:
+def _draw_controls(model: Backend, chosen: NodeSet, count: int, seed: int) -> tuple[list[NodeSet], int]:
     """Distinct sets with as many heads and MLPs, of other nodes where there are enough, and how many there are."""
     n_heads = sum(node.kind == "attention_head" for node in chosen)
     n_mlps = len(chosen) - n_heads
     everything = frozenset(model.info.nodes())
-    heads, mlps, possible = _pool(everything - chosen, chosen, n_heads, n_mlps)
+    heads, mlps, possible = _nodes_to_draw_from(everything - chosen, chosen, n_heads, n_mlps)
     if possible <= 0:
-        heads, mlps, possible = _pool(everything, chosen, n_heads, n_mlps)
+        heads, mlps, possible = _nodes_to_draw_from(everything, chosen, n_heads, n_mlps)
     rng, found = random.Random(f"controls-{seed}"), dict.fromkeys([chosen])
-    for _ in range(TRIES * count):
+    for _ in range(MAX_DRAWS_PER_CONTROL * count):
         if len(found) > min(count, possible):
             break
         found.setdefault(frozenset(rng.sample(heads, n_heads) + rng.sample(mlps, n_mlps)))
     return list(found)[1:], possible
 
 
-def _pool(nodes: NodeSet, chosen: NodeSet, n_heads: int, n_mlps: int) -> tuple[list[Node], list[Node], int]:
+def _nodes_to_draw_from(nodes: NodeSet, chosen: NodeSet, n_heads: int, n_mlps: int) -> tuple[list[Node], list[Node], int]:
     """The heads and the MLPs to draw from, and how many sets other than the chosen they allow."""
     heads, mlps = (sorted(node for node in nodes if node.kind == kind) for kind in ("attention_head", "mlp"))
     return heads, mlps, comb(len(heads), n_heads) * comb(len(mlps), n_mlps) - (chosen <= nodes)

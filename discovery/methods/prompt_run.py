@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.backends.hardware.memory import within_memory
-from discovery.engine import full_work, row_work
-from discovery.engine.cost import Cost
+from discovery.backends.hardware.memory import convert_out_of_memory
+from discovery.engine import prompt_macs, row_macs
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.sites import ActivationKind, Site
 from discovery.tasks.pairs import Prompt
@@ -37,7 +37,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PromptRun:
     """What one prompt does in the model.
 
     Attributes:
@@ -56,12 +56,12 @@ class Seen:
     attention_norm: Float[Tensor, "layer pos"]
     mlp_norm: Float[Tensor, "layer pos"] | None
     activations: dict[Site, Float[Tensor, "..."]]
-    cost: Cost
+    cost: MeasurementCost
     axes: dict[Site, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10) -> Seen:
+def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10) -> PromptRun:
     """Run one prompt and keep what is asked for.
 
     Args:
@@ -75,13 +75,13 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
         MemoryLimitError: memory ran out.
     """
     began = time.monotonic()
-    ids = _tokens(model, prompt)
-    wanted = [site for name in sites for site in _expand(model, name)]
+    ids = _encode_prompt(model, prompt)
+    wanted = [site for name in sites for site in _expand_sites(model, name)]
     info = model.info
     kinds: list[ActivationKind] = ["resid_post", "attn_out", *(["mlp_out"] if not info.attn_only else [])]  # type: ignore[list-item]
     summary = [Site(kind, layer) for kind in kinds for layer in range(info.n_layers)]
     tokens = torch.tensor([ids], device=model.device)
-    with within_memory(
+    with convert_out_of_memory(
         f"Memory does not suffice for {len(ids)} tokens and {len(wanted)} sites.", "Free memory, shorten it, or ask for less."
     ):
         outcome = model.run(Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)), [*dict.fromkeys([*summary, *wanted])])
@@ -90,23 +90,23 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
         kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)])
         for kind in kinds
     }
-    work = row_work(info, len(ids), columns=info.n_logits) / full_work(info, len(ids))
+    work = row_macs(info, len(ids), columns=info.n_logits) / prompt_macs(info, len(ids))
     texts = tuple(model.tokenizer.decode([token]) for token in ids) if model.tokenizer else None
-    return Seen(
+    return PromptRun(
         ids,
         texts,
-        _predictions(model, outcome.logits[0], top),
+        _top_predictions(model, outcome.logits[0], top),
         norms["resid_post"],
         norms["attn_out"],
         norms.get("mlp_out"),
         {site: outcome.activations[site][0] for site in wanted},
-        Cost(work, time.monotonic() - began),
+        MeasurementCost(work, time.monotonic() - began),
         {site: info.axes(site) for site in wanted},
         info.key_value_warning(site.kind for site in wanted),
     )
 
 
-def _tokens(model: Backend, prompt: Prompt) -> tuple[int, ...]:
+def _encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise MeasurementError("The prompt is text, and this model has no tokenizer.", "Give the prompt as a list of token ids.")
@@ -120,7 +120,7 @@ def _tokens(model: Backend, prompt: Prompt) -> tuple[int, ...]:
     return ids
 
 
-def _expand(model: Backend, name: str | Site) -> list[Site]:
+def _expand_sites(model: Backend, name: str | Site) -> list[Site]:
     if isinstance(name, Site):
         return [name]
     kind = "z" if name == "head_out" else name
@@ -129,7 +129,7 @@ def _expand(model: Backend, name: str | Site) -> list[Site]:
     return [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # checked above
 
 
-def _predictions(model: Backend, logits: Float[Tensor, "d_vocab"], top: int) -> tuple[Prediction, ...]:
+def _top_predictions(model: Backend, logits: Float[Tensor, "d_vocab"], top: int) -> tuple[Prediction, ...]:
     probabilities = logits.float().softmax(-1)
     best = probabilities.topk(min(max(top, 1), len(probabilities)))
     decode = model.tokenizer.decode if model.tokenizer else None

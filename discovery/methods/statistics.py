@@ -30,8 +30,8 @@ from torch import Tensor
 
 from discovery.tasks.task import Task
 
-DRAWS = 2000
-LEVEL = 0.95
+BOOTSTRAP_DRAWS = 2000
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,26 @@ class Resamples:
     """
 
     weights: Float[Tensor, "draw pair"]
-    degrees: int
+    degrees_of_freedom: int
 
     @classmethod
-    def of(cls, task: Task, draws: int = DRAWS, seed: int = 0) -> Resamples:
+    def of(cls, task: Task, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> Resamples:
         """Resample a task's pairs within their templates, one pair less than each has."""
-        groups = _groups(task)
-        return cls(_drawn(groups, draws, seed, fewer=1), len(task.pairs) - len(groups))
+        groups = _group_by_template(task)
+        return cls(_draw_weights(groups, draws, seed, fewer=1), len(task.pairs) - len(groups))
 
     @property
     def tail(self) -> float:
         """The share of draws below the interval: a normal distribution's at the t quantile."""
-        return float(stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, self.degrees))) if self.degrees else 0.0
+        return float(stats.norm.cdf(stats.t.ppf((1 - CONFIDENCE_LEVEL) / 2, self.degrees_of_freedom))) if self.degrees_of_freedom else 0.0
 
 
-def template_weights(task: Task, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
+def draw_bootstrap_weights(task: Task, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
     """The plain bootstrap, for a computation to be repeated on: how often each pair is drawn, divided by the number of pairs."""
-    return _drawn(_groups(task), draws, seed, fewer=0)
+    return _draw_weights(_group_by_template(task), draws, seed, fewer=0)
 
 
-def _groups(task: Task) -> list[list[int]]:
+def _group_by_template(task: Task) -> list[list[int]]:
     """The pairs of each template, by number.
 
     Within a template of a single pair there is nothing to draw, and no uncertainty would be left: such pairs are drawn together.
@@ -85,7 +85,7 @@ def _groups(task: Task) -> list[list[int]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _drawn(groups: list[list[int]], draws: int, seed: int, *, fewer: int) -> Float[Tensor, "draw pair"]:
+def _draw_weights(groups: list[list[int]], draws: int, seed: int, *, fewer: int) -> Float[Tensor, "draw pair"]:
     """Weights of draws with replacement within each group, of so many less than it has."""
     generator, total = torch.Generator().manual_seed(seed), sum(map(len, groups))
     weights = torch.zeros(draws, total, dtype=torch.float64)
@@ -117,12 +117,12 @@ def _interval(value: float, draws: Float[Tensor, "draw"], tail: float) -> Interv
     return Interval(value, min(low, value), max(high, value))
 
 
-FLIPS = 10_000
-ROWS = 500  # flips at a time
+MAX_STATISTIC_FLIPS = 10_000
+FLIPS_PER_BATCH = 500  # flips at a time
 ROUNDING = 1e-9
 
 
-def max_statistic(effects: Float64[np.ndarray, "pair cell"], *, flips: int = FLIPS, seed: int = 0) -> Float64[np.ndarray, "cell"]:
+def max_statistic_test(effects: Float64[np.ndarray, "pair cell"], *, flips: int = MAX_STATISTIC_FLIPS, seed: int = 0) -> Float64[np.ndarray, "cell"]:
     """p of each cell, corrected over all cells.
 
     The statistic is |Σ x| / √(Σ x²) over pairs: like t, of which it is a monotone function, and Σ x² does not change with the signs.
@@ -140,8 +140,8 @@ def max_statistic(effects: Float64[np.ndarray, "pair cell"], *, flips: int = FLI
     own = np.abs(scaled.sum(0))
     generator = np.random.default_rng(seed)
     larger = np.zeros(effects.shape[1])
-    for begin in range(0, flips, ROWS):
-        signs = generator.choice((-1.0, 1.0), size=(min(ROWS, flips - begin), len(known)))
+    for begin in range(0, flips, FLIPS_PER_BATCH):
+        signs = generator.choice((-1.0, 1.0), size=(min(FLIPS_PER_BATCH, flips - begin), len(known)))
         largest = np.abs(signs @ scaled).max(1, initial=0.0)
         larger += (largest[:, None] >= own - ROUNDING).sum(0)
     found: Float64[np.ndarray, "cell"] = np.where(live, (1 + larger) / (1 + flips), 1.0)

@@ -45,7 +45,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ActivationSummary:
     """Moments of an activation; those of its finite entries.
 
     Attributes:
@@ -77,7 +77,7 @@ def _cell(sweep: Sweep, place: list[int], value: float) -> Cell:
     return Cell(at["layer"], at.get("head"), position, value, at.get("kv_head"), unit)
 
 
-def summarise(values: Float[Tensor, "..."], position_axis: int | None = 0) -> Summary:
+def summarise_activation(values: Float[Tensor, "..."], position_axis: int | None = 0) -> ActivationSummary:
     """Moments of `values`.
 
     Args:
@@ -87,7 +87,7 @@ def summarise(values: Float[Tensor, "..."], position_axis: int | None = 0) -> Su
     finite = wide[wide.isfinite()]
     last = wide if position_axis is None else wide.select(position_axis, -1)
     if not len(finite):
-        return Summary(tuple(wide.shape), None, None, None, None, None, wide.numel())
+        return ActivationSummary(tuple(wide.shape), None, None, None, None, None, wide.numel())
     norm = float(last.nan_to_num(0.0, 0.0, 0.0).norm())
     std = float(finite.std(unbiased=False))
-    return Summary(tuple(wide.shape), float(finite.mean()), std, float(finite.min()), float(finite.max()), norm, wide.numel() - len(finite))
+    return ActivationSummary(tuple(wide.shape), float(finite.mean()), std, float(finite.min()), float(finite.max()), norm, wide.numel() - len(finite))

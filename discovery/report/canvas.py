@@ -17,10 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font
 
-UP, DOWN, NEUTRAL, MISSING = "#1b7837", "#762a83", "#555555", "#bdbdbd"
-COLOURS = "PRGn"
+COLOUR_UP, COLOUR_DOWN, COLOUR_NEUTRAL, COLOUR_MISSING = "#1b7837", "#762a83", "#555555", "#bdbdbd"
+COLOUR_MAP = "PRGn"
 DPI = 144
-_LONGEST = 18  # letters of a tick label
+_MAX_LABEL_LENGTH = 18  # letters of a tick label
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -30,14 +30,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def drawable(text: str) -> str:
+def escape_for_font(text: str) -> str:
     """`text` in glyphs that the font has: spaces at the ends become dots, the rest that is unprintable escapes."""
     inner = text.strip(" ")
     before = len(text) - len(text.lstrip(" ")) if inner else len(text)
@@ -45,10 +45,10 @@ def drawable(text: str) -> str:
     return "·" * before + "".join(_glyph(letter) for letter in inner) + "·" * after
 
 
-def shortened(text: str) -> str:
+def shorten_label(text: str) -> str:
     """`text` as a tick label: drawable, and not too long."""
-    words = drawable(text)
-    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
+    words = escape_for_font(text)
+    return words if len(words) <= _MAX_LABEL_LENGTH else words[: _MAX_LABEL_LENGTH - 1] + "…"
 
 
 def _glyph(letter: str) -> str:

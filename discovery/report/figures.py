@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from discovery.graph import EVIDENCE_ABLATIONS, CurvePoint
-from discovery.report.canvas import COLOURS, MISSING, UP, drawable, new_figure, png, shortened
+from discovery.report.canvas import COLOUR_MAP, COLOUR_MISSING, COLOUR_UP, escape_for_font, new_figure, shorten_label, to_png
 
-_WRITTEN = 240  # cells, at most, for each to have its number written in it
-_TICKS = 64  # labels that fit on an axis
+_MAX_NUMBERED_CELLS = 240  # cells, at most, for each to have its number written in it
+_MAX_TICK_LABELS = 64  # labels that fit on an axis
 
 
-def layer_position_heatmap(values: Float[np.ndarray, "layer position"], positions: Sequence[str], *, title: str) -> bytes:
+def draw_layer_position_heatmap(values: Float[np.ndarray, "layer position"], positions: Sequence[str], *, title: str) -> bytes:
     """A grid of effects by layer and token position.
 
     Args:
@@ -31,10 +31,10 @@ def layer_position_heatmap(values: Float[np.ndarray, "layer position"], position
         title: stands above.
     """
     layers = [str(layer) for layer in range(values.shape[0])]
-    return heatmap(values, layers, positions, title=title, row_axis="layer", column_axis="position")
+    return draw_heatmap(values, layers, positions, title=title, row_axis="layer", column_axis="position")
 
 
-def layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: str) -> bytes:
+def draw_layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: str) -> bytes:
     """A grid of effects by layer and attention head.
 
     Args:
@@ -42,10 +42,10 @@ def layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: str) -
         title: stands above.
     """
     layers, heads = ([str(index) for index in range(count)] for count in values.shape)
-    return heatmap(values, layers, heads, title=title, row_axis="layer", column_axis="head")
+    return draw_heatmap(values, layers, heads, title=title, row_axis="layer", column_axis="head")
 
 
-def heatmap(
+def draw_heatmap(
     values: Float[np.ndarray, "row column"],
     rows: Sequence[str],
     columns: Sequence[str],
@@ -79,18 +79,18 @@ def heatmap(
     figure = new_figure(max(4.8, width + 2.4), max(3.0, height + 1.6))
     axes = figure.add_subplot()
     shown = np.ma.masked_where(~known, values)
-    image = axes.imshow(shown, cmap=matplotlib.colormaps[COLOURS].with_extremes(bad=MISSING), vmin=-limit, vmax=limit, aspect="auto")
-    _tick(axes, "y", rows, row_axis)
-    _tick(axes, "x", columns, column_axis)
+    image = axes.imshow(shown, cmap=matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=COLOUR_MISSING), vmin=-limit, vmax=limit, aspect="auto")
+    _label_axis(axes, "y", rows, row_axis)
+    _label_axis(axes, "x", columns, column_axis)
     note = "" if known.all() else "\n(grey: no such cell, or not measured)"
-    axes.set_title(drawable(title) + note, fontsize=10, parse_math=False)
-    if values.size <= _WRITTEN and values.shape[1] <= 24:
+    axes.set_title(escape_for_font(title) + note, fontsize=10, parse_math=False)
+    if values.size <= _MAX_NUMBERED_CELLS and values.shape[1] <= 24:
         _write_numbers(axes, values, limit)
     figure.colorbar(image, ax=axes, label=scale, fraction=0.05)
-    return png(figure)
+    return to_png(figure)
 
 
-def faithfulness_curve(
+def draw_faithfulness_curve(
     curve: Sequence[CurvePoint], *, title: str = "Faithfulness against size", band: tuple[float, float] = (0.8, 1.2)
 ) -> bytes:
     """f of the best circuit of each size, a line for each ablation.
@@ -102,7 +102,7 @@ def faithfulness_curve(
     """
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
-    axes.axhspan(*band, color=UP, alpha=0.12, label=f"sufficient: {band[0]:g} to {band[1]:g}")
+    axes.axhspan(*band, color=COLOUR_UP, alpha=0.12, label=f"sufficient: {band[0]:g} to {band[1]:g}")
     for level in (0.0, 1.0):
         axes.axhline(level, color="#888888", linewidth=0.8)
     for ablation, style in zip(EVIDENCE_ABLATIONS, ("o-", "s--"), strict=True):
@@ -114,15 +114,15 @@ def faithfulness_curve(
     axes.set_xlabel("heads and MLPs in the circuit")
     axes.set_ylabel("faithfulness f")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(drawable(title), fontsize=10, parse_math=False)
+    axes.set_title(escape_for_font(title), fontsize=10, parse_math=False)
     axes.legend(fontsize=8, frameon=False)
-    return png(figure)
+    return to_png(figure)
 
 
-def _tick(axes: Axes, axis: str, labels: Sequence[str], name: str) -> None:
+def _label_axis(axes: Axes, axis: str, labels: Sequence[str], name: str) -> None:
     """Label the cells, every k-th where there are too many."""
-    places = range(0, len(labels), 1 + (len(labels) - 1) // _TICKS)
-    words = [shortened(labels[place]) for place in places]
+    places = range(0, len(labels), 1 + (len(labels) - 1) // _MAX_TICK_LABELS)
+    words = [shorten_label(labels[place]) for place in places]
     upright = axis == "x" and max(map(len, words), default=0) > 2
     if axis == "x":
         axes.set_xticks(list(places), labels=words, rotation=90 if upright else 0, fontsize=8, parse_math=False)
@@ -137,10 +137,10 @@ def _write_numbers(axes: Axes, values: Float[np.ndarray, "row column"], limit: f
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value) and abs(value) >= 0.005:
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            axes.text(column, row, _brief(float(value)), ha="center", va="center", fontsize=5.5, color=colour)
+            axes.text(column, row, _format_cell(float(value)), ha="center", va="center", fontsize=5.5, color=colour)
 
 
-def _brief(value: float) -> str:
+def _format_cell(value: float) -> str:
     """Two places and no leading zero: .52, -.31, 1.04."""
     words = f"{abs(value):.2f}".removeprefix("0")
     return f"-{words}" if value < 0 else words

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from discovery.graph import Condition, Effect, Outcome, Score, Verdict
-from discovery.graph.captions import signed
+from discovery.graph.captions import format_signed
 from discovery.report.markup import Html, element
 
-UNKNOWN = "—"
+UNKNOWN_MARK = "—"
 SHARED_EDGES = (
     "In this model several query heads share keys and values. An edge into k or v of a head "
     "changes the copy that this head reads, and nothing for the other heads of its group."
@@ -28,7 +28,7 @@ class Meaning(NamedTuple):
     sense: str = ""
 
 
-VERDICTS: Mapping[Verdict | None, Meaning] = {
+VERDICT_MEANINGS: Mapping[Verdict | None, Meaning] = {
     "verified": Meaning("✔", "good", "Verified", "Every condition holds on held-out pairs, under both ablations."),
     "partial": Meaning("◐", "unsure", "Partial", "Some conditions hold; each one that does not is named below."),
     "rejected": Meaning("✘", "bad", "Rejected", "The circuit does not explain the behaviour."),
@@ -37,14 +37,14 @@ VERDICTS: Mapping[Verdict | None, Meaning] = {
     None: Meaning("…", "unsure", "Not evaluated", "The circuit has not been tested on held-out pairs yet."),
 }
 
-OUTCOMES: Mapping[Outcome, Meaning] = {
+OUTCOME_MEANINGS: Mapping[Outcome, Meaning] = {
     "holds": Meaning("✔", "good", "holds"),
     "fails": Meaning("✘", "bad", "fails"),
     "undecided": Meaning("?", "unsure", "undecided"),
     "not_run": Meaning("…", "unsure", "not run"),
 }
 
-CONDITIONS: Mapping[Condition, tuple[str, str]] = {
+CONDITION_MEANINGS: Mapping[Condition, tuple[str, str]] = {
     "a": ("sufficient", "with all else ablated the circuit keeps the behaviour: f(C) near 1"),
     "b": ("necessary", "without the circuit the behaviour is gone: f(U∖C) near 0"),
     "c": ("complete", "nothing that matters is left out or carried along"),
@@ -54,54 +54,54 @@ CONDITIONS: Mapping[Condition, tuple[str, str]] = {
 }
 
 
-def outcome(value: Outcome) -> Html:
+def format_outcome(value: Outcome) -> Html:
     """An outcome as mark and word."""
-    meaning = OUTCOMES[value]
+    meaning = OUTCOME_MEANINGS[value]
     return element("span", f"{meaning.mark} {meaning.word}", class_=f"outcome {meaning.tone}")
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
     """A number to `digits` places, or a dash."""
-    return UNKNOWN if value is None else _plain(value, digits)
+    return UNKNOWN_MARK if value is None else _round(value, digits)
 
 
-def share(value: float | None) -> str:
+def format_share(value: float | None) -> str:
     """A share in percent, or a dash."""
-    return UNKNOWN if value is None else f"{value:.1%}"
+    return UNKNOWN_MARK if value is None else f"{value:.1%}"
 
 
-def p_value(value: float | None) -> str:
+def format_p_value(value: float | None) -> str:
     """A p-value; small ones as a bound."""
     if value is None:
-        return UNKNOWN
+        return UNKNOWN_MARK
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def effect(value: Effect | None) -> str:
+def format_effect(value: Effect | None) -> str:
     """An effect with its sign and interval: +0.52 [0.48, 0.56]."""
     if value is None or value.mean is None:
-        return UNKNOWN
-    return signed(value.mean) + interval(value.low, value.high)
+        return UNKNOWN_MARK
+    return format_signed(value.mean) + format_interval(value.low, value.high)
 
 
-def score(value: Score | None) -> str:
+def format_score(value: Score | None) -> str:
     """A value of f with its interval."""
     if value is None or value.value is None:
-        return UNKNOWN
-    return number(value.value) + interval(value.low, value.high)
+        return UNKNOWN_MARK
+    return format_number(value.value) + format_interval(value.low, value.high)
 
 
-def interval(low: float | None, high: float | None) -> str:
+def format_interval(low: float | None, high: float | None) -> str:
     """The ends of an interval after a number, or nothing where they are not known."""
-    return "" if low is None or high is None else f" [{_plain(low)}, {_plain(high)}]"
+    return "" if low is None or high is None else f" [{_round(low)}, {_round(high)}]"
 
 
-def _plain(value: float, digits: int = 2) -> str:
+def _round(value: float, digits: int = 2) -> str:
     """Rounded, and never a negative zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def bytes_size(count: int | None) -> str | None:
+def format_bytes(count: int | None) -> str | None:
     """A number of bytes as a person reads it."""
     if count is None:
         return None
@@ -113,7 +113,7 @@ def bytes_size(count: int | None) -> str | None:
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
-def duration(seconds: float | None) -> str | None:
+def format_duration(seconds: float | None) -> str | None:
     """A time as a person reads it."""
     if seconds is None:
         return None

@@ -16,27 +16,27 @@ class Html(str):
     __slots__ = ()
 
 
-def text(value: object) -> Html:
+def escape_text(value: object) -> Html:
     """`value` as markup: Html as it is, anything else escaped."""
     if isinstance(value, Html):
         return value
-    letters = (letter if letter.isprintable() or letter in "\n\t" else _visible(letter) for letter in str(value))
+    letters = (letter if letter.isprintable() or letter in "\n\t" else _escape_letter(letter) for letter in str(value))
     return Html(escape("".join(letters), quote=True))
 
 
 def element(tag: str, *content: object, **attributes: object) -> Html:
     """``<tag attributes>content</tag>``; an attribute written ``class_`` or ``aria_label`` loses or turns its underscores."""
-    return Html(f"<{tag}{_attributes(attributes)}>{''.join(map(text, content))}</{tag}>")
+    return Html(f"<{tag}{_attributes(attributes)}>{''.join(map(escape_text, content))}</{tag}>")
 
 
-def void(tag: str, **attributes: object) -> Html:
+def void_element(tag: str, **attributes: object) -> Html:
     """An element that holds nothing: ``<img …>``."""
     return Html(f"<{tag}{_attributes(attributes)}>")
 
 
 def join(parts: Iterable[object], between: str = "") -> Html:
     """The parts one after another."""
-    return Html(text(between).join(map(text, parts)))
+    return Html(escape_text(between).join(map(escape_text, parts)))
 
 
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
@@ -47,14 +47,14 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
     return element("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> Html:
+def definition_list(pairs: Iterable[tuple[str, object]]) -> Html:
     """A list of names and values, without those that are None."""
     return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in pairs if value is not None))
 
 
 def _attributes(attributes: dict[str, object]) -> str:
-    return "".join(f' {name.rstrip("_").replace("_", "-")}="{text(value)}"' for name, value in attributes.items())
+    return "".join(f' {name.rstrip("_").replace("_", "-")}="{escape_text(value)}"' for name, value in attributes.items())
 
 
-def _visible(letter: str) -> str:
+def _escape_letter(letter: str) -> str:
     return letter if letter == "\u00a0" else letter.encode("unicode_escape").decode("ascii")

@@ -16,18 +16,26 @@ from discovery.graph.strict_json import dumps
 from discovery.report.canvas import DPI
 from discovery.report.formatting import (
     SHARED_EDGES,
-    UNKNOWN,
-    VERDICTS,
-    bytes_size,
-    duration,
-    effect,
-    number,
+    UNKNOWN_MARK,
+    VERDICT_MEANINGS,
+    format_bytes,
+    format_duration,
+    format_effect,
+    format_number,
 )
-from discovery.report.markup import Html, element, facts, join, table, text, void
+from discovery.report.markup import Html, definition_list, element, escape_text, join, table, void_element
 from discovery.report.stylesheet import CSS
-from discovery.report.tables import conditions_table, curve_table, features_tables, label, minimality_tables, splits_table, tests_table
+from discovery.report.tables import (
+    conditions_table,
+    curve_table,
+    minimality_tables,
+    node_label,
+    render_feature_tables,
+    splits_table,
+    tests_table,
+)
 
-_FIRST = ("circuit", "curve")
+_FIRST_FIGURES = ("circuit", "curve")
 _CAPTIONS = {
     "circuit": "The circuit. Green moves the metric up, purple and dashed moves it down; a line is as thick as its effect.",
     "curve": "Faithfulness of the best circuit of each size, against the band that counts as sufficient.",
@@ -36,7 +44,7 @@ _CAPTIONS = {
     "mlp_out": "Output of each MLP, by position.",
     "head_out": "Output of each attention head.",
 }
-_LONGEST = 600  # letters of one value in the journal
+_MAX_VALUE_LENGTH = 600  # letters of one value in the journal
 
 
 def render_page(circuit: CircuitGraph, figures: Mapping[str, bytes], events: Sequence[Mapping[str, Any]]) -> str:
@@ -51,15 +59,15 @@ def render_page(circuit: CircuitGraph, figures: Mapping[str, bytes], events: Seq
     main = element(
         "main",
         *(_verdict(circuit), _facts(circuit), _evidence(circuit), _figures(figures), _circuit(circuit)),
-        *(_journal(events), _cost(circuit), _again(circuit)),
+        *(_journal(events), _cost(circuit), _render_commands(circuit)),
         id="main",
     )
     head = join(
         [
-            void("meta", charset="utf-8"),
-            void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            void("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
-            element("title", f"{heading}: {VERDICTS[circuit.verdict].word} · Circuit Scout"),
+            void_element("meta", charset="utf-8"),
+            void_element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            void_element("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
+            element("title", f"{heading}: {VERDICT_MEANINGS[circuit.verdict].word} · Circuit Scout"),
             element("style", Html(CSS)),
         ]
     )
@@ -73,7 +81,7 @@ def _section(heading: str, *content: object) -> Html:
 
 
 def _verdict(circuit: CircuitGraph) -> Html:
-    meaning = VERDICTS[circuit.verdict]
+    meaning = VERDICT_MEANINGS[circuit.verdict]
     reasons = element("ul", *(element("li", reason) for reason in circuit.reasons)) if circuit.reasons else ""
     word = element("p", f"{meaning.mark} {meaning.word}", class_="word")
     return element("section", word, element("p", meaning.sense), reasons, class_=f"verdict {meaning.tone}", aria_label="Verdict")
@@ -87,7 +95,7 @@ def _facts(circuit: CircuitGraph) -> Html:
     if shape and model.shares_key_values:
         shape += f", which share {model.n_kv_heads} key-value heads"
     names = ", ".join(node.label for node in circuit.members)
-    return facts(
+    return definition_list(
         [
             ("circuit", f"{circuit.size} nodes: {names}" if names else "no nodes"),
             ("metric", task.metric and task.metric.replace("_", " ")),
@@ -104,12 +112,12 @@ def _evidence(circuit: CircuitGraph) -> Html:
     evaluation = circuit.evaluation
     more = join([minimality_tables(evaluation), curve_table(evaluation), tests_table(evaluation)])
     details = element("details", element("summary", "Node by node, and every test"), more) if more else Html()
-    note = element("p", f"f is 1 for the whole model and 0 with everything ablated. {UNKNOWN} means not measured.", class_="soft")
+    note = element("p", f"f is 1 for the whole model and 0 with everything ablated. {UNKNOWN_MARK} means not measured.", class_="soft")
     return _section("Evidence", conditions_table(evaluation), note, splits_table(evaluation), details)
 
 
 def _figures(figures: Mapping[str, bytes]) -> Html:
-    order = sorted(figures, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    order = sorted(figures, key=lambda name: (_FIRST_FIGURES.index(name) if name in _FIRST_FIGURES else len(_FIRST_FIGURES), name))
     return _section("Figures", *(_figure(name, figures[name]) for name in order)) if order else Html()
 
 
@@ -119,32 +127,32 @@ def _figure(name: str, png: bytes) -> Html:
     data = base64.b64encode(png).decode("ascii")
     alt = f"{name}: {caption} The numbers are in the tables and in arrays/ of the run."
     width = int.from_bytes(png[16:20], "big") * 96 // DPI  # the PNG header's, in CSS pixels
-    image = void("img", src=f"data:image/png;base64,{data}", alt=alt, width=width)
+    image = void_element("img", src=f"data:image/png;base64,{data}", alt=alt, width=width)
     return element("figure", image, element("figcaption", element("b", name), " ", caption))
 
 
 def _circuit(circuit: CircuitGraph) -> Html:
-    signs = {1: "▲ up", -1: "▼ down", 0: "neither", None: UNKNOWN}
+    signs = {1: "▲ up", -1: "▼ down", 0: "neither", None: UNKNOWN_MARK}
     nodes = [
         [
             node.label,
             node.kind.replace("_", " "),
-            node.role or UNKNOWN,
+            node.role or UNKNOWN_MARK,
             signs[node.sign],
-            effect(node.effect.denoising if node.effect else None),
-            effect(node.effect.noising if node.effect else None),
-            ", ".join(map(str, node.positions or ())) or UNKNOWN,
-            ", ".join(node.evidence) or UNKNOWN,
+            format_effect(node.effect.denoising if node.effect else None),
+            format_effect(node.effect.noising if node.effect else None),
+            ", ".join(map(str, node.positions or ())) or UNKNOWN_MARK,
+            ", ".join(node.evidence) or UNKNOWN_MARK,
         ]
         for node in circuit.nodes
         if node.kind in ("attention_head", "mlp")
     ]
     edges = [
         [
-            f"{label(edge.source)} → {label(edge.target)}",
-            effect(edge.effect),
-            join((f"{slot}: {effect(value)}" for slot, value in _inputs(edge).items()), "; ") or UNKNOWN,
-            ", ".join(edge.evidence) or UNKNOWN,
+            f"{node_label(edge.source)} → {node_label(edge.target)}",
+            format_effect(edge.effect),
+            join((f"{slot}: {format_effect(value)}" for slot, value in _edge_effects(edge).items()), "; ") or UNKNOWN_MARK,
+            ", ".join(edge.evidence) or UNKNOWN_MARK,
         ]
         for edge in circuit.edges
     ]
@@ -155,13 +163,13 @@ def _circuit(circuit: CircuitGraph) -> Html:
         table("Nodes, with their share of the clean − corrupted difference", head, nodes)
         if nodes
         else element("p", "The record has no nodes."),
-        features_tables(circuit),
+        render_feature_tables(circuit),
         table("Edges", ["edge", "effect", "by input", "evidence"], edges) if edges else element("p", "No edges were measured."),
         element("p", SHARED_EDGES, class_="soft") if shared else Html(),
     )
 
 
-def _inputs(edge: CircuitEdge) -> dict[str, Effect | None]:
+def _edge_effects(edge: CircuitEdge) -> dict[str, Effect | None]:
     """An edge by input; into a feature, how far it moves the feature itself too."""
     told: dict[str, Effect | None] = {str(slot): value for slot, value in edge.inputs.items()}
     return {**told, "of the feature's change": edge.activation} if edge.activation else told
@@ -170,30 +178,30 @@ def _inputs(edge: CircuitEdge) -> dict[str, Effect | None]:
 def _journal(events: Sequence[Mapping[str, Any]]) -> Html:
     if not events:
         return Html()
-    rows = [[event.get("index", place), event.get("time", UNKNOWN), _said(event)] for place, event in enumerate(events)]
+    rows = [[event.get("index", place), event.get("time", UNKNOWN_MARK), _render_event(event)] for place, event in enumerate(events)]
     return _section(
         "Journal",
         element("details", element("summary", f"{len(events)} events"), table("What was done, and why", ["", "time", "event"], rows)),
     )
 
 
-def _said(event: Mapping[str, Any]) -> Html:
-    return join(element("div", element("b", name), ": ", _short(value)) for name, value in event.items() if name not in ("index", "time"))
+def _render_event(event: Mapping[str, Any]) -> Html:
+    return join(element("div", element("b", name), ": ", _shorten_value(value)) for name, value in event.items() if name not in ("index", "time"))
 
 
-def _short(value: object) -> Html:
+def _shorten_value(value: object) -> Html:
     words = value if isinstance(value, str) else dumps(value)
-    return text(words if len(words) <= _LONGEST else f"{words[:_LONGEST]}… ({len(words)} letters)")
+    return escape_text(words if len(words) <= _MAX_VALUE_LENGTH else f"{words[:_MAX_VALUE_LENGTH]}… ({len(words)} letters)")
 
 
 def _cost(circuit: CircuitGraph) -> Html:
     cost, made, model = circuit.cost, circuit.provenance, circuit.model
     versions = ", ".join(f"{name} {version}" for name, version in sorted(made.versions.items()))
-    work = f"{number(cost.forward_equivalents, 1)} forward-pass equivalents" if cost.forward_equivalents is not None else None
+    work = f"{format_number(cost.forward_equivalents, 1)} forward-pass equivalents" if cost.forward_equivalents is not None else None
     pairs = [
         ("work", work),
-        ("time", duration(cost.seconds)),
-        ("peak memory", bytes_size(cost.peak_memory_bytes)),
+        ("time", format_duration(cost.seconds)),
+        ("peak memory", format_bytes(cost.peak_memory_bytes)),
         ("created", made.created),
         ("seed", made.seed),
         ("device", made.device),
@@ -202,10 +210,10 @@ def _cost(circuit: CircuitGraph) -> Html:
         ("weights, sha256", model.fingerprint and element("code", model.fingerprint)),
         ("pairs, sha256", circuit.task.fingerprint and element("code", circuit.task.fingerprint)),
     ]
-    return _section("Cost and provenance", facts(pairs))
+    return _section("Cost and provenance", definition_list(pairs))
 
 
-def _again(circuit: CircuitGraph) -> Html:
+def _render_commands(circuit: CircuitGraph) -> Html:
     run_id = circuit.run_id or "ID"
     commands = [circuit.provenance.command, f"circuit-scout runs verify {run_id}", f"circuit-scout runs export {run_id} --format graphml"]
     return _section(

@@ -15,14 +15,22 @@ from discovery.graph import (
     CircuitNode,
     Condition,
     Control,
-    Dictionary,
     Evaluation,
     EvidenceAblation,
+    SAEFacts,
     SplitEvaluation,
 )
 from discovery.graph.strict_json import dumps
-from discovery.report.formatting import CONDITIONS as MEANINGS
-from discovery.report.formatting import UNKNOWN, effect, number, outcome, p_value, score, share
+from discovery.report.formatting import CONDITION_MEANINGS as MEANINGS
+from discovery.report.formatting import (
+    UNKNOWN_MARK,
+    format_effect,
+    format_number,
+    format_outcome,
+    format_p_value,
+    format_score,
+    format_share,
+)
 from discovery.report.markup import Html, element, join, table
 from discovery.sites import Node
 
@@ -33,7 +41,7 @@ def conditions_table(evaluation: Evaluation) -> Html:
     for name in CONDITIONS:
         word, sense = MEANINGS[name]
         cells = [_condition_cell(evaluation, name, ablation) for ablation in EVIDENCE_ABLATIONS]
-        bounds = _bounds(evaluation, name)
+        bounds = _format_bounds(evaluation, name)
         says = f"{sense} ({bounds})" if bounds else sense
         rows.append([join([f"({name}) {word}", element("div", says, class_="soft")]), *cells])
     head = ["condition", *(f"{ablation} ablation" for ablation in EVIDENCE_ABLATIONS)]
@@ -60,10 +68,10 @@ def minimality_tables(evaluation: Evaluation) -> Html:
     """Condition d node by node, a table for each ablation that was tried."""
     tables = []
     for ablation in EVIDENCE_ABLATIONS:
-        found = _heldout(evaluation, ablation)
+        found = _heldout_evidence(evaluation, ablation)
         if found and found.minimality:
             rows = [
-                [label(row.node), " ".join(map(label, row.context)) or "∅", number(row.drop, 3), p_value(row.p), p_value(row.p_holm)]
+                [node_label(row.node), " ".join(map(node_label, row.context)) or "∅", format_number(row.drop, 3), format_p_value(row.p), format_p_value(row.p_holm)]
                 for row in sorted(found.minimality, key=lambda row: row.drop or 0.0)
             ]
             tables.append(
@@ -76,7 +84,7 @@ def minimality_tables(evaluation: Evaluation) -> Html:
 
 def curve_table(evaluation: Evaluation) -> Html:
     """The numbers of the faithfulness curve."""
-    rows = [[point.size, point.ablation, number(point.faithfulness), " ".join(map(label, point.nodes))] for point in evaluation.curve]
+    rows = [[point.size, point.ablation, format_number(point.faithfulness), " ".join(map(node_label, point.nodes))] for point in evaluation.curve]
     return table("Faithfulness against size", ["size", "ablation", "f", "nodes"], rows) if rows else Html()
 
 
@@ -86,112 +94,112 @@ def tests_table(evaluation: Evaluation) -> Html:
     return table("Tests and their numbers", ["test", "numbers"], rows) if rows else Html()
 
 
-def label(node_id: str) -> str:
+def node_label(node_id: str) -> str:
     """A node as people write it."""
     return Node.parse(node_id).label
 
 
-def _heldout(evaluation: Evaluation, ablation: EvidenceAblation) -> AblationEvidence | None:
+def _heldout_evidence(evaluation: Evaluation, ablation: EvidenceAblation) -> AblationEvidence | None:
     return evaluation.heldout.ablations.under(ablation) if evaluation.heldout else None
 
 
 def _condition_cell(evaluation: Evaluation, name: Condition, ablation: EvidenceAblation) -> Html:
-    found = _heldout(evaluation, ablation)
-    says = _NUMBERS[name](found) if found and name in _NUMBERS else _stability(evaluation) if name == "f" else ""
-    return join([outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)])
+    found = _heldout_evidence(evaluation, ablation)
+    says = _FORMATTERS[name](found) if found and name in _FORMATTERS else _format_stability(evaluation) if name == "f" else ""
+    return join([format_outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)])
 
 
-def _bounds(evaluation: Evaluation, name: Condition) -> str:
+def _format_bounds(evaluation: Evaluation, name: Condition) -> str:
     """The thresholds recorded under the condition's letter: ``a_faithfulness`` is (a)'s."""
     own = {key: bound for key, bound in evaluation.thresholds.items() if key.split("_")[0] == name}
     return ", ".join(f"{key[2:].replace('_', ' ')} {dumps(bound)}".strip() for key, bound in own.items())
 
 
-def _stability(evaluation: Evaluation) -> str:
+def _format_stability(evaluation: Evaluation) -> str:
     """Condition f belongs to the selection, not to an ablation; its number stands among the tests."""
     match evaluation.tests.get("stability"):
         case {"mean_jaccard": int() | float() as jaccard, **more}:
             bound = f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} " if more.get("cut_searches") else ""
-            return f"mean Jaccard {bound}{number(jaccard)} with the sets that resampled pairs select"
+            return f"mean Jaccard {bound}{format_number(jaccard)} with the sets that resampled pairs select"
         case {"resamples": int() as made, "cut_searches": int() as cut}:
             return f"not known: {cut} of {made} repeated searches ended where their share of the work was spent"
     return ""
 
 
-def _completeness(found: AblationEvidence) -> str:
+def _format_completeness(found: AblationEvidence) -> str:
     gaps = found.completeness
     if gaps is None:
         return ""
-    inside = f"largest gap inside {number(gaps.max_gap_in)}" + (f" at {label(gaps.node_in)}" if gaps.node_in else "")
-    outside = f"outside {number(gaps.max_gap_out)}" + (f" at {label(gaps.node_out)}" if gaps.node_out else "")
+    inside = f"largest gap inside {format_number(gaps.max_gap_in)}" + (f" at {node_label(gaps.node_in)}" if gaps.node_in else "")
+    outside = f"outside {format_number(gaps.max_gap_out)}" + (f" at {node_label(gaps.node_out)}" if gaps.node_out else "")
     return f"{inside}; {outside}"
 
 
-def _minimality(found: AblationEvidence) -> str:
+def _format_minimality(found: AblationEvidence) -> str:
     drops = [row for row in found.minimality or () if row.drop is not None]
     if not drops:
         return ""
     least = min(drops, key=lambda row: row.drop or 0.0)
-    return f"least needed: {label(least.node)}, drop {number(least.drop, 3)}, Holm p {p_value(least.p_holm)}"
+    return f"least needed: {node_label(least.node)}, drop {format_number(least.drop, 3)}, Holm p {format_p_value(least.p_holm)}"
 
 
-def _controls(found: AblationEvidence) -> str:
+def _format_controls(found: AblationEvidence) -> str:
     if found.random_controls is None:
         return ""
-    return f"same size: {_control(found.random_controls.size)}; same layers: {_control(found.random_controls.layer)}"
+    return f"same size: {_format_control(found.random_controls.size)}; same layers: {_format_control(found.random_controls.layer)}"
 
 
-def _control(control: Control | None) -> str:
+def _format_control(control: Control | None) -> str:
     if control is None or control.n is None:
         return "no alternative"
-    return f"{UNKNOWN if control.as_good is None else control.as_good} of {control.n} as good, p {p_value(control.p)}"
+    return f"{UNKNOWN_MARK if control.as_good is None else control.as_good} of {control.n} as good, p {format_p_value(control.p)}"
 
 
-_NUMBERS: Mapping[Condition, Callable[[AblationEvidence], str]] = {
-    "a": lambda found: f"f(C) = {score(found.faithfulness)}",
-    "b": lambda found: f"f(U∖C) = {score(found.knockout)}",
-    "c": _completeness,
-    "d": _minimality,
-    "e": _controls,
+_FORMATTERS: Mapping[Condition, Callable[[AblationEvidence], str]] = {
+    "a": lambda found: f"f(C) = {format_score(found.faithfulness)}",
+    "b": lambda found: f"f(U∖C) = {format_score(found.knockout)}",
+    "c": _format_completeness,
+    "d": _format_minimality,
+    "e": _format_controls,
 }
 
 
 def _split_row(name: str, split: SplitEvaluation) -> list[object]:
     both = [split.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS]
-    empty = " / ".join(UNKNOWN if found is None else number(found.metric_empty) for found in both)
-    faith = " / ".join(UNKNOWN if found is None else score(found.faithfulness) for found in both)
+    empty = " / ".join(UNKNOWN_MARK if found is None else format_number(found.metric_empty) for found in both)
+    faith = " / ".join(UNKNOWN_MARK if found is None else format_score(found.faithfulness) for found in both)
     return [
         name,
         split.n,
-        number(split.metric_clean),
-        number(split.metric_corrupted),
-        share(split.accuracy),
-        share(split.top1),
+        format_number(split.metric_clean),
+        format_number(split.metric_corrupted),
+        format_share(split.accuracy),
+        format_share(split.top1),
         empty,
         faith,
     ]
 
 
-_HEAD = ["feature", "fires on", "promotes", "suppresses", "noising", "denoising", "set to 0", "control p", "page"]
+_COLUMNS = ["feature", "fires on", "promotes", "suppresses", "noising", "denoising", "set to 0", "control p", "page"]
 
 
-def features_tables(circuit: CircuitGraph) -> Html:
+def render_feature_tables(circuit: CircuitGraph) -> Html:
     """A table for each dictionary; nothing where there is none."""
-    return join([_dictionary(circuit, known) for known in circuit.dictionaries])
+    return join([_sae_table(circuit, known) for known in circuit.dictionaries])
 
 
-def _dictionary(circuit: CircuitGraph, known: Dictionary) -> Html:
+def _sae_table(circuit: CircuitGraph, known: SAEFacts) -> Html:
     nodes = [n for n in circuit.nodes if n.feature and (n.layer, n.feature.site) == (known.layer, known.site)]
     told = f"{len(known.candidates)} candidates, found on {known.found_on} pairs and verified on {known.verified_on}; "
-    told += f"{share(known.variance_explained)} of the variance explained, {number(known.l0, 1)} features at a position, "
-    told += f"{number(known.share)} of the metric left by the reconstruction."
-    lacking = [label(name) for name in known.candidates if name not in {node.id for node in nodes}]
+    told += f"{format_share(known.variance_explained)} of the variance explained, {format_number(known.l0, 1)} features at a position, "
+    told += f"{format_number(known.share)} of the metric left by the reconstruction."
+    lacking = [node_label(name) for name in known.candidates if name not in {node.id for node in nodes}]
     first = [element("p", warning) for warning in known.warnings]
     parts = [element("p", told, class_="soft"), element("p", known.note or "", class_="soft")]
     parts += [element("p", f"Did not hold: {', '.join(lacking)}.", class_="soft")] if lacking else []
     caption = f"Features of {known.sae} ({known.site} of layer {known.layer})"
     rows = [_row(node) for node in nodes]
-    return join([*first, table(caption, _HEAD, rows) if rows else element("p", f"{caption}: none holds."), *parts])
+    return join([*first, table(caption, _COLUMNS, rows) if rows else element("p", f"{caption}: none holds."), *parts])
 
 
 def _row(node: CircuitNode) -> list[object]:
@@ -199,12 +207,12 @@ def _row(node: CircuitNode) -> list[object]:
     assert known is not None
     return [
         node.label,
-        " ".join(known.fires_on) or UNKNOWN,
-        " ".join(known.promotes) or UNKNOWN,
-        " ".join(known.suppresses) or UNKNOWN,
-        effect(moves.noising if moves else None),
-        effect(moves.denoising if moves else None),
-        effect(known.removal),
-        p_value(known.control_p),
-        known.link or UNKNOWN,
+        " ".join(known.fires_on) or UNKNOWN_MARK,
+        " ".join(known.promotes) or UNKNOWN_MARK,
+        " ".join(known.suppresses) or UNKNOWN_MARK,
+        format_effect(moves.noising if moves else None),
+        format_effect(moves.denoising if moves else None),
+        format_effect(known.removal),
+        format_p_value(known.control_p),
+        known.link or UNKNOWN_MARK,
     ]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from discovery.errors import StoreError
-from discovery.store.files import storing, write_bytes
+from discovery.store.files import explain_disk_errors, write_bytes
 
 Array = NDArray[Any]
 
@@ -34,7 +34,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], dtype: DTypeLike, meta
         StoreError: where the disk refuses.
         TypeError: for what is not a numpy array of numbers.
     """
-    packed = {name: _packed(name, array, dtype) for name, array in arrays.items()}
+    packed = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
     write_bytes(path, save(packed, metadata=dict(metadata)))
 
 
@@ -44,11 +44,11 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
         StoreError: where it is missing or damaged.
     """
-    with storing(path):
+    with explain_disk_errors(path):
         try:
             arrays: dict[str, Array] = load_file(path)
         except SafetensorError as fault:
-            raise _damaged(path, fault) from fault
+            raise _damage_error(path, fault) from fault
         return arrays
 
 
@@ -58,20 +58,20 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         StoreError: where it is missing or damaged.
     """
-    with storing(path):
+    with explain_disk_errors(path):
         try:
             with safe_open(path, framework="np") as file:
                 return dict(file.metadata() or {})
         except SafetensorError as fault:
-            raise _damaged(path, fault) from fault
+            raise _damage_error(path, fault) from fault
 
 
-def _packed(name: str, array: object, dtype: DTypeLike) -> Array:
+def _to_stored_array(name: str, array: object, dtype: DTypeLike) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise TypeError(f"{name!r} must be a numpy array of numbers, not {type(array).__name__} of {getattr(array, 'dtype', None)}")
     kind = np.dtype(dtype) if array.dtype.kind == "f" else array.dtype
     return np.array(array, dtype=kind.newbyteorder("="), order="C")
 
 
-def _damaged(path: Path, fault: SafetensorError) -> StoreError:
+def _damage_error(path: Path, fault: SafetensorError) -> StoreError:
     return StoreError(f"{path} is damaged.", "Restore the file, or delete it and run again.", detail=str(fault))

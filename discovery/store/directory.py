@@ -21,7 +21,7 @@ import platformdirs
 
 from discovery.errors import StoreError
 from discovery.graph import Provenance, Verdict
-from discovery.store.files import check_name, storing, sync_folder, write_json
+from discovery.store.files import check_name, explain_disk_errors, sync_folder, write_json
 from discovery.store.run import Run, write_pairs
 from discovery.store.run_record import ModelSource, RunKind, RunRecord, RunStatus
 
@@ -83,13 +83,13 @@ def create_run(
     Raises:
         StoreError: where the disk refuses.
     """
-    root, lines = _root(runs_dir), list(pairs)
+    root, lines = _resolve_runs_dir(runs_dir), list(pairs)
     name = Path(task).stem if "/" in task or task.endswith(".jsonl") else task
     while True:
         run_id = new_run_id(name, model.name or "model")
         made = provenance or Provenance()
         record = RunRecord(run_id=run_id, kind=kind, task=name, model=model, configuration=configuration, provenance=made)
-        with storing(root):
+        with explain_disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             draft = root / f".new-{run_id}"
             try:
@@ -117,7 +117,7 @@ def open_run(runs_dir: Path | str | None, run_id: str, *, write: bool = False) -
     Raises:
         StoreError: where there is no such run (naming the nearest), it is damaged, or another process writes to it.
     """
-    root = _root(runs_dir)
+    root = _resolve_runs_dir(runs_dir)
     path = root / check_name(run_id, "the id of a run")
     if not path.is_dir():
         known = run_ids(root)
@@ -131,17 +131,17 @@ def open_run(runs_dir: Path | str | None, run_id: str, *, write: bool = False) -
 
 def run_ids(runs_dir: Path | str | None) -> list[str]:
     """The name of every run folder, the newest first."""
-    root = _root(runs_dir)
+    root = _resolve_runs_dir(runs_dir)
     if not root.exists():
         return []
-    with storing(root):
+    with explain_disk_errors(root):
         names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(names, key=lambda name: (_stamp(name), name), reverse=True)
+    return sorted(names, key=lambda name: (_start_time(name), name), reverse=True)
 
 
 def list_runs(runs_dir: Path | str | None) -> list[RunSummary]:
     """Every run, the newest first; a damaged folder is listed as damaged, with what is wrong."""
-    return [_summary(runs_dir, run_id) for run_id in run_ids(runs_dir)]
+    return [_summarise(runs_dir, run_id) for run_id in run_ids(runs_dir)]
 
 
 def new_run_id(task: str, model: str) -> str:
@@ -149,7 +149,7 @@ def new_run_id(task: str, model: str) -> str:
     return f"{_slug(task)}-{_slug(model)}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _summary(runs_dir: Path | str | None, run_id: str) -> RunSummary:
+def _summarise(runs_dir: Path | str | None, run_id: str) -> RunSummary:
     try:
         run = open_run(runs_dir, run_id)
         record, status = run.record, run.status
@@ -159,7 +159,7 @@ def _summary(runs_dir: Path | str | None, run_id: str) -> RunSummary:
     return RunSummary(run_id, status, verdict, record.task, record.model.name, record.created, record.problem, record.kind)
 
 
-def _root(runs_dir: Path | str | None) -> Path:
+def _resolve_runs_dir(runs_dir: Path | str | None) -> Path:
     try:
         return default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
     except RuntimeError:
@@ -172,6 +172,6 @@ def _slug(text: str) -> str:
     return words[:32].strip("-") or "x"
 
 
-def _stamp(name: str) -> str:
+def _start_time(name: str) -> str:
     found = re.search(r"\d{8}-\d{6}", name)
     return found[0] if found else ""

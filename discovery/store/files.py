@@ -18,15 +18,15 @@ from typing import Any
 from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps, loads
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_ELSEWHERE = "or keep runs elsewhere: --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_RUNS_DIR_HINT = "or keep runs elsewhere: --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR"
 _CURES = {
-    errno.ENOSPC: ("the disk is full", f"Free some space, {_ELSEWHERE}."),
-    errno.EDQUOT: ("the disk quota is used up", f"Free some space, {_ELSEWHERE}."),
-    errno.EFBIG: ("the file is larger than allowed here", f"Raise the limit on file sizes, {_ELSEWHERE}."),
-    errno.EACCES: ("permission is denied", f"Give this user the right to write there, {_ELSEWHERE}."),
-    errno.EPERM: ("permission is denied", f"Give this user the right to write there, {_ELSEWHERE}."),
-    errno.EROFS: ("the file system is read-only", f"Mount it for writing, {_ELSEWHERE}."),
+    errno.ENOSPC: ("the disk is full", f"Free some space, {_RUNS_DIR_HINT}."),
+    errno.EDQUOT: ("the disk quota is used up", f"Free some space, {_RUNS_DIR_HINT}."),
+    errno.EFBIG: ("the file is larger than allowed here", f"Raise the limit on file sizes, {_RUNS_DIR_HINT}."),
+    errno.EACCES: ("permission is denied", f"Give this user the right to write there, {_RUNS_DIR_HINT}."),
+    errno.EPERM: ("permission is denied", f"Give this user the right to write there, {_RUNS_DIR_HINT}."),
+    errno.EROFS: ("the file system is read-only", f"Mount it for writing, {_RUNS_DIR_HINT}."),
     errno.EEXIST: ("a part of the path is a file", "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR."),
     errno.ENOTDIR: ("a part of the path is a file", "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR."),
     errno.ENOENT: ("it is not there", "See `circuit-scout runs list`; if the run was deleted while it was at work, start it again."),
@@ -34,13 +34,13 @@ _CURES = {
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's faults at `path` into a StoreError with cause and cure."""
     try:
         yield
     except OSError as fault:
         code = fault.errno or (errno.ENOENT if isinstance(fault, FileNotFoundError) else 0)  # safetensors gives no number
-        reason, cure = _CURES.get(code, (fault.strerror or str(fault), f"Look at the disk, {_ELSEWHERE}."))
+        reason, cure = _CURES.get(code, (fault.strerror or str(fault), f"Look at the disk, {_RUNS_DIR_HINT}."))
         raise StoreError(f"{path} cannot be read or written: {reason}.", cure) from fault
 
 
@@ -51,7 +51,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         StoreError: where the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with storing(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
@@ -77,7 +77,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         StoreError: where it is missing or cannot be read.
     """
-    with storing(path):
+    with explain_disk_errors(path):
         return path.read_bytes()
 
 
@@ -100,7 +100,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed left behind in `folder` and one level below."""
     for pattern in (".*.tmp", "*/.*.tmp"):
         for leftover in folder.glob(pattern):
@@ -114,14 +114,14 @@ def check_name(name: str, what: str) -> str:
     Raises:
         StoreError: for a path, a hidden file, an empty or an overlong name.
     """
-    if not _NAME.fullmatch(name):
+    if not _FILE_NAME.fullmatch(name):
         raise StoreError(
             f"{name!r} cannot be {what}.", "Use up to 128 letters, digits, dots, dashes and underscores, not starting with a dot."
         )
     return name
 
 
-def inside(folder: Path, *parts: str) -> Path:
+def resolve_inside(folder: Path, *parts: str) -> Path:
     """The path of `parts` in `folder`, which no symbolic link may lead out of.
 
     Raises:

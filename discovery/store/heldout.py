@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 
 from discovery.errors import StoreError
 from discovery.store.directory import default_runs_dir
-from discovery.store.files import read_json, storing, write_json
+from discovery.store.files import explain_disk_errors, read_json, write_json
 
-_PATIENCE = 30.0  # seconds; a look takes milliseconds
+_LOCK_TIMEOUT_SECONDS = 30.0  # seconds; a look takes milliseconds
 
 
-def heldout_looks(runs_dir: Path | str | None, pairs_fingerprint: str, circuit_key: str) -> int:
+def record_heldout_look(runs_dir: Path | str | None, pairs_fingerprint: str, circuit_key: str) -> int:
     """Record that a circuit looks at held-out pairs, and say the how-manieth it is.
 
     The same circuit again gets the number of its first look: `runs verify`, replay and resume do not
@@ -37,18 +37,18 @@ def heldout_looks(runs_dir: Path | str | None, pairs_fingerprint: str, circuit_k
     """
     root = default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
     path = root / "heldout.json"
-    with storing(path):
+    with explain_disk_errors(path):
         root.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(root / ".heldout.lock", timeout=_PATIENCE):
-                return _look(path, pairs_fingerprint, circuit_key)
+            with FileLock(root / ".heldout.lock", timeout=_LOCK_TIMEOUT_SECONDS):
+                return _count_look(path, pairs_fingerprint, circuit_key)
         except Timeout:
             raise StoreError(
-                f"{path} has been locked for {_PATIENCE:.0f} seconds.", "End the process that hangs with it, and try again."
+                f"{path} has been locked for {_LOCK_TIMEOUT_SECONDS:.0f} seconds.", "End the process that hangs with it, and try again."
             ) from None
 
 
-def _look(path: Path, pairs_fingerprint: str, circuit_key: str) -> int:
+def _count_look(path: Path, pairs_fingerprint: str, circuit_key: str) -> int:
     ledger = _read(path) if path.exists() else {}
     looks = ledger.setdefault(pairs_fingerprint, [])
     if circuit_key not in looks:

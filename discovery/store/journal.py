@@ -18,12 +18,12 @@ from typing import Any
 
 from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps, loads
-from discovery.store.files import storing, sync_folder
+from discovery.store.files import explain_disk_errors, sync_folder
 
 Event = dict[str, Any]
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """The time in UTC, ISO 8601 to the millisecond, as every file of a run has it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -34,10 +34,10 @@ def read_events(path: Path) -> list[Event]:
     Raises:
         StoreError: where a line before the last is damaged, naming it.
     """
-    return _scan(path)[0]
+    return _read_journal(path)[0]
 
 
-class EventLog:
+class Journal:
     """The writer's end of a journal; one at a time, which the run's lock sees to.
 
     Raises:
@@ -46,10 +46,10 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        events, self._size = _scan(path)
+        events, self._size = _read_journal(path)
         self._count = len(events)
         self._lock = threading.Lock()
-        with storing(path):
+        with explain_disk_errors(path):
             if path.exists() and path.stat().st_size > self._size:
                 os.truncate(path, self._size)
 
@@ -67,8 +67,8 @@ class EventLog:
         """
         if "index" in event or "time" in event:
             raise ValueError("`index` and `time` of an event are the journal's to give")
-        with self._lock, storing(self.path):
-            line = (dumps({"index": self._count, "time": now(), **event}) + "\n").encode("ascii")
+        with self._lock, explain_disk_errors(self.path):
+            line = (dumps({"index": self._count, "time": utc_timestamp(), **event}) + "\n").encode("ascii")
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             try:
                 self._write(descriptor, line)
@@ -95,16 +95,16 @@ class EventLog:
             raise
 
 
-def _scan(path: Path) -> tuple[list[Event], int]:
+def _read_journal(path: Path) -> tuple[list[Event], int]:
     """The whole events of a journal, and how many bytes they take."""
-    with storing(path):
+    with explain_disk_errors(path):
         content = path.read_bytes() if path.exists() else b""
     lines = content.split(b"\n")[:-1]
     events: list[Event] = []
     size = 0
     for number, line in enumerate(lines):
         try:
-            events.append(_event(line, number, path))
+            events.append(_parse_event(line, number, path))
         except StoreError:
             if number < len(lines) - 1:
                 raise
@@ -113,7 +113,7 @@ def _scan(path: Path) -> tuple[list[Event], int]:
     return events, size
 
 
-def _event(line: bytes, number: int, path: Path) -> Event:
+def _parse_event(line: bytes, number: int, path: Path) -> Event:
     value = loads(line, f"{path}, line {number + 1},")
     if not isinstance(value, dict) or value.get("index") != number:
         raise StoreError(f"{path}, line {number + 1}, is damaged: it is not event {number}.", "Restore the file, or start the run anew.")

@@ -13,11 +13,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from discovery.errors import StoreError
-from discovery.store.files import read_json, storing, write_json
-from discovery.store.journal import now
+from discovery.store.files import explain_disk_errors, read_json, write_json
+from discovery.store.journal import utc_timestamp
 
-_PATIENCE = 0.5  # seconds: `is_held` takes the lock for a moment
-_GLANCE = 0.1  # seconds: two that look at the same time must not take each other for a writer
+_LOCK_TIMEOUT_SECONDS = 0.5  # seconds: `is_being_written` takes the lock for a moment
+_PROBE_TIMEOUT_SECONDS = 0.1  # seconds: two that look at the same time must not take each other for a writer
 
 
 class RunLock:
@@ -30,13 +30,13 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = _lock(folder)
-        with storing(folder):
+        with explain_disk_errors(folder):
             try:
-                self._lock.acquire(timeout=_PATIENCE)
+                self._lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS)
             except Timeout:
-                raise _held(folder) from None
+                raise _locked_error(folder) from None
         try:
-            write_json(_owner(folder), {"pid": os.getpid(), "since": now()})
+            write_json(_owner_path(folder), {"pid": os.getpid(), "since": utc_timestamp()})
         except BaseException:
             self._lock.release()
             raise
@@ -45,17 +45,17 @@ class RunLock:
         """Let others write; a second call does nothing."""
         if self._lock.is_locked:
             with suppress(OSError):
-                _owner(self.folder).unlink(missing_ok=True)
+                _owner_path(self.folder).unlink(missing_ok=True)
             self._lock.release()
 
 
-def is_held(folder: Path) -> bool:
+def is_being_written(folder: Path) -> bool:
     """Whether some process is writing to `folder` now."""
     if not (folder / ".lock").exists():
         return False
     lock = _lock(folder)
     try:
-        lock.acquire(timeout=_GLANCE, poll_interval=_GLANCE / 20)
+        lock.acquire(timeout=_PROBE_TIMEOUT_SECONDS, poll_interval=_PROBE_TIMEOUT_SECONDS / 20)
     except Timeout:
         return True
     except OSError:  # a folder that we may not write to
@@ -69,13 +69,13 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder / ".lock", thread_local=False)
 
 
-def _owner(folder: Path) -> Path:
+def _owner_path(folder: Path) -> Path:
     return folder / ".lock-owner.json"
 
 
-def _held(folder: Path) -> StoreError:
+def _locked_error(folder: Path) -> StoreError:
     try:
-        note = read_json(_owner(folder))
+        note = read_json(_owner_path(folder))
         who = f"process {note['pid']}, since {note['since']}" + (" (this very process)" if note["pid"] == os.getpid() else "")
     except (StoreError, KeyError, TypeError):
         who = "another process"

@@ -11,7 +11,7 @@ from discovery.store.run import Run
 
 
 @contextmanager
-def settled(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Exception], bool], smaller: str) -> Iterator[None]:
+def record_outcome(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Exception], bool], remedy: str) -> Iterator[None]:
     """Work on a run.
 
     Args:
@@ -40,7 +40,7 @@ def settled(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Excepti
     except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
         if out_of_memory(fault):
             run.update(status="interrupted", problem="out of memory")
-            cure = f"Free memory, or start again with {smaller}; this run can be resumed: {run.id}."
+            cure = f"Free memory, or start again with {remedy}; this run can be resumed: {run.id}."
             raise MemoryLimitError("Memory ran out.", cure) from fault
         run.update(status="failed", problem=type(fault).__name__)
         raise

@@ -25,9 +25,18 @@ from discovery.errors import StoreError
 from discovery.graph import CircuitGraph
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
-from discovery.store.files import check_name, inside, read_bytes, read_json, storing, sweep, write_bytes, write_json
-from discovery.store.journal import Event, EventLog, now, read_events
-from discovery.store.lock import RunLock, is_held
+from discovery.store.files import (
+    check_name,
+    explain_disk_errors,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    resolve_inside,
+    write_bytes,
+    write_json,
+)
+from discovery.store.journal import Event, Journal, read_events, utc_timestamp
+from discovery.store.lock import RunLock, is_being_written
 from discovery.store.run_record import RunRecord, RunStatus
 
 
@@ -43,11 +52,11 @@ class Run:
         self.path = path
         self.id = path.name
         self._lock = RunLock(path) if write else None
-        self._log: EventLog | None = None
+        self._journal: Journal | None = None
         if self._lock:
             try:
-                sweep(path)
-                self._log = EventLog(path / "events.jsonl")
+                remove_leftovers(path)
+                self._journal = Journal(path / "events.jsonl")
             except BaseException:
                 self._lock.release()
                 raise
@@ -62,17 +71,17 @@ class Run:
         """Give the lock back; what is on disk stays."""
         if self._lock:
             self._lock.release()
-        self._lock = self._log = None
+        self._lock = self._journal = None
 
     def discard(self) -> None:
         """Remove the folder: of a run that measured nothing, and never could."""
         self._check_writable()
-        with storing(self.path):
+        with explain_disk_errors(self.path):
             shutil.rmtree(self.path)
         self.close()
 
     @property
-    def writable(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether this is the opener that may write."""
         return self._lock is not None
 
@@ -93,20 +102,20 @@ class Run:
     def status(self) -> RunStatus:
         """As recorded; a run that says `running` and that no process writes to was interrupted."""
         status = self.record.status
-        return "interrupted" if status == "running" and not self.writable and not is_held(self.path) else status
+        return "interrupted" if status == "running" and not self.is_writable and not is_being_written(self.path) else status
 
     def update(self, **changes: Any) -> RunRecord:
         """Write run.json with `changes` to its fields."""
         self._check_writable()
-        record = RunRecord.model_validate({**self.record.model_dump(by_alias=True), **changes, "run_id": self.id, "updated": now()})
+        record = RunRecord.model_validate({**self.record.model_dump(by_alias=True), **changes, "run_id": self.id, "updated": utc_timestamp()})
         write_json(self.path / "run.json", record)
         return record
 
     def append_event(self, event: Mapping[str, Any]) -> int:
-        """Write one event durably; returns its index. See `EventLog.append`."""
+        """Write one event durably; returns its index. See `Journal.append`."""
         self._check_writable()
-        assert self._log is not None
-        return self._log.append(event)
+        assert self._journal is not None
+        return self._journal.append(event)
 
     def events(self) -> list[Event]:
         """Every event so far, without a torn last line."""
@@ -156,11 +165,11 @@ class Run:
 
     def load_arrays(self, result_id: str) -> dict[str, Array]:
         """The arrays of one result, by name."""
-        return read_arrays(self._existing("arrays", result_id, ".safetensors"))
+        return read_arrays(self._existing_file("arrays", result_id, ".safetensors"))
 
     def array_metadata(self, result_id: str) -> dict[str, str]:
         """What was noted with the arrays of one result."""
-        return read_metadata(self._existing("arrays", result_id, ".safetensors"))
+        return read_metadata(self._existing_file("arrays", result_id, ".safetensors"))
 
     def array_ids(self) -> list[str]:
         """Every result that has arrays."""
@@ -175,7 +184,7 @@ class Run:
 
     def load_figure(self, name: str) -> bytes:
         """The PNG of one figure."""
-        return read_bytes(self._existing("figures", name, ".png"))
+        return read_bytes(self._existing_file("figures", name, ".png"))
 
     def figure_names(self) -> list[str]:
         """Every figure."""
@@ -192,13 +201,13 @@ class Run:
 
     def load_file(self, name: str) -> bytes | None:
         """The content of such a file; None where there is none."""
-        path = inside(self.path, check_name(name, "a file of a run"))
+        path = resolve_inside(self.path, check_name(name, "a file of a run"))
         return read_bytes(path) if path.exists() else None
 
     def remove_file(self, name: str) -> None:
         """Remove such a file, if it is there."""
         self._check_writable()
-        with storing(self.path):
+        with explain_disk_errors(self.path):
             (self.path / check_name(name, "a file of a run")).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
@@ -206,13 +215,13 @@ class Run:
         write_bytes(self.path / name, content)
 
     def _check_writable(self) -> None:
-        if not self.writable:
+        if not self.is_writable:
             raise StoreError(f"The run {self.id} is open for reading only.", "Open it with write=True.")
 
     def _file(self, folder: str, name: str, suffix: str) -> Path:
-        return inside(self.path, folder, check_name(name.removesuffix(suffix), f"a name in {folder}/") + suffix)
+        return resolve_inside(self.path, folder, check_name(name.removesuffix(suffix), f"a name in {folder}/") + suffix)
 
-    def _existing(self, folder: str, name: str, suffix: str) -> Path:
+    def _existing_file(self, folder: str, name: str, suffix: str) -> Path:
         path = self._file(folder, name, suffix)
         if not path.exists():
             there = sorted(other.stem for other in path.parent.glob(f"[!.]*{suffix}"))

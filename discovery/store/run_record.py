@@ -12,15 +12,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from discovery.graph import Cost, Provenance, Record
+from discovery.graph import Cost, JsonModel, Provenance
 from discovery.graph.base import Json
-from discovery.store.journal import now
+from discovery.store.journal import utc_timestamp
 
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
 RunKind = Literal["discovery", "sae"]
 
 
-class ModelSource(Record):
+class ModelSource(JsonModel):
     """Where the model's weights came from.
 
     Attributes:
@@ -36,7 +36,7 @@ class ModelSource(Record):
     fingerprint: str | None = None
 
 
-class RunRecord(Record):
+class RunRecord(JsonModel):
     """run.json.
 
     Attributes:
@@ -63,23 +63,23 @@ class RunRecord(Record):
     model: ModelSource = ModelSource()
     provenance: Provenance = Provenance()
     cost: Cost = Cost()
-    created: str = Field(default_factory=now)
-    updated: str = Field(default_factory=now)
+    created: str = Field(default_factory=utc_timestamp)
+    updated: str = Field(default_factory=utc_timestamp)
     problem: str | None = None
     scores: Mapping[str, Json] | None = None
 
 
-LIBRARIES = ("circuit-scout", "torch", "transformer-lens", "transformers", "numpy", "scipy", "networkx")
+RECORDED_LIBRARIES = ("circuit-scout", "torch", "transformer-lens", "transformers", "numpy", "scipy", "networkx")
 
 
-def provenance(seed: int, device: str, command: str | None, created: str, more: tuple[str, ...] = ()) -> Provenance:
+def collect_provenance(seed: int, device: str, command: str | None, created: str, more: tuple[str, ...] = ()) -> Provenance:
     """How to do a run again.
 
     Args:
         more: further libraries that it was made with.
     """
     versions = {"python": platform.python_version()}
-    for library in (*LIBRARIES, *more):
+    for library in (*RECORDED_LIBRARIES, *more):
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:

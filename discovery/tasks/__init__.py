@@ -16,18 +16,18 @@ from typing import Any, Protocol
 from discovery.errors import TaskError
 from discovery.sites import MetricName
 from discovery.tasks.builtin import BUILTIN, generate
-from discovery.tasks.encoder import Reader, warnings_of
+from discovery.tasks.encoder import PairEncoder, find_warnings
 from discovery.tasks.pairs import PromptPair, Tokenizer
 from discovery.tasks.split import split_pairs
-from discovery.tasks.task import Pair, Task
-from discovery.tasks.task_file import pair_from_fields, read_file
+from discovery.tasks.task import EncodedPair, Task
+from discovery.tasks.task_file import pair_from_fields, read_task_file
 
-__all__ = ["BUILTIN", "TEXT_PAIRS", "Pair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
+__all__ = ["BUILTIN", "TEXT_PAIRS", "EncodedPair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
 
 TEXT_PAIRS = 2000  # of a built-in task whose prompts, both sides, serve as a text to train on
 
 
-class Readable(Protocol):
+class TokenizedModel(Protocol):
     """What a task needs of a model: its tokenizer and its bounds."""
 
     @property
@@ -54,7 +54,7 @@ def require_source(source: str | Path) -> None:
 
 
 def load_task(
-    source: str | Path | Sequence[PromptPair | Mapping[str, Any]], model: Readable, *, pairs: int | None = None, seed: int = 0
+    source: str | Path | Sequence[PromptPair | Mapping[str, Any]], model: TokenizedModel, *, pairs: int | None = None, seed: int = 0
 ) -> Task:
     """Load a behaviour for one model.
 
@@ -69,7 +69,7 @@ def load_task(
     """
     if pairs is not None and pairs < 1:
         raise TaskError(f"pairs is {pairs}.", "Ask for at least 1 pair.")
-    reader = Reader(model.tokenizer, model.d_vocab, model.n_logits, model.n_ctx)
+    reader = PairEncoder(model.tokenizer, model.d_vocab, model.n_logits, model.n_ctx)
     metric: MetricName = "logit_difference"
     if isinstance(source, str) and source in BUILTIN:
         if model.tokenizer is None:
@@ -80,7 +80,7 @@ def load_task(
     elif isinstance(source, str | Path):
         path = Path(source)
         require_source(source)
-        name, written = path.stem, read_file(path)
+        name, written = path.stem, read_task_file(path)
     else:
         name = "inline"
         numbered = {f"pair {n}": pair for n, pair in enumerate(source, start=1)}
@@ -90,7 +90,7 @@ def load_task(
     encoded, warnings = reader.encode_all(written)
     if pairs is not None and pairs < len(encoded):
         encoded = tuple(encoded[i] for i in sorted(random.Random(f"pairs-{seed}").sample(range(len(encoded)), pairs)))
-        warnings = tuple(warnings_of(encoded))
+        warnings = tuple(find_warnings(encoded))
     splits, method = split_pairs(encoded, seed)
     if dropped := splits.count(None):
         warnings += (f"{dropped} pairs repeat or reverse another and are in neither split.",)

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-LONGEST_NAME = 100  # characters of a template or label: results and records name them
+MAX_NAME_LENGTH = 100  # characters of a template or label: results and records name them
 Prompt = str | tuple[int, ...]
 Answer = str | int | tuple[str | int, ...]
 
 
-def shown(value: object) -> str:
+def shorten_repr(value: object) -> str:
     """A value in a message."""
     text = repr(value)
-    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}…"
 
 
 class Tokenizer(Protocol):
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         """The text of `ids`, special tokens included."""
         ...
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         """Whether some of `text` becomes the token for what the tokenizer does not know."""
         ...
 
@@ -74,15 +74,15 @@ class MarkedPair:
     template: str
     marks: Mapping[str, int]
 
-    def place(self, tokenizer: Tokenizer) -> PromptPair:
+    def with_token_labels(self, tokenizer: Tokenizer) -> PromptPair:
         """The pair with each mark turned into the position of the token that ends there."""
         whole = tokenizer.encode(self.clean)
-        labels = {name: _common(whole, tokenizer.encode(self.clean[:end])) - 1 for name, end in self.marks.items()}
+        labels = {name: _count_shared_prefix(whole, tokenizer.encode(self.clean[:end])) - 1 for name, end in self.marks.items()}
         labels["end"] = -1
         return PromptPair(self.clean, self.corrupted, self.answer, self.wrong, self.template, labels)
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def _count_shared_prefix(a: list[int], b: list[int]) -> int:
     """How many leading tokens two encodings share (trailing special tokens fall away)."""
     count = 0
     for x, y in zip(a, b, strict=False):

@@ -17,7 +17,7 @@ SplitName = Literal["discovery", "heldout"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class EncodedPair:
     """One prompt pair in token ids.
 
     Attributes:
@@ -61,7 +61,7 @@ class Task:
     """
 
     name: str
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EncodedPair, ...]
     splits: tuple[SplitName | None, ...]
     split_method: str
     metric: MetricName = "logit_difference"
@@ -74,14 +74,14 @@ class Task:
     @property
     def discovery(self) -> Task:
         """The pairs that select a circuit."""
-        return self._part("discovery")
+        return self._pairs_of_split("discovery")
 
     @property
     def heldout(self) -> Task:
         """The pairs that a frozen circuit is tested on."""
-        return self._part("heldout")
+        return self._pairs_of_split("heldout")
 
-    def _part(self, name: SplitName) -> Task:
+    def _pairs_of_split(self, name: SplitName) -> Task:
         kept = tuple(pair for pair, split in zip(self.pairs, self.splits, strict=True) if split == name)
         return replace(self, pairs=kept, splits=(name,) * len(kept))
 
@@ -92,6 +92,6 @@ class Task:
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     @property
-    def one_length(self) -> bool:
+    def has_one_length(self) -> bool:
         """Whether all prompts have the same number of tokens, so that positions count from 0."""
         return len({len(pair.clean) for pair in self.pairs}) == 1

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from discovery.errors import TaskError
-from discovery.tasks.pairs import Answer, Prompt, PromptPair, shown
+from discovery.tasks.pairs import Answer, Prompt, PromptPair, shorten_repr
 
 FIELDS = ("clean", "corrupted", "answer", "wrong", "template", "labels")
 MAX_FILE_BYTES = 64 * 2**20
 
 
-def read_file(path: Path) -> dict[str, PromptPair]:
+def read_task_file(path: Path) -> dict[str, PromptPair]:
     """Read a task file: its pairs under "line 1", "line 2", …
 
     Raises:
@@ -31,10 +31,10 @@ def read_file(path: Path) -> dict[str, PromptPair]:
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise TaskError(f"The task file {path.name!r} has no pairs.", "Write one JSON object a line: clean, corrupted, answer, wrong.")
-    return {f"line {number}": _from_line(line, f"line {number}") for number, line in filled}
+    return {f"line {number}": _pair_from_line(line, f"line {number}") for number, line in filled}
 
 
-def _from_line(line: str, at: str) -> PromptPair:
+def _pair_from_line(line: str, at: str) -> PromptPair:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as fault:
@@ -53,18 +53,18 @@ def pair_from_fields(fields: Mapping[str, Any], at: str) -> PromptPair:
     """
     for name in fields:
         if name not in FIELDS:
-            raise TaskError(f"{at}: unknown field {shown(name)}.", f"The fields are {', '.join(FIELDS)}.")
+            raise TaskError(f"{at}: unknown field {shorten_repr(name)}.", f"The fields are {', '.join(FIELDS)}.")
     for name in FIELDS[:4]:
         if name not in fields:
             raise TaskError(f"{at}: the field {name!r} is missing.", "Each pair needs clean, corrupted, answer and wrong.")
     template, labels = fields.get("template"), fields.get("labels")
     labels = {} if labels is None else labels
     if template is not None and not _is_text(template):
-        raise TaskError(f"{at}: template is {shown(template)}.", "Name the template with a text.")
+        raise TaskError(f"{at}: template is {shorten_repr(template)}.", "Name the template with a text.")
     if not isinstance(labels, Mapping) or not all(_is_text(k) and _is_int(v) for k, v in labels.items()):
-        raise TaskError(f"{at}: labels is {shown(labels)}.", 'Write labels as {"S2": 9, "end": -1}.')
-    clean, corrupted = (_prompt_field(fields[name], f"{at}, {name}") for name in FIELDS[:2])
-    answer, wrong = (_answer_field(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
+        raise TaskError(f"{at}: labels is {shorten_repr(labels)}.", 'Write labels as {"S2": 9, "end": -1}.')
+    clean, corrupted = (_parse_prompt(fields[name], f"{at}, {name}") for name in FIELDS[:2])
+    answer, wrong = (_parse_answer(fields[name], f"{at}, {name}") for name in FIELDS[2:4])
     return PromptPair(clean, corrupted, answer, wrong, template, dict(labels))
 
 
@@ -77,17 +77,17 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _prompt_field(value: Any, at: str) -> Prompt:
+def _parse_prompt(value: Any, at: str) -> Prompt:
     if _is_text(value):
         return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple) and all(_is_int(member) for member in value):
         return tuple(value)
-    raise TaskError(f"{at}: {shown(value)} is not a prompt.", "Give a text or a list of token ids.")
+    raise TaskError(f"{at}: {shorten_repr(value)} is not a prompt.", "Give a text or a list of token ids.")
 
 
-def _answer_field(value: Any, at: str) -> Answer:
+def _parse_answer(value: Any, at: str) -> Answer:
     if _is_text(value) or _is_int(value):
         return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple) and all(_is_text(member) or _is_int(member) for member in value):
         return tuple(value)
-    raise TaskError(f"{at}: {shown(value)} is not an answer.", "Give a text, a token id, or a list of these.")
+    raise TaskError(f"{at}: {shorten_repr(value)} is not an answer.", "Give a text, a token id, or a list of these.")

@@ -9,28 +9,28 @@ from pydantic import Field
 
 from mcp_server.session import Session
 
-Behaviour = Annotated[str, Field(description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement.")]
-Head = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
-Claim = Annotated[str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")]
-Model = Annotated[str, Field(description="bundled, a model directory, or a hub name.")]
-Task = Annotated[str, Field(description="Built-in task or task file that shows the behaviour.")]
+BehaviourText = Annotated[str, Field(description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement.")]
+HeadName = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
+ClaimText = Annotated[str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")]
+ModelName = Annotated[str, Field(description="bundled, a model directory, or a hub name.")]
+TaskChoice = Annotated[str, Field(description="Built-in task or task file that shows the behaviour.")]
 
-_HONEST = (
+_REPORTING_RULES = (
     "Quote verdicts and intervals as the tools give them. Say what would have falsified the claim, and what was not tested. "
     "Where the pairs or the behaviour are unclear in a way that changes the answer, ask me first."
 )
 
 
-def add_prompts(server: MCPServer[Session], missing: str = "") -> None:
+def add_prompts(server: MCPServer[Session], missing_tools: str = "") -> None:
     """Give a server its prompts.
 
     Args:
         missing: what is to be said of tools that are switched off.
     """
-    honest = f"{_HONEST} {missing}".strip()
+    honest = f"{_REPORTING_RULES} {missing_tools}".strip()
 
     @server.prompt(title="Find the circuit behind a behaviour")
-    def find_circuit(behaviour: Behaviour, model: Model = "bundled") -> str:
+    def find_circuit(behaviour: BehaviourText, model: ModelName = "bundled") -> str:
         """From a question to a circuit with a verdict."""
         return f"""Find the circuit behind this behaviour of the model {model}: {behaviour}
 
@@ -43,7 +43,7 @@ Read the resource scout://skills/find-circuit and follow it:
 {honest}"""
 
     @server.prompt(title="What does this head do?")
-    def what_does_this_head_do(head: Head, task: Task = "ioi", model: Model = "bundled") -> str:
+    def what_does_this_head_do(head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled") -> str:
         """Measure what one attention head contributes, and where."""
         return f"""What does the head {head} of the model {model} do on the task {task}?
 
@@ -56,7 +56,7 @@ Read the resource scout://skills/find-circuit and follow it:
 Say what is measured and what is conjecture; attention alone proves nothing. {honest}"""
 
     @server.prompt(title="Validate a claim about a circuit")
-    def validate_claim(claim: Claim, task: Task = "ioi", model: Model = "bundled") -> str:
+    def validate_claim(claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = "bundled") -> str:
         """Put a claimed circuit to the test, on pairs that it was not made from."""
         return f"""Test this claim about the model {model}, on the task {task}: {claim}
 

@@ -11,10 +11,10 @@ from mcp.types import Completion, CompletionArgument, CompletionContext, PromptR
 from discovery.errors import DiscoveryError
 from discovery.store import run_ids
 from discovery.tasks import BUILTIN
-from mcp_server.resources.skills import skill_names, skill_pages
+from mcp_server.resources.skills import list_skill_pages, list_skills
 from mcp_server.session import Session
 
-_MOST = 100  # the protocol's limit
+_MAX_COMPLETIONS = 100  # the protocol's limit
 
 
 def add_completion(server: MCPServer[Session], session: Session) -> None:
@@ -26,24 +26,24 @@ def add_completion(server: MCPServer[Session], session: Session) -> None:
     ) -> Completion | None:
         uri = ref.uri if isinstance(ref, ResourceTemplateReference) else ""
         given = (context.arguments if context else None) or {}
-        known = await anyio.to_thread.run_sync(_names, session, argument.name, str(uri), given)
+        known = await anyio.to_thread.run_sync(_list_candidates, session, argument.name, str(uri), given)
         found = [name for name in known if name.lower().startswith(argument.value.lower())]
         found += [name for name in known if argument.value.lower() in name.lower() and name not in found]
-        return Completion(values=found[:_MOST], total=len(found), has_more=len(found) > _MOST)
+        return Completion(values=found[:_MAX_COMPLETIONS], total=len(found), has_more=len(found) > _MAX_COMPLETIONS)
 
 
-def _names(session: Session, argument: str, uri: str, given: dict[str, str]) -> Sequence[str]:
+def _list_candidates(session: Session, argument: str, uri: str, given: dict[str, str]) -> Sequence[str]:
     if argument == "model":
-        loaded = [found.model_id for found in session.models.all()]
-        return list(dict.fromkeys(["bundled", *loaded, *(session.places.shown(str(path)) for path in session.places.directories())]))
+        loaded = [found.model_id for found in session.models.list_loaded()]
+        return list(dict.fromkeys(["bundled", *loaded, *(session.allowed_paths.format_path(str(path)) for path in session.allowed_paths.list_model_directories())]))
     if argument in ("task", "behaviour") or uri.startswith("scout://tasks/"):
         return list(BUILTIN)
     if uri.startswith("scout://skills/"):
-        return skill_pages(given.get("name")) if argument == "page" else skill_names()
+        return list_skill_pages(given.get("name")) if argument == "page" else list_skills()
     if argument == "run_id":
         return run_ids(session.settings.runs_dir)
     if argument == "result_id":
-        return session.results.ids()[::-1]
+        return session.artifacts.list_ids()[::-1]
     if argument == "name" and "run_id" in given:
         try:
             run = session.runs.open(given["run_id"])

@@ -9,35 +9,35 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from discovery.errors import DiscoveryError
-from discovery.store.files import inside, read_bytes
+from discovery.store.files import read_bytes, resolve_inside
 from mcp_server.session import Session
 
-JSON, PNG, TENSORS = "application/json", "image/png", "application/octet-stream"
+JSON_TYPE, PNG_TYPE, SAFETENSORS_TYPE = "application/json", "image/png", "application/octet-stream"
 
 
-def add_run_files(server: MCPServer[Session], session: Session) -> None:
+def add_run_resources(server: MCPServer[Session], session: Session) -> None:
     """Runs and results as resources; a missing one is told with what there is."""
 
     def document(run_id: str, name: str) -> str:
         try:
             run = session.runs.open(run_id)
-            return session.places.told(read_bytes(inside(run.path, name)).decode(), run.record)
+            return session.allowed_paths.redact_run_text(read_bytes(resolve_inside(run.path, name)).decode(), run.record)
         except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.public(str(fault))) from None
+            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
-    @server.resource("scout://runs", name="runs", title="All runs", mime_type=JSON, description="Every run that is kept, the newest first.")
+    @server.resource("scout://runs", name="runs", title="All runs", mime_type=JSON_TYPE, description="Every run that is kept, the newest first.")
     def runs() -> str:
-        return json.dumps({"runs": [dataclasses.asdict(run) for run in session.run_list()[:200]]})
+        return json.dumps({"runs": [dataclasses.asdict(run) for run in session.list_run_summaries()[:200]]})
 
     @server.resource(
-        "scout://runs/{run_id}/circuit.json", name="circuit", title="The circuit of a run", mime_type=JSON,
+        "scout://runs/{run_id}/circuit.json", name="circuit", title="The circuit of a run", mime_type=JSON_TYPE,
         description="networkx node-link data: the circuit with its evaluation, verdict and provenance.",
     )  # fmt: skip
     def circuit(run_id: str) -> str:
         return document(run_id, "circuit.json")
 
     @server.resource(
-        "scout://runs/{run_id}/run.json", name="run", title="What a run was asked", mime_type=JSON,
+        "scout://runs/{run_id}/run.json", name="run", title="What a run was asked", mime_type=JSON_TYPE,
         description="Configuration, model, status.",
     )  # fmt: skip
     def record(run_id: str) -> str:
@@ -54,16 +54,16 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
         return document(run_id, "report.html")
 
     @server.resource(
-        "scout://runs/{run_id}/figures/{name}", name="figure", title="A figure of a run", mime_type=PNG, description="A picture."
+        "scout://runs/{run_id}/figures/{name}", name="figure", title="A figure of a run", mime_type=PNG_TYPE, description="A picture."
     )
     def figure(run_id: str, name: str) -> bytes:
         try:
             return session.runs.open(run_id).load_figure(name)
         except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.public(str(fault))) from None
+            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
     @server.resource(
-        "scout://runs/{run_id}/arrays/{name}", name="array", title="Full arrays of a run", mime_type=TENSORS, description="safetensors."
+        "scout://runs/{run_id}/arrays/{name}", name="array", title="Full arrays of a run", mime_type=SAFETENSORS_TYPE, description="safetensors."
     )
     def array(run_id: str, name: str) -> bytes:
         try:
@@ -71,9 +71,9 @@ def add_run_files(server: MCPServer[Session], session: Session) -> None:
             run.array_metadata(name)  # checks the name, and that it is there
             return read_bytes(run.path / "arrays" / f"{name.removesuffix('.safetensors')}.safetensors")
         except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.public(str(fault))) from None
+            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
-    kinds = (("grid.json", JSON, "Full grid"), ("heatmap.png", PNG, "Heatmap"), ("activations.safetensors", TENSORS, "Activations"))
+    kinds = (("grid.json", JSON_TYPE, "Full grid"), ("heatmap.png", PNG_TYPE, "Heatmap"), ("activations.safetensors", SAFETENSORS_TYPE, "Activations"))
     for name, mime_type, title in kinds:
         _add_result(server, session, name, mime_type, title)
 
@@ -88,7 +88,7 @@ def _add_result(server: MCPServer[Session], session: Session, name: str, mime_ty
     )
     def result(result_id: str) -> bytes | str:
         try:
-            content = session.results.get(result_id, name)
+            content = session.artifacts.get(result_id, name)
         except DiscoveryError as fault:
             raise ResourceNotFoundError(str(fault)) from None
-        return content.decode() if mime_type == JSON else content
+        return content.decode() if mime_type == JSON_TYPE else content

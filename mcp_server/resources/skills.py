@@ -13,37 +13,37 @@ from mcp.server.mcpserver.resources import FunctionResource
 
 from mcp_server.session import Session
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]*(\.md)?")
+_SKILL_NAME = re.compile(r"[a-z0-9][a-z0-9-]*(\.md)?")
 
 
-def skills_folder() -> Path:
+def find_skills_dir() -> Path:
     """Where the skills are: the packaged copy, else the checkout's."""
     packaged = Path(str(importlib.resources.files("mcp_server"))) / "skills"
     return packaged if packaged.is_dir() else packaged.parent.parent / "skills"
 
 
-def skill_names() -> list[str]:
+def list_skills() -> list[str]:
     """Every skill."""
-    return sorted(path.parent.name for path in skills_folder().glob("*/SKILL.md"))
+    return sorted(path.parent.name for path in find_skills_dir().glob("*/SKILL.md"))
 
 
-def skill_pages(name: str | None = None) -> list[str]:
+def list_skill_pages(name: str | None = None) -> list[str]:
     """The references of a skill; of every skill where None."""
     return sorted(
-        {path.name for skill in skill_names() if name in (None, skill) for path in (skills_folder() / skill).glob("references/*.md")}
+        {path.name for skill in list_skills() if name in (None, skill) for path in (find_skills_dir() / skill).glob("references/*.md")}
     )
 
 
 def add_skills(server: MCPServer[Session]) -> None:
     """Each skill and its references as a resource."""
-    for skill_name in skill_names():  # by itself too, for clients that list resources and know no templates
+    for skill_name in list_skills():  # by itself too, for clients that list resources and know no templates
         server.add_resource(
             FunctionResource(
                 uri=f"scout://skills/{skill_name}",
                 name=f"skill {skill_name}",
                 description="How to use the tools for one purpose: read it first.",
                 mime_type="text/markdown",
-                fn=partial(_read, skill_name, "SKILL.md"),
+                fn=partial(_read_skill_file, skill_name, "SKILL.md"),
             )
         )
 
@@ -55,7 +55,7 @@ def add_skills(server: MCPServer[Session]) -> None:
         description="How to use the tools for one purpose.",
     )
     def skill(name: str) -> str:
-        return _read(name, "SKILL.md")
+        return _read_skill_file(name, "SKILL.md")
 
     @server.resource(
         "scout://skills/{name}/references/{page}",
@@ -65,13 +65,13 @@ def add_skills(server: MCPServer[Session]) -> None:
         description="Read when the skill says so.",
     )
     def reference(name: str, page: str) -> str:
-        return _read(name, "references", page if page.endswith(".md") else f"{page}.md")
+        return _read_skill_file(name, "references", page if page.endswith(".md") else f"{page}.md")
 
 
-def _read(name: str, *parts: str) -> str:
-    if not _NAME.fullmatch(name) or not all(_NAME.fullmatch(part.lower()) for part in parts):
-        raise ResourceNotFoundError(f"There is no skill {name[:80]!r}; there are {', '.join(skill_names())}.")
-    path = skills_folder().joinpath(name, *parts)
+def _read_skill_file(name: str, *parts: str) -> str:
+    if not _SKILL_NAME.fullmatch(name) or not all(_SKILL_NAME.fullmatch(part.lower()) for part in parts):
+        raise ResourceNotFoundError(f"There is no skill {name[:80]!r}; there are {', '.join(list_skills())}.")
+    path = find_skills_dir().joinpath(name, *parts)
     if not path.is_file():
-        raise ResourceNotFoundError(f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(skill_names())}.")
+        raise ResourceNotFoundError(f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(list_skills())}.")
     return path.read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ def add_tasks(server: MCPServer[Session]) -> None:
                 name=f"task {name}",
                 description=BUILTIN[name].summary,
                 mime_type="application/json",
-                fn=partial(_facts, name),
+                fn=partial(_describe_task, name),
             )
         )
 
@@ -30,10 +30,10 @@ def add_tasks(server: MCPServer[Session]) -> None:
         "scout://tasks/{name}", name="task", title="A built-in task", mime_type="application/json", description="Its metric and wordings."
     )
     def task(name: str) -> str:
-        return _facts(name)
+        return _describe_task(name)
 
 
-def _facts(name: str) -> str:
+def _describe_task(name: str) -> str:
     if name not in BUILTIN:
         raise ResourceNotFoundError(f"There is no task {name[:80]!r}; there are {', '.join(BUILTIN)}.")
     found = BUILTIN[name]

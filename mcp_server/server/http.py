@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 from mcp.server.transport_security import TransportSecuritySettings
 
 from discovery.cli.arguments import UsageError
-from discovery.cli.console import warn
+from discovery.cli.console import write_to_stderr
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from mcp_server.server.server import Scout
+    from mcp_server.server.server import CircuitScoutServer
 
-PATH = "/mcp"
-MOST_BODY = 8 * 2**20  # bytes: inline pairs
-_GRACE = 5  # seconds
+ENDPOINT_PATH = "/mcp"
+MAX_BODY_BYTES = 8 * 2**20  # bytes: inline pairs
+_GRACE_SECONDS = 5  # seconds
 
 
 @dataclass(frozen=True)
-class Door:
+class HttpEndpoint:
     """Where clients come in.
 
     Attributes:
@@ -39,49 +39,49 @@ class Door:
     host: str
     port: int
     token: str | None = None
-    names: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
 
     @property
-    def hosts(self) -> list[str]:
+    def allowed_hosts(self) -> list[str]:
         """What the Host header may say."""
-        told = {"127.0.0.1", "localhost", "[::1]", f"[{self.host}]" if ":" in self.host else self.host, *self.names}
+        told = {"127.0.0.1", "localhost", "[::1]", f"[{self.host}]" if ":" in self.host else self.host, *self.extra_hosts}
         if self.host in ("0.0.0.0", "::"):
             told.add(socket.gethostname())
         return sorted({f"{name}{port}" for name in told - {"0.0.0.0", "[::]"} for port in (f":{self.port}", "")})
 
 
-class Guard:
+class BearerTokenMiddleware:
     """Lets only requests through that bear the token; an ASGI application around another."""
 
     def __init__(self, inner: ASGIApp, token: str) -> None:
-        self._inner = inner
+        self._app = inner
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._known(scope):
+        if scope["type"] == "http" and not self._is_authorized(scope):
             headers = [(b"www-authenticate", b'Bearer realm="circuit-scout"'), (b"content-type", b"application/json")]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": b'{"error":"a bearer token is required"}'})
             return
-        await self._inner(scope, receive, send)
+        await self._app(scope, receive, send)
 
-    def _known(self, scope: Scope) -> bool:
+    def _is_authorized(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.lstrip(b" "), self._token)
 
 
-def application(server: Scout, door: Door) -> ASGIApp:
+def build_asgi_app(server: CircuitScoutServer, door: HttpEndpoint) -> ASGIApp:
     """The server as an ASGI application."""
-    origins = [f"{scheme}://{host}" for host in door.hosts for scheme in ("http", "https")]
-    security = TransportSecuritySettings(enable_dns_rebinding_protection=True, allowed_hosts=door.hosts, allowed_origins=origins)
+    origins = [f"{scheme}://{host}" for host in door.allowed_hosts for scheme in ("http", "https")]
+    security = TransportSecuritySettings(enable_dns_rebinding_protection=True, allowed_hosts=door.allowed_hosts, allowed_origins=origins)
     made: Any = server.streamable_http_app(
-        streamable_http_path=PATH, host=door.host, transport_security=security, max_request_body_size=MOST_BODY
+        streamable_http_path=ENDPOINT_PATH, host=door.host, transport_security=security, max_request_body_size=MAX_BODY_BYTES
     )
-    return Guard(made, door.token) if door.token is not None else made
+    return BearerTokenMiddleware(made, door.token) if door.token is not None else made
 
 
-def listen(door: Door) -> tuple[Door, socket.socket]:
+def listen(door: HttpEndpoint) -> tuple[HttpEndpoint, socket.socket]:
     """Take the port.
 
     Returns:
@@ -98,26 +98,26 @@ def listen(door: Door) -> tuple[Door, socket.socket]:
             os.strerror(fault.errno) if fault.errno is not None and fault.errno in errno.errorcode else str(fault.strerror or fault)
         )  # without the address again
         raise UsageError(
-            f"--http {_written(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
+            f"--http {_format_address(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
         ) from None
     return replace(door, port=taken.getsockname()[1]), taken
 
 
-def _written(door: Door) -> str:
+def _format_address(door: HttpEndpoint) -> str:
     return f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
 
 
-def serve_http(server: Scout, door: Door, taken: socket.socket) -> int:
+def serve_http(server: CircuitScoutServer, door: HttpEndpoint, listening_socket: socket.socket) -> int:
     """Serve where `listen` took the port, until SIGINT or SIGTERM; ends the process then, with status 130, the runs' folders closed."""
     uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
-    config = uvicorn.Config(application(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE)
+    config = uvicorn.Config(build_asgi_app(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS)
     runner = uvicorn.Server(config)
-    warn(f"Listening at http://{_written(door)}{PATH}")
+    write_to_stderr(f"Listening at http://{_format_address(door)}{ENDPOINT_PATH}")
     told: list[int] = []  # uvicorn raises the signal that ended it again, once it has shut down
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: told.append(number))
-    runner.run(sockets=[taken])
-    server.session.close(_GRACE)
+    runner.run(sockets=[listening_socket])
+    server.session.close(_GRACE_SECONDS)
     if told:
         sys.stderr.flush()
         os._exit(130)  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it

@@ -1,6 +1,6 @@
 """One server from settings: `build_server`.
 
-`Scout` is the SDK's server with one boundary: what a caller can mend is told as it is, anything else by the id under which its
+`CircuitScoutServer` is the SDK's server with one boundary: what a caller can mend is told as it is, anything else by the id under which its
 traceback stands in the log.
 """
 
@@ -19,12 +19,12 @@ from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 from pydantic import AnyUrl, ValidationError
 
 from discovery.errors import DiscoveryError, Interrupted
-from mcp_server.errors import LOG, reported
+from mcp_server.errors import LOG, log_bug
 from mcp_server.prompts import add_prompts
 from mcp_server.resources import add_resources
-from mcp_server.session import Session, Settings
-from mcp_server.tools.registry import OFFERS, offered, switched_off
-from mcp_server.tools.schema import told
+from mcp_server.session import ServerSettings, Session
+from mcp_server.tools.registry import TOOL_SPECS, build_tools, describe_missing_tools
+from mcp_server.tools.schema import explain_argument_errors
 
 NAME = "circuit-scout"
 INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language model's behaviour and proves it.
@@ -37,7 +37,7 @@ Handles (model_id, run_id) are plain arguments. A long discovery returns a run_i
 pairs and controls: verified, partial, rejected, inconclusive, no_behaviour. Report them as they are, with their reasons."""
 
 
-class Scout(MCPServer[Session]):
+class CircuitScoutServer(MCPServer[Session]):
     """The server.
 
     Attributes:
@@ -53,17 +53,17 @@ class Scout(MCPServer[Session]):
         try:
             return await super().call_tool(name, arguments, context)
         except UnexpectedToolError as fault:
-            raise ToolError(self._explained(name, fault.__cause__ or fault)) from None
+            raise ToolError(self._explain_error(name, fault.__cause__ or fault)) from None
         except ToolError as fault:
             tool = self._tool_manager.get_tool(name)
             if tool is not None and isinstance(fault.__cause__, ValidationError):
-                raise ToolError(told(tool, fault.__cause__)) from None
+                raise ToolError(explain_argument_errors(tool, fault.__cause__)) from None
             if tool is None:
-                if name in {offer.function.__name__ for offer in OFFERS}:
-                    raise ToolError(f"{name} is switched off here.\n{switched_off(self.session.settings)}") from None
+                if name in {offer.function.__name__ for offer in TOOL_SPECS}:
+                    raise ToolError(f"{name} is switched off here.\n{describe_missing_tools(self.session.settings)}") from None
                 known = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
                 raise ToolError(f"There is no tool {name[:80]!r} here.\nThe tools are {known}.") from None
-            raise ToolError(self.session.settings.public(str(fault))) from None
+            raise ToolError(self.session.settings.redact_paths(str(fault))) from None
 
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Session, Any] | None = None
@@ -72,10 +72,10 @@ class Scout(MCPServer[Session]):
         try:
             return await super().read_resource(uri, context)
         except UnexpectedResourceError as fault:
-            cause = _root(fault)
+            cause = _root_cause(fault)
             if isinstance(cause, DiscoveryError):
-                raise ResourceNotFoundError(self.session.settings.public(str(cause))) from None
-            raise ResourceError(reported("a resource", cause)) from None
+                raise ResourceNotFoundError(self.session.settings.redact_paths(str(cause))) from None
+            raise ResourceError(log_bug("a resource", cause)) from None
 
     async def get_prompt(
         self, name: str, arguments: dict[str, Any] | None = None, context: Context[Session, Any] | None = None
@@ -92,45 +92,45 @@ class Scout(MCPServer[Session]):
             raise MCPError(INVALID_PARAMS, " ".join([*wrong, f"{name} takes: {', '.join(takes)}; required: {required}."]))
         return await super().get_prompt(name, arguments, context)
 
-    def _explained(self, name: str, cause: BaseException) -> str:
+    def _explain_error(self, name: str, cause: BaseException) -> str:
         if isinstance(cause, DiscoveryError):
             if cause.detail:
                 LOG.info("%s: %s It was told: %s", name, cause.cause, cause.detail)
-            return self.session.settings.public(str(cause))
+            return self.session.settings.redact_paths(str(cause))
         if isinstance(cause, Interrupted):
             return "The call was stopped before it was done, because the server ends.\nCall again."
-        return reported(name, cause)
+        return log_bug(name, cause)
 
 
-def build_server(settings: Settings | None = None) -> Scout:
+def build_server(settings: ServerSettings | None = None) -> CircuitScoutServer:
     """The production server.
 
     Args:
         settings: as `circuit-scout serve` reads them; the defaults where None.
     """
-    session = Session(settings or Settings())
+    session = Session(settings or ServerSettings())
 
     @asynccontextmanager
     async def shared(_: MCPServer[Session]) -> AsyncIterator[Session]:
         yield session
 
-    server = Scout(
+    server = CircuitScoutServer(
         NAME,
         title="Circuit Scout",
         description="Mechanistic interpretability: find the circuit behind a behaviour, and prove it.",
-        instructions=" ".join(filter(None, (INSTRUCTIONS, switched_off(session.settings)))),
+        instructions=" ".join(filter(None, (INSTRUCTIONS, describe_missing_tools(session.settings)))),
         version=_version(),
-        tools=offered(session.settings),
+        tools=build_tools(session.settings),
         lifespan=shared,
         log_level="WARNING",
     )
     server.session = session
     add_resources(server, session)
-    add_prompts(server, switched_off(session.settings))
+    add_prompts(server, describe_missing_tools(session.settings))
     return server
 
 
-def _root(fault: BaseException) -> BaseException:
+def _root_cause(fault: BaseException) -> BaseException:
     while fault.__cause__ is not None:
         fault = fault.__cause__
     return fault

@@ -14,12 +14,12 @@ from contextlib import suppress
 import anyio
 from mcp.server.stdio import stdio_server
 
-from mcp_server.server.server import Scout
+from mcp_server.server.server import CircuitScoutServer
 
-_GRACE = 1.5  # seconds for runs to close their folders; a client kills a server after about two
+_GRACE_SECONDS = 1.5  # seconds for runs to close their folders; a client kills a server after about two
 
 
-def serve_stdio(server: Scout) -> int:
+def serve_stdio(server: CircuitScoutServer) -> int:
     """Serve one client until it closes standard input; returns the exit status."""
     wire = os.fdopen(os.dup(1), "wb")
     source = os.fdopen(os.dup(0), "rb")
@@ -30,14 +30,14 @@ def serve_stdio(server: Scout) -> int:
     os.close(silent)
     with suppress(KeyboardInterrupt):
         anyio.run(_serve, server, source, wire)
-    server.session.close(_GRACE)
+    server.session.close(_GRACE_SECONDS)
     with suppress(OSError, ValueError):
         sys.stderr.flush()
         wire.flush()
     os._exit(0)  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
 
 
-async def _serve(server: Scout, source: io.BufferedReader, wire: io.BufferedWriter) -> None:
+async def _serve(server: CircuitScoutServer, source: io.BufferedReader, wire: io.BufferedWriter) -> None:
     reader = anyio.wrap_file(io.TextIOWrapper(source, encoding="utf-8", errors="replace"))
     writer = anyio.wrap_file(io.TextIOWrapper(wire, encoding="utf-8"))
     lowlevel = server._lowlevel_server  # the SDK's own run_stdio_async takes no streams

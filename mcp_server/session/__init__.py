@@ -3,9 +3,9 @@
 Imports nothing that needs torch; `science` brings that in on the first call that measures.
 """
 
-from mcp_server.session.allowed_paths import Places
-from mcp_server.session.devices import Devices, Work
+from mcp_server.session.allowed_paths import AllowedPaths
+from mcp_server.session.devices import DeviceJob, DeviceQueues
 from mcp_server.session.session import Session
-from mcp_server.session.settings import Settings
+from mcp_server.session.settings import ServerSettings
 
-__all__ = ["Devices", "Places", "Session", "Settings", "Work"]
+__all__ = ["AllowedPaths", "DeviceJob", "DeviceQueues", "ServerSettings", "Session"]

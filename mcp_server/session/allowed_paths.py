@@ -13,27 +13,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from discovery.store import RunRecord
-from mcp_server.errors import PlaceError
-from mcp_server.session.settings import Settings
+from mcp_server.errors import PathNotAllowedError
+from mcp_server.session.settings import ServerSettings
 
 BUNDLED = "bundled"
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-_RELEASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
-_RUN = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
-_DICTIONARY = "sae"  # in the folder of its training
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+_SAE_FOLDER = "sae"  # in the folder of its training
 _MODEL_FILES = ("config.json", "tl_config.json")
-_DEEP, _MOST, _LOOKS = 3, 200, 2000  # levels down, models listed, directories opened
-_WRITTEN: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
+_MAX_DEPTH, _MAX_MODELS, _MAX_DIRECTORIES = 3, 200, 2000  # levels down, models listed, directories opened
+_ENCODINGS: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
 
 
-class Places:
+class AllowedPaths:
     """The directories that may be read."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.roots = tuple(root.resolve() for root in (settings.models_dir, settings.here) if root is not None)
+        self.roots = tuple(root.resolve() for root in (settings.models_dir, settings.working_dir) if root is not None)
 
-    def model(self, name: str) -> str:
+    def resolve_model(self, name: str) -> str:
         """The model to open: `bundled`, a directory as an absolute path, or a hub name.
 
         Raises:
@@ -41,36 +41,36 @@ class Places:
         """
         if name == BUNDLED:
             return name
-        found = self._find(name)
+        found = self._resolve_inside(name)
         if found is not None and found.is_dir():
             return str(found)
-        if not _HUB.fullmatch(name) or self._elsewhere(name):
-            raise self._refused("model directory", name, "Give 'bundled', a hub name, or one that list_models shows.")
+        if not _HUB_NAME.fullmatch(name) or self._is_other_path(name):
+            raise self._make_refusal("model directory", name, "Give 'bundled', a hub name, or one that list_models shows.")
         return name
 
-    def task_file(self, name: str) -> Path:
+    def resolve_task_file(self, name: str) -> Path:
         """A task file.
 
         Raises:
             PlaceError: where there is none at that place, or it may not be read.
         """
-        found = self._find(name)
+        found = self._resolve_inside(name)
         if found is None or not found.is_file():
-            raise self._refused("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
+            raise self._make_refusal("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
         return found
 
-    def text_file(self, name: str, instead: str) -> Path:
+    def resolve_text_file(self, name: str, instead: str) -> Path:
         """A text to be read, or to train on.
 
         Raises:
             PlaceError: where there is none at that place, or it may not be read.
         """
-        found = self._find(name)
+        found = self._resolve_inside(name)
         if found is None or not found.is_file():
-            raise self._refused("text file", name, f"{instead}, or put the file into one of them.")
+            raise self._make_refusal("text file", name, f"{instead}, or put the file into one of them.")
         return found
 
-    def dictionary(self, name: str | None) -> str:
+    def resolve_sae(self, name: str | None) -> str:
         """A sparse autoencoder: `bundled` (also where None is named), a directory or the folder of a training as an absolute path, or
         release/sae_id of the hub.
 
@@ -79,51 +79,51 @@ class Places:
         """
         if name is None or name == BUNDLED:
             return BUNDLED
-        if _RUN.fullmatch(name) and (self.settings.runs_dir / name / "run.json").is_file():
+        if _RUN_ID.fullmatch(name) and (self.settings.runs_dir / name / "run.json").is_file():
             run = self.settings.runs_dir.absolute() / name
-            trained = run / _DICTIONARY if (run / _DICTIONARY / "cfg.json").is_file() else run
+            trained = run / _SAE_FOLDER if (run / _SAE_FOLDER / "cfg.json").is_file() else run
             if trained.resolve().is_relative_to(self.settings.runs_dir.resolve()):
                 return str(trained)
-        found = self._find(name)
+        found = self._resolve_inside(name)
         if found is not None and found.is_dir():
             return str(found)
-        if not _RELEASE.fullmatch(name) or self._elsewhere(name):
-            raise self._refused(
+        if not _SAE_RELEASE_NAME.fullmatch(name) or self._is_other_path(name):
+            raise self._make_refusal(
                 "SAE directory",
                 name,
                 "Give one in it (cfg.json, sae_weights.safetensors), the run_id of a training, or release/sae_id.",
             )
         return name
 
-    def shown(self, path: str) -> str:
+    def format_path(self, path: str) -> str:
         """A path as the assistant may write it: relative to an allowed directory."""
         if not Path(path).is_absolute():
             return path
-        if Path(path).name == _DICTIONARY and Path(path).parent.parent == self.settings.runs_dir.absolute():
+        if Path(path).name == _SAE_FOLDER and Path(path).parent.parent == self.settings.runs_dir.absolute():
             return Path(path).parent.name  # the id of the training
-        given = (root.absolute() for root in (self.settings.models_dir, self.settings.here) if root is not None)
+        given = (root.absolute() for root in (self.settings.models_dir, self.settings.working_dir) if root is not None)
         for root in (*self.roots, *given):
             if Path(path).is_relative_to(root):
                 return Path(path).relative_to(root).as_posix()
         return Path(path).name
 
-    def told(self, text: str, record: RunRecord) -> str:
+    def redact_run_text(self, text: str, record: RunRecord) -> str:
         """What a run left, without the paths of this machine: also where its model and task lie elsewhere."""
-        return self.without(text, _paths_of(record))
+        return self.redact(text, _collect_paths(record))
 
-    def without(self, text: str, paths: Iterable[str]) -> str:
+    def redact(self, text: str, paths: Iterable[str]) -> str:
         """A text in which these paths are shown as a call may name them, and this server's own are not shown."""
-        for path in sorted(filter(_absolute, paths), key=len, reverse=True):
-            for written in _WRITTEN:
-                text = text.replace(written(path), written(self.shown(path)))
-        return self.settings.public(text)
+        for path in sorted(filter(_is_absolute_path, paths), key=len, reverse=True):
+            for written in _ENCODINGS:
+                text = text.replace(written(path), written(self.format_path(path)))
+        return self.settings.redact_paths(text)
 
-    def directories(self) -> list[Path]:
+    def list_model_directories(self) -> list[Path]:
         """The model directories that may be loaded, by name; of a large tree those that a short look finds."""
-        looked = iter(range(_LOOKS))
-        return [found for root in self.roots if root.is_dir() for found in _model_directories(root, _DEEP, looked)][:_MOST]
+        looked = iter(range(_MAX_DIRECTORIES))
+        return [found for root in self.roots if root.is_dir() for found in _find_model_directories(root, _MAX_DEPTH, looked)][:_MAX_MODELS]
 
-    def _find(self, name: str) -> Path | None:
+    def _resolve_inside(self, name: str) -> Path | None:
         """What a name is inside the allowed directories, or None."""
         if not name or "\0" in name or len(name) > 4096:
             return None
@@ -136,40 +136,40 @@ class Places:
                 continue
         return None
 
-    def _elsewhere(self, name: str) -> bool:
+    def _is_other_path(self, name: str) -> bool:
         """Whether a plain name is also a path: a link that leads out, or a directory that would be opened instead of the hub's model."""
         return any((place / name).exists() for place in (Path(), *self.roots))
 
-    def _refused(self, what: str, name: str, cure: str) -> PlaceError:
+    def _make_refusal(self, what: str, name: str, cure: str) -> PathNotAllowedError:
         allowed = [
             label
-            for path, label in ((self.settings.models_dir, "the models directory"), (self.settings.here, "the working directory"))
+            for path, label in ((self.settings.models_dir, "the models directory"), (self.settings.working_dir, "the working directory"))
             if path
         ]
         where = " or ".join(allowed) or "any directory: the server was started without --models-dir, so none may be read"
         shown = name if len(name) <= 80 else f"{name[:77]}..."
-        return PlaceError(f"There is no {what} {shown!r} in {where}.", cure)
+        return PathNotAllowedError(f"There is no {what} {shown!r} in {where}.", cure)
 
 
-def _paths_of(record: RunRecord) -> set[str]:
+def _collect_paths(record: RunRecord) -> set[str]:
     """The paths that a run was asked with, among other words."""
     parts = [part for name in ("load", "text") if isinstance(part := record.configuration.get(name), Mapping)]
-    asked = [record.model.name, *(value for part in parts for value in part.values()), *_words(record.provenance.command or "")]
+    asked = [record.model.name, *(value for part in parts for value in part.values()), *_split_command(record.provenance.command or "")]
     return {word for word in asked if isinstance(word, str)}
 
 
-def _absolute(word: str) -> bool:
+def _is_absolute_path(word: str) -> bool:
     return Path(word).is_absolute() and Path(word) != Path(word).parent
 
 
-def _words(command: str) -> list[str]:
+def _split_command(command: str) -> list[str]:
     try:
         return shlex.split(command)
     except ValueError:  # an open quotation mark
         return command.split()
 
 
-def _model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Path]:
+def _find_model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Path]:
     if next(looked, None) is None:
         return []
     if any((place / file).is_file() for file in _MODEL_FILES):
@@ -180,4 +180,4 @@ def _model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Pa
         inner = [entry for entry in sorted(place.iterdir()) if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
     except OSError:
         return []
-    return [found for entry in inner for found in _model_directories(entry, deep - 1, looked)]
+    return [found for entry in inner for found in _find_model_directories(entry, deep - 1, looked)]

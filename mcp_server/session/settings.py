@@ -11,11 +11,11 @@ from discovery.store import default_runs_dir
 
 Toolset = Literal["models", "measure", "features", "circuits", "runs"]
 TOOLSETS: tuple[Toolset, ...] = get_args(Toolset)
-Images = Literal["include", "omit"]
+ImagePolicy = Literal["include", "omit"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Fixed for the life of the server.
 
     Attributes:
@@ -32,27 +32,27 @@ class Settings:
 
     runs_dir: Path = field(default_factory=default_runs_dir)
     models_dir: Path | None = None
-    here: Path | None = None
+    working_dir: Path | None = None
     read_only: bool = False
-    images: Images = "include"
+    images: ImagePolicy = "include"
     toolsets: tuple[Toolset, ...] = TOOLSETS
     backend: BackendName = "auto"
     device: str = "auto"
     dtype: str = "float32"
     memory: int | None = None
-    local: bool = True
+    is_local: bool = True
 
-    def public(self, text: str) -> str:
+    def redact_paths(self, text: str) -> str:
         """A message without the paths of this machine."""
-        named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.here, "the working directory")]
-        known = {str(form): name for path, name in named if path is not None for form in _forms(path)}
+        named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.working_dir, "the working directory")]
+        known = {str(form): name for path, name in named if path is not None for form in _path_forms(path)}
         for path in sorted(known, key=len, reverse=True):
             text = text.replace(f"{path}/", "").replace(path, known[path])
-        for home in _forms(Path.home()):
+        for home in _path_forms(Path.home()):
             text = text.replace(f"{home}/", "~/")
         return text
 
 
-def _forms(path: Path) -> set[Path]:
+def _path_forms(path: Path) -> set[Path]:
     """How messages may write a directory: as it was given, and with symbolic links followed; none for the root."""
     return {form for form in (path.absolute(), path.resolve()) if form != form.parent}

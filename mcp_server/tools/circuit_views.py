@@ -15,7 +15,7 @@ from discovery.errors import StoreError
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitEdge, CircuitGraph, CircuitNode, Effect, Evaluation
 from discovery.store import Run
 from mcp_server.session import Session
-from mcp_server.tools.result import Result, link, number, numbers, picture
+from mcp_server.tools.result import Result, make_image, make_link, round_number, round_numbers
 
 
 class NodeView(Result):
@@ -61,13 +61,13 @@ class ScoreView(Result):
 def node_views(circuit: CircuitGraph) -> list[NodeView]:
     """The circuit's heads and MLPs, largest effect first."""
     members = [node for node in circuit.nodes if node.id not in ("embed", "logits")]
-    return [_node(node) for node in sorted(members, key=lambda node: (-_size(node), node.node))]
+    return [_node_view(node) for node in sorted(members, key=lambda node: (-_effect_size(node), node.node))]
 
 
 def edge_views(circuit: CircuitGraph) -> list[EdgeView]:
     """The circuit's edges, largest effect first."""
     ordered = sorted(circuit.edges, key=lambda edge: -abs(_mean(edge.effect) or 0.0))
-    return [_edge(edge) for edge in ordered]
+    return [_edge_view(edge) for edge in ordered]
 
 
 def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
@@ -91,22 +91,22 @@ def score_views(circuit: CircuitGraph) -> list[ScoreView]:
         views.append(
             ScoreView(
                 ablation=ablation,
-                faithfulness=number(kept.value, 4) if kept else None,
-                faithfulness_low=number(kept.low, 4) if kept else None,
-                faithfulness_high=number(kept.high, 4) if kept else None,
-                knockout=number(knocked.value, 4) if knocked else None,
+                faithfulness=round_number(kept.value, 4) if kept else None,
+                faithfulness_low=round_number(kept.low, 4) if kept else None,
+                faithfulness_high=round_number(kept.high, 4) if kept else None,
+                knockout=round_number(knocked.value, 4) if knocked else None,
             )
         )
     return views
 
 
-def beside_run(session: Session, run: Run, *, image: bool) -> list[ContentBlock]:
+def run_content(session: Session, run: Run, *, image: bool) -> list[ContentBlock]:
     """The circuit's drawing, and links to what the run left."""
     blocks: list[ContentBlock] = []
     names = run.figure_names()
     if image and session.settings.images == "include" and "circuit" in names:
-        blocks.append(picture(run.load_figure("circuit")))
-    return blocks + [link(uri, name, kind) for uri, name, kind in run_links(run)]
+        blocks.append(make_image(run.load_figure("circuit")))
+    return blocks + [make_link(uri, name, kind) for uri, name, kind in run_links(run)]
 
 
 def run_links(run: Run) -> list[tuple[str, str, str]]:
@@ -121,7 +121,7 @@ def run_links(run: Run) -> list[tuple[str, str, str]]:
     return links + [(f"{base}/arrays/{name}.safetensors", f"array {name}", "application/octet-stream") for name in run.array_ids()]
 
 
-def circuit_of(run: Run) -> CircuitGraph | None:
+def load_circuit_if_any(run: Run) -> CircuitGraph | None:
     """The record, where the run is that far."""
     try:
         return run.load_circuit()
@@ -136,7 +136,7 @@ def facts_of(circuit: CircuitGraph) -> dict[str, Any]:
     return {"model": circuit.model.name, "task": circuit.task.name, "metric": circuit.task.metric}
 
 
-def _node(node: CircuitNode) -> NodeView:
+def _node_view(node: CircuitNode) -> NodeView:
     effect = node.effect
     return NodeView(
         id=node.id,
@@ -144,29 +144,29 @@ def _node(node: CircuitNode) -> NodeView:
         denoising=_mean(effect.denoising) if effect else None,
         noising=_mean(effect.noising) if effect else None,
         sign=node.sign,
-        role=node.role or _sense(node),
+        role=node.role or _describe_feature(node),
         positions=list(node.positions) if node.positions is not None else None,
     )
 
 
-def _sense(node: CircuitNode) -> str | None:
+def _describe_feature(node: CircuitNode) -> str | None:
     """What is known of a feature, in a few words."""
     if node.feature is None:
         return None
     return f"feature; fires on {' '.join(node.feature.fires_on)}; promotes {' '.join(node.feature.promotes)}"
 
 
-def _edge(edge: CircuitEdge) -> EdgeView:
+def _edge_view(edge: CircuitEdge) -> EdgeView:
     return EdgeView(source=edge.source, target=edge.target, effect=_mean(edge.effect), inputs=[str(name) for name in edge.inputs])
 
 
-def _size(node: CircuitNode) -> float:
+def _effect_size(node: CircuitNode) -> float:
     effect = node.effect
     return abs(_mean(effect.denoising) or 0.0) + abs(_mean(effect.noising) or 0.0) if effect else 0.0
 
 
 def _mean(effect: Effect | None) -> float | None:
-    return number(effect.mean, 4) if effect else None
+    return round_number(effect.mean, 4) if effect else None
 
 
 MEANING = {
@@ -181,7 +181,7 @@ MEANING = {
 
 def evaluation_block(evaluation: Evaluation, *, detailed: bool) -> dict[str, Any]:
     """`evaluation` as in circuit.json; concise leaves out minimality rows, thresholds and the curve's node lists."""
-    block: dict[str, Any] = numbers(evaluation.model_dump(mode="json", by_alias=True), 4)
+    block: dict[str, Any] = round_numbers(evaluation.model_dump(mode="json", by_alias=True), 4)
     block["meaning"] = {name: MEANING[name] for name in CONDITIONS}
     if detailed:
         return block
@@ -197,7 +197,7 @@ def evaluation_block(evaluation: Evaluation, *, detailed: bool) -> dict[str, Any
     return block
 
 
-def squeezed(block: dict[str, Any], limit: int) -> dict[str, Any]:
+def shorten_evaluation(block: dict[str, Any], limit: int) -> dict[str, Any]:
     """The block within so many characters: first the curve goes, then the discovery split's evidence."""
     for cut in ("curve", "discovery", "tests", "heldout"):
         if len(json.dumps(block)) <= limit:

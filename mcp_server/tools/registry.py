@@ -13,7 +13,7 @@ from typing import Any
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
-from mcp_server.session.settings import TOOLSETS, Settings, Toolset
+from mcp_server.session.settings import TOOLSETS, ServerSettings, Toolset
 from mcp_server.tools.circuits import discover_circuit, evaluate_circuit
 from mcp_server.tools.features import (
     circuit_features,
@@ -25,13 +25,13 @@ from mcp_server.tools.features import (
 from mcp_server.tools.measure import ablate_heads, check_task, patch_sweep, run_with_cache
 from mcp_server.tools.models import load_model
 from mcp_server.tools.runs import list_runs, run_status
-from mcp_server.tools.schema import strict
+from mcp_server.tools.schema import close_schema
 
-__all__ = ["OFFERS", "Offer", "offered", "switched_off"]
+__all__ = ["TOOL_SPECS", "ToolSpec", "build_tools", "describe_missing_tools"]
 
 
 @dataclass(frozen=True)
-class Offer:
+class ToolSpec:
     """A tool and what is said of it.
 
     Attributes:
@@ -46,58 +46,58 @@ class Offer:
     function: Callable[..., Awaitable[Any]]
     title: str
     toolset: Toolset
-    reads: bool = True
-    destroys: bool = False
-    repeats: bool = True
-    open_world: bool = False
-    writes: bool = False
+    is_read_only: bool = True
+    is_destructive: bool = False
+    is_idempotent: bool = True
+    is_open_world: bool = False
+    needs_write_access: bool = False
 
-    def tool(self) -> Tool:
+    def build_tool(self) -> Tool:
         """The tool as the SDK has it, refusing arguments that it does not know."""
         hints = ToolAnnotations(
             title=self.title,
-            read_only_hint=self.reads,
-            destructive_hint=self.destroys,
-            idempotent_hint=self.repeats,
-            open_world_hint=self.open_world,
+            read_only_hint=self.is_read_only,
+            destructive_hint=self.is_destructive,
+            idempotent_hint=self.is_idempotent,
+            open_world_hint=self.is_open_world,
         )
         description = inspect.cleandoc(self.function.__doc__ or "")
-        return strict(Tool.from_function(self.function, title=self.title, description=description, annotations=hints))
+        return close_schema(Tool.from_function(self.function, title=self.title, description=description, annotations=hints))
 
 
-OFFERS: tuple[Offer, ...] = (
-    Offer(load_model.load_model, "Load a model", "models", reads=False, open_world=True),
-    Offer(load_model.list_models, "List models", "models"),
-    Offer(load_model.unload_model, "Unload a model", "models", reads=False),
-    Offer(check_task.check_task, "Does the model do the task?", "measure"),
-    Offer(run_with_cache.run_with_cache, "Look into one prompt", "measure"),
-    Offer(patch_sweep.patch_sweep, "Activation patching sweep", "measure"),
-    Offer(ablate_heads.ablate_heads, "Ablate heads and MLPs", "measure"),
-    Offer(sae_top_features.sae_top_features, "Top features of an SAE", "features", open_world=True),
-    Offer(edit_features.edit_features, "Change features of an SAE", "features", open_world=True),
-    Offer(sae_examples.sae_examples, "Where features fire", "features", open_world=True),
-    Offer(circuit_features.circuit_features, "Features beside a circuit", "features", reads=False, open_world=True, writes=True),
-    Offer(train_sae.train_sae, "Train an SAE", "features", reads=False, repeats=False, writes=True),
-    Offer(evaluate_circuit.evaluate_circuit, "Evaluate a circuit", "circuits", reads=False),
-    Offer(discover_circuit.discover_circuit, "Discover a circuit", "circuits", reads=False, repeats=False, writes=True),
-    Offer(run_status.run_status, "How far is a run?", "runs"),
-    Offer(run_status.cancel_run, "Stop a run", "runs", reads=False, writes=True),
-    Offer(run_status.get_circuit, "The circuit of a run", "runs"),
-    Offer(list_runs.list_runs, "List runs", "runs"),
+TOOL_SPECS: tuple[ToolSpec, ...] = (
+    ToolSpec(load_model.load_model, "Load a model", "models", is_read_only=False, is_open_world=True),
+    ToolSpec(load_model.list_models, "List models", "models"),
+    ToolSpec(load_model.unload_model, "Unload a model", "models", is_read_only=False),
+    ToolSpec(check_task.check_task, "Does the model do the task?", "measure"),
+    ToolSpec(run_with_cache.run_with_cache, "Look into one prompt", "measure"),
+    ToolSpec(patch_sweep.patch_sweep, "Activation patching sweep", "measure"),
+    ToolSpec(ablate_heads.ablate_heads, "Ablate heads and MLPs", "measure"),
+    ToolSpec(sae_top_features.sae_top_features, "Top features of an SAE", "features", is_open_world=True),
+    ToolSpec(edit_features.edit_features, "Change features of an SAE", "features", is_open_world=True),
+    ToolSpec(sae_examples.sae_examples, "Where features fire", "features", is_open_world=True),
+    ToolSpec(circuit_features.circuit_features, "Features beside a circuit", "features", is_read_only=False, is_open_world=True, needs_write_access=True),
+    ToolSpec(train_sae.train_sae, "Train an SAE", "features", is_read_only=False, is_idempotent=False, needs_write_access=True),
+    ToolSpec(evaluate_circuit.evaluate_circuit, "Evaluate a circuit", "circuits", is_read_only=False),
+    ToolSpec(discover_circuit.discover_circuit, "Discover a circuit", "circuits", is_read_only=False, is_idempotent=False, needs_write_access=True),
+    ToolSpec(run_status.run_status, "How far is a run?", "runs"),
+    ToolSpec(run_status.cancel_run, "Stop a run", "runs", is_read_only=False, needs_write_access=True),
+    ToolSpec(run_status.get_circuit, "The circuit of a run", "runs"),
+    ToolSpec(list_runs.list_runs, "List runs", "runs"),
 )
 
 
-def offered(settings: Settings) -> list[Tool]:
+def build_tools(settings: ServerSettings) -> list[Tool]:
     """The tools that these settings switch on, in a fixed order: models always, and the runs with what starts one."""
     starts = {"circuits", "features"} & set(settings.toolsets)
     on = {"models", *settings.toolsets, *(("runs",) if starts else ())}
-    return [offer.tool() for offer in OFFERS if offer.toolset in on and not (settings.read_only and offer.writes)]
+    return [offer.build_tool() for offer in TOOL_SPECS if offer.toolset in on and not (settings.read_only and offer.needs_write_access)]
 
 
-def switched_off(settings: Settings) -> str:
+def describe_missing_tools(settings: ServerSettings) -> str:
     """Which tools these settings leave out, and how the user would have them; nothing where there are all."""
-    here = {tool.name for tool in offered(settings)}
-    missing = [offer.function.__name__ for offer in OFFERS if offer.function.__name__ not in here]
+    here = {tool.name for tool in build_tools(settings)}
+    missing = [offer.function.__name__ for offer in TOOL_SPECS if offer.function.__name__ not in here]
     if not missing:
         return ""
     flags = ["without --read-only"] if settings.read_only else []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.coverage import shares
+from benchmarks.coverage import divide_proportionally
 
 
 def test_shares_add_up() -> None:
-    assert shares([10, 10, 10], 10) == [4, 3, 3]
-    assert shares([600, 600, 1200], 48) == [12, 12, 24]
+    assert divide_proportionally([10, 10, 10], 10) == [4, 3, 3]
+    assert divide_proportionally([600, 600, 1200], 48) == [12, 12, 24]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACE = ROOT / "build" / "conformance"
+INSTALL_DIR = ROOT / "build" / "conformance"
 PACKAGES = [
     "node@22",
     "@modelcontextprotocol/conformance@0.2.0-alpha.12",
@@ -33,7 +33,7 @@ def main() -> int:
     if shutil.which("npm") is None:
         say("npm is not here: nothing was run")
         return 0 if "--if-possible" in sys.argv else 1
-    environment = {**os.environ, "PATH": f"{PLACE / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PATH": f"{INSTALL_DIR / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     if not install(environment):
         say("Node 22 and the suite could not be installed: nothing was run")
         return 0 if "--if-possible" in sys.argv else 1
@@ -48,7 +48,7 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
         ("fixtures", ["-m", "tests.conformance.server"], []),
         ("production", ["-m", "mcp_server", "serve", "--http"], ["--expected-failures", str(BASELINE)]),
     ):
-        with served(words, environment) as url:
+        with run_server(words, environment) as url:
             for revision in REVISIONS:
                 command = [
                     "conformance",
@@ -58,10 +58,10 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
                     "--requirements",
                     revision,
                     "-o",
-                    str(PLACE / "out" / f"{name}-{revision}"),
+                    str(INSTALL_DIR / "out" / f"{name}-{revision}"),
                     *more,
                 ]
-                yield f"{name} {revision}", passes(command, environment)
+                yield f"{name} {revision}", run_check(command, environment)
     for era in ("legacy", "modern"):
         command = [
             "mcp-inspector",
@@ -79,21 +79,21 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
             "json",
             "-q",
         ]
-        yield f"inspector {era}", passes(command, environment, quiet=True)
-    yield "Claude Code", passes([sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment)
+        yield f"inspector {era}", run_check(command, environment, quiet=True)
+    yield "Claude Code", run_check([sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment)
 
 
 def install(environment: dict[str, str]) -> bool:
     """Bring the packages; whether they are there."""
-    if all((PLACE / "node_modules" / ".bin" / name).exists() for name in ("node", "conformance", "mcp-inspector", "claude")):
+    if all((INSTALL_DIR / "node_modules" / ".bin" / name).exists() for name in ("node", "conformance", "mcp-inspector", "claude")):
         return True
-    PLACE.mkdir(parents=True, exist_ok=True)
+    INSTALL_DIR.mkdir(parents=True, exist_ok=True)
     command = ["npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--foreground-scripts", *PACKAGES]
-    return subprocess.run(command, cwd=PLACE, env=environment, check=False).returncode == 0
+    return subprocess.run(command, cwd=INSTALL_DIR, env=environment, check=False).returncode == 0
 
 
 @contextmanager
-def served(words: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
+def run_server(words: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
     """A server on a free port, once it answers; gives its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -115,7 +115,7 @@ def served(words: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
             process.wait(20)
 
 
-def passes(command: Sequence[str], environment: dict[str, str], *, quiet: bool = False) -> bool:
+def run_check(command: Sequence[str], environment: dict[str, str], *, quiet: bool = False) -> bool:
     say(" ".join(command))
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode == 0
 

@@ -26,7 +26,7 @@ class Script:
         self.results: list[dict[str, Any]] = []
         self.tools: set[str] = set()
         self.system = ""
-        self.stuck = ""
+        self.failure = ""
         self._lock = threading.Lock()
 
     def reply(self, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -46,8 +46,8 @@ class Script:
             try:
                 given = arguments(results)
             except (ValueError, LookupError, StopIteration):
-                self.stuck = f"{name} cannot be called after {results[-1]}"
-                return [{"type": "text", "text": self.stuck}]
+                self.failure = f"{name} cannot be called after {results[-1]}"
+                return [{"type": "text", "text": self.failure}]
             return [{"type": "tool_use", "id": f"toolu_{done:04d}", "name": f"mcp__circuit-scout__{name}", "input": given}]
 
 
@@ -80,7 +80,7 @@ def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 @contextmanager
-def playing(script: Script) -> Iterator[str]:
+def serve_script(script: Script) -> Iterator[str]:
     """Serve the script on this machine; gives the base URL."""
 
     class Handler(BaseHTTPRequestHandler):

@@ -22,17 +22,17 @@ from mcp.server.mcpserver.prompts.base import UserMessage
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, Field
 
-from mcp_server.server.http import Door, listen, serve_http
-from mcp_server.server.server import Scout, build_server
-from mcp_server.session import Settings
+from mcp_server.server.http import HttpEndpoint, listen, serve_http
+from mcp_server.server.server import CircuitScoutServer, build_server
+from mcp_server.session import ServerSettings
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 WAV = "UklGRiQAAABXQVZFZm10IBAAAAABAAEARKwAAIhYAQACABAAZGF0YQAAAAA="
 MISSING_CAPABILITY = -32021
 
 
-def make() -> Scout:
-    server = build_server(Settings(runs_dir=Path(mkdtemp()) / "runs"))
+def make_fixture_server() -> CircuitScoutServer:
+    server = build_server(ServerSettings(runs_dir=Path(mkdtemp()) / "runs"))
     for add in (add_content, add_legacy, add_input, add_resources, add_prompts):
         add(server)
     return server
@@ -50,7 +50,7 @@ def embedded(uri: str, mime_type: str, words: str) -> protocol.EmbeddedResource:
     return protocol.EmbeddedResource(type="resource", resource=protocol.TextResourceContents(uri=uri, mime_type=mime_type, text=words))
 
 
-def add_content(server: Scout) -> None:
+def add_content(server: CircuitScoutServer) -> None:
     """Tools that give each kind of content."""
 
     @server.tool(structured_output=False)
@@ -126,7 +126,7 @@ class Enums(BaseModel):
     ]
 
 
-def add_legacy(server: Scout) -> None:
+def add_legacy(server: CircuitScoutServer) -> None:
     """What the handshake era has and the modern one lacks: a server that asks in the middle of a call, logging, subscriptions."""
 
     @server.tool(structured_output=False)
@@ -189,14 +189,14 @@ def sample(prompt: str, tokens: int) -> protocol.CreateMessageRequest:
     return protocol.CreateMessageRequest(params=protocol.CreateMessageRequestParams(messages=[message], max_tokens=tokens))
 
 
-def more(state: str | None = None, **requests: Any) -> protocol.InputRequiredResult:
+def ask_for_input(state: str | None = None, **requests: Any) -> protocol.InputRequiredResult:
     return protocol.InputRequiredResult(input_requests=requests, request_state=state)
 
 
 Answer = protocol.CallToolResult | protocol.InputRequiredResult
 
 
-def said(words: str) -> protocol.CallToolResult:
+def text_result(words: str) -> protocol.CallToolResult:
     return protocol.CallToolResult(content=[text(words)])
 
 
@@ -207,65 +207,65 @@ def content_of(ctx: Context[Any, Any], key: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def add_input(server: Scout) -> None:
+def add_input(server: CircuitScoutServer) -> None:
     """What the modern era has instead: results that ask for more."""
 
     @server.tool()
     async def test_input_required_result_elicitation(ctx: Context[Any, Any]) -> Answer:
         """Asks for a name."""
         content = content_of(ctx, "user_name")
-        return said(f"Hello, {content['name']}!") if content and "name" in content else more(user_name=ask("What is your name?", "name"))
+        return text_result(f"Hello, {content['name']}!") if content and "name" in content else ask_for_input(user_name=ask("What is your name?", "name"))
 
     @server.tool()
     async def test_input_required_result_sampling(ctx: Context[Any, Any]) -> Answer:
         """Asks the client's model."""
         reply = (ctx.input_responses or {}).get("capital_question")
         if reply is None:
-            return more(capital_question=sample("What is the capital of France?", 100))
-        return said(f"The model says: {getattr(getattr(reply, 'content', None), 'text', '')}")
+            return ask_for_input(capital_question=sample("What is the capital of France?", 100))
+        return text_result(f"The model says: {getattr(getattr(reply, 'content', None), 'text', '')}")
 
     @server.tool()
     async def test_input_required_result_list_roots(ctx: Context[Any, Any]) -> Answer:
         """Asks for roots."""
         reply = (ctx.input_responses or {}).get("client_roots")
         if reply is None:
-            return more(client_roots=protocol.ListRootsRequest())
-        return said(f"Roots: {[str(root.uri) for root in getattr(reply, 'roots', [])]}")
+            return ask_for_input(client_roots=protocol.ListRootsRequest())
+        return text_result(f"Roots: {[str(root.uri) for root in getattr(reply, 'roots', [])]}")
 
     @server.tool()
     async def test_input_required_result_request_state(ctx: Context[Any, Any]) -> Answer:
         """Asks, with a state that comes back."""
         if ctx.request_state == "confirming" and content_of(ctx, "confirm"):
-            return said("state-ok")
-        return more("confirming", confirm=ask("Please confirm", "ok", "boolean"))
+            return text_result("state-ok")
+        return ask_for_input("confirming", confirm=ask("Please confirm", "ok", "boolean"))
 
     @server.tool()
     async def test_input_required_result_tampered_state(ctx: Context[Any, Any]) -> Answer:
         """The same; a changed state is refused by the seal around it."""
         if ctx.request_state == "confirming":
-            return said("state-ok")
-        return more("confirming", confirm=ask("Please confirm", "ok", "boolean"))
+            return text_result("state-ok")
+        return ask_for_input("confirming", confirm=ask("Please confirm", "ok", "boolean"))
 
     @server.tool()
     async def test_input_required_result_multiple_inputs(ctx: Context[Any, Any]) -> Answer:
         """Asks for three things at once."""
         if ctx.request_state == "three" and {"user_name", "greeting", "client_roots"} <= set(ctx.input_responses or {}):
-            return said("All three came.")
+            return text_result("All three came.")
         asked = {
             "user_name": ask("What is your name?", "name"),
             "greeting": sample("Generate a greeting", 50),
             "client_roots": protocol.ListRootsRequest(),
         }
-        return more("three", **asked)
+        return ask_for_input("three", **asked)
 
     @server.tool()
     async def test_input_required_result_multi_round(ctx: Context[Any, Any]) -> Answer:
         """Asks twice."""
         if ctx.request_state == "2" and content_of(ctx, "step2"):
-            return said("Both steps are done.")
+            return text_result("Both steps are done.")
         if ctx.request_state == "1" and content_of(ctx, "step1"):
-            return more("2", step2=ask("Step 2: What is your favorite color?", "color"))
-        return more("1", step1=ask("Step 1: What is your name?", "name"))
+            return ask_for_input("2", step2=ask("Step 2: What is your favorite color?", "color"))
+        return ask_for_input("1", step1=ask("Step 1: What is your name?", "name"))
 
     @server.tool()
     async def test_input_required_result_capabilities(ctx: Context[Any, Any]) -> Answer:
@@ -276,7 +276,7 @@ def add_input(server: Scout) -> None:
             requests["user_name"] = ask("What is your name?", "name")
         if can is not None and can.sampling is not None:
             requests["greeting"] = sample("Generate a greeting", 50)
-        return more(**requests) if requests and not ctx.input_responses else said("Nothing to ask.")
+        return ask_for_input(**requests) if requests and not ctx.input_responses else text_result("Nothing to ask.")
 
     @server.prompt()
     async def test_input_required_result_prompt(ctx: Context[Any, Any]) -> list[UserMessage] | protocol.InputRequiredResult:
@@ -285,11 +285,11 @@ def add_input(server: Scout) -> None:
         return (
             [UserMessage(content=text(f"Context: {content['context']}"))]
             if content
-            else more(user_context=ask("What context should the prompt use?", "context"))
+            else ask_for_input(user_context=ask("What context should the prompt use?", "context"))
         )
 
 
-def add_resources(server: Scout) -> None:
+def add_resources(server: CircuitScoutServer) -> None:
     @server.resource("test://static-text", mime_type="text/plain", description="A text.")
     def static_text() -> str:
         return "This is the content of the static text resource."
@@ -307,7 +307,7 @@ def add_resources(server: Scout) -> None:
         return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
 
 
-def add_prompts(server: Scout) -> None:
+def add_prompts(server: CircuitScoutServer) -> None:
     @server.prompt()
     def test_simple_prompt() -> str:
         """A prompt."""
@@ -332,4 +332,4 @@ def add_prompts(server: Scout) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # logging and sampling are deprecated, and the older revision's suite asks for them
-    raise SystemExit(serve_http(make(), *listen(Door("127.0.0.1", int(sys.argv[1])))))
+    raise SystemExit(serve_http(make_fixture_server(), *listen(HttpEndpoint("127.0.0.1", int(sys.argv[1])))))

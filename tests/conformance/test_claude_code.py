@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery.store import list_runs
-from tests.conformance.scripted_model import Script, Step, playing
+from tests.conformance.scripted_model import Script, Step, serve_script
 
 CLAUDE = shutil.which("claude")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(CLAUDE is None, reason="Claude Code's CLI is not here")]
@@ -35,7 +35,7 @@ def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: in
     }
     config = home / "mcp.json"
     config.write_text(json.dumps({"mcpServers": {"circuit-scout": server}}))
-    with playing(script) as url:
+    with serve_script(script) as url:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -61,7 +61,7 @@ def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: in
             command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, timeout=800, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert script.stuck == ""
+    assert script.failure == ""
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def kinds(result: dict[str, Any]) -> list[str]:
     return ["text"] if isinstance(content, str) else [block["type"] for block in content]
 
 
-def fixed(name: str, **arguments: Any) -> Step:
+def fixed_step(name: str, **arguments: Any) -> Step:
     return name, lambda results: arguments
 
 
@@ -85,10 +85,10 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
     given = {"model_id": "bundled", "task": "ioi"}
     script = Script(
         [
-            fixed("load_model", model="bundled"),
-            fixed("patch_sweep", **given, site="head_out"),
+            fixed_step("load_model", model="bundled"),
+            fixed_step("patch_sweep", **given, site="head_out"),
             ("ablate_heads", lambda results: {**given, "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]]}),
-            fixed("discover_circuit", **given, wait_seconds=500),
+            fixed_step("discover_circuit", **given, wait_seconds=500),
             ("get_circuit", lambda results: {"run_id": facts(results[3])["run_id"]}),
         ]
     )
@@ -114,14 +114,14 @@ def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
     given = {"model_id": "bundled", "task": "ioi"}
     script = Script(
         [
-            fixed("load_model", model="bundled"),
-            fixed("sae_top_features", **given, positions=["end"], k=3),
+            fixed_step("load_model", model="bundled"),
+            fixed_step("sae_top_features", **given, positions=["end"], k=3),
             ("edit_features", lambda results: {**given, "features": {str(facts(results[1])["features"][0]["index"]): 0}}),
             (
                 "sae_examples",
                 lambda results: {"model_id": "bundled", "features": [facts(results[1])["features"][0]["index"]], "text": "ioi"},
             ),
-            fixed("sae_top_features", **given, positions=["nowhere"]),
+            fixed_step("sae_top_features", **given, positions=["nowhere"]),
         ]
     )
     converse(script, tmp_path, tmp_path / "runs")
@@ -137,13 +137,13 @@ def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
 
 
 def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path) -> None:
-    build("induction").save(tmp_path / "models" / "induction")
+    build_known_circuit("induction").save(tmp_path / "models" / "induction")
     script = Script(
         [
-            fixed("load_model", model="induction"),
-            fixed("discover_circuit", model_id="induction", task="induction/task.jsonl", wait_seconds=300),
+            fixed_step("load_model", model="induction"),
+            fixed_step("discover_circuit", model_id="induction", task="induction/task.jsonl", wait_seconds=300),
             ("get_circuit", lambda results: {"run_id": facts(results[1])["run_id"]}),
-            fixed("patch_sweep", model_id="induction", task="induction/task.jsonl", sitee="q"),
+            fixed_step("patch_sweep", model_id="induction", task="induction/task.jsonl", sitee="q"),
         ]
     )
     converse(script, tmp_path, tmp_path / "runs", "--models-dir", str(tmp_path / "models"))
@@ -163,9 +163,9 @@ def test_a_call_that_the_client_gives_up_leaves_the_server_well(tmp_path: Path) 
     """
     script = Script(
         [
-            fixed("load_model", model="bundled"),
-            fixed("discover_circuit", model_id="bundled", task="ioi", pairs=2000, wait_seconds=600),
-            fixed("list_runs"),
+            fixed_step("load_model", model="bundled"),
+            fixed_step("discover_circuit", model_id="bundled", task="ioi", pairs=2000, wait_seconds=600),
+            fixed_step("list_runs"),
             ("cancel_run", lambda results: {"run_id": facts(results[2])["runs"][0]["run_id"]}),
         ]
     )

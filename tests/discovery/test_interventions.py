@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.interventions import MIN_REFERENCE, Edit, MeanReference, add, plan_reference, replace_with, scale
+from discovery.interventions import MIN_REFERENCE_PROMPTS, Edit, MeanReference, add, plan_reference, replace_with, scale
 from discovery.sites import Site
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 from tests.oracles.mean_reference import mean_by_definition
 from tests.tiny_models import random_pairs
 
@@ -49,7 +49,7 @@ def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
     index = torch.tensor([2, 0, 2]) if value.ndim == len(full) and len(value) == 3 else None
     edit = Edit(SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index)
     activation, position, rows = torch.randn(full, generator=rng), torch.tensor([4, 0, 2]), torch.arange(3)
-    narrow = edit.at(position, len(full)).apply(activation[rows, position].unsqueeze(1))
+    narrow = edit.at_position(position, len(full)).apply(activation[rows, position].unsqueeze(1))
     torch.testing.assert_close(narrow, edit.apply(activation)[rows, position].unsqueeze(1), atol=0, rtol=0)
 
 
@@ -85,7 +85,7 @@ def test_a_value_takes_the_activations_width(dtype):
         assert edit.apply(narrow).dtype == dtype
 
 
-def values_of(pairs: Sequence[Pair], seed: int = 0) -> list[torch.Tensor]:
+def values_of(pairs: Sequence[EncodedPair], seed: int = 0) -> list[torch.Tensor]:
     """A random activation [pos head d_head] for each pair."""
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(len(pair.clean), 2, 3, generator=rng, dtype=torch.float64) for pair in pairs]
@@ -100,7 +100,7 @@ def padded(values: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
-def check(pairs: Sequence[Pair], cuts: tuple[int, ...] = ()) -> str:
+def check(pairs: Sequence[EncodedPair], cuts: tuple[int, ...] = ()) -> str:
     """Hold `MeanReference`, fed block by block, against the definition; return the alignment."""
     values, plan = values_of(pairs), plan_reference(pairs)
     bounds = [0, *cuts, len(pairs)]
@@ -124,12 +124,12 @@ def check(pairs: Sequence[Pair], cuts: tuple[int, ...] = ()) -> str:
 
 
 def test_nine_pairs_of_one_shape_are_averaged_by_position():
-    assert check(random_pairs([5] * (MIN_REFERENCE + 1))) == "position"
+    assert check(random_pairs([5] * (MIN_REFERENCE_PROMPTS + 1))) == "position"
 
 
 def test_eight_are_not_enough():
-    assert check(random_pairs([5] * MIN_REFERENCE)) == "all"
-    assert check(random_pairs([5] * MIN_REFERENCE, labelled=True)) == "label"
+    assert check(random_pairs([5] * MIN_REFERENCE_PROMPTS)) == "all"
+    assert check(random_pairs([5] * MIN_REFERENCE_PROMPTS, labelled=True)) == "label"
 
 
 def test_another_template_or_length_is_no_peer():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.metrics import is_right, is_top, kl_divergence, logit_difference, measure, pick, probability_difference
+from discovery.metrics import gather_tokens, is_right, is_top, kl_divergence, logit_difference, measure, probability_difference
 
 LOG = math.log
 # Softmax of log(1, 2, 3, 4) is (0.1, 0.2, 0.3, 0.4); the second row is uniform.
@@ -33,7 +33,7 @@ def test_sets_are_log_sum_exp_and_sums_and_padding_counts_nothing():
 
 
 def test_padding_is_minus_infinity_even_where_token_0_is_large():
-    assert pick(LOGITS, ids([-1, 2], [3, -1])).tolist() == [[-math.inf, pytest.approx(LOG(3))], [0.0, -math.inf]]
+    assert gather_tokens(LOGITS, ids([-1, 2], [3, -1])).tolist() == [[-math.inf, pytest.approx(LOG(3))], [0.0, -math.inf]]
 
 
 def test_kl_by_hand():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from benchmarks.known_circuits.hand_built import build
-from mcp_server.server.server import Scout
-from tests.mcp_server.servers import make
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from mcp_server.server.server import CircuitScoutServer
+from tests.mcp_server.servers import make_server
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models directory."""
     place = tmp_path_factory.mktemp("models")
     for name in ("induction", "or_mlp"):
-        build(name).save(place / name)
+        build_known_circuit(name).save(place / name)
     return place
 
 
@@ -33,13 +33,13 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(models: Path, shared_runs: Path) -> Scout:
+def server(models: Path, shared_runs: Path) -> CircuitScoutServer:
     """One server for the tests that only measure."""
-    return make(models, shared_runs)
+    return make_server(models, shared_runs)
 
 
 @pytest.fixture
-async def client(server: Scout) -> AsyncIterator[Client]:
+async def client(server: CircuitScoutServer) -> AsyncIterator[Client]:
     """Connected, with the induction model loaded."""
     async with Client(server) as connected:
         await connected.call_tool("load_model", {"model": "induction"})

@@ -16,29 +16,29 @@ from typing import Any
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult
 
-from mcp_server.server.server import Scout, build_server
-from mcp_server.session import Settings
+from mcp_server.server.server import CircuitScoutServer, build_server
+from mcp_server.session import ServerSettings
 
-TASK = "induction/task.jsonl"
-CIRCUIT = {"a0.h2", "a1.h1"}
+INDUCTION_TASK = "induction/task.jsonl"
+INDUCTION_CIRCUIT = {"a0.h2", "a1.h1"}
 ERAS = ("auto", "legacy")
 
 
-def environment(runs: Path, **more: str) -> dict[str, str]:
+def server_environment(runs: Path, **more: str) -> dict[str, str]:
     """What a server process of a test is started with."""
     return {**os.environ, "CIRCUIT_SCOUT_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1", **more}
 
 
-def make(models: Path, runs: Path, **more: Any) -> Scout:
+def make_server(models: Path, runs: Path, **more: Any) -> CircuitScoutServer:
     """A server in this process."""
-    return build_server(Settings(runs_dir=runs, models_dir=models, **more))
+    return build_server(ServerSettings(runs_dir=runs, models_dir=models, **more))
 
 
 @asynccontextmanager
-async def over_stdio(models: Path, runs: Path, era: str = "auto", *words: str, **more: Any) -> AsyncIterator[Client]:
+async def connect_over_stdio(models: Path, runs: Path, era: str = "auto", *words: str, **more: Any) -> AsyncIterator[Client]:
     """A client of a server in a process of its own."""
     words = ("-m", "mcp_server", "serve", "--models-dir", str(models), "--runs-dir", str(runs), *words)
-    async with Client(StdioServerParameters(command=sys.executable, args=list(words), env=environment(runs)), mode=era, **more) as client:
+    async with Client(StdioServerParameters(command=sys.executable, args=list(words), env=server_environment(runs)), mode=era, **more) as client:
         yield client
 
 
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[str]:
+def run_http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[str]:
     """A server over HTTP in a process of its own; gives its URL."""
     port = free_port()
     command = [
@@ -65,7 +65,7 @@ def http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[
         str(runs),
         *words,
     ]
-    process = subprocess.Popen(command, env=environment(runs, **more), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=server_environment(runs, **more), stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with socket.socket() as probe:
@@ -80,22 +80,22 @@ def http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[
         process.wait(20)
 
 
-async def call(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
+async def call_tool_ok(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
     """A tool's structured result; fails where it is an error."""
     result = await client.call_tool(name, arguments)
-    assert not result.is_error, said(result)
+    assert not result.is_error, text_of(result)
     assert isinstance(result.structured_content, dict)
     text = next(block.text for block in result.content if block.type == "text")
     assert json.loads(text) == result.structured_content
     return result.structured_content
 
 
-async def refused(client: Client, name: str, /, **arguments: Any) -> str:
+async def call_tool_error(client: Client, name: str, /, **arguments: Any) -> str:
     """The text of a call that is an error."""
     result = await client.call_tool(name, arguments)
     assert result.is_error, result.structured_content
-    return said(result)
+    return text_of(result)
 
 
-def said(result: CallToolResult) -> str:
+def text_of(result: CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if block.type == "text")

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.known_circuits.forward import Replacement, forward, node_names
+from benchmarks.known_circuits.forward import Replacement, node_names, run_forward
 from discovery.sites import Node
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 ROWS = 1024
 
 
-class ByHand:
+class FaithfulnessOracle:
     """One split's pairs on a native model, under one ablation ("resample" or "mean")."""
 
-    def __init__(self, config: Mapping[str, Any], state: Mapping[str, Tensor], pairs: Sequence[Pair], ablation: str) -> None:
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, Tensor], pairs: Sequence[EncodedPair], ablation: str) -> None:
         self.config, self.state, self.pairs = config, state, pairs
         self.universe = node_names(config)
         self.groups: dict[tuple[str, int], list[int]] = {}
@@ -32,7 +32,7 @@ class ByHand:
 
     def _reference(self, members: Sequence[int], ablation: str) -> dict[str, Tensor]:
         """node -> [pair pos d_model]; a mean is over the other pairs of the template."""
-        corrupted = forward(self.config, self.state, torch.tensor([self.pairs[n].corrupted for n in members])).nodes
+        corrupted = run_forward(self.config, self.state, torch.tensor([self.pairs[n].corrupted for n in members])).nodes
         if ablation == "resample":
             return dict(corrupted)
         assert len(members) > 8, "fewer are aligned in another way"
@@ -53,7 +53,7 @@ class ByHand:
                     node: Replacement(value.repeat(len(chunk), 1, 1), out[node].repeat_interleave(len(members)))
                     for node, value in self.values[key].items()
                 }
-                logits = forward(self.config, self.state, clean.repeat(len(chunk), 1), replace).logits[:, -1]
+                logits = run_forward(self.config, self.state, clean.repeat(len(chunk), 1), replace).logits[:, -1]
                 logits = logits.unflatten(0, (len(chunk), len(members)))
                 for place, n in enumerate(members):
                     right, wrong = (logits[:, place, list(side)].logsumexp(-1) for side in (self.pairs[n].answer, self.pairs[n].wrong))

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from discovery.sites import Direction
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 Slot = Literal["q", "k", "v"]
 
 
 def patch(
     module: Any,
-    pair: Pair,
+    pair: EncodedPair,
     slot: Slot,
     layer: int,
     index: int,
@@ -39,7 +39,7 @@ def patch(
 
 def edge(
     module: Any,
-    pair: Pair,
+    pair: EncodedPair,
     source: tuple[int, int],
     target: tuple[int, int],
     slots: tuple[Slot, ...],
@@ -105,7 +105,7 @@ def inputs(module: Any, part: Any, tokens: tuple[int, ...]) -> Tensor:
     return _seen(module, part, tokens, lambda _, given, made: given[0])
 
 
-def difference(module: Any, tokens: tuple[int, ...], pair: Pair) -> float:
+def difference(module: Any, tokens: tuple[int, ...], pair: EncodedPair) -> float:
     """The logit difference at a prompt's end."""
     with torch.no_grad():
         logits = module(torch.tensor([tokens])).logits[0, -1]

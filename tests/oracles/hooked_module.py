@@ -17,7 +17,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Names:
+class ModuleNames:
     """Where an architecture keeps its parts; `fused` is the one Linear that makes q, k and v."""
 
     blocks: str
@@ -28,20 +28,20 @@ class Names:
     fused: str | None = None
 
 
-NAMES = {
-    "gpt2": Names("transformer.h", "attn", "attn.c_proj", "mlp", "ln_2", "attn.c_attn"),
-    "llama": Names("model.layers", "self_attn", "self_attn.o_proj", "mlp", "post_attention_layernorm"),
-    "neox": Names("gpt_neox.layers", "attention", "attention.dense", "mlp", None, "attention.query_key_value"),
-    "opt": Names("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", None),
+MODULE_NAMES = {
+    "gpt2": ModuleNames("transformer.h", "attn", "attn.c_proj", "mlp", "ln_2", "attn.c_attn"),
+    "llama": ModuleNames("model.layers", "self_attn", "self_attn.o_proj", "mlp", "post_attention_layernorm"),
+    "neox": ModuleNames("gpt_neox.layers", "attention", "attention.dense", "mlp", None, "attention.query_key_value"),
+    "opt": ModuleNames("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", None),
 }
-NAMES |= dict.fromkeys(("mistral", "qwen2", "gemma"), NAMES["llama"])
+MODULE_NAMES |= dict.fromkeys(("mistral", "qwen2", "gemma"), MODULE_NAMES["llama"])
 
 
-class Plain:
+class HookedModule:
     """A module whose activations can be read and changed by site."""
 
     def __init__(self, module: Any, kind: str) -> None:
-        self.module, self.kind, self.names = module, kind, NAMES[kind]
+        self.module, self.kind, self.names = module, kind, MODULE_NAMES[kind]
         config = module.config
         self.heads = config.num_attention_heads
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads

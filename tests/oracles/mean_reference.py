@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 
-def mean_by_definition(pairs: Sequence[Pair], values: Sequence[torch.Tensor], pair: int, position: int) -> tuple[torch.Tensor, str, int]:
+def mean_by_definition(pairs: Sequence[EncodedPair], values: Sequence[torch.Tensor], pair: int, position: int) -> tuple[torch.Tensor, str, int]:
     """INTERFACES, "Mean": the value, how it was aligned, and how many other values are behind it."""
     mine, others = pairs[pair], [other for other in range(len(pairs)) if other != pair]
 

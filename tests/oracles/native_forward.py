@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.known_circuits.forward import ACTIVATIONS, _norm
 
 
-def logits(config: Mapping[str, Any], state: Mapping[str, Tensor], tokens: Sequence[int]) -> Tensor:
+def native_logits(config: Mapping[str, Any], state: Mapping[str, Tensor], tokens: Sequence[int]) -> Tensor:
     """[pos d_vocab] in float64."""
     weights = {name: value.double() for name, value in state.items()}
 

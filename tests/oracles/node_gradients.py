@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.methods.transformer_lens_tools import summed
-from benchmarks.recovery import fresh
+from benchmarks.methods.transformer_lens_tools import sum_over_node
+from benchmarks.recovery import new_evaluator
 from discovery.backends.base import Backend, Batch, forward_order
 from discovery.engine import Side
 from discovery.metrics import measure
-from discovery.sites import Node, Site, written_at
+from discovery.sites import Node, Site, output_sites
 from discovery.tasks.task import Task
 
 
-def slopes_on(model: Backend, task: Task, side: Side) -> dict[Node, float]:
+def node_attributions_by_autograd(model: Backend, task: Task, side: Side) -> dict[Node, float]:
     """(clean − corrupted) · ∂m/∂node on one side's run, summed over positions and pairs, by autograd on our own pass."""
-    [(_, block)] = fresh(model, task).engine.blocks()
+    [(_, block)] = new_evaluator(model, task).engine.blocks()
     prompts = block.prompts
-    sites = {node: written_at(node) for node in model.info.nodes()}
+    sites = {node: output_sites(node) for node in model.info.nodes()}
     order = sorted(set(sites.values()), key=forward_order)
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():
-        outcome = model.run(Batch(prompts.tokens(side), prompts.last, 0, inputs), order, grad=True)
+        outcome = model.run(Batch(prompts.tokens(side), prompts.answer_position, 0, inputs), order, grad=True)
         assert outcome.logits is not None
         metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None).sum()
         slopes = dict(zip(order, torch.autograd.grad(metric, [outcome.activations[site] for site in order]), strict=True))
     changes = {site: block.activation("clean", site) - block.activation("corrupted", site) for site in order}
     products = {site: changes[site] * slopes[site] for site in order}
-    return {node: summed(products[site], node) for node, site in sites.items()}
+    return {node: sum_over_node(products[site], node) for node, site in sites.items()}

@@ -13,13 +13,13 @@ from torch import Tensor
 from discovery.backends.base import Batch
 from discovery.interventions import replace_with
 from discovery.sites import Direction, MetricName, Site, SiteName
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 METRICS: tuple[MetricName, ...] = ("logit_difference", "probability_difference", "kl_divergence")
 
 
-def metric_of(name: MetricName, logits: Tensor, pair: Pair, clean: Tensor) -> float:
+def metric_of(name: MetricName, logits: Tensor, pair: EncodedPair, clean: Tensor) -> float:
     """One prompt's metric from its logits [d_vocab], token by token."""
     values, reference = logits.double().tolist(), clean.double().tolist()
     if name == "logit_difference":
@@ -33,10 +33,10 @@ def metric_of(name: MetricName, logits: Tensor, pair: Pair, clean: Tensor) -> fl
 
 
 @dataclass(frozen=True)
-class Naive:
+class NaiveSweep:
     """Every cell's logits: cells[pair][layer, *cell] -> [d_vocab]; a cell that the pair lacks is missing."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EncodedPair, ...]
     cells: list[dict[tuple[int, ...], Tensor]]
     clean: list[Tensor]
     corrupted: list[Tensor]
@@ -70,9 +70,9 @@ class Naive:
         return out
 
 
-def sweep(
-    model: Any, pairs: Sequence[Pair], site: SiteName, direction: Direction, columns: Sequence[int | str], *, alone: bool = False
-) -> Naive:
+def naive_sweep(
+    model: Any, pairs: Sequence[EncodedPair], site: SiteName, direction: Direction, columns: Sequence[int | str], *, alone: bool = False
+) -> NaiveSweep:
     """Patch every cell, each in a prompt of its own.
 
     Args:
@@ -100,7 +100,7 @@ def sweep(
             shape = (model.info.n_layers, *((heads,) if heads else ()), *((len(columns),) if columns else ()))
         cells.append(found)
     assert shape is not None
-    return Naive(tuple(pairs), cells, cleans, corrupteds, shape)
+    return NaiveSweep(tuple(pairs), cells, cleans, corrupteds, shape)
 
 
 def _cells(site: SiteName, value: Tensor, heads: int, places: dict[int, int]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
@@ -119,7 +119,7 @@ def _cells(site: SiteName, value: Tensor, heads: int, places: dict[int, int]) ->
             yield cell, where
 
 
-def _places(pair: Pair, columns: Sequence[int | str]) -> dict[int, int]:
+def _places(pair: EncodedPair, columns: Sequence[int | str]) -> dict[int, int]:
     found = {}
     for number, column in enumerate(columns):
         position = pair.labels.get(column) if isinstance(column, str) else column if column >= 0 else len(pair.clean) + column

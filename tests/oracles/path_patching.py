@@ -20,7 +20,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Native:
+class PathPatchingOracle:
     """A native model with ordinary attention and learned positions; without a norm or with LayerNorm."""
 
     def __init__(self, config: Mapping[str, Any], state: Weights) -> None:
@@ -38,9 +38,9 @@ class Native:
     def patched(self, clean: Tensor, corrupted: Tensor, source: str, target: str, slots: Collection[str]) -> Tensor:
         """Logits [d_vocab] at the end of the clean run in which these inputs of `target` hear the corrupted `source`."""
         message = self.values(corrupted)[source] - self.values(clean)[source]
-        return self.told(clean, target, slots, message)
+        return self.logits_with_message(clean, target, slots, message)
 
-    def told(self, tokens: Tensor, target: str, slots: Collection[str], message: Tensor) -> Tensor:
+    def logits_with_message(self, tokens: Tensor, target: str, slots: Collection[str], message: Tensor) -> Tensor:
         """Logits [d_vocab] where these inputs of `target` hear `message` [pos d_model] beside the stream."""
         return self._run(tokens, target, slots, message)[0]
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("discovery", "mcp_server")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-LINES, BODY = 300, 60  # the caps; the design asks for about 250 and 40
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60  # the caps; the design asks for about 250 and 40
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "types", "manager", "managers"}
 CODE = [*SOURCES, *(path for folder in ("tests", "training", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py")))]
 MACHINE_PATH = re.compile(r"""["'\s=(](/home/|/root/|/Users/|/work/|/opt/|[A-Z]:\\)""")
@@ -27,7 +27,7 @@ every_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
 @every_source
 def test_a_file_is_short(path: Path) -> None:
     count = len(path.read_text(encoding="utf-8").splitlines())
-    assert count <= LINES, f"{count} lines; split it by noun"
+    assert count <= MAX_FILE_LINES, f"{count} lines; split it by noun"
 
 
 @every_source
@@ -37,7 +37,7 @@ def test_a_function_is_short(path: Path) -> None:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-        if body and (length := (node.end_lineno or 0) - body[0].lineno + 1) > BODY:
+        if body and (length := (node.end_lineno or 0) - body[0].lineno + 1) > MAX_FUNCTION_LINES:
             long.append(f"{node.name}, line {node.lineno}: {length} lines")
     assert not long
 

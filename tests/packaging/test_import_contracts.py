@@ -27,7 +27,7 @@ def lint(place: Path) -> tuple[int, str]:
 
 
 @pytest.fixture
-def house(root: Path, tmp_path: Path) -> Path:
+def package_copy(root: Path, tmp_path: Path) -> Path:
     """A copy of the two floors that may be spoilt."""
     for package in ("discovery", "mcp_server"):
         shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "bundled"))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from discovery.cli.parser import build
+from discovery.cli.parser import build_parser
 from discovery.graph import VERDICTS
 from discovery.tasks import BUILTIN
 from discovery.tasks.pairs import PromptPair
-from discovery.tasks.task_file import read_file
-from mcp_server.server.command import parse as serve
+from discovery.tasks.task_file import read_task_file
+from mcp_server.server.command import parse_serve_arguments as serve
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,14 +52,14 @@ def test_the_task_line_is_a_pair(tmp_path: Path) -> None:
     (line,) = blocks("json")
     path = tmp_path / "pairs.jsonl"
     path.write_text(line)
-    (pair,) = read_file(path).values()
+    (pair,) = read_task_file(path).values()
     assert isinstance(pair, PromptPair)
 
 
 def test_the_commands_it_names_are_commands() -> None:
     named = re.findall(r"circuit-scout ((?:discover|tasks|runs|models|sae)\b[^`\n|#]*)", README)
     assert len(named) > 4
-    parser = build()
+    parser = build_parser()
     for words in named:
         arguments = [word for word in shlex.split(words.replace("RUN_ID", "some-run")) if word != "…"]
         parser.parse_args(arguments)

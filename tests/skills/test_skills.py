@@ -15,16 +15,16 @@ from mcp.types import GetPromptResult, TextContent
 
 from discovery import load_model, load_task
 from discovery.sites import Node
-from mcp_server.resources.skills import skill_names, skills_folder
+from mcp_server.resources.skills import find_skills_dir, list_skills
 from mcp_server.server.server import build_server
-from mcp_server.session import Settings
-from mcp_server.tools.arguments import Pair
-from mcp_server.tools.registry import offered
+from mcp_server.session import ServerSettings
+from mcp_server.tools.arguments import PairArgument
+from mcp_server.tools.registry import build_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 SKILLS = sorted(path.parent for path in (ROOT / "skills").glob("*/SKILL.md"))
 PAGES = sorted((ROOT / "skills").rglob("*.md"))
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in offered(Settings())}
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in build_tools(ServerSettings())}
 ALLOWED = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 CALL = re.compile(rf"\b({'|'.join(TOOLS)})(\((?:[^()]|\n)*\))")
 WORD = re.compile(r"`([a-z]+(?:_[a-z]+)+)`")
@@ -33,14 +33,14 @@ every_skill = pytest.mark.parametrize("skill", SKILLS, ids=lambda path: path.nam
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT / "skills").as_posix())
 
 
-def facts_of(skill: Path) -> dict[str, str]:
+def read_front_matter(skill: Path) -> dict[str, str]:
     head = (skill / "SKILL.md").read_text(encoding="utf-8").split("---\n")[1]
     return dict(line.split(": ", 1) for line in head.strip().splitlines())
 
 
 @every_skill
 def test_the_front_matter_follows_the_specification(skill: Path) -> None:
-    facts = facts_of(skill)
+    facts = read_front_matter(skill)
     assert set(facts) <= ALLOWED
     assert facts["name"] == skill.name
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", facts["name"])
@@ -67,7 +67,7 @@ def test_every_call_in_a_description_is_one_that_the_tool_takes(name: str) -> No
 
 @pytest.mark.anyio
 async def test_every_call_in_a_prompt_is_one_that_the_tool_takes() -> None:
-    server = build_server(Settings())
+    server = build_server(ServerSettings())
     for prompt in await server.list_prompts():
         needed = {argument.name: "a1.h1" for argument in prompt.arguments or [] if argument.required}
         made = await server.get_prompt(prompt.name, needed)
@@ -99,7 +99,7 @@ def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
 
 
 def test_the_labels_of_the_pair_are_where_it_differs() -> None:
-    text = (skills_folder() / "find-circuit" / "references" / "technique.md").read_text(encoding="utf-8")
+    text = (find_skills_dir() / "find-circuit" / "references" / "technique.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     [pair] = load_task([json.loads(block)], load_model("bundled")).pairs
     [differs] = [place for place, (one, other) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if one != other]
@@ -115,7 +115,7 @@ def test_every_link_leads_to_a_page(page: Path) -> None:
 @every_page
 def test_every_json_block_is_a_pair(page: Path) -> None:
     for block in re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        Pair.model_validate(json.loads(block))
+        PairArgument.model_validate(json.loads(block))
 
 
 @every_page
@@ -127,8 +127,8 @@ def test_every_word_in_code_is_a_name_of_ours(page: Path) -> None:
 
 
 def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
-    assert skill_names() == [path.name for path in SKILLS]
-    assert (skills_folder() / "find-circuit" / "SKILL.md").is_file()
+    assert list_skills() == [path.name for path in SKILLS]
+    assert (find_skills_dir() / "find-circuit" / "SKILL.md").is_file()
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
     taught = {name for name in TOOLS if name in text}
     assert {

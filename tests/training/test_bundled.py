@@ -10,17 +10,17 @@ import pytest
 from transformers import AutoTokenizer
 
 from discovery import check_task, load_model, load_task
-from discovery.backends.loading.source import find_source
+from discovery.backends.loading.source import locate_model
 from discovery.engine import Meter
-from discovery.evaluation import Bench
+from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.tasks import BUILTIN
-from discovery.tasks.builtin.tokenizer_filter import Sieve
-from training.evaluate_bundled import unseen
-from training.heldout import WORDINGS
+from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
+from training.evaluate_bundled import sample_unseen
+from training.heldout import HELDOUT_TEMPLATES
 
 PAIRS = 300
-FOLDER = find_source("bundled").directory
+FOLDER = locate_model("bundled").directory
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def model() -> Any:
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_it_is_right_on_what_it_never_saw(name: str, new_wording: bool, model: Any) -> None:
     """Combinations of words that are in no training sentence, in wordings that are, and in wordings that are not."""
-    wordings = sorted(WORDINGS[name]) if new_wording else [w for w in BUILTIN[name].wordings if w not in WORDINGS[name]]
-    pairs = unseen(name, Sieve(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True)
+    wordings = sorted(HELDOUT_TEMPLATES[name]) if new_wording else [w for w in BUILTIN[name].wordings if w not in HELDOUT_TEMPLATES[name]]
+    pairs = sample_unseen(name, TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True)
     found = check_task(model, load_task(list(pairs), model), metric=BUILTIN[name].metric)  # type: ignore[arg-type]  # a metric
     assert found.n == PAIRS
     assert found.accuracy >= 0.95
@@ -44,15 +44,15 @@ def test_it_is_right_on_what_it_never_saw(name: str, new_wording: bool, model: A
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_no_behaviour_is_one_head(name: str, model: Any) -> None:
     task = load_task(name, model, pairs=64)
-    bench = Bench.of(model, task, "all", 0, metric=task.metric, memory=None, meter=Meter())
+    bench = SplitEvaluator.of(model, task, "all", 0, metric=task.metric, memory=None, meter=Meter())
     heads = [frozenset({node}) for node in model.info.nodes("heads")]
     for ablation in EVIDENCE_ABLATIONS:
         assert float(bench.f(ablation)(heads, "single heads").max()) < 0.5
 
 
 def test_there_is_at_least_one_whole_wording_held_out_of_each() -> None:
-    assert set(WORDINGS) == set(BUILTIN)
-    for name, held in WORDINGS.items():
+    assert set(HELDOUT_TEMPLATES) == set(BUILTIN)
+    for name, held in HELDOUT_TEMPLATES.items():
         assert held
         assert held < set(BUILTIN[name].wordings)
     assert len(BUILTIN["ioi"].wordings) >= 8

@@ -10,8 +10,8 @@ import pytest
 
 from discovery.tasks.builtin import BUILTIN
 from discovery.tasks.builtin.words import NAMES
-from training.corpus import draws, sentences
-from training.heldout import WORDINGS, held_out
+from training.corpus import make_samplers, sentences
+from training.heldout import HELDOUT_TEMPLATES, is_held_out
 
 
 def test_the_stream_is_seeded() -> None:
@@ -23,13 +23,13 @@ def test_the_stream_is_seeded() -> None:
 def test_every_behaviour_holds_out_whole_wordings_that_exist() -> None:
     """At least one a behaviour, and never all."""
     for name, task in BUILTIN.items():
-        assert WORDINGS[name]
-        assert WORDINGS[name] < set(task.wordings)
+        assert HELDOUT_TEMPLATES[name]
+        assert HELDOUT_TEMPLATES[name] < set(task.wordings)
 
 
 def test_no_training_sentence_has_a_held_out_wording() -> None:
     """Told by what only these wordings say; with everything allowed they do occur, so the marks are good ones."""
-    seen, everything = list(islice(sentences(0), 4000)), list(islice(sentences(0, training=False), 4000))
+    seen, everything = list(islice(sentences(0), 4000)), list(islice(sentences(0, exclude_held_out=False), 4000))
     marks = (
         r"^After lunch",
         r"^While \w+ had lunch",
@@ -45,9 +45,9 @@ def test_no_training_sentence_has_a_held_out_wording() -> None:
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_about_a_tenth_of_the_combinations_is_held_out(name: str) -> None:
     """By hash; an induction list has several pairs of neighbours, so more of its prompts fall."""
-    rng, draw = random.Random(0), draws()[name]
+    rng, draw = random.Random(0), make_samplers()[name]
     wording = BUILTIN[name].wordings[0]
-    share = sum(held_out(name, draw(rng, wording)) for _ in range(3000)) / 3000
+    share = sum(is_held_out(name, draw(rng, wording)) for _ in range(3000)) / 3000
     low, high = (0.25, 0.55) if name == "induction" else (0.06, 0.16)
     assert low < share < high
 
@@ -60,10 +60,10 @@ def test_indirect_objects_are_held_out_by_the_two_names_in_either_order() -> Non
         if words[-2] == "to" and words[-1] in NAMES:
             giver = next(word for word in reversed(words[:-1]) if word in NAMES)
             kept.add(frozenset((giver, words[-1])))
-    rng, draw = random.Random(2), draws()["ioi"]
+    rng, draw = random.Random(2), make_samplers()["ioi"]
     for _ in range(6000):
         pair = draw(rng, "when")
-        if held_out("ioi", pair):
+        if is_held_out("ioi", pair):
             gone.add(frozenset((str(pair.answer).strip(), str(pair.wrong).strip())))
     assert len(kept) > 1000
     assert len(gone) > 300

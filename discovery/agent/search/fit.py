@@ -6,82 +6,82 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.errors import BudgetError
-from discovery.evaluation import Faithfulness, Resampled, thresholds
+from discovery.evaluation import Faithfulness, ResampledFaithfulness, thresholds
 from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-Both = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, Resampled]
+FaithfulnessByAblation = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, ResampledFaithfulness]
 
 
-def universe_of(both: Both) -> NodeSet:
+def get_universe(f_by_ablation: FaithfulnessByAblation) -> NodeSet:
     """Everything that can be ablated."""
-    return next(f.everything for f in both.values())
+    return next(f.everything for f in f_by_ablation.values())
 
 
 @dataclass(frozen=True)
 class Fit:
     """One set under one ablation."""
 
-    kept: float
-    knocked: float
+    faithfulness: float
+    knockout: float
 
     @property
     def excess(self) -> float:
         """How far outside the bounds of (a) and (b), summed; 0 where both hold as points."""
-        low, high = thresholds.FAITHFUL
-        return max(low - self.kept, self.kept - high, 0.0) + max(abs(self.knocked) - thresholds.NECESSARY[1], 0.0)
+        low, high = thresholds.FAITHFULNESS_BAND
+        return max(low - self.faithfulness, self.faithfulness - high, 0.0) + max(abs(self.knockout) - thresholds.KNOCKOUT_BAND[1], 0.0)
 
 
-def fits(both: Both, sets: Sequence[NodeSet], label: str = "candidates") -> list[dict[EvidenceAblation, Fit]]:
+def measure_fits(f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet], label: str = "candidates") -> list[dict[EvidenceAblation, Fit]]:
     """(a) and (b) of several sets, batched."""
     values: dict[EvidenceAblation, list[Fit]] = {}
-    for ablation, f in both.items():
+    for ablation, f in f_by_ablation.items():
         found = f([s for made in sets for s in (made, f.everything - made)], label).tolist()
         values[ablation] = [Fit(found[2 * n], found[2 * n + 1]) for n in range(len(sets))]
-    return [{ablation: values[ablation][n] for ablation in both} for n in range(len(sets))]
+    return [{ablation: values[ablation][n] for ablation in f_by_ablation} for n in range(len(sets))]
 
 
-def singles(f: Faithfulness | Resampled, nodes: Sequence[Node], label: str) -> dict[Node, tuple[float, float]]:
+def measure_single_nodes(f: Faithfulness | ResampledFaithfulness, nodes: Sequence[Node], label: str) -> dict[Node, tuple[float, float]]:
     """What each node does alone: 1 − f without it (noising), and f of it alone (denoising)."""
     found = f([*(f.everything - {node} for node in nodes), *(frozenset({node}) for node in nodes)], label).tolist()
     return {node: (1 - found[n], found[len(nodes) + n]) for n, node in enumerate(nodes)}
 
 
-def excess(fit: Mapping[EvidenceAblation, Fit]) -> float:
+def total_excess(fit: Mapping[EvidenceAblation, Fit]) -> float:
     """Over all ablations."""
     return sum(part.excess for part in fit.values())
 
 
-def distance(fit: Mapping[EvidenceAblation, Fit]) -> float:
+def total_distance(fit: Mapping[EvidenceAblation, Fit]) -> float:
     """|1 − f(C)|, summed over ablations."""
-    return sum(abs(1 - part.kept) for part in fit.values())
+    return sum(abs(1 - part.faithfulness) for part in fit.values())
 
 
-def curve(both: Both, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | None]:
+def measure_curve(f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | None]:
     """Faithfulness of the ranking's first k nodes, and the smallest k at which (a) and (b) hold under both ablations."""
     prefixes = [frozenset(ranking[:k]) for k in range(len(ranking) + 1)]
-    found = fits(both, prefixes, "faithfulness against size")
+    found = measure_fits(f_by_ablation, prefixes, "faithfulness against size")
     names = [str(node) for node in ranking]
     points = [
-        CurvePoint(ablation=ablation, size=k, nodes=tuple(names[:k]), faithfulness=fit[ablation].kept)
-        for ablation in both
+        CurvePoint(ablation=ablation, size=k, nodes=tuple(names[:k]), faithfulness=fit[ablation].faithfulness)
+        for ablation in f_by_ablation
         for k, fit in enumerate(found)
     ]
-    return points, next((k for k, fit in enumerate(found) if k and excess(fit) == 0), None)
+    return points, next((k for k, fit in enumerate(found) if k and total_excess(fit) == 0), None)
 
 
-def smallest_size(both: Both, ranking: Sequence[Node], passed_over: Callable[[BudgetError], None]) -> int | None:
+def find_smallest_size(f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node], on_budget_error: Callable[[BudgetError], None]) -> int | None:
     """The smallest size at which (a) and (b) hold, looking no further than it; what the budget does not reach is told and passed over."""
     for size in range(1, len(ranking) + 1):
         try:
-            if excess(fits(both, [frozenset(ranking[:size])], "faithfulness against size")[0]) == 0:
+            if total_excess(measure_fits(f_by_ablation, [frozenset(ranking[:size])], "faithfulness against size")[0]) == 0:
                 return size
         except BudgetError as spent:
-            passed_over(spent)
+            on_budget_error(spent)
     return None
 
 
-def start_from(size: int | None, ranking: Sequence[Node]) -> NodeSet:
+def choose_start(size: int | None, ranking: Sequence[Node]) -> NodeSet:
     """The curve's set of that size; where no size holds, the whole universe."""
     return frozenset(ranking if size is None else ranking[:size])

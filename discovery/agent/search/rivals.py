@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.search.fit import Both
-from discovery.agent.search.mend import SPENT, Say, examine, mend, names_of
+from discovery.agent.search.fit import FaithfulnessByAblation
+from discovery.agent.search.mend import STOPPED_BY_BUDGET, OnDecision, find_faults, mend, names_of
 from discovery.agent.search.shrink import shrink
 from discovery.errors import BudgetError
-from discovery.evaluation import better, rivals, thresholds
+from discovery.evaluation import beats_alternatives, find_rivals, thresholds
 from discovery.graph import Control, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-MOST = 2  # rivals looked into, the closest first
+MAX_RIVALS = 2  # rivals looked into, the closest first
 
 
 @dataclass(frozen=True)
-class Option:
+class CandidateCircuit:
     """A set that might be the circuit.
 
     Attributes:
@@ -37,16 +37,16 @@ class Option:
     controls: Mapping[EvidenceAblation, Control | None]
 
     @property
-    def tried(self) -> int:
+    def n_compared(self) -> int:
         """How many layer-matched sets it was compared with."""
         return min((control.n or 0) if control else 0 for control in self.controls.values())
 
     @property
-    def stands_out(self) -> bool:
+    def is_better_than_alternatives(self) -> bool:
         """Condition (e) holds by layer, under both ablations."""
-        return all(control is not None and better(control) for control in self.controls.values())
+        return all(control is not None and beats_alternatives(control) for control in self.controls.values())
 
-    def may_replace(self, circuit: Option) -> bool:
+    def may_replace(self, circuit: CandidateCircuit) -> bool:
         """It has fewer faults; or as few, and (e) holds for it and not for the circuit.
 
         As many sets as with the circuit, or enough for a p, must have been compared: near the whole model hardly any other set is left,
@@ -54,37 +54,37 @@ class Option:
         """
         if self.weight != circuit.weight:
             return self.weight < circuit.weight
-        enough = self.tried >= min(circuit.tried, thresholds.FEWEST_CONTROLS)
-        return self.stands_out and enough and not circuit.stands_out
+        enough = self.n_compared >= min(circuit.n_compared, thresholds.MIN_ALTERNATIVES_FOR_P)
+        return self.is_better_than_alternatives and enough and not circuit.is_better_than_alternatives
 
 
-def option(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int) -> Option:
+def assess_candidate(both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> CandidateCircuit:
     """Hold (a) to (d) and layer-matched sets against a set."""
-    against = {ablation: rivals(f, circuit, screened, seed, by_layer=True) for ablation, f in both.items()}
+    against = {ablation: find_rivals(f, circuit, ranking, seed, by_layer=True) for ablation, f in both.items()}
     found = sorted({made for others, _ in against.values() for made in others}, key=sorted)
-    return Option(examine(both, circuit).weight, found, {ablation: control for ablation, (_, control) in against.items()})
+    return CandidateCircuit(find_faults(both, circuit).severity, found, {ablation: control for ablation, (_, control) in against.items()})
 
 
-def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, say: Say) -> NodeSet:
+def choose_among_rivals(both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int, say: OnDecision) -> NodeSet:
     """The circuit, or a better one among its rivals and their unions with it; where the budget ends, the best found by then."""
-    options: dict[NodeSet, Option] = {}
+    options: dict[NodeSet, CandidateCircuit] = {}
     try:
-        own = options[circuit] = option(both, circuit, screened, seed)
-        if not own.rivals or (own.stands_out and own.weight == (0.0, 0)):
+        own = options[circuit] = assess_candidate(both, circuit, ranking, seed)
+        if not own.rivals or (own.is_better_than_alternatives and own.weight == (0.0, 0)):
             return circuit
-        for rival in _closest(both, own.rivals)[:MOST]:
+        for rival in _sort_by_distance(both, own.rivals)[:MAX_RIVALS]:
             for start in (rival, circuit | rival):
-                made = _mended(both, start)
+                made = _mend_silently(both, start)
                 if made not in options:
-                    options[made] = option(both, made, screened, seed)
+                    options[made] = assess_candidate(both, made, ranking, seed)
     except BudgetError as spent:
-        say({}, SPENT, spent.cause)
+        say({}, STOPPED_BY_BUDGET, spent.cause)
     if not options:
         return circuit
     fair = [made for made in options if made == circuit or options[made].may_replace(options[circuit])]
-    best = min(fair, key=lambda made: (options[made].weight, not options[made].stands_out, len(made), sorted(made)))
+    best = min(fair, key=lambda made: (options[made].weight, not options[made].is_better_than_alternatives, len(made), sorted(made)))
     measured: dict[str, object] = {
-        " ".join(map(str, sorted(made))): {ablation: _told(control) for ablation, control in found.controls.items()}
+        " ".join(map(str, sorted(made))): {ablation: _control_counts(control) for ablation, control in found.controls.items()}
         for made, found in options.items()
     }
     change = "keep the circuit" if best == circuit else f"change to {names_of(best)}"
@@ -93,30 +93,30 @@ def settle(both: Both, circuit: NodeSet, screened: Sequence[Node], seed: int, sa
     return best
 
 
-def _closest(both: Both, sets: Sequence[NodeSet]) -> list[NodeSet]:
+def _sort_by_distance(both: FaithfulnessByAblation, sets: Sequence[NodeSet]) -> list[NodeSet]:
     """The closest to f = 1 first, summed over ablations."""
     values = [f(sets, "rivals").tolist() for f in both.values()]
     far = {made: sum(abs(1 - value) for value in found) for made, *found in zip(sets, *values, strict=True)}
     return sorted(sets, key=lambda made: round(far[made], 9))
 
 
-def _mended(both: Both, start: NodeSet) -> NodeSet:
+def _mend_silently(both: FaithfulnessByAblation, start: NodeSet) -> NodeSet:
     """Mended without a word.
 
     Raises:
         BudgetError: where the budget ends before the mending does.
     """
     cut: list[str] = []
-    made = mend(both, start, lambda _, concluded, why: cut.append(why) if concluded == SPENT else None)
+    made = mend(both, start, lambda _, concluded, why: cut.append(why) if concluded == STOPPED_BY_BUDGET else None)
     if cut:
         raise BudgetError(cut[0], "Give a larger budget.")
     return made
 
 
-def _told(control: Control | None) -> dict[str, int | None]:
+def _control_counts(control: Control | None) -> dict[str, int | None]:
     return {"as_good": control.as_good, "n": control.n} if control else {"as_good": 0, "n": 0}
 
 
-def select(both: Both, start: NodeSet, screened: Sequence[Node], seed: int, say: Say) -> NodeSet:
+def search_circuit(both: FaithfulnessByAblation, start: NodeSet, ranking: Sequence[Node], seed: int, say: OnDecision) -> NodeSet:
     """The whole selection after the curve: mend, leave out what is not needed, then settle with rivals."""
-    return settle(both, shrink(both, mend(both, start, say), say), screened, seed, say)
+    return choose_among_rivals(both, shrink(both, mend(both, start, say), say), ranking, seed, say)

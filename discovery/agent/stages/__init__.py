@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from discovery.agent.context import Context
-from discovery.agent.stages.behaviour import check
-from discovery.agent.stages.candidate import candidate, mending
-from discovery.agent.stages.edges import edges
+from discovery.agent.context import RunContext
+from discovery.agent.stages.behaviour import check_behaviour
+from discovery.agent.stages.candidate import choose_candidate, refine_candidate
+from discovery.agent.stages.edges import measure_edges
 from discovery.agent.stages.interpretation import interpret
-from discovery.agent.stages.localisation import components, localise
-from discovery.agent.stages.nodes import heads
-from discovery.agent.stages.stability import stability
+from discovery.agent.stages.localisation import localise, localise_components
+from discovery.agent.stages.nodes import rank_nodes
+from discovery.agent.stages.stability import measure_stability
 from discovery.agent.stages.validation import validate
 from discovery.agent.state import State
 
-Stage = Callable[[State, Context], State]
+Stage = Callable[[State, RunContext], State]
 
 STAGES: dict[str, Stage] = {
-    "check": check,
+    "check": check_behaviour,
     "localise": localise,
-    "components": components,
-    "heads": heads,
-    "candidate": candidate,
-    "mend": mending,
+    "components": localise_components,
+    "heads": rank_nodes,
+    "candidate": choose_candidate,
+    "mend": refine_candidate,
     "validate": validate,
-    "stability": stability,
-    "edges": edges,
+    "stability": measure_stability,
+    "edges": measure_edges,
     "interpret": interpret,
 }
 """What the verdict needs most comes first, so that a budget that ends early still gives one: edges enter none."""

@@ -5,47 +5,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from discovery.agent.context import Context
-from discovery.agent.search.fit import singles
+from discovery.agent.context import RunContext
+from discovery.agent.search.fit import measure_single_nodes
 from discovery.agent.state import State
-from discovery.evaluation import ranked, singles_of
+from discovery.evaluation import combine_directions, sort_by_effect
 from discovery.graph import Effect, NodeEffect
-from discovery.methods.patching.nodes import NodeEffects, node_effects
+from discovery.methods.patching.nodes import NodeEffects, measure_node_effects
 from discovery.methods.statistics import Resamples, interval_of_ratio
 
-TOP = 10
+MAX_LISTED_NODES = 10
 
 
-def heads(state: State, context: Context) -> State:
+def rank_nodes(state: State, context: RunContext) -> State:
     """Rank the universe by effect, noising and denoising combined: one direction alone misses an OR."""
-    bench = context.bench("discovery")
-    noising, denoising = (node_effects(bench.engine, direction, context.universe) for direction in ("noising", "denoising"))
+    bench = context.evaluator("discovery")
+    noising, denoising = (measure_node_effects(bench.engine, direction, context.universe) for direction in ("noising", "denoising"))
     clean, corrupted = bench.engine.baseline("clean"), bench.engine.baseline("corrupted")
     for found in (noising, denoising):
-        context.save(
+        context.save_arrays(
             f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))}
         )
-    by_mean = singles(bench.f("mean"), noising.nodes, "nodes, mean ablation")
-    context.save_sets()
-    context.save("nodes-mean", {"effects": torch.tensor(list(by_mean.values()))}, {"nodes": ",".join(map(str, by_mean))})
-    effects = _effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
-    order = ranked(singles_of(noising, denoising), by_mean)
+    by_mean = measure_single_nodes(bench.f("mean"), noising.nodes, "nodes, mean ablation")
+    context.save_set_metrics()
+    context.save_arrays("nodes-mean", {"effects": torch.tensor(list(by_mean.values()))}, {"nodes": ",".join(map(str, by_mean))})
+    effects = _node_effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
+    order = sort_by_effect(combine_directions(noising, denoising), by_mean)
     names = [str(node) for node in order]
-    measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:TOP]}
-    return context.finish(
-        state.with_(
+    measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:MAX_LISTED_NODES]}
+    return context.finish_stage(
+        state.with_changes(
             ranking=tuple(names),
             effects=effects,
             evidence=dict.fromkeys(names, ("nodes-noising", "nodes-denoising", "nodes-mean")),
         ),
         "heads",
         measured,
-        f"largest effects: {', '.join(node.label for node in order[:TOP])}",
+        f"largest effects: {', '.join(node.label for node in order[:MAX_LISTED_NODES])}",
         "|noising| + |denoising| of each node alone, at all positions, by resample ablation; by mean ablation where neither reaches 0.02",
     )
 
 
-def _effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrupted: Tensor, resamples: Resamples) -> dict[str, NodeEffect]:
+def _node_effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrupted: Tensor, resamples: Resamples) -> dict[str, NodeEffect]:
     gap = clean - corrupted
     made = {}
     for n, node in enumerate(noising.nodes):
@@ -65,6 +65,6 @@ def _mean(effect: Effect | None) -> float | None:
     return effect.mean if effect else None
 
 
-def effect_of(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
+def effect_with_interval(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
     """A normalised effect with its interval; constant data give a zero-width one."""
     return _effect(change, torch.as_tensor(gap), resamples)

@@ -14,41 +14,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.agent.context import Context
-from discovery.agent.search.fit import singles, smallest_size, start_from
-from discovery.agent.search.mend import SPENT
-from discovery.agent.search.rivals import select
-from discovery.agent.stages.verdict import judged
+from discovery.agent.context import RunContext
+from discovery.agent.search.fit import choose_start, find_smallest_size, measure_single_nodes
+from discovery.agent.search.mend import STOPPED_BY_BUDGET
+from discovery.agent.search.rivals import search_circuit
+from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.engine import SIDES
 from discovery.errors import BudgetError
-from discovery.evaluation import Resampled, ranked, singles_of, thresholds
+from discovery.evaluation import ResampledFaithfulness, combine_directions, sort_by_effect, thresholds
 from discovery.methods.ablation import NodeSet
 from discovery.methods.patching.nodes import NodeEffects
-from discovery.methods.statistics import template_weights
+from discovery.methods.statistics import draw_bootstrap_weights
 from discovery.sites import Direction, Node
 
-SHARE = 0.3  # of the run's cost
+STABILITY_BUDGET_SHARE = 0.3  # of the run's cost
 
 
-def stability(state: State, context: Context) -> State:
+def measure_stability(state: State, context: RunContext) -> State:
     """Mean Jaccard of the resamples' circuits with this one, and how often each node was chosen."""
     if not state.circuit:
-        return context.finish(state, "stability", {}, "nothing to repeat", "there is no circuit")
-    bench = context.bench("discovery")
-    weights = template_weights(bench.engine.task, thresholds.RESAMPLES, context.seed + 1)
-    for f in bench.both.values():
-        f.sets.warm()  # what a resumed run caches again is not the resamples' work
+        return context.finish_stage(state, "stability", {}, "nothing to repeat", "there is no circuit")
+    bench = context.evaluator("discovery")
+    weights = draw_bootstrap_weights(bench.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1)
+    for f in bench.f_by_ablation.values():
+        f.set_metric.fill_cache()  # what a resumed run caches again is not the resamples' work
     for side in SIDES:
         bench.engine.baseline(side)
     before = context.meter.spent
-    found = _searches(context, weights, before + state.spent * SHARE / (1 - SHARE))
-    own = state.nodes
+    found = _repeat_search(context, weights, before + state.spent * STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE))
+    own = state.circuit_nodes
     jaccard = [len(own & made) / len(own | made) for made, _ in found]
     cut = [why is not None for _, why in found]
     ended = [made for made, why in found if why is None]  # where the others would have ended, nobody knows
     frequency = {str(node): sum(node in made for made in ended) / len(ended) for node in sorted(own.union(*ended))} if ended else {}
-    mean = known_mean(jaccard, cut)
+    mean = decidable_mean(jaccard, cut)
     measured = {
         "jaccard": jaccard,
         "cut": cut,
@@ -58,13 +58,13 @@ def stability(state: State, context: Context) -> State:
     }
     why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
     if any(cut):
-        why += f"; {sum(cut)} searches ended where their share of the budget was spent ({SHARE:.0%} of the run)"
-    state = judged(state.with_(stability=mean, cut_searches=sum(cut), inclusion=frequency))
+        why += f"; {sum(cut)} searches ended where their share of the budget was spent ({STABILITY_BUDGET_SHARE:.0%} of the run)"
+    state = add_verdict(state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=frequency))
     concluded = f"{'not known' if mean is None else f'mean Jaccard {mean:.2f}'}; verdict: {state.verdict}"
-    return context.finish(state, "stability", measured, concluded, "; ".join((why, *state.reasons)))
+    return context.finish_stage(state, "stability", measured, concluded, "; ".join((why, *state.reasons)))
 
 
-def _searches(context: Context, weights: Float[Tensor, "draw pair"], allowed: float) -> list[tuple[NodeSet, str | None]]:
+def _repeat_search(context: RunContext, weights: Float[Tensor, "draw pair"], allowed: float) -> list[tuple[NodeSet, str | None]]:
     """Every resample's selection: each in turn gets an equal part of the work, so that a long one does not stop the short ones.
 
     What they leave goes to those that were cut off, which go on where they stopped, since sets once measured cost nothing; in fewer
@@ -78,7 +78,7 @@ def _searches(context: Context, weights: Float[Tensor, "draw pair"], allowed: fl
             began = meter.spent
             for number in waiting:
                 meter.limit = min(most, meter.spent + (most - began) / parts)
-                found[number] = _select(context, weights[number])
+                found[number] = _search_resample(context, weights[number])
             waiting = [number for number in waiting if found[number][1] is not None]
             parts = min(parts // 2 if meter.spent == began else parts, len(waiting))
     finally:
@@ -86,7 +86,7 @@ def _searches(context: Context, weights: Float[Tensor, "draw pair"], allowed: fl
     return [found[number] for number in range(len(weights))]
 
 
-def known_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
+def decidable_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
     """The mean Jaccard that is certain enough to judge by: a search that was cut off might have ended anywhere.
 
     With every such search at 0 the mean is still high enough: that low bound. With every such search at 1 it is still too low:
@@ -94,37 +94,37 @@ def known_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
     """
     total = sum(value for value, ended in zip(jaccard, cut, strict=True) if not ended)
     low, high = total / len(jaccard), (total + sum(cut)) / len(jaccard)
-    if low >= thresholds.JACCARD:
+    if low >= thresholds.MIN_JACCARD:
         return low
-    return high if high < thresholds.JACCARD else None
+    return high if high < thresholds.MIN_JACCARD else None
 
 
-def _select(context: Context, draw: Tensor) -> tuple[NodeSet, str | None]:
+def _search_resample(context: RunContext, draw: Tensor) -> tuple[NodeSet, str | None]:
     """The selection on one resample, and why it was cut off, if it was."""
-    both = {ablation: Resampled(f, draw) for ablation, f in context.bench("discovery").both.items()}
-    engine = context.bench("discovery").engine
+    both = {ablation: ResampledFaithfulness(f, draw) for ablation, f in context.evaluator("discovery").f_by_ablation.items()}
+    engine = context.evaluator("discovery").engine
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
-    effects = [_resampled(context, direction, draw, gap) for direction in ("noising", "denoising")]
+    effects = [_resampled_effects(context, direction, draw, gap) for direction in ("noising", "denoising")]
     try:
-        by_mean = singles(both["mean"], effects[0].nodes, "nodes, mean ablation")  # of an older run that is resumed they are not kept
+        by_mean = measure_single_nodes(both["mean"], effects[0].nodes, "nodes, mean ablation")  # of an older run that is resumed they are not kept
     except BudgetError as spent:
         return frozenset(), spent.cause
-    ranking, cut = ranked(singles_of(*effects), by_mean), list[str]()
+    ranking, cut = sort_by_effect(combine_directions(*effects), by_mean), list[str]()
 
     def say(measured: dict[str, object], concluded: str, why: str) -> None:
-        if concluded == SPENT:
+        if concluded == STOPPED_BY_BUDGET:
             cut.append(why)
 
-    size = smallest_size(both, ranking, lambda spent: cut.append(spent.cause))
-    return select(both, start_from(size, ranking), ranking, context.seed, say), cut[0] if cut else None
+    size = find_smallest_size(both, ranking, lambda spent: cut.append(spent.cause))
+    return search_circuit(both, choose_start(size, ranking), ranking, context.seed, say), cut[0] if cut else None
 
 
-def _resampled(context: Context, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:
+def _resampled_effects(context: RunContext, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:
     """Single-node effects, from the stored per-pair measurements."""
     name = f"nodes-{direction}"
     per_pair = torch.from_numpy(context.run.load_arrays(name)["per_pair"]).double()
     nodes = tuple(Node.parse(node) for node in context.run.array_metadata(name)["nodes"].split(","))
-    engine = context.bench("discovery").engine
+    engine = context.evaluator("discovery").engine
     base = engine.baseline("clean" if direction == "noising" else "corrupted").double().cpu() @ draw
     patched = per_pair.T @ draw
     values = (base - patched if direction == "noising" else patched - base) / gap

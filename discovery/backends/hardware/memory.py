@@ -16,16 +16,16 @@ from discovery.backends.hardware import containers
 from discovery.errors import DiscoveryError, MemoryLimitError
 
 
-def free_memory(device: torch.device | str) -> int:
+def read_free_memory(device: torch.device | str) -> int:
     """Bytes that are free where a model runs."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available, left = int(psutil.virtual_memory().available), containers.room()
+    available, left = int(psutil.virtual_memory().available), containers.read_container_memory()
     return available if left is None else min(available, left)
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Let go of what nobody holds any more: a model's parts refer to one another, and a device and the C library keep what was freed."""
     gc.collect()
     if torch.cuda.is_available():
@@ -40,7 +40,7 @@ def trim_heap() -> None:
         trim(0)
 
 
-def peak_memory() -> int:
+def read_peak_memory() -> int:
     """The most memory this process has held, in bytes (on cuda: on the device)."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
@@ -48,7 +48,7 @@ def peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def out_of_memory(fault: Exception) -> bool:
+def is_out_of_memory(fault: Exception) -> bool:
     """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
         words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
@@ -56,7 +56,7 @@ def out_of_memory(fault: Exception) -> bool:
 
 
 @contextmanager
-def within_memory(cause: str, cure: str) -> Iterator[None]:
+def convert_out_of_memory(cause: str, cure: str) -> Iterator[None]:
     """Say this where memory runs out in here.
 
     Raises:
@@ -65,6 +65,6 @@ def within_memory(cause: str, cure: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as fault:
-        if isinstance(fault, DiscoveryError) or not out_of_memory(fault):
+        if isinstance(fault, DiscoveryError) or not is_out_of_memory(fault):
             raise
         raise MemoryLimitError(cause, cure, detail=str(fault).partition("\n")[0]) from None

@@ -20,17 +20,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from discovery.backends.hardware.memory import free_memory
+from discovery.backends.hardware.memory import read_free_memory
 from discovery.errors import ModelError
 
-Places = Mapping[str, str | int]
-NO_GRADIENTS = "A gradient would hold all weights of this model at once, and part of them lies on the disk."
-WITHOUT = "Measure every cell (no screening, no attribution of features), or load it on a CPU in the dtype of its files."
-SHARE = 0.6  # of what is free: the rest is for the cached runs and batches of a measurement
+DeviceMap = Mapping[str, str | int]
+NO_GRADIENTS_CAUSE = "A gradient would hold all weights of this model at once, and part of them lies on the disk."
+NO_GRADIENTS_CURE = "Measure every cell (no screening, no attribution of features), or load it on a CPU in the dtype of its files."
+MEMORY_SHARE = 0.6  # of what is free: the rest is for the cached runs and batches of a measurement
 
 
 @dataclass(frozen=True)
-class Spread:
+class Placement:
     """How weights are to lie.
 
     Attributes:
@@ -38,11 +38,11 @@ class Spread:
         limits: bytes that they may take of each device, by its name or number, and of "cpu"; of what is free a share where None.
     """
 
-    places: Literal["auto"] | Places = "auto"
-    limits: Mapping[str | int, Any] | None = None
+    device_map: Literal["auto"] | DeviceMap = "auto"
+    max_memory: Mapping[str | int, Any] | None = None
 
     @classmethod
-    def asked(cls, device_map: Any, max_memory: Mapping[str | int, Any] | None, device: str, *, remote: bool = False) -> Spread | None:
+    def from_arguments(cls, device_map: Any, max_memory: Mapping[str | int, Any] | None, device: str, *, remote: bool = False) -> Placement | None:
         """What the arguments of `load_model` say; None where nothing is spread.
 
         Raises:
@@ -60,44 +60,44 @@ class Spread:
             cause = f"device {device!r} is one place, and device_map spreads the model over several."
             raise ModelError(cause, "Give one of the two.")
         for place in device_map.values() if device_map != "auto" else ():
-            _require_place(place, "disk")
+            _require_device(place, "disk")
         if max_memory is not None:
             _require_limits(device_map, max_memory)
         return cls(device_map, max_memory)
 
     @property
-    def room(self) -> dict[str | int, int]:
+    def allowed_bytes(self) -> dict[str | int, int]:
         """Bytes that the weights may take of each device, and of "cpu"; where a mapping says where all lies, this is no limit."""
-        if self.limits is not None:
-            return dict(self.limits)
-        free: dict[str | int, int] = {number: free_memory(f"cuda:{number}") for number in range(torch.cuda.device_count())}
-        return {place: int(SHARE * size) for place, size in (free | {"cpu": free_memory("cpu")}).items()}
+        if self.max_memory is not None:
+            return dict(self.max_memory)
+        free: dict[str | int, int] = {number: read_free_memory(f"cuda:{number}") for number in range(torch.cuda.device_count())}
+        return {place: int(MEMORY_SHARE * size) for place, size in (free | {"cpu": read_free_memory("cpu")}).items()}
 
-    def arguments(self, folder: str) -> dict[str, Any]:
+    def from_pretrained_arguments(self, folder: str) -> dict[str, Any]:
         """For `from_pretrained`; the folder takes what is made for the disk, and is to be kept as long as the module."""
-        limits = {"max_memory": self.room} if self.places == "auto" else {}
-        return {"device_map": self.places, **limits, "offload_folder": folder}
+        limits = {"max_memory": self.allowed_bytes} if self.device_map == "auto" else {}
+        return {"device_map": self.device_map, **limits, "offload_folder": folder}
 
-    def require_parts(self, module: nn.Module) -> None:
+    def require_modules(self, module: nn.Module) -> None:
         """Check that a mapping names parts of a module, none inside another, and that every weight is in one.
 
         Raises:
             ModelError: where it does not.
         """
-        if self.places == "auto":
+        if self.device_map == "auto":
             return
-        parts, every = list(self.places), [name for name, _ in module.named_modules()]
+        parts, every = list(self.device_map), [name for name, _ in module.named_modules()]
         for part in parts:
             if part not in every:
                 near = get_close_matches(str(part), every, n=3) or [name for name, _ in module.named_children()]
                 cause = f"device_map names {part!r}, which is no part of a {type(module).__name__}."
                 raise ModelError(cause, f"Its parts are named as in {', '.join(map(repr, near))}.")
-            if outer := [other for other in parts if other != part and _within(part, other)]:
+            if outer := [other for other in parts if other != part and _is_within(part, other)]:
                 raise ModelError(f"device_map names {part!r} and {outer[0]!r}, which holds it.", "Name each part once, without overlap.")
-        if left := [name for name in module.state_dict() if not any(_within(name, part) for part in parts)]:
+        if left := [name for name in module.state_dict() if not any(_is_within(name, part) for part in parts)]:
             raise ModelError(f"device_map does not say where {left[0]!r} lies.", "Name the part that it is in, or give 'auto'.")
 
-    def require_disk(self, name: str, made: int) -> None:
+    def require_disk_space(self, name: str, stacked_bytes: int) -> None:
         """Check that what has to be written fits on the disk.
 
         Args:
@@ -108,7 +108,7 @@ class Spread:
         """
         place = tempfile.gettempdir()
         free = shutil.disk_usage(place).free
-        written = made - sum(self.room.values()) if self.places == "auto" else 0  # a mapping may keep them in memory
+        written = stacked_bytes - sum(self.allowed_bytes.values()) if self.device_map == "auto" else 0  # a mapping may keep them in memory
         if written > free:
             raise ModelError(
                 f"{name} has experts that are put together when it is loaded: {written / 1e9:,.1f} GB of them would be written to {place}, "
@@ -117,7 +117,7 @@ class Spread:
             )
 
 
-def _within(name: str, part: str) -> bool:
+def _is_within(name: str, part: str) -> bool:
     return part in ("", name) or name.startswith(f"{part}.")
 
 
@@ -134,12 +134,12 @@ def _require_limits(device_map: Any, max_memory: Any) -> None:
             "max_memory is given, and device_map says itself where each part lies.", "Give device_map='auto', or one of the two."
         )
     for place, size in max_memory.items():
-        _require_place(place)
+        _require_device(place)
         if type(size) is not int or size < 1:  # True is an int
             raise ModelError(f"max_memory of {place!r} is {size!r}.", "Give a whole number of bytes above 0 for each device.")
 
 
-def _require_place(place: object, *more: str) -> None:
+def _require_device(place: object, *more: str) -> None:
     """Check that weights can lie there.
 
     Raises:
@@ -151,30 +151,30 @@ def _require_place(place: object, *more: str) -> None:
         raise ModelError(f"Weights cannot lie on {place!r}.", f"Allowed here: {', '.join(map(repr, allowed))}.")
 
 
-def keep(module: nn.Module, folder: tempfile.TemporaryDirectory[str]) -> None:
+def remove_folder_with(module: nn.Module, folder: tempfile.TemporaryDirectory[str]) -> None:
     """Remove the folder when the module is gone."""
     weakref.finalize(module, folder.cleanup)
 
 
-def off_device(module: nn.Module) -> bool:
+def is_offloaded(module: nn.Module) -> bool:
     """Whether a weight is brought to where it computes only when it is used."""
     return any(parameter.is_meta for parameter in module.parameters())
 
 
-def held(module: nn.Module, device: torch.device) -> int:
+def resident_weight_bytes(module: nn.Module, device: torch.device) -> int:
     """Bytes of the weights that lie on devices of this kind."""
     here = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters() if p.device.type == device.type}
     return sum(here.values())
 
 
-def home(module: nn.Module) -> str:
+def input_device(module: nn.Module) -> str:
     """The device that a spread module takes its tokens on."""
     places = list(getattr(module, "hf_device_map", {}).values())
     first = next((place for place in places if place != "disk"), "cpu")
     return f"cuda:{first}" if isinstance(first, int) else str(first)
 
 
-def told(module: nn.Module) -> tuple[str, ...]:
+def describe_placement(module: nn.Module) -> tuple[str, ...]:
     """A warning of how many parts lie where; none where all of them lie in one place, and not on the disk."""
     places = [str(place) for place in getattr(module, "hf_device_map", {}).values()]
     kinds = dict.fromkeys(places)
@@ -184,7 +184,7 @@ def told(module: nn.Module) -> tuple[str, ...]:
     return (f"The weights are spread: {parts}.",)
 
 
-def at_hand(module: nn.Module) -> AbstractContextManager[None]:
+def load_offloaded_weights(module: nn.Module) -> AbstractContextManager[None]:
     """A module's own weights, brought from wherever they lie."""
     from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 

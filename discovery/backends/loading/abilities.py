@@ -7,35 +7,35 @@ from dataclasses import replace
 
 import torch
 
-from discovery.backends.base import Backend, Batch, Outcome
+from discovery.backends.base import Backend, Batch, BatchResult
 from discovery.backends.info import Abilities
-from discovery.backends.loading.checks import TOLERANCE, Reference
+from discovery.backends.loading.checks import TOLERANCE, ReferenceLogits
 from discovery.errors import BackendMismatchError, SiteError
 from discovery.interventions import replace_with, scale
 from discovery.sites import Site
 
-SHORTCUT = TOLERANCE | {"float32": 2e-5}  # the same prompt on the same engine: only the order of sums differs
+SHORTCUT_TOLERANCE = TOLERANCE | {"float32": 2e-5}  # the same prompt on the same engine: only the order of sums differs
 
 
 @torch.no_grad()
-def find_abilities(backend: Backend, expected: Reference, *, without: Collection[str] = ()) -> Abilities:
+def find_abilities(backend: Backend, expected: ReferenceLogits, *, untried: Collection[str] = ()) -> Abilities:
     """Try each shortcut and keep those that give the plain numbers; some need not be tried."""
-    tolerance = SHORTCUT[backend.info.dtype] * float(expected.logits.abs().max())
-    plain = _plain(backend, expected)
+    tolerance = SHORTCUT_TOLERANCE[backend.info.dtype] * float(expected.logits.abs().max())
+    plain = _run_plain(backend, expected)
     _require_restart(backend, expected, plain, tolerance)
-    prefix = "prefix" not in without and _holds(lambda: _prefix_error(backend, expected, plain), tolerance)
+    prefix = "prefix" not in untried and _holds(lambda: _prefix_error(backend, expected, plain), tolerance)
     return Abilities(
         prefix=prefix,
-        columns=expected.linear and _holds(lambda: _column_error(backend, expected, plain), tolerance),
+        columns=expected.unembedding_is_linear and _holds(lambda: _column_error(backend, expected, plain), tolerance),
         linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
-        middle=_holds(lambda: _middle_error(backend, expected, plain), tolerance),
+        after_attention=_holds(lambda: _after_attention_error(backend, expected, plain), tolerance),
         pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
         joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
-        narrow="narrow" not in without and _holds(lambda: _narrow_error(backend, expected), tolerance),
+        last_position_only="narrow" not in untried and _holds(lambda: _last_position_error(backend, expected), tolerance),
     )
 
 
-def _plain(backend: Backend, expected: Reference) -> Outcome:
+def _run_plain(backend: Backend, expected: ReferenceLogits) -> BatchResult:
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
     sites = [Site("resid_pre", layer) for layer in range(backend.info.n_layers)]
     return backend.run(Batch(expected.tokens, last), sites)
@@ -50,7 +50,7 @@ def _holds(error: Callable[[], float], tolerance: float) -> bool:
         return False  # the architecture has no such shortcut: the plain way is used
 
 
-def _require_restart(backend: Backend, expected: Reference, plain: Outcome, tolerance: float) -> None:
+def _require_restart(backend: Backend, expected: ReferenceLogits, plain: BatchResult, tolerance: float) -> None:
     """Starting at the last layer, or after it, from its own residual stream must change nothing."""
     layer = backend.info.n_layers - 1
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
@@ -68,7 +68,7 @@ def _require_restart(backend: Backend, expected: Reference, plain: Outcome, tole
         )
 
 
-def _prefix_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+def _prefix_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
     """At every position after the prefix: where attention is local, only the first of them see it."""
     length, device = expected.tokens.shape[1], expected.tokens.device
     cut, rows = length // 2, torch.zeros(length - length // 2, dtype=torch.long, device=device)
@@ -84,7 +84,7 @@ def _prefix_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
     return worst
 
 
-def _join_error(backend: Backend, expected: Reference, plain: Outcome, *, prefix: bool) -> float:
+def _join_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult, *, prefix: bool) -> float:
     """Rows that enter at different layers, with and without a prefix, each at another answer position."""
     length, device, layers = expected.tokens.shape[1], expected.tokens.device, backend.info.n_layers
     whole = backend.run(Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True).prefix if prefix else None
@@ -99,7 +99,7 @@ def _join_error(backend: Backend, expected: Reference, plain: Outcome, *, prefix
             last,
             0,
             stream[0].expand(2, -1, -1),
-            prefix=whole.stairs(rows, counts, cut) if whole is not None and cut else None,
+            prefix=whole.take_by_layer(rows, counts, cut) if whole is not None and cut else None,
             joins={layers - 1: stream[layers - 1]} if layers > 1 else {},
         )
         again = backend.run(batch).logits
@@ -108,17 +108,17 @@ def _join_error(backend: Backend, expected: Reference, plain: Outcome, *, prefix
     return worst
 
 
-def _middle_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+def _after_attention_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
     layer, last = backend.info.n_layers // 2, torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
     site = Site("resid_mid", layer)
     residual = backend.run(Batch(expected.tokens), [site]).activations[site]
-    again = backend.run(Batch(expected.tokens, last, layer, residual, middle=True)).logits
+    again = backend.run(Batch(expected.tokens, last, layer, residual, after_attention=True)).logits
     assert again is not None
     assert plain.logits is not None
     return float((again - plain.logits).abs().max())
 
 
-def _narrow_error(backend: Backend, expected: Reference) -> float:
+def _last_position_error(backend: Backend, expected: ReferenceLogits) -> float:
     """At every answer position, from the first layer and from the last, unchanged and with what the last layer adds changed."""
     info, length = backend.info, expected.tokens.shape[1]
     rows, last = expected.tokens.expand(length, -1), torch.arange(length, device=expected.tokens.device)
@@ -128,14 +128,14 @@ def _narrow_error(backend: Backend, expected: Reference) -> float:
     worst = 0.0
     for batch in (Batch(rows, last), Batch(rows, last, info.n_layers - 1, stream)):
         for changes in ([], edits):
-            whole, narrow = (backend.run(each, edits=changes).logits for each in (batch, replace(batch, narrow=True)))
+            whole, narrow = (backend.run(each, edits=changes).logits for each in (batch, replace(batch, last_position_only=True)))
             assert whole is not None
             assert narrow is not None
             worst = max(worst, float((whole - narrow).abs().max()))
     return worst
 
 
-def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> float:
+def _column_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
     columns = torch.arange(backend.info.n_logits, device=last.device)[None]
     logits = backend.run(Batch(expected.tokens, last, columns=columns)).logits
@@ -144,7 +144,7 @@ def _column_error(backend: Backend, expected: Reference, plain: Outcome) -> floa
     return float((logits - plain.logits.gather(1, columns)).abs().max())
 
 
-def _pattern_error(backend: Backend, expected: Reference) -> float:
+def _pattern_error(backend: Backend, expected: ReferenceLogits) -> float:
     """Between z under a uniform pattern and the mean of the values so far."""
     info, layer = backend.info, backend.info.n_layers - 1
     pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))
@@ -156,7 +156,7 @@ def _pattern_error(backend: Backend, expected: Reference) -> float:
     return float((seen - torch.einsum("rhds,rshe->rdhe", uniform, values)).abs().max())
 
 
-def _head_error(backend: Backend, expected: Reference) -> float:
+def _head_error(backend: Backend, expected: ReferenceLogits) -> float:
     """Between resid_post − resid_pre − mlp_out and Σ z·W_O, up to the same bias at every position."""
     info, worst = backend.info, 0.0
     for layer in {0, info.n_layers - 1}:

@@ -16,11 +16,11 @@ from discovery.errors import BackendMismatchError, ModelError
 
 # Of the largest logit. Many architectures take norms, softmax and rotations in float32 whatever the width, wrapped or not.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
-LOUD = 256.0  # what would bend large logits (a soft cap) bends these; a power of two, which no width rounds
+UNEMBEDDING_GAIN = 256.0  # what would bend large logits (a soft cap) bends these; a power of two, which no width rounds
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceLogits:
     """What the unwrapped module computes on one short prompt.
 
     Attributes:
@@ -31,46 +31,46 @@ class Reference:
     tokens: Tensor
     logits: Tensor
     d_vocab: int
-    linear: bool = True
+    unembedding_is_linear: bool = True
 
 
-def probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
+def make_probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
     """A fixed short prompt of ids spread over the vocabulary."""
     length = min(9, n_ctx)
     return torch.tensor([[(37 + 101 * i * i) % d_vocab for i in range(length)]], device=device)
 
 
 @torch.no_grad()
-def reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> Reference:
+def run_reference(module: nn.Module, d_vocab: int, n_ctx: int, device: str) -> ReferenceLogits:
     """Run the unwrapped module.
 
     Raises:
         ModelError: where its logits are not finite.
     """
-    tokens = probe_tokens(d_vocab, n_ctx, device)
+    tokens = make_probe_tokens(d_vocab, n_ctx, device)
     out = module(input_ids=tokens)
     logits = (out if isinstance(out, Tensor) else out.logits).detach().clone()
     if not bool(logits.isfinite().all()):
         cause = "The model's own logits are not finite: its weights are damaged, or the dtype is too narrow for them."
         raise ModelError(cause, "Save or download the weights again, or use dtype float32.")
-    return Reference(tokens, logits, d_vocab, _linear(module, tokens, logits))
+    return ReferenceLogits(tokens, logits, d_vocab, _is_unembedding_linear(module, tokens, logits))
 
 
-def _linear(module: nn.Module, tokens: Tensor, logits: Tensor) -> bool:
+def _is_unembedding_linear(module: nn.Module, tokens: Tensor, logits: Tensor) -> bool:
     """Whether what the unembedding gives are the logits, also where it is large: small logits pass a soft cap unbent."""
     find = getattr(module, "get_output_embeddings", None)
     head = find() if callable(find) else None
     if head is None:
         return not callable(find)  # TransformerLens's own module has no such name, and nothing behind its unembedding
-    handle = head.register_forward_hook(lambda _, __, output: LOUD * output)
+    handle = head.register_forward_hook(lambda _, __, output: UNEMBEDDING_GAIN * output)
     try:
         loud = module(input_ids=tokens).logits
     finally:
         handle.remove()
-    return bool(torch.allclose(loud, LOUD * logits, rtol=1e-3, atol=0.0))
+    return bool(torch.allclose(loud, UNEMBEDDING_GAIN * logits, rtol=1e-3, atol=0.0))
 
 
-def compare(backend: Backend, expected: Reference) -> None:
+def require_same_logits(backend: Backend, expected: ReferenceLogits) -> None:
     """Hold the backend's logits at every position against the module's.
 
     Raises:
@@ -90,7 +90,7 @@ def compare(backend: Backend, expected: Reference) -> None:
         )
 
 
-def require_causal(backend: Backend, expected: Reference) -> None:
+def require_causal(backend: Backend, expected: ReferenceLogits) -> None:
     """Check that no position sees a later one: padding, reused prefixes and skipped cells all rest on it.
 
     Raises:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from discovery.backends.info import ModelInfo
-from discovery.backends.loading.checks import Reference, reference
-from discovery.backends.loading.source import Source
-from discovery.backends.nnsight.layout import Layout
+from discovery.backends.loading.checks import ReferenceLogits, run_reference
+from discovery.backends.loading.source import ModelLocation
+from discovery.backends.nnsight.layout import ModuleLayout
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What every part of a model is sized by."""
 
     n_layers: int
@@ -36,7 +36,7 @@ class Shape:
         return 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
 
     @classmethod
-    def of_hugging_face(cls, config: Any) -> Shape:
+    def of_hugging_face(cls, config: Any) -> ModelShape:
         """Of a transformers configuration, whose own names are mapped to the common ones."""
         config = config.get_text_config()  # itself, but for models that see too
         heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
@@ -47,28 +47,28 @@ class Shape:
         return cls(int(config.num_hidden_layers), heads, kv_heads, d_model, int(getattr(config, "head_dim", None) or d_model // heads))
 
     @classmethod
-    def of_native(cls, cfg: Any) -> Shape:
+    def of_native(cls, cfg: Any) -> ModelShape:
         """Of a TransformerLens configuration."""
         heads, kv_heads = int(cfg.n_heads), int(cfg.n_key_value_heads or cfg.n_heads)
         return cls(int(cfg.n_layers), heads, kv_heads, int(cfg.d_model), int(cfg.d_head), bool(cfg.attn_only))
 
 
-def work(parts: Iterable[nn.Module], module: Any) -> int:
+def count_macs(parts: Iterable[nn.Module], module: Any) -> int:
     """Multiply-adds of an MLP's parts at one position; of experts [expert …], those a token is sent to. A shared weight counts once."""
     used = int(getattr(getattr(module, "config", None), "num_experts_per_tok", None) or 1)
     weights = {id(p): p for part in parts for name, p in part.named_parameters() if p.ndim > 1 and "bias" not in name}
     return sum(p.numel() if p.ndim == 2 else p[0].numel() * used for p in weights.values())
 
 
-TAKEN_APART = frozenset({"bloom", "codegen", "falcon", "gpt_neox", "mpt"})  # q, k and v of one weight, which TransformerLens copies
+FUSED_QKV_TYPES = frozenset({"bloom", "codegen", "falcon", "gpt_neox", "mpt"})  # q, k and v of one weight, which TransformerLens copies
 
 
-def copied(kind: str, shape: Shape) -> int:
+def count_copied_weights(kind: str, shape: ModelShape) -> int:
     """How many weights of a model of this `model_type` TransformerLens holds a second time."""
-    return shape.n_layers * shape.d_model * shape.d_head * (shape.n_heads + 2 * shape.n_kv_heads) if kind in TAKEN_APART else 0
+    return shape.n_layers * shape.d_model * shape.d_head * (shape.n_heads + 2 * shape.n_kv_heads) if kind in FUSED_QKV_TYPES else 0
 
 
-def stacked(module: nn.Module) -> int:
+def count_stacked_weights(module: nn.Module) -> int:
     """How many weights are put together from several of the files': those of experts [expert …]."""
     return sum(p.numel() for p in module.parameters() if p.ndim > 2)
 
@@ -76,12 +76,12 @@ def stacked(module: nn.Module) -> int:
 MLP_PARTS = ("in", "gate", "out")
 
 
-def vocabulary(module: nn.Module) -> int:
+def read_vocabulary_size(module: nn.Module) -> int:
     """How many token ids a Hugging Face module takes."""
     return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # it has one
 
 
-def context(config: dict[str, Any]) -> int:
+def read_context_length(config: dict[str, Any]) -> int:
     """The longest prompt. Where the rotation depends on the longest prompt of a batch, only as far as it does not: what stands beside a
     prompt would change its numbers.
     """
@@ -97,12 +97,12 @@ def context(config: dict[str, Any]) -> int:
     return min(longest, int(original))
 
 
-def context_of(module: Any) -> int:
+def read_module_context_length(module: Any) -> int:
     """The longest prompt of a Hugging Face module; what its config.json leaves out is as its class has it."""
-    return context(module.config.get_text_config().to_dict())
+    return read_context_length(module.config.get_text_config().to_dict())
 
 
-def block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:
+def read_block_tuple_length(module: nn.Module, tokens: torch.Tensor) -> int | None:
     """How the module's blocks hand on the residual stream: length of the tuple, or None for a bare tensor."""
     blocks = max((m for m in module.modules() if isinstance(m, nn.ModuleList)), key=len)
     found: list[Any] = []
@@ -114,7 +114,7 @@ def block_returns(module: nn.Module, tokens: torch.Tensor) -> int | None:
 
 
 @dataclass(frozen=True)
-class Plain:
+class UnwrappedModel:
     """A model before an engine takes it, with what could not be asked of it afterwards.
 
     Attributes:
@@ -122,28 +122,28 @@ class Plain:
         dtype, device: those that were asked for. A weight may be kept wider, and a tensor on "cuda" says "cuda:0".
     """
 
-    source: Source
+    source: ModelLocation
     module: Any
-    expected: Reference
+    expected: ReferenceLogits
     n_ctx: int
     n_params: int
-    returns: int | None
+    block_tuple_length: int | None
     dtype: torch.dtype
     device: str
 
     @classmethod
-    def of(cls, source: Source, module: Any, d_vocab: int, n_ctx: int, dtype: torch.dtype, device: str) -> Plain:
+    def of(cls, source: ModelLocation, module: Any, d_vocab: int, n_ctx: int, dtype: torch.dtype, device: str) -> UnwrappedModel:
         """Run the module, and count it.
 
         Raises:
             ModelError: where its logits are not finite.
         """
-        expected = reference(module, d_vocab, n_ctx, device)
+        expected = run_reference(module, d_vocab, n_ctx, device)
         n_params = sum(p.numel() for p in module.parameters())
-        return cls(source, module, expected, n_ctx, n_params, block_returns(module, expected.tokens), dtype, device)
+        return cls(source, module, expected, n_ctx, n_params, read_block_tuple_length(module, expected.tokens), dtype, device)
 
 
-def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
+def describe_bridge(plain: UnwrappedModel, bridge: Any) -> ModelInfo:
     """Of a TransformerLens bridge around the module."""
     cfg = bridge.cfg
     heads, d_head, d_model = int(cfg.n_heads), int(cfg.d_head), int(cfg.d_model)
@@ -160,32 +160,32 @@ def describe_bridge(plain: Plain, bridge: Any) -> ModelInfo:
         d_head=d_head,
         attn_only=attn_only,
         parallel="blocks.0.hook_resid_mid" not in bridge.hook_dict and not attn_only,
-        positions=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
+        positional_embedding=str(getattr(cfg, "positional_embedding_type", None) or "unknown"),
         normalization=str(cfg.normalization_type),
-        copied=copied(kind, Shape(int(cfg.n_layers), heads, kv_heads, d_model, d_head)),
+        copied=count_copied_weights(kind, ModelShape(int(cfg.n_layers), heads, kv_heads, d_model, d_head)),
         macs_attention=2 * d_model * d_head * (heads + kv_heads),
-        macs_mlp=0 if attn_only else work(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
+        macs_mlp=0 if attn_only else count_macs(_bridge_mlp(bridge.blocks[0].mlp), plain.module),
     )
 
 
-def describe_module(plain: Plain, layout: Layout) -> ModelInfo:
+def describe_module(plain: UnwrappedModel, layout: ModuleLayout) -> ModelInfo:
     """Of a Hugging Face or TransformerLens-native module, whose parts are where the layout says."""
     module = plain.module
-    shape = Shape.of_hugging_face(module.config) if layout.cached else Shape.of_native(module.cfg)
+    shape = ModelShape.of_hugging_face(module.config) if layout.takes_cache else ModelShape.of_native(module.cfg)
     block = attrgetter(layout.blocks)(module)[0]
     return ModelInfo(
         **_origin(plain),
         **vars(shape),
         backend="nnsight",
-        parallel=layout.middle is None,
-        positions=layout.positions if layout.cached else str(module.cfg.positional_embedding_type or "standard"),
-        normalization=_normalization(block) if layout.cached else str(module.cfg.normalization_type),
+        parallel=layout.resid_mid is None,
+        positional_embedding=layout.positions if layout.takes_cache else str(module.cfg.positional_embedding_type or "standard"),
+        normalization=_normalization(block) if layout.takes_cache else str(module.cfg.normalization_type),
         macs_attention=shape.macs_attention,
-        macs_mlp=0 if shape.attn_only else work([attrgetter(path)(block) for path in layout.mlp], module),
+        macs_mlp=0 if shape.attn_only else count_macs([attrgetter(path)(block) for path in layout.mlp], module),
     )
 
 
-def _origin(plain: Plain) -> dict[str, Any]:
+def _origin(plain: UnwrappedModel) -> dict[str, Any]:
     source, expected = plain.source, plain.expected
     return {
         "name": source.name,

@@ -16,40 +16,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from discovery.backends.hardware.placement import Spread, keep
-from discovery.backends.loading.source import read_config
+from discovery.backends.hardware.placement import Placement, remove_folder_with
+from discovery.backends.loading.source import require_supported_config
 from discovery.errors import ModelError, first_line
 
 _LAYER = re.compile(r"\.\d+\.")
 
 
-def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Spread | None = None) -> nn.Module:
+def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Placement | None = None) -> nn.Module:
     """The Hugging Face module in evaluation mode, weights frozen; on the device, or spread over several places.
 
     Raises:
         ModelError: an architecture transformers lacks, or weights that do not fit it.
     """
-    read_config(directory)
+    require_supported_config(directory)
     if spread is None:
-        return _read(directory, dtype, {}).to(device)
+        return _load_pretrained(directory, dtype, {}).to(device)
     folder = tempfile.TemporaryDirectory(prefix="circuit-scout-offload-")
     try:
-        module = _read(directory, dtype, spread.arguments(folder.name))
+        module = _load_pretrained(directory, dtype, spread.from_pretrained_arguments(folder.name))
     except BaseException:  # Ctrl-C too
         folder.cleanup()
         raise
-    keep(module, folder)
+    remove_folder_with(module, folder)
     return module
 
 
-def _read(directory: Path, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.Module:
+def _load_pretrained(directory: Path, dtype: torch.dtype, placement: Mapping[str, Any]) -> nn.Module:
     """As `build_module`; `places` are arguments of transformers."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        with bars_for_people():
+        with progress_bars_on_terminal():
             module, report = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
@@ -58,7 +58,7 @@ def _read(directory: Path, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told by us, with name and shapes
-                **places,
+                **placement,
             )
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
@@ -72,11 +72,11 @@ def _read(directory: Path, dtype: torch.dtype, places: Mapping[str, Any]) -> nn.
         cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
-        what = "its config.json, or not this device_map" if places else "its config.json"
+        what = "its config.json, or not this device_map" if placement else "its config.json"
         cause = f"{directory.name} cannot be loaded: transformers does not take {what} ({type(fault).__name__})."
-        cure = "Check that it is a whole causal language model" + (", or give device_map 'auto'." if places else ".")
+        cure = "Check that it is a whole causal language model" + (", or give device_map 'auto'." if placement else ".")
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
-    _require_the_same_weights(directory.name, module, report)
+    _require_matching_weights(directory.name, module, report)
     _fuse_activations(module)
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -91,7 +91,7 @@ def _fuse_activations(module: nn.Module) -> None:
                 setattr(parent, name, nn.GELU(approximate="tanh"))
 
 
-def _require_the_same_weights(name: str, module: nn.Module, report: Any) -> None:
+def _require_matching_weights(name: str, module: nn.Module, report: Any) -> None:
     """The files hold the architecture's weights: none missing, none of another shape, and no layer that the configuration leaves out.
 
     Other weights that are not used (a vision tower, another head) are let pass: the model is whole without them.
@@ -108,7 +108,7 @@ def _require_the_same_weights(name: str, module: nn.Module, report: Any) -> None
 
 
 @contextmanager
-def bars_for_people() -> Iterator[None]:
+def progress_bars_on_terminal() -> Iterator[None]:
     """transformers draws progress bars on a terminal only, not into a log."""
     from transformers.utils import logging
 
@@ -137,7 +137,7 @@ class TextTokenizer:
     def decode(self, ids: list[int]) -> str:
         return str(self.wrapped.decode(ids))
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         unknown, written = self.wrapped.unk_token_id, self.wrapped.unk_token
         return unknown is not None and written not in text and unknown in self.encode(text)
 

@@ -18,25 +18,31 @@ import torch
 
 from discovery.backends.base import Backend
 from discovery.backends.hardware.devices import choose_device
-from discovery.backends.hardware.memory import free_memory, within_memory
-from discovery.backends.hardware.placement import Places, Spread, home, off_device, told
-from discovery.backends.info import Width
+from discovery.backends.hardware.memory import convert_out_of_memory, read_free_memory
+from discovery.backends.hardware.placement import DeviceMap, Placement, describe_placement, input_device, is_offloaded
+from discovery.backends.info import DtypeName
 from discovery.backends.loading.abilities import find_abilities
-from discovery.backends.loading.backend_choice import ELSEWHERE, choose, require_room
-from discovery.backends.loading.checks import compare, require_causal
-from discovery.backends.loading.description import Plain, context_of, describe_bridge, describe_module, vocabulary
+from discovery.backends.loading.backend_choice import REMOTE_REASON, choose_backend, require_fit
+from discovery.backends.loading.checks import require_causal, require_same_logits
+from discovery.backends.loading.description import (
+    UnwrappedModel,
+    describe_bridge,
+    describe_module,
+    read_module_context_length,
+    read_vocabulary_size,
+)
 from discovery.backends.loading.huggingface import build_module, build_tokenizer
-from discovery.backends.loading.native import NATIVE_CONFIG, build_native, read_native_config, strange_fields
-from discovery.backends.loading.outline import ENGINES, Engine, UndescribedError, empty_module, outline_of
-from discovery.backends.loading.source import Source, find_source
+from discovery.backends.loading.native import NATIVE_CONFIG, build_native, describe_unknown_fields, read_native_config
+from discovery.backends.loading.outline import BACKEND_LABELS, Engine, UnknownShapeError, build_empty_module, read_outline_at
+from discovery.backends.loading.source import ModelLocation, locate_model
 from discovery.backends.nnsight.backend import NnsightBackend
-from discovery.backends.nnsight.layout import NATIVE, layout_of
+from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 
-SMALLER = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
+OUT_OF_MEMORY_CURE = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
 
 
 def load_model(
@@ -45,7 +51,7 @@ def load_model(
     backend: BackendName = "auto",
     device: str = "auto",
     dtype: str = "float32",
-    device_map: Literal["auto"] | Places | None = None,
+    device_map: Literal["auto"] | DeviceMap | None = None,
     max_memory: Mapping[str | int, int] | None = None,
     remote: bool | Literal["local"] = False,
 ) -> Backend:
@@ -67,90 +73,90 @@ def load_model(
         ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
         MemoryLimitError: memory ran out all the same.
     """
-    if dtype not in get_args(Width):
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
+    if dtype not in get_args(DtypeName):
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}.")
     if backend not in get_args(BackendName):
         raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
-    spread = Spread.asked(device_map, max_memory, device, remote=bool(remote))
-    with within_memory(f"Memory ran out while {name} was loaded.", SMALLER):
+    spread = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
+    with convert_out_of_memory(f"Memory ran out while {name} was loaded.", OUT_OF_MEMORY_CURE):
         if remote:
             from discovery.backends.remote.backend import load_remote
 
             made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
-            made.info = replace(made.info, chosen=ELSEWHERE)
+            made.info = replace(made.info, backend_reason=REMOTE_REASON)
             return made
-        return _load_here(str(name), backend, choose_device(device), dtype, spread)
+        return _load_local(str(name), backend, choose_device(device), dtype, spread)
 
 
-def _load_here(name: str, backend: BackendName, place: str, dtype: str, spread: Spread | None) -> Backend:
+def _load_local(name: str, backend: BackendName, device: str, dtype: str, spread: Placement | None) -> Backend:
     """As `load_model`, on this machine."""
-    said = find_source(name, weights=False)
+    said = locate_model(name, weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        engine, reason = _choose(said, backend, place, dtype, spread)  # before the weights are read, or fetched
-        source = find_source(name)
+        engine, reason = _choose_fitting_backend(said, backend, device, dtype, spread)  # before the weights are read, or fetched
+        source = locate_model(name)
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
-            made = _load_native(source, width, place, engine)
+            made = _load_native(source, width, device, engine)
         else:
-            made = _load_huggingface(source, width, place, engine, spread)
-    made.info = replace(made.info, chosen=reason)
+            made = _load_huggingface(source, width, device, engine, spread)
+    made.info = replace(made.info, backend_reason=reason)
     return made
 
 
-def _choose(source: Source, backend: BackendName, device: str, dtype: str, spread: Spread | None) -> tuple[Engine, str]:
+def _choose_fitting_backend(source: ModelLocation, backend: BackendName, device: str, dtype: str, spread: Placement | None) -> tuple[Engine, str]:
     """The engine and why it; refused where the weights do not fit.
 
     Raises:
-        ModelError: as `choose` and `require_room`.
+        ModelError: as `choose` and `require_fit`.
     """
-    free = free_memory(device)
+    free = read_free_memory(device)
     try:
-        found = outline_of(source, dtype)
-    except UndescribedError:
+        found = read_outline_at(source, dtype)
+    except UnknownShapeError:
         if spread is not None:
             raise
         return "nnsight" if backend == "nnsight" else "transformerlens", "its configuration does not say how large it is"
-    choice = choose(found, backend, free, spread=spread is not None)
+    choice = choose_backend(found, backend, free, spread=spread is not None)
     if spread is None:
-        require_room(choice, device, free)
+        require_fit(choice, device, free)
     else:
-        spread.require_disk(found.name, found.stacked_bytes)
-    return choice.engine, choice.reason
+        spread.require_disk_space(found.name, found.stacked_bytes)
+    return choice.backend, choice.reason
 
 
-def _load_huggingface(source: Source, dtype: torch.dtype, device: str, engine: Engine, spread: Spread | None) -> Backend:
+def _load_huggingface(source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine, spread: Placement | None) -> Backend:
     saved = None if spread is None else _require_parts(source, spread)
     module: Any = build_module(source.directory, dtype, device, spread)
-    device = device if spread is None else home(module)
+    device = device if spread is None else input_device(module)
     tokenizer = build_tokenizer(source.directory)
     kind = type(module).__name__
-    with _refused(f"{source.directory.name} does not run"):
-        plain = Plain.of(source, module, vocabulary(module), context_of(module), dtype, device)
-    with _refused(f"{ENGINES[engine]} cannot wrap {kind}"):
-        made = _traced(plain, tokenizer) if engine == "nnsight" else _bridged(plain, tokenizer)
-    with _refused(f"{ENGINES[engine]} cannot run {kind}"):
-        compare(made, plain.expected)
+    with _as_model_error(f"{source.directory.name} does not run"):
+        plain = UnwrappedModel.of(source, module, read_vocabulary_size(module), read_module_context_length(module), dtype, device)
+    with _as_model_error(f"{BACKEND_LABELS[backend]} cannot wrap {kind}"):
+        made = _wrap_in_nnsight(plain, tokenizer) if backend == "nnsight" else _wrap_in_transformerlens(plain, tokenizer)
+    with _as_model_error(f"{BACKEND_LABELS[backend]} cannot run {kind}"):
+        require_same_logits(made, plain.expected)
         require_causal(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
-        warnings = (*made.info.warnings, *told(module))
-        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not off_device(module))
-        made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.places == "auto" else str(dict(spread.places)))
+        warnings = (*made.info.warnings, *describe_placement(module))
+        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not is_offloaded(module))
+        made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.device_map == "auto" else str(dict(spread.device_map)))
     return made
 
 
-def _require_parts(source: Source, spread: Spread) -> torch.dtype:
+def _require_parts(source: ModelLocation, spread: Placement) -> torch.dtype:
     """Check how weights are to lie; returns the dtype of the files.
 
     Raises:
-        ModelError: as `Spread.require_parts`.
+        ModelError: as `Placement.require_parts`.
     """
-    empty, saved = empty_module(source.directory)
-    spread.require_parts(empty)
+    empty, saved = build_empty_module(source.directory)
+    spread.require_modules(empty)
     return saved or torch.float32
 
 
-def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
+def _wrap_in_transformerlens(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Backend:
     """A Hugging Face module in TransformerLens."""
     import copy
 
@@ -161,38 +167,38 @@ def _bridged(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
     architecture = determine_architecture_from_hf_config(module.config)
     bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), **place)
     bridge.requires_grad_(False)  # wrapping makes new parameters
-    return TransformerLensBackend(bridge, describe_bridge(plain, bridge), tokenizer, block_returns=plain.returns, cached=True)
+    return TransformerLensBackend(bridge, describe_bridge(plain, bridge), tokenizer, block_returns=plain.block_tuple_length, cached=True)
 
 
-def _traced(plain: Plain, tokenizer: Tokenizer | None) -> Backend:
+def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Backend:
     """A Hugging Face module in nnsight."""
-    layout = layout_of(plain.module.config)
+    layout = find_layout(plain.module.config)
     unembed = plain.module.get_output_embeddings()
-    return NnsightBackend(plain.module, unembed, layout, describe_module(plain, layout), tokenizer, block_returns=plain.returns)
+    return NnsightBackend(plain.module, unembed, layout, describe_module(plain, layout), tokenizer, block_returns=plain.block_tuple_length)
 
 
-def _load_native(source: Source, dtype: torch.dtype, device: str, engine: Engine) -> Backend:
+def _load_native(source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine) -> Backend:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     config = read_native_config(source.directory)
     module: Any
     module, cfg = build_native(source.directory, dtype, device)
-    plain = Plain.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
+    plain = UnwrappedModel.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
     made: Backend
-    if engine == "nnsight":
-        made = NnsightBackend(module, module.head, NATIVE, describe_module(plain, NATIVE), None, block_returns=plain.returns)
+    if backend == "nnsight":
+        made = NnsightBackend(module, module.head, NATIVE_LAYOUT, describe_module(plain, NATIVE_LAYOUT), None, block_returns=plain.block_tuple_length)
     else:
         bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
         bridge.requires_grad_(False)
-        made = TransformerLensBackend(bridge, describe_bridge(plain, bridge), None, block_returns=plain.returns, cached=False)
-    made.info = replace(made.info, warnings=(*made.info.warnings, *strange_fields(config)))
-    compare(made, plain.expected)
+        made = TransformerLensBackend(bridge, describe_bridge(plain, bridge), None, block_returns=plain.block_tuple_length, cached=False)
+    made.info = replace(made.info, warnings=(*made.info.warnings, *describe_unknown_fields(config)))
+    require_same_logits(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
     return made
 
 
 @contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _as_model_error(what: str) -> Iterator[None]:
     """Other libraries say in many ways that they cannot take a model."""
     try:
         yield

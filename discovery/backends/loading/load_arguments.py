@@ -9,10 +9,10 @@ from typing import Any
 from discovery.backends.base import Backend
 from discovery.backends.loading.load import load_model
 
-HOW = ("backend", "device", "dtype", "device_map", "remote")
+LOAD_ARGUMENTS = ("backend", "device", "dtype", "device_map", "remote")
 
 
-def opening(model: Backend) -> dict[str, Any]:
+def load_arguments(model: Backend) -> dict[str, Any]:
     """How to open a model again. One that was spread is spread by what is free then; a simulated server's is opened here."""
     info = model.info
     place = Path(info.name).expanduser()
@@ -21,6 +21,6 @@ def opening(model: Backend) -> dict[str, Any]:
     return {"model": name, "backend": info.backend, **where, "dtype": info.dtype, "remote": bool(info.remote)}
 
 
-def opened(how: Mapping[str, Any]) -> Backend:
+def reload(arguments: Mapping[str, Any]) -> Backend:
     """The model that was opened so."""
-    return load_model(how["model"], **{name: how[name] for name in HOW if name in how})
+    return load_model(arguments["model"], **{name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from discovery.errors import ModelError
 
 NATIVE_CONFIG = "tl_config.json"
-NEEDED = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
-UNSUPPORTED = {
+REQUIRED_FIELDS = ("n_layers", "d_model", "n_heads", "n_ctx", "d_vocab")
+FIXED_SETTINGS = {
     "attention_dir": "causal",
     "parallel_attn_mlp": False,
     "use_local_attn": False,
@@ -42,8 +42,8 @@ UNSUPPORTED = {
     "rope_scaling": None,
     "clip_qkv": None,
 }
-IGNORED = re.compile(r"(.*\.)?(mask|IGNORE|rotary_sin|rotary_cos)")
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+IGNORED_BUFFERS = re.compile(r"(.*\.)?(mask|IGNORE|rotary_sin|rotary_cos)")
+ACTIVATION_ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 def read_native_config(directory: Path) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def read_native_config(directory: Path) -> dict[str, Any]:
         raise ModelError(cause, "Save the configuration again.") from None
     if not isinstance(config, dict):
         raise ModelError(f"{directory.name}/tl_config.json is a {type(config).__name__}, not an object.", "Save the configuration again.")
-    if missing := [name for name in NEEDED if type(config.get(name)) is not int or config[name] < 1]:
-        raise ModelError(f"{directory.name}/tl_config.json lacks {', '.join(missing)}.", f"It needs {', '.join(NEEDED)} as integers.")
-    for name, allowed in UNSUPPORTED.items():
+    if missing := [name for name in REQUIRED_FIELDS if type(config.get(name)) is not int or config[name] < 1]:
+        raise ModelError(f"{directory.name}/tl_config.json lacks {', '.join(missing)}.", f"It needs {', '.join(REQUIRED_FIELDS)} as integers.")
+    for name, allowed in FIXED_SETTINGS.items():
         if config.get(name, allowed) not in (allowed, None):
             raise ModelError(f"{directory.name}: {name} = {config[name]!r} is not supported.", f"Native models need {name} = {allowed!r}.")
     positions = config.get("positional_embedding_type") or "standard"
@@ -76,7 +76,7 @@ def read_native_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def strange_fields(config: dict[str, Any]) -> tuple[str, ...]:
+def describe_unknown_fields(config: dict[str, Any]) -> tuple[str, ...]:
     """Fields that TransformerLens does not know, told as a warning: a misspelt one would not act."""
     from transformer_lens.config import HookedTransformerConfig
 
@@ -96,16 +96,16 @@ def build_native(directory: Path, dtype: torch.dtype, device: str) -> tuple[nn.M
     if not path.is_file():
         raise ModelError(f"{directory.name} has no model.safetensors.", "Save the state dict with safetensors.torch.save_file.")
     try:
-        weights = {name: value for name, value in load_file(path).items() if not IGNORED.fullmatch(name)}
+        weights = {name: value for name, value in load_file(path).items() if not IGNORED_BUFFERS.fullmatch(name)}
     except SafetensorError as fault:
         raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
-    module, cfg = native_module(config, directory.name, dtype)
+    module, cfg = build_uninitialised_native(config, directory.name, dtype)
     state = _Converter(config, cfg.d_mlp, weights, directory.name).convert(module)
     module.load_state_dict(state, strict=True)
     return module.to(device=device, dtype=dtype).eval().requires_grad_(False), cfg
 
 
-def native_module(config: dict[str, Any], where: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def build_uninitialised_native(config: dict[str, Any], where: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """The native module of a tl_config.json before it has its weights, and its TransformerLens configuration.
 
     Raises:
@@ -116,7 +116,7 @@ def native_module(config: dict[str, Any], where: str, dtype: torch.dtype) -> tup
 
     fields = set(TransformerBridgeConfig.__init__.__code__.co_varnames) | {"positional_embedding_type", "d_mlp"}
     settings = {k: v for k, v in config.items() if k in fields and k not in ("self", "dtype", "seed", "attn_scale", "use_attn_scale")}
-    settings["act_fn"] = ACTIVATIONS.get(settings.get("act_fn", "relu"), settings.get("act_fn", "relu"))
+    settings["act_fn"] = ACTIVATION_ALIASES.get(settings.get("act_fn", "relu"), settings.get("act_fn", "relu"))
     try:
         cfg = TransformerBridgeConfig.from_dict({**settings, "architecture": "TransformerLensNative", "init_weights": False})
         cfg.dtype = dtype
@@ -133,7 +133,7 @@ class _Converter:
     config: dict[str, Any]
     d_mlp: int
     weights: dict[str, Tensor]
-    where: str
+    directory_name: str
 
     def convert(self, module: Any) -> dict[str, Tensor]:
         c = self.config
@@ -143,28 +143,28 @@ class _Converter:
         if module.pos is not None:
             state["pos.weight"] = self.take("pos_embed.W_pos", c["n_ctx"], d_model)
         for layer in range(c["n_layers"]):
-            self.attention(state, layer)
+            self.convert_attention(state, layer)
             if not c.get("attn_only"):
-                self.mlp(state, layer, module.layers[layer].mlp)
-        self.norm(state, "ln_final", "ln_out", rms=bool(c.get("final_rms")))
+                self.convert_mlp(state, layer, module.layers[layer].mlp)
+        self.convert_norm(state, "ln_final", "ln_out", rms=bool(c.get("final_rms")))
         state["head.weight"] = self.take("unembed.W_U", d_model, out).T
-        self.bias(state, "unembed.b_U", "head.bias", (out,), module, "head")
+        self.convert_bias(state, "unembed.b_U", "head.bias", (out,), module, "head")
         if self.weights:
             cure = "Remove it, or set the option in tl_config.json that uses it."
-            raise ModelError(f"{self.where}: unknown weight {min(self.weights)!r}.", cure)
+            raise ModelError(f"{self.directory_name}: unknown weight {min(self.weights)!r}.", cure)
         return {name: value.contiguous() for name, value in state.items()}
 
     def take(self, name: str, *shape: int, optional: bool = False) -> Tensor:
         if name not in self.weights:
             if optional:
                 return torch.zeros(shape)
-            raise ModelError(f"{self.where}: the weight {name!r} is missing.", f"It has shape {list(shape)}; only biases may be left out.")
+            raise ModelError(f"{self.directory_name}: the weight {name!r} is missing.", f"It has shape {list(shape)}; only biases may be left out.")
         value = self.weights.pop(name)
         if value.shape != shape:
-            raise ModelError(f"{self.where}: {name!r} has shape {list(value.shape)}.", f"tl_config.json asks for {list(shape)}.")
+            raise ModelError(f"{self.directory_name}: {name!r} has shape {list(value.shape)}.", f"tl_config.json asks for {list(shape)}.")
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
-    def attention(self, state: dict[str, Tensor], layer: int) -> None:
+    def convert_attention(self, state: dict[str, Tensor], layer: int) -> None:
         c, at, to = self.config, f"blocks.{layer}.attn.", f"layers.{layer}.attn."
         heads, d_model, d_head = c["n_heads"], c["d_model"], c["d_head"]
         kv_heads = c.get("n_key_value_heads") or heads
@@ -173,7 +173,7 @@ class _Converter:
             weight = self.take(f"{at}{hidden}W_{slot}", count, d_model, d_head)
             bias = self.take(f"{at}{hidden}b_{slot}", count, d_head, optional=True)
             if slot == "Q":
-                factor = math.sqrt(d_head) / self.scale(layer)
+                factor = math.sqrt(d_head) / self.attention_scale(layer)
                 weight, bias = weight * factor, bias * factor
             if slot in "QK":
                 weight, bias = weight[..., self.rotary_order], bias[..., self.rotary_order]
@@ -181,9 +181,9 @@ class _Converter:
             state[f"{to}{slot.lower()}.bias"] = bias.reshape(-1)
         state[f"{to}o.weight"] = self.take(f"{at}W_O", heads, d_head, d_model).reshape(heads * d_head, d_model).T
         state[f"{to}o.bias"] = self.take(f"{at}b_O", d_model, optional=True)
-        self.norm(state, f"blocks.{layer}.ln1", f"layers.{layer}.ln1")
+        self.convert_norm(state, f"blocks.{layer}.ln1", f"layers.{layer}.ln1")
 
-    def scale(self, layer: int) -> float:
+    def attention_scale(self, layer: int) -> float:
         """What HookedTransformer divides scores by."""
         given = float(self.config.get("attn_scale", -1.0) or -1.0)
         scale = (given if given > 0 else math.sqrt(self.config["d_head"])) if self.config.get("use_attn_scale", True) else 1.0
@@ -198,7 +198,7 @@ class _Converter:
         width = self.config.get("rotary_dim") or self.config["d_head"]
         return torch.cat([order[:width].reshape(2, width // 2).T.reshape(-1), order[width:]])
 
-    def mlp(self, state: dict[str, Tensor], layer: int, module: Any) -> None:
+    def convert_mlp(self, state: dict[str, Tensor], layer: int, module: Any) -> None:
         d_model, at, to = self.config["d_model"], f"blocks.{layer}.mlp.", f"layers.{layer}.mlp."
         gated = bool(self.config.get("gated_mlp"))
         into, out = ("in", "out") if gated else ("fc_in", "fc_out")
@@ -209,11 +209,11 @@ class _Converter:
             b_in = self.take(f"{at}b_in", self.d_mlp, optional=True)  # HookedTransformer adds it behind the gate, so it is an output bias
             self.weights[f"{at}b_out"] = self.take(f"{at}b_out", d_model, optional=True) + state[f"{to}{out}.weight"] @ b_in
         else:
-            self.bias(state, f"{at}b_in", f"{to}{into}.bias", (self.d_mlp,), module, into)
-        self.bias(state, f"{at}b_out", f"{to}{out}.bias", (d_model,), module, out)
-        self.norm(state, f"blocks.{layer}.ln2", f"layers.{layer}.ln2")
+            self.convert_bias(state, f"{at}b_in", f"{to}{into}.bias", (self.d_mlp,), module, into)
+        self.convert_bias(state, f"{at}b_out", f"{to}{out}.bias", (d_model,), module, out)
+        self.convert_norm(state, f"blocks.{layer}.ln2", f"layers.{layer}.ln2")
 
-    def bias(self, state: dict[str, Tensor], name: str, target: str, shape: tuple[int, ...], module: Any, child: str) -> None:
+    def convert_bias(self, state: dict[str, Tensor], name: str, target: str, shape: tuple[int, ...], module: Any, child: str) -> None:
         """A bias that the native module may not have yet: its Linear is then given one."""
         linear = getattr(module, child)
         if linear.bias is None:
@@ -222,7 +222,7 @@ class _Converter:
             module.add_module(child, nn.Linear(linear.in_features, linear.out_features, bias=True))
         state[target] = self.take(name, *shape, optional=True)
 
-    def norm(self, state: dict[str, Tensor], name: str, target: str, *, rms: bool = False) -> None:
+    def convert_norm(self, state: dict[str, Tensor], name: str, target: str, *, rms: bool = False) -> None:
         kind = self.config.get("normalization_type", "LN")
         if (kind is None and not rms) or str(kind).upper().endswith("PRE"):
             return

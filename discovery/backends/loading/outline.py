@@ -21,29 +21,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from discovery.backends.info import Described, Width, width_of
-from discovery.backends.loading.description import Shape, context_of, copied, stacked, vocabulary, work
+from discovery.backends.info import DtypeName, ModelDescription, bytes_per_number
+from discovery.backends.loading.description import (
+    ModelShape,
+    count_copied_weights,
+    count_macs,
+    count_stacked_weights,
+    read_module_context_length,
+    read_vocabulary_size,
+)
 from discovery.backends.loading.huggingface import TOKENIZER_FILES
-from discovery.backends.loading.native import NATIVE_CONFIG, native_module, read_native_config
-from discovery.backends.loading.source import Source, find_source, read_config
-from discovery.backends.nnsight.layout import layout_of
+from discovery.backends.loading.native import NATIVE_CONFIG, build_uninitialised_native, read_native_config
+from discovery.backends.loading.source import ModelLocation, locate_model, require_supported_config
+from discovery.backends.nnsight.layout import find_layout
 from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
 
 Engine = Literal["transformerlens", "nnsight"]
-ENGINES: Mapping[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
+BACKEND_LABELS: Mapping[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
 
 
-def engines_of(config: Any) -> tuple[tuple[Engine, ...], str]:
+def find_supporting_backends(config: Any) -> tuple[tuple[Engine, ...], str]:
     """Which engines know a Hugging Face configuration, and why the other does not. Whether they reproduce it is found out at load."""
     try:
-        layout_of(config)
+        find_layout(config)
     except ModelError as fault:
         return ("transformerlens",), fault.cause
     return ("transformerlens", "nnsight"), ""
 
 
-def empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
+def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
     """The module that the directory's config.json describes, with shapes and no weights, and the width its weights were saved in.
 
     Raises:
@@ -63,7 +70,7 @@ def empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
         raise ModelError(cause, "Check that it is that of a causal language model.", detail=first_line(fault)) from fault
 
 
-def give_biases(module: Any, directory: Path) -> None:
+def add_output_biases(module: Any, directory: Path) -> None:
     """Loading gives a native module the output biases that its checkpoint has and its own layers lack."""
     path = directory / "model.safetensors"
     names: set[str] = set()
@@ -80,12 +87,12 @@ def give_biases(module: Any, directory: Path) -> None:
             linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
 
 
-class UndescribedError(ModelError):
+class UnknownShapeError(ModelError):
     """A model whose configuration does not say how large its parts are. It may load all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline(Described):
+class Outline(ModelDescription):
     """A model that is not loaded; `copied` is for TransformerLens.
 
     Attributes:
@@ -111,12 +118,12 @@ class Outline(Described):
     @property
     def copied_bytes(self) -> int:
         """Of what the loaded model takes, what is held twice."""
-        return self.width * self.copied
+        return self.itemsize * self.copied
 
     @property
     def stacked_bytes(self) -> int:
         """What is put together from several of the files' weights."""
-        return self.width * self.stacked
+        return self.itemsize * self.stacked
 
     @property
     def loading_bytes(self) -> int:
@@ -126,13 +133,13 @@ class Outline(Described):
         those that are put together.
         """
         made = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
-        return max(width_of(self.saved) * self.n_params + self.width * made, self.weights_bytes)
+        return max(bytes_per_number(self.saved) * self.n_params + self.itemsize * made, self.weights_bytes)
 
-    def on(self, engine: Engine) -> Outline:
+    def as_held_by(self, engine: Engine) -> Outline:
         """As one engine would hold it."""
         return self if engine == "transformerlens" else replace(self, copied=0)
 
-    def engine(self, backend: BackendName) -> Engine:
+    def resolve_backend(self, backend: BackendName) -> Engine:
         """The first that knows it, or the one that is asked for. `backends.choose` weighs them.
 
         Raises:
@@ -145,7 +152,7 @@ class Outline(Described):
         return backend
 
 
-def outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
+def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
     """Describe a model without loading its weights.
 
     Args:
@@ -155,68 +162,68 @@ def outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
     Raises:
         ModelError: the name is no model, or not one that can be run.
     """
-    if dtype not in get_args(Width):
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(Width))}.")
-    source = find_source(str(name), weights=False)
+    if dtype not in get_args(DtypeName):
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}.")
+    source = locate_model(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        return outline_of(source, dtype)
+        return read_outline_at(source, dtype)
 
 
-def outline_of(source: Source, dtype: str) -> Outline:
+def read_outline_at(source: ModelLocation, dtype: str) -> Outline:
     """Describe the model at a place.
 
     Raises:
         ModelError: as `outline`.
     """
     if (source.directory / NATIVE_CONFIG).is_file():
-        return _of_native(source, dtype)
-    return _of_hugging_face(source, dtype)
+        return _outline_native(source, dtype)
+    return _outline_hugging_face(source, dtype)
 
 
-def _of_hugging_face(source: Source, dtype: str) -> Outline:
-    read_config(source.directory, weights=False)
-    module, saved = empty_module(source.directory)
+def _outline_hugging_face(source: ModelLocation, dtype: str) -> Outline:
+    require_supported_config(source.directory, weights=False)
+    module, saved = build_empty_module(source.directory)
     try:
-        shape, d_vocab = Shape.of_hugging_face(module.config), vocabulary(module)
+        shape, d_vocab = ModelShape.of_hugging_face(module.config), read_vocabulary_size(module)
         n_logits = int(module.get_output_embeddings().weight.shape[0])
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
         cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
-        raise UndescribedError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
-    twice = copied(str(module.config.model_type), shape)
-    return _outline(
-        source, module, shape, dtype, (d_vocab, n_logits, context_of(module)), saved or torch.float32, twice, engines_of(module.config)
+        raise UnknownShapeError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
+    twice = count_copied_weights(str(module.config.model_type), shape)
+    return _make_outline(
+        source, module, shape, dtype, (d_vocab, n_logits, read_module_context_length(module)), saved or torch.float32, twice, find_supporting_backends(module.config)
     )
 
 
-def _of_native(source: Source, dtype: str) -> Outline:
+def _outline_native(source: ModelLocation, dtype: str) -> Outline:
     config = read_native_config(source.directory)
     module: Any
     with torch.device("meta"):
-        module, cfg = native_module(config, source.directory.name, torch.float32)
-    give_biases(module, source.directory)
+        module, cfg = build_uninitialised_native(config, source.directory.name, torch.float32)
+    add_output_biases(module, source.directory)
     vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
-    return _outline(
-        source, module, Shape.of_native(cfg), dtype, vocabularies, torch.float32, 0, (get_args(Engine), ""), again=dtype == "float32"
+    return _make_outline(
+        source, module, ModelShape.of_native(cfg), dtype, vocabularies, torch.float32, 0, (get_args(Engine), ""), is_converted=dtype == "float32"
     )
 
 
-def _outline(
-    source: Source,
+def _make_outline(
+    source: ModelLocation,
     module: Any,
-    shape: Shape,
+    shape: ModelShape,
     dtype: str,
     vocabularies: tuple[int, int, int],
     saved: torch.dtype,
-    twice: int,
+    copied: int,
     engines: tuple[tuple[Engine, ...], str],
     *,
-    again: bool = False,  # every weight is made anew from the files'
+    is_converted: bool = False,  # every weight is made anew from the files'
 ) -> Outline:
     d_vocab, n_logits, n_ctx = vocabularies
     n_params = sum(parameter.numel() for parameter in module.parameters())
     blocks = next((part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers), None)
     if blocks is None:
-        raise UndescribedError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
+        raise UnknownShapeError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
     return Outline(
         **vars(shape),
         name=source.name,
@@ -228,18 +235,18 @@ def _outline(
         d_vocab_out=None if n_logits == d_vocab else n_logits,
         n_ctx=n_ctx,
         n_params=n_params,
-        copied=twice,
-        stacked=n_params if again else stacked(module),
+        copied=copied,
+        stacked=n_params if is_converted else count_stacked_weights(module),
         saved=str(saved).removeprefix("torch."),
-        quantised=_quantised(getattr(module, "config", None)),
+        quantised=_quantisation_method(getattr(module, "config", None)),
         macs_attention=shape.macs_attention,
-        macs_mlp=0 if shape.attn_only else work([blocks[0]], module) - shape.macs_attention,
+        macs_mlp=0 if shape.attn_only else count_macs([blocks[0]], module) - shape.macs_attention,
         backends=engines[0],
         unknown=engines[1],
         tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
     )
 
 
-def _quantised(config: Any) -> str | None:
+def _quantisation_method(config: Any) -> str | None:
     said = getattr(config, "quantization_config", None)
     return str(said.get("quant_method", "unknown")) if isinstance(said, dict) and said else None

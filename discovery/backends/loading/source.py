@@ -18,12 +18,12 @@ from typing import Any
 from discovery.backends.loading.native import NATIVE_CONFIG
 from discovery.errors import ModelError
 
-WEIGHTS = "*.safetensors"
-PATTERNS = ["*.json", WEIGHTS, "*.model", "*.txt", "*.jinja"]
+WEIGHT_FILES = "*.safetensors"
+DOWNLOAD_PATTERNS = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelLocation:
     """Where a model comes from: a directory, and for a hub name its revision."""
 
     name: str
@@ -33,11 +33,11 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """sha256 of the weights' file; of several files, of their digests in the order of their names."""
-        digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHTS))]
+        digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHT_FILES))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def fetch(name: str, *, weights: bool = True) -> Source:
+def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
     """Bring a hub model into the local cache, or all but its weights.
 
     Raises:
@@ -47,7 +47,7 @@ def fetch(name: str, *, weights: bool = True) -> Source:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        wanted = [pattern for pattern in PATTERNS if weights or pattern != WEIGHTS]
+        wanted = [pattern for pattern in DOWNLOAD_PATTERNS if weights or pattern != WEIGHT_FILES]
         directory = Path(snapshot_download(name, allow_patterns=wanted))
     except HFValidationError:
         raise ModelError(f"{name!r} is neither a directory nor a hub name.", "Give 'bundled', a model directory, or owner/name.") from None
@@ -63,7 +63,7 @@ def fetch(name: str, *, weights: bool = True) -> Source:
             f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
         ) from None
-    if weights and not any(directory.glob(WEIGHTS)):
+    if weights and not any(directory.glob(WEIGHT_FILES)):
         if constants.is_offline_mode():
             cause = f"The cache has no *.safetensors file of the hub model {name!r}, and downloads are switched off."
             raise ModelError(cause, "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.")
@@ -72,10 +72,10 @@ def fetch(name: str, *, weights: bool = True) -> Source:
             f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
             f"AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('folder') for c in (M, T)]\"",
         )
-    return Source(name, directory, revision=directory.name)
+    return ModelLocation(name, directory, revision=directory.name)
 
 
-def read_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
+def require_supported_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
     """The directory's config.json, refused where it cannot be a causal language model we load; its weights may be left for later.
 
     Raises:
@@ -97,13 +97,13 @@ def read_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
             )
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
-    _require_known(directory.name, str(config["model_type"]))
+    _require_causal_architecture(directory.name, str(config["model_type"]))
     if weights:
-        require_safetensors(directory)
+        _require_safetensors(directory)
     return config
 
 
-def _require_known(name: str, kind: str) -> None:
+def _require_causal_architecture(name: str, kind: str) -> None:
     """transformers has a causal language model of this kind."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
@@ -114,13 +114,13 @@ def _require_known(name: str, kind: str) -> None:
     raise ModelError(f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.", "Correct model_type, or use a newer transformers.")
 
 
-def require_safetensors(directory: Path) -> None:
+def _require_safetensors(directory: Path) -> None:
     """Check that the weights are safetensors.
 
     Raises:
         ModelError: gives the command that converts a pickle.
     """
-    if any(directory.glob(WEIGHTS)):
+    if any(directory.glob(WEIGHT_FILES)):
         return
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
     if pickles:
@@ -137,7 +137,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_source(name: str, *, weights: bool = True) -> Source:
+def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
     """Where a model is; of a hub name its files are fetched, without the weights where they are not wanted.
 
     Raises:
@@ -147,7 +147,7 @@ def find_source(name: str, *, weights: bool = True) -> Source:
         bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
         if not (bundled / "config.json").is_file():
             raise ModelError("This installation lacks the bundled model.", "Install the package again, or give a model directory.")
-        return Source(name, bundled)
+        return ModelLocation(name, bundled)
     try:
         directory = Path(name).expanduser()
     except RuntimeError:
@@ -158,9 +158,9 @@ def find_source(name: str, *, weights: bool = True) -> Source:
                 f"{name!r} is a directory without config.json or tl_config.json.",
                 "Give the directory that save_pretrained wrote, or one in TransformerLens's native format.",
             )
-        return Source(name, directory)
+        return ModelLocation(name, directory)
     if directory.is_file():
         raise ModelError(f"{name!r} is a file.", "Give the directory that holds config.json and the weights.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
-    return fetch(name, weights=weights)
+    return fetch_hub_model(name, weights=weights)

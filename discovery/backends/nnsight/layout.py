@@ -13,13 +13,13 @@ from typing import Any, Literal
 from discovery.errors import ModelError
 
 # transformers keeps softmax and the weighing of values in one function for most architectures; its dropout's output is what weighs.
-SHARED = "source.attention_interface_1.source.nn_functional_dropout_0"
+SHARED_PATTERN = "source.attention_interface_1.source.nn_functional_dropout_0"
 # Once TransformerLens has wrapped a Gemma 2 or 3, it stands in front of that function for every other one in the process.
-BEHIND = "source.attention_interface_1.source._ORIGINAL_EAGER_ATTENTION_FORWARD_0.source.nn_functional_dropout_0"
+WRAPPED_PATTERN = "source.attention_interface_1.source._ORIGINAL_EAGER_ATTENTION_FORWARD_0.source.nn_functional_dropout_0"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModuleLayout:
     """An architecture's parts.
 
     Attributes:
@@ -43,23 +43,23 @@ class Layout:
     attn_out: str
     mlp: tuple[str, ...]
     mlp_out: str
-    middle: str | None
+    resid_mid: str | None
     pattern: str | None
     by_head: bool = False
     positions: Literal["standard", "rotary", "alibi"] = "rotary"
-    cached: bool = True
+    takes_cache: bool = True
 
 
-def _layout(blocks: str, attn: str, qkv: str, out: str, ffn: str = "mlp", middle: str | None = None, **more: Any) -> Layout:
+def _make_layout(blocks: str, attn: str, qkv: str, out: str, ffn: str = "mlp", middle: str | None = None, **more: Any) -> ModuleLayout:
     """A layout whose q, k, v and output projections stand inside the attention, and whose outputs are those of attention and MLP."""
-    parts = {"attn_out": attn, "mlp": (ffn,), "mlp_out": ffn, "pattern": f"{attn}.{SHARED}"} | more
-    return Layout(blocks, attn, tuple(f"{attn}.{name}" for name in qkv.split()), f"{attn}.{out}", middle=middle, **parts)
+    parts = {"attn_out": attn, "mlp": (ffn,), "mlp_out": ffn, "pattern": f"{attn}.{SHARED_PATTERN}"} | more
+    return ModuleLayout(blocks, attn, tuple(f"{attn}.{name}" for name in qkv.split()), f"{attn}.{out}", resid_mid=middle, **parts)
 
 
-_LLAMA = _layout("model.layers", "self_attn", "q_proj k_proj v_proj", "o_proj", middle="post_attention_layernorm")
-_GPT2 = _layout("transformer.h", "attn", "c_attn", "c_proj", middle="ln_2", positions="standard")
-_NEOX = _layout("gpt_neox.layers", "attention", "query_key_value", "dense", by_head=True)
-_OPT = _layout(
+_LLAMA = _make_layout("model.layers", "self_attn", "q_proj k_proj v_proj", "o_proj", middle="post_attention_layernorm")
+_GPT2 = _make_layout("transformer.h", "attn", "c_attn", "c_proj", middle="ln_2", positions="standard")
+_NEOX = _make_layout("gpt_neox.layers", "attention", "query_key_value", "dense", by_head=True)
+_OPT = _make_layout(
     "model.decoder.layers",
     "self_attn",
     "q_proj k_proj v_proj",
@@ -69,12 +69,12 @@ _OPT = _layout(
     mlp=("fc1", "fc2"),
     positions="standard",
 )
-_GEMMA2 = replace(_LLAMA, attn_out="post_attention_layernorm", middle="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm")
+_GEMMA2 = replace(_LLAMA, attn_out="post_attention_layernorm", resid_mid="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm")
 
-LAYOUTS: Mapping[str, Layout] = {
+LAYOUTS: Mapping[str, ModuleLayout] = {
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
-    "gpt_neo": _layout(
+    "gpt_neo": _make_layout(
         "transformer.h",
         "attn.attention",
         "q_proj k_proj v_proj",
@@ -83,10 +83,10 @@ LAYOUTS: Mapping[str, Layout] = {
         positions="standard",
         pattern="attn.attention.attn_dropout",
     ),
-    "gptj": _layout("transformer.h", "attn", "q_proj k_proj v_proj", "out_proj", pattern="attn.attn_dropout"),
+    "gptj": _make_layout("transformer.h", "attn", "q_proj k_proj v_proj", "out_proj", pattern="attn.attn_dropout"),
     "gpt_neox": _NEOX,
     "opt": _OPT,
-    "bloom": _layout(
+    "bloom": _make_layout(
         "transformer.h",
         "self_attention",
         "query_key_value",
@@ -100,7 +100,7 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
-    "mpt": _layout(
+    "mpt": _make_layout(
         "transformer.blocks",
         "attn",
         "Wqkv",
@@ -111,15 +111,15 @@ LAYOUTS: Mapping[str, Layout] = {
         positions="alibi",
         pattern="attn.source.nn_functional_dropout_0",
     ),
-    "olmo2": replace(_LLAMA, attn_out="post_attention_layernorm", middle="mlp", mlp_out="post_feedforward_layernorm"),
-    "phi": _layout("model.layers", "self_attn", "q_proj k_proj v_proj", "dense"),
-    "phi3": _layout("model.layers", "self_attn", "qkv_proj", "o_proj", middle="post_attention_layernorm"),
+    "olmo2": replace(_LLAMA, attn_out="post_attention_layernorm", resid_mid="mlp", mlp_out="post_feedforward_layernorm"),
+    "phi": _make_layout("model.layers", "self_attn", "q_proj k_proj v_proj", "dense"),
+    "phi3": _make_layout("model.layers", "self_attn", "qkv_proj", "o_proj", middle="post_attention_layernorm"),
     "xglm": replace(_OPT, blocks="model.layers", pattern=None),  # its pattern has heads and prompts in one dimension
 }
-NATIVE = _layout("layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False)
+NATIVE_LAYOUT = _make_layout("layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False)
 
 
-def layout_of(config: Any) -> Layout:
+def find_layout(config: Any) -> ModuleLayout:
     """The layout of a Hugging Face configuration.
 
     Raises:
@@ -130,7 +130,7 @@ def layout_of(config: Any) -> Layout:
         cause = f"The nnsight backend does not know where models of type {kind!r} keep their heads."
         raise ModelError(cause, f"Use backend 'transformerlens'. It knows {', '.join(sorted(LAYOUTS))}.")
     if kind == "gpt_neox" and not config.use_parallel_residual:
-        return replace(_NEOX, middle="post_attention_layernorm")
+        return replace(_NEOX, resid_mid="post_attention_layernorm")
     strange = {
         "opt": ("do_layer_norm_before", True),  # else each norm stands behind the sum
         "bloom": ("apply_residual_connection_post_layernorm", False),

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 
-def serve(net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def run_jobs(net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each job found."""
-    return [one_job(net, job) for job in jobs]
+    return [run_job(net, job) for job in jobs]
 
 
-def one_job(net: Any, job: dict[str, Any]) -> dict[str, Any]:
+def run_job(net: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One forward pass, or the part of it that is needed, and what was seen there."""
     found: dict[str, Any] = {"seen": {}}
-    work = {"reference": take_reference, "weights": take_weights, "walk": walk}[job["work"]]
+    work = {"reference": read_reference, "weights": read_output_weights, "walk": run_walk}[job["work"]]
     with net.trace(**job["arguments"]) as tracer:
         work(net, tracer, job, found)
     return found
@@ -35,12 +35,12 @@ def resolve(net: Any, path: str) -> Any:
     return net
 
 
-def unpack(tensor: Any) -> Any:
+def unpack_tensor(tensor: Any) -> Any:
     """A tensor of a job, as it was before it was packed."""
     return tensor["rows"][tensor["index"]] if isinstance(tensor, dict) else tensor
 
 
-def take_reference(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
+def read_reference(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
     """The model's own logits at every position, nothing touched, and how a block hands on the residual stream."""
     stream = resolve(net, job["block"]).output
     found["returns"] = len(stream) if isinstance(stream, tuple) else None
@@ -50,7 +50,7 @@ def take_reference(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, 
     found["logits"] = logits.detach().cpu()
 
 
-def take_weights(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
+def read_output_weights(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
     """The matrices of some Linears [in out], in forward order: what they make of the unit vectors, less their bias."""
     for number, path in job["linears"]:
         linear = resolve(net, path)
@@ -60,11 +60,11 @@ def take_weights(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, An
     tracer.stop()
 
 
-def walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
+def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
     """Visit what is wanted, in the order of the forward pass, and stop it once all of it is had."""
     for path in job["open"]:
         resolve(net, path).source  # noqa: B018  # a property that instruments; too late once the layer has begun
-    residual = unpack(job["residual"])
+    residual = unpack_tensor(job["residual"])
     for number, path in enumerate(job["skip"]):
         block = resolve(net, path)
         if number == 0:
@@ -72,7 +72,7 @@ def walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> N
         block.skip(residual if job["returns"] is None else (residual, *[None] * (job["returns"] - 1)))
     entered: dict[int, Any] = {}
     for step in job["steps"]:
-        visit(net, step, residual, entered, found)
+        visit_site(net, step, residual, entered, found)
         if step["skip"] is not None:  # the attention of a layer that is started behind it
             resolve(net, step["skip"]).skip((torch.zeros_like(entered[step["layer"]]), None))
     if job["last"] is None:
@@ -87,37 +87,37 @@ def walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> N
     found["logits"] = logits.detach().cpu()
 
 
-def visit(net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], found: dict[str, Any]) -> None:
+def visit_site(net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], found: dict[str, Any]) -> None:
     """Read a site, change it, and put it back where it changed."""
-    envoy = find(net, step["paths"])
+    envoy = resolve_first(net, step["paths"])
     given = getattr(envoy, step["side"])
     whole = given[0] if isinstance(given, tuple) else given
     flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
-    parts = apart(step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole)
+    parts = split_heads(step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole)
     value = parts[0]
     if step["enter"]:
         value = residual.to(value)
     if step["join"] is not None:
-        value = torch.cat([value, unpack(step["join"]).to(value)])
+        value = torch.cat([value, unpack_tensor(step["join"]).to(value)])
     for edit in step["edits"]:
-        value = changed(edit, value)
+        value = apply_edit(edit, value)
     if step["middle"]:  # the residual stream behind the attention is changed through what is added to it
         before = value + entered[step["layer"]]
         after = before
         for edit in step["middle"]:
-            after = changed(edit, after)
+            after = apply_edit(edit, after)
         value = value + (after - before)
     if step["keep"]:
         entered[step["layer"]] = value
     if step["read"] is not None:
         found["seen"][step["read"]] = value.detach().contiguous().cpu()
     if value is not parts[0]:
-        put = together(step["cut"], value, parts)
+        put = merge_heads(step["cut"], value, parts)
         put = put.flatten(0, 1) if flat else put
         setattr(envoy, step["side"], (put, *given[1:]) if isinstance(given, tuple) else put)
 
 
-def find(net: Any, paths: list[str]) -> Any:
+def resolve_first(net: Any, paths: list[str]) -> Any:
     """The traced module or operation at the first of these paths that there is."""
     for path in paths[:-1]:
         before, _, name = path.rpartition(".")
@@ -126,9 +126,9 @@ def find(net: Any, paths: list[str]) -> Any:
     return resolve(net, paths[-1])
 
 
-def changed(edit: dict[str, Any], activation: Any) -> Any:
+def apply_edit(edit: dict[str, Any], activation: Any) -> Any:
     """An activation with one change made, as `discovery.interventions.Edit` says."""
-    value = unpack(edit["value"])
+    value = unpack_tensor(edit["value"])
     value = (value if edit["index"] is None else value[edit["index"]]).to(activation)
     if edit["operation"] == "add":
         value = activation + value
@@ -140,7 +140,7 @@ def changed(edit: dict[str, Any], activation: Any) -> Any:
     return value if where is None else torch.where(where.to(activation.device).unsqueeze(-1), value, activation)
 
 
-def apart(cut: Any, whole: Any) -> list[Any]:
+def split_heads(cut: Any, whole: Any) -> list[Any]:
     """The site first, [row pos head d_head] where it has heads; behind it all that one Linear made along with it."""
     if cut is None:
         return [whole]
@@ -153,7 +153,7 @@ def apart(cut: Any, whole: Any) -> list[Any]:
     return [parts[cut["slot"]], *parts]
 
 
-def together(cut: Any, value: Any, parts: list[Any]) -> Any:
+def merge_heads(cut: Any, value: Any, parts: list[Any]) -> Any:
     """What stands in the module once the site has this value."""
     if cut is None:
         return value

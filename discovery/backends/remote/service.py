@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from discovery.backends.nnsight.backend import library
+from discovery.backends.nnsight.backend import import_nnsight
 from discovery.backends.remote import server_code
 
 
@@ -18,12 +18,12 @@ class Service(Protocol):
     """What runs jobs on a model.
 
     Attributes:
-        place: where it computes, as it is recorded; None in this process.
+        address: where it computes, as it is recorded; None in this process.
         requests: how many were sent.
     """
 
     @property
-    def place(self) -> str | None: ...
+    def address(self) -> str | None: ...
     @property
     def requests(self) -> int: ...
 
@@ -32,25 +32,25 @@ class Service(Protocol):
 
 
 @dataclass
-class Simulation:
+class SimulatedService:
     """Serialised as for a server, deserialised with this project's modules hidden, and run in this process."""
 
-    place: str | None = None
+    address: str | None = None
     requests: int = 0
 
     def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from nnsight.intervention.backends.local import LocalSimulationBackend
 
         self.requests += 1
-        with _same_path(), torch.no_grad():
-            return send(net, jobs, LocalSimulationBackend(net))
+        with _restore_sys_path(), torch.no_grad():
+            return run_session(net, jobs, LocalSimulationBackend(net))
 
 
-def send(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, Any]]:
+def run_session(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, Any]]:
     """One session: its body, the functions and the jobs travel."""
-    nnsight = library()
+    nnsight = import_nnsight()
     nnsight.register(server_code.__name__)
-    save, serve = nnsight.save, server_code.serve
+    save, serve = nnsight.save, server_code.run_jobs
     answers: list[dict[str, Any]] = []
     with net.session(backend=backend):
         answers = save(serve(net, jobs))
@@ -58,7 +58,7 @@ def send(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, A
 
 
 @contextlib.contextmanager
-def _same_path() -> Iterator[None]:
+def _restore_sys_path() -> Iterator[None]:
     """The simulation puts what it hid behind everything else in sys.path."""
     before = list(sys.path)
     try:

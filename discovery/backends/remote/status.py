@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-PART = " · "  # between a piece of work and what it waits for
-Listener = Callable[[str], None]  # may raise Interrupted, which ends the waiting
+STATUS_SEPARATOR = " · "  # between a piece of work and what it waits for
+StatusListener = Callable[[str], None]  # may raise Interrupted, which ends the waiting
 
 LOG = logging.getLogger("circuit_scout.ndif")
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_listener: ContextVar[StatusListener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def listening(listener: Listener | None) -> Iterator[None]:
+def listen_to_status(listener: StatusListener | None) -> Iterator[None]:
     """Tell this one in here; None tells the log."""
     before = _listener.set(listener)
     try:
@@ -28,7 +28,7 @@ def listening(listener: Listener | None) -> Iterator[None]:
         _listener.reset(before)
 
 
-def tell(status: str) -> None:
+def report_status(status: str) -> None:
     """Say what is waited for.
 
     Raises:

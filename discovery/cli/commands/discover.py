@@ -6,73 +6,73 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from discovery.cli.arguments import MEMORY, RUNS_DIR, Commands, UsageError, any_text, flag, one_of, positive
+from discovery.cli.arguments import MEMORY, RUNS_DIR, Subparsers, UsageError, add_flag, parse_choice, parse_positive_number, parse_text
 from discovery.cli.console import Console
-from discovery.cli.model_and_task import TASK, add_subject_flags, loading, open_model, open_task
+from discovery.cli.model_and_task import DEFAULT_TASK, add_model_and_task_flags, load_request, load_requested_model, load_requested_task
 from discovery.sites import Universe
 
 if TYPE_CHECKING:
-    from discovery.agent import Discovered, Estimate
+    from discovery.agent import CostEstimate, DiscoveryResult
 
-_OWN = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command")
+_NOT_SETTINGS = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command")
 _ABOUT = """Find the circuit behind a behaviour and judge it on held-out prompts. Without arguments: the task ioi in the bundled model.
 The run is kept in a folder of its own as it goes; interrupted, it is resumed with --resume."""
 
 
-def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the grammar."""
     parser = commands.add_parser("discover", parents=parents, help="find a circuit and judge it", description=_ABOUT)
     parser.add_argument(
-        "task", metavar="TASK", nargs="?", help=f"a built-in task (see `circuit-scout tasks`) or the path of a task file; default {TASK}"
+        "task", metavar="TASK", nargs="?", help=f"a built-in task (see `circuit-scout tasks`) or the path of a task file; default {DEFAULT_TASK}"
     )
-    add_subject_flags(parser)
-    flag(
+    add_model_and_task_flags(parser)
+    add_flag(
         parser,
         "--universe",
         "all|heads",
-        partial(one_of, get_args(Universe)),
+        partial(parse_choice, get_args(Universe)),
         "what may be ablated: heads and MLPs (all, the default), or heads",
     )
-    flag(parser, "--budget", "F", positive, "the most work to do, in forward-pass equivalents summed over prompts")
+    add_flag(parser, "--budget", "F", parse_positive_number, "the most work to do, in forward-pass equivalents summed over prompts")
     parser.add_argument(
         "--exhaustive", action="store_true", help="never screen a sweep that is dear for the budget by gradients: measure every cell"
     )
     parser.add_argument("--dry-run", action="store_true", help="only estimate what the run would cost")
-    RUNS_DIR.add(parser)
+    RUNS_DIR.add_to(parser)
     parser.add_argument("--json", action="store_true", help="print circuit.json instead of a summary")
-    flag(parser, "--resume", "RUN_ID", any_text, "go on with an interrupted run, with the settings that it began with")
+    add_flag(parser, "--resume", "RUN_ID", parse_text, "go on with an interrupted run, with the settings that it began with")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Discover, resume or estimate."""
     if args.resume is not None:
-        _tell(args, console, _resumed(args, console))
+        _write_result(args, console, _resume_run(args, console))
         return
-    load, options = loading(args), _options(args)
-    model = open_model(load, console)
-    task = open_task(load, model, args.seed or 0, console)
-    _warn_of_too_few(len(task.heldout), console)
+    load, options = load_request(args), _options(args)
+    model = load_requested_model(load, console)
+    task = load_requested_task(load, model, args.seed or 0, console)
+    _warn_of_few_pairs(len(task.heldout), console)
     if args.dry_run:
-        from discovery.agent import estimate
+        from discovery.agent import estimate_cost
 
-        _tell_estimate(args, console, estimate(model, task, **options))
+        _write_estimate(args, console, estimate_cost(model, task, **options))
         return
     from discovery.agent import discover
 
-    seeded: dict[str, Any] = {"seed": args.seed or 0, "runs_dir": RUNS_DIR.value(args), "command": args.command, "load": load}
-    _tell(args, console, discover(model, task, **options, **seeded, progress=console.progress, on_event=console.event))
+    seeded: dict[str, Any] = {"seed": args.seed or 0, "runs_dir": RUNS_DIR.resolve_value(args), "command": args.command, "load": load}
+    _write_result(args, console, discover(model, task, **options, **seeded, progress=console.progress, on_event=console.report_event))
 
 
-def _warn_of_too_few(heldout: int, console: Console) -> None:
+def _warn_of_few_pairs(heldout: int, console: Console) -> None:
     from discovery.evaluation.thresholds import MIN_HELDOUT
 
     if heldout < MIN_HELDOUT:
-        console.note(f"warning: {heldout} held-out pairs: the verdict will be inconclusive, for it needs {MIN_HELDOUT}. Give more pairs.")
+        console.write_note(f"warning: {heldout} held-out pairs: the verdict will be inconclusive, for it needs {MIN_HELDOUT}. Give more pairs.")
 
 
-def _resumed(args: argparse.Namespace, console: Console) -> Discovered:
-    given = [name for name, value in vars(args).items() if name not in _OWN and value is not None and value is not False]
+def _resume_run(args: argparse.Namespace, console: Console) -> DiscoveryResult:
+    given = [name for name, value in vars(args).items() if name not in _NOT_SETTINGS and value is not None and value is not False]
     if given:
         words = ", ".join("TASK" if name == "task" else f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(
@@ -80,7 +80,7 @@ def _resumed(args: argparse.Namespace, console: Console) -> Discovered:
         )
     from discovery.agent import resume
 
-    return resume(args.resume, runs_dir=RUNS_DIR.value(args), progress=console.progress, on_event=console.event)
+    return resume(args.resume, runs_dir=RUNS_DIR.resolve_value(args), progress=console.progress, on_event=console.report_event)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,27 +88,27 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "metric": args.metric,
         "universe": args.universe or "all",
         "budget": args.budget,
-        "memory": MEMORY.value(args),
+        "memory": MEMORY.resolve_value(args),
         "exhaustive": args.exhaustive,
     }
 
 
-def _tell(args: argparse.Namespace, console: Console, found: Discovered) -> None:
-    from discovery.cli.summary import describe
+def _write_result(args: argparse.Namespace, console: Console, found: DiscoveryResult) -> None:
+    from discovery.cli.summary import describe_circuit
 
     if args.json:
-        console.write(found.circuit.to_json())
+        console.write_document(found.circuit.to_json())
     else:
-        console.say(describe(found.circuit, found.path))
+        console.write_result(describe_circuit(found.circuit, found.path))
 
 
-def _tell_estimate(args: argparse.Namespace, console: Console, estimate: Estimate) -> None:
+def _write_estimate(args: argparse.Namespace, console: Console, estimate: CostEstimate) -> None:
     from discovery.graph.strict_json import dumps
 
     if args.json:
-        console.write(dumps(estimate.to_json(), indent=2) + "\n")
+        console.write_document(dumps(estimate.to_dict(), indent=2) + "\n")
         return
     width = max((len(stage) for stage in estimate.stages), default=0)
     lines = [f"  {stage:<{width}}  {work:>12,.0f}" for stage, work in estimate.stages.items()]
     total = f"About {estimate.forward_equivalents:,.0f} forward-pass equivalents, summed over prompts:"
-    console.say("\n".join([total, *lines, *([estimate.note] if estimate.note else [])]))
+    console.write_result("\n".join([total, *lines, *([estimate.note] if estimate.note else [])]))

@@ -13,129 +13,129 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Commands, UsageError
-from discovery.cli.console import Console, columns
-from discovery.cli.model_and_task import add_place_flags, loading
+from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Subparsers, UsageError
+from discovery.cli.console import Console, format_columns
+from discovery.cli.model_and_task import add_placement_flags, load_request
 
 if TYPE_CHECKING:
     from discovery.backends.loading.outline import Outline
 
-_DEEP = 3
+_MAX_DEPTH = 3
 _FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
 
 
-def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun and its verbs to the grammar."""
     noun = commands.add_parser("models", parents=parents, help="models at hand, and what one is")
     noun.add_argument("--json", action="store_true", help="print one JSON document")
-    MODELS_DIR.add(noun)
-    noun.set_defaults(run=listed, parser=noun)
+    MODELS_DIR.add_to(noun)
+    noun.set_defaults(run=print_models, parser=noun)
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
     for name, act, text in (
-        ("list", listed, "the bundled model and those in the models directory"),
-        ("info", info, "what a model is and what memory it takes, from its configuration alone"),
+        ("list", print_models, "the bundled model and those in the models directory"),
+        ("info", print_info, "what a model is and what memory it takes, from its configuration alone"),
     ):
         verb = verbs.add_parser(name, parents=parents, help=text)
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
-        MODELS_DIR.add(verb, default=argparse.SUPPRESS)
+        MODELS_DIR.add_to(verb, default=argparse.SUPPRESS)
         verb.set_defaults(run=act, parser=verb)
         if name == "info":
             verb.add_argument("model", metavar="M", help=MODEL.help)
             for setting in (BACKEND, DEVICE, DTYPE):
-                setting.add(verb)
-            add_place_flags(verb)
+                setting.add_to(verb)
+            add_placement_flags(verb)
 
 
-def listed(args: argparse.Namespace, console: Console) -> None:
+def print_models(args: argparse.Namespace, console: Console) -> None:
     """The bundled model, and every model directory under the models directory."""
     from discovery.graph.strict_json import dumps
 
-    place: Path | None = MODELS_DIR.value(args)
+    place: Path | None = MODELS_DIR.resolve_value(args)
     if place is not None and not place.is_dir():
         raise UsageError(
             f"The models directory {str(place)!r} is not a directory.", f"Give one with --models-dir or {MODELS_DIR.variable}."
         )
     bundled = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
-    found = [{**_facts(bundled), "model": MODEL.default}, *(_facts(directory) for directory in _directories(place))]
+    found = [{**_directory_facts(bundled), "model": MODEL.default}, *(_directory_facts(directory) for directory in _find_model_directories(place))]
     if args.json:
-        console.write(dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n")
+        console.write_document(dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n")
         return
-    console.say(columns([(row["model"], row["format"] or "not installed", _size(row["bytes"])) for row in found]))
+    console.write_result(format_columns([(row["model"], row["format"] or "not installed", _format_megabytes(row["bytes"])) for row in found]))
     if place is None:
-        console.note(f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here.")
+        console.write_note(f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here.")
 
 
-def info(args: argparse.Namespace, console: Console) -> None:
+def print_info(args: argparse.Namespace, console: Console) -> None:
     """What a model is and what memory it takes, from its configuration alone."""
     from discovery.backends.hardware.devices import choose_device
-    from discovery.backends.hardware.memory import free_memory
-    from discovery.backends.hardware.placement import Spread
-    from discovery.backends.loading.backend_choice import choose, taken, unfit
-    from discovery.backends.loading.outline import outline
+    from discovery.backends.hardware.memory import read_free_memory
+    from discovery.backends.hardware.placement import Placement
+    from discovery.backends.loading.backend_choice import choose_backend, describe_misfit, estimate_load_memory
+    from discovery.backends.loading.outline import read_outline
     from discovery.graph.strict_json import dumps
 
-    asked = loading(args)
+    asked = load_request(args)
     device = choose_device(asked["device"])
-    free = free_memory(device)
-    spread, remote = Spread.asked(asked["device_map"], None, asked["device"], remote=asked["remote"]), asked["remote"]
-    choice = choose(outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread is not None, remote=remote)
-    found = choice.found
-    facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.engine, "chosen": choice.reason}
-    memory = _memory(found, taken(found, spread, remote=remote), free)
-    trouble = None if spread or remote else unfit(choice, device, free)
+    free = read_free_memory(device)
+    spread, remote = Placement.from_arguments(asked["device_map"], None, asked["device"], remote=asked["remote"]), asked["remote"]
+    choice = choose_backend(read_outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread is not None, remote=remote)
+    found = choice.outline
+    facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.backend, "chosen": choice.reason}
+    memory = _memory_facts(found, estimate_load_memory(found, spread, remote=remote), free)
+    trouble = None if spread or remote else describe_misfit(choice, device, free)
     if args.json:
-        console.write(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
+        console.write_document(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
         return
-    console.say(columns([(name, _word(value)) for name, value in facts.items()]))
+    console.write_result(format_columns([(name, _format_value(value)) for name, value in facts.items()]))
     pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
     if remote:
-        console.say("Memory: none for the weights, which are not loaded here.")
+        console.write_result("Memory: none for the weights, which are not loaded here.")
     else:
-        console.say(f"Memory: {_size(memory['loading'])} at most while it is loaded, {_size(memory['weights'])} from then on.")
+        console.write_result(f"Memory: {_format_megabytes(memory['loading'])} at most while it is loaded, {_format_megabytes(memory['weights'])} from then on.")
     if memory["disk"]:
-        console.say(f"{_size(memory['disk'])} of the weights lie on the disk, and are read again in every pass.")
-    console.say(f"Beside it a sweep of {pairs} takes {_size(memory['sweep'])}, or {_size(memory['sweep_pair'])} pair by pair.")
-    console.say(f"With --memory {memory['limit']} or more all these pairs are swept together.")
-    console.say(f"Free on {device}: {_size(free)}.")
+        console.write_result(f"{_format_megabytes(memory['disk'])} of the weights lie on the disk, and are read again in every pass.")
+    console.write_result(f"Beside it a sweep of {pairs} takes {_format_megabytes(memory['sweep'])}, or {_format_megabytes(memory['sweep_pair'])} pair by pair.")
+    console.write_result(f"With --memory {memory['limit']} or more all these pairs are swept together.")
+    console.write_result(f"Free on {device}: {_format_megabytes(free)}.")
     if trouble is not None:
-        console.say(str(trouble))
+        console.write_result(str(trouble))
 
 
-def _memory(found: Outline, taken: tuple[int, int], free: int) -> dict[str, Any]:
+def _memory_facts(found: Outline, taken: tuple[int, int], free: int) -> dict[str, Any]:
     """Bytes: what a model takes, and what is free."""
-    from discovery.engine import Need
+    from discovery.engine import MemoryNeed
 
     loading, weights = taken
-    need = dataclasses.asdict(Need.of(found))
+    need = dataclasses.asdict(MemoryNeed.of(found))
     return {"loading": loading, "weights": weights, **need, "disk": found.weights_bytes - weights if loading else 0, "free": free}
 
 
-def _directories(place: Path | None, deep: int = _DEEP) -> Iterator[Path]:
+def _find_model_directories(place: Path | None, deep: int = _MAX_DEPTH) -> Iterator[Path]:
     """The model directories in `place` and below, by name."""
     if place is None:
         return
-    if _format(place):
+    if _model_format(place):
         yield place
         return
     for entry in sorted(place.iterdir()) if deep else ():
         if entry.is_dir() and not entry.name.startswith("."):
-            yield from _directories(entry, deep - 1)
+            yield from _find_model_directories(entry, deep - 1)
 
 
-def _facts(directory: Path) -> dict[str, Any]:
+def _directory_facts(directory: Path) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
-    return {"model": str(directory), "format": _format(directory), "bytes": size or None}
+    return {"model": str(directory), "format": _model_format(directory), "bytes": size or None}
 
 
-def _format(directory: Path) -> str | None:
+def _model_format(directory: Path) -> str | None:
     return next((kind for file, kind in _FORMATS.items() if (directory / file).is_file()), None)
 
 
-def _size(count: int | None) -> str:
+def _format_megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:,.1f} MB"
 
 
-def _word(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

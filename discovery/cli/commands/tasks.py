@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import MEMORY, Commands
-from discovery.cli.console import Console, columns
-from discovery.cli.model_and_task import add_subject_flags, loading, open_model, open_task
+from discovery.cli.arguments import MEMORY, Subparsers
+from discovery.cli.console import Console, format_columns
+from discovery.cli.model_and_task import add_model_and_task_flags, load_request, load_requested_model, load_requested_task
 
 if TYPE_CHECKING:
-    from discovery.methods.behaviour import Behaviour
+    from discovery.methods.behaviour import BehaviourCheck
     from discovery.tasks import Task
 
 _CHECK = (
@@ -18,22 +18,22 @@ _CHECK = (
 )
 
 
-def register(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun and its verbs to the grammar."""
     noun = commands.add_parser("tasks", parents=parents, help="built-in tasks, and whether a model does one")
     noun.add_argument("--json", action="store_true", help="print one JSON document")
-    noun.set_defaults(run=listed, parser=noun)
+    noun.set_defaults(run=print_tasks, parser=noun)
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
-    for name, act, text in (("list", listed, "the built-in tasks"), ("check", check, "does a model do a task?")):
+    for name, act, text in (("list", print_tasks, "the built-in tasks"), ("check", print_check, "does a model do a task?")):
         verb = verbs.add_parser(name, parents=parents, help=text, description=_CHECK if name == "check" else None)
         if name == "check":
             verb.add_argument("task", metavar="TASK", help="a built-in task or the path of a task file")
-            add_subject_flags(verb)
+            add_model_and_task_flags(verb)
         verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
         verb.set_defaults(run=act, parser=verb)
 
 
-def listed(args: argparse.Namespace, console: Console) -> None:
+def print_tasks(args: argparse.Namespace, console: Console) -> None:
     """Every built-in task."""
     from discovery.graph.strict_json import dumps
     from discovery.tasks import BUILTIN
@@ -49,33 +49,33 @@ def listed(args: argparse.Namespace, console: Console) -> None:
             }
             for task in BUILTIN.values()
         ]
-        console.write(dumps({"tasks": rows}, indent=2) + "\n")
+        console.write_document(dumps({"tasks": rows}, indent=2) + "\n")
         return
-    console.say(columns([(task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})") for task in BUILTIN.values()]))
+    console.write_result(format_columns([(task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})") for task in BUILTIN.values()]))
 
 
-def check(args: argparse.Namespace, console: Console) -> None:
+def print_check(args: argparse.Namespace, console: Console) -> None:
     """Lint, then measure on all pairs."""
-    load = loading(args)
-    model = open_model(load, console)
-    task = open_task(load, model, args.seed or 0, console)
+    load = load_request(args)
+    model = load_requested_model(load, console)
+    task = load_requested_task(load, model, args.seed or 0, console)
     from discovery.graph.strict_json import dumps
     from discovery.methods.behaviour import check_task
 
-    found = check_task(model, task, metric=args.metric, memory=MEMORY.value(args), progress=console.progress)
+    found = check_task(model, task, metric=args.metric, memory=MEMORY.resolve_value(args), progress=console.progress)
     if args.json:
-        console.write(dumps({"model": model.info.name, **facts(task, found)}, indent=2) + "\n")
+        console.write_document(dumps({"model": model.info.name, **check_facts(task, found)}, indent=2) + "\n")
     else:
-        console.say(f"{task.name} in {model.info.name}\n{_told(task, found)}")
+        console.write_result(f"{task.name} in {model.info.name}\n{_format_check(task, found)}")
 
 
-def facts(task: Task, found: Behaviour) -> dict[str, Any]:
+def check_facts(task: Task, found: BehaviourCheck) -> dict[str, Any]:
     """What was found, as JSON data."""
     gap = {"mean": found.gap.mean, "low": found.gap.low, "high": found.gap.high}
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
-        "behaviour": found.present,
+        "behaviour": found.is_present,
         "reasons": list(found.reasons),
         "lint": {"warnings": list(task.warnings)},
         "n": found.n,
@@ -88,23 +88,23 @@ def facts(task: Task, found: Behaviour) -> dict[str, Any]:
         "gap": gap,
         "accuracy": found.accuracy,
         "accuracy_low": found.accuracy_low,
-        "best_constant": found.constant,
+        "best_constant": found.best_constant,
         "top1": found.top1,
         "cost": {"forward_equivalents": found.cost.forward_equivalents, "seconds": found.cost.seconds},
     }
 
 
-def _told(task: Task, found: Behaviour) -> str:
-    verdict = "The model does the task." if found.present else "The model does not do the task:"
+def _format_check(task: Task, found: BehaviourCheck) -> str:
+    verdict = "The model does the task." if found.is_present else "The model does not do the task:"
     rows = [
         ("pairs", f"{found.n}: {len(task.discovery)} to find a circuit, {len(task.heldout)} to judge it; {task.split_method}"),
         (
             "accuracy",
-            f"{found.accuracy:.1%} (95% lower bound {found.accuracy_low:.1%}; best constant answer {found.constant:.1%}, chance 50%)",
+            f"{found.accuracy:.1%} (95% lower bound {found.accuracy_low:.1%}; best constant answer {found.best_constant:.1%}, chance 50%)",
         ),
         ("top-1", f"{found.top1:.1%}"),
         (found.metric.replace("_", " "), f"{found.metric_clean:.3f} on clean prompts, {found.metric_corrupted:.3f} on corrupted ones"),
         ("gap", f"{found.gap.mean:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]"),
         ("cost", f"{found.cost.forward_equivalents:,.0f} forward-pass equivalents, {found.cost.seconds:.1f} s"),
     ]
-    return "\n".join([verdict, *(f"  - {reason}" for reason in found.reasons), "", columns(rows)])
+    return "\n".join([verdict, *(f"  - {reason}" for reason in found.reasons), "", format_columns(rows)])

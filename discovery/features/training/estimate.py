@@ -8,22 +8,22 @@ from collections.abc import Callable
 import torch
 
 from discovery.backends.base import Backend
-from discovery.backends.hardware.memory import free_memory
+from discovery.backends.hardware.memory import read_free_memory
 from discovery.errors import MemoryLimitError
-from discovery.features.training.activations import TOKENS_PER_PASS, passes
-from discovery.features.training.recipe import Recipe
-from discovery.features.training.scores import LOGITS_BYTES, SAMPLE
-from discovery.features.training.text import Cursor, Rows
+from discovery.features.training.activations import TOKENS_PER_PASS, read_activations
+from discovery.features.training.recipe import SAERecipe
+from discovery.features.training.scores import MAX_LOGITS_BYTES, PROGRESS_SAMPLE_TOKENS
+from discovery.features.training.text import Cursor, TrainingRows
 from discovery.features.training.trainer import make_trainer, step
-from discovery.graph import Record
+from discovery.graph import JsonModel
 
-PARAMETERS = 10  # weights, their gradients, Adam's two moments; a checkpoint of all but the gradients, copied and as it is written
-BATCHES = 6  # tensors as large as a batch's features that a step holds at once
-WARM, TIMED = 2, 3  # steps
-REPORTS = 20  # scores on the way, on few held-out tokens
+COPIES_PER_PARAMETER = 10  # weights, their gradients, Adam's two moments; a checkpoint of all but the gradients, copied and as it is written
+BATCH_SIZED_TENSORS = 6  # tensors as large as a batch's features that a step holds at once
+WARM_UP_STEPS, TIMED_STEPS = 2, 3  # steps
+REPORTS_PER_TRAINING = 20  # scores on the way, on few held-out tokens
 
 
-class Estimate(Record):
+class TrainingEstimate(JsonModel):
     """What a training takes.
 
     Attributes:
@@ -42,7 +42,7 @@ class Estimate(Record):
     epochs: float
     documents: int
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In a few words."""
         return (
             f"{self.tokens:,} tokens in {self.steps:,} steps, {self.epochs:.1f} passes over {self.documents:,} documents: "
@@ -50,25 +50,25 @@ class Estimate(Record):
         )
 
 
-def memory_of(model: Backend, recipe: Recipe) -> int:
+def peak_memory_needed(model: Backend, recipe: SAERecipe) -> int:
     """Bytes at the peak of a training, beside the model's weights; measured peaks are below it (by a fifth to a third of large ones)."""
     info, numbers = model.info, 4
-    parameters = PARAMETERS * recipe.d_sae * (2 * recipe.d_in + 1)
-    batches = BATCHES * recipe.batch * (recipe.d_sae + recipe.d_in)
-    block = 3 * recipe.block * recipe.batch * recipe.d_in  # the parts, the whole, and the whole in its new order
+    parameters = COPIES_PER_PARAMETER * recipe.d_sae * (2 * recipe.d_in + 1)
+    batches = BATCH_SIZED_TENSORS * recipe.batch * (recipe.d_sae + recipe.d_in)
+    block = 3 * recipe.batches_per_block * recipe.batch * recipe.d_in  # the parts, the whole, and the whole in its new order
     tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
     forward = tokens * (8 * info.d_model + 3 * info.macs_mlp // max(info.d_model, 1) + info.n_heads * recipe.context)
-    scores = LOGITS_BYTES // 2 + tokens * (2 * recipe.d_sae + 4 * recipe.d_in)
+    scores = MAX_LOGITS_BYTES // 2 + tokens * (2 * recipe.d_sae + 4 * recipe.d_in)
     return numbers * (parameters + batches + block + max(forward, scores))
 
 
-def require_memory(model: Backend, recipe: Recipe, limit: int | None) -> None:
+def require_memory(model: Backend, recipe: SAERecipe, limit: int | None) -> None:
     """Check that a training fits.
 
     Raises:
         MemoryLimitError: with what it takes.
     """
-    need, free = memory_of(model, recipe), free_memory(model.device)
+    need, free = peak_memory_needed(model, recipe), read_free_memory(model.device)
     most = free if limit is None else min(limit, free)
     if need > most:
         what = "free here" if limit is None or free < limit else "allowed"
@@ -79,14 +79,14 @@ def require_memory(model: Backend, recipe: Recipe, limit: int | None) -> None:
         )
 
 
-def estimate(model: Backend, recipe: Recipe, rows: Rows, tick: Callable[[], None] | None = None) -> Estimate:
+def time_training(model: Backend, recipe: SAERecipe, rows: TrainingRows, tick: Callable[[], None] | None = None) -> TrainingEstimate:
     """Time a few passes and steps of a trainer that is thrown away."""
     device = model.device
     wanted = min(2 * TOKENS_PER_PASS.get(device.type, 4096), recipe.tokens)
     read, after = rows.take(Cursor(), wanted, 0)
     used = after.document + after.epoch * rows.documents
     began, parts = time.monotonic(), []
-    for _, where, activation in passes(model, recipe.place, read, 0):
+    for _, where, activation in read_activations(model, recipe.parsed_site, read, 0):
         parts.append(activation[where])
         if tick is not None:
             tick()
@@ -95,20 +95,20 @@ def estimate(model: Backend, recipe: Recipe, rows: Rows, tick: Callable[[], None
     whole = torch.cat(parts)
     batch = whole.repeat(-(-recipe.batch // len(whole)), 1)[: recipe.batch]
     trainer = make_trainer(recipe, iter(()), model.info.device, whole.mean(0), float(whole.norm(dim=-1).mean()))
-    for _ in range(WARM):
+    for _ in range(WARM_UP_STEPS):
         step(trainer, batch)
     _wait(device)
     began = time.monotonic()
-    for _ in range(TIMED):
+    for _ in range(TIMED_STEPS):
         step(trainer, batch)
     _wait(device)
-    each = (time.monotonic() - began) / TIMED
+    each = (time.monotonic() - began) / TIMED_STEPS
     held = sum(map(len, rows.heldout))
-    full = 6 * model.info.n_layers / (recipe.place.layer + 1)  # passes for the scores, of the whole model
-    scored = (held + REPORTS * min(held, SAMPLE)) * full / speed
-    return Estimate(
+    full = 6 * model.info.n_layers / (recipe.parsed_site.layer + 1)  # passes for the scores, of the whole model
+    scored = (held + REPORTS_PER_TRAINING * min(held, PROGRESS_SAMPLE_TOKENS)) * full / speed
+    return TrainingEstimate(
         seconds=recipe.tokens / speed + recipe.steps * each + scored,
-        memory_bytes=memory_of(model, recipe),
+        memory_bytes=peak_memory_needed(model, recipe),
         checkpoint_bytes=12 * recipe.d_sae * (2 * recipe.d_in + 1),
         tokens_per_second=speed,
         seconds_per_step=each,

@@ -19,17 +19,17 @@ from typing import Literal, get_args
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError, SiteError
-from discovery.features.hooks import named_site, width_of
-from discovery.graph import Record
+from discovery.features.hooks import parse_site, site_width
+from discovery.graph import JsonModel
 from discovery.sites import Site
 
 Architecture = Literal["topk", "standard"]
-MOST_FEATURES, MOST_DEFAULT = 1 << 20, 16_384
-CONTEXT = 256
-BLOCK_BYTES = 1 << 26  # of activations that are shuffled together
+MAX_D_SAE, MAX_DEFAULT_D_SAE = 1 << 20, 16_384
+DEFAULT_CONTEXT = 256
+MAX_BLOCK_BYTES = 1 << 26  # of activations that are shuffled together
 
 
-class Recipe(Record):
+class SAERecipe(JsonModel):
     """Everything that decides the weights, but for the model and the text.
 
     Attributes:
@@ -51,9 +51,9 @@ class Recipe(Record):
     seed: int
 
     @property
-    def place(self) -> Site:
+    def parsed_site(self) -> Site:
         """The site."""
-        return named_site(self.site)
+        return parse_site(self.site)
 
     @property
     def steps(self) -> int:
@@ -61,24 +61,24 @@ class Recipe(Record):
         return self.tokens // self.batch
 
     @property
-    def warm_up(self) -> int:
+    def warm_up_steps(self) -> int:
         """Steps in which the learning rate (and the L1 penalty) rises."""
         return max(1, self.steps // 20)
 
     @property
-    def decay(self) -> int:
+    def decay_steps(self) -> int:
         """Last steps, in which the learning rate falls to 0."""
         return 3 * self.steps // 10
 
     @property
-    def window(self) -> int:
+    def dead_after_steps(self) -> int:
         """A feature that fired in none of so many steps is dead."""
         return max(10, min(1000, self.steps // 10))
 
     @property
-    def block(self) -> int:
+    def batches_per_block(self) -> int:
         """Batches whose activations are shuffled together."""
-        return max(2, min(64, BLOCK_BYTES // (4 * self.d_in * self.batch)))
+        return max(2, min(64, MAX_BLOCK_BYTES // (4 * self.d_in * self.batch)))
 
 
 def make_recipe(
@@ -94,7 +94,7 @@ def make_recipe(
     learning_rate: float | None = None,
     context: int | None = None,
     seed: int = 0,
-) -> Recipe:
+) -> SAERecipe:
     """A recipe for a model; what is not given follows from the width.
 
     Args:
@@ -103,52 +103,52 @@ def make_recipe(
     Raises:
         FeatureError: a place that the model lacks, or a number that cannot be.
     """
-    place = _place(model, site)
-    width = width_of(model, place)
+    place = _resolve_site(model, site)
+    width = site_width(model, place)
     if architecture not in get_args(Architecture):
         raise FeatureError(f"architecture {architecture!r} is not known.", f"Allowed: {', '.join(get_args(Architecture))}.")
     if architecture != "topk" and k is not None:
         raise FeatureError(f"k is {k}, and the architecture is {architecture}.", "k belongs to topk; leave it out, or give l1.")
     if architecture != "standard" and l1 is not None:
         raise FeatureError(f"l1 is {l1}, and the architecture is {architecture}.", "l1 belongs to standard; leave it out, or give k.")
-    features = _whole("d_sae", d_sae, min(8 * width, MOST_DEFAULT), 2, MOST_FEATURES)
-    wanted = _whole("tokens", tokens, max(200_000, 1000 * features), 64, 1 << 40)
-    size = _whole("batch", batch, min(max(_power(wanted / 1000), 64), 4096), 1, wanted)
-    kept = _whole("k", k, min(_power(1.25 * math.sqrt(width)), max(1, features // 4)), 1, features) if architecture == "topk" else None
-    return Recipe(
+    features = _whole_number("d_sae", d_sae, min(8 * width, MAX_DEFAULT_D_SAE), 2, MAX_D_SAE)
+    wanted = _whole_number("tokens", tokens, max(200_000, 1000 * features), 64, 1 << 40)
+    size = _whole_number("batch", batch, min(max(_nearest_power_of_two(wanted / 1000), 64), 4096), 1, wanted)
+    kept = _whole_number("k", k, min(_nearest_power_of_two(1.25 * math.sqrt(width)), max(1, features // 4)), 1, features) if architecture == "topk" else None
+    return SAERecipe(
         site=f"{place.kind}.{place.layer}",
         architecture=architecture,  # type: ignore[arg-type]  # checked above
         d_in=width,
         d_sae=features,
         k=kept,
-        l1=_above("l1", l1, 1.0) if architecture == "standard" else None,
+        l1=_positive_number("l1", l1, 1.0) if architecture == "standard" else None,
         tokens=wanted // size * size,
         batch=size,
-        learning_rate=_above("learning_rate", learning_rate, min(2e-4 * math.sqrt(16_384 / features), 2e-3)),
-        context=_whole("context", context, min(model.n_ctx, CONTEXT), 2, model.n_ctx),
-        seed=_whole("seed", seed, 0, 0, (1 << 31) - 1),
+        learning_rate=_positive_number("learning_rate", learning_rate, min(2e-4 * math.sqrt(16_384 / features), 2e-3)),
+        context=_whole_number("context", context, min(model.n_ctx, DEFAULT_CONTEXT), 2, model.n_ctx),
+        seed=_whole_number("seed", seed, 0, 0, (1 << 31) - 1),
     )
 
 
-def _place(model: Backend, site: str | Site | None) -> Site:
+def _resolve_site(model: Backend, site: str | Site | None) -> Site:
     if site is None:
         return Site("resid_pre", model.info.n_layers // 2)
-    place = site if isinstance(site, Site) else named_site(site)
+    place = site if isinstance(site, Site) else parse_site(site)
     if place.kind == "pattern":
         raise FeatureError("pattern has no width of its own.", "Train on the residual stream, attn_out, mlp_out, z, q, k or v.")
     try:
-        model.require(place)
+        model.require_site(place)
     except SiteError as fault:
         raise FeatureError(f"{place.kind}.{place.layer}: {fault.cause}", fault.cure) from None
     return place
 
 
-def _power(number: float) -> int:
+def _nearest_power_of_two(number: float) -> int:
     """The nearest power of two, by ratio."""
     return int(2 ** round(math.log2(max(number, 1))))
 
 
-def _whole(name: str, given: object, default: int, least: int, most: int) -> int:
+def _whole_number(name: str, given: object, default: int, least: int, most: int) -> int:
     if given is None:
         return default
     if type(given) is not int or not least <= given <= most:
@@ -156,7 +156,7 @@ def _whole(name: str, given: object, default: int, least: int, most: int) -> int
     return given
 
 
-def _above(name: str, given: object, default: float) -> float:
+def _positive_number(name: str, given: object, default: float) -> float:
     if given is None:
         return default
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:

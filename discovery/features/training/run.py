@@ -21,28 +21,28 @@ from typing import Any
 from pydantic import ValidationError
 
 from discovery.backends.base import Backend
-from discovery.backends.hardware.memory import out_of_memory, peak_memory
-from discovery.backends.loading.load_arguments import opened, opening
+from discovery.backends.hardware.memory import is_out_of_memory, read_peak_memory
+from discovery.backends.loading.load_arguments import load_arguments, reload
 from discovery.errors import StoreError
-from discovery.features.directory import IN_A_RUN
+from discovery.features.directory import SAE_FOLDER
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
-from discovery.features.training.estimate import Estimate, estimate, require_memory
-from discovery.features.training.loop import CHECKPOINT, Job, OnEvent, Progress
-from discovery.features.training.recipe import Recipe, make_recipe
-from discovery.features.training.scores import Scores, measure
-from discovery.features.training.text import ROWS, Pieces, Rows, Text, source_of
-from discovery.features.training.trainer import Trainer, dead_share, finish, write_dictionary
+from discovery.features.training.estimate import TrainingEstimate, require_memory, time_training
+from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, Progress, TrainingLoop
+from discovery.features.training.recipe import SAERecipe, make_recipe
+from discovery.features.training.scores import Scores, score_sae
+from discovery.features.training.text import ROWS_FILE, DocumentIndex, TrainingInput, TrainingRows, resolve_text
+from discovery.features.training.trainer import Trainer, dead_share, fold_normalisation, write_sae
 from discovery.graph import Cost
 from discovery.sites import Site
-from discovery.store import ModelSource, Run, RunKind, create_run, now, open_run, provenance, settled
+from discovery.store import ModelSource, Run, RunKind, collect_provenance, create_run, open_run, record_outcome, utc_timestamp
 
-KIND: RunKind = "sae"
-SCHEMA = "circuit-scout/sae/1"
+RUN_KIND: RunKind = "sae"
+SAE_SCHEMA = "circuit-scout/sae/1"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSAE:
     """A finished training.
 
     Attributes:
@@ -53,13 +53,13 @@ class Trained:
     path: Path
     directory: Path
     sae: SAE
-    recipe: Recipe
+    recipe: SAERecipe
     scores: Scores
 
 
 def train_sae(
     model: Backend,
-    text: Text,
+    text: TrainingInput,
     site: str | Site | None = None,
     *,
     memory: int | None = None,
@@ -71,7 +71,7 @@ def train_sae(
     load: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
     **asked: Any,
-) -> Trained:
+) -> TrainedSAE:
     """Train a sparse autoencoder.
 
     Args:
@@ -90,7 +90,7 @@ def train_sae(
         Interrupted: stopped from outside; `run_id` says what to resume.
     """
     recipe = make_recipe(model, site, **asked)
-    source = source_of(model, text)
+    source = resolve_text(model, text)
     rows = source.rows(model, recipe)  # what is wrong is said before there is a run
     require_memory(model, recipe, memory)
     info = model.info
@@ -98,21 +98,21 @@ def train_sae(
         "recipe": recipe.model_dump(mode="json"),
         "text": {"name": source.name, "path": str(source.path) if source.path else None, "fingerprint": rows.fingerprint},
         "memory": memory,
-        "load": dict(load or opening(model)),
+        "load": dict(load or load_arguments(model)),
     }
     weights = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    made = provenance(recipe.seed, info.remote or info.device, command, now(), ("sae-lens",))
-    with create_run(runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=KIND) as run:
+    made = collect_provenance(recipe.seed, info.remote or info.device, command, utc_timestamp(), ("sae-lens",))
+    with create_run(runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=RUN_KIND) as run:
         if source.content is not None:
-            run.save_file(ROWS, source.content)
+            run.save_file(ROWS_FILE, source.content)
         if on_begin is not None:
             on_begin(run.id)
-        return _work(Job(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+        return _train_and_score(TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
 
 
 def estimate_training(
-    model: Backend, text: Text, site: str | Site | None = None, *, memory: int | None = None, **asked: Any
-) -> tuple[Recipe, Estimate]:
+    model: Backend, text: TrainingInput, site: str | Site | None = None, *, memory: int | None = None, **asked: Any
+) -> tuple[SAERecipe, TrainingEstimate]:
     """What `train_sae` would take, and with which recipe; a few passes and steps are timed.
 
     Raises:
@@ -120,32 +120,32 @@ def estimate_training(
     """
     recipe = make_recipe(model, site, **asked)
     require_memory(model, recipe, memory)
-    return recipe, estimate(model, recipe, source_of(model, text).rows(model, recipe))
+    return recipe, time_training(model, recipe, resolve_text(model, text).rows(model, recipe))
 
 
 def resume_training(
     run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
-) -> Trained:
+) -> TrainedSAE:
     """Go on with a training that was interrupted; a finished one is returned as it is.
 
     Raises:
         StoreError: no such run, another process writes to it, or its model or text are not those it began with.
     """
     finished = open_run(runs_dir, run_id)
-    if finished.record.kind == KIND and finished.record.status == "completed":
-        return _trained(finished, _model_of(finished))
+    if finished.record.kind == RUN_KIND and finished.record.status == "completed":
+        return _load_finished(finished, _reload_model(finished))
     with open_run(runs_dir, run_id, write=True) as run:
-        return go_on_training(run, progress=progress, on_event=on_event)
+        return continue_training(run, progress=progress, on_event=on_event)
 
 
-def go_on_training(
+def continue_training(
     run: Run,
     *,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
-    on_open: Callable[[Recipe], None] | None = None,
+    on_open: Callable[[SAERecipe], None] | None = None,
     checkpoint_seconds: float = 30.0,
-) -> Trained:
+) -> TrainedSAE:
     """Go on with an interrupted training that is open for writing.
 
     Args:
@@ -154,83 +154,83 @@ def go_on_training(
     Raises:
         StoreError: where its model or its text are not those it began with.
     """
-    if run.record.kind != KIND:
+    if run.record.kind != RUN_KIND:
         raise StoreError(f"The run {run.id} is no training of an SAE.", f"Go on with it: circuit-scout discover --resume {run.id}")
-    recipe, told = _configuration(run)
-    model = _model_of(run)
-    place = Path(str(told["path"])) if told["path"] else run.path / ROWS
-    rows = Rows(model, Pieces.of(place, recipe.context), recipe)
+    recipe, told = _read_configuration(run)
+    model = _reload_model(run)
+    place = Path(str(told["path"])) if told["path"] else run.path / ROWS_FILE
+    rows = TrainingRows(model, DocumentIndex.of(place, recipe.context), recipe)
     if rows.fingerprint != told["fingerprint"]:
         raise StoreError(f"The text {told['name']!r} is not what run {run.id} began with.", "Restore it, or start a new training.")
     if on_open is not None:
         on_open(recipe)
     run.update(status="running", problem=None)
     memory: Any = run.record.configuration.get("memory")
-    return _work(Job(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+    return _train_and_score(TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
 
 
-def _work(job: Job, memory: int | None) -> Trained:
+def _train_and_score(job: TrainingLoop, memory: int | None) -> TrainedSAE:
     """Train, save and score; whatever ends it, the folder says so."""
     run = job.run
-    with settled(run, lambda: _cost(job), out_of_memory, "fewer features or a smaller batch"):
+    with record_outcome(run, lambda: _cost(job), is_out_of_memory, "fewer features or a smaller batch"):
         require_memory(job.model, job.recipe, memory)
         if not any(event.get("stage") == "estimate" for event in run.events()):
-            expected = estimate(job.model, job.recipe, job.rows, job.may_stop)
-            job.tell("estimate", expected.model_dump(mode="json"), expected.told(), "a few passes and steps were timed")
-        trained = _finished(job, job.train())
+            expected = time_training(job.model, job.recipe, job.rows, job.report_progress)
+            job.record_event("estimate", expected.model_dump(mode="json"), expected.describe(), "a few passes and steps were timed")
+        trained = _save_and_score(job, job.train())
         run.update(status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job))
-        run.remove_file(CHECKPOINT)
+        run.remove_file(CHECKPOINT_FILE)
         return trained
 
 
-def _finished(job: Job, trainer: Trainer) -> Trained:
+def _save_and_score(job: TrainingLoop, trainer: Trainer) -> TrainedSAE:
     """The dictionary saved, opened as anyone would, and scored; its scores are then written into its configuration."""
     run, model, recipe = job.run, job.model, job.recipe
     dead = dead_share(trainer)
-    finish(trainer, recipe)
-    directory, told = run.path / IN_A_RUN, run.record.configuration["text"]
+    fold_normalisation(trainer, recipe)
+    directory, told = run.path / SAE_FOLDER, run.record.configuration["text"]
     metadata: dict[str, Any] = {
         "model_name": Path(model.info.name).name,
         "model_fingerprint": model.info.fingerprint,
         "circuit_scout": {
-            "schema": SCHEMA,
+            "schema": SAE_SCHEMA,
             "recipe": recipe.model_dump(mode="json"),
             "text": {name: told[name] for name in ("name", "fingerprint")} | {"documents": job.rows.documents},  # type: ignore[index, call-overload]
-            "skipped_positions": job.skip,
+            "skipped_positions": job.skipped_positions,
             "created": run.record.created,
         },
     }
-    write_dictionary(trainer, recipe, directory, metadata)
+    write_sae(trainer, recipe, directory, metadata)
     sae = load_sae(directory, model)
-    scores = measure(model, recipe.place, job.rows.heldout, job.skip, sae.codes, dead)
+    scores = score_sae(model, recipe.parsed_site, job.rows.heldout, job.skipped_positions, sae.codes, dead)
     metadata["circuit_scout"]["scores"] = scores.model_dump(mode="json")
-    write_dictionary(trainer, recipe, directory, {**metadata, "l0": scores.l0})
-    job.tell("scores", scores.model_dump(mode="json"), scores.told(), f"{scores.tokens:,} held-out positions, the dictionary as saved")
-    return Trained(run.id, run.path, directory, load_sae(directory, model), recipe, scores)
+    write_sae(trainer, recipe, directory, {**metadata, "l0": scores.l0})
+    job.record_event("scores", scores.model_dump(mode="json"), scores.told(), f"{scores.tokens:,} held-out positions, the dictionary as saved")
+    return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, scores)
 
 
-def _cost(job: Job) -> Cost:
-    return Cost(seconds=job.seconds, peak_memory_bytes=peak_memory())
+def _cost(job: TrainingLoop) -> Cost:
+    return Cost(seconds=job.seconds, peak_memory_bytes=read_peak_memory())
 
 
-def _trained(run: Run, model: Backend) -> Trained:
+def _load_finished(run: Run, model: Backend) -> TrainedSAE:
     """A finished training, as its folder has it."""
-    recipe, _ = _configuration(run)
-    directory = run.path / IN_A_RUN
-    return Trained(run.id, run.path, directory, load_sae(directory, model), recipe, Scores.model_validate(run.record.scores))
+    recipe, _ = _read_configuration(run)
+    directory = run.path / SAE_FOLDER
+    return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, Scores.model_validate(run.record.scores))
 
 
-def _model_of(run: Run) -> Backend:
+def _reload_model(run: Run) -> Backend:
     how: Any = run.record.configuration.get("load") or {}
-    model = opened(how)
+    model = reload(how)
     if model.info.fingerprint != run.record.model.fingerprint:
         raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
     return model
 
 
-def _configuration(run: Run) -> tuple[Recipe, Mapping[str, Any]]:
+def _read_configuration(run: Run) -> tuple[SAERecipe, Mapping[str, Any]]:
     told: Any = run.record.configuration
     try:
-        return Recipe.model_validate(told["recipe"]), told["text"]
+        return SAERecipe.model_validate(told["recipe"]), told["text"]
     except (ValidationError, KeyError) as fault:
         raise StoreError(f"The configuration of run {run.id} is damaged ({type(fault).__name__}).", "Start a new training.") from None

@@ -17,23 +17,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.features.hooks import BY_HEAD
+from discovery.features.hooks import HEAD_SITES
 from discovery.features.sae import Codes
-from discovery.features.training.activations import passes
+from discovery.features.training.activations import read_activations
 from discovery.features.training.text import Row
-from discovery.graph import Record
+from discovery.graph import JsonModel
 from discovery.graph.base import Number
 from discovery.interventions import Edit
 from discovery.sites import Site
 
-LOGITS_BYTES = 1 << 26  # held at once
-SAMPLE = 2048  # held-out tokens that are looked at on the way
-TINY = 1e-9
+MAX_LOGITS_BYTES = 1 << 26  # held at once
+PROGRESS_SAMPLE_TOKENS = 2048  # held-out tokens that are looked at on the way
+MIN_RELATIVE_VARIANCE = 1e-9
 
-Encode = Callable[[Float[Tensor, "row pos d_in"]], Codes]
+Encoder = Callable[[Float[Tensor, "row pos d_in"]], Codes]
 
 
-class Scores(Record):
+class Scores(JsonModel):
     """The scores of a dictionary.
 
     Attributes:
@@ -87,10 +87,10 @@ class _Sums:
     @property
     def variance_explained(self) -> float | None:
         variance = self.square - self.count * float(self.mean.square().sum())
-        return 1 - self.residual / variance if variance > TINY * max(self.square, TINY) else None
+        return 1 - self.residual / variance if variance > MIN_RELATIVE_VARIANCE * max(self.square, MIN_RELATIVE_VARIANCE) else None
 
 
-def measure(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode: Encode, dead: float | None = None) -> Scores:
+def score_sae(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode: Encoder, dead: float | None = None) -> Scores:
     """Score a dictionary on rows.
 
     Args:
@@ -98,7 +98,7 @@ def measure(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode: 
         encode: the dictionary.
     """
     sums = _Sums()
-    for _, where, activation in passes(model, site, rows, skip):
+    for _, where, activation in read_activations(model, site, rows, skip):
         sums.add(activation[where], encode(activation), where)
     found = Scores(tokens=sums.count, l0=sums.active / max(sums.count, 1), variance_explained=sums.variance_explained, dead=dead)
     if model.n_logits != model.d_vocab:
@@ -122,7 +122,7 @@ def _loss(model: Backend, site: Site, rows: Sequence[Row], skip: int, value: Cal
     """Mean next-token cross-entropy, with the site replaced at the positions that count."""
     total, count = 0.0, 0
     last = Site("resid_post", model.info.n_layers - 1)
-    for tokens, where, activation in passes(model, site, rows, skip):
+    for tokens, where, activation in read_activations(model, site, rows, skip):
         with torch.no_grad():
             edits = [] if value is None else [_edit(model, site, torch.where(where.unsqueeze(-1), value(activation), activation))]
             final = model.run(Batch(tokens, stop=model.info.n_layers), [last], edits).activations[last]
@@ -134,18 +134,18 @@ def _loss(model: Backend, site: Site, rows: Sequence[Row], skip: int, value: Cal
 
 def _edit(model: Backend, site: Site, value: Tensor) -> Edit:
     """The whole site replaced, heads apart again where it has them."""
-    if site.kind in BY_HEAD:
+    if site.kind in HEAD_SITES:
         value = value.reshape(*value.shape[:2], -1, model.info.d_head)
     return Edit(site, value)
 
 
 def _cross_entropy(model: Backend, residual: Float[Tensor, "n d_model"], targets: Int[Tensor, "n"]) -> float:
     """Summed, unembedding some positions at a time: each is a row of one token behind the last layer."""
-    most = max(1, LOGITS_BYTES // (4 * model.n_logits))
+    most = max(1, MAX_LOGITS_BYTES // (4 * model.n_logits))
     total = 0.0
     for part, wanted in zip(torch.split(residual, most), torch.split(targets, most), strict=True):
         nothing = torch.zeros(len(part), dtype=torch.long, device=part.device)
-        batch = Batch(nothing.unsqueeze(1), last=nothing, start=model.info.n_layers, residual=part.unsqueeze(1))
+        batch = Batch(nothing.unsqueeze(1), answer_position=nothing, start=model.info.n_layers, residual=part.unsqueeze(1))
         with torch.no_grad():
             logits = model.run(batch).logits
         assert logits is not None  # asked for by an answer position

@@ -27,20 +27,20 @@ from numpy.typing import NDArray
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError, StoreError
-from discovery.features.training.recipe import Recipe
+from discovery.features.training.recipe import SAERecipe
 from discovery.graph.strict_json import dumps, loads
 from discovery.tasks import BUILTIN, TEXT_PAIRS, load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
-JSON_LINES = ".jsonl"
+JSON_LINES_SUFFIX = ".jsonl"
 BYTES_PER_TOKEN = 16  # a generous word
-LEAST_PIECE, MOST_LINE = 4096, 1 << 24  # bytes
+MIN_LINE_LIMIT_BYTES, MAX_JSON_DOCUMENT_BYTES = 4096, 1 << 24  # bytes
 _FIX = 'Give a text with one document a line, or JSON Lines with {"text": "…"} or {"tokens": [1, 2, 3]}.'
 
 
 @dataclass(frozen=True)
-class Pieces:
+class DocumentIndex:
     """The documents of a file.
 
     Attributes:
@@ -58,22 +58,22 @@ class Pieces:
         return len(self.starts)
 
     @classmethod
-    def of(cls, path: Path, context: int, content: bytes | None = None) -> Pieces:
+    def of(cls, path: Path, context: int, content: bytes | None = None) -> DocumentIndex:
         """Index a file.
 
         Raises:
             FeatureError: it is not there, cannot be read, or has a line of JSON that is too long.
         """
         digest, starts, ends = hashlib.sha256(), array("q"), array("q")
-        json_lines = path.suffix == JSON_LINES
-        most = MOST_LINE if json_lines else max(LEAST_PIECE, BYTES_PER_TOKEN * context)
-        with _opened(path, content) as file:
+        json_lines = path.suffix == JSON_LINES_SUFFIX
+        most = MAX_JSON_DOCUMENT_BYTES if json_lines else max(MIN_LINE_LIMIT_BYTES, BYTES_PER_TOKEN * context)
+        with _open_text(path, content) as file:
             at = 0
             while piece := file.readline(most):
                 if len(piece) == most and not piece.endswith(b"\n"):
                     if json_lines:
                         raise FeatureError(f"{path.name}, document {len(starts) + 1}, is longer than {most:,} bytes.", "Split it.")
-                    piece = piece[: _cut(piece)]
+                    piece = piece[: _cut_position(piece)]
                     file.seek(at + len(piece))
                 if piece.strip():
                     starts.append(at)
@@ -88,7 +88,7 @@ class Pieces:
         Raises:
             FeatureError: a document that is no text, or has ids that the model lacks.
         """
-        with _opened(self.path, self.content) as file:
+        with _open_text(self.path, self.content) as file:
             for number in numbers:
                 file.seek(self.starts[number])
                 ids = self._ids(model, number, file.read(self.ends[number] - self.starts[number]))
@@ -101,27 +101,27 @@ class Pieces:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
             raise FeatureError(f"{where} is not UTF-8.", "Save the file as UTF-8.") from None
-        if self.path.suffix != JSON_LINES:
-            return _encoded(model, text.rstrip("\r\n"), where)
+        if self.path.suffix != JSON_LINES_SUFFIX:
+            return _encode(model, text.rstrip("\r\n"), where)
         try:
             line = loads(text, where)
         except StoreError as fault:
             raise FeatureError(f"{where} is not JSON.", _FIX, detail=fault.detail) from None
         told, ids = (line.get("text"), line.get("tokens")) if isinstance(line, dict) else (None, None)
         if isinstance(told, str):
-            return _encoded(model, told, where)
+            return _encode(model, told, where)
         if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < model.d_vocab for token in ids):
             raise FeatureError(f"{where} has neither a text nor token ids from 0 to {model.d_vocab - 1}.", _FIX)
         return ids
 
 
-def _encoded(model: Backend, text: str, where: str) -> list[int]:
+def _encode(model: Backend, text: str, where: str) -> list[int]:
     if model.tokenizer is None:
         raise FeatureError(f"{where} is text, and this model has no tokenizer.", 'Give JSON Lines with token ids: {"tokens": [1, 2, 3]}.')
     return model.tokenizer.encode(text)
 
 
-def _cut(piece: bytes) -> int:
+def _cut_position(piece: bytes) -> int:
     """Where a long line is cut: before its last space, else before a letter."""
     if (space := piece.rfind(b" ")) > 0:
         return space
@@ -131,7 +131,7 @@ def _cut(piece: bytes) -> int:
     return end - 1 if end > 1 and piece[end - 1] >= 0xC0 else end
 
 
-def _opened(path: Path, content: bytes | None) -> BinaryIO:
+def _open_text(path: Path, content: bytes | None) -> BinaryIO:
     if content is not None:
         return BytesIO(content)
     try:
@@ -142,8 +142,8 @@ def _opened(path: Path, content: bytes | None) -> BinaryIO:
         raise FeatureError(f"{str(path)!r} cannot be read: {fault.strerror or fault}.", _FIX) from fault
 
 
-HELDOUT, MOST_HELDOUT = 20, 16_384  # one document in so many, and the most tokens
-AT_ONCE = 64  # documents
+HELDOUT_EVERY, MAX_HELDOUT_TOKENS = 20, 16_384  # one document in so many, and the most tokens
+DOCUMENTS_PER_READ = 64  # documents
 
 Row = tuple[int, ...]
 
@@ -156,39 +156,39 @@ class Cursor:
     document: int = 0
 
 
-class Rows:
+class TrainingRows:
     """The rows of a text.
 
     Attributes:
         heldout: rows for the scores. documents: how many are trained on. fingerprint: of the text.
     """
 
-    def __init__(self, model: Backend, pieces: Pieces, recipe: Recipe) -> None:
+    def __init__(self, model: Backend, documents: DocumentIndex, recipe: SAERecipe) -> None:
         """Set some documents aside.
 
         Raises:
             FeatureError: fewer than two documents, or none of two tokens.
         """
-        self._model, self._pieces, self._recipe = model, pieces, recipe
-        if len(pieces) < 2:
-            list(pieces.rows(model, range(len(pieces)), recipe.context))  # a document that cannot be read is the more telling fault
-            have = "one document" if len(pieces) else "no document"
-            raise FeatureError(f"{pieces.path.name} has {have}, and one at least is held out.", "Give a text with a document a line.")
-        order = np.random.default_rng([recipe.seed]).permutation(len(pieces))
-        self.fingerprint = pieces.fingerprint
+        self._model, self._pieces, self._recipe = model, documents, recipe
+        if len(documents) < 2:
+            list(documents.rows(model, range(len(documents)), recipe.context))  # a document that cannot be read is the more telling fault
+            have = "one document" if len(documents) else "no document"
+            raise FeatureError(f"{documents.path.name} has {have}, and one at least is held out.", "Give a text with a document a line.")
+        order = np.random.default_rng([recipe.seed]).permutation(len(documents))
+        self.fingerprint = documents.fingerprint
         self.heldout: tuple[Row, ...] = ()
         taken = 0
-        for number in order[: max(1, len(pieces) // HELDOUT)].tolist():
-            self.heldout += tuple(row for rows in pieces.rows(model, [number], recipe.context) for row in rows)
+        for number in order[: max(1, len(documents) // HELDOUT_EVERY)].tolist():
+            self.heldout += tuple(row for rows in documents.rows(model, [number], recipe.context) for row in rows)
             taken += 1
-            if sum(map(len, self.heldout)) >= MOST_HELDOUT:
+            if sum(map(len, self.heldout)) >= MAX_HELDOUT_TOKENS:
                 break
         self._own = order[taken:]
         self._withheld = frozenset(self.heldout)
         self.documents = len(self._own)
-        self._order = lru_cache(maxsize=1)(self._drawn)
+        self._order = lru_cache(maxsize=1)(self._shuffle_documents)
         if not self.heldout:
-            raise FeatureError(f"The held-out documents of {pieces.path.name} have no two tokens together.", "Give longer documents.")
+            raise FeatureError(f"The held-out documents of {documents.path.name} have no two tokens together.", "Give longer documents.")
 
     def take(self, at: Cursor, positions: int, skip: int) -> tuple[list[Row], Cursor]:
         """The next rows, so many that they have `positions` positions behind their first `skip`; and what comes then.
@@ -200,7 +200,7 @@ class Rows:
         have, start, began = 0, at, at.epoch
         while have < positions:
             order = self._order(start.epoch)
-            numbers = order[start.document : start.document + AT_ONCE].tolist()
+            numbers = order[start.document : start.document + DOCUMENTS_PER_READ].tolist()
             used = 0
             for rows in self._pieces.rows(self._model, numbers, self._recipe.context):
                 kept = [row for row in rows if len(row) > skip and row not in self._withheld]
@@ -219,17 +219,17 @@ class Rows:
                     )
         return found, start
 
-    def _drawn(self, epoch: int) -> NDArray[np.int64]:
+    def _shuffle_documents(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._recipe.seed, epoch + 1]).permutation(self._own)
 
 
-ROWS = "rows.jsonl"
+ROWS_FILE = "rows.jsonl"
 
-Text = str | Path | Task | Sequence[Task] | Sequence[Prompt]
+TrainingInput = str | Path | Task | Sequence[Task] | Sequence[Prompt]
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingText:
     """A text.
 
     Attributes:
@@ -240,26 +240,26 @@ class Source:
     path: Path | None
     content: bytes | None = None
 
-    def rows(self, model: Backend, recipe: Recipe) -> Rows:
+    def rows(self, model: Backend, recipe: SAERecipe) -> TrainingRows:
         """Its rows, some set aside.
 
         Raises:
             FeatureError: a text that cannot be read or is too short.
         """
-        return Rows(model, Pieces.of(self.path or Path(ROWS), recipe.context, self.content), recipe)
+        return TrainingRows(model, DocumentIndex.of(self.path or Path(ROWS_FILE), recipe.context, self.content), recipe)
 
 
-def source_of(model: Backend, text: Text) -> Source:
+def resolve_text(model: Backend, text: TrainingInput) -> TrainingText:
     """What a caller gave; the name of a built-in task stands for `TEXT_PAIRS` pairs of it.
 
     Raises:
         FeatureError: nothing, or what is no text.
     """
     if isinstance(text, str) and text in BUILTIN:
-        return source_of(model, load_task(text, model, pairs=TEXT_PAIRS))
+        return resolve_text(model, load_task(text, model, pairs=TEXT_PAIRS))
     if isinstance(text, str | Path):
         path = Path(text).expanduser().absolute()
-        return Source(path.name, path)
+        return TrainingText(path.name, path)
     given = [text] if isinstance(text, Task) else list(text)
     tasks = [part for part in given if isinstance(part, Task)]
     if tasks and len(tasks) < len(given):
@@ -274,4 +274,4 @@ def source_of(model: Backend, text: Text) -> Source:
             raise FeatureError(f"{prompt!r} is no prompt.", "Give texts, or tuples of token ids.")
         ids = model.tokenizer.encode(prompt) if model.tokenizer is not None and isinstance(prompt, str) else prompt
         lines[tuple(ids)] = None  # type: ignore[arg-type]  # a prompt that is no text is ids
-    return Source(name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii"))
+    return TrainingText(name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii"))

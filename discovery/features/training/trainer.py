@@ -20,10 +20,10 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from discovery.features.directory import CONFIG, WEIGHTS
-from discovery.features.hooks import hook_of
+from discovery.features.directory import CONFIG_FILE, WEIGHTS_FILE
+from discovery.features.hooks import format_hook
 from discovery.features.sae import Codes
-from discovery.features.training.recipe import Recipe
+from discovery.features.training.recipe import SAERecipe
 from discovery.graph.strict_json import dumps
 from discovery.store.files import write_bytes
 
@@ -33,21 +33,21 @@ _TALLIES = ("act_freq_scores", "n_forward_passes_since_fired")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_saelens() -> Iterator[None]:
     """SAELens and what it imports print and warn."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def make_trainer(recipe: Recipe, supply: Iterator[Tensor], device: str, mean: Float[Tensor, "d_in"], norm: float) -> Trainer:
+def make_trainer(recipe: SAERecipe, supply: Iterator[Tensor], device: str, mean: Float[Tensor, "d_in"], norm: float) -> Trainer:
     """A trainer at its first step.
 
     Args:
         supply: batches of activations.
         mean, norm: of the activations: where the decoder's bias starts, and what they are scaled by.
     """
-    with quiet():
+    with silence_saelens():
         from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
@@ -59,17 +59,17 @@ def make_trainer(recipe: Recipe, supply: Iterator[Tensor], device: str, mean: Fl
                 sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(k=recipe.k or 1, **same))
             else:
                 sae = StandardTrainingSAE(
-                    StandardTrainingSAEConfig(l1_coefficient=recipe.l1 or 0.0, l1_warm_up_steps=recipe.warm_up, **same)
+                    StandardTrainingSAEConfig(l1_coefficient=recipe.l1 or 0.0, l1_warm_up_steps=recipe.warm_up_steps, **same)
                 )
         settings = SAETrainerConfig(
             total_training_samples=recipe.tokens,
             train_batch_size_samples=recipe.batch,
             lr=recipe.learning_rate,
             lr_end=recipe.learning_rate,
-            lr_warm_up_steps=recipe.warm_up,
-            lr_decay_steps=recipe.decay,
+            lr_warm_up_steps=recipe.warm_up_steps,
+            lr_decay_steps=recipe.decay_steps,
             device=device,
-            dead_feature_window=recipe.window,
+            dead_feature_window=recipe.dead_after_steps,
             feature_sampling_window=max(1, recipe.steps),
         )
         trainer = SAETrainer(settings, sae, supply)
@@ -100,7 +100,7 @@ def dead_share(trainer: Trainer) -> float:
     return float(trainer.dead_neurons.float().mean())
 
 
-def pack(trainer: Trainer, more: Mapping[str, Any]) -> bytes:
+def pack_checkpoint(trainer: Trainer, extra: Mapping[str, Any]) -> bytes:
     """Everything that the next step depends on, as safetensors; numbers and `more` as strict JSON in its metadata."""
     tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
     kept = trainer.optimizer.state_dict()
@@ -108,7 +108,7 @@ def pack(trainer: Trainer, more: Mapping[str, Any]) -> bytes:
         tensors |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors |= {name: getattr(trainer, name) for name in _TALLIES}
     facts = {
-        "more": more,
+        "more": extra,
         "counts": {name: int(getattr(trainer, name)) for name in _COUNTS},
         "scaling_factor": trainer.activation_scaler.scaling_factor,
         "groups": kept["param_groups"],
@@ -120,16 +120,16 @@ def pack(trainer: Trainer, more: Mapping[str, Any]) -> bytes:
     return packed
 
 
-def facts_of(content: bytes) -> dict[str, Any]:
+def read_checkpoint_state(content: bytes) -> dict[str, Any]:
     """The numbers of a checkpoint."""
     size = int.from_bytes(content[:8], "little")
     facts: dict[str, Any] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["state"])
     return facts
 
 
-def unpack(trainer: Trainer, content: bytes) -> None:
+def unpack_checkpoint(trainer: Trainer, content: bytes) -> None:
     """Put a trainer where it was packed."""
-    facts, tensors = facts_of(content), load(content)
+    facts, tensors = read_checkpoint_state(content), load(content)
     trainer.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -147,7 +147,7 @@ def unpack(trainer: Trainer, content: bytes) -> None:
     trainer.activation_scaler.scaling_factor = facts["scaling_factor"]
 
 
-def finish(trainer: Trainer, recipe: Recipe) -> None:
+def fold_normalisation(trainer: Trainer, recipe: SAERecipe) -> None:
     """Fold the scale into the weights, and decoder norms into a standard dictionary's activations."""
     trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
     trainer.activation_scaler.scaling_factor = None
@@ -156,19 +156,19 @@ def finish(trainer: Trainer, recipe: Recipe) -> None:
     trainer.sae.cfg.device = "cpu"  # what reads it says where
 
 
-def write_dictionary(trainer: Trainer, recipe: Recipe, directory: Path, metadata: Mapping[str, Any]) -> None:
+def write_sae(trainer: Trainer, recipe: SAERecipe, directory: Path, metadata: Mapping[str, Any]) -> None:
     """Save a finished dictionary as SAELens does, each file in one step, its configuration last.
 
     Args:
         metadata: of SAELens's kind: what it was trained on.
     """
-    place = recipe.place
+    place = recipe.parsed_site
     if place.kind == "z":
         trainer.sae.cfg.reshape_activations = "hook_z"  # SAELens's word for heads side by side
-    for name, value in {"hook_name": hook_of(place), "hook_layer": place.layer, "context_size": recipe.context, **metadata}.items():
+    for name, value in {"hook_name": format_hook(place), "hook_layer": place.layer, "context_size": recipe.context, **metadata}.items():
         setattr(trainer.sae.cfg.metadata, name, value)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, silence_saelens():
         trainer.sae.save_inference_model(folder)
-        weights, config = (Path(folder, name).read_bytes() for name in (WEIGHTS, CONFIG))
-    write_bytes(directory / WEIGHTS, weights)
-    write_bytes(directory / CONFIG, (dumps(json.loads(config), indent=1) + "\n").encode("ascii"))
+        weights, config = (Path(folder, name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE))
+    write_bytes(directory / WEIGHTS_FILE, weights)
+    write_bytes(directory / CONFIG_FILE, (dumps(json.loads(config), indent=1) + "\n").encode("ascii"))

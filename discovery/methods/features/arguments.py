@@ -14,14 +14,14 @@ from discovery.errors import MeasurementError
 from discovery.methods.prompt_run import run_with_cache
 from discovery.tasks import PromptPair, load_task
 from discovery.tasks.pairs import Prompt
-from discovery.tasks.task import Pair, Task
+from discovery.tasks.task import EncodedPair, Task
 
-NAMED = 32  # pairs of a task that is given by its name
+DEFAULT_TASK_PAIRS = 32  # pairs of a task that is given by its name
 
-Tasked = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]  # a task, or what `load_task` makes one of
+TaskLike = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]  # a task, or what `load_task` makes one of
 
 
-def named_task(task: Tasked, model: Backend, seed: int, pairs: int | None = NAMED) -> Task:
+def resolve_task(task: TaskLike, model: Backend, seed: int, pairs: int | None = DEFAULT_TASK_PAIRS) -> Task:
     """A task; so many pairs of the built-in one, or of the file, of that name (None: all); or the pairs of a list."""
     if isinstance(task, Task):
         return task
@@ -29,10 +29,10 @@ def named_task(task: Tasked, model: Backend, seed: int, pairs: int | None = NAME
 
 
 Positions = Sequence[int | str] | slice | None  # from 0, from the end, labels of the task; a slice; None is all
-Places = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order
+PairPositions = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order
 
 
-def prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
+def make_prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
     """A prompt as a task: the most likely next token against the runner-up; and the forward passes that took.
 
     Raises:
@@ -40,11 +40,11 @@ def prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
     """
     seen = run_with_cache(model, prompt, top=2)
     best, second = (prediction.token for prediction in seen.predictions)
-    pair = Pair(seen.tokens, seen.tokens, (best,), (second,))
+    pair = EncodedPair(seen.tokens, seen.tokens, (best,), (second,))
     return Task("prompt", (pair,), (None,), "a single prompt"), seen.cost.forward_equivalents
 
 
-def places_of(task: Task, positions: Positions) -> Places:
+def resolve_positions(task: Task, positions: Positions) -> PairPositions:
     """The chosen positions of each pair, in order.
 
     Raises:
@@ -67,7 +67,7 @@ def places_of(task: Task, positions: Positions) -> Places:
     return found
 
 
-def _places(pair: Pair, positions: Positions) -> tuple[int, ...]:
+def _places(pair: EncodedPair, positions: Positions) -> tuple[int, ...]:
     length = len(pair.clean)
     if positions is None or isinstance(positions, slice):
         return tuple(range(length)[positions or slice(None)])

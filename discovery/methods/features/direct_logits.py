@@ -16,13 +16,13 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
 from discovery.backends.info import ModelInfo
-from discovery.engine import BACKWARD, Block, full_work, row_work
+from discovery.engine import BACKWARD_COST, Block, prompt_macs, row_macs
 from discovery.features import SAE
 from discovery.interventions import Edit
 from discovery.sites import Site
 
-PROMPTS = 8  # at whose final residual stream the norm is linearised
-NO_WAY_OUT = ("q", "k", "v")  # attention reads them; they are written nowhere
+MAX_NORM_PROMPTS = 8  # at whose final residual stream the norm is linearised
+ATTENTION_INPUTS = ("q", "k", "v")  # attention reads them; they are written nowhere
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,27 @@ class TokenEffect:
 
 
 @dataclass(frozen=True)
-class DirectEffect:
+class DirectLogitEffect:
     """The ends of a feature's direct logit effect."""
 
     promoted: tuple[TokenEffect, ...]
     suppressed: tuple[TokenEffect, ...]
 
 
-def ends_of(info: ModelInfo) -> tuple[Site, Site]:
+def last_layer_sites(info: ModelInfo) -> tuple[Site, Site]:
     """The last layer's input, and the final residual stream."""
     return Site("resid_pre", info.n_layers - 1), Site("resid_post", info.n_layers - 1)
 
 
-def direct_effects(block: Block, sae: SAE, features: Sequence[int], top: int) -> tuple[DirectEffect, ...]:
+def measure_direct_logits(block: Block, sae: SAE, features: Sequence[int], top: int) -> tuple[DirectLogitEffect, ...]:
     """The tokens that each feature moves most, `top` at either end; empty where the site is not added to the residual stream."""
-    if sae.writes.kind in NO_WAY_OUT:
-        return tuple(DirectEffect((), ()) for _ in features)
-    directions = into_stream(block.backend, sae, sae.directions(features))
-    return tuple(_ends(block.backend, effect, top) for effect in _logits_along(block, directions))
+    if sae.writes.kind in ATTENTION_INPUTS:
+        return tuple(DirectLogitEffect((), ()) for _ in features)
+    directions = to_residual_stream(block.backend, sae, sae.directions(features))
+    return tuple(_strongest_tokens(block.backend, effect, top) for effect in _logits_along(block, directions))
 
 
-def into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "feature d_model"]:
+def to_residual_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "feature d_model"]:
     """What directions at the dictionary's site are in the residual stream; heads are written through their own output weights."""
     if sae.writes.kind != "z":
         return directions
@@ -66,11 +66,11 @@ def into_stream(model: Backend, sae: SAE, directions: Tensor) -> Float[Tensor, "
 def _logits_along(block: Block, directions: Float[Tensor, "feature d_model"]) -> Float[Tensor, "feature d_vocab"]:
     """J·d by differentiating Jᵀu, which is linear in u, with respect to u; mean over the prompts, centred over the vocabulary."""
     model, prompts, info = block.backend, block.prompts, block.backend.info
-    count = min(PROMPTS, len(prompts))
-    rows = torch.arange(count, device=prompts.last.device)
-    before, site = ends_of(info)
+    count = min(MAX_NORM_PROMPTS, len(prompts))
+    rows = torch.arange(count, device=prompts.answer_position.device)
+    before, site = last_layer_sites(info)
     block.load("clean", [before, site])
-    last = prompts.last[:count]
+    last = prompts.answer_position[:count]
     stream = block.activation("clean", site)[rows, last].unsqueeze(1).detach().requires_grad_()
     start = block.activation("clean", before)[rows, last].unsqueeze(1)
     batch = Batch(prompts.clean[rows, last].unsqueeze(1), torch.zeros_like(last), before.layer, start)
@@ -80,13 +80,13 @@ def _logits_along(block: Block, directions: Float[Tensor, "feature d_model"]) ->
         probe = torch.zeros_like(logits, requires_grad=True)
         back = torch.autograd.grad(logits, stream, probe, create_graph=True)[0]
         along = [torch.autograd.grad((back * d.to(back)).sum(), probe, retain_graph=True)[0].float().mean(0) for d in directions]
-    one = (1 + (1 + len(directions)) * BACKWARD) * row_work(info, 1, start=before.layer, columns=info.d_vocab)
-    block.meter.add(sum(one / full_work(info, length) for length in prompts.length[:count].tolist()))
+    one = (1 + (1 + len(directions)) * BACKWARD_COST) * row_macs(info, 1, start=before.layer, columns=info.d_vocab)
+    block.meter.add(sum(one / prompt_macs(info, length) for length in prompts.length[:count].tolist()))
     effects = torch.stack(along)
     return effects - effects.mean(1, keepdim=True)
 
 
-def _ends(model: Backend, effect: Float[Tensor, "d_vocab"], top: int) -> DirectEffect:
+def _strongest_tokens(model: Backend, effect: Float[Tensor, "d_vocab"], top: int) -> DirectLogitEffect:
     decode = model.tokenizer.decode if model.tokenizer else None
 
     def named(values: Tensor, tokens: Tensor) -> tuple[TokenEffect, ...]:
@@ -95,4 +95,4 @@ def _ends(model: Backend, effect: Float[Tensor, "d_vocab"], top: int) -> DirectE
 
     inside = effect[: model.info.d_vocab]
     count = min(top, len(inside))
-    return DirectEffect(named(*inside.topk(count)), named(*inside.topk(count, largest=False)))
+    return DirectLogitEffect(named(*inside.topk(count)), named(*inside.topk(count, largest=False)))

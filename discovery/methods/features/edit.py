@@ -23,19 +23,19 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, NotFiniteError
-from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
-from discovery.methods.features.arguments import Places, Positions, Tasked, named_task, places_of, require_counts
-from discovery.methods.features.pushes import Control, other_directions, push
-from discovery.methods.features.reconstruction import Reconstruction, rebuilt, reconstruct
-from discovery.methods.features.splice import prepare, spliced
+from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
+from discovery.methods.features.arguments import PairPositions, Positions, TaskLike, require_counts, resolve_positions, resolve_task
+from discovery.methods.features.pushes import ShuffledDecoderControl, draw_other_directions, push
+from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction, splice_reconstruction
+from discovery.methods.features.splice import cache_sites, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.sites import MetricName
 
 
 @dataclass(frozen=True)
-class Edited:
+class FeatureEditResult:
     """What a change of features does.
 
     Attributes:
@@ -47,7 +47,7 @@ class Edited:
 
     reconstruction: Reconstruction
     warnings: tuple[str, ...]
-    change: Change
+    change: FeatureChange
     error: ErrorTerm
     metric: MetricName
     metric_clean: float
@@ -57,13 +57,13 @@ class Edited:
     share: float | None
     per_pair: Float[Tensor, "pair"]
     per_pair_base: Float[Tensor, "pair"]
-    control: Control | None
-    cost: Cost
+    control: ShuffledDecoderControl | None
+    cost: MeasurementCost
 
 
 def edit_features(
     model: Backend,
-    task: Tasked,
+    task: TaskLike,
     sae: SAE | str | Path | None,
     features: Mapping[int, float],
     *,
@@ -75,7 +75,7 @@ def edit_features(
     metric: MetricName | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Edited:
+) -> FeatureEditResult:
     """Change features together in every pair's clean prompt.
 
     Args:
@@ -95,23 +95,23 @@ def edit_features(
         raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
     require_counts(controls=(controls, 0))
     sae = open_sae(sae, model)
-    task = named_task(task, model, seed)
-    change = Change.of(features, operation, sae.d_sae)
+    task = resolve_task(task, model, seed)
+    change = FeatureChange.of(features, operation, sae.d_sae)
     engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
-    places = places_of(task, positions)
+    places = resolve_positions(task, positions)
     resamples = Resamples.of(task, seed=seed)
-    prepare(engine, sae)
+    cache_sites(engine, sae)
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    found, rebuilt_metric = reconstruct(engine, sae, places, corrupted, resamples)
+    found, rebuilt_metric = measure_reconstruction(engine, sae, places, corrupted, resamples)
     base = clean if error == "keep" else rebuilt_metric
     try:
-        metrics = _cases(engine, sae, places, change, error, other_directions(sae, change.features, controls, seed))
+        metrics = _cases(engine, sae, places, change, error, draw_other_directions(sae, change.features, controls, seed))
     except NotFiniteError:  # the unchanged prompts gave numbers
-        raise change.too_large() from None
+        raise change.too_large_error() from None
     effects = (metrics - base).double().mean(1)
     gap = float((clean - corrupted).double().mean())
     warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [*found.notes, *sae.warnings]
-    return Edited(
+    return FeatureEditResult(
         found,
         tuple(warnings),
         change,
@@ -124,16 +124,16 @@ def edit_features(
         float(effects[0]) / gap if abs(gap) >= 1e-6 else None,
         metrics[0],
         base,
-        Control.of(float(effects[0]), effects[1:].tolist()) if len(effects) > 1 else None,
-        Cost(engine.meter.spent, time.monotonic() - began),
+        ShuffledDecoderControl.of(float(effects[0]), effects[1:].tolist()) if len(effects) > 1 else None,
+        MeasurementCost(engine.meter.spent, time.monotonic() - began),
     )
 
 
 def _cases(
     engine: Engine,
     sae: SAE,
-    places: Places,
-    change: Change,
+    places: PairPositions,
+    change: FeatureChange,
     error: ErrorTerm,
     others: Float[Tensor, "draw changed d_out"],
 ) -> Float[Tensor, "case pair"]:
@@ -141,13 +141,13 @@ def _cases(
     chosen = list(change.features)
     directions = torch.cat([sae.directions(chosen).unsqueeze(0), others])
     parts = []
-    for view in spliced(engine, sae, places):
+    for view in spliced_blocks(engine, sae, places):
         amounts = []
-        for part in view.parts():
+        for part in view.pair_batches():
             codes = view.codes(part)
             moved = change.difference(codes.features[..., chosen]) * codes.scale
-            amounts.append(torch.where(view.where[part].unsqueeze(-1), moved, 0.0))
+            amounts.append(torch.where(view.mask[part].unsqueeze(-1), moved, 0.0))
         amount = torch.cat(amounts).unsqueeze(0).expand(len(directions), -1, -1, -1)
-        base = None if error == "keep" else lambda pair, view=view: rebuilt(view, pair)
+        base = None if error == "keep" else lambda pair, view=view: splice_reconstruction(view, pair)
         parts.append(push(view, amount, directions, base, "changed features"))
     return torch.cat(parts, 1)

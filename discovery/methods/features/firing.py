@@ -17,19 +17,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.engine import Engine, full_work, row_work
+from discovery.engine import Engine, prompt_macs, row_macs
 from discovery.errors import MeasurementError
 from discovery.features import SAE
-from discovery.methods.features.arguments import Places
-from discovery.methods.features.splice import codes_that_fit, spliced
+from discovery.methods.features.arguments import PairPositions
+from discovery.methods.features.splice import max_pairs_encoded, spliced_blocks
 from discovery.tasks.pairs import Prompt
 
-UNRELATED = 32
-MOST_TOKENS = 8
+N_UNRELATED_PROMPTS = 32
+MAX_FIRING_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Firing:
+class TokenFiring:
     """A token at which a feature fires.
 
     Attributes:
@@ -44,7 +44,7 @@ class Firing:
 
 
 @dataclass(frozen=True)
-class Fires:
+class FiringSummary:
     """A feature on prompts of one kind.
 
     Attributes:
@@ -60,53 +60,53 @@ class Fires:
 class Consistency:
     """A feature on the task's clean prompts, on their corrupted sides (None where there are none), and on unrelated prompts."""
 
-    clean: Fires
-    corrupted: Fires | None
-    unrelated: Fires
+    clean: FiringSummary
+    corrupted: FiringSummary | None
+    unrelated: FiringSummary
 
 
-def peaks(features: Float[Tensor, "row pos k"]) -> Float[Tensor, "row k"]:
+def peak_activations(features: Float[Tensor, "row pos k"]) -> Float[Tensor, "row k"]:
     """The activation of largest size of each prompt, with its sign."""
     return features.gather(1, features.abs().argmax(1, keepdim=True))[:, 0]
 
 
-def fires(peak: Float[Tensor, "row k"]) -> tuple[Fires, ...]:
+def summarise_firing(peak: Float[Tensor, "row k"]) -> tuple[FiringSummary, ...]:
     """What peaks say of each feature."""
     share, mean = (peak != 0).double().mean(0).tolist(), peak.double().mean(0).tolist()
-    return tuple(Fires(*both) for both in zip(share, mean, strict=True))
+    return tuple(FiringSummary(*both) for both in zip(share, mean, strict=True))
 
 
-def firing_tokens(
+def find_firing_tokens(
     model: Backend, tokens: Int[Tensor, "pair pos"], where: Bool[Tensor, "pair pos"], activation: Float[Tensor, "pair pos"]
-) -> tuple[Firing, ...]:
+) -> tuple[TokenFiring, ...]:
     """The tokens with the largest activations of one feature."""
     seen: dict[int, list[float]] = defaultdict(list)
     for token, value in zip(tokens[where].tolist(), activation[where].tolist(), strict=True):
         seen[token].append(value)
     decode = model.tokenizer.decode if model.tokenizer else None
     found = [
-        Firing(token, decode([token]) if decode else None, max(values, key=abs), sum(value != 0 for value in values), len(values))
+        TokenFiring(token, decode([token]) if decode else None, max(values, key=abs), sum(value != 0 for value in values), len(values))
         for token, values in seen.items()
         if any(values)
     ]
-    return tuple(sorted(found, key=lambda firing: (-abs(firing.largest), firing.token))[:MOST_TOKENS])
+    return tuple(sorted(found, key=lambda firing: (-abs(firing.largest), firing.token))[:MAX_FIRING_TOKENS])
 
 
-def peaks_corrupted(engine: Engine, sae: SAE, places: Places, features: Sequence[int]) -> Float[Tensor, "pair k"] | None:
+def corrupted_peak_activations(engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int]) -> Float[Tensor, "pair k"] | None:
     """Each feature's peak in the corrupted prompts; None where no pair has another side."""
     if all(pair.clean == pair.corrupted for pair in engine.task.pairs):
         return None
     found = []
-    for view in spliced(engine, sae, places):
+    for view in spliced_blocks(engine, sae, places):
         view.block.load("corrupted", [sae.reads])
-        for part in view.parts():
+        for part in view.pair_batches():
             codes = view.codes(part, "corrupted")
-            found.append(peaks(codes.features[..., list(features)] * view.where[part].unsqueeze(-1)))
+            found.append(peak_activations(codes.features[..., list(features)] * view.mask[part].unsqueeze(-1)))
     return torch.cat(found)
 
 
-def peaks_unrelated(
-    engine: Engine, sae: SAE, places: Places, features: Sequence[int], given: Sequence[Prompt] | None, seed: int
+def unrelated_peak_activations(
+    engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int], given: Sequence[Prompt] | None, seed: int
 ) -> Float[Tensor, "prompt k"]:
     """Each feature's peak in unrelated prompts.
 
@@ -120,7 +120,7 @@ def peaks_unrelated(
     prompts = _random_prompts(engine, seed) if given is None else _tokens(model, given)
     chosen = [places[n % len(places)] if given is None else range(len(ids)) for n, ids in enumerate(prompts)]
     _, block = next(engine.blocks())
-    size = max(1, min(codes_that_fit(block, sae), block.rows_that_fit(0, max(map(len, prompts)))))
+    size = max(1, min(max_pairs_encoded(block, sae), block.rows_that_fit(0, max(map(len, prompts)))))
     found = []
     for first in range(0, len(prompts), size):
         part = prompts[first : first + size]
@@ -128,10 +128,10 @@ def peaks_unrelated(
         tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in part], device=model.device)
         stop = sae.reads.layer + 1
         activation = model.run(Batch(tokens, stop=stop), [sae.reads]).activations[sae.reads]
-        one = row_work(info, width, stop=stop, columns=0) + sae.work(width)
-        engine.meter.add(sum(one / full_work(info, len(ids)) for ids in part))
+        one = row_macs(info, width, stop=stop, columns=0) + sae.work(width)
+        engine.meter.add(sum(one / prompt_macs(info, len(ids)) for ids in part))
         codes = sae.encode(activation)[..., list(features)]
-        found += [peaks(row[list(at)].unsqueeze(0)) for row, at in zip(codes, chosen[first : first + size], strict=True)]
+        found += [peak_activations(row[list(at)].unsqueeze(0)) for row, at in zip(codes, chosen[first : first + size], strict=True)]
     return torch.cat(found)
 
 
@@ -154,4 +154,4 @@ def _tokens(model: Backend, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
 def _random_prompts(engine: Engine, seed: int) -> list[tuple[int, ...]]:
     rng = random.Random(f"unrelated-{seed}")
     pairs, vocabulary = engine.task.pairs, engine.backend.d_vocab
-    return [tuple(rng.randrange(vocabulary) for _ in pairs[n % len(pairs)].clean) for n in range(UNRELATED)]
+    return [tuple(rng.randrange(vocabulary) for _ in pairs[n % len(pairs)].clean) for n in range(N_UNRELATED_PROMPTS)]

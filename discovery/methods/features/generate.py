@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.engine import Meter, Progress, full_work, row_work
-from discovery.engine.cost import Cost
+from discovery.engine import Meter, Progress, prompt_macs, row_macs
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
-from discovery.features import SAE, Change, ErrorTerm, Operation, open_sae
+from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
 from discovery.interventions import Edit
 from discovery.methods.features.arguments import require_counts
-from discovery.methods.features.pushes import other_directions
+from discovery.methods.features.pushes import draw_other_directions
 from discovery.methods.prompt_run import run_with_cache
 from discovery.sites import Site
 from discovery.tasks.pairs import Prompt
@@ -47,7 +47,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationResult:
     """Continuations of one prompt.
 
     Attributes:
@@ -62,10 +62,10 @@ class Generated:
     controls: tuple[Continuation, ...]
     first_difference: int | None
     kl: float
-    change: Change
+    change: FeatureChange
     error: ErrorTerm
     warnings: tuple[str, ...]
-    cost: Cost
+    cost: MeasurementCost
 
 
 def generate_with_features(
@@ -81,7 +81,7 @@ def generate_with_features(
     controls: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Generated:
+) -> GenerationResult:
     """Continue a prompt with features changed.
 
     Args:
@@ -105,10 +105,10 @@ def generate_with_features(
         raise MeasurementError(f"tokens is {tokens}.", cure)
     places = _places(positions, len(seen.tokens))
     sae = open_sae(sae, model)
-    change = Change.of(features, operation, sae.d_sae)
-    directions = torch.cat([sae.directions(change.features).unsqueeze(0), other_directions(sae, change.features, controls, seed)])
+    change = FeatureChange.of(features, operation, sae.d_sae)
+    directions = torch.cat([sae.directions(change.features).unsqueeze(0), draw_other_directions(sae, change.features, controls, seed)])
     meter = Meter(progress=progress)
-    writer = _Writer(model, sae, change, error, places, directions, meter)
+    writer = _ContinuationWriter(model, sae, change, error, places, directions, meter)
     meter.begin("generation", 0.0)
     meter.add(seen.cost.forward_equivalents)
     written, scores, first = writer.write(seen.tokens, tokens)
@@ -117,8 +117,8 @@ def generate_with_features(
     clean, edited, *others = texts
     differs = [number for number, (a, b) in enumerate(zip(clean.tokens, edited.tokens, strict=True)) if a != b]
     kl = float((first[0].exp() * (first[0] - first[1])).sum())
-    cost = Cost(meter.spent, time.monotonic() - began)
-    return Generated(seen.tokens, clean, edited, tuple(others), differs[0] if differs else None, kl, change, error, sae.warnings, cost)
+    cost = MeasurementCost(meter.spent, time.monotonic() - began)
+    return GenerationResult(seen.tokens, clean, edited, tuple(others), differs[0] if differs else None, kl, change, error, sae.warnings, cost)
 
 
 def _places(positions: Sequence[int] | slice | None, length: int) -> slice | list[int]:
@@ -134,12 +134,12 @@ def _places(positions: Sequence[int] | slice | None, length: int) -> slice | lis
 
 
 @dataclass(frozen=True)
-class _Writer:
+class _ContinuationWriter:
     """Writes several continuations at once: row 0 unchanged, row 1 changed, the others along other directions."""
 
     model: Backend
     sae: SAE
-    change: Change
+    change: FeatureChange
     error: ErrorTerm
     positions: slice | list[int]
     directions: Float[Tensor, "case changed d_out"]
@@ -152,7 +152,7 @@ class _Writer:
         for _ in range(count):
             log_probabilities = self._next(rows).float().log_softmax(1)
             if bool(log_probabilities[0].isfinite().all()) and bool(log_probabilities.isnan().any()):
-                raise self.change.too_large()
+                raise self.change.too_large_error()
             first = log_probabilities if first is None else first
             best = log_probabilities.max(1)
             total += best.values.double().cpu()
@@ -168,9 +168,9 @@ class _Writer:
         edit = Edit(sae.writes, self._value(seen[sae.reads], seen[sae.writes]))
         logits = self.model.run(Batch(rows, last, stream.layer, seen[stream]), edits=[edit]).logits
         assert logits is not None
-        before = row_work(info, length, stop=stream.layer + 1, columns=0)
-        behind = row_work(info, length, start=stream.layer, columns=info.d_vocab)
-        self.meter.add(len(rows) * (before + behind + sae.work(length)) / full_work(info, length))
+        before = row_macs(info, length, stop=stream.layer + 1, columns=0)
+        behind = row_macs(info, length, start=stream.layer, columns=info.d_vocab)
+        self.meter.add(len(rows) * (before + behind + sae.work(length)) / prompt_macs(info, length))
         return logits
 
     def _value(self, read: Tensor, written: Tensor) -> Float[Tensor, "row pos ..."]:

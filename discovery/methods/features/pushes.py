@@ -15,13 +15,13 @@ from torch import Tensor
 
 from discovery.engine import Side, Window
 from discovery.features import SAE
-from discovery.methods.features.splice import Spliced
+from discovery.methods.features.splice import SplicedBlock
 
-CONTROL_PAIRS = 32  # on which the control is drawn
+MAX_CONTROL_PAIRS = 32  # on which the control is drawn
 
 
 @dataclass(frozen=True)
-class Control:
+class ShuffledDecoderControl:
     """The same pushes along other features' directions.
 
     Attributes:
@@ -36,7 +36,7 @@ class Control:
     p: float
 
     @classmethod
-    def of(cls, own: float, draws: Sequence[float]) -> Control:
+    def of(cls, own: float, draws: Sequence[float]) -> ShuffledDecoderControl:
         """Compare an effect with those of the draws."""
         sizes = [abs(draw) for draw in draws]
         as_large = sum(not size < abs(own) * (1 - 1e-6) for size in sizes)  # what is no number speaks against the feature
@@ -44,7 +44,7 @@ class Control:
 
 
 def push(
-    view: Spliced,
+    view: SplicedBlock,
     amount: Float[Tensor, "case pair pos changed"],
     directions: Float[Tensor, "case changed d_out"],
     base: Callable[[Int[Tensor, "n"]], Float[Tensor, "n pos d_out"]] | None = None,
@@ -65,7 +65,7 @@ def push(
         return result
 
     def value(window: Window) -> Tensor:
-        here = view.written(window.pair, side) if base is None else base(window.pair)
+        here = view.target_activation(window.pair, side) if base is None else base(window.pair)
         chosen = case[window.index]
         change = torch.bmm(amount[chosen, window.pair], directions[chosen]).to(here)  # [n pos d_out]
         return (here + change)[:, window.first : window.end]
@@ -74,18 +74,18 @@ def push(
     return result
 
 
-def shuffled(
-    view: Spliced, features: Sequence[int], amount: Float[Tensor, "pair pos k"], own: Float[Tensor, "pair k"], draws: int, seed: int
-) -> list[Control | None]:
+def measure_controls(
+    view: SplicedBlock, features: Sequence[int], amount: Float[Tensor, "pair pos k"], own: Float[Tensor, "pair k"], draws: int, seed: int
+) -> list[ShuffledDecoderControl | None]:
     """The shuffled-decoder control of each feature, on a block's first pairs; None where there are no draws.
 
     Args:
         amount: how far each feature is moved along its own direction. own: what that does, m(clean) − m(moved).
     """
-    count, clean = min(CONTROL_PAIRS, len(view)), view.block.baseline("clean")
-    found: list[Control | None] = []
+    count, clean = min(MAX_CONTROL_PAIRS, len(view)), view.block.baseline("clean")
+    found: list[ShuffledDecoderControl | None] = []
     for i, feature in enumerate(features):
-        directions = other_directions(view.sae, [feature], draws, seed + feature)
+        directions = draw_other_directions(view.sae, [feature], draws, seed + feature)
         if not len(directions):
             found.append(None)
             continue
@@ -93,11 +93,11 @@ def shuffled(
         moved[:count] = amount[:count, :, i]
         pushed = push(view, moved[None, :, :, None].expand(len(directions), -1, -1, 1), directions, label="shuffled decoder")
         effects = (clean - pushed)[:, :count].double().mean(1).tolist()
-        found.append(Control.of(float(own[:count, i].double().mean()), effects))
+        found.append(ShuffledDecoderControl.of(float(own[:count, i].double().mean()), effects))
     return found
 
 
-def other_directions(sae: SAE, features: Sequence[int], draws: int, seed: int) -> Float[Tensor, "draw changed d_out"]:
+def draw_other_directions(sae: SAE, features: Sequence[int], draws: int, seed: int) -> Float[Tensor, "draw changed d_out"]:
     """For each draw, the directions of as many other features, made as long as those of `features`.
 
     Returns:

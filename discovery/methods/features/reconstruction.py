@@ -22,13 +22,13 @@ from torch import Tensor
 
 from discovery.engine import Engine, Window
 from discovery.features import SAE
-from discovery.methods.features.arguments import Places
-from discovery.methods.features.splice import Spliced, codes_that_fit, pieces, spliced
+from discovery.methods.features.arguments import PairPositions
+from discovery.methods.features.splice import SplicedBlock, batch_pairs, max_pairs_encoded, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 
-POOR_VARIANCE = 0.7
-POOR_SHARE = (0.7, 1.3)
-OUTLIER = 10.0  # times the norm of the others: the first token that attention rests on
+MIN_VARIANCE_EXPLAINED = 0.7
+METRIC_SHARE_BOUNDS = (0.7, 1.3)
+OUTLIER_NORM_RATIO = 10.0  # times the norm of the others: the first token that attention rests on
 TINY = 1e-6
 
 
@@ -52,8 +52,8 @@ class Reconstruction:
     notes: tuple[str, ...] = ()
 
 
-def reconstruct(
-    engine: Engine, sae: SAE, places: Places, base: Float[Tensor, "pair"], resamples: Resamples
+def measure_reconstruction(
+    engine: Engine, sae: SAE, places: PairPositions, base: Float[Tensor, "pair"], resamples: Resamples
 ) -> tuple[Reconstruction, Float[Tensor, "pair"]]:
     """Measure a dictionary on all pairs.
 
@@ -65,10 +65,10 @@ def reconstruct(
     """
     totals = _Totals(sae.d_out)
     values = []
-    for view in spliced(engine, sae, places):
-        for part in view.parts():
+    for view in spliced_blocks(engine, sae, places):
+        for part in view.pair_batches():
             totals.add(view, part)
-        values.append(splice_in(view))
+        values.append(metric_of_reconstruction(view))
     metric = torch.cat(values)
     above, below = (metric - base).double(), (engine.baseline("clean") - base).double()
     share = _share(above, below, resamples)
@@ -85,21 +85,21 @@ def reconstruct(
     return found, metric
 
 
-def splice_in(view: Spliced) -> Float[Tensor, "pair"]:
+def metric_of_reconstruction(view: SplicedBlock) -> Float[Tensor, "pair"]:
     """The metric of each pair with the reconstruction in place of the activation."""
 
     def value(window: Window) -> Tensor:
         return torch.cat(
-            [rebuilt(view, pair)[:, window.first : window.end] for pair in pieces(window.pair, codes_that_fit(view.block, view.sae))]
+            [splice_reconstruction(view, pair)[:, window.first : window.end] for pair in batch_pairs(window.pair, max_pairs_encoded(view.block, view.sae))]
         )
 
-    return view.measure(torch.arange(len(view), device=view.where.device), value, "reconstruction")
+    return view.measure(torch.arange(len(view), device=view.mask.device), value, "reconstruction")
 
 
-def rebuilt(view: Spliced, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out"]:
+def splice_reconstruction(view: SplicedBlock, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out"]:
     """The reconstruction at the chosen positions, the clean activation elsewhere."""
-    clean = view.written(pair)
-    return torch.where(view.where[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean)
+    clean = view.target_activation(pair)
+    return torch.where(view.mask[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean)
 
 
 def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | None:
@@ -112,10 +112,10 @@ def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | Non
 
 def _faults(explained: float | None, share: Interval | None) -> Sequence[str]:
     faults = []
-    if explained is not None and explained < POOR_VARIANCE:
-        faults.append(f"it explains {explained:.2f} of the variance here (below {POOR_VARIANCE})")
-    if share is not None and not POOR_SHARE[0] <= share.mean <= POOR_SHARE[1]:
-        faults.append(f"{share.mean:.2f} of the metric survives splicing it in (outside {POOR_SHARE[0]} to {POOR_SHARE[1]})")
+    if explained is not None and explained < MIN_VARIANCE_EXPLAINED:
+        faults.append(f"it explains {explained:.2f} of the variance here (below {MIN_VARIANCE_EXPLAINED})")
+    if share is not None and not METRIC_SHARE_BOUNDS[0] <= share.mean <= METRIC_SHARE_BOUNDS[1]:
+        faults.append(f"{share.mean:.2f} of the metric survives splicing it in (outside {METRIC_SHARE_BOUNDS[0]} to {METRIC_SHARE_BOUNDS[1]})")
     return faults
 
 
@@ -128,9 +128,9 @@ class _Totals:
         self.sum = torch.zeros(d_out, dtype=torch.float64)
         self._norms: dict[bool, list[float]] = {True: [], False: []}  # of first positions, and of the others
 
-    def add(self, view: Spliced, part: Tensor) -> None:
-        codes, where = view.codes(part), view.where[part]
-        clean = view.written(part).double()
+    def add(self, view: SplicedBlock, part: Tensor) -> None:
+        codes, where = view.codes(part), view.mask[part]
+        clean = view.target_activation(part).double()
         wanted = clean[where]
         self.count += len(wanted)
         self.active += float((codes.features[where] != 0).sum())
@@ -149,7 +149,7 @@ class _Totals:
     @property
     def notes(self) -> tuple[str, ...]:
         first, rest = self._norms[True], self._norms[False]
-        if not first or not rest or sum(first) / len(first) < OUTLIER * sum(rest) / len(rest):
+        if not first or not rest or sum(first) / len(first) < OUTLIER_NORM_RATIO * sum(rest) / len(rest):
             return ()
         ratio = (sum(first) / len(first)) / max(sum(rest) / len(rest), 1e-300)
         return (f"the first position's activation is {ratio:.0f} times as long as the others' and rules these numbers: leave it out",)

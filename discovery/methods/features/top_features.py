@@ -34,17 +34,33 @@ from torch.nn.functional import pad
 
 from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
-from discovery.methods.features.arguments import Places, Positions, Tasked, named_task, places_of, prompt_task, require_counts
+from discovery.methods.features.arguments import (
+    PairPositions,
+    Positions,
+    TaskLike,
+    make_prompt_task,
+    require_counts,
+    resolve_positions,
+    resolve_task,
+)
 from discovery.methods.features.attribution import mean_gradient
-from discovery.methods.features.circuit.exchange import carried
-from discovery.methods.features.direct_logits import DirectEffect, direct_effects, ends_of
-from discovery.methods.features.firing import Consistency, Firing, fires, firing_tokens, peaks, peaks_corrupted, peaks_unrelated
-from discovery.methods.features.pushes import Control, push, shuffled
-from discovery.methods.features.reconstruction import Reconstruction, reconstruct
-from discovery.methods.features.splice import Spliced, prepare, spliced
+from discovery.methods.features.circuit.exchange import contributions
+from discovery.methods.features.direct_logits import DirectLogitEffect, last_layer_sites, measure_direct_logits
+from discovery.methods.features.firing import (
+    Consistency,
+    TokenFiring,
+    corrupted_peak_activations,
+    find_firing_tokens,
+    peak_activations,
+    summarise_firing,
+    unrelated_peak_activations,
+)
+from discovery.methods.features.pushes import ShuffledDecoderControl, measure_controls, push
+from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
+from discovery.methods.features.splice import SplicedBlock, cache_sites, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
@@ -67,50 +83,50 @@ class Feature:
     activation: Interval
     attribution: Interval | None
     ablation: Interval
-    control: Control | None
-    tokens: tuple[Firing, ...]
-    direct: DirectEffect
+    control: ShuffledDecoderControl | None
+    tokens: tuple[TokenFiring, ...]
+    direct: DirectLogitEffect
     consistency: Consistency
     link: str | None
     by_pair: tuple[float, ...] = ()
 
 
-class Measured:
+class FeatureMeasurer:
     """Chosen features, to be measured pair by pair."""
 
     def __init__(
         self,
         engine: Engine,
         sae: SAE,
-        places: Places,
+        places: PairPositions,
         chosen: tuple[int, ...],
         gradients: dict[int, Tensor] | None,
         resamples: Resamples,
     ) -> None:
-        self.engine, self.sae, self.places, self.chosen = engine, sae, places, chosen
+        self.engine, self.sae, self.places, self.features = engine, sae, places, chosen
         self.gradients, self.resamples = gradients, resamples
         self.directions = sae.directions(chosen)
 
     def measure(self, controls: int, unrelated: Sequence[Prompt] | None, top_tokens: int, seed: int) -> tuple[Feature, ...]:
         """Everything that is said of each feature."""
-        if not self.chosen:
+        if not self.features:
             return ()
         values: dict[str, list[Tensor]] = {"activation": [], "attribution": [], "ablation": []}
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        direct: tuple[DirectEffect, ...] = ()
-        control: list[Control | None] = []
-        for view in spliced(self.engine, self.sae, self.places):
+        direct: tuple[DirectLogitEffect, ...] = ()
+        control: list[ShuffledDecoderControl | None] = []
+        for view in spliced_blocks(self.engine, self.sae, self.places):
             z, scaled = self._activations(view)
-            values["activation"].append(peaks(z))
+            values["activation"].append(peak_activations(z))
             if self.gradients is not None:
-                slope = self.gradients[view.first].to(z) @ self.directions.to(z).T
+                slope = self.gradients[view.first_pair].to(z) @ self.directions.to(z).T
                 values["attribution"].append((scaled * slope).sum(1))
             ablated = push(view, -scaled.permute(2, 0, 1).unsqueeze(-1), self.directions.unsqueeze(1))
             values["ablation"].append((view.block.baseline("clean") - ablated).T)
-            seen.append((view.block.prompts.clean, view.where, z))
+            seen.append((view.block.prompts.clean, view.mask, z))
             if len(seen) == 1:
-                direct = direct_effects(view.block, self.sae, self.chosen, top_tokens)
-                control = shuffled(view, self.chosen, -scaled, values["ablation"][0], controls, seed)
+                direct = measure_direct_logits(view.block, self.sae, self.features, top_tokens)
+                control = measure_controls(view, self.features, -scaled, values["ablation"][0], controls, seed)
         per_pair = {name: torch.cat(parts) for name, parts in values.items() if parts}
         consistency = self._consistency(per_pair["activation"], unrelated, seed)
         return tuple(
@@ -126,37 +142,37 @@ class Measured:
                 self.sae.link(feature),
                 tuple(per_pair["activation"][:, i].tolist()),
             )
-            for i, feature in enumerate(self.chosen)
+            for i, feature in enumerate(self.features)
         )
 
     def _interval(self, values: Float[Tensor, "pair"]) -> Interval:
         return interval_of_mean(values, self.resamples)
 
-    def _tokens(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int) -> tuple[Firing, ...]:
+    def _tokens(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int) -> tuple[TokenFiring, ...]:
         """Where the feature fires; blocks are padded to one width, and what is padded is not among the chosen positions."""
         width = max(len(pair.clean) for pair in self.engine.task.pairs)
         columns = zip(*((tokens, where, z[..., i]) for tokens, where, z in seen), strict=True)
         joined = (torch.cat([pad(part, (0, width - part.shape[1])) for part in column]) for column in columns)
-        return firing_tokens(self.engine.backend, *joined)
+        return find_firing_tokens(self.engine.backend, *joined)
 
     def _consistency(self, clean: Float[Tensor, "pair k"], unrelated: Sequence[Prompt] | None, seed: int) -> list[Consistency]:
-        corrupted = peaks_corrupted(self.engine, self.sae, self.places, self.chosen)
-        elsewhere = peaks_unrelated(self.engine, self.sae, self.places, self.chosen, unrelated, seed)
-        other = [None] * len(self.chosen) if corrupted is None else fires(corrupted)
-        return [Consistency(*kinds) for kinds in zip(fires(clean), other, fires(elsewhere), strict=True)]
+        corrupted = corrupted_peak_activations(self.engine, self.sae, self.places, self.features)
+        elsewhere = unrelated_peak_activations(self.engine, self.sae, self.places, self.features, unrelated, seed)
+        other = [None] * len(self.features) if corrupted is None else summarise_firing(corrupted)
+        return [Consistency(*kinds) for kinds in zip(summarise_firing(clean), other, summarise_firing(elsewhere), strict=True)]
 
-    def _activations(self, view: Spliced) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
+    def _activations(self, view: SplicedBlock) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
         """z at the chosen positions (0 elsewhere), and z times the dictionary's scale."""
         z, scaled = [], []
-        for part in view.parts():
+        for part in view.pair_batches():
             codes = view.codes(part)
-            z.append(codes.features[..., list(self.chosen)] * view.where[part].unsqueeze(-1))
+            z.append(codes.features[..., list(self.features)] * view.mask[part].unsqueeze(-1))
             scaled.append(z[-1] * codes.scale)
         return torch.cat(z), torch.cat(scaled)
 
 
-Order = Literal["activation", "attribution", "ablation"]
-MORE = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
+RankBy = Literal["activation", "attribution", "ablation"]
+ABLATION_CANDIDATE_FACTOR = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
 
 
 @dataclass(frozen=True)
@@ -172,7 +188,7 @@ class TopFeatures:
     reconstruction: Reconstruction
     warnings: tuple[str, ...]
     features: tuple[Feature, ...]
-    by: Order
+    by: RankBy
     sae: str
     reads: Site
     writes: Site
@@ -181,7 +197,7 @@ class TopFeatures:
     n_pairs: int
     answer: int | None
     wrong: int | None
-    cost: Cost
+    cost: MeasurementCost
 
 
 def sae_top_features(
@@ -189,10 +205,10 @@ def sae_top_features(
     sae: SAE | str | Path | None = None,
     *,
     prompt: Prompt | None = None,
-    task: Tasked | None = None,
+    task: TaskLike | None = None,
     positions: Positions = None,
     k: int = 10,
-    by: Order | None = None,
+    by: RankBy | None = None,
     steps: int = 1,
     controls: int = 4,
     unrelated: Sequence[Prompt] | None = None,
@@ -220,21 +236,21 @@ def sae_top_features(
         MeasurementError: neither or both of prompt and task, unknown choices, or positions that a pair lacks.
     """
     began = time.monotonic()
-    order: Order = ("activation" if task is None else "attribution") if by is None else by
+    order: RankBy = ("activation" if task is None else "attribution") if by is None else by
     _check(prompt, task, order)
     require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
-    task = None if task is None else named_task(task, model, seed)
+    task = None if task is None else resolve_task(task, model, seed)
     meter = Meter(progress=progress)
     pair = None
     if task is None:
         assert prompt is not None
-        task, spent = prompt_task(model, prompt)
+        task, spent = make_prompt_task(model, prompt)
         pair = task.pairs[0]
         meter.add(spent)
     engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
-    places = places_of(task, positions)
-    prepare(engine, sae, *ends_of(model.info))
+    places = resolve_positions(task, positions)
+    cache_sites(engine, sae, *last_layer_sites(model.info))
     flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
     if flat and order != "activation":
         raise MeasurementError(
@@ -242,12 +258,12 @@ def sae_top_features(
         )
     resamples = Resamples.of(task, seed=seed)
     base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
-    found, _ = reconstruct(engine, sae, places, base, resamples)
-    gradients = None if flat else {view.first: mean_gradient(view, steps) for view in spliced(engine, sae, places)}
-    chosen = _rank(engine, sae, places, gradients, order, min(k if order != "ablation" else max(MORE * k, 32), sae.d_sae))
+    found, _ = measure_reconstruction(engine, sae, places, base, resamples)
+    gradients = None if flat else {view.first_pair: mean_gradient(view, steps) for view in spliced_blocks(engine, sae, places)}
+    chosen = _rank_features(engine, sae, places, gradients, order, min(k if order != "ablation" else max(ABLATION_CANDIDATE_FACTOR * k, 32), sae.d_sae))
     if order == "ablation":
-        chosen = _by_ablation(engine, sae, places, chosen)[:k]
-    features = Measured(engine, sae, places, chosen, gradients, resamples).measure(controls, unrelated, top_tokens, seed)
+        chosen = _rank_by_ablation(engine, sae, places, chosen)[:k]
+    features = FeatureMeasurer(engine, sae, places, chosen, gradients, resamples).measure(controls, unrelated, top_tokens, seed)
     return TopFeatures(
         found,
         tuple(_warnings(found, sae, len(task), flat)),
@@ -261,16 +277,16 @@ def sae_top_features(
         len(task),
         pair.answer[0] if pair else None,
         pair.wrong[0] if pair else None,
-        Cost(meter.spent, time.monotonic() - began),
+        MeasurementCost(meter.spent, time.monotonic() - began),
     )
 
 
-def _check(prompt: Prompt | None, task: Tasked | None, order: str) -> None:
+def _check(prompt: Prompt | None, task: TaskLike | None, order: str) -> None:
     if (prompt is None) == (task is None):
         given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
         raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
-    if order not in get_args(Order):
-        raise MeasurementError(f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(Order))}.")
+    if order not in get_args(RankBy):
+        raise MeasurementError(f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(RankBy))}.")
 
 
 def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequence[str]:
@@ -283,29 +299,29 @@ def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequ
     return warnings
 
 
-def _rank(engine: Engine, sae: SAE, places: Places, gradients: dict[int, Tensor] | None, order: Order, k: int) -> tuple[int, ...]:
+def _rank_features(engine: Engine, sae: SAE, places: PairPositions, gradients: dict[int, Tensor] | None, order: RankBy, k: int) -> tuple[int, ...]:
     """The features with the largest absolute mean."""
     total = torch.zeros(sae.d_sae, dtype=torch.float64)
-    for view in spliced(engine, sae, places):
-        for part in view.parts():
+    for view in spliced_blocks(engine, sae, places):
+        for part in view.pair_batches():
             codes = view.codes(part)
-            features = codes.features * view.where[part].unsqueeze(-1)
+            features = codes.features * view.mask[part].unsqueeze(-1)
             if order == "activation" or gradients is None:
                 total += features.abs().amax(1).double().sum(0).cpu()
             else:
-                slope = (gradients[view.first][part.cpu()].to(features) * codes.scale) @ sae.directions().T
+                slope = (gradients[view.first_pair][part.cpu()].to(features) * codes.scale) @ sae.directions().T
                 total += (features * slope).sum(1).double().sum(0).cpu()
     best = total.abs().topk(k)
     return tuple(feature for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value > 0)
 
 
-def _by_ablation(engine: Engine, sae: SAE, places: Places, candidates: tuple[int, ...]) -> tuple[int, ...]:
+def _rank_by_ablation(engine: Engine, sae: SAE, places: PairPositions, candidates: tuple[int, ...]) -> tuple[int, ...]:
     """The same features, the largest exact effect first."""
     if not candidates:
         return ()
     total = torch.zeros(len(candidates), dtype=torch.float64)
-    for view in spliced(engine, sae, places):
-        _, scaled = carried(view, candidates, "clean")
+    for view in spliced_blocks(engine, sae, places):
+        _, scaled = contributions(view, candidates, "clean")
         ablated = push(view, -scaled.permute(2, 0, 1).unsqueeze(-1), sae.directions(candidates).unsqueeze(1))
         total += (view.block.baseline("clean") - ablated).double().sum(1).cpu()
     order = total.abs().argsort(descending=True, stable=True).tolist()

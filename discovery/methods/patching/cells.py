@@ -23,11 +23,11 @@ from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName
 from discovery.tasks.task import Task
 
-STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+POSITION_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
-class Cells:
+class LayerCells:
     """One layer's cells.
 
     Attributes:
@@ -38,21 +38,21 @@ class Cells:
 
     exists: Bool[Tensor, "pair ..."]
     rows: Rows
-    place: tuple[Int[Tensor, "row"], ...]
+    index: tuple[Int[Tensor, "row"], ...]
 
-    def among(self, chosen: Bool[Tensor, "..."]) -> Cells:
+    def restrict_to(self, chosen: Bool[Tensor, "..."]) -> LayerCells:
         """Only the chosen cells, [position], [head] or [head position]."""
-        kept = chosen[self.place[1:]].nonzero(as_tuple=True)[0]
-        return Cells(self.exists & chosen, self.rows.take(kept), tuple(axis[kept] for axis in self.place))
+        kept = chosen[self.index[1:]].nonzero(as_tuple=True)[0]
+        return LayerCells(self.exists & chosen, self.rows.take(kept), tuple(axis[kept] for axis in self.index))
 
 
-def columns_of(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
+def list_columns(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
     """What the position axis counts: positions from 0, from the end, or labels; empty for head grids.
 
     Raises:
         MeasurementError: where labels are asked for and no pair has any.
     """
-    if site not in (*STREAM, "head_out_by_position"):
+    if site not in (*POSITION_SITES, "head_out_by_position"):
         return ()
     if by == "label":
         names = {name for pair in task.pairs for name in pair.labels}
@@ -61,19 +61,19 @@ def columns_of(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
         mean = {name: [p.labels[name] for p in task.pairs if name in p.labels] for name in names}
         return tuple(sorted(names, key=lambda name: (sum(mean[name]) / len(mean[name]), name)))
     width = max(len(pair.clean) for pair in task.pairs)
-    return tuple(range(width)) if task.one_length else tuple(range(-width, 0))
+    return tuple(range(width)) if task.has_one_length else tuple(range(-width, 0))
 
 
-def cells_of(block: Block, model: Backend, site: SiteName, layer: int, direction: Direction, columns: tuple[int | str, ...]) -> Cells:
+def build_cells(block: Block, model: Backend, site: SiteName, layer: int, direction: Direction, columns: tuple[int | str, ...]) -> LayerCells:
     """The cells of a site at a layer."""
     base: Side = "corrupted" if direction == "denoising" else "clean"
-    if site in STREAM:
+    if site in POSITION_SITES:
         return _stream_cells(block, model, Site(site, layer), base, columns)  # type: ignore[arg-type]  # STREAM are activation kinds
     kind = "z" if site.startswith("head_out") else site
     return _head_cells(block, model, Site(kind, layer), base, columns)  # type: ignore[arg-type]  # the rest are too
 
 
-def positions_of(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
+def locate_columns(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
     """Each column's position in each pair, and whether the pair has it."""
     rows = []
     for pair in block.prompts.pairs:
@@ -84,22 +84,22 @@ def positions_of(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tens
     return table.clamp(min=0), table >= 0
 
 
-def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> Cells:
-    model.require(site)
+def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> LayerCells:
+    model.require_site(site)
     source: Side = "clean" if base == "corrupted" else "corrupted"
     before, after = block.activation(base, site), block.activation(source, site)
-    positions, exists = positions_of(block, columns)
+    positions, exists = locate_columns(block, columns)
     differs = (before != after).any(-1)  # [pair pos]
-    active = exists & differs.gather(1, positions) & (positions >= block.prompts.first.unsqueeze(1))
+    active = exists & differs.gather(1, positions) & (positions >= block.prompts.first_difference.unsqueeze(1))
     pair, column = active.nonzero(as_tuple=True)
     position = positions[pair, column]
-    entry = _entry(model, site)
+    entry = _entry_point(model, site)
     if entry is None:
-        return Cells(exists, _edited(site, base, after, pair, position), (pair, column))
+        return LayerCells(exists, _edit_rows(site, base, after, pair, position), (pair, column))
     start, middle = entry
 
     def residual(window: Window) -> Tensor:
-        here = _stream(block, base, start, middle, window)
+        here = _base_stream(block, base, start, middle, window)
         at = position[window.index] - window.first
         rows = torch.arange(len(at), device=at.device)
         changed = here.clone()
@@ -111,12 +111,12 @@ def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns:
         return changed
 
     if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
-        kept = position == block.prompts.last[pair]  # nothing moves between positions any more
+        kept = position == block.prompts.answer_position[pair]  # nothing moves between positions any more
         pair, column, position = pair[kept], column[kept], position[kept]
-    return Cells(exists, Rows(base, pair, position, start, middle, residual), (pair, column))
+    return LayerCells(exists, Rows(base, pair, position, start, middle, residual), (pair, column))
 
 
-def _entry(model: Backend, site: Site) -> tuple[int, bool] | None:
+def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
     """(start, middle) of the residual stream right behind a site, or None where it must be edited inside the block."""
     info, can = model.info, model.abilities
     if site.kind == "resid_pre":
@@ -124,23 +124,23 @@ def _entry(model: Backend, site: Site) -> tuple[int, bool] | None:
     if site.kind == "resid_post":
         return site.layer + 1, False
     if site.kind == "resid_mid":
-        return (site.layer, True) if can.middle else None
+        return (site.layer, True) if can.after_attention else None
     if not can.linear_heads:
         return None
     if site.kind == "mlp_out" or info.attn_only or info.parallel:
         return site.layer + 1, False
-    return (site.layer, True) if can.middle else None
+    return (site.layer, True) if can.after_attention else None
 
 
-def _stream(block: Block, side: Side, start: int, middle: bool, window: Window) -> Float[Tensor, "n pos d_model"]:
+def _base_stream(block: Block, side: Side, start: int, middle: bool, window: Window) -> Float[Tensor, "n pos d_model"]:
     if start == 0 and not middle:
         return block.activation(side, Site("resid_pre", 0))[window.pair, window.first : window.end]
-    found = block.residual(side, start, window, middle=middle)
+    found = block.residual(side, start, window, after_attention=middle)
     assert found is not None
     return found
 
 
-def _edited(site: Site, base: Side, after: Tensor, pair: Tensor, position: Tensor) -> Rows:
+def _edit_rows(site: Site, base: Side, after: Tensor, pair: Tensor, position: Tensor) -> Rows:
     def edits(window: Window) -> list[Edit]:
         span = torch.arange(window.first, window.end, device=position.device)
         where = span == position[window.index].unsqueeze(1)
@@ -149,17 +149,17 @@ def _edited(site: Site, base: Side, after: Tensor, pair: Tensor, position: Tenso
     return Rows(base, pair, position, site.layer, edits=edits)
 
 
-def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> Cells:
-    model.require(site)
+def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> LayerCells:
+    model.require_site(site)
     source: Side = "clean" if base == "corrupted" else "corrupted"
     before, after = block.activation(base, site), block.activation(source, site)
     if site.kind == "pattern":  # [pair head dst src]: a position is a row of the pattern
         before, after = before.transpose(1, 2), after.transpose(1, 2)
     inside = torch.arange(before.shape[1], device=before.device) < block.prompts.length.unsqueeze(1)
-    late = torch.arange(before.shape[1], device=before.device) >= block.prompts.first.unsqueeze(1)
+    late = torch.arange(before.shape[1], device=before.device) >= block.prompts.first_difference.unsqueeze(1)
     differs = (before != after).any(-1) & (inside & late).unsqueeze(-1)  # [pair pos head]
     if columns:
-        positions, has = positions_of(block, columns)
+        positions, has = locate_columns(block, columns)
         at_column = positions.unsqueeze(-1).expand(*positions.shape, differs.shape[-1])
         active = differs.gather(1, at_column).transpose(1, 2) & has.unsqueeze(1)  # [pair head column]
         exists = has.unsqueeze(1).expand_as(active)
@@ -171,14 +171,14 @@ def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: t
         exists = torch.ones_like(active)
         pair, head = active.nonzero(as_tuple=True)
         place, position = (pair, head), None
-    first = block.prompts.first[pair] if position is None else position
-    if site.kind == "z" and (entry := _entry(model, Site("attn_out", site.layer))) is not None:
-        return _shifted(block, model, site, base, exists, place, first, position, entry)
+    first = block.prompts.first_difference[pair] if position is None else position
+    if site.kind == "z" and (entry := _entry_point(model, Site("attn_out", site.layer))) is not None:
+        return _head_cells_in_stream(block, model, site, base, exists, place, first, position, entry)
 
     def edits(window: Window) -> list[Edit]:
         return [_head_edit(site, after, window, head, position)]
 
-    return Cells(exists, Rows(base, pair, first, site.layer, edits=edits), place)
+    return LayerCells(exists, Rows(base, pair, first, site.layer, edits=edits), place)
 
 
 def _head_edit(site: Site, after: Tensor, window: Window, head: Tensor, position: Tensor | None) -> Edit:
@@ -193,7 +193,7 @@ def _head_edit(site: Site, after: Tensor, window: Window, head: Tensor, position
     return Edit(site, value, where, index=window.pair)
 
 
-def _shifted(
+def _head_cells_in_stream(
     block: Block,
     model: Backend,
     site: Site,
@@ -203,7 +203,7 @@ def _shifted(
     first: Tensor,
     position: Tensor | None,
     entry: tuple[int, bool],
-) -> Cells:
+) -> LayerCells:
     """Head outputs enter the residual stream right behind the attention: (z_source − z_base)·W_O is added there."""
     start, middle = entry
     source: Side = "clean" if base == "corrupted" else "corrupted"
@@ -211,13 +211,13 @@ def _shifted(
     output = model.head_weights(site.layer).to(change.dtype)
     pair, head = place[0], place[1]
     if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
-        kept = first == block.prompts.last[pair] if position is not None else torch.ones_like(pair, dtype=torch.bool)
+        kept = first == block.prompts.answer_position[pair] if position is not None else torch.ones_like(pair, dtype=torch.bool)
         place, first = tuple(axis[kept] for axis in place), first[kept]
         pair, head = place[0], place[1]
         position = None if position is None else position[kept]
 
     def residual(window: Window) -> Tensor:
-        here = _stream(block, base, start, middle, window)
+        here = _base_stream(block, base, start, middle, window)
         heads = head[window.index]
         if position is None:
             moved = change[window.pair, window.first : window.end, heads]  # [row pos d_head]
@@ -230,4 +230,4 @@ def _shifted(
 
     # the output projection of one head; at one position only, it is as good as nothing beside the row
     making = change.shape[-1] * model.info.d_model if position is None else 0
-    return Cells(exists, Rows(base, pair, first, start, middle, residual, making=making), place)
+    return LayerCells(exists, Rows(base, pair, first, start, middle, residual, residual_macs=making), place)

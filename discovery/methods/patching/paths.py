@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Batch
-from discovery.engine import Block, Engine, Rows, Window, full_work, row_work
+from discovery.engine import Block, Engine, Rows, Window, prompt_macs, row_macs
 from discovery.interventions import Edit
-from discovery.sites import EMBED, LOGITS, Node, Site, Slot, slots_of, written_at
+from discovery.sites import EMBED, LOGITS, Node, Site, Slot, output_sites, slots_of
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tupl
     return [(source, target) for target in ends for source in ends if source.feeds(target) and (source, target) not in beside]
 
 
-def edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
+def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
     """Measure every edge among `nodes`, embed and logits."""
     wanted = edges_between(nodes, parallel=engine.backend.info.parallel)
     parts: list[list[EdgeEffect]] = []
     for _, block in engine.blocks():
-        block.meter.begin("edges", sum(_cost(block, engine, target) for _, target in wanted))
+        block.meter.begin("edges", sum(_estimate_edge(block, engine, target) for _, target in wanted))
         parts.append([_edge(block, engine, source, target) for source, target in wanted])
     joined = []
     for same in zip(*parts, strict=True):
@@ -67,10 +67,10 @@ def edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
 
 
 def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffect:
-    return arrival(block, engine, source, target, message(block, engine, source))
+    return measure_edge(block, engine, source, target, compute_output_change(block, engine, source))
 
 
-def arrival(block: Block, engine: Engine, source: Node, target: Node, delta: Float[Tensor, "pair pos d_model"]) -> EdgeEffect:
+def measure_edge(block: Block, engine: Engine, source: Node, target: Node, delta: Float[Tensor, "pair pos d_model"]) -> EdgeEffect:
     """What `delta`, added to the residual stream that the target's inputs read and nowhere else, does to the metric."""
     if target == LOGITS:
         whole = _metric_after(block, engine, engine.backend.info.n_layers, False, delta)
@@ -84,15 +84,15 @@ def arrival(block: Block, engine: Engine, source: Node, target: Node, delta: Flo
         else:
             whole = _metric_with(block, site, said)
         return EdgeEffect(source, target, whole, {"mlp": whole})
-    return _into_head(block, engine, source, target, delta)
+    return _measure_head_edge(block, engine, source, target, delta)
 
 
-def message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
+def compute_output_change(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
     """s corrupted − s clean, as it stands in the residual stream."""
     if source == EMBED:
         site = Site("resid_pre", 0)
         return block.activation("corrupted", site) - block.activation("clean", site)
-    site = written_at(source)
+    site = output_sites(source)
     change = block.activation("corrupted", site) - block.activation("clean", site)
     if source.kind == "mlp":
         return change
@@ -101,18 +101,18 @@ def message(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair p
     return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(change.dtype)
 
 
-def _into_head(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
+def _measure_head_edge(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
     assert target.layer is not None
     assert target.head is not None
     layer = target.layer
     stream = block.activation("clean", Site("resid_pre", layer))
     slots = slots_of(target)
     reads = [Site(slot, layer) for slot in slots] + [Site("z", layer)]  # type: ignore[arg-type]  # q, k, v are kinds
-    changed = _layer(block, engine, layer, stream + delta, reads, [])
+    changed = _run_layer(block, engine, layer, stream + delta, reads, [])
     found: dict[str, Tensor] = {"whole": changed[reads[-1]]}
     for slot, site in zip(slots, reads[:-1], strict=True):
         edit = Edit(site, changed[site])
-        found[slot] = _layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]]
+        found[slot] = _run_layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]]
     metric = {name: _metric_of_head(block, engine, target, z) for name, z in found.items()}
     whole = metric.pop("whole")
     return EdgeEffect(source, target, whole, {slot: metric[slot] for slot in slots})
@@ -124,7 +124,7 @@ def _metric_of_head(block: Block, engine: Engine, target: Node, z: Float[Tensor,
     assert target.head is not None
     info, can, layer = engine.backend.info, engine.backend.abilities, target.layer
     at_once = info.attn_only or info.parallel  # nothing of the layer reads what its heads say
-    if not can.linear_heads or not (at_once or can.middle):
+    if not can.linear_heads or not (at_once or can.after_attention):
         return _metric_with(block, Site("z", layer), z, torch.arange(info.n_heads, device=z.device) == target.head)
     difference = (z - block.activation("clean", Site("z", layer)))[:, :, target.head]
     change = difference @ engine.backend.head_weights(layer)[target.head].to(difference.dtype)
@@ -136,21 +136,21 @@ def _mlp_output(block: Block, engine: Engine, layer: int, delta: Tensor) -> Floa
     info, out = engine.backend.info, Site("mlp_out", layer)
     before = block.activation("clean", Site("resid_pre", layer))
     if info.parallel:
-        return _layer(block, engine, layer, before + delta, [out], [])[out]
+        return _run_layer(block, engine, layer, before + delta, [out], [])[out]
     heard = block.activation("clean", Site("resid_mid", layer)) + delta
-    if engine.backend.abilities.middle:
-        return _layer(block, engine, layer, heard, [out], [], middle=True)[out]
-    return _layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[out]
+    if engine.backend.abilities.after_attention:
+        return _run_layer(block, engine, layer, heard, [out], [], middle=True)[out]
+    return _run_layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[out]
 
 
-def _layer(
+def _run_layer(
     block: Block, engine: Engine, layer: int, residual: Tensor, reads: Sequence[Site], edits: Sequence[Edit], *, middle: bool = False
 ) -> dict[Site, Tensor]:
     """One layer run on a changed residual stream, in batches."""
     backend, prompts = engine.backend, block.prompts
     found: dict[Site, list[Tensor]] = {site: [] for site in reads}
     size = max(1, block.rows_that_fit(0, prompts.width))
-    one = row_work(backend.info, prompts.width, start=layer, stop=layer + 1, middle=middle, columns=0)
+    one = row_macs(backend.info, prompts.width, start=layer, stop=layer + 1, after_attention=middle, columns=0)
     for first in range(0, len(prompts), size):
         part = slice(first, first + size)
         here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
@@ -158,7 +158,7 @@ def _layer(
         seen = block.run(batch, reads, here).activations
         for site in reads:
             found[site].append(seen[site])
-        block.meter.add(sum(one / full_work(backend.info, n) for n in prompts.length[part].tolist()))
+        block.meter.add(sum(one / prompt_macs(backend.info, n) for n in prompts.length[part].tolist()))
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 
@@ -166,13 +166,13 @@ def _metric_after(block: Block, engine: Engine, start: int, middle: bool, change
     """The metric with `change` added to the clean residual stream at a start, and everything behind it running freely."""
 
     def residual(window: Window) -> Tensor:
-        here = block.residual("clean", start, window, middle=middle)
+        here = block.residual("clean", start, window, after_attention=middle)
         if here is None:
             here = block.activation("clean", Site("resid_pre", 0))[window.pair, window.first : window.end]
         return here + change[window.pair, window.first : window.end]
 
     pair = torch.arange(len(block.prompts), device=change.device)
-    return block.measure(Rows("clean", pair, block.prompts.first, start, middle, residual))
+    return block.measure(Rows("clean", pair, block.prompts.first_difference, start, middle, residual))
 
 
 def _metric_with(block: Block, site: Site, value: Tensor, heads: Tensor | None = None) -> Float[Tensor, "pair"]:
@@ -183,10 +183,10 @@ def _metric_with(block: Block, site: Site, value: Tensor, heads: Tensor | None =
     def edits(window: Window) -> list[Edit]:
         return [Edit(site, value[:, window.first : window.end], where, index=window.pair)]
 
-    return block.measure(Rows("clean", pair, block.prompts.first, site.layer, edits=edits))
+    return block.measure(Rows("clean", pair, block.prompts.first_difference, site.layer, edits=edits))
 
 
-def _cost(block: Block, engine: Engine, target: Node) -> float:
+def _estimate_edge(block: Block, engine: Engine, target: Node) -> float:
     """Forward-pass equivalents of one edge into `target`, about."""
     info, n = engine.backend.info, len(block.prompts)
     if target == LOGITS or target.layer is None:

@@ -31,11 +31,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Progress, prepared
-from discovery.engine.cost import Cost
+from discovery.engine import Block, Engine, Progress, engine_for
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
-from discovery.methods.patching.cells import Cells, cells_of, columns_of
-from discovery.methods.patching.screening import Screen, choose, estimate_screen
+from discovery.methods.patching.cells import LayerCells, build_cells, list_columns
+from discovery.methods.patching.screening import ScreenReport, estimate_screen, plan_screen
 from discovery.sites import (
     SITE_NAMES,
     Direction,
@@ -47,10 +47,10 @@ from discovery.sites import (
     key_value_group,
     mlp,
 )
-from discovery.tasks.task import Pair, Task
+from discovery.tasks.task import EncodedPair, Task
 
-TINY = 1e-6  # below this, m(clean) − m(corrupted) normalises nothing
-Axis = Literal["position", "label"]
+MIN_METRIC_GAP = 1e-6  # below this, m(clean) − m(corrupted) normalises nothing
+Alignment = Literal["position", "label"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Sweep:
     metric_clean: Float[Tensor, "pair"]
     metric_corrupted: Float[Tensor, "pair"]
     positions: tuple[int | str, ...]
-    cost: Cost
+    cost: MeasurementCost
     warnings: tuple[str, ...] = ()
-    screen: Screen | None = None
+    screen: ScreenReport | None = None
     query_heads: tuple[tuple[int, ...], ...] = ()
 
     def unit(self, layer: int, index: int | None = None) -> Node | KeyValueHead | None:
@@ -116,7 +116,7 @@ def patch_sweep(
     *,
     direction: Direction = "denoising",
     metric: MetricName | None = None,
-    by: Axis = "position",
+    by: Alignment = "position",
     screen: bool = False,
     seed: int = 0,
     memory: int | None = None,
@@ -146,21 +146,21 @@ def patch_sweep(
         SiteError: a site that this model lacks.
         MeasurementError: unknown choices, or labels asked for where no pair has any.
     """
-    _check(site, direction, by)
+    _check_choices(site, direction, by)
     began = time.monotonic()
-    engine = prepared(engine, model, task, metric, memory, progress)
+    engine = engine_for(engine, model, task, metric, memory, progress)
     before = engine.meter.spent
-    columns = columns_of(task, site, by)
-    engine.make_room(site)
-    chosen = choose(engine, site, direction, columns, seed) if screen else None
+    columns = list_columns(task, site, by)
+    engine.reserve_memory(site)
+    chosen = plan_screen(engine, site, direction, columns, seed) if screen else None
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for first, block in engine.blocks():
-        piece = engine.piece(f"{site} {direction}", first, block)
+        piece = engine.block_label(f"{site} {direction}", first, block)
         grid = _sweep_block(block, model, site, direction, columns, None if chosen is None else chosen.measured, piece)
         parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
     per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
     values, warnings = normalise(per_pair, clean, corrupted, direction)
-    cost = Cost(engine.meter.spent - before, time.monotonic() - began)
+    cost = MeasurementCost(engine.meter.spent - before, time.monotonic() - began)
     report = None if chosen is None else chosen.report(values)
     if report is not None:
         warnings += (report.caution,)
@@ -182,24 +182,24 @@ def patch_sweep(
     )
 
 
-def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Axis = "position") -> float:
+def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Alignment = "position") -> float:
     """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
-    columns = columns_of(engine.task, site, by)
-    engine.make_room(site)
+    columns = list_columns(engine.task, site, by)
+    engine.reserve_memory(site)
     return sum(
-        block.work(*(cells.rows for cells in _cells(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
+        block.estimate(*(cells.rows for cells in _cells_with_rows(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
     )
 
 
-def plan_sweep(engine: Engine, site: SiteName, direction: Direction, most: float | None) -> tuple[float, bool]:
+def plan_sweep(engine: Engine, site: SiteName, direction: Direction, max_cost: float | None) -> tuple[float, bool]:
     """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less.
 
     Without gradients none is.
     """
     rows = estimate_sweep(engine, site, direction)
-    if most is None or rows <= most or not engine.backend.abilities.gradients:
+    if max_cost is None or rows <= max_cost or not engine.backend.abilities.gradients:
         return rows, False
-    screened = estimate_screen(engine, site, direction, columns_of(engine.task, site, "position"), rows)
+    screened = estimate_screen(engine, site, direction, list_columns(engine.task, site, "position"), rows)
     return (screened, True) if screened < rows else (rows, False)
 
 
@@ -217,27 +217,27 @@ def normalise(
 
     gap = mean((clean - corrupted).double().reshape(shape))
     change = wide - corrupted.double().reshape(shape) if direction == "denoising" else clean.double().reshape(shape) - wide
-    values = mean(change) / torch.where(gap.abs() < TINY, float("nan"), gap)
+    values = mean(change) / torch.where(gap.abs() < MIN_METRIC_GAP, float("nan"), gap)
     warnings: tuple[str, ...] = ()
-    if bool(((gap.abs() < TINY) & (count > 0)).any()):
+    if bool(((gap.abs() < MIN_METRIC_GAP) & (count > 0)).any()):
         warnings = (
             "m(clean) − m(corrupted) is below 1e-6: nothing to normalise by, so values are NaN there; per_pair holds the raw metric.",
         )
     return values.float(), warnings
 
 
-def _check(site: str, direction: str, by: str) -> None:
+def _check_choices(site: str, direction: str, by: str) -> None:
     if site not in SITE_NAMES:
         raise SiteError(f"site {site!r} is not known.", f"Allowed: {', '.join(SITE_NAMES)}.")
     if direction not in get_args(Direction):
         raise MeasurementError(f"direction {direction!r} is not known.", f"Allowed: {', '.join(get_args(Direction))}.")
-    if by not in get_args(Axis):
-        raise MeasurementError(f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Axis))}.")
+    if by not in get_args(Alignment):
+        raise MeasurementError(f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Alignment))}.")
 
 
-def _cells(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Iterator[Cells]:
+def _cells_with_rows(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Iterator[LayerCells]:
     for layer in range(model.info.n_layers):
-        cells = cells_of(block, model, site, layer, direction, columns)
+        cells = build_cells(block, model, site, layer, direction, columns)
         if len(cells.rows):
             yield cells
 
@@ -252,27 +252,27 @@ def _sweep_block(
     label: str,
 ) -> Float[Tensor, "pair ..."]:
     """The metric of every cell; cells that cannot change anything keep the base run's without a pass; NaN where not to be measured."""
-    layers = [cells_of(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
+    layers = [build_cells(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
     if measured is not None:
-        layers = [cells.among(some) for cells, some in zip(layers, measured, strict=True)]
+        layers = [cells.restrict_to(some) for cells, some in zip(layers, measured, strict=True)]
     base = block.baseline("corrupted" if direction == "denoising" else "clean")  # after: the pass that cached the site gave it too
     grids = [torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan")) for cells in layers]
     busy = [(grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)]
     jobs = [cells.rows for _, cells in busy]
-    block.meter.begin(label, block.work(*jobs))
+    block.meter.begin(label, block.estimate(*jobs))
     for (grid, cells), found in zip(busy, block.measure_all(jobs), strict=True):
-        grid[cells.place] = found
+        grid[cells.index] = found
     return torch.stack(grids, 1)
 
 
-def named(sweep: Sweep, task: Task) -> Sweep:
+def align_by_label(sweep: Sweep, task: Task) -> Sweep:
     """The same measurements with the position axis named; each cell averages the pairs that have it.
 
     Args:
         sweep: by position, over every pair of the task. Where the prompts have one length, or the sweep was screened (its cells were
             chosen by position), it is returned as it is.
     """
-    if task.one_length or not sweep.positions or sweep.screen is not None:
+    if task.has_one_length or not sweep.positions or sweep.screen is not None:
         return sweep
     names = [_names(pair) for pair in task.pairs]
     places: dict[str | int, list[int]] = {}
@@ -290,7 +290,7 @@ def named(sweep: Sweep, task: Task) -> Sweep:
     return replace(sweep, per_pair=per_pair, values=values, positions=tuple(columns), warnings=warnings)
 
 
-def _names(pair: Pair) -> dict[int, str | int]:
+def _names(pair: EncodedPair) -> dict[int, str | int]:
     """Place from the end -> its label, or itself."""
     length = len(pair.clean)
     labels = {position - length: name for name, position in sorted(pair.labels.items(), reverse=True)}

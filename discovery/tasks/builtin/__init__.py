@@ -14,7 +14,7 @@ from types import MappingProxyType
 from discovery.errors import TaskError
 from discovery.tasks.builtin import agreement, greater_than, induction, ioi
 from discovery.tasks.builtin.builtin_task import BuiltinTask
-from discovery.tasks.builtin.tokenizer_filter import Sieve
+from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
 from discovery.tasks.pairs import PromptPair, Tokenizer
 
 BUILTIN = MappingProxyType({module.TASK.name: module.TASK for module in (ioi, induction, greater_than, agreement)})
@@ -40,6 +40,6 @@ def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[Pr
     task = BUILTIN[name]
     if pairs < 1:
         raise TaskError(f"A task needs at least one pair; {pairs} were asked for.", f"Ask for 1 or more (default {task.default_pairs}).")
-    rng, sieve = random.Random(seed), Sieve(tokenizer, name)
-    draw = task.prepare(sieve.keep)
-    return sieve.collect(lambda place: draw(rng, task.wordings[place % len(task.wordings)]), pairs)
+    rng, sieve = random.Random(seed), TokenizerFilter(tokenizer, name)
+    draw = task.prepare(sieve.keep_words)
+    return sieve.collect_pairs(lambda place: draw(rng, task.wordings[place % len(task.wordings)]), pairs)

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep, fill
+from discovery.tasks.builtin.builtin_task import BuiltinTask, PairSampler, WordFilter, fill
 from discovery.tasks.pairs import MarkedPair
 
 PATTERNS: dict[str, str] = {
@@ -33,12 +33,12 @@ PATTERNS: dict[str, str] = {
 SINGULAR = (" is", " was", " has")
 PLURAL = (" are", " were", " have")
 
-OPPOSED = 0.8
+OPPOSITE_NUMBER_PROBABILITY = 0.8
 """How often the distractor has the other number."""
 
 
 @dataclass(frozen=True)
-class _Words:
+class _AgreementWords:
     """The words that may be used, by slot; a noun is kept with its plural."""
 
     nouns: tuple[str, ...]
@@ -47,13 +47,13 @@ class _Words:
     adjectives: tuple[str, ...]
     meetings: tuple[str, ...]
 
-    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
         """One pair in the given wording."""
         subject, distractor, further = rng.sample(self.nouns, 3)
         plural = rng.random() < 0.5
         adjective, other = rng.sample(self.adjectives, 2)
         values = {
-            "distractor": _number(distractor, plural != (rng.random() < OPPOSED)), "further": _number(further, rng.random() < 0.5),
+            "distractor": _number(distractor, plural != (rng.random() < OPPOSITE_NUMBER_PROBABILITY)), "further": _number(further, rng.random() < 0.5),
             "subject": _number(subject, plural), "place": rng.choice(self.places), "name": rng.choice(self.names),
             "adjective": adjective, "other": other, "saw": rng.choice(self.meetings),
         }  # fmt: skip
@@ -69,17 +69,17 @@ def _number(noun: str, plural: bool) -> str:
     return f"{noun}s" if plural else noun
 
 
-def prepare(keep: Keep) -> Draw:
+def make_sampler(keep_words: WordFilter) -> PairSampler:
     """The drawing function over the words that may be used."""
     nouns = words.PEOPLE + words.THINGS
-    plurals = set(keep("plural nouns", [f"{noun}s" for noun in nouns], 10))
-    return _Words(
-        nouns=keep("nouns with a plural", [noun for noun in nouns if f"{noun}s" in plurals], 10),
-        places=keep("places", words.PLACES, 5),
-        names=keep("first names", words.NAMES, 5),
-        adjectives=keep("adjectives", words.ADJECTIVES, 2),
-        meetings=keep("verbs of meeting", words.MEETINGS, 1),
-    ).draw
+    plurals = set(keep_words("plural nouns", [f"{noun}s" for noun in nouns], 10))
+    return _AgreementWords(
+        nouns=keep_words("nouns with a plural", [noun for noun in nouns if f"{noun}s" in plurals], 10),
+        places=keep_words("places", words.PLACES, 5),
+        names=keep_words("first names", words.NAMES, 5),
+        adjectives=keep_words("adjectives", words.ADJECTIVES, 2),
+        meetings=keep_words("verbs of meeting", words.MEETING_VERBS, 1),
+    ).sample_pair
 
 
 TASK = BuiltinTask(
@@ -87,6 +87,6 @@ TASK = BuiltinTask(
     summary="Subject-verb agreement past a distractor noun; corrupted, the subject has the other number.",
     metric="logit_difference",
     default_pairs=240,
-    wordings=tuple(PATTERNS),
-    prepare=prepare,
+    templates=tuple(PATTERNS),
+    make_sampler=make_sampler,
 )

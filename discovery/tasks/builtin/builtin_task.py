@@ -15,10 +15,10 @@ from string import Formatter
 
 from discovery.tasks.pairs import MarkedPair
 
-Keep = Callable[[str, Sequence[str], int], tuple[str, ...]]
+WordFilter = Callable[[str, Sequence[str], int], tuple[str, ...]]
 """(kind, words, least) -> the words that may be used; raises where fewer than `least` are left."""
 
-Draw = Callable[[random.Random, str], MarkedPair]
+PairSampler = Callable[[random.Random, str], MarkedPair]
 """(random source, wording) -> one pair told in that wording."""
 
 
@@ -39,8 +39,8 @@ class BuiltinTask:
     summary: str
     metric: str
     default_pairs: int
-    wordings: tuple[str, ...]
-    prepare: Callable[[Keep], Draw]
+    templates: tuple[str, ...]
+    make_sampler: Callable[[WordFilter], PairSampler]
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> tuple[str, dict[str, int]]:

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep, fill
+from discovery.tasks.builtin.builtin_task import BuiltinTask, PairSampler, WordFilter, fill
 from discovery.tasks.pairs import MarkedPair
 
 _LASTED = "The {event} lasted from the year {XX1}{YY} to the year {XX2}"
@@ -28,35 +28,35 @@ PATTERNS: dict[str, str] = {
 }
 """Wording -> pattern. XX is the century, YY the year in it; the leading year of `built_lasted` is of an earlier century."""
 
-WINDOW = 10
+YEARS_PER_SET = 10
 """How many years after YY are answers, and how many up to YY are wrong."""
 
 
 @dataclass(frozen=True)
-class _Words:
+class _GreaterThanWords:
     """The words that may be used, by slot."""
 
     events: tuple[str, ...]
     places: tuple[str, ...]
 
-    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
         """One pair in the given wording."""
         years = words.YEARS
-        at = rng.randrange(2 * WINDOW, len(years) - WINDOW)
+        at = rng.randrange(2 * YEARS_PER_SET, len(years) - YEARS_PER_SET)
         before, century = sorted(rng.sample(words.CENTURIES, 2))
         values = {
             "event": rng.choice(self.events), "place": rng.choice(self.places), "before": before, "any": rng.choice(years),
             "XX1": century, "XX2": century, "YY": years[at],
         }  # fmt: skip
         clean, ends = fill(PATTERNS[wording], values)
-        corrupted, _ = fill(PATTERNS[wording], {**values, "YY": years[rng.randrange(at - WINDOW + 1)]})
-        answer, wrong = years[at + 1 : at + 1 + WINDOW], years[at - WINDOW + 1 : at + 1]
+        corrupted, _ = fill(PATTERNS[wording], {**values, "YY": years[rng.randrange(at - YEARS_PER_SET + 1)]})
+        answer, wrong = years[at + 1 : at + 1 + YEARS_PER_SET], years[at - YEARS_PER_SET + 1 : at + 1]
         return MarkedPair(clean, corrupted, answer, wrong, wording, {name: ends[name] for name in ("XX1", "YY", "XX2")})
 
 
-def prepare(keep: Keep) -> Draw:
+def make_sampler(keep_words: WordFilter) -> PairSampler:
     """The drawing function over the words that may be used."""
-    return _Words(events=keep("events", words.EVENTS, 5), places=keep("places", words.PLACES, 5)).draw
+    return _GreaterThanWords(events=keep_words("events", words.EVENTS, 5), places=keep_words("places", words.PLACES, 5)).sample_pair
 
 
 TASK = BuiltinTask(
@@ -64,6 +64,6 @@ TASK = BuiltinTask(
     summary="Greater-than: name a year after the one in which it began; corrupted, it began earlier.",
     metric="probability_difference",
     default_pairs=240,
-    wordings=tuple(PATTERNS),
-    prepare=prepare,
+    templates=tuple(PATTERNS),
+    make_sampler=make_sampler,
 )

@@ -11,12 +11,12 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep
+from discovery.tasks.builtin.builtin_task import BuiltinTask, PairSampler, WordFilter
 from discovery.tasks.pairs import MarkedPair
 
 
 @dataclass(frozen=True)
-class Shape:
+class ListShape:
     """How a list is said and begun again.
 
     Attributes:
@@ -32,32 +32,32 @@ class Shape:
     joint: str = ""
 
 
-SHAPES: dict[str, Shape] = {
-    "six_and_one": Shape("List:", 6, 1),
-    "six_and_two": Shape("Words:", 6, 2),
-    "seven_and_three": Shape("List:", 7, 3),
-    "eight_and_one": Shape("Words:", 8, 1),
-    "eight_and_two": Shape("List:", 8, 2),
-    "nine_and_two": Shape("Words:", 9, 2),
-    "six_then_two": Shape("List:", 6, 2, ", then"),
-    "seven_then_three": Shape("Words:", 7, 3, ", then"),
-    "ten_and_three": Shape("List:", 10, 3),
+LIST_SHAPES: dict[str, ListShape] = {
+    "six_and_one": ListShape("List:", 6, 1),
+    "six_and_two": ListShape("Words:", 6, 2),
+    "seven_and_three": ListShape("List:", 7, 3),
+    "eight_and_one": ListShape("Words:", 8, 1),
+    "eight_and_two": ListShape("List:", 8, 2),
+    "nine_and_two": ListShape("Words:", 9, 2),
+    "six_then_two": ListShape("List:", 6, 2, ", then"),
+    "seven_then_three": ListShape("Words:", 7, 3, ", then"),
+    "ten_and_three": ListShape("List:", 10, 3),
 }
 """Wording -> shape."""
 
-NOUNS = words.MATTER + words.OBJECTS + words.THINGS
+NOUNS = words.OTHER_NOUNS + words.OBJECTS + words.THINGS
 """What the lists are made of."""
 
 
 @dataclass(frozen=True)
-class _Words:
+class _InductionWords:
     """The nouns that may be used."""
 
     nouns: tuple[str, ...]
 
-    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
         """One pair in the given wording."""
-        shape = SHAPES[wording]
+        shape = LIST_SHAPES[wording]
         listed = rng.sample(self.nouns, shape.length)
         begin = rng.randrange(shape.length - shape.repeated)
         a = begin + shape.repeated - 1
@@ -66,19 +66,19 @@ class _Words:
         swapped[a], swapped[c] = swapped[c], swapped[a]
         again = f"{shape.joint} " + " ".join(listed[begin : a + 1])
         named = (("A1", a), ("B1", a + 1), ("C1", c), ("D1", c + 1))
-        marks = {name: len(_said(shape, listed[: i + 1])) for name, i in named}
-        clean, corrupted = _said(shape, listed) + again, _said(shape, swapped) + again
+        marks = {name: len(_announce_list(shape, listed[: i + 1])) for name, i in named}
+        clean, corrupted = _announce_list(shape, listed) + again, _announce_list(shape, swapped) + again
         return MarkedPair(clean, corrupted, f" {listed[a + 1]}", f" {listed[c + 1]}", wording, marks)
 
 
-def _said(shape: Shape, listed: list[str]) -> str:
+def _announce_list(shape: ListShape, listed: list[str]) -> str:
     """The list as it is announced."""
     return f"{shape.opening} {' '.join(listed)}"
 
 
-def prepare(keep: Keep) -> Draw:
+def make_sampler(keep_words: WordFilter) -> PairSampler:
     """The drawing function over the words that may be used."""
-    return _Words(keep("nouns", NOUNS, 30)).draw
+    return _InductionWords(keep_words("nouns", NOUNS, 30)).sample_pair
 
 
 TASK = BuiltinTask(
@@ -86,6 +86,6 @@ TASK = BuiltinTask(
     summary="Induction: go on with a random list said before; corrupted, the last word stood elsewhere in that list.",
     metric="logit_difference",
     default_pairs=240,
-    wordings=tuple(SHAPES),
-    prepare=prepare,
+    templates=tuple(LIST_SHAPES),
+    make_sampler=make_sampler,
 )

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.builtin_task import BuiltinTask, Draw, Keep, fill, next_word
+from discovery.tasks.builtin.builtin_task import BuiltinTask, PairSampler, WordFilter, fill, next_word
 from discovery.tasks.pairs import MarkedPair
 
 _WHEN = "When {A} and {B} {went} to the {place}, {S} {gave} a {object} to"
@@ -45,12 +45,12 @@ PATTERNS: dict[str, str] = {
 }
 """Wording -> pattern. A and B are the two names in order, S the giver, X and Y the people of the leading sentence."""
 
-OVERLAP = 0.3
+SHARED_NAME_PROBABILITY = 0.3
 """How often one of the two people of the leading sentence is the giver or the receiver."""
 
 
 @dataclass(frozen=True)
-class _Words:
+class _IoiWords:
     """The words that may be used, by slot."""
 
     names: tuple[str, ...]
@@ -60,10 +60,10 @@ class _Words:
     travels: tuple[str, ...]
     givings: tuple[str, ...]
 
-    def draw(self, rng: random.Random, wording: str) -> MarkedPair:
+    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
         """One pair in the given wording."""
         io, subject, x, y = rng.sample(self.names, 4)
-        if rng.random() < OVERLAP:
+        if rng.random() < SHARED_NAME_PROBABILITY:
             shared = rng.choice((io, subject))
             x, y = (shared, y) if rng.random() < 0.5 else (x, shared)
         first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
@@ -80,16 +80,16 @@ class _Words:
         return MarkedPair(clean, corrupted, f" {io}", f" {subject}", wording, marks)
 
 
-def prepare(keep: Keep) -> Draw:
+def make_sampler(keep_words: WordFilter) -> PairSampler:
     """The drawing function over the words that may be used."""
-    return _Words(
-        names=keep("first names", words.NAMES, 20),
-        places=keep("places", words.PLACES, 5),
-        objects=keep("objects", words.OBJECTS, 5),
-        meetings=keep("verbs of meeting", words.MEETINGS, 1),
-        travels=keep("verbs of travel", words.TRAVELS, 1),
-        givings=keep("verbs of giving", words.GIVINGS, 1),
-    ).draw
+    return _IoiWords(
+        names=keep_words("first names", words.NAMES, 20),
+        places=keep_words("places", words.PLACES, 5),
+        objects=keep_words("objects", words.OBJECTS, 5),
+        meetings=keep_words("verbs of meeting", words.MEETING_VERBS, 1),
+        travels=keep_words("verbs of travel", words.TRAVEL_VERBS, 1),
+        givings=keep_words("verbs of giving", words.GIVING_VERBS, 1),
+    ).sample_pair
 
 
 TASK = BuiltinTask(
@@ -97,6 +97,6 @@ TASK = BuiltinTask(
     summary="Indirect object identification: say the name that is not the giver's; corrupted, the other person gives.",
     metric="logit_difference",
     default_pairs=240,
-    wordings=tuple(PATTERNS),
-    prepare=prepare,
+    templates=tuple(PATTERNS),
+    make_sampler=make_sampler,
 )

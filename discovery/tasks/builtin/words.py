@@ -61,7 +61,7 @@ EVENTS = tuple(
 )
 """What lasts for years."""
 
-MATTER = tuple(
+OTHER_NOUNS = tuple(
     """
     apple stone silver copper paper glass salt sugar bread butter cloud storm winter summer music dance dream engine metal cotton
     leather lemon orange tiger lion wolf eagle snake spider fish whale rabbit mouse shirt shoe sock button needle thread hammer
@@ -80,11 +80,11 @@ YEARS = tuple(f"{year:02d}" for year in range(2, 100))
 ADJECTIVES = ("old", "young", "tall", "quiet", "famous", "small", "large", "heavy")
 """What a noun may be called."""
 
-MEETINGS = ("saw", "met", "found", "called", "helped", "thanked")
+MEETING_VERBS = ("saw", "met", "found", "called", "helped", "thanked")
 """What one person did with another, in the past tense, which shows no number."""
 
-TRAVELS = ("went", "walked", "ran", "drove", "moved")
+TRAVEL_VERBS = ("went", "walked", "ran", "drove", "moved")
 """How one gets to a place."""
 
-GIVINGS = ("gave", "handed", "passed", "offered", "sent", "brought", "showed", "sold")
+GIVING_VERBS = ("gave", "handed", "passed", "offered", "sent", "brought", "showed", "sold")
 """Verbs that hand an object to somebody."""

@@ -15,23 +15,31 @@ from discovery.errors import DiscoveryError
 from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
-from mcp_server.session.devices import in_thread
-from mcp_server.session.runs import Background
-from mcp_server.tools.arguments import ENOUGH, MOST_PAIRS, Budget, Call, Pairs, Seed, TaskName, pairs_given
-from mcp_server.tools.circuit_views import NodeView, ScoreView, beside_run, circuit_of, node_views, score_views
-from mcp_server.tools.circuits.elicitation import ROOM, Allowed, Asked, Drawn, agreed_pairs, chosen_task, expected_cost
-from mcp_server.tools.measure.check_task import Metric
-from mcp_server.tools.result import Listing, Work, answer, cost
-from mcp_server.tools.runs.run_status import Progress, progress_of
+from mcp_server.session.devices import run_in_thread
+from mcp_server.session.runs import BackgroundRun
+from mcp_server.tools.arguments import MAX_PAIRS, MIN_VERDICT_PAIRS, Budget, PairList, Seed, TaskName, ToolContext, to_task_input
+from mcp_server.tools.circuit_views import NodeView, ScoreView, load_circuit_if_any, node_views, run_content, score_views
+from mcp_server.tools.circuits.elicitation import (
+    BUDGET_FACTOR,
+    BehaviourAnswer,
+    BudgetAnswer,
+    PairCountAnswer,
+    choose_pair_count,
+    choose_task,
+    estimate_run_cost,
+)
+from mcp_server.tools.measure.check_task import MetricChoice
+from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
+from mcp_server.tools.runs.run_status import ProgressView, progress_view
 
-_LOOK = 0.1  # seconds between two looks at a run that is waited for
+_POLL_SECONDS = 0.1  # seconds between two looks at a run that is waited for
 
 
-class Discovery(Listing):
+class DiscoverCircuitResult(Listing):
     """What discover_circuit gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
-    rest: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    narrowing_hint: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
 
     run_id: str
     status: str = Field(description="running: poll run_status; completed; interrupted: call again with run_id; failed.")
@@ -40,39 +48,39 @@ class Discovery(Listing):
     nodes: list[NodeView]
     n_edges: int | None
     scores: list[ScoreView]
-    progress: Progress | None
+    progress: ProgressView | None
     notes: list[str] = Field(description="Defaults that were taken, and what to know of them.")
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
-    cost: Work | None
+    cost: CostView | None
 
 
 async def discover_circuit(
-    call: Call,
-    asked: Asked,
-    drawn: Drawn,
-    allowed: Allowed,
+    call: ToolContext,
+    asked: BehaviourAnswer,
+    drawn: PairCountAnswer,
+    budget_answer: BudgetAnswer,
     model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
     task: Annotated[
-        TaskName | Pairs | None,
+        TaskName | PairList | None,
         Field(description="Built-in task, path of a .jsonl task file, or inline pairs; needed unless run_id is given."),
     ] = None,
     run_id: Annotated[
         str | None, Field(description="Resume this interrupted run instead; the other arguments are the run's own.", max_length=200)
     ] = None,
-    metric: Metric = None,
+    metric: MetricChoice = None,
     budget: Annotated[Budget | None, Field(description="Unlimited where left out.")] = None,
     pairs: Annotated[
         int | None,
         Field(
             description="Prompt pairs; the task's own number (240 for built-in ones) if left out. A verdict needs 96.",
             ge=2,
-            le=MOST_PAIRS,
+            le=MAX_PAIRS,
         ),
     ] = None,
     seed: Seed = 0,
     wait_seconds: Annotated[float, Field(description="How long to wait for the end before returning run_id.", ge=0, le=3600)] = 45,
-) -> Annotated[CallToolResult, Discovery]:
+) -> Annotated[CallToolResult, DiscoverCircuitResult]:
     """Finds the circuit behind a behaviour on its own and judges it: checks the behaviour, patches layers, components, heads and edges,
     freezes a circuit on discovery pairs, tests it on held-out pairs against controls, and writes a record with figures. The verdict is
     computed.
@@ -86,10 +94,10 @@ async def discover_circuit(
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
     session = call.request_context.lifespan_context
-    chosen = chosen_task(asked, task)
+    chosen = choose_task(asked, task)
     notes: list[str] = []
     if run_id is not None:
-        made = await in_thread(partial(_resumed, session, run_id))
+        made = await run_in_thread(partial(_resume, session, run_id))
         given = {"model_id": model_id, "task": task, "metric": metric, "budget": budget, "pairs": pairs, "seed": seed or None}
         if ignored := [name for name, value in given.items() if value is not None]:
             notes.append(f"Ignored, for a resumed run goes on as it was begun: {', '.join(ignored)}.")
@@ -101,10 +109,10 @@ async def discover_circuit(
         )
     else:
         loaded = session.models.get(model_id)
-        if (number := agreed_pairs(drawn, pairs)) != pairs:
+        if (number := choose_pair_count(drawn, pairs)) != pairs:
             notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
-        if isinstance(allowed, AcceptedElicitation) and allowed.data.raise_budget:
-            budget = ROOM * await expected_cost(call, model_id, chosen, number, seed)
+        if isinstance(budget_answer, AcceptedElicitation) and budget_answer.data.raise_budget:
+            budget = BUDGET_FACTOR * await estimate_run_cost(call, model_id, chosen, number, seed)
             notes.append(f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed.")
         elif budget is not None:
             notes.append(
@@ -112,22 +120,22 @@ async def discover_circuit(
             )
         options = {"metric": metric, "seed": seed, "budget": budget, "memory": session.settings.memory}
 
-        def begin() -> Background:
-            read = session.task(loaded, pairs_given(chosen), number, seed)
-            if len(read) < ENOUGH:
-                notes.append(f"{len(read)} pairs: fewer than the {ENOUGH} that a verdict needs, so it can be inconclusive at best.")
+        def begin() -> BackgroundRun:
+            read = session.get_task(loaded, to_task_input(chosen), number, seed)
+            if len(read) < MIN_VERDICT_PAIRS:
+                notes.append(f"{len(read)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it can be inconclusive at best.")
             how = loaded.asked
-            load = {"model": how.source, **how.how, "pairs": number}
-            source = session.task_source(pairs_given(chosen))
-            return session.runs.start(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
+            load = {"model": how.source, **how.load_arguments, "pairs": number}
+            source = session.resolve_task_source(to_task_input(chosen))
+            return session.runs.start_discovery(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
 
-        made = await in_thread(begin)
+        made = await run_in_thread(begin)
     if made is not None:
-        await wait_for(call, made, wait_seconds)
-    return await in_thread(partial(_told, session, made.run_id if made is not None and made.run_id else str(run_id), notes))
+        await wait_for_run(call, made, wait_seconds)
+    return await run_in_thread(partial(_make_result, session, made.run_id if made is not None and made.run_id else str(run_id), notes))
 
 
-def _resumed(session: Session, run_id: str) -> Background | None:
+def _resume(session: Session, run_id: str) -> BackgroundRun | None:
     """The run, at work again; None where it is complete."""
     at_work, run = session.runs.find(run_id), session.runs.open(run_id)
     if run.record.kind != "discovery":
@@ -137,32 +145,32 @@ def _resumed(session: Session, run_id: str) -> Background | None:
     return None if run.status == "completed" else session.runs.resume(run_id)
 
 
-async def wait_for(call: Call, made: Background, seconds: float) -> None:
+async def wait_for_run(call: ToolContext, background: BackgroundRun, seconds: float) -> None:
     """Wait for the run's end, saying how far it is; a cancelled wait leaves the run at work."""
     told = -1.0
     with anyio.move_on_after(seconds):
-        while not made.ended.is_set():
-            done, total, label = made.progress
+        while not background.end_event.is_set():
+            done, total, label = background.progress
             if done > told:
                 told = done
                 with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # the client left: the run goes on
                     await call.report_progress(done, total, label)
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL_SECONDS)
 
 
-def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
+def _make_result(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
     run, background = session.runs.open(run_id), session.runs.find(run_id)
     problem: DiscoveryError | None = session.runs.problem(run_id)
     status = "running" if background else run.status
-    circuit = circuit_of(run) if status == "completed" else None
+    circuit = load_circuit_if_any(run) if status == "completed" else None
     views = node_views(circuit) if circuit else []
     if problem is not None and status != "completed":
-        notes.append(session.places.told(str(problem), run.record))
+        notes.append(session.allowed_paths.redact_run_text(str(problem), run.record))
     following = {
         "running": f'run_status(run_id="{run_id}") says how far it is; cancel_run stops it.',
         "completed": f'get_circuit(run_id="{run_id}") gives edges and evidence.',
     }
-    result = Discovery(
+    result = DiscoverCircuitResult(
         run_id=run_id,
         status=status,
         verdict=circuit.verdict if circuit else None,
@@ -170,11 +178,11 @@ def _told(session: Session, run_id: str, notes: list[str]) -> CallToolResult:
         nodes=views,
         n_edges=len(circuit.edges) if circuit else None,
         scores=score_views(circuit) if circuit else [],
-        progress=progress_of(background) if background else None,
+        progress=progress_view(background) if background else None,
         notes=notes,
-        folder=str(run.path) if session.settings.local else None,
+        folder=str(run.path) if session.settings.is_local else None,
         next=following.get(status, f'discover_circuit(run_id="{run_id}") goes on with it.'),
         total=len(views),
-        cost=cost(circuit.cost) if circuit else None,
+        cost=cost_view(circuit.cost) if circuit else None,
     )
-    return answer(result, beside_run(session, run, image=True) if circuit else [])
+    return to_call_result(result, run_content(session, run, image=True) if circuit else [])

@@ -10,12 +10,24 @@ from pydantic import Field
 from discovery.sites import Universe
 from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
-from mcp_server.session import Work as Job
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import DRAWN, ENOUGH, Budget, Call, Count, DetailLevel, ModelId, Nodes, Seed, TaskSource, drawn
-from mcp_server.tools.circuit_views import evaluation_block, squeezed
-from mcp_server.tools.measure.check_task import Metric
-from mcp_server.tools.result import Listing, Work, answer, cost
+from mcp_server.tools.arguments import (
+    DEFAULT_PAIRS,
+    MIN_VERDICT_PAIRS,
+    Budget,
+    DetailLevel,
+    ModelId,
+    NodeNames,
+    PairCount,
+    Seed,
+    TaskSource,
+    ToolContext,
+    load_task_with_notes,
+)
+from mcp_server.tools.circuit_views import evaluation_block, shorten_evaluation
+from mcp_server.tools.measure.check_task import MetricChoice
+from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
@@ -23,11 +35,11 @@ if TYPE_CHECKING:
     from discovery.tasks.task import Task
 
 
-class Evaluated(Listing):
+class EvaluateCircuitResult(Listing):
     """What evaluate_circuit gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
-    rest: ClassVar[str] = "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
+    narrowing_hint: ClassVar[str] = "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
 
     model_id: str
     task: str
@@ -37,24 +49,24 @@ class Evaluated(Listing):
     reasons: list[str] = Field(description="Each condition that does not hold, with its numbers.")
     evaluation: dict[str, Any] = Field(description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls.")
     warnings: list[str]
-    cost: Work
+    cost: CostView
 
 
 async def evaluate_circuit(
-    call: Call,
+    call: ToolContext,
     model_id: ModelId,
     task: TaskSource,
-    nodes: Nodes,
+    nodes: NodeNames,
     final: Annotated[
         bool, Field(description="Look at the held-out pairs. Once, after the circuit is fixed: further looks are counted.")
     ] = False,
     universe: Annotated[Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")] = "all",
-    metric: Metric = None,
+    metric: MetricChoice = None,
     budget: Budget | None = None,
-    pairs: Count = DRAWN,
+    pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
     detail: DetailLevel = "concise",
-) -> Annotated[CallToolResult, Evaluated]:
+) -> Annotated[CallToolResult, EvaluateCircuitResult]:
     """Tests a set of nodes as the circuit of a behaviour: sufficient (a), necessary (b), complete (c), minimal (d), better than random
     sets of its size (e), under resample and mean ablation, with intervals; and computes the verdict.
 
@@ -73,14 +85,14 @@ async def evaluate_circuit(
         )
     loaded = session.models.get(model_id)
 
-    def job(work: Job) -> Evaluated:
-        read, notes = drawn(session, loaded, task, pairs, seed)
-        if final and len(read) < ENOUGH and (notes or (isinstance(task, str) and task in BUILTIN)):
+    def job(work: Job) -> EvaluateCircuitResult:
+        read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
+        if final and len(read) < MIN_VERDICT_PAIRS and (notes or (isinstance(task, str) and task in BUILTIN)):
             raise ServerError(
-                f"final=true looks at the held-out pairs, and of {len(read)} pairs too few are held out: a verdict needs {ENOUGH} pairs.",
-                f"Pass pairs=200, or as many as the task has, at least {ENOUGH}; or search with final=false.",
+                f"final=true looks at the held-out pairs, and of {len(read)} pairs too few are held out: a verdict needs {MIN_VERDICT_PAIRS} pairs.",
+                f"Pass pairs=200, or as many as the task has, at least {MIN_VERDICT_PAIRS}; or search with final=false.",
             )
-        expected = _expected(loaded.backend, read, universe, session.settings.memory)
+        expected = _estimate_cost(loaded.backend, read, universe, session.settings.memory)
         found = lazy_discovery.evaluate_circuit(
             loaded.backend,
             read,
@@ -92,11 +104,11 @@ async def evaluate_circuit(
             memory=session.settings.memory,
             budget=budget,
             runs_dir=session.settings.runs_dir,
-            progress=_whole(work, expected),
+            progress=_scale_to_whole(work, expected),
         )
         block = evaluation_block(found.evaluation, detailed=detail == "detailed")
-        shown = squeezed(block, 30_000 if detail == "detailed" else 6_500)
-        return Evaluated(
+        shown = shorten_evaluation(block, 30_000 if detail == "detailed" else 6_500)
+        return EvaluateCircuitResult(
             model_id=model_id,
             task=read.name,
             nodes=list(found.nodes),
@@ -108,21 +120,21 @@ async def evaluate_circuit(
             total=len(found.nodes),
             truncated=shown is not block,
             narrow=None if detail == "detailed" else "detail='detailed' gives every row of (d) and the thresholds.",
-            cost=cost(found.cost),
+            cost=cost_view(found.cost),
         )
 
-    return answer(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")
+    return to_call_result(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")
 
 
-def _expected(model: Backend, task: Task, universe: Universe, memory: int | None) -> float:
+def _estimate_cost(model: Backend, task: Task, universe: Universe, memory: int | None) -> float:
     """What an evaluation is estimated to take, for a circuit of ordinary size: off by up to a factor of two."""
     if not task.discovery.pairs or not task.heldout.pairs:  # refused later, in words
         return 0.0
-    stages = lazy_discovery.estimate(model, task, universe=universe, memory=memory).stages
+    stages = lazy_discovery.estimate_cost(model, task, universe=universe, memory=memory).stages
     return stages["check"] + stages["heads"] + stages["validate"]
 
 
-def _whole(work: Job, expected: float) -> Progress:
+def _scale_to_whole(work: Job, expected: float) -> Progress:
     """Progress towards the whole, of which each piece that is told counts from 0: the share that is done only grows."""
     before, last, piece = 0.0, 0.0, ""
 

@@ -8,12 +8,12 @@ from mcp.types import CallToolResult
 from pydantic import Field, StrictInt
 
 from mcp_server.errors import ServerError
-from mcp_server.session import Work as Job
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import Call, ModelId, RunId, SaeName
+from mcp_server.tools.arguments import ModelId, RunId, SaeName, ToolContext
 from mcp_server.tools.circuit_views import EdgeView, edge_views
 from mcp_server.tools.features.sae_top_features import opened
-from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
+from mcp_server.tools.result import CostView, Listing, Result, cost_view, round_number, to_call_result
 
 if TYPE_CHECKING:
     from discovery.methods.features import FeatureCircuit
@@ -32,11 +32,11 @@ class CandidateView(Result):
     why: str | None = Field(description="What it lacks.")
 
 
-class FeatureNodes(Listing):
+class CircuitFeaturesResult(Listing):
     """What circuit_features gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("edges", "candidates", "warnings")
-    rest: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("edges", "candidates", "warnings")
+    narrowing_hint: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more."
 
     warnings: list[str] = Field(description="A poor reconstruction stands first.")
     run_id: str
@@ -47,17 +47,17 @@ class FeatureNodes(Listing):
     verdict: str | None = Field(description="As it was: features enter no condition.")
     candidates: list[CandidateView]
     edges: list[EdgeView] = Field(description="Of the features that hold.")
-    cost: Work
+    cost: CostView
 
 
 async def circuit_features(
-    call: Call,
+    call: ToolContext,
     run_id: RunId,
     model_id: ModelId,
     sae: SaeName = None,
     positions: Annotated[list[StrictInt | str] | None, Field(description="As in sae_top_features.", max_length=500)] = None,
     k: Annotated[int, Field(description="How many candidates.", ge=1, le=64)] = 16,
-) -> Annotated[CallToolResult, FeatureNodes]:
+) -> Annotated[CallToolResult, CircuitFeaturesResult]:
     """Puts features of a sparse autoencoder beside the heads and MLPs of a finished run: finds them by attribution on discovery pairs,
     keeps those whose exact exchange holds on held-out pairs (interval, chance, random directions), measures their edges from and to
     the circuit by path patching, and writes all of it into the run's record.
@@ -72,8 +72,8 @@ async def circuit_features(
     if session.runs.find(run_id) is not None:
         raise ServerError(f"The run {run_id} is at work.", f'Wait for its end: run_status(run_id="{run_id}").')
 
-    def job(work: Job) -> FeatureNodes:
-        source = session.places.dictionary(sae)
+    def job(work: Job) -> CircuitFeaturesResult:
+        source = session.allowed_paths.resolve_sae(sae)
         made = lazy_discovery.add_features_to_run(
             session.runs.open(run_id).id,
             opened(source, loaded.backend),
@@ -84,20 +84,20 @@ async def circuit_features(
             memory=session.settings.memory,
             progress=work,
         )
-        return _told(run_id, session.places.shown(source), made)
+        return _make_result(run_id, session.allowed_paths.format_path(source), made)
 
-    return answer(await session.devices.run(call, loaded.device, f"circuit_features {run_id}", job))
+    return to_call_result(await session.devices.run(call, loaded.device, f"circuit_features {run_id}", job))
 
 
-def _told(run_id: str, sae: str, made: FeatureCircuit) -> FeatureNodes:
+def _make_result(run_id: str, sae: str, made: FeatureCircuit) -> CircuitFeaturesResult:
     facts = {node.id: node.feature for node in made.circuit.nodes if node.feature}
     views = [
         CandidateView(
             id=str(one.node),
             holds=one.why is None,
-            noising=number(one.noising.mean, 4),
-            denoising=number(one.denoising.mean, 4),
-            control_p=number(one.control_p, 3),
+            noising=round_number(one.noising.mean, 4),
+            denoising=round_number(one.denoising.mean, 4),
+            control_p=round_number(one.control_p, 3),
             fires_on=list(known.fires_on) if (known := facts.get(str(one.node))) else [],
             promotes=list(known.promotes) if known else [],
             why=one.why,
@@ -105,16 +105,16 @@ def _told(run_id: str, sae: str, made: FeatureCircuit) -> FeatureNodes:
         for one in sorted(made.candidates, key=lambda one: one.why is not None)
     ]
     mine = {str(one.node) for one in made.candidates}
-    return FeatureNodes(
+    return CircuitFeaturesResult(
         warnings=list(made.warnings),
         run_id=run_id,
         sae=sae,
-        variance_explained=number(made.reconstruction.variance_explained),
-        l0=number(made.reconstruction.l0),
-        share_of_metric=number(made.reconstruction.share.mean) if made.reconstruction.share else None,
+        variance_explained=round_number(made.reconstruction.variance_explained),
+        l0=round_number(made.reconstruction.l0),
+        share_of_metric=round_number(made.reconstruction.share.mean) if made.reconstruction.share else None,
         verdict=made.circuit.verdict,
         candidates=views,
         edges=[edge for edge in edge_views(made.circuit) if {edge.source, edge.target} & mine],
         total=len(views),
-        cost=cost(made.cost),
+        cost=cost_view(made.cost),
     )

@@ -8,20 +8,31 @@ from mcp.types import CallToolResult
 from pydantic import BeforeValidator, Field, StrictInt
 
 from mcp_server.errors import ServerError
-from mcp_server.session import Work as Job
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import DRAWN, DRAWS, Call, Count, Ids, ModelId, SaeName, TaskName, Text, drawn
+from mcp_server.tools.arguments import (
+    CONTROL_DIRECTIONS,
+    DEFAULT_PAIRS,
+    BoundedText,
+    ModelId,
+    PairCount,
+    SaeName,
+    TaskName,
+    TokenIds,
+    ToolContext,
+    load_task_with_notes,
+)
 from mcp_server.tools.features.sae_top_features import opened
-from mcp_server.tools.measure.check_task import Interval
-from mcp_server.tools.result import Result, Work, answer, number
-from mcp_server.tools.schema import no_switch
+from mcp_server.tools.measure.check_task import IntervalView
+from mcp_server.tools.result import CostView, Result, round_number, to_call_result
+from mcp_server.tools.schema import refuse_bool
 
 if TYPE_CHECKING:
-    from discovery.methods.features.edit import Edited
-    from discovery.methods.features.generate import Continuation, Generated
+    from discovery.methods.features.edit import FeatureEditResult
+    from discovery.methods.features.generate import Continuation, GenerationResult
 
 
-class OnMetric(Result):
+class MetricEffectView(Result):
     """What the change does to the task's metric."""
 
     task: str
@@ -30,13 +41,13 @@ class OnMetric(Result):
     metric_clean: float | None
     metric_base: float | None = Field(description="What the effect is counted from: clean, or the reconstruction where error is dropped.")
     metric_edited: float | None
-    effect: Interval
+    effect: IntervalView
     share: float | None = Field(description="Of clean − corrupted.")
     control_p: float | None = Field(description="By chance: equal changes along other features' directions that do as much, of 19.")
     variance_explained: float | None
 
 
-class OnText(Result):
+class TextEffectView(Result):
     """What the model writes, greedily."""
 
     clean: str
@@ -46,7 +57,7 @@ class OnText(Result):
     kl: float | None = Field(description="KL(clean ‖ edited) of the next token, in nats.")
 
 
-class Steered(Result):
+class EditFeaturesResult(Result):
     """What edit_features gives."""
 
     warnings: list[str] = Field(description="A poor reconstruction stands first.")
@@ -54,33 +65,33 @@ class Steered(Result):
     sae: str
     operation: str
     error: str
-    on_metric: OnMetric | None
-    on_text: OnText | None
-    cost: Work
+    on_metric: MetricEffectView | None
+    on_text: TextEffectView | None
+    cost: CostView
 
 
-Amount = Annotated[float, BeforeValidator(no_switch)]
+FeatureAmount = Annotated[float, BeforeValidator(refuse_bool)]
 
 
 async def edit_features(
-    call: Call,
+    call: ToolContext,
     model_id: ModelId,
     features: Annotated[
-        dict[int, Amount], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
+        dict[int, FeatureAmount], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
     ],
     sae: SaeName = None,
     operation: Annotated[
         Literal["set", "scale", "add"], Field(description="set to the amount (0 ablates, else clamps), scale by it, or add it (steers).")
     ] = "set",
     task: Annotated[TaskName | None, Field(description="Built-in task or path of a .jsonl: the effect on its metric.")] = None,
-    prompt: Annotated[Text | Ids | None, Field(description="To be continued with and without the change.")] = None,
+    prompt: Annotated[BoundedText | TokenIds | None, Field(description="To be continued with and without the change.")] = None,
     positions: Annotated[
         list[StrictInt | str] | None, Field(description="As in sae_top_features; for a prompt numbers alone.", max_length=500)
     ] = None,
     error: Annotated[Literal["keep", "drop"], Field(description="What the SAE does not explain.")] = "keep",
     tokens: Annotated[int, Field(description="How many to write.", ge=1, le=200)] = 20,
-    pairs: Count = DRAWN,
-) -> Annotated[CallToolResult, Steered]:
+    pairs: PairCount = DEFAULT_PAIRS,
+) -> Annotated[CallToolResult, EditFeaturesResult]:
     """Ablates, clamps or steers features of a sparse autoencoder together, and measures what that does to a task's metric (with an
     interval, beside equal pushes along other features' directions) and to what the model writes.
 
@@ -94,63 +105,63 @@ async def edit_features(
     if task is None and prompt is None:
         raise ServerError("edit_features needs a task, a prompt, or both.", "Give a task for the effect on its metric, a prompt for text.")
 
-    def job(work: Job) -> Steered:
-        source = session.places.dictionary(sae)
+    def job(work: Job) -> EditFeaturesResult:
+        source = session.allowed_paths.resolve_sae(sae)
         dictionary = opened(source, loaded.backend)
         on_metric, on_text, warnings, costs = None, None, [*dictionary.warnings], []
         how: dict[str, Any] = {"operation": operation, "positions": positions, "error": error, "progress": work}
         if task is not None:
-            read, notes = drawn(session, loaded, task, pairs, 0)
+            read, notes = load_task_with_notes(session, loaded, task, pairs, 0)
             edited = lazy_discovery.edit_features(
-                loaded.backend, read, dictionary, features, controls=DRAWS, memory=session.settings.memory, **how
+                loaded.backend, read, dictionary, features, controls=CONTROL_DIRECTIONS, memory=session.settings.memory, **how
             )
-            on_metric, warnings, costs = _metric(read.name, len(read), edited), [*edited.warnings, *notes], [edited.cost]
+            on_metric, warnings, costs = _metric_view(read.name, len(read), edited), [*edited.warnings, *notes], [edited.cost]
         if prompt is not None:
             given = tuple(prompt) if isinstance(prompt, list) else prompt
             written = lazy_discovery.generate_with_features(loaded.backend, dictionary, given, features, tokens=tokens, **how)
-            on_text, costs = _text(written), [*costs, written.cost]
-        return Steered(
+            on_text, costs = _text_view(written), [*costs, written.cost]
+        return EditFeaturesResult(
             warnings=warnings,
             model_id=model_id,
-            sae=session.places.shown(source),
+            sae=session.allowed_paths.format_path(source),
             operation=operation,
             error=error,
             on_metric=on_metric,
             on_text=on_text,
-            cost=Work(
-                forward_equivalents=number(sum(one.forward_equivalents for one in costs), 6),
-                seconds=number(sum(one.seconds for one in costs), 3),
+            cost=CostView(
+                forward_equivalents=round_number(sum(one.forward_equivalents for one in costs), 6),
+                seconds=round_number(sum(one.seconds for one in costs), 3),
             ),
         )
 
-    return answer(await session.devices.run(call, loaded.device, f"edit_features {model_id}", job))
+    return to_call_result(await session.devices.run(call, loaded.device, f"edit_features {model_id}", job))
 
 
-def _metric(task: str, n: int, found: Edited) -> OnMetric:
+def _metric_view(task: str, n: int, found: FeatureEditResult) -> MetricEffectView:
     effect = found.effect
-    return OnMetric(
+    return MetricEffectView(
         task=task,
         n=n,
         metric=found.metric,
-        metric_clean=number(found.metric_clean),
-        metric_base=number(found.metric_base),
-        metric_edited=number(found.metric_edited),
-        effect=Interval(mean=number(effect.mean), low=number(effect.low), high=number(effect.high)),
-        share=number(found.share),
-        control_p=number(found.control.p, 3) if found.control else None,
-        variance_explained=number(found.reconstruction.variance_explained),
+        metric_clean=round_number(found.metric_clean),
+        metric_base=round_number(found.metric_base),
+        metric_edited=round_number(found.metric_edited),
+        effect=IntervalView(mean=round_number(effect.mean), low=round_number(effect.low), high=round_number(effect.high)),
+        share=round_number(found.share),
+        control_p=round_number(found.control.p, 3) if found.control else None,
+        variance_explained=round_number(found.reconstruction.variance_explained),
     )
 
 
-def _text(found: Generated) -> OnText:
-    return OnText(
-        clean=_said(found.clean),
-        edited=_said(found.edited),
-        controls=[_said(other) for other in found.controls],
+def _text_view(found: GenerationResult) -> TextEffectView:
+    return TextEffectView(
+        clean=_format_continuation(found.clean),
+        edited=_format_continuation(found.edited),
+        controls=[_format_continuation(other) for other in found.controls],
         first_difference=found.first_difference,
-        kl=number(found.kl),
+        kl=round_number(found.kl),
     )
 
 
-def _said(written: Continuation) -> str:
+def _format_continuation(written: Continuation) -> str:
     return " ".join(map(str, written.tokens)) if written.text is None else written.text

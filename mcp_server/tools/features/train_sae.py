@@ -10,23 +10,23 @@ from pydantic import Field
 
 from discovery.tasks import BUILTIN, TEXT_PAIRS
 from mcp_server.errors import ServerError
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
-from mcp_server.session import Work as Job
-from mcp_server.session.devices import in_thread
-from mcp_server.session.models import Loaded
-from mcp_server.session.runs import Background
-from mcp_server.tools.arguments import MOST_PAIRS, Call, Seed, TaskName
-from mcp_server.tools.circuits.discover_circuit import wait_for
-from mcp_server.tools.result import Result, Work, answer, cost, number
-from mcp_server.tools.runs.run_status import Progress, progress_of
+from mcp_server.session.devices import run_in_thread
+from mcp_server.session.models import LoadedModel
+from mcp_server.session.runs import BackgroundRun
+from mcp_server.tools.arguments import MAX_PAIRS, Seed, TaskName, ToolContext
+from mcp_server.tools.circuits.discover_circuit import wait_for_run
+from mcp_server.tools.result import CostView, Result, cost_view, round_number, to_call_result
+from mcp_server.tools.runs.run_status import ProgressView, progress_view
 
 if TYPE_CHECKING:
-    from discovery.features.training.text import Text
+    from discovery.features.training.text import TrainingInput
 
-_SCORES = ("tokens", "l0", "variance_explained", "dead", "loss_clean", "loss_spliced", "loss_zero", "loss_recovered", "loss_recovered_mean")
+_SCORE_FIELDS = ("tokens", "l0", "variance_explained", "dead", "loss_clean", "loss_spliced", "loss_zero", "loss_recovered", "loss_recovered_mean")
 
 
-class Expected(Result):
+class EstimateView(Result):
     """What the training takes, beside the model."""
 
     seconds: float | None
@@ -48,7 +48,7 @@ class ScoresView(Result):
     loss_recovered_mean: float | None = Field(description="The same with the mean activation in place of zeros.")
 
 
-class Training(Result):
+class TrainSaeResult(Result):
     """What train_sae gives."""
 
     run_id: str | None
@@ -58,17 +58,17 @@ class Training(Result):
     features: int
     k: int | None
     steps: int
-    expected: Expected | None
+    expected: EstimateView | None
     scores: ScoresView | None
-    progress: Progress | None
+    progress: ProgressView | None
     problem: str | None
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
-    cost: Work | None
+    cost: CostView | None
 
 
 async def train_sae(
-    call: Call,
+    call: ToolContext,
     model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
     text: Annotated[
         str | None, Field(description='Text file with a document a line (.jsonl: {"text"} or {"tokens"}); or give task.', max_length=4096)
@@ -81,12 +81,12 @@ async def train_sae(
     features: Annotated[int | None, Field(description="8 for each number of the activation where left out.", ge=2, le=2**20)] = None,
     k: Annotated[int | None, Field(description="Features a position keeps (topk).", ge=1)] = None,
     tokens: Annotated[int | None, Field(description="1,000 for each feature where left out.", ge=64, le=2**40)] = None,
-    pairs: Annotated[int | None, Field(description="Of the task.", ge=1, le=100 * MOST_PAIRS)] = None,
+    pairs: Annotated[int | None, Field(description="Of the task.", ge=1, le=100 * MAX_PAIRS)] = None,
     seed: Seed = 0,
     dry_run: Annotated[bool, Field(description="Only estimate time and memory.")] = False,
     run_id: Annotated[str | None, Field(description="Resume this interrupted training instead.", max_length=200)] = None,
     wait_seconds: Annotated[float, Field(description="How long to wait for the end.", ge=0, le=3600)] = 45,
-) -> Annotated[CallToolResult, Training]:
+) -> Annotated[CallToolResult, TrainSaeResult]:
     """Trains a sparse autoencoder on one site of the loaded model, through SAELens, as a run: memory and time are estimated first;
     L0, variance explained, dead features and loss recovered are in its stages. Finished, run_id is an `sae` of sae_top_features.
 
@@ -98,40 +98,40 @@ async def train_sae(
     """
     session = call.request_context.lifespan_context
     if run_id is not None:
-        made = await in_thread(partial(_resumed, session, run_id))
+        made = await run_in_thread(partial(_resumed, session, run_id))
         if made is not None:
-            await wait_for(call, made, wait_seconds)
-        return await in_thread(partial(_told, session, run_id))
+            await wait_for_run(call, made, wait_seconds)
+        return await run_in_thread(partial(_make_result, session, run_id))
     if model_id is None or (text is None) == (task is None):
         missing = "model_id" if model_id is None else "one of text and task"
         raise ServerError(f"train_sae needs {missing}, or the run_id of a training to resume.", "Call train_sae(model_id=..., text=...).")
     loaded = session.models.get(model_id)
     asked = {"architecture": architecture, "d_sae": features, "k": k, "tokens": tokens, "seed": seed}
-    source = partial(_source, session, loaded, text, task, pairs, seed)
+    source = partial(_resolve_text, session, loaded, text, task, pairs, seed)
     if dry_run:
-        return await _estimated(call, session, loaded, source, site, asked)
-    made = await in_thread(lambda: session.runs.train(loaded, source(), {"site": site, **asked, "memory": session.settings.memory}))
-    await wait_for(call, made, wait_seconds)
-    return await in_thread(partial(_told, session, str(made.run_id)))
+        return await _estimate(call, session, loaded, source, site, asked)
+    made = await run_in_thread(lambda: session.runs.start_training(loaded, source(), {"site": site, **asked, "memory": session.settings.memory}))
+    await wait_for_run(call, made, wait_seconds)
+    return await run_in_thread(partial(_make_result, session, str(made.run_id)))
 
 
-def _source(session: Session, loaded: Loaded, text: str | None, task: TaskName | None, pairs: int | None, seed: int) -> Text:
+def _resolve_text(session: Session, loaded: LoadedModel, text: str | None, task: TaskName | None, pairs: int | None, seed: int) -> TrainingInput:
     """What is trained on."""
     if text is not None:
-        return session.places.text_file(text, "Give task='ioi' instead")
-    return session.task(loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed)
+        return session.allowed_paths.resolve_text_file(text, "Give task='ioi' instead")
+    return session.get_task(loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed)
 
 
-async def _estimated(call: Call, session: Session, loaded: Loaded, source: Any, site: str | None, asked: dict[str, Any]) -> CallToolResult:
+async def _estimate(call: ToolContext, session: Session, loaded: LoadedModel, source: Any, site: str | None, asked: dict[str, Any]) -> CallToolResult:
     def job(work: Job) -> Any:
         return lazy_discovery.estimate_training(loaded.backend, source(), site, memory=session.settings.memory, **asked)
 
     recipe, expected = await session.devices.run(call, loaded.device, "estimate", job)
     facts = expected.model_dump()
-    return answer(_training(None, "estimated", recipe.model_dump(), facts, next="Call again without dry_run to train."))
+    return to_call_result(_build_result(None, "estimated", recipe.model_dump(), facts, next="Call again without dry_run to train."))
 
 
-def _resumed(session: Session, run_id: str) -> Background | None:
+def _resumed(session: Session, run_id: str) -> BackgroundRun | None:
     """The training, at work again; None where it is complete."""
     at_work, run = session.runs.find(run_id), session.runs.open(run_id)
     if run.record.kind != "sae":
@@ -141,7 +141,7 @@ def _resumed(session: Session, run_id: str) -> Background | None:
     return None if run.status == "completed" else session.runs.resume(run_id)
 
 
-def _told(session: Session, run_id: str) -> CallToolResult:
+def _make_result(session: Session, run_id: str) -> CallToolResult:
     run, background = session.runs.open(run_id), session.runs.find(run_id)
     record, status = run.record, "running" if background else run.status
     expected = next((event["measured"] for event in run.events() if event.get("stage") == "estimate"), None)
@@ -152,34 +152,34 @@ def _told(session: Session, run_id: str) -> CallToolResult:
         "completed": f'sae_top_features(model_id=..., sae="{run_id}", task=...) uses it.',
     }
     recipe: Any = record.configuration["recipe"]
-    result = _training(
+    result = _build_result(
         run_id,
         status,
         recipe,
         expected,
-        scores=ScoresView(**{name: _rounded(record.scores.get(name)) for name in _SCORES}) if record.scores else None,
-        progress=progress_of(background) if background else None,
-        problem=session.places.told(told, record) if told and status != "completed" else None,
-        folder=str(run.path) if session.settings.local else None,
+        scores=ScoresView(**{name: _round_score(record.scores.get(name)) for name in _SCORE_FIELDS}) if record.scores else None,
+        progress=progress_view(background) if background else None,
+        problem=session.allowed_paths.redact_run_text(told, record) if told and status != "completed" else None,
+        folder=str(run.path) if session.settings.is_local else None,
         next=following.get(status, f'train_sae(run_id="{run_id}") goes on with it.'),
-        cost=cost(record.cost) if status != "running" else None,
+        cost=cost_view(record.cost) if status != "running" else None,
     )
-    return answer(result)
+    return to_call_result(result)
 
 
-def _training(run_id: str | None, status: str, recipe: dict[str, Any], expected: dict[str, Any] | None, **more: Any) -> Training:
+def _build_result(run_id: str | None, status: str, recipe: dict[str, Any], expected: dict[str, Any] | None, **more: Any) -> TrainSaeResult:
     """A result from a recipe and an estimate, as they stand in a run."""
     about = (
-        Expected(
-            seconds=number(expected["seconds"], 3),
-            memory_megabytes=number(expected["memory_bytes"] / 1e6, 3),
-            passes=number(expected["epochs"], 3),
+        EstimateView(
+            seconds=round_number(expected["seconds"], 3),
+            memory_megabytes=round_number(expected["memory_bytes"] / 1e6, 3),
+            passes=round_number(expected["epochs"], 3),
         )
         if expected
         else None
     )
     empty: dict[str, Any] = dict.fromkeys(("scores", "progress", "problem", "folder", "cost"))
-    return Training(
+    return TrainSaeResult(
         run_id=run_id,
         status=status,
         site=recipe["site"],
@@ -192,5 +192,5 @@ def _training(run_id: str | None, status: str, recipe: dict[str, Any], expected:
     )
 
 
-def _rounded(value: Any) -> Any:
-    return number(value, 4) if isinstance(value, float) else value
+def _round_score(value: Any) -> Any:
+    return round_number(value, 4) if isinstance(value, float) else value

@@ -9,21 +9,32 @@ from mcp.types import CallToolResult, ContentBlock
 from pydantic import Field
 
 from discovery.sites import Direction, SiteName
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
-from mcp_server.session import Work as Job
-from mcp_server.session.artifacts import result_id
-from mcp_server.tools.arguments import DRAWN, Axis, Call, Count, DetailLevel, ModelId, Seed, TaskSource, Top, drawn
-from mcp_server.tools.measure.check_task import Metric
-from mcp_server.tools.result import Listing, Result, Work, answer, cost, link, number, numbers, picture
+from mcp_server.session.artifacts import make_result_id
+from mcp_server.tools.arguments import (
+    DEFAULT_PAIRS,
+    Axis,
+    DetailLevel,
+    ModelId,
+    PairCount,
+    RowLimit,
+    Seed,
+    TaskSource,
+    ToolContext,
+    load_task_with_notes,
+)
+from mcp_server.tools.measure.check_task import MetricChoice
+from mcp_server.tools.result import CostView, Listing, Result, cost_view, make_image, make_link, round_number, round_numbers, to_call_result
 
 if TYPE_CHECKING:
     from discovery.methods.patching.sweep import Sweep
     from discovery.tasks.task import Task
 
-_WIDEST = 160  # columns of a picture
+_MAX_COLUMNS = 160  # columns of a picture
 
 
-class Cell(Result):
+class CellView(Result):
     """One cell of the grid."""
 
     layer: int
@@ -38,7 +49,7 @@ class Cell(Result):
     effect: float | None = Field(description="Share of clean − corrupted; negative works against the behaviour.")
 
 
-class Grid(Result):
+class GridView(Result):
     """The whole grid in four numbers."""
 
     shape: list[int]
@@ -49,11 +60,11 @@ class Grid(Result):
     n_nonfinite: int = Field(description="Cells that no pair has, that a screen left out, or with nothing to normalise by.")
 
 
-class Swept(Listing):
+class PatchSweepResult(Listing):
     """What patch_sweep gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("positions", "top")
-    rest: ClassVar[str] = "Raise `top` and take detail='detailed'; `values` holds every cell and position."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("positions", "top")
+    narrowing_hint: ClassVar[str] = "Raise `top` and take detail='detailed'; `values` holds every cell and position."
 
     model_id: str
     result_id: str
@@ -64,17 +75,17 @@ class Swept(Listing):
     metric: str
     metric_clean: float | None
     metric_corrupted: float | None
-    top: list[Cell]
-    grid: Grid
+    top: list[CellView]
+    grid: GridView
     positions: list[int | str] = Field(description="What the position axis counts; empty where there is none.")
     warnings: list[str]
     values: str = Field(description="URI of the full grid as JSON.")
     figure: str | None = Field(description="URI of the heatmap.")
-    cost: Work
+    cost: CostView
 
 
 async def patch_sweep(
-    call: Call,
+    call: ToolContext,
     model_id: ModelId,
     task: TaskSource,
     site: Annotated[
@@ -86,14 +97,14 @@ async def patch_sweep(
     direction: Annotated[
         Direction, Field(description="denoising: clean activation into the corrupted run; noising: the reverse.")
     ] = "denoising",
-    metric: Metric = None,
+    metric: MetricChoice = None,
     by: Annotated[Axis, Field(description="label: align pairs by their named positions.")] = "position",
     screen: Annotated[bool, Field(description="For large models: only large-gradient cells and a sample.")] = False,
-    pairs: Count = DRAWN,
+    pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
-    top: Top = 10,
+    top: RowLimit = 10,
     detail: DetailLevel = "concise",
-) -> Annotated[CallToolResult, Swept]:
+) -> Annotated[CallToolResult, PatchSweepResult]:
     """Activation patching: exchanges one activation at a time between clean and corrupted runs, for
     every cell of `site`, and measures how much of the behaviour comes back (denoising) or is lost
     (noising); 1 is all. Returns the largest cells, a heatmap, a link to the grid. Exact, on every
@@ -108,9 +119,9 @@ async def patch_sweep(
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
 
-    def job(work: Job) -> tuple[Swept, bytes | None]:
-        read, notes = drawn(session, loaded, task, pairs, seed)
-        work.say(f"{site} {direction}")
+    def job(work: Job) -> tuple[PatchSweepResult, bytes | None]:
+        read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
+        work.show_status(f"{site} {direction}")
         found = lazy_discovery.patch_sweep(
             loaded.backend,
             read,
@@ -123,17 +134,17 @@ async def patch_sweep(
             memory=session.settings.memory,
             progress=work,
         )
-        return _swept(session, model_id, read, found, top, by, notes)
+        return _make_result(session, model_id, read, found, top, by, notes)
 
     found, png = await session.devices.run(call, loaded.device, f"patch_sweep {site} {model_id}", job)
-    beside: list[ContentBlock] = [picture(png)] if png is not None and session.settings.images == "include" else []
-    beside += [link(found.values, "full grid", "application/json")]
-    beside += [link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
-    return answer(found, beside, detailed=detail == "detailed")
+    beside: list[ContentBlock] = [make_image(png)] if png is not None and session.settings.images == "include" else []
+    beside += [make_link(found.values, "full grid", "application/json")]
+    beside += [make_link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
+    return to_call_result(found, beside, detailed=detail == "detailed")
 
 
-def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]) -> tuple[Swept, bytes | None]:
-    name = result_id(
+def _make_result(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]) -> tuple[PatchSweepResult, bytes | None]:
+    name = make_result_id(
         "sweep",
         model_id,
         task.name,
@@ -144,12 +155,12 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         by if by != "position" else "",
         f"screened{task.seed}" if found.screen else "",
     )
-    text = json.dumps({"result_id": name, **_document(found)}, allow_nan=False, separators=(",", ":"))
-    uri = session.results.keep(name, "grid.json", text.encode())
-    png = _figure(found, task)
-    grid = _grid(found)
+    text = json.dumps({"result_id": name, **_grid_document(found)}, allow_nan=False, separators=(",", ":"))
+    uri = session.artifacts.add(name, "grid.json", text.encode())
+    png = _draw_heatmap(found, task)
+    grid = _grid_view(found)
     total = found.values.numel() - grid.n_nonfinite
-    return Swept(
+    return PatchSweepResult(
         model_id=model_id,
         result_id=name,
         task=task.name,
@@ -157,21 +168,21 @@ def _swept(session: Session, model_id: str, task: Task, found: Sweep, top: int, 
         site=found.site,
         direction=found.direction,
         metric=found.metric,
-        metric_clean=number(float(found.metric_clean.mean())),
-        metric_corrupted=number(float(found.metric_corrupted.mean())),
-        top=[_cell(cell) for cell in lazy_discovery.top_cells(found, top)],
+        metric_clean=round_number(float(found.metric_clean.mean())),
+        metric_corrupted=round_number(float(found.metric_corrupted.mean())),
+        top=[_cell_view(cell) for cell in lazy_discovery.top_cells(found, top)],
         grid=grid,
         positions=list(found.positions),
         warnings=[*notes, *found.warnings],
         values=uri,
-        figure=None if png is None else session.results.keep(name, "heatmap.png", png),
+        figure=None if png is None else session.artifacts.add(name, "heatmap.png", png),
         total=total,
         truncated=total > top,
-        cost=cost(found.cost),
+        cost=cost_view(found.cost),
     ), png
 
 
-def _document(found: Sweep) -> dict[str, Any]:
+def _grid_document(found: Sweep) -> dict[str, Any]:
     """The whole grid; null where a cell has no number."""
     document = {
         "site": found.site,
@@ -179,7 +190,7 @@ def _document(found: Sweep) -> dict[str, Any]:
         "metric": found.metric,
         "axes": list(found.axes),
         "positions": list(found.positions),
-        "values": numbers(found.values.tolist()),
+        "values": round_numbers(found.values.tolist()),
         "n_null": int((~found.values.isfinite()).sum()),
     }
     if found.query_heads:
@@ -189,27 +200,27 @@ def _document(found: Sweep) -> dict[str, Any]:
         return document
     estimates = found.screen.estimates
     return document | {
-        "gradient_estimates": numbers(estimates.tolist()),
+        "gradient_estimates": round_numbers(estimates.tolist()),
         "n_null_estimates": int((~estimates.isfinite()).sum()),
         "screen": found.screen.caution,
     }
 
 
-def _grid(found: Sweep) -> Grid:
+def _grid_view(found: Sweep) -> GridView:
     known = found.values[~found.values.isnan()]
     total = int(known.numel())
-    return Grid(
+    return GridView(
         shape=list(found.values.shape),
         axes=list(found.axes),
-        largest=number(float(known.max())) if total else None,
-        smallest=number(float(known.min())) if total else None,
+        largest=round_number(float(known.max())) if total else None,
+        smallest=round_number(float(known.min())) if total else None,
         n_above_0_1=int((known.abs() > 0.1).sum()),
         n_nonfinite=int(found.values.numel()) - total,
     )
 
 
-def _cell(cell: lazy_discovery.Cell) -> Cell:
-    return Cell(
+def _cell_view(cell: lazy_discovery.Cell) -> CellView:
+    return CellView(
         layer=cell.layer,
         head=cell.head,
         kv_head=cell.kv_head,
@@ -217,18 +228,18 @@ def _cell(cell: lazy_discovery.Cell) -> Cell:
         position=cell.position,
         node=None if cell.unit is None else str(cell.unit),
         label=None if cell.unit is None else cell.unit.label,
-        effect=number(cell.value),
+        effect=round_number(cell.value),
     )
 
 
-def _figure(found: Sweep, task: Task) -> bytes | None:
+def _draw_heatmap(found: Sweep, task: Task) -> bytes | None:
     """A heatmap of a grid of two axes."""
-    if found.values.ndim != 2 or not 0 < found.values.shape[1] <= _WIDEST or bool(found.values.isnan().all()):
+    if found.values.ndim != 2 or not 0 < found.values.shape[1] <= _MAX_COLUMNS or bool(found.values.isnan().all()):
         return None
     columns, axis = found.head_labels, "key-value head" if found.query_heads else "head"
     if found.positions:
         columns, axis = [str(position) for position in found.positions], "position"
-    return lazy_discovery.heatmap(
+    return lazy_discovery.draw_heatmap(
         found.values.detach().cpu().numpy(),
         [str(layer) for layer in range(found.values.shape[0])],
         columns,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mcp.types import CallToolResult
 from pydantic import Field
 
+from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
-from mcp_server.session import Work as Job
-from mcp_server.session.artifacts import result_id
-from mcp_server.tools.arguments import Call, DetailLevel, Ids, ModelId, Text
-from mcp_server.tools.result import Listing, Result, Work, answer, cost, link, number
+from mcp_server.session.artifacts import make_result_id
+from mcp_server.tools.arguments import BoundedText, DetailLevel, ModelId, TokenIds, ToolContext
+from mcp_server.tools.result import CostView, Listing, Result, cost_view, make_link, round_number, to_call_result
 
 if TYPE_CHECKING:
-    from discovery.methods.prompt_run import Seen
+    from discovery.methods.prompt_run import PromptRun
 
-SiteKinds = Annotated[
+SiteKindList = Annotated[
     list[Annotated[str, Field(max_length=30)]],
     Field(
         description="Summarised in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, pattern, z (a head's output "
@@ -27,7 +27,7 @@ SiteKinds = Annotated[
 ]
 
 
-class Predicted(Result):
+class PredictionView(Result):
     """A next token."""
 
     token: int
@@ -36,7 +36,7 @@ class Predicted(Result):
     logit: float | None
 
 
-class Layer(Result):
+class LayerNormsView(Result):
     """L2 norms at the last position: of the stream behind the layer, and of what the layer adds."""
 
     layer: int
@@ -45,7 +45,7 @@ class Layer(Result):
     mlp: float | None
 
 
-class Activation(Result):
+class ActivationView(Result):
     """Summary of one activation."""
 
     site: str
@@ -58,33 +58,33 @@ class Activation(Result):
     norm: float | None = Field(description="At the last position.")
 
 
-class Cached(Listing):
+class RunWithCacheResult(Listing):
     """What run_with_cache gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("sites", "tokens", "layers", "predictions")
-    rest: ClassVar[str] = "Ask for fewer sites or a smaller top, or take detail='detailed'; `activations` holds every number of the sites."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("sites", "tokens", "layers", "predictions")
+    narrowing_hint: ClassVar[str] = "Ask for fewer sites or a smaller top, or take detail='detailed'; `activations` holds every number of the sites."
 
     model_id: str
     result_id: str
     n_tokens: int
     tokens: list[str]
-    predictions: list[Predicted]
-    layers: list[Layer]
-    sites: list[Activation]
+    predictions: list[PredictionView]
+    layers: list[LayerNormsView]
+    sites: list[ActivationView]
     n_nonfinite: int = Field(description="Entries that are NaN or infinite.")
     warnings: list[str]
     activations: str | None = Field(description="URI of every number, as safetensors.")
-    cost: Work
+    cost: CostView
 
 
 async def run_with_cache(
-    call: Call,
+    call: ToolContext,
     model_id: ModelId,
-    prompt: Annotated[Text | Ids, Field(description="Text, or token ids used exactly as given.")],
-    sites: SiteKinds = [],  # noqa: B006  # published as the default; never changed
+    prompt: Annotated[BoundedText | TokenIds, Field(description="Text, or token ids used exactly as given.")],
+    sites: SiteKindList = [],  # noqa: B006  # published as the default; never changed
     top: Annotated[int, Field(description="How many next tokens.", ge=1, le=100)] = 10,
     detail: DetailLevel = "concise",
-) -> Annotated[CallToolResult, Cached]:
+) -> Annotated[CallToolResult, RunWithCacheResult]:
     """Runs one prompt and says what the model predicts next, how large the residual stream and each layer's contributions are, and,
     for the sites asked for, a summary of each activation (shape, mean, spread, norm); all their numbers are behind the link
     `activations`.
@@ -97,48 +97,48 @@ async def run_with_cache(
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
 
-    def job(work: Job) -> tuple[Cached, int]:
+    def job(work: Job) -> tuple[RunWithCacheResult, int]:
         seen = lazy_discovery.run_with_cache(loaded.backend, prompt if isinstance(prompt, str) else tuple(prompt), sites, top=top)
-        return _cached(session, model_id, seen, prompt, sites)
+        return _make_result(session, model_id, seen, prompt, sites)
 
     found, size = await session.devices.run(call, loaded.device, f"run_with_cache {model_id}", job)
-    beside = [link(found.activations, "activations", "application/octet-stream", size)] if found.activations else []
-    return answer(found, beside, detailed=detail == "detailed")
+    beside = [make_link(found.activations, "activations", "application/octet-stream", size)] if found.activations else []
+    return to_call_result(found, beside, detailed=detail == "detailed")
 
 
-def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: list[str]) -> tuple[Cached, int]:
-    summaries = {site: lazy_discovery.summarise(values, 1 if site.kind == "pattern" else 0) for site, values in seen.activations.items()}
-    name = result_id("cache", model_id, hashlib.sha256(repr((prompt, sites)).encode()).hexdigest()[:8])
+def _make_result(session: Session, model_id: str, seen: PromptRun, prompt: object, sites: list[str]) -> tuple[RunWithCacheResult, int]:
+    summaries = {site: lazy_discovery.summarise_activation(values, 1 if site.kind == "pattern" else 0) for site, values in seen.activations.items()}
+    name = make_result_id("cache", model_id, hashlib.sha256(repr((prompt, sites)).encode()).hexdigest()[:8])
     named = {f"{site.kind}.{site.layer}": values for site, values in seen.activations.items()}
     notes = {"warnings": "\n".join(seen.warnings)} if seen.warnings else None
-    packed = lazy_discovery.pack(named, notes) if summaries else b""
-    uri = session.results.keep(name, "activations.safetensors", packed) if packed else None
+    packed = lazy_discovery.pack_safetensors(named, notes) if summaries else b""
+    uri = session.artifacts.add(name, "activations.safetensors", packed) if packed else None
     norms = {"residual": seen.residual_norm, "attention": seen.attention_norm, "mlp": seen.mlp_norm}
     last = {kind: grid[:, -1].tolist() if grid is not None else None for kind, grid in norms.items()}
     rows = [
-        Activation(
+        ActivationView(
             site=f"{site.kind}.{site.layer}",
             shape=list(s.shape),
             axes=list(seen.axes[site]),
-            mean=number(s.mean),
-            std=number(s.std),
-            min=number(s.low),
-            max=number(s.high),
-            norm=number(s.norm),
+            mean=round_number(s.mean),
+            std=round_number(s.std),
+            min=round_number(s.low),
+            max=round_number(s.high),
+            norm=round_number(s.norm),
         )
         for site, s in summaries.items()
     ]
     texts = [text if len(text) <= 40 else f"{text[:37]}..." for text in seen.texts or map(str, seen.tokens)]
-    return Cached(
+    return RunWithCacheResult(
         model_id=model_id,
         result_id=name,
         n_tokens=len(seen.tokens),
         tokens=texts,
         predictions=[
-            Predicted(token=p.token, text=p.text, probability=number(p.probability), logit=number(p.logit)) for p in seen.predictions
+            PredictionView(token=p.token, text=p.text, probability=round_number(p.probability), logit=round_number(p.logit)) for p in seen.predictions
         ],
         layers=[
-            Layer(layer=n, **{kind: number(values[n]) if values else None for kind, values in last.items()})
+            LayerNormsView(layer=n, **{kind: round_number(values[n]) if values else None for kind, values in last.items()})
             for n in range(len(seen.residual_norm))
         ],
         sites=rows,
@@ -146,5 +146,5 @@ def _cached(session: Session, model_id: str, seen: Seen, prompt: object, sites: 
         n_nonfinite=sum(s.n_nonfinite for s in summaries.values()),
         activations=uri,
         total=len(rows),
-        cost=cost(seen.cost),
+        cost=cost_view(seen.cost),
     ), len(packed)

@@ -11,21 +11,21 @@ from pydantic import BaseModel, Field
 from discovery.errors import ModelError
 from discovery.sites import BackendName
 from mcp_server.session import lazy_discovery
-from mcp_server.session.devices import Work as Job
-from mcp_server.session.models import Asked, Loaded
-from mcp_server.tools.arguments import Call, ModelId
-from mcp_server.tools.result import Listing, Result, answer, number
+from mcp_server.session.devices import DeviceJob as Job
+from mcp_server.session.models import LoadedModel, ModelRequest
+from mcp_server.tools.arguments import ModelId, ToolContext
+from mcp_server.tools.result import Listing, Result, round_number, to_call_result
 
 if TYPE_CHECKING:
-    from discovery.backends.info import Described
+    from discovery.backends.info import ModelDescription
     from discovery.backends.loading.outline import Outline
 
-FACTS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")
-Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1 or mps.", max_length=20, pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")]
-Width = Literal["float32", "float64", "float16", "bfloat16"]
+_SHAPE_FIELDS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")
+DeviceName = Annotated[str, Field(description="auto, cpu, cuda, cuda:1 or mps.", max_length=20, pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")]
+DtypeChoice = Literal["float32", "float64", "float16", "bfloat16"]
 
 
-class Memory(BaseModel):
+class MemoryView(BaseModel):
     """Megabytes."""
 
     loading: float | None = Field(description="At most while the weights are loaded; null where that is done.")
@@ -39,10 +39,10 @@ class Memory(BaseModel):
     free: float | None = Field(description="Where the model runs.")
 
 
-class Model(Result):
+class LoadModelResult(Result):
     """A model in memory, or one that could be."""
 
-    lists: ClassVar[tuple[str, ...]] = ("warnings",)
+    shortened_fields: ClassVar[tuple[str, ...]] = ("warnings",)
 
     model_id: str = Field(description="Handle for the other tools.")
     model: str
@@ -65,12 +65,12 @@ class Model(Result):
     attn_only: bool
     tokenizer: bool = Field(description="False: prompts must be token ids, and built-in tasks do not apply.")
     fingerprint: str | None = Field(description="sha256 of the weights; null where they are not loaded.")
-    memory: Memory
+    memory: MemoryView
     seconds: float | None
     warnings: list[str]
 
 
-class InMemory(Result):
+class LoadedModelView(Result):
     """One line of list_models."""
 
     model_id: str
@@ -81,25 +81,25 @@ class InMemory(Result):
     dtype: str
 
 
-class Available(Result):
+class LoadableModelView(Result):
     """A model that load_model takes."""
 
     model: str
     megabytes: float | None
 
 
-class ModelList(Listing):
+class ListModelsResult(Listing):
     """What list_models gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
-    rest: ClassVar[str] = "Not all directories are listed: load_model takes the others by name too."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
+    narrowing_hint: ClassVar[str] = "Not all directories are listed: load_model takes the others by name too."
 
-    loaded: list[InMemory]
-    loadable: list[Available]
+    loaded: list[LoadedModelView]
+    loadable: list[LoadableModelView]
     hub: str = Field(description="Whether hub names can be loaded too.")
 
 
-class Unloaded(Result):
+class UnloadModelResult(Result):
     """What unload_model gives."""
 
     model_id: str
@@ -107,15 +107,15 @@ class Unloaded(Result):
 
 
 async def load_model(
-    call: Call,
+    call: ToolContext,
     model: Annotated[str, Field(description="bundled, a model directory, or a hub name (gpt2).", min_length=1, max_length=1000)],
     backend: Annotated[BackendName | None, Field(description="Engine; the server's default where left out.")] = None,
-    device: Device | None = None,
-    dtype: Annotated[Width | None, Field(description="The server's default (float32) where left out.")] = None,
+    device: DeviceName | None = None,
+    dtype: Annotated[DtypeChoice | None, Field(description="The server's default (float32) where left out.")] = None,
     device_map: Annotated[Literal["auto"] | None, Field(description="auto: over the server's devices, memory and disk (slow).")] = None,
     remote: Annotated[bool, Field(description="Run it on NDIF with the server's key: prompts and activations are sent there.")] = False,
     load: Annotated[bool, Field(description="False: only say what it is and what memory it takes, from its configuration.")] = True,
-) -> Annotated[CallToolResult, Model]:
+) -> Annotated[CallToolResult, LoadModelResult]:
     """Loads a language model and returns the `model_id` that every other tool takes. Call it first; the same arguments again cost
     nothing and give the same id. `bundled` is a small model that is always there and does the built-in task ioi.
 
@@ -127,26 +127,26 @@ async def load_model(
     """
     session = call.request_context.lifespan_context
 
-    def job(work: Job) -> Model:
-        asked = session.models.ask(model, backend, device, dtype, remote=remote, spread=device_map is not None)
-        model_id = session.models.handle(asked)
-        if not load and not session.models.has(model_id):
-            return _described(asked, model_id, session.models.outline(asked))
+    def job(work: Job) -> LoadModelResult:
+        asked = session.models.resolve_request(model, backend, device, dtype, remote=remote, spread=device_map is not None)
+        model_id = session.models.make_model_id(asked)
+        if not load and not session.models.is_loaded(model_id):
+            return _make_outline_result(asked, model_id, session.models.outline(asked))
         loading = None
-        if not session.models.has(model_id):
-            work.say(f"loading {model_id}")
+        if not session.models.is_loaded(model_id):
+            work.show_status(f"loading {model_id}")
             with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
                 found = session.models.outline(asked)
-                loading, _ = lazy_discovery.taken(found, asked.laid_out(), remote=asked.remote)
+                loading, _ = lazy_discovery.estimate_load_memory(found, asked.build_spread(), remote=asked.remote)
                 here = "on NDIF" if asked.remote else f"at most {loading / 1e6:,.0f} MB while they are loaded"
-                work.say(f"loading {model_id}: {found.n_params:,} parameters, {here}")
-        with lazy_discovery.listening(work.told):
-            return _in_use(asked, *session.models.load(asked), loading)
+                work.show_status(f"loading {model_id}: {found.n_params:,} parameters, {here}")
+        with lazy_discovery.listen_to_status(work.show_wait):
+            return _make_loaded_result(asked, *session.models.load(asked), loading)
 
-    return answer(await session.devices.run(call, None, "loading", job))
+    return to_call_result(await session.devices.run(call, None, "loading", job))
 
 
-async def list_models(call: Call) -> Annotated[CallToolResult, ModelList]:
+async def list_models(call: ToolContext) -> Annotated[CallToolResult, ListModelsResult]:
     """Lists the models in memory with their `model_id`, and those that load_model can load from this machine.
 
     Use it when a model_id was lost, or to see which directories may be loaded. Not needed before load_model(model="bundled").
@@ -155,22 +155,22 @@ async def list_models(call: Call) -> Annotated[CallToolResult, ModelList]:
     Example: list_models() -> loaded [{"model_id": "bundled", ...}], loadable [{"model": "bundled"}, ...].
     """
     session = call.request_context.lifespan_context
-    places = session.places
-    loaded = [_in_memory(found) for found in session.models.all()]
-    found = [(places.shown(str(path)), sum(file.stat().st_size for file in path.glob("*.safetensors"))) for path in places.directories()]
+    places = session.allowed_paths
+    loaded = [_loaded_model_view(found) for found in session.models.list_loaded()]
+    found = [(places.format_path(str(path)), sum(file.stat().st_size for file in path.glob("*.safetensors"))) for path in places.list_model_directories()]
     loadable = [
-        Available(model="bundled", megabytes=None),
-        *(Available(model=name, megabytes=_megabytes(size)) for name, size in found),
+        LoadableModelView(model="bundled", megabytes=None),
+        *(LoadableModelView(model=name, megabytes=_to_megabytes(size)) for name, size in found),
     ]
     hub = (
         "only those already on this machine: the server is read-only"
         if session.settings.read_only
         else "yes, downloaded when first asked for"
     )
-    return answer(ModelList(loaded=loaded, loadable=loadable, hub=hub, total=len(loaded) + len(loadable)))
+    return to_call_result(ListModelsResult(loaded=loaded, loadable=loadable, hub=hub, total=len(loaded) + len(loadable)))
 
 
-async def unload_model(call: Call, model_id: ModelId) -> Annotated[CallToolResult, Unloaded]:
+async def unload_model(call: ToolContext, model_id: ModelId) -> Annotated[CallToolResult, UnloadModelResult]:
     """Drops a model from memory. Runs and results made with it stay; a run at work finishes with it.
 
     Use it to make room before a larger model. Not needed otherwise: models are dropped by themselves when memory is short. Cost: none.
@@ -178,86 +178,86 @@ async def unload_model(call: Call, model_id: ModelId) -> Annotated[CallToolResul
     Example: unload_model(model_id="bundled").
     """
     session = call.request_context.lifespan_context
-    session.models.drop(model_id)
-    return answer(Unloaded(model_id=model_id, loaded=[found.model_id for found in session.models.all()]))
+    session.models.unload(model_id)
+    return to_call_result(UnloadModelResult(model_id=model_id, loaded=[found.model_id for found in session.models.list_loaded()]))
 
 
-def _described(asked: Asked, model_id: str, found: Outline) -> Model:
+def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> LoadModelResult:
     """A model that is not loaded.
 
     Raises:
         ModelError: where the backend that was asked for does not know it.
     """
     device = lazy_discovery.choose_device(asked.device)
-    free = lazy_discovery.free_memory(device)
-    spread = asked.laid_out()
-    choice = lazy_discovery.choose(found, asked.backend, free, spread=asked.spread, remote=asked.remote)
-    found, elsewhere = choice.found, asked.remote or asked.spread
-    loading, weights = lazy_discovery.taken(found, spread, remote=asked.remote)
-    trouble = None if elsewhere else lazy_discovery.unfit(choice, device, free)
-    return Model(
-        **_facts(found),
+    free = lazy_discovery.read_free_memory(device)
+    spread = asked.build_spread()
+    choice = lazy_discovery.choose_backend(found, asked.backend, free, spread=asked.spread, remote=asked.remote)
+    found, elsewhere = choice.outline, asked.remote or asked.spread
+    loading, weights = lazy_discovery.estimate_load_memory(found, spread, remote=asked.remote)
+    trouble = None if elsewhere else lazy_discovery.describe_misfit(choice, device, free)
+    return LoadModelResult(
+        **_shape_fields(found),
         model_id=model_id,
         model=asked.model,
         already_loaded=False,
         loaded=False,
-        backend=choice.engine,
+        backend=choice.backend,
         chosen=choice.reason,
         device=device,
         n_nodes=found.n_nodes,
         tokenizer=found.tokenizer,
         fingerprint=None,
-        memory=_memory(found, loading, weights, device),
+        memory=_memory_view(found, loading, weights, device),
         seconds=None,
         warnings=[] if trouble is None else [str(trouble)],
     )
 
 
-def _in_use(asked: Asked, loaded: Loaded, before: bool, loading: int | None) -> Model:
+def _make_loaded_result(asked: ModelRequest, loaded: LoadedModel, before: bool, loading: int | None) -> LoadModelResult:
     """A model in memory; `before`: it was there already."""
     info = loaded.backend.info
-    return Model(
-        **_facts(info),
+    return LoadModelResult(
+        **_shape_fields(info),
         model_id=loaded.model_id,
         model=asked.model,
         already_loaded=before,
         loaded=True,
         backend=info.backend,
-        chosen=info.chosen,
+        chosen=info.backend_reason,
         device=loaded.device,
         n_nodes=len(info.nodes()),
         tokenizer=loaded.backend.tokenizer is not None,
         fingerprint=info.fingerprint,
-        memory=_memory(info, None if before else loading, loaded.backend.held, info.device),
-        seconds=number(0.0 if before else loaded.seconds, 3),
+        memory=_memory_view(info, None if before else loading, loaded.backend.resident_weight_bytes, info.device),
+        seconds=round_number(0.0 if before else loaded.load_seconds, 3),
         warnings=list(info.warnings),
     )
 
 
-def _facts(found: Described) -> dict[str, Any]:
+def _shape_fields(found: ModelDescription) -> dict[str, Any]:
     """What a model says of itself, loaded or not."""
-    return {name: getattr(found, name) for name in FACTS}
+    return {name: getattr(found, name) for name in _SHAPE_FIELDS}
 
 
-def _memory(found: Described, loading: int | None, weights: int, device: str) -> Memory:
-    need = lazy_discovery.Need.of(found)
-    return Memory(
-        loading=_megabytes(loading),
-        weights=_megabytes(weights),
-        sweep_pair=_megabytes(need.sweep_pair),
-        sweep=_megabytes(need.sweep),
+def _memory_view(found: ModelDescription, loading: int | None, weights: int, device: str) -> MemoryView:
+    need = lazy_discovery.MemoryNeed.of(found)
+    return MemoryView(
+        loading=_to_megabytes(loading),
+        weights=_to_megabytes(weights),
+        sweep_pair=_to_megabytes(need.sweep_pair),
+        sweep=_to_megabytes(need.sweep),
         tokens=need.tokens,
         pairs=need.pairs,
-        free=_megabytes(lazy_discovery.free_memory(device)),
+        free=_to_megabytes(lazy_discovery.read_free_memory(device)),
     )
 
 
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else number(count / 1e6, 3)
+def _to_megabytes(count: int | None) -> float | None:
+    return None if count is None else round_number(count / 1e6, 3)
 
 
-def _in_memory(found: Loaded) -> InMemory:
+def _loaded_model_view(found: LoadedModel) -> LoadedModelView:
     info = found.backend.info
-    return InMemory(
+    return LoadedModelView(
         model_id=found.model_id, n_layers=info.n_layers, n_heads=info.n_heads, n_params=info.n_params, device=found.device, dtype=info.dtype
     )

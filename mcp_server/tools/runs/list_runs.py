@@ -11,14 +11,14 @@ from pydantic import Field
 
 from discovery.store import RunSummary
 from mcp_server.errors import ServerError
-from mcp_server.session.devices import in_thread
-from mcp_server.tools.arguments import Call, RunId
-from mcp_server.tools.result import Listing, Result, answer
+from mcp_server.session.devices import run_in_thread
+from mcp_server.tools.arguments import ToolContext, RunId
+from mcp_server.tools.result import Listing, Result, to_call_result
 
-Status = Literal["running", "interrupted", "completed", "failed", "damaged"]
+StatusName = Literal["running", "interrupted", "completed", "failed", "damaged"]
 
 
-class RunLine(Result):
+class RunSummaryView(Result):
     """One run."""
 
     run_id: str
@@ -31,26 +31,26 @@ class RunLine(Result):
     problem: str | None
 
 
-class RunList(Listing):
+class ListRunsResult(Listing):
     """What list_runs gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("runs",)
+    shortened_fields: ClassVar[tuple[str, ...]] = ("runs",)
 
-    runs: list[RunLine]
+    runs: list[RunSummaryView]
 
-    def rest_of(self, facts: Mapping[str, Any]) -> str:
+    def make_narrowing_hint(self, facts: Mapping[str, Any]) -> str:
         """The call for the next page."""
         last = facts["runs"][-1]["run_id"] if facts["runs"] else None
-        return f'list_runs(before="{last}") gives older ones; or give status or task.' if last else self.rest
+        return f'list_runs(before="{last}") gives older ones; or give status or task.' if last else self.narrowing_hint
 
 
 async def list_runs(
-    call: Call,
-    status: Annotated[Status | None, Field(description="Only these.")] = None,
+    call: ToolContext,
+    status: Annotated[StatusName | None, Field(description="Only these.")] = None,
     task: Annotated[str | None, Field(description="Only runs of this task.", max_length=200)] = None,
     before: Annotated[RunId | None, Field(description="Only runs begun before this one: the next page.")] = None,
     top: Annotated[int, Field(description="How many, the newest first.", ge=1, le=200)] = 20,
-) -> Annotated[CallToolResult, RunList]:
+) -> Annotated[CallToolResult, ListRunsResult]:
     """Lists the runs (discoveries, trainings of SAEs) that are kept, the newest first, with status and verdict; `narrow` has the call
     for older ones.
 
@@ -59,11 +59,11 @@ async def list_runs(
     Example: list_runs(status="interrupted").
     """
     session = call.request_context.lifespan_context
-    found = sorted(await in_thread(session.run_list), key=_begun, reverse=True)
+    found = sorted(await run_in_thread(session.list_run_summaries), key=_start_time, reverse=True)
     matching = [run for run in found if status in (None, run.status) and task in (None, run.task)]
-    older = matching if before is None else _older(found, before, matching)
+    older = matching if before is None else _runs_before(found, before, matching)
     rows = [
-        RunLine(
+        RunSummaryView(
             run_id=run.id,
             kind=run.kind,
             status=run.status,
@@ -75,16 +75,16 @@ async def list_runs(
         )
         for run in older[:top]
     ]
-    return answer(RunList(runs=rows, total=len(matching), truncated=len(older) > top))
+    return to_call_result(ListRunsResult(runs=rows, total=len(matching), truncated=len(older) > top))
 
 
-def _begun(run: RunSummary) -> str:
+def _start_time(run: RunSummary) -> str:
     """When a run began, to be compared; of a damaged one its id says it."""
     stamp = re.search(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", run.id)
     return run.created or ("{}-{}-{}T{}:{}:{}".format(*stamp.groups()) if stamp else "")
 
 
-def _older(found: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]) -> list[RunSummary]:
+def _runs_before(found: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]) -> list[RunSummary]:
     """Those of `matching` that come after the run `before`."""
     ids = [run.id for run in found]
     if before not in ids:

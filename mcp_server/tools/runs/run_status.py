@@ -11,27 +11,27 @@ from pydantic import Field
 from discovery.store import RunKind
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
-from mcp_server.session.devices import in_thread, wait_until
-from mcp_server.session.runs import Background
-from mcp_server.tools.arguments import Call, DetailLevel, RunId, Top
+from mcp_server.session.devices import run_in_thread, wait_until
+from mcp_server.session.runs import BackgroundRun
+from mcp_server.tools.arguments import ToolContext, DetailLevel, RunId, RowLimit
 from mcp_server.tools.circuit_views import (
     ConditionView,
     EdgeView,
     NodeView,
     ScoreView,
-    beside_run,
-    circuit_of,
+    run_content,
+    load_circuit_if_any,
     condition_views,
     edge_views,
     node_views,
     run_links,
     score_views,
 )
-from mcp_server.tools.circuit_views import evaluation_block, squeezed
-from mcp_server.tools.result import Listing, Result, Work, answer, cost, number
+from mcp_server.tools.circuit_views import evaluation_block, shorten_evaluation
+from mcp_server.tools.result import Listing, Result, CostView, to_call_result, cost_view, round_number
 
 
-class Progress(Result):
+class ProgressView(Result):
     """How far the run is, in forward-pass equivalents; the training of an SAE in tokens."""
 
     doing: str
@@ -40,7 +40,7 @@ class Progress(Result):
     stopping: bool
 
 
-class Stage(Result):
+class StageView(Result):
     """What a stage concluded."""
 
     stage: str
@@ -48,31 +48,31 @@ class Stage(Result):
     why: str
 
 
-class RunState(Listing):
+class RunStatusResult(Listing):
     """What run_status and cancel_run give."""
 
-    lists: ClassVar[tuple[str, ...]] = ("stages",)
-    newest_last: ClassVar[bool] = True
-    rest: ClassVar[str] = "These are the latest stages: raise top for more, or read the run's events.jsonl."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("stages",)
+    keeps_newest: ClassVar[bool] = True
+    narrowing_hint: ClassVar[str] = "These are the latest stages: raise top for more, or read the run's events.jsonl."
 
     run_id: str
     status: str
     task: str | None
     model: str | None
     created: str | None
-    progress: Progress | None = Field(description="Where this server has the run at work.")
-    stages: list[Stage] = Field(description="The latest last.")
+    progress: ProgressView | None = Field(description="Where this server has the run at work.")
+    stages: list[StageView] = Field(description="The latest last.")
     verdict: str | None
     problem: str | None
     next: str
-    cost: Work
+    cost: CostView
 
 
-class Circuit(Listing):
+class GetCircuitResult(Listing):
     """What get_circuit gives."""
 
-    lists: ClassVar[tuple[str, ...]] = ("edges", "links", "nodes", "reasons")
-    rest: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
+    shortened_fields: ClassVar[tuple[str, ...]] = ("edges", "links", "nodes", "reasons")
+    narrowing_hint: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
 
     run_id: str
     verdict: str | None
@@ -90,12 +90,12 @@ class Circuit(Listing):
     heldout_looks: int | None
     evaluation: dict[str, Any] | None = Field(description="The whole block of circuit.json, where detail is detailed.")
     links: list[str] = Field(description="URIs of everything that the run left.")
-    cost: Work
+    cost: CostView
 
 
 async def run_status(
-    call: Call, run_id: RunId, top: Annotated[int, Field(description="How many of the latest stages.", ge=1, le=100)] = 8
-) -> Annotated[CallToolResult, RunState]:
+    call: ToolContext, run_id: RunId, top: Annotated[int, Field(description="How many of the latest stages.", ge=1, le=100)] = 8
+) -> Annotated[CallToolResult, RunStatusResult]:
     """Says how far a run is: its stages with what each concluded, the work at hand, and, when it is done, the verdict.
 
     Use it after discover_circuit or train_sae returned with status running, every 30 seconds or so. For the circuit itself:
@@ -104,10 +104,10 @@ async def run_status(
     Example: run_status(run_id="ioi-bundled-20261120-153012-a1b2").
     """
     session = call.request_context.lifespan_context
-    return await in_thread(partial(_state, session, run_id, top))
+    return await run_in_thread(partial(_make_status_result, session, run_id, top))
 
 
-async def cancel_run(call: Call, run_id: RunId) -> Annotated[CallToolResult, RunState]:
+async def cancel_run(call: ToolContext, run_id: RunId) -> Annotated[CallToolResult, RunStatusResult]:
     """Stops a run that this server has at work, within one batch. What it finished is kept: discover_circuit, or train_sae, goes on
     with its run_id.
 
@@ -116,10 +116,10 @@ async def cancel_run(call: Call, run_id: RunId) -> Annotated[CallToolResult, Run
     Example: cancel_run(run_id="ioi-bundled-20261120-153012-a1b2").
     """
     session = call.request_context.lifespan_context
-    return await in_thread(partial(_cancelled, session, run_id))
+    return await run_in_thread(partial(_cancel, session, run_id))
 
 
-async def get_circuit(call: Call, run_id: RunId, top: Top = 20, detail: DetailLevel = "concise") -> Annotated[CallToolResult, Circuit]:
+async def get_circuit(call: ToolContext, run_id: RunId, top: RowLimit = 20, detail: DetailLevel = "concise") -> Annotated[CallToolResult, GetCircuitResult]:
     """Gives the circuit that a finished run found: verdict with reasons, nodes and edges with their effects (largest first), the
     conditions of the verdict, and links to the record, figures and full grids; and a drawing.
 
@@ -129,46 +129,46 @@ async def get_circuit(call: Call, run_id: RunId, top: Top = 20, detail: DetailLe
     Example: get_circuit(run_id="ioi-bundled-20261120-153012-a1b2").
     """
     session = call.request_context.lifespan_context
-    return await in_thread(partial(_circuit, session, run_id, top, detail == "detailed"))
+    return await run_in_thread(partial(_make_result, session, run_id, top, detail == "detailed"))
 
 
-def progress_of(background: Background) -> Progress:
+def progress_view(background: BackgroundRun) -> ProgressView:
     """How far a run of this process is."""
     done, total, doing = background.progress
-    return Progress(doing=doing, done=number(done), of_about=None if total is None else number(total), stopping=background.work.stopping)
+    return ProgressView(doing=doing, done=round_number(done), of_about=None if total is None else round_number(total), stopping=background.job.is_stopping)
 
 
-def _state(session: Session, run_id: str, top: int) -> CallToolResult:
+def _make_status_result(session: Session, run_id: str, top: int) -> CallToolResult:
     run, background = session.runs.open(run_id), session.runs.find(run_id)
     record, status = run.record, "running" if background else run.status
     stages = [event for event in run.events() if "stage" in event and event.get("kind") != "decision"]
     problem = session.runs.problem(run_id)
     told = str(problem) if problem is not None else record.problem
-    circuit = circuit_of(run) if status == "completed" and record.kind == "discovery" else None
-    return answer(
-        RunState(
+    circuit = load_circuit_if_any(run) if status == "completed" and record.kind == "discovery" else None
+    return to_call_result(
+        RunStatusResult(
             run_id=run_id,
             status=status,
             task=record.task,
-            model=session.places.shown(record.model.name) if record.model.name else None,
+            model=session.allowed_paths.format_path(record.model.name) if record.model.name else None,
             created=record.created,
-            progress=progress_of(background) if background else None,
-            stages=[_stage(event) for event in stages[-top:]],
+            progress=progress_view(background) if background else None,
+            stages=[_stage_view(event) for event in stages[-top:]],
             verdict=circuit.verdict if circuit else None,
-            problem=session.places.told(told, record) if told and status != "completed" else None,
-            next=_next(run_id, status, background, record.kind),
+            problem=session.allowed_paths.redact_run_text(told, record) if told and status != "completed" else None,
+            next=_next_call(run_id, status, background, record.kind),
             total=len(stages),
             truncated=len(stages) > top,
-            cost=cost(circuit.cost if circuit else record.cost),
+            cost=cost_view(circuit.cost if circuit else record.cost),
         )
     )
 
 
-def _stage(event: dict[str, Any]) -> Stage:
-    return Stage(**{name: str(event.get(name) or "")[:400] for name in ("stage", "concluded", "why")})
+def _stage_view(event: dict[str, Any]) -> StageView:
+    return StageView(**{name: str(event.get(name) or "")[:400] for name in ("stage", "concluded", "why")})
 
 
-def _next(run_id: str, status: str, background: Background | None, kind: RunKind) -> str:
+def _next_call(run_id: str, status: str, background: BackgroundRun | None, kind: RunKind) -> str:
     if status == "running":
         return (
             f'run_status(run_id="{run_id}") in a while.' if background else "Another process has it at work: wait for it, or stop it there."
@@ -180,36 +180,36 @@ def _next(run_id: str, status: str, background: Background | None, kind: RunKind
     return f'discover_circuit(run_id="{run_id}") goes on with it.'
 
 
-def _cancelled(session: Session, run_id: str) -> CallToolResult:
+def _cancel(session: Session, run_id: str) -> CallToolResult:
     background = session.runs.find(run_id)
     if background is None:
         status = session.runs.open(run_id).status
         if status == "running":
             raise ServerError(f"The run {run_id} is at work in another process.", "Stop it there: Ctrl-C, or SIGTERM.")
     else:
-        background.work.stop()
-        wait_until(background.ended.is_set, 10.0)
-    return _state(session, run_id, 3)
+        background.job.stop()
+        wait_until(background.end_event.is_set, 10.0)
+    return _make_status_result(session, run_id, 3)
 
 
-def _circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToolResult:
+def _make_result(session: Session, run_id: str, top: int, detailed: bool) -> CallToolResult:
     run = session.runs.open(run_id)
     if run.record.kind != "discovery":
         raise ServerError(f"The run {run_id} trains an SAE: it has no circuit.", f'See it: train_sae(run_id="{run_id}").')
-    circuit = circuit_of(run)
+    circuit = load_circuit_if_any(run)
     if circuit is None:
         status = "running" if session.runs.find(run_id) else run.status
         cure = f'Wait: run_status(run_id="{run_id}").' if status == "running" else f'Go on with it: discover_circuit(run_id="{run_id}").'
         raise ServerError(f"The run {run_id} is {status} and has no circuit yet.", cure)
     nodes, edges = node_views(circuit), edge_views(circuit)
     block = evaluation_block(circuit.evaluation, detailed=True) if detailed else None
-    evaluation = squeezed(block, 20_000) if block else None
+    evaluation = shorten_evaluation(block, 20_000) if block else None
     more = len(nodes) > top or len(edges) > 2 * top or evaluation is not block
-    result = Circuit(
+    result = GetCircuitResult(
         run_id=run_id,
         verdict=circuit.verdict,
         reasons=list(circuit.reasons),
-        model=session.places.shown(circuit.model.name) if circuit.model.name else None,
+        model=session.allowed_paths.format_path(circuit.model.name) if circuit.model.name else None,
         task=circuit.task.name,
         metric=circuit.task.metric,
         n_discovery=circuit.task.n_discovery,
@@ -224,6 +224,6 @@ def _circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToo
         links=[uri for uri, _, _ in run_links(run)],
         total=len(nodes),
         truncated=more,
-        cost=cost(circuit.cost),
+        cost=cost_view(circuit.cost),
     )
-    return answer(result, beside_run(session, run, image=True), detailed=detailed)
+    return to_call_result(result, run_content(session, run, image=True), detailed=detailed)

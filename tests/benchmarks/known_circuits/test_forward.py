@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.known_circuits.forward import Replacement, forward, node_names
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.truth import groups
+from benchmarks.known_circuits.forward import Replacement, node_names, run_forward
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.truth import group_pairs
 from benchmarks.known_circuits.weights import MATCH_SCORE, POSITION_SCORE, SINK_SCORE
 
 ONE_HEAD = {
@@ -30,7 +30,7 @@ def test_one_head_and_one_mlp_by_hand():
         "blocks.0.mlp.W_in": torch.tensor([[1.0], [-1.0]]), "blocks.0.mlp.W_out": torch.tensor([[3.0, 0.0]]),
         "blocks.0.mlp.b_out": torch.tensor([0.0, 7.0]),
     }  # fmt: skip
-    seen = forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
+    seen = run_forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
     on_a = math.e / (math.e + 1)  # at b, q = 0 + 1; k = 1 at a and 0 at b
     torch.testing.assert_close(seen.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64))
     head = torch.tensor([[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64)  # with b_V, without b_O
@@ -47,7 +47,7 @@ def test_scores_are_divided_by_the_root_of_d_head():
     wide[0, 0] = 1.0
     names = {f"blocks.0.attn.W_{letter}": wide for letter in "QKV"}
     state = {"embed.W_E": torch.eye(2), "unembed.W_U": torch.eye(2), "blocks.0.attn.W_O": wide.transpose(1, 2), **names}
-    pattern = forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][0, -1]  # raw score 4 at the two a's, 0 at b
+    pattern = run_forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][0, -1]  # raw score 4 at the two a's, 0 at b
     torch.testing.assert_close(pattern, torch.tensor([0.0, 4 / 2, 4 / 2], dtype=torch.float64).softmax(0))
 
 
@@ -63,15 +63,15 @@ def test_norms_agree_with_torch(kind):
         "RMS": functional.rms_norm(embedding, (6,), weight, 1e-5),
         "RMSPre": functional.rms_norm(embedding, (6,), None, 1e-5),
     }[kind]
-    torch.testing.assert_close(forward(config, state, torch.arange(5)[None]).logits[0], expected)
+    torch.testing.assert_close(run_forward(config, state, torch.arange(5)[None]).logits[0], expected)
 
 
 def test_the_induction_model_attends_as_its_weights_say():
     """Without distractors every score is a number we chose, so the two patterns can be written down position by position."""
-    case = build("induction", noise=0.0)
+    case = build_known_circuit("induction", noise=0.0)
     pair = case.pairs[0]
     tokens, last = pair.clean, len(pair.clean) - 1
-    seen = forward(case.config, case.state, torch.tensor([tokens]))
+    seen = run_forward(case.config, case.state, torch.tensor([tokens]))
     previous = []  # weights of position dst on src: the one before has score 12, all others 0; position 0 has only itself
     for dst in range(len(tokens)):
         raw = [math.exp(POSITION_SCORE) if src == dst - 1 else 1.0 for src in range(dst + 1)]
@@ -97,52 +97,52 @@ def test_the_induction_model_attends_as_its_weights_say():
     assert expected[pair.labels["B1"]] > 0.98
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_replacing_nothing_changes_nothing(name):
-    case = build(name)
-    part = groups(case)[0]
-    seen = forward(case.config, case.state, part.clean)
-    again = forward(case.config, case.state, part.clean, seen.nodes)
+    case = build_known_circuit(name)
+    part = group_pairs(case)[0]
+    seen = run_forward(case.config, case.state, part.clean)
+    again = run_forward(case.config, case.state, part.clean, seen.nodes)
     torch.testing.assert_close(again.logits, seen.logits, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_replacing_all_by_corrupted_values_gives_the_corrupted_logits_at_the_last_position(name):
     """The last tokens agree, so does their embedding; all that other positions can say is in the node values."""
-    case = build(name)
-    for part in groups(case):
+    case = build_known_circuit(name)
+    for part in group_pairs(case):
         assert torch.equal(part.clean[:, -1], part.corrupted[:, -1])
-        corrupted = forward(case.config, case.state, part.corrupted)
-        swapped = forward(case.config, case.state, part.clean, corrupted.nodes)
+        corrupted = run_forward(case.config, case.state, part.corrupted)
+        swapped = run_forward(case.config, case.state, part.clean, corrupted.nodes)
         torch.testing.assert_close(swapped.logits[:, -1], corrupted.logits[:, -1])
-        assert not torch.allclose(part.metric(corrupted.logits), part.metric(forward(case.config, case.state, part.clean).logits), atol=1.0)
+        assert not torch.allclose(part.metric(corrupted.logits), part.metric(run_forward(case.config, case.state, part.clean).logits), atol=1.0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_single_precision_agrees(name):
-    case = build(name)
-    part = groups(case)[-1]
-    double, single = (forward(case.config, case.state, part.clean, dtype=dtype).logits for dtype in (torch.float64, torch.float32))
+    case = build_known_circuit(name)
+    part = group_pairs(case)[-1]
+    double, single = (run_forward(case.config, case.state, part.clean, dtype=dtype).logits for dtype in (torch.float64, torch.float32))
     torch.testing.assert_close(single.double(), double, atol=2e-4, rtol=1e-5)
 
 
 def test_a_replacement_in_some_rows_leaves_the_others_alone():
-    case = build("or_mlp")
-    part = groups(case)[0]
-    corrupted = forward(case.config, case.state, part.corrupted).nodes["a0.h3"]
+    case = build_known_circuit("or_mlp")
+    part = group_pairs(case)[0]
+    corrupted = run_forward(case.config, case.state, part.corrupted).nodes["a0.h3"]
     rows = torch.tensor([True, False, True, False])
-    mixed = forward(case.config, case.state, part.clean, {"a0.h3": Replacement(corrupted, rows)}).logits
-    swapped = forward(case.config, case.state, part.clean, {"a0.h3": corrupted}).logits
-    plain = forward(case.config, case.state, part.clean).logits
+    mixed = run_forward(case.config, case.state, part.clean, {"a0.h3": Replacement(corrupted, rows)}).logits
+    swapped = run_forward(case.config, case.state, part.clean, {"a0.h3": corrupted}).logits
+    plain = run_forward(case.config, case.state, part.clean).logits
     torch.testing.assert_close(mixed, torch.where(rows[:, None, None], swapped, plain))
     assert not torch.allclose(swapped, plain)
 
 
 def test_unknown_nodes_and_wrong_shapes_are_refused():
-    case = build("induction")
+    case = build_known_circuit("induction")
     tokens = torch.tensor([case.pairs[0].clean])
     assert node_names(case.config) == tuple(f"a{layer}.h{head}" for layer in range(2) for head in range(4))
     with pytest.raises(ValueError, match=r"no such nodes: \['m0'\]"):
-        forward(case.config, case.state, tokens, {"m0": torch.zeros(1, 8, 88)})
+        run_forward(case.config, case.state, tokens, {"m0": torch.zeros(1, 8, 88)})
     with pytest.raises(ValueError, match="a replacement of shape"):
-        forward(case.config, case.state, tokens, {"a0.h0": torch.zeros(1, 1, 88)})
+        run_forward(case.config, case.state, tokens, {"a0.h0": torch.zeros(1, 1, 88)})

@@ -9,45 +9,45 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.known_circuits.forward import forward
-from benchmarks.known_circuits.hand_built import CASES, PAIRS_PER_TEMPLATE, build
-from benchmarks.known_circuits.known_circuit import Case
-from benchmarks.known_circuits.truth import ABLATIONS, faithfulness, groups, subset_metrics
+from benchmarks.known_circuits.forward import run_forward
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, PAIRS_PER_TEMPLATE, build_known_circuit
+from benchmarks.known_circuits.known_circuit import KnownCircuit
+from benchmarks.known_circuits.truth import ABLATIONS, group_pairs, measure_f, measure_subsets
 
 LIMIT = 10**6
 
 
-def behaviour(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+def behaviour(case: KnownCircuit) -> tuple[torch.Tensor, torch.Tensor]:
     """The metric of every pair, clean and corrupted."""
     clean, corrupted = [], []
-    for part in groups(case, LIMIT):
-        clean.append(part.metric(forward(case.config, case.state, part.clean).logits)[0])
-        corrupted.append(part.metric(forward(case.config, case.state, part.corrupted).logits)[0])
+    for part in group_pairs(case, LIMIT):
+        clean.append(part.metric(run_forward(case.config, case.state, part.clean).logits)[0])
+        corrupted.append(part.metric(run_forward(case.config, case.state, part.corrupted).logits)[0])
     return torch.cat(clean), torch.cat(corrupted)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_model_does_the_task_and_the_corruption_removes_it(name):
-    case = build(name)
+    case = build_known_circuit(name)
     clean, corrupted = behaviour(case)
     assert (clean > 0).all()
     assert clean.mean() - corrupted.mean() >= 0.9 * clean.mean()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_nothing_is_left_when_all_is_ablated(name):
-    case = build(name)
-    parts = groups(case)
+    case = build_known_circuit(name)
+    parts = group_pairs(case)
     everything = 2 ** len(case.universe) - 1
     for ablation in ABLATIONS:
-        empty, full = subset_metrics(case, parts, ablation, [0, everything]).tolist()
+        empty, full = measure_subsets(case, parts, ablation, [0, everything]).tolist()
         assert full - empty > 0.7 * full > 0
-        assert faithfulness(case, parts, ablation, [case.universe, ()]).tolist() == [1.0, 0.0]
+        assert measure_f(case, parts, ablation, [case.universe, ()]).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_a_random_twin_does_not_do_the_task(name):
-    case = build(name)
+    case = build_known_circuit(name)
     twin = case.random_twin(3)
     assert {key: value.shape for key, value in twin.state.items()} == {key: value.shape for key, value in case.state.items()}
     assert twin.pairs == case.pairs
@@ -58,9 +58,9 @@ def test_a_random_twin_does_not_do_the_task(name):
     assert torch.equal(case.random_twin(3).state["embed.W_E"], twin.state["embed.W_E"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_pairs_are_a_good_task(name):
-    case = build(name)
+    case = build_known_circuit(name)
     templates = Counter(pair.template for pair in case.pairs)
     assert len(templates) == 4
     assert set(templates.values()) == {PAIRS_PER_TEMPLATE}
@@ -78,9 +78,9 @@ def test_the_pairs_are_a_good_task(name):
         assert all(-1 <= position < len(pair.clean) for position in pair.labels.values())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_universe_is_larger_than_the_circuit_in_every_layer(name):
-    case = build(name)
+    case = build_known_circuit(name)
     assert len(case.universe) <= 12
     assert case.config["d_model"] <= 128
     for layer in range(case.config["n_layers"]):
@@ -88,9 +88,9 @@ def test_the_universe_is_larger_than_the_circuit_in_every_layer(name):
     assert set(case.roles) == set(case.universe)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_saved_files_hold_the_case(name, tmp_path):
-    case = build(name)
+    case = build_known_circuit(name)
     case.save(tmp_path / name)
     assert json.loads((tmp_path / name / "tl_config.json").read_text()) == case.config
     state = load_file(tmp_path / name / "model.safetensors")
@@ -101,9 +101,9 @@ def test_saved_files_hold_the_case(name, tmp_path):
 
 
 def test_the_big_heads_are_the_biggest_and_their_values_change():
-    case = build("big_no_effect")
-    part = groups(case)[0]
-    clean, corrupted = (forward(case.config, case.state, tokens).nodes for tokens in (part.clean, part.corrupted))
+    case = build_known_circuit("big_no_effect")
+    part = group_pairs(case)[0]
+    clean, corrupted = (run_forward(case.config, case.state, tokens).nodes for tokens in (part.clean, part.corrupted))
     norms = {node: float(value.norm(dim=-1).max()) for node, value in clean.items()}
     changes = {node: float((value - corrupted[node]).norm(dim=-1).max()) for node, value in clean.items()}
     big = set(case.nodes("large without effect"))
@@ -114,20 +114,20 @@ def test_the_big_heads_are_the_biggest_and_their_values_change():
 
 def test_the_twins_cancel():
     """Each writes 0.4 of the answer; the layer's attention output holds nothing of either."""
-    case = build("cancelling_twins", noise=0.0)
-    nodes = forward(case.config, case.state, groups(case)[0].clean).nodes
+    case = build_known_circuit("cancelling_twins", noise=0.0)
+    nodes = run_forward(case.config, case.state, group_pairs(case)[0].clean).nodes
     one, other = (nodes[node] for node in case.nodes("twin"))
     assert one[:, -1].abs().max() > 0.39
     torch.testing.assert_close(one, -other)
 
 
 def test_the_backup_is_silent_until_the_main_head_is_gone():
-    case = build("backup", noise=0.0)
-    part = groups(case)[0]
+    case = build_known_circuit("backup", noise=0.0)
+    part = group_pairs(case)[0]
     (main,), (spare,) = case.nodes("induction"), case.nodes("backup")
-    corrupted = forward(case.config, case.state, part.corrupted).nodes
-    awake = forward(case.config, case.state, part.clean, {main: corrupted[main]})
-    asleep = forward(case.config, case.state, part.clean)
+    corrupted = run_forward(case.config, case.state, part.corrupted).nodes
+    awake = run_forward(case.config, case.state, part.clean, {main: corrupted[main]})
+    asleep = run_forward(case.config, case.state, part.clean)
     last = torch.arange(len(part.answers)), -1, [case.layout.dims("out")[token] for token in part.answers]
     assert asleep.nodes[spare][last].abs().max() < 0.05
     assert awake.nodes[spare][last].min() > 0.78

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.known_circuits.subsets import Table, tabulate
-from benchmarks.known_circuits.truth import groups
-from benchmarks.known_circuits.truth import tabulate as tabulate_plainly
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.known_circuits.subsets import SubsetTable, measure_all_subsets
+from benchmarks.known_circuits.truth import group_pairs
+from benchmarks.known_circuits.truth import tabulate_f as tabulate_plainly
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.sites import Node
@@ -18,10 +18,10 @@ from tests.oracles.faithfulness import nodes
 def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(case: tuple[Backend, Task]) -> None:
     """Means are over other pairs there, so resample alone is compared, on the pairs that both have."""
     model, _ = case
-    built = build("induction")
+    built = build_known_circuit("induction")
     names = [str(node) for node in model.info.nodes()]
     assert tuple(names) == built.universe
-    parts = groups(built)
+    parts = group_pairs(built)
     pairs = [
         {"clean": c, "corrupted": k, "answer": a, "wrong": w}
         for part in parts
@@ -29,18 +29,18 @@ def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(case: tuple[B
     ]
     read = load_task(pairs, model)
     both = Task(read.name, read.pairs, ("discovery",) * len(read), "none", read.metric)
-    table = tabulate(model, both)
+    table = measure_all_subsets(model, both)
     assert table.f["resample"] == pytest.approx(tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4)
     circuit = nodes("a0.h2", "a1.h1")
-    assert table.of(circuit, "resample") == table.f["resample"][sum(1 << names.index(str(node)) for node in circuit)]
+    assert table.f_of(circuit, "resample") == table.f["resample"][sum(1 << names.index(str(node)) for node in circuit)]
 
 
 def test_more_than_sixteen_nodes_are_refused() -> None:
     model = load_model("bundled", device="cpu")
     with pytest.raises(ValueError, match="20 nodes have 1,048,576 subsets"):
-        tabulate(model, load_task("ioi", model, pairs=4))
+        measure_all_subsets(model, load_task("ioi", model, pairs=4))
 
 
 def test_the_distance_is_the_worse_of_both_ablations() -> None:
-    table = Table((Node.parse("a0.h0"),), {"resample": [0.0, 0.9], "mean": [0.0, 1.3]}, 1.0)
+    table = SubsetTable((Node.parse("a0.h0"),), {"resample": [0.0, 0.9], "mean": [0.0, 1.3]}, 1.0)
     assert table.distance(nodes("a0.h0")) == pytest.approx(0.3)

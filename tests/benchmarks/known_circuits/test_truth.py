@@ -8,22 +8,22 @@ import random
 import pytest
 import torch
 
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.subset_conditions import Conditions
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from benchmarks.known_circuits.truth import (
     ABLATIONS,
-    HIDDEN_BELOW,
-    STORED,
-    THRESHOLD,
+    MAX_HIDDEN_EFFECT,
+    MIN_TRUE_EFFECT,
+    TRUTH_FILE,
     Ablation,
-    faithfulness,
-    fingerprint,
-    groups,
-    hidden,
-    known,
-    single_effects,
-    tabulate,
-    truth_of,
+    compute_fingerprint,
+    find_truth,
+    group_pairs,
+    load_hidden_nodes,
+    load_truth,
+    measure_f,
+    measure_single_effects,
+    tabulate_f,
 )
 
 CLEAR_ABOVE, CLEAR_BELOW = 0.13, 0.07
@@ -31,65 +31,65 @@ NO_PART = {"distractor", "large without effect", "slight"}
 HIDDEN = {"or_softmax_gated": ("a0.h1", "a0.h2"), "backup": ("a2.h0",)}
 
 
-class Tables(dict[tuple[str, Ablation], torch.Tensor]):
+class _TablesOnDemand(dict[tuple[str, Ablation], torch.Tensor]):
     def __missing__(self, key: tuple[str, Ablation]) -> torch.Tensor:
-        case = build(key[0])
-        self[key] = tabulate(case, groups(case), key[1])
+        case = build_known_circuit(key[0])
+        self[key] = tabulate_f(case, group_pairs(case), key[1])
         return self[key]
 
 
 @pytest.fixture(scope="module")
 def stored():
-    return json.loads(STORED.read_text())
+    return json.loads(TRUTH_FILE.read_text())
 
 
 @pytest.fixture(scope="module")
 def tables():
     """f of every subset, per case and ablation: computed when first asked for."""
-    return Tables()
+    return _TablesOnDemand()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_stored_truth_is_of_these_weights_and_pairs(name, stored):
-    assert list(stored) == list(CASES)
-    assert stored[name]["fingerprint"] == fingerprint(build(name)), "the cases changed: run python -m benchmarks.known_circuits.truth"
+    assert list(stored) == list(KNOWN_CIRCUITS)
+    assert stored[name]["fingerprint"] == compute_fingerprint(build_known_circuit(name)), "the cases changed: run python -m benchmarks.known_circuits.truth"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_truth_is_what_was_constructed(name):
     """The same under both ablations, with clear margins: every node with a part, and no other."""
-    case = build(name)
+    case = build_known_circuit(name)
     constructed = tuple(node for node in case.universe if case.roles[node] not in NO_PART)
     for ablation in ABLATIONS:
-        truth = known(name, ablation)
+        truth = load_truth(name, ablation)
         assert truth.nodes == constructed
         assert min(truth.largest[node] for node in constructed) >= CLEAR_ABOVE
         assert max(gap for node, gap in truth.largest.items() if node not in constructed) <= CLEAR_BELOW
-    assert hidden(name) == HIDDEN.get(name, ())
+    assert load_hidden_nodes(name) == HIDDEN.get(name, ())
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_every_member_has_a_witness(name, ablation):
     """With the stored set S, |f(S ∪ v) − f(S)| is the stored number."""
-    case, truth = build(name), known(name, ablation)
+    case, truth = build_known_circuit(name), load_truth(name, ablation)
     subsets = [extra + truth.witness[node] for node in truth.nodes for extra in ((), (node,))]
-    f = faithfulness(case, groups(case), ablation, subsets).view(-1, 2)  # [node without/with]
+    f = measure_f(case, group_pairs(case), ablation, subsets).view(-1, 2)  # [node without/with]
     largest = torch.tensor([truth.largest[node] for node in truth.nodes], dtype=torch.float64)
     torch.testing.assert_close((f[:, 1] - f[:, 0]).abs(), largest, atol=1e-5, rtol=0)
-    assert (largest >= THRESHOLD).all()
+    assert (largest >= MIN_TRUE_EFFECT).all()
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_random_subsets_stay_within_the_stored_maximum(name, ablation):
-    case, truth, rng = build(name), known(name, ablation), random.Random(name + ablation)
+    case, truth, rng = build_known_circuit(name), load_truth(name, ablation), random.Random(name + ablation)
     subsets: list[tuple[str, ...]] = []
     tried = [node for node in case.universe for _ in range(3)]
     for node in tried:
         others = tuple(other for other in case.universe if other != node and rng.random() < 0.5)
         subsets += [others, (*others, node)]
-    f = faithfulness(case, groups(case), ablation, subsets).view(-1, 2)
+    f = measure_f(case, group_pairs(case), ablation, subsets).view(-1, 2)
     for node, (without, with_it) in zip(tried, f.tolist(), strict=True):
         assert abs(with_it - without) <= truth.largest[node] + 1e-5
 
@@ -97,15 +97,15 @@ def test_random_subsets_stay_within_the_stored_maximum(name, ablation):
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_nodes_show_in_sets_only(name):
     """Alone they do nothing in either direction; with the right others gone they carry the behaviour."""
-    case = build(name)
-    parts = groups(case)
-    singles = single_effects(case, parts)
+    case = build_known_circuit(name)
+    parts = group_pairs(case)
+    singles = measure_single_effects(case, parts)
     for node in HIDDEN[name]:
-        assert max(map(abs, singles[node])) < HIDDEN_BELOW
+        assert max(map(abs, singles[node])) < MAX_HIDDEN_EFFECT
         rivals = {"a2.h0": ["a1.h3"], "a0.h1": ["a0.h2"], "a0.h2": ["a0.h1"]}[node]
         without = [other for other in case.universe if other not in rivals]
         for ablation in ABLATIONS:
-            kept, gone = faithfulness(case, parts, ablation, [without, [other for other in without if other != node]]).tolist()
+            kept, gone = measure_f(case, parts, ablation, [without, [other for other in without if other != node]]).tolist()
             assert kept > 0.6
             assert abs(gone) < 0.1
 
@@ -113,38 +113,38 @@ def test_hidden_nodes_show_in_sets_only(name):
 def test_opposing_and_twin_effects_are_what_their_gains_say():
     """Net gain 1 − g: removing the opposing head gives f = 1 / (1 − g), and a twin of gain ±0.4 moves f by 0.4."""
     for name, gain in (("opposing_030", 0.30), ("opposing_015", 0.15)):
-        case = build(name, noise=0.0)
+        case = build_known_circuit(name, noise=0.0)
         rest = [node for node in case.universe if case.roles[node] != "opposing"]
         for ablation in ABLATIONS:
-            assert faithfulness(case, groups(case), ablation, [rest]).item() == pytest.approx(1 / (1 - gain), abs=0.02)
-    case = build("cancelling_twins", noise=0.0)
+            assert measure_f(case, group_pairs(case), ablation, [rest]).item() == pytest.approx(1 / (1 - gain), abs=0.02)
+    case = build_known_circuit("cancelling_twins", noise=0.0)
     plus, minus = case.nodes("twin")
     for ablation in ABLATIONS:
         subsets = [[node for node in case.universe if node not in gone] for gone in ((plus,), (minus,), (plus, minus))]
-        f = faithfulness(case, groups(case), ablation, subsets).tolist()
+        f = measure_f(case, group_pairs(case), ablation, subsets).tolist()
         assert f == pytest.approx([0.6, 1.4, 1.0], abs=0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_brute_force_gives_the_stored_truth(name, ablation, tables):
-    case, truth = build(name), known(name, ablation)
-    found = truth_of(case.universe, tables[name, ablation])
+    case, truth = build_known_circuit(name), load_truth(name, ablation)
+    found = find_truth(case.universe, tables[name, ablation])
     assert found.nodes == truth.nodes
     assert found.largest == pytest.approx(truth.largest, abs=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_truth_is_the_only_circuit_that_meets_the_conditions(name, tables):
     """Of all subsets of the universe: so a search that proves (a) to (d) under both ablations has found the truth, and nothing else has.
 
     The exception is the head whose effect, 0.05, is too small to have to be in a circuit and too large to have to be out of it.
     """
-    case = build(name)
-    circuits = [set(Conditions(case.universe, tables[name, ablation].tolist()).circuits()) for ablation in ABLATIONS]
-    truth = known(name).nodes
+    case = build_known_circuit(name)
+    circuits = [set(ConditionsBySubset(case.universe, tables[name, ablation].tolist()).passing_sets()) for ablation in ABLATIONS]
+    truth = load_truth(name).nodes
     expected = {truth}
     if case.nodes("slight"):
         expected.add(tuple(node for node in case.universe if node in truth + case.nodes("slight")))

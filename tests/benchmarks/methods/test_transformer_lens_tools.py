@@ -9,36 +9,36 @@ import pytest
 import torch
 from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.methods.baselines import RIVALS
-from benchmarks.methods.transformer_lens_tools import activation_patching, attribution_patching, direct_logit_attribution
-from benchmarks.recovery import fresh
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.methods.baselines import BASELINES
+from benchmarks.methods.transformer_lens_tools import make_activation_patching, make_attribution_patching, score_by_direct_logit_attribution
+from benchmarks.recovery import new_evaluator
 from discovery import load_model, load_task
 from discovery.engine import Side
-from discovery.methods.patching.nodes import node_effects
+from discovery.methods.patching.nodes import measure_node_effects
 from discovery.sites import Node
 from discovery.tasks.task import Task
-from tests.oracles.node_gradients import slopes_on
+from tests.oracles.node_gradients import node_attributions_by_autograd
 
 
 @pytest.mark.parametrize("side", ["clean", "corrupted"])
 def test_attribution_patching_takes_its_gradient_where_it_says(side: Side, tmp_path: Path) -> None:
-    place = build("and_mlp").save(tmp_path / "and_mlp")
+    place = build_known_circuit("and_mlp").save(tmp_path / "and_mlp")
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=8)
-    bench = fresh(model, task)
-    expected = slopes_on(model, task, side)
-    assert attribution_patching(side)(bench) == {node: pytest.approx(abs(value), rel=1e-3, abs=1e-3) for node, value in expected.items()}
+    bench = new_evaluator(model, task)
+    expected = node_attributions_by_autograd(model, task, side)
+    assert make_attribution_patching(side)(bench) == {node: pytest.approx(abs(value), rel=1e-3, abs=1e-3) for node, value in expected.items()}
     assert bench.engine.meter.spent == 4 * len(task)
 
 
 def test_transformer_lens_attribution_is_its_own_functions(tmp_path: Path) -> None:
     """Its node scores, which it gives pair by pair and position by position, summed."""
-    place = build("and_mlp").save(tmp_path / "and_mlp")
+    place = build_known_circuit("and_mlp").save(tmp_path / "and_mlp")
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=8)
     expected: dict[tuple[int, int | None], float] = defaultdict(float)
-    scores = RIVALS["attribution patching (TransformerLens)"](fresh(model, task))
+    scores = BASELINES["attribution patching (TransformerLens)"](new_evaluator(model, task))
     bridge = model.bridge  # type: ignore[attr-defined]
     bridge.requires_grad_(True)
     for pair in task.pairs:
@@ -53,27 +53,27 @@ def test_transformer_lens_attribution_is_its_own_functions(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["and_mlp", "induction_layernorm"])
 def test_transformer_lens_patching_gives_the_engines_numbers(name: str, tmp_path: Path) -> None:
-    place = build(name).save(tmp_path / name)
+    place = build_known_circuit(name).save(tmp_path / name)
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=16)
-    engine = fresh(model, task).engine
-    noising, denoising = (node_effects(engine, direction) for direction in ("noising", "denoising"))
+    engine = new_evaluator(model, task).engine
+    noising, denoising = (measure_node_effects(engine, direction) for direction in ("noising", "denoising"))
     gap = float((engine.baseline("clean") - engine.baseline("corrupted")).sum())
     for made, expected in (
-        (activation_patching("noising"), noising.values.abs()),
-        (activation_patching("noising", "denoising"), torch.maximum(noising.values.abs(), denoising.values.abs())),
+        (make_activation_patching("noising"), noising.values.abs()),
+        (make_activation_patching("noising", "denoising"), torch.maximum(noising.values.abs(), denoising.values.abs())),
     ):
-        scores = made(fresh(model, task))
+        scores = made(new_evaluator(model, task))
         assert [scores[node] / gap for node in noising.nodes] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(("name", "first", "last"), [("induction", "a0.h2", "a1.h1"), ("induction_layernorm", "a0.h1", "a1.h3")])
 def test_direct_logit_attribution_sees_the_last_head_alone(name: str, first: str, last: str, tmp_path: Path) -> None:
-    place = build(name).save(tmp_path / name)
+    place = build_known_circuit(name).save(tmp_path / name)
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=48)
-    bench = fresh(model, task)
-    scores = direct_logit_attribution(bench)
+    bench = new_evaluator(model, task)
+    scores = score_by_direct_logit_attribution(bench)
     assert max(scores, key=lambda node: scores[node]) == Node.parse(last)
     assert scores[Node.parse(first)] < 0.1 * scores[Node.parse(last)]
     assert bench.engine.meter.spent == len(task)
@@ -95,6 +95,6 @@ def test_direct_logit_attribution_takes_the_mean_of_many_answers() -> None:
         for layer in range(model.info.n_layers):
             written = cache["mlp_out", layer][0, -1].detach()
             expected[f"m{layer}"] += float((written - written.mean()) / scale @ direction) / len(pair.answer)
-    scores = direct_logit_attribution(fresh(model, one))
+    scores = score_by_direct_logit_attribution(new_evaluator(model, one))
     for name, value in expected.items():
         assert scores[Node.parse(name)] == pytest.approx(abs(value), abs=1e-3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from discovery import discover, load_model, load_task
-from discovery.agent import verify
+from discovery.agent import verify_run
 from discovery.tasks import BUILTIN
 
 TWINS = range(10)
@@ -40,7 +40,7 @@ def test_a_task_gives_a_record_that_holds(name: str, tmp_path: Path) -> None:
     assert sum(node.kind == "attention_head" for node in run.circuit.members) >= 1
     conditions = run.circuit.evaluation.conditions
     assert {conditions.a.resample, conditions.a.mean, conditions.b.resample, conditions.b.mean} == {"holds"}
-    assert verify(run.run_id, runs_dir=tmp_path).holds
+    assert verify_run(run.run_id, runs_dir=tmp_path).holds
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import discover, load_model, load_task, patch_sweep
-from discovery.agent.cost_estimate import Estimate, estimate
+from discovery.agent.cost_estimate import CostEstimate, estimate_cost
 from discovery.agent.stages import STAGES
 from discovery.engine import Engine
 from discovery.engine.memory import sweep_bytes
@@ -20,30 +20,30 @@ PAIRS = 64
 
 
 @pytest.fixture(scope="module", params=["induction", "or_mlp"])
-def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = build(request.param).save(tmp_path_factory.mktemp("model"))
+def model_and_task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = build_known_circuit(request.param).save(tmp_path_factory.mktemp("model"))
     model = load_model(folder)
     return model, load_task(folder / "task.jsonl", model, pairs=PAIRS)
 
 
 @pytest.fixture(scope="module")
-def planned(opened: Any) -> Estimate:
-    return estimate(*opened)
+def run_estimate(opened: Any) -> CostEstimate:
+    return estimate_cost(*opened)
 
 
-def test_it_is_the_sum_of_its_stages(planned: Estimate) -> None:
+def test_it_is_the_sum_of_its_stages(planned: CostEstimate) -> None:
     assert planned.forward_equivalents == pytest.approx(sum(planned.stages.values()))
     assert set(planned.stages) <= set(STAGES)
     assert all(cost > 0 for cost in planned.stages.values())
-    assert json.loads(json.dumps(planned.to_json())) == planned.to_json()
+    assert json.loads(json.dumps(planned.to_dict())) == planned.to_dict()
 
 
-def test_it_costs_only_the_cached_passes(planned: Estimate, opened: Any) -> None:
+def test_it_costs_only_the_cached_passes(planned: CostEstimate, opened: Any) -> None:
     """Each side of each discovery prompt: once for the logits, once for all sites."""
     assert planned.spent <= 1.5 * 2 * 2 * len(opened[1].discovery)  # 1.5: padding
 
 
-def test_sweeps_are_planned_to_the_row(planned: Estimate, opened: Any) -> None:
+def test_sweeps_are_planned_to_the_row(planned: CostEstimate, opened: Any) -> None:
     """The pass that caches their sites counts with the first of them."""
     model, task = opened
     mlps: list[Any] = [] if model.info.attn_only else ["mlp_out"]
@@ -69,9 +69,9 @@ def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_ver
     width = max(len(pair.clean) for pair in task.pairs)
     memory = sweep_bytes(model.info, width, pairs=2 * len(task.discovery) // 3)
     assert len(list(Engine(model, task.discovery, memory=memory).blocks())) == 2
-    planned = estimate(model, task, memory=memory)
+    planned = estimate_cost(model, task, memory=memory)
     run = discover(model, task, memory=memory, runs_dir=tmp_path)
-    spent = stages_of(tmp_path, run.run_id)
+    spent = read_stage_costs(tmp_path, run.run_id)
     for stage in ("localise", "components", "heads"):
         assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (stage, spent, dict(planned.stages))
     whole = discover(model, task, runs_dir=tmp_path)
@@ -79,7 +79,7 @@ def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_ver
     assert run.circuit.evaluation.conditions == whole.circuit.evaluation.conditions
 
 
-def stages_of(runs_dir: Path, run_id: str) -> dict[str, float]:
+def read_stage_costs(runs_dir: Path, run_id: str) -> dict[str, float]:
     """What each stage of a run has cost."""
     spent, before = {}, 0.0
     for event in open_run(runs_dir, run_id).events():
@@ -90,10 +90,10 @@ def stages_of(runs_dir: Path, run_id: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_run_costs_about_that(planned: Estimate, opened: Any, tmp_path: Path) -> None:
+def test_a_run_costs_about_that(planned: CostEstimate, opened: Any, tmp_path: Path) -> None:
     """The check and the sweeps to the row, the whole within a factor of three."""
     run = discover(*opened, runs_dir=tmp_path)
-    spent = stages_of(tmp_path, run.run_id)
+    spent = read_stage_costs(tmp_path, run.run_id)
     for stage in ("check", "localise", "components", "interpret"):
         assert spent[stage] == pytest.approx(planned.stages[stage], rel=1e-6), stage
     total = run.circuit.cost.forward_equivalents
@@ -101,19 +101,19 @@ def test_a_run_costs_about_that(planned: Estimate, opened: Any, tmp_path: Path) 
     assert planned.forward_equivalents / 3 < total < planned.forward_equivalents * 3, (spent, dict(planned.stages))
 
 
-def test_a_budget_that_will_not_do_is_named(opened: Any, planned: Estimate) -> None:
-    short = estimate(*opened, budget=10.0)
+def test_a_budget_that_will_not_do_is_named(opened: Any, planned: CostEstimate) -> None:
+    short = estimate_cost(*opened, budget=10.0)
     assert "the run ends at the budget of 10" in short.note
     assert short.forward_equivalents == 10.0
     assert "budget" not in planned.note
-    assert "budget" not in estimate(*opened, budget=10 * planned.forward_equivalents).note
+    assert "budget" not in estimate_cost(*opened, budget=10 * planned.forward_equivalents).note
 
 
-def test_fewer_nodes_and_fewer_pairs_cost_less(opened: Any, planned: Estimate) -> None:
+def test_fewer_nodes_and_fewer_pairs_cost_less(opened: Any, planned: CostEstimate) -> None:
     model, task = opened
-    heads = estimate(model, task, universe="heads").forward_equivalents
+    heads = estimate_cost(model, task, universe="heads").forward_equivalents
     assert heads < planned.forward_equivalents if not model.info.attn_only else heads == pytest.approx(planned.forward_equivalents)
-    few = estimate(model, load_task([pair_record(pair) for pair in task.pairs[::2]], model))
+    few = estimate_cost(model, load_task([pair_record(pair) for pair in task.pairs[::2]], model))
     assert few.forward_equivalents < planned.forward_equivalents
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.known_circuits.truth import load_truth
 from discovery import load_model, load_task
 from discovery.agent import add_features_to_run, resume
 from discovery.errors import FeatureError, Interrupted, StoreError
@@ -18,16 +18,16 @@ from discovery.features import load_sae
 from discovery.graph import CircuitGraph, CircuitNode, ModelFacts, TaskFacts
 from discovery.sites import Node
 from discovery.store import ModelSource, Run, create_run, open_run
-from tests.discovery.cli.conftest import Told, scout  # noqa: F401  (a fixture)
-from tests.tiny_saes import both_ways, directions_module, save
+from tests.discovery.cli.conftest import CommandResult, scout  # noqa: F401  (a fixture)
+from tests.tiny_saes import directions_module, save, signed_basis
 
 SIDES = ("clean", "corrupted", "answer", "wrong")
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
+def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
     """A finished run, as `discover` leaves it, and a dictionary of the stream between its layers."""
-    folder = build("induction").save(tmp_path / "model")
+    folder = build_known_circuit("induction").save(tmp_path / "model")
     model = load_model(folder, device="cpu")
     task = load_task(folder / "task.jsonl", model, pairs=12)
     facts = {"task_name": task.name, "task_metric": task.metric, "split_method": task.split_method}
@@ -42,12 +42,12 @@ def done(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
             model=ModelFacts(name="model", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4),
             task=TaskFacts(name=task.name, metric=task.metric, fingerprint=task.fingerprint),
             verdict="partial",
-            nodes=tuple(CircuitNode.of(name) for name in known("induction").nodes),
+            nodes=tuple(CircuitNode.of(name) for name in load_truth("induction").nodes),
         )
         run.save_circuit(circuit)
         run.append_event({"stage": "record", "kind": "stage", "concluded": "done"})
         run.update(status="completed")
-    sae = save(directions_module(both_ways(model.info.d_model), "blocks.1.hook_resid_pre"), tmp_path / "sae")
+    sae = save(directions_module(signed_basis(model.info.d_model), "blocks.1.hook_resid_pre"), tmp_path / "sae")
     return model, open_run(tmp_path / "runs", run.id), sae, tmp_path / "runs"
 
 
@@ -60,7 +60,7 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
     assert circuit == made.circuit
     assert (circuit.verdict, circuit.members, circuit.evaluation) == (before.verdict, before.members, before.evaluation)
     assert circuit.dictionaries[0].sae == "sae"  # a name, and no path of this machine
-    assert opened.load_arrays(made.result)["noised"].shape[1] == len(made.candidates)
+    assert opened.load_arrays(made.result_id)["noised"].shape[1] == len(made.candidates)
     event = opened.events()[-1]
     assert (event["stage"], event["kind"]) == ("features", "addition")
     assert set(event["measured"]) == {str(one.node) for one in made.candidates}
@@ -70,7 +70,7 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable[..., Told]) -> None:  # noqa: F811
+def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable[..., CommandResult]) -> None:  # noqa: F811
     model, run, sae, runs = done
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
@@ -122,7 +122,7 @@ def test_stopped_it_leaves_the_run_as_it_was(done) -> None:
     opened = open_run(runs, run.id)
     assert opened.load_circuit() == before
     assert opened.status == "completed"
-    assert open_run(runs, run.id, write=True).writable  # the lock was given back
+    assert open_run(runs, run.id, write=True).is_writable  # the lock was given back
 
 
 def test_a_run_that_is_not_complete_has_nothing_to_put_them_beside(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import CASES, build
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.known_circuits.truth import load_truth
 from discovery import discover, load_model, load_task
 from discovery.sites import BackendName
 
@@ -19,12 +19,12 @@ TWINS = range(10)
 QUICK = {"induction", "or_softmax", "big_no_effect", "slight_head"}  # the others take 10 to 60 s each under the shape checks
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CASES)])
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(KNOWN_CIRCUITS)])
 def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
-    model = load_model(build(name).save(tmp_path / "model"))
+    model = load_model(build_known_circuit(name).save(tmp_path / "model"))
     run = discover(model, load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
     found = {str(node) for node in run.circuit.members}
-    assert found == set(known(name, "resample").nodes) == set(known(name, "mean").nodes)
+    assert found == set(load_truth(name, "resample").nodes) == set(load_truth(name, "mean").nodes)
     conditions = run.circuit.evaluation.conditions
     for condition in "abcde":
         assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, condition
@@ -33,7 +33,7 @@ def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["induction", pytest.param("or_mlp", marks=pytest.mark.slow)])
 def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> None:
-    folder, found = build(name).save(tmp_path / "model"), []
+    folder, found = build_known_circuit(name).save(tmp_path / "model"), []
     for backend in get_args(BackendName)[1:]:
         model = load_model(folder, backend=backend)
         run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / backend)
@@ -47,11 +47,11 @@ def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(KNOWN_CIRCUITS))
 def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
     verdicts = []
     for seed in TWINS:
-        folder = build(name).random_twin(seed).save(tmp_path / f"twin{seed}")
+        folder = build_known_circuit(name).random_twin(seed).save(tmp_path / f"twin{seed}")
         model = load_model(folder)
         run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
         verdicts.append(run.circuit.verdict)
@@ -60,7 +60,7 @@ def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
 
 
 def test_one_untrained_twin_gives_a_record_without_nodes(tmp_path: Path) -> None:
-    folder = build("induction").random_twin(0).save(tmp_path / "twin")
+    folder = build_known_circuit("induction").random_twin(0).save(tmp_path / "twin")
     model = load_model(folder)
     run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
     assert run.circuit.verdict == "no_behaviour"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import discover, load_model, load_task
-from discovery.agent import Discovered, resume, verify
+from discovery.agent import DiscoveryResult, resume, verify_run
 from discovery.agent.stages import STAGES
-from discovery.agent.stages.stability import SHARE
+from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE
 from discovery.backends.base import Backend
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError, StoreError
 from discovery.graph import CircuitGraph, Cost
@@ -28,13 +28,13 @@ PAIRS = 120
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
-    folder = build("induction").save(tmp_path_factory.mktemp("model"))
+    folder = build_known_circuit("induction").save(tmp_path_factory.mktemp("model"))
     model = load_model(folder)
     return model, load_task(folder / "task.jsonl", model, pairs=PAIRS)
 
 
 @pytest.fixture(scope="module")
-def whole(opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory) -> Discovered:
+def finished_run(opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory) -> DiscoveryResult:
     return discover(*opened, runs_dir=tmp_path_factory.mktemp("runs"))
 
 
@@ -46,7 +46,7 @@ def stop_after(stage: str) -> Any:
     return on_event
 
 
-def same_circuit(one: Discovered, other: Discovered) -> bool:
+def same_circuit(one: DiscoveryResult, other: DiscoveryResult) -> bool:
     """Equal but for times, ids and cost: what was cached before the stop is computed again."""
     free = {"cost": Cost()}
     return one.circuit.model_copy(update=free).same_content(other.circuit.model_copy(update=free))
@@ -54,7 +54,7 @@ def same_circuit(one: Discovered, other: Discovered) -> bool:
 
 @pytest.mark.parametrize("stage", [*STAGES][:-1])
 def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
-    stage: str, opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+    stage: str, opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted) as stopped:
         discover(*opened, runs_dir=tmp_path, on_event=stop_after(stage))
@@ -66,7 +66,7 @@ def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
 
 
 def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
-    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
 ) -> None:
     ticks = 0
 
@@ -82,36 +82,36 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
     assert same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), whole)
 
 
-def test_the_same_seed_gives_the_same_record(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_record(opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path) -> None:
     assert discover(*opened, runs_dir=tmp_path).circuit.same_content(whole.circuit)
 
 
-def test_a_finished_run_is_returned_as_it_is(whole: Discovered) -> None:
+def test_a_finished_run_is_returned_as_it_is(whole: DiscoveryResult) -> None:
     assert resume(whole.run_id, runs_dir=whole.path.parent).circuit == whole.circuit
 
 
-def test_verify_measures_the_record_again(whole: Discovered) -> None:
-    again = verify(whole.run_id, runs_dir=whole.path.parent)
+def test_verify_measures_the_record_again(whole: DiscoveryResult) -> None:
+    again = verify_run(whole.run_id, runs_dir=whole.path.parent)
     assert again.holds
     assert again.checked > 50
     assert open_run(whole.path.parent, whole.run_id).load_circuit().evaluation.heldout_looks == 1
 
 
-def test_verify_names_a_number_that_was_changed(whole: Discovered) -> None:
+def test_verify_names_a_number_that_was_changed(whole: DiscoveryResult) -> None:
     path = whole.path / "circuit.json"
     honest = path.read_text()
     value = whole.circuit.evaluation.heldout.ablations.resample.faithfulness.value  # type: ignore[union-attr]  # a whole record
     try:
         path.write_text(honest.replace(repr(value), repr(value + 0.05)))
         assert path.read_text() != honest
-        tampered = verify(whole.run_id, runs_dir=whole.path.parent)
+        tampered = verify_run(whole.run_id, runs_dir=whole.path.parent)
         assert not tampered.holds
         assert any("faithfulness" in difference for difference in tampered.differences)
     finally:
         path.write_text(honest)
 
 
-def test_verify_names_a_test_that_was_changed(whole: Discovered) -> None:
+def test_verify_names_a_test_that_was_changed(whole: DiscoveryResult) -> None:
     """What stands beside the conditions gates nothing, and is a claim all the same."""
     path = whole.path / "circuit.json"
     honest = path.read_text()
@@ -120,7 +120,7 @@ def test_verify_names_a_test_that_was_changed(whole: Discovered) -> None:
     try:
         path.write_text(honest.replace(f'"share_above": {value!r}', f'"share_above": {value / 2 + 0.1!r}'))
         assert path.read_text() != honest
-        tampered = verify(whole.run_id, runs_dir=whole.path.parent)
+        tampered = verify_run(whole.run_id, runs_dir=whole.path.parent)
         assert any("tests.hypotheses" in difference and "share_above" in difference for difference in tampered.differences)
     finally:
         path.write_text(honest)
@@ -134,7 +134,7 @@ def test_a_budget_that_ends_early_is_inconclusive_and_says_where(opened: tuple[B
     assert run.circuit.cost.forward_equivalents <= 1500.0
 
 
-def test_a_run_writes_everything_it_says(whole: Discovered) -> None:
+def test_a_run_writes_everything_it_says(whole: DiscoveryResult) -> None:
     names = {path.name for path in whole.path.iterdir()}
     assert {"run.json", "task.jsonl", "events.jsonl", "circuit.json", "arrays", "figures", "report.html"} <= names
     events = open_run(whole.path.parent, whole.run_id).events()
@@ -170,12 +170,12 @@ def test_a_record_says_that_heads_share_keys_and_values(
     assert CircuitGraph.from_graphml(circuit.to_graphml()).model == circuit.model
 
 
-def test_a_run_refuses_other_weights(whole: Discovered, opened: tuple[Backend, Task], tmp_path: Path) -> None:
-    folder = build("or_mlp").save(tmp_path / "other")
+def test_a_run_refuses_other_weights(whole: DiscoveryResult, opened: tuple[Backend, Task], tmp_path: Path) -> None:
+    folder = build_known_circuit("or_mlp").save(tmp_path / "other")
     other = load_model(folder)
     with pytest.raises(Interrupted) as stopped:
         discover(other, load_task(folder / "task.jsonl", other, pairs=PAIRS), runs_dir=tmp_path / "runs", on_event=stop_after("check"))
-    build("or_mlp").random_twin(1).save(folder)
+    build_known_circuit("or_mlp").random_twin(1).save(folder)
     with pytest.raises(StoreError, match="other weights"):
         resume(str(stopped.value.run_id), runs_dir=tmp_path / "runs")
 
@@ -188,13 +188,13 @@ def test_bad_arguments_are_refused_before_anything_is_written(bad: dict[str, Any
 
 
 def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
-    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **options: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["discovery.agent.stages.edges"], "edge_effects", full)
+        patched.setattr(sys.modules["discovery.agent.stages.edges"], "measure_edge_effects", full)
         with pytest.raises(MemoryLimitError, match="Memory ran out"):
             discover(*opened, runs_dir=tmp_path)
     (run_id,) = run_ids(tmp_path)
@@ -214,7 +214,7 @@ def test_a_bug_is_recorded_as_failed_and_raised(opened: tuple[Backend, Task], tm
 
 
 def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
-    opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path
+    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
 ) -> None:
     """A kill leaves what an exception without any clean-up leaves: the folder as it is then, its lock gone."""
 
@@ -240,7 +240,7 @@ def test_a_run_goes_on_with_its_own_pairs_only(damage: Any, cause: str, opened: 
         resume(str(stopped.value.run_id), runs_dir=tmp_path)
 
 
-def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Task], whole: Discovered, tmp_path: Path) -> None:
+def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path) -> None:
     """Cut in the conditions or the edges, what was measured is measured again; cut before that, there is nothing to hold."""
     spent = {
         event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events() if "state" in event
@@ -249,18 +249,18 @@ def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Ta
     for budget in (inside, spent["validate"] + 1, spent["stability"] + 1):
         run = discover(*opened, runs_dir=tmp_path, budget=budget)
         assert any("budget ended" in reason for reason in run.circuit.reasons)
-        again = verify(run.run_id, runs_dir=tmp_path)
+        again = verify_run(run.run_id, runs_dir=tmp_path)
         assert again.holds, again.differences
     early = discover(*opened, runs_dir=tmp_path, budget=spent["localise"])
     with pytest.raises(StoreError, match="before its circuit was evaluated"):
-        verify(early.run_id, runs_dir=tmp_path)
+        verify_run(early.run_id, runs_dir=tmp_path)
 
 
-def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(whole: Discovered) -> None:
+def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(whole: DiscoveryResult) -> None:
     """And comes after the conditions (a) to (e), so that a budget that ends in it leaves a verdict without (f)."""
     spent = {event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events()}
     assert list(spent).index("validate") + 1 == list(spent).index("stability")
-    assert spent["stability"] - spent["validate"] <= SHARE * spent["stability"] + 1e-6
+    assert spent["stability"] - spent["validate"] <= STABILITY_BUDGET_SHARE * spent["stability"] + 1e-6
 
 
 def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_without_it(
@@ -269,7 +269,7 @@ def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_with
     def spent(*args: Any) -> Any:
         raise BudgetError("unchanged prompts need more than is left.", "Raise the budget.")
 
-    monkeypatch.setattr(sys.modules["discovery.agent.stages.stability"], "template_weights", spent)
+    monkeypatch.setattr(sys.modules["discovery.agent.stages.stability"], "draw_bootstrap_weights", spent)
     circuit = discover(*opened, runs_dir=tmp_path).circuit
     assert circuit.verdict == "partial"
     assert circuit.reasons == ("not run: (f) stable", "the budget ended before stability")
@@ -280,19 +280,19 @@ def test_searches_that_were_cut_are_recorded_without_a_mean(
 ) -> None:
     """What the others chose is kept with each node; (f) is not run, and `verify` takes it so."""
     module = sys.modules["discovery.agent.stages.stability"]
-    select, seen = module.__dict__["_select"], dict[bytes, int]()
+    select, seen = module.__dict__["_search_resample"], dict[bytes, int]()
 
     def cut(context: Any, draw: torch.Tensor) -> Any:
         number = seen.setdefault(draw.numpy().tobytes(), len(seen))
         return (frozenset(), "the share") if number % 2 else select(context, draw)
 
-    monkeypatch.setattr(module, "_select", cut)
+    monkeypatch.setattr(module, "_search_resample", cut)
     run = discover(*opened, runs_dir=tmp_path)
     found: Any = run.circuit.evaluation.tests["stability"]
     assert (found["mean_jaccard"], found["cut_searches"]) == (None, 10)
     assert found["inclusion"] == {node.id: node.inclusion for node in run.circuit.nodes if node.kind in ("attention_head", "mlp")}
     assert any("they could decide it" in reason for reason in run.circuit.reasons)
-    again = verify(run.run_id, runs_dir=tmp_path)
+    again = verify_run(run.run_id, runs_dir=tmp_path)
     assert again.holds, again.differences
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from discovery.backends.loading.checks import Reference, reference
+from discovery.backends.loading.checks import ReferenceLogits, run_reference
 from discovery.sites import BackendName
-from tests.tiny_models import Shelf, plain
+from tests.tiny_models import TinyModels, load_plain_module
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models, built and loaded once."""
-    return Shelf(tmp_path_factory.mktemp("models"))
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session", params=["transformerlens", "nnsight"])
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def expected(shelf: Shelf) -> Reference:
+def expected(tiny_models: TinyModels) -> ReferenceLogits:
     """What the plain GPT-2 gives on the probe."""
-    info = shelf.load("gpt2").info
-    return reference(plain(shelf.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")
+    info = tiny_models.load("gpt2").info
+    return run_reference(load_plain_module(tiny_models.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from discovery.backends.base import WITHIN_A_LAYER, Prefix, forward_order
+from discovery.backends.base import ACTIVATION_ORDER, Prefix, forward_order
 from discovery.sites import Site
 
 
 def test_sites_sort_as_a_forward_pass_meets_them():
-    sites = [Site(kind, layer) for layer in (1, 0) for kind in reversed(WITHIN_A_LAYER)]  # type: ignore[arg-type]
-    expected = [(kind, layer) for layer in (0, 1) for kind in WITHIN_A_LAYER]
+    sites = [Site(kind, layer) for layer in (1, 0) for kind in reversed(ACTIVATION_ORDER)]  # type: ignore[arg-type]
+    expected = [(kind, layer) for layer in (0, 1) for kind in ACTIVATION_ORDER]
     assert [(site.kind, site.layer) for site in sorted(sites, key=forward_order)] == expected
 
 

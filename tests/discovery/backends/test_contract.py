@@ -17,8 +17,8 @@ from discovery.backends.base import Batch
 from discovery.errors import SiteError
 from discovery.interventions import Edit, add, replace_with, scale
 from discovery.sites import ActivationKind, Site
-from tests.oracles.hooked_module import NAMES, Change, Plain
-from tests.tiny_models import VOCAB, Shelf, plain
+from tests.oracles.hooked_module import MODULE_NAMES, Change, HookedModule
+from tests.tiny_models import VOCAB, TinyModels, load_plain_module
 
 ROWS, WIDTH = 3, 7
 LENGTHS = torch.tensor([7, 5, 6])
@@ -32,19 +32,19 @@ def tokens_of(seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def plains(shelf: Shelf) -> Callable[[str], Plain]:
+def plains(tiny_models: TinyModels) -> Callable[[str], HookedModule]:
     """Plain modules, loaded once."""
-    kept: dict[str, Plain] = {}
+    kept: dict[str, HookedModule] = {}
 
-    def get(kind: str) -> Plain:
+    def get(kind: str) -> HookedModule:
         if kind not in kept:
-            kept[kind] = Plain(plain(shelf.path(kind), torch.float64), kind)
+            kept[kind] = HookedModule(load_plain_module(tiny_models.path(kind), torch.float64), kind)
         return kept[kind]
 
     return get
 
 
-@pytest.fixture(params=list(NAMES))
+@pytest.fixture(params=list(MODULE_NAMES))
 def kind(request: pytest.FixtureRequest) -> str:
     """Each architecture in turn."""
     name: str = request.param
@@ -81,8 +81,8 @@ def random_edit(model: Any, site: Site, operation: str, rng: torch.Generator) ->
     return scale(site, -1.5, where), lambda a: torch.where(inside, -1.5 * a, a)
 
 
-def test_reads_are_the_plain_activations(shelf, backend, plains, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_reads_are_the_plain_activations(tiny_models, backend, plains, kind):
+    model = tiny_models.load(kind, backend, "float64")
     sites = [Site(site, layer) for layer in range(model.info.n_layers) for site in KINDS if has(kind, site)]
     logits, expected = plains(kind).run(tokens_of(), reads=sites)
     out = model.run(Batch(tokens_of(), LENGTHS - 1), sites)
@@ -96,7 +96,7 @@ def test_reads_are_the_plain_activations(shelf, backend, plains, kind):
 OPERATIONS = ("replace", "add", "scale")
 EDITS = [
     (kind, site, operation)
-    for kind in NAMES
+    for kind in MODULE_NAMES
     for number, site in enumerate(KINDS)
     if has(kind, site)
     for operation in (OPERATIONS if kind in ("gpt2", "llama", "neox", "opt") else OPERATIONS[number % 3 :][:1])  # by turns on the rest
@@ -104,8 +104,8 @@ EDITS = [
 
 
 @pytest.mark.parametrize(("kind", "site_kind", "operation"), EDITS)
-def test_an_edit_at_each_site_is_the_plain_one(shelf, backend, plains, kind, site_kind, operation):
-    model, rng = shelf.load(kind, backend, "float64"), torch.Generator().manual_seed(1)
+def test_an_edit_at_each_site_is_the_plain_one(tiny_models, backend, plains, kind, site_kind, operation):
+    model, rng = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(1)
     last = Site("resid_post", model.info.n_layers - 1)
     unchanged = model.run(Batch(tokens_of(), LENGTHS - 1)).logits
     for layer in range(model.info.n_layers):
@@ -122,9 +122,9 @@ def test_an_edit_at_each_site_is_the_plain_one(shelf, backend, plains, kind, sit
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["gpt2", "llama", "neox"]), st.integers(0, 10**6))
-def test_many_edits_at_once_are_applied_in_forward_order(shelf, backend, plains, kind, seed):
+def test_many_edits_at_once_are_applied_in_forward_order(tiny_models, backend, plains, kind, seed):
     """Several sites of one layer too: what stands later sees what was changed earlier."""
-    model, rng, pick = shelf.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
+    model, rng, pick = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
     sites = [Site(site, layer) for layer in range(model.info.n_layers) for site in KINDS if has(kind, site)]
     chosen = pick.sample(sites, pick.randint(2, 6))
     edits, changes = [], {}
@@ -138,8 +138,8 @@ def test_many_edits_at_once_are_applied_in_forward_order(shelf, backend, plains,
         torch.testing.assert_close(out.activations[site], seen[site], **CLOSE, msg=lambda text, site=site: f"{site} after {chosen}: {text}")
 
 
-def test_resid_mid_takes_its_value_whatever_is_edited_before_it(shelf, backend):
-    model = shelf.load("gpt2", backend, "float64")
+def test_resid_mid_takes_its_value_whatever_is_edited_before_it(tiny_models, backend):
+    model = tiny_models.load("gpt2", backend, "float64")
     wanted = torch.randn(ROWS, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     earlier = [replace_with(Site("resid_pre", 1), 3 * wanted), add(Site("attn_out", 1), wanted)]
     middle = Site("resid_mid", 1)
@@ -148,25 +148,25 @@ def test_resid_mid_takes_its_value_whatever_is_edited_before_it(shelf, backend):
         torch.testing.assert_close(seen, wanted, **CLOSE)
 
 
-def test_two_edits_of_one_site_are_applied_in_their_order(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_two_edits_of_one_site_are_applied_in_their_order(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     site = Site("attn_out", 0)
     ones = torch.ones(1)
     seen = model.run(Batch(tokens_of(), LENGTHS - 1), [site], [replace_with(site, ones), scale(site, 3), add(site, ones)]).activations[site]
     torch.testing.assert_close(seen, torch.full_like(seen, 4.0))
 
 
-def test_an_edit_by_index_gathers_the_rows_pairs(shelf, backend, kind):
-    model, site = shelf.load(kind, backend, "float64"), Site("mlp_out", 1)
+def test_an_edit_by_index_gathers_the_rows_pairs(tiny_models, backend, kind):
+    model, site = tiny_models.load(kind, backend, "float64"), Site("mlp_out", 1)
     values = torch.randn(5, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     pair = torch.tensor([4, 0, 4])
     by_index = model.run(Batch(tokens_of(), LENGTHS - 1), edits=[Edit(site, values, index=pair)]).logits
     torch.testing.assert_close(by_index, model.run(Batch(tokens_of(), LENGTHS - 1), edits=[replace_with(site, values[pair])]).logits)
 
 
-def test_patterns_are_attention_weights_and_weigh_the_values(shelf, backend, plains, kind):
+def test_patterns_are_attention_weights_and_weigh_the_values(tiny_models, backend, plains, kind):
     """Read: Hugging Face's own. Replaced: z is then pattern · v, head by head."""
-    model, layer = shelf.load(kind, backend, "float64"), 1
+    model, layer = tiny_models.load(kind, backend, "float64"), 1
     assert model.abilities.pattern == ((kind, backend) != ("opt", "transformerlens"))
     pattern, v, z = (Site(name, layer) for name in ("pattern", "v", "z"))  # type: ignore[arg-type]
     out = model.run(Batch(tokens_of(), LENGTHS - 1), [pattern, v, z])
@@ -186,8 +186,8 @@ def test_patterns_are_attention_weights_and_weigh_the_values(shelf, backend, pla
     torch.testing.assert_close(edited.logits, at_last(logits), **CLOSE)
 
 
-def test_right_padding_changes_nothing(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_right_padding_changes_nothing(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     padded = model.run(Batch(tokens_of(), LENGTHS - 1)).logits
     other = tokens_of().masked_fill(torch.arange(WIDTH) >= LENGTHS.unsqueeze(1), 5)
     torch.testing.assert_close(model.run(Batch(other, LENGTHS - 1)).logits, padded, **CLOSE)
@@ -196,9 +196,9 @@ def test_right_padding_changes_nothing(shelf, backend, kind):
         torch.testing.assert_close(alone[0], padded[row], **CLOSE)
 
 
-def test_a_layer_can_be_the_start(shelf, backend, plains, kind):
+def test_a_layer_can_be_the_start(tiny_models, backend, plains, kind):
     """From each layer's own residual stream, and from a changed one."""
-    model, last = shelf.load(kind, backend, "float64"), LENGTHS - 1
+    model, last = tiny_models.load(kind, backend, "float64"), LENGTHS - 1
     n = model.info.n_layers
     for start in range(n + 1):
         site = Site("resid_post", n - 1) if start == n else Site("resid_pre", start)
@@ -210,8 +210,8 @@ def test_a_layer_can_be_the_start(shelf, backend, plains, kind):
         torch.testing.assert_close(model.run(Batch(tokens_of(), last, start, changed)).logits, at_last(logits), **CLOSE)
 
 
-def test_edits_and_reads_after_a_start_are_the_plain_ones(shelf, backend, plains, kind):
-    model, rng = shelf.load(kind, backend, "float64"), torch.Generator().manual_seed(5)
+def test_edits_and_reads_after_a_start_are_the_plain_ones(tiny_models, backend, plains, kind):
+    model, rng = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(5)
     start = Site("resid_pre", 1)
     residual = torch.randn(ROWS, WIDTH, model.info.d_model, generator=rng, dtype=torch.float64)
     z, post = Site("z", 1), Site("resid_post", 1)
@@ -224,19 +224,19 @@ def test_edits_and_reads_after_a_start_are_the_plain_ones(shelf, backend, plains
 
 
 @pytest.mark.parametrize("kind", SEQUENTIAL)
-def test_a_layer_can_be_started_after_its_attention(shelf, backend, plains, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains, kind):
+    model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.middle
     for layer in range(model.info.n_layers):
         site = Site("resid_mid", layer)
         changed = torch.randn(ROWS, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(layer), dtype=torch.float64)
         logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
-        out = model.run(Batch(tokens_of(), LENGTHS - 1, layer, changed, middle=True))
+        out = model.run(Batch(tokens_of(), LENGTHS - 1, layer, changed, after_attention=True))
         torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
 
 
-def test_a_layer_can_be_the_end(shelf, backend, plains, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_a_layer_can_be_the_end(tiny_models, backend, plains, kind):
+    model = tiny_models.load(kind, backend, "float64")
     for stop in range(1, model.info.n_layers + 1):
         sites = [Site("resid_pre", 0), Site("attn_out", stop - 1), Site("resid_post", stop - 1)]
         _, seen = plains(kind).run(tokens_of(), reads=sites)
@@ -247,8 +247,8 @@ def test_a_layer_can_be_the_end(shelf, backend, plains, kind):
                 torch.testing.assert_close(out.activations[site], seen[site], **CLOSE)
 
 
-def test_without_an_answer_position_there_are_no_logits(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_without_an_answer_position_there_are_no_logits(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     site = Site("resid_post", model.info.n_layers - 1)
     out = model.run(Batch(tokens_of()), [site])
     assert out.logits is None
@@ -256,9 +256,9 @@ def test_without_an_answer_position_there_are_no_logits(shelf, backend, kind):
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
-def test_a_prefix_stands_for_the_positions_before(shelf, backend, plains, kind, cut):
+def test_a_prefix_stands_for_the_positions_before(tiny_models, backend, plains, kind, cut):
     """Tokens after it, from the first layer and from a later one; its rows can be taken in any order."""
-    model = shelf.load(kind, backend, "float64")
+    model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.prefix
     kept = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True)
     assert kept.prefix is not None
@@ -282,9 +282,9 @@ def test_a_prefix_stands_for_the_positions_before(shelf, backend, plains, kind, 
 
 
 @pytest.mark.parametrize("cut", [0, 3])
-def test_rows_that_join_at_a_layer_are_the_plain_ones(shelf, backend, plains, kind, cut):
+def test_rows_that_join_at_a_layer_are_the_plain_ones(tiny_models, backend, plains, kind, cut):
     """Changed residual streams entering at every layer of one pass, after a prefix or not; also two pairs at the last layer only."""
-    model = shelf.load(kind, backend, "float64")
+    model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.joins
     n, rows = model.info.n_layers, torch.tensor([2, 0, 1])
     whole = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True).prefix if cut else None
@@ -314,9 +314,9 @@ def test_rows_that_join_at_a_layer_are_the_plain_ones(shelf, backend, plains, ki
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["gpt2", "llama", "neox", "gemma"]), st.integers(0, 10**6))
-def test_a_narrow_last_layer_gives_the_plain_logits(shelf, backend, plains, kind, seed):
+def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains, kind, seed):
     """Whatever is edited: before, in and behind the last attention; by row and by index."""
-    model, rng, pick = shelf.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
+    model, rng, pick = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
     assert model.abilities.narrow
     n = model.info.n_layers
     sites = [Site(site, layer) for layer in (0, n - 1, n - 1) for site in KINDS if has(kind, site)]
@@ -329,22 +329,22 @@ def test_a_narrow_last_layer_gives_the_plain_logits(shelf, backend, plains, kind
         edits.append(replace(edit, value=edit.value.flip(0), index=index.flip(0)) if by_index else edit)
     logits, _ = plains(kind).run(tokens_of(seed), changes)
     read = [Site("resid_pre", n - 1)]
-    out = model.run(Batch(tokens_of(seed), LENGTHS - 1, narrow=True), read, edits)
+    out = model.run(Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), read, edits)
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     with pytest.raises(ValueError, match="done at one position only"):
-        model.run(Batch(tokens_of(seed), LENGTHS - 1, narrow=True), [Site("attn_out", n - 1)])
+        model.run(Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), [Site("attn_out", n - 1)])
 
 
-def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(shelf, backend):
+def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(tiny_models, backend):
     """OPT's flattens rows and positions."""
-    model = shelf.load("opt", backend)
+    model = tiny_models.load("opt", backend)
     assert not model.abilities.narrow
     with pytest.raises((RuntimeError, IndexError)):
-        model.run(Batch(tokens_of(), LENGTHS - 1, narrow=True))
+        model.run(Batch(tokens_of(), LENGTHS - 1, last_position_only=True))
 
 
-def test_nothing_is_read_or_edited_where_rows_join(shelf, backend):
-    model = shelf.load("gpt2", backend)
+def test_nothing_is_read_or_edited_where_rows_join(tiny_models, backend):
+    model = tiny_models.load("gpt2", backend)
     stream = torch.zeros(ROWS, WIDTH, model.info.d_model)
     batch = Batch(tokens_of().repeat(2, 1), LENGTHS.repeat(2) - 1, 0, stream, joins={1: stream})
     for wrong in ({"reads": [Site("z", 0)]}, {"edits": [scale(Site("z", 0), 0.0)]}, {"grad": True}):
@@ -352,8 +352,8 @@ def test_nothing_is_read_or_edited_where_rows_join(shelf, backend):
             model.run(batch, **wrong)
 
 
-def test_a_prefix_can_be_extended_and_kept(shelf, backend, kind):
-    model, cut = shelf.load(kind, backend, "float64"), 3
+def test_a_prefix_can_be_extended_and_kept(tiny_models, backend, kind):
+    model, cut = tiny_models.load(kind, backend, "float64"), 3
     whole = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True).prefix
     before = model.run(Batch(tokens_of()[:, :cut], torch.full((ROWS,), cut - 1)), keep_prefix=True).prefix
     after = model.run(Batch(tokens_of()[:, cut:], LENGTHS - 1 - cut, prefix=before), keep_prefix=True).prefix
@@ -361,8 +361,8 @@ def test_a_prefix_can_be_extended_and_kept(shelf, backend, kind):
         torch.testing.assert_close(got, expected, **CLOSE)
 
 
-def test_columns_are_entries_of_the_logits(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_columns_are_entries_of_the_logits(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.columns
     columns = torch.tensor([[0, 5, 5], [30, 1, -1], [2, -1, -1]])
     got = model.run(Batch(tokens_of(), LENGTHS - 1, columns=columns)).logits
@@ -371,9 +371,9 @@ def test_columns_are_entries_of_the_logits(shelf, backend, kind):
     torch.testing.assert_close(got[real], full.gather(1, columns.clamp(min=0))[real], **CLOSE)
 
 
-def test_heads_and_blocks_add_up(shelf, backend, kind):
+def test_heads_and_blocks_add_up(tiny_models, backend, kind):
     """attn_out is Σ z·W_O plus a bias that is the same everywhere; resid_post is resid_pre plus both outputs."""
-    model = shelf.load(kind, backend, "float64")
+    model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.linear_heads
     for layer in range(model.info.n_layers):
         z, attn, mlp, pre, post = (Site(name, layer) for name in ("z", "attn_out", "mlp_out", "resid_pre", "resid_post"))  # type: ignore[arg-type]
@@ -386,9 +386,9 @@ def test_heads_and_blocks_add_up(shelf, backend, kind):
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_gradients_are_the_plain_modules(shelf, backend, plains, kind, start):
+def test_gradients_are_the_plain_modules(tiny_models, backend, plains, kind, start):
     """Of the logits with respect to a site that was read, and to the residual stream put in."""
-    model, site = shelf.load(kind, backend, "float64"), Site("z", 1)
+    model, site = tiny_models.load(kind, backend, "float64"), Site("z", 1)
     _, seen = plains(kind).run(tokens_of(), reads=[Site("resid_pre", start)])
     residual = seen[Site("resid_pre", start)].detach().requires_grad_()
     out = model.run(Batch(tokens_of(), LENGTHS - 1, start, residual), [site], grad=True)
@@ -407,8 +407,8 @@ def test_gradients_are_the_plain_modules(shelf, backend, plains, kind, start):
         assert theirs.abs().max() > 1e-4
 
 
-def test_without_a_residual_the_reads_can_be_differentiated_too(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_without_a_residual_the_reads_can_be_differentiated_too(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     first, later = Site("resid_pre", 0), Site("attn_out", 1)
     out = model.run(Batch(tokens_of(), LENGTHS - 1), [first, later], grad=True)
     for gradient in torch.autograd.grad(out.logits[:, 0].sum(), [out.activations[first], out.activations[later]]):
@@ -420,24 +420,24 @@ MISSING = [Site("z", 99), Site("resid_pre", -1)]
 
 
 @pytest.mark.parametrize("site", MISSING)
-def test_a_site_that_does_not_exist_is_refused_read_or_edited(shelf, backend, kind, site):
-    model = shelf.load(kind, backend, "float64")
+def test_a_site_that_does_not_exist_is_refused_read_or_edited(tiny_models, backend, kind, site):
+    model = tiny_models.load(kind, backend, "float64")
     for call in ({"reads": [site]}, {"edits": [scale(site, 0)]}):
         with pytest.raises(SiteError, match="does not exist"):
             model.run(Batch(tokens_of(), LENGTHS - 1), **call)
 
 
-def test_resid_mid_of_a_parallel_model_and_mlp_out_without_mlps_are_refused(shelf, backend):
+def test_resid_mid_of_a_parallel_model_and_mlp_out_without_mlps_are_refused(tiny_models, backend):
     with pytest.raises(SiteError, match="parallel"):
-        shelf.load("neox", backend).run(Batch(tokens_of(), LENGTHS - 1), [Site("resid_mid", 0)])
-    attn_only = shelf.load("attn_only", backend)
+        tiny_models.load("neox", backend).run(Batch(tokens_of(), LENGTHS - 1), [Site("resid_mid", 0)])
+    attn_only = tiny_models.load("attn_only", backend)
     for kind, why in (("mlp_out", "attention-only"), ("resid_mid", "no MLPs")):
         with pytest.raises(SiteError, match=why):
             attn_only.run(Batch(tokens_of(), LENGTHS - 1), [Site(kind, 0)])  # type: ignore[arg-type]
 
 
-def test_a_run_that_fails_leaves_nothing_behind(shelf, backend, kind):
-    model = shelf.load(kind, backend, "float64")
+def test_a_run_that_fails_leaves_nothing_behind(tiny_models, backend, kind):
+    model = tiny_models.load(kind, backend, "float64")
     before = model.run(Batch(tokens_of(), LENGTHS - 1)).logits
     misshapen = replace_with(Site("attn_out", 1), torch.zeros(ROWS, WIDTH + 1, model.info.d_model))
     with pytest.raises(RuntimeError):
@@ -445,13 +445,13 @@ def test_a_run_that_fails_leaves_nothing_behind(shelf, backend, kind):
     torch.testing.assert_close(model.run(Batch(tokens_of(), LENGTHS - 1)).logits, before, atol=0, rtol=0)
 
 
-def test_a_start_without_its_residual_stream_is_a_bug(shelf, backend, kind):
+def test_a_start_without_its_residual_stream_is_a_bug(tiny_models, backend, kind):
     with pytest.raises(ValueError, match="residual"):
-        shelf.load(kind, backend, "float64").run(Batch(tokens_of(), LENGTHS - 1, 1))
+        tiny_models.load(kind, backend, "float64").run(Batch(tokens_of(), LENGTHS - 1, 1))
 
 
-def test_weights_want_no_gradients(shelf, backend, kind):
-    model: Any = shelf.load(kind, backend, "float64")
+def test_weights_want_no_gradients(tiny_models, backend, kind):
+    model: Any = tiny_models.load(kind, backend, "float64")
     out = model.run(Batch(tokens_of(), LENGTHS - 1), grad=True)
     assert out.logits.requires_grad  # by the residual stream alone
     out.logits.sum().backward()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import cli
 from discovery.graph import CircuitGraph
 from discovery.store import ModelSource, create_run
@@ -19,7 +19,7 @@ from tests.discovery.graph.example import ioi_circuit
 
 
 @dataclass(frozen=True)
-class Told:
+class CommandResult:
     """How a command ended."""
 
     status: int
@@ -28,28 +28,28 @@ class Told:
 
 
 @pytest.fixture
-def scout(capfd: pytest.CaptureFixture[str], runs_dir: Path) -> Callable[..., Told]:
+def scout(capfd: pytest.CaptureFixture[str], runs_dir: Path) -> Callable[..., CommandResult]:
     """Runs one command in this process."""
 
-    def call(*words: str) -> Told:
+    def call(*words: str) -> CommandResult:
         capfd.readouterr()
         status = cli.main(words)
-        return Told(status, *capfd.readouterr())
+        return CommandResult(status, *capfd.readouterr())
 
     return call
 
 
-class Split(tuple[str, int]):
+class StubTask(tuple[str, int]):
     """A task as the command sees it: what it was opened with, and how many pairs are held out."""
 
     heldout = range(48)
 
-    def __new__(cls, *parts: object) -> Split:
+    def __new__(cls, *parts: object) -> StubTask:
         return super().__new__(cls, parts)
 
 
 @dataclass
-class Agent:
+class StubAgent:
     """What the stand-in was asked, and what it shall do."""
 
     folder: Path
@@ -74,9 +74,9 @@ class Agent:
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
+def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StubAgent:
     """`discovery.agent`, and the loading of models and tasks, replaced by what only remembers."""
-    made = Agent(tmp_path / "runs" / "ioi-bundled-20261120-153012-a1b2")
+    made = StubAgent(tmp_path / "runs" / "ioi-bundled-20261120-153012-a1b2")
     stage = {"heads": 1000.0, "validate": 234.5}
     estimate = types.SimpleNamespace(
         forward_equivalents=1234.5, stages=stage, note="a guess", to_json=lambda: {"forward_equivalents": 1234.5, "stages": stage}
@@ -93,15 +93,15 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     monkeypatch.setitem(sys.modules, "discovery.agent", fake)
     from discovery.cli.commands import discover
 
-    monkeypatch.setattr(discover, "open_model", lambda load, console: ("model", load))
-    monkeypatch.setattr(discover, "open_task", lambda load, model, seed, console: Split("task", seed))
+    monkeypatch.setattr(discover, "load_requested_model", lambda load, console: ("model", load))
+    monkeypatch.setattr(discover, "load_requested_task", lambda load, model, seed, console: StubTask("task", seed))
     return made
 
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hand-built induction model, with its task.jsonl."""
-    return build("induction").save(tmp_path_factory.mktemp("models") / "induction")
+    return build_known_circuit("induction").save(tmp_path_factory.mktemp("models") / "induction")
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from discovery.cli import arguments, console
-from discovery.cli.arguments import SETTINGS, UsageError, byte_count, device, folder, positive, whole
+from discovery.cli.arguments import (
+    SETTINGS,
+    UsageError,
+    parse_byte_count,
+    parse_device,
+    parse_folder,
+    parse_positive_number,
+    parse_whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,13 +33,13 @@ from discovery.cli.arguments import SETTINGS, UsageError, byte_count, device, fo
     ],
 )
 def test_bytes(word: str, size: int) -> None:
-    assert byte_count("--memory", word) == size
+    assert parse_byte_count("--memory", word) == size
 
 
 @pytest.mark.parametrize("word", ["", "GB", "-1", "0", "4XB", "1e9", "4 apples", "0.5", "nan", "1.5", "0MB"])
 def test_what_is_no_number_of_bytes(word: str) -> None:
     with pytest.raises(UsageError) as told:
-        byte_count("--memory", word)
+        parse_byte_count("--memory", word)
     assert repr(word) in told.value.cause
     assert "4GB" in told.value.cure
     assert "512MiB" in told.value.cure
@@ -40,46 +48,46 @@ def test_what_is_no_number_of_bytes(word: str) -> None:
 @pytest.mark.parametrize("word", ["0", "-3", "1.5", "many", "", "²"])
 def test_what_is_no_number_of_pairs(word: str) -> None:
     with pytest.raises(UsageError, match="whole number of at least 1"):
-        whole(1, "--pairs", word)
+        parse_whole_number(1, "--pairs", word)
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "1e999", "much", ""])
 def test_what_is_no_budget(word: str) -> None:
     with pytest.raises(UsageError, match="number above 0"):
-        positive("--budget", word)
+        parse_positive_number("--budget", word)
 
 
 def test_numbers() -> None:
-    assert (whole(1, "--pairs", "60"), whole(0, "--seed", "0"), positive("--budget", "1e5")) == (60, 0, 1e5)
+    assert (parse_whole_number(1, "--pairs", "60"), parse_whole_number(0, "--seed", "0"), parse_positive_number("--budget", "1e5")) == (60, 0, 1e5)
 
 
 def test_devices() -> None:
-    assert [device("--device", word) for word in ("auto", "cpu", "mps", "cuda", "cuda:1")] == ["auto", "cpu", "mps", "cuda", "cuda:1"]
+    assert [parse_device("--device", word) for word in ("auto", "cpu", "mps", "cuda", "cuda:1")] == ["auto", "cpu", "mps", "cuda", "cuda:1"]
     with pytest.raises(UsageError, match="'gpu'; allowed: auto, cpu, cuda, mps"):
-        device("--device", "gpu")
+        parse_device("--device", "gpu")
 
 
 def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert folder("--runs-dir", "a/../b") == tmp_path / "b"
-    assert folder("--runs-dir", "~no-such-user/x").is_absolute()
+    assert parse_folder("--runs-dir", "a/../b") == tmp_path / "b"
+    assert parse_folder("--runs-dir", "~no-such-user/x").is_absolute()
     with pytest.raises(UsageError, match="empty"):
-        folder("--runs-dir", " ")
+        parse_folder("--runs-dir", " ")
 
 
 def test_the_flag_comes_before_the_environment_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     none, given = argparse.Namespace(model=None), argparse.Namespace(model="gpt2")
-    assert (arguments.MODEL.value(none), arguments.MODEL.value(given)) == ("bundled", "gpt2")
+    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == ("bundled", "gpt2")
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "pythia")
-    assert (arguments.MODEL.value(none), arguments.MODEL.value(given)) == ("pythia", "gpt2")
+    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == ("pythia", "gpt2")
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "")
-    assert arguments.MODEL.value(none) == "bundled"
+    assert arguments.MODEL.resolve_value(none) == "bundled"
 
 
 def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_MEMORY", "lots")
     with pytest.raises(UsageError, match="CIRCUIT_SCOUT_MEMORY is 'lots'"):
-        arguments.MEMORY.value(argparse.Namespace(memory=None))
+        arguments.MEMORY.resolve_value(argparse.Namespace(memory=None))
 
 
 def test_every_setting_of_these_commands_has_a_twin() -> None:
@@ -91,12 +99,12 @@ def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> Non
     from typing import get_args
 
     from discovery.backends.hardware.devices import DEVICES
-    from discovery.backends.info import Width
+    from discovery.backends.info import DtypeName
     from discovery.cli.commands.runs import FORMATS
     from discovery.graph import ExportFormat
 
-    assert set(arguments.DTYPES) == set(get_args(Width))
-    assert set(arguments.DEVICES) == set(DEVICES)
+    assert set(arguments.DTYPE_NAMES) == set(get_args(DtypeName))
+    assert set(arguments.DEVICE_NAMES) == set(DEVICES)
     assert set(FORMATS) == set(get_args(ExportFormat))
 
 

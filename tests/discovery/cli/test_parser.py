@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from discovery.cli.arguments import UsageError
-from discovery.cli.parser import parse
-from tests.discovery.cli.conftest import Told
+from discovery.cli.parser import parse_command_line
+from tests.discovery.cli.conftest import CommandResult
 
 # The interface that holds, word for word; --json after the brackets goes with each verb in them.
 DISCOVER = """circuit-scout discover [TASK] [--model M] [--backend auto|transformerlens|nnsight] [--device auto|cpu|cuda|mps] [--dtype D]
@@ -51,11 +51,11 @@ LINES = [
 @pytest.mark.parametrize("name", re.findall(r"--[a-z-]+", DISCOVER))
 def test_discover_has_every_flag(name: str) -> None:
     words = [name, *([VALUES[name]] if name in VALUES else [])]
-    args = parse(["discover", *words])
+    args = parse_command_line(["discover", *words])
     assert getattr(args, name[2:].replace("-", "_")) not in (None, False)
 
 
-def test_discover_has_no_other_flag(scout: Callable[..., Told]) -> None:
+def test_discover_has_no_other_flag(scout: Callable[..., CommandResult]) -> None:
     usage = scout("discover", "--help").out.partition("\n\n")[0]
     assert set(re.findall(r"--[a-z-]+", usage)) == set(re.findall(r"--[a-z-]+", DISCOVER))
     assert {"[-v]", "[-q]", "[TASK]"} <= set(re.findall(r"\[[^\[\]]+\]", usage))
@@ -63,22 +63,22 @@ def test_discover_has_no_other_flag(scout: Callable[..., Told]) -> None:
 
 def test_all_flags_together() -> None:
     flags = [word for name in re.findall(r"--[a-z-]+", DISCOVER) for word in ([name, VALUES[name]] if name in VALUES else [name])]
-    args = parse(["discover", "ioi", *flags])
+    args = parse_command_line(["discover", "ioi", *flags])
     assert (args.task, args.pairs, args.budget, args.memory, args.dry_run) == ("ioi", 60, 1e4, 4 * 10**9, True)
     assert args.command.startswith("circuit-scout discover ioi --model gpt2 ")
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_line_is_understood(line: str) -> None:
-    args = parse(line.split())
+    args = parse_command_line(line.split())
     assert callable(args.run)
     assert getattr(args, "json", False) == ("--json" in line)
     assert (args.verbose, args.quiet) == ("-v" in line.split(), "-q" in line.split())
 
 
 def test_flags_stand_before_the_verb_too() -> None:
-    assert parse(["runs", "--json", "--runs-dir", "x", "show", "ID"]).json
-    assert parse(["runs", "--runs-dir", "/x", "show", "ID"]).runs_dir.name == "x"
+    assert parse_command_line(["runs", "--json", "--runs-dir", "x", "show", "ID"]).json
+    assert parse_command_line(["runs", "--runs-dir", "/x", "show", "ID"]).runs_dir.name == "x"
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_flags_stand_before_the_verb_too() -> None:
         ("runs -v list -q", "-v and -q", "one of them"),
     ],
 )
-def test_what_is_not_allowed_names_the_value_and_a_cure(line: str, cause: str, cure: str, scout: Callable[..., Told]) -> None:
+def test_what_is_not_allowed_names_the_value_and_a_cure(line: str, cause: str, cure: str, scout: Callable[..., CommandResult]) -> None:
     with pytest.raises(UsageError) as told:
-        parse(line.split())
+        parse_command_line(line.split())
     assert cause in told.value.cause
     assert cure in told.value.cure
-    assert scout(*line.split()) == Told(2, "", f"error: {told.value.cause}\nfix: {told.value.cure}\n")
+    assert scout(*line.split()) == CommandResult(2, "", f"error: {told.value.cause}\nfix: {told.value.cure}\n")
 
 
-def test_nothing_at_all_is_a_question_for_help(scout: Callable[..., Told]) -> None:
+def test_nothing_at_all_is_a_question_for_help(scout: Callable[..., CommandResult]) -> None:
     bare = scout()
     assert (bare.status, bare.err) == (0, "")
     assert bare == scout("--help") == scout("-h")
@@ -123,5 +123,5 @@ def test_nothing_at_all_is_a_question_for_help(scout: Callable[..., Told]) -> No
     assert "Exit status: 0" in bare.out
 
 
-def test_the_version(scout: Callable[..., Told]) -> None:
+def test_the_version(scout: Callable[..., CommandResult]) -> None:
     assert re.fullmatch(r"circuit-scout \d+\.\d+\S*\n", scout("--version").out)

@@ -82,5 +82,5 @@ def test_nobody_listens(clock: list[float]) -> None:
 
 def test_what_is_waited_for_has_no_numbers(clock: list[float]) -> None:
     terminal = Terminal()
-    ProgressLine(terminal).say("NDIF: queued: position 2")
+    ProgressLine(terminal).show_status("NDIF: queued: position 2")
     assert terminal.getvalue() == "\r\x1b[K      NDIF: queued: position 2"

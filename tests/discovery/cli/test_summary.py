@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.cli.summary import describe
+from discovery.cli.summary import describe_circuit
 from discovery.graph import VERDICTS, CircuitEdge, CircuitGraph, Effect, Evaluation
 from tests.discovery.graph.example import ioi_circuit
 
@@ -13,7 +13,7 @@ def test_all_that_a_person_needs(tmp_path: Path) -> None:
     folder = tmp_path / "ioi-bundled-1"
     folder.mkdir()
     (folder / "report.html").touch()
-    text = describe(ioi_circuit(), folder)
+    text = describe_circuit(ioi_circuit(), folder)
     for part in (
         "ioi in bundled: partial",
         "- (d) minimal fails under resample: a10.h0 drops 0.01 < 0.02.",
@@ -35,7 +35,7 @@ def test_all_that_a_person_needs(tmp_path: Path) -> None:
 def test_before_held_out_pairs_are_looked_at_it_says_whose_numbers_these_are() -> None:
     evaluation = ioi_circuit().evaluation
     early = Evaluation(discovery=evaluation.discovery)
-    text = describe(ioi_circuit(evaluation=early, verdict="inconclusive"))
+    text = describe_circuit(ioi_circuit(evaluation=early, verdict="inconclusive"))
     assert "On 100 discovery pairs" in text
     assert "(a) sufficient" not in text
 
@@ -45,19 +45,19 @@ def test_slight_edges_are_only_counted() -> None:
         CircuitEdge(source="a9.h6", target="a10.h0", effect=Effect(mean=0.5)),
         CircuitEdge(source="a9.h6", target="logits", effect=Effect(mean=0.001)),
     ]
-    assert "L9H6 → L10H0  +0.50\n  and 1 that are weaker" in describe(ioi_circuit(edges=edges))
-    assert "Edges, the strongest first:\n  and 1 below 0.01" in describe(ioi_circuit(edges=edges[1:]))
+    assert "L9H6 → L10H0  +0.50\n  and 1 that are weaker" in describe_circuit(ioi_circuit(edges=edges))
+    assert "Edges, the strongest first:\n  and 1 below 0.01" in describe_circuit(ioi_circuit(edges=edges[1:]))
 
 
 @pytest.mark.parametrize("verdict", [*VERDICTS, None])
 def test_the_least_that_a_record_can_say(verdict: str | None) -> None:
-    text = describe(CircuitGraph.model_validate({"verdict": verdict}))
+    text = describe_circuit(CircuitGraph.model_validate({"verdict": verdict}))
     assert text.startswith(f"A task in a model: {verdict or 'not evaluated'}\n")
     assert "None" not in text
 
 
 def test_shared_keys_and_values_are_said_below_the_edges() -> None:
     model = ioi_circuit().model
-    shared = describe(ioi_circuit(model=model.model_copy(update={"n_kv_heads": 3})))
+    shared = describe_circuit(ioi_circuit(model=model.model_copy(update={"n_kv_heads": 3})))
     assert "changes the copy that this head reads" in shared
-    assert "changes the copy that this head reads" not in describe(ioi_circuit(model=model))
+    assert "changes the copy that this head reads" not in describe_circuit(ioi_circuit(model=model))

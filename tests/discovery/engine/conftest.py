@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.tiny_models import Shelf
+from tests.tiny_models import TinyModels
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models, built and loaded once."""
-    return Shelf(tmp_path_factory.mktemp("models"))
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from discovery.backends.base import Batch
-from discovery.engine import Meter, full_work, row_work
+from discovery.engine import Meter, prompt_macs, row_macs
 from discovery.errors import BudgetError, Interrupted
-from tests.tiny_models import plain
+from tests.tiny_models import load_plain_module
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "opt", "gemma"])
 @pytest.mark.parametrize("length", [1, 5])
-def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(shelf, name, length):
+def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(tiny_models, name, length):
     """Every Linear is hooked; scores and their application are 2 · heads · d_head · pos² each layer; one position is unembedded."""
-    info, module = shelf.load(name).info, plain(shelf.path(name))
+    info, module = tiny_models.load(name).info, load_plain_module(tiny_models.path(name))
     done = []
 
     def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -30,34 +30,34 @@ def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(shelf, name, length
             part.register_forward_hook(count)
     module(input_ids=torch.ones(1, length, dtype=torch.long))
     scores = 2 * info.n_heads * info.d_head * length * length * info.n_layers
-    assert full_work(info, length) == sum(done) + scores + info.d_model * info.d_vocab
+    assert prompt_macs(info, length) == sum(done) + scores + info.d_model * info.d_vocab
 
 
-def test_parts_of_a_pass_add_up(shelf):
-    info = shelf.load("gpt2").info
-    whole = row_work(info, 6, columns=0)
+def test_parts_of_a_pass_add_up(tiny_models):
+    info = tiny_models.load("gpt2").info
+    whole = row_macs(info, 6, columns=0)
     for layer in range(info.n_layers + 1):
-        assert row_work(info, 6, stop=layer, columns=0) + row_work(info, 6, start=layer, columns=0) == whole
-    assert row_work(info, 6, start=info.n_layers, columns=7) == 7 * info.d_model
+        assert row_macs(info, 6, stop=layer, columns=0) + row_macs(info, 6, start=layer, columns=0) == whole
+    assert row_macs(info, 6, start=info.n_layers, columns=7) == 7 * info.d_model
     attention = 6 * info.macs_attention + 2 * info.n_heads * info.d_head * 36
     for layer in range(info.n_layers):
-        middle = row_work(info, 6, start=layer, middle=True, columns=0)
-        assert row_work(info, 6, start=layer, columns=0) - middle == attention
+        middle = row_macs(info, 6, start=layer, after_attention=True, columns=0)
+        assert row_macs(info, 6, start=layer, columns=0) - middle == attention
 
 
-def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(shelf):
-    info = shelf.load("gpt2").info
+def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(tiny_models):
+    info = tiny_models.load("gpt2").info
     spared = 5 * (info.n_heads * info.d_head * info.d_model + info.macs_mlp)
     for start in range(info.n_layers):
-        assert row_work(info, 6, start=start, columns=0) - row_work(info, 6, start=start, narrow=True, columns=0) == spared
-    assert row_work(info, 6, start=info.n_layers, narrow=True, columns=0) == 0
-    assert row_work(info, 1, narrow=True, columns=0) == row_work(info, 1, columns=0)
+        assert row_macs(info, 6, start=start, columns=0) - row_macs(info, 6, start=start, last_position_only=True, columns=0) == spared
+    assert row_macs(info, 6, start=info.n_layers, last_position_only=True, columns=0) == 0
+    assert row_macs(info, 1, last_position_only=True, columns=0) == row_macs(info, 1, columns=0)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma"])
-def test_a_narrow_last_layer_multiplies_what_is_counted(shelf, name):
+def test_a_narrow_last_layer_multiplies_what_is_counted(tiny_models, name):
     """Between a plain run and a narrow one, every matrix by its real inputs."""
-    model, done = shelf.load(name), []
+    model, done = tiny_models.load(name), []
     info, tokens = model.info, torch.ones(3, 6, dtype=torch.long)
 
     def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -68,19 +68,19 @@ def test_a_narrow_last_layer_multiplies_what_is_counted(shelf, name):
     work = []
     for narrow in (False, True):
         done.clear()
-        model.run(Batch(tokens, torch.tensor([5, 1, 3]), narrow=narrow))
+        model.run(Batch(tokens, torch.tensor([5, 1, 3]), last_position_only=narrow))
         work.append(sum(done))
     for handle in handles:
         handle.remove()
-    whole, less = (row_work(info, 6, narrow=narrow, columns=0) for narrow in (False, True))
+    whole, less = (row_macs(info, 6, last_position_only=narrow, columns=0) for narrow in (False, True))
     assert work[0] - work[1] == 3 * (whole - less) > 0
 
 
-def test_positions_after_a_prefix_attend_to_it(shelf):
-    info = shelf.load("gpt2").info
-    one = row_work(info, 1, 5, columns=0)
+def test_positions_after_a_prefix_attend_to_it(tiny_models):
+    info = tiny_models.load("gpt2").info
+    one = row_macs(info, 1, 5, columns=0)
     assert one == info.n_layers * (info.macs_attention + info.macs_mlp + 2 * info.n_heads * info.d_head * 6)
-    assert row_work(info, 1, 5, columns=0) < row_work(info, 6, columns=0) / 4
+    assert row_macs(info, 1, 5, columns=0) < row_macs(info, 6, columns=0) / 4
 
 
 def test_the_meter_adds_up():

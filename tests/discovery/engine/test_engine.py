@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from discovery.backends.base import Batch
-from discovery.backends.hardware.memory import free_memory
-from discovery.engine import Engine, Meter, Rows, Window, full_work, other
-from discovery.engine.block import MOST_COLUMNS, Block
-from discovery.engine.cached_runs import out_of_memory
+from discovery.backends.hardware.memory import read_free_memory
+from discovery.engine import Engine, Meter, Rows, Window, other_side, prompt_macs
+from discovery.engine.block import MAX_COLUMNS, Block
+from discovery.engine.cached_runs import is_out_of_memory
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
 from discovery.methods.patching.sweep import patch_sweep
@@ -48,8 +48,8 @@ def small(model: Any, task: Any, most: int) -> Engine:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", ["gpt2", "rotary"])
-def test_baselines_are_each_prompts_own(shelf, name, metric):
-    model, task = shelf.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7, 5], seed=1, sets=3))
+def test_baselines_are_each_prompts_own(tiny_models, name, metric):
+    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7, 5], seed=1, sets=3))
     clean = [logits_of(model, pair.clean).logits[0] for pair in task.pairs]
     for engine in (Engine(model, task, metric=metric), small(model, task, 2)):
         if engine.metric != metric:
@@ -61,31 +61,31 @@ def test_baselines_are_each_prompts_own(shelf, name, metric):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_blocks_cut_the_pairs_in_order(shelf, most):
+def test_blocks_cut_the_pairs_in_order(tiny_models, most):
     task = as_task(random_pairs([6, 4, 7, 5, 3]))
-    engine = small(shelf.load("native"), task, most)
+    engine = small(tiny_models.load("native"), task, most)
     blocks = list(engine.blocks())
     assert [pair for _, block in blocks for pair in block.prompts.pairs] == list(task.pairs)
     assert [first for first, _ in blocks] == [sum(len(block.prompts) for _, block in blocks[:n]) for n in range(len(blocks))]
     assert all(len(block.prompts) <= most for _, block in blocks)
 
 
-def test_a_block_is_kept_until_another_is_asked_for(shelf):
+def test_a_block_is_kept_until_another_is_asked_for(tiny_models):
     task = as_task(random_pairs([5] * 4))
-    engine = Engine(shelf.load("native"), task)
+    engine = Engine(tiny_models.load("native"), task)
     assert next(engine.blocks())[1] is next(engine.blocks())[1]
-    engine = small(shelf.load("native"), task, 2)
+    engine = small(tiny_models.load("native"), task, 2)
     first, second = (block for _, block in engine.blocks())
     assert first is not second
     assert next(engine.blocks())[1] is not first
 
 
-def test_more_memory_never_means_more_blocks(shelf):
+def test_more_memory_never_means_more_blocks(tiny_models):
     task = as_task(random_pairs([5] * 6))
     counts = []
     for memory in range(10_000, 300_000, 10_000):
         try:
-            counts.append(len(list(Engine(shelf.load("native"), task, memory=memory).blocks())))
+            counts.append(len(list(Engine(tiny_models.load("native"), task, memory=memory).blocks())))
         except MemoryLimitError:
             assert not counts
     assert all(more >= fewer for more, fewer in pairwise(counts))
@@ -94,8 +94,8 @@ def test_more_memory_never_means_more_blocks(shelf):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", ["resid_pre", "z", "mlp_out", "pattern", "k"])
-def test_cached_activations_are_each_prompts_own(shelf, side, kind):
-    model, task = shelf.load("llama", dtype="float64"), as_task(random_pairs([6, 4, 7]))
+def test_cached_activations_are_each_prompts_own(tiny_models, side, kind):
+    model, task = tiny_models.load("llama", dtype="float64"), as_task(random_pairs([6, 4, 7]))
     ((_, block),) = Engine(model, task).blocks()
     for layer in (2, 0):
         site = Site(kind, layer)
@@ -106,8 +106,8 @@ def test_cached_activations_are_each_prompts_own(shelf, side, kind):
             torch.testing.assert_close(mine, alone, atol=1e-7, rtol=1e-7)
 
 
-def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(shelf, monkeypatch):
-    model = shelf.load("gpt2")
+def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(tiny_models, monkeypatch):
+    model = tiny_models.load("gpt2")
     calls: list[int] = []
     run = model.run
 
@@ -138,8 +138,8 @@ def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(shelf, 
     assert calls == [2, 2]
 
 
-def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(shelf, monkeypatch):
-    model, task = shelf.load("gpt2"), as_task(random_pairs([5, 4]))
+def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(tiny_models, monkeypatch):
+    model, task = tiny_models.load("gpt2"), as_task(random_pairs([5, 4]))
     passes: list[Any] = []
     cache = Block._cache
 
@@ -155,18 +155,18 @@ def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(shelf, monkeypatch):
     assert sorted(passes) == ["clean", "corrupted"]
 
 
-def test_a_baseline_is_computed_once_however_many_the_blocks(shelf):
-    engine = Engine(shelf.load("gpt2"), as_task(random_pairs([5, 4, 6, 5, 4, 6])))
-    engine._bounds = [(0, 3), (3, 6)]
+def test_a_baseline_is_computed_once_however_many_the_blocks(tiny_models):
+    engine = Engine(tiny_models.load("gpt2"), as_task(random_pairs([5, 4, 6, 5, 4, 6])))
+    engine._block_bounds = [(0, 3), (3, 6)]
     first = engine.baseline("clean")
     spent = engine.meter.spent
     assert torch.equal(engine.baseline("clean"), first)
     assert engine.meter.spent == spent
 
 
-def test_an_unchanged_row_is_the_baseline(shelf):
+def test_an_unchanged_row_is_the_baseline(tiny_models):
     """From any layer, with any first position, after the attention too."""
-    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7], seed=2))
+    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7], seed=2))
     for metric in METRICS:
         ((_, block),) = Engine(model, task, metric=metric).blocks()
         for side in SIDES:
@@ -184,9 +184,9 @@ def test_an_unchanged_row_is_the_baseline(shelf):
     st.sampled_from(METRICS),
     st.integers(0, 10**6),
 )
-def test_changed_rows_are_full_passes(shelf, name, lengths, count, start, metric, seed):
+def test_changed_rows_are_full_passes(tiny_models, name, lengths, count, start, metric, seed):
     """An edit of z from each row's first position on, measured in windows, against each prompt run by itself."""
-    model, pairs = shelf.load(name, dtype="float64"), random_pairs(lengths, seed, sets=2)
+    model, pairs = tiny_models.load(name, dtype="float64"), random_pairs(lengths, seed, sets=2)
     layer = min(start, model.info.n_layers - 1)
     ((_, block),) = Engine(model, as_task(pairs), metric=metric).blocks()
     rng = torch.Generator().manual_seed(seed)
@@ -201,7 +201,7 @@ def test_changed_rows_are_full_passes(shelf, name, lengths, count, start, metric
         return [Edit(site, values[window.index, span], from_first[window.index, span].unsqueeze(-1))]
 
     rows = Rows("clean", pair, first, layer, edits=edits)
-    expected_work = block.work(rows)
+    expected_work = block.estimate(rows)
     block.load("clean", [Site("resid_pre", layer)])  # whose pass is counted apart
     before = block.meter.spent
     got = block.measure(rows)
@@ -214,27 +214,27 @@ def test_changed_rows_are_full_passes(shelf, name, lengths, count, start, metric
         assert float(got[row]) == pytest.approx(expected, abs=1e-6, rel=1e-6)
 
 
-def test_sets_too_large_for_columns_use_the_whole_vocabulary(shelf, monkeypatch):
-    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([5, 5], seed=3, sets=3))
+def test_sets_too_large_for_columns_use_the_whole_vocabulary(tiny_models, monkeypatch):
+    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([5, 5], seed=3, sets=3))
     rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([1, 1]), 1)
     ((_, block),) = Engine(model, task).blocks()
-    by_columns, work = block.measure(rows), block.work(rows)
-    monkeypatch.setattr("discovery.engine.block.MOST_COLUMNS", 1)
+    by_columns, work = block.measure(rows), block.estimate(rows)
+    monkeypatch.setattr("discovery.engine.block.MAX_COLUMNS", 1)
     torch.testing.assert_close(block.measure(rows), by_columns)
-    assert block.work(rows) > work
-    assert MOST_COLUMNS > 1
+    assert block.estimate(rows) > work
+    assert MAX_COLUMNS > 1
 
 
-def test_padding_counts_as_work(shelf):
+def test_padding_counts_as_work(tiny_models):
     """A prompt beside a longer one is computed to its end: the count says what was done."""
-    model = shelf.load("gpt2")
+    model = tiny_models.load("gpt2")
     engine = Engine(model, as_task(random_pairs([3, 9])))
     engine.baseline("clean")
-    assert engine.meter.spent == pytest.approx(1 + full_work(model.info, 9) / full_work(model.info, 3))
+    assert engine.meter.spent == pytest.approx(1 + prompt_macs(model.info, 9) / prompt_macs(model.info, 3))
 
 
-def test_a_budget_holds_for_cached_passes_too(shelf):
-    model, task = shelf.load("gpt2"), as_task(random_pairs([5] * 4))
+def test_a_budget_holds_for_cached_passes_too(tiny_models):
+    model, task = tiny_models.load("gpt2"), as_task(random_pairs([5] * 4))
     engine = Engine(model, task, meter=Meter(limit=7.9))
     engine.baseline("clean")
     with pytest.raises(BudgetError):
@@ -243,34 +243,34 @@ def test_a_budget_holds_for_cached_passes_too(shelf):
     assert len(engine.baseline("clean")) == 4  # what was cached is still there
 
 
-def test_means_are_those_of_their_definition(shelf):
-    model, pairs = shelf.load("gpt2", dtype="float64"), random_pairs([5] * 9 + [4, 6], labelled=True)
+def test_means_are_those_of_their_definition(tiny_models):
+    model, pairs = tiny_models.load("gpt2", dtype="float64"), random_pairs([5] * 9 + [4, 6], labelled=True)
     for engine in (Engine(model, as_task(pairs)), small(model, as_task(pairs), 3)):
         sites = [Site("z", 1), Site("mlp_out", 0)]
         engine.prepare_means(sites)
         for site in sites:
             own = [logits_of(model, pair.corrupted, [site]).activations[site][0] for pair in pairs]
             for first, block in engine.blocks():
-                means = engine.reference("mean", first, block, site)
+                means = engine.reference_values("mean", first, block, site)
                 for row in range(len(block.prompts)):
                     for position in range(len(pairs[first + row].clean)):
                         expected, _, _ = mean_by_definition(pairs, own, first + row, position)
                         torch.testing.assert_close(means[row, position], expected, atol=1e-7, rtol=1e-7)
 
 
-def test_other_references(shelf):
-    engine = Engine(shelf.load("gpt2"), as_task(random_pairs([5, 4])))
+def test_other_references(tiny_models):
+    engine = Engine(tiny_models.load("gpt2"), as_task(random_pairs([5, 4])))
     ((first, block),) = engine.blocks()
     for site in (Site("z", 1), Site("mlp_out", 0)):
-        assert torch.equal(engine.reference("resample", first, block, site), block.activation("corrupted", site))
-        zero = engine.reference("zero", first, block, site)
+        assert torch.equal(engine.reference_values("resample", first, block, site), block.activation("corrupted", site))
+        zero = engine.reference_values("zero", first, block, site)
         assert zero.shape == block.activation("corrupted", site).shape
         assert zero.dtype == block.activation("corrupted", site).dtype
         assert not zero.any()
 
 
-def test_an_interruption_leaves_the_engine_usable(shelf):
-    model, task = shelf.load("gpt2"), as_task(random_pairs([6, 5, 7]))
+def test_an_interruption_leaves_the_engine_usable(tiny_models):
+    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5, 7]))
     count = 0
 
     def stop(done: float, total: float, label: str) -> None:
@@ -288,8 +288,8 @@ def test_an_interruption_leaves_the_engine_usable(shelf):
     torch.testing.assert_close(block.measure(rows), block.baseline("clean")[rows.pair], atol=1e-4, rtol=1e-4)
 
 
-def test_tasks_and_metrics_that_cannot_be_measured(shelf):
-    model = shelf.load("native")
+def test_tasks_and_metrics_that_cannot_be_measured(tiny_models):
+    model = tiny_models.load("native")
     with pytest.raises(MeasurementError, match="has no pairs"):
         Engine(model, as_task(()))
     with pytest.raises(MeasurementError, match="metric 'accuracy' is not known"):
@@ -300,9 +300,9 @@ def test_tasks_and_metrics_that_cannot_be_measured(shelf):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_what_is_no_number_is_not_taken_for_a_cell_that_a_pair_lacks(shelf, monkeypatch, at):
+def test_what_is_no_number_is_not_taken_for_a_cell_that_a_pair_lacks(tiny_models, monkeypatch, at):
     """float16 overflows; the third pass is of changed rows."""
-    model = shelf.load("gpt2")
+    model = tiny_models.load("gpt2")
     run, passes = model.run, []
 
     def overflow(*given, **named):
@@ -328,33 +328,33 @@ def test_what_running_out_of_memory_looks_like():
         ),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
     ):
-        assert out_of_memory(fault)
-    assert not out_of_memory(RuntimeError("size mismatch"))
-    assert not out_of_memory(ValueError("no"))
+        assert is_out_of_memory(fault)
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+    assert not is_out_of_memory(ValueError("no"))
 
 
 def test_a_real_allocation_that_cannot_be():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
-def test_a_prompt_of_one_token(shelf):
-    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([1, 1], same_end=False))
+def test_a_prompt_of_one_token(tiny_models):
+    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([1, 1], same_end=False))
     ((_, block),) = Engine(model, task).blocks()
     rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([0, 0]), 1)
     torch.testing.assert_close(block.measure(rows), block.baseline("clean"))
 
 
 def test_odds_and_ends():
-    assert other("clean") == "corrupted"
-    assert other("corrupted") == "clean"
-    assert free_memory(torch.device("cpu")) > 0
+    assert other_side("clean") == "corrupted"
+    assert other_side("corrupted") == "clean"
+    assert read_free_memory(torch.device("cpu")) > 0
 
 
-def test_after_memory_ran_out_no_batch_is_larger(shelf):
+def test_after_memory_ran_out_no_batch_is_larger(tiny_models):
     """A later window that fails at more rows does not raise the limit again."""
-    ((_, block),) = Engine(shelf.load("native"), as_task(random_pairs([5, 5]))).blocks()
+    ((_, block),) = Engine(tiny_models.load("native"), as_task(random_pairs([5, 5]))).blocks()
     fault = MemoryError()
-    assert [block.halved(count, 5, fault) for count in (24, 3, 12, 2)] == [12, 1, 1, 1]
+    assert [block.halve_batch(count, 5, fault) for count in (24, 3, 12, 2)] == [12, 1, 1, 1]
     assert block.rows_that_fit(0, 5) == 1

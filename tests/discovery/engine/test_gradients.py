@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from discovery.backends.base import Batch
-from discovery.engine import Engine, attribution_work, attributions, full_work
+from discovery.engine import Engine, attribute_sites, estimate_attributions, prompt_macs
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.metrics import measure
@@ -53,20 +53,20 @@ def slope(block: Any, base: Any, kind: Any, layer: int, position: int, head: int
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", get_args(BackendName)[1:])
-def test_the_slope_along_each_cells_change(shelf: Any, backend: BackendName, name: str, kind: Any) -> None:
-    model, rounded = shelf.load(name, backend, "float64"), (name, backend) in ROUNDED
+def test_the_slope_along_each_cells_change(tiny_models: Any, backend: BackendName, name: str, kind: Any) -> None:
+    model, rounded = tiny_models.load(name, backend, "float64"), (name, backend) in ROUNDED
     number = MODELS.index(name) + KINDS.index(kind)
     metric, base = ("logit_difference", "kl_divergence", "probability_difference")[number % 3], ("clean", "corrupted")[number % 2]
     block, steps = block_of(model, (5, 3, 6), metric), 1 + number % 2
     if kind == "pattern" and not model.abilities.pattern:
         pytest.skip("this engine's pattern cannot be edited")
     try:
-        model.require(Site(kind, 0))
+        model.require_site(Site(kind, 0))
     except SiteError:
         with pytest.raises(SiteError):
-            attributions(block, base, kind, steps)
+            attribute_sites(block, base, kind, steps)
         return
-    found = attributions(block, base, kind, steps)
+    found = attribute_sites(block, base, kind, steps)
     heads = range(found.shape[3]) if found.ndim == 4 else (None,)
     for layer in range(model.info.n_layers):
         for position in range(block.prompts.width):
@@ -77,24 +77,24 @@ def test_the_slope_along_each_cells_change(shelf: Any, backend: BackendName, nam
                 torch.testing.assert_close(got[inside], expected[inside], **NEAR if rounded else CLOSE)
 
 
-def test_the_work_is_counted_as_three_passes_a_step(shelf: Any) -> None:
-    block = block_of(shelf.load("gpt2"), (5, 5), "logit_difference")
+def test_the_work_is_counted_as_three_passes_a_step(tiny_models: Any) -> None:
+    block = block_of(tiny_models.load("gpt2"), (5, 5), "logit_difference")
     for kind in ("resid_pre", "z"):
         block.load("clean", [Site(kind, layer) for layer in range(3)])
         block.load("corrupted", [Site(kind, layer) for layer in range(3)])
     block.load("clean", [Site("resid_pre", 0)])
     before = block.meter.spent
-    attributions(block, "clean", "z", 4)
-    assert block.meter.spent - before == pytest.approx(attribution_work(block, 4)) == pytest.approx(2 * 4 * 3, rel=0.2)
-    assert full_work(block.backend.info, 5) > 0
+    attribute_sites(block, "clean", "z", 4)
+    assert block.meter.spent - before == pytest.approx(estimate_attributions(block, 4)) == pytest.approx(2 * 4 * 3, rel=0.2)
+    assert prompt_macs(block.backend.info, 5) > 0
 
 
 @pytest.mark.parametrize("fits", [1, 2])
-def test_where_memory_runs_out_the_batch_is_halved(shelf: Any, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
-    model = shelf.load("gpt2", dtype="float64")
+def test_where_memory_runs_out_the_batch_is_halved(tiny_models: Any, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    model = tiny_models.load("gpt2", dtype="float64")
     block = block_of(model, (5,) * 5, "logit_difference")
     monkeypatch.setattr(type(block), "rows_that_fit", lambda self, first, end: 1000)
-    whole = attributions(block, "clean", "z")
+    whole = attribute_sites(block, "clean", "z")
     run = type(model).run
 
     def tight(self: Any, batch: Any, *args: Any, **options: Any) -> Any:
@@ -103,4 +103,4 @@ def test_where_memory_runs_out_the_batch_is_halved(shelf: Any, monkeypatch: pyte
         return run(self, batch, *args, **options)
 
     monkeypatch.setattr(type(model), "run", tight)
-    torch.testing.assert_close(attributions(block, "clean", "z"), whole)
+    torch.testing.assert_close(attribute_sites(block, "clean", "z"), whole)

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from discovery.backends.hardware.memory import trim_heap
-from discovery.backends.loading.outline import outline
-from discovery.engine import Engine, Need, sweep_bytes
+from discovery.backends.loading.outline import read_outline
+from discovery.engine import Engine, MemoryNeed, sweep_bytes
 from discovery.engine import memory as module
-from discovery.engine.memory import Heap
+from discovery.engine.memory import HeapTrimmer
 from discovery.errors import MemoryLimitError
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SiteName
-from tests.tiny_models import Shelf, as_task, random_pairs
+from tests.tiny_models import TinyModels, as_task, random_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 2**20
@@ -98,9 +98,9 @@ def test_the_process_grows_by_no_more_than_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "head_out", "mlp_out"])
-def test_cost_is_linear_in_pairs_however_they_are_cut(shelf: Shelf, site: SiteName) -> None:
+def test_cost_is_linear_in_pairs_however_they_are_cut(tiny_models: TinyModels, site: SiteName) -> None:
     """Two halves cost about what the whole costs, and so do the blocks of a small limit: only how rows share windows differs."""
-    model, pairs = shelf.load("gpt2"), random_pairs((9,) * 12)
+    model, pairs = tiny_models.load("gpt2"), random_pairs((9,) * 12)
     engine = Engine(model, as_task(pairs))
     whole = patch_sweep(model, engine.task, site, engine=engine).cost.forward_equivalents
     half = sum(patch_sweep(model, as_task(part), site).cost.forward_equivalents for part in (pairs[:6], pairs[6:]))
@@ -115,16 +115,16 @@ MANY, TOKENS = 100, 6  # of so many pairs the caches decide, not the batch
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_with_what_is_needed_all_pairs_are_one_block_and_with_less_they_are_not(shelf: Any, name: str) -> None:
-    model, task = shelf.load(name), as_task(random_pairs([TOKENS] * MANY))
+def test_with_what_is_needed_all_pairs_are_one_block_and_with_less_they_are_not(tiny_models: Any, name: str) -> None:
+    model, task = tiny_models.load(name), as_task(random_pairs([TOKENS] * MANY))
     limit = sweep_bytes(model.info, TOKENS, MANY)
     assert [len(block.prompts) for _, block in Engine(model, task, memory=limit).blocks()] == [MANY]
     assert len(list(Engine(model, task, memory=limit - 1).blocks())) == 2
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_pair_and_a_row_fit_with_what_is_needed(shelf: Any, name: str) -> None:
-    model, task = shelf.load(name), as_task(random_pairs([TOKENS]))
+def test_one_pair_and_a_row_fit_with_what_is_needed(tiny_models: Any, name: str) -> None:
+    model, task = tiny_models.load(name), as_task(random_pairs([TOKENS]))
     blocks = list(Engine(model, task, memory=sweep_bytes(model.info, TOKENS)).blocks())
     assert len(blocks) == 1
     with pytest.raises(MemoryLimitError):
@@ -132,10 +132,10 @@ def test_one_pair_and_a_row_fit_with_what_is_needed(shelf: Any, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [*MODELS, "mixtral"])
-def test_it_is_known_before_the_model_is_loaded(shelf: Any, name: str) -> None:
-    model = shelf.load(name)
-    need = Need.of(model.info)
-    assert Need.of(outline(shelf.path(name))) == need
+def test_it_is_known_before_the_model_is_loaded(tiny_models: Any, name: str) -> None:
+    model = tiny_models.load(name)
+    need = MemoryNeed.of(model.info)
+    assert MemoryNeed.of(read_outline(tiny_models.path(name))) == need
     assert need.tokens == min(32, model.n_ctx)
     assert need.sweep_pair < need.sweep
 
@@ -145,31 +145,31 @@ MB = 10**6
 
 def test_it_is_given_back_only_beyond_its_share_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     held, given = [100 * MB], list[int]()
-    monkeypatch.setattr(Heap, "_held", lambda _: held[0])
+    monkeypatch.setattr(HeapTrimmer, "_held", lambda _: held[0])
     monkeypatch.setattr(module, "trim_heap", lambda: given.append(held[0]))
-    heap = Heap(100 * MB)
+    heap = HeapTrimmer(100 * MB)
     held[0] += 49 * MB
-    heap.tidy()
+    heap.trim_if_grown()
     assert given == []
     held[0] += 2 * MB
-    heap.tidy()
+    heap.trim_if_grown()
     assert given == [151 * MB]
-    heap.tidy()  # what is truly held is not tried for again, until there is more of it
+    heap.trim_if_grown()  # what is truly held is not tried for again, until there is more of it
     assert given == [151 * MB]
     held[0] += 6 * MB
-    heap.tidy()
+    heap.trim_if_grown()
     assert given == [151 * MB, 157 * MB]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own call")
 def test_what_the_library_keeps_goes_back_to_the_system() -> None:
     """Small blocks with one in a hundred kept: the heap cannot shrink by itself."""
-    before = Heap(MB)._held()
+    before = HeapTrimmer(MB)._held()
     blocks = [torch.ones(2500) for _ in range(6000)]
     kept = blocks[::100]
-    grown = Heap(MB)._held() - before
+    grown = HeapTrimmer(MB)._held() - before
     del blocks
     trim_heap()
     assert grown > 40 * MB
-    assert Heap(MB)._held() - before < grown / 2
+    assert HeapTrimmer(MB)._held() - before < grown / 2
     assert len(kept) == 60

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.engine import Prompts, Rows
-from discovery.engine.rows import PASS, Stairs, Window, cut, segments
+from discovery.engine.rows import PASS_OVERHEAD, JoinedRows, Window, cut_windows, group_spans
 from tests.tiny_models import random_pairs
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -32,7 +32,7 @@ def rows_of(prompts: Prompts, seed: int, count: int, **options: object) -> Rows:
 def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, most, reuse, seed):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count)
-    windows = list(cut(rows, prompts, 3, reuse=reuse, most=lambda first, end: most))
+    windows = list(cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most))
     assert sorted(torch.cat([window.index for window in windows]).tolist()) == list(range(count))
     for window in windows:
         assert torch.equal(window.pair, rows.pair[window.index])
@@ -52,8 +52,8 @@ def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, m
 def test_where_nothing_moves_between_positions_only_the_answer_is_computed(lengths, count, most, start, reuse, seed):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count, start=start[0], middle=start[1])
-    assert rows.pointwise(3)
-    windows = list(cut(rows, prompts, 3, reuse=reuse, most=lambda first, end: most))
+    assert rows.is_pointwise(3)
+    windows = list(cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most))
     assert sum(len(window.index) for window in windows) == count
     for window in windows:
         assert window.width == 1
@@ -62,10 +62,10 @@ def test_where_nothing_moves_between_positions_only_the_answer_is_computed(lengt
 
 def test_what_is_pointwise():
     prompts = prompts_of([4])
-    assert not rows_of(prompts, 0, 1, start=2).pointwise(3)
-    assert rows_of(prompts, 0, 1, start=3).pointwise(3)
-    assert not rows_of(prompts, 0, 1, start=1, middle=True).pointwise(3)
-    assert rows_of(prompts, 0, 1, start=2, middle=True).pointwise(3)
+    assert not rows_of(prompts, 0, 1, start=2).is_pointwise(3)
+    assert rows_of(prompts, 0, 1, start=3).is_pointwise(3)
+    assert not rows_of(prompts, 0, 1, start=1, middle=True).is_pointwise(3)
+    assert rows_of(prompts, 0, 1, start=2, middle=True).is_pointwise(3)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -76,25 +76,25 @@ def test_the_segments_are_the_cheapest(drawn):
     sizes = [size for _, _, size in drawn]
 
     def cost(groups: list[list[int]]) -> float:
-        return sum(PASS + sum(sizes[n] for n in group) * (max(spans[n][1] for n in group) - spans[group[0]][0]) for group in groups)
+        return sum(PASS_OVERHEAD + sum(sizes[n] for n in group) * (max(spans[n][1] for n in group) - spans[group[0]][0]) for group in groups)
 
     def ways(begin: int) -> list[list[list[int]]]:
         if begin == len(spans):
             return [[]]
         return [[list(range(begin, stop)), *rest] for stop in range(begin + 1, len(spans) + 1) for rest in ways(stop)]
 
-    found = segments(spans, sizes)
+    found = group_spans(spans, sizes)
     assert [n for group in found for n in group] == list(range(len(spans)))
     assert cost(found) == min(map(cost, ways(0)))
 
 
 def test_a_pass_is_saved_where_few_positions_are_lost_and_not_where_many_are():
-    assert segments([(0, 8), (2, 8)], [1, 1]) == [[0, 1]]
-    assert segments([(0, 8), (2, 8)], [1000, 1000]) == [[0], [1]]
+    assert group_spans([(0, 8), (2, 8)], [1, 1]) == [[0, 1]]
+    assert group_spans([(0, 8), (2, 8)], [1000, 1000]) == [[0], [1]]
 
 
-def stairs_of(prompts: Prompts, counts: list[int]) -> Stairs:
-    return Stairs(tuple(rows_of(prompts, layer, count, start=layer, residual=lambda window: window) for layer, count in enumerate(counts)))
+def stairs_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
+    return JoinedRows(tuple(rows_of(prompts, layer, count, start=layer, residual=lambda window: window) for layer, count in enumerate(counts)))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -103,7 +103,7 @@ def test_a_window_of_stairs_is_split_by_job_in_the_order_of_their_start(lengths,
     prompts = prompts_of(lengths)
     stairs = stairs_of(prompts, counts)
     seen: list[tuple[int, int]] = []
-    for window in cut(stairs, prompts, len(counts) + 1, reuse=True, most=lambda first, end: most):
+    for window in cut_windows(stairs, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most):
         parts = stairs.split(window)
         assert [job.start for job, _ in parts] == sorted(job.start for job, _ in parts)
         assert torch.equal(torch.cat([part.pair for _, part in parts]), window.pair)
@@ -118,23 +118,23 @@ def test_what_cannot_go_up_together_is_refused():
     one = rows_of(prompts, 0, 1, residual=lambda window: window)
     for bad in ({"residual": None}, {"edits": lambda window: []}, {"middle": True}):
         with pytest.raises(ValueError, match="at a layer's input"):
-            Stairs((replace(one, **bad),))
+            JoinedRows((replace(one, **bad),))
     with pytest.raises(ValueError, match="order of their start"):
-        Stairs((replace(one, start=2), one))
+        JoinedRows((replace(one, start=2), one))
     with pytest.raises(ValueError, match="one base"):
-        Stairs((one, replace(one, base="corrupted")))
+        JoinedRows((one, replace(one, base="corrupted")))
 
 
 def test_the_limit_may_depend_on_the_window():
     prompts = prompts_of([8] * 4)
     rows = Rows("clean", torch.tensor([0, 1, 2, 3] * 4), torch.tensor([0] * 8 + [7] * 8))
-    sizes = [len(window.index) for window in cut(rows, prompts, 3, reuse=True, most=lambda first, end: 16 // (end - first))]
+    sizes = [len(window.index) for window in cut_windows(rows, prompts, 3, reuse_prefix=True, max_rows=lambda first, end: 16 // (end - first))]
     assert sizes == [2, 2, 2, 2, 8]
 
 
 def test_no_rows_no_windows():
     empty = torch.zeros(0, dtype=torch.long)
-    assert list(cut(Rows("clean", empty, empty), prompts_of([3]), 2, reuse=True, most=lambda first, end: 4)) == []
+    assert list(cut_windows(Rows("clean", empty, empty), prompts_of([3]), 2, reuse_prefix=True, max_rows=lambda first, end: 4)) == []
 
 
 def test_prompts_are_padded_on_the_right():
@@ -142,8 +142,8 @@ def test_prompts_are_padded_on_the_right():
     prompts = Prompts.of(pairs, torch.device("cpu"))
     assert (len(prompts), prompts.width) == (2, 4)
     assert prompts.length.tolist() == [2, 4]
-    assert prompts.last.tolist() == [1, 3]
-    assert prompts.first.tolist() == [pair.first_difference for pair in pairs]
+    assert prompts.answer_position.tolist() == [1, 3]
+    assert prompts.first_difference.tolist() == [pair.first_difference for pair in pairs]
     for side in ("clean", "corrupted"):
         rows = prompts.tokens(side).tolist()  # type: ignore[arg-type]
         assert rows == [[*getattr(pair, side), *[0] * (4 - len(pair.clean))] for pair in pairs]

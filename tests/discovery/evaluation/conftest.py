@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.known_circuits.known_circuit import Case
-from tests.oracles.faithfulness import ByHand
+from benchmarks.known_circuits.known_circuit import KnownCircuit
+from tests.oracles.faithfulness import FaithfulnessOracle
 
 PAIRS = 48
 
@@ -25,43 +25,43 @@ def _one_thread() -> Iterator[None]:
 
 
 @dataclass
-class Place:
+class LoadedCase:
     """A hand-built case, loaded: the bench of its discovery pairs, and the same by hand."""
 
-    case: Case
+    case: KnownCircuit
     model: Any
     task: Any
     bench: Any
-    _hands: dict[str, ByHand] = field(default_factory=dict)
+    _hands: dict[str, FaithfulnessOracle] = field(default_factory=dict)
 
     def f(self, ablation: Any) -> Any:
         return self.bench.f(ablation)
 
-    def hand(self, ablation: str) -> ByHand:
+    def oracle(self, ablation: str) -> FaithfulnessOracle:
         """By hand, the pairs in the bench's order."""
         if ablation not in self._hands:
-            self._hands[ablation] = ByHand(self.case.config, self.case.state, self.bench.engine.task.pairs, ablation)
+            self._hands[ablation] = FaithfulnessOracle(self.case.config, self.case.state, self.bench.engine.task.pairs, ablation)
         return self._hands[ablation]
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
+def load_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedCase]:
     """A hand-built case by name, loaded once."""
-    from benchmarks.known_circuits.hand_built import build
+    from benchmarks.known_circuits.hand_built import build_known_circuit
     from discovery import load_model, load_task
     from discovery.engine import Meter
-    from discovery.evaluation import Bench
+    from discovery.evaluation import SplitEvaluator
 
-    made: dict[str, Place] = {}
+    made: dict[str, LoadedCase] = {}
 
-    def of(name: str) -> Place:
+    def of(name: str) -> LoadedCase:
         if name not in made:
-            case = build(name)
+            case = build_known_circuit(name)
             folder = case.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
             task = load_task(folder / "task.jsonl", model, pairs=PAIRS)
-            bench = Bench.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
-            made[name] = Place(case, model, task, bench)
+            bench = SplitEvaluator.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
+            made[name] = LoadedCase(case, model, task, bench)
         return made[name]
 
     return of

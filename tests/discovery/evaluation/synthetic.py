@@ -14,7 +14,7 @@ from discovery.sites import Node
 Set = frozenset[Node]
 
 
-class Function:
+class SyntheticFaithfulness:
     """Stands for a `Faithfulness`.
 
     Args:

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.known_circuits.truth import known
-from discovery.evaluation import rivals
-from discovery.evaluation.alternatives import alternatives, better, random_controls
+from benchmarks.known_circuits.truth import load_truth
+from discovery.evaluation import find_rivals
+from discovery.evaluation.alternatives import beats_alternatives, draw_alternatives, measure_random_controls
 from discovery.graph import Control
 from discovery.sites import Node, head, mlp
-from tests.discovery.evaluation.synthetic import Function, Set, subsets
+from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness, subsets
 from tests.oracles.faithfulness import nodes
 
 
@@ -30,7 +30,7 @@ def shape(made: Set, *, by_layer: bool) -> Counter[Any]:
     return Counter((node.kind, node.layer if by_layer else None) for node in made)
 
 
-def matched(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
+def matched_sets(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
     """Every other set of the same shape, by going through all subsets."""
     wanted = shape(circuit, by_layer=by_layer)
     return [made for made in subsets(f.everything) if made != circuit and shape(made, by_layer=by_layer) == wanted]
@@ -42,9 +42,9 @@ def matched(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
 def test_every_alternative_is_tried_once_where_they_are_few(by_layer: bool, data: st.DataObject) -> None:
     members = universe(2, 3)
     circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
-    f = Function(members, lambda kept: 1.0 - len(kept ^ circuit))
-    expected = matched(f, circuit, by_layer=by_layer)
-    found, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+    f = SyntheticFaithfulness(members, lambda kept: 1.0 - len(kept ^ circuit))
+    expected = matched_sets(f, circuit, by_layer=by_layer)
+    found, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
     assert control == (Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected))) if expected else None)
     assert found == []
     if expected:
@@ -56,22 +56,22 @@ def test_at_most_200_are_all_taken_beyond_that_200_different_ones() -> None:
     for count, size in ((201, 1), (202, 1), (24, 3)):
         members = [head(0, h) for h in range(count)]
         circuit = frozenset(members[:size])
-        made, possible = alternatives([(members, size)], circuit, 0)
+        made, possible = draw_alternatives([(members, size)], circuit, 0)
         assert possible == math.comb(count, size) - 1
         assert len(made) == len(set(made)) == min(possible, 200)
         assert circuit not in made
         assert {len(one) for one in made} == {size}
-        assert alternatives([(members, size)], circuit, 0)[0] == made
-    assert set(alternatives([(members, 3)], circuit, 1)[0]) != set(made)
+        assert draw_alternatives([(members, size)], circuit, 0)[0] == made
+    assert set(draw_alternatives([(members, 3)], circuit, 1)[0]) != set(made)
 
 
 def test_drawn_alternatives_keep_each_groups_number() -> None:
     members = universe(4, 6)
     circuit = frozenset(random.Random(0).sample(members, 9))
-    f = Function(members, lambda kept: float(kept == circuit))
+    f = SyntheticFaithfulness(members, lambda kept: float(kept == circuit))
     for by_layer in (False, True):
         f.measured.clear()
-        _, control = rivals(f, circuit, [], 0, by_layer=by_layer)
+        _, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
         assert control is not None
         others = f.measured.keys() - {circuit}
         assert control.n == 200 == len(others)
@@ -90,13 +90,13 @@ def two_answers(kept: Set) -> float:
 
 def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
     """The other half of an OR is as faithful, but what is left of the model still works: it is no rival."""
-    f = Function(universe(1, 3), two_answers)
-    assert rivals(f, nodes("a0.h0", "m0"), [], 0, by_layer=True)[0] == []
-    bystander = Function(universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept))
+    f = SyntheticFaithfulness(universe(1, 3), two_answers)
+    assert find_rivals(f, nodes("a0.h0", "m0"), [], 0, by_layer=True)[0] == []
+    bystander = SyntheticFaithfulness(universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept))
     with_bystander = nodes("a0.h0", "a0.h2", "m0")
-    found = rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
+    found = find_rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
     assert set(found) == {nodes("a0.h0", other, "m0") for other in ("a0.h1", "a0.h3")}
-    control = random_controls(bystander, with_bystander, [], 0).layer
+    control = measure_random_controls(bystander, with_bystander, [], 0).layer
     assert (control.n, control.n_possible, control.as_good) == (5, 5, 2)
     assert control.p == pytest.approx(3 / 6)
 
@@ -112,7 +112,7 @@ def test_each_of_b_and_c_alone_disqualifies() -> None:
                 return changes[kept]
             return float(bool(kept & (circuit | other))) if kept not in (everything - circuit, everything - other) else 0.0
 
-        return rivals(Function(everything, value), circuit, [], 0, by_layer=True)[0]
+        return find_rivals(SyntheticFaithfulness(everything, value), circuit, [], 0, by_layer=True)[0]
 
     assert with_changes({}) == [other]
     assert with_changes({everything - other: 0.3}) == []  # (b), and (c) inside
@@ -127,11 +127,11 @@ def test_both_controls_of_a_hand_built_circuit(place: Callable[[str], Any]) -> N
     """Counted from full tables of f on the first 32 pairs (here: all): nothing of its shape is as good as the circuit."""
     here = place("induction")
     f, hand = here.f("resample"), here.hand("resample")
-    circuit = nodes(*known("induction").nodes)
-    found = random_controls(f, circuit, sorted(f.everything), 0)
+    circuit = nodes(*load_truth("induction").nodes)
+    found = measure_random_controls(f, circuit, sorted(f.everything), 0)
     own = abs(1 - hand.f1(circuit))
     for control, by_layer in ((found.size, False), (found.layer, True)):
-        expected = matched(f, circuit, by_layer=by_layer)
+        expected = matched_sets(f, circuit, by_layer=by_layer)
         assert (control.n, control.n_possible) == (len(expected), len(expected))
         close = [made for made in expected if abs(1 - hand.f1(made)) <= own + 1e-4]
         assert control.as_good == len(close) == 0
@@ -142,29 +142,29 @@ def test_a_distractor_beside_the_circuit_has_rivals(place: Callable[[str], Any])
     """By the full definition, over every set of the same shape, from the weights."""
     here = place("induction")
     f, hand = here.f("mean"), here.hand("mean")
-    circuit = nodes(*known("induction").nodes) | nodes("a1.h3")
+    circuit = nodes(*load_truth("induction").nodes) | nodes("a1.h3")
     everything = f.everything
     own, good = abs(1 - hand.f1(circuit)) + 1e-4, []
-    for made in matched(f, circuit, by_layer=False):
+    for made in matched_sets(f, circuit, by_layer=False):
         if abs(1 - hand.f1(made)) > own or abs(hand.f1(everything - made)) > 0.2:
             continue
         inside = [abs(a - b) for u in made for a, b in [hand.f(made - {u}, everything - {u})]]
         outside = [abs(a - b) for v in everything - made for a, b in [hand.f(made | {v}, made)]]
         if max(inside) <= 0.2 and max(outside) <= 0.1:
             good.append(made)
-    assert set(rivals(f, circuit, sorted(everything), 0, by_layer=False)[0]) == set(good)
+    assert set(find_rivals(f, circuit, sorted(everything), 0, by_layer=False)[0]) == set(good)
 
 
 def test_no_alternative_is_null() -> None:
-    f = Function(universe(2, 2), lambda kept: len(kept) / 6)
+    f = SyntheticFaithfulness(universe(2, 2), lambda kept: len(kept) / 6)
     for circuit in (f.everything, frozenset()):
-        found = random_controls(f, circuit, [], 0)
+        found = measure_random_controls(f, circuit, [], 0)
         assert (found.size, found.layer) == (None, None)
     heads = frozenset(node for node in f.everything if node.kind == "attention_head" and node.layer == 0)
-    found = random_controls(f, heads, [], 0)
+    found = measure_random_controls(f, heads, [], 0)
     assert found.layer is None
     assert (found.size.n, found.size.n_possible) == (5, 5)
-    assert random_controls(Function(f.everything, len, defined=False), heads, [], 0) is None
+    assert measure_random_controls(SyntheticFaithfulness(f.everything, len, defined=False), heads, [], 0) is None
 
 
 @pytest.mark.parametrize(
@@ -182,20 +182,20 @@ def test_no_alternative_is_null() -> None:
     ],
 )
 def test_below_19_none_may_be_as_good_from_19_on_p_decides(n: int, as_good: int, holds: bool) -> None:
-    assert better(Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n))) is holds
+    assert beats_alternatives(Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n))) is holds
 
 
 def test_only_the_first_32_pairs_are_asked_for() -> None:
     asked = []
 
-    class Spy(Function):
+    class Spy(SyntheticFaithfulness):
         def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
             asked.append(pairs)
             return super().__call__(sets, label, pairs)
 
     for n_pairs, expected in ((100, 32), (10, 10)):
         asked.clear()
-        random_controls(Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0)
+        measure_random_controls(Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0)
         assert set(asked) == {expected}
 
 
@@ -203,8 +203,8 @@ def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
     """All alternatives of one layer-matched shape, counted by hand: C(4,1)·C(4,2) − 1."""
     members = [head(layer, h) for layer in range(2) for h in range(4)]
     circuit = nodes("a0.h1", "a1.h0", "a1.h3")
-    f = Function(members, lambda kept: 0.0)
-    _, control = rivals(f, circuit, [], 0, by_layer=True)
+    f = SyntheticFaithfulness(members, lambda kept: 0.0)
+    _, control = find_rivals(f, circuit, [], 0, by_layer=True)
     assert control is not None
     assert control.n == control.n_possible == 4 * 6 - 1
     by_hand = {frozenset({head(0, a), head(1, b), head(1, c)}) for a in range(4) for b, c in itertools.combinations(range(4), 2)}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.known_circuits.subset_conditions import Conditions
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
+from benchmarks.known_circuits.truth import load_truth
 from discovery.engine import Meter
-from discovery.evaluation import Bench, choose_contexts, judge_circuit
-from discovery.evaluation.completeness import complete, completeness
-from discovery.evaluation.minimality import contexts
-from discovery.evaluation.thresholds import DROP
-from discovery.evaluation.verdict import judge
+from discovery.evaluation import SplitEvaluator, choose_contexts, measure_conditions
+from discovery.evaluation.completeness import is_complete, measure_completeness
+from discovery.evaluation.minimality import find_contexts
+from discovery.evaluation.thresholds import MIN_DROP
+from discovery.evaluation.verdict import decide_outcomes
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence
 from discovery.sites import Node
 from tests.oracles.faithfulness import nodes
@@ -22,9 +22,9 @@ from tests.oracles.faithfulness import nodes
 FIELDS = ("completeness", "minimality", "random_controls")
 
 
-def judged(here: Any, circuit: frozenset[Node], bench: Any = None) -> Any:
+def measure(here: Any, circuit: frozenset[Node], bench: Any = None) -> Any:
     bench = bench or here.bench
-    return judge_circuit(bench, circuit, lambda ablation: choose_contexts(here.bench, circuit, ablation), sorted(circuit), 0)
+    return measure_conditions(bench, circuit, lambda ablation: choose_contexts(here.bench, circuit, ablation), sorted(circuit), 0)
 
 
 def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
@@ -32,8 +32,8 @@ def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
     kept, knocked = f([circuit, f.everything - circuit]).tolist()
     return {
         "suffices": 0.8 <= kept <= 1.2 and abs(knocked) <= 0.2,
-        "complete": complete(completeness(f, circuit, [], 0)),
-        "minimal": all(drop >= DROP for _, drop in contexts(f, circuit).values()),
+        "complete": is_complete(measure_completeness(f, circuit, [], 0)),
+        "minimal": all(drop >= MIN_DROP for _, drop in find_contexts(f, circuit).values()),
     }
 
 
@@ -43,12 +43,12 @@ def test_every_condition_comes_out_as_over_the_full_table(name: str, ablation: A
     """The truth, the truth with each other node joined, with each of its own left out, half of it, and all."""
     here = place(name)
     f, hand = here.f(ablation), here.hand(ablation)
-    table = Conditions(hand.universe, hand.table())
-    truth, everything = nodes(*known(name).nodes), f.everything
+    table = ConditionsBySubset(hand.universe, hand.table())
+    truth, everything = nodes(*load_truth(name).nodes), f.everything
     tried = [truth, everything, frozenset(), *(truth | {v} for v in everything - truth), *(truth - {u} for u in truth)]
     for circuit in dict.fromkeys(tried):
         mask = hand.mask(circuit)
-        expected = {"suffices": table.suffices(mask), "complete": table.complete(mask), "minimal": table.minimal(mask)}
+        expected = {"suffices": table.is_sufficient(mask), "complete": table.is_complete(mask), "minimal": table.is_minimal(mask)}
         assert points(f, circuit) == expected, sorted(map(str, circuit))
     assert points(f, truth) == {"suffices": True, "complete": True, "minimal": True}
 
@@ -56,14 +56,14 @@ def test_every_condition_comes_out_as_over_the_full_table(name: str, ablation: A
 @pytest.mark.parametrize("name", ["induction", "or_mlp"])
 def test_the_truth_holds_and_half_of_it_fails(name: str, place: Callable[[str], Any]) -> None:
     here = place(name)
-    truth = nodes(*known(name).nodes)
-    whole = judged(here, truth)
+    truth = nodes(*load_truth(name).nodes)
+    whole = measure(here, truth)
     assert whole.cut_short is None
     for ablation in EVIDENCE_ABLATIONS:
-        assert {c: o for c, o in judge(whole.evidence[ablation], 1.0).items() if o != "holds"} == {}
-    half = judged(here, truth - {max(truth)})
+        assert {c: o for c, o in decide_outcomes(whole.evidence[ablation], 1.0).items() if o != "holds"} == {}
+    half = measure(here, truth - {max(truth)})
     for ablation in EVIDENCE_ABLATIONS:
-        outcomes = judge(half.evidence[ablation], None)
+        outcomes = decide_outcomes(half.evidence[ablation], None)
         assert outcomes["a"] == outcomes["c"] == "fails"
         assert outcomes["b"] == "holds", "without it the model fails: half of an AND is necessary too"
         assert outcomes["f"] == "not_run"
@@ -72,9 +72,9 @@ def test_the_truth_holds_and_half_of_it_fails(name: str, place: Callable[[str], 
 def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(place: Callable[[str], Any]) -> None:
     """or_mlp: each induction head's context is the other one; the drop is that of the held-out pairs."""
     here = place("or_mlp")
-    circuit = nodes(*known("or_mlp").nodes)
-    heldout = Bench.of(here.model, here.task.heldout, "all", 0, metric=None, memory=None, meter=Meter())
-    rows = {row.node: row for row in judged(here, circuit, heldout).evidence["resample"].minimality}
+    circuit = nodes(*load_truth("or_mlp").nodes)
+    heldout = SplitEvaluator.of(here.model, here.task.heldout, "all", 0, metric=None, memory=None, meter=Meter())
+    rows = {row.node: row for row in measure(here, circuit, heldout).evidence["resample"].minimality}
     chosen = choose_contexts(here.bench, circuit, "resample")
     assert rows.keys() == {str(node) for node in circuit}
     for name, row in rows.items():
@@ -90,7 +90,7 @@ def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(place: 
 def test_an_empty_circuit_and_the_whole_universe(place: Callable[[str], Any]) -> None:
     here = place("induction")
     for circuit, kept in ((frozenset(), 0.0), (here.f("resample").everything, 1.0)):
-        found = judged(here, circuit)
+        found = measure(here, circuit)
         for ablation in EVIDENCE_ABLATIONS:
             evidence = found.evidence[ablation]
             assert evidence.faithfulness.value == pytest.approx(kept, abs=1e-9)
@@ -103,17 +103,17 @@ def test_an_empty_circuit_and_the_whole_universe(place: Callable[[str], Any]) ->
 def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str], Any]) -> None:
     """It ends before (a) and (b), (c), (d) or (e), never goes beyond, and what is there is what an unlimited run measures."""
     here = place("induction")
-    circuit = nodes(*known("induction").nodes)
+    circuit = nodes(*load_truth("induction").nodes)
     meter = Meter()
 
     def bench() -> Any:
-        return Bench.of(here.model, here.task.discovery, "all", 0, metric=None, memory=None, meter=meter)
+        return SplitEvaluator.of(here.model, here.task.discovery, "all", 0, metric=None, memory=None, meter=meter)
 
-    free = judged(here, circuit, bench())
+    free = measure(here, circuit, bench())
     whole, ends, overhead = meter.spent, set(), 0.0
     for share in (0.0, 0.05, 0.08, 0.1, 0.13, 0.17, 0.25, 0.5, 0.9, 1.01):
         meter = Meter(limit=share * whole)
-        found = judged(here, circuit, bench())
+        found = measure(here, circuit, bench())
         ends.add(found.cut_short)
         overhead = max(overhead, meter.spent - share * whole)
         for ablation, evidence in found.evidence.items():
@@ -132,7 +132,7 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str
 def test_a_bench_shuffles_its_pairs_by_seed(place: Callable[[str], Any]) -> None:
     here = place("induction")
     made = {
-        seed: Bench.of(here.model, here.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()).engine.task.pairs
+        seed: SplitEvaluator.of(here.model, here.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()).engine.task.pairs
         for seed in (0, 1)
     }
     assert made[0] == here.bench.engine.task.pairs

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.evaluation.curve_areas import SHARES, area_of, areas
+from discovery.evaluation.curve_areas import CURVE_SHARES, integrate_curve, integrate_curves
 from discovery.graph import CurvePoint
 
 
 def test_a_ranking_that_is_useless_below_all_nodes_has_the_known_floor() -> None:
-    found = area_of({k: float(k == 1000) for k in range(1001)})
+    found = integrate_curve({k: float(k == 1000) for k in range(1001)})
     assert found["cpr"] == pytest.approx(0.25)
     assert found["cmd"] == pytest.approx(0.749, abs=1e-9)  # of 0.999
 
 
 def test_a_perfect_ranking() -> None:
-    found = area_of({k: float(k > 0) for k in range(1001)})
+    found = integrate_curve({k: float(k > 0) for k in range(1001)})
     assert found["cmd"] == pytest.approx(0.0)
     assert found["cmd_log"] == pytest.approx(0.0)
     assert found["cpr_log"] == pytest.approx(1.0)
 
 
 def test_above_one_counts_for_cpr_and_against_cmd() -> None:
-    found = area_of(dict.fromkeys(range(1001), 2.0))
+    found = integrate_curve(dict.fromkeys(range(1001), 2.0))
     assert (found["cpr"], found["cmd"]) == (pytest.approx(2 * 0.999), pytest.approx(0.999))
     assert found["cmd_log"] == pytest.approx(1.0)
 
 
 def test_a_straight_line_by_hand() -> None:
-    found = area_of({k: k / 1000 for k in range(1001)})
+    found = integrate_curve({k: k / 1000 for k in range(1001)})
     assert found["cpr"] == pytest.approx((1 - 0.001**2) / 2)
 
 
@@ -36,7 +36,7 @@ def test_a_small_universe_rounds_shares_and_later_points_do_not_count() -> None:
     curve = [CurvePoint(ablation="resample", size=k, nodes=(), faithfulness=float(k == 10)) for k in range(11)]
     curve.append(CurvePoint(ablation="resample", size=5, nodes=(), faithfulness=1.0))  # the mended circuit, not the ranking's
     curve.append(CurvePoint(ablation="mean", size=0, nodes=(), faithfulness=0.0))
-    found = areas(curve, 10)
+    found = integrate_curves(curve, 10)
     assert set(found) == {"resample"}, "a curve that stops early has no area"
     assert found["resample"]["cpr"] == pytest.approx(0.25)  # type: ignore[index, call-overload]  # JSON
-    assert len(SHARES) == 10
+    assert len(CURVE_SHARES) == 10

@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.truth import load_truth
 from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
-from discovery.evaluation import circuit_key, conclude_without_circuit, heldout_key, ranked, singles_of
-from discovery.evaluation.evaluate import NOT_FINAL
+from discovery.evaluation import circuit_key, combine_directions, conclude_without_circuit, heldout_key, sort_by_effect
+from discovery.evaluation.evaluate import NOT_FINAL_REASON
 from discovery.methods.patching.nodes import NodeEffects
 from discovery.sites import Node, head
-from tests.oracles.faithfulness import ByHand, nodes
+from tests.oracles.faithfulness import FaithfulnessOracle, nodes
 from tests.tiny_models import as_task
 
-TRUTH = known("induction").nodes
+TRUTH = load_truth("induction").nodes
 
 
 @pytest.fixture(scope="module")
 def wide(place: Callable[[str], Any]) -> tuple[Any, Any]:
     """Induction with at least 48 held-out pairs."""
-    from benchmarks.known_circuits.hand_built import build
+    from benchmarks.known_circuits.hand_built import build_known_circuit
     from discovery import load_task
 
     here = place("induction")
-    return here.model, load_task([pair.record() for pair in build("induction").pairs], here.model, pairs=120)
+    return here.model, load_task([pair.record() for pair in build_known_circuit("induction").pairs], here.model, pairs=120)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_truth_on_held_out_pairs(wide: tuple[Any, Any], final: Any, place: C
     case = place("induction").case
     for name, pairs in (("discovery", task.discovery.pairs), ("heldout", task.heldout.pairs)):
         split = getattr(final.evaluation, name)
-        hand = ByHand(case.config, case.state, pairs, "mean")
+        hand = FaithfulnessOracle(case.config, case.state, pairs, "mean")
         empty, full = hand.metrics([(), hand.universe])
         assert (split.n, split.accuracy) == (len(pairs), float((full > 0).double().mean()))
         assert split.metric_clean == pytest.approx(float(full.mean()), abs=1e-4)
@@ -63,7 +63,7 @@ def test_held_out_pairs_are_looked_at_only_when_final(wide: tuple[Any, Any], fin
     """Without it, discovery pairs: at most partial, and nothing is counted."""
     found = evaluate_circuit(*wide, TRUTH, runs_dir=tmp_path)
     assert found.verdict == "partial"
-    assert found.reasons == (NOT_FINAL, *final.reasons)
+    assert found.reasons == (NOT_FINAL_REASON, *final.reasons)
     assert found.evaluation.heldout is None
     assert found.evaluation.heldout_looks is None
     assert not list(tmp_path.iterdir())
@@ -128,7 +128,7 @@ def test_two_pairs_are_enough_to_be_measured(final: bool, place: Callable[[str],
 def test_with_the_mlps_kept(place: Callable[[str], Any]) -> None:
     """universe="heads": f(∅) = 0 now is the model with its MLPs, so they are in no control and in no circuit."""
     here = place("or_mlp")
-    heads = [name for name in known("or_mlp").nodes if name.startswith("a")]
+    heads = [name for name in load_truth("or_mlp").nodes if name.startswith("a")]
     found = evaluate_circuit(here.model, here.task, heads, universe="heads")
     assert found.evaluation.universe == "heads"
     hand = here.hand("resample")
@@ -181,15 +181,15 @@ def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
     """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
     noising = effects("noising", {head(0, 0): 0.004, head(0, 1): 0.0, head(1, 0): -0.3, head(1, 1): 0.5, head(1, 2): float("nan")})
     denoising = effects("denoising", {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015})
-    assert ranked(singles_of(noising, denoising)) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
+    assert sort_by_effect(combine_directions(noising, denoising)) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
 
 
 def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
     """0.015 + 0.012 is none; what only mean ablation sees comes by its size there."""
     resample = {head(0, 0): (0.015, 0.012), head(0, 1): (0.0, 0.02), head(1, 0): (0.01, 0.0), head(1, 1): (0.0, 0.0)}
     mean = {head(0, 0): (0.0, 0.0), head(0, 1): (9.0, 9.0), head(1, 0): (float("inf"), -0.3), head(1, 1): (0.5, 0.0)}
-    assert ranked(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
-    assert ranked(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
+    assert sort_by_effect(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
+    assert sort_by_effect(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
 
 
 def test_keys(place: Callable[[str], Any]) -> None:

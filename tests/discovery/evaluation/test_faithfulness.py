@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.truth import load_truth
 from discovery.engine import Engine
-from discovery.evaluation import Faithfulness, Resampled
-from discovery.methods.statistics import Resamples, interval_of_mean, template_weights
+from discovery.evaluation import Faithfulness, ResampledFaithfulness
+from discovery.methods.statistics import Resamples, draw_bootstrap_weights, interval_of_mean
 from discovery.sites import Node
 from tests.tiny_models import as_task
 
@@ -36,7 +36,7 @@ def some_sets(names: Iterable[str], truth: Iterable[str]) -> list[frozenset[Node
 def test_f_is_what_the_weights_give(name: str, ablation: Any, place: Callable[[str], Any]) -> None:
     here = place(name)
     f, hand = here.f(ablation), here.hand(ablation)
-    sets = some_sets(hand.universe, known(name).nodes)
+    sets = some_sets(hand.universe, load_truth(name).nodes)
     assert f(sets).tolist() == pytest.approx(hand.f(*sets), abs=1e-4)
     scale = float((f.full - f.empty).mean())
     measured = f.sets(sets).double()
@@ -48,7 +48,7 @@ def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -
     """f(C) and f(U∖C); the interval is the percentile bootstrap of the ratio, recomputed here draw by draw; median and share by pair."""
     here = place("induction")
     f, hand = here.f(ablation), here.hand(ablation)
-    circuit = frozenset(map(Node.parse, known("induction").nodes))
+    circuit = frozenset(map(Node.parse, load_truth("induction").nodes))
     found = f.evidence(circuit)
     empty, full = hand.metrics([(), hand.universe])
     assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
@@ -73,7 +73,7 @@ def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(place
     here = place("induction")
     f = Faithfulness(Engine(here.model, as_task(here.task.discovery.pairs[:2])), "resample")
     kept = f.everything - frozenset({Node.parse("a0.h2")})
-    (metric,) = f.sets([kept]).double()
+    (metric,) = f.set_metric([kept]).double()
     one, other = ((metric - f.empty) / (f.full - f.empty)).tolist()
     assert one != other
     assert f.score(kept, (0.8, 1.2)).median == pytest.approx((one + other) / 2, abs=1e-9)
@@ -103,22 +103,22 @@ def test_a_resample_weighs_the_pairs(place: Callable[[str], Any]) -> None:
     here = place("induction")
     f, hand, n = here.f("mean"), here.hand("mean"), len(here.bench.engine)
     kept = frozenset(map(Node.parse, hand.universe[:5]))
-    even = Resampled(f, torch.full((n,), 1 / n, dtype=torch.float64))
+    even = ResampledFaithfulness(f, torch.full((n,), 1 / n, dtype=torch.float64))
     assert float(even([kept])[0]) == pytest.approx(float(f([kept])[0]), abs=1e-9)
-    draw = template_weights(here.bench.engine.task, 1, seed=5)[0]
+    draw = draw_bootstrap_weights(here.bench.engine.task, 1, seed=5)[0]
     counts = (draw * n).round().int().tolist()
     drawn = [index for index, count in enumerate(counts) for _ in range(count)]
     assert len(drawn) == n
     metric, empty, full = (row[drawn].mean() for row in hand.metrics([kept, (), hand.universe]))
-    assert float(Resampled(f, draw)([kept])[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    assert float(ResampledFaithfulness(f, draw)([kept])[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
     first = [index for index in drawn if index < 12]
     metric, empty, full = (row[first].mean() for row in hand.metrics([kept, (), hand.universe]))
-    assert float(Resampled(f, draw)([kept], "part", 12)[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    assert float(ResampledFaithfulness(f, draw)([kept], "part", 12)[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
 
 
 def test_resamples_keep_each_templates_share(place: Callable[[str], Any]) -> None:
     task = place("induction").bench.engine.task
-    weights = template_weights(task, 50, seed=1)
+    weights = draw_bootstrap_weights(task, 50, seed=1)
     for template in {pair.template for pair in task.pairs}:
         members = [n for n, pair in enumerate(task.pairs) if pair.template == template]
         torch.testing.assert_close(weights[:, members].sum(1), torch.full((50,), len(members) / len(task.pairs), dtype=torch.float64))
@@ -128,10 +128,10 @@ def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str]
     """m(U) = 0 and m(∅) > 0, and f is still defined, 1 at U, 0 at ∅, near 1 for the circuit."""
     here = place("induction")
     f = Faithfulness(Engine(here.model, here.task.discovery, metric="kl_divergence"), "resample")
-    circuit = frozenset(map(Node.parse, known("induction").nodes))
+    circuit = frozenset(map(Node.parse, load_truth("induction").nodes))
     assert float(f.full.abs().max()) < 1e-5
     assert float(f.empty.min()) > 0
-    assert f.defined
+    assert f.is_defined
     assert f.gap_low > 0
     full, empty, kept, knocked = f([f.everything, frozenset(), circuit, f.everything - circuit]).tolist()
     assert (full, empty) == pytest.approx((1, 0), abs=1e-9)
@@ -147,9 +147,9 @@ def test_f_is_null_where_ablation_removes_nothing(place: Callable[[str], Any]) -
     swapped = [replace(pair, clean=pair.corrupted, corrupted=pair.clean) for pair in here.task.discovery.pairs]
     f = Faithfulness(Engine(here.model, as_task(swapped)), "resample")
     assert f.gap_low < 0
-    assert not f.defined
+    assert not f.is_defined
     assert f.score(f.everything, (0.8, 1.2)) is None
-    found = f.evidence(frozenset())
+    found = f.measure_circuit(frozenset())
     assert found.faithfulness is None
     assert found.knockout is None
     assert found.metric_full < found.metric_empty
@@ -166,7 +166,7 @@ def test_constant_data_have_intervals_of_no_width(copies: int, place: Callable[[
             f = Faithfulness(Engine(here.model, task), ablation)
             gap = interval_of_mean(f.full - f.empty, f.resamples)
             assert gap.low == gap.mean == gap.high
-            assert f.defined
+            assert f.is_defined
             for node in sorted(f.everything):
                 score = f.score(f.everything - {node}, (0.8, 1.2))
                 assert score.low == score.value == score.high

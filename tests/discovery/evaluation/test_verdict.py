@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.verdict import conditions_of, decide, judge, within
+from discovery.evaluation.verdict import decide_band, decide_conditions, decide_outcomes, decide_verdict
 from discovery.graph import (
     CONDITIONS,
     AblationEvidence,
@@ -67,18 +67,18 @@ def verdict(
     cut_short: str | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     found: Any = {"resample": resample or evidence(), "mean": mean or evidence()}
-    return decide(
-        behaviour=behaviour,
+    return decide_verdict(
+        failed_gates=behaviour,
         n_heldout=n_heldout,
         size=size,
         evidence=found,
-        conditions=conditions_of(found, stability),
+        conditions=decide_conditions(found, stability),
         stability=stability,
         cut_short=cut_short,
     )
 
 
-def changed(*parts: dict[str, Any]) -> AblationEvidence:
+def evidence_with(*parts: dict[str, Any]) -> AblationEvidence:
     return evidence(**{name: value for part in parts for name, value in part.items()})
 
 
@@ -89,7 +89,7 @@ def test_verified_where_every_condition_holds() -> None:
 
 def test_no_behaviour_comes_first_whatever_else_is_wrong() -> None:
     gates = ["heldout: accuracy 0.51 on 100 pairs (lower bound 0.42) is not above chance, 0.5"]
-    wrong = changed(FAIL["a"], FAIL["b"], {"faithfulness": None})
+    wrong = evidence_with(FAIL["a"], FAIL["b"], {"faithfulness": None})
     assert verdict(wrong, wrong, behaviour=gates, n_heldout=3, size=0, cut_short="(c)") == ("no_behaviour", tuple(gates))
 
 
@@ -108,7 +108,7 @@ def test_inconclusive_before_it_is_rejected(made: dict[str, Any], words: list[st
         found, reasons = verdict(**{"size": size, **made})
         assert found == "inconclusive"
         assert all(word in reasons[0] for word in words)
-    bad = changed(FAIL["a"], FAIL["b"], FAIL["e"])
+    bad = evidence_with(FAIL["a"], FAIL["b"], FAIL["e"])
     both = {"resample": bad, "mean": bad} | made
     assert verdict(**both)[0] == "inconclusive"
 
@@ -125,12 +125,12 @@ def test_every_blocking_reason_is_given() -> None:
 def test_a_run_without_any_evidence_has_a_verdict() -> None:
     """The budget ended before the circuit was looked at, or there is no circuit."""
     for cut_short, expected in (("heads", "inconclusive"), (None, "rejected")):
-        found, reasons = decide(
-            behaviour=(),
+        found, reasons = decide_verdict(
+            failed_gates=(),
             n_heldout=100,
             size=0,
             evidence={},
-            conditions=conditions_of({}, None),
+            conditions=decide_conditions({}, None),
             stability=None,
             cut_short=cut_short,
         )
@@ -165,7 +165,7 @@ def test_rejected_where_the_circuit_is_empty() -> None:
 )
 def test_rejected_takes_both_ablations(resample: str, mean: str, expected: str) -> None:
     """(a) and (b) both, or (e), under each of them; anything less that fails is partial."""
-    found, reasons = verdict(changed(*(FAIL[c] for c in resample)), changed(*(FAIL[c] for c in mean)))
+    found, reasons = verdict(evidence_with(*(FAIL[c] for c in resample)), evidence_with(*(FAIL[c] for c in mean)))
     assert found == expected
     for ablation, failed in (("resample", resample), ("mean", mean)):
         for condition in "abcde":
@@ -174,24 +174,24 @@ def test_rejected_takes_both_ablations(resample: str, mean: str, expected: str) 
 
 
 def test_failing_a_and_undecided_b_is_no_rejection() -> None:
-    made = changed(FAIL["a"], UNDECIDED["b"])
+    made = evidence_with(FAIL["a"], UNDECIDED["b"])
     assert verdict(made, made)[0] == "partial"
 
 
 @pytest.mark.parametrize("condition", sorted(UNDECIDED))
 def test_inconclusive_where_nothing_fails_and_something_is_undecided(condition: str) -> None:
-    found, reasons = verdict(changed(UNDECIDED[condition]))
+    found, reasons = verdict(evidence_with(UNDECIDED[condition]))
     assert found == "inconclusive"
     assert reasons[0].startswith(f"({condition})")
     assert "undecided" in reasons[0]
     other = next(c for c in "dce" if c != condition)
-    assert verdict(changed(UNDECIDED[condition]), changed(FAIL[other]))[0] == "partial"
-    assert verdict(changed(UNDECIDED[condition]), stability=0.5)[0] == "partial"
+    assert verdict(evidence_with(UNDECIDED[condition]), evidence_with(FAIL[other]))[0] == "partial"
+    assert verdict(evidence_with(UNDECIDED[condition]), stability=0.5)[0] == "partial"
 
 
 @pytest.mark.parametrize("condition", sorted(NOT_RUN))
 def test_what_was_not_run_caps_at_partial(condition: str) -> None:
-    found, reasons = verdict(changed(NOT_RUN[condition]))
+    found, reasons = verdict(evidence_with(NOT_RUN[condition]))
     assert found == "partial"
     assert any(reason.startswith("not run: ") and f"({condition}) " in reason and "under resample" in reason for reason in reasons)
 
@@ -211,12 +211,12 @@ def test_stability(stability: float, expected: str) -> None:
 
 
 def test_a_control_without_alternatives_is_named_and_the_other_decides() -> None:
-    one = changed({"random_controls": RandomControls(size=GOOD, layer=None)})
+    one = evidence_with({"random_controls": RandomControls(size=GOOD, layer=None)})
     found, reasons = verdict(one, one)
     assert found == "verified"
     assert len(reasons) == 2
     assert all("no other layer-matched circuit" in reason for reason in reasons)
-    none = changed({"random_controls": RandomControls(size=None, layer=None)})
+    none = evidence_with({"random_controls": RandomControls(size=None, layer=None)})
     found, reasons = verdict(none, none)
     assert found == "partial"
     assert sum("is null" in reason for reason in reasons) == 4
@@ -233,14 +233,14 @@ def test_a_control_without_alternatives_is_named_and_the_other_decides() -> None
     ],
 )
 def test_reasons_name_the_numbers(condition: str, numbers: list[str]) -> None:
-    _, (reason,) = verdict(changed(FAIL[condition]))
+    _, (reason,) = verdict(evidence_with(FAIL[condition]))
     assert all(number in reason for number in numbers), reason
     assert "size-matched" not in reason
 
 
 def test_both_gaps_of_c_are_named_where_both_are_too_large() -> None:
     gaps = {"completeness": Completeness(max_gap_in=0.25, node_in="m0", max_gap_out=0.15, node_out="a1.h1")}
-    _, (reason,) = verdict(changed(gaps))
+    _, (reason,) = verdict(evidence_with(gaps))
     assert all(word in reason for word in ("m0", "0.250", "a1.h1", "0.150"))
 
 
@@ -259,17 +259,17 @@ def test_both_gaps_of_c_are_named_where_both_are_too_large() -> None:
     ],
 )
 def test_intervals_inside_outside_or_across_the_bounds(low: float | None, high: float | None, outcome: str) -> None:
-    assert within(Score(value=1.0, low=low, high=high), thresholds.FAITHFUL) == outcome
+    assert decide_band(Score(value=1.0, low=low, high=high), thresholds.FAITHFULNESS_BAND) == outcome
 
 
 def test_knockout_is_bounded_on_both_sides() -> None:
     for value, outcome in ((-0.25, "fails"), (-0.2, "undecided"), (-0.15, "holds"), (0.15, "holds"), (0.25, "fails")):
-        assert judge(evidence(knockout=score(value)), None)["b"] == outcome
+        assert decide_outcomes(evidence(knockout=score(value)), None)["b"] == outcome
 
 
 def test_conditions_without_evidence_are_not_run() -> None:
-    assert set(judge(None, 1.0).values()) == {"not_run"}
-    found = conditions_of({"resample": evidence()}, 0.9)
+    assert set(decide_outcomes(None, 1.0).values()) == {"not_run"}
+    found = decide_conditions({"resample": evidence()}, 0.9)
     assert {found.of(c).resample for c in CONDITIONS} == {"holds"}
     assert {found.of(c).mean for c in "abcde"} == {"not_run"}
 

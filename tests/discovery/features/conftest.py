@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tiny_models import Shelf
+from tests.tiny_models import TinyModels
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Built and loaded once."""
-    return Shelf(tmp_path_factory.mktemp("models"))
+    return TinyModels(tmp_path_factory.mktemp("models"))

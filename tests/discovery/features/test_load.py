@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from discovery.errors import FeatureError
-from discovery.features import Change, load_sae
-from discovery.features.hooks import site_of, width_of
+from discovery.features import FeatureChange, load_sae
+from discovery.features.hooks import parse_hook, site_width
 from discovery.sites import Site
 from tests.tiny_saes import random_module, saelens, save
 
@@ -28,25 +28,25 @@ POST = "blocks.0.hook_resid_post"
     ],
 )
 def test_hook_points_are_sites(hook, site):
-    assert site_of(hook) == site
+    assert parse_hook(hook) == site
 
 
 @pytest.mark.parametrize("hook", [None, "", "hook_embed", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"])
-def test_other_hook_points_are_refused(shelf, tmp_path, hook):
+def test_other_hook_points_are_refused(tiny_models, tmp_path, hook):
     with pytest.raises(FeatureError, match="hook point"):
-        load_sae(save(random_module("standard", 12, 20, hook), tmp_path / "sae"), shelf.load("native"))
+        load_sae(save(random_module("standard", 12, 20, hook), tmp_path / "sae"), tiny_models.load("native"))
 
 
 @pytest.mark.parametrize("hook", ["blocks.0.ln2.hook_normalized", "blocks.3.mlp.hook_in"])
 def test_a_place_behind_a_norm_is_refused_with_the_reason(hook):
     with pytest.raises(FeatureError, match="behind a norm"):
-        site_of(hook)
+        parse_hook(hook)
 
 
-def test_widths(shelf):
-    native, rotary = shelf.load("native"), shelf.load("rotary")
-    assert [width_of(native, Site(kind, 0)) for kind in ("resid_pre", "z", "k")] == [12, 18, 18]
-    assert [width_of(rotary, Site(kind, 0)) for kind in ("q", "k")] == [24, 12]
+def test_widths(tiny_models):
+    native, rotary = tiny_models.load("native"), tiny_models.load("rotary")
+    assert [site_width(native, Site(kind, 0)) for kind in ("resid_pre", "z", "k")] == [12, 18, 18]
+    assert [site_width(rotary, Site(kind, 0)) for kind in ("q", "k")] == [24, 12]
 
 
 @pytest.mark.parametrize(
@@ -57,25 +57,25 @@ def test_widths(shelf):
         (12, "blocks.7.hook_resid_post", "Layer 7 does not exist"),
     ],
 )
-def test_a_place_that_does_not_fit_is_refused(shelf, tmp_path, width, hook, said):
+def test_a_place_that_does_not_fit_is_refused(tiny_models, tmp_path, width, hook, said):
     with pytest.raises(FeatureError, match=said):
-        load_sae(save(random_module("standard", width, 20, hook), tmp_path / "sae"), shelf.load("native"))
+        load_sae(save(random_module("standard", width, 20, hook), tmp_path / "sae"), tiny_models.load("native"))
 
 
-def test_no_mlp_no_mlp_dictionary(shelf, tmp_path):
+def test_no_mlp_no_mlp_dictionary(tiny_models, tmp_path):
     with pytest.raises(FeatureError, match="attention-only"):
-        load_sae(save(random_module("standard", 12, 20, "blocks.0.hook_mlp_out"), tmp_path / "sae"), shelf.load("attn_only"))
+        load_sae(save(random_module("standard", 12, 20, "blocks.0.hook_mlp_out"), tmp_path / "sae"), tiny_models.load("attn_only"))
 
 
-def test_a_single_heads_dictionary_is_refused(shelf, tmp_path):
+def test_a_single_heads_dictionary_is_refused(tiny_models, tmp_path):
     module = random_module("standard", 12, 20, POST)
     module.cfg.metadata.hook_head_index = 2
     with pytest.raises(FeatureError, match="head 2 alone"):
-        load_sae(save(module, tmp_path / "sae"), shelf.load("native"))
+        load_sae(save(module, tmp_path / "sae"), tiny_models.load("native"))
 
 
-def test_other_weights_are_refused_unless_forced(shelf, tmp_path):
-    model = shelf.load("native")
+def test_other_weights_are_refused_unless_forced(tiny_models, tmp_path):
+    model = tiny_models.load("native")
     module = random_module("standard", 12, 20, POST)
     module.cfg.metadata.model_fingerprint = "0" * 64
     folder = save(module, tmp_path / "sae")
@@ -92,33 +92,33 @@ def test_other_weights_are_refused_unless_forced(shelf, tmp_path):
     assert load_sae(save(module, tmp_path / "own"), model).warnings == ()
 
 
-def test_another_hub_model_is_refused(shelf, tmp_path):
+def test_another_hub_model_is_refused(tiny_models, tmp_path):
     from dataclasses import replace
 
-    from discovery.features.hooks import model_faults
+    from discovery.features.hooks import compare_with_model
 
-    model = shelf.load("native")
+    model = tiny_models.load("native")
     kept = model.info
     try:
         model.info = replace(kept, name="openai-community/gpt2", revision="abc")
-        assert model_faults(model, {"model_name": "gpt2-small"}) == (None, None)
-        wrong, _ = model_faults(model, {"model_name": "pythia-70m"})
+        assert compare_with_model(model, {"model_name": "gpt2-small"}) == (None, None)
+        wrong, _ = compare_with_model(model, {"model_name": "pythia-70m"})
         assert wrong is not None
         assert "pythia-70m" in wrong
         model.info = replace(kept, name="somewhere/checkpoint")
-        assert model_faults(model, {"model_name": "gpt2-small"})[0] is None
-        assert model_faults(model, {})[1] == "the SAE does not say which model it was trained on"
+        assert compare_with_model(model, {"model_name": "gpt2-small"})[0] is None
+        assert compare_with_model(model, {})[1] == "the SAE does not say which model it was trained on"
     finally:
         model.info = kept
 
 
-def test_a_norm_that_is_not_in_the_files_is_told(shelf, tmp_path):
+def test_a_norm_that_is_not_in_the_files_is_told(tiny_models, tmp_path):
     folder = save(random_module("standard", 12, 20, POST, normalize_activations="expected_average_only_in"), tmp_path / "sae")
-    assert any("expected_average_only_in" in note for note in load_sae(folder, shelf.load("native")).warnings)
+    assert any("expected_average_only_in" in note for note in load_sae(folder, tiny_models.load("native")).warnings)
 
 
-def test_what_is_no_sae_is_refused(shelf, tmp_path, monkeypatch):
-    model = shelf.load("native")
+def test_what_is_no_sae_is_refused(tiny_models, tmp_path, monkeypatch):
+    model = tiny_models.load("native")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatureError, match="has no cfg"):
         load_sae(tmp_path / "empty", model)
@@ -148,19 +148,19 @@ def test_what_is_no_sae_is_refused(shelf, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["gpt2-small-res-jb/blocks.8.hook_resid_pre", "gpt2-small-res-jb/no-such-id", "no-such-owner/no-such-repository/layer8"]
 )
-def test_the_hub_out_of_reach_is_told_clearly(shelf, name):
+def test_the_hub_out_of_reach_is_told_clearly(tiny_models, name):
     with pytest.raises(FeatureError, match="could not be had from the hub") as caught:
-        load_sae(name, shelf.load("native"))
+        load_sae(name, tiny_models.load("native"))
     assert "directory" in caught.value.cure
 
 
-def test_the_fingerprint_is_of_the_weights(shelf, tmp_path):
+def test_the_fingerprint_is_of_the_weights(tiny_models, tmp_path):
     module = random_module("standard", 12, 20, POST)
-    first = load_sae(save(module, tmp_path / "a"), shelf.load("native")).fingerprint
-    assert load_sae(save(module, tmp_path / "b"), shelf.load("native")).fingerprint == first
+    first = load_sae(save(module, tmp_path / "a"), tiny_models.load("native")).fingerprint
+    assert load_sae(save(module, tmp_path / "b"), tiny_models.load("native")).fingerprint == first
     with torch.no_grad():
         module.b_enc[0] += 1
-    assert load_sae(save(module, tmp_path / "c"), shelf.load("native")).fingerprint != first
+    assert load_sae(save(module, tmp_path / "c"), tiny_models.load("native")).fingerprint != first
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_fingerprint_is_of_the_weights(shelf, tmp_path):
 )
 def test_changes_that_cannot_hold(amounts, operation, said):
     with pytest.raises(FeatureError, match=said):
-        Change.of(amounts, operation, 20)
+        FeatureChange.of(amounts, operation, 20)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_changes_that_cannot_hold(amounts, operation, said):
         ("owner/repository/layer8/trained", ("owner/repository", "layer8/trained")),
     ],
 )
-def test_a_hub_name_is_a_release_and_an_id(shelf, monkeypatch, source, asked):
+def test_a_hub_name_is_a_release_and_an_id(tiny_models, monkeypatch, source, asked):
     called = []
 
     def from_pretrained(release, sae_id, device):
@@ -199,5 +199,5 @@ def test_a_hub_name_is_a_release_and_an_id(shelf, monkeypatch, source, asked):
         return random_module("standard", 12, 20, POST)
 
     monkeypatch.setattr(saelens().SAE, "from_pretrained", from_pretrained)
-    assert load_sae(source, shelf.load("native")).name == source
+    assert load_sae(source, tiny_models.load("native")).name == source
     assert called == [asked]

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from discovery.graph import (
     AblationEvidence,
-    Ablations,
     CircuitEdge,
     CircuitGraph,
     CircuitNode,
@@ -19,10 +18,11 @@ from discovery.graph import (
     CurvePoint,
     Effect,
     Evaluation,
+    EvidenceByAblation,
     Minimality,
     ModelFacts,
     NodeEffect,
-    Outcomes,
+    OutcomeByAblation,
     Provenance,
     RandomControls,
     Reference,
@@ -51,7 +51,7 @@ def ablation_evidence(faithfulness: float) -> AblationEvidence:
 
 def ioi_circuit(**changes: Any) -> CircuitGraph:
     """A small IOI-like circuit, evaluated; `changes` replace whole fields."""
-    ablations = Ablations(resample=ablation_evidence(0.93), mean=ablation_evidence(0.88))
+    ablations = EvidenceByAblation(resample=ablation_evidence(0.93), mean=ablation_evidence(0.88))
     fields: dict[str, Any] = {
         "run_id": "ioi-bundled-20261120-153012-a1b2",
         "model": ModelFacts(
@@ -72,9 +72,9 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
                 CurvePoint(ablation="resample", size=2, nodes=("a9.h6", "a10.h0"), faithfulness=0.93),
             ),
             conditions=Conditions(
-                a=Outcomes(resample="holds", mean="holds"),
-                b=Outcomes(resample="holds", mean="holds"),
-                d=Outcomes(resample="fails", mean="undecided"),
+                a=OutcomeByAblation(resample="holds", mean="holds"),
+                b=OutcomeByAblation(resample="holds", mean="holds"),
+                d=OutcomeByAblation(resample="fails", mean="undecided"),
             ),
             tests={"accuracy": {"lower": 0.94, "bound": 0.5}},
             thresholds={"a_faithfulness": [0.8, 1.2], "b_knockout": 0.2, "min_heldout": 48},
@@ -160,7 +160,7 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
     inner = draw(st.lists(places, unique=True, max_size=6))
     every = [Node("embed"), *inner, Node("logits")]
     pairs = [(a, b) for a in every for b in every if a.feeds(b)]
-    return draw(_added(CircuitGraph.declared() | {"schema_"})) | {
+    return draw(_added(CircuitGraph.declared_fields() | {"schema_"})) | {
         "run_id": draw(st.none() | words),
         "reasons": draw(st.lists(words, max_size=2)),
         "verdict": draw(st.sampled_from([None, "verified", "rejected"])),
@@ -169,9 +169,9 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
             {"sae": "saes/one", "fingerprint": "ef" * 32, "layer": layer, "site": site, "reads": f"{site}.{layer}", "d_sae": 10}
             for layer, site in sorted({(node.layer or 0, node.site or "") for node in inner if node.kind == "feature"})
         ],
-        "nodes": [draw(_added(CircuitNode.declared())) | draw(_node(str(node))) for node in draw(st.permutations(inner))],
+        "nodes": [draw(_added(CircuitNode.declared_fields())) | draw(_node(str(node))) for node in draw(st.permutations(inner))],
         "edges": [
-            draw(_added(CircuitEdge.declared())) | draw(_edge(source, target))
+            draw(_added(CircuitEdge.declared_fields())) | draw(_edge(source, target))
             for source, target in draw(st.lists(st.sampled_from(pairs), unique=True, max_size=5))
         ],
     }

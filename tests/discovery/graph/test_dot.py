@@ -16,7 +16,7 @@ TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[{}\[\];,=])|([A-Za-z_]\w*|-?
 Attributes = dict[str, str]
 
 
-class Parser:
+class DotParser:
     """digraph ID { (attr_stmt | node_stmt | edge_stmt | subgraph | ID=ID) ; ... }"""
 
     def __init__(self, text: str) -> None:
@@ -95,13 +95,13 @@ class Parser:
 @given(records())
 def test_every_record_is_valid_dot_with_its_nodes_and_edges(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
-    dot = Parser(circuit.to_dot())
+    dot = DotParser(circuit.to_dot())
     assert list(dot.nodes) == [node.id for node in circuit.nodes]
     assert list(dot.edges) == [(edge.source, edge.target) for edge in circuit.edges]
 
 
 def test_labels_say_what_is_known() -> None:
-    dot = Parser(ioi_circuit().to_dot())
+    dot = DotParser(ioi_circuit().to_dot())
     assert dot.nodes["a9.h6"]["label"] == "L9H6\nname mover\n+0.52"
     assert dot.nodes["a10.h0"]["label"] == "L10H0\n-0.31"
     assert dot.nodes["embed"]["label"] == "embed"
@@ -110,7 +110,7 @@ def test_labels_say_what_is_known() -> None:
 
 
 def test_sign_shows_without_colour() -> None:
-    dot = Parser(ioi_circuit().to_dot())
+    dot = DotParser(ioi_circuit().to_dot())
     assert "dashed" in dot.nodes["a10.h0"]["style"]
     assert "dashed" not in dot.nodes["a9.h6"].get("style", "")
     assert dot.edges["a9.h6", "a10.h0"]["style"] == "dashed"
@@ -118,11 +118,11 @@ def test_sign_shows_without_colour() -> None:
 
 def test_a_layer_is_a_row() -> None:
     circuit = CircuitGraph(nodes=tuple(CircuitNode.of(name) for name in ("a1.h0", "a1.h3", "m1", "a2.h0")))
-    assert Parser(circuit.to_dot()).rows == [["rank=same", "a1.h0", "a1.h3"]]
+    assert DotParser(circuit.to_dot()).rows == [["rank=same", "a1.h0", "a1.h3"]]
 
 
 @pytest.mark.parametrize("role", ['"];evil [label="', "back\\", "\\N \\G", "<b>x</b>", "a\nb\x00c", "é 中 🙂"])
 def test_hostile_text_stays_text(role: str) -> None:
-    dot = Parser(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),)).to_dot())
+    dot = DotParser(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),)).to_dot())
     assert list(dot.nodes) == ["embed", "m0", "logits"]
     assert dot.nodes["m0"]["label"] == "MLP0\n" + " ".join(role.replace("\x00", " ").split())

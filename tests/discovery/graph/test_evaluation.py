@@ -10,12 +10,12 @@ from discovery.graph import (
     EVIDENCE_ABLATIONS,
     VERDICTS,
     AblationEvidence,
-    Ablations,
     Conditions,
     CurvePoint,
     Evaluation,
+    EvidenceByAblation,
     Minimality,
-    Outcomes,
+    OutcomeByAblation,
     SplitEvaluation,
 )
 from tests.discovery.graph.example import ioi_circuit
@@ -52,10 +52,10 @@ def test_what_was_not_measured_is_null_and_what_was_not_tried_not_run() -> None:
 
 
 def test_access_by_name_agrees_with_the_attributes() -> None:
-    conditions = Conditions(c=Outcomes(resample="fails", mean="holds"))
+    conditions = Conditions(c=OutcomeByAblation(resample="fails", mean="holds"))
     for name in CONDITIONS:
         assert conditions.of(name) is getattr(conditions, name)
-    ablations = Ablations(mean=AblationEvidence(metric_full=1.0))
+    ablations = EvidenceByAblation(mean=AblationEvidence(metric_full=1.0))
     for ablation in EVIDENCE_ABLATIONS:
         assert ablations.under(ablation) is getattr(ablations, ablation)
         assert conditions.c.under(ablation) == getattr(conditions.c, ablation)
@@ -64,7 +64,7 @@ def test_access_by_name_agrees_with_the_attributes() -> None:
 
 def test_closed_choices_are_closed() -> None:
     with pytest.raises(ValidationError, match="holds"):
-        Outcomes(resample="maybe")  # type: ignore[arg-type]
+        OutcomeByAblation(resample="maybe")  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="resample"):
         CurvePoint(ablation="zero", size=1)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="not the name of a node"):

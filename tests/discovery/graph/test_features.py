@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from discovery.graph import CircuitGraph, Dictionary
+from discovery.graph import CircuitGraph, SAEFacts
 from discovery.graph.captions import edge_line, node_lines
-from discovery.report import circuit_drawing, render_page
+from discovery.report import draw_circuit, render_page
 from tests.discovery.graph.example import ioi_circuit
 
 KNOWN = {"sae": "saes/eight", "fingerprint": "ef" * 32, "layer": 10, "site": "resid_pre", "reads": "resid_pre.10", "d_sae": 2000}
@@ -65,7 +65,7 @@ def test_what_drawings_say_of_it() -> None:
     assert node_lines("f10.1234", graph.nodes["f10.1234"]) == ["L10F1234", "fires on John Mary", "+0.30"]
     assert edge_line(graph.edges["a9.h6", "f10.1234"]) == "+0.80"  # of the feature's own change
     assert edge_line(graph.edges["f10.1234", "a10.h0"]) == "k +0.25"
-    assert circuit_drawing(with_feature()).startswith(b"\x89PNG")
+    assert draw_circuit(with_feature()).startswith(b"\x89PNG")
 
 
 def test_the_page_shows_it_apart_from_the_circuit() -> None:
@@ -98,4 +98,4 @@ def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], sa
 
 def test_a_dictionary_has_a_site_that_features_can_have() -> None:
     with pytest.raises(ValidationError):
-        Dictionary.model_validate(KNOWN | {"site": "pattern"})
+        SAEFacts.model_validate(KNOWN | {"site": "pattern"})

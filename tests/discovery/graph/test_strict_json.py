@@ -9,7 +9,7 @@ from hypothesis import given
 
 from discovery.errors import StoreError
 from discovery.graph import Effect
-from discovery.graph.strict_json import clean, dumps, loads
+from discovery.graph.strict_json import dumps, loads, to_plain_json
 from tests.discovery.graph.example import json_values
 
 
@@ -38,7 +38,7 @@ def test_a_torn_surrogate_can_be_written() -> None:
 @pytest.mark.parametrize("value", [np.zeros(2), {1, 2}, Path("x"), b"x", {1: "x"}, object()])
 def test_what_is_not_json_is_a_bug(value: object) -> None:
     with pytest.raises(TypeError, match="JSON"):
-        clean(value)
+        to_plain_json(value)
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e400", "{", "", "[1,]", b"\xff", "9" * 5000])

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.known_circuits.truth import faithfulness, groups
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.known_circuits.truth import group_pairs, measure_f
 from discovery.backends.info import Abilities
 from discovery.backends.loading.load import load_model
 from discovery.engine import Engine, Meter
@@ -19,7 +19,7 @@ from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, Si
 from discovery.methods.ablation import NodeSet, SetMetric, ablate_heads, parse_nodes
 from discovery.sites import Ablation, Node
 from discovery.tasks import load_task
-from tests.oracles.ablation import metric_with, references
+from tests.oracles.ablation import metric_with_ablated, reference_activations
 from tests.oracles.patching import METRICS
 from tests.tiny_models import as_task, random_pairs
 
@@ -47,15 +47,15 @@ def random_sets(nodes: tuple[Node, ...], count: int, seed: int = 0) -> list[Node
     ],
     ids=["position", "position and label", "label", "all", "templates", "single"],
 )
-def test_every_ablation_is_its_definition(shelf, name, ablation, lengths, options):
-    model, made = shelf.load(name, dtype="float64"), shelf.native(name)
+def test_every_ablation_is_its_definition(tiny_models, name, ablation, lengths, options):
+    model, made = tiny_models.load(name, dtype="float64"), tiny_models.native(name)
     pairs = random_pairs(lengths, seed=8, **options)
     sets = random_sets(model.info.nodes(), 4)
-    given = references(made, pairs, ablation)
+    given = reference_activations(made, pairs, ablation)
     got = SetMetric(Engine(model, as_task(pairs)), ablation)(sets)
     for kept, row in zip(sets, got, strict=True):
         ablated = {str(node) for node in model.info.nodes() if node not in kept}
-        torch.testing.assert_close(row, metric_with(made, pairs, given, ablated), **CLOSE)
+        torch.testing.assert_close(row, metric_with_ablated(made, pairs, given, ablated), **CLOSE)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,18 +69,18 @@ def test_every_ablation_is_its_definition(shelf, name, ablation, lengths, option
     st.sampled_from(METRICS),
     st.integers(0, 10**6),
 )
-def test_any_task(shelf, name, ablation, lengths, changed, same_end, labelled, metric, seed):
-    model, made = shelf.load(name, dtype="float64"), shelf.native(name)
+def test_any_task(tiny_models, name, ablation, lengths, changed, same_end, labelled, metric, seed):
+    model, made = tiny_models.load(name, dtype="float64"), tiny_models.native(name)
     pairs = random_pairs(lengths, seed, changed=changed, same_end=same_end and min(lengths) > 1, labelled=labelled, sets=2, templates=2)
     (kept,) = random_sets(model.info.nodes(), 1, seed)
     got = SetMetric(Engine(model, as_task(pairs), metric=metric), ablation)([kept])[0]
     ablated = {str(node) for node in model.info.nodes() if node not in kept}
-    torch.testing.assert_close(got, metric_with(made, pairs, references(made, pairs, ablation), ablated, metric), **CLOSE)
+    torch.testing.assert_close(got, metric_with_ablated(made, pairs, reference_activations(made, pairs, ablation), ablated, metric), **CLOSE)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_ablating_nothing_is_the_clean_run(shelf, name):
-    model = shelf.load(name)
+def test_ablating_nothing_is_the_clean_run(tiny_models, name):
+    model = tiny_models.load(name)
     for ablation in ABLATIONS:
         engine = Engine(model, as_task(random_pairs([6, 4, 7])))
         sets = SetMetric(engine, ablation)
@@ -89,24 +89,24 @@ def test_ablating_nothing_is_the_clean_run(shelf, name):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", MODELS)
-def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(shelf, name, metric):
+def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(tiny_models, name, metric):
     """All that the last position can know of the corruption is in its nodes; its embedding is the same."""
-    engine = Engine(shelf.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=9)), metric=metric)
+    engine = Engine(tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=9)), metric=metric)
     empty = SetMetric(engine, "resample")([frozenset()])[0]
     torch.testing.assert_close(empty, engine.baseline("corrupted"), **CLOSE)
     assert metric != "logit_difference" or (empty - engine.baseline("clean")).abs().max() > 1e-3
 
 
-def test_where_the_last_tokens_differ_it_is_not(shelf):
-    engine = Engine(shelf.load("native", dtype="float64"), as_task(random_pairs([5, 5], seed=9, changed=5, same_end=False)))
+def test_where_the_last_tokens_differ_it_is_not(tiny_models):
+    engine = Engine(tiny_models.load("native", dtype="float64"), as_task(random_pairs([5, 5], seed=9, changed=5, same_end=False)))
     empty = SetMetric(engine, "resample")([frozenset()])[0]
     assert (empty - engine.baseline("corrupted")).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "rotary"])
-def test_shortcuts_change_the_cost_and_not_the_numbers(shelf, monkeypatch, name, ablation):
-    model, task = shelf.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=10, changed=1))
+def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch, name, ablation):
+    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=10, changed=1))
     sets = random_sets(model.info.nodes(), 6, seed=1)
     quick = SetMetric(Engine(model, task), ablation)(sets)
     monkeypatch.setattr(model, "abilities", Abilities())
@@ -114,9 +114,9 @@ def test_shortcuts_change_the_cost_and_not_the_numbers(shelf, monkeypatch, name,
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_blocks_of_pairs_give_the_same_numbers(shelf, ablation):
+def test_blocks_of_pairs_give_the_same_numbers(tiny_models, ablation):
     """Means are summed over all blocks before any is measured."""
-    model, task = shelf.load("gpt2", dtype="float64"), as_task(random_pairs([6] * 10 + [4, 7], seed=11))
+    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([6] * 10 + [4, 7], seed=11))
     sets = random_sets(model.info.nodes(), 3, seed=2)
     whole = Engine(model, task)
     memory = next(size for size in range(1000, 10**7, 1000) if (engine := _engine(model, task, size)) and len(list(engine.blocks())) <= 5)
@@ -135,15 +135,15 @@ def _engine(model: Any, task: Any, memory: int) -> Engine | None:
         return None
 
 
-def test_each_set_is_measured_once(shelf):
-    model = shelf.load("native")
+def test_each_set_is_measured_once(tiny_models):
+    model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs([5, 5])))
     sets = SetMetric(engine, "resample")
     first, second = random_sets(sets.universe, 2, seed=3)
-    assert not sets.known(first)
+    assert not sets.is_measured(first)
     got = sets([first, second, first])
     assert torch.equal(got[0], got[2])
-    assert sets.known(first)
+    assert sets.is_measured(first)
     spent = engine.meter.spent
     assert torch.equal(sets([second, first]), got[[1, 0]])
     assert engine.meter.spent == spent
@@ -151,8 +151,8 @@ def test_each_set_is_measured_once(shelf):
     assert engine.meter.spent > spent
 
 
-def test_the_first_pairs_alone_cost_less_and_are_no_full_result(shelf):
-    engine = Engine(shelf.load("native", dtype="float64"), as_task(random_pairs([5] * 6)))
+def test_the_first_pairs_alone_cost_less_and_are_no_full_result(tiny_models):
+    engine = Engine(tiny_models.load("native", dtype="float64"), as_task(random_pairs([5] * 6)))
     sets = SetMetric(engine, "resample")
     (kept,) = random_sets(sets.universe, 1, seed=4)
     sets([sets.everything, frozenset()])
@@ -160,7 +160,7 @@ def test_the_first_pairs_alone_cost_less_and_are_no_full_result(shelf):
     some = sets([kept], pairs=2)
     third = engine.meter.spent - before
     assert some.shape == (1, 2)
-    assert not sets.known(kept)
+    assert not sets.is_measured(kept)
     whole = sets([kept])
     assert engine.meter.spent - before - third == pytest.approx(3 * third)
     torch.testing.assert_close(whole[:, :2], some)
@@ -169,17 +169,17 @@ def test_the_first_pairs_alone_cost_less_and_are_no_full_result(shelf):
     assert engine.meter.spent == spent
 
 
-def test_a_universe_of_heads_keeps_the_mlps(shelf):
-    model, made = shelf.load("native", dtype="float64"), shelf.native("native")
+def test_a_universe_of_heads_keeps_the_mlps(tiny_models):
+    model, made = tiny_models.load("native", dtype="float64"), tiny_models.native("native")
     pairs = random_pairs([5, 6], seed=12)
     sets = SetMetric(Engine(model, as_task(pairs)), "resample", "heads")
     assert all(node.kind == "attention_head" for node in sets.everything)
     heads = {str(node) for node in sets.everything}
-    torch.testing.assert_close(sets([frozenset()])[0], metric_with(made, pairs, references(made, pairs, "resample"), heads), **CLOSE)
+    torch.testing.assert_close(sets([frozenset()])[0], metric_with_ablated(made, pairs, reference_activations(made, pairs, "resample"), heads), **CLOSE)
 
 
-def test_nodes_outside_the_universe_change_nothing(shelf):
-    sets = SetMetric(Engine(shelf.load("native"), as_task(random_pairs([5]))), "resample", "heads")
+def test_nodes_outside_the_universe_change_nothing(tiny_models):
+    sets = SetMetric(Engine(tiny_models.load("native"), as_task(random_pairs([5]))), "resample", "heads")
     kept = frozenset({Node("mlp", 0), Node("attention_head", 0, 1)})
     assert torch.equal(sets([kept]), sets([frozenset({Node("attention_head", 0, 1)})]))
 
@@ -187,14 +187,14 @@ def test_nodes_outside_the_universe_change_nothing(shelf):
 @pytest.mark.parametrize("name", ["induction", "or_mlp"])
 def test_faithfulness_of_a_hand_built_circuit(tmp_path, name):
     """f(S) on the pairs that the stored truth is of, its means over the whole of each template."""
-    case = build(name)
+    case = build_known_circuit(name)
     model = load_model(case.save(tmp_path / name), device="cpu", dtype="float64")
     task = load_task(tmp_path / name / "task.jsonl", model)
-    parts, pick = groups(case), random.Random(0)
+    parts, pick = group_pairs(case), random.Random(0)
     chosen = [index for template in dict.fromkeys(pair.template for pair in case.pairs) for index in _first_four(case.pairs, template)]
     subsets = [pick.sample(case.universe, pick.randint(1, len(case.universe) - 1)) for _ in range(3)]
     for ablation in ("resample", "mean"):
-        expected = faithfulness(case, parts, ablation, subsets)  # type: ignore[arg-type]
+        expected = measure_f(case, parts, ablation, subsets)  # type: ignore[arg-type]
         sets = SetMetric(Engine(model, task), ablation)  # type: ignore[arg-type]
         kept = [frozenset(), sets.everything, *(frozenset(map(Node.parse, subset)) for subset in subsets)]
         metrics = sets(kept)[:, chosen].mean(1)
@@ -205,14 +205,14 @@ def _first_four(pairs: Any, template: str) -> list[int]:
     return [index for index, pair in enumerate(pairs) if pair.template == template][:4]
 
 
-def test_ablate_heads_by_name(shelf):
-    model, made = shelf.load("native", dtype="float64"), shelf.native("native")
+def test_ablate_heads_by_name(tiny_models):
+    model, made = tiny_models.load("native", dtype="float64"), tiny_models.native("native")
     pairs = random_pairs([5, 6, 4], seed=13)
-    given = references(made, pairs, "resample")
+    given = reference_activations(made, pairs, "resample")
     out = ablate_heads(model, as_task(pairs), ["L1H2", "m0", "0.1", "a0.h1"])
     assert out.nodes == ("a0.h1", "m0", "a1.h2")
-    torch.testing.assert_close(out.per_pair, metric_with(made, pairs, given, out.nodes), **CLOSE)
-    torch.testing.assert_close(out.per_pair_clean, metric_with(made, pairs, given, ()), **CLOSE)
+    torch.testing.assert_close(out.per_pair, metric_with_ablated(made, pairs, given, out.nodes), **CLOSE)
+    torch.testing.assert_close(out.per_pair_clean, metric_with_ablated(made, pairs, given, ()), **CLOSE)
     assert out.metric_ablated == pytest.approx(float(out.per_pair.mean()))
     assert out.metric_clean == pytest.approx(float(out.per_pair_clean.mean()))
     assert (out.ablation, out.metric) == ("resample", "logit_difference")
@@ -221,8 +221,8 @@ def test_ablate_heads_by_name(shelf):
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_ablating_no_nodes_by_name(shelf, ablation):
-    out = ablate_heads(shelf.load("native"), as_task(random_pairs([5, 5])), [], ablation=ablation)
+def test_ablating_no_nodes_by_name(tiny_models, ablation):
+    out = ablate_heads(tiny_models.load("native"), as_task(random_pairs([5, 5])), [], ablation=ablation)
     assert torch.equal(out.per_pair, out.per_pair_clean)
     assert out.nodes == ()
 
@@ -236,30 +236,30 @@ def test_ablating_no_nodes_by_name(shelf, ablation):
         ([5] * 9 + [4], {}, "all+position", 8),
     ],
 )
-def test_what_a_mean_was_taken_over_is_recorded(shelf, lengths, options, alignment, size):
-    out = ablate_heads(shelf.load("native"), as_task(random_pairs(lengths, **options)), ["m0"], ablation="mean")
+def test_what_a_mean_was_taken_over_is_recorded(tiny_models, lengths, options, alignment, size):
+    out = ablate_heads(tiny_models.load("native"), as_task(random_pairs(lengths, **options)), ["m0"], ablation="mean")
     assert (out.reference["alignment"], out.reference["size"]) == (alignment, size)
     assert "corrupted" in str(out.reference["source"])
 
 
-def test_what_else_nodes_are_replaced_by_is_recorded(shelf):
-    model, task = shelf.load("native"), as_task(random_pairs([5]))
+def test_what_else_nodes_are_replaced_by_is_recorded(tiny_models):
+    model, task = tiny_models.load("native"), as_task(random_pairs([5]))
     assert ablate_heads(model, task, ["m0"], ablation="zero").reference["source"] == "zero"
     resampled = ablate_heads(model, task, ["m0"], ablation="resample").reference
     assert "own corrupted run" in str(resampled["source"])
     assert resampled["size"] == 1
 
 
-def test_zero_needs_no_corrupted_run(shelf):
-    model, task = shelf.load("native"), as_task(random_pairs([5, 5]))
+def test_zero_needs_no_corrupted_run(tiny_models):
+    model, task = tiny_models.load("native"), as_task(random_pairs([5, 5]))
     costs = {ablation: ablate_heads(model, task, ["a0.h0"], ablation=ablation).cost.forward_equivalents for ablation in ABLATIONS}
     assert costs["zero"] < 2 * 2 + 1e-9  # the clean run, and no more than another
     assert costs["mean"] == pytest.approx(costs["zero"] + 2)
 
 
-def test_many_nodes_need_no_more_cached_passes_than_one(shelf):
+def test_many_nodes_need_no_more_cached_passes_than_one(tiny_models):
     """A site is cached at all layers in one pass: z and mlp_out of the corrupted side, resid_pre of the clean one."""
-    model, task = shelf.load("gpt2"), as_task(random_pairs([6, 6]))
+    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 6]))
     out = ablate_heads(model, task, ["a0.h0", "m0", "a1.h0", "m1", "a2.h0", "m2"], ablation="zero")
     assert out.cost.forward_equivalents <= 2 * 2 + 1e-9
     mean = ablate_heads(model, task, ["a0.h0", "m0", "a1.h0", "m1", "a2.h0", "m2"], ablation="mean")
@@ -276,23 +276,23 @@ def test_many_nodes_need_no_more_cached_passes_than_one(shelf):
         (["head 3"], "not the name of a node"),
     ],
 )
-def test_nodes_that_cannot_be_ablated(shelf, nodes, cause):
+def test_nodes_that_cannot_be_ablated(tiny_models, nodes, cause):
     with pytest.raises(SiteError, match=cause):
-        ablate_heads(shelf.load("native"), as_task(random_pairs([5])), nodes)
+        ablate_heads(tiny_models.load("native"), as_task(random_pairs([5])), nodes)
     with pytest.raises(SiteError, match="attention-only"):
-        parse_nodes(shelf.load("attn_only"), ["m0"])
+        parse_nodes(tiny_models.load("attn_only"), ["m0"])
 
 
-def test_unknown_choices(shelf):
+def test_unknown_choices(tiny_models):
     task = as_task(random_pairs([5]))
     with pytest.raises(MeasurementError, match="ablation 'noise' is not known"):
-        ablate_heads(shelf.load("native"), task, ["m0"], ablation="noise")  # type: ignore[arg-type]
+        ablate_heads(tiny_models.load("native"), task, ["m0"], ablation="noise")  # type: ignore[arg-type]
     with pytest.raises(MeasurementError, match="metric 'loss' is not known"):
-        ablate_heads(shelf.load("native"), task, ["m0"], metric="loss")  # type: ignore[arg-type]
+        ablate_heads(tiny_models.load("native"), task, ["m0"], metric="loss")  # type: ignore[arg-type]
 
 
-def test_a_budget_that_does_not_reach(shelf):
-    engine = Engine(shelf.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=9.0))
+def test_a_budget_that_does_not_reach(tiny_models):
+    engine = Engine(tiny_models.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=9.0))
     sets = SetMetric(engine, "resample")
     with pytest.raises(BudgetError, match="controls needs"):
         sets(random_sets(sets.universe, 40), "controls")

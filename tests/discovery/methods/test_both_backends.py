@@ -9,12 +9,12 @@ from discovery.errors import SiteError
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Ablation
-from tests.tiny_models import ARCHITECTURES, OTHERS, as_task, random_pairs
+from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, as_task, random_pairs
 
 CLOSE = 1e-4
 NATIVE = ("native", "attn_only", "rotary")
 UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")  # to nnsight
-NAMES = [*ARCHITECTURES, *NATIVE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name not in UNKNOWN)]
+NAMES = [*ARCHITECTURES, *NATIVE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_ARCHITECTURES if name not in UNKNOWN)]
 
 
 def gap(measured) -> float:
@@ -26,8 +26,8 @@ def gap(measured) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_sweeps_agree(shelf, name, direction):
-    theirs, ours, task = shelf.load(name), shelf.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
+def test_sweeps_agree(tiny_models, name, direction):
+    theirs, ours, task = tiny_models.load(name), tiny_models.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
     done = []
     for site in SITE_NAMES:
         try:
@@ -50,8 +50,8 @@ def test_sweeps_agree(shelf, name, direction):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-def test_ablations_agree(shelf, name, ablation: Ablation):
-    theirs, ours, task = shelf.load(name), shelf.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
+def test_ablations_agree(tiny_models, name, ablation: Ablation):
+    theirs, ours, task = tiny_models.load(name), tiny_models.load(name, "nnsight"), as_task(random_pairs([6, 4, 7, 7], seed=1))
     nodes = ["a0.h1", "a1.h0"] + ([] if theirs.info.attn_only else ["m1"])
     reference = patch_sweep(theirs, task, "resid_post")
     got, expected = (ablate_heads(model, task, nodes, ablation=ablation) for model in (ours, theirs))

@@ -10,7 +10,7 @@ import torch
 from discovery.backends.loading.checks import TOLERANCE
 from discovery.engine import Engine
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.nodes import node_effects
+from discovery.methods.patching.nodes import measure_node_effects
 from discovery.methods.patching.sweep import patch_sweep
 from tests.tiny_models import as_task, random_pairs
 
@@ -20,9 +20,9 @@ WIDTHS = ("bfloat16", "float16")
 @pytest.mark.parametrize("dtype", WIDTHS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "native"])
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "head_out", "head_out_by_position", "v"])
-def test_sweeps_are_those_of_single_precision(shelf: Any, name: str, site: Any, dtype: str) -> None:
+def test_sweeps_are_those_of_single_precision(tiny_models: Any, name: str, site: Any, dtype: str) -> None:
     task = as_task(random_pairs((6, 4, 7), seed=4))
-    wide, narrow = shelf.load(name), shelf.load(name, dtype=dtype)
+    wide, narrow = tiny_models.load(name), tiny_models.load(name, dtype=dtype)
     expected, found = (patch_sweep(model, task, site, direction="noising") for model in (wide, narrow))
     assert narrow.info.dtype == dtype
     logits = torch.cat([block.logits(side).abs().flatten() for _, block in Engine(wide, task).blocks() for side in ("clean", "corrupted")])
@@ -32,14 +32,14 @@ def test_sweeps_are_those_of_single_precision(shelf: Any, name: str, site: Any, 
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)
-def test_ablations_and_screens_run(shelf: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("discovery.methods.patching.screening.LEAST", 1)
-    monkeypatch.setattr("discovery.methods.patching.screening.SAMPLE", 1)
-    model, task = shelf.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))
+def test_ablations_and_screens_run(tiny_models: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("discovery.methods.patching.screening.MIN_RANKED", 1)
+    monkeypatch.setattr("discovery.methods.patching.screening.SAMPLE_SIZE", 1)
+    model, task = tiny_models.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))
     for ablation in ("zero", "mean", "resample"):
         out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)  # type: ignore[arg-type]  # an ablation
         assert torch.tensor(out.metric_ablated).isfinite()
     screened = patch_sweep(model, task, "head_out", screen=True)
     assert screened.screen is not None
     assert screened.screen.estimates.float().isfinite().all()
-    assert node_effects(Engine(model, task), "denoising").values.isfinite().all()
+    assert measure_node_effects(Engine(model, task), "denoising").values.isfinite().all()

@@ -13,8 +13,8 @@ from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.evaluation import evaluate_circuit
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.controls import contrast
-from discovery.methods.patching.paths import edge_effects
+from discovery.methods.controls import compare_with_controls
+from discovery.methods.patching.paths import measure_edge_effects
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.methods.prompt_run import run_with_cache
 from discovery.methods.summary import top_cells
@@ -29,7 +29,7 @@ from discovery.sites import (
     head,
 )
 from tests.oracles import grouped_heads
-from tests.tiny_models import GROUPED, Shelf, as_task, native, plain, random_pairs
+from tests.tiny_models import GROUPED, TinyModels, as_task, load_plain_module, random_pairs, save_native
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")
@@ -49,14 +49,14 @@ def groups(name: str) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("name", GROUPED)
 @pytest.mark.parametrize("site", ["k", "v"])
 def test_a_cell_is_the_key_value_head_that_it_is_named_after(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
     site: Any,
     backend: BackendName,
 ) -> None:
     """Value and name, against a forward pass with a hook on the projection, in both directions."""
-    model = shelf.load(name, backend, dtype="float64")
-    module = plain(shelf.path(name), torch.float64)
+    model = tiny_models.load(name, backend, dtype="float64")
+    module = load_plain_module(tiny_models.path(name), torch.float64)
     directions: tuple[Direction, ...] = ("denoising", "noising")
     for direction in directions:
         found = patch_sweep(model, as_task(PAIRS), site, direction=direction)
@@ -79,8 +79,8 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
 
 @pytest.mark.parametrize("site", ["k", "v"])
 @pytest.mark.parametrize("name", SHARED)
-def test_shared_cells_are_named_with_their_query_heads(shelf: Shelf, name: str, site: Any) -> None:
-    found = patch_sweep(shelf.load(name), as_task(PAIRS), site)
+def test_shared_cells_are_named_with_their_query_heads(tiny_models: TinyModels, name: str, site: Any) -> None:
+    found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
     assert found.axes == ("layer", "kv_head")
     assert found.query_heads == tuple(groups(name))
     named = [f"KV{n} = heads {group[0]}–{group[-1]}" for n, group in enumerate(groups(name))]
@@ -102,8 +102,8 @@ def test_shared_cells_are_named_with_their_query_heads(shelf: Shelf, name: str, 
     ("name", "site"),
     [("llama_4_4", "k"), ("llama_4_4", "v"), ("llama_9_3", "q"), ("llama_9_3", "head_out")],
 )
-def test_what_belongs_to_one_head_stays_named_after_it(shelf: Shelf, name: str, site: Any) -> None:
-    found = patch_sweep(shelf.load(name), as_task(PAIRS), site)
+def test_what_belongs_to_one_head_stays_named_after_it(tiny_models: TinyModels, name: str, site: Any) -> None:
+    found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
     assert found.axes == ("layer", "head")
     assert found.query_heads == found.warnings == ()
     assert found.head_labels == [str(n) for n in range(GROUPED[name][0])]
@@ -118,11 +118,11 @@ def test_what_belongs_to_one_head_stays_named_after_it(shelf: Shelf, name: str, 
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_a_small_screened_grid_has_a_column_for_each_key_value_head(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
 ) -> None:
     """It was laid out by query heads: 8 columns for one key-value head, else an error."""
-    model, task = shelf.load(name), as_task(PAIRS)
+    model, task = tiny_models.load(name), as_task(PAIRS)
     whole, screened = (patch_sweep(model, task, "v", screen=screen) for screen in (False, True))
     assert screened.screen is not None
     assert screened.screen.estimates.shape == whole.values.shape == (2, GROUPED[name][1])
@@ -135,7 +135,7 @@ def takers(model: Any) -> dict[str, Callable[[list[str]], object]]:
     task = as_task(PAIRS)
     return {
         "ablate_heads": lambda nodes: ablate_heads(model, task, nodes),
-        "contrast": lambda nodes: contrast(model, task, nodes),
+        "contrast": lambda nodes: compare_with_controls(model, task, nodes),
         "evaluate_circuit": lambda nodes: evaluate_circuit(model, task, nodes),
     }
 
@@ -144,12 +144,12 @@ def takers(model: Any) -> dict[str, Callable[[list[str]], object]]:
 @pytest.mark.parametrize("taker", ["ablate_heads", "contrast", "evaluate_circuit"])
 @pytest.mark.parametrize("spelling", ["a1.kv0", "L1KV0"])
 def test_nothing_that_takes_a_head_takes_a_key_value_head(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
     taker: str,
     spelling: str,
 ) -> None:
-    model = shelf.load(name)
+    model = tiny_models.load(name)
     group = groups(name)[0]
     with pytest.raises(SiteError) as fault:
         takers(model)[taker](["a0.h0", spelling])
@@ -169,14 +169,14 @@ def test_nothing_that_takes_a_head_takes_a_key_value_head(
     ],
 )
 def test_a_key_value_head_that_is_none_is_refused_by_name(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
     given: str,
     cause: str,
     cure: str,
 ) -> None:
     with pytest.raises(SiteError) as fault:
-        ablate_heads(shelf.load(name), as_task(PAIRS), [given])
+        ablate_heads(tiny_models.load(name), as_task(PAIRS), [given])
     assert repr(given) in fault.value.cause
     assert cause in fault.value.cause
     assert cure in fault.value.cure
@@ -188,17 +188,17 @@ def test_without_a_model_a_key_value_head_is_no_node() -> None:
             read("a23.kv1")
 
 
-def test_many_heads_are_not_all_written_out(shelf: Shelf, tmp_path: Path) -> None:
+def test_many_heads_are_not_all_written_out(tiny_models: TinyModels, tmp_path: Path) -> None:
     from discovery.backends.loading.load import load_model
 
     kind = {"n_heads": 24, "positional_embedding_type": "rotary"}
-    model = load_model(native(tmp_path / "narrow", n_key_value_heads=2, **kind).path)
+    model = load_model(save_native(tmp_path / "narrow", n_key_value_heads=2, **kind).path)
     with pytest.raises(SiteError) as fault:
         ablate_heads(model, as_task(PAIRS), ["a1.kv1"])
     assert "query heads 12 to 23" in fault.value.cause
     assert "a1.h12, a1.h13" in fault.value.cure
     assert fault.value.cure.endswith("… a1.h23.")
-    wide = load_model(native(tmp_path / "wide", n_key_value_heads=12, **kind).path)
+    wide = load_model(save_native(tmp_path / "wide", n_key_value_heads=12, **kind).path)
     [said] = patch_sweep(wide, as_task(PAIRS), "v").warnings
     assert "KV0 = heads 0–1, KV1 = heads 2–3, …, KV11 = heads 22–23" in said
 
@@ -206,13 +206,13 @@ def test_many_heads_are_not_all_written_out(shelf: Shelf, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", GROUPED)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_kept_of_a_prompt_is_by_key_value_head(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
     backend: BackendName,
 ) -> None:
     heads, kv_heads = GROUPED[name]
     kinds: tuple[ActivationKind, ...] = ("q", "k", "v", "pattern", "resid_pre")
-    seen = run_with_cache(shelf.load(name, backend), PAIRS[0].clean, kinds)
+    seen = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, kinds)
     axis = "kv_head" if kv_heads < heads else "head"
     assert [seen.axes[Site(kind, 1)] for kind in kinds] == [
         ("pos", "head", "d_head"),
@@ -236,25 +236,25 @@ def test_what_is_kept_of_a_prompt_is_by_key_value_head(
     for text in seen.warnings:
         assert "k and v" in text
         assert f"KV0 = heads 0–{heads // kv_heads - 1}" in text
-    by_head = run_with_cache(shelf.load(name, backend), PAIRS[0].clean, ["q", "pattern"])
+    by_head = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, ["q", "pattern"])
     assert by_head.warnings == ()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", GROUPED)
 def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
-    shelf: Shelf,
+    tiny_models: TinyModels,
     name: str,
     backend: BackendName,
 ) -> None:
     """Against the same model with a key-value head for each query head: one alone hears it."""
     model, module = (
-        shelf.load(name, backend, dtype="float64"),
-        plain(shelf.path(name), torch.float64),
+        tiny_models.load(name, backend, dtype="float64"),
+        load_plain_module(tiny_models.path(name), torch.float64),
     )
     last = GROUPED[name][0] - 1
     source, targets = head(0, 1), [head(1, 0), head(1, last)]
-    edges = edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
+    edges = measure_edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
     found = {(edge.source, edge.target): edge for edge in edges}
     slots: Sequence[grouped_heads.Slot] = ("q", "k", "v")
     for target in targets:
@@ -270,9 +270,9 @@ def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(shelf: Shelf, name: str) -> None:
+def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(tiny_models: TinyModels, name: str) -> None:
     """The test above tells them apart: a message to the whole group moves the metric otherwise."""
-    module = plain(shelf.path(name), torch.float64)
+    module = load_plain_module(tiny_models.path(name), torch.float64)
     [pair, *_] = PAIRS
     delta = grouped_heads.spoken(module, pair.corrupted, 0, 1) - grouped_heads.spoken(module, pair.clean, 0, 1)
     block = module.model.layers[1]

@@ -11,7 +11,7 @@ from discovery.methods.ablation import SetMetric
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Site
 from tests.oracles import patching
-from tests.tiny_models import OTHERS, as_task, plain, random_pairs
+from tests.tiny_models import OTHER_ARCHITECTURES, as_task, load_plain_module, random_pairs
 
 pytestmark = pytest.mark.slow
 NARROW = ("mixtral", "xglm", "qwen2_moe")  # Hugging Face runs them in float32 at most
@@ -21,9 +21,9 @@ def width(name: str) -> str:
     return "float32" if name in NARROW else "float64"
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_sweeps_are_the_naive_loop(shelf, name):
-    model, task = shelf.load(name, dtype=width(name)), as_task(random_pairs([6, 4, 7], seed=1))
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_sweeps_are_the_naive_loop(tiny_models, name):
+    model, task = tiny_models.load(name, dtype=width(name)), as_task(random_pairs([6, 4, 7], seed=1))
     measured = []
     for site in SITE_NAMES:
         kind = "z" if site.startswith("head_out") else site
@@ -31,9 +31,9 @@ def test_sweeps_are_the_naive_loop(shelf, name):
             got = patch_sweep(model, task, site)
         except SiteError:
             with pytest.raises(SiteError):
-                patching.sweep(model, task.pairs, site, "denoising", (0,))
+                patching.naive_sweep(model, task.pairs, site, "denoising", (0,))
             continue
-        truth = patching.sweep(model, task.pairs, site, "denoising", got.positions).per_pair("logit_difference")
+        truth = patching.naive_sweep(model, task.pairs, site, "denoising", got.positions).per_pair("logit_difference")
         scale = max(1.0, float(truth.nan_to_num().abs().max()))
         torch.testing.assert_close(
             got.per_pair.double(), truth, atol=3e-5 * scale, rtol=0, equal_nan=True, msg=lambda text, at=kind: f"{at}: {text}"
@@ -42,9 +42,9 @@ def test_sweeps_are_the_naive_loop(shelf, name):
     assert {"resid_pre", "resid_post", "attn_out", "mlp_out", "head_out"} <= set(measured)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_identities(shelf, name):
-    model, task = shelf.load(name, dtype=width(name)), as_task(random_pairs([6, 4, 7], seed=2))
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_identities(tiny_models, name):
+    model, task = tiny_models.load(name, dtype=width(name)), as_task(random_pairs([6, 4, 7], seed=2))
     assert patch_sweep(model, task, "resid_post").values[-1, -1] == pytest.approx(1, abs=1e-5)
     engine = Engine(model, task)
     sets = SetMetric(engine, "resample")
@@ -53,13 +53,13 @@ def test_identities(shelf, name):
     torch.testing.assert_close(empty, engine.baseline("corrupted"), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_edits_reach_the_plain_module(shelf, name):
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_edits_reach_the_plain_module(tiny_models, name):
     """The residual stream between blocks, replaced on the unwrapped module by a hook of torch's own."""
     from discovery.backends.base import Batch
     from discovery.interventions import replace_with
 
-    model, module = shelf.load(name, dtype=width(name)), plain(shelf.path(name), getattr(torch, width(name)))
+    model, module = tiny_models.load(name, dtype=width(name)), load_plain_module(tiny_models.path(name), getattr(torch, width(name)))
     tokens = torch.tensor([pair.clean for pair in random_pairs([6, 6])])
     blocks = max((part for part in module.modules() if isinstance(part, torch.nn.ModuleList)), key=len)
     stream = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0), dtype=getattr(torch, width(name)))

@@ -7,20 +7,20 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from benchmarks.known_circuits.forward import forward
+from benchmarks.known_circuits.forward import run_forward
 from discovery.errors import MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.prompt_run import run_with_cache
 from discovery.sites import ActivationKind, Site
-from tests.tiny_models import VOCAB, hugging_face, tokenizer
+from tests.tiny_models import VOCAB, save_hugging_face, save_tokenizer
 
 PROMPT = (3, 17, 5, 5, 28)
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only"])
-def test_predictions_norms_and_nodes_are_what_the_weights_give(shelf: Any, name: str) -> None:
-    model, weights = shelf.load(name), shelf.native(name)
+def test_predictions_norms_and_nodes_are_what_the_weights_give(tiny_models: Any, name: str) -> None:
+    model, weights = tiny_models.load(name), tiny_models.native(name)
     seen = run_with_cache(model, PROMPT, ["head_out", "pattern", "resid_pre"], top=5)
-    by_hand = forward(weights.config, weights.state, torch.tensor([PROMPT]))
+    by_hand = run_forward(weights.config, weights.state, torch.tensor([PROMPT]))
     logits = by_hand.logits[0, -1]
     order = logits.argsort(descending=True)[:5].tolist()
     assert seen.tokens == PROMPT
@@ -49,16 +49,16 @@ def test_predictions_norms_and_nodes_are_what_the_weights_give(shelf: Any, name:
     assert len(seen.activations) == 6
 
 
-def test_every_site_has_its_shape(shelf: Any) -> None:
-    seen = run_with_cache(shelf.load("native"), PROMPT, get_args(ActivationKind))
+def test_every_site_has_its_shape(tiny_models: Any) -> None:
+    seen = run_with_cache(tiny_models.load("native"), PROMPT, get_args(ActivationKind))
     assert len(seen.activations) == 2 * len(get_args(ActivationKind))
     for site, value in seen.activations.items():
         shape = {"z": (5, 3, 6), "q": (5, 3, 6), "k": (5, 3, 6), "v": (5, 3, 6), "pattern": (3, 5, 5)}.get(site.kind, (5, 12))
         assert value.shape == shape, site
 
 
-def test_a_single_site_and_nothing_at_all(shelf: Any) -> None:
-    model = shelf.load("native")
+def test_a_single_site_and_nothing_at_all(tiny_models: Any) -> None:
+    model = tiny_models.load("native")
     one = run_with_cache(model, list(PROMPT), [Site("v", 1)])
     assert list(one.activations) == [Site("v", 1)]
     none = run_with_cache(model, PROMPT)
@@ -68,8 +68,8 @@ def test_a_single_site_and_nothing_at_all(shelf: Any) -> None:
 
 
 @pytest.mark.parametrize(("top", "shown"), [(0, 1), (-3, 1), (3, 3), (1000, VOCAB)])
-def test_how_many_predictions(shelf: Any, top: int, shown: int) -> None:
-    found = run_with_cache(shelf.load("native"), PROMPT, top=top).predictions
+def test_how_many_predictions(tiny_models: Any, top: int, shown: int) -> None:
+    found = run_with_cache(tiny_models.load("native"), PROMPT, top=top).predictions
     assert len(found) == shown
     assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
     if shown == VOCAB:
@@ -80,7 +80,7 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
     """As the tokenizer has it, its first token included; each prediction has its text; ids give the same."""
     from discovery import load_model
 
-    folder = tokenizer(hugging_face(tmp_path / "words", "gpt2", vocab_size=8), bos=True)
+    folder = save_tokenizer(save_hugging_face(tmp_path / "words", "gpt2", vocab_size=8), bos=True)
     model = load_model(folder)
     seen = run_with_cache(model, "the cat sees", top=8)
     assert seen.texts is not None
@@ -92,9 +92,9 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
     assert again.texts == seen.texts
 
 
-def test_its_cost_is_about_one_pass(shelf: Any) -> None:
+def test_its_cost_is_about_one_pass(tiny_models: Any) -> None:
     """And the unembedding is of the answer position, as in the unit itself."""
-    assert run_with_cache(shelf.load("native"), PROMPT).cost.forward_equivalents == pytest.approx(1.0)
+    assert run_with_cache(tiny_models.load("native"), PROMPT).cost.forward_equivalents == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_its_cost_is_about_one_pass(shelf: Any) -> None:
         ("the cat", "no tokenizer"),
     ],
 )
-def test_prompts_that_cannot_be_run(shelf: Any, prompt: Any, words: str) -> None:
+def test_prompts_that_cannot_be_run(tiny_models: Any, prompt: Any, words: str) -> None:
     with pytest.raises(MeasurementError, match=words) as fault:
-        run_with_cache(shelf.load("native"), prompt)
+        run_with_cache(tiny_models.load("native"), prompt)
     assert fault.value.cure
 
 
@@ -124,13 +124,13 @@ def test_prompts_that_cannot_be_run(shelf: Any, prompt: Any, words: str) -> None
         ("neox", "resid_mid", "in parallel"),
     ],
 )
-def test_sites_that_a_model_lacks(shelf: Any, name: str, site: Any, words: str) -> None:
+def test_sites_that_a_model_lacks(tiny_models: Any, name: str, site: Any, words: str) -> None:
     with pytest.raises(SiteError, match=words):
-        run_with_cache(shelf.load(name), PROMPT, [site])
+        run_with_cache(tiny_models.load(name), PROMPT, [site])
 
 
-def test_where_memory_ends(shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = shelf.load("native")
+def test_where_memory_ends(tiny_models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_models.load("native")
 
     def run_out(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -16,14 +16,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.methods.statistics import DRAWS, Resamples, interval_of_mean, interval_of_ratio, max_statistic, template_weights
-from discovery.tasks.task import Pair
+from discovery.methods.statistics import (
+    BOOTSTRAP_DRAWS,
+    Resamples,
+    draw_bootstrap_weights,
+    interval_of_mean,
+    interval_of_ratio,
+    max_statistic_test,
+)
+from discovery.tasks.task import EncodedPair
 from tests.tiny_models import as_task
 
 
 def task_of(*sizes: int):
     """So many pairs of each template, interleaved."""
-    pairs = [Pair((n, t), (n, t + 1), (1,), (2,), f"t{t}") for t, size in enumerate(sizes) for n in range(size)]
+    pairs = [EncodedPair((n, t), (n, t + 1), (1,), (2,), f"t{t}") for t, size in enumerate(sizes) for n in range(size)]
     return as_task(random.Random(0).sample(pairs, len(pairs)))
 
 
@@ -31,7 +38,7 @@ def task_of(*sizes: int):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
 def test_each_resample_has_every_templates_share(sizes, seed):
     task = task_of(*sizes)
-    weights = template_weights(task, draws=50, seed=seed)
+    weights = draw_bootstrap_weights(task, draws=50, seed=seed)
     assert weights.shape == (50, len(task))
     torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=torch.float64))
     for template, size in enumerate(sizes):
@@ -45,12 +52,12 @@ def test_each_resample_has_every_templates_share(sizes, seed):
 
 def test_the_seed_decides_and_the_default_is_fixed():
     task = task_of(8, 5)
-    assert torch.equal(template_weights(task), template_weights(task, DRAWS, 0))
-    assert torch.equal(template_weights(task, seed=3), template_weights(task, seed=3))
-    assert not torch.equal(template_weights(task, seed=3), template_weights(task, seed=4))
+    assert torch.equal(draw_bootstrap_weights(task), draw_bootstrap_weights(task, BOOTSTRAP_DRAWS, 0))
+    assert torch.equal(draw_bootstrap_weights(task, seed=3), draw_bootstrap_weights(task, seed=3))
+    assert not torch.equal(draw_bootstrap_weights(task, seed=3), draw_bootstrap_weights(task, seed=4))
 
 
-@pytest.mark.parametrize("weights", [template_weights(task_of(6, 6)), Resamples.of(task_of(6, 6)).weights])
+@pytest.mark.parametrize("weights", [draw_bootstrap_weights(task_of(6, 6)), Resamples.of(task_of(6, 6)).weights])
 def test_every_pair_is_drawn_about_once(weights):
     torch.testing.assert_close(weights.mean(0) * 12, torch.ones(12, dtype=torch.float64), atol=0.1, rtol=0)
 
@@ -60,7 +67,7 @@ def test_every_pair_is_drawn_about_once(weights):
 def test_one_pair_less_is_drawn_from_each_template_with_the_weight_of_all(sizes, seed):
     task = task_of(*sizes)
     resamples = Resamples.of(task, draws=50, seed=seed)
-    assert resamples.degrees == len(task) - len(sizes)
+    assert resamples.degrees_of_freedom == len(task) - len(sizes)
     for template, size in enumerate(sizes):
         mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
         torch.testing.assert_close(resamples.weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
@@ -77,7 +84,7 @@ def test_resamples_vary_as_much_as_a_stratified_mean_does(sizes):
     for template, size in enumerate(sizes):
         mine = values[torch.tensor([pair.template == f"t{template}" for pair in task.pairs])]
         expected += (size / len(task)) ** 2 * float(mine.var()) / size
-    found = [float((weights @ values).var()) for weights in (Resamples.of(task, 50_000).weights, template_weights(task, 50_000))]
+    found = [float((weights @ values).var()) for weights in (Resamples.of(task, 50_000).weights, draw_bootstrap_weights(task, 50_000))]
     assert found[0] == pytest.approx(expected, rel=0.03)
     assert found[1] < 0.85 * expected
 
@@ -119,7 +126,7 @@ def test_pairs_alone_in_their_templates_are_drawn_together():
     assert torch.equal(resamples.weights, Resamples.of(task_of(3)).weights)
     mixed = Resamples.of(task_of(1, 4, 1)).weights
     alone = torch.tensor([pair.template != "t1" for pair in task_of(1, 4, 1).pairs])
-    torch.testing.assert_close(mixed[:, alone].sum(1), torch.full((DRAWS,), 2 / 6, dtype=torch.float64))
+    torch.testing.assert_close(mixed[:, alone].sum(1), torch.full((BOOTSTRAP_DRAWS,), 2 / 6, dtype=torch.float64))
     assert float(mixed[:, alone].std(0).min()) > 0
 
 
@@ -174,7 +181,7 @@ def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale
         assert theirs == pytest.approx(mine * scale + shift, abs=1e-6)
 
 
-def exact(effects: np.ndarray) -> np.ndarray:
+def max_statistic_by_enumeration(effects: np.ndarray) -> np.ndarray:
     """The same over every choice of signs, written out."""
     size = np.sqrt((effects**2).sum(0))
     own = np.abs(effects.sum(0)) / size
@@ -187,25 +194,25 @@ def exact(effects: np.ndarray) -> np.ndarray:
 
 def test_against_every_choice_of_signs() -> None:
     effects = np.random.default_rng(0).normal(size=(8, 3)) + np.array([1.5, 0.3, 0.0])
-    assert max_statistic(effects, flips=20_000) == pytest.approx(exact(effects), abs=0.012)
+    assert max_statistic_test(effects, flips=20_000) == pytest.approx(max_statistic_by_enumeration(effects), abs=0.012)
 
 
 def test_by_hand() -> None:
     """Three pairs of one sign: of eight choices of signs two are as large, so p is 1/4, whatever the size."""
-    assert max_statistic(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(0.25, abs=0.01)
+    assert max_statistic_test(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(0.25, abs=0.01)
 
 
 def test_a_cell_among_many_is_found_and_noise_is_not() -> None:
     effects = np.random.default_rng(1).normal(size=(40, 200))
     effects[:, 7] += 1.2
-    p = max_statistic(effects, flips=2000)
+    p = max_statistic_test(effects, flips=2000)
     assert p[7] < 0.01
     assert (np.delete(p, 7) <= 0.05).sum() <= 1
 
 
 def test_under_the_null_one_grid_in_twenty_has_a_significant_cell() -> None:
     generator = np.random.default_rng(2)
-    false = sum(max_statistic(generator.normal(size=(20, 30)), flips=400, seed=n).min() <= 0.05 for n in range(300))
+    false = sum(max_statistic_test(generator.normal(size=(20, 30)), flips=400, seed=n).min() <= 0.05 for n in range(300))
     assert 5 <= false <= 28  # 15 expected, standard deviation 3.8
 
 
@@ -213,7 +220,7 @@ def test_nothing_and_missing_cells() -> None:
     effects = np.array([[0.0, np.nan, 1.0], [0.0, np.nan, 1.2], [0.0, np.nan, np.nan]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        p = max_statistic(effects, flips=500)
+        p = max_statistic_test(effects, flips=500)
     assert p[0] == p[1] == 1.0
     assert 0 < p[2] < 1
-    assert max_statistic(np.zeros((3, 0))).shape == (0,)
+    assert max_statistic_test(np.zeros((3, 0))).shape == (0,)

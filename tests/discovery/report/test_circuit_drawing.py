@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Effect
-from discovery.report import circuit_drawing
+from discovery.report import draw_circuit
 from discovery.report.circuit_drawing import _layout
 from tests.discovery.graph.example import ioi_circuit
 
@@ -21,23 +21,23 @@ def test_a_circuit_stands_in_rows_from_embed_to_logits() -> None:
 
 
 def test_the_same_circuit_gives_the_same_bytes_and_an_effect_shows() -> None:
-    assert circuit_drawing(ioi_circuit()) == circuit_drawing(ioi_circuit())
+    assert draw_circuit(ioi_circuit()) == draw_circuit(ioi_circuit())
     weaker = CircuitEdge(source="a9.h6", target="a10.h0", effect=Effect(mean=0.5))
-    assert circuit_drawing(ioi_circuit(edges=(weaker,))) != circuit_drawing(ioi_circuit())
+    assert draw_circuit(ioi_circuit(edges=(weaker,))) != draw_circuit(ioi_circuit())
 
 
 def test_an_empty_record_can_be_drawn() -> None:
-    assert circuit_drawing(CircuitGraph(verdict="no_behaviour")).startswith(b"\x89PNG")
+    assert draw_circuit(CircuitGraph(verdict="no_behaviour")).startswith(b"\x89PNG")
 
 
 def test_a_large_circuit_grows_the_drawing() -> None:
     nodes = tuple(CircuitNode.of(f"a{layer}.h{head}") for layer in range(12) for head in range(8))
     edges = tuple(CircuitEdge(source=f"a{layer}.h0", target=f"a{layer + 1}.h7") for layer in range(11))
-    large = Image.open(io.BytesIO(circuit_drawing(CircuitGraph(nodes=nodes, edges=edges))))
-    small = Image.open(io.BytesIO(circuit_drawing(ioi_circuit())))
+    large = Image.open(io.BytesIO(draw_circuit(CircuitGraph(nodes=nodes, edges=edges))))
+    small = Image.open(io.BytesIO(draw_circuit(ioi_circuit())))
     assert large.size > small.size
 
 
 @pytest.mark.parametrize("role", ["$x$", "中 🙂", "<b>", "a\nb", "x" * 300])
 def test_hostile_roles_are_drawn_as_text(role: str) -> None:
-    assert circuit_drawing(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),))).startswith(b"\x89PNG")
+    assert draw_circuit(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),))).startswith(b"\x89PNG")

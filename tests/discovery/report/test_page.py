@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, Outcomes, Provenance, TaskFacts
-from discovery.report import circuit_drawing, render_page
-from discovery.report.formatting import bytes_size, duration, effect, p_value
-from discovery.report.markup import Html, element, text
+from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, OutcomeByAblation, Provenance, TaskFacts
+from discovery.report import draw_circuit, render_page
+from discovery.report.formatting import format_bytes, format_duration, format_effect, format_p_value
+from discovery.report.markup import Html, element, escape_text
 from tests.discovery.graph.example import ioi_circuit
 
 VOID = {"meta", "img"}
@@ -99,7 +99,7 @@ def test_stability_stands_with_its_condition() -> None:
 def test_stability_with_searches_cut_is_a_bound(jaccard: float, bound: str) -> None:
     tests = {"stability": {"mean_jaccard": jaccard, "resamples": 20, "cut_searches": 2}}
     before = ioi_circuit().evaluation
-    held: Any = Outcomes(resample="holds", mean="holds") if jaccard >= 0.8 else Outcomes(resample="fails", mean="fails")
+    held: Any = OutcomeByAblation(resample="holds", mean="holds") if jaccard >= 0.8 else OutcomeByAblation(resample="fails", mean="fails")
     evaluation = before.model_copy(update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": held})})
     (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
     assert f"mean Jaccard {bound}" in row[1]
@@ -158,7 +158,7 @@ def test_cost_provenance_journal_and_how_to_do_it_again() -> None:
 
 
 def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None:
-    png = circuit_drawing(ioi_circuit())
+    png = draw_circuit(ioi_circuit())
     shown = page(figures={"resid_pre-1": png, "curve": png, "circuit": png, "odd": png})
     images = shown.all("img")
     assert [str(image["alt"]).split(":")[0] for image in images] == ["circuit", "curve", "odd", "resid_pre-1"]
@@ -168,7 +168,7 @@ def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None
 
 
 def test_it_is_accessible() -> None:
-    shown = page(figures={"circuit": circuit_drawing(ioi_circuit())})
+    shown = page(figures={"circuit": draw_circuit(ioi_circuit())})
     assert shown.all("html") == [{"lang": "en"}]
     assert len(shown.all("h1")) == len(shown.all("title")) == len(shown.all("main")) == 1
     assert len(shown.all("caption")) == len(shown.all("table")) >= 5
@@ -220,13 +220,13 @@ def test_a_long_value_in_the_journal_is_cut() -> None:
 
 
 def test_markup_escapes_unless_it_is_markup() -> None:
-    assert text("<b>") == "&lt;b&gt;"
-    assert text(Html("<b>")) == "<b>"
+    assert escape_text("<b>") == "&lt;b&gt;"
+    assert escape_text(Html("<b>")) == "<b>"
     assert element("p", "a", 3, None, title='"x"') == '<p title="&quot;x&quot;">a3None</p>'
 
 
 def test_words_for_numbers() -> None:
-    assert [p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == ["—", "< 0.001", "< 0.001", "0.050", "1.000"]
-    assert [bytes_size(count) for count in (None, 12, 2048, 1 << 20, 5 << 40)] == [None, "12 B", "2.0 KiB", "1.0 MiB", "5120.0 GiB"]
-    assert [duration(seconds) for seconds in (None, 0.25, 59.96, 61, 3700)] == [None, "0.2 s", "1 min 0 s", "1 min 1 s", "61 min 40 s"]
-    assert [effect(value) for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))] == ["—", "—", "0.00", "+0.50"]
+    assert [format_p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == ["—", "< 0.001", "< 0.001", "0.050", "1.000"]
+    assert [format_bytes(count) for count in (None, 12, 2048, 1 << 20, 5 << 40)] == [None, "12 B", "2.0 KiB", "1.0 MiB", "5120.0 GiB"]
+    assert [format_duration(seconds) for seconds in (None, 0.25, 59.96, 61, 3700)] == [None, "0.2 s", "1 min 0 s", "1 min 1 s", "61 min 40 s"]
+    assert [format_effect(value) for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))] == ["—", "—", "0.00", "+0.50"]

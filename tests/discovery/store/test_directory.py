@@ -13,7 +13,7 @@ from tests.discovery.graph.example import ioi_circuit
 BUNDLED = ModelSource(name="bundled")
 
 
-def made(runs_dir: Path, task: str = "ioi", status: str | None = None) -> str:
+def create_finished_run(runs_dir: Path, task: str = "ioi", status: str | None = None) -> str:
     with create_run(runs_dir, task, BUNDLED, {}) as run:
         if status:
             run.update(status=status)
@@ -23,7 +23,7 @@ def made(runs_dir: Path, task: str = "ioi", status: str | None = None) -> str:
 
 
 def test_an_id_says_what_and_when(tmp_path: Path) -> None:
-    assert re.fullmatch(r"ioi-bundled-\d{8}-\d{6}-[0-9a-f]{4}", made(tmp_path))
+    assert re.fullmatch(r"ioi-bundled-\d{8}-\d{6}-[0-9a-f]{4}", create_finished_run(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_any_task_and_model_make_a_name_in_the_runs_directory(tmp_path: Path, ta
 def test_ids_are_unique_even_when_the_digits_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = iter(["aaaa", "aaaa", "bbbb"])
     monkeypatch.setattr(directory, "new_run_id", lambda task, model: f"{task}-{model}-20260101-000000-{next(digits)}")
-    assert [made(tmp_path), made(tmp_path)] == ["ioi-bundled-20260101-000000-aaaa", "ioi-bundled-20260101-000000-bbbb"]
+    assert [create_finished_run(tmp_path), create_finished_run(tmp_path)] == ["ioi-bundled-20260101-000000-aaaa", "ioi-bundled-20260101-000000-bbbb"]
     assert {entry.name for entry in tmp_path.iterdir()} == set(run_ids(tmp_path))
 
 
@@ -63,7 +63,7 @@ def test_the_default_directory_is_the_users_or_the_environments(tmp_path: Path, 
 def test_a_missing_run_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There is none yet"):
         open_run(tmp_path, "ioi-x")
-    run_id = made(tmp_path)
+    run_id = create_finished_run(tmp_path)
     with pytest.raises(StoreError, match=f"no run '{run_id[:-1]}'.*\nDid you mean {run_id}"):
         open_run(tmp_path, run_id[:-1])
     with pytest.raises(StoreError, match=f"Did you mean {run_id}"):
@@ -80,9 +80,9 @@ def test_no_id_leads_out_of_the_directory(tmp_path: Path, run_id: str) -> None:
 def test_the_list_has_status_and_verdict_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = iter(["20250101-000000", "20260101-000000", "20240101-000000", "20230101-000000"])
     monkeypatch.setattr(directory, "new_run_id", lambda task, model: f"{task}-{model}-{next(stamps)}-0000")
-    made(tmp_path, "induction", "completed")
-    made(tmp_path, "ioi")
-    made(tmp_path, "acdc", "failed")
+    create_finished_run(tmp_path, "induction", "completed")
+    create_finished_run(tmp_path, "ioi")
+    create_finished_run(tmp_path, "acdc", "failed")
     with create_run(tmp_path, "zeta", BUNDLED, {}) as held:
         rows = [(row.id.split("-")[0], row.status, row.verdict) for row in list_runs(tmp_path)]
     assert held.id.startswith("zeta")
@@ -97,8 +97,8 @@ def test_the_list_has_status_and_verdict_the_newest_first(tmp_path: Path, monkey
 
 
 def test_damaged_folders_are_listed_as_damaged(tmp_path: Path) -> None:
-    good = made(tmp_path, status="completed")
-    broken = made(tmp_path, status="completed")
+    good = create_finished_run(tmp_path, status="completed")
+    broken = create_finished_run(tmp_path, status="completed")
     (tmp_path / broken / "circuit.json").write_text("{")
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()

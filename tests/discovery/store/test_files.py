@@ -11,7 +11,7 @@ import pytest
 
 import discovery
 from discovery.errors import StoreError
-from discovery.store.files import check_name, inside, read_json, sweep, write_bytes, write_json
+from discovery.store.files import check_name, read_json, remove_leftovers, resolve_inside, write_bytes, write_json
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_kill_within_a_write_leaves_the_old_content(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=False).returncode == 9
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
@@ -90,5 +90,5 @@ def test_a_link_may_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "run" / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(StoreError, match="leads out"):
-        inside(tmp_path / "run", "link")
-    assert inside(tmp_path / "run", "figures", "x.png") == tmp_path / "run" / "figures" / "x.png"
+        resolve_inside(tmp_path / "run", "link")
+    assert resolve_inside(tmp_path / "run", "figures", "x.png") == tmp_path / "run" / "figures" / "x.png"

@@ -14,13 +14,13 @@ import pytest
 
 import discovery
 from discovery.errors import StoreError
-from discovery.store.journal import EventLog, read_events
+from discovery.store.journal import Journal, read_events
 
 ROOT = Path(discovery.__file__).parents[1]
 
 
-def journal(path: Path, count: int) -> EventLog:
-    log = EventLog(path)
+def journal(path: Path, count: int) -> Journal:
+    log = Journal(path)
     for number in range(count):
         assert log.append({"stage": "heads", "number": number}) == number
     return log
@@ -61,7 +61,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -
     path.write_bytes(whole + tail)
     assert numbers(path) == [0, 1, 2]
     assert path.read_bytes() == whole + tail, "a reader repairs nothing: the writer may be in the middle of a line"
-    assert EventLog(path).append({"number": 3}) == 3
+    assert Journal(path).append({"number": 3}) == 3
     assert numbers(path) == [0, 1, 2, 3]
     assert path.read_bytes().startswith(whole)
 
@@ -74,7 +74,7 @@ def test_every_place_that_a_write_can_be_cut_at_is_survived(tmp_path: Path) -> N
         path.write_bytes(whole[:length])
         kept = numbers(path)
         assert kept == list(range(whole[:length].count(b"\n")))
-        assert EventLog(path).append({"number": len(kept)}) == len(kept)
+        assert Journal(path).append({"number": len(kept)}) == len(kept)
         assert numbers(path) == list(range(len(kept) + 1))
 
 
@@ -86,7 +86,7 @@ def test_damage_in_the_middle_is_refused_with_its_line(tmp_path: Path, line: int
     lines = path.read_bytes().split(b"\n")
     lines[line] = damage
     path.write_bytes(b"\n".join(lines))
-    for opener in (read_events, EventLog):
+    for opener in (read_events, Journal):
         with pytest.raises(StoreError, match=f"line {line + 1},"):
             opener(path)
 
@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch
 def test_a_journal_that_somebody_else_changed_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "e"
     log = journal(path, 1)
-    EventLog(path).append({"number": 1})
+    Journal(path).append({"number": 1})
     with pytest.raises(StoreError, match="changed by somebody else"):
         log.append({"number": 1})
     assert numbers(path) == [0, 1]
@@ -160,4 +160,4 @@ def test_a_real_limit_on_the_disk_is_told_and_survived(tmp_path: Path) -> None:
     kept = read_events(path)
     assert len(kept) == 6
     assert path.read_bytes().endswith(b"\n"), "the piece that fitted was taken back"
-    assert EventLog(path).append({}) == 6
+    assert Journal(path).append({}) == 6

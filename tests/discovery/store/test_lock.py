@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import discovery
 from discovery.errors import StoreError
-from discovery.store.lock import RunLock, is_held
+from discovery.store.lock import RunLock, is_being_written
 
 ROOT = Path(discovery.__file__).parents[1]
 
@@ -37,19 +37,19 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_second_opener_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> None:
-    assert not is_held(tmp_path)
+    assert not is_being_written(tmp_path)
     with another_process(tmp_path) as child:
-        assert is_held(tmp_path)
+        assert is_being_written(tmp_path)
         with pytest.raises(StoreError, match=f"process {child.pid}, since 2") as caught:
             RunLock(tmp_path)
         assert "frees itself" in caught.value.cure
         child.send_signal(signal.SIGKILL)
         child.wait()
-        assert not is_held(tmp_path)
+        assert not is_being_written(tmp_path)
         lock = RunLock(tmp_path)
-        assert is_held(tmp_path)
+        assert is_being_written(tmp_path)
         lock.release()
-    assert not is_held(tmp_path)
+    assert not is_being_written(tmp_path)
 
 
 def test_not_even_the_same_process_may_write_twice(tmp_path: Path) -> None:
@@ -66,12 +66,12 @@ def test_a_lock_may_be_given_back_by_another_thread(tmp_path: Path) -> None:
     thread = threading.Thread(target=lock.release)
     thread.start()
     thread.join()
-    assert not is_held(tmp_path)
+    assert not is_being_written(tmp_path)
     RunLock(tmp_path).release()
 
 
 def test_a_moments_look_at_whether_it_is_held_does_not_refuse_a_writer(tmp_path: Path) -> None:
-    look = FileLock(tmp_path / ".lock", thread_local=False)  # as `is_held` takes it
+    look = FileLock(tmp_path / ".lock", thread_local=False)  # as `is_being_written` takes it
     look.acquire()
     timer = threading.Timer(0.1, look.release)
     timer.start()
@@ -88,4 +88,4 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
 def test_two_that_look_at_once_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
     RunLock(tmp_path).release()
     with ThreadPoolExecutor(4) as pool:
-        assert not any(pool.map(lambda _: is_held(tmp_path), range(400)))
+        assert not any(pool.map(lambda _: is_being_written(tmp_path), range(400)))

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from discovery.tasks import load_task
-from tests.tiny_models import Readable
+from tests.tiny_models import FakeModel
 
 TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
 
 
 def test_last_tokens_that_differ_are_a_warning():
-    (warning,) = load_task([IDS, IDS | {"corrupted": [1, 2, 7], "answer": 8}], Readable()).warnings
+    (warning,) = load_task([IDS, IDS | {"corrupted": [1, 2, 7], "answer": 8}], FakeModel()).warnings
     assert warning.startswith("1 of 2 pairs end in different tokens")
 
 
 def test_one_answer_that_serves_most_pairs_is_a_warning():
     pairs = [{"clean": [1, 2, 3], "corrupted": [1, 10 + n, 3], "answer": [4, 5] if n % 2 else [5, 4], "wrong": 6} for n in range(3)]
-    assert load_task(pairs[:1], Readable()).warnings == ()
-    (warning,) = load_task(pairs, Readable()).warnings
+    assert load_task(pairs[:1], FakeModel()).warnings == ()
+    (warning,) = load_task(pairs, FakeModel()).warnings
     assert "serves 3 of 3 pairs" in warning
     others = [{**pair, "answer": 20 + n} for n, pair in enumerate(pairs)]
-    assert load_task(others, Readable()).warnings == ()
-    assert load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], Readable()).warnings == ()  # 3 of 5 is 60%, not over it
+    assert load_task(others, FakeModel()).warnings == ()
+    assert load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], FakeModel()).warnings == ()  # 3 of 5 is 60%, not over it
 
 
 def test_words_that_are_not_known_are_a_warning():
     strange = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
-    warning = load_task([TEXT, strange], Readable()).warnings[0]
+    warning = load_task([TEXT, strange], FakeModel()).warnings[0]
     assert warning.startswith("1 pairs, first pair 2, hold words that the tokenizer does not know")
 
 
@@ -38,12 +38,12 @@ def test_templates_of_few_pairs_are_a_warning():
             for n in range(5 + 10 * t, 5 + 10 * t + size)
         ]
 
-    (warning,) = load_task(pairs(5, 4, 1), Readable()).warnings
+    (warning,) = load_task(pairs(5, 4, 1), FakeModel()).warnings
     assert warning.startswith("2 of 3 templates have fewer than 5 pairs")
-    assert load_task(pairs(5, 5), Readable()).warnings == ()
-    assert load_task(pairs(3), Readable()).warnings == ()
+    assert load_task(pairs(5, 5), FakeModel()).warnings == ()
+    assert load_task(pairs(3), FakeModel()).warnings == ()
 
 
 def test_warnings_are_of_the_pairs_that_are_used():
     ending = [{"clean": [1, n, 3], "corrupted": [1, 2, 4], "answer": n, "wrong": 2} for n in range(5, 15)]
-    assert load_task(ending, Readable(), pairs=4).warnings[0].startswith("4 of 4 pairs")
+    assert load_task(ending, FakeModel(), pairs=4).warnings[0].startswith("4 of 4 pairs")

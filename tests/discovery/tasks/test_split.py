@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.tasks.split import split_pairs
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 
 
-def pairs_of(*sizes: int) -> list[Pair]:
+def pairs_of(*sizes: int) -> list[EncodedPair]:
     """Different pairs, so many of each template."""
     return [
-        Pair((n, template), (n + 500, template), (1,), (2,), f"t{template}") for template, size in enumerate(sizes) for n in range(size)
+        EncodedPair((n, template), (n + 500, template), (1,), (2,), f"t{template}") for template, size in enumerate(sizes) for n in range(size)
     ]
 
 
-def reverse(pair: Pair) -> Pair:
-    return Pair(pair.corrupted, pair.clean, pair.wrong, pair.answer, pair.template)
+def reverse(pair: EncodedPair) -> EncodedPair:
+    return EncodedPair(pair.corrupted, pair.clean, pair.wrong, pair.answer, pair.template)
 
 
-def held_templates(pairs: list[Pair], names: tuple[str | None, ...]) -> set[str]:
+def held_templates(pairs: list[EncodedPair], names: tuple[str | None, ...]) -> set[str]:
     return {pair.template for pair, name in zip(pairs, names, strict=True) if name == "heldout"}
 
 

@@ -11,8 +11,8 @@ import pytest
 from discovery.errors import TaskError
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
-from discovery.tasks.task_file import MAX_FILE_BYTES, read_file
-from tests.tiny_models import Readable, Words
+from discovery.tasks.task_file import MAX_FILE_BYTES, read_task_file
+from tests.tiny_models import FakeModel, ToyTokenizer
 
 TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
@@ -26,7 +26,7 @@ def written(folder: Path, *lines: Any) -> Path:
 
 def refuse(source: Any, model: Any = None) -> TaskError:
     with pytest.raises(TaskError) as caught:
-        load_task(source, Readable() if model is None else model)
+        load_task(source, FakeModel() if model is None else model)
     fault = caught.value
     assert fault.cause.strip()
     assert fault.cure.strip()
@@ -35,7 +35,7 @@ def refuse(source: Any, model: Any = None) -> TaskError:
 
 
 def test_text_is_tokenised_as_the_tokenizer_does(tmp_path):
-    model = Readable(Words(bos=True))
+    model = FakeModel(ToyTokenizer(bos=True))
     task = load_task(written(tmp_path, TEXT), model)
     (pair,) = task.pairs
     assert task.name == "animals"
@@ -47,15 +47,15 @@ def test_text_is_tokenised_as_the_tokenizer_does(tmp_path):
 
 
 def test_ids_are_used_exactly_as_given(tmp_path):
-    (pair,) = load_task(written(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}), Readable(tokenizer=None)).pairs
+    (pair,) = load_task(written(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}), FakeModel(tokenizer=None)).pairs
     assert (pair.clean, pair.corrupted, pair.answer, pair.wrong) == ((1, 2, 3), (1, 5, 3), (4,), (6,))
     assert pair.template == "x"
     assert dict(pair.labels) == {"animal": 1, "end": 2}
 
 
 def test_answers_may_be_sets_of_texts_and_ids(tmp_path):
-    tokenizer = Words()
-    (pair,) = load_task(written(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}), Readable(tokenizer)).pairs
+    tokenizer = ToyTokenizer()
+    (pair,) = load_task(written(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}), FakeModel(tokenizer)).pairs
     assert pair.answer == (*tokenizer.encode(" fish"), 77)
     assert pair.wrong == (*tokenizer.encode(" bones"), *tokenizer.encode(" sticks"))
 
@@ -63,20 +63,20 @@ def test_answers_may_be_sets_of_texts_and_ids(tmp_path):
 def test_empty_lines_and_windows_line_ends_and_a_byte_order_mark_are_nothing(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n \r\n" + json.dumps(IDS).encode())
-    assert list(read_file(path)) == ["line 1", "line 4"]
+    assert list(read_task_file(path)) == ["line 1", "line 4"]
 
 
 def test_a_line_separator_within_a_text_ends_no_line(tmp_path):
     strange = {**TEXT, "clean": "the\u2028cat sees", "corrupted": "the\u0085dog sees"}
-    (pair,) = read_file(written(tmp_path, json.dumps(strange, ensure_ascii=False))).values()
+    (pair,) = read_task_file(written(tmp_path, json.dumps(strange, ensure_ascii=False))).values()
     assert pair.clean == strange["clean"]
     assert pair.corrupted == strange["corrupted"]
 
 
 def test_inline_pairs_are_fields_or_values():
     value = PromptPair((1, 2, 3), (1, 5, 3), 4, 6)
-    assert load_task([value], Readable()).pairs == load_task([IDS], Readable()).pairs
-    assert load_task([value], Readable()).name == "inline"
+    assert load_task([value], FakeModel()).pairs == load_task([IDS], FakeModel()).pairs
+    assert load_task([value], FakeModel()).name == "inline"
 
 
 LINES = {
@@ -134,7 +134,7 @@ def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
 
 def test_an_answer_has_a_logit_where_a_prompt_may_hold_more_tokens():
     """The model of modular addition: "=" stands in prompts and is never an answer."""
-    model = Readable(None, d_vocab=8, n_logits=7)
+    model = FakeModel(None, d_vocab=8, n_logits=7)
     assert load_task([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 3, "wrong": 4}], model).pairs[0].clean == (1, 2, 7)
     assert "token id 7 does not exist" in refuse([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 7, "wrong": 4}], model).cause
 
@@ -156,8 +156,8 @@ def test_a_pair_written_twice(tmp_path):
 
 
 def test_text_needs_a_tokenizer(tmp_path):
-    assert "this model has no tokenizer" in refuse(written(tmp_path, TEXT), Readable(tokenizer=None)).cause
-    assert "this model has no tokenizer" in refuse("ioi", Readable(tokenizer=None)).cause
+    assert "this model has no tokenizer" in refuse(written(tmp_path, TEXT), FakeModel(tokenizer=None)).cause
+    assert "this model has no tokenizer" in refuse("ioi", FakeModel(tokenizer=None)).cause
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -181,4 +181,4 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("pairs", [0, -3])
 def test_at_least_one_pair(pairs):
     with pytest.raises(TaskError, match=f"pairs is {pairs}"):
-        load_task([IDS], Readable(), pairs=pairs)
+        load_task([IDS], FakeModel(), pairs=pairs)

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from discovery.graph import Provenance
 from discovery.store import ModelSource, create_run, open_run
 from tests.discovery.graph.example import ioi_circuit
-from tests.mcp_server.servers import call, make, refused
+from tests.mcp_server.servers import call_tool_error, call_tool_ok, make_server
 
 pytestmark = pytest.mark.anyio
 
@@ -88,10 +88,10 @@ def elsewhere(tmp_path: Path, runs_dir: Path) -> tuple[Path, str]:
 
 async def test_no_document_says_where_a_model_lies(models: Path, runs_dir: Path, elsewhere: tuple[Path, str]) -> None:
     model, run_id = elsewhere
-    async with Client(make(models, runs_dir, local=False)) as client:
+    async with Client(make_server(models, runs_dir, local=False)) as client:
         texts = {uri: await read(client, uri) for uri in ("scout://runs", *(f"scout://runs/{run_id}/{name}" for name in DOCUMENTS))}
         for name in ("run_status", "get_circuit"):
-            texts[name] = json.dumps(await call(client, name, run_id=run_id))
+            texts[name] = json.dumps(await call_tool_ok(client, name, run_id=run_id))
     assert [uri for uri, text in texts.items() if str(model.parent) in text or str(runs_dir) in text] == []
     assert json.loads(texts["scout://runs"])["runs"][0]["model"] == model.name
     assert json.loads(texts[f"scout://runs/{run_id}/run.json"])["configuration"]["load"]["model"] == model.name
@@ -101,8 +101,8 @@ async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(models: Path, runs
     model, run_id = elsewhere
     with open_run(runs_dir, run_id, write=True) as run:
         run.update(status="interrupted")
-    async with Client(make(models, runs_dir)) as client:
-        said = await refused(client, "discover_circuit", run_id=run_id)
+    async with Client(make_server(models, runs_dir)) as client:
+        said = await call_tool_error(client, "discover_circuit", run_id=run_id)
     assert "is in no directory that this server may read" in said
     assert str(model.parent) not in said
 
@@ -133,7 +133,7 @@ async def test_no_link_leads_out_of_a_run(models: Path, tmp_path: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "run.json").write_text(RECORD.replace("ID", "d"))
     (runs / "d").symlink_to(elsewhere)
-    async with Client(make(models, runs)) as client:
+    async with Client(make_server(models, runs)) as client:
         for uri in ("a/circuit.json", "b/report.html", "c/run.json", "d/run.json"):
             with pytest.raises(MCPError) as fault:
                 await client.read_resource(f"scout://runs/{uri}")

@@ -10,7 +10,7 @@ import pytest
 
 from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
-from mcp_server.server.command import parse
+from mcp_server.server.command import parse_serve_arguments
 from mcp_server.session.settings import TOOLSETS
 
 FLAGS = ("--http", "--token", "--toolsets", "--read-only", "--models-dir", "--runs-dir", "--images")
@@ -18,9 +18,9 @@ FLAGS = ("--http", "--token", "--toolsets", "--read-only", "--models-dir", "--ru
 
 def test_the_defaults_are_a_local_server(runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings, door = parse([])
+    settings, door = parse_serve_arguments([])
     assert door is None
-    assert (settings.here, settings.models_dir, settings.runs_dir) == (tmp_path, None, runs_dir)
+    assert (settings.working_dir, settings.models_dir, settings.runs_dir) == (tmp_path, None, runs_dir)
     assert (settings.read_only, settings.images, settings.toolsets) == (
         False,
         "include",
@@ -32,13 +32,13 @@ def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     twins = {"HTTP": "127.0.0.1:8123", "TOKEN": "0123456789abcdef", "TOOLSETS": "runs,models", "READ_ONLY": "1", "IMAGES": "omit"}
     for name, value in {**twins, "MODELS_DIR": str(tmp_path), "RUNS_DIR": str(tmp_path / "runs")}.items():
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
-    settings, door = parse([])
+    settings, door = parse_serve_arguments([])
     assert door is not None
     assert (door.host, door.port, door.token) == ("127.0.0.1", 8123, "0123456789abcdef")
     assert (settings.toolsets, settings.read_only, settings.images) == (("models", "runs"), True, "omit")
-    assert (settings.models_dir, settings.runs_dir, settings.here) == (tmp_path, tmp_path / "runs", None)
-    assert parse(["--images", "include"])[0].images == "include"
-    assert parse(["--toolsets", "all,measure"])[0].toolsets == TOOLSETS
+    assert (settings.models_dir, settings.runs_dir, settings.working_dir) == (tmp_path, tmp_path / "runs", None)
+    assert parse_serve_arguments(["--images", "include"])[0].images == "include"
+    assert parse_serve_arguments(["--toolsets", "all,measure"])[0].toolsets == TOOLSETS
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_what_is_not_allowed_is_said(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError):
-        parse(words)
+        parse_serve_arguments(words)
     assert main(["serve", *words]) == 2
     assert "fix:" in capfd.readouterr().err
 
@@ -82,5 +82,5 @@ def test_a_server_started_in_a_home_may_read_nothing_there(monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(tmp_path))
     for place in (tmp_path, Path(tmp_path.anchor)):
         monkeypatch.chdir(place)
-        assert parse([])[0].here is None
-        assert parse(["--models-dir", str(tmp_path)])[0].models_dir == tmp_path
+        assert parse_serve_arguments([])[0].working_dir is None
+        assert parse_serve_arguments(["--models-dir", str(tmp_path)])[0].models_dir == tmp_path

@@ -17,9 +17,9 @@ from mcp.client.streamable_http import streamable_http_client
 
 from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
-from mcp_server.server.command import parse
-from mcp_server.server.http import MOST_BODY, Door
-from tests.mcp_server.servers import TASK, call, environment, http_server
+from mcp_server.server.command import parse_serve_arguments
+from mcp_server.server.http import MAX_BODY_BYTES, HttpEndpoint
+from tests.mcp_server.servers import INDUCTION_TASK, call_tool_ok, run_http_server, server_environment
 
 TOKEN = "a-token-for-tests-0123"
 HELLO = {
@@ -33,7 +33,7 @@ ACCEPT = {"accept": "application/json, text/event-stream", "content-type": "appl
 
 @pytest.fixture(scope="module")
 def url(models: Path, shared_runs: Path) -> Iterator[str]:
-    with http_server(models, shared_runs, CIRCUIT_SCOUT_TOKEN=TOKEN) as address:
+    with run_http_server(models, shared_runs, CIRCUIT_SCOUT_TOKEN=TOKEN) as address:
         yield address
 
 
@@ -63,7 +63,7 @@ def test_host_and_origin_are_checked(url: str) -> None:
 
 def test_a_body_is_bounded(url: str) -> None:
     headers = {**ACCEPT, "authorization": f"Bearer {TOKEN}"}
-    large = httpx2.post(url, content=b" " * (MOST_BODY + 1), headers=headers, timeout=60)
+    large = httpx2.post(url, content=b" " * (MAX_BODY_BYTES + 1), headers=headers, timeout=60)
     assert large.status_code == 413
 
 
@@ -77,8 +77,8 @@ async def test_fifty_clients_at_once(url: str) -> None:
             httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=200) as http,
             Client(streamable_http_client(url, http_client=http), mode=("auto", "legacy")[number % 2]) as client,
         ):
-            await call(client, "load_model", model="induction")
-            found = await call(client, "patch_sweep", model_id="induction", task=TASK, site="head_out", pairs=4, seed=number)
+            await call_tool_ok(client, "load_model", model="induction")
+            found = await call_tool_ok(client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, site="head_out", pairs=4, seed=number)
             assert {cell["node"] for cell in found["top"][:2]} == {"a0.h2", "a1.h1"}
             finished += 1
 
@@ -92,17 +92,17 @@ async def test_fifty_clients_at_once(url: str) -> None:
 @pytest.mark.parametrize("address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "example.org:80"])
 def test_beyond_this_machine_a_token_is_required(address: str) -> None:
     with pytest.raises(UsageError, match="there is no token"):
-        parse(["--http", address])
-    settings, door = parse(["--http", address, "--token", TOKEN])
+        parse_serve_arguments(["--http", address])
+    settings, door = parse_serve_arguments(["--http", address, "--token", TOKEN])
     assert door is not None
     assert door.token == TOKEN
-    assert settings.here is None
-    assert not settings.local
+    assert settings.working_dir is None
+    assert not settings.is_local
 
 
 def test_names_that_the_host_header_may_give() -> None:
-    assert "127.0.0.1:8000" in Door("127.0.0.1", 8000).hosts
-    everywhere = Door("0.0.0.0", 8000, TOKEN, ("lab.example",)).hosts
+    assert "127.0.0.1:8000" in HttpEndpoint("127.0.0.1", 8000).allowed_hosts
+    everywhere = HttpEndpoint("0.0.0.0", 8000, TOKEN, ("lab.example",)).allowed_hosts
     assert "lab.example:8000" in everywhere
     assert f"{socket.gethostname()}:8000" in everywhere
     assert not any(name.startswith("0.0.0.0") for name in everywhere)
@@ -123,7 +123,7 @@ def test_an_address_of_another_machine_is_said(capfd: pytest.CaptureFixture[str]
 
 def test_it_says_where_it_listens(models: Path, runs_dir: Path) -> None:
     words = [sys.executable, "-m", "mcp_server", "serve", "--http", "127.0.0.1:0", "--models-dir", str(models)]
-    with subprocess.Popen(words, env=environment(runs_dir), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, env=server_environment(runs_dir), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
             said = re.fullmatch(r"Listening at (http://127\.0\.0\.1:\d+/mcp)\n", process.stderr.readline())

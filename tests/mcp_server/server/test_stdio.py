@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.mcp_server.servers import TASK, environment
+from tests.mcp_server.servers import INDUCTION_TASK, server_environment
 
 HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 # A library that prints in every way there is, on import and later, and at the end.
@@ -62,7 +62,7 @@ def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_pa
         f"raise SystemExit(command.command_line(['--models-dir', {str(models)!r}]))\n"
     )
     words = [sys.executable, str(tmp_path / "noisy.py")]
-    noisy = environment(runs_dir, PYTHONPATH=str(root))
+    noisy = server_environment(runs_dir, PYTHONPATH=str(root))
     process = subprocess.Popen(words, cwd=root, env=noisy, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
     assert process.stdin
     assert process.stdout
@@ -79,7 +79,7 @@ def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_pa
         {
             "id": 3,
             "method": "tools/call",
-            "params": {"name": "patch_sweep", "arguments": {"model_id": "induction", "task": TASK, "pairs": 2}},
+            "params": {"name": "patch_sweep", "arguments": {"model_id": "induction", "task": INDUCTION_TASK, "pairs": 2}},
         },
     )
     process.stdin.close()
@@ -99,7 +99,7 @@ def test_the_first_list_of_tools_comes_within_two_seconds(runs_dir: Path) -> Non
     """Measured as processor time, which does not depend on who else uses the machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = [sys.executable, "-m", "mcp_server", "serve"]
-    process = subprocess.Popen(words, env=environment(runs_dir), stdin=PIPE, stdout=PIPE, text=True)
+    process = subprocess.Popen(words, env=server_environment(runs_dir), stdin=PIPE, stdout=PIPE, text=True)
     assert process.stdin
     assert process.stdout
     messages = (

@@ -12,23 +12,23 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
-from mcp_server.server.server import Scout
-from tests.mcp_server.servers import ERAS, TASK, call, http_server, make, over_stdio, refused
+from mcp_server.server.server import CircuitScoutServer
+from tests.mcp_server.servers import ERAS, INDUCTION_TASK, call_tool_error, call_tool_ok, connect_over_stdio, make_server, run_http_server
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("transport", ["memory", "stdio", "http"])
-async def test_a_conversation(transport: str, era: str, server: Scout, models: Path, shared_runs: Path) -> None:
+async def test_a_conversation(transport: str, era: str, server: CircuitScoutServer, models: Path, shared_runs: Path) -> None:
     with ExitStack() as stack:
         connection: AbstractAsyncContextManager[Client]
         if transport == "memory":
             connection = Client(server, mode=era)
         elif transport == "stdio":
-            connection = over_stdio(models, shared_runs, era)
+            connection = connect_over_stdio(models, shared_runs, era)
         else:
-            connection = Client(stack.enter_context(http_server(models, shared_runs)), mode=era)
+            connection = Client(stack.enter_context(run_http_server(models, shared_runs)), mode=era)
         async with connection as client:
             await converse(client)
 
@@ -38,16 +38,16 @@ async def converse(client: Client) -> None:
     assert names == [tool.name for tool in (await client.list_tools()).tools]
     assert {"load_model", "patch_sweep", "discover_circuit"} <= set(names)
 
-    loaded = await call(client, "load_model", model="induction")
+    loaded = await call_tool_ok(client, "load_model", model="induction")
     assert (loaded["model_id"], loaded["n_layers"]) == ("induction", 2)
-    assert (await call(client, "load_model", model="induction"))["already_loaded"]
+    assert (await call_tool_ok(client, "load_model", model="induction"))["already_loaded"]
 
     told: list[float] = []
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
         told.append(done)
 
-    arguments = {"model_id": "induction", "task": TASK, "site": "head_out", "direction": "noising"}
+    arguments = {"model_id": "induction", "task": INDUCTION_TASK, "site": "head_out", "direction": "noising"}
     swept = await client.call_tool("patch_sweep", arguments, progress_callback=progress)
     facts = swept.structured_content
     assert facts is not None
@@ -60,8 +60,8 @@ async def converse(client: Client) -> None:
     [picture] = (await client.read_resource(facts["figure"])).contents
     assert base64.b64decode(picture.blob).startswith(b"\x89PNG")
 
-    assert "Did you mean 'site'" in await refused(client, "patch_sweep", model_id="induction", task=TASK, sitee="q")
-    assert 'load_model(model="nobody")' in await refused(client, "check_task", model_id="nobody", task="ioi")
+    assert "Did you mean 'site'" in await call_tool_error(client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, sitee="q")
+    assert 'load_model(model="nobody")' in await call_tool_error(client, "check_task", model_id="nobody", task="ioi")
     with pytest.raises(MCPError, match="There is no run"):
         await client.read_resource("scout://runs/nothing/circuit.json")
 
@@ -82,7 +82,7 @@ async def converse(client: Client) -> None:
         ("find_circuit", {"behaviour": "ioi", "modle": "bundled"}, "no argument 'modle'.*takes: behaviour, model"),
     ],
 )
-async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[str, str], told: str, server: Scout) -> None:
+async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[str, str], told: str, server: CircuitScoutServer) -> None:
     async with Client(server, mode=era) as client:
         with pytest.raises(MCPError, match=told) as fault:
             await client.get_prompt(name, arguments)
@@ -90,12 +90,12 @@ async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[
 
 
 async def test_what_is_switched_off_is_said(models: Path, tmp_path: Path) -> None:
-    async with Client(make(models, tmp_path, read_only=True, toolsets=("circuits",))) as client:
+    async with Client(make_server(models, tmp_path, read_only=True, toolsets=("circuits",))) as client:
         assert "without check_task" in (client.instructions or "")
         prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
         assert "discover_circuit" in str(prompt.messages[0].content).partition("This server was started without")[2]
-        told = await refused(client, "discover_circuit", run_id="x")
+        told = await call_tool_error(client, "discover_circuit", run_id="x")
         assert "discover_circuit is switched off here" in told
         assert "without --read-only and with --toolsets all" in told
-    async with Client(make(models, tmp_path)) as client:
+    async with Client(make_server(models, tmp_path)) as client:
         assert "started without" not in (client.instructions or "")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from mcp_server.errors import PlaceError
-from mcp_server.session import Places, Settings
-from tests.mcp_server.servers import make, refused
+from mcp_server.errors import PathNotAllowedError
+from mcp_server.session import AllowedPaths, ServerSettings
+from tests.mcp_server.servers import call_tool_error, make_server
 
 
 @pytest.fixture
@@ -23,89 +23,89 @@ def outside(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path, outside: Path) -> Places:
+def places(tmp_path: Path, outside: Path) -> AllowedPaths:
     allowed = tmp_path / "models"
     (allowed / "toy" / "deep").mkdir(parents=True)
     (allowed / "toy" / "deep" / "tl_config.json").write_text("{}")
     (allowed / "toy" / "task.jsonl").write_text("{}")
     (allowed / "link").symlink_to(outside)
-    return Places(Settings(runs_dir=tmp_path / "runs", models_dir=allowed))
+    return AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs", models_dir=allowed))
 
 
-def test_what_is_inside(places: Places, tmp_path: Path) -> None:
+def test_what_is_inside(places: AllowedPaths, tmp_path: Path) -> None:
     deep = tmp_path / "models" / "toy" / "deep"
-    assert places.model("toy/deep") == str(deep)
-    assert places.model(str(deep)) == str(deep)
-    assert places.shown(str(deep)) == "toy/deep"
-    assert places.directories() == [deep]
-    assert places.task_file("toy/task.jsonl") == tmp_path / "models" / "toy" / "task.jsonl"
-    assert (places.model("bundled"), places.model("gpt2"), places.model("owner/name")) == ("bundled", "gpt2", "owner/name")
+    assert places.resolve_model("toy/deep") == str(deep)
+    assert places.resolve_model(str(deep)) == str(deep)
+    assert places.format_path(str(deep)) == "toy/deep"
+    assert places.list_model_directories() == [deep]
+    assert places.resolve_task_file("toy/task.jsonl") == tmp_path / "models" / "toy" / "task.jsonl"
+    assert (places.resolve_model("bundled"), places.resolve_model("gpt2"), places.resolve_model("owner/name")) == ("bundled", "gpt2", "owner/name")
 
 
 @pytest.mark.parametrize(
     "name", ["../outside", "link", "toy/../../outside", "/etc", "~", "~root", "", "a/b/c", "..", ".", "\0", "x" * 5000, "file:///etc"]
 )
-def test_what_is_outside(places: Places, name: str) -> None:
+def test_what_is_outside(places: AllowedPaths, name: str) -> None:
     if name == ".":
         return  # the models directory itself is inside
-    with pytest.raises(PlaceError):
-        places.model(name)
-    with pytest.raises(PlaceError):
-        places.task_file(f"{name}/task.jsonl")
+    with pytest.raises(PathNotAllowedError):
+        places.resolve_model(name)
+    with pytest.raises(PathNotAllowedError):
+        places.resolve_task_file(f"{name}/task.jsonl")
 
 
-def test_a_refusal_does_not_say_what_is_there(places: Places, outside: Path) -> None:
+def test_a_refusal_does_not_say_what_is_there(places: AllowedPaths, outside: Path) -> None:
     told = []
     for path in (outside, outside.parent / "missing"):
-        with pytest.raises(PlaceError) as fault:
-            places.model(str(path))
+        with pytest.raises(PathNotAllowedError) as fault:
+            places.resolve_model(str(path))
         told.append(str(fault.value).replace(str(path), "PATH"))
     assert told[0] == told[1]
 
 
-def test_a_directory_here_is_not_taken_for_a_hub_name(places: Places, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_here_is_not_taken_for_a_hub_name(places: AllowedPaths, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outside.parent)
-    with pytest.raises(PlaceError):
-        places.model("outside")
+    with pytest.raises(PathNotAllowedError):
+        places.resolve_model("outside")
 
 
 def test_without_a_models_directory_nothing_is_read(tmp_path: Path) -> None:
-    places = Places(Settings(runs_dir=tmp_path / "runs"))
-    with pytest.raises(PlaceError, match="without --models-dir"):
-        places.model(str(tmp_path))
-    assert places.directories() == []
+    places = AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs"))
+    with pytest.raises(PathNotAllowedError, match="without --models-dir"):
+        places.resolve_model(str(tmp_path))
+    assert places.list_model_directories() == []
 
 
 @pytest.fixture
-def linked(tmp_path: Path) -> Settings:
+def linked(tmp_path: Path) -> ServerSettings:
     """Every directory behind a symbolic link."""
     for name in ("models", "runs"):
         (tmp_path / f"real-{name}").mkdir()
         (tmp_path / name).symlink_to(tmp_path / f"real-{name}")
-    return Settings(runs_dir=tmp_path / "runs", models_dir=tmp_path / "models")
+    return ServerSettings(runs_dir=tmp_path / "runs", models_dir=tmp_path / "models")
 
 
-def test_a_message_has_neither_the_link_nor_where_it_leads(linked: Settings, tmp_path: Path) -> None:
+def test_a_message_has_neither_the_link_nor_where_it_leads(linked: ServerSettings, tmp_path: Path) -> None:
     text = f"{tmp_path}/models/toy and {tmp_path}/real-models/toy, in {tmp_path}/runs and {tmp_path}/real-runs/one"
-    assert linked.public(text) == "toy and toy, in the runs directory and one"
-    places = Places(linked)
-    assert {places.shown(str(tmp_path / name / "toy" / "deep")) for name in ("models", "real-models")} == {"toy/deep"}
+    assert linked.redact_paths(text) == "toy and toy, in the runs directory and one"
+    places = AllowedPaths(linked)
+    assert {places.format_path(str(tmp_path / name / "toy" / "deep")) for name in ("models", "real-models")} == {"toy/deep"}
 
 
 def test_a_relative_directory_is_not_taken_for_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = Settings(runs_dir=Path("runs"))
-    assert settings.public(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"
+    settings = ServerSettings(runs_dir=Path("runs"))
+    assert settings.redact_paths(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"
 
 
 @pytest.mark.anyio
-async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: Settings, tmp_path: Path) -> None:
+async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: ServerSettings, tmp_path: Path) -> None:
     (tmp_path / "real-models" / "empty").mkdir()
-    async with Client(make(tmp_path / "models", linked.runs_dir)) as client:
-        said = await refused(client, "load_model", model="empty")
+    async with Client(make_server(tmp_path / "models", linked.runs_dir)) as client:
+        said = await call_tool_error(client, "load_model", model="empty")
     assert said.startswith("'empty' is a directory without config.json")
 
 
 def test_a_server_of_a_project_shows_the_models_there(outside: Path, tmp_path: Path) -> None:
-    places = Places(Settings(runs_dir=tmp_path / "runs", here=tmp_path))
-    assert places.directories() == [outside]
+    places = AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs", working_dir=tmp_path))
+    assert places.list_model_directories() == [outside]

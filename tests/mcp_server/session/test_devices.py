@@ -11,24 +11,24 @@ import pytest
 from discovery.errors import Interrupted
 from mcp_server.errors import BusyError
 from mcp_server.session import devices
-from mcp_server.session.devices import Devices, Work
+from mcp_server.session.devices import DeviceJob, DeviceQueues
 
 pytestmark = pytest.mark.anyio
 
 
 def test_progress_of_several_pieces_only_grows() -> None:
-    work = Work()
+    work = DeviceJob()
     seen: list[tuple[float, float]] = []
     for done, total, label in ((0, 10, "a"), (4, 10, "a"), (10, 10, "a"), (0, 5, "b"), (5, 5, "b"), (0, 3, "b"), (3, 3, "b")):
         work(done, total, label)
-        seen.append(work.state[:2])
+        seen.append(work.progress[:2])
     assert seen[-1] == (18, 18)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert all(done <= total for done, total in seen)
 
 
 def test_a_stopped_job_is_told_at_its_next_batch() -> None:
-    work = Work()
+    work = DeviceJob()
     work(1, 2, "a")
     work.stop()
     with pytest.raises(Interrupted):
@@ -36,9 +36,9 @@ def test_a_stopped_job_is_told_at_its_next_batch() -> None:
 
 
 async def test_a_cancelled_call_frees_its_device_within_a_batch() -> None:
-    queue, batches = Devices(), 0
+    queue, batches = DeviceQueues(), 0
 
-    def endless(work: Work) -> None:
+    def endless(work: DeviceJob) -> None:
         nonlocal batches
         while True:
             time.sleep(0.05)
@@ -54,11 +54,11 @@ async def test_a_cancelled_call_frees_its_device_within_a_batch() -> None:
 
 
 async def test_one_job_at_a_time_on_a_device_and_others_beside_it() -> None:
-    queue = Devices()
+    queue = DeviceQueues()
     running, most = 0, 0
     guard = threading.Lock()
 
-    def job(work: Work) -> None:
+    def job(work: DeviceJob) -> None:
         nonlocal running, most
         with guard:
             running += 1
@@ -78,21 +78,21 @@ async def test_one_job_at_a_time_on_a_device_and_others_beside_it() -> None:
 
 
 async def test_faults_come_out_as_they_are() -> None:
-    def faulty(work: Work) -> None:
+    def faulty(work: DeviceJob) -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        await Devices().run(None, "cpu", "job", faulty)
+        await DeviceQueues().run(None, "cpu", "job", faulty)
 
 
 async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "MOST_WAITING", 0)
+    monkeypatch.setattr(devices, "MAX_WAITING_CALLS", 0)
     with pytest.raises(BusyError, match="wait for cpu"):
-        await Devices().run(None, "cpu", "job", lambda work: None)
+        await DeviceQueues().run(None, "cpu", "job", lambda work: None)
 
 
 async def test_the_end_of_the_server_stops_what_waits() -> None:
-    queue = Devices()
+    queue = DeviceQueues()
     queue.closing.set()
     with pytest.raises(Interrupted):
         await queue.run(None, "cpu", "job", lambda work: None)

@@ -21,9 +21,9 @@ from mcp import Client
 from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 
-from mcp_server.session import Settings
-from mcp_server.tools.registry import offered
-from tests.mcp_server.servers import TASK, make
+from mcp_server.session import ServerSettings
+from mcp_server.tools.registry import build_tools
+from tests.mcp_server.servers import INDUCTION_TASK, make_server
 
 PATHS = [
     "../../../etc/passwd",
@@ -69,7 +69,7 @@ HOSTILE = st.one_of(
 )
 SAFE = {
     "model_id": "induction",
-    "task": TASK,
+    "task": INDUCTION_TASK,
     "nodes": ["a0.h2"],
     "prompt": [0, 1, 2],
     "model": "induction",
@@ -77,7 +77,7 @@ SAFE = {
     "pairs": 2,
 }
 LEAKS = ("Traceback", "site-packages", "root:x:0", 'File "', "Internal error", str(Path.home()) + "/")
-TOOLS = [tool for tool in offered(Settings()) if tool.name != "unload_model"]
+TOOLS = [tool for tool in build_tools(ServerSettings()) if tool.name != "unload_model"]
 
 Ask = Callable[[str, dict[str, Any]], tuple[bool, str]]
 
@@ -124,7 +124,7 @@ def linked(models: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def ask(linked: Path, runs_dir: Path) -> Iterator[Ask]:
     """Call a tool of one long-lived server; gives whether it is an error, and all that was said."""
-    server = make(linked, runs_dir, images="omit", local=False)
+    server = make_server(linked, runs_dir, images="omit", local=False)
 
     async def call(client: Client, name: str, arguments: dict[str, Any]) -> tuple[bool, str]:
         with anyio.fail_after(100):
@@ -142,7 +142,7 @@ def ask(linked: Path, runs_dir: Path) -> Iterator[Ask]:
 
             assert not asked("load_model", {"model": "induction"})[0]
             yield asked
-            assert not asked("check_task", {"model_id": "induction", "task": TASK})[0]  # it still answers
+            assert not asked("check_task", {"model_id": "induction", "task": INDUCTION_TASK})[0]  # it still answers
         server.session.close(20)
 
 

@@ -15,19 +15,19 @@ import pytest
 from mcp import Client
 from mcp.types import Tool
 
-from mcp_server.server.server import Scout
-from mcp_server.session import Settings
-from mcp_server.tools.registry import OFFERS, offered
+from mcp_server.server.server import CircuitScoutServer
+from mcp_server.session import ServerSettings
+from mcp_server.tools.registry import TOOL_SPECS, build_tools
 
 SNAPSHOTS = Path(__file__).parent / "schemas"
-ALL, ONE, OUTPUT = 36_000, 4_000, 4_000  # characters
-NAMES = [tool.name for tool in offered(Settings())]
+MAX_ALL_CHARACTERS, MAX_TOOL_CHARACTERS, MAX_OUTPUT_CHARACTERS = 36_000, 4_000, 4_000  # characters
+NAMES = [tool.name for tool in build_tools(ServerSettings())]
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def tools(server: Scout) -> dict[str, Tool]:
+async def tools(server: CircuitScoutServer) -> dict[str, Tool]:
     async with Client(server) as client:
         return {tool.name: tool for tool in (await client.list_tools()).tools}
 
@@ -66,15 +66,15 @@ async def test_the_tools_of_the_interface(tools: dict[str, Tool]) -> None:
 
 
 async def test_together_they_are_small(tools: dict[str, Tool]) -> None:
-    assert sum(map(shown, tools.values())) <= ALL
+    assert sum(map(shown, tools.values())) <= MAX_ALL_CHARACTERS
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
     tool = tools[name]
-    assert shown(tool) <= ONE
+    assert shown(tool) <= MAX_TOOL_CHARACTERS
     assert tool.output_schema is not None
-    assert len(json.dumps(tool.output_schema)) <= OUTPUT
+    assert len(json.dumps(tool.output_schema)) <= MAX_OUTPUT_CHARACTERS
     assert tool.output_schema["type"] == "object"
     assert tool.input_schema["additionalProperties"] is False
     undescribed = [field for field, facts in every_property(tool.input_schema) if not described(facts)]
@@ -111,12 +111,12 @@ def test_no_snapshot_is_left_over() -> None:
 
 
 def test_read_only_and_toolsets() -> None:
-    kept = {tool.name for tool in offered(Settings(read_only=True))}
+    kept = {tool.name for tool in build_tools(ServerSettings(read_only=True))}
     writing = {"discover_circuit", "train_sae", "cancel_run", "circuit_features"}
-    assert kept == {offer.function.__name__ for offer in OFFERS} - writing
-    assert {tool.name for tool in offered(Settings(toolsets=("runs",)))} == {
+    assert kept == {offer.function.__name__ for offer in TOOL_SPECS} - writing
+    assert {tool.name for tool in build_tools(ServerSettings(toolsets=("runs",)))} == {
         "load_model", "list_models", "unload_model", "run_status", "cancel_run", "get_circuit", "list_runs",
     }  # fmt: skip
-    circuits = {tool.name for tool in offered(Settings(toolsets=("circuits",)))}
+    circuits = {tool.name for tool in build_tools(ServerSettings(toolsets=("circuits",)))}
     assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, "a run that is started can be followed"
-    assert {"train_sae", "run_status", "cancel_run"} <= {tool.name for tool in offered(Settings(toolsets=("features",)))}
+    assert {"train_sae", "run_status", "cancel_run"} <= {tool.name for tool in build_tools(ServerSettings(toolsets=("features",)))}

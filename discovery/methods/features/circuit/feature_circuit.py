@@ -30,22 +30,22 @@ from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.engine import Meter, Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
 from discovery.graph import CircuitEdge, CircuitGraph
-from discovery.methods.features.arguments import Positions, Tasked, named_task, require_counts
-from discovery.methods.features.circuit.candidates import LEAST, Candidate, judged
-from discovery.methods.features.circuit.edges import Told, edges_of
-from discovery.methods.features.circuit.exchange import Exchanged, Found, exchange, find
-from discovery.methods.features.circuit.record import dictionary_entry, edge_entry, node_entry, result_of, with_features
-from discovery.methods.features.circuit.split import Half, leaves_out_zero
-from discovery.methods.features.reconstruction import Reconstruction, reconstruct
+from discovery.methods.features.arguments import Positions, TaskLike, require_counts, resolve_task
+from discovery.methods.features.circuit.candidates import MIN_EFFECT_SHARE, Candidate, judge_candidates
+from discovery.methods.features.circuit.edges import FeatureEdgeEffect, measure_feature_edges
+from discovery.methods.features.circuit.exchange import AttributionRanking, ExchangeMeasurement, measure_exchange, rank_by_attribution
+from discovery.methods.features.circuit.record import edge_record, feature_record, features_result_id, replace_features, sae_record
+from discovery.methods.features.circuit.split import SplitMeasurement, excludes_zero
+from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task
 
-LEAST_PART = 0.1  # of a feature's own effect, for an edge out of it that is below LEAST
-LEAST_CHANGE = 0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
+MIN_EDGE_SHARE_OF_FEATURE = 0.1  # of a feature's own effect, for an edge out of it that is below LEAST
+MIN_ACTIVATION_CHANGE = 0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class FeatureCircuit:
     edges: tuple[CircuitEdge, ...]
     reconstruction: Reconstruction
     warnings: tuple[str, ...]
-    result: str
+    result_id: str
     arrays: dict[str, Float[Tensor, "pair _"]]
-    cost: Cost
+    cost: MeasurementCost
 
 
 def add_features(
     model: Backend,
     circuit: CircuitGraph,
-    task: Tasked,
+    task: TaskLike,
     sae: SAE | str | Path | None = None,
     *,
     positions: Positions = None,
@@ -104,24 +104,24 @@ def add_features(
     require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
     _check(model, circuit, sae)
-    task = named_task(task, model, seed, pairs=None)
+    task = resolve_task(task, model, seed, pairs=None)
     meter = Meter(progress=progress)
-    first, last = _halves(model, task, sae, positions, metric=metric or circuit.task.metric, memory=memory, meter=meter, seed=seed)
-    found = find(first.engine, sae, first.places, steps, k)
-    whole, _ = reconstruct(last.engine, sae, last.places, last.engine.baseline("corrupted"), last.resamples)
-    measured = exchange(last.engine, sae, last.places, found.features, controls, seed, top_tokens) if found.features else None
-    candidates = judged(sae, found, measured, first, last) if measured else ()
-    nodes = [node_entry(one, measured, i, sae, last, positions) for i, one in enumerate(candidates) if not one.why] if measured else []
+    first, last = _measure_splits(model, task, sae, positions, metric=metric or circuit.task.metric, memory=memory, meter=meter, seed=seed)
+    found = rank_by_attribution(first.engine, sae, first.places, steps, k)
+    whole, _ = measure_reconstruction(last.engine, sae, last.places, last.engine.baseline("corrupted"), last.resamples)
+    measured = measure_exchange(last.engine, sae, last.places, found.features, controls, seed, top_tokens) if found.features else None
+    candidates = judge_candidates(sae, found, measured, first, last) if measured else ()
+    nodes = [feature_record(one, measured, i, sae, last, positions) for i, one in enumerate(candidates) if not one.why] if measured else []
     numbers = [node.feature.index for node in nodes if node.feature]
-    told = edges_of(first.engine, sae, first.places, numbers, circuit.members) if numbers else []
-    edges = [edge_entry(edge, first, sae) for edge in told]
+    told = measure_feature_edges(first.engine, sae, first.places, numbers, circuit.members) if numbers else []
+    edges = [edge_record(edge, first, sae) for edge in told]
     warnings = tuple(_warnings(whole, sae, circuit, task, len(last), first is last, controls))
-    known = dictionary_entry(sae, positions, (first, last), whole, candidates, warnings)
+    known = sae_record(sae, positions, (first, last), whole, candidates, warnings)
     own = {str(one.node): abs(one.noising.mean or 0.0) for one in candidates}
-    kept = [edge for edge, raw in zip(edges, told, strict=True) if _holds(edge, raw, own)]
-    made = with_features(circuit, known, nodes, kept)
-    cost = Cost(meter.spent, time.monotonic() - began)
-    return FeatureCircuit(made, candidates, tuple(edges), whole, warnings, result_of(sae), _arrays(found, measured, told), cost)
+    kept = [edge for edge, raw in zip(edges, told, strict=True) if _edge_holds(edge, raw, own)]
+    made = replace_features(circuit, known, nodes, kept)
+    cost = MeasurementCost(meter.spent, time.monotonic() - began)
+    return FeatureCircuit(made, candidates, tuple(edges), whole, warnings, features_result_id(sae), _arrays(found, measured, told), cost)
 
 
 def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
@@ -140,21 +140,21 @@ def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
             )
 
 
-def _halves(model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any) -> tuple[Half, Half]:
+def _measure_splits(model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any) -> tuple[SplitMeasurement, SplitMeasurement]:
     """The pairs to find on and to verify on; the same where the task is not split."""
     if not task.discovery.pairs or not task.heldout.pairs:
-        whole = Half.of(model, task, sae, positions, memory=memory, **how)
+        whole = SplitMeasurement.of(model, task, sae, positions, memory=memory, **how)
         return whole, whole
     room = memory and memory // 2  # both keep what they cached
-    first, last = (Half.of(model, half, sae, positions, memory=room, **how) for half in (task.discovery, task.heldout))
+    first, last = (SplitMeasurement.of(model, half, sae, positions, memory=room, **how) for half in (task.discovery, task.heldout))
     return first, last
 
 
-def _holds(edge: CircuitEdge, told: Told, own: Mapping[str, float]) -> bool:
+def _edge_holds(edge: CircuitEdge, told: FeatureEdgeEffect, own: Mapping[str, float]) -> bool:
     """Whether an edge is one; `own` is each feature's effect."""
-    out = told.activation is None
-    found, least = (edge.effect, min(LEAST, LEAST_PART * own[edge.source])) if out else (edge.activation, LEAST_CHANGE)
-    return found is not None and abs(found.mean or 0.0) >= least and leaves_out_zero(found)
+    out = told.activation_change is None
+    found, least = (edge.effect, min(MIN_EFFECT_SHARE, MIN_EDGE_SHARE_OF_FEATURE * own[edge.source])) if out else (edge.activation, MIN_ACTIVATION_CHANGE)
+    return found is not None and abs(found.mean or 0.0) >= least and excludes_zero(found)
 
 
 def _warnings(whole: Reconstruction, sae: SAE, circuit: CircuitGraph, task: Task, n: int, same: bool, controls: int) -> Sequence[str]:
@@ -169,7 +169,7 @@ def _warnings(whole: Reconstruction, sae: SAE, circuit: CircuitGraph, task: Task
     return warnings
 
 
-def _arrays(found: Found, measured: Exchanged | None, told: Sequence[Told]) -> dict[str, Float[Tensor, "pair _"]]:
+def _arrays(found: AttributionRanking, measured: ExchangeMeasurement | None, told: Sequence[FeatureEdgeEffect]) -> dict[str, Float[Tensor, "pair _"]]:
     """The raw numbers of each pair."""
     if measured is None:
         return {}
@@ -178,6 +178,6 @@ def _arrays(found: Found, measured: Exchanged | None, told: Sequence[Told]) -> d
     if told:
         arrays["edges"] = torch.stack([edge.whole for edge in told], 1)
         arrays["edge_activation"] = torch.stack(
-            [torch.full_like(e.whole, torch.nan) if e.activation is None else e.activation for e in told], 1
+            [torch.full_like(e.whole, torch.nan) if e.activation_change is None else e.activation_change for e in told], 1
         )
     return arrays

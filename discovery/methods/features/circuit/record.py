@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from discovery.features import SAE, short_name
-from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Dictionary, FeatureFacts, NodeEffect
+from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, FeatureFacts, NodeEffect, SAEFacts
 from discovery.methods.features.arguments import Positions
 from discovery.methods.features.circuit.candidates import Candidate
-from discovery.methods.features.circuit.edges import Told
-from discovery.methods.features.circuit.exchange import Exchanged
-from discovery.methods.features.circuit.split import Half
+from discovery.methods.features.circuit.edges import FeatureEdgeEffect
+from discovery.methods.features.circuit.exchange import ExchangeMeasurement
+from discovery.methods.features.circuit.split import SplitMeasurement
 
-NOTE = (
+VERDICT_NOTE = (
     "Features stand beside the circuit and enter no condition and no verdict: those are about heads and MLPs. "
     "Looking at held-out pairs for them counts as no look at another circuit."
 )
-TOKENS = 3  # of each kind, in a record
+MAX_TOKENS_LISTED = 3  # of each kind, in a record
 
 
-def result_of(sae: SAE) -> str:
+def features_result_id(sae: SAE) -> str:
     """The id of the arrays that a dictionary's features rest on."""
     return f"features-{sae.writes.kind}-{sae.writes.layer}"
 
 
-def node_entry(candidate: Candidate, measured: Exchanged, i: int, sae: SAE, last: Half, positions: Positions) -> CircuitNode:
+def feature_record(candidate: Candidate, measured: ExchangeMeasurement, i: int, sae: SAE, last: SplitMeasurement, positions: Positions) -> CircuitNode:
     """A feature that holds."""
     mean, direct = candidate.noising.mean or 0.0, measured.direct[i]
     facts = FeatureFacts(
@@ -46,31 +46,31 @@ def node_entry(candidate: Candidate, measured: Exchanged, i: int, sae: SAE, last
         sign=(mean > 0) - (mean < 0),
         positions=_listed(positions),
         feature=facts,
-        evidence=(result_of(sae),),
+        evidence=(features_result_id(sae),),
     )
 
 
-def edge_entry(told: Told, first: Half, sae: SAE) -> CircuitEdge:
+def edge_record(told: FeatureEdgeEffect, first: SplitMeasurement, sae: SAE) -> CircuitEdge:
     """An edge, whether it holds or not."""
     return CircuitEdge(
         source=str(told.source),
         target=str(told.target),
-        effect=first.share(told.whole),
-        inputs={slot: first.share(values) for slot, values in told.inputs.items()},
-        activation=None if told.activation is None or told.own is None else first.share_of(told.activation, told.own),
-        evidence=(result_of(sae),),
+        effect=first.share_of_gap(told.whole),
+        inputs={slot: first.share_of_gap(values) for slot, values in told.inputs.items()},
+        activation=None if told.activation_change is None or told.activation_gap is None else first.ratio_of_means(told.activation_change, told.activation_gap),
+        evidence=(features_result_id(sae),),
     )
 
 
-def with_features(circuit: CircuitGraph, known: Dictionary, nodes: Sequence[CircuitNode], edges: Sequence[CircuitEdge]) -> CircuitGraph:
+def replace_features(circuit: CircuitGraph, sae_facts: SAEFacts, nodes: Sequence[CircuitNode], edges: Sequence[CircuitEdge]) -> CircuitGraph:
     """The record with these features in place of those of a dictionary of the same site."""
-    gone = {node.id for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)}
-    others = tuple(old for old in circuit.dictionaries if (old.layer, old.site) != (known.layer, known.site))
+    gone = {node.id for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (sae_facts.layer, sae_facts.site)}
+    others = tuple(old for old in circuit.dictionaries if (old.layer, old.site) != (sae_facts.layer, sae_facts.site))
     fields: dict[str, Any] = {name: getattr(circuit, name) for name in [*CircuitGraph.model_fields, *(circuit.model_extra or {})]}
     return CircuitGraph(
         **fields
         | {
-            "dictionaries": tuple(sorted((*others, known), key=lambda one: (one.layer, one.site))),
+            "dictionaries": tuple(sorted((*others, sae_facts), key=lambda one: (one.layer, one.site))),
             "nodes": (*(node for node in circuit.nodes if node.id not in gone), *nodes),
             "edges": (*(edge for edge in circuit.edges if not {edge.source, edge.target} & gone), *edges),
         }
@@ -83,15 +83,15 @@ def _listed(positions: Positions) -> tuple[int | str, ...] | None:
 
 def _texts(tokens: Sequence[Any]) -> tuple[str, ...]:
     """Tokens as text, or as their numbers where the model has no tokenizer."""
-    return tuple(str(token.token) if token.text is None else token.text for token in tokens[:TOKENS])
+    return tuple(str(token.token) if token.text is None else token.text for token in tokens[:MAX_TOKENS_LISTED])
 
 
-def dictionary_entry(
-    sae: SAE, positions: Positions, halves: tuple[Half, Half], reconstruction: Any, candidates: Sequence[Candidate], warnings: Sequence[str]
-) -> Dictionary:
+def sae_record(
+    sae: SAE, positions: Positions, splits: tuple[SplitMeasurement, SplitMeasurement], reconstruction: Any, candidates: Sequence[Candidate], warnings: Sequence[str]
+) -> SAEFacts:
     """The dictionary that features are from."""
     share = reconstruction.share
-    return Dictionary(
+    return SAEFacts(
         sae=short_name(sae.name),  # the fingerprint says which it is, anywhere
         fingerprint=sae.fingerprint,
         layer=sae.writes.layer,
@@ -102,10 +102,10 @@ def dictionary_entry(
         variance_explained=reconstruction.variance_explained,
         l0=reconstruction.l0,
         share=share.mean if share else None,
-        found_on=len(halves[0]),
-        verified_on=len(halves[1]),
+        found_on=len(splits[0]),
+        verified_on=len(splits[1]),
         candidates=tuple(str(candidate.node) for candidate in candidates),
         warnings=tuple(warnings),
-        note=NOTE,
-        evidence=(result_of(sae),),
+        note=VERDICT_NOTE,
+        evidence=(features_result_id(sae),),
     )

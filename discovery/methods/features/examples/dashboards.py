@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from discovery.backends.base import Backend
 from discovery.features import SAE
-from discovery.methods.features.examples.sampling import Context, Kept, Sampling
+from discovery.methods.features.examples.sampling import ContextCollector, PeakContext, Sampling
 from discovery.tasks.pairs import Tokenizer
 
 
 @dataclass(frozen=True)
-class Example:
+class ActivatingExample:
     """A context in which a feature fires.
 
     Attributes:
@@ -46,11 +46,11 @@ class Bin:
 
     low: float
     high: float
-    examples: tuple[Example, ...]
+    examples: tuple[ActivatingExample, ...]
 
 
 @dataclass(frozen=True)
-class Card:
+class FeatureDashboard:
     """Where one feature fires.
 
     Attributes:
@@ -65,28 +65,28 @@ class Card:
     density: float
     mean: float | None
     windows: int
-    top: tuple[Example, ...]
+    top: tuple[ActivatingExample, ...]
     bins: tuple[Bin, ...]
     exact: bool
     link: str | None
 
 
-def card_of(model: Backend, sae: SAE, feature: int, kept: Kept, totals: tuple[int, float, int], how: Sampling) -> Card:
+def make_dashboard(model: Backend, sae: SAE, feature: int, kept: ContextCollector, totals: tuple[int, float, int], how: Sampling) -> FeatureDashboard:
     """What was kept of a feature, made readable."""
     fired, whole, positions = totals
-    return Card(
+    return FeatureDashboard(
         feature,
         fired / positions,
         whole / fired if fired else None,
-        kept.seen,
-        tuple(_example(model, context) for context in kept.top()),
-        tuple(_bins(model, kept.even(), how)),
-        not kept.full,
+        kept.n_offered,
+        tuple(_example(model, context) for context in kept.strongest()),
+        tuple(_bins(model, kept.even_sample(), how)),
+        not kept.has_overflowed,
         sae.link(feature),
     )
 
 
-def _bins(model: Backend, contexts: Sequence[Context], how: Sampling) -> Sequence[Bin]:
+def _bins(model: Backend, contexts: Sequence[PeakContext], how: Sampling) -> Sequence[Bin]:
     """As many contexts in each; of each bin those that come first in the sample, which is no order of size."""
     order = {id(context): n for n, context in enumerate(contexts)}
     ranked = sorted(contexts, key=lambda context: -abs(context.value))
@@ -100,12 +100,12 @@ def _bins(model: Backend, contexts: Sequence[Context], how: Sampling) -> Sequenc
     return bins
 
 
-def _example(model: Backend, context: Context) -> Example:
-    texts = pieces(model.tokenizer, context.tokens) if model.tokenizer else None
-    return Example(context.number, context.tokens, texts, context.activations, context.peak, context.value)
+def _example(model: Backend, context: PeakContext) -> ActivatingExample:
+    texts = token_texts(model.tokenizer, context.tokens) if model.tokenizer else None
+    return ActivatingExample(context.document, context.tokens, texts, context.activations, context.peak, context.value)
 
 
-def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
     """What each token adds to the text; alone it may read otherwise, without the space in front of it."""
     read = [tokenizer.decode(list(tokens[:end])) for end in range(len(tokens) + 1)]
     return tuple(

@@ -15,7 +15,7 @@ from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps
 from discovery.store.files import read_json, write_json
 
-VERSION = 2  # of what is kept
+CACHE_VERSION = 2  # of what is kept
 CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
 
 
@@ -26,7 +26,7 @@ def default_cache_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class Drawer:
+class DiskCache:
     """The place of one answer.
 
     Attributes:
@@ -37,24 +37,24 @@ class Drawer:
     fingerprint: str
 
     @classmethod
-    def of(cls, kind: str, asked: Mapping[str, Any], folder: Path | str | None = None) -> Drawer:
+    def of(cls, kind: str, question: Mapping[str, Any], folder: Path | str | None = None) -> DiskCache:
         """The place of the answer to what was asked.
 
         Args:
             folder: where to keep answers; in the user's cache directory where None.
         """
-        fingerprint = hashlib.sha256(dumps({"kind": kind, "version": VERSION, **asked}, sort_keys=True).encode("ascii")).hexdigest()
+        fingerprint = hashlib.sha256(dumps({"kind": kind, "version": CACHE_VERSION, **question}, sort_keys=True).encode("ascii")).hexdigest()
         place = default_cache_dir() / kind if folder is None else Path(folder).expanduser()
         return cls(place / f"{fingerprint}.json", fingerprint)
 
-    def find(self) -> Any | None:
+    def load(self) -> Any | None:
         """What was kept; None where nothing was, or where the file is damaged and the answer must be found anew."""
         try:
             return read_json(self.path) if self.path.is_file() else None
         except StoreError:
             return None
 
-    def keep(self, answer: Mapping[str, Any]) -> None:
+    def save(self, answer: Mapping[str, Any]) -> None:
         """Write it down.
 
         Raises:

@@ -14,15 +14,15 @@ from typing import IO, Any
 
 from discovery.errors import MeasurementError, StoreError
 from discovery.graph.strict_json import dumps, loads
-from discovery.store.files import storing
+from discovery.store.files import explain_disk_errors
 from discovery.tasks import BUILTIN
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import Task
 
-Source = str | Path | Task | Iterable[Prompt]
+TextInput = str | Path | Task | Iterable[Prompt]
 
-LONGEST = 1 << 20  # bytes of a text's line that are read at a time
-LONGEST_JSON = 1 << 26  # bytes of a line of JSON
+MAX_LINE_BYTES = 1 << 20  # bytes of a text's line that are read at a time
+MAX_JSON_LINE_BYTES = 1 << 26  # bytes of a line of JSON
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Texts:
+class DocumentStream:
     """A source of documents.
 
     Attributes:
@@ -47,12 +47,12 @@ class Texts:
     """
 
     name: str
-    source: Source
+    source: TextInput
     field: str = "text"
     fingerprint: str | None = None
 
     @classmethod
-    def of(cls, source: Source, field: str = "text") -> Texts:
+    def of(cls, source: TextInput, field: str = "text") -> DocumentStream:
         """Look at a source.
 
         Raises:
@@ -72,8 +72,8 @@ class Texts:
                 f"Name a file of lines, of JSON Lines (.jsonl), a task file or a built-in task ({', '.join(BUILTIN)}), or give prompts.",
             )
         whole = hashlib.sha256()
-        with storing(path), open(path, "rb") as file:
-            while part := file.read(LONGEST):
+        with explain_disk_errors(path), open(path, "rb") as file:
+            while part := file.read(MAX_LINE_BYTES):
                 whole.update(part)
         return cls(path.name, path, field, whole.hexdigest())
 
@@ -94,9 +94,9 @@ class Texts:
 
     def _file(self, path: Path) -> Iterator[Document]:
         as_json = path.suffix in (".jsonl", ".ndjson")
-        with storing(path), path.open("rb") as file:
+        with explain_disk_errors(path), path.open("rb") as file:
             before = path.stat()
-            for number, line in _lines(file, path, LONGEST_JSON if as_json else LONGEST, as_json):
+            for number, line in _lines(file, path, MAX_JSON_LINE_BYTES if as_json else MAX_LINE_BYTES, as_json):
                 where = f"{path.name}, line {number},"
                 text = _decoded(line, where)
                 prompts = _fields(text, where, self.field) if as_json else [text]
@@ -111,7 +111,7 @@ def _lines(file: IO[bytes], path: Path, most: int, whole: bool) -> Iterator[tupl
     """Lines that are not empty, with their numbers; a longer one in parts (which are cut between characters), or refused."""
     number, rest = 1, b""
     while True:
-        with storing(path):
+        with explain_disk_errors(path):
             line = file.readline(most)
         if not line and not rest:
             return
@@ -120,14 +120,14 @@ def _lines(file: IO[bytes], path: Path, most: int, whole: bool) -> Iterator[tupl
             raise MeasurementError(f"Line {number} of {path.name} has over {most:,} bytes.", "Cut it into several.")
         line, rest = rest + line, b""
         if not ends:
-            kept = _whole_characters(line)
+            kept = _count_whole_characters(line)
             line, rest = line[:kept], line[kept:]
         if line.strip():
             yield number, line
         number += ends
 
 
-def _whole_characters(line: bytes) -> int:
+def _count_whole_characters(line: bytes) -> int:
     """How many of the bytes are whole characters of UTF-8."""
     for back in range(1, min(4, len(line)) + 1):
         byte = line[-back]

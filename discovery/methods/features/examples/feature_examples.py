@@ -22,21 +22,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from discovery.backends.base import Backend
 from discovery.engine import Progress
-from discovery.engine.cost import Cost
+from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
-from discovery.methods.features.examples.dashboards import Card, card_of
-from discovery.methods.features.examples.disk_cache import Drawer
-from discovery.methods.features.examples.documents import Source, Texts
-from discovery.methods.features.examples.reader import Reader
+from discovery.methods.features.examples.dashboards import FeatureDashboard, make_dashboard
+from discovery.methods.features.examples.disk_cache import DiskCache
+from discovery.methods.features.examples.documents import DocumentStream, TextInput
+from discovery.methods.features.examples.reader import TextReader
 from discovery.methods.features.examples.sampling import Sampling
 from discovery.tasks import BUILTIN, load_task
 
-MOST_FEATURES = 256
+MAX_FEATURES = 256
 
 
 @dataclass(frozen=True)
-class Examples:
+class FeatureExamples:
     """Where features fire in a text.
 
     Attributes:
@@ -44,7 +44,7 @@ class Examples:
         fingerprint: of model, dictionary, text and settings; None of a text that can be read once only. cached: found on disk.
     """
 
-    features: tuple[Card, ...]
+    features: tuple[FeatureDashboard, ...]
     sae: str
     text: str
     documents: int
@@ -54,20 +54,20 @@ class Examples:
     fingerprint: str | None
     cached: bool
     warnings: tuple[str, ...]
-    cost: Cost
+    cost: MeasurementCost
 
 
 def feature_examples(
     model: Backend,
     sae: SAE | str | Path | None,
-    text: Source,
+    text: TextInput,
     features: Sequence[int],
     *,
     field: str = "text",
     sampling: Sampling | None = None,
     cache: Path | str | bool = True,
     progress: Progress | None = None,
-) -> Examples:
+) -> FeatureExamples:
     """Look for features in a text.
 
     Args:
@@ -86,15 +86,15 @@ def feature_examples(
     began = time.monotonic()
     how = sampling or Sampling()
     sae = open_sae(sae, model)
-    wanted = _features(sae, features)
-    texts = Texts.of(load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field)
-    drawer = _drawer(cache, model, sae, texts, wanted, how)
-    if drawer is not None and (found := _kept(drawer)) is not None:
-        return replace(found, cached=True, text=texts.name, sae=sae.name, cost=Cost(0.0, time.monotonic() - began))
-    reader = Reader(model, sae, wanted, how, progress)
+    wanted = _check_features(sae, features)
+    texts = DocumentStream.of(load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field)
+    drawer = _disk_cache(cache, model, sae, texts, wanted, how)
+    if drawer is not None and (found := _load_cached(drawer)) is not None:
+        return replace(found, cached=True, text=texts.name, sae=sae.name, cost=MeasurementCost(0.0, time.monotonic() - began))
+    reader = TextReader(model, sae, wanted, how, progress)
     reader.read(texts)
-    cards = tuple(card_of(model, sae, feature, kept, reader.totals(i), how) for i, (feature, kept) in enumerate(reader.kept.items()))
-    made = Examples(
+    cards = tuple(make_dashboard(model, sae, feature, kept, reader.firing_totals(i), how) for i, (feature, kept) in enumerate(reader.collectors.items()))
+    made = FeatureExamples(
         cards,
         sae.name,
         texts.name,
@@ -105,14 +105,14 @@ def feature_examples(
         drawer.fingerprint if drawer else None,
         False,
         (*reader.warnings(), *sae.warnings),
-        Cost(reader.spent, time.monotonic() - began),
+        MeasurementCost(reader.forward_equivalents, time.monotonic() - began),
     )
     if drawer is not None:
-        drawer.keep(asdict(made))
+        drawer.save(asdict(made))
     return made
 
 
-def _drawer(cache: Path | str | bool, model: Backend, sae: SAE, texts: Texts, features: tuple[int, ...], how: Sampling) -> Drawer | None:
+def _disk_cache(cache: Path | str | bool, model: Backend, sae: SAE, texts: DocumentStream, features: tuple[int, ...], how: Sampling) -> DiskCache | None:
     """Where the answer is kept; None where it is not to be, or the text cannot be told from another."""
     if cache is False or texts.fingerprint is None:
         return None
@@ -124,23 +124,23 @@ def _drawer(cache: Path | str | bool, model: Backend, sae: SAE, texts: Texts, fe
         "features": features,
         "sampling": asdict(how),
     }
-    return Drawer.of("examples", asked, None if cache is True else cache)
+    return DiskCache.of("examples", asked, None if cache is True else cache)
 
 
-def _kept(drawer: Drawer) -> Examples | None:
+def _load_cached(drawer: DiskCache) -> FeatureExamples | None:
     """What was found before; None where nothing was, or in another form."""
-    facts = drawer.find()
+    facts = drawer.load()
     try:
-        return None if facts is None else TypeAdapter(Examples).validate_python(facts)
+        return None if facts is None else TypeAdapter(FeatureExamples).validate_python(facts)
     except ValidationError:  # made by another version, or damaged: found anew and replaced
         return None
 
 
-def _features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
+def _check_features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
     given: object = features
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise MeasurementError(f"features is {given!r}.", "Give a list of their numbers.")
-    wanted = tuple(dict.fromkeys(sae.check(feature) for feature in features))
-    if not 0 < len(wanted) <= MOST_FEATURES:
-        raise MeasurementError(f"{len(wanted)} features were asked for.", f"Ask for 1 to {MOST_FEATURES} at a time.")
+    wanted = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
+    if not 0 < len(wanted) <= MAX_FEATURES:
+        raise MeasurementError(f"{len(wanted)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time.")
     return wanted

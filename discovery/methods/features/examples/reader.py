@@ -10,40 +10,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.engine import Progress, full_work, row_work
+from discovery.engine import Progress, prompt_macs, row_macs
 from discovery.engine.cached_runs import TOKENS_PER_BATCH
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.features import SAE
-from discovery.methods.features.examples.documents import Document, Texts
-from discovery.methods.features.examples.sampling import Context, Kept, Sampling, key_of
+from discovery.methods.features.examples.documents import Document, DocumentStream
+from discovery.methods.features.examples.sampling import ContextCollector, PeakContext, Sampling, context_key
 
-CODES_BYTES = 256 << 20  # of one batch's codes, about
+MAX_CODES_BYTES = 256 << 20  # of one batch's codes, about
 
 
 @dataclass(frozen=True)
-class Window:
+class TokenWindow:
     """Tokens that are run together, of one document."""
 
-    number: int
+    document: int
     tokens: tuple[int, ...]
     read: float | None
 
 
-class Reader:
+class TextReader:
     """Reads a text once and keeps what matters of it."""
 
     def __init__(self, model: Backend, sae: SAE, features: tuple[int, ...], how: Sampling, progress: Progress | None) -> None:
-        self.model, self.sae, self.how, self._progress = model, sae, how, progress
-        self.kept = {feature: Kept(how.k, how.sample) for feature in features}
+        self.model, self.sae, self.sampling, self._progress = model, sae, how, progress
+        self.collectors = {feature: ContextCollector(how.k, how.sample_size) for feature in features}
         self.documents = self.windows = self.positions = 0
-        self.spent, self._cut = 0.0, False
+        self.forward_equivalents, self._cut = 0.0, False
         self._fired = torch.zeros(len(features), dtype=torch.long)
         self._sum, self._width = torch.zeros(len(features), dtype=torch.float64), min(how.window, model.n_ctx)
         self._size = self._rows()
 
-    def read(self, texts: Texts) -> None:
+    def read(self, texts: DocumentStream) -> None:
         """Every window, in batches."""
-        waiting: list[Window] = []
+        waiting: list[TokenWindow] = []
         for window in self._windows(texts):
             waiting.append(window)
             if len(waiting) >= self._size:
@@ -53,11 +53,11 @@ class Reader:
             self._run(waiting)
         if not self.positions:
             raise MeasurementError(
-                f"The text {texts.name!r} has no position to look at: it is empty, or no longer than the {self.how.skip} left out.",
+                f"The text {texts.name!r} has no position to look at: it is empty, or no longer than the {self.sampling.skip} left out.",
                 "Give more text.",
             )
 
-    def totals(self, i: int) -> tuple[int, float, int]:
+    def firing_totals(self, i: int) -> tuple[int, float, int]:
         """Of a feature: positions at which it fires, the sum of its activations, positions looked at."""
         return int(self._fired[i]), float(self._sum[i]), self.positions
 
@@ -65,11 +65,11 @@ class Reader:
         """What to know of the reading."""
         if self._cut:
             yield f"the text goes on: reading ended after {self.positions:,} positions, as asked"
-        if self._width < self.how.window:
+        if self._width < self.sampling.window:
             yield f"windows have {self._width} tokens: the model takes no more"
 
-    def _windows(self, texts: Texts) -> Iterator[Window]:
-        left = self.how.most
+    def _windows(self, texts: DocumentStream) -> Iterator[TokenWindow]:
+        left = self.sampling.n_strongest
         for document in texts:
             self.documents += 1
             ids = self._ids(document)
@@ -78,11 +78,11 @@ class Reader:
                 if left is not None and left <= 0:
                     self._cut = True
                     return
-                if len(part) > self.how.skip:
+                if len(part) > self.sampling.skip:
                     if left is not None:
-                        part = part[: self.how.skip + left]
-                        left -= len(part) - self.how.skip
-                    yield Window(document.number, part, document.read)
+                        part = part[: self.sampling.skip + left]
+                        left -= len(part) - self.sampling.skip
+                    yield TokenWindow(document.number, part, document.read)
 
     def _ids(self, document: Document) -> tuple[int, ...]:
         prompt, tokenizer = document.prompt, self.model.tokenizer
@@ -98,10 +98,10 @@ class Reader:
     def _rows(self) -> int:
         """Windows of a batch."""
         tokens = TOKENS_PER_BATCH.get(self.model.device.type, 4096)
-        codes = CODES_BYTES // (12 * self.sae.d_sae)
+        codes = MAX_CODES_BYTES // (12 * self.sae.d_sae)
         return max(1, min(tokens, codes) // self._width)
 
-    def _run(self, windows: Sequence[Window]) -> None:
+    def _run(self, windows: Sequence[TokenWindow]) -> None:
         """One batch; in halves where memory does not suffice."""
         try:
             z = self._codes(windows)
@@ -113,37 +113,37 @@ class Reader:
             self._run(windows[half:])
             return
         self.windows += len(windows)
-        self.positions += sum(len(window.tokens) - self.how.skip for window in windows)
+        self.positions += sum(len(window.tokens) - self.sampling.skip for window in windows)
         self._fired += (z != 0).sum((0, 1))
         self._sum += z.double().sum((0, 1))
         self._offer(windows, z)
         if self._progress is not None:
             share = windows[-1].read
-            self._progress(self.spent, self.spent / share if share else self.spent, f"examples, document {windows[-1].number}")
+            self._progress(self.forward_equivalents, self.forward_equivalents / share if share else self.forward_equivalents, f"examples, document {windows[-1].document}")
 
-    def _codes(self, windows: Sequence[Window]) -> Float[Tensor, "row pos k"]:
+    def _codes(self, windows: Sequence[TokenWindow]) -> Float[Tensor, "row pos k"]:
         """Activations of the features, 0 where a position does not count; on the CPU."""
         width, info, site = max(len(window.tokens) for window in windows), self.model.info, self.sae.reads
         tokens = torch.tensor([[*w.tokens, *[0] * (width - len(w.tokens))] for w in windows], device=self.model.device)
         found = self.model.run(Batch(tokens, stop=site.layer + 1), [site]).activations[site]
-        z = self.sae.encode(found)[..., list(self.kept)].float().cpu()
+        z = self.sae.encode(found)[..., list(self.collectors)].float().cpu()
         at = torch.arange(width)
-        inside = (at >= self.how.skip) & (at < torch.tensor([[len(w.tokens)] for w in windows]))
-        one = row_work(info, width, stop=site.layer + 1, columns=0) + self.sae.work(width)
-        self.spent += sum(one / full_work(info, len(w.tokens)) for w in windows)
+        inside = (at >= self.sampling.skip) & (at < torch.tensor([[len(w.tokens)] for w in windows]))
+        one = row_macs(info, width, stop=site.layer + 1, columns=0) + self.sae.work(width)
+        self.forward_equivalents += sum(one / prompt_macs(info, len(w.tokens)) for w in windows)
         return torch.where(inside.unsqueeze(-1), z, 0.0)
 
-    def _offer(self, windows: Sequence[Window], z: Float[Tensor, "row pos k"]) -> None:
+    def _offer(self, windows: Sequence[TokenWindow], z: Float[Tensor, "row pos k"]) -> None:
         """Each window's peak of each feature."""
         places = z.abs().argmax(1)
         values = z.gather(1, places.unsqueeze(1))[:, 0]
         for row, i in values.nonzero().tolist():
             place, tokens = int(places[row, i]), windows[row].tokens
-            span = range(max(0, place - self.how.around), min(len(tokens), place + self.how.around + 1))
+            span = range(max(0, place - self.sampling.around), min(len(tokens), place + self.sampling.around + 1))
             near, peak = tokens[span.start : span.stop], place - span.start
 
-            def made(row: int = row, i: int = i, span: range = span, near: tuple[int, ...] = near, peak: int = peak) -> Context:
-                return Context(windows[row].number, near, tuple(z[row, span.start : span.stop, i].tolist()), peak)
+            def made(row: int = row, i: int = i, span: range = span, near: tuple[int, ...] = near, peak: int = peak) -> PeakContext:
+                return PeakContext(windows[row].document, near, tuple(z[row, span.start : span.stop, i].tolist()), peak)
 
-            kept = self.kept[tuple(self.kept)[i]]
-            kept.offer(key_of(near, peak, self.how.seed), float(values[row, i]), made)
+            kept = self.collectors[tuple(self.collectors)[i]]
+            kept.offer(context_key(near, peak, self.sampling.seed), float(values[row, i]), made)

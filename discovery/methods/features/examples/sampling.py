@@ -34,30 +34,30 @@ class Sampling:
     window: int = 128
     around: int = 10
     skip: int = 1
-    most: int | None = None
+    n_strongest: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {"k": 1, "bins": 0, "per_bin": 1, "window": 2, "around": 0, "skip": 0, "most": 1, "seed": 0}
-        require_counts(**{name: (getattr(self, name), bound) for name, bound in least.items() if name != "most" or self.most is not None})
+        require_counts(**{name: (getattr(self, name), bound) for name, bound in least.items() if name != "most" or self.n_strongest is not None})
         if self.skip >= self.window:
             raise MeasurementError(f"skip is {self.skip}, and a window has {self.window} tokens.", "Leave some of each window.")
 
     @property
-    def sample(self) -> int:
+    def sample_size(self) -> int:
         """Contexts of the even sample."""
         return max(256, 16 * self.bins * self.per_bin) if self.bins else 0
 
 
 @dataclass(frozen=True)
-class Context:
+class PeakContext:
     """A peak of a feature and what stands around it.
 
     Attributes:
         number: of the document. tokens: around the peak; activations: of each; peak: which of them it is.
     """
 
-    number: int
+    document: int
     tokens: tuple[int, ...]
     activations: tuple[float, ...]
     peak: int
@@ -68,13 +68,13 @@ class Context:
         return self.activations[self.peak]
 
 
-def key_of(tokens: Sequence[int], peak: int, seed: int) -> bytes:
+def context_key(tokens: Sequence[int], peak: int, seed: int) -> bytes:
     """What a context is known by."""
     return hashlib.blake2b(array("q", [seed, peak, *tokens]).tobytes(), digest_size=12).digest()
 
 
 @dataclass
-class Kept:
+class ContextCollector:
     """The contexts of one feature.
 
     Attributes:
@@ -84,40 +84,40 @@ class Kept:
 
     most: int
     sample: int
-    seen: int = 0
-    full: bool = False
-    _top: dict[bytes, Context] = field(default_factory=dict)
-    _even: dict[bytes, Context] = field(default_factory=dict)
+    n_offered: int = 0
+    has_overflowed: bool = False
+    _top: dict[bytes, PeakContext] = field(default_factory=dict)
+    _even: dict[bytes, PeakContext] = field(default_factory=dict)
     _least: float = 0.0  # what a context must exceed to be among the strongest
     _last: bytes = b""  # what a key must come before to be in the sample
 
-    def offer(self, key: bytes, value: float, made: Callable[[], Context]) -> None:
+    def offer(self, key: bytes, value: float, make_context: Callable[[], PeakContext]) -> None:
         """A context with its peak's size; it is only made where it is kept."""
-        self.seen += 1
+        self.n_offered += 1
         size = abs(value)
         if len(self._top) < self.most or key in self._top or size > self._least:
-            _put(self._top, key, size, made)
+            _put(self._top, key, size, make_context)
             if len(self._top) > self.most:
                 del self._top[min(self._top, key=lambda one: (abs(self._top[one].value), one))]
             self._least = min(abs(context.value) for context in self._top.values())
         if len(self._even) < self.sample or key in self._even or key < self._last:
-            _put(self._even, key, size, made)
+            _put(self._even, key, size, make_context)
             if len(self._even) > self.sample:
-                self.full = True
+                self.has_overflowed = True
                 del self._even[max(self._even)]
             self._last = max(self._even) if len(self._even) == self.sample else b""
         else:
-            self.full = True
+            self.has_overflowed = True
 
-    def top(self) -> list[Context]:
+    def strongest(self) -> list[PeakContext]:
         """The strongest, the first first."""
         return [self._top[key] for key in sorted(self._top, key=lambda one: (-abs(self._top[one].value), one))]
 
-    def even(self) -> list[Context]:
+    def even_sample(self) -> list[PeakContext]:
         """The sample in the order of its keys, which is no order at all."""
         return [self._even[key] for key in sorted(self._even)]
 
 
-def _put(kept: dict[bytes, Context], key: bytes, size: float, made: Callable[[], Context]) -> None:
+def _put(kept: dict[bytes, PeakContext], key: bytes, size: float, make_context: Callable[[], PeakContext]) -> None:
     if key not in kept or size > abs(kept[key].value):
-        kept[key] = made()
+        kept[key] = make_context()

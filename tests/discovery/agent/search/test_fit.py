@@ -6,10 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.search.fit import Fit, curve, distance, excess, fits, smallest_size, start_from, universe_of
+from discovery.agent.search.fit import (
+    Fit,
+    choose_start,
+    find_smallest_size,
+    get_universe,
+    measure_curve,
+    measure_fits,
+    total_distance,
+    total_excess,
+)
 from discovery.errors import BudgetError
 from discovery.sites import head
-from tests.discovery.evaluation.synthetic import Function, Set
+from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
 
 UNIVERSE = [head(0, h) for h in range(5)]
 A, B, C, D, E = UNIVERSE
@@ -28,33 +37,33 @@ def test_how_far_outside_the_bounds(kept: float, knocked: float, expected: float
 
 
 def test_both_ablations_count() -> None:
-    both = {"resample": Function(UNIVERSE, gate), "mean": Function(UNIVERSE, lambda kept: 0.5 * gate(kept) + 0.5 * (A in kept))}
-    (found,) = fits(both, [frozenset({A})])
+    both = {"resample": SyntheticFaithfulness(UNIVERSE, gate), "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 0.5 * gate(kept) + 0.5 * (A in kept))}
+    (found,) = measure_fits(both, [frozenset({A})])
     assert found == {"resample": Fit(0.0, 0.0), "mean": Fit(0.5, 0.0)}
-    assert excess(found) == pytest.approx(0.8 + 0.3)
-    assert distance(found) == pytest.approx(1.5)
-    assert universe_of(both) == frozenset(UNIVERSE)
-    assert fits(both, []) == []
+    assert total_excess(found) == pytest.approx(0.8 + 0.3)
+    assert total_distance(found) == pytest.approx(1.5)
+    assert get_universe(both) == frozenset(UNIVERSE)
+    assert measure_fits(both, []) == []
 
 
 def test_the_curve_of_a_gate() -> None:
     """Every size from none to all under each ablation; the first at which everything holds is the gate's."""
-    both = {"resample": Function(UNIVERSE, gate), "mean": Function(UNIVERSE, gate)}
-    points, size = curve(both, [C, A, B, D, E])
+    both = {"resample": SyntheticFaithfulness(UNIVERSE, gate), "mean": SyntheticFaithfulness(UNIVERSE, gate)}
+    points, size = measure_curve(both, [C, A, B, D, E])
     assert size == 3
     assert [(p.ablation, p.size, p.faithfulness) for p in points] == [
         (ablation, k, float(k >= 3)) for ablation in ("resample", "mean") for k in range(6)
     ]
     assert [p.nodes for p in points[:3]] == [(), ("a0.h2",), ("a0.h2", "a0.h0")]
-    assert start_from(size, [C, A, B, D, E]) == {A, B, C}
-    assert start_from(None, UNIVERSE) == frozenset(UNIVERSE)
+    assert choose_start(size, [C, A, B, D, E]) == {A, B, C}
+    assert choose_start(None, UNIVERSE) == frozenset(UNIVERSE)
 
 
 def test_no_size_holds_where_one_ablation_never_does() -> None:
     """Only the whole universe is left: an empty circuit is none, whatever its f."""
-    both = {"resample": Function(UNIVERSE, lambda kept: 1.0), "mean": Function(UNIVERSE, lambda kept: 1.0)}
-    assert curve(both, UNIVERSE)[1] is None
-    assert smallest_size(both, UNIVERSE, pytest.fail) is None
+    both = {"resample": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0), "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0)}
+    assert measure_curve(both, UNIVERSE)[1] is None
+    assert find_smallest_size(both, UNIVERSE, pytest.fail) is None
 
 
 @settings(deadline=None, max_examples=100)
@@ -62,21 +71,21 @@ def test_no_size_holds_where_one_ablation_never_does() -> None:
 def test_the_smallest_size_is_the_curves(values: list[float], order: list[object]) -> None:
     """Looking no further than it."""
 
-    def table(offset: int) -> Function:
-        return Function(UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)])
+    def table(offset: int) -> SyntheticFaithfulness:
+        return SyntheticFaithfulness(UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)])
 
     both = {"resample": table(0), "mean": table(32)}
-    size = curve(both, order)[1]  # type: ignore[arg-type]  # nodes
+    size = measure_curve(both, order)[1]  # type: ignore[arg-type]  # nodes
     again = {"resample": table(0), "mean": table(32)}
-    assert smallest_size(again, order, pytest.fail) == size  # type: ignore[arg-type]  # nodes
+    assert find_smallest_size(again, order, pytest.fail) == size  # type: ignore[arg-type]  # nodes
     if size is not None:
         assert len(again["resample"].measured) <= 2 * size
 
 
 def test_sizes_that_the_budget_does_not_reach_are_passed_over() -> None:
     told: list[BudgetError] = []
-    f = Function(UNIVERSE, gate, budget=2)
-    assert smallest_size({"resample": f}, UNIVERSE, told.append) is None
+    f = SyntheticFaithfulness(UNIVERSE, gate, budget=2)
+    assert find_smallest_size({"resample": f}, UNIVERSE, told.append) is None
     assert len(told) == len(UNIVERSE) - 1
-    f = Function(UNIVERSE, gate, budget=4)
-    assert smallest_size({"resample": f}, UNIVERSE, pytest.fail) == 2
+    f = SyntheticFaithfulness(UNIVERSE, gate, budget=4)
+    assert find_smallest_size({"resample": f}, UNIVERSE, pytest.fail) == 2

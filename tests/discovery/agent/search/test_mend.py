@@ -10,28 +10,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.known_circuits.subset_conditions import Conditions
+from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.agent.search import mend as module
-from discovery.agent.search.mend import ENDLESS, ROUNDS, SPENT, Faults, examine, mend
-from discovery.evaluation import contexts
-from discovery.evaluation.minimality import needed
-from discovery.evaluation.thresholds import DROP
+from discovery.agent.search.mend import MAX_EXAMINED_SETS, STOPPED_BY_BUDGET, STOPPED_BY_LIMIT, Faults, find_faults, mend
+from discovery.evaluation import find_contexts
+from discovery.evaluation.minimality import find_largest_drops
+from discovery.evaluation.thresholds import MIN_DROP
 from discovery.sites import Node, head, mlp
-from tests.discovery.evaluation.synthetic import Function, Set, subsets
+from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness, subsets
 
 UNIVERSE = [head(0, 0), head(0, 1), mlp(0), head(1, 0), head(1, 1), mlp(1), head(2, 0), mlp(2)]
 A, B, M, C, D, E, G, H = UNIVERSE
 Value = Callable[[Set], float]
 
 
-def silent(measured: dict[str, object], concluded: str, why: str) -> None:
+def ignore_decision(measured: dict[str, object], concluded: str, why: str) -> None:
     """For searches whose journal nobody reads."""
 
 
-def both(value: Value, other: Value | None = None, *, universe: Any = UNIVERSE, noise: float = 0.0, budget: int | None = None) -> Any:
+def f_under_both_ablations(value: Value, other: Value | None = None, *, universe: Any = UNIVERSE, noise: float = 0.0, budget: int | None = None) -> Any:
     """f under each ablation: the value plus a little of every node, scaled so that f(U) = 1 and f(∅) = 0."""
 
-    def made(function: Value, seed: int) -> Function:
+    def made(function: Value, seed: int) -> SyntheticFaithfulness:
         rng = random.Random(seed)
         little = {node: rng.uniform(-noise, noise) for node in sorted(universe)}
 
@@ -39,16 +39,16 @@ def both(value: Value, other: Value | None = None, *, universe: Any = UNIVERSE, 
             return function(kept) + sum(little[node] for node in kept)
 
         empty, full = noisy(frozenset()), noisy(frozenset(universe))
-        return Function(universe, lambda kept: (noisy(kept) - empty) / (full - empty), budget=budget)
+        return SyntheticFaithfulness(universe, lambda kept: (noisy(kept) - empty) / (full - empty), budget=budget)
 
     return {"resample": made(value, 1), "mean": made(other or value, 2)}
 
 
-def both_of(kept: Set) -> float:
+def and_gate(kept: Set) -> float:
     return float({A, E} <= kept)
 
 
-def either_of(kept: Set) -> float:
+def or_gate(kept: Set) -> float:
     """An OR of two heads into an MLP."""
     return float(M in kept and bool({A, B} & kept))
 
@@ -76,8 +76,8 @@ def chain(kept: Set) -> float:
 
 
 GATES: dict[str, tuple[Value, set[Node]]] = {
-    "and": (both_of, {A, E}),
-    "or": (either_of, {A, B, M}),
+    "and": (and_gate, {A, E}),
+    "or": (or_gate, {A, B, M}),
     "backup": (backup, {A, C, G}),
     "stand-in pair": (stand_in_pair, {A, B, D, E}),
     "twins": (twins, {A, C, D}),
@@ -97,7 +97,7 @@ def test_a_gate_is_found(name: str, start: str, noise: float) -> None:
     if (name, start, noise) == ("chain", "nothing", 0.0):
         start = "the first that is faithful"
     value, gate = GATES[name]
-    f = both(value, noise=noise)
+    f = f_under_both_ablations(value, noise=noise)
     bystanders = [node for node in UNIVERSE if node not in gate][:2]
     starts = {
         "everything": frozenset(UNIVERSE),
@@ -108,37 +108,37 @@ def test_a_gate_is_found(name: str, start: str, noise: float) -> None:
     told: list[tuple[str, str]] = []
     found = mend(f, starts[start], lambda measured, concluded, why: told.append((concluded, why)))
     assert found == gate, told
-    assert examine(f, found).weight == (0.0, 0)
+    assert find_faults(f, found).severity == (0.0, 0)
     assert all(concluded and why for concluded, why in told)
-    assert len(told) <= ROUNDS + 1, "and that it goes back"
+    assert len(told) <= MAX_EXAMINED_SETS + 1, "and that it goes back"
 
 
 def test_a_search_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """And announces nothing that it does not do."""
     value, gate = GATES["chain"]
     told: list[str] = []
-    monkeypatch.setattr(module, "ROUNDS", 1)
-    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == frozenset(UNIVERSE)
-    assert told == [ENDLESS]
+    monkeypatch.setattr(module, "MAX_EXAMINED_SETS", 1)
+    assert mend(f_under_both_ablations(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == frozenset(UNIVERSE)
+    assert told == [STOPPED_BY_LIMIT]
     monkeypatch.undo()
-    assert mend(both(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == gate
-    assert told.count(ENDLESS) == 1
+    assert mend(f_under_both_ablations(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == gate
+    assert told.count(STOPPED_BY_LIMIT) == 1
 
 
 def test_a_node_that_matters_under_one_ablation_only_is_dropped_where_the_other_does_without() -> None:
     """(d) must hold under both: B moves f under mean alone, within what (a) to (c) allow."""
-    f = both(both_of, lambda kept: both_of(kept) + 0.05 * (B in kept))
-    assert mend(f, frozenset({A, B, E}), silent) == {A, E}
+    f = f_under_both_ablations(and_gate, lambda kept: and_gate(kept) + 0.05 * (B in kept))
+    assert mend(f, frozenset({A, B, E}), ignore_decision) == {A, E}
 
 
 def test_what_it_says_names_the_node_and_the_number() -> None:
     told: list[tuple[dict[str, object], str, str]] = []
-    mend(both(either_of), frozenset({A, M}), lambda *event: told.append(event))
+    mend(f_under_both_ablations(or_gate), frozenset({A, M}), lambda *event: told.append(event))
     assert told[0][1] == "add a0.h1"
     assert told[0][0] == {"gap": pytest.approx(1.0), "with": pytest.approx(0.0), "behind": "a0.h0"}
     assert "without a0.h0 the model still works" in told[0][2]
     told.clear()
-    mend(both(both_of), frozenset({A, E, G}), lambda *event: told.append(event))
+    mend(f_under_both_ablations(and_gate), frozenset({A, E, G}), lambda *event: told.append(event))
     assert told[0][0] == {"a2.h0": pytest.approx(0.0)}
     assert told[0][1] == "drop a2.h0"
 
@@ -148,12 +148,12 @@ LEVELS = [-1.0, -0.31, 0.0, 0.013, 0.157, 0.52, 0.853, 0.91, 0.973, 1.0, 1.057, 
 tables = st.lists(st.sampled_from(LEVELS), min_size=14, max_size=14)
 
 
-def of_table(rows: list[list[float]], budget: int | None = None) -> Any:
+def f_from_tables(rows: list[list[float]], budget: int | None = None) -> Any:
     """f(∅) = 0, f(U) = 1, anything in between."""
 
-    def made(row: list[float]) -> Function:
+    def made(row: list[float]) -> SyntheticFaithfulness:
         full = [0.0, *row, 1.0]
-        return Function(FEW, lambda kept: full[sum(1 << FEW.index(node) for node in kept)], budget=budget)
+        return SyntheticFaithfulness(FEW, lambda kept: full[sum(1 << FEW.index(node) for node in kept)], budget=budget)
 
     return {"resample": made(rows[0]), "mean": made(rows[1])}
 
@@ -162,44 +162,44 @@ def of_table(rows: list[list[float]], budget: int | None = None) -> Any:
 @given(rows=st.lists(tables, min_size=2, max_size=2))
 def test_faults_are_what_the_conditions_hold_against_a_set(rows: list[list[float]]) -> None:
     """Nothing is wrong exactly where all of (a) to (d) hold under both, by the tests' own reading of them."""
-    f = of_table(rows)
+    f = f_from_tables(rows)
     names = [str(node) for node in FEW]
-    judges = [Conditions(names, [0.0, *row, 1.0]) for row in rows]
+    judges = [ConditionsBySubset(names, [0.0, *row, 1.0]) for row in rows]
     for made in subsets(FEW):
         mask = sum(1 << FEW.index(node) for node in made)
-        faults = examine(f, made)
-        assert (faults.outside == 0) == all(judge.suffices(mask) for judge in judges)
-        assert (faults.incomplete < 5e-7) == all(judge.complete(mask) for judge in judges)
-        if faults.weight[0] == 0:
-            drops = [contexts(one, made) for one in f.values()]
-            assert set(faults.idle) == {v for v in made if min(found[v][1] for found in drops) < DROP}
-            if all(judge.minimal(mask) for judge in judges):
-                assert faults.weight == (0.0, 0)
+        faults = find_faults(f, made)
+        assert (faults.excess == 0) == all(judge.is_sufficient(mask) for judge in judges)
+        assert (faults.incompleteness < 5e-7) == all(judge.is_complete(mask) for judge in judges)
+        if faults.severity[0] == 0:
+            drops = [find_contexts(one, made) for one in f.values()]
+            assert set(faults.unneeded_nodes) == {v for v in made if min(found[v][1] for found in drops) < MIN_DROP}
+            if all(judge.is_minimal(mask) for judge in judges):
+                assert faults.severity == (0.0, 0)
 
 
 @settings(deadline=None, max_examples=150)
 @given(rows=st.lists(tables, min_size=2, max_size=2))
 def test_looking_no_further_than_needed_judges_alike(rows: list[list[float]]) -> None:
     """`needed` and `contexts` agree on who is needed, and `needed` never says more."""
-    for f in of_table(rows).values():
+    for f in f_from_tables(rows).values():
         for made in subsets(FEW):
-            short, whole = needed(f, made), contexts(f, made)
-            assert {v: drop >= DROP for v, drop in short.items()} == {v: drop >= DROP for v, (_, drop) in whole.items()}
+            short, whole = find_largest_drops(f, made), find_contexts(f, made)
+            assert {v: drop >= MIN_DROP for v, drop in short.items()} == {v: drop >= MIN_DROP for v, (_, drop) in whole.items()}
             assert all(short[v] <= whole[v][1] + 1e-9 for v in made)
 
 
-class Watched:
+class ExaminedSets:
     """Which sets the search examined, and what it held against them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: dict[Set, Faults] = {}
 
         def examined(both: Any, circuit: Set) -> Faults:
-            found = examine(both, circuit)
+            found = find_faults(both, circuit)
             self.seen[circuit] = found
             return found
 
-        monkeypatch.setattr(module, "examine", examined)
+        monkeypatch.setattr(module, "find_faults", examined)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -207,39 +207,39 @@ class Watched:
 def test_it_ends_with_the_best_it_saw(rows: Any, start: set[Node], budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """On any function at all, and wherever the budget ends; a smaller set among equals."""
     with monkeypatch.context() as patch:
-        watched = Watched(patch)
+        watched = ExaminedSets(patch)
         told: list[str] = []
-        found = mend(of_table(rows, budget), frozenset(start), lambda measured, concluded, why: told.append(concluded))
-    assert len(watched.seen) <= ROUNDS
-    assert told.count(SPENT) <= 1
+        found = mend(f_from_tables(rows, budget), frozenset(start), lambda measured, concluded, why: told.append(concluded))
+    assert len(watched.seen) <= MAX_EXAMINED_SETS
+    assert told.count(STOPPED_BY_BUDGET) <= 1
     last = list(watched.seen)[-1:]
     assert sum(concluded.startswith("go back") for concluded in told) == (last not in ([], [found]))
-    if SPENT in told:
-        assert SPENT in told[-2:]
+    if STOPPED_BY_BUDGET in told:
+        assert STOPPED_BY_BUDGET in told[-2:]
         assert budget is not None
     if not watched.seen:
         assert found == start
         return
-    best = min(watched.seen, key=lambda made: (watched.seen[made].weight, len(made)))
-    assert (watched.seen[found].weight, len(found)) == (watched.seen[best].weight, len(best))
+    best = min(watched.seen, key=lambda made: (watched.seen[made].severity, len(made)))
+    assert (watched.seen[found].severity, len(found)) == (watched.seen[best].severity, len(best))
 
 
 def test_wherever_the_budget_ends_a_gate_only_gets_better() -> None:
     """From nothing to unlimited: never worse than with less, and in the end the gate."""
     value, gate = GATES["stand-in pair"]
-    free = both(value)
+    free = f_under_both_ablations(value)
     start = frozenset({A, E, G})
-    mend(free, start, silent)
+    mend(free, start, ignore_decision)
     most = max(len(f.measured) for f in free.values())
     weights = []
     for budget in range(0, most + 1, 3):
-        weights.append(examine(both(value), mend(both(value, budget=budget), start, silent)).weight)
+        weights.append(find_faults(f_under_both_ablations(value), mend(f_under_both_ablations(value, budget=budget), start, ignore_decision)).severity)
     assert weights == sorted(weights, reverse=True)
-    assert mend(both(value, budget=most), start, silent) == gate
+    assert mend(f_under_both_ablations(value, budget=most), start, ignore_decision) == gate
 
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_universe_of_hardly_anything(size: int) -> None:
     universe = UNIVERSE[:size]
-    f = {"resample": Function(universe, lambda kept: float(len(kept)))}
-    assert mend(f, frozenset(universe), silent) == frozenset(universe)
+    f = {"resample": SyntheticFaithfulness(universe, lambda kept: float(len(kept)))}
+    assert mend(f, frozenset(universe), ignore_decision) == frozenset(universe)

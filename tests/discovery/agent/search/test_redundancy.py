@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from discovery.agent.search.redundancy import partners
+from discovery.agent.search.redundancy import redundant_partners
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 A, B, C, D = (Node.parse(name) for name in ("a0.h0", "a0.h1", "a1.h0", "a1.h1"))
 
 
-def made(f: Any) -> Any:
+def as_faithfulness(f: Any) -> Any:
     """f of several sets, as the evaluation gives it."""
 
     def measure(sets: Sequence[NodeSet], label: str) -> torch.Tensor:
@@ -40,8 +40,8 @@ def made(f: Any) -> Any:
     ],
 )
 def test_partners_by_hand(f: Any, expected: dict[str, tuple[str, ...]]) -> None:
-    assert partners(made(f), [C, A, B, D]) == expected
+    assert redundant_partners(as_faithfulness(f), [C, A, B, D]) == expected
 
 
 def test_a_single_node_has_none() -> None:
-    assert partners(made(lambda s: A in s), [A]) == {}
+    assert redundant_partners(as_faithfulness(lambda s: A in s), [A]) == {}

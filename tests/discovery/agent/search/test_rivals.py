@@ -10,13 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.search.mend import SPENT, Say, examine, mend
-from discovery.agent.search.rivals import Option, option, select, settle
+from discovery.agent.search.mend import STOPPED_BY_BUDGET, OnDecision, find_faults, mend
+from discovery.agent.search.rivals import CandidateCircuit, assess_candidate, choose_among_rivals, search_circuit
 from discovery.graph import EVIDENCE_ABLATIONS, Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.agent.search.test_mend import FEW, GATES, LEVELS, UNIVERSE, both, of_table, silent, tables
-from tests.discovery.evaluation.synthetic import Function, Set
+from tests.discovery.agent.search.test_mend import (
+    FEW,
+    GATES,
+    LEVELS,
+    UNIVERSE,
+    f_from_tables,
+    f_under_both_ablations,
+    ignore_decision,
+    tables,
+)
+from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
 
 A, X, Y, Z = (head(0, h) for h in range(4))
 
@@ -26,39 +35,39 @@ def slight(kept: Set) -> float:
     return (A in kept) + 0.03 * (X in kept) + 0.03 * (Y in kept)
 
 
-def over(value: Any, budget: int | None = None, heads: int = 4) -> Any:
-    return both(value, universe=[head(0, h) for h in range(heads)], budget=budget)
+def f_over_heads(value: Any, budget: int | None = None, heads: int = 4) -> Any:
+    return f_under_both_ablations(value, universe=[head(0, h) for h in range(heads)], budget=budget)
 
 
-def settled(f: Any, start: NodeSet) -> tuple[NodeSet, list[tuple[Any, str, str]]]:
+def choose_and_record(f: Any, start: NodeSet) -> tuple[NodeSet, list[tuple[Any, str, str]]]:
     """What is kept, and what was said."""
     told: list[tuple[Any, str, str]] = []
-    return settle(f, start, sorted(f["mean"].everything), 0, lambda *event: told.append(event)), told
+    return choose_among_rivals(f, start, sorted(f["mean"].everything), 0, lambda *event: told.append(event)), told
 
 
 ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
 
 
-def against(as_good: int, n: int) -> Any:
+def controls_by_ablation(as_good: int, n: int) -> Any:
     """A control, and how it is told, under either ablation."""
     return {
         ablation: Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n)) if n else None for ablation in EVIDENCE_ABLATIONS
     }
 
 
-def told_of(as_good: int, n: int) -> Any:
+def recorded_counts(as_good: int, n: int) -> Any:
     return {ablation: {"as_good": as_good, "n": n} for ablation in EVIDENCE_ABLATIONS}
 
 
 def test_bystanders_of_one_size_are_taken_together() -> None:
     """A X and A Y are rivals of each other, 1 of 27; of 55 sets of three none is as good as all three."""
-    f = over(slight, heads=8)
-    found = option(f, ONE, sorted(f["mean"].everything), 0)
-    assert found == Option((0.0, 0), [OTHER], against(1, 27))
-    assert not found.stands_out, "p is 2/28"
-    kept, ((measured, concluded, why),) = settled(f, ONE)
+    f = f_over_heads(slight, heads=8)
+    found = assess_candidate(f, ONE, sorted(f["mean"].everything), 0)
+    assert found == CandidateCircuit((0.0, 0), [OTHER], controls_by_ablation(1, 27))
+    assert not found.is_better_than_alternatives, "p is 2/28"
+    kept, ((measured, concluded, why),) = choose_and_record(f, ONE)
     assert kept == UNION
-    assert measured == {"a0.h0 a0.h1": told_of(1, 27), "a0.h0 a0.h2": told_of(1, 27), "a0.h0 a0.h1 a0.h2": told_of(0, 55)}
+    assert measured == {"a0.h0 a0.h1": recorded_counts(1, 27), "a0.h0 a0.h2": recorded_counts(1, 27), "a0.h0 a0.h1 a0.h2": recorded_counts(0, 55)}
     assert concluded == "change to a0.h0, a0.h1, a0.h2"
     assert "1 layer-matched" in why
 
@@ -66,22 +75,22 @@ def test_bystanders_of_one_size_are_taken_together() -> None:
 @pytest.mark.parametrize("heads", [10, 12, 16])
 def test_a_circuit_for_which_condition_e_holds_stays(heads: int) -> None:
     """One rival of 44, 65 or 119 is few enough (p at most 0.05); its union with the rival has none, and is no better for it."""
-    f = over(slight, heads=heads)
-    found = option(f, ONE, sorted(f["mean"].everything), 0)
-    assert (found.rivals, found.stands_out) == ([OTHER], True)
-    assert settled(f, ONE) == (ONE, [])
+    f = f_over_heads(slight, heads=heads)
+    found = assess_candidate(f, ONE, sorted(f["mean"].everything), 0)
+    assert (found.rivals, found.is_better_than_alternatives) == ([OTHER], True)
+    assert choose_and_record(f, ONE) == (ONE, [])
 
 
 def test_a_union_with_too_few_sets_beside_it_is_not_better_for_having_no_rival() -> None:
     """Of four heads three can be chosen otherwise in three ways: that none of them is as good says little."""
-    kept, ((measured, concluded, _),) = settled(over(slight), ONE)
-    assert measured == {"a0.h0 a0.h1": told_of(1, 5), "a0.h0 a0.h2": told_of(1, 5), "a0.h0 a0.h1 a0.h2": told_of(0, 3)}
+    kept, ((measured, concluded, _),) = choose_and_record(f_over_heads(slight), ONE)
+    assert measured == {"a0.h0 a0.h1": recorded_counts(1, 5), "a0.h0 a0.h2": recorded_counts(1, 5), "a0.h0 a0.h1 a0.h2": recorded_counts(0, 3)}
     assert concluded == "keep the circuit"
     assert kept == ONE
 
 
 def test_without_bystanders_in_its_way_the_whole_selection_keeps_the_node_that_does_it() -> None:
-    assert select(over(slight, heads=8), UNION, [A, X, Y], 0, silent) == {A}
+    assert search_circuit(f_over_heads(slight, heads=8), UNION, [A, X, Y], 0, ignore_decision) == {A}
 
 
 @pytest.mark.parametrize(
@@ -98,20 +107,20 @@ def test_without_bystanders_in_its_way_the_whole_selection_keeps_the_node_that_d
     ],
 )
 def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(weight: tuple[float, int], as_good: int, n: int, may: bool) -> None:
-    found = Option(weight, [], against(as_good, n))
-    assert found.may_replace(Option((0.0, 0), [ONE], against(1, 20))) == may
-    assert not found.may_replace(Option((0.0, 0), [ONE], against(1, 44))), "condition (e) holds for this one"
+    found = CandidateCircuit(weight, [], controls_by_ablation(as_good, n))
+    assert found.may_replace(CandidateCircuit((0.0, 0), [ONE], controls_by_ablation(1, 20))) == may
+    assert not found.may_replace(CandidateCircuit((0.0, 0), [ONE], controls_by_ablation(1, 44))), "condition (e) holds for this one"
 
 
 @pytest.mark.parametrize(("weight", "n", "may"), [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)])
 def test_fewer_faults_always_may_and_few_sets_may_against_few(weight: tuple[float, int], n: int, may: bool) -> None:
-    assert Option(weight, [], against(0, n)).may_replace(Option((0.0, 1), [ONE], against(1, 5))) == may
+    assert CandidateCircuit(weight, [], controls_by_ablation(0, n)).may_replace(CandidateCircuit((0.0, 1), [ONE], controls_by_ablation(1, 5))) == may
 
 
 def test_condition_e_has_to_hold_under_both_ablations() -> None:
-    good, bad = against(0, 23)["mean"], against(1, 23)["mean"]
-    circuit, mixed = (Option((0.0, 0), [ONE], {"resample": good, "mean": other}) for other in (bad, good))
-    assert (circuit.stands_out, mixed.stands_out) == (False, True)
+    good, bad = controls_by_ablation(0, 23)["mean"], controls_by_ablation(1, 23)["mean"]
+    circuit, mixed = (CandidateCircuit((0.0, 0), [ONE], {"resample": good, "mean": other}) for other in (bad, good))
+    assert (circuit.is_better_than_alternatives, mixed.is_better_than_alternatives) == (False, True)
     assert mixed.may_replace(circuit)
     assert not circuit.may_replace(circuit)
 
@@ -122,37 +131,37 @@ def test_a_rival_that_is_better_replaces_the_circuit() -> None:
     def value(kept: Set) -> float:
         return (A in kept) + 0.15 * (X in kept)
 
-    assert settle(over(value), frozenset({A, Z}), [A, X, Y, Z], 0, silent) == {A, X}
+    assert choose_among_rivals(f_over_heads(value), frozenset({A, Z}), [A, X, Y, Z], 0, ignore_decision) == {A, X}
 
 
 def test_without_rivals_nothing_is_said() -> None:
     for name, (value, gate) in GATES.items():
         told: list[Any] = []
-        assert settle(both(value), frozenset(gate), UNIVERSE, 0, lambda *event, told=told: told.append(event)) == gate, name
+        assert choose_among_rivals(f_under_both_ablations(value), frozenset(gate), UNIVERSE, 0, lambda *event, told=told: told.append(event)) == gate, name
         assert told == []
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_the_whole_selection_finds_the_gate(name: str) -> None:
     value, gate = GATES[name]
-    assert select(both(value, noise=0.005), frozenset(UNIVERSE), UNIVERSE, 0, silent) == gate
+    assert search_circuit(f_under_both_ablations(value, noise=0.005), frozenset(UNIVERSE), UNIVERSE, 0, ignore_decision) == gate
 
 
 def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
     def mean(kept: Set) -> float:
         return (A in kept) + 0.03 * (X in kept) + 0.02 * (Y in kept)
 
-    f = both(slight, mean, universe=[A, X, Y, Z])
-    assert option(f, OTHER, [A, X, Y, Z], 0).rivals == [ONE]
-    assert option(f, frozenset({A, Z}), [A, X, Y, Z], 0).rivals == [ONE, OTHER]
+    f = f_under_both_ablations(slight, mean, universe=[A, X, Y, Z])
+    assert assess_candidate(f, OTHER, [A, X, Y, Z], 0).rivals == [ONE]
+    assert assess_candidate(f, frozenset({A, Z}), [A, X, Y, Z], 0).rivals == [ONE, OTHER]
 
 
 def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     """The circuit itself at first, then whatever was found to be better."""
-    free = over(slight, heads=8)
-    settled(free, ONE)
+    free = f_over_heads(slight, heads=8)
+    choose_and_record(free, ONE)
     most = max(len(f.measured) for f in free.values())
-    found = [settled(over(slight, budget, heads=8), ONE)[0] for budget in range(most + 1)]
+    found = [choose_and_record(f_over_heads(slight, budget, heads=8), ONE)[0] for budget in range(most + 1)]
     assert found[0] == ONE
     assert found[-1] == UNION
     assert set(found) <= {ONE, UNION}
@@ -164,9 +173,9 @@ def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pyt
     """In a search within the search too, which has no journal of its own."""
     rng, within = random.Random(0), []
 
-    def watched(f: Any, start: NodeSet, say: Say) -> NodeSet:
+    def watched(f: Any, start: NodeSet, say: OnDecision) -> NodeSet:
         def told(measured: dict[str, object], concluded: str, why: str) -> None:
-            within.append(concluded == SPENT)
+            within.append(concluded == STOPPED_BY_BUDGET)
             say(measured, concluded, why)
 
         return mend(f, start, told)
@@ -175,9 +184,9 @@ def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pyt
     for _ in range(100):
         row, start = rng.choices(LEVELS, k=14), frozenset(rng.sample(FEW, rng.randint(1, 3)))
         for budget in range(1, 16):
-            f = of_table([row, row], budget)
-            _, told = settled(f, start)
-            assert [concluded for _, concluded, _ in told].count(SPENT) == any(part.refused for part in f.values())
+            f = f_from_tables([row, row], budget)
+            _, told = choose_and_record(f, start)
+            assert [concluded for _, concluded, _ in told].count(STOPPED_BY_BUDGET) == any(part.refused for part in f.values())
     assert any(within), "some ended in the middle of mending"
 
 
@@ -187,13 +196,13 @@ def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pyt
 )
 def test_it_ends_on_any_function_and_never_with_more_faults(rows: Any, start: set[Node], budget: int | None) -> None:
     circuit = frozenset(start)
-    found = settle(of_table(rows, budget), circuit, FEW, 0, silent)
-    free = of_table(rows)
-    assert examine(free, found).weight <= examine(free, circuit).weight
-    assert select(of_table(rows, budget), circuit, FEW, 0, silent) <= frozenset(FEW)
+    found = choose_among_rivals(f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision)
+    free = f_from_tables(rows)
+    assert find_faults(free, found).severity <= find_faults(free, circuit).severity
+    assert search_circuit(f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision) <= frozenset(FEW)
 
 
 def test_layers_without_another_node_have_no_rivals() -> None:
     alone = [head(0, 0), mlp(0), head(1, 0)]
-    f = {"resample": Function(alone, lambda kept: len(kept) / 3)}
-    assert option(f, frozenset(alone[:2]), alone, 0).rivals == []
+    f = {"resample": SyntheticFaithfulness(alone, lambda kept: len(kept) / 3)}
+    assert assess_candidate(f, frozenset(alone[:2]), alone, 0).rivals == []

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.agent.stages.stability import known_mean
+from discovery.agent.stages.stability import decidable_mean
 from discovery.evaluation import thresholds
 
 
@@ -27,27 +27,27 @@ from discovery.evaluation import thresholds
     ],
 )
 def test_known_mean(jaccard: list[float], cut: list[bool], expected: float | None) -> None:
-    assert known_mean(jaccard, cut) == (None if expected is None else pytest.approx(expected))
+    assert decidable_mean(jaccard, cut) == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0, 1)), min_size=1, max_size=20))
 def test_what_is_said_holds_wherever_the_cut_searches_would_have_ended(searches: list[tuple[float, bool, float]]) -> None:
-    known = known_mean([value for value, _, _ in searches], [cut for _, cut, _ in searches])
+    known = decidable_mean([value for value, _, _ in searches], [cut for _, cut, _ in searches])
     if known is not None:
         true = sum(end if cut else value for value, cut, end in searches) / len(searches)
-        assert (true >= thresholds.JACCARD - 1e-12) == (known >= thresholds.JACCARD)
+        assert (true >= thresholds.MIN_JACCARD - 1e-12) == (known >= thresholds.MIN_JACCARD)
 
 
-class Meter:
+class FakeMeter:
     """A meter of which only the limit counts."""
 
     limit: float | None = None
     spent = 0.0
 
 
-def searching(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed: float) -> list[bool]:
+def which_are_cut(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed: float) -> list[bool]:
     """Which searches are cut off, where each is a row of pieces that are measured once, or not begun where the limit does not reach."""
-    meter, waiting = Meter(), [list(pieces) for pieces in costs]
+    meter, waiting = FakeMeter(), [list(pieces) for pieces in costs]
 
     def select(_: Any, draw: torch.Tensor) -> tuple[frozenset[Any], str | None]:
         pieces = waiting[int(draw)]
@@ -59,24 +59,24 @@ def searching(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed
         return frozenset(), None
 
     module = sys.modules["discovery.agent.stages.stability"]
-    monkeypatch.setattr(module, "_select", select)
-    found = module.__dict__["_searches"](SimpleNamespace(meter=meter), torch.arange(len(costs)), allowed)
+    monkeypatch.setattr(module, "_search_resample", select)
+    found = module.__dict__["_repeat_search"](SimpleNamespace(meter=meter), torch.arange(len(costs)), allowed)
     assert meter.limit is None
     assert meter.spent <= allowed
     return [why is not None for _, why in found]
 
 
 def test_a_long_search_does_not_stop_the_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert searching(monkeypatch, [[5.0] * 100, *[[5.0]] * 9], 100) == [True, *[False] * 9]
+    assert which_are_cut(monkeypatch, [[5.0] * 100, *[[5.0]] * 9], 100) == [True, *[False] * 9]
 
 
 def test_what_short_searches_leave_goes_to_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert searching(monkeypatch, [[20.0, 20.0], [30.0], [1.0], [1.0]], 80) == [False] * 4
+    assert which_are_cut(monkeypatch, [[20.0, 20.0], [30.0], [1.0], [1.0]], 80) == [False] * 4
 
 
 def test_what_is_left_goes_to_one_search_where_an_equal_part_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert searching(monkeypatch, [[40.0], [40.0], [40.0]], 90) == [False, False, True]
+    assert which_are_cut(monkeypatch, [[40.0], [40.0], [40.0]], 90) == [False, False, True]
 
 
 def test_nothing_is_searched_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert searching(monkeypatch, [[40.0], [40.0]], 10) == [True, True]
+    assert which_are_cut(monkeypatch, [[40.0], [40.0]], 10) == [True, True]

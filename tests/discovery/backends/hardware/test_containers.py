@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from discovery.backends.hardware import containers
-from discovery.backends.hardware.memory import free_memory
+from discovery.backends.hardware.memory import read_free_memory
 from discovery.cli import installation
 
 V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), ("memory.max", "memory.current", "")
@@ -15,8 +15,8 @@ V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), ("memory.
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(containers, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(containers, "OWN", tmp_path / "own")
+    monkeypatch.setattr(containers, "CGROUP_ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(containers, "OWN_CGROUPS", tmp_path / "own")
     return tmp_path
 
 
@@ -30,32 +30,32 @@ def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cach
 def test_the_narrowest_of_the_groups_above_counts(groups: Path) -> None:
     (groups / "own").write_text("0::/job/step\n")
     group(groups / "cgroup" / "job" / "step", V2, "max", 500)
-    assert containers.room() is None
+    assert containers.read_container_memory() is None
     group(groups / "cgroup" / "job", V2, "1000", 700, cached=100)
-    assert containers.room() == 1000 - 700 + 101
+    assert containers.read_container_memory() == 1000 - 700 + 101
     group(groups / "cgroup" / "job" / "step", V2, "600", 590)
-    assert containers.room() == 11
+    assert containers.read_container_memory() == 11
     group(groups / "cgroup" / "job" / "step", V2, "600", 900)
-    assert containers.room() == 0
+    assert containers.read_container_memory() == 0
 
 
 def test_the_first_version_and_a_container_that_sees_only_the_top(groups: Path) -> None:
     (groups / "own").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/0123\n")
     group(groups / "cgroup" / "memory", V1, "2000", 500)
     group(groups / "cgroup" / "cpu,cpuacct", V1, "1", 1)
-    assert containers.room() == 1501
+    assert containers.read_container_memory() == 1501
 
 
 def test_where_there_are_no_groups(groups: Path) -> None:
-    assert containers.room() is None
+    assert containers.read_container_memory() is None
     (groups / "own").write_text("0::/\n")
-    assert containers.room() is None
+    assert containers.read_container_memory() is None
 
 
 def test_it_bounds_what_is_free(groups: Path) -> None:
-    unbounded = free_memory("cpu")
+    unbounded = read_free_memory("cpu")
     (groups / "own").write_text("0::/\n")
     group(groups / "cgroup", V2, "3000000", 1000000, cached=0)
-    assert free_memory("cpu") == 2000001 < unbounded
-    found = installation.memory()
+    assert read_free_memory("cpu") == 2000001 < unbounded
+    found = installation.check_memory()
     assert (found.status, "may take 0.0 GB" in found.found) == ("warning", True)

@@ -14,9 +14,9 @@ from discovery.backends.base import Batch
 from discovery.backends.hardware import placement
 from discovery.backends.loading import huggingface
 from discovery.backends.loading.load import load_model
-from discovery.backends.loading.load_arguments import opened, opening
+from discovery.backends.loading.load_arguments import load_arguments, reload
 from discovery.errors import MeasurementError, ModelError
-from tests.tiny_models import as_task, hugging_face, random_pairs
+from tests.tiny_models import as_task, random_pairs, save_hugging_face
 
 
 def limit_of(path, share):
@@ -25,18 +25,18 @@ def limit_of(path, share):
 
 
 @pytest.fixture(params=["gpt2", "llama"])
-def both(request, shelf):
+def both(request, tiny_models):
     """A model whole, and the same with half of it on the disk."""
-    path = shelf.path(request.param)
+    path = tiny_models.path(request.param)
     return load_model(path, device="cpu", backend="nnsight"), load_model(path, device_map="auto", max_memory=limit_of(path, 0.6))
 
 
-def test_a_mapping_says_where_each_part_lies(shelf):
-    path, task = shelf.path("llama"), as_task(random_pairs((5, 5)))
+def test_a_mapping_says_where_each_part_lies(tiny_models):
+    path, task = tiny_models.path("llama"), as_task(random_pairs((5, 5)))
     places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
     model, whole = load_model(path, device_map=places), load_model(path, device="cpu", backend="nnsight")
     assert {name for name, weight in model.module.named_parameters() if weight.is_meta} == {
-        name for name, _ in whole.module.named_parameters() if name.startswith(("model.layers", "lm_head"))
+        name for name, _ in whole.cut_module_input.named_parameters() if name.startswith(("model.layers", "lm_head"))
     }
     assert torch.allclose(patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6)
 
@@ -48,12 +48,12 @@ def test_it_lies_on_the_disk_and_says_so(both):
     assert "on disk" in spread.info.warnings[-1]
     assert (spread.info.chosen, spread.info.fingerprint) == ("only it runs a model that is spread over devices", whole.info.fingerprint)
     assert spread.info.n_params == whole.info.n_params
-    assert whole.held == 4 * whole.info.n_params
-    assert 0 < spread.held == sum(weight.nbytes for weight in spread.module.parameters() if not weight.is_meta) < whole.held
-    again = opening(spread)
+    assert whole.resident_weight_bytes == 4 * whole.info.n_params
+    assert 0 < spread.resident_weight_bytes == sum(weight.nbytes for weight in spread.module.parameters() if not weight.is_meta) < whole.resident_weight_bytes
+    again = load_arguments(spread)
     assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
-    assert "device_map" not in opening(whole)
-    assert opened(again).info.device_map == "auto"
+    assert "device_map" not in load_arguments(whole)
+    assert reload(again).info.device_map == "auto"
     assert spread.abilities == whole.abilities
 
 
@@ -74,8 +74,8 @@ def test_ablations_and_head_weights_are_the_same(both):
         assert torch.equal(spread.head_weights(layer), whole.head_weights(layer))
 
 
-def test_another_width_is_the_same(shelf):
-    path = shelf.path("llama")
+def test_another_width_is_the_same(tiny_models):
+    path = tiny_models.path("llama")
     model = load_model(path, device_map="auto", max_memory=limit_of(path, 0.3), dtype="float64")
     whole = load_model(path, device="cpu", backend="nnsight", dtype="float64")
     task = as_task(random_pairs((5, 5)))
@@ -110,9 +110,9 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, shelf):
+def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, tiny_models):
     """Experts are put together from several weights, so they are written anew."""
-    path = shelf.path("mixtral")
+    path = tiny_models.path("mixtral")
     model = load_model(path, device_map="auto", max_memory=limit_of(path, 0.1))
     [folder] = temporary.iterdir()
     assert folder.name.startswith("circuit-scout-offload-")
@@ -125,22 +125,22 @@ def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, shelf):
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("unusable")])
-def test_what_is_made_for_the_disk_goes_where_loading_ends(temporary, shelf, monkeypatch, fault):
+def test_what_is_made_for_the_disk_goes_where_loading_ends(temporary, tiny_models, monkeypatch, fault):
     def fail(*_):
         assert len(list(temporary.glob("*/*"))) > 0
         raise fault
 
     monkeypatch.setattr(huggingface, "_fuse_activations", fail)
-    path = shelf.path("mixtral")
+    path = tiny_models.path("mixtral")
     with pytest.raises(type(fault)):
         load_model(path, device_map="auto", max_memory=limit_of(path, 0.1))
     assert list(temporary.iterdir()) == []
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_before(shelf, monkeypatch):
-    monkeypatch.setattr(huggingface, "_read", lambda *_: pytest.fail("it was opened"))
+def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatch):
+    monkeypatch.setattr(huggingface, "_load_pretrained", lambda *_: pytest.fail("it was opened"))
     monkeypatch.setattr(placement.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    path = shelf.path("mixtral")
+    path = tiny_models.path("mixtral")
     with pytest.raises(ModelError, match=r"0\.0 GB of them would be written") as caught:
         load_model(path, device_map="auto", max_memory={"cpu": 1})
     assert "TMPDIR" in caught.value.cure
@@ -170,21 +170,21 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(shelf, monkeypatch):
         ({"device_map": "auto", "backend": "transformerlens"}, "takes weights apart"),
     ],
 )
-def test_contradictions_are_refused(shelf, how, words):
+def test_contradictions_are_refused(tiny_models, how, words):
     with pytest.raises(ModelError, match=words):
-        load_model(shelf.path("gpt2"), **how)
+        load_model(tiny_models.path("gpt2"), **how)
 
 
-def test_what_lies_in_one_place_is_not_called_spread(shelf):
-    model = load_model(shelf.path("gpt2"), device_map="auto")
+def test_what_lies_in_one_place_is_not_called_spread(tiny_models):
+    model = load_model(tiny_models.path("gpt2"), device_map="auto")
     assert (model.info.warnings, model.info.device_map) == ((), "auto")
 
 
-def test_a_native_checkpoint_is_not_spread(shelf):
+def test_a_native_checkpoint_is_not_spread(tiny_models):
     with pytest.raises(ModelError, match="own format"):
-        load_model(shelf.path("native"), device_map="auto")
+        load_model(tiny_models.path("native"), device_map="auto")
 
 
 def test_an_architecture_that_nnsight_does_not_know(folder):
     with pytest.raises(ModelError, match="Only nnsight"):
-        load_model(hugging_face(folder, "codegen"), device_map="auto")
+        load_model(save_hugging_face(folder, "codegen"), device_map="auto")

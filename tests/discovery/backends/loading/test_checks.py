@@ -9,42 +9,42 @@ import pytest
 import torch
 
 from discovery import load_task, patch_sweep
-from discovery.backends.loading.checks import TOLERANCE, compare, probe_tokens, require_causal
-from discovery.backends.loading.description import context
+from discovery.backends.loading.checks import TOLERANCE, make_probe_tokens, require_causal, require_same_logits
+from discovery.backends.loading.description import read_context_length
 from discovery.backends.loading.load import load_model
 from discovery.errors import BackendMismatchError, ModelError
 from discovery.sites import BackendName
-from tests.discovery.backends.loading.faulty_backend import Liar, shifted
-from tests.tiny_models import hugging_face
+from tests.discovery.backends.loading.faulty_backend import FaultyBackend, shift_logits
+from tests.tiny_models import save_hugging_face
 
 
-def test_a_sound_backend_passes(shelf, expected):
-    compare(shelf.load("gpt2"), expected)
-    require_causal(shelf.load("gpt2"), expected)
+def test_a_sound_backend_passes(tiny_models, expected):
+    require_same_logits(tiny_models.load("gpt2"), expected)
+    require_causal(tiny_models.load("gpt2"), expected)
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
-def test_one_position_that_differs_is_enough_to_be_refused(shelf, expected, position):
+def test_one_position_that_differs_is_enough_to_be_refused(tiny_models, expected, position):
     expected.logits[0, position, 3] += 2e-4 * float(expected.logits.abs().max())
     with pytest.raises(BackendMismatchError, match="computes other logits than Hugging Face"):
-        compare(shelf.load("gpt2"), expected)
+        require_same_logits(tiny_models.load("gpt2"), expected)
 
 
-def test_not_a_number_is_refused(shelf, expected):
+def test_not_a_number_is_refused(tiny_models, expected):
     expected.logits[0, 0, 0] = float("nan")
     with pytest.raises(BackendMismatchError):
-        compare(shelf.load("gpt2"), expected)
+        require_same_logits(tiny_models.load("gpt2"), expected)
 
 
-def test_a_model_that_sees_what_comes_later_is_refused(shelf, expected):
-    lie = Liar(shelf.load("gpt2"), lambda batch, edits, out: shifted(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out)
+def test_a_model_that_sees_what_comes_later_is_refused(tiny_models, expected):
+    lie = FaultyBackend(tiny_models.load("gpt2"), lambda batch, edits, out: shift_logits(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out)
     with pytest.raises(ModelError, match="not causal"):
         require_causal(lie, expected)
 
 
 @pytest.mark.parametrize("n_ctx", [1, 2, 100])
 def test_the_probe_fits_the_model(n_ctx):
-    tokens = probe_tokens(7, n_ctx, "cpu")
+    tokens = make_probe_tokens(7, n_ctx, "cpu")
     assert tokens.shape == (1, min(9, n_ctx))
     assert int(tokens.max()) < 7
 
@@ -84,18 +84,18 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(
     ],
 )
 def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
-    assert context(config) == longest
+    assert read_context_length(config) == longest
 
 
 def test_a_rotation_that_depends_on_the_batch_bounds_the_model(backend: BackendName, tmp_path: Path) -> None:
     rotation = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 6, "rope_theta": 1e4}
-    path = hugging_face(tmp_path / "model", "llama", rope_parameters=rotation)
+    path = save_hugging_face(tmp_path / "model", "llama", rope_parameters=rotation)
     assert load_model(path, backend=backend, device="cpu").info.n_ctx == 6
 
 
-def test_the_steps_of_gelu_are_one_kernel(shelf: Any, backend: BackendName) -> None:
+def test_the_steps_of_gelu_are_one_kernel(tiny_models: Any, backend: BackendName) -> None:
     """gelu_new, the default of GPT-2's configuration."""
-    model = shelf.load("gpt2", backend)
+    model = tiny_models.load("gpt2", backend)
     kinds = {type(part).__name__ for part in (model.module if backend == "nnsight" else model.bridge).modules()}
     assert "GELU" in kinds
     assert "NewGELUActivation" not in kinds

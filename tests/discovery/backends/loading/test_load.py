@@ -18,8 +18,8 @@ from discovery.errors import BackendMismatchError
 from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
-from tests.oracles.hooked_module import Plain
-from tests.tiny_models import ARCHITECTURES, CONTEXT, VOCAB, hugging_face, plain, tokenizer
+from tests.oracles.hooked_module import HookedModule
+from tests.tiny_models import ARCHITECTURES, CONTEXT, VOCAB, load_plain_module, save_hugging_face, save_tokenizer
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
 
@@ -32,13 +32,13 @@ def every_position(model: Backend, tokens: Tensor) -> Tensor:
 
 
 def assert_plain(model: Backend, folder: Path, tokens: Tensor = TOKENS, dtype: torch.dtype = torch.float32, close: float = 1e-5) -> None:
-    expected = plain(folder, dtype)(input_ids=tokens).logits
+    expected = load_plain_module(folder, dtype)(input_ids=tokens).logits
     torch.testing.assert_close(every_position(model, tokens), expected, atol=close * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_logits_are_those_of_transformers_alone(shelf, backend, kind):
-    assert_plain(shelf.load(kind, backend), shelf.path(kind))
+def test_logits_are_those_of_transformers_alone(tiny_models, backend, kind):
+    assert_plain(tiny_models.load(kind, backend), tiny_models.path(kind))
 
 
 FACTS = {
@@ -53,8 +53,8 @@ FACTS = {
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_what_is_known_of_a_model(shelf, backend, kind):
-    info = shelf.load(kind, backend).info
+def test_what_is_known_of_a_model(tiny_models, backend, kind):
+    info = tiny_models.load(kind, backend).info
     facts = (
         info.architecture,
         info.n_layers,
@@ -68,16 +68,16 @@ def test_what_is_known_of_a_model(shelf, backend, kind):
     assert facts == FACTS[kind]
     assert (info.d_model, info.d_vocab, info.n_ctx, info.attn_only, info.weight_processing) == (16, VOCAB, CONTEXT, False, "none")
     assert (info.backend, info.device, info.dtype, info.warnings) == (backend, "cpu", "float32", ())
-    assert info.name == info.source == str(shelf.path(kind))
+    assert info.name == info.source == str(tiny_models.path(kind))
     assert info.revision is None
-    module = plain(shelf.path(kind))
+    module = load_plain_module(tiny_models.path(kind))
     assert info.n_params == sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_the_work_of_a_block_is_that_of_its_matrices(shelf, backend, kind):
+def test_the_work_of_a_block_is_that_of_its_matrices(tiny_models, backend, kind):
     """Counted where it happens: inputs times outputs of every matmul with a weight, for one position."""
-    info, module = shelf.load(kind, backend).info, plain(shelf.path(kind))
+    info, module = tiny_models.load(kind, backend).info, load_plain_module(tiny_models.path(kind))
     done = []
 
     def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -92,8 +92,8 @@ def test_the_work_of_a_block_is_that_of_its_matrices(shelf, backend, kind):
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_every_shortcut_that_an_architecture_has_is_found(shelf, backend, kind):
-    abilities = shelf.load(kind, backend).abilities
+def test_every_shortcut_that_an_architecture_has_is_found(tiny_models, backend, kind):
+    abilities = tiny_models.load(kind, backend).abilities
     assert abilities.prefix
     assert abilities.columns
     assert abilities.linear_heads
@@ -102,18 +102,18 @@ def test_every_shortcut_that_an_architecture_has_is_found(shelf, backend, kind):
 
 @pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-6), ("bfloat16", 2e-2), ("float16", 5e-3)])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_other_widths(shelf, backend, kind, dtype, close):
-    model = shelf.load(kind, backend, dtype)
+def test_other_widths(tiny_models, backend, kind, dtype, close):
+    model = tiny_models.load(kind, backend, dtype)
     width = getattr(torch, dtype)
     assert model.info.dtype == dtype
     out = model.run(Batch(TOKENS, torch.tensor([3, 4])), [Site("resid_post", 1)])
     assert out.logits is not None
     assert out.logits.dtype == out.activations[Site("resid_post", 1)].dtype == width
-    assert_plain(model, shelf.path(kind), dtype=width, close=close)
+    assert_plain(model, tiny_models.path(kind), dtype=width, close=close)
 
 
-def test_without_a_tokenizer_there_is_none(shelf, backend):
-    model = shelf.load("gpt2", backend)
+def test_without_a_tokenizer_there_is_none(tiny_models, backend):
+    model = tiny_models.load("gpt2", backend)
     assert model.tokenizer is None
     (pair,) = load_task([{"clean": [1, 2], "corrupted": [3, 2], "answer": 4, "wrong": 5}], model).pairs
     assert pair.clean == (1, 2)
@@ -121,7 +121,7 @@ def test_without_a_tokenizer_there_is_none(shelf, backend):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_text_is_tokenised_with_the_tokenizers_own_special_tokens(folder, backend, bos):
-    model = load_model(tokenizer(hugging_face(folder, "gpt2"), bos=bos), backend=backend, device="cpu")
+    model = load_model(save_tokenizer(save_hugging_face(folder, "gpt2"), bos=bos), backend=backend, device="cpu")
     assert model.tokenizer is not None
     assert model.tokenizer.encode("the cat sees") == [0] * bos + [2, 3, 5]
     assert model.tokenizer.decode([2, 3]) == "the cat"
@@ -131,30 +131,30 @@ def test_text_is_tokenised_with_the_tokenizers_own_special_tokens(folder, backen
 
 
 def test_nothing_is_printed(folder, capsys):
-    load_model(hugging_face(folder, "gpt2"), device="cpu")
+    load_model(save_hugging_face(folder, "gpt2"), device="cpu")
     assert capsys.readouterr().out == ""
 
 
-def test_the_fingerprint_is_that_of_the_weights_file(tmp_path, shelf):
-    first = shelf.path("gpt2") / "model.safetensors"
-    assert shelf.load("gpt2").info.fingerprint == hashlib.sha256(first.read_bytes()).hexdigest()
-    again = load_model(hugging_face(tmp_path / "again", "gpt2"), device="cpu").info
-    other = load_model(hugging_face(tmp_path / "other", "gpt2", seed=1), device="cpu").info
-    assert again.fingerprint == shelf.load("gpt2").info.fingerprint != other.fingerprint
+def test_the_fingerprint_is_that_of_the_weights_file(tmp_path, tiny_models):
+    first = tiny_models.path("gpt2") / "model.safetensors"
+    assert tiny_models.load("gpt2").info.fingerprint == hashlib.sha256(first.read_bytes()).hexdigest()
+    again = load_model(save_hugging_face(tmp_path / "again", "gpt2"), device="cpu").info
+    other = load_model(save_hugging_face(tmp_path / "other", "gpt2", seed=1), device="cpu").info
+    assert again.fingerprint == tiny_models.load("gpt2").info.fingerprint != other.fingerprint
 
 
-def test_weights_in_several_files(folder, shelf):
-    plain(shelf.path("gpt2")).save_pretrained(folder, max_shard_size="20KB")
+def test_weights_in_several_files(folder, tiny_models):
+    load_plain_module(tiny_models.path("gpt2")).save_pretrained(folder, max_shard_size="20KB")
     files = sorted(folder.glob("*.safetensors"))
     assert len(files) > 1
     model = load_model(folder, device="cpu")
-    assert_plain(model, shelf.path("gpt2"))
+    assert_plain(model, tiny_models.path("gpt2"))
     digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     assert model.info.fingerprint == hashlib.sha256(digests.encode()).hexdigest()
 
 
-def test_weights_want_no_gradients(shelf, backend):
-    model = shelf.load("gpt2", backend)
+def test_weights_want_no_gradients(tiny_models, backend):
+    model = tiny_models.load("gpt2", backend)
     assert not any(parameter.requires_grad for parameter in (model.module if backend == "nnsight" else model.bridge).parameters())
 
 
@@ -170,19 +170,19 @@ def test_a_wrapper_that_changes_the_model_is_caught(folder, monkeypatch):
 
     monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", careless)
     with pytest.raises(BackendMismatchError, match="computes other logits than Hugging Face for GPT2LMHeadModel"):
-        load_model(hugging_face(folder, "gpt2"), device="cpu")
+        load_model(save_hugging_face(folder, "gpt2"), device="cpu")
 
 
 def test_a_sequential_gpt_neox_is_not_parallel(folder, backend):
-    model = load_model(hugging_face(folder, "neox", use_parallel_residual=False), backend=backend, device="cpu")
+    model = load_model(save_hugging_face(folder, "neox", use_parallel_residual=False), backend=backend, device="cpu")
     assert not model.info.parallel
-    assert model.abilities.middle
+    assert model.abilities.after_attention
     assert_plain(model, folder)
 
 
 def windowed(folder: Path, kind: str) -> Path:
     if kind == "mistral":
-        return hugging_face(folder, "mistral", sliding_window=3)
+        return save_hugging_face(folder, "mistral", sliding_window=3)
     import transformers
 
     from tests import tiny_models
@@ -208,7 +208,7 @@ def windowed(folder: Path, kind: str) -> Path:
 def test_attention_in_a_window_can_be_resumed_after_any_prefix(folder, backend, kind):
     """Hugging Face's own cache forgets what has left the window; positions of a prefix must keep their place."""
     model = load_model(windowed(folder, kind), backend=backend, device="cpu", dtype="float64")
-    expected = plain(folder, torch.float64)(input_ids=TOKENS).logits
+    expected = load_plain_module(folder, torch.float64)(input_ids=TOKENS).logits
     assert model.abilities.prefix
     prefix = model.run(Batch(TOKENS, torch.tensor([0, 0])), keep_prefix=True).prefix
     assert prefix is not None
@@ -239,7 +239,7 @@ def test_trained_models(shared_models, backend, name):
     ids = model.tokenizer.encode(text)
     assert ids == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     assert_plain(model, folder, torch.tensor([ids]))
-    reference, tokens = Plain(plain(folder), "llama"), torch.tensor([ids])
+    reference, tokens = HookedModule(load_plain_module(folder), "llama"), torch.tensor([ids])
     layer = model.info.n_layers // 2
     for kind in ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"):
         site = Site(kind, layer)  # type: ignore[arg-type]

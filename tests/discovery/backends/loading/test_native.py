@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.known_circuits.forward import forward
-from benchmarks.known_circuits.hand_built import CASES, build
+from benchmarks.known_circuits.forward import run_forward
+from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
 from discovery.interventions import replace_with
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.oracles import native_forward
-from tests.tiny_models import VOCAB, native, random_pairs
+from tests.tiny_models import VOCAB, random_pairs, save_native
 
 PROMPT = [int(token) for token in torch.randint(VOCAB, (8,), generator=torch.Generator().manual_seed(0))]
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
@@ -38,33 +38,33 @@ def every_position(folder: Path, dtype: str = "float64") -> Tensor:
 @pytest.mark.parametrize("norm", ["LN", "LNPre", "RMS", "RMSPre", None])
 @pytest.mark.parametrize("attn_only", [False, True])
 def test_norms_with_and_without_mlps(folder, norm, attn_only):
-    made = native(folder, normalization_type=norm, attn_only=attn_only, act_fn=None if attn_only else "gelu_new")
-    expected = forward(made.config, made.state, torch.tensor([PROMPT])).logits[0]
+    made = save_native(folder, normalization_type=norm, attn_only=attn_only, act_fn=None if attn_only else "gelu_new")
+    expected = run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(every_position(folder), expected, **CLOSE)
-    torch.testing.assert_close(native_forward.logits(made.config, made.state, PROMPT), expected, **CLOSE)  # both references agree
+    torch.testing.assert_close(native_forward.native_logits(made.config, made.state, PROMPT), expected, **CLOSE)  # both references agree
     torch.testing.assert_close(every_position(folder, "float32").double(), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("act_fn", ["relu", "gelu", "gelu_new", "silu"])
 def test_activations(folder, act_fn):
-    made = native(folder, act_fn=act_fn)
-    torch.testing.assert_close(every_position(folder), forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
+    made = save_native(folder, act_fn=act_fn)
+    torch.testing.assert_close(every_position(folder), run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
 
 
 @pytest.mark.parametrize("d_head", [4, 6, 2])
 def test_heads_wider_and_narrower_than_the_stream(folder, d_head):
-    made = native(folder, d_head=d_head)
-    torch.testing.assert_close(every_position(folder), forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
+    made = save_native(folder, d_head=d_head)
+    torch.testing.assert_close(every_position(folder), run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
 
 
 @pytest.mark.parametrize(
     "without", [("b_Q", "b_K", "b_V"), ("b_O",), ("b_in",), ("b_out",), ("b_U",), (".b", "b_Q", "b_O", "b_in", "b_out", "b_U")]
 )
 def test_absent_biases_are_zero(folder, without):
-    made = native(folder, without=without)
-    zeros = {name: torch.zeros_like(value) for name, value in native(folder.with_name("whole")).state.items() if name not in made.state}
+    made = save_native(folder, without=without)
+    zeros = {name: torch.zeros_like(value) for name, value in save_native(folder.with_name("whole")).state.items() if name not in made.state}
     assert zeros
-    torch.testing.assert_close(every_position(folder), native_forward.logits(made.config, made.state | zeros, PROMPT), **CLOSE)
+    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state | zeros, PROMPT), **CLOSE)
 
 
 VARIETIES: dict[str, dict[str, Any]] = {
@@ -93,20 +93,20 @@ VARIETIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", VARIETIES.values(), ids=VARIETIES.keys())
 def test_varieties_by_hand(folder, changes):
-    made = native(folder, **changes)
-    torch.testing.assert_close(every_position(folder), native_forward.logits(made.config, made.state, PROMPT), **CLOSE)
+    made = save_native(folder, **changes)
+    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state, PROMPT), **CLOSE)
 
 
 def test_every_variety_is_another_model(folder):
     """So that none of them passes by doing nothing: same weights, other numbers."""
-    made = native(folder)
+    made = save_native(folder)
     for changes in ({"attn_scale": 5.0}, {"use_attn_scale": False}, {"scale_attn_by_inverse_layer_idx": True}, {"eps": 0.1}):
-        plain, other = (native_forward.logits(config, made.state, PROMPT) for config in (made.config, made.config | changes))
+        plain, other = (native_forward.native_logits(config, made.state, PROMPT) for config in (made.config, made.config | changes))
         assert (plain - other).abs().max() > 1e-2
 
 
 def test_buffers_of_a_hooked_transformer_are_ignored(folder):
-    made = native(folder, positional_embedding_type="rotary")
+    made = save_native(folder, positional_embedding_type="rotary")
     expected = every_position(folder)
     for layer in range(2):
         at = f"blocks.{layer}.attn."
@@ -118,10 +118,10 @@ def test_buffers_of_a_hooked_transformer_are_ignored(folder):
 
 @pytest.mark.parametrize("width", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_saved_in_another_width(folder, width):
-    made = native(folder)
+    made = save_native(folder)
     made.state.update({name: value.to(width) for name, value in made.state.items()})
     made.save()
-    torch.testing.assert_close(every_position(folder), native_forward.logits(made.config, made.state, PROMPT), **CLOSE)
+    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state, PROMPT), **CLOSE)
 
 
 HOOKED: tuple[dict[str, Any], ...] = (
@@ -155,12 +155,12 @@ def test_a_hooked_transformer_saved_as_it_is(folder, changes):
     torch.testing.assert_close(every_position(folder, "float32"), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_hand_built_models(folder, name):
-    case = build(name)
+    case = build_known_circuit(name)
     model = load_model(case.save(folder), device="cpu")
     pair = case.pairs[0]
-    expected = forward(case.config, case.state, torch.tensor([pair.clean])).logits[0]
+    expected = run_forward(case.config, case.state, torch.tensor([pair.clean])).logits[0]
     rows = torch.tensor([pair.clean] * len(pair.clean))
     got = model.run(Batch(rows, torch.arange(len(pair.clean)))).logits
     assert got is not None
@@ -171,12 +171,12 @@ def test_hand_built_models(folder, name):
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only"])
-def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(shelf, backend, name):
+def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(tiny_models, backend, name):
     """With b_V, without b_O: replacing z, or mlp_out, is replacing the node of the independent pass."""
-    model, made = shelf.load(name, backend, "float64"), shelf.native(name)
+    model, made = tiny_models.load(name, backend, "float64"), tiny_models.native(name)
     tokens, other = (torch.tensor([pair.clean for pair in random_pairs([7, 7], seed)]) for seed in (0, 1))
     last = torch.tensor([6, 4])
-    seen = forward(made.config, made.state, other)
+    seen = run_forward(made.config, made.state, other)
     rng = torch.Generator().manual_seed(2)
     for node in model.info.nodes():
         layer = node.layer or 0
@@ -188,7 +188,7 @@ def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(she
             value = z @ model.head_weights(layer)[node.head]
             torch.testing.assert_close(model.head_weights(layer)[node.head], made.state[f"blocks.{layer}.attn.W_O"][node.head].double())
             edit = replace_with(Site("z", layer), z.unsqueeze(2).expand(2, 7, 3, 6), torch.arange(3).reshape(1, 1, 3) == node.head)
-        expected = forward(made.config, made.state, tokens, {str(node): value}).logits[torch.arange(2), last]
+        expected = run_forward(made.config, made.state, tokens, {str(node): value}).logits[torch.arange(2), last]
         torch.testing.assert_close(model.run(Batch(tokens, last), edits=[edit]).logits, expected, **CLOSE)
         site = Site("mlp_out" if node.kind == "mlp" else "z", layer)
         read = model.run(Batch(other, last), [site]).activations[site]
@@ -196,19 +196,19 @@ def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(she
         torch.testing.assert_close(written, seen.nodes[str(node)], **CLOSE)
 
 
-def test_what_is_known_of_a_native_model(shelf, backend):
-    info = shelf.load("native", backend).info
+def test_what_is_known_of_a_native_model(tiny_models, backend):
+    info = tiny_models.load("native", backend).info
     assert (info.architecture, info.n_layers, info.n_heads, info.n_kv_heads, info.d_model, info.d_head) == ("NativeModel", 2, 3, 3, 12, 6)
     assert (info.d_vocab, info.n_logits, info.n_ctx, info.positions, info.normalization) == (VOCAB, VOCAB, 12, "standard", "LN")
     assert (info.attn_only, info.parallel, info.macs_attention, info.macs_mlp) == (False, False, 4 * 12 * 18, 2 * 12 * 20)
-    assert shelf.load("attn_only", backend).info.attn_only
-    assert shelf.load("attn_only", backend).info.macs_mlp == 0
-    assert shelf.load("rotary", backend).info.n_kv_heads == 2
-    assert shelf.load("native", backend).tokenizer is None
+    assert tiny_models.load("attn_only", backend).info.attn_only
+    assert tiny_models.load("attn_only", backend).info.macs_mlp == 0
+    assert tiny_models.load("rotary", backend).info.n_kv_heads == 2
+    assert tiny_models.load("native", backend).tokenizer is None
 
 
 def test_fewer_answers_than_tokens(folder):
-    made = native(folder)
+    made = save_native(folder)
     made.config["d_vocab_out"] = 7
     made.state.update({"unembed.W_U": made.state["unembed.W_U"][:, :7], "unembed.b_U": made.state["unembed.b_U"][:7]})
     made.save()
@@ -221,7 +221,7 @@ def test_fewer_answers_than_tokens(folder):
 
 
 def test_d_head_and_d_mlp_have_their_usual_sizes_where_they_are_not_given(folder):
-    made = native(folder, d_head=4, d_mlp=48)
+    made = save_native(folder, d_head=4, d_mlp=48)
     for name in ("d_head", "d_mlp"):
         del made.config[name]
     made.save()

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from discovery.backends.hardware.devices import choose_device
 from discovery.backends.loading.load import load_model
-from discovery.backends.loading.source import fetch
+from discovery.backends.loading.source import fetch_hub_model
 from discovery.errors import ModelError
-from tests.tiny_models import VOCAB, Shelf, hugging_face, native, tokenizer
+from tests.tiny_models import VOCAB, TinyModels, save_hugging_face, save_native, save_tokenizer
 
 
 def refuse(name: Any, **options: Any) -> ModelError:
@@ -31,9 +31,9 @@ def refuse(name: Any, **options: Any) -> ModelError:
 
 
 @pytest.fixture
-def gpt2(shelf: Shelf, folder: Path) -> Path:
+def gpt2(tiny_models: TinyModels, folder: Path) -> Path:
     """A sound model, to be spoilt."""
-    return Path(shutil.copytree(shelf.path("gpt2"), folder))
+    return Path(shutil.copytree(tiny_models.path("gpt2"), folder))
 
 
 def change(path: Path, **fields: Any) -> None:
@@ -122,7 +122,7 @@ def test_pickled_weights_are_not_opened_and_the_command_that_converts_them_is_gi
     assert not (tmp_path / "opened").exists()
 
 
-def test_the_command_converts(gpt2, shelf):
+def test_the_command_converts(gpt2, tiny_models):
     """What the message says to type works."""
     torch.save(load_file(gpt2 / "model.safetensors"), gpt2 / "pytorch_model.bin")
     (gpt2 / "model.safetensors").unlink()
@@ -205,7 +205,7 @@ def test_a_tokenizer_that_cannot_be_read(gpt2):
     fault = refuse(gpt2)
     assert "tokenizer cannot be read" in fault.cause
     assert "token ids" in fault.cure
-    tokenizer(gpt2)
+    save_tokenizer(gpt2)
     assert load_model(gpt2, device="cpu").tokenizer is not None
 
 
@@ -280,11 +280,11 @@ def test_what_is_no_name_at_all(name):
     assert "neither a directory nor a hub name" in refuse(name).cause
 
 
-def test_a_cached_hub_model_keeps_its_revision(monkeypatch, shelf, tmp_path):
+def test_a_cached_hub_model_keeps_its_revision(monkeypatch, tiny_models, tmp_path):
     import huggingface_hub
 
     commit = tmp_path / "snapshots" / "0123abcd"
-    shutil.copytree(shelf.path("gpt2"), commit)
+    shutil.copytree(tiny_models.path("gpt2"), commit)
     asked: dict[str, Any] = {}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(commit))
     info = load_model("someone/tiny", device="cpu").info
@@ -305,7 +305,7 @@ def test_what_the_hub_says_no_to(monkeypatch, error, cause):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
     with pytest.raises(ModelError, match=cause):
-        fetch("someone/tiny")
+        fetch_hub_model("someone/tiny")
 
 
 def test_a_hub_model_that_has_only_a_pickle(monkeypatch, tmp_path):
@@ -315,7 +315,7 @@ def test_a_hub_model_that_has_only_a_pickle(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
     with pytest.raises(ModelError, match=r"'someone/old' has no \*\.safetensors") as caught:
-        fetch("someone/old")
+        fetch_hub_model("someone/old")
     assert "save_pretrained('folder')" in caught.value.cure
 
 
@@ -327,46 +327,46 @@ def test_what_was_only_described_before_downloads_were_switched_off(monkeypatch,
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: True)
     with pytest.raises(ModelError, match=r"The cache has no \*\.safetensors file of the hub model 'someone/new'"):
-        fetch("someone/new")
-    assert fetch("someone/new", weights=False).directory == tmp_path
+        fetch_hub_model("someone/new")
+    assert fetch_hub_model("someone/new", weights=False).directory == tmp_path
 
 
 # TransformerLens's own format
 
 
 def test_a_misspelt_field_is_a_warning(folder):
-    path = native(folder).path / "tl_config.json"
+    path = save_native(folder).path / "tl_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n_lyers": 3}))
     assert any("n_lyers" in warning for warning in load_model(path.parent, device="cpu").info.warnings)
 
 
 def test_a_native_directory_without_weights(folder):
-    (native(folder).path / "model.safetensors").unlink()
+    (save_native(folder).path / "model.safetensors").unlink()
     assert "has no model.safetensors" in refuse(folder).cause
 
 
 def test_a_native_pickle(folder):
-    made = native(folder)
+    made = save_native(folder)
     (made.path / "model.safetensors").unlink()
     torch.save(made.state, folder / "model.pt")
     assert "safetensors" in refuse(folder).cure
 
 
 def test_damaged_native_weights(folder):
-    path = native(folder).path / "model.safetensors"
+    path = save_native(folder).path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     assert "model.safetensors is damaged" in refuse(folder).cause
 
 
 @pytest.mark.parametrize("text", ["{", "", "\xff"])
 def test_a_damaged_native_configuration(folder, text):
-    (native(folder).path / "tl_config.json").write_bytes(text.encode("latin-1"))
+    (save_native(folder).path / "tl_config.json").write_bytes(text.encode("latin-1"))
     assert "tl_config.json is not JSON" in refuse(folder).cause
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null"])
 def test_a_native_configuration_that_is_no_object(folder, text):
-    (native(folder).path / "tl_config.json").write_text(text)
+    (save_native(folder).path / "tl_config.json").write_text(text)
     assert "not an object" in refuse(folder).cause
 
 
@@ -393,13 +393,13 @@ def test_a_native_configuration_that_is_no_object(folder, text):
     ],
 )
 def test_a_native_configuration_beyond_what_there_is(folder, fields, cause):
-    native(folder)
+    save_native(folder)
     change(folder / "tl_config.json", **fields)
     assert cause in refuse(folder).cause
 
 
 def test_a_native_weight_that_is_missing(folder):
-    native(folder, without=("0.attn.W_K",))
+    save_native(folder, without=("0.attn.W_K",))
     fault = refuse(folder)
     assert "the weight 'blocks.0.attn.W_K' is missing" in fault.cause
     assert "[3, 12, 6]" in fault.cure
@@ -407,7 +407,7 @@ def test_a_native_weight_that_is_missing(folder):
 
 @pytest.mark.parametrize("name", ["unembed.W_U", "blocks.1.ln2.w", "blocks.0.mlp.b_in", "pos_embed.W_pos", "blocks.1.attn.b_Q"])
 def test_a_native_weight_that_is_misshapen(folder, name):
-    made = native(folder)
+    made = save_native(folder)
     made.state[name] = made.state[name][:-1]
     made.save()
     fault = refuse(folder)
@@ -417,18 +417,18 @@ def test_a_native_weight_that_is_misshapen(folder, name):
 
 @pytest.mark.parametrize("name", ["blocks.2.attn.W_Q", "blocks.0.mlp.W_gate", "blocks.0.attn.W_q", "blocks.0.attn.bias"])
 def test_a_native_weight_that_nothing_uses(folder, name):
-    made = native(folder)
+    made = save_native(folder)
     made.state[name] = torch.zeros(3)
     made.save()
     assert f"unknown weight {name!r}" in refuse(folder).cause
 
 
 def test_weights_for_a_norm_that_is_not_there(folder):
-    made = native(folder)
+    made = save_native(folder)
     change(folder / "tl_config.json", normalization_type="LNPre")
     assert "unknown weight 'blocks.0.ln1.b'" in refuse(made.path).cause
 
 
 def test_a_sound_model_is_not_refused(folder, tmp_path):
-    assert load_model(native(folder).path, device="cpu").info.n_layers == 2
-    assert load_model(str(hugging_face(tmp_path / "hf", "gpt2")), device="cpu").info.n_layers == 3
+    assert load_model(save_native(folder).path, device="cpu").info.n_layers == 2
+    assert load_model(str(save_hugging_face(tmp_path / "hf", "gpt2")), device="cpu").info.n_layers == 3

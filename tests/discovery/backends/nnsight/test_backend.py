@@ -15,12 +15,12 @@ from discovery.backends.loading.load import load_model
 from discovery.errors import ModelError, SiteError
 from discovery.interventions import replace_with
 from discovery.sites import ActivationKind, Site
-from tests.tiny_models import OTHERS, VOCAB, hugging_face
+from tests.tiny_models import OTHER_ARCHITECTURES, VOCAB, save_hugging_face
 
 TOKENS = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
 LAST = torch.tensor([6, 4, 5])
 UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")
-KNOWN = [name for name in OTHERS if name not in UNKNOWN]
+KNOWN = [name for name in OTHER_ARCHITECTURES if name not in UNKNOWN]
 QUICK = ("gemma2", "mixtral", "phi", "qwen2_moe", "qwen3")
 # Found by nnsight inside the attention, where TransformerLens shows a copy or cannot resume (a difference that is right).
 MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix", "xglm": "narrow"}
@@ -47,7 +47,7 @@ def test_what_the_import_leaves_behind(folder, root, first):
     """nnsight is imported when it is asked for; its `save` on every object goes, unless the user imported it for himself."""
     script = IN_A_FRESH_PROCESS.format(first=first)
     done = subprocess.run(
-        [sys.executable, "-c", script, hugging_face(folder, "gpt2")], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, save_hugging_face(folder, "gpt2")], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -60,9 +60,9 @@ def activation(model: Any, site: Site) -> torch.Tensor | None:
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN])
-def test_other_architectures_are_transformer_lens_site_for_site(shelf, name):
+def test_other_architectures_are_transformer_lens_site_for_site(tiny_models, name):
     """Per-head outputs included; also what is known of the model, and which shortcuts hold."""
-    theirs, ours = (shelf.load(name, engine, width(name)) for engine in ("transformerlens", "nnsight"))
+    theirs, ours = (tiny_models.load(name, engine, width(name)) for engine in ("transformerlens", "nnsight"))
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(ours.run(Batch(TOKENS, LAST)).logits, theirs.run(Batch(TOKENS, LAST)).logits, **close)
     for kind in get_args(ActivationKind):
@@ -83,20 +83,20 @@ def test_other_architectures_are_transformer_lens_site_for_site(shelf, name):
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_architecture_that_is_not_known_is_refused_at_load(folder, name):
     with pytest.raises(ModelError, match="does not know where models of type") as caught:
-        load_model(hugging_face(folder, name), backend="nnsight", device="cpu")
+        load_model(save_hugging_face(folder, name), backend="nnsight", device="cpu")
     assert "Use backend 'transformerlens'" in caught.value.cure
 
 
 @pytest.mark.parametrize(("name", "changes"), [("opt", {"do_layer_norm_before": False}), ("gpt_bigcode", {"multi_query": False})])
 def test_a_setting_that_moves_the_parts_is_refused_at_load(folder, name, changes):
     with pytest.raises(ModelError, match=f"{next(iter(changes))} = True only"):
-        load_model(hugging_face(folder, name, **changes), backend="nnsight", device="cpu")
+        load_model(save_hugging_face(folder, name, **changes), backend="nnsight", device="cpu")
 
 
 @pytest.mark.parametrize("first", ["transformerlens", "nnsight"])
 def test_gemma_2s_pattern_whoever_loaded_one_first(folder, first):
     """TransformerLens puts a function of its own in front of the attention of every Gemma 2 in the process."""
-    path = hugging_face(folder, "gemma2")
+    path = save_hugging_face(folder, "gemma2")
     second = load_model(path, backend="nnsight" if first == "transformerlens" else "transformerlens", device="cpu")
     ours = load_model(path, backend="nnsight", device="cpu") if first == "transformerlens" else second
     pattern = Site("pattern", 1)
@@ -107,7 +107,7 @@ def test_gemma_2s_pattern_whoever_loaded_one_first(folder, first):
 
 def test_two_models_in_two_threads(folder):
     """One run at a time for each model; a trace belongs to its thread."""
-    models = [load_model(hugging_face(folder / str(seed), "gpt2", seed), backend="nnsight", device="cpu") for seed in (0, 1)]
+    models = [load_model(save_hugging_face(folder / str(seed), "gpt2", seed), backend="nnsight", device="cpu") for seed in (0, 1)]
     site = Site("resid_pre", 1)
     expected = [model.run(Batch(TOKENS, LAST), [site]) for model in models]
     faults: list[BaseException] = []
@@ -129,9 +129,9 @@ def test_two_models_in_two_threads(folder):
     assert not faults
 
 
-def test_the_pass_ends_with_the_last_site_that_is_wanted(shelf):
+def test_the_pass_ends_with_the_last_site_that_is_wanted(tiny_models):
     """Nothing behind it is computed: the blocks that follow never run."""
-    model = shelf.load("gpt2", "nnsight")
+    model = tiny_models.load("gpt2", "nnsight")
     ran: list[int] = []
     handles = [block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n)) for n, block in enumerate(model.parts.blocks)]
     try:
@@ -149,5 +149,5 @@ def test_the_library_stays_out_until_it_is_asked_for(root):
 
 
 @pytest.mark.parametrize("name", ["opt", "native", "attn_only", "rotary"])
-def test_patterns_that_transformer_lens_only_shows_can_be_replaced(shelf, name):
-    assert (shelf.load(name, "nnsight").abilities.pattern, shelf.load(name).abilities.pattern) == (True, False)
+def test_patterns_that_transformer_lens_only_shows_can_be_replaced(tiny_models, name):
+    assert (tiny_models.load(name, "nnsight").abilities.pattern, tiny_models.load(name).abilities.pattern) == (True, False)

@@ -46,11 +46,11 @@ QUEUE = (
 )
 
 
-class Server(ThreadingHTTPServer):
+class FakeNdif(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, directory: str, repo_id: str, key: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), FakeNdifHandler)
         self.model = TransformersModel(directory, task="text-generation", dispatch=True, dtype=torch.float32)
         self.repo_id, self.key = repo_id, key
         self.sessions: dict[str, queue.Queue] = defaultdict(queue.Queue)
@@ -73,7 +73,7 @@ class Server(ThreadingHTTPServer):
         torch.save(kept, file)
         return zstandard.ZstdCompressor().compress(file.getvalue()) if envelope.compress else file.getvalue()
 
-    def lacking(self, result: bytes) -> bytes:
+    def without_activations(self, result: bytes) -> bytes:
         """The same without what was seen."""
         kept = torch.load(io.BytesIO(zstandard.ZstdDecompressor().decompress(result)), weights_only=False)
         for one in kept["answers"]:
@@ -107,7 +107,7 @@ class Server(ThreadingHTTPServer):
                 tell(ResponseModel(id=job, status=Status.COMPLETED).model_dump_json())
                 return
             result = self.compute(payload, envelope)
-            result = {"garbage": b"garbage", "half": result[: len(result) // 2], "lacking": self.lacking(result)}.get(how, result)
+            result = {"garbage": b"garbage", "half": result[: len(result) // 2], "lacking": self.without_activations(result)}.get(how, result)
         except Exception:  # noqa: BLE001  # a server tells its client of every one
             tell(ResponseModel(id=job, status=Status.ERROR, description=traceback.format_exc()).model_dump_json())
             return
@@ -123,9 +123,9 @@ def received(job: str) -> dict:
     return ResponseModel(id=job, status=Status.RECEIVED, description="Your job has been received.").model_dump(mode="json")
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeNdifHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Server
+    server: FakeNdif
 
     def log_message(self, *_: object) -> None:
         pass
@@ -221,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = Server(*sys.argv[1:])
+    server = FakeNdif(*sys.argv[1:])
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from discovery.agent import discover, resume
-from discovery.agent.run import settings_of
+from discovery.agent.run import read_settings
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
-from discovery.backends.remote.jobs import packed, written
-from discovery.backends.remote.server_code import unpack
-from discovery.backends.remote.status import tell
+from discovery.backends.remote.jobs import pack_edit, pack_tensor
+from discovery.backends.remote.server_code import unpack_tensor
+from discovery.backends.remote.status import report_status
 from discovery.errors import MeasurementError, ModelError, SiteError
 from discovery.interventions import Edit
 from discovery.methods.ablation import ablate_heads
@@ -24,20 +24,20 @@ from discovery.sites import SITE_NAMES, ActivationKind, Site
 from discovery.store import open_run
 from discovery.tasks import load_task
 from tests.discovery.backends import test_contract as contract
-from tests.tiny_models import ARCHITECTURES, OTHERS, VOCAB, Shelf, hugging_face, native, tokenizer
+from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, VOCAB, TinyModels, save_hugging_face, save_native, save_tokenizer
 
 TOKENS = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
 LAST = torch.tensor([6, 4, 5])
 UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")
 QUICK = ("gpt2", "gemma2")
-KINDS = [name for name in (*ARCHITECTURES, *OTHERS) if name not in UNKNOWN]
+KINDS = [name for name in (*ARCHITECTURES, *OTHER_ARCHITECTURES) if name not in UNKNOWN]
 
 
-class RemoteShelf(Shelf):
+class RemoteTinyModels(TinyModels):
     """The same models, in the simulation."""
 
     def load(self, name, backend="nnsight", dtype="float32"):
-        path = tokenizer(self.path(name))
+        path = save_tokenizer(self.path(name))
         if (name, backend, dtype) not in self._loaded:
             remote = {"remote": "local"} if backend == "remote" else {"backend": backend}
             self._loaded[name, backend, dtype] = load_model(path, device="cpu", dtype=dtype, **remote)
@@ -45,8 +45,8 @@ class RemoteShelf(Shelf):
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory):
-    return RemoteShelf(tmp_path_factory.mktemp("remote"))
+def tiny_models(tmp_path_factory):
+    return RemoteTinyModels(tmp_path_factory.mktemp("remote"))
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +60,8 @@ def bundled():
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS])
-def test_every_site_of_every_architecture(shelf, name):
-    ours, theirs = shelf.load(name), shelf.load(name, "remote")
+def test_every_site_of_every_architecture(tiny_models, name):
+    ours, theirs = tiny_models.load(name), tiny_models.load(name, "remote")
     sites = []
     for site in [Site(kind, layer) for kind in get_args(ActivationKind) for layer in range(ours.info.n_layers)]:
         try:
@@ -83,7 +83,7 @@ def test_every_site_of_every_architecture(shelf, name):
 
 
 plains = contract.plains
-kind = pytest.fixture(params=[name if name == "gpt2" else pytest.param(name, marks=pytest.mark.slow) for name in contract.NAMES])(
+kind = pytest.fixture(params=[name if name == "gpt2" else pytest.param(name, marks=pytest.mark.slow) for name in contract.MODULE_NAMES])(
     lambda request: request.param
 )
 test_reads = contract.test_reads_are_the_plain_activations
@@ -106,13 +106,13 @@ test_no_answer = contract.test_without_an_answer_position_there_are_no_logits
         for edit in contract.EDITS
     ],
 )
-def test_edits(shelf, backend, plains, kind, site_kind, operation):
-    contract.test_an_edit_at_each_site_is_the_plain_one(shelf, backend, plains, kind, site_kind, operation)
+def test_edits(tiny_models, backend, plains, kind, site_kind, operation):
+    contract.test_an_edit_at_each_site_is_the_plain_one(tiny_models, backend, plains, kind, site_kind, operation)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", *[pytest.param(name, marks=pytest.mark.slow) for name in contract.SEQUENTIAL[1:]]])
-def test_a_start_behind_the_attention(shelf, backend, plains, kind):
-    contract.test_a_layer_can_be_started_after_its_attention(shelf, backend, plains, kind)
+def test_a_start_behind_the_attention(tiny_models, backend, plains, kind):
+    contract.test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains, kind)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_discovery_finds_the_same_circuit(bundled, tmp_path):
     for mine, their in zip(*effects, strict=True):
         assert (mine is None) == (their is None)
         assert mine is None or their.mean == pytest.approx(mine.mean, abs=1e-5)
-    assert settings_of(open_run(tmp_path, found[1].run_id)).load.remote == "local"
+    assert read_settings(open_run(tmp_path, found[1].run_id)).load.remote == "local"
     assert resume(found[1].run_id, runs_dir=tmp_path).circuit == theirs
 
 
 def test_what_it_does_not_do(bundled):
     ours, theirs = bundled
     batch = Batch(TOKENS, LAST)
-    for refused in (batch, replace(batch, narrow=True)):
+    for refused in (batch, replace(batch, last_position_only=True)):
         with pytest.raises(RuntimeError, match="not sent to a server"):
-            theirs.run(refused, keep_prefix=not refused.narrow)
+            theirs.run(refused, keep_prefix=not refused.last_position_only)
     with pytest.raises(MeasurementError, match="no gradients"):
         theirs.run(batch, grad=True)
     task = load_task("ioi", ours, pairs=4)
@@ -181,9 +181,9 @@ def test_what_cannot_be_asked_for(asked, words):
 
 def test_models_that_ndif_would_not_run(folder):
     with pytest.raises(ModelError, match="has no tokenizer"):
-        load_model(hugging_face(folder, "gpt2"), remote="local")
+        load_model(save_hugging_face(folder, "gpt2"), remote="local")
     with pytest.raises(ModelError, match="native format"):
-        load_model(native(folder / "native").path, remote="local")
+        load_model(save_native(folder / "native").path, remote="local")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -192,23 +192,23 @@ def test_a_tensor_is_sent_as_its_different_vectors(dtype):
     base, other = torch.randn(2, 6, 400, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows = base.repeat(6, 1, 1)
     rows[torch.arange(6), torch.arange(6)] = other
-    small = packed(rows)
-    assert torch.equal(unpack(small), rows)
+    small = pack_tensor(rows)
+    assert torch.equal(unpack_tensor(small), rows)
     assert len(small["rows"]) == 12
     assert len(pickle.dumps(small)) < len(pickle.dumps(rows)) / 2
-    assert torch.equal(packed(base), base)  # nothing is gained
-    assert packed(base[:, 3:]).untyped_storage().nbytes() == base[:, 3:].nbytes  # and a view's storage stays here
-    assert packed(torch.zeros(0, 4)).shape == (0, 4)
-    assert packed(None) is None
+    assert torch.equal(pack_tensor(base), base)  # nothing is gained
+    assert pack_tensor(base[:, 3:]).untyped_storage().nbytes() == base[:, 3:].nbytes  # and a view's storage stays here
+    assert pack_tensor(torch.zeros(0, 4)).shape == (0, 4)
+    assert pack_tensor(None) is None
 
 
 def test_of_an_edit_by_index_only_the_pairs_that_are_there(folder):
-    sent = written(Edit(Site("z", 0), torch.arange(40.0).reshape(10, 4), index=torch.tensor([7, 2, 7])))
-    assert torch.equal(unpack(sent["value"])[sent["index"]], torch.arange(40.0).reshape(10, 4)[[7, 2, 7]])
+    sent = pack_edit(Edit(Site("z", 0), torch.arange(40.0).reshape(10, 4), index=torch.tensor([7, 2, 7])))
+    assert torch.equal(unpack_tensor(sent["value"])[sent["index"]], torch.arange(40.0).reshape(10, 4)[[7, 2, 7]])
     assert len(sent["value"]) == 2
 
 
 def test_where_nobody_listens_the_log_is_told(caplog):
     with caplog.at_level("INFO", logger="circuit_scout.ndif"):
-        tell("NDIF: queued")
+        report_status("NDIF: queued")
     assert caplog.messages == ["NDIF: queued"]

@@ -23,7 +23,7 @@ from discovery import cli
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
 from discovery.backends.remote import ndif
-from discovery.backends.remote.status import listening
+from discovery.backends.remote.status import listen_to_status
 from discovery.engine import Engine
 from discovery.errors import Interrupted, MemoryLimitError, ModelError, RemoteError
 from discovery.interventions import add
@@ -31,29 +31,29 @@ from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Site
 from discovery.tasks import load_task
-from tests.mcp_server.servers import call, make
+from tests.mcp_server.servers import call_tool_ok, make_server
 
 REPO, COMMIT, KEY = "tiny/bundled", "0123456789abcdef0123456789abcdef01234567", "6b0f5c1e-ffff-4222-8333-444455556666"
 BUNDLED = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
 
 
 @dataclass(frozen=True)
-class Served:
+class NdifProcess:
     """The server, from outside."""
 
     address: str
 
-    def told(self) -> list[dict[str, Any]]:
+    def received_requests(self) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.address}/told") as answer:
             return json.load(answer)  # type: ignore[no-any-return]
 
-    def next(self, *how: str) -> None:
+    def fail_next(self, *how: str) -> None:
         for one in how:
             urllib.request.urlopen(urllib.request.Request(f"{self.address}/next", one.encode())).close()
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
     """A process of its own; and a hub's cache that has the model's configuration and tokenizer, but no weights."""
     script = Path(__file__).with_name("ndif_server.py")
     process = subprocess.Popen([sys.executable, script, BUNDLED, REPO, KEY], cwd="/", stdout=subprocess.PIPE, text=True)
@@ -64,9 +64,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text(COMMIT)
     with pytest.MonkeyPatch.context() as patch:
-        from discovery.backends.nnsight.backend import library
+        from discovery.backends.nnsight.backend import import_nnsight
 
-        library()
+        import_nnsight()
         from huggingface_hub import constants
         from nnsight.modeling import huggingface
 
@@ -77,14 +77,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         patch.setenv("NDIF_HOST", address)
         patch.setenv("NDIF_API_KEY", KEY)
-        yield Served(address)
+        yield NdifProcess(address)
     process.terminate()
     process.wait()
     process.stdout.close()
 
 
 @pytest.fixture(scope="module")
-def model(served: Served) -> Any:
+def model(served: NdifProcess) -> Any:
     return load_model(REPO, remote=True)
 
 
@@ -103,7 +103,7 @@ def test_what_is_known_of_it(served, model, here):
     lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
     assert lost == {"prefix", "narrow", "gradients"}
     assert all(parameter.is_meta for parameter in model.net._module.parameters())
-    assert (model.held, here.held) == (0, 4 * info.n_params)
+    assert (model.resident_weight_bytes, here.resident_weight_bytes) == (0, 4 * info.n_params)
 
 
 def test_what_is_sent(served, model):
@@ -191,7 +191,7 @@ def one_run(model: Any) -> Any:
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(ndif, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(ndif, "RETRY_PAUSES", (0.05, 0.05))
 
 
 # websocket-client leaves its socket to the collector where the server closed first.
@@ -211,7 +211,7 @@ def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how
     """A job changes nothing at the server. After some times it is given up, and the next one goes through."""
     before, told = model.service.requests, []
     served.next(how)
-    with listening(told.append):
+    with listen_to_status(told.append):
         found = one_run(model)
     assert model.service.requests - before == 2
     assert any(words in one and "Sent again in" in one for one in told)
@@ -228,20 +228,20 @@ def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_wait_before_another_try_can_be_ended(served, model, monkeypatch):
-    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+    monkeypatch.setattr(ndif, "RETRY_PAUSES", (60.0,))
 
     def stop(status: str) -> None:
         if "Sent again" in status:
             raise Interrupted("enough")
 
     served.next("busy")
-    with listening(stop), pytest.raises(Interrupted):
+    with listen_to_status(stop), pytest.raises(Interrupted):
         one_run(model)
     gc.collect()
 
 
 def test_a_server_that_never_answered_is_not_asked_again(served, monkeypatch):
-    monkeypatch.setattr(ndif, "PAUSES", (60.0,))
+    monkeypatch.setattr(ndif, "RETRY_PAUSES", (60.0,))
     served.next("garbage")
     with pytest.raises(ModelError, match="what is no answer"):
         load_model(REPO, remote=True)
@@ -251,8 +251,8 @@ def test_a_server_that_hands_out_no_session(model, monkeypatch):
     """It takes connections and says nothing: nnsight's client alone would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setattr(model.service, "place", f"http://127.0.0.1:{mute.getsockname()[1]}")
-        monkeypatch.setattr(ndif, "OPENING_SECONDS", 0.2)
-        monkeypatch.setattr(ndif, "PAUSES", ())
+        monkeypatch.setattr(ndif, "CONNECT_SECONDS", 0.2)
+        monkeypatch.setattr(ndif, "RETRY_PAUSES", ())
         with pytest.raises(ModelError, match=r"does not answer \(WebSocketTimeoutException\)"):
             one_run(model)
 
@@ -285,7 +285,7 @@ def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(served, monkeypat
     assert "ret" not in f"{caught.value} {caught.value.detail}".replace("characters", "")
     assert len(served.told()) == before
     monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as a file or a secret of a container has it
-    assert ndif.Ndif.configured()._key == KEY
+    assert ndif.NdifService.from_environment()._key == KEY
 
 
 @pytest.mark.parametrize("host", ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"])
@@ -321,16 +321,16 @@ def test_what_a_server_decides_cannot_be_asked_for(model):
 async def test_the_server(served, tmp_path):
     """It sends nothing until a call says so; then the model waits in NDIF's queue, not in that of this machine's device."""
     before = len(served.told())
-    async with Client(make(tmp_path, tmp_path / "runs")) as client:
-        said = await call(client, "load_model", model=REPO, remote=True, load=False)
+    async with Client(make_server(tmp_path, tmp_path / "runs")) as client:
+        said = await call_tool_ok(client, "load_model", model=REPO, remote=True, load=False)
         assert (said["loaded"], said["model_id"], said["memory"]["loading"], len(served.told())) == (False, f"{REPO}@remote", 0, before)
-        loaded = await call(client, "load_model", model=REPO, remote=True)
+        loaded = await call_tool_ok(client, "load_model", model=REPO, remote=True)
         assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (served.address, "nnsight", 0)
         sent = len(served.told())
         assert sent > before
-        await call(client, "load_model", model=REPO, remote=True)
+        await call_tool_ok(client, "load_model", model=REPO, remote=True)
         assert len(served.told()) == sent
-        found = await call(client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12)
+        found = await call_tool_ok(client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12)
         assert found["metric_clean"] > 0
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from discovery.graph import CircuitGraph
 from discovery.store import list_runs
-from tests.discovery.cli.conftest import Agent, Told
+from tests.discovery.cli.conftest import CommandResult, StubAgent
 
 FRESH = "ioi-bundled-20261120-153012-a1b2"
 
 
-def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told], agent: Agent, runs_dir: Path) -> None:
+def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
     opened = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
@@ -29,7 +29,7 @@ def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., Told],
 
 
 def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
-    scout: Callable[..., Told], agent: Agent, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, word in (("DEVICE", "cpu"), ("BACKEND", "transformerlens"), ("DTYPE", "float16")):
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", word)
@@ -40,7 +40,7 @@ def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
     assert [remote[name] for name in ("device", "backend", "dtype", "remote")] == ["auto", "auto", "float32", True]
 
 
-def test_every_flag_arrives(scout: Callable[..., Told], agent: Agent, tmp_path: Path) -> None:
+def test_every_flag_arrives(scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path) -> None:
     line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64 --pairs 60 --seed 3 --metric kl_divergence"
     line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
     assert scout("discover", *line.split()).status == 0
@@ -61,7 +61,7 @@ def test_every_flag_arrives(scout: Callable[..., Told], agent: Agent, tmp_path: 
     assert agent.options["command"] == f"circuit-scout discover {line}"
 
 
-def test_the_environment_is_heard(scout: Callable[..., Told], agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_heard(scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MODEL": "gpt2", "BACKEND": "nnsight", "DEVICE": "cuda", "DTYPE": "float16", "MEMORY": "1GB"}.items():
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
     scout("discover", "--device", "cpu")
@@ -71,7 +71,7 @@ def test_the_environment_is_heard(scout: Callable[..., Told], agent: Agent, monk
 
 
 def test_files_are_named_so_that_a_run_resumes_from_anywhere(
-    scout: Callable[..., Told], agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
@@ -84,7 +84,7 @@ def test_files_are_named_so_that_a_run_resumes_from_anywhere(
     assert (agent.options["load"]["model"], agent.options["load"]["task"]) == ("bundled", "ioi")
 
 
-def test_the_summary_is_on_stdout_and_the_journal_on_stderr(scout: Callable[..., Told], agent: Agent) -> None:
+def test_the_summary_is_on_stdout_and_the_journal_on_stderr(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
     told = scout("discover")
     assert "ioi in bundled: partial" in told.out
     assert f"circuit-scout runs show {FRESH}" in told.out
@@ -93,14 +93,14 @@ def test_the_summary_is_on_stdout_and_the_journal_on_stderr(scout: Callable[...,
     assert "added L1H1" in scout("discover", "-v").err
 
 
-def test_json_is_the_record_and_nothing_else(scout: Callable[..., Told], agent: Agent) -> None:
+def test_json_is_the_record_and_nothing_else(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
     told = scout("discover", "--json", "-q")
     assert told.err == ""
     assert CircuitGraph.from_json(told.out).verdict == "partial"
     assert told.out.isascii()
 
 
-def test_a_dry_run_only_estimates(scout: Callable[..., Told], agent: Agent) -> None:
+def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
     told = scout("discover", "--dry-run", "--budget", "10", "--universe", "heads")
     assert [name for name, _, _ in agent.asked] == ["estimate"]
     assert agent.options == {"metric": None, "universe": "heads", "budget": 10.0, "memory": None, "exhaustive": False}
@@ -109,7 +109,7 @@ def test_a_dry_run_only_estimates(scout: Callable[..., Told], agent: Agent) -> N
     assert json.loads(scout("discover", "--dry-run", "--json").out)["stages"] == {"heads": 1000.0, "validate": 234.5}
 
 
-def test_a_run_is_resumed(scout: Callable[..., Told], agent: Agent, runs_dir: Path) -> None:
+def test_a_run_is_resumed(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
     told = scout("discover", "--resume", FRESH, "--json", "-q")
     [(name, run_id, options)] = agent.asked
     assert (name, run_id, options["runs_dir"]) == ("resume", FRESH, runs_dir)
@@ -117,7 +117,7 @@ def test_a_run_is_resumed(scout: Callable[..., Told], agent: Agent, runs_dir: Pa
 
 
 @pytest.mark.parametrize("words", [["--seed", "0"], ["ioi"], ["--dry-run"], ["--exhaustive"], ["--model", "gpt2"], ["--memory", "1GB"]])
-def test_a_resumed_run_takes_no_other_settings(words: list[str], scout: Callable[..., Told], agent: Agent) -> None:
+def test_a_resumed_run_takes_no_other_settings(words: list[str], scout: Callable[..., CommandResult], agent: StubAgent) -> None:
     told = scout("discover", "--resume", FRESH, *words)
     assert (told.status, agent.asked) == (2, [])
     assert ("TASK" if words == ["ioi"] else words[0]) in told.err
@@ -143,10 +143,10 @@ def test_a_real_run_is_interrupted_and_resumed(model_directory: Path, root: Path
 
 
 def test_a_split_too_small_for_a_verdict_is_said_before_anything_is_measured(
-    scout: Callable[..., Told], agent: Agent, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.discovery.cli.conftest import Split
+    from tests.discovery.cli.conftest import StubTask
 
     assert "held-out pairs" not in scout("discover").err
-    monkeypatch.setattr(Split, "heldout", range(42))
+    monkeypatch.setattr(StubTask, "heldout", range(42))
     assert "warning: 42 held-out pairs: the verdict will be inconclusive, for it needs 48" in scout("discover").err

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from discovery.backends.hardware.placement import Spread
-from tests.discovery.cli.conftest import Told
-from tests.tiny_models import hugging_face
+from discovery.backends.hardware.placement import Placement
+from tests.discovery.cli.conftest import CommandResult
+from tests.tiny_models import save_hugging_face
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+def tiny_models(tmp_path: Path) -> Path:
     """A directory with a Hugging Face model, a native one, and other things."""
     for name, file in (("owner/b", "config.json"), ("a", "tl_config.json"), ("a/inner", "config.json"), (".cache/c", "config.json")):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
@@ -23,34 +23,34 @@ def shelf(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_bundled_model_is_always_there(scout: Callable[..., Told]) -> None:
+def test_the_bundled_model_is_always_there(scout: Callable[..., CommandResult]) -> None:
     told = scout("models")
     assert told.out.split()[0] == "bundled"
     assert "--models-dir" in told.err
     assert [row["model"] for row in json.loads(scout("models", "list", "--json").out)["models"]] == ["bundled"]
 
 
-def test_local_models(scout: Callable[..., Told], shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = scout("models", "list", "--models-dir", str(shelf), "--json")
+def test_local_models(scout: Callable[..., CommandResult], tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = scout("models", "list", "--models-dir", str(tiny_models), "--json")
     found = json.loads(told.out)
-    assert found["models_dir"] == str(shelf)
+    assert found["models_dir"] == str(tiny_models)
     assert [(row["model"], row["format"], row["bytes"]) for row in found["models"][1:]] == [
-        (str(shelf / "a"), "native", None),
-        (str(shelf / "owner/b"), "huggingface", 2_000_000),
+        (str(tiny_models / "a"), "native", None),
+        (str(tiny_models / "owner/b"), "huggingface", 2_000_000),
     ]
-    monkeypatch.setenv("CIRCUIT_SCOUT_MODELS_DIR", str(shelf))
+    monkeypatch.setenv("CIRCUIT_SCOUT_MODELS_DIR", str(tiny_models))
     assert scout("models", "--json").out == told.out
     lines = scout("models", "list").out.splitlines()
-    assert lines[2].split() == [str(shelf / "owner/b"), "huggingface", "2.0", "MB"]
+    assert lines[2].split() == [str(tiny_models / "owner/b"), "huggingface", "2.0", "MB"]
 
 
-def test_a_models_directory_that_is_none(scout: Callable[..., Told], tmp_path: Path) -> None:
+def test_a_models_directory_that_is_none(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
     told = scout("models", "--models-dir", str(tmp_path / "nowhere"))
     assert (told.status, told.out) == (2, "")
     assert "nowhere" in told.err
 
 
-def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
+def test_info(scout: Callable[..., CommandResult], model_directory: Path) -> None:
     told = scout("models", "info", str(model_directory), "--json", "--device", "cpu")
     assert told.status == 0, told.err
     facts = json.loads(told.out)
@@ -65,16 +65,16 @@ def test_info(scout: Callable[..., Told], model_directory: Path) -> None:
     assert "Free on cpu" in told.out
 
 
-def test_info_of_a_model_that_is_to_be_spread(scout: Callable[..., Told], tmp_path: Path) -> None:
-    facts = json.loads(scout("models", "info", str(hugging_face(tmp_path / "gpt2", "gpt2")), "--device-map", "auto", "--json").out)
+def test_info_of_a_model_that_is_to_be_spread(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
+    facts = json.loads(scout("models", "info", str(save_hugging_face(tmp_path / "gpt2", "gpt2")), "--device-map", "auto", "--json").out)
     assert (facts["backend"], "spread over devices" in facts["chosen"], facts["fits"]) == ("nnsight", True, True)
     told = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
     assert (told.status, "allowed: auto" in told.err) == (2, True)
 
 
-def test_info_says_what_memory_a_model_takes_where_it_lies(scout: Callable[..., Told], tmp_path: Path, monkeypatch: Any) -> None:
-    path = str(hugging_face(tmp_path / "gpt2", "gpt2"))
-    monkeypatch.setattr(Spread, "room", {"cpu": 1000})
+def test_info_says_what_memory_a_model_takes_where_it_lies(scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: Any) -> None:
+    path = str(save_hugging_face(tmp_path / "gpt2", "gpt2"))
+    monkeypatch.setattr(Placement, "room", {"cpu": 1000})
     memory = json.loads(scout("models", "info", path, "--device-map", "auto", "--json").out)["memory"]
     whole = json.loads(scout("models", "info", path, "--json").out)["memory"]
     assert (memory["loading"], memory["weights"], memory["disk"]) == (1000, 1000, whole["weights"] - 1000)
@@ -84,13 +84,13 @@ def test_info_says_what_memory_a_model_takes_where_it_lies(scout: Callable[..., 
     assert (told.status, "runs models of the hub" in told.err) == (2, True)
 
 
-def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., Told], tmp_path: Path) -> None:
-    told = scout("models", "info", str(hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
+def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
+    told = scout("models", "info", str(save_hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
     assert (told.status, told.out) == (2, "")
     assert "Use backend 'transformerlens'" in told.err
 
 
-def test_info_of_what_is_no_model(scout: Callable[..., Told], tmp_path: Path) -> None:
+def test_info_of_what_is_no_model(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
     told = scout("models", "info", str(tmp_path))
     assert (told.status, told.out) == (2, "")
     assert "config.json" in told.err

@@ -12,17 +12,17 @@ import pytest
 
 from discovery.graph import CircuitGraph
 from discovery.store import open_run
-from tests.discovery.cli.conftest import Told
+from tests.discovery.cli.conftest import CommandResult
 
 
-def test_no_runs(scout: Callable[..., Told], runs_dir: Path) -> None:
+def test_no_runs(scout: Callable[..., CommandResult], runs_dir: Path) -> None:
     told = scout("runs")
     assert (told.status, told.out) == (0, "")
     assert "circuit-scout discover" in told.err
     assert json.loads(scout("runs", "--json").out) == {"runs_dir": str(runs_dir), "runs": []}
 
 
-def test_the_list(scout: Callable[..., Told], finished: str, unfinished: str, runs_dir: Path) -> None:
+def test_the_list(scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path) -> None:
     (runs_dir / "ruin").mkdir()
     told = scout("runs", "list")
     lines = told.out.splitlines()
@@ -36,7 +36,7 @@ def test_the_list(scout: Callable[..., Told], finished: str, unfinished: str, ru
 
 
 def test_another_directory(
-    scout: Callable[..., Told], finished: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], finished: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(tmp_path / "empty"))
     assert finished in scout("runs", "list", "--runs-dir", str(runs_dir)).out
@@ -45,28 +45,28 @@ def test_another_directory(
     assert scout("runs", "show", finished).status == 2
 
 
-def test_show_a_finished_run(scout: Callable[..., Told], finished: str) -> None:
+def test_show_a_finished_run(scout: Callable[..., CommandResult], finished: str) -> None:
     told = scout("runs", "show", finished)
     assert (told.status, told.err) == (0, "")
     assert "ioi in bundled: partial" in told.out
     assert "report.html" in told.out
 
 
-def test_show_an_unfinished_run(scout: Callable[..., Told], unfinished: str) -> None:
+def test_show_an_unfinished_run(scout: Callable[..., CommandResult], unfinished: str) -> None:
     told = scout("runs", "show", unfinished)
     assert f"{unfinished}: interrupted" in told.out
     assert "check: the model does the task" in told.out
     assert f"circuit-scout discover --resume {unfinished}" in told.out
 
 
-def test_show_as_json(scout: Callable[..., Told], finished: str, unfinished: str, runs_dir: Path) -> None:
+def test_show_as_json(scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path) -> None:
     found = json.loads(scout("runs", "show", finished, "--json").out)
     assert (found["run_id"], found["status"], found["path"]) == (finished, "completed", str(runs_dir / finished))
     assert found["circuit"]["graph"]["verdict"] == "partial"
     assert json.loads(scout("runs", "show", unfinished, "--json").out)["circuit"] is None
 
 
-def test_a_run_that_is_not_there(scout: Callable[..., Told], finished: str) -> None:
+def test_a_run_that_is_not_there(scout: Callable[..., CommandResult], finished: str) -> None:
     told = scout("runs", "show", finished[:-1] + "x")
     assert (told.status, told.out) == (2, "")
     assert f"Did you mean {finished}?" in told.err
@@ -74,7 +74,7 @@ def test_a_run_that_is_not_there(scout: Callable[..., Told], finished: str) -> N
 
 
 @pytest.mark.parametrize(("name", "start"), [("json", "{"), ("graphml", "<?xml"), ("dot", "digraph"), ("mermaid", "%%")])
-def test_export(name: str, start: str, scout: Callable[..., Told], finished: str, runs_dir: Path) -> None:
+def test_export(name: str, start: str, scout: Callable[..., CommandResult], finished: str, runs_dir: Path) -> None:
     told = scout("runs", "export", finished, "--format", name)
     assert (told.status, told.err) == (0, "")
     assert told.out.startswith(start)
@@ -82,7 +82,7 @@ def test_export(name: str, start: str, scout: Callable[..., Told], finished: str
     assert told.out == circuit.export(name)  # type: ignore[arg-type]  # parametrised
 
 
-def test_export_as_json(scout: Callable[..., Told], finished: str, unfinished: str) -> None:
+def test_export_as_json(scout: Callable[..., CommandResult], finished: str, unfinished: str) -> None:
     assert scout("runs", "export", finished).out == scout("runs", "export", finished, "--json").out
     assert CircuitGraph.from_json(scout("runs", "export", finished).out).run_id == finished
     assert scout("runs", "export", finished, "--json", "--format", "dot").status == 2
@@ -90,7 +90,7 @@ def test_export_as_json(scout: Callable[..., Told], finished: str, unfinished: s
 
 
 @dataclass(frozen=True)
-class Verification:
+class StubVerification:
     run_id: str
     holds: bool
     differences: tuple[str, ...]
@@ -99,12 +99,12 @@ class Verification:
 
 
 @pytest.mark.parametrize("differences", [(), ("heldout.accuracy: recorded 0.98, now 0.5",)])
-def test_verify(differences: tuple[str, ...], scout: Callable[..., Told], finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify(differences: tuple[str, ...], scout: Callable[..., CommandResult], finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def verify(run_id: str, **options: Any) -> Verification:
+    def verify(run_id: str, **options: Any) -> StubVerification:
         asked.append((run_id, options["runs_dir"]))
-        return Verification(run_id, not differences, differences)
+        return StubVerification(run_id, not differences, differences)
 
     fake: Any = types.ModuleType("discovery.agent")
     fake.verify = verify

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from discovery.store import run_ids
-from tests.discovery.cli.conftest import Told
-from tests.tiny_models import hugging_face, tokenizer
+from tests.discovery.cli.conftest import CommandResult
+from tests.tiny_models import save_hugging_face, save_tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 SMALL = ("--features", "24", "--tokens", "640", "--batch", "32", "--site", "resid_post.1")
@@ -23,12 +23,12 @@ def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than what they report on."""
     from discovery.features.training import loop
 
-    monkeypatch.setattr(loop, "REPORTS", 2)
+    monkeypatch.setattr(loop, "REPORTS_PER_TRAINING", 2)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    return str(tokenizer(hugging_face(tmp_path / "gpt2", "gpt2"), WORDS))
+    return str(save_tokenizer(save_hugging_face(tmp_path / "gpt2", "gpt2"), WORDS))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def text(tmp_path: Path) -> str:
 
 
 def test_training_and_what_it_left(
-    scout: Callable[..., Told], model: str, text: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--out", str(tmp_path / "mine"), "--json")
     assert told.status == 0, told.err
@@ -77,7 +77,7 @@ def test_training_and_what_it_left(
 
 
 def test_an_interruption_is_gone_on_with(
-    scout: Callable[..., Told], model: str, text: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from discovery.features.training import loop
 
@@ -102,7 +102,7 @@ def test_an_interruption_is_gone_on_with(
     assert "24 features of resid_post.1 (topk): variance explained" in told.out
 
 
-def test_only_an_estimate(scout: Callable[..., Told], model: str, text: str, runs_dir: Path) -> None:
+def test_only_an_estimate(scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path) -> None:
     told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
     assert told.status == 0, told.err
     found = json.loads(told.out)
@@ -112,13 +112,13 @@ def test_only_an_estimate(scout: Callable[..., Told], model: str, text: str, run
     assert run_ids(runs_dir) == []
 
 
-def test_a_task_of_the_bundled_model(scout: Callable[..., Told]) -> None:
+def test_a_task_of_the_bundled_model(scout: Callable[..., CommandResult]) -> None:
     told = scout("sae", "train", "--task", "ioi", "--task", "agreement", "--pairs", "20", "--features", "16", "--dry-run")
     assert told.status == 0, told.err
     assert "16 features of resid_pre.2 (topk)" in told.out
 
 
-def test_the_bundled_dictionary(scout: Callable[..., Told]) -> None:
+def test_the_bundled_dictionary(scout: Callable[..., CommandResult]) -> None:
     told = scout("sae", "info", "bundled")
     assert told.status == 0
     assert "blocks.2.hook_resid_pre" in told.out
@@ -150,7 +150,7 @@ def test_the_bundled_dictionary(scout: Callable[..., Told]) -> None:
         (("trian",), "no 'trian'; it has train, info", "Did you mean train?"),
     ],
 )
-def test_what_is_wrong_names_the_value_and_a_cure(words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., Told]) -> None:
+def test_what_is_wrong_names_the_value_and_a_cure(words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., CommandResult]) -> None:
     told = scout("sae", *words)
     assert (told.status, told.out) == (2, "")
     [said, fix] = told.err.partition("error: ")[2].splitlines()[:2]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from discovery.tasks import BUILTIN
-from tests.discovery.cli.conftest import Told
+from tests.discovery.cli.conftest import CommandResult
 
 
-def test_the_list(scout: Callable[..., Told]) -> None:
+def test_the_list(scout: Callable[..., CommandResult]) -> None:
     told = scout("tasks")
     assert told == scout("tasks", "list")
     assert [line.split()[0] for line in told.out.splitlines()] == list(BUILTIN)
@@ -17,14 +17,14 @@ def test_the_list(scout: Callable[..., Told]) -> None:
     assert {row["name"]: row["summary"] for row in rows} == {task.name: task.summary for task in BUILTIN.values()}
 
 
-def test_check(scout: Callable[..., Told], model_directory: Path) -> None:
+def test_check(scout: Callable[..., CommandResult], model_directory: Path) -> None:
     told = scout("tasks", "check", str(model_directory / "task.jsonl"), "--model", str(model_directory), "--device", "cpu", "--pairs", "20")
     assert told.status == 0, told.err
     assert "The model does the task." in told.out
     assert "100.0%" in told.out
 
 
-def test_check_as_json(scout: Callable[..., Told], model_directory: Path) -> None:
+def test_check_as_json(scout: Callable[..., CommandResult], model_directory: Path) -> None:
     words = [str(model_directory / "task.jsonl"), "--model", str(model_directory), "--device", "cpu", "--pairs", "40", "--json", "-q"]
     told = scout("tasks", "check", *words)
     assert (told.status, told.err) == (0, "")
@@ -35,7 +35,7 @@ def test_check_as_json(scout: Callable[..., Told], model_directory: Path) -> Non
     assert found["lint"]["warnings"] == []
 
 
-def test_a_fault_of_the_lint_names_its_line(scout: Callable[..., Told], model_directory: Path, tmp_path: Path) -> None:
+def test_a_fault_of_the_lint_names_its_line(scout: Callable[..., CommandResult], model_directory: Path, tmp_path: Path) -> None:
     pairs = (model_directory / "task.jsonl").read_text().splitlines()[:3]
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join([*pairs, '{"clean": [0, 12], "corrupted": [0, 11, 1], "answer": 14, "wrong": 1}']))

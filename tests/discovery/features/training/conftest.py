@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import CONTEXT, VOCAB, Shelf, hugging_face, tokenizer
+from tests.tiny_models import CONTEXT, VOCAB, TinyModels, save_hugging_face, save_tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Built and loaded once."""
-    return Shelf(tmp_path_factory.mktemp("models"))
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory):
+def word_model(tmp_path_factory: pytest.TempPathFactory):
     """A tiny GPT-2 that reads six words."""
     from discovery import load_model
 
     folder = tmp_path_factory.mktemp("reader") / "gpt2"
-    return load_model(tokenizer(hugging_face(folder, "gpt2"), WORDS), device="cpu")
+    return load_model(save_tokenizer(save_hugging_face(folder, "gpt2"), WORDS), device="cpu")
 
 
 @pytest.fixture(scope="session")

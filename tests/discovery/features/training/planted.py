@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-VOCABULARY, WIDTH, DIRECTIONS, AT_ONCE = 1000, 24, 36, 3
+VOCABULARY, WIDTH, DIRECTIONS, ACTIVE_DIRECTIONS = 1000, 24, 36, 3
 CONTEXT = 8
 
 
@@ -17,8 +17,8 @@ def planted_model(folder: Path, seed: int = 0) -> Tensor:
     """Save an attention-only model that reads each token's embedding; give the directions [feature d_model], of length 1."""
     rng = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(DIRECTIONS, WIDTH, generator=rng), dim=-1)
-    chosen = torch.stack([torch.randperm(DIRECTIONS, generator=rng)[:AT_ONCE] for _ in range(VOCABULARY)])
-    amounts = torch.zeros(VOCABULARY, DIRECTIONS).scatter(1, chosen, 0.5 + torch.rand(VOCABULARY, AT_ONCE, generator=rng))
+    chosen = torch.stack([torch.randperm(DIRECTIONS, generator=rng)[:ACTIVE_DIRECTIONS] for _ in range(VOCABULARY)])
+    amounts = torch.zeros(VOCABULARY, DIRECTIONS).scatter(1, chosen, 0.5 + torch.rand(VOCABULARY, ACTIVE_DIRECTIONS, generator=rng))
     weights = {
         "embed.W_E": amounts @ directions,
         "pos_embed.W_pos": torch.zeros(CONTEXT, WIDTH),

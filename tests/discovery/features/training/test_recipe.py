@@ -5,30 +5,30 @@ from __future__ import annotations
 import pytest
 
 from discovery.errors import FeatureError
-from discovery.features.hooks import hook_of, named_site, site_of
+from discovery.features.hooks import format_hook, parse_hook, parse_site
 from discovery.features.training import make_recipe
-from discovery.features.training.recipe import _power
+from discovery.features.training.recipe import _nearest_power_of_two
 from discovery.sites import Site
 
 
-def test_defaults_follow_the_width(shelf):
-    made = make_recipe(shelf.load("gpt2"))
+def test_defaults_follow_the_width(tiny_models):
+    made = make_recipe(tiny_models.load("gpt2"))
     assert made.model_dump() == {
         "site": "resid_pre.1", "architecture": "topk", "d_in": 16, "d_sae": 128, "k": 4, "l1": None, "tokens": 199_936, "batch": 256,
         "learning_rate": 2e-3, "context": 12, "seed": 0,
     }  # fmt: skip
-    assert (made.steps, made.warm_up, made.decay, made.window) == (781, 39, 234, 78)
-    standard = make_recipe(shelf.load("gpt2"), architecture="standard")
+    assert (made.steps, made.warm_up_steps, made.decay_steps, made.dead_after_steps) == (781, 39, 234, 78)
+    standard = make_recipe(tiny_models.load("gpt2"), architecture="standard")
     assert (standard.k, standard.l1) == (None, 1.0)
 
 
 @pytest.mark.parametrize(("number", "power"), [(14.1, 16), (34.6, 32), (80, 64), (0.5, 1), (1000, 1024)])
 def test_powers_of_two(number, power):
-    assert _power(number) == power
+    assert _nearest_power_of_two(number) == power
 
 
-def test_whole_batches(shelf):
-    made = make_recipe(shelf.load("gpt2"), tokens=1000, batch=300)
+def test_whole_batches(tiny_models):
+    made = make_recipe(tiny_models.load("gpt2"), tokens=1000, batch=300)
     assert (made.tokens, made.steps) == (900, 3)
 
 
@@ -36,8 +36,8 @@ def test_whole_batches(shelf):
     ("name", "site"), [("resid_post.2", Site("resid_post", 2)), ("z.0", Site("z", 0)), ("blocks.3.hook_mlp_out", Site("mlp_out", 3))]
 )
 def test_places_have_two_names(name, site):
-    assert named_site(name) == site
-    assert site_of(hook_of(site)) == site
+    assert parse_site(name) == site
+    assert parse_hook(format_hook(site)) == site
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_places_have_two_names(name, site):
         ({"seed": True}, "seed is True", "whole number"),
     ],
 )
-def test_what_cannot_be_is_refused(asked, cause, cure, shelf):
+def test_what_cannot_be_is_refused(asked, cause, cure, tiny_models):
     with pytest.raises(FeatureError) as fault:
-        make_recipe(shelf.load("gpt2"), **asked)
+        make_recipe(tiny_models.load("gpt2"), **asked)
     assert cause in fault.value.cause
     assert cure in fault.value.cure

@@ -18,10 +18,10 @@ from discovery import edit_features, feature_examples, generate_with_features, l
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
 from discovery.features.training import estimate_training, resume_training
-from discovery.features.training.text import source_of
+from discovery.features.training.text import resolve_text
 from discovery.store import list_runs, open_run, run_ids
 from tests.discovery.features.training.conftest import token_rows
-from tests.tiny_models import as_task, hugging_face, native, random_pairs
+from tests.tiny_models import as_task, random_pairs, save_hugging_face, save_native
 from tests.tiny_saes import saelens
 
 SMALL = {"d_sae": 24, "k": 3, "tokens": 2600, "batch": 32}
@@ -41,7 +41,7 @@ def _few_reports():
     from discovery.features.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REPORTS", 4)
+        patch.setattr(loop, "REPORTS_PER_TRAINING", 4)
         yield
 
 
@@ -101,7 +101,7 @@ def test_it_is_saelens_own(whole, reader):
 
 
 def test_another_model_is_refused(whole, tmp_path):
-    other = load_model(hugging_face(tmp_path / "gpt2", "gpt2", seed=1), device="cpu")
+    other = load_model(save_hugging_face(tmp_path / "gpt2", "gpt2", seed=1), device="cpu")
     with pytest.raises(FeatureError, match="other weights"):
         load_sae(whole.path, other)
 
@@ -215,8 +215,8 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
         pytest.param("mlp_out.0", "blocks.0.hook_mlp_out", marks=pytest.mark.slow),
     ],
 )
-def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, shelf, tmp_path):
-    model = shelf.load("rotary")
+def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, tiny_models, tmp_path):
+    model = tiny_models.load("rotary")
     trained = train_sae(model, token_rows(), site, runs_dir=tmp_path, **SMALL)
     theirs = saelens().SAE.load_from_disk(trained.directory)
     assert theirs.cfg.metadata.hook_name == hook
@@ -226,9 +226,9 @@ def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, sh
 
 
 @pytest.mark.slow
-def test_a_task_is_a_text_and_the_other_backend_reads_the_same(shelf, tmp_path):
+def test_a_task_is_a_text_and_the_other_backend_reads_the_same(tiny_models, tmp_path):
     task = as_task(random_pairs([8] * 60))
-    made = [train_sae(shelf.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL) for backend in ("transformerlens", "nnsight")]
+    made = [train_sae(tiny_models.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL) for backend in ("transformerlens", "nnsight")]
     assert made[0].recipe.site == "resid_pre.1"
     rows = [json.loads(line)["tokens"] for line in (made[0].path / "rows.jsonl").read_text().splitlines()]
     assert rows == [list(prompt) for pair in task.pairs for prompt in (pair.clean, pair.corrupted)]
@@ -247,7 +247,7 @@ def test_the_standard_architecture(reader, text, tmp_path):
 
 def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
     """As of GPT-2, whose first token's activation is what attention rests on."""
-    made = native(tmp_path / "model")
+    made = save_native(tmp_path / "model")
     made.state["pos_embed.W_pos"][0] *= 300
     made.save()
     model = load_model(made.path, device="cpu")
@@ -256,7 +256,7 @@ def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
     assert told["measured"]["skip"] == 1
     assert "the first position is left out" in told["why"]
     assert trained.sae.module.cfg.metadata.circuit_scout["skipped_positions"] == 1
-    rows = source_of(model, token_rows()).rows(model, trained.recipe)
+    rows = resolve_text(model, token_rows()).rows(model, trained.recipe)
     assert trained.scores.tokens == sum(len(row) - 1 for row in rows.heldout)
 
 
@@ -264,10 +264,10 @@ def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
     """Both sides of its pairs, each once."""
     monkeypatch.setattr("discovery.features.training.text.TEXT_PAIRS", 30)
     model = load_model("bundled", device="cpu")
-    named = source_of(model, "greater_than")
+    named = resolve_text(model, "greater_than")
     assert named.name == "greater_than"
-    assert named.content == source_of(model, load_task("greater_than", model, pairs=30)).content
-    assert source_of(model, Path("greater_than")).path == Path("greater_than").absolute()
+    assert named.content == resolve_text(model, load_task("greater_than", model, pairs=30)).content
+    assert resolve_text(model, Path("greater_than")).path == Path("greater_than").absolute()
 
 
 def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):

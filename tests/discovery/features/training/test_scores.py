@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from discovery.features.sae import Codes
-from discovery.features.training.scores import measure
+from discovery.features.training.scores import score_sae
 from discovery.sites import Site
 from tests.discovery.features.training.conftest import token_rows
-from tests.tiny_models import plain
+from tests.tiny_models import load_plain_module
 
 SITE = Site("resid_post", 1)
 
@@ -50,9 +50,9 @@ def cross_entropy(module, rows, change=None, skip=0):
 
 
 @pytest.mark.parametrize("skip", [0, 1])
-def test_against_the_plain_module(skip, shelf):
-    model, module, rows = shelf.load("gpt2"), plain(shelf.path("gpt2")), token_rows(40)
-    found = measure(model, SITE, rows, skip, half, 0.25)
+def test_against_the_plain_module(skip, tiny_models):
+    model, module, rows = tiny_models.load("gpt2"), load_plain_module(tiny_models.path("gpt2")), token_rows(40)
+    found = score_sae(model, SITE, rows, skip, half, 0.25)
     assert (found.tokens, found.l0, found.dead) == (sum(len(row) - skip for row in rows), 16.0, 0.25)
     assert found.loss_clean == pytest.approx(cross_entropy(module, rows, None, skip), abs=1e-4)
     assert found.loss_spliced == pytest.approx(cross_entropy(module, rows, lambda x: 0.5 * x, skip), abs=1e-4)
@@ -69,12 +69,12 @@ def test_against_the_plain_module(skip, shelf):
 
 @pytest.mark.parametrize("name", ["gpt2", "rotary", "attn_only"])
 @pytest.mark.parametrize("kind", ["resid_pre", "attn_out", "z", "k"])
-def test_the_identity_loses_nothing_and_nothing_loses_all(kind, name, shelf):
-    model, rows, site = shelf.load(name), token_rows(12), Site(kind, 1)
-    found = measure(model, site, rows, 0, exact)
+def test_the_identity_loses_nothing_and_nothing_loses_all(kind, name, tiny_models):
+    model, rows, site = tiny_models.load(name), token_rows(12), Site(kind, 1)
+    found = score_sae(model, site, rows, 0, exact)
     assert found.variance_explained == pytest.approx(1)
     assert found.loss_spliced == pytest.approx(found.loss_clean, abs=1e-5)
-    none = measure(model, site, rows, 0, nothing)
+    none = score_sae(model, site, rows, 0, nothing)
     assert none.l0 == 0
     assert none.loss_spliced == pytest.approx(none.loss_zero, abs=1e-6)
     if found.loss_recovered is not None:

@@ -12,8 +12,8 @@ import torch
 
 from discovery.errors import FeatureError
 from discovery.features.training import make_recipe
-from discovery.features.training.activations import Supply, passes
-from discovery.features.training.text import LEAST_PIECE, Cursor, Pieces, Rows, source_of
+from discovery.features.training.activations import ActivationBatches, read_activations
+from discovery.features.training.text import MIN_LINE_LIMIT_BYTES, Cursor, DocumentIndex, TrainingRows, resolve_text
 from tests.discovery.features.training.conftest import token_rows
 from tests.tiny_models import as_task, random_pairs
 
@@ -21,7 +21,7 @@ from tests.tiny_models import as_task, random_pairs
 def test_the_index_of_a_text(reader, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8")
-    pieces = Pieces.of(path, 4)
+    pieces = DocumentIndex.of(path, 4)
     assert pieces.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     encode = reader.tokenizer.encode
     long = encode("the dog sees the fish bones")
@@ -34,11 +34,11 @@ def test_the_index_of_a_text(reader, tmp_path):
 def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(f"{line}\nend\n", encoding="utf-8")
-    pieces = Pieces.of(path, 12)
+    pieces = DocumentIndex.of(path, 12)
     content = path.read_bytes()
     parts = [content[start:end] for start, end in zip(pieces.starts, pieces.ends, strict=True)]
     assert b"".join(parts) == content
-    assert max(map(len, parts)) <= LEAST_PIECE
+    assert max(map(len, parts)) <= MIN_LINE_LIMIT_BYTES
     assert "".join(part.decode("utf-8") for part in parts) == f"{line}\nend\n"
     assert len(parts) > 2
 
@@ -46,7 +46,7 @@ def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
 def test_json_lines(reader, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "the cat", "more": 1}\n{"tokens": [3, 4, 5]}\n')
-    assert list(Pieces.of(path, 12).rows(reader, [0, 1], 12)) == [[tuple(reader.tokenizer.encode("the cat"))], [(3, 4, 5)]]
+    assert list(DocumentIndex.of(path, 12).rows(reader, [0, 1], 12)) == [[tuple(reader.tokenizer.encode("the cat"))], [(3, 4, 5)]]
 
 
 @pytest.mark.parametrize(
@@ -64,16 +64,16 @@ def test_json_lines_that_are_none(content, said, reader, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_bytes(content + b"\n")
     with pytest.raises(FeatureError, match=said):
-        list(Pieces.of(path, 12).rows(reader, [0], 12))
+        list(DocumentIndex.of(path, 12).rows(reader, [0], 12))
 
 
-def test_a_model_without_a_tokenizer_wants_token_ids(shelf, tmp_path):
+def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the cat\nthe dog\n")
     with pytest.raises(FeatureError, match=r"document .* is text, and this model has no tokenizer"):
-        Rows(shelf.load("gpt2"), Pieces.of(path, 12), make_recipe(shelf.load("gpt2")))
+        TrainingRows(tiny_models.load("gpt2"), DocumentIndex.of(path, 12), make_recipe(tiny_models.load("gpt2")))
     with pytest.raises(FeatureError, match="this model has no tokenizer"):
-        source_of(shelf.load("gpt2"), ["the cat", "the dog"])
+        resolve_text(tiny_models.load("gpt2"), ["the cat", "the dog"])
 
 
 @pytest.mark.parametrize(
@@ -90,26 +90,26 @@ def test_a_text_that_is_too_short(lines, said, reader, tmp_path):
     path.write_text(lines)
     recipe = make_recipe(reader)
     with pytest.raises(FeatureError, match=said):
-        Rows(reader, Pieces.of(path, 12), recipe).take(Cursor(), 10, 0)
+        TrainingRows(reader, DocumentIndex.of(path, 12), recipe).take(Cursor(), 10, 0)
 
 
 def test_a_folder_is_no_text(reader, tmp_path):
     with pytest.raises(FeatureError, match="cannot be read: Is a directory"):
-        Pieces.of(tmp_path, 12)
+        DocumentIndex.of(tmp_path, 12)
 
 
 def test_tasks_and_prompts_are_not_mixed(reader):
     task = as_task(random_pairs())
     with pytest.raises(FeatureError, match="together"):
-        source_of(reader, [task, (1, 2)])
+        resolve_text(reader, [task, (1, 2)])
     with pytest.raises(FeatureError, match="is no prompt"):
-        source_of(reader, [(1, 2.5)])
+        resolve_text(reader, [(1, 2.5)])
 
 
-def test_each_pass_has_every_document_once_and_never_what_is_held_out(shelf, tmp_path):
-    model = shelf.load("gpt2")
+def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_models, tmp_path):
+    model = tiny_models.load("gpt2")
     own = token_rows(100)
-    source = source_of(model, own)
+    source = resolve_text(model, own)
     rows = source.rows(model, make_recipe(model, seed=3))
     assert len(rows.heldout) == 5
     total = sum(len(row) for row in own) - sum(map(len, rows.heldout))
@@ -119,7 +119,7 @@ def test_each_pass_has_every_document_once_and_never_what_is_held_out(shelf, tmp
     second, _ = rows.take(after, total, 0)
     assert Counter(second) == Counter(first)
     assert second != first
-    again, _ = source_of(model, own).rows(model, make_recipe(model, seed=3)).take(Cursor(), total, 0)
+    again, _ = resolve_text(model, own).rows(model, make_recipe(model, seed=3)).take(Cursor(), total, 0)
     assert again == first
     piecewise, at = [], Cursor()
     while len(piecewise) < len(first):
@@ -132,27 +132,27 @@ def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(reader, tmp_p
     path = tmp_path / "text.txt"
     rng = random.Random(0)
     path.write_text("".join(rng.choice(["the cat sees\n", "the dog sees fish\n", "bones the fish\n"]) for _ in range(60)))
-    rows = Rows(reader, Pieces.of(path, 12), make_recipe(reader))
+    rows = TrainingRows(reader, DocumentIndex.of(path, 12), make_recipe(reader))
     found, _ = rows.take(Cursor(), 60, 0)
     assert found
     assert not set(found) & set(rows.heldout)
 
 
-def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(shelf):
-    model = shelf.load("gpt2")
+def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(tiny_models):
+    model = tiny_models.load("gpt2")
     recipe = make_recipe(model, "resid_post.1", tokens=4000, batch=32)
-    source = source_of(model, token_rows(400))
+    source = resolve_text(model, token_rows(400))
     rows = source.rows(model, recipe)
-    supply = Supply(model, rows, recipe, 1)
+    supply = ActivationBatches(model, rows, recipe, 1)
     batches, places = [], []
-    for _ in range(2 * recipe.block + 3):
-        places.append(supply.place)
+    for _ in range(2 * recipe.batches_per_block + 3):
+        places.append(supply.position)
         batches.append(next(supply))
     assert {tuple(batch.shape) for batch in batches} == {(32, 16)}
-    for at in (0, 5, recipe.block, recipe.block + 1, 2 * recipe.block + 2):
-        assert torch.equal(next(Supply(model, source.rows(model, recipe), recipe, 1, places[at])), batches[at])
-    read, _ = rows.take(Cursor(), recipe.block * 32, 1)
-    direct = torch.cat([activation[where] for _, where, activation in passes(model, recipe.place, read, 1)])
+    for at in (0, 5, recipe.batches_per_block, recipe.batches_per_block + 1, 2 * recipe.batches_per_block + 2):
+        assert torch.equal(next(ActivationBatches(model, source.rows(model, recipe), recipe, 1, places[at])), batches[at])
+    read, _ = rows.take(Cursor(), recipe.batches_per_block * 32, 1)
+    direct = torch.cat([activation[where] for _, where, activation in read_activations(model, recipe.parsed_site, read, 1)])
     distances = torch.cdist(batches[0], direct, compute_mode="donot_use_mm_for_euclid_dist")
     assert float(distances.min(dim=1).values.max()) < 1e-4
     assert len(set(distances.argmin(dim=1).tolist())) == 32
@@ -160,4 +160,4 @@ def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(s
 
 def test_the_text_is_where_it_was(reader):
     with pytest.raises(FeatureError, match=r"There is no file 'nowhere\.txt'"):
-        Pieces.of(Path("nowhere.txt"), 12)
+        DocumentIndex.of(Path("nowhere.txt"), 12)

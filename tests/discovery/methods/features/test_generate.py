@@ -7,18 +7,18 @@ import torch
 
 from discovery.backends.base import Batch
 from discovery.errors import FeatureError, MeasurementError
-from discovery.features import Change, load_sae
+from discovery.features import FeatureChange, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import generate_with_features
-from tests.tiny_models import Shelf
-from tests.tiny_saes import both_ways, directions_module, random_module, save
+from tests.tiny_models import TinyModels
+from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PROMPT = (3, 9, 4, 12)
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("models"))
+def tiny_models(tmp_path_factory) -> TinyModels:
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 def greedy(model, count, edit=None):
@@ -32,8 +32,8 @@ def greedy(model, count, edit=None):
 
 @pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "attn.hook_z"])
 @pytest.mark.parametrize("error", ["keep", "drop"])
-def test_it_is_what_plain_runs_write(shelf, tmp_path, hook, error):
-    model = shelf.load("native")
+def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
+    model = tiny_models.load("native")
     module = random_module("standard", 18 if hook[-1] == "z" else 12, 30, f"blocks.1.{hook}", normalize_activations="layer_norm")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     change = {3: 4.0, 8: -2.0}
@@ -41,7 +41,7 @@ def test_it_is_what_plain_runs_write(shelf, tmp_path, hook, error):
     def edit(model, batch):
         clean = model.run(batch, [sae.writes]).activations[sae.writes]
         value = clean.clone()
-        value[:, 1:] = sae.edit(clean, Change.of(change, "add", 30), error=error)[:, 1:]
+        value[:, 1:] = sae.edit(clean, FeatureChange.of(change, "add", 30), error=error)[:, 1:]
         return [Edit(sae.writes, value)]
 
     found = generate_with_features(model, sae, PROMPT, change, operation="add", positions=slice(1, None), error=error, tokens=5, controls=2)
@@ -52,8 +52,8 @@ def test_it_is_what_plain_runs_write(shelf, tmp_path, hook, error):
     assert found.cost.forward_equivalents > 5
 
 
-def test_nothing_changed_writes_the_same(shelf, tmp_path):
-    model = shelf.load("native")
+def test_nothing_changed_writes_the_same(tiny_models, tmp_path):
+    model = tiny_models.load("native")
     sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
     found = generate_with_features(model, sae, PROMPT, {2: 1.0}, operation="scale", tokens=6, controls=0)
     assert found.edited == found.clean
@@ -61,13 +61,13 @@ def test_nothing_changed_writes_the_same(shelf, tmp_path):
     assert found.clean.text is None
 
 
-def test_steering_along_a_token_writes_it(shelf, tmp_path):
+def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
     """The direction is the unembedding's row of token 17, in a model without a final norm."""
-    model = shelf.load("attn_only")
-    unembedding = shelf.native("attn_only").state["unembed.W_U"]
+    model = tiny_models.load("attn_only")
+    unembedding = tiny_models.native("attn_only").state["unembed.W_U"]
     direction = unembedding[:, 17] / unembedding[:, 17].norm()
     sae = load_sae(
-        save(directions_module(torch.cat([direction[None], both_ways(12)]), "blocks.1.hook_resid_post"), tmp_path / "sae"), model
+        save(directions_module(torch.cat([direction[None], signed_basis(12)]), "blocks.1.hook_resid_post"), tmp_path / "sae"), model
     )
     found = generate_with_features(model, sae, PROMPT, {0: 100.0}, operation="add", tokens=4)
     assert found.edited.tokens == (17, 17, 17, 17)
@@ -92,16 +92,16 @@ def test_steering_along_a_token_writes_it(shelf, tmp_path):
         ({"sae": None}, FeatureError, "The bundled SAE is of the bundled model"),
     ],
 )
-def test_bad_input(shelf, tmp_path, changes, kind, said):
-    model = shelf.load("native")
+def test_bad_input(tiny_models, tmp_path, changes, kind, said):
+    model = tiny_models.load("native")
     sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
     with pytest.raises(kind, match=said):
         generate_with_features(**{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2} | changes)
 
 
-def test_single_positions_are_changed_alone(shelf, tmp_path):
+def test_single_positions_are_changed_alone(tiny_models, tmp_path):
     """At the first step the newest position is the last of the prompt; positions that the prompt lacks are refused."""
-    model = shelf.load("native")
+    model = tiny_models.load("native")
     sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
 
     def written(positions):

@@ -9,20 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.known_circuit import LOGIT_GAIN
 from discovery import load_model, load_task, sae_top_features
 from discovery.backends.base import Batch
 from discovery.engine import Engine
 from discovery.errors import FeatureError, MeasurementError, TaskError
-from discovery.features import Change, load_sae
+from discovery.features import FeatureChange, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import edit_features
-from discovery.methods.features.pushes import Control
+from discovery.methods.features.pushes import ShuffledDecoderControl
 from discovery.metrics import measure
 from discovery.sites import Site
-from tests.tiny_models import Shelf, as_task, random_pairs
-from tests.tiny_saes import both_ways, directions_module, random_module, save
+from tests.tiny_models import TinyModels, as_task, random_pairs
+from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PAIRS = 12
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -32,13 +32,13 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 def planted(tmp_path_factory):
     """The induction model, its task, and dictionaries of the residual stream's own directions, in a shuffled order."""
     folder = tmp_path_factory.mktemp("induction")
-    case = build("induction")
+    case = build_known_circuit("induction")
     case.save(folder / "model")
     model = load_model(folder / "model", device="cpu")
     task = load_task(folder / "model" / "task.jsonl", model, pairs=PAIRS)
     d_model = case.layout.d_model
     order = torch.randperm(2 * d_model, generator=torch.Generator().manual_seed(3))
-    directions = both_ways(d_model)[order]
+    directions = signed_basis(d_model)[order]
     number = {int(place): feature for feature, place in enumerate(order.tolist()) if place < d_model}  # dimension -> feature
     after = load_sae(save(directions_module(directions, "blocks.1.hook_resid_post", neuronpedia_id="toy/1"), folder / "after"), model)
     between = load_sae(save(directions_module(directions, "blocks.1.hook_resid_pre"), folder / "between"), model)
@@ -48,8 +48,8 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("models"))
+def tiny_models(tmp_path_factory) -> TinyModels:
+    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 def tensors(task):
@@ -60,7 +60,7 @@ def tensors(task):
     return tokens, last, torch.tensor([pair.answer for pair in pairs]), torch.tensor([pair.wrong for pair in pairs])
 
 
-def by_hand(model, task, site, change):
+def metric_by_plain_runs(model, task, site, change):
     """The metric of each pair after `change` of a site's activation, and that activation, by plain runs of the backend."""
     tokens, last, answer, wrong = tensors(task)
     clean = model.run(Batch(tokens, last), [site]).activations[site]
@@ -68,7 +68,7 @@ def by_hand(model, task, site, change):
     return measure(task.metric, logits, answer, wrong), clean
 
 
-def inside(task):
+def real_positions(task):
     tokens, last, *_ = tensors(task)
     return torch.arange(tokens.shape[1]) <= last.unsqueeze(1)
 
@@ -127,11 +127,11 @@ def test_direct_logit_effects_are_the_planted_tokens(planted):
 def test_features_between_the_layers_have_the_effect_that_plain_runs_give(planted):
     model, task = planted.model, planted.task
     found = sae_top_features(model, planted.between, task=task, k=6)
-    mask = inside(task).unsqueeze(-1)
-    clean, _ = by_hand(model, task, Site("resid_pre", 1), lambda x: x)
+    mask = real_positions(task).unsqueeze(-1)
+    clean, _ = metric_by_plain_runs(model, task, Site("resid_pre", 1), lambda x: x)
     for feature in found.features:
         direction = planted.directions[feature.index]
-        removed, _ = by_hand(
+        removed, _ = metric_by_plain_runs(
             model, task, Site("resid_pre", 1), lambda x, d=direction: torch.where(mask, x - (x @ d).relu().unsqueeze(-1) * d, x)
         )
         assert feature.ablation.mean == pytest.approx(float((clean - removed).mean()), rel=1e-4, abs=1e-5)
@@ -170,8 +170,8 @@ SITES = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out",
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("hook", SITES)
-def test_error_kept_and_nothing_changed_is_the_same_logits(shelf, tmp_path, hook, layer):
-    model = shelf.load("native")
+def test_error_kept_and_nothing_changed_is_the_same_logits(tiny_models, tmp_path, hook, layer):
+    model = tiny_models.load("native")
     module = random_module("topk", 18 if hook[-1] in "zq" else 12, 30, f"blocks.{layer}.{hook}", normalize_activations="layer_norm")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     task = as_task(random_pairs((6, 6, 5)))
@@ -181,14 +181,14 @@ def test_error_kept_and_nothing_changed_is_the_same_logits(shelf, tmp_path, hook
         assert found.effect.mean == found.effect.low == found.effect.high == 0
     tokens, last, *_ = tensors(task)
     clean = model.run(Batch(tokens, last), [sae.writes])
-    same = sae.edit(clean.activations[sae.writes], Change.of({0: 1.0}, "scale", 30))
+    same = sae.edit(clean.activations[sae.writes], FeatureChange.of({0: 1.0}, "scale", 30))
     assert torch.equal(model.run(Batch(tokens, last), edits=[Edit(sae.writes, same)]).logits, clean.logits)
 
 
 @pytest.mark.parametrize("hook", SITES)
 @pytest.mark.parametrize("error", ["keep", "drop"])
-def test_an_edit_is_what_plain_runs_give(shelf, tmp_path, hook, error):
-    model = shelf.load("native")
+def test_an_edit_is_what_plain_runs_give(tiny_models, tmp_path, hook, error):
+    model = tiny_models.load("native")
     module = random_module("standard", 18 if hook[-1] in "zq" else 12, 30, f"blocks.1.{hook}", normalize_activations="layer_norm")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     task = as_task(random_pairs((6, 6, 5)))
@@ -199,18 +199,18 @@ def test_an_edit_is_what_plain_runs_give(shelf, tmp_path, hook, error):
         mask[row, [1, len(pair.clean) - 1]] = True
 
     def edited(x):
-        value = sae.edit(x, Change.of(change, "set", 30), error=error)
+        value = sae.edit(x, FeatureChange.of(change, "set", 30), error=error)
         return torch.where(mask.reshape(3, 6, *[1] * (x.ndim - 2)), value, x)
 
-    wanted, _ = by_hand(model, task, sae.writes, edited)
+    wanted, _ = metric_by_plain_runs(model, task, sae.writes, edited)
     torch.testing.assert_close(found.per_pair, wanted, **CLOSE)
     assert found.effect.mean == pytest.approx(float((found.per_pair - found.per_pair_base).mean()), rel=1e-5, abs=1e-6)
     assert found.control.n == 8
 
 
 @pytest.mark.parametrize("hook", SITES)
-def test_attribution_is_the_gradient_through_the_decoder(shelf, tmp_path, hook):
-    model = shelf.load("native")
+def test_attribution_is_the_gradient_through_the_decoder(tiny_models, tmp_path, hook):
+    model = tiny_models.load("native")
     module = random_module("standard", 18 if hook[-1] in "zq" else 12, 30, f"blocks.1.{hook}", normalize_activations="layer_norm")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     task = as_task(random_pairs((6, 6, 5)))
@@ -221,15 +221,15 @@ def test_attribution_is_the_gradient_through_the_decoder(shelf, tmp_path, hook):
     value = clean + ((z - codes.features) @ sae.directions() * codes.scale).reshape(clean.shape)
     logits = model.run(Batch(tokens, last), edits=[Edit(sae.writes, value)], grad=True).logits
     slope = torch.autograd.grad(measure("logit_difference", logits, answer, wrong).sum(), z)[0]
-    wanted = (z * slope * inside(task).unsqueeze(-1)).sum(1).mean(0).detach()
+    wanted = (z * slope * real_positions(task).unsqueeze(-1)).sum(1).mean(0).detach()
     found = sae_top_features(model, sae, task=task, k=5, by="attribution", controls=0)
     assert [feature.index for feature in found.features] == wanted.abs().topk(5).indices.tolist()
     for feature in found.features:
         assert feature.attribution.mean == pytest.approx(float(wanted[feature.index]), rel=1e-3, abs=1e-6)
 
 
-def test_integrated_gradients_sum_to_what_removing_all_features_does(shelf, tmp_path):
-    model = shelf.load("native")
+def test_integrated_gradients_sum_to_what_removing_all_features_does(tiny_models, tmp_path):
+    model = tiny_models.load("native")
     sae = load_sae(save(random_module("standard", 12, 24, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
     task = as_task(random_pairs((6, 6, 6)))
     every = edit_features(model, task, sae, dict.fromkeys(range(24), 0.0), controls=2)
@@ -242,15 +242,15 @@ def test_integrated_gradients_sum_to_what_removing_all_features_does(shelf, tmp_
     assert gaps[1] < gaps[0]
 
 
-def test_a_transcoder_reads_one_site_and_writes_another(shelf, tmp_path):
-    model = shelf.load("native")
+def test_a_transcoder_reads_one_site_and_writes_another(tiny_models, tmp_path):
+    model = tiny_models.load("native")
     module = random_module("skip_transcoder", 12, 24, "blocks.1.hook_resid_mid", hook_out="blocks.1.hook_mlp_out")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     assert (sae.reads, sae.writes) == (Site("resid_mid", 1), Site("mlp_out", 1))
     task = as_task(random_pairs((6, 6, 5)))
     tokens, last, answer, wrong = tensors(task)
     seen = model.run(Batch(tokens, last), [sae.reads, sae.writes]).activations
-    value = sae.edit(seen[sae.reads], Change.of({4: 3.0}, "add", 24), written=seen[sae.writes])
+    value = sae.edit(seen[sae.reads], FeatureChange.of({4: 3.0}, "add", 24), written=seen[sae.writes])
     logits = model.run(Batch(tokens, last), edits=[Edit(sae.writes, value)]).logits
     found = edit_features(model, task, sae, {4: 3.0}, operation="add")
     torch.testing.assert_close(found.per_pair, measure("logit_difference", logits, answer, wrong), **CLOSE)
@@ -361,8 +361,8 @@ def test_amounts_that_leave_no_logits_are_refused_and_say_nothing_of_chance(plan
 
 
 def test_a_draw_that_is_no_number_speaks_against_the_feature():
-    assert Control.of(2.0, [1.0, float("nan"), 3.0]).p == 3 / 4
-    assert Control.of(float("nan"), [1.0, 2.0, 3.0]).p == 1
+    assert ShuffledDecoderControl.of(2.0, [1.0, float("nan"), 3.0]).p == 3 / 4
+    assert ShuffledDecoderControl.of(float("nan"), [1.0, 2.0, 3.0]).p == 1
 
 
 def test_a_task_is_one_its_file_its_pairs_or_its_name(planted, tmp_path):
@@ -385,9 +385,9 @@ def test_a_task_is_one_its_file_its_pairs_or_its_name(planted, tmp_path):
         edit_features(planted.model, "iox", planted.between, {0: 0.0})
 
 
-def test_a_loaded_dictionary_must_fit_too(planted, shelf):
+def test_a_loaded_dictionary_must_fit_too(planted, tiny_models):
     with pytest.raises(FeatureError, match="numbers a position"):
-        sae_top_features(shelf.load("native"), planted.between, prompt=(1, 2, 3))
+        sae_top_features(tiny_models.load("native"), planted.between, prompt=(1, 2, 3))
 
 
 def test_where_nothing_differs_there_is_no_share(planted):
@@ -407,21 +407,21 @@ def test_steering_a_planted_direction_writes_its_token(planted):
     assert found.effect.mean == pytest.approx(2 * LOGIT_GAIN, rel=1e-5)
     assert found.control.as_large == 0
     assert found.control.p == pytest.approx(0.05)
-    assert found.share == pytest.approx(2 * LOGIT_GAIN / float(found.metric_clean - edit_corrupted(planted, task)), rel=1e-4)
+    assert found.share == pytest.approx(2 * LOGIT_GAIN / float(found.metric_clean - corrupted_metric(planted, task)), rel=1e-4)
 
 
-def edit_corrupted(planted, task):
+def corrupted_metric(planted, task):
     pair = task.pairs[0]
     logits = planted.model.run(Batch(torch.tensor([pair.corrupted]), torch.tensor([len(pair.corrupted) - 1]))).logits[0]
     return float(logits[pair.answer[0]] - logits[pair.wrong[0]])
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("gpt2", "float32"), ("llama", "float32"), ("neox", "float64"), ("gemma", "float32")])
-def test_architectures_and_dtypes(shelf, tmp_path, kind, dtype):
-    model = shelf.load(kind, dtype=dtype)
+def test_architectures_and_dtypes(tiny_models, tmp_path, kind, dtype):
+    model = tiny_models.load(kind, dtype=dtype)
     task = as_task(random_pairs((6, 5, 6)))
     for hook in ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"):
-        sae = load_sae(save(directions_module(both_ways(16, seed=1), hook), tmp_path / hook), model)
+        sae = load_sae(save(directions_module(signed_basis(16, seed=1), hook), tmp_path / hook), model)
         found = sae_top_features(model, sae, task=task, k=2, controls=1)
         assert found.reconstruction.variance_explained == pytest.approx(1, abs=1e-3)
         for feature in found.features:
@@ -431,10 +431,10 @@ def test_architectures_and_dtypes(shelf, tmp_path, kind, dtype):
         assert torch.equal(same.per_pair, same.per_pair_base)
 
 
-def test_direct_effects_linearise_the_final_norm(shelf, tmp_path):
+def test_direct_effects_linearise_the_final_norm(tiny_models, tmp_path):
     """Against a small step along the direction at the final residual stream, before norm and unembedding."""
-    model = shelf.load("native")
-    sae = load_sae(save(directions_module(both_ways(12, seed=2), "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    model = tiny_models.load("native")
+    sae = load_sae(save(directions_module(signed_basis(12, seed=2), "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
     task = as_task(random_pairs((6, 6, 5)))
     tokens, last, *_ = tensors(task)
     found = sae_top_features(model, sae, task=task, k=2, controls=0, top_tokens=3)

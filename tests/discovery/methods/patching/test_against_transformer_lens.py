@@ -16,7 +16,7 @@ from torch import Tensor
 from discovery.backends.loading.load import load_model
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Direction, SiteName
-from discovery.tasks.task import Pair
+from discovery.tasks.task import EncodedPair
 from tests.tiny_models import as_task, random_pairs
 
 # Our site, theirs, and what makes their axes ours.
@@ -35,10 +35,10 @@ FUNCTIONS: tuple[tuple[SiteName, str, Callable[[Tensor], Tensor]], ...] = (
 
 @pytest.mark.parametrize(("site", "function", "ours"), FUNCTIONS, ids=[site for site, *_ in FUNCTIONS])
 @pytest.mark.parametrize(("name", "direction"), [("gpt2", "denoising"), ("gpt2", "noising"), ("llama", "denoising"), ("neox", "noising")])
-def test_a_grid_is_theirs(shelf, name: str, site: SiteName, function: str, ours: Callable[[Tensor], Tensor], direction: Direction):
+def test_a_grid_is_theirs(tiny_models, name: str, site: SiteName, function: str, ours: Callable[[Tensor], Tensor], direction: Direction):
     from transformer_lens import patching
 
-    model, task = shelf.load(name), as_task(random_pairs([6], seed=2))
+    model, task = tiny_models.load(name), as_task(random_pairs([6], seed=2))
     (pair,) = task.pairs
     got = patch_sweep(model, task, site, direction=direction)
     base, source = (pair.corrupted, pair.clean) if direction == "denoising" else (pair.clean, pair.corrupted)
@@ -72,7 +72,7 @@ def test_on_a_trained_model(shared_models, site: SiteName, function: str, ours: 
     name, another = next(token for token in clean if clean.count(token) == 2), encode(" big")[-1]  # a piece of the name
     corrupted = tuple(another if token == name else token for token in clean)
     answer, wrong = torch.tensor(encode(" happy")[-1:]), torch.tensor(encode(" big")[-1:])
-    task = as_task([Pair(clean, corrupted, tuple(answer.tolist()), tuple(wrong.tolist()))])
+    task = as_task([EncodedPair(clean, corrupted, tuple(answer.tolist()), tuple(wrong.tolist()))])
     got = patch_sweep(model, task, site)
     bridge: Any = model.bridge
     with torch.no_grad():

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.known_circuits.truth import load_truth
 from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
-from discovery.methods.patching.nodes import node_effects
-from discovery.methods.patching.paths import EdgeEffect, edge_effects, edges_between
+from discovery.methods.patching.nodes import measure_node_effects
+from discovery.methods.patching.paths import EdgeEffect, edges_between, measure_edge_effects
 from discovery.sites import EMBED, LOGITS, Node, head, mlp, slots_of
-from discovery.tasks.task import Pair
-from tests.oracles.path_patching import Native
+from discovery.tasks.task import EncodedPair
+from tests.oracles.path_patching import PathPatchingOracle
 from tests.tiny_models import as_task, random_pairs
 
 LENGTHS = (6, 4, 7)
@@ -29,13 +29,13 @@ def parse(*names: str) -> list[Node]:
     return [Node.parse(name) for name in names]
 
 
-def by_hand(native: Native, pairs: Sequence[Pair], source: Node, target: Node, slots: Sequence[str]) -> Tensor:
+def by_hand(native: PathPatchingOracle, pairs: Sequence[EncodedPair], source: Node, target: Node, slots: Sequence[str]) -> Tensor:
     """The logit difference of each pair with this edge patched."""
     logits = [native.patched(torch.tensor(pair.clean), torch.tensor(pair.corrupted), str(source), str(target), slots) for pair in pairs]
     return torch.stack([row[list(p.answer)].logsumexp(0) - row[list(p.wrong)].logsumexp(0) for row, p in zip(logits, pairs, strict=True)])
 
 
-def assert_by_hand(found: Sequence[EdgeEffect], native: Native, pairs: Sequence[Pair]) -> None:
+def assert_by_hand(found: Sequence[EdgeEffect], native: PathPatchingOracle, pairs: Sequence[EncodedPair]) -> None:
     for edge in found:
         slots = slots_of(edge.target)
         assert tuple(edge.inputs) == slots
@@ -53,12 +53,12 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def of(name: str) -> Any:
         if name not in made:
-            case = build(name)
+            case = build_known_circuit(name)
             folder = case.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
             every = load_task(folder / "task.jsonl", model, pairs=24).pairs
             by_template = {template: [pair for pair in every if pair.template == template][:2] for template in {p.template for p in every}}
-            made[name] = model, Native(case.config, case.state), tuple(pair for pairs in by_template.values() for pair in pairs)
+            made[name] = model, PathPatchingOracle(case.config, case.state), tuple(pair for pairs in by_template.values() for pair in pairs)
         return made[name]
 
     return of
@@ -68,29 +68,29 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_every_edge_and_slot_of_a_hand_built_circuit(name: str, hand_built: Any) -> None:
     """With a bystander of each layer beside the circuit."""
     model, native, pairs = hand_built(name)
-    members = parse(*known(name).nodes, "a0.h0", "a1.h3", *(["m0"] if name == "or_mlp" else []))
-    found = edge_effects(Engine(model, as_task(pairs)), members)
+    members = parse(*load_truth(name).nodes, "a0.h0", "a1.h3", *(["m0"] if name == "or_mlp" else []))
+    found = measure_edge_effects(Engine(model, as_task(pairs)), members)
     assert [(edge.source, edge.target) for edge in found] == edges_between(members)
     assert_by_hand(found, native, pairs)
 
 
-def test_every_edge_and_slot_behind_layernorm(shelf: Any) -> None:
+def test_every_edge_and_slot_behind_layernorm(tiny_models: Any) -> None:
     """A random model: MLPs, biases everywhere, prompts of different lengths, sets of answers, last tokens that differ."""
-    model, weights = shelf.load("native"), shelf.native("native")
+    model, weights = tiny_models.load("native"), tiny_models.native("native")
     pairs = random_pairs(LENGTHS, seed=4, sets=2, same_end=False, changed=3)
-    found = edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
+    found = measure_edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
     assert len(found) == 3 * 1 + 4 + 3 * 5 + 8 + 9, "into the heads, the MLP, the heads, the MLP, the logits"
-    assert_by_hand(found, Native(weights.config, weights.state), pairs)
+    assert_by_hand(found, PathPatchingOracle(weights.config, weights.state), pairs)
 
 
 def test_the_induction_circuit_talks_through_keys(hand_built: Any) -> None:
     """The previous-token head moves the induction head's keys alone; nothing of it reaches the logits directly."""
     model, _, pairs = hand_built("induction")
-    before, after = parse(*known("induction").nodes)
+    before, after = parse(*load_truth("induction").nodes)
     engine = Engine(model, as_task(pairs))
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     gap = float((clean - corrupted).mean())
-    edges = {(e.source, e.target): e for e in edge_effects(engine, [before, after])}
+    edges = {(e.source, e.target): e for e in measure_edge_effects(engine, [before, after])}
     effect = {slot: float((clean - values).mean()) / gap for slot, values in edges[before, after].inputs.items()}
     assert effect["k"] > 0.9
     assert abs(effect["q"]) < 0.05
@@ -99,65 +99,65 @@ def test_the_induction_circuit_talks_through_keys(hand_built: Any) -> None:
     assert abs(float((clean - edges[before, LOGITS].whole).mean())) / gap < 0.05
 
 
-def test_direct_effects_on_the_logits_add_up_without_a_norm(shelf: Any) -> None:
+def test_direct_effects_on_the_logits_add_up_without_a_norm(tiny_models: Any) -> None:
     """The final stream is the sum of embed and every node, and the logit difference is linear in it."""
-    model = shelf.load("attn_only")
+    model = tiny_models.load("attn_only")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=5, same_end=False)))
-    direct = [edge for edge in edge_effects(engine, model.info.nodes()) if edge.target == LOGITS]
+    direct = [edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == LOGITS]
     assert len(direct) == 1 + len(model.info.nodes())
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     torch.testing.assert_close(torch.stack([clean - edge.whole for edge in direct]).sum(0), clean - corrupted, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["attn_only", "native", "gpt2", "llama", "rotary"])
-def test_all_that_a_node_hears_is_what_it_says(shelf: Any, name: str) -> None:
+def test_all_that_a_node_hears_is_what_it_says(tiny_models: Any, name: str) -> None:
     """embed -> a head of layer 0 gives its corrupted value; a node of the last layer speaks to the logits alone: noising either."""
-    model = shelf.load(name)
+    model = tiny_models.load(name)
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=6, same_end=False)))
-    noised = node_effects(engine, "noising")
+    noised = measure_node_effects(engine, "noising")
     alone = dict(zip(noised.nodes, noised.per_pair.T, strict=True))
     last = model.info.n_layers - 1
     end = [head(last, h) for h in range(model.info.n_heads)] if model.info.attn_only else [mlp(last)]
-    edges = {(e.source, e.target): e for e in edge_effects(engine, model.info.nodes())}
+    edges = {(e.source, e.target): e for e in measure_edge_effects(engine, model.info.nodes())}
     for h in range(model.info.n_heads):
         torch.testing.assert_close(edges[EMBED, head(0, h)].whole, alone[head(0, h)], atol=1e-4, rtol=1e-4)
     for node in end:
         torch.testing.assert_close(edges[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
 
-def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(shelf: Any) -> None:
-    model = shelf.load("native")
+def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(tiny_models: Any) -> None:
+    model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=7)))
-    found = {(e.source, e.target): e for e in edge_effects(engine, [mlp(1)])}
+    found = {(e.source, e.target): e for e in measure_edge_effects(engine, [mlp(1)])}
     torch.testing.assert_close(found[EMBED, LOGITS].whole, engine.baseline("clean"), atol=1e-5, rtol=1e-5)
 
 
-def test_a_node_that_does_not_differ_says_nothing(shelf: Any, tmp_path: Any) -> None:
+def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: Any) -> None:
     """Values that are the head's bias whatever it reads: its output is the same in both runs."""
     from discovery import load_model
-    from tests.tiny_models import native
+    from tests.tiny_models import save_native
 
-    made = native(tmp_path / "model")
+    made = save_native(tmp_path / "model")
     made.state["blocks.0.attn.W_V"][1] = 0.0
     made.save()
     model = load_model(made.path)
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=8)))
     clean = engine.baseline("clean")
-    found = [edge for edge in edge_effects(engine, model.info.nodes()) if edge.source == head(0, 1)]
+    found = [edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.source == head(0, 1)]
     assert len(found) == 6
     for edge in found:
         for values in (edge.whole, *edge.inputs.values()):
             torch.testing.assert_close(values, clean, atol=2e-5, rtol=1e-5)
-    heard = next(edge for edge in edge_effects(engine, model.info.nodes()) if edge.target == head(0, 1))
+    heard = next(edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == head(0, 1))
     torch.testing.assert_close(heard.whole, clean, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only", "gpt2"])
-def test_no_shortcut_changes_a_number(shelf: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shortcut_changes_a_number(tiny_models: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that cannot be started after a layer's attention, or reuse a prefix, gives the same."""
-    model, task = shelf.load(name), as_task(random_pairs(LENGTHS, seed=9))
+    model, task = tiny_models.load(name), as_task(random_pairs(LENGTHS, seed=9))
     members = model.info.nodes()[-4:]
-    quick = edge_effects(Engine(model, task), members)
+    quick = measure_edge_effects(Engine(model, task), members)
     run = type(model).run
 
     def never_in_the_middle(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,9 +166,9 @@ def test_no_shortcut_changes_a_number(shelf: Any, name: str, monkeypatch: pytest
 
     monkeypatch.setattr(type(model), "run", never_in_the_middle)
     monkeypatch.setattr(model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False))
-    plain = edge_effects(Engine(model, task), members)
+    plain = measure_edge_effects(Engine(model, task), members)
     monkeypatch.setattr(model, "abilities", Abilities())
-    none = edge_effects(Engine(model, task), members)
+    none = measure_edge_effects(Engine(model, task), members)
     for one, two, three in zip(quick, plain, none, strict=True):
         for a, b, c in zip(
             (one.whole, *one.inputs.values()), (two.whole, *two.inputs.values()), (three.whole, *three.inputs.values()), strict=True
@@ -177,13 +177,13 @@ def test_no_shortcut_changes_a_number(shelf: Any, name: str, monkeypatch: pytest
             torch.testing.assert_close(a, c, atol=2e-5, rtol=1e-5)
 
 
-def test_pairs_in_blocks_and_batches(shelf: Any) -> None:
-    model, task = shelf.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=10))
+def test_pairs_in_blocks_and_batches(tiny_models: Any) -> None:
+    model, task = tiny_models.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=10))
     members = [head(0, 0), mlp(0), head(1, 2)]
-    whole = edge_effects(Engine(model, task), members)
+    whole = measure_edge_effects(Engine(model, task), members)
     small = Engine(model, task, memory=80_000)
     assert len(list(small.blocks())) > 1
-    for one, other in zip(whole, edge_effects(small, members), strict=True):
+    for one, other in zip(whole, measure_edge_effects(small, members), strict=True):
         torch.testing.assert_close(one.whole, other.whole, atol=2e-5, rtol=1e-5)
         for slot in one.inputs:
             torch.testing.assert_close(one.inputs[slot], other.inputs[slot], atol=2e-5, rtol=1e-5)
@@ -202,15 +202,15 @@ def test_which_edges_there_are() -> None:
     assert edges_between([]) == [(EMBED, LOGITS)]
 
 
-def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(shelf: Any) -> None:
+def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(tiny_models: Any) -> None:
     """Both read the same stream. What an earlier node says to that MLP is what noising all of it would."""
-    model = shelf.load("neox")
+    model = tiny_models.load("neox")
     assert model.info.parallel
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=11)))
-    found = {(e.source, e.target): e for e in edge_effects(engine, model.info.nodes())}
+    found = {(e.source, e.target): e for e in measure_edge_effects(engine, model.info.nodes())}
     assert (head(0, 0), mlp(0)) not in found
     assert (head(0, 0), mlp(1)) in found
-    noised = node_effects(engine, "noising")
+    noised = measure_node_effects(engine, "noising")
     alone = dict(zip(noised.nodes, noised.per_pair.T, strict=True))
     torch.testing.assert_close(found[EMBED, mlp(0)].whole, alone[mlp(0)], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[EMBED, head(0, 1)].whole, alone[head(0, 1)], atol=1e-4, rtol=1e-4)
@@ -218,16 +218,16 @@ def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_t
         torch.testing.assert_close(found[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
 
-def test_what_it_costs_is_announced(shelf: Any) -> None:
+def test_what_it_costs_is_announced(tiny_models: Any) -> None:
     """A budget that does not reach is refused before anything but the baselines is run; what is counted is near what was announced."""
-    model, task = shelf.load("native"), as_task(random_pairs((6,) * 6, seed=12))
+    model, task = tiny_models.load("native"), as_task(random_pairs((6,) * 6, seed=12))
     told: list[float] = []
     meter = Meter(progress=lambda done, total, what: told.append(total) if what == "edges" else None)
     engine = Engine(model, task, meter=meter)
     engine.baseline("clean")
     before = meter.spent
-    edge_effects(engine, model.info.nodes())
+    measure_edge_effects(engine, model.info.nodes())
     assert meter.spent - before == pytest.approx(told[0], rel=1.0)
     poor = Engine(model, task, meter=Meter(limit=told[0] / 2))
     with pytest.raises(BudgetError):
-        edge_effects(poor, model.info.nodes())
+        measure_edge_effects(poor, model.info.nodes())

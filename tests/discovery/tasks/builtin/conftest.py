@@ -37,7 +37,7 @@ class WordTokenizer:
         known = list(self.pieces)
         return "".join(known[i] for i in ids)
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         """Whether some piece is not known."""
         return 0 in self.encode(text)
 
@@ -53,7 +53,7 @@ class LetterTokenizer:
         """The characters."""
         return "".join(chr(i) for i in ids)
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         """Never: it knows all that it reads."""
         return False
 
@@ -72,7 +72,7 @@ class Gpt2Tokenizer:
         """Text."""
         return str(self.inner.decode(ids))
 
-    def holds_unknown(self, text: str) -> bool:
+    def has_unknown(self, text: str) -> bool:
         """Never: it knows all that it reads."""
         return False
 

@@ -21,8 +21,8 @@ def at(tokenizer: Tokenizer, pair: PromptPair, label: str, side: str = "clean") 
 def test_word_lists() -> None:
     """At least a hundred names, no word twice, no noun in two roles."""
     assert len(words.NAMES) >= 100
-    nouns = words.PEOPLE + words.THINGS + words.PLACES + words.OBJECTS + words.EVENTS + words.MATTER
-    for listed in (words.NAMES, nouns, words.MEETINGS, words.TRAVELS, words.GIVINGS, words.ADJECTIVES):
+    nouns = words.PEOPLE + words.THINGS + words.PLACES + words.OBJECTS + words.EVENTS + words.OTHER_NOUNS
+    for listed in (words.NAMES, nouns, words.MEETING_VERBS, words.TRAVEL_VERBS, words.GIVING_VERBS, words.ADJECTIVES):
         assert len(set(listed)) == len(listed)
 
 
@@ -108,7 +108,7 @@ def test_agreement_changes_only_the_subjects_number(tokenizer: Tokenizer) -> Non
 def test_words_that_a_tokenizer_does_not_know_are_not_used(knowing: Callable[[set[str]], Tokenizer]) -> None:
     """An <unk> is one token too, but not one that spells the word: half the names are unknown here, and none of them is drawn."""
     said = {word for pattern in ioi.PATTERNS.values() for word in re.findall(r"[A-Za-z]+|[^\sA-Za-z]", pattern)}
-    known = {*words.NAMES[::2], *words.PLACES, *words.OBJECTS, *words.MEETINGS, *words.TRAVELS, *words.GIVINGS, *said}
+    known = {*words.NAMES[::2], *words.PLACES, *words.OBJECTS, *words.MEETING_VERBS, *words.TRAVEL_VERBS, *words.GIVING_VERBS, *said}
     for pair in generate("ioi", knowing(known), 60, 0):
         assert set(re.findall(r"\w+", str(pair.clean))) & set(words.NAMES) <= set(words.NAMES[::2])
     with pytest.raises(TaskError, match=r"at least 20 first names .* has 10\."):

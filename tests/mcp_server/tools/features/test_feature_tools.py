@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mcp import Client
 
-from tests.mcp_server.servers import TASK, call, make, refused
+from tests.mcp_server.servers import INDUCTION_TASK, call_tool_error, call_tool_ok, make_server
 from tests.tiny_saes import random_module, saelens
 
 pytestmark = pytest.mark.anyio
@@ -23,10 +23,10 @@ def dictionary(models: Path) -> str:
 
 async def test_features_of_a_prompt_and_of_a_task(models: Path, runs_dir: Path) -> None:
     dictionary(models)
-    async with Client(make(models, runs_dir)) as client:
-        await call(client, "load_model", model="induction")
-        for given in ({"prompt": [0, 5, 6, 7, 5]}, {"task": TASK, "pairs": 8, "positions": [-1]}):
-            found = await call(client, "sae_top_features", model_id="induction", sae="saes/layer1", k=3, **given)
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        for given in ({"prompt": [0, 5, 6, 7, 5]}, {"task": INDUCTION_TASK, "pairs": 8, "positions": [-1]}):
+            found = await call_tool_ok(client, "sae_top_features", model_id="induction", sae="saes/layer1", k=3, **given)
             assert len(found["features"]) == 3
             assert found["sae"] == "saes/layer1"
             assert len(found["features"][0]["by_pair"]) == found["n"]
@@ -36,10 +36,10 @@ async def test_features_of_a_prompt_and_of_a_task(models: Path, runs_dir: Path) 
 
 async def test_the_order_and_integrated_gradients_can_be_asked_for(models: Path, runs_dir: Path) -> None:
     place = dictionary(models)
-    async with Client(make(models, runs_dir)) as client:
-        await call(client, "load_model", model="induction")
-        asked = {"model_id": "induction", "sae": place, "task": TASK, "pairs": 6, "positions": [-1], "k": 3}
-        found = {by: await call(client, "sae_top_features", by=by, steps=2, **asked) for by in ("activation", "attribution", "ablation")}
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        asked = {"model_id": "induction", "sae": place, "task": INDUCTION_TASK, "pairs": 6, "positions": [-1], "k": 3}
+        found = {by: await call_tool_ok(client, "sae_top_features", by=by, steps=2, **asked) for by in ("activation", "attribution", "ablation")}
         for by, result in found.items():
             assert list(result).index("warnings") < list(result).index("model_id")  # a poor reconstruction is read before any number
             assert result["by"] == by
@@ -49,20 +49,20 @@ async def test_the_order_and_integrated_gradients_can_be_asked_for(models: Path,
 
 async def test_features_are_changed_with_the_effect_on_metric_and_text(models: Path, runs_dir: Path) -> None:
     place = dictionary(models)
-    async with Client(make(models, runs_dir)) as client:
-        await call(client, "load_model", model="induction")
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
         asked = {"model_id": "induction", "sae": place, "features": {"3": 50.0, "7": -20.0}, "operation": "add"}
-        both = await call(client, "edit_features", task=TASK, pairs=6, prompt=[0, 5, 6, 7, 5], positions=[-1], tokens=3, **asked)
+        both = await call_tool_ok(client, "edit_features", task=INDUCTION_TASK, pairs=6, prompt=[0, 5, 6, 7, 5], positions=[-1], tokens=3, **asked)
         assert both["on_metric"]["n"] == 6
         assert both["on_metric"]["effect"]["low"] <= both["on_metric"]["effect"]["mean"] <= both["on_metric"]["effect"]["high"]
         assert both["on_metric"]["effect"]["mean"] != 0
         assert len(both["on_text"]["clean"].split()) == len(both["on_text"]["edited"].split()) == 3
-        nothing = await call(client, "edit_features", **{**asked, "features": {"3": 0.0}}, task=TASK, pairs=6)
+        nothing = await call_tool_ok(client, "edit_features", **{**asked, "features": {"3": 0.0}}, task=INDUCTION_TASK, pairs=6)
         assert nothing["on_metric"]["effect"] == {"mean": 0, "low": 0, "high": 0}
         assert nothing["on_text"] is None
-        assert "a task, a prompt, or both" in await refused(client, "edit_features", **asked)
-        assert "does not exist" in await refused(client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2)
-        assert "no position of this prompt" in await refused(client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked)
+        assert "a task, a prompt, or both" in await call_tool_error(client, "edit_features", **asked)
+        assert "does not exist" in await call_tool_error(client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2)
+        assert "no position of this prompt" in await call_tool_error(client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked)
 
 
 async def test_a_text_is_read_for_features(models: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,42 +70,42 @@ async def test_a_text_is_read_for_features(models: Path, runs_dir: Path, monkeyp
     place = dictionary(models)
     (models / "corpus.jsonl").write_text("".join(json.dumps({"tokens": [0, n % 24, 5, 6, n % 7]}) + "\n" for n in range(40)))
     asked = {"model_id": "induction", "sae": place, "features": [3, 7], "text": "corpus.jsonl"}
-    async with Client(make(models, runs_dir)) as client:
-        await call(client, "load_model", model="induction")
-        first, again = [await call(client, "sae_examples", **asked) for _ in range(2)]
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        first, again = [await call_tool_ok(client, "sae_examples", **asked) for _ in range(2)]
         assert (first["cached"], again["cached"]) == (False, True)
         assert first["features"] == again["features"]
         assert first["documents"] == 40
         assert any(card["top"] for card in first["features"])
-        assert "There is no text file" in await refused(client, "sae_examples", **{**asked, "text": "../corpus.jsonl"})
-        assert "no tokenizer" in await refused(client, "sae_examples", **{**asked, "text": ["words"]})
-    async with Client(make(models, runs_dir, read_only=True)) as client:
-        await call(client, "load_model", model="induction")
-        assert not (await call(client, "sae_examples", **asked))["cached"]
+        assert "There is no text file" in await call_tool_error(client, "sae_examples", **{**asked, "text": "../corpus.jsonl"})
+        assert "no tokenizer" in await call_tool_error(client, "sae_examples", **{**asked, "text": ["words"]})
+    async with Client(make_server(models, runs_dir, read_only=True)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        assert not (await call_tool_ok(client, "sae_examples", **asked))["cached"]
 
 
 @pytest.mark.slow
 async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_dir: Path) -> None:
     place = dictionary(models)
-    async with Client(make(models, runs_dir)) as client:
-        await call(client, "load_model", model="induction")
-        run = await call(client, "discover_circuit", model_id="induction", task=TASK, pairs=16, wait_seconds=120)
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        run = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, pairs=16, wait_seconds=120)
         asked = {"run_id": run["run_id"], "model_id": "induction", "sae": place, "k": 4}
-        found = await call(client, "circuit_features", **asked)
+        found = await call_tool_ok(client, "circuit_features", **asked)
         assert found["verdict"] == run["verdict"]
         assert len(found["candidates"]) == 4
         held = {one["id"] for one in found["candidates"] if one["holds"]}
         assert all(one["why"] for one in found["candidates"] if not one["holds"])
-        circuit = await call(client, "get_circuit", run_id=run["run_id"])
+        circuit = await call_tool_ok(client, "get_circuit", run_id=run["run_id"])
         assert {node["id"] for node in circuit["nodes"]} == {node["id"] for node in run["nodes"]} | held
         assert circuit["verdict"] == run["verdict"]
         record = json.loads((runs_dir / run["run_id"] / "circuit.json").read_text())
         assert record["graph"]["dictionaries"][0]["sae"] == "layer1"
         assert str(models) not in json.dumps(record["graph"]["dictionaries"])
-        assert "no run" in await refused(client, "circuit_features", **{**asked, "run_id": "nobody"})
+        assert "no run" in await call_tool_error(client, "circuit_features", **{**asked, "run_id": "nobody"})
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
-    assert "of the bundled model, and does not belong" in await refused(client, "sae_top_features", model_id="induction", prompt=[0, 1])
-    assert "one of prompt and task" in await refused(client, "sae_top_features", model_id="induction", sae="a/b")
-    assert "There is no SAE directory" in await refused(client, "sae_top_features", model_id="induction", sae="../saes", prompt=[0, 1])
+    assert "of the bundled model, and does not belong" in await call_tool_error(client, "sae_top_features", model_id="induction", prompt=[0, 1])
+    assert "one of prompt and task" in await call_tool_error(client, "sae_top_features", model_id="induction", sae="a/b")
+    assert "There is no SAE directory" in await call_tool_error(client, "sae_top_features", model_id="induction", sae="../saes", prompt=[0, 1])

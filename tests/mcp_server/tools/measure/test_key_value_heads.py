@@ -13,7 +13,7 @@ from mcp import Client
 from safetensors.torch import load
 
 import discovery.report
-from tests.mcp_server.servers import call, make, refused
+from tests.mcp_server.servers import call_tool_error, call_tool_ok, make_server
 from tests.tiny_models import GROUPED, grouped, random_pairs
 
 pytestmark = pytest.mark.anyio
@@ -40,12 +40,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def client(places: Path, tmp_path: Path) -> AsyncIterator[Client]:
-    async with Client(make(places, tmp_path)) as connected:
+    async with Client(make_server(places, tmp_path)) as connected:
         yield connected
 
 
 async def loaded(client: Client, name: str, backend: str = "transformerlens") -> str:
-    found = await call(client, "load_model", model=name, backend=backend)
+    found = await call_tool_ok(client, "load_model", model=name, backend=backend)
     return str(found["model_id"])
 
 
@@ -65,15 +65,15 @@ async def test_cells_of_k_and_v(
     heads, kv_heads = GROUPED[name]
     each = heads // kv_heads
     drawn: list[tuple[list[str], str]] = []
-    heatmap = discovery.report.heatmap
+    heatmap = discovery.report.draw_heatmap
 
     def noted(values: Any, rows: Any, columns: Any, **more: Any) -> bytes:
         drawn.append((list(columns), more["column_axis"]))
         return heatmap(values, rows, columns, **more)
 
-    monkeypatch.setattr(discovery.report, "heatmap", noted)
+    monkeypatch.setattr(discovery.report, "draw_heatmap", noted)
     model_id = await loaded(client, name, backend)
-    found = await call(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=50)
+    found = await call_tool_ok(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=50)
     said = [text for text in found["warnings"] if "key-value heads shared by query heads" in text]
     grid = json.loads((await resource(client, found["values"])).text)
     assert len(found["top"]) == 2 * kv_heads
@@ -106,15 +106,15 @@ async def test_cells_of_k_and_v(
 async def test_a_cell_of_v_is_refused_where_heads_are_taken(client: Client, tool: str) -> None:
     """The very name that a sweep prints, and what it says to write instead."""
     model_id = await loaded(client, "llama_9_3")
-    swept = await call(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=1)
+    swept = await call_tool_ok(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=1)
     [cell] = swept["top"]
-    text = await refused(client, tool, model_id=model_id, task=TASK, nodes=[cell["node"]])
+    text = await call_tool_error(client, tool, model_id=model_id, task=TASK, nodes=[cell["node"]])
     assert repr(cell["node"]) in text
     first, *_, last = cell["query_heads"]
     assert f"key-value head, shared by query heads {first} to {last}" in text
     nodes = [f"a{cell['layer']}.h{head}" for head in cell["query_heads"]]
     assert ", ".join(nodes) in text
-    await call(client, "ablate_heads", model_id=model_id, task=TASK, nodes=nodes, controls=0)
+    await call_tool_ok(client, "ablate_heads", model_id=model_id, task=TASK, nodes=nodes, controls=0)
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -122,7 +122,7 @@ async def test_what_is_cached_of_k_and_v(client: Client, name: str) -> None:
     heads, kv_heads = GROUPED[name]
     model_id = await loaded(client, name)
     prompt = [3, 4, 5]
-    found = await call(client, "run_with_cache", model_id=model_id, prompt=prompt, sites=["k", "q"])
+    found = await call_tool_ok(client, "run_with_cache", model_id=model_id, prompt=prompt, sites=["k", "q"])
     axes = {row["site"]: row["axes"] for row in found["sites"]}
     assert axes["q.0"] == ["pos", "head", "d_head"]
     assert axes["k.0"] == ["pos", "kv_head" if kv_heads < heads else "head", "d_head"]

@@ -8,23 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.known_circuits.hand_built import build
-from benchmarks.known_circuits.truth import known
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.known_circuits.truth import load_truth
 from discovery import add_features, load_model, load_task
 from discovery.engine import Engine
 from discovery.errors import MeasurementError
 from discovery.features import load_sae
 from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Effect, ModelFacts, TaskFacts
-from discovery.methods.features.arguments import places_of
-from discovery.methods.features.circuit.edges import Told, edges_of, sources_of, targets_of
-from discovery.methods.features.circuit.exchange import exchange, find
-from discovery.methods.features.circuit.feature_circuit import _holds
+from discovery.methods.features.arguments import resolve_positions
+from discovery.methods.features.circuit.edges import FeatureEdgeEffect, find_sources, find_targets, measure_feature_edges
+from discovery.methods.features.circuit.exchange import measure_exchange, rank_by_attribution
+from discovery.methods.features.circuit.feature_circuit import _edge_holds
 from discovery.sites import Node, slots_of
-from tests.oracles.path_patching import Native
+from tests.oracles.path_patching import PathPatchingOracle
 from tests.tiny_models import as_task, random_pairs
-from tests.tiny_saes import both_ways, directions_module, random_module, save
+from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
-PLACES = [1, 3, -1]
+POSITIONS = [1, 3, -1]
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 HOOKS = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
 
@@ -33,7 +33,7 @@ def site_of_hook(hook):
     return hook.split("hook_")[1]
 
 
-class ByHand:
+class FeaturePatchingOracle:
     """A standard dictionary with SAELens's layer norm, in a native model, pair by pair in float64."""
 
     def __init__(self, native, module, reads, writes, pairs):
@@ -48,45 +48,45 @@ class ByHand:
         z = ((inside - self.w["b_dec"]) @ self.w["W_enc"] + self.w["b_enc"]).relu()
         return z, z * spread
 
-    def both(self, pair):
+    def sides(self, pair):
         return (torch.tensor(side) for side in (pair.clean, pair.corrupted))
 
     def metric(self, pair, logits):
         return logits[list(pair.answer)].logsumexp(0) - logits[list(pair.wrong)].logsumexp(0)
 
-    def chosen(self, pair, change):
+    def at_positions(self, pair, change):
         kept = torch.zeros_like(change)
-        places = [place % len(pair.clean) for place in PLACES]
+        places = [place % len(pair.clean) for place in POSITIONS]
         kept[places] = change[places]
         return kept
 
     def contributions(self, pair):
         """z and s·z in the clean run and in the corrupted one."""
         if id(pair) not in self.known:
-            self.known[id(pair)] = [self.codes(self.native.sites(side)[1][self.reads]) for side in self.both(pair)]
+            self.known[id(pair)] = [self.codes(self.native.sites(side)[1][self.reads]) for side in self.sides(pair)]
         return self.known[id(pair)]
 
-    def moved(self, pair, tokens, amount, feature):
-        push = self.chosen(pair, amount)[:, None] * self.w["W_dec"][feature]
+    def metric_after_push(self, pair, tokens, amount, feature):
+        push = self.at_positions(pair, amount)[:, None] * self.w["W_dec"][feature]
         return self.metric(pair, self.native.sites(tokens, {self.writes: push})[0])
 
-    def exchanged(self, feature):
+    def exchange_effects(self, feature):
         """noised, denoised, removed, activation of each pair."""
         rows = []
         for pair in self.pairs:
-            clean, corrupted = self.both(pair)
+            clean, corrupted = self.sides(pair)
             (z, here), (_, there) = self.contributions(pair)
             here, there = here[:, feature], there[:, feature]
-            peak = self.chosen(pair, z[:, feature]).max()
+            peak = self.at_positions(pair, z[:, feature]).max()
             ways = ((clean, there - here), (corrupted, here - there), (clean, -here))
-            rows.append(torch.stack([*(self.moved(pair, *way, feature) for way in ways), peak]))
+            rows.append(torch.stack([*(self.metric_after_push(pair, *way, feature) for way in ways), peak]))
         return torch.stack(rows).T
 
-    def told_feature(self, source, feature):
+    def effect_on_feature(self, source, feature):
         """Where the dictionary alone hears the corrupted source: the metric, and how far the feature goes on its way."""
         rows = []
         for pair in self.pairs:
-            clean, corrupted = self.both(pair)
+            clean, corrupted = self.sides(pair)
             message = self.native.values(corrupted)[source] - self.native.values(clean)[source]
             seen = self.native.sites(clean)[1][self.reads]
             if self.reads.startswith("z"):
@@ -97,41 +97,41 @@ class ByHand:
                 message[:, own] = (other - seen)[:, own]
             (z, c), (z_now, c_now) = self.codes(seen), self.codes(seen + message)
             way = z[:, feature] - self.contributions(pair)[1][0][:, feature]
-            along = self.chosen(pair, (z[:, feature] - z_now[:, feature]) * way.sign()).sum()
-            own = self.chosen(pair, way.abs()).sum()
-            rows.append(torch.stack([self.moved(pair, clean, c_now[:, feature] - c[:, feature], feature), along, own]))
+            along = self.at_positions(pair, (z[:, feature] - z_now[:, feature]) * way.sign()).sum()
+            own = self.at_positions(pair, way.abs()).sum()
+            rows.append(torch.stack([self.metric_after_push(pair, clean, c_now[:, feature] - c[:, feature], feature), along, own]))
         return torch.stack(rows).T
 
-    def told_node(self, feature, target, slots):
+    def effect_on_node(self, feature, target, slots):
         """The metric where these inputs of the target alone hear the feature as it is in the corrupted run."""
         rows = []
         for pair in self.pairs:
-            clean, _ = self.both(pair)
+            clean, _ = self.sides(pair)
             (_, here), (_, there) = self.contributions(pair)
             direction = self.w["W_dec"][feature]
             if self.writes.startswith("z"):
                 layer, d_head = int(self.writes[-1]), self.native.config["d_head"]
                 heads = self.native.w[f"blocks.{layer}.attn.W_O"]
                 direction = sum(part @ heads[h] for h, part in enumerate(direction.split(d_head)))
-            message = self.chosen(pair, there[:, feature] - here[:, feature])[:, None] * direction
+            message = self.at_positions(pair, there[:, feature] - here[:, feature])[:, None] * direction
             rows.append(self.metric(pair, self.native.told(clean, target, slots, message)))
         return torch.stack(rows)
 
 
 @pytest.fixture
-def random_case(shelf, tmp_path):
+def random_case(tiny_models, tmp_path):
     """A random LayerNorm model, pairs of different lengths, and a random dictionary at a hook."""
 
     def of(hook, layer, hook_out=None):
-        model, weights = shelf.load("native"), shelf.native("native")
+        model, weights = tiny_models.load("native"), tiny_models.native("native")
         width = 18 if hook.endswith("z") else 12
         module = random_module("standard", width, 20, f"blocks.{layer}.{hook}", normalize_activations="layer_norm")
         sae = load_sae(save(module, tmp_path / "sae"), model)
         pairs = random_pairs((6, 5, 7), seed=4, sets=2, same_end=False, changed=3)
-        native = Native(weights.config, weights.state)
-        hand = ByHand(native, module, f"{site_of_hook(hook)}.{layer}", f"{site_of_hook(hook)}.{layer}", pairs)
+        native = PathPatchingOracle(weights.config, weights.state)
+        hand = FeaturePatchingOracle(native, module, f"{site_of_hook(hook)}.{layer}", f"{site_of_hook(hook)}.{layer}", pairs)
         engine = Engine(model, as_task(pairs))
-        return SimpleNamespace(model=model, sae=sae, engine=engine, places=places_of(engine.task, PLACES), hand=hand)
+        return SimpleNamespace(model=model, sae=sae, engine=engine, places=resolve_positions(engine.task, POSITIONS), hand=hand)
 
     return of
 
@@ -146,26 +146,26 @@ def random_case(shelf, tmp_path):
 def test_every_number_is_what_a_slow_computation_gives(random_case, hook, layer):
     case = random_case(hook, layer)
     features, hand = (2, 7), case.hand
-    found = exchange(case.engine, case.sae, case.places, features, draws=0, seed=0, top=2)
+    found = measure_exchange(case.engine, case.sae, case.places, features, draws=0, seed=0, top=2)
     for i, feature in enumerate(features):
         wanted = hand.exchanged(feature)
         for values, expected in zip((found.noised, found.denoised, found.removed, found.activation), wanted, strict=True):
             torch.testing.assert_close(values[:, i].double(), expected, **CLOSE)
     nodes = case.model.info.nodes()
-    edges = edges_of(case.engine, case.sae, case.places, features, nodes)
+    edges = measure_feature_edges(case.engine, case.sae, case.places, features, nodes)
     clean = case.engine.baseline("clean").double()
-    sources, targets = (kind(case.model.info, case.sae, nodes) for kind in (sources_of, targets_of))
+    sources, targets = (kind(case.model.info, case.sae, nodes) for kind in (find_sources, find_targets))
     assert len(edges) == len(features) * (len(sources) + len(targets))
     for edge in edges:
         if edge.target.kind == "feature":
-            metric, along, own = hand.told_feature(str(edge.source), edge.target.feature)
+            metric, along, own = hand.effect_on_feature(str(edge.source), edge.target.feature)
             torch.testing.assert_close(clean - edge.whole.double(), metric, **CLOSE)
-            torch.testing.assert_close(edge.activation.double(), along, **CLOSE)
-            torch.testing.assert_close(edge.own.double(), own, **CLOSE)
+            torch.testing.assert_close(edge.activation_change.double(), along, **CLOSE)
+            torch.testing.assert_close(edge.activation_gap.double(), own, **CLOSE)
             continue
         assert tuple(edge.inputs) == slots_of(edge.target)
         for values, slots in ((edge.whole, slots_of(edge.target)), *((edge.inputs[slot], (slot,)) for slot in edge.inputs)):
-            expected = hand.told_node(edge.source.feature, str(edge.target), slots)
+            expected = hand.effect_on_node(edge.source.feature, str(edge.target), slots)
             torch.testing.assert_close(clean - values.double(), expected, **CLOSE)
 
 
@@ -173,7 +173,7 @@ def test_attribution_is_the_slope_of_the_exchange(random_case):
     """Against a small exchange by finite differences, and integrated over the way against the whole."""
     case = random_case("hook_resid_post", 0)
     hand = case.hand
-    found = find(case.engine, case.sae, case.places, 1, 20)
+    found = rank_by_attribution(case.engine, case.sae, case.places, 1, 20)
     for i, feature in list(enumerate(found.features))[:4]:
         rows = []
         for pair in hand.pairs:
@@ -184,7 +184,7 @@ def test_attribution_is_the_slope_of_the_exchange(random_case):
         torch.testing.assert_close(found.per_pair[:, i].double(), torch.stack(rows), atol=1e-4, rtol=1e-3)
     sums = found.per_pair.double().mean(0).abs()
     assert sums.tolist() == sorted(sums.tolist(), reverse=True)
-    integrated = find(case.engine, case.sae, case.places, 64, 20).per_pair.double().sum(1)
+    integrated = rank_by_attribution(case.engine, case.sae, case.places, 64, 20).per_pair.double().sum(1)
     whole = []
     for pair in hand.pairs:
         clean, _ = hand.both(pair)
@@ -198,7 +198,7 @@ def test_who_can_speak_to_a_feature_and_whom_it_can_tell(random_case):
     def ends(hook, layer):
         case = random_case(hook, layer)
         nodes = case.model.info.nodes()
-        return [" ".join(map(str, kind(case.model.info, case.sae, nodes))) for kind in (sources_of, targets_of)]
+        return [" ".join(map(str, kind(case.model.info, case.sae, nodes))) for kind in (find_sources, find_targets)]
 
     assert ends("hook_resid_pre", 1) == ["embed a0.h0 a0.h1 a0.h2 m0", "a1.h0 a1.h1 a1.h2 m1 logits"]
     assert ends("hook_resid_mid", 0) == ["embed a0.h0 a0.h1 a0.h2", "m0 a1.h0 a1.h1 a1.h2 m1 logits"]
@@ -210,7 +210,7 @@ def test_who_can_speak_to_a_feature_and_whom_it_can_tell(random_case):
 ASKED, OTHER = 5, 6
 
 
-def named(pair):
+def with_fixed_tokens(pair):
     """The pair with its tokens exchanged so that the one that is asked about is always the same: words mean nothing to the model."""
     new = {token: token for token in range(25)}
     differ = next({a, b} for a, b in zip(pair.clean, pair.corrupted, strict=True) if a != b)
@@ -225,22 +225,22 @@ def named(pair):
 def planted(tmp_path_factory):
     """The induction model and a dictionary of the stream's own directions between its two layers."""
     folder = tmp_path_factory.mktemp("induction")
-    case = build("induction")
+    case = build_known_circuit("induction")
     case.save(folder / "model")
     model = load_model(folder / "model", device="cpu")
     task = load_task(folder / "model" / "task.jsonl", model, pairs=32)
-    task = replace(task, pairs=tuple(map(named, task.pairs)))
+    task = replace(task, pairs=tuple(map(with_fixed_tokens, task.pairs)))
     d_model = case.layout.d_model
     order = torch.randperm(2 * d_model, generator=torch.Generator().manual_seed(3))
     number = {int(place): feature for feature, place in enumerate(order.tolist()) if place < d_model}
-    module = directions_module(both_ways(d_model)[order], "blocks.1.hook_resid_pre", neuronpedia_id="toy/1")
+    module = directions_module(signed_basis(d_model)[order], "blocks.1.hook_resid_pre", neuronpedia_id="toy/1")
     sae = load_sae(save(module, folder / "sae"), model)
     circuit = CircuitGraph(
         model=ModelFacts(name="induction", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4),
         task=TaskFacts(name=task.name, metric=task.metric, fingerprint=task.fingerprint),
         verdict="verified",
-        nodes=tuple(CircuitNode.of(name) for name in known("induction").nodes),
-        edges=(CircuitEdge(source=known("induction").nodes[0], target=known("induction").nodes[1]),),
+        nodes=tuple(CircuitNode.of(name) for name in load_truth("induction").nodes),
+        edges=(CircuitEdge(source=load_truth("induction").nodes[0], target=load_truth("induction").nodes[1]),),
     )
     made = add_features(model, circuit, task, sae, k=3)
     return SimpleNamespace(model=model, task=task, sae=sae, circuit=circuit, made=made, number=number, layout=case.layout, folder=folder)
@@ -249,7 +249,7 @@ def planted(tmp_path_factory):
 def test_the_planted_features_are_the_ones_between_the_heads(planted):
     """The previous-token head writes the subspace `prev`, the induction head reads it through its keys: these features are the nodes."""
     made, circuit = planted.made, planted.made.circuit
-    previous, matcher = known("induction").nodes
+    previous, matcher = load_truth("induction").nodes
     wanted = planted.number[planted.layout.content("prev")[ASKED - 1]]
     node = next(node for node in circuit.nodes if node.feature and node.feature.index == wanted)
     held = [candidate for candidate in made.candidates if candidate.why is None]
@@ -304,8 +304,8 @@ def test_which_edges_are_kept(source, effect, activation, wanted):
 
     edge = CircuitEdge(source=source, target=target, effect=of(effect), activation=activation and of(activation))
     own = None if activation is None else torch.ones(2)
-    told = Told(Node.parse(source), Node.parse(target), torch.zeros(2), {}, own, own)
-    assert _holds(edge, told, {"f1.3": 0.5, "f1.7": 0.03}) is wanted
+    told = FeatureEdgeEffect(Node.parse(source), Node.parse(target), torch.zeros(2), {}, own, own)
+    assert _edge_holds(edge, told, {"f1.3": 0.5, "f1.7": 0.03}) is wanted
 
 
 def test_measured_again_they_replace_what_was_there(planted):
@@ -367,22 +367,22 @@ def test_bad_input(planted, change, said):
         add_features(planted.model, given.pop("circuit"), planted.task, planted.sae, **given)
 
 
-def test_sides_that_do_not_differ_and_dictionaries_of_queries_are_refused(planted, shelf, tmp_path):
+def test_sides_that_do_not_differ_and_dictionaries_of_queries_are_refused(planted, tiny_models, tmp_path):
     pairs = tuple(replace(pair, corrupted=pair.clean) for pair in planted.task.pairs)
     with pytest.raises(MeasurementError, match="do not differ"):
         add_features(planted.model, planted.circuit, replace(planted.task, pairs=pairs), planted.sae)
-    model = shelf.load("native")
+    model = tiny_models.load("native")
     queries = load_sae(save(random_module("standard", 18, 20, "blocks.1.attn.hook_q"), tmp_path / "q"), model)
     with pytest.raises(MeasurementError, match="no part of the residual stream"):
         add_features(model, CircuitGraph(), as_task(random_pairs((6, 6, 5))), queries)
 
 
-def test_a_transcoder_hears_the_stream_and_speaks_as_an_mlp(shelf, tmp_path):
-    model = shelf.load("native")
+def test_a_transcoder_hears_the_stream_and_speaks_as_an_mlp(tiny_models, tmp_path):
+    model = tiny_models.load("native")
     module = random_module("transcoder", 12, 24, "blocks.0.hook_resid_mid", hook_out="blocks.0.hook_mlp_out")
     sae = load_sae(save(module, tmp_path / "sae"), model)
     nodes = model.info.nodes()
-    assert [str(node) for node in sources_of(model.info, sae, nodes)] == ["embed", "a0.h0", "a0.h1", "a0.h2"]
-    assert [str(node) for node in targets_of(model.info, sae, nodes)] == ["a1.h0", "a1.h1", "a1.h2", "m1", "logits"]
+    assert [str(node) for node in find_sources(model.info, sae, nodes)] == ["embed", "a0.h0", "a0.h1", "a0.h2"]
+    assert [str(node) for node in find_targets(model.info, sae, nodes)] == ["a1.h0", "a1.h1", "a1.h2", "m1", "logits"]
     made = add_features(model, CircuitGraph(nodes=(CircuitNode.of("a0.h1"),)), as_task(random_pairs((6,) * 8)), sae, k=3, controls=0)
     assert all(Node.parse(name).site == "mlp_out" for name in made.circuit.dictionaries[0].candidates)

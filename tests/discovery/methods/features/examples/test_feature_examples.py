@@ -11,29 +11,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.known_circuits.hand_built import build
+from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import feature_examples, load_model, load_task
 from discovery.backends.base import Batch
 from discovery.errors import FeatureError, Interrupted, MeasurementError
 from discovery.features import load_sae
 from discovery.methods.features import Sampling
-from discovery.methods.features.examples.documents import Texts
-from discovery.methods.features.examples.sampling import Context, Kept, key_of
+from discovery.methods.features.examples.documents import DocumentStream
+from discovery.methods.features.examples.sampling import ContextCollector, PeakContext, context_key
 from discovery.sites import Site
-from tests.tiny_models import as_task, random_pairs, tokenizer
-from tests.tiny_saes import both_ways, directions_module, save
+from tests.tiny_models import as_task, random_pairs, save_tokenizer
+from tests.tiny_saes import directions_module, save, signed_basis
 
 FEATURES = (3, 40, 90)
 HOW = Sampling(k=5, bins=3, per_bin=2, window=8, around=2)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def case(tmp_path_factory):
     """The induction model (token ids only), a dictionary of random directions between its layers, and a text of ids."""
     folder = tmp_path_factory.mktemp("examples")
-    case = build("induction")
+    case = build_known_circuit("induction")
     model = load_model(case.save(folder / "model"), device="cpu")
-    directions = both_ways(case.layout.d_model, seed=5)
+    directions = signed_basis(case.layout.d_model, seed=5)
     sae = load_sae(save(directions_module(directions, "blocks.1.hook_resid_pre", neuronpedia_id="toy/1"), folder / "sae"), model)
     rng = random.Random(0)
     rows = [[rng.randrange(25) for _ in range(rng.randint(1, 20))] for _ in range(60)]
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     return SimpleNamespace(model=model, sae=sae, rows=rows, text=text, directions=directions, folder=folder)
 
 
-def brute_force(place, feature, how):
+def contexts_by_brute_force(place, feature, how):
     """Every context with its largest activation: key -> (value, tokens); and every activation that counts."""
     best, every, windows = defaultdict(float), [], 0
     site = Site("resid_pre", 1)
@@ -66,7 +66,7 @@ def brute_force(place, feature, how):
 def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
     found = feature_examples(place.model, place.sae, place.text, FEATURES, sampling=HOW, cache=False)
     for card, feature in zip(found.features, FEATURES, strict=True):
-        best, every, windows = brute_force(place, feature, HOW)
+        best, every, windows = contexts_by_brute_force(place, feature, HOW)
         fired = [value for value in every if value]
         assert card.feature == feature
         assert card.density == pytest.approx(len(fired) / len(every))
@@ -90,7 +90,7 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
 
 def test_a_planted_token_is_what_the_feature_shows(tmp_path, place):
     """The dictionary's first directions are the tokens' own: whatever is read, the examples of feature t peak on token t."""
-    sae = load_sae(save(directions_module(both_ways(place.sae.d_in), "blocks.0.hook_resid_pre"), tmp_path / "sae"), place.model)
+    sae = load_sae(save(directions_module(signed_basis(place.sae.d_in), "blocks.0.hook_resid_pre"), tmp_path / "sae"), place.model)
     found = feature_examples(place.model, sae, place.text, range(1, 6), sampling=HOW, cache=False)
     for card in found.features:
         shown = [*card.top, *(example for part in card.bins for example in part.examples)]
@@ -100,28 +100,28 @@ def test_a_planted_token_is_what_the_feature_shows(tmp_path, place):
 
 
 def test_what_is_kept_does_not_grow_with_the_text_nor_hang_on_its_order():
-    contexts = [Context(n, (n % 400, 1), (float((n * 7919) % 400), 0.0), 0) for n in range(1500)]
+    contexts = [PeakContext(n, (n % 400, 1), (float((n * 7919) % 400), 0.0), 0) for n in range(1500)]
     wanted = sorted({context.value for context in contexts}, reverse=True)[:5]
     samples = []
     for seed in (1, 2):
-        kept = Kept(5, 50)
+        kept = ContextCollector(5, 50)
         for context in random.Random(seed).sample(contexts, len(contexts)):
-            kept.offer(key_of(context.tokens, 0, 0), context.value, lambda context=context: context)
-            assert len(kept.top()) <= 5
-            assert len(kept.even()) <= 50
-        assert [context.value for context in kept.top()] == wanted
-        assert (kept.seen, kept.full) == (1500, True)
-        samples.append([context.tokens for context in kept.even()])
+            kept.offer(context_key(context.tokens, 0, 0), context.value, lambda context=context: context)
+            assert len(kept.strongest()) <= 5
+            assert len(kept.even_sample()) <= 50
+        assert [context.value for context in kept.strongest()] == wanted
+        assert (kept.n_offered, kept.has_overflowed) == (1500, True)
+        samples.append([context.tokens for context in kept.even_sample()])
     assert samples[0] == samples[1]
     values = [context[0] for context in samples[0]]
     assert 120 < sum(values) / len(values) < 280  # of 0 to 399, evenly
 
 
-def test_words_are_read_as_the_models_tokenizer_reads_them(shelf, tmp_path):
-    folder = shelf.path("gpt2")
-    tokenizer(folder)
+def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path):
+    folder = tiny_models.path("gpt2")
+    save_tokenizer(folder)
     model = load_model(folder, device="cpu")
-    sae = load_sae(save(directions_module(both_ways(16, seed=1), "blocks.1.hook_resid_pre"), tmp_path / "sae"), model)
+    sae = load_sae(save(directions_module(signed_basis(16, seed=1), "blocks.1.hook_resid_pre"), tmp_path / "sae"), model)
     lines = ["the cat sees the dog", "", "the fish sees the bones", "bones"]
     plain, rows = tmp_path / "text.txt", tmp_path / "rows.jsonl"
     plain.write_text("\n".join(lines))
@@ -198,7 +198,7 @@ def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path,
 
 
 def test_reading_ends_where_it_is_told_to(place):
-    how = Sampling(k=2, window=8, most=30)
+    how = Sampling(k=2, window=8, n_strongest=30)
     found = feature_examples(place.model, place.sae, place.text, [3], sampling=how, cache=False)
     assert found.positions == 30
     assert any("30 positions" in warning for warning in found.warnings)
@@ -225,12 +225,12 @@ def test_a_name_of_a_built_in_task_is_a_text() -> None:
 def test_a_task_file_and_long_lines_are_texts_too(tmp_path, monkeypatch):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"clean": "a b", "corrupted": "a c", "answer": " d", "wrong": " e"}) + "\n\n")
-    assert [document.prompt for document in Texts.of(pairs)] == ["a b", "a c"]
-    monkeypatch.setattr("discovery.methods.features.examples.documents.LONGEST", 7)
+    assert [document.prompt for document in DocumentStream.of(pairs)] == ["a b", "a c"]
+    monkeypatch.setattr("discovery.methods.features.examples.documents.MAX_LINE_BYTES", 7)
     long = tmp_path / "long.txt"
     written = "äöü€ and 𝄞 much more, on one line"
     long.write_text(f"{written}\nshort\n", encoding="utf-8")
-    read = list(Texts.of(long))
+    read = list(DocumentStream.of(long))
     assert "".join(document.prompt for document in read if document.number == 1) == written
     assert read[-1].prompt == "short"
     assert read[-1].read == 1
@@ -281,12 +281,12 @@ def test_bad_input(place):
 def test_contexts_read_as_the_text_does() -> None:
     """A token alone may lose the space in front of it."""
     from discovery import load_model
-    from discovery.methods.features.examples.dashboards import pieces
+    from discovery.methods.features.examples.dashboards import token_texts
 
     tokenizer = load_model("bundled").tokenizer
     assert tokenizer is not None
     ids = tokenizer.encode("When Mary and John went to the store, John gave a drink to Mary.")
-    read = pieces(tokenizer, ids)
+    read = token_texts(tokenizer, ids)
     assert len(read) == len(ids)
     assert "".join(read) == tokenizer.decode(ids)
     assert " Mary" in read[1:]
