@@ -35,7 +35,22 @@ VERB_OPENINGS = (
     "There was a {a} park. ",
     "Lily had a {a} ball. ",
 )
-ADJECTIVES = ("little", "big", "small", "happy", "nice", "brave", "old", "kind", "sad", "good", "young", "funny", "red", "new")
+ADJECTIVES = (
+    "little",
+    "big",
+    "small",
+    "happy",
+    "nice",
+    "brave",
+    "old",
+    "kind",
+    "sad",
+    "good",
+    "young",
+    "funny",
+    "red",
+    "new",
+)
 SUBJECTS = (
     ("she", "they"),
     ("he", "they"),
@@ -74,7 +89,10 @@ def choose_answers(model: Backend, pairs: Iterable[EncodedPair]) -> Task:
     """The pairs with the answers that the corruption costs most."""
     told = []
     for pair in pairs:
-        rows, last = torch.tensor([pair.clean, pair.corrupted]), torch.full((2,), len(pair.clean) - 1)
+        rows, last = (
+            torch.tensor([pair.clean, pair.corrupted]),
+            torch.full((2,), len(pair.clean) - 1),
+        )
         logits = model.run(Batch(rows, last)).logits
         assert logits is not None
         lost = logits[0] - logits[1]
@@ -102,10 +120,17 @@ def architectures_table(folder: Path) -> str:
     for name in (*ARCHITECTURES, *OTHER_ARCHITECTURES, "native", "attn_only"):
         if read_outline(tiny_models.path(name)).backends != tuple(BACKEND_LABELS):
             continue
-        ours, theirs = (load_model(tiny_models.path(name), device="cpu", backend=engine) for engine in BACKEND_LABELS)
+        ours, theirs = (
+            load_model(tiny_models.path(name), device="cpu", backend=engine)
+            for engine in BACKEND_LABELS
+        )
         task = choose_answers(ours, random_pairs(PROMPT_LENGTHS))
         found = [largest_difference(ours, theirs, task, site) for site in SITES]
-        text += f"| {ours.info.architecture} ({name}) | " + " | ".join("–" if value is None else f"{value:.0e}" for value in found) + " |\n"
+        text += (
+            f"| {ours.info.architecture} ({name}) | "
+            + " | ".join("–" if value is None else f"{value:.0e}" for value in found)
+            + " |\n"
+        )
         print(name, file=sys.stderr, flush=True)
     return text
 
@@ -114,8 +139,13 @@ def verbs_task(model: Backend) -> Task:
     """She was, they were: pairs that differ in who it is about, where both have as many tokens."""
     tokenizer, made = model.tokenizer, []
     assert tokenizer is not None
-    for (template, text), adjective, both in product(enumerate(VERB_OPENINGS), ADJECTIVES, SUBJECTS):
-        prompts = [text.format(a=adjective) + (who if text.endswith(", ") else who.capitalize()) for who in both]
+    for (template, text), adjective, both in product(
+        enumerate(VERB_OPENINGS), ADJECTIVES, SUBJECTS
+    ):
+        prompts = [
+            text.format(a=adjective) + (who if text.endswith(", ") else who.capitalize())
+            for who in both
+        ]
         (one, was, were), (other, _, _) = (_split_endings(tokenizer, prompt) for prompt in prompts)
         if len(one) == len(other):
             shared = {"template": str(template)}
@@ -137,25 +167,56 @@ def names_task(model: Backend) -> Task:
     assert tokenizer is not None
     for (template, text), (name, other) in product(enumerate(NAME_TEMPLATES), NAMES):
         same = next(place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b)
-        clean, corrupted = (tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other))
-        answer, wrong = (tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other))
+        clean, corrupted = (
+            tokenizer.encode(text.format(n=word, p=name[:same])) for word in (name, other)
+        )
+        answer, wrong = (
+            tokenizer.encode(text.format(n=name, p=word[: same + 1])) for word in (name, other)
+        )
         if len(clean) == len(corrupted) and answer[:-1] == wrong[:-1] == clean:
-            made.append({"clean": clean, "corrupted": corrupted, "answer": answer[-1], "wrong": wrong[-1], "template": str(template)})
+            made.append(
+                {
+                    "clean": clean,
+                    "corrupted": corrupted,
+                    "answer": answer[-1],
+                    "wrong": wrong[-1],
+                    "template": str(template),
+                }
+            )
     return load_task(made, model)
 
 
 def circuits_table(shared: Path) -> str:
     """The second table: a whole discovery on both."""
-    text = format_header("model", "task", "backend", "verdict", "circuit", "f(C) on held-out pairs: resample, mean", "forward-pass equivalents")
+    text = format_header(
+        "model",
+        "task",
+        "backend",
+        "verdict",
+        "circuit",
+        "f(C) on held-out pairs: resample, mean",
+        "forward-pass equivalents",
+    )
     for place in sorted(shared.glob("*/hf")):
         for task, engine in product((verbs_task, names_task), BACKEND_LABELS):
             model = load_model(place, backend=engine)
             with tempfile.TemporaryDirectory() as runs:
                 made = discover(model, task(model), runs_dir=runs).circuit
             held = made.evaluation.heldout.ablations if made.evaluation.heldout else None
-            values = [] if held is None else [kind.faithfulness.value for kind in (held.resample, held.mean) if kind and kind.faithfulness]
+            values = (
+                []
+                if held is None
+                else [
+                    kind.faithfulness.value
+                    for kind in (held.resample, held.mean)
+                    if kind and kind.faithfulness
+                ]
+            )
             told = ", ".join(f"{value:.4f}" for value in values if value is not None) or "–"
-            nodes, cost = ", ".join(node.label for node in made.members) or "none", made.cost.forward_equivalents or 0.0
+            nodes, cost = (
+                ", ".join(node.label for node in made.members) or "none",
+                made.cost.forward_equivalents or 0.0,
+            )
             text += f"| {place.parent.name} | {task.__name__} | {engine} | {made.verdict} | {nodes} | {told} | {cost:,.0f} |\n"
             print(place, task.__name__, engine, file=sys.stderr, flush=True)
     return text

@@ -15,7 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.known_circuits.trained import DEVELOPMENT_SEEDS, add_model_flags, iterate_trained_cases
+from benchmarks.known_circuits.trained import (
+    DEVELOPMENT_SEEDS,
+    add_model_flags,
+    iterate_trained_cases,
+)
 from benchmarks.output import format_header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
@@ -29,15 +33,41 @@ def format_margins(found: AblationEvidence | None) -> list[str]:
     """Of (a) to (e) under one ablation."""
     if found is None or found.faithfulness is None or found.knockout is None:
         return ["–"] * 5
-    scores = ((found.faithfulness, thresholds.FAITHFULNESS_BAND), (found.knockout, thresholds.KNOCKOUT_BAND))
-    out = [_signed(min((score.low or 0.0) - low, high - (score.high or 0.0))) for score, (low, high) in scores]
+    scores = (
+        (found.faithfulness, thresholds.FAITHFULNESS_BAND),
+        (found.knockout, thresholds.KNOCKOUT_BAND),
+    )
+    out = [
+        _signed(min((score.low or 0.0) - low, high - (score.high or 0.0)))
+        for score, (low, high) in scores
+    ]
     c = found.completeness
-    out.append("–" if c is None else _signed(min(thresholds.MAX_GAP_IN - (c.max_gap_in or 0.0), thresholds.MAX_GAP_OUT - (c.max_gap_out or 0.0))))
-    drop = min(((row.drop or 0.0) - thresholds.MIN_DROP for row in found.minimality or ()), default=None)
-    p = max((row.p_holm if row.p_holm is not None else 1.0 for row in found.minimality or ()), default=0.0)
-    out.append("–" if drop is None else _signed(drop) + (f", p {p:.2f}" if p > thresholds.ALPHA else ""))
+    out.append(
+        "–"
+        if c is None
+        else _signed(
+            min(
+                thresholds.MAX_GAP_IN - (c.max_gap_in or 0.0),
+                thresholds.MAX_GAP_OUT - (c.max_gap_out or 0.0),
+            )
+        )
+    )
+    drop = min(
+        ((row.drop or 0.0) - thresholds.MIN_DROP for row in found.minimality or ()), default=None
+    )
+    p = max(
+        (row.p_holm if row.p_holm is not None else 1.0 for row in found.minimality or ()),
+        default=0.0,
+    )
+    out.append(
+        "–" if drop is None else _signed(drop) + (f", p {p:.2f}" if p > thresholds.ALPHA else "")
+    )
     controls = found.random_controls
-    worst = [_control(control) for control in (controls.size, controls.layer) if control] if controls else []
+    worst = (
+        [_control(control) for control in (controls.size, controls.layer) if control]
+        if controls
+        else []
+    )
     out.append("; ".join(worst) or "–")
     return out
 
@@ -49,7 +79,9 @@ def _signed(value: float) -> str:
 def _control(control: Control) -> str:
     """How many alternatives are as good, and the distance of p to its bound; where there are fewer than 19, none may be."""
     few = (control.n or 0) < thresholds.MIN_ALTERNATIVES_FOR_P
-    return f"{control.as_good} of {control.n}" + ("" if few else f" ({_signed(thresholds.ALPHA - (control.p or 0.0))})")
+    return f"{control.as_good} of {control.n}" + (
+        "" if few else f" ({_signed(thresholds.ALPHA - (control.p or 0.0))})"
+    )
 
 
 def format_rows(name: str, circuit: CircuitGraph) -> Iterator[str]:
@@ -78,7 +110,11 @@ def main() -> None:
     chosen = parser.parse_args()
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(format_header("model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef")))
+        out.write(
+            format_header(
+                "model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef")
+            )
+        )
         reasons = []
         for name, model, task in iterate_cases(chosen.models or Path(made), chosen.trained):
             circuit = discover(model, task, runs_dir=Path(made) / "runs").circuit

@@ -40,22 +40,58 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         model = load_model("bundled")
-        out.write(format_header("task", "set", "ablation", "means of", "value", "pairs", "samples", "mean estimate", "coverage"))
+        out.write(
+            format_header(
+                "task",
+                "set",
+                "ablation",
+                "means of",
+                "value",
+                "pairs",
+                "samples",
+                "mean estimate",
+                "coverage",
+            )
+        )
         for name, circuits in CIRCUITS.items():
             task = load_task(name, model, pairs=POPULATION_SIZE)
-            bench = SplitEvaluator.of(model, as_one_split(task, task.pairs), "all", 0, metric=None, memory=None, meter=Meter())
+            bench = SplitEvaluator.of(
+                model,
+                as_one_split(task, task.pairs),
+                "all",
+                0,
+                metric=None,
+                memory=None,
+                meter=Meter(),
+            )
             sets = {}
             for words in circuits:
                 circuit = frozenset(map(Node.parse, words.split()))
-                sets[f"C of {len(circuit)}"], sets[f"U∖C of {len(circuit)}"] = circuit, bench.f("resample").everything - circuit
+                sets[f"C of {len(circuit)}"], sets[f"U∖C of {len(circuit)}"] = (
+                    circuit,
+                    bench.f("resample").everything - circuit,
+                )
             for ablation in EVIDENCE_ABLATIONS:
                 f = bench.f(ablation)
-                above, below = (f.set_metric(list(sets.values())).double() - f.empty), f.full - f.empty
+                above, below = (
+                    (f.set_metric(list(sets.values())).double() - f.empty),
+                    f.full - f.empty,
+                )
                 truths = (above.mean(1) / below.mean()).tolist()
                 for n in SAMPLE_SIZES:
-                    found = {"the population": (N_SAMPLES, intervals_with_population_means(bench.engine.task, above, below, n))}
+                    found = {
+                        "the population": (
+                            N_SAMPLES,
+                            intervals_with_population_means(bench.engine.task, above, below, n),
+                        )
+                    }
                     if ablation == "mean":
-                        found["the sample"] = (N_MEASURED_SAMPLES, intervals_with_sample_means(model, bench.engine.task, list(sets.values()), n))
+                        found["the sample"] = (
+                            N_MEASURED_SAMPLES,
+                            intervals_with_sample_means(
+                                model, bench.engine.task, list(sets.values()), n
+                            ),
+                        )
                     for source, (draws, intervals) in found.items():
                         for number, (words, truth) in enumerate(zip(sets, truths, strict=True)):
                             mine = [row[number] for row in intervals]
@@ -76,34 +112,54 @@ def main() -> None:
                         out.flush()
 
 
-def intervals_with_population_means(task: Task, above: torch.Tensor, below: torch.Tensor, n: int) -> list[list[Interval]]:
+def intervals_with_population_means(
+    task: Task, above: torch.Tensor, below: torch.Tensor, n: int
+) -> list[list[Interval]]:
     """The intervals of many samples, whose metrics are the population's: [draw][set]."""
     found = []
     for draw, chosen in enumerate(draw_samples(task, n, N_SAMPLES, with_replacement=True)):
-        resamples = Resamples.of(as_one_split(task, [task.pairs[i] for i in chosen.tolist()]), seed=draw)
+        resamples = Resamples.of(
+            as_one_split(task, [task.pairs[i] for i in chosen.tolist()]), seed=draw
+        )
         found.append([interval_of_ratio(row[chosen], below[chosen], resamples)[0] for row in above])
     return found
 
 
-def intervals_with_sample_means(model: Backend, task: Task, sets: Sequence[NodeSet], n: int) -> list[list[Interval]]:
+def intervals_with_sample_means(
+    model: Backend, task: Task, sets: Sequence[NodeSet], n: int
+) -> list[list[Interval]]:
     """The same by mean ablation, each sample measured for itself, with its own means."""
     found = []
     for chosen in draw_samples(task, n, N_MEASURED_SAMPLES, with_replacement=False):
         sample = as_one_split(task, [task.pairs[i] for i in chosen.tolist()])
-        f = SplitEvaluator.of(model, sample, "all", 0, metric=None, memory=None, meter=Meter()).f("mean")
+        f = SplitEvaluator.of(model, sample, "all", 0, metric=None, memory=None, meter=Meter()).f(
+            "mean"
+        )
         rows = f.set_metric(sets)
-        found.append([interval_of_ratio(row - f.empty, f.full - f.empty, f.resamples)[0] for row in rows])
+        found.append(
+            [interval_of_ratio(row - f.empty, f.full - f.empty, f.resamples)[0] for row in rows]
+        )
     return found
 
 
-def draw_samples(task: Task, n: int, draws: int, *, with_replacement: bool) -> Iterator[torch.Tensor]:
+def draw_samples(
+    task: Task, n: int, draws: int, *, with_replacement: bool
+) -> Iterator[torch.Tensor]:
     """Pairs of a task, by number, each template with its share; `again`: with replacement, as from an endless population."""
     templates = [pair.template for pair in task.pairs]
-    groups = [torch.tensor([i for i, t in enumerate(templates) if t == name]) for name in sorted(set(templates))]
-    generator, sizes = torch.Generator().manual_seed(0), divide_proportionally([len(group) for group in groups], n)
+    groups = [
+        torch.tensor([i for i, t in enumerate(templates) if t == name])
+        for name in sorted(set(templates))
+    ]
+    generator, sizes = (
+        torch.Generator().manual_seed(0),
+        divide_proportionally([len(group) for group in groups], n),
+    )
     for _ in range(draws):
         picks = [
-            torch.randint(len(group), (k,), generator=generator) if with_replacement else torch.randperm(len(group), generator=generator)[:k]
+            torch.randint(len(group), (k,), generator=generator)
+            if with_replacement
+            else torch.randperm(len(group), generator=generator)[:k]
             for group, k in zip(groups, sizes, strict=True)
         ]
         yield torch.cat([group[pick] for group, pick in zip(groups, picks, strict=True)])

@@ -28,14 +28,26 @@ from discovery.backends.loading.backend_choice import choose_backend
 from discovery.backends.loading.outline import BACKEND_LABELS, read_outline
 from discovery.engine import MemoryNeed
 
-SHARED_CONFIG = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "max_position_embeddings": 512, "vocab_size": 8000}
+SHARED_CONFIG = {
+    "hidden_size": 768,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "vocab_size": 8000,
+}
 MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2": {"n_layer": 8, "n_embd": 768, "n_head": 12, "vocab_size": 8000},
     "Llama": SHARED_CONFIG | {"intermediate_size": 2048, "num_key_value_heads": 4},
     "GPTNeoX": SHARED_CONFIG | {"intermediate_size": 3072},
     "OPT": SHARED_CONFIG | {"ffn_dim": 3072, "word_embed_proj_dim": 768},
     "Mixtral": SHARED_CONFIG
-    | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "num_local_experts": 8},
+    | {
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_local_experts": 8,
+    },
 }
 SWEEPS = ((1, 32), (8, 32), (2, 64))
 
@@ -59,13 +71,22 @@ def measure(place: str, backend: str, dtype: str) -> dict[str, Any]:
     said = choose_backend(read_outline(place, dtype=dtype), backend, 10**15).outline  # type: ignore[arg-type]
     before = reset_high_water_mark()
     model = load_model(place, backend=backend, dtype=dtype)  # type: ignore[arg-type]
-    found: dict[str, Any] = {"parameters": said.n_params, "said": said.loading_bytes, "took": read_resident_bytes("VmHWM") - before, "sweeps": []}
+    found: dict[str, Any] = {
+        "parameters": said.n_params,
+        "said": said.loading_bytes,
+        "took": read_resident_bytes("VmHWM") - before,
+        "sweeps": [],
+    }
     for pairs, tokens in SWEEPS if dtype == "float32" else ():
         need, task = MemoryNeed.of(said, tokens, pairs), random_pairs(model, pairs, tokens)
-        patch_sweep(model, random_pairs(model, min(pairs, 2), tokens), memory=need.limit)  # libraries' own buffers are there from now on
+        patch_sweep(
+            model, random_pairs(model, min(pairs, 2), tokens), memory=need.limit
+        )  # libraries' own buffers are there from now on
         before = reset_high_water_mark()
         patch_sweep(model, task, memory=need.limit)
-        found["sweeps"].append([pairs, tokens, need.limit, need.sweep, read_resident_bytes("VmHWM") - before])
+        found["sweeps"].append(
+            [pairs, tokens, need.limit, need.sweep, read_resident_bytes("VmHWM") - before]
+        )
     return found
 
 
@@ -75,7 +96,9 @@ def save_random_model(name: str, folder: Path) -> Path:
 
     torch.manual_seed(0)
     kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
-    getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**MODEL_CONFIGS[name])).save_pretrained(folder / name)
+    getattr(transformers, kind)(
+        getattr(transformers, f"{name}Config")(**MODEL_CONFIGS[name])
+    ).save_pretrained(folder / name)
     return folder / name
 
 
@@ -88,19 +111,37 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--only", nargs="*", choices=tuple(MODEL_CONFIGS), help="some of the models")
+    parser.add_argument(
+        "--only", nargs="*", choices=tuple(MODEL_CONFIGS), help="some of the models"
+    )
     chosen, out = parser.parse_args(), sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         if chosen.one is not None:
             out.write(json.dumps(measure(*chosen.one)))
             return
         loads = format_header("model", "parameters", "backend", "dtype", "said", "took", "apart")
-        sweeps = format_header("model", "backend", "pairs × tokens", "limit", "said", "took", "apart")
+        sweeps = format_header(
+            "model", "backend", "pairs × tokens", "limit", "said", "took", "apart"
+        )
         for name in chosen.only or MODEL_CONFIGS:
             place = save_random_model(name, Path(folder))
             for backend, dtype in product(BACKEND_LABELS, ("float32", "bfloat16")):
-                command = [sys.executable, "-m", "benchmarks.memory", "--one", str(place), backend, dtype]
-                done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.memory",
+                    "--one",
+                    str(place),
+                    backend,
+                    dtype,
+                ]
+                done = subprocess.run(
+                    command,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
                 found = json.loads(done.stdout)
                 loads += f"| {name} | {found['parameters']:,} | {backend} | {dtype} | {format_difference(found['said'], found['took'])} |\n"
                 for pairs, tokens, limit, need, took in found["sweeps"]:

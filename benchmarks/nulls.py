@@ -37,7 +37,9 @@ SWAP_TASKS, TWO_ANSWER_TASKS = ("ioi", "induction"), ("agreement", "greater_than
 WEIGHT_STD = 128**-0.5  # of the weights: fan-in scaled, so that every node moves the logits
 
 
-def random_weights(names: tuple[str, ...], count: int, folder: Path) -> Iterator[tuple[Backend, Task]]:
+def random_weights(
+    names: tuple[str, ...], count: int, folder: Path
+) -> Iterator[tuple[Backend, Task]]:
     """The bundled architecture and tokenizer with untrained weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -49,12 +51,16 @@ def random_weights(names: tuple[str, ...], count: int, folder: Path) -> Iterator
             if (bundled / name).is_file():
                 shutil.copy(bundled / name, place)
         torch.manual_seed(seed)
-        GPT2LMHeadModel(GPT2Config.from_pretrained(bundled, initializer_range=WEIGHT_STD)).save_pretrained(place)
+        GPT2LMHeadModel(
+            GPT2Config.from_pretrained(bundled, initializer_range=WEIGHT_STD)
+        ).save_pretrained(place)
         model = load_model(place)
         yield model, load_task(names[seed % len(names)], model, seed=seed)
 
 
-def changed_tasks(change: Callable[[EncodedPair, random.Random, list[EncodedPair]], EncodedPair], count: int) -> Iterator[tuple[Backend, Task]]:
+def changed_tasks(
+    change: Callable[[EncodedPair, random.Random, list[EncodedPair]], EncodedPair], count: int
+) -> Iterator[tuple[Backend, Task]]:
     """The bundled model on pairs that show nothing."""
     model = load_model("bundled")
     for seed in range(count):
@@ -73,16 +79,28 @@ def reverse_answers(pair: EncodedPair, _: random.Random, __: list[EncodedPair]) 
     return replace(pair, answer=pair.wrong, wrong=pair.answer)
 
 
-def corrupt_irrelevant_token(pair: EncodedPair, rng: random.Random, pairs: list[EncodedPair]) -> EncodedPair:
+def corrupt_irrelevant_token(
+    pair: EncodedPair, rng: random.Random, pairs: list[EncodedPair]
+) -> EncodedPair:
     """Corrupted in one token that the behaviour does not hang on, by what another prompt of the same wording has there.
 
     That is a word without a label, or the distractor noun, which agreement is to overlook.
     """
-    named = {position % len(pair.clean) for label, position in pair.labels.items() if label != "distractor"}
+    named = {
+        position % len(pair.clean)
+        for label, position in pair.labels.items()
+        if label != "distractor"
+    }
     names = {pair.clean[position] for position in named} | set(pair.answer) | set(pair.wrong)
-    alike = [p.clean for p in pairs if (p.template, len(p.clean)) == (pair.template, len(pair.clean))]
+    alike = [
+        p.clean for p in pairs if (p.template, len(p.clean)) == (pair.template, len(pair.clean))
+    ]
     choices = [
-        (n, tokens[n]) for n in range(len(pair.clean)) if n not in named for tokens in alike if tokens[n] not in {*names, pair.clean[n]}
+        (n, tokens[n])
+        for n in range(len(pair.clean))
+        if n not in named
+        for tokens in alike
+        if tokens[n] not in {*names, pair.clean[n]}
     ]
     if not choices:
         return replace(pair, corrupted=pair.clean)
@@ -103,20 +121,32 @@ def random_circuits(count: int, runs_dir: Path, true: list[str]) -> Iterator[str
         task = load_task(name, model)
         found = set(discover(model, task, runs_dir=runs_dir).circuit.members)
         true.append(verdict_without_f(evaluate_circuit(model, task, sorted(found), final=True)))
-        kinds = [[node for node in model.info.nodes() if (node.head is None) is alone] for alone in (False, True)]
+        kinds = [
+            [node for node in model.info.nodes() if (node.head is None) is alone]
+            for alone in (False, True)
+        ]
         for seed in range(number, count, len(BUILTIN)):
             rng = random.Random(seed)
             while True:
-                drawn = {node for kind in kinds for node in rng.sample(kind, len(found & set(kind)))}
+                drawn = {
+                    node for kind in kinds for node in rng.sample(kind, len(found & set(kind)))
+                }
                 if drawn != found:
                     break
-            yield verdict_without_f(evaluate_circuit(model, task, sorted(drawn), final=True, seed=seed))
+            yield verdict_without_f(
+                evaluate_circuit(model, task, sorted(drawn), final=True, seed=seed)
+            )
 
 
 def verdict_without_f(found: CircuitEvaluation) -> str:
     """The verdict, if (f) held, which a set that was given rather than searched for is not asked."""
     conditions = found.evaluation.conditions
-    others = {conditions.of(name).under(ablation) for name in CONDITIONS if name != "f" for ablation in EVIDENCE_ABLATIONS}
+    others = {
+        conditions.of(name).under(ablation)
+        for name in CONDITIONS
+        if name != "f"
+        for ablation in EVIDENCE_ABLATIONS
+    }
     return "verified" if others == {"holds"} and found.verdict == "partial" else found.verdict
 
 
@@ -124,7 +154,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--each", type=int, default=60, help="with 59 and none found, at most 5 percent can be false, with 95 percent confidence"
+        "--each",
+        type=int,
+        default=60,
+        help="with 59 and none found, at most 5 percent can be false, with 95 percent confidence",
     )
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     chosen = parser.parse_args()
@@ -147,12 +180,20 @@ def main() -> None:
         for kind, cases in ((kind, cases) for kind, cases in kinds.items() if chosen.only in kind):
             found = Counter(cases)
             false = found["verified"] + found["partial"]
-            bound = binomtest(false, found.total(), alternative="less").proportion_ci(0.95, "exact").high
+            bound = (
+                binomtest(false, found.total(), alternative="less")
+                .proportion_ci(0.95, "exact")
+                .high
+            )
             told = " | ".join(str(found[verdict]) for verdict in VERDICTS)
-            out.write(f"| {kind} | {found.total()} | {told} | {false / found.total():.1%} | {bound:.1%} |\n")
+            out.write(
+                f"| {kind} | {found.total()} | {told} | {false / found.total():.1%} | {bound:.1%} |\n"
+            )
             out.flush()
         if true:
-            out.write(f"\nThe circuits that were found, judged as the random ones: {', '.join(true)}.\n")
+            out.write(
+                f"\nThe circuits that were found, judged as the random ones: {', '.join(true)}.\n"
+            )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from pathlib import Path
 
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from benchmarks.known_circuits.subsets import find_smallest, measure_all_subsets
-from benchmarks.known_circuits.trained import DEVELOPMENT_SEEDS, add_model_flags, iterate_trained_cases
+from benchmarks.known_circuits.trained import (
+    DEVELOPMENT_SEEDS,
+    add_model_flags,
+    iterate_trained_cases,
+)
 from benchmarks.output import format_header
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
@@ -42,13 +46,19 @@ def format_row(name: str, model: Backend, task: Task, folder: Path) -> str:
     """One case's line."""
     circuit = discover(model, task, runs_dir=folder / "runs").circuit
     ours = frozenset(circuit.members)
-    table, held = measure_all_subsets(model, task.discovery), measure_all_subsets(model, task.heldout)
+    table, held = (
+        measure_all_subsets(model, task.discovery),
+        measure_all_subsets(model, task.heldout),
+    )
     passing = table.passing_sets()
     best = find_smallest(passing)
     facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
     if not passing:
         return f"{facts} | none meets (a)–(d) | | | | {held.distance(ours):.3f} | | |"
-    size, distance = f"{len(best[0])} ({len(best)} of {len(passing)} that pass)", min(held.distance(made) for made in best)
+    size, distance = (
+        f"{len(best[0])} ({len(best)} of {len(passing)} that pass)",
+        min(held.distance(made) for made in best),
+    )
     if not ours:
         return f"{facts} | {size} | none given: {circuit.reasons[0]} | | | | {distance:.3f} | |"
     own, apart = held.distance(ours), min(len(ours ^ made) for made in best)
@@ -72,7 +82,9 @@ def main() -> None:
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
         out.write(format_header(*COLUMNS))
-        for name, model, task in iterate_cases(Path(made), chosen.models or Path(made), chosen.trained):
+        for name, model, task in iterate_cases(
+            Path(made), chosen.models or Path(made), chosen.trained
+        ):
             out.write(format_row(name, model, task, Path(made)) + "\n")
             out.flush()
 

@@ -28,7 +28,12 @@ import torch
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from benchmarks.known_circuits.random_programs import load_programs
 from benchmarks.known_circuits.subsets import find_smallest, measure_all_subsets
-from benchmarks.known_circuits.trained import DEVELOPMENT_SEEDS, FRESH_SEEDS, add_model_flags, iterate_trained_cases
+from benchmarks.known_circuits.trained import (
+    DEVELOPMENT_SEEDS,
+    FRESH_SEEDS,
+    add_model_flags,
+    iterate_trained_cases,
+)
 from benchmarks.known_circuits.truth import load_truth
 from benchmarks.methods.baselines import BASELINES, run_baseline
 from benchmarks.methods.scoring import COLUMNS, COSTS, MethodResult, MethodScores
@@ -51,13 +56,21 @@ KINDS = ("by hand", "programs", "fresh programs", "trained", "fresh trained")
 TRAINED_KINDS = KINDS[3:]
 
 
-def run_methods(model: Backend, task: Task, folder: Path, published: Mapping[str, Any]) -> Iterator[tuple[str, MethodResult]]:
+def run_methods(
+    model: Backend, task: Task, folder: Path, published: Mapping[str, Any]
+) -> Iterator[tuple[str, MethodResult]]:
     """Every method's answer on the task's discovery pairs."""
     yield OURS, run_circuit_scout(model, task, folder)
     known = new_evaluator(model, task.discovery)
-    for name, rival in {**BASELINES, **{name: baseline_from_scores(answer) for name, answer in published.items()}}.items():
+    for name, rival in {
+        **BASELINES,
+        **{name: baseline_from_scores(answer) for name, answer in published.items()},
+    }.items():
         made = run_baseline(rival, new_evaluator(model, task.discovery), known)
-        yield name, MethodResult(made.circuit, made.scores, made.forward_equivalents, made.ranking_cost)
+        yield (
+            name,
+            MethodResult(made.circuit, made.scores, made.forward_equivalents, made.ranking_cost),
+        )
 
 
 def new_evaluator(model: Backend, task: Task) -> SplitEvaluator:
@@ -90,12 +103,19 @@ def folder_name(name: str) -> str:
 
 def export_record(model: Backend, task: Task) -> dict[str, Any]:
     """Metric and discovery pairs, with a stamp that is another for other weights or pairs."""
-    pairs = [{"clean": p.clean, "corrupted": p.corrupted, "answer": p.answer, "wrong": p.wrong} for p in task.discovery.pairs]
-    stamp = hashlib.sha256(json.dumps([model.info.fingerprint, task.metric, pairs]).encode()).hexdigest()
+    pairs = [
+        {"clean": p.clean, "corrupted": p.corrupted, "answer": p.answer, "wrong": p.wrong}
+        for p in task.discovery.pairs
+    ]
+    stamp = hashlib.sha256(
+        json.dumps([model.info.fingerprint, task.metric, pairs]).encode()
+    ).hexdigest()
     return {"stamp": stamp, "metric": task.metric, "pairs": pairs}
 
 
-def published_methods(published: Mapping[str, Any], name: str, model: Backend, task: Task) -> Mapping[str, Any]:
+def published_methods(
+    published: Mapping[str, Any], name: str, model: Backend, task: Task
+) -> Mapping[str, Any]:
     """The answers of the methods that ran elsewhere, by method; none where there is no such file.
 
     Raises:
@@ -105,7 +125,9 @@ def published_methods(published: Mapping[str, Any], name: str, model: Backend, t
         return {}
     found: Mapping[str, Any] = published[folder_name(name)]
     if found["stamp"] != export_record(model, task)["stamp"]:
-        raise ValueError(f"the published scores of {name} are of other weights or pairs: export and compute them again")
+        raise ValueError(
+            f"the published scores of {name} are of other weights or pairs: export and compute them again"
+        )
     return found["methods"]  # type: ignore[no-any-return]  # of a JSON file
 
 
@@ -116,20 +138,39 @@ def run_circuit_scout(model: Backend, task: Task, folder: Path) -> MethodResult:
     stability: Any = done.circuit.evaluation.tests.get("stability") or {}
     inclusion, size = stability.get("inclusion", {}), largest_effects(events)
     largest = max(size.values(), default=0.0) or 1.0
-    scores = {node: inclusion.get(str(node), 0.0) + 1e-3 * size.get(str(node), 0.0) / largest for node in model.info.nodes()}
-    spent = {event["stage"]: event["forward_equivalents"] for event in events if event["kind"] == "stage"}
+    scores = {
+        node: inclusion.get(str(node), 0.0) + 1e-3 * size.get(str(node), 0.0) / largest
+        for node in model.info.nodes()
+    }
+    spent = {
+        event["stage"]: event["forward_equivalents"] for event in events if event["kind"] == "stage"
+    }
     whole = done.circuit.cost.forward_equivalents or 0.0
     verdict = str(done.circuit.verdict)
-    return MethodResult(frozenset(done.circuit.members), scores, spent.get("mend", whole), spent.get("stability"), whole, verdict)
+    return MethodResult(
+        frozenset(done.circuit.members),
+        scores,
+        spent.get("mend", whole),
+        spent.get("stability"),
+        whole,
+        verdict,
+    )
 
 
 def largest_effects(events: Sequence[Any]) -> dict[str, float]:
     """The larger of each node's two effects, from the run's journal."""
-    effects: Any = next((event["state"]["effects"] for event in reversed(events) if "state" in event), {})
-    return {name: max((abs(part["mean"] or 0.0) for part in effect.values() if part), default=0.0) for name, effect in effects.items()}
+    effects: Any = next(
+        (event["state"]["effects"] for event in reversed(events) if "state" in event), {}
+    )
+    return {
+        name: max((abs(part["mean"] or 0.0) for part in effect.values() if part), default=0.0)
+        for name, effect in effects.items()
+    }
 
 
-def known_models(kind: str, folder: Path, most: int) -> Iterator[tuple[str, Backend, Task, NodeSet]]:
+def known_models(
+    kind: str, folder: Path, most: int
+) -> Iterator[tuple[str, Backend, Task, NodeSet]]:
     """Name, model, task and truth."""
     if kind == "by hand":
         for name in sorted(KNOWN_CIRCUITS):
@@ -137,11 +178,20 @@ def known_models(kind: str, folder: Path, most: int) -> Iterator[tuple[str, Back
             truth = frozenset(map(Node.parse, load_truth(name, "resample").nodes))
             yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS), truth
         return
-    chosen = [program for program in load_programs() if (program.seed >= FIRST_FRESH_SEED) == (kind == "fresh programs")]
+    chosen = [
+        program
+        for program in load_programs()
+        if (program.seed >= FIRST_FRESH_SEED) == (kind == "fresh programs")
+    ]
     for program in chosen[:most]:
         place = program.known_circuit.save(folder / program.known_circuit.name)
         model = load_model(place)
-        yield program.known_circuit.name, model, load_task(place / "task.jsonl", model, pairs=PAIRS), frozenset(map(Node.parse, program.truth))
+        yield (
+            program.known_circuit.name,
+            model,
+            load_task(place / "task.jsonl", model, pairs=PAIRS),
+            frozenset(map(Node.parse, program.truth)),
+        )
 
 
 def seeds_of_kind(kind: str) -> tuple[int, ...]:
@@ -149,11 +199,19 @@ def seeds_of_kind(kind: str) -> tuple[int, ...]:
     return FRESH_SEEDS if kind == "fresh trained" else DEVELOPMENT_SEEDS
 
 
-def measure_regrets(model: Backend, task: Task, circuits: Sequence[NodeSet], best: Sequence[NodeSet]) -> list[float]:
+def measure_regrets(
+    model: Backend, task: Task, circuits: Sequence[NodeSet], best: Sequence[NodeSet]
+) -> list[float]:
     """By how much each circuit's |1 − f|, the larger of both ablations', is beyond the least of the optima's; 0 where it is not."""
     bench = new_evaluator(model, task)
     sets = [*circuits, *best]
-    distances = torch.stack([(1 - bench.f(ablation)(sets, "regret")).abs() for ablation in EVIDENCE_ABLATIONS]).amax(0).tolist()
+    distances = (
+        torch.stack(
+            [(1 - bench.f(ablation)(sets, "regret")).abs() for ablation in EVIDENCE_ABLATIONS]
+        )
+        .amax(0)
+        .tolist()
+    )
     return [max(0.0, own - min(distances[len(circuits) :])) for own in distances[: len(circuits)]]
 
 
@@ -161,17 +219,23 @@ def compare_with_truth(kind: str, folder: Path, most: int, published: Mapping[st
     """The table of models whose circuits are known."""
     tallies: dict[str, MethodScores] = defaultdict(MethodScores)
     for name, model, task, truth in known_models(kind, folder, most):
-        for method, answer in run_methods(model, task, folder, published_methods(published, name, model, task)):
+        for method, answer in run_methods(
+            model, task, folder, published_methods(published, name, model, task)
+        ):
             tallies[method].add(name, answer, [truth])
         print(kind, name, file=sys.stderr, flush=True)
     rows = (tally.format_row(method) for method, tally in tallies.items())
     return f"\n{kind}\n\n{format_header(*COLUMNS, *COSTS)}{''.join(rows)}{format_list(tallies[OURS].mistakes)}"
 
 
-def compare_with_optimum(kind: str, folder: Path, models: Path, most: int, published: Mapping[str, Any]) -> str:
+def compare_with_optimum(
+    kind: str, folder: Path, models: Path, most: int, published: Mapping[str, Any]
+) -> str:
     """The table of trained models."""
     tallies: dict[str, MethodScores] = defaultdict(MethodScores)
-    more: dict[str, list[tuple[bool, int, int, float]]] = defaultdict(list)  # passes, nodes that differ, nodes beyond, regret
+    more: dict[str, list[tuple[bool, int, int, float]]] = defaultdict(
+        list
+    )  # passes, nodes that differ, nodes beyond, regret
     notes = []
     for name, model, task in iterate_trained_cases(models, seeds_of_kind(kind)[:most]):
         passing = measure_all_subsets(model, task.discovery).passing_sets()
@@ -179,18 +243,28 @@ def compare_with_optimum(kind: str, folder: Path, models: Path, most: int, publi
         if not best:
             notes.append(f"{name}: no set meets (a) to (d)")
             continue
-        found = dict(run_methods(model, task, folder, published_methods(published, name, model, task)))
+        found = dict(
+            run_methods(model, task, folder, published_methods(published, name, model, task))
+        )
         circuits = [answer.circuit for answer in found.values()]
-        for (method, answer), regret in zip(found.items(), measure_regrets(model, task.heldout, circuits, best), strict=True):
+        for (method, answer), regret in zip(
+            found.items(), measure_regrets(model, task.heldout, circuits, best), strict=True
+        ):
             nearest = tallies[method].add(name, answer, best)
             beyond = len(answer.circuit) - len(nearest)
-            more[method].append((answer.circuit in passing, len(nearest ^ answer.circuit), beyond, regret))
+            more[method].append(
+                (answer.circuit in passing, len(nearest ^ answer.circuit), beyond, regret)
+            )
         print(kind, name, file=sys.stderr, flush=True)
     columns = (*COLUMNS, "meets (a) to (d)", "nodes that differ", "nodes beyond", "regret", *COSTS)
     rows = []
     for method, tally in tallies.items():
         meets, apart, beyond, regret = map(mean, zip(*more[method], strict=True))
-        rows.append(tally.format_row(method, f"{meets:.3f}", f"{apart:.2f}", f"{beyond:+.2f}", f"{regret:.3f}"))
+        rows.append(
+            tally.format_row(
+                method, f"{meets:.3f}", f"{apart:.2f}", f"{beyond:+.2f}", f"{regret:.3f}"
+            )
+        )
     return f"\n{kind}\n\n{format_header(*columns)}{''.join(rows)}{format_list([*tallies[OURS].mistakes, *notes])}"
 
 
@@ -202,12 +276,25 @@ def format_list(lines: Iterable[str]) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=KINDS, action="append", help="one kind of models (again for more)")
-    parser.add_argument("--programs", type=int, default=10**6, help="how many of the random programs of each kind (all that are stored)")
-    add_model_flags(parser)
-    parser.add_argument("--export", type=Path, help="only write every model with its discovery pairs into this folder")
     parser.add_argument(
-        "--published", type=Path, help="what benchmarks/methods/auto_circuit_scores.py printed: the rows of its methods too"
+        "--only", choices=KINDS, action="append", help="one kind of models (again for more)"
+    )
+    parser.add_argument(
+        "--programs",
+        type=int,
+        default=10**6,
+        help="how many of the random programs of each kind (all that are stored)",
+    )
+    add_model_flags(parser)
+    parser.add_argument(
+        "--export",
+        type=Path,
+        help="only write every model with its discovery pairs into this folder",
+    )
+    parser.add_argument(
+        "--published",
+        type=Path,
+        help="what benchmarks/methods/auto_circuit_scores.py printed: the rows of its methods too",
     )
     chosen = parser.parse_args()
     out = sys.stdout
@@ -218,7 +305,12 @@ def main() -> None:
         for kind in chosen.only or KINDS:
             if chosen.export is not None:
                 made_known = (case[:3] for case in known_models(kind, folder, chosen.programs))
-                export_cases(chosen.export, iterate_trained_cases(models, seeds_of_kind(kind)[: chosen.trained]) if kind in TRAINED_KINDS else made_known)
+                export_cases(
+                    chosen.export,
+                    iterate_trained_cases(models, seeds_of_kind(kind)[: chosen.trained])
+                    if kind in TRAINED_KINDS
+                    else made_known,
+                )
                 continue
             if kind in TRAINED_KINDS:
                 out.write(compare_with_optimum(kind, folder, models, chosen.trained, published))

@@ -28,20 +28,38 @@ def main() -> None:
     reasons: list[str] = []
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
         model = load_model("bundled")
-        out.write(format_header("task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"))
+        out.write(
+            format_header(
+                "task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"
+            )
+        )
         for name in BUILTIN:
-            made = [discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit for seed in seeds]
+            made = [
+                discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit
+                for seed in seeds
+            ]
             circuits = [frozenset(circuit.members) for circuit in made]
-            verdicts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(circuit.verdict for circuit in made).most_common())
+            verdicts = ", ".join(
+                f"{count} {verdict}"
+                for verdict, count in Counter(circuit.verdict for circuit in made).most_common()
+            )
             jaccard = mean(len(a & b) / len(a | b) for a, b in combinations(circuits, 2) if a | b)
             often = Counter(node for circuit in circuits for node in circuit)
-            shown = ", ".join(f"{node.label} {count / len(made):.0%}" for node, count in sorted(often.items(), key=lambda pair: -pair[1]))
+            shown = ", ".join(
+                f"{node.label} {count / len(made):.0%}"
+                for node, count in sorted(often.items(), key=lambda pair: -pair[1])
+            )
             sizes = [len(circuit) for circuit in circuits]
-            out.write(f"| {name} | {verdicts} | {jaccard:.2f} | {min(sizes)}–{max(sizes)} | {shown} |\n")
+            out.write(
+                f"| {name} | {verdicts} | {jaccard:.2f} | {min(sizes)}–{max(sizes)} | {shown} |\n"
+            )
             out.flush()
             for seed, circuit in zip(seeds, made, strict=True):
                 if circuit.verdict != "verified":
-                    reasons += [f"- {name}, seed {seed}, {circuit.verdict}: {reason}\n" for reason in circuit.reasons]
+                    reasons += [
+                        f"- {name}, seed {seed}, {circuit.verdict}: {reason}\n"
+                        for reason in circuit.reasons
+                    ]
         out.write("\n" + "".join(reasons))
 
 

@@ -67,7 +67,9 @@ def random_pairs(model: Backend, pairs: int, tokens: int, seed: int = 0) -> Task
         corrupted = list(clean)
         for position in range(FIRST_DIFFERENCE, tokens - 1):
             if position == FIRST_DIFFERENCE or rng.random() < 0.5:
-                corrupted[position] = (corrupted[position] + 1 + rng.randrange(model.d_vocab - 2)) % model.d_vocab
+                corrupted[position] = (
+                    corrupted[position] + 1 + rng.randrange(model.d_vocab - 2)
+                ) % model.d_vocab
         answer, wrong = rng.sample(range(model.d_vocab), 2)
         made.append({"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
     return load_task(made, model)
@@ -93,11 +95,18 @@ class Baselines:
 
     def __init__(self, model: Backend, directory: Path, task: Task, case: SweepCase) -> None:
         self.model, self.case, self.cells = model, case, sample_cells(case, model)
-        wrapped = model if model.info.backend == "transformerlens" else load_model(directory, backend="transformerlens")
+        wrapped = (
+            model
+            if model.info.backend == "transformerlens"
+            else load_model(directory, backend="transformerlens")
+        )
         self.bridge = wrapped.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         self.clean = torch.tensor([pair.clean for pair in task.pairs])
         self.corrupted = torch.tensor([pair.corrupted for pair in task.pairs])
-        self.answer, self.wrong = torch.tensor([p.answer for p in task.pairs]), torch.tensor([p.wrong for p in task.pairs])
+        self.answer, self.wrong = (
+            torch.tensor([p.answer for p in task.pairs]),
+            torch.tensor([p.wrong for p in task.pairs]),
+        )
         self.kind = "z" if case.site == "head_out" else case.site
         self.width = model.info.n_heads if case.site == "head_out" else case.tokens
         last = torch.full((len(task.pairs),), case.tokens - 1)
@@ -114,11 +123,15 @@ class Baselines:
         for layer, column in self.cells:
             site = Site(self.kind, layer)  # type: ignore[arg-type]  # a kind
             axis = torch.arange(self.width) == column
-            edit = Edit(site, self.source[site], axis[None, None] if self.kind == "z" else axis[None])
+            edit = Edit(
+                site, self.source[site], axis[None, None] if self.kind == "z" else axis[None]
+            )
             name = f"blocks.{layer}.{'attn.hook_z' if self.kind == 'z' else 'hook_' + self.kind}"
             with torch.no_grad():
                 hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
-                found[layer, column] = self.metric(self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1])
+                found[layer, column] = self.metric(
+                    self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1]
+                )
         return found
 
     def sweep_with_nnsight(self) -> Grid:
@@ -142,9 +155,13 @@ class Baselines:
                             net.transformer.h[layer].mlp.output[:, c] = source[:, c]
                         else:
                             heads = slice(c * d_head, (c + 1) * d_head)
-                            net.transformer.h[layer].attn.c_proj.input[:, :, heads] = source[:, :, heads]
+                            net.transformer.h[layer].attn.c_proj.input[:, :, heads] = source[
+                                :, :, heads
+                            ]
                         logits.append(net.lm_head.output[:, -1])
-            found |= {(layer, c): self.metric(values) for c, values in zip(columns, logits, strict=True)}
+            found |= {
+                (layer, c): self.metric(values) for c, values in zip(columns, logits, strict=True)
+            }
         return found
 
 
@@ -152,7 +169,9 @@ def load_in_nnsight(directory: Path) -> Any:
     """The model in nnsight."""
     from nnsight import TransformersModel
 
-    return TransformersModel(directory, task="text-generation", dispatch=True, attn_implementation="eager")
+    return TransformersModel(
+        directory, task="text-generation", dispatch=True, attn_implementation="eager"
+    )
 
 
 def matmul_rate() -> float:
@@ -175,18 +194,28 @@ def format_row(case: SweepCase, model: Backend, directory: Path, repetitions: in
     began = time.perf_counter()
     grid = patch_sweep(model, task, case.site, direction=case.direction)
     share = grid.per_pair[0].numel() / len(others.cells)
-    ours = [first] if (first := time.perf_counter() - began) > MAX_WARMUP_SECONDS else []  # the weights of a long sweep are read a thousand times
+    ours = (
+        [first] if (first := time.perf_counter() - began) > MAX_WARMUP_SECONDS else []
+    )  # the weights of a long sweep are read a thousand times
     ratios = [[measure_seconds(run) * share / seconds for seconds in ours] for run in runs]
     while len(ours) < repetitions:
-        ours.append(measure_seconds(lambda: patch_sweep(model, task, case.site, direction=case.direction)))
+        ours.append(
+            measure_seconds(lambda: patch_sweep(model, task, case.site, direction=case.direction))
+        )
         for run, found in zip(runs, ratios, strict=True):
             found.append(measure_seconds(run) * share / ours[-1])
-    worst = max(float((grid.per_pair[:, layer, c] - value).abs().max()) for found in values for (layer, c), value in found.items())
+    worst = max(
+        float((grid.per_pair[:, layer, c] - value).abs().max())
+        for found in values
+        for (layer, c), value in found.items()
+    )
     flops = 2 * grid.cost.forward_equivalents * prompt_macs(model.info, case.tokens)
     rate = flops / statistics.median(ours) / 1e9
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     plain = grid.per_pair[0].numel() * case.pairs + 2 * case.pairs
-    told = " | ".join(f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in ratios)
+    told = " | ".join(
+        f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in ratios
+    )
     return (
         f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | {told} | "
         f"{len(others.cells)}/{grid.per_pair[0].numel()} | {worst:.0e} | {grid.cost.forward_equivalents:,.0f} of {plain:,} | "
@@ -204,10 +233,21 @@ def measure_seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the bundled model only, one repetition")
+    parser.add_argument(
+        "--quick", action="store_true", help="the bundled model only, one repetition"
+    )
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="", help="rows whose 'model site pairs x tokens' holds this, as in 'head_out 32x15'")
-    parser.add_argument("--backend", choices=get_args(Engine), default="transformerlens", help="ours on which engine")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="rows whose 'model site pairs x tokens' holds this, as in 'head_out 32x15'",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Engine),
+        default="transformerlens",
+        help="ours on which engine",
+    )
     chosen = parser.parse_args()
     out = sys.stdout
     sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
@@ -226,7 +266,15 @@ def main() -> None:
             for pairs, tokens in shapes:
                 for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
                     if tokens <= model.n_ctx and chosen.only in f"{name} {site} {pairs}x{tokens}":
-                        out.write(format_row(SweepCase(name, site, pairs, tokens), model, place, 1 if chosen.quick else chosen.repetitions) + "\n")
+                        out.write(
+                            format_row(
+                                SweepCase(name, site, pairs, tokens),
+                                model,
+                                place,
+                                1 if chosen.quick else chosen.repetitions,
+                            )
+                            + "\n"
+                        )
                         out.flush()
 
 

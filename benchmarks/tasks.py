@@ -27,9 +27,17 @@ def format_row(name: str, circuit: CircuitGraph, seconds: float) -> str:
             continue
         f, k = found.faithfulness, found.knockout
         cells.append(f"{format_score(f)} / {format_score(k)}")
-    missed = [f"{c} {a}" for c in CONDITIONS for a in ("resample", "mean") if getattr(circuit.evaluation.conditions.of(c), a) != "holds"]
+    missed = [
+        f"{c} {a}"
+        for c in CONDITIONS
+        for a in ("resample", "mean")
+        if getattr(circuit.evaluation.conditions.of(c), a) != "holds"
+    ]
     stability = (circuit.evaluation.tests.get("stability") or {}).get("mean_jaccard")  # type: ignore[union-attr]
-    cells += ["all hold" if not missed else "not: " + ", ".join(missed), "–" if stability is None else f"{stability:.2f}"]
+    cells += [
+        "all hold" if not missed else "not: " + ", ".join(missed),
+        "–" if stability is None else f"{stability:.2f}",
+    ]
     cells += [f"{circuit.cost.forward_equivalents:,.0f}", f"{seconds:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -47,7 +55,9 @@ def main() -> None:
         reasons: list[str] = []
         for name in BUILTIN:
             began = time.monotonic()
-            circuit = discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit
+            circuit = discover(
+                model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs
+            ).circuit
             lines.append(format_row(name, circuit, time.monotonic() - began))
             reasons += [f"- {name}: {reason}" for reason in circuit.reasons]
             out.write(f"{lines[-1]}\n")

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from discovery.graph import CircuitGraph
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
-    from discovery.methods.features import add_features, edit_features, feature_examples, generate_with_features, sae_top_features
+    from discovery.methods.features import (
+        add_features,
+        edit_features,
+        feature_examples,
+        generate_with_features,
+        sae_top_features,
+    )
     from discovery.methods.patching.sweep import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
     from discovery.tasks import load_task

@@ -20,7 +20,9 @@ from torch import Tensor
 from discovery.sites import Site
 from discovery.tasks.task import EncodedPair
 
-MIN_REFERENCE_PROMPTS = 8  # other prompts needed for a mean at the same position; below that, by label
+MIN_REFERENCE_PROMPTS = (
+    8  # other prompts needed for a mean at the same position; below that, by label
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Edit:
 
     def apply(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The activation with this change made."""
-        value = (self.value if self.index is None else self.value[self.index]).to(activation)  # its device and dtype
+        value = (self.value if self.index is None else self.value[self.index]).to(
+            activation
+        )  # its device and dtype
         if self.operation == "add":
             changed = activation + value
         elif self.operation == "scale":
@@ -62,19 +66,34 @@ class Edit:
             ndim: of the activation, whose second dimension is then 1.
         """
         value = _take_position(self.value, position, ndim, self.index)
-        return replace(self, value=value, where=None if self.where is None else _take_position(self.where, position, ndim - 1), index=None)
+        return replace(
+            self,
+            value=value,
+            where=None if self.where is None else _take_position(self.where, position, ndim - 1),
+            index=None,
+        )
 
 
-def _take_position(values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None) -> Tensor:
+def _take_position(
+    values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None
+) -> Tensor:
     """[row 1 …] of what broadcasts to [row pos …]."""
     if values.ndim < ndim - 1:
         return values
     rows = values if values.ndim == ndim else values[None]
-    own = torch.zeros_like(position) if len(rows) == 1 else torch.arange(len(position), device=position.device) if index is None else index
+    own = (
+        torch.zeros_like(position)
+        if len(rows) == 1
+        else torch.arange(len(position), device=position.device)
+        if index is None
+        else index
+    )
     return rows[own, torch.zeros_like(position) if rows.shape[1] == 1 else position].unsqueeze(1)
 
 
-def replace_with(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Edit:
+def replace_with(
+    site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None
+) -> Edit:
     """Put `value` at the site."""
     return Edit(site, value, where)
 
@@ -157,7 +176,9 @@ class MeanReference:
             self._sums = flat.new_zeros(len(self.plan.members), flat.shape[1])
         self._sums.index_add_(0, groups, flat[places])
 
-    def values(self, first: int, corrupted: Float[Tensor, "pair pos ..."]) -> Float[Tensor, "pair pos ..."]:
+    def values(
+        self, first: int, corrupted: Float[Tensor, "pair pos ..."]
+    ) -> Float[Tensor, "pair pos ..."]:
         """What replaces the site for the pairs from `first` on, given their own corrupted values."""
         if self._sums is None:
             raise RuntimeError("add every pair's values before asking for a mean")
@@ -166,9 +187,15 @@ class MeanReference:
         slot = groups * count + places // width  # one for each (group, pair)
         own, inverse = torch.unique(slot, return_inverse=True)
         sums = flat.new_zeros(len(own), flat.shape[1]).index_add_(0, inverse, flat[places])
-        counts = torch.zeros(len(own), device=flat.device).index_add_(0, inverse, torch.ones_like(places, dtype=torch.float))
-        wanted = [(row, t, g) for row in range(count) for t, g in enumerate(self.plan.group[first + row])]
-        rows, positions, wanted_groups = (torch.tensor(column, device=flat.device) for column in zip(*wanted, strict=True))
+        counts = torch.zeros(len(own), device=flat.device).index_add_(
+            0, inverse, torch.ones_like(places, dtype=torch.float)
+        )
+        wanted = [
+            (row, t, g) for row in range(count) for t, g in enumerate(self.plan.group[first + row])
+        ]
+        rows, positions, wanted_groups = (
+            torch.tensor(column, device=flat.device) for column in zip(*wanted, strict=True)
+        )
         mine = torch.searchsorted(own, wanted_groups * count + rows)
         left = self._counts.to(flat.device)[wanted_groups] - counts[mine]
         others = (self._sums[wanted_groups] - sums[mine]) / left.clamp(min=1).unsqueeze(1)
@@ -180,6 +207,13 @@ class MeanReference:
     def _flat(self, first: int, corrupted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The values as [pair·pos feature], and (place, group) of every membership of these pairs."""
         count, width = corrupted.shape[:2]
-        found = [((p - first) * width + t, g) for g, group in enumerate(self.plan.members) for p, t in group if first <= p < first + count]
-        places, groups = (torch.tensor(column, device=corrupted.device) for column in zip(*found, strict=True))
+        found = [
+            ((p - first) * width + t, g)
+            for g, group in enumerate(self.plan.members)
+            for p, t in group
+            if first <= p < first + count
+        ]
+        places, groups = (
+            torch.tensor(column, device=corrupted.device) for column in zip(*found, strict=True)
+        )
         return corrupted.reshape(count * width, -1).double(), places, groups

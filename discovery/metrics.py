@@ -22,28 +22,38 @@ from discovery.sites import MetricName
 PAD_TOKEN = -1
 
 
-def gather_tokens(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+def gather_tokens(
+    logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, "row n"]
+) -> Float[Tensor, "row n"]:
     """The logits of each row's tokens; padding gives -inf."""
     picked = logits.gather(1, tokens.clamp(min=0))
     return picked.masked_fill(tokens == PAD_TOKEN, float("-inf"))
 
 
 def logit_difference(
-    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+    logits: Float[Tensor, "row d_vocab"],
+    answer: Int[Tensor, "row n_answer"],
+    wrong: Int[Tensor, "row n_wrong"],
 ) -> Float[Tensor, "row"]:
     """logsumexp of the answers' logits minus that of the wrong answers', in nats."""
     return gather_tokens(logits, answer).logsumexp(1) - gather_tokens(logits, wrong).logsumexp(1)
 
 
 def probability_difference(
-    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+    logits: Float[Tensor, "row d_vocab"],
+    answer: Int[Tensor, "row n_answer"],
+    wrong: Int[Tensor, "row n_wrong"],
 ) -> Float[Tensor, "row"]:
     """Summed probability of the answers minus that of the wrong answers."""
     log_probabilities = logits.log_softmax(1)
-    return gather_tokens(log_probabilities, answer).exp().sum(1) - gather_tokens(log_probabilities, wrong).exp().sum(1)
+    return gather_tokens(log_probabilities, answer).exp().sum(1) - gather_tokens(
+        log_probabilities, wrong
+    ).exp().sum(1)
 
 
-def kl_divergence(logits: Float[Tensor, "row d_vocab"], clean: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
+def kl_divergence(
+    logits: Float[Tensor, "row d_vocab"], clean: Float[Tensor, "row d_vocab"]
+) -> Float[Tensor, "row"]:
     """KL(clean || patched) in nats; the clean run is the reference in both directions of patching."""
     reference = clean.log_softmax(1)
     return (reference.exp() * (reference - logits.log_softmax(1))).sum(1)
@@ -72,12 +82,16 @@ def measure(
 
 
 def is_right(
-    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"], wrong: Int[Tensor, "row n_wrong"]
+    logits: Float[Tensor, "row d_vocab"],
+    answer: Int[Tensor, "row n_answer"],
+    wrong: Int[Tensor, "row n_wrong"],
 ) -> Bool[Tensor, "row"]:
     """Whether the answer beats the wrong answer (sets: summed probability); ties are not right. Chance is 0.5."""
     return logit_difference(logits.float(), answer, wrong) > 0
 
 
-def is_top(logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"]) -> Bool[Tensor, "row"]:
+def is_top(
+    logits: Float[Tensor, "row d_vocab"], answer: Int[Tensor, "row n_answer"]
+) -> Bool[Tensor, "row"]:
     """Whether the single most likely token is an answer."""
     return (logits.argmax(1, keepdim=True) == answer).any(1)

@@ -24,7 +24,17 @@ from typing import Literal, get_args
 from discovery.errors import SiteError
 
 SiteName = Literal[
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "q", "k", "v", "pattern"
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "head_out",
+    "head_out_by_position",
+    "q",
+    "k",
+    "v",
+    "pattern",
 ]
 Direction = Literal["denoising", "noising"]
 Ablation = Literal["resample", "mean", "zero"]
@@ -34,7 +44,9 @@ Universe = Literal["all", "heads"]
 NodeKind = Literal["embed", "attention_head", "mlp", "feature", "logits"]
 Slot = Literal["q", "k", "v", "mlp", "feature", "logits"]
 
-ActivationKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"]
+ActivationKind = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"
+]
 FeatureSite = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
@@ -46,7 +58,16 @@ _KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
 _FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
 _DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # a feature's site where its name gives none
-_FORWARD_ORDER = ("resid_pre", "attention_head", "z", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")  # of a layer, in forward order
+_FORWARD_ORDER = (
+    "resid_pre",
+    "attention_head",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp",
+    "mlp_out",
+    "resid_post",
+)  # of a layer, in forward order
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
 
 
@@ -132,7 +153,11 @@ class Node:
         """Forward order: embed, then layer by layer the heads before the MLP, a feature where it is written, then logits."""
         if self.layer is None:
             return (-1, 0, 0) if self.kind == "embed" else (1 << 30, 0, 0)
-        return (self.layer, _FORWARD_ORDER.index(self.site or self.kind), self.head or self.feature or 0)
+        return (
+            self.layer,
+            _FORWARD_ORDER.index(self.site or self.kind),
+            self.head or self.feature or 0,
+        )
 
     @property
     def _site_suffix(self) -> str:
@@ -234,10 +259,20 @@ class Edge:
         """
         found = _EDGE.fullmatch(text.strip())
         if not found or found["slot"] not in SLOTS:
-            raise SiteError(f"{text!r} is not an edge.", f"Write source->target<slot>, the slot one of {', '.join(SLOTS)}.")
-        source, target, slot = Node.parse(found["source"]), Node.parse(found["target"]), found["slot"]
+            raise SiteError(
+                f"{text!r} is not an edge.",
+                f"Write source->target<slot>, the slot one of {', '.join(SLOTS)}.",
+            )
+        source, target, slot = (
+            Node.parse(found["source"]),
+            Node.parse(found["target"]),
+            found["slot"],
+        )
         if slot not in slots_of(target) or not source.feeds(target):
-            raise SiteError(f"The edge {text!r} cannot exist.", "The source must come before the target, and have one of its inputs.")
+            raise SiteError(
+                f"The edge {text!r} cannot exist.",
+                "The source must come before the target, and have one of its inputs.",
+            )
         return cls(source, target, slot)
 
     def __str__(self) -> str:

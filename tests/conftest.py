@@ -15,11 +15,26 @@ from jaxtyping import install_import_hook
 from tests import shape_checks
 
 ROOT = Path(__file__).resolve().parent.parent
-TENSOR_PACKAGES = [f"discovery.{name}" for name in ("metrics", "interventions", "backends", "features", "engine", "methods", "evaluation")]
+TENSOR_PACKAGES = [
+    f"discovery.{name}"
+    for name in (
+        "metrics",
+        "interventions",
+        "backends",
+        "features",
+        "engine",
+        "methods",
+        "evaluation",
+    )
+]
 SHARED = Path(os.environ.get("CIRCUIT_SCOUT_SHARED") or ROOT.parent / "shared")
 
 # Before torch, transformers or matplotlib is imported by anyone.
-for setting in [name for name in os.environ if name.startswith("CIRCUIT_SCOUT_") and name != "CIRCUIT_SCOUT_SHARED"]:
+for setting in [
+    name
+    for name in os.environ
+    if name.startswith("CIRCUIT_SCOUT_") and name != "CIRCUIT_SCOUT_SHARED"
+]:
     del os.environ[setting]  # a developer's own
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -39,7 +54,11 @@ if SHAPE_CHECKS:
 
 def _refuse_network(connect: Any) -> Any:
     def guarded(self: socket.socket, address: Any) -> Any:
-        local = self.family not in (socket.AF_INET, socket.AF_INET6) or address[0] in ("127.0.0.1", "::1", "localhost")
+        local = self.family not in (socket.AF_INET, socket.AF_INET6) or address[0] in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        )
         if not local:
             self.close()
             raise RuntimeError(f"a test reached for the network: {address!r}")
@@ -83,5 +102,7 @@ def shared_models() -> Path:
     """Trained models lent to the checkout: ../shared/models, or $CIRCUIT_SCOUT_SHARED/models; skips where there are none."""
     models = SHARED / "models"
     if not models.is_dir():
-        pytest.skip("no shared models here: put them beside the checkout, or name their parent in CIRCUIT_SCOUT_SHARED")
+        pytest.skip(
+            "no shared models here: put them beside the checkout, or name their parent in CIRCUIT_SCOUT_SHARED"
+        )
     return models

@@ -26,7 +26,9 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
 def has_shape(hint: Any) -> bool:
     """Whether a jaxtyping array stands anywhere in `hint`; a string that hides one counts, so that beartype complains of it."""
     if isinstance(hint, str):
-        return any(f"{kind}[" in hint for kind in ("Float", "Int", "Bool", "Shaped", "Num", "Inexact"))
+        return any(
+            f"{kind}[" in hint for kind in ("Float", "Int", "Bool", "Shaped", "Num", "Inexact")
+        )
     if inspect.isclass(hint) and issubclass(hint, AbstractArray):
         return True
     return any(has_shape(part) for part in get_args(hint) if not isinstance(part, str))

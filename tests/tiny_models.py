@@ -29,25 +29,51 @@ NATIVE_FIELDS: Mapping[str, Any] = {
 
 
 def _gpt2(c: Any, **changes: Any) -> Any:
-    return c.GPT2Config(**{"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 3, "n_head": 2} | changes)
+    return c.GPT2Config(
+        **{"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 3, "n_head": 2}
+        | changes
+    )
 
 
 def _llama_like(kind: str) -> Callable[..., Any]:
     def config(c: Any, **changes: Any) -> Any:
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-        return getattr(c, kind)(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        return getattr(c, kind)(
+            **{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes
+        )
 
     return config
 
 
 def _neox(c: Any, **changes: Any) -> Any:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return c.GPTNeoXConfig(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return c.GPTNeoXConfig(
+        **{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes
+    )
 
 
 def _opt(c: Any, **changes: Any) -> Any:
-    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return c.OPTConfig(**{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes)
+    sizes = {
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return c.OPTConfig(
+        **{"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **sizes} | changes
+    )
 
 
 ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
@@ -59,7 +85,12 @@ ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     "qwen2": _llama_like("Qwen2Config"),
     "gemma": lambda c, **changes: _llama_like("GemmaConfig")(c, **{"head_dim": 6} | changes),
 }
-_SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 _CLASSIC = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
 
 
@@ -71,10 +102,20 @@ def _config_factory(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callabl
 OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     "bloom": _config_factory("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
     "codegen": _config_factory("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
-    "falcon": _config_factory("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
-    "falcon_sequential": _config_factory("FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}, parallel_attn=False),
-    "gemma2": _config_factory("Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
-    "gemma3": _config_factory("Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3),
+    "falcon": _config_factory(
+        "FalconConfig", {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ),
+    "falcon_sequential": _config_factory(
+        "FalconConfig",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        parallel_attn=False,
+    ),
+    "gemma2": _config_factory(
+        "Gemma2Config", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3
+    ),
+    "gemma3": _config_factory(
+        "Gemma3TextConfig", _SMALL, num_key_value_heads=1, head_dim=6, sliding_window=3
+    ),
     "gpt_bigcode": _config_factory("GPTBigCodeConfig", _CLASSIC),
     "gpt_neo": _config_factory(
         "GPTNeoConfig",
@@ -85,10 +126,19 @@ OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     ),
     "gptj": _config_factory("GPTJConfig", _CLASSIC, rotary_dim=4),
     "granite": _config_factory(
-        "GraniteConfig", _SMALL, residual_multiplier=0.5, attention_multiplier=0.3, embedding_multiplier=2.0, logits_scaling=3.0
+        "GraniteConfig",
+        _SMALL,
+        residual_multiplier=0.5,
+        attention_multiplier=0.3,
+        embedding_multiplier=2.0,
+        logits_scaling=3.0,
     ),
-    "mixtral": _config_factory("MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1),
-    "mpt": _config_factory("MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT),
+    "mixtral": _config_factory(
+        "MixtralConfig", _SMALL, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "mpt": _config_factory(
+        "MptConfig", {"d_model": 16, "n_heads": 2, "n_layers": 2}, max_seq_len=CONTEXT
+    ),
     "neox_sequential": _config_factory("GPTNeoXConfig", _SMALL, use_parallel_residual=False),
     "olmo2": _config_factory("Olmo2Config", _SMALL),
     "phi": _config_factory("PhiConfig", _SMALL),
@@ -104,7 +154,11 @@ OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     ),
     "qwen3": _config_factory("Qwen3Config", _SMALL, num_key_value_heads=1, head_dim=6),
     "starcoder2": _config_factory("Starcoder2Config", _SMALL, num_key_value_heads=1),
-    "xglm": _config_factory("XGLMConfig", {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2}, max_position_embeddings=CONTEXT),
+    "xglm": _config_factory(
+        "XGLMConfig",
+        {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 2},
+        max_position_embeddings=CONTEXT,
+    ),
 }
 # Query heads and key-value heads of Llamas, by name.
 GROUPED: Mapping[str, tuple[int, int]] = {
@@ -120,7 +174,9 @@ def save_hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) ->
     """Save a random Hugging Face model of an architecture; without a tokenizer."""
     import transformers
 
-    config = {**ARCHITECTURES, **OTHER_ARCHITECTURES}[kind](transformers, **SPECIAL_TOKEN_IDS | changes)
+    config = {**ARCHITECTURES, **OTHER_ARCHITECTURES}[kind](
+        transformers, **SPECIAL_TOKEN_IDS | changes
+    )
     module = transformers.AutoModelForCausalLM.from_config(config)
     randomise(module, seed)
     module.save_pretrained(folder)
@@ -135,16 +191,30 @@ def grouped(folder: Path, name: str) -> Path:
     return save_hugging_face(folder, "llama", **sizes)
 
 
-def save_tokenizer(folder: Path, words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"), *, bos: bool = False) -> Path:
+def save_tokenizer(
+    folder: Path,
+    words: Sequence[str] = ("the", "cat", "dog", "sees", "fish", "bones"),
+    *,
+    bos: bool = False,
+) -> Path:
     """Save a word tokenizer beside a model; ids 0 and 1 are <s> and <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("<s>", "<unk>", *words))}, unk_token="<unk>"))
+    made = Tokenizer(
+        models.WordLevel(
+            {word: number for number, word in enumerate(("<s>", "<unk>", *words))},
+            unk_token="<unk>",
+        )
+    )
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -152,7 +222,9 @@ def load_plain_module(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A Hugging Face directory's module as transformers loads it: the reference, never wrapped."""
     import transformers
 
-    module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", local_files_only=True)
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+    )
     return module.eval().requires_grad_(False)
 
 
@@ -181,11 +253,16 @@ class NativeCheckpoint:
         """Write it (again, after a change)."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "tl_config.json").write_text(json.dumps(self.config))
-        save_file({name: value.contiguous() for name, value in self.state.items()}, self.path / "model.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in self.state.items()},
+            self.path / "model.safetensors",
+        )
         return self.path
 
 
-def save_native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **changes: Any) -> NativeCheckpoint:
+def save_native(
+    folder: Path, seed: int = 0, *, without: Sequence[str] = (), **changes: Any
+) -> NativeCheckpoint:
     """Save a random native model.
 
     Args:
@@ -213,17 +290,27 @@ def save_native(folder: Path, seed: int = 0, *, without: Sequence[str] = (), **c
 
 def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every weight that a native model of this configuration may have."""
-    d_model, d_head, heads, d_mlp, vocab = (config[name] for name in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab"))
+    d_model, d_head, heads, d_mlp, vocab = (
+        config[name] for name in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab")
+    )
     kv_heads, kind = config.get("n_key_value_heads") or heads, config["normalization_type"]
     shared = "_" if kv_heads != heads else ""
-    shapes: dict[str, tuple[int, ...]] = {"embed.W_E": (vocab, d_model), "unembed.W_U": (d_model, vocab), "unembed.b_U": (vocab,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.W_E": (vocab, d_model),
+        "unembed.W_U": (d_model, vocab),
+        "unembed.b_U": (vocab,),
+    }
     if config["positional_embedding_type"] == "standard":
         shapes["pos_embed.W_pos"] = (config["n_ctx"], d_model)
     norms = ["ln_final"]
     for layer in range(config["n_layers"]):
         at = f"blocks.{layer}"
         norms += [f"{at}.ln1"] + ([] if config["attn_only"] else [f"{at}.ln2"])
-        for letter, count, hidden in (("Q", heads, ""), ("K", kv_heads, shared), ("V", kv_heads, shared)):
+        for letter, count, hidden in (
+            ("Q", heads, ""),
+            ("K", kv_heads, shared),
+            ("V", kv_heads, shared),
+        ):
             shapes[f"{at}.attn.{hidden}W_{letter}"] = (count, d_model, d_head)
             shapes[f"{at}.attn.{hidden}b_{letter}"] = (count, d_head)
         shapes |= {f"{at}.attn.W_O": (heads, d_head, d_model), f"{at}.attn.b_O": (d_model,)}
@@ -266,18 +353,27 @@ class TinyModels:
         changes: dict[str, dict[str, Any]] = {
             "native": {},
             "attn_only": {"attn_only": True, "normalization_type": None, "act_fn": None},
-            "rotary": {"normalization_type": "RMS", "positional_embedding_type": "rotary", "n_heads": 4, "n_key_value_heads": 2},
+            "rotary": {
+                "normalization_type": "RMS",
+                "positional_embedding_type": "rotary",
+                "n_heads": 4,
+                "n_key_value_heads": 2,
+            },
         }
         if name not in self._natives:
             self._natives[name] = save_native(self.folder / name, **changes[name])
         return self._natives[name]
 
-    def load(self, name: str, backend: BackendName = "transformerlens", dtype: str = "float32") -> Any:
+    def load(
+        self, name: str, backend: BackendName = "transformerlens", dtype: str = "float32"
+    ) -> Any:
         """The loaded backend."""
         from discovery.backends.loading.load import load_model
 
         if (name, backend, dtype) not in self._loaded:
-            self._loaded[name, backend, dtype] = load_model(self.path(name), backend=backend, device="cpu", dtype=dtype)
+            self._loaded[name, backend, dtype] = load_model(
+                self.path(name), backend=backend, device="cpu", dtype=dtype
+            )
         return self._loaded[name, backend, dtype]
 
 
@@ -314,7 +410,16 @@ def random_pairs(
         labels = {"first": places[0], "end": length - 1} if labelled else {}
         if labelled and number % 2 == 0:
             labels["middle"] = length // 2
-        made.append(EncodedPair(tuple(clean), tuple(corrupted), tuple(answer), tuple(wrong), f"t{number % templates}", labels))
+        made.append(
+            EncodedPair(
+                tuple(clean),
+                tuple(corrupted),
+                tuple(answer),
+                tuple(wrong),
+                f"t{number % templates}",
+                labels,
+            )
+        )
     return tuple(made)
 
 
@@ -329,7 +434,12 @@ class ToyTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids, after <s> where it has one."""
-        found = [piece for word in re.findall(r" ?[^ ]+| ", text) for piece in (word[:7], word[7:]) if piece]
+        found = [
+            piece
+            for word in re.findall(r" ?[^ ]+| ", text)
+            for piece in (word[:7], word[7:])
+            if piece
+        ]
         return [0] * self.bos + [self.pieces.setdefault(piece, len(self.pieces)) for piece in found]
 
     def decode(self, ids: list[int]) -> str:
@@ -351,6 +461,8 @@ class FakeModel:
     n_ctx: int = 20
 
 
-def as_task(pairs: Sequence[EncodedPair], metric: MetricName = "logit_difference", name: str = "tiny") -> Task:
+def as_task(
+    pairs: Sequence[EncodedPair], metric: MetricName = "logit_difference", name: str = "tiny"
+) -> Task:
     """All pairs as one task, all of them in the discovery split."""
     return Task(name, tuple(pairs), ("discovery",) * len(pairs), "none", metric)

@@ -36,7 +36,15 @@ def saelens() -> Any:
 
 
 def random_module(
-    name: str, d_in: int, d_sae: int, hook: str, *, d_out: int | None = None, hook_out: str | None = None, seed: int = 0, **cfg: Any
+    name: str,
+    d_in: int,
+    d_sae: int,
+    hook: str,
+    *,
+    d_out: int | None = None,
+    hook_out: str | None = None,
+    seed: int = 0,
+    **cfg: Any,
 ):
     """A SAELens module of an architecture with random weights, biases and thresholds included."""
     from sae_lens.registry import get_sae_class
@@ -55,7 +63,11 @@ def random_module(
         for parameter_name, parameter in sorted(module.named_parameters()):
             drawn = torch.randn(parameter.shape, generator=rng)
             small = parameter.ndim == 1
-            parameter.copy_((0.1 * drawn).abs() if parameter_name == "threshold" else drawn * (0.1 if small else d_in**-0.5))
+            parameter.copy_(
+                (0.1 * drawn).abs()
+                if parameter_name == "threshold"
+                else drawn * (0.1 if small else d_in**-0.5)
+            )
     return module
 
 
@@ -65,7 +77,9 @@ def directions_module(directions: Tensor, hook: str, **metadata: Any):
     Args:
         directions: [feature d_in], rows orthonormal or opposite to one another.
     """
-    module = saelens().StandardSAE(saelens().StandardSAEConfig(d_in=directions.shape[1], d_sae=len(directions)))
+    module = saelens().StandardSAE(
+        saelens().StandardSAEConfig(d_in=directions.shape[1], d_sae=len(directions))
+    )
     with torch.no_grad():
         module.W_enc.copy_(directions.T)
         module.W_dec.copy_(directions)
@@ -81,7 +95,11 @@ def signed_basis(d_in: int, seed: int | None = None) -> Tensor:
     """The unit vectors (turned by a random rotation where a seed is given) and their opposites: reconstruction is exact."""
     basis = torch.eye(d_in)
     if seed is not None:
-        basis = torch.linalg.qr(torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0].float()
+        basis = torch.linalg.qr(
+            torch.randn(
+                d_in, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
+        )[0].float()
     return torch.cat([basis, -basis])
 
 

@@ -14,7 +14,12 @@ from training.heldout import HELDOUT_TEMPLATES
 from training.train_bundled import BUNDLED, RECORD
 
 EVALUATION = "evaluation.json"
-_TITLES = {"ioi": "indirect object", "induction": "induction", "greater_than": "greater-than", "agreement": "agreement"}
+_TITLES = {
+    "ioi": "indirect object",
+    "induction": "induction",
+    "greater_than": "greater-than",
+    "agreement": "agreement",
+}
 
 _HEAD = """# Model card: the bundled model
 
@@ -83,17 +88,23 @@ def format_card(folder: Path) -> str:
     )  # fmt: skip
     text += "\n".join(_accuracy(name, measured[name]) for name in BUILTIN)
     names = ", ".join(
-        f"{measured['ioi'][key]['beats_every_name']:.1%} ({key.replace('_', ' ')})" for key in ("new_combinations", "new_wordings")
+        f"{measured['ioi'][key]['beats_every_name']:.1%} ({key.replace('_', ' ')})"
+        for key in ("new_combinations", "new_wordings")
     )
     text += "\n" + _CIRCUITS.format(names=names, nodes=recipe["layers"] * (recipe["heads"] + 1))
     text += "\n".join(_circuit(name, measured[name]) for name in BUILTIN)
-    files = "\n".join(f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |" for path in _files(folder))
+    files = "\n".join(
+        f"| {path.name} | {path.stat().st_size:,} | `{_sha256(path)}` |" for path in _files(folder)
+    )
     return f"{text}\n\n## Files\n\n| file | bytes | sha256 |\n|---|---|---|\n{files}\n"
 
 
 def _accuracy(name: str, measured: dict[str, Any]) -> str:
     """One row of the accuracy table."""
-    cells = [f"{measured[key]['accuracy']:.1%} ({measured[key]['top1']:.1%})" for key in ("new_combinations", "new_wordings", "task")]
+    cells = [
+        f"{measured[key]['accuracy']:.1%} ({measured[key]['top1']:.1%})"
+        for key in ("new_combinations", "new_wordings", "task")
+    ]
     task = measured["task"]
     return f"| {_TITLES[name]} | {' | '.join(cells)} | {task['metric_clean']:.2f} / {task['metric_corrupted']:.2f} |"
 
@@ -101,7 +112,10 @@ def _accuracy(name: str, measured: dict[str, Any]) -> str:
 def _circuit(name: str, measured: dict[str, Any]) -> str:
     """One row of the circuit table."""
     fresh = measured["fresh_pairs"]
-    both = [" / ".join(f"{value:.2f}" for value in fresh[key].values()) for key in ("faithfulness", "knockout")]
+    both = [
+        " / ".join(f"{value:.2f}" for value in fresh[key].values())
+        for key in ("faithfulness", "knockout")
+    ]
     gaps = f"{fresh['completeness_in']:.2f} | {fresh['completeness_out']:.2f}"
     alone, head = measured["alone"]
     nodes = f"{len(measured['circuit'])}: {' '.join(measured['circuit'])}"

@@ -33,20 +33,33 @@ class HookedAblation:
         config = self.model.config
         self.heads, self.layers = int(config.n_head), int(config.n_layer)
         self.universe: Nodes = frozenset(
-            [f"a{i}.h{j}" for i in range(self.layers) for j in range(self.heads)] + [f"m{i}" for i in range(self.layers)]
+            [f"a{i}.h{j}" for i in range(self.layers) for j in range(self.heads)]
+            + [f"m{i}" for i in range(self.layers)]
         )
         self.clean, self.last = self._pad([str(pair.clean) for pair in self.pairs])
         self.corrupted, _ = self._pad([str(pair.corrupted) for pair in self.pairs])
-        self.sets = [self._members([getattr(pair, side) for pair in self.pairs]) for side in ("answer", "wrong")]
+        self.sets = [
+            self._members([getattr(pair, side) for pair in self.pairs])
+            for side in ("answer", "wrong")
+        ]
         self.seen: dict[str, torch.Tensor] = {}
         self.patch: dict[str, torch.Tensor] = {}
         self.kept: Nodes = self.universe
-        handles = [block.attn.c_proj.register_forward_pre_hook(self._attention(i)) for i, block in enumerate(self.model.transformer.h)]
-        handles += [block.mlp.register_forward_hook(self._mlp(i)) for i, block in enumerate(self.model.transformer.h)]
+        handles = [
+            block.attn.c_proj.register_forward_pre_hook(self._attention(i))
+            for i, block in enumerate(self.model.transformer.h)
+        ]
+        handles += [
+            block.mlp.register_forward_hook(self._mlp(i))
+            for i, block in enumerate(self.model.transformer.h)
+        ]
         self.handles = handles
         self._logits(self.corrupted)
         resample = dict(self.seen)
-        self.values = {"resample": resample, "mean": {name: self._others(value) for name, value in resample.items()}}
+        self.values = {
+            "resample": resample,
+            "mean": {name: self._others(value) for name, value in resample.items()},
+        }
 
     def close(self) -> None:
         """Takes the hooks off the model."""
@@ -65,7 +78,9 @@ class HookedAblation:
         if self.probability:
             chances = logits.softmax(-1)
             return (chances * self.sets[0]).sum(-1) - (chances * self.sets[1]).sum(-1)
-        right, wrong = (logits.masked_fill(~members, -torch.inf).logsumexp(-1) for members in self.sets)
+        right, wrong = (
+            logits.masked_fill(~members, -torch.inf).logsumexp(-1) for members in self.sets
+        )
         return right - wrong
 
     def mean(self, kept: Nodes, ablation: str) -> float:
@@ -109,13 +124,17 @@ class HookedAblation:
         """The mean over the other pairs of the same wording, position by position."""
         out = torch.empty_like(value)
         for wording in {pair.template for pair in self.pairs}:
-            rows = torch.tensor([at for at, pair in enumerate(self.pairs) if pair.template == wording])
+            rows = torch.tensor(
+                [at for at, pair in enumerate(self.pairs) if pair.template == wording]
+            )
             own = value[rows]
             out[rows] = (own.sum(0, keepdim=True) - own) / (len(rows) - 1)
         return out
 
     def _attention(self, layer: int) -> Callable[..., tuple[torch.Tensor, ...]]:
-        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        def hook(
+            module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+        ) -> tuple[torch.Tensor, ...]:
             z = inputs[0]  # [pair pos head*d_head]
             self.seen[f"a{layer}"] = z
             gone = [head for head in range(self.heads) if f"a{layer}.h{head}" not in self.kept]
@@ -128,7 +147,9 @@ class HookedAblation:
         return hook
 
     def _mlp(self, layer: int) -> Callable[..., torch.Tensor]:
-        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        def hook(
+            module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor:
             self.seen[f"m{layer}"] = output
             return output if f"m{layer}" in self.kept else self.patch[f"m{layer}"]
 
@@ -156,7 +177,10 @@ class ConditionGaps:
         """How far the worst condition is missed, each in units of its own tolerance; below 0 where all hold."""
         far = [abs(1 - value) / 0.2 for value in self.faithfulness.values()]
         far += [abs(value) / 0.2 for value in self.knockout.values()]
-        return max(*far, self.gap_inside / 0.2, self.gap_outside / 0.1, 2 - self.least_effect / 0.02) - 1
+        return (
+            max(*far, self.gap_inside / 0.2, self.gap_outside / 0.1, 2 - self.least_effect / 0.02)
+            - 1
+        )
 
 
 def measure_conditions(bench: HookedAblation, nodes: Nodes) -> ConditionGaps:
@@ -166,8 +190,13 @@ def measure_conditions(bench: HookedAblation, nodes: Nodes) -> ConditionGaps:
     inside = [abs(f(nodes - {u}, a) - f(bench.universe - {u}, a)) for a in ABLATIONS for u in nodes]
     outside = [abs(f(nodes | {v}, a) - f(nodes, a)) for a in ABLATIONS for v in rest]
     faithfulness, knockout = ({a: f(kept, a) for a in ABLATIONS} for kept in (nodes, rest))
-    least = min((largest_effect(bench, nodes, node, a) for a in ABLATIONS for node in sorted(nodes)), default=0.0)
-    return ConditionGaps(nodes, faithfulness, knockout, max(inside, default=0.0), max(outside, default=0.0), least)
+    least = min(
+        (largest_effect(bench, nodes, node, a) for a in ABLATIONS for node in sorted(nodes)),
+        default=0.0,
+    )
+    return ConditionGaps(
+        nodes, faithfulness, knockout, max(inside, default=0.0), max(outside, default=0.0), least
+    )
 
 
 def largest_effect(bench: HookedAblation, nodes: Nodes, node: str, ablation: str) -> float:
@@ -185,10 +214,17 @@ def prune_greedily(bench: HookedAblation) -> list[Nodes]:
     """Sets from the universe, idle nodes left out, down to one node: at each size the one that keeps (a) and (b) best."""
 
     def miss(nodes: Nodes) -> float:
-        return max(max(abs(1 - bench.f(nodes, a)), abs(bench.f(bench.universe - nodes, a))) for a in ABLATIONS)
+        return max(
+            max(abs(1 - bench.f(nodes, a)), abs(bench.f(bench.universe - nodes, a)))
+            for a in ABLATIONS
+        )
 
     def idle(node: str) -> bool:
-        return all(abs(1 - bench.f(bench.universe - {node}, a)) < 0.01 and abs(bench.f(frozenset({node}), a)) < 0.01 for a in ABLATIONS)
+        return all(
+            abs(1 - bench.f(bench.universe - {node}, a)) < 0.01
+            and abs(bench.f(frozenset({node}), a)) < 0.01
+            for a in ABLATIONS
+        )
 
     path = [frozenset(node for node in bench.universe if not idle(node))]
     while len(path[-1]) > 1:
@@ -198,10 +234,16 @@ def prune_greedily(bench: HookedAblation) -> list[Nodes]:
 
 def find_best_set(bench: HookedAblation) -> ConditionGaps:
     """The set that meets (a) to (d) best: the best of the pruning path, and then of its neighbours while that helps."""
-    best = min((measure_conditions(bench, nodes) for nodes in prune_greedily(bench)), key=lambda verdict: verdict.excess)
+    best = min(
+        (measure_conditions(bench, nodes) for nodes in prune_greedily(bench)),
+        key=lambda verdict: verdict.excess,
+    )
     while True:
         near = [best.nodes ^ {node} for node in sorted(bench.universe)]
-        better = min((measure_conditions(bench, nodes) for nodes in near if nodes), key=lambda verdict: verdict.excess)
+        better = min(
+            (measure_conditions(bench, nodes) for nodes in near if nodes),
+            key=lambda verdict: verdict.excess,
+        )
         if better.excess >= best.excess:
             return best
         best = better

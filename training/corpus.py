@@ -32,14 +32,23 @@ def sentences(seed: int, exclude_held_out: bool = True) -> Iterator[str]:
     """Endless sentences, behaviours mixed by `SHARES`; with `training`, nothing that is held out."""
     rng, draw = random.Random(seed), make_samplers()
     names, weights = list(SHARES), list(SHARES.values())
-    wordings = {name: [w for w in BUILTIN[name].wordings if not (exclude_held_out and w in HELDOUT_TEMPLATES[name])] for name in names}
+    wordings = {
+        name: [
+            w
+            for w in BUILTIN[name].wordings
+            if not (exclude_held_out and w in HELDOUT_TEMPLATES[name])
+        ]
+        for name in names
+    }
     while True:
         name = rng.choices(names, weights)[0]
         pair = _sample_admitted(name, draw[name], rng, wordings[name], exclude_held_out)
         yield pair.clean + _ending(name, pair, rng)
 
 
-def _sample_admitted(name: str, draw: PairSampler, rng: random.Random, wordings: Sequence[str], training: bool) -> MarkedPair:
+def _sample_admitted(
+    name: str, draw: PairSampler, rng: random.Random, wordings: Sequence[str], training: bool
+) -> MarkedPair:
     """A pair of this behaviour; with `training`, the first that is not held out."""
     while True:
         pair = draw(rng, rng.choice(wordings))

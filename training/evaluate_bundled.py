@@ -30,7 +30,9 @@ LOG = logging.getLogger("evaluate_bundled")
 _SEED = 20_000
 
 
-def sample_unseen(name: str, sieve: TokenizerFilter, pairs: int, wordings: list[str], only_held_out: bool) -> tuple[PromptPair, ...]:
+def sample_unseen(
+    name: str, sieve: TokenizerFilter, pairs: int, wordings: list[str], only_held_out: bool
+) -> tuple[PromptPair, ...]:
     """Pairs in the given wordings; with `combinations`, only of held-out words."""
     rng, draw = random.Random(_SEED), make_samplers()[name]
 
@@ -49,7 +51,10 @@ def measure_accuracy(bench: HookedAblation) -> dict[str, float]:
     chances = logits.softmax(-1)
     right, wrong = ((chances * members).sum(-1) for members in bench.sets)
     top = bench.sets[0].gather(1, logits.argmax(-1, keepdim=True)).float().mean()
-    return {"accuracy": round(float((right > wrong).float().mean()), 4), "top1": round(float(top), 4)}
+    return {
+        "accuracy": round(float((right > wrong).float().mean()), 4),
+        "top1": round(float(top), 4),
+    }
 
 
 def accuracy_against_names(bench: HookedAblation, names: set[int]) -> float:
@@ -61,9 +66,16 @@ def accuracy_against_names(bench: HookedAblation, names: set[int]) -> float:
     return round(won / len(logits), 4)
 
 
-def measure_behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], HookedAblation], sieve: TokenizerFilter, search_circuits: bool) -> dict[str, object]:
+def measure_behaviour(
+    name: str,
+    make: Callable[[tuple[PromptPair, ...]], HookedAblation],
+    sieve: TokenizerFilter,
+    search_circuits: bool,
+) -> dict[str, object]:
     """Everything the card says of one behaviour."""
-    known = [wording for wording in BUILTIN[name].wordings if wording not in HELDOUT_TEMPLATES[name]]
+    known = [
+        wording for wording in BUILTIN[name].wordings if wording not in HELDOUT_TEMPLATES[name]
+    ]
     sets = {
         "new_combinations": sample_unseen(name, sieve, 500, known, True),
         "new_wordings": sample_unseen(name, sieve, 500, sorted(HELDOUT_TEMPLATES[name]), True),
@@ -74,19 +86,32 @@ def measure_behaviour(name: str, make: Callable[[tuple[PromptPair, ...]], Hooked
         out[label] = measure_accuracy(bench)
         if name == "ioi":
             ids = {sieve.tokenizer.encode(f"The {first}")[-1] for first in NAMES}
-            out[label] = {**measure_accuracy(bench), "beats_every_name": accuracy_against_names(bench, ids)}
+            out[label] = {
+                **measure_accuracy(bench),
+                "beats_every_name": accuracy_against_names(bench, ids),
+            }
         bench.close()
     bench = make(generate(name, sieve.tokenizer, 240, 0))
     clean, corrupted = bench.score(bench.logits()), bench.score(bench.logits(corrupted=True))
-    out["task"] = {**measure_accuracy(bench), "metric_clean": float(clean.mean()), "metric_corrupted": float(corrupted.mean())}
-    out["alone"] = max((min(bench.f(frozenset({node}), a) for a in ABLATIONS), node) for node in sorted(bench.universe) if node[0] == "a")
+    out["task"] = {
+        **measure_accuracy(bench),
+        "metric_clean": float(clean.mean()),
+        "metric_corrupted": float(corrupted.mean()),
+    }
+    out["alone"] = max(
+        (min(bench.f(frozenset({node}), a) for a in ABLATIONS), node)
+        for node in sorted(bench.universe)
+        if node[0] == "a"
+    )
     bench.close()
     if search_circuits:
         out.update(measure_circuits(name, make, sieve))
     return out
 
 
-def measure_circuits(name: str, make: Callable[[tuple[PromptPair, ...]], HookedAblation], sieve: TokenizerFilter) -> dict[str, object]:
+def measure_circuits(
+    name: str, make: Callable[[tuple[PromptPair, ...]], HookedAblation], sieve: TokenizerFilter
+) -> dict[str, object]:
     """The circuit found on 160 pairs, measured there and on 240 fresh ones."""
     bench = make(generate(name, sieve.tokenizer, 160, 0))
     nodes = find_best_set(bench).nodes
@@ -118,7 +143,9 @@ def main() -> None:
     result: dict[str, object] = {"parameters": model.num_parameters()}
     for name, task in BUILTIN.items():
         make = partial(HookedAblation, model, tokenizer, task.metric == "probability_difference")
-        result[name] = measure_behaviour(name, make, TokenizerFilter(tokenizer, name), not given.no_circuits)
+        result[name] = measure_behaviour(
+            name, make, TokenizerFilter(tokenizer, name), not given.no_circuits
+        )
         LOG.info("%s %s", name, json.dumps(result[name], indent=1))
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")

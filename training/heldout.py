@@ -25,12 +25,16 @@ _HELDOUT_ONE_IN = 10
 
 def is_held_out(name: str, pair: MarkedPair) -> bool:
     """Whether a combination of this pair (either side) belongs to the held-out tenth."""
-    return any(_hash(name, combination) % _HELDOUT_ONE_IN == 0 for combination in _combinations(name, pair))
+    return any(
+        _hash(name, combination) % _HELDOUT_ONE_IN == 0 for combination in _combinations(name, pair)
+    )
 
 
 def listed_words(pair: MarkedPair) -> list[str]:
     """The words of an induction pair's first list."""
-    return [word.rstrip(",") for word in pair.clean.split()[1 : 1 + LIST_SHAPES[pair.template].length]]
+    return [
+        word.rstrip(",") for word in pair.clean.split()[1 : 1 + LIST_SHAPES[pair.template].length]
+    ]
 
 
 def _combinations(name: str, pair: MarkedPair) -> list[tuple[str, ...]]:
@@ -42,7 +46,10 @@ def _combinations(name: str, pair: MarkedPair) -> list[tuple[str, ...]]:
         return [tuple(sorted((_word(pair, "IO"), _word(pair, "S1"))))]
     if name == "greater_than":
         return [(_word(pair, "YY"),)]
-    singular = (_word(pair, "subject").removesuffix("s"), _word(pair, "distractor").removesuffix("s"))
+    singular = (
+        _word(pair, "subject").removesuffix("s"),
+        _word(pair, "distractor").removesuffix("s"),
+    )
     return [singular]
 
 
@@ -53,4 +60,6 @@ def _word(pair: MarkedPair, label: str) -> str:
 
 def _hash(name: str, combination: tuple[str, ...]) -> int:
     """A number that depends on the words alone."""
-    return int.from_bytes(hashlib.sha256("|".join((name, *combination)).encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256("|".join((name, *combination)).encode()).digest()[:8], "big"
+    )

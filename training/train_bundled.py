@@ -58,7 +58,10 @@ def batches(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> Iterator
         encoded = tokenizer(list(islice(stream, recipe.rows)))["input_ids"]
         rows = sorted(([*ids, tokenizer.eos_token_id] for ids in encoded), key=len)
         half = len(rows) // 2
-        yield [_pad_rows(part, tokenizer.eos_token_id, recipe.context, rng) for part in (rows[:half], rows[half:])]
+        yield [
+            _pad_rows(part, tokenizer.eos_token_id, recipe.context, rng)
+            for part in (rows[:half], rows[half:])
+        ]
 
 
 def _pad_rows(rows: list[list[int]], filler: int, context: int, rng: random.Random) -> PaddedBatch:
@@ -107,12 +110,18 @@ class NodeNorms:
 
     def _attention(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         z = inputs[0].unflatten(-1, (self.heads, -1))  # [row pos head d_head]
-        weight = module.get_parameter("weight").unflatten(0, (self.heads, -1))  # [head d_head d_model]
-        gram = weight @ weight.transpose(1, 2)  # [head d_head d_head]: the norm of z W_O without forming it
+        weight = module.get_parameter("weight").unflatten(
+            0, (self.heads, -1)
+        )  # [head d_head d_model]
+        gram = weight @ weight.transpose(
+            1, 2
+        )  # [head d_head d_head]: the norm of z W_O without forming it
         squared = torch.einsum("rphd,hde,rphe->rph", z, gram, z)
         self.total = self.total + (squared.clamp_min(0) + 1e-6).sqrt().mean((0, 1)).sum()
 
-    def _mlp(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _mlp(
+        self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         self.total = self.total + (output.square().sum(-1) + 1e-6).sqrt().mean()
 
 
@@ -122,9 +131,14 @@ def train(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> tuple[GPT2
     norms = NodeNorms(model, recipe.heads) if recipe.sparsity else None
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, recipe)
+    )
     losses: list[float] = []
     norm = 0.0
     begun = time.monotonic()
@@ -133,8 +147,15 @@ def train(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> tuple[GPT2
         predicted = sum(int((targets >= 0).sum()) for _, _, targets in parts)
         losses.append(0.0)
         for tokens, positions, targets in parts:
-            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits  # [row pos d_vocab]
-            loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum") / predicted
+            logits = model(
+                input_ids=tokens, position_ids=positions, use_cache=False
+            ).logits  # [row pos d_vocab]
+            loss = (
+                cross_entropy(
+                    logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+                )
+                / predicted
+            )
             losses[-1] += loss.item()
             if norms is not None:
                 taken = norms.pop_total() / len(parts)
@@ -145,8 +166,16 @@ def train(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> tuple[GPT2
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0:
-            LOG.info("step %d  loss %.4f  norms %.2f  %.0f s", step + 1, sum(losses[-100:]) / 100, norm, time.monotonic() - begun)
-    model.config.activation_function = "gelu_new"  # GPT-2's name for the same function, slower to train with
+            LOG.info(
+                "step %d  loss %.4f  norms %.2f  %.0f s",
+                step + 1,
+                sum(losses[-100:]) / 100,
+                norm,
+                time.monotonic() - begun,
+            )
+    model.config.activation_function = (
+        "gelu_new"  # GPT-2's name for the same function, slower to train with
+    )
     return model.eval(), sum(losses[-100:]) / len(losses[-100:])
 
 
@@ -154,7 +183,12 @@ def main() -> None:
     """Trains and writes the Hugging Face directory, with what was done in training.json beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUNDLED)
-    parser.add_argument("--threads", type=int, default=1, help="the bundled weights were made with 1; another number rounds otherwise")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="the bundled weights were made with 1; another number rounds otherwise",
+    )
     for name, value in asdict(ModelRecipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())

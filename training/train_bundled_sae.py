@@ -36,13 +36,20 @@ def main() -> None:
     """Trains, and writes the dictionary with a record of the training beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUNDLED)
-    parser.add_argument("--runs-dir", type=Path, help="where the run is kept; thrown away where it is left out")
+    parser.add_argument(
+        "--runs-dir", type=Path, help="where the run is kept; thrown away where it is left out"
+    )
     parser.add_argument("--site", default=SITE)
     parser.add_argument("--features", type=int, default=FEATURES)
     parser.add_argument("--k", type=int, default=K)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--sentences", type=int, default=SENTENCES)
-    parser.add_argument("--threads", type=int, default=1, help="the bundled dictionary was made with 1; another number rounds otherwise")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="the bundled dictionary was made with 1; another number rounds otherwise",
+    )
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.threads)
@@ -61,10 +68,21 @@ def main() -> None:
             on_event=lambda event: LOG.info("%s: %s", event["stage"], event["concluded"]),
         )
         copy_sae(trained.directory, given.out)
-        journal = [json.loads(line) for line in (trained.path / "events.jsonl").read_text().splitlines()]
+        journal = [
+            json.loads(line) for line in (trained.path / "events.jsonl").read_text().splitlines()
+        ]
         seconds = json.loads((trained.path / "run.json").read_text())["cost"]["seconds"]
-    curve = [{name: event["measured"][name] for name in ("step", "heldout")} for event in journal if event["stage"] == "train"]
-    record = {"recipe": trained.recipe.model_dump(), "scores": trained.scores.model_dump(), "seconds": round(seconds), "curve": curve}
+    curve = [
+        {name: event["measured"][name] for name in ("step", "heldout")}
+        for event in journal
+        if event["stage"] == "train"
+    ]
+    record = {
+        "recipe": trained.recipe.model_dump(),
+        "scores": trained.scores.model_dump(),
+        "seconds": round(seconds),
+        "curve": curve,
+    }
     (given.out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 

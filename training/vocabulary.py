@@ -25,7 +25,10 @@ def build_word_tokenizer(seed: int, context: int) -> PreTrainedTokenizerFast:
     """The tokenizer over every word of the lists and of a sample of all sentences, held-out wordings included."""
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(prepend_scheme="first", split=False), pre_tokenizers.Split(Regex(_PIECES), "isolated")]
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+        ]
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     pieces = set(words.YEARS)
@@ -49,4 +52,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 def _lists() -> list[str]:
     """The word lists as texts."""
     nouns = words.PEOPLE + words.THINGS
-    return [" ".join(("The", *words.NAMES, *words.PLACES, *words.OBJECTS, *words.EVENTS, *words.OTHER_NOUNS, *nouns, *(f"{n}s" for n in nouns)))]
+    return [
+        " ".join(
+            (
+                "The",
+                *words.NAMES,
+                *words.PLACES,
+                *words.OBJECTS,
+                *words.EVENTS,
+                *words.OTHER_NOUNS,
+                *nouns,
+                *(f"{n}s" for n in nouns),
+            )
+        )
+    ]

@@ -20,7 +20,9 @@ from torch.nn import functional
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
-    "gelu_new": lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_new": lambda x: (
+        0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    ),
     "silu": functional.silu,
 }
 CENTRED_NORMS, SCALED_NORMS = ("LN", "LNPre"), ("RMS", "RMSPre")
@@ -52,8 +54,12 @@ class Replacement:
         """The computed value with the replacement in its rows."""
         value = self.value.to(computed.dtype)
         if value.shape != computed.shape:
-            raise ValueError(f"a replacement of shape {tuple(value.shape)} for a node of shape {tuple(computed.shape)}")
-        return value if self.rows is None else torch.where(self.rows[:, None, None], value, computed)
+            raise ValueError(
+                f"a replacement of shape {tuple(value.shape)} for a node of shape {tuple(computed.shape)}"
+            )
+        return (
+            value if self.rows is None else torch.where(self.rows[:, None, None], value, computed)
+        )
 
 
 def node_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -85,7 +91,10 @@ def run_forward(
     Raises:
         ValueError: a node that does not exist, or a replacement of another shape.
     """
-    edits = {name: edit if isinstance(edit, Replacement) else Replacement(edit) for name, edit in (replace or {}).items()}
+    edits = {
+        name: edit if isinstance(edit, Replacement) else Replacement(edit)
+        for name, edit in (replace or {}).items()
+    }
     unknown = set(edits) - set(node_names(config))
     if unknown:
         raise ValueError(f"no such nodes: {sorted(unknown)}")
@@ -111,7 +120,9 @@ def run_forward(
             read = _norm(config, weights, f"{block}.ln2", resid)
             resid = resid + settle(f"m{layer}", _mlp(config, weights, f"{block}.mlp", read))
     final = _norm(config, weights, "ln_final", resid)
-    logits = final @ weights["unembed.W_U"] + weights.get("unembed.b_U", torch.zeros((), dtype=dtype))
+    logits = final @ weights["unembed.W_U"] + weights.get(
+        "unembed.b_U", torch.zeros((), dtype=dtype)
+    )
     return ForwardPass(logits, nodes, patterns)
 
 
@@ -126,13 +137,17 @@ def _embed(config: Mapping[str, Any], weights: Mapping[str, Tensor], tokens: Ten
     raise ValueError(f"positional embedding {kind!r}: this forward pass knows 'standard' and None")
 
 
-def _norm(config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, resid: Tensor) -> Tensor:
+def _norm(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, resid: Tensor
+) -> Tensor:
     """LayerNorm or RMS norm over d_model, with its weight and bias where the model has them."""
     kind = config["normalization_type"]
     if kind is None:
         return resid
     if kind not in CENTRED_NORMS + SCALED_NORMS:
-        raise ValueError(f"normalisation {kind!r}: this forward pass knows {(*CENTRED_NORMS, *SCALED_NORMS)} and None")
+        raise ValueError(
+            f"normalisation {kind!r}: this forward pass knows {(*CENTRED_NORMS, *SCALED_NORMS)} and None"
+        )
     if kind in CENTRED_NORMS:
         resid = resid - resid.mean(-1, keepdim=True)
     resid = resid / (resid.square().mean(-1, keepdim=True) + config.get("eps", 1e-5)).sqrt()
@@ -141,7 +156,9 @@ def _norm(config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, r
     return resid + weights[f"{name}.b"] if kind == "LN" else resid
 
 
-def _head(config: Mapping[str, Any], weights: Mapping[str, Tensor], attn: str, head: int, read: Tensor) -> tuple[Tensor, Tensor]:
+def _head(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], attn: str, head: int, read: Tensor
+) -> tuple[Tensor, Tensor]:
     """One head's value [batch pos d_model] and its pattern [batch dst src]."""
 
     def project(letter: str) -> Tensor:  # [batch pos d_head]
@@ -155,8 +172,12 @@ def _head(config: Mapping[str, Any], weights: Mapping[str, Tensor], attn: str, h
     return pattern @ project("V") @ weights[f"{attn}.W_O"][head], pattern
 
 
-def _mlp(config: Mapping[str, Any], weights: Mapping[str, Tensor], mlp: str, read: Tensor) -> Tensor:
+def _mlp(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], mlp: str, read: Tensor
+) -> Tensor:
     """An MLP's value [batch pos d_model], output bias included."""
     zero = torch.zeros((), dtype=read.dtype)
-    hidden = ACTIVATIONS[config["act_fn"]](read @ weights[f"{mlp}.W_in"] + weights.get(f"{mlp}.b_in", zero))
+    hidden = ACTIVATIONS[config["act_fn"]](
+        read @ weights[f"{mlp}.W_in"] + weights.get(f"{mlp}.b_in", zero)
+    )
     return hidden @ weights[f"{mlp}.W_out"] + weights.get(f"{mlp}.b_out", zero)

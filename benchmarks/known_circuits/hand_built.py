@@ -62,22 +62,35 @@ def induction(noise: float = DISTRACTOR_STD) -> KnownCircuit:
 def induction_layernorm(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """The induction circuit behind LayerNorm, which couples every node to every later one."""
     layout = ResidualLayout(24, 14)
-    heads = [{1: previous_token_head(layout, TO_PREV)}, {3: matching_head(layout, TO_OUT, score=24.0, sink=8.0)}]
-    return _assemble_circuit("induction_layernorm", induction_layernorm, layout, heads, SWAPPED, noise, norm=0.17)
+    heads = [
+        {1: previous_token_head(layout, TO_PREV)},
+        {3: matching_head(layout, TO_OUT, score=24.0, sink=8.0)},
+    ]
+    return _assemble_circuit(
+        "induction_layernorm", induction_layernorm, layout, heads, SWAPPED, noise, norm=0.17
+    )
 
 
 def or_mlp(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """Two induction heads write the same feature, and an MLP that saturates reads it: either head is enough."""
     layout = ResidualLayout(20, 14, ("prev", "hit"))
     to_hit = (HeadOutput("hit", 1.5),)
-    heads = [{3: previous_token_head(layout, TO_PREV)}, {0: matching_head(layout, to_hit), 2: matching_head(layout, to_hit)}]
-    return _assemble_circuit("or_mlp", or_mlp, layout, heads, BROKEN, noise, {1: saturating_mlp(layout, "hit")}, d_mlp=40)
+    heads = [
+        {3: previous_token_head(layout, TO_PREV)},
+        {0: matching_head(layout, to_hit), 2: matching_head(layout, to_hit)},
+    ]
+    return _assemble_circuit(
+        "or_mlp", or_mlp, layout, heads, BROKEN, noise, {1: saturating_mlp(layout, "hit")}, d_mlp=40
+    )
 
 
 def or_softmax(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """Two previous-token heads write the same feature; the induction head's softmax is saturated by either."""
     layout = ResidualLayout(24, 14)
-    heads = [{0: previous_token_head(layout, TO_PREV), 3: previous_token_head(layout, TO_PREV)}, {2: matching_head(layout, TO_OUT)}]
+    heads = [
+        {0: previous_token_head(layout, TO_PREV), 3: previous_token_head(layout, TO_PREV)},
+        {2: matching_head(layout, TO_OUT)},
+    ]
     return _assemble_circuit("or_softmax", or_softmax, layout, heads, BROKEN, noise)
 
 
@@ -88,8 +101,19 @@ def or_softmax_gated(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     question corrupted. Only ablations of sets show them.
     """
     layout = ResidualLayout(16, 14, ("prev", "qry"), cued=True)
-    first = {1: previous_token_head(layout, TO_PREV), 2: previous_token_head(layout, TO_PREV), 3: cue_mover_head(layout, "qry")}
-    return _assemble_circuit("or_softmax_gated", or_softmax_gated, layout, [first, {0: matching_head(layout, TO_OUT, query="qry")}], CUED, noise)
+    first = {
+        1: previous_token_head(layout, TO_PREV),
+        2: previous_token_head(layout, TO_PREV),
+        3: cue_mover_head(layout, "qry"),
+    }
+    return _assemble_circuit(
+        "or_softmax_gated",
+        or_softmax_gated,
+        layout,
+        [first, {0: matching_head(layout, TO_OUT, query="qry")}],
+        CUED,
+        noise,
+    )
 
 
 def backup(noise: float = DISTRACTOR_STD) -> KnownCircuit:
@@ -97,7 +121,14 @@ def backup(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     layout = ResidualLayout(20, 14, flags=("fired",))
     main = matching_head(layout, (HeadOutput("out"), HeadOutput("fired")))
     spare = matching_head(layout, (HeadOutput("out", 0.8),), silenced_by="fired", role="backup")
-    return _assemble_circuit("backup", backup, layout, [{1: previous_token_head(layout, TO_PREV)}, {3: main}, {0: spare}], BROKEN, noise)
+    return _assemble_circuit(
+        "backup",
+        backup,
+        layout,
+        [{1: previous_token_head(layout, TO_PREV)}, {3: main}, {0: spare}],
+        BROKEN,
+        noise,
+    )
 
 
 def opposing_030(noise: float = DISTRACTOR_STD) -> KnownCircuit:
@@ -113,8 +144,18 @@ def opposing_015(noise: float = DISTRACTOR_STD) -> KnownCircuit:
 def slight_head(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """A head that writes for the answer with 0.05 of the induction head's gain: a real effect, below the threshold of the truth."""
     layout = ResidualLayout(20, 14)
-    second = {1: matching_head(layout, (HeadOutput("out", 0.05),), role="slight"), 2: matching_head(layout, TO_OUT)}
-    return _assemble_circuit("slight_head", slight_head, layout, [{0: previous_token_head(layout, TO_PREV)}, second], SWAPPED, noise)
+    second = {
+        1: matching_head(layout, (HeadOutput("out", 0.05),), role="slight"),
+        2: matching_head(layout, TO_OUT),
+    }
+    return _assemble_circuit(
+        "slight_head",
+        slight_head,
+        layout,
+        [{0: previous_token_head(layout, TO_PREV)}, second],
+        SWAPPED,
+        noise,
+    )
 
 
 def big_no_effect(noise: float = DISTRACTOR_STD) -> KnownCircuit:
@@ -124,15 +165,28 @@ def big_no_effect(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """
     layout = ResidualLayout(20, 14, ("prev", "dead"))
     role = "large without effect"
-    first = {0: previous_token_head(layout, TO_PREV), 2: previous_token_head(layout, (HeadOutput("dead", 40.0),), role=role)}
-    second = {1: matching_head(layout, (HeadOutput("dead", 40.0), HeadOutput("out", 40.0, uniform=True)), role=role), 2: matching_head(layout, TO_OUT)}
-    return _assemble_circuit("big_no_effect", big_no_effect, layout, [first, second], SWAPPED, noise, blind_to=("dead",))
+    first = {
+        0: previous_token_head(layout, TO_PREV),
+        2: previous_token_head(layout, (HeadOutput("dead", 40.0),), role=role),
+    }
+    second = {
+        1: matching_head(
+            layout, (HeadOutput("dead", 40.0), HeadOutput("out", 40.0, uniform=True)), role=role
+        ),
+        2: matching_head(layout, TO_OUT),
+    }
+    return _assemble_circuit(
+        "big_no_effect", big_no_effect, layout, [first, second], SWAPPED, noise, blind_to=("dead",)
+    )
 
 
 def cancelling_twins(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """Two induction heads in layer 1 write the answer at +0.4 and −0.4; together nothing, so the layer's attention output shows nothing."""
     layout = ResidualLayout(20, 14)
-    twins = {0: matching_head(layout, (HeadOutput("out", 0.4),), role="twin"), 3: matching_head(layout, (HeadOutput("out", -0.4),), role="twin")}
+    twins = {
+        0: matching_head(layout, (HeadOutput("out", 0.4),), role="twin"),
+        3: matching_head(layout, (HeadOutput("out", -0.4),), role="twin"),
+    }
     heads = [{2: previous_token_head(layout, TO_PREV)}, twins, {1: matching_head(layout, TO_OUT)}]
     return _assemble_circuit("cancelling_twins", cancelling_twins, layout, heads, SWAPPED, noise)
 
@@ -146,18 +200,39 @@ def and_mlp_circuit(noise: float = DISTRACTOR_STD) -> KnownCircuit:
     """
     layout = ResidualLayout(16, 16, ("prev", "prev2", "one", "two"))
     to_prev2, role = (HeadOutput("prev2"),), "token before the previous"
-    first = {1: previous_token_head(layout, TO_PREV), 2: previous_token_head(layout, to_prev2, offset=2, role=role)}
-    after = matching_head(layout, (HeadOutput("one", 2.0),), score=9.0, sink=4.0, role="feature: after A")
-    two_after = matching_head(layout, (HeadOutput("two", 2.0),), query="prev", key="prev2", score=9.0, sink=4.0, role="feature: two after X")
+    first = {
+        1: previous_token_head(layout, TO_PREV),
+        2: previous_token_head(layout, to_prev2, offset=2, role=role),
+    }
+    after = matching_head(
+        layout, (HeadOutput("one", 2.0),), score=9.0, sink=4.0, role="feature: after A"
+    )
+    two_after = matching_head(
+        layout,
+        (HeadOutput("two", 2.0),),
+        query="prev",
+        key="prev2",
+        score=9.0,
+        sink=4.0,
+        role="feature: two after X",
+    )
     mlp = and_mlp(layout, ("one", "two"), threshold=1.5, gain=2.0, d_mlp=32)
     heads = [first, {0: after, 3: two_after}]
-    return _assemble_circuit("and_mlp", and_mlp_circuit, layout, heads, CONJUNCTION, noise / 3, {1: mlp}, d_mlp=32)
+    return _assemble_circuit(
+        "and_mlp", and_mlp_circuit, layout, heads, CONJUNCTION, noise / 3, {1: mlp}, d_mlp=32
+    )
 
 
-def _opposing(name: str, builder: Callable[..., KnownCircuit], gain: float, noise: float) -> KnownCircuit:
+def _opposing(
+    name: str, builder: Callable[..., KnownCircuit], gain: float, noise: float
+) -> KnownCircuit:
     layout = ResidualLayout(20, 14)
     against = matching_head(layout, (HeadOutput("out", -gain),), role="opposing")
-    heads = [{3: previous_token_head(layout, TO_PREV)}, {0: matching_head(layout, TO_OUT)}, {2: against}]
+    heads = [
+        {3: previous_token_head(layout, TO_PREV)},
+        {0: matching_head(layout, TO_OUT)},
+        {2: against},
+    ]
     return _assemble_circuit(name, builder, layout, heads, SWAPPED, noise)
 
 
@@ -178,8 +253,15 @@ def _assemble_circuit(
     rng = np.random.default_rng(seed)
     layers: list[LayerWeights] = []
     for index, placed in enumerate(heads):
-        row = tuple(placed[head] if head in placed else distractor_head(layout, rng, noise, blind_to) for head in range(N_HEADS))
-        mlp = None if d_mlp is None else (mlps or {}).get(index) or distractor_mlp(layout, rng, noise / 2, d_mlp)
+        row = tuple(
+            placed[head] if head in placed else distractor_head(layout, rng, noise, blind_to)
+            for head in range(N_HEADS)
+        )
+        mlp = (
+            None
+            if d_mlp is None
+            else (mlps or {}).get(index) or distractor_mlp(layout, rng, noise / 2, d_mlp)
+        )
         layers.append(LayerWeights(row, mlp))
     pairs = write_pairs(scheme, layout, PAIRS_PER_TEMPLATE, seed)
     return assemble(name, builder.__doc__ or "", layout, layers, pairs, rng, norm)

@@ -62,8 +62,13 @@ class KnownCircuit:
         """Write tl_config.json, model.safetensors and task.jsonl; return the directory."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tl_config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in self.state.items()}, directory / "model.safetensors")
-        (directory / "task.jsonl").write_text("".join(json.dumps(pair.record()) + "\n" for pair in self.pairs))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state.items()},
+            directory / "model.safetensors",
+        )
+        (directory / "task.jsonl").write_text(
+            "".join(json.dumps(pair.record()) + "\n" for pair in self.pairs)
+        )
         return directory
 
     def random_twin(self, seed: int) -> KnownCircuit:
@@ -73,7 +78,12 @@ class KnownCircuit:
         """
         rng = np.random.default_rng(seed)
         drawn = {name: _untrained(name, tensor, rng) for name, tensor in self.state.items()}
-        return replace(self, name=f"{self.name}-random{seed}", state=drawn, roles=dict.fromkeys(self.roles, "untrained"))
+        return replace(
+            self,
+            name=f"{self.name}-random{seed}",
+            state=drawn,
+            roles=dict.fromkeys(self.roles, "untrained"),
+        )
 
 
 def assemble(
@@ -110,7 +120,9 @@ def assemble(
         roles |= {} if layer.mlp is None else {f"m{index}": layer.mlp.role}
     if norm is not None:
         norms = ("ln1",) if d_mlp is None else ("ln1", "ln2")
-        places = [f"blocks.{index}.{name}" for index in range(len(layers)) for name in norms] + ["ln_final"]
+        places = [f"blocks.{index}.{name}" for index in range(len(layers)) for name in norms] + [
+            "ln_final"
+        ]
         arrays |= {f"{place}.w": np.full(layout.d_model, norm) for place in places}
         arrays |= {f"{place}.b": np.zeros(layout.d_model) for place in places}
     state = {key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()}
@@ -119,10 +131,16 @@ def assemble(
 
 def _block_arrays(block: str, layer: LayerWeights, b_O: Array) -> dict[str, Array]:
     letters = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
-    arrays = {f"{block}.attn.{letter}": np.stack([getattr(head, letter) for head in layer.heads]) for letter in letters}
+    arrays = {
+        f"{block}.attn.{letter}": np.stack([getattr(head, letter) for head in layer.heads])
+        for letter in letters
+    }
     arrays[f"{block}.attn.b_O"] = b_O
     if layer.mlp is not None:
-        arrays |= {f"{block}.mlp.{letter}": getattr(layer.mlp, letter) for letter in ("W_in", "b_in", "W_out", "b_out")}
+        arrays |= {
+            f"{block}.mlp.{letter}": getattr(layer.mlp, letter)
+            for letter in ("W_in", "b_in", "W_out", "b_out")
+        }
     return arrays
 
 

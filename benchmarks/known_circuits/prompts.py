@@ -30,7 +30,13 @@ class TokenPair:
     def record(self) -> dict[str, Any]:
         """The fields of the task file."""
         sides = {"clean": list(self.clean), "corrupted": list(self.corrupted)}
-        return {**sides, "answer": self.answer, "wrong": self.wrong, "template": self.template, "labels": dict(self.labels)}
+        return {
+            **sides,
+            "answer": self.answer,
+            "wrong": self.wrong,
+            "template": self.template,
+            "labels": dict(self.labels),
+        }
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Scheme:
     cue: tuple[str, str] | None = None
 
 
-def write_pairs(scheme: Scheme, layout: ResidualLayout, per_template: int, seed: int) -> tuple[TokenPair, ...]:
+def write_pairs(
+    scheme: Scheme, layout: ResidualLayout, per_template: int, seed: int
+) -> tuple[TokenPair, ...]:
     """`per_template` different pairs of each template."""
     rng = random.Random(seed)
     pairs: dict[tuple[int, ...], TokenPair] = {}
@@ -60,12 +68,27 @@ def write_pairs(scheme: Scheme, layout: ResidualLayout, per_template: int, seed:
     return tuple(pairs.values())
 
 
-def _write(scheme: Scheme, layout: ResidualLayout, spacing: tuple[int, int, int], rng: random.Random) -> TokenPair:
+def _write(
+    scheme: Scheme, layout: ResidualLayout, spacing: tuple[int, int, int], rng: random.Random
+) -> TokenPair:
     lead, gap, tail = spacing
     order = rng.sample(range(len(scheme.chunks)), len(scheme.chunks))
-    slots = sorted({slot for chunk in (*scheme.chunks, *scheme.corrupted, scheme.query, scheme.cue or ()) for slot in chunk} - {"="})
+    slots = sorted(
+        {
+            slot
+            for chunk in (*scheme.chunks, *scheme.corrupted, scheme.query, scheme.cue or ())
+            for slot in chunk
+        }
+        - {"="}
+    )
     fillers = [f"filler {index}" for index in range(lead + gap * (len(order) - 1) + tail)]
-    token = dict(zip(slots + fillers, rng.sample(range(1, layout.n_content + 1), len(slots) + len(fillers)), strict=True))
+    token = dict(
+        zip(
+            slots + fillers,
+            rng.sample(range(1, layout.n_content + 1), len(slots) + len(fillers)),
+            strict=True,
+        )
+    )
     token["="] = layout.d_vocab - 1
 
     def side(chunks: Sequence[Chunk], cue: str | None) -> tuple[int, ...]:
@@ -80,7 +103,10 @@ def _write(scheme: Scheme, layout: ResidualLayout, spacing: tuple[int, int, int]
     labels = {"end": -1} | ({"cue": 1} if scheme.cue else {})
     position = 1 + (1 if scheme.cue else 0) + lead
     for chosen in order:
-        labels |= {f"{slot}{chosen + 1}": position + index for index, slot in enumerate(scheme.chunks[chosen])}
+        labels |= {
+            f"{slot}{chosen + 1}": position + index
+            for index, slot in enumerate(scheme.chunks[chosen])
+        }
         position += len(scheme.chunks[chosen]) + gap
     cues = scheme.cue or (None, None)
     clean, corrupted = side(scheme.chunks, cues[0]), side(scheme.corrupted, cues[1])

@@ -27,7 +27,13 @@ from benchmarks.known_circuits.forward import run_forward
 from benchmarks.known_circuits.hand_built import BROKEN, CUED, SWAPPED, TO_PREV
 from benchmarks.known_circuits.known_circuit import KnownCircuit, LayerWeights, assemble
 from benchmarks.known_circuits.prompts import write_pairs
-from benchmarks.known_circuits.truth import ABLATIONS, compute_fingerprint, find_truth, group_pairs, tabulate_f
+from benchmarks.known_circuits.truth import (
+    ABLATIONS,
+    compute_fingerprint,
+    find_truth,
+    group_pairs,
+    tabulate_f,
+)
 from benchmarks.known_circuits.weights import (
     Head,
     HeadOutput,
@@ -45,7 +51,12 @@ MAX_FALSE_EFFECT, MIN_CLEAR_EFFECT = 0.06, 0.15  # of the largest |f(S âˆª v) âˆ
 PAIRS_PER_TEMPLATE = 60
 N_PROGRAMS = 178
 PROGRAMS_FILE = Path(__file__).with_name("programs.json")
-MODEL_SHAPES = ((2, 4, False), (3, 4, False), (2, 4, True), (3, 3, True))  # layers, heads a layer, whether there are MLPs
+MODEL_SHAPES = (
+    (2, 4, False),
+    (3, 4, False),
+    (2, 4, True),
+    (3, 3, True),
+)  # layers, heads a layer, whether there are MLPs
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,20 @@ def does_task(case: KnownCircuit) -> bool:
     """Whether the answer beats the wrong answer on every clean prompt, and the corruption lowers the metric."""
     for length in {len(pair.clean) for pair in case.pairs}:
         pairs = [pair for pair in case.pairs if len(pair.clean) == length]
-        rows, answer, wrong = torch.arange(len(pairs)), [p.answer for p in pairs], [p.wrong for p in pairs]
+        rows, answer, wrong = (
+            torch.arange(len(pairs)),
+            [p.answer for p in pairs],
+            [p.wrong for p in pairs],
+        )
         metrics = []
         for side in ("clean", "corrupted"):
-            last = run_forward(case.config, case.state, torch.tensor([getattr(pair, side) for pair in pairs])).logits[:, -1]
+            last = run_forward(
+                case.config, case.state, torch.tensor([getattr(pair, side) for pair in pairs])
+            ).logits[:, -1]
             metrics.append(last[rows, answer] - last[rows, wrong])
-        if bool((metrics[0] <= 0).any()) or float((metrics[0] - metrics[1]).mean()) < 0.5 * float(metrics[0].mean()):
+        if bool((metrics[0] <= 0).any()) or float((metrics[0] - metrics[1]).mean()) < 0.5 * float(
+            metrics[0].mean()
+        ):
             return False
     return True
 
@@ -107,7 +126,13 @@ def compile_program(seed: int) -> KnownCircuit:
     cued, norm = bool(rng.random() < 0.25), bool(rng.random() < 0.4)
     through = has_mlps and not norm and bool(rng.random() < 0.6)
     carriers = 1 if norm or rng.random() < 0.6 else 2
-    layout = ResidualLayout(16 if cued else 20, 14, ("prev", *(("qry",) if cued else ()), *(("hit",) if through else ()), "dead"), ("fired",), cued)
+    layout = ResidualLayout(
+        16 if cued else 20,
+        14,
+        ("prev", *(("qry",) if cued else ()), *(("hit",) if through else ()), "dead"),
+        ("fired",),
+        cued,
+    )
     plan = _HeadPlacement(layout, rng, n_layers, n_heads, {}, [])
     for _ in range(carriers):
         plan.place(0, previous_token_head(layout, TO_PREV))
@@ -115,16 +140,39 @@ def compile_program(seed: int) -> KnownCircuit:
         plan.place(0, cue_mover_head(layout, "qry"))
     mlps = _readers(plan, "qry" if cued else "tok", through=through, norm=norm)
     if rng.random() < 0.3:
-        plan.place(0, previous_token_head(layout, (HeadOutput("dead", 3.0 if norm else 20.0),), role="loud without effect"))
+        plan.place(
+            0,
+            previous_token_head(
+                layout, (HeadOutput("dead", 3.0 if norm else 20.0),), role="loud without effect"
+            ),
+        )
     noise = float(rng.uniform(0.02, 0.08))
-    scheme = CUED if cued else SWAPPED if carriers == 1 and not through and not plan.spare and rng.random() < 0.5 else BROKEN
+    scheme = (
+        CUED
+        if cued
+        else SWAPPED
+        if carriers == 1 and not through and not plan.spare and rng.random() < 0.5
+        else BROKEN
+    )
     layers = []
     for layer in range(n_layers):
-        heads = tuple(plan.heads.get((layer, h)) or distractor_head(layout, rng, noise, ("dead",)) for h in range(n_heads))
+        heads = tuple(
+            plan.heads.get((layer, h)) or distractor_head(layout, rng, noise, ("dead",))
+            for h in range(n_heads)
+        )
         width = 2 * layout.n_content if has_mlps else None
-        layers.append(LayerWeights(heads, None if width is None else mlps.get(layer) or distractor_mlp(layout, rng, noise / 2, width)))
+        layers.append(
+            LayerWeights(
+                heads,
+                None
+                if width is None
+                else mlps.get(layer) or distractor_mlp(layout, rng, noise / 2, width),
+            )
+        )
     pairs = write_pairs(scheme, layout, PAIRS_PER_TEMPLATE, seed)
-    words = "; ".join(f"a{layer}.h{h} {head.role}" for (layer, h), head in sorted(plan.heads.items()))
+    words = "; ".join(
+        f"a{layer}.h{h} {head.role}" for (layer, h), head in sorted(plan.heads.items())
+    )
     return assemble(f"program-{seed}", words, layout, layers, pairs, rng, 0.17 if norm else None)
 
 
@@ -156,7 +204,9 @@ def _readers(plan: _HeadPlacement, query: str, *, through: bool, norm: bool) -> 
     sharp: dict[str, Any] = {"score": 24.0, "sink": 8.0} if norm else {}
 
     def reader(writes: tuple[HeadOutput, ...], role: str, silenced_by: str | None = None) -> Head:
-        return matching_head(layout, writes, query=query, role=role, silenced_by=silenced_by, **sharp)
+        return matching_head(
+            layout, writes, query=query, role=role, silenced_by=silenced_by, **sharp
+        )
 
     if through:  # one head is enough, or it takes two
         layer, count = plan.later(), int(rng.integers(1, 3))
@@ -166,9 +216,14 @@ def _readers(plan: _HeadPlacement, query: str, *, through: bool, norm: bool) -> 
         return {layer: saturating_mlp(layout, "hit")}
     plan.place(plan.later(), reader((HeadOutput("out"), HeadOutput("fired")), "reader"))
     if rng.random() < 0.4:
-        plan.place(plan.later(), reader((HeadOutput("out", float(rng.uniform(0.3, 0.8))),), "second reader"))
+        plan.place(
+            plan.later(),
+            reader((HeadOutput("out", float(rng.uniform(0.3, 0.8))),), "second reader"),
+        )
     if rng.random() < 0.3:
-        plan.place(plan.later(), reader((HeadOutput("out", -float(rng.uniform(0.25, 0.45))),), "opposing"))
+        plan.place(
+            plan.later(), reader((HeadOutput("out", -float(rng.uniform(0.25, 0.45))),), "opposing")
+        )
     if not norm and plan.n_layers == 3 and rng.random() < 0.4:
         spare = reader((HeadOutput("out", 0.8),), "backup", "fired")
         plan.spare.append(spare)
@@ -178,14 +233,23 @@ def _readers(plan: _HeadPlacement, query: str, *, through: bool, norm: bool) -> 
 
 def main() -> None:
     """Go through seeds until enough programs are accepted; what is there already is kept."""
-    found: dict[str, Any] = json.loads(PROGRAMS_FILE.read_text()) if PROGRAMS_FILE.exists() else {"tried": 0, "accepted": {}}
+    found: dict[str, Any] = (
+        json.loads(PROGRAMS_FILE.read_text())
+        if PROGRAMS_FILE.exists()
+        else {"tried": 0, "accepted": {}}
+    )
     while len(found["accepted"]) < N_PROGRAMS:
         seed = found["tried"]
         made = compute_program(seed)
         found["tried"] += 1
         if made is not None:
-            found["accepted"][str(seed)] = {"fingerprint": compute_fingerprint(made.known_circuit), "truth": sorted(made.truth)}
-            sys.stdout.write(f"{seed} {len(made.known_circuit.universe)} {' '.join(sorted(made.truth))}: {made.known_circuit.summary}\n")
+            found["accepted"][str(seed)] = {
+                "fingerprint": compute_fingerprint(made.known_circuit),
+                "truth": sorted(made.truth),
+            }
+            sys.stdout.write(
+                f"{seed} {len(made.known_circuit.universe)} {' '.join(sorted(made.truth))}: {made.known_circuit.summary}\n"
+            )
         PROGRAMS_FILE.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -19,7 +19,11 @@ class ConditionsBySubset:
 
     def passing_sets(self) -> list[tuple[str, ...]]:
         """Every set of nodes that meets all four of (a) to (d), its nodes in universe order."""
-        masks = [mask for mask in range(len(self.f)) if self.is_sufficient(mask) and self.is_complete(mask) and self.is_minimal(mask)]
+        masks = [
+            mask
+            for mask in range(len(self.f))
+            if self.is_sufficient(mask) and self.is_complete(mask) and self.is_minimal(mask)
+        ]
         return [tuple(self.universe[bit] for bit in self._bits(mask)) for mask in masks]
 
     def is_sufficient(self, circuit: int) -> bool:
@@ -28,8 +32,14 @@ class ConditionsBySubset:
 
     def is_complete(self, circuit: int) -> bool:
         """(c)."""
-        inside = (abs(self.f[circuit ^ 1 << bit] - self.f[self._all ^ 1 << bit]) for bit in self._bits(circuit))
-        outside = (abs(self.f[circuit | 1 << bit] - self.f[circuit]) for bit in self._bits(self._all ^ circuit))
+        inside = (
+            abs(self.f[circuit ^ 1 << bit] - self.f[self._all ^ 1 << bit])
+            for bit in self._bits(circuit)
+        )
+        outside = (
+            abs(self.f[circuit | 1 << bit] - self.f[circuit])
+            for bit in self._bits(self._all ^ circuit)
+        )
         return max(inside, default=0.0) <= 0.2 and max(outside, default=0.0) <= 0.1
 
     def is_minimal(self, circuit: int) -> bool:

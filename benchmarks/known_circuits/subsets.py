@@ -33,7 +33,9 @@ class SubsetTable:
 
     def f_of(self, circuit: NodeSet, ablation: EvidenceAblation) -> float:
         """f of one set."""
-        return self.f[ablation][sum(1 << bit for bit, node in enumerate(self.nodes) if node in circuit)]
+        return self.f[ablation][
+            sum(1 << bit for bit, node in enumerate(self.nodes) if node in circuit)
+        ]
 
     def distance(self, circuit: NodeSet) -> float:
         """|1 − f|, the larger of the two ablations'."""
@@ -42,7 +44,10 @@ class SubsetTable:
     def passing_sets(self) -> list[NodeSet]:
         """Every set that meets (a) to (d) under both ablations, the smallest first."""
         names = [str(node) for node in self.nodes]
-        both = [set(ConditionsBySubset(names, self.f[ablation]).passing_sets()) for ablation in EVIDENCE_ABLATIONS]
+        both = [
+            set(ConditionsBySubset(names, self.f[ablation]).passing_sets())
+            for ablation in EVIDENCE_ABLATIONS
+        ]
         found = [frozenset(map(Node.parse, circuit)) for circuit in set.intersection(*both)]
         return sorted(found, key=lambda circuit: (len(circuit), sorted(circuit)))
 
@@ -55,7 +60,9 @@ def measure_all_subsets(model: Backend, task: Task, seed: int = 0) -> SubsetTabl
     """
     nodes = model.info.nodes()
     if len(nodes) > 16:
-        raise ValueError(f"{len(nodes)} nodes have {2 ** len(nodes):,} subsets, too many to tabulate")
+        raise ValueError(
+            f"{len(nodes)} nodes have {2 ** len(nodes):,} subsets, too many to tabulate"
+        )
     meter = Meter()
     bench = SplitEvaluator.of(model, task, "all", seed, metric=None, memory=None, meter=meter)
     found: dict[EvidenceAblation, list[float]] = {}

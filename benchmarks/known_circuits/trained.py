@@ -24,8 +24,17 @@ FRESH_SEEDS = tuple(range(11, 21))  # these were trained after
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The options that say where these models are kept, and how many are used."""
-    parser.add_argument("--models", type=Path, help="where the small trained models are kept; trained anew where it is left out")
-    parser.add_argument("--trained", type=int, default=len(DEVELOPMENT_SEEDS), help="how many of them, the first seeds (ten)")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        help="where the small trained models are kept; trained anew where it is left out",
+    )
+    parser.add_argument(
+        "--trained",
+        type=int,
+        default=len(DEVELOPMENT_SEEDS),
+        help="how many of them, the first seeds (ten)",
+    )
 
 
 def small_recipe(seed: int) -> ModelRecipe:
@@ -46,13 +55,18 @@ def ensure_trained(seed: int, folder: Path) -> Path:
     return place
 
 
-def iterate_trained_cases(folder: Path, seeds: Sequence[int] = DEVELOPMENT_SEEDS, pairs: int | None = None) -> Iterator[tuple[str, Backend, Task]]:
+def iterate_trained_cases(
+    folder: Path, seeds: Sequence[int] = DEVELOPMENT_SEEDS, pairs: int | None = None
+) -> Iterator[tuple[str, Backend, Task]]:
     """Each model with each task that it does."""
     for seed in seeds:
         model = load_model(ensure_trained(seed, folder))
         for name in BUILTIN:  # not every model does the first two, which nearly take three layers
             task = load_task(name, model, pairs=pairs)
-            if check_task(model, task.discovery).is_present and check_task(model, task.heldout).is_present:
+            if (
+                check_task(model, task.discovery).is_present
+                and check_task(model, task.heldout).is_present
+            ):
                 yield f"small-{seed} {name}", model, task
 
 

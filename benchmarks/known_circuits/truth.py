@@ -69,7 +69,9 @@ class Truth:
     witness: Mapping[str, tuple[str, ...]]
 
 
-def group_pairs(case: KnownCircuit, per_template: int = PAIRS_PER_TEMPLATE) -> tuple[PairGroup, ...]:
+def group_pairs(
+    case: KnownCircuit, per_template: int = PAIRS_PER_TEMPLATE
+) -> tuple[PairGroup, ...]:
     """The first pairs of each template, with references over all pairs of that template."""
     found: dict[tuple[str, int], list[TokenPair]] = {}
     for pair in case.pairs:
@@ -78,14 +80,22 @@ def group_pairs(case: KnownCircuit, per_template: int = PAIRS_PER_TEMPLATE) -> t
 
 
 def _group(case: KnownCircuit, pairs: Sequence[TokenPair], count: int) -> PairGroup:
-    clean, corrupted = (torch.tensor([getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted"))
+    clean, corrupted = (
+        torch.tensor([getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupted")
+    )
     values = run_forward(case.config, case.state, corrupted).nodes
-    means = {node: (value.sum(0, keepdim=True) - value) / (len(pairs) - 1) for node, value in values.items()}
+    means = {
+        node: (value.sum(0, keepdim=True) - value) / (len(pairs) - 1)
+        for node, value in values.items()
+    }
     references: dict[Ablation, dict[str, Tensor]] = {
         "resample": {node: value[:count] for node, value in values.items()},
         "mean": {node: value[:count] for node, value in means.items()},
     }
-    answers, wrongs = (torch.tensor([getattr(pair, field) for pair in pairs[:count]]) for field in ("answer", "wrong"))
+    answers, wrongs = (
+        torch.tensor([getattr(pair, field) for pair in pairs[:count]])
+        for field in ("answer", "wrong")
+    )
     return PairGroup(clean[:count], corrupted[:count], answers, wrongs, references)
 
 
@@ -95,7 +105,9 @@ def subset_membership(case: KnownCircuit, masks: Sequence[int]) -> Mapping[str, 
     return {node: (table >> bit & 1).bool() for bit, node in enumerate(case.universe)}
 
 
-def measure_subsets(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation, masks: Sequence[int]) -> Tensor:
+def measure_subsets(
+    case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation, masks: Sequence[int]
+) -> Tensor:
     """m(S) for each subset S given as a bit mask, [subset]."""
     total, pairs = torch.zeros(len(masks), dtype=torch.float64), 0
     for part in parts:
@@ -105,7 +117,9 @@ def measure_subsets(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ab
             chunk = masks[start : start + step]
             inside = subset_membership(case, chunk)
             replace = {
-                node: Replacement(value.repeat(len(chunk), 1, 1), ~inside[node].repeat_interleave(count))
+                node: Replacement(
+                    value.repeat(len(chunk), 1, 1), ~inside[node].repeat_interleave(count)
+                )
                 for node, value in part.references[ablation].items()
             }
             seen = run_forward(case.config, case.state, part.clean.repeat(len(chunk), 1), replace)
@@ -119,7 +133,12 @@ def to_mask(case: KnownCircuit, nodes: Sequence[str]) -> int:
     return sum(1 << case.universe.index(node) for node in nodes)
 
 
-def measure_f(case: KnownCircuit, parts: Sequence[PairGroup], ablation: Ablation, subsets: Sequence[Sequence[str]]) -> Tensor:
+def measure_f(
+    case: KnownCircuit,
+    parts: Sequence[PairGroup],
+    ablation: Ablation,
+    subsets: Sequence[Sequence[str]],
+) -> Tensor:
     """f(S) of some subsets, [subset]."""
     masks = [0, to_mask(case, case.universe), *(to_mask(case, nodes) for nodes in subsets)]
     metrics = measure_subsets(case, parts, ablation, masks)
@@ -143,10 +162,14 @@ def find_truth(nodes: Sequence[str], f: Tensor) -> Truth:
         chosen = int(without[gaps.argmax()])
         largest[node] = float(gaps.max())
         witness[node] = tuple(other for place, other in enumerate(nodes) if chosen >> place & 1)
-    return Truth(tuple(node for node in nodes if largest[node] >= MIN_TRUE_EFFECT), largest, witness)
+    return Truth(
+        tuple(node for node in nodes if largest[node] >= MIN_TRUE_EFFECT), largest, witness
+    )
 
 
-def measure_single_effects(case: KnownCircuit, parts: Sequence[PairGroup]) -> Mapping[str, tuple[float, float]]:
+def measure_single_effects(
+    case: KnownCircuit, parts: Sequence[PairGroup]
+) -> Mapping[str, tuple[float, float]]:
     """node -> its (noising, denoising) effect alone, both normalised by m(clean) − m(corrupted), as in activation patching.
 
     Noising puts the node's corrupted value into the clean run; denoising its clean value into the corrupted run. All else is recomputed.
@@ -154,7 +177,9 @@ def measure_single_effects(case: KnownCircuit, parts: Sequence[PairGroup]) -> Ma
     sums = torch.zeros(len(case.universe), 2, dtype=torch.float64)
     scale = 0.0
     for part in parts:
-        runs = [run_forward(case.config, case.state, tokens) for tokens in (part.clean, part.corrupted)]
+        runs = [
+            run_forward(case.config, case.state, tokens) for tokens in (part.clean, part.corrupted)
+        ]
         metrics = [part.metric(run.logits).sum() for run in runs]
         scale += float(metrics[0] - metrics[1])
         for row, node in enumerate(case.universe):
@@ -164,7 +189,10 @@ def measure_single_effects(case: KnownCircuit, parts: Sequence[PairGroup]) -> Ma
             )
             sums[row] += torch.stack([metrics[0] - noised, denoised - metrics[1]])
     effects = (sums / scale).tolist()
-    return {node: (noising, denoising) for node, (noising, denoising) in zip(case.universe, effects, strict=True)}
+    return {
+        node: (noising, denoising)
+        for node, (noising, denoising) in zip(case.universe, effects, strict=True)
+    }
 
 
 def _patched(case: KnownCircuit, tokens: Tensor, node: str, source: ForwardPass) -> ForwardPass:
@@ -182,20 +210,36 @@ def compute_fingerprint(case: KnownCircuit) -> str:
 def measure_truth(case: KnownCircuit) -> dict[str, Any]:
     """The record of one case in truth.json."""
     parts = group_pairs(case)
-    record: dict[str, Any] = {"fingerprint": compute_fingerprint(case), "roles": dict(case.roles), "ablations": {}}
+    record: dict[str, Any] = {
+        "fingerprint": compute_fingerprint(case),
+        "roles": dict(case.roles),
+        "ablations": {},
+    }
     singles = measure_single_effects(case, parts)
     for ablation in ABLATIONS:
         truth = find_truth(case.universe, tabulate_f(case, parts, ablation))
         record["ablations"][ablation] = {
             "truth": list(truth.nodes),
             "weakest_true": round(min(truth.largest[node] for node in truth.nodes), 4),
-            "strongest_false": round(max((gap for node, gap in truth.largest.items() if node not in truth.nodes), default=0.0), 4),
+            "strongest_false": round(
+                max(
+                    (gap for node, gap in truth.largest.items() if node not in truth.nodes),
+                    default=0.0,
+                ),
+                4,
+            ),
             "largest": {node: round(gap, 6) for node, gap in truth.largest.items()},
             "witness": {node: list(truth.witness[node]) for node in truth.nodes},
         }
-    record["singles"] = {node: [round(effect, 6) for effect in effects] for node, effects in singles.items()}
+    record["singles"] = {
+        node: [round(effect, 6) for effect in effects] for node, effects in singles.items()
+    }
     true = {node for ablation in ABLATIONS for node in record["ablations"][ablation]["truth"]}
-    record["hidden"] = [node for node in case.universe if node in true and max(map(abs, singles[node])) < MAX_HIDDEN_EFFECT]
+    record["hidden"] = [
+        node
+        for node in case.universe
+        if node in true and max(map(abs, singles[node])) < MAX_HIDDEN_EFFECT
+    ]
     return record
 
 
@@ -218,8 +262,13 @@ def main() -> None:
         stored[name] = measure_truth(build_known_circuit(name))
         for ablation, record in stored[name]["ablations"].items():
             margins = f"{record['weakest_true']:.3f} against {record['strongest_false']:.3f}"
-            sys.stdout.write(f"{name:20} {ablation:9} {' '.join(record['truth'])}  ({margins}; hidden {stored[name]['hidden']})\n")
-    TRUTH_FILE.write_text(json.dumps({name: stored[name] for name in KNOWN_CIRCUITS if name in stored}, indent=1) + "\n")
+            sys.stdout.write(
+                f"{name:20} {ablation:9} {' '.join(record['truth'])}  ({margins}; hidden {stored[name]['hidden']})\n"
+            )
+    TRUTH_FILE.write_text(
+        json.dumps({name: stored[name] for name in KNOWN_CIRCUITS if name in stored}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

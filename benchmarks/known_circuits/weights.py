@@ -41,7 +41,11 @@ class ResidualLayout:
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:
         always = (("tok", self.d_vocab), ("pos", self.n_ctx), ("out", self.d_vocab))
-        return always + tuple((name, self.n_content) for name in self.extra) + tuple((name, 1) for name in self.flags)
+        return (
+            always
+            + tuple((name, self.n_content) for name in self.extra)
+            + tuple((name, 1) for name in self.flags)
+        )
 
     @property
     def d_model(self) -> int:
@@ -114,7 +118,12 @@ class HeadOutput:
     uniform: bool = False
 
 
-def previous_token_head(layout: ResidualLayout, writes: Sequence[HeadOutput], offset: int = 1, role: str = "previous-token") -> Head:
+def previous_token_head(
+    layout: ResidualLayout,
+    writes: Sequence[HeadOutput],
+    offset: int = 1,
+    role: str = "previous-token",
+) -> Head:
     """Attends from position i to i − offset and copies its content token."""
     query, key = _zeros(layout), _zeros(layout)
     positions = layout.dims("pos")
@@ -150,7 +159,9 @@ def matching_head(
     """
     scale = math.sqrt(layout.d_head)
     W_Q, W_K = _zeros(layout), _zeros(layout)
-    for index, (asked, held) in enumerate(zip(layout.content(query), layout.content(key), strict=True)):
+    for index, (asked, held) in enumerate(
+        zip(layout.content(query), layout.content(key), strict=True)
+    ):
         W_Q[asked, index] = 1.0
         W_K[held, index] = score * scale
     rest = layout.n_content
@@ -162,7 +173,9 @@ def matching_head(
     return _head(layout, role, W_Q, W_K, layout.content("tok"), writes, b_Q)
 
 
-def distractor_head(layout: ResidualLayout, rng: np.random.Generator, std: float, blind_to: Sequence[str]) -> Head:
+def distractor_head(
+    layout: ResidualLayout, rng: np.random.Generator, std: float, blind_to: Sequence[str]
+) -> Head:
     """Small random weights, biases included, over all of the stream but the subspaces in `blind_to`."""
     W_Q, W_K, W_V, W_O = (rng.normal(0.0, std, (layout.d_model, layout.d_head)) for _ in range(4))
     for name in blind_to:
@@ -175,7 +188,13 @@ def distractor_head(layout: ResidualLayout, rng: np.random.Generator, std: float
 def distractor_mlp(layout: ResidualLayout, rng: np.random.Generator, std: float, d_mlp: int) -> Mlp:
     """An MLP with small random weights and biases."""
     W_in, b_in = rng.normal(0.0, std, (layout.d_model, d_mlp)), rng.normal(0.0, std, d_mlp)
-    return Mlp("distractor", W_in, b_in, rng.normal(0.0, std, (d_mlp, layout.d_model)), rng.normal(0.0, std, layout.d_model))
+    return Mlp(
+        "distractor",
+        W_in,
+        b_in,
+        rng.normal(0.0, std, (d_mlp, layout.d_model)),
+        rng.normal(0.0, std, layout.d_model),
+    )
 
 
 def saturating_mlp(layout: ResidualLayout, source: str) -> Mlp:
@@ -183,13 +202,17 @@ def saturating_mlp(layout: ResidualLayout, source: str) -> Mlp:
     count = layout.n_content
     W_in, W_out = np.zeros((layout.d_model, 2 * count)), np.zeros((2 * count, layout.d_model))
     b_in = np.concatenate([np.full(count, -0.5), np.full(count, -1.0)])
-    for index, (read, written) in enumerate(zip(layout.content(source), layout.content("out"), strict=True)):
+    for index, (read, written) in enumerate(
+        zip(layout.content(source), layout.content("out"), strict=True)
+    ):
         W_in[read, [index, count + index]] = 1.0
         W_out[[index, count + index], written] = 2.0, -2.0
     return Mlp("saturating MLP (OR)", W_in, b_in, W_out, np.zeros(layout.d_model))
 
 
-def and_mlp(layout: ResidualLayout, sources: tuple[str, str], threshold: float, gain: float, d_mlp: int) -> Mlp:
+def and_mlp(
+    layout: ResidualLayout, sources: tuple[str, str], threshold: float, gain: float, d_mlp: int
+) -> Mlp:
     """Per content token: gain · relu(x + y − threshold), above zero only where both features are present, into `out`."""
     W_in, W_out = np.zeros((layout.d_model, d_mlp)), np.zeros((d_mlp, layout.d_model))
     b_in = np.zeros(d_mlp)

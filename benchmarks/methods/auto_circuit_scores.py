@@ -34,7 +34,10 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 STEPS = 50  # of integrated gradients, as in its own presets
-THRESHOLD_BASES, THRESHOLD_EXPONENTS = [1, 3], [-3, -2, -1]  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
+THRESHOLD_BASES, THRESHOLD_EXPONENTS = (
+    [1, 3],
+    [-3, -2, -1],
+)  # of ACDC's thresholds, shares of m(clean) − m(corrupted)
 NEVER_PRUNED_SCORE = 1.0  # larger than any threshold: the edge stays at all of them
 MAX_ACDC_PAIRS = 64  # of one length, for ACDC, which runs hundreds of passes over its batch
 METRICS = ("logit_difference", "probability_difference")
@@ -86,15 +89,29 @@ def make_loaders(pairs: list[dict[str, Any]], most: int | None = None) -> list[A
     made = []
     for group in groups.values():
         part = group[:most]
-        columns = [[torch.tensor(pair[name]) for pair in part] for name in ("clean", "corrupted", "answer", "wrong")]
-        made.append(PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=len(part), shuffle=False))
+        columns = [
+            [torch.tensor(pair[name]) for pair in part]
+            for name in ("clean", "corrupted", "answer", "wrong")
+        ]
+        made.append(
+            PromptDataLoader(
+                PromptDataset(*columns),
+                seq_len=None,
+                diverge_idx=0,
+                batch_size=len(part),
+                shuffle=False,
+            )
+        )
     return made
 
 
 def compute_metric(metric: str, logits: torch.Tensor, batch: Any) -> torch.Tensor:
     """The task's metric, mean over pairs, as `discovery.metrics` has it."""
     values = logits if metric == "logit_difference" else logits.log_softmax(-1)
-    right, wrong = (values.gather(-1, tokens.reshape(len(values), -1)).logsumexp(-1) for tokens in (batch.answers, batch.wrong_answers))
+    right, wrong = (
+        values.gather(-1, tokens.reshape(len(values), -1)).logsumexp(-1)
+        for tokens in (batch.answers, batch.wrong_answers)
+    )
     return (right - wrong if metric == "logit_difference" else right.exp() - wrong.exp()).mean()
 
 
@@ -108,7 +125,9 @@ def node_name(name: str) -> str | None:
     return None
 
 
-def scores_by_node(model: Any, scores: dict[str, torch.Tensor], combine: Callable[[list[float]], float]) -> dict[str, float]:
+def scores_by_node(
+    model: Any, scores: dict[str, torch.Tensor], combine: Callable[[list[float]], float]
+) -> dict[str, float]:
     """The scores of the edges that leave each node, joined."""
     found: dict[str, list[float]] = defaultdict(list)
     for edge in model.edges:
@@ -120,25 +139,35 @@ def scores_by_node(model: Any, scores: dict[str, torch.Tensor], combine: Callabl
 
 def load_patchable(folder: Path) -> Any:
     """The model as auto-circuit takes it."""
-    return patchable_model(load_hooked_transformer(folder), factorized=True, slice_output="last_seq", separate_qkv=True)
+    return patchable_model(
+        load_hooked_transformer(folder), factorized=True, slice_output="last_seq", separate_qkv=True
+    )
 
 
-def run_gradient_method(folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
+def run_gradient_method(
+    folder: Path, metric: str, pairs: list[dict[str, Any]], **how: Any
+) -> tuple[Any, dict[str, torch.Tensor], float]:
     """EAP or integrated edge gradients: scores of edges, and forward-pass equivalents."""
     total: dict[str, torch.Tensor] = {}
     model = load_patchable(folder)
-    mask_gradient.batch_avg_answer_diff = lambda logits, batch: compute_metric(metric, logits, batch)
+    mask_gradient.batch_avg_answer_diff = lambda logits, batch: compute_metric(
+        metric, logits, batch
+    )
     for loader in make_loaders(pairs):
         for parameter in model.parameters():
             parameter.grad = None
-        found = mask_gradient.mask_gradient_prune_scores(model, loader, None, grad_function="logit", answer_function="avg_diff", **how)
+        found = mask_gradient.mask_gradient_prune_scores(
+            model, loader, None, grad_function="logit", answer_function="avg_diff", **how
+        )
         weight = loader.batch_size  # its scores are means
         total = {name: total.get(name, 0.0) + weight * values for name, values in found.items()}
     passes = 1 + 3 * (how["integrated_grad_samples"] + 1 if "integrated_grad_samples" in how else 1)
     return model, total, float(passes * len(pairs))
 
 
-def run_acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[Any, dict[str, torch.Tensor], float]:
+def run_acdc(
+    folder: Path, metric: str, pairs: list[dict[str, Any]]
+) -> tuple[Any, dict[str, torch.Tensor], float]:
     """ACDC: the largest threshold at which an edge stays, summed over the pairs."""
     model = load_patchable(folder)
     total: dict[str, torch.Tensor] = {}
@@ -147,20 +176,33 @@ def run_acdc(folder: Path, metric: str, pairs: list[dict[str, Any]]) -> tuple[An
         n_pairs += loader.batch_size
         batch = next(iter(loader))
         with torch.inference_mode():
-            clean, corrupted = (compute_metric(metric, model(tokens)[model.out_slice], batch) for tokens in (batch.clean, batch.corrupt))
+            clean, corrupted = (
+                compute_metric(metric, model(tokens)[model.out_slice], batch)
+                for tokens in (batch.clean, batch.corrupt)
+            )
         gap = float(clean - corrupted)
 
-        def lost(out: torch.Tensor, clean_out: torch.Tensor, batch: Any = batch, gap: float = gap) -> torch.Tensor:
-            return (compute_metric(metric, clean_out, batch) - compute_metric(metric, out, batch)).abs() / abs(gap)
+        def lost(
+            out: torch.Tensor, clean_out: torch.Tensor, batch: Any = batch, gap: float = gap
+        ) -> torch.Tensor:
+            return (
+                compute_metric(metric, clean_out, batch) - compute_metric(metric, out, batch)
+            ).abs() / abs(gap)
 
         ACDC.multibatch_kl_div = lost  # log-probabilities differ by what the logits differ by
-        found = ACDC.acdc_prune_scores(model, loader, None, tao_bases=THRESHOLD_BASES, tao_exps=THRESHOLD_EXPONENTS)
+        found = ACDC.acdc_prune_scores(
+            model, loader, None, tao_bases=THRESHOLD_BASES, tao_exps=THRESHOLD_EXPONENTS
+        )
         for name, values in found.items():
             kept = values.masked_fill(values == math.inf, NEVER_PRUNED_SCORE)
             total[name] = total.get(name, 0.0) + loader.batch_size * kept
     layers = model.cfg.n_layers
-    starts = [int(edge.dest.module_name.split(".")[1]) for edge in model.edges]  # it starts at the reader's layer
-    passes = 2 + len(THRESHOLD_BASES) * len(THRESHOLD_EXPONENTS) * (4 + sum(layers - start for start in starts) / layers)
+    starts = [
+        int(edge.dest.module_name.split(".")[1]) for edge in model.edges
+    ]  # it starts at the reader's layer
+    passes = 2 + len(THRESHOLD_BASES) * len(THRESHOLD_EXPONENTS) * (
+        4 + sum(layers - start for start in starts) / layers
+    )
     return model, total, float(passes * n_pairs)
 
 
@@ -176,7 +218,9 @@ def score_folder(folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{folder.name} is measured by {metric}; known are {', '.join(METRICS)}")
     made = {
         "EAP": run_gradient_method(folder, metric, pairs, mask_val=0.0),
-        "integrated edge gradients": run_gradient_method(folder, metric, pairs, integrated_grad_samples=STEPS),
+        "integrated edge gradients": run_gradient_method(
+            folder, metric, pairs, integrated_grad_samples=STEPS
+        ),
         "ACDC": run_acdc(folder, metric, pairs),
     }
     joins: list[tuple[str, str, Callable[[list[float]], float]]] = [
@@ -189,7 +233,10 @@ def score_folder(folder: Path) -> dict[str, Any]:
     found = {}
     for name, word, join in joins:
         model, scores, cost = made[name]
-        found[f"{name} (auto-circuit, {word})"] = {"scores": scores_by_node(model, scores, join), "forward_equivalents": cost}
+        found[f"{name} (auto-circuit, {word})"] = {
+            "scores": scores_by_node(model, scores, join),
+            "forward_equivalents": cost,
+        }
     return {"stamp": task["stamp"], "methods": found}
 
 

@@ -51,7 +51,11 @@ class BaselineResult:
     forward_equivalents: float
 
 
-def run_baseline(method: Callable[[SplitEvaluator], Scores], bench: SplitEvaluator, shared_evaluator: SplitEvaluator) -> BaselineResult:
+def run_baseline(
+    method: Callable[[SplitEvaluator], Scores],
+    bench: SplitEvaluator,
+    shared_evaluator: SplitEvaluator,
+) -> BaselineResult:
     """Rank, and choose the prefix.
 
     Args:
@@ -59,7 +63,13 @@ def run_baseline(method: Callable[[SplitEvaluator], Scores], bench: SplitEvaluat
         known: one for all rivals of a model: sets that another has asked for are not measured again, but counted.
     """
     scores = method(bench)
-    made, asked = ranking_prefixes(scores), {ablation: _RecordingFaithfulness(f) for ablation, f in shared_evaluator.f_by_ablation.items()}
+    made, asked = (
+        ranking_prefixes(scores),
+        {
+            ablation: _RecordingFaithfulness(f)
+            for ablation, f in shared_evaluator.f_by_ablation.items()
+        },
+    )
     weights: list[tuple[float, int]] = []
     for prefix in made:  # the smallest first; nothing is better than one without faults
         weights.append(find_faults(asked, prefix).severity)  # type: ignore[arg-type]  # they stand in for what they ask
@@ -74,17 +84,27 @@ class _RecordingFaithfulness:
     """f, and which sets it was asked for."""
 
     def __init__(self, whole: Faithfulness) -> None:
-        self.whole, self.everything, self.is_defined, self.n_pairs = whole, whole.everything, whole.is_defined, whole.n_pairs
+        self.whole, self.everything, self.is_defined, self.n_pairs = (
+            whole,
+            whole.everything,
+            whole.is_defined,
+            whole.n_pairs,
+        )
         self.sets: dict[NodeSet, None] = {}
 
-    def __call__(self, sets: Sequence[NodeSet], label: str = "", pairs: int | None = None) -> torch.Tensor:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "", pairs: int | None = None
+    ) -> torch.Tensor:
         self.sets |= dict.fromkeys(sets)
         return self.whole(sets, label, pairs)
 
 
 def ranking_prefixes(scores: Scores) -> list[NodeSet]:
     """The nodes that score at least so much, for every score there is, the smallest set first."""
-    return [frozenset(node for node in scores if scores[node] >= least) for least in sorted(set(scores.values()), reverse=True)]
+    return [
+        frozenset(node for node in scores if scores[node] >= least)
+        for least in sorted(set(scores.values()), reverse=True)
+    ]
 
 
 def score_by_acdc(bench: SplitEvaluator) -> Scores:
@@ -113,25 +133,50 @@ def score_by_eap_ig(bench: SplitEvaluator) -> Scores:
         clean, corrupted = (block.activation(side, first) for side in SIDES)
         slopes = {site: torch.zeros_like(block.activation("clean", site)) for site in kinds}
         for step in range(1, INTEGRATION_STEPS + 1):
-            inputs = (corrupted + step / INTEGRATION_STEPS * (clean - corrupted)).detach().requires_grad_()
+            inputs = (
+                (corrupted + step / INTEGRATION_STEPS * (clean - corrupted))
+                .detach()
+                .requires_grad_()
+            )
             with torch.enable_grad():
-                outcome = block.run(Batch(prompts.clean, prompts.answer_position, 0, inputs), kinds, grad=True)
+                outcome = block.run(
+                    Batch(prompts.clean, prompts.answer_position, 0, inputs), kinds, grad=True
+                )
                 assert outcome.logits is not None
-                metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None).sum()
-                found_here = torch.autograd.grad(metric, [outcome.activations[site] for site in kinds])
-            slopes = {site: slopes[site] + slope / INTEGRATION_STEPS for site, slope in zip(kinds, found_here, strict=True)}
+                metric = measure(
+                    block.metric, outcome.logits, prompts.answer, prompts.wrong, None
+                ).sum()
+                found_here = torch.autograd.grad(
+                    metric, [outcome.activations[site] for site in kinds]
+                )
+            slopes = {
+                site: slopes[site] + slope / INTEGRATION_STEPS
+                for site, slope in zip(kinds, found_here, strict=True)
+            }
         block.meter.add(3.0 * INTEGRATION_STEPS * len(prompts))  # a pass and its way back
         for node, site in sites.items():
-            found[node] += sum_over_node((block.activation("clean", site) - block.activation("corrupted", site)) * slopes[site], node)
+            found[node] += sum_over_node(
+                (block.activation("clean", site) - block.activation("corrupted", site))
+                * slopes[site],
+                node,
+            )
     return {node: abs(value) for node, value in found.items()}
 
 
 BASELINES: Mapping[str, Callable[[SplitEvaluator], Scores]] = {
     "ACDC (from the paper)": score_by_acdc,
     "EAP-IG (from the paper)": score_by_eap_ig,
-    "EAP, gradient on clean (TransformerLens)": transformer_lens_tools.make_attribution_patching("clean"),
-    "attribution patching (TransformerLens)": transformer_lens_tools.make_attribution_patching("corrupted"),
-    "activation patching, noising (TransformerLens)": transformer_lens_tools.make_activation_patching("noising"),
-    "activation patching, both directions (TransformerLens)": transformer_lens_tools.make_activation_patching("noising", "denoising"),
+    "EAP, gradient on clean (TransformerLens)": transformer_lens_tools.make_attribution_patching(
+        "clean"
+    ),
+    "attribution patching (TransformerLens)": transformer_lens_tools.make_attribution_patching(
+        "corrupted"
+    ),
+    "activation patching, noising (TransformerLens)": transformer_lens_tools.make_activation_patching(
+        "noising"
+    ),
+    "activation patching, both directions (TransformerLens)": transformer_lens_tools.make_activation_patching(
+        "noising", "denoising"
+    ),
     "direct logit attribution (TransformerLens)": transformer_lens_tools.score_by_direct_logit_attribution,
 }

@@ -12,7 +12,16 @@ from benchmarks.methods.baselines import ranking_prefixes
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-COLUMNS = ("method", "cases", "precision", "recall", "exactly (95%)", "truth is a prefix", "best F1 of a prefix", "AUC")
+COLUMNS = (
+    "method",
+    "cases",
+    "precision",
+    "recall",
+    "exactly (95%)",
+    "truth is a prefix",
+    "best F1 of a prefix",
+    "AUC",
+)
 COSTS = ("cost: ranking", "circuit", "verdict")
 
 
@@ -36,7 +45,10 @@ class MethodResult:
 
 def auc(scores: Mapping[Node, float], truth: NodeSet) -> float | None:
     """Chance that a true node ranks above a false one; ties count one half."""
-    inside, outside = [scores[n] for n in scores if n in truth], [scores[n] for n in scores if n not in truth]
+    inside, outside = (
+        [scores[n] for n in scores if n in truth],
+        [scores[n] for n in scores if n not in truth],
+    )
     if not inside or not outside:
         return None
     return mean((a > b) + 0.5 * (a == b) for a in inside for b in outside)
@@ -72,10 +84,17 @@ class MethodScores:
         self.costs.append((answer.ranking_cost, answer.circuit_cost, answer.verdict_cost))
         found = ranking_prefixes(answer.scores)
         self.prefix_hits.append(any(made in found for made in truths))
-        self.best_f1.append(max((f1(prefix, made) for prefix in found for made in truths), default=0.0))
+        self.best_f1.append(
+            max((f1(prefix, made) for prefix in found for made in truths), default=0.0)
+        )
         if answer.circuit != truth:
-            missing, beside = sorted(map(str, truth - answer.circuit)), sorted(map(str, answer.circuit - truth))
-            self.mistakes.append(f"{name} ({answer.verdict}): missing {missing}, beside it {beside}")
+            missing, beside = (
+                sorted(map(str, truth - answer.circuit)),
+                sorted(map(str, answer.circuit - truth)),
+            )
+            self.mistakes.append(
+                f"{name} ({answer.verdict}): missing {missing}, beside it {beside}"
+            )
         return truth
 
     def format_row(self, method: str, *more: str) -> str:

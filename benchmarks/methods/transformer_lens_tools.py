@@ -32,7 +32,10 @@ def make_attribution_patching(at: Side) -> Callable[[SplitEvaluator], Scores]:
         bridge = bench.engine.backend.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
         bridge.requires_grad_(True)  # else the tool finds no graph
         try:
-            parts = [_attribute_block(bridge, block, at, bench.engine.backend.info.nodes()) for _, block in bench.engine.blocks()]
+            parts = [
+                _attribute_block(bridge, block, at, bench.engine.backend.info.nodes())
+                for _, block in bench.engine.blocks()
+            ]
         finally:
             bridge.requires_grad_(False)
         return {node: abs(sum(part[node] for part in parts)) for node in parts[0]}
@@ -71,23 +74,39 @@ def score_by_direct_logit_attribution(bench: SplitEvaluator) -> Scores:
     for (_, n_answers), pairs in groups.items():
         with torch.no_grad():
             _, cache = bridge.run_with_cache(torch.tensor([pair.clean for pair in pairs]))
-            for tokens in zip(*(zip(pair.answer, pair.wrong, strict=True) for pair in pairs), strict=True):
+            for tokens in zip(
+                *(zip(pair.answer, pair.wrong, strict=True) for pair in pairs), strict=True
+            ):
                 answer, wrong = torch.tensor(tokens).T
                 for unit in ("head", "component"):
-                    part = attribute(bridge, answer_tokens=answer, incorrect_tokens=wrong, unit=unit, cache=cache)
+                    part = attribute(
+                        bridge, answer_tokens=answer, incorrect_tokens=wrong, unit=unit, cache=cache
+                    )
                     for label, values in zip(part.labels, part.attribution, strict=True):
                         found[label] = found.get(label, 0.0) + float(values.sum()) / n_answers
         bench.engine.meter.spent += len(pairs)
-    return {node: abs(found[f"{node.layer}_mlp_out" if node.head is None else f"L{node.layer}H{node.head}"]) for node in info.nodes()}
+    return {
+        node: abs(
+            found[f"{node.layer}_mlp_out" if node.head is None else f"L{node.layer}H{node.head}"]
+        )
+        for node in info.nodes()
+    }
 
 
-def _attribute_block(bridge: Any, block: Block, at: Side, nodes: Sequence[Node]) -> dict[Node, float]:
+def _attribute_block(
+    bridge: Any, block: Block, at: Side, nodes: Sequence[Node]
+) -> dict[Node, float]:
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
-    names = {node: f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}" for node in nodes}
+    names = {
+        node: f"blocks.{node.layer}.{'hook_mlp_out' if node.head is None else 'attn.hook_z'}"
+        for node in nodes
+    }
     wanted = ["hook_embed", *sorted(set(names.values()))]  # the gradient has to pass every hook
     runs = {
-        side: cache_activation_and_gradient(bridge, block.prompts.tokens(side), _metric(block), wanted, compute_gradient=side == at)
+        side: cache_activation_and_gradient(
+            bridge, block.prompts.tokens(side), _metric(block), wanted, compute_gradient=side == at
+        )
         for side in SIDES
     }
     block.meter.add(4.0 * len(block.prompts))  # two passes, and one back
@@ -95,7 +114,9 @@ def _attribute_block(bridge: Any, block: Block, at: Side, nodes: Sequence[Node])
     for node, name in names.items():
         slope = runs[at].gradients[name]
         assert slope is not None
-        found[node] = sum_over_node((runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope, node)
+        found[node] = sum_over_node(
+            (runs["clean"].activations[name] - runs["corrupted"].activations[name]) * slope, node
+        )
     return found
 
 
@@ -120,17 +141,30 @@ def _patch_nodes(bench: SplitEvaluator, direction: Direction) -> dict[Node, floa
         with torch.no_grad():
             plain = float(metric(bridge(base)))
             _, cache = bridge.run_with_cache(source)
-            heads = generic_activation_patch(bridge, base, cache, metric, _replace_one_head, "z", ("layer", "head_index"))
+            heads = generic_activation_patch(
+                bridge, base, cache, metric, _replace_one_head, "z", ("layer", "head_index")
+            )
             has_mlps = not engine.backend.info.attn_only
-            mlps = generic_activation_patch(bridge, base, cache, metric, _replace_all, "mlp_out", ("layer",)) if has_mlps else torch.zeros(0)
+            mlps = (
+                generic_activation_patch(
+                    bridge, base, cache, metric, _replace_all, "mlp_out", ("layer",)
+                )
+                if has_mlps
+                else torch.zeros(0)
+            )
         for node in nodes:
             assert node.layer is not None
-            found[node] += float(mlps[node.layer] if node.head is None else heads[node.layer, node.head]) - plain
+            found[node] += (
+                float(mlps[node.layer] if node.head is None else heads[node.layer, node.head])
+                - plain
+            )
         block.meter.add(float((2 + len(nodes)) * len(block.prompts)))
     return found
 
 
-def _replace_one_head(value: torch.Tensor, index: Sequence[int], source: torch.Tensor) -> torch.Tensor:
+def _replace_one_head(
+    value: torch.Tensor, index: Sequence[int], source: torch.Tensor
+) -> torch.Tensor:
     value[:, :, index[1]] = source[:, :, index[1]]
     return value
 
@@ -142,4 +176,6 @@ def _replace_all(value: torch.Tensor, index: Sequence[int], source: torch.Tensor
 def _metric(block: Block) -> Callable[[torch.Tensor], torch.Tensor]:
     """The task's metric, summed over pairs, of logits at every position."""
     prompts, rows = block.prompts, torch.arange(len(block.prompts))
-    return lambda logits: measure(block.metric, logits[rows, prompts.answer_position], prompts.answer, prompts.wrong, None).sum()
+    return lambda logits: measure(
+        block.metric, logits[rows, prompts.answer_position], prompts.answer, prompts.wrong, None
+    ).sum()

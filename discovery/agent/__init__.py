@@ -11,4 +11,14 @@ from discovery.agent.features import add_features_to_run
 from discovery.agent.run import DiscoveryResult, discover, resume, resume_open_run
 from discovery.agent.verification import Verification, verify_run
 
-__all__ = ["CostEstimate", "DiscoveryResult", "Verification", "add_features_to_run", "discover", "estimate_cost", "resume", "resume_open_run", "verify_run"]
+__all__ = [
+    "CostEstimate",
+    "DiscoveryResult",
+    "Verification",
+    "add_features_to_run",
+    "discover",
+    "estimate_cost",
+    "resume",
+    "resume_open_run",
+    "verify_run",
+]

@@ -70,18 +70,36 @@ class RunContext:
         if split not in self._evaluators:
             task = self.task.discovery if split == "discovery" else self.task.heldout
             self._evaluators[split] = SplitEvaluator.of(
-                self.model, task, self.universe, self.seed, metric=self.metric, memory=self.settings.memory, meter=self.meter
+                self.model,
+                task,
+                self.universe,
+                self.seed,
+                metric=self.metric,
+                memory=self.settings.memory,
+                meter=self.meter,
             )
             if split == "discovery":
                 restore_set_metrics(self.run, self._evaluators[split])
         return self._evaluators[split]
 
-    def write_decision(self, state: State, stage: str, measured: Measurements, concluded: str, why: str) -> State:
+    def write_decision(
+        self, state: State, stage: str, measured: Measurements, concluded: str, why: str
+    ) -> State:
         """Write a decision that is not the end of its stage: it is not resumed from."""
-        self._write({"stage": stage, "kind": "decision", "measured": measured, "concluded": concluded, "why": why})
+        self._write(
+            {
+                "stage": stage,
+                "kind": "decision",
+                "measured": measured,
+                "concluded": concluded,
+                "why": why,
+            }
+        )
         return state
 
-    def finish_stage(self, state: State, stage: str, measured: Measurements, concluded: str, why: str) -> State:
+    def finish_stage(
+        self, state: State, stage: str, measured: Measurements, concluded: str, why: str
+    ) -> State:
         """Write the end of a stage, with the state to resume from."""
         ended = state.with_changes(
             done=(*state.done, stage),
@@ -89,17 +107,36 @@ class RunContext:
             seconds=self.seconds,
             peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory()),
         )
-        event = {"stage": stage, "kind": "stage", "measured": measured, "concluded": concluded, "why": why}
-        self._write({**event, "forward_equivalents": self.meter.spent, "state": ended.model_dump(mode="json", by_alias=True)})
+        event = {
+            "stage": stage,
+            "kind": "stage",
+            "measured": measured,
+            "concluded": concluded,
+            "why": why,
+        }
+        self._write(
+            {
+                **event,
+                "forward_equivalents": self.meter.spent,
+                "state": ended.model_dump(mode="json", by_alias=True),
+            }
+        )
         return ended
 
     def save_set_metrics(self) -> None:
         """Keep m(S) of every set measured on discovery pairs: a resumed run does not measure them again."""
         save_set_metrics(self.run, self.evaluator("discovery"))
 
-    def save_arrays(self, result_id: str, arrays: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    def save_arrays(
+        self,
+        result_id: str,
+        arrays: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Keep a result's full arrays."""
-        plain: dict[str, np.ndarray] = {name: value.detach().to("cpu", torch.float32).numpy() for name, value in arrays.items()}
+        plain: dict[str, np.ndarray] = {
+            name: value.detach().to("cpu", torch.float32).numpy() for name, value in arrays.items()
+        }
         self.run.save_arrays(result_id, plain, metadata=metadata)
 
     @property
@@ -120,7 +157,11 @@ def save_set_metrics(run: Run, bench: SplitEvaluator) -> None:
         width = max((len(values) for values in parts.values()), default=0)
         parts = {nodes: values for nodes, values in parts.items() if len(values) == width}
         arrays = {"whole": _stack_metrics(whole).numpy(), "parts": _stack_metrics(parts).numpy()}
-        run.save_arrays(f"sets-{ablation}", arrays, metadata={"whole": _format_sets(whole), "parts": _format_sets(parts)})
+        run.save_arrays(
+            f"sets-{ablation}",
+            arrays,
+            metadata={"whole": _format_sets(whole), "parts": _format_sets(parts)},
+        )
 
 
 def restore_set_metrics(run: Run, bench: SplitEvaluator) -> None:
@@ -128,13 +169,23 @@ def restore_set_metrics(run: Run, bench: SplitEvaluator) -> None:
     known = set(run.array_ids())
     for ablation in EVIDENCE_ABLATIONS:
         if f"sets-{ablation}" in known:
-            arrays, names = run.load_arrays(f"sets-{ablation}"), run.array_metadata(f"sets-{ablation}")
-            whole, parts = (_parse_sets(names[kind], torch.from_numpy(arrays[kind])) for kind in ("whole", "parts"))
+            arrays, names = (
+                run.load_arrays(f"sets-{ablation}"),
+                run.array_metadata(f"sets-{ablation}"),
+            )
+            whole, parts = (
+                _parse_sets(names[kind], torch.from_numpy(arrays[kind]))
+                for kind in ("whole", "parts")
+            )
             bench.f(ablation).set_metric.restore(whole, parts)
 
 
 def _stack_metrics(sets: dict[NodeSet, Tensor]) -> Tensor:
-    return torch.stack([values.float().cpu() for values in sets.values()]) if sets else torch.zeros(0, 0)
+    return (
+        torch.stack([values.float().cpu() for values in sets.values()])
+        if sets
+        else torch.zeros(0, 0)
+    )
 
 
 def _format_sets(sets: dict[NodeSet, Tensor]) -> str:
@@ -144,4 +195,7 @@ def _format_sets(sets: dict[NodeSet, Tensor]) -> str:
 def _parse_sets(names: str, values: Tensor) -> dict[NodeSet, Tensor]:
     if not len(values):
         return {}
-    return {frozenset(Node.parse(n) for n in name.split(",") if n): row for name, row in zip(names.split(";"), values, strict=True)}
+    return {
+        frozenset(Node.parse(n) for n in name.split(",") if n): row
+        for name, row in zip(names.split(";"), values, strict=True)
+    }

@@ -42,7 +42,12 @@ class CostEstimate:
 
     def to_dict(self) -> dict[str, object]:
         """For --dry-run --json."""
-        return {"forward_equivalents": self.forward_equivalents, "stages": dict(self.stages), "spent": self.spent, "note": self.note}
+        return {
+            "forward_equivalents": self.forward_equivalents,
+            "stages": dict(self.stages),
+            "spent": self.spent,
+            "note": self.note,
+        }
 
 
 def estimate_cost(
@@ -61,14 +66,22 @@ def estimate_cost(
     for side in SIDES:
         engine.baseline(side)
     unseen = Engine(model, task.heldout, metric=metric, memory=memory)
-    stages = {"check": sum(len(SIDES) * block.estimate_pass() for part in (engine, unseen) for _, block in part.blocks())}
+    stages = {
+        "check": sum(
+            len(SIDES) * block.estimate_pass()
+            for part in (engine, unseen)
+            for _, block in part.blocks()
+        )
+    }
     sites: list[SiteName] = ["attn_out"] if model.info.attn_only else ["attn_out", "mlp_out"]
     most = max_sweep_cost(budget, exhaustive=exhaustive)
     stages["localise"] = _sweep_cost(engine, ["resid_pre"], DIRECTIONS, most)
     stages["components"] = _sweep_cost(engine, sites, DIRECTIONS, most)
     before = engine.meter.spent
     by_mean, singles = SetMetric(engine, "mean", universe), model.info.nodes(universe)
-    ablated = [made for node in singles for made in (by_mean.everything - {node}, frozenset({node}))]
+    ablated = [
+        made for node in singles for made in (by_mean.everything - {node}, frozenset({node}))
+    ]
     alone = by_mean.estimate([by_mean.everything, frozenset()]) + by_mean.estimate(ablated)
     singly = sum(estimate_node_effects(engine, direction, universe) for direction in DIRECTIONS)
     blocks = [block for _, block in engine.blocks()]
@@ -79,18 +92,22 @@ def estimate_cost(
     around = 2 * nodes + 2  # sets that (c) asks of one circuit
     contexts = size * (size - 1) // 2 + size * max(size - 2, 0)
     stages["candidate"] = a_set * 4 * nodes * pairs
-    stages["mend"] = a_set * pairs * (2 * (ASSUMED_MENDING_ROUNDS * around + contexts) + size * (size - 1) / 2)
+    stages["mend"] = (
+        a_set * pairs * (2 * (ASSUMED_MENDING_ROUNDS * around + contexts) + size * (size - 1) / 2)
+    )
     stages["stability"] = STABILITY_BUDGET_SHARE * sum(stages.values())
-    others = min(thresholds.MAX_ALTERNATIVES, math.comb(nodes, size) - 1)  # of a small model there are fewer
-    stages["validate"] = a_set * (2 * held * (around + 2 * size) + 4 * others * min(thresholds.MAX_ALTERNATIVE_PAIRS, held))
+    others = min(
+        thresholds.MAX_ALTERNATIVES, math.comb(nodes, size) - 1
+    )  # of a small model there are fewer
+    stages["validate"] = a_set * (
+        2 * held * (around + 2 * size) + 4 * others * min(thresholds.MAX_ALTERNATIVE_PAIRS, held)
+    )
     stages["edges"] = pairs * 4.0 * (size + 2) * (size + 1) / 2 / max(model.info.n_layers, 1)
     stages["interpret"] = _sweep_cost(engine, ["head_out_by_position", *sites[1:]], ["noising"])
     total = sum(stages.values())
     note = "check, sweeps and single nodes as planned; the rest assumes a circuit of a third of the nodes: off by up to a factor of two"
     if anew:
-        note += (
-            f"; the pairs do not fit in the memory together, so that the search runs them anew again and again, each time {anew:,.0f} more"
-        )
+        note += f"; the pairs do not fit in the memory together, so that the search runs them anew again and again, each time {anew:,.0f} more"
     if budget is not None and total > budget:
         note = f"the run ends at the budget of {budget:,.0f}, and would take about {total:,.0f}; {note}"
         total = budget
@@ -102,14 +119,24 @@ def _mean_set_cost(engine: Engine, universe: Universe, size: int) -> float:
     generator, found = random.Random("estimate"), []
     for ablation in EVIDENCE_ABLATIONS:
         sets = SetMetric(engine, ablation, universe)
-        drawn = [frozenset(generator.sample(sets.universe, min(size, len(sets.universe)))) for _ in range(SAMPLED_SETS)]
+        drawn = [
+            frozenset(generator.sample(sets.universe, min(size, len(sets.universe))))
+            for _ in range(SAMPLED_SETS)
+        ]
         both = [*drawn, *(sets.everything - made for made in drawn)]
         found.append(sets.estimate(both) / len(both))
     return sum(found) / len(found)
 
 
-def _sweep_cost(engine: Engine, sites: Sequence[SiteName], directions: Sequence[Direction], most: float | None = None) -> float:
+def _sweep_cost(
+    engine: Engine,
+    sites: Sequence[SiteName],
+    directions: Sequence[Direction],
+    most: float | None = None,
+) -> float:
     """Rows of some sweeps, and the cached passes that they bring about (made here, to see which cells differ)."""
     before = engine.meter.spent
-    rows = sum(plan_sweep(engine, site, direction, most)[0] for site in sites for direction in directions)
+    rows = sum(
+        plan_sweep(engine, site, direction, most)[0] for site in sites for direction in directions
+    )
     return rows + engine.meter.spent - before

@@ -46,7 +46,11 @@ def add_features_to_run(
             cure = f"Resume it first: circuit-scout discover --resume {run_id}, or discover_circuit(run_id={run_id!r})."
             raise StoreError(f"The run {run_id} is not complete.", cure)
         circuit, settings = run.load_circuit(), read_settings(run)
-        own, task = (model, read_saved_task(run, model)) if model is not None else reload_model_and_task(run)
+        own, task = (
+            (model, read_saved_task(run, model))
+            if model is not None
+            else reload_model_and_task(run)
+        )
         made = add_features(
             own,
             circuit,
@@ -74,7 +78,11 @@ def _save_features(run: Run, made: FeatureCircuit) -> None:
     run.save_circuit(made.circuit)
     if made.circuit.size:
         run.save_figure("circuit", draw_circuit(made.circuit))
-    run.save_report(render_page(made.circuit, {name: run.load_figure(name) for name in run.figure_names()}, run.events()))
+    run.save_report(
+        render_page(
+            made.circuit, {name: run.load_figure(name) for name in run.figure_names()}, run.events()
+        )
+    )
 
 
 def _features_event(made: FeatureCircuit) -> dict[str, Any]:
@@ -83,7 +91,9 @@ def _features_event(made: FeatureCircuit) -> dict[str, Any]:
     return {
         "stage": "features",
         "kind": "addition",
-        "measured": {str(candidate.node): candidate.why or "holds" for candidate in made.candidates},
+        "measured": {
+            str(candidate.node): candidate.why or "holds" for candidate in made.candidates
+        },
         "concluded": f"{len(held)} of {len(made.candidates)} candidates hold{': ' if named else ''}{named}",
         "why": "found by attribution on discovery pairs, verified by exact ablation on held-out pairs; they enter no verdict",
         "warnings": list(made.warnings),

@@ -11,7 +11,13 @@ from discovery.agent.state import State
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
 from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
-from discovery.report import draw_circuit, draw_faithfulness_curve, draw_layer_head_heatmap, draw_layer_position_heatmap, render_page
+from discovery.report import (
+    draw_circuit,
+    draw_faithfulness_curve,
+    draw_layer_head_heatmap,
+    draw_layer_position_heatmap,
+    render_page,
+)
 from discovery.sites import EMBED, LOGITS
 
 
@@ -33,7 +39,13 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
     evaluation, verdict, reasons = state.evaluation, state.verdict, state.reasons
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
-            state.splits, state.gates, state.curve, len(state.circuit), len(task.heldout), state.cut_short, context.universe
+            state.splits,
+            state.gates,
+            state.curve,
+            len(state.circuit),
+            len(task.heldout),
+            state.cut_short,
+            context.universe,
         )
     shown = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(
@@ -59,16 +71,28 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
         evaluation=evaluation,
         verdict=verdict,
         reasons=reasons,
-        cost=Cost(forward_equivalents=context.meter.spent, seconds=context.seconds, peak_memory_bytes=state.peak_memory_bytes),
+        cost=Cost(
+            forward_equivalents=context.meter.spent,
+            seconds=context.seconds,
+            peak_memory_bytes=state.peak_memory_bytes,
+        ),
         provenance=configuration.provenance,
-        nodes=(CircuitNode.of(EMBED), *(_circuit_node(state, name) for name in shown), CircuitNode.of(LOGITS)),
+        nodes=(
+            CircuitNode.of(EMBED),
+            *(_circuit_node(state, name) for name in shown),
+            CircuitNode.of(LOGITS),
+        ),
         edges=tuple(edge for edge in state.edges if shown),
     )
 
 
 def _circuit_node(state: State, name: str) -> CircuitNode:
     effect = state.effects.get(name)
-    means = [part.mean for part in (effect.noising, effect.denoising) if part and part.mean] if effect else []
+    means = (
+        [part.mean for part in (effect.noising, effect.denoising) if part and part.mean]
+        if effect
+        else []
+    )
     total = sum(means)
     return CircuitNode.of(
         name,
@@ -90,11 +114,15 @@ def draw_figures(circuit: CircuitGraph, context: RunContext) -> Mapping[str, byt
         if values is None or values.ndim != 2:
             continue
         positions = meta.get("positions", "").split(",")
-        figures[result] = draw_layer_position_heatmap(values, positions, title=result.replace("-", ", "))
+        figures[result] = draw_layer_position_heatmap(
+            values, positions, title=result.replace("-", ", ")
+        )
     for direction in ("denoising", "noising"):
         grid = _head_grid(context, f"nodes-{direction}")
         if grid is not None:
-            figures[f"head_out-{direction}"] = draw_layer_head_heatmap(grid, title=f"head_out, {direction}")
+            figures[f"head_out-{direction}"] = draw_layer_head_heatmap(
+                grid, title=f"head_out, {direction}"
+            )
     if circuit.evaluation.curve:
         figures["curve"] = draw_faithfulness_curve(circuit.evaluation.curve)
     if circuit.size:
@@ -104,7 +132,10 @@ def draw_figures(circuit: CircuitGraph, context: RunContext) -> Mapping[str, byt
 
 def _head_grid(context: RunContext, result: str) -> np.ndarray | None:
     try:
-        values, names = context.run.load_arrays(result)["values"], context.run.array_metadata(result)["nodes"].split(",")
+        values, names = (
+            context.run.load_arrays(result)["values"],
+            context.run.array_metadata(result)["nodes"].split(","),
+        )
     except StoreError:
         return None  # the run ended before its heads were measured
     info = context.model.info

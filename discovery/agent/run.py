@@ -21,12 +21,24 @@ from discovery.engine import Meter, Progress
 from discovery.errors import BudgetError, MeasurementError, StoreError
 from discovery.graph import CircuitGraph, Cost
 from discovery.sites import MetricName, Universe
-from discovery.store import ModelSource, Run, collect_provenance, create_run, open_run, record_outcome, utc_timestamp
+from discovery.store import (
+    ModelSource,
+    Run,
+    collect_provenance,
+    create_run,
+    open_run,
+    record_outcome,
+    utc_timestamp,
+)
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
 from discovery.tasks.task import EncodedPair, SplitName, Task
 
-SPLIT_BY_NAME: dict[str | None, SplitName | None] = {"discovery": "discovery", "heldout": "heldout", None: None}
+SPLIT_BY_NAME: dict[str | None, SplitName | None] = {
+    "discovery": "discovery",
+    "heldout": "heldout",
+    None: None,
+}
 
 
 @dataclass(frozen=True)
@@ -91,16 +103,29 @@ def discover(
         load=LoadArguments.model_validate(load or load_arguments(model)),
     )
     info = model.info
-    source = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
+    source = ModelSource(
+        name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint
+    )
     made = collect_provenance(seed, info.remote or info.device, command, utc_timestamp())
-    with create_run(runs_dir, task.name, source, settings.model_dump(mode="json"), provenance=made, pairs=_task_lines(task)) as run:
+    with create_run(
+        runs_dir,
+        task.name,
+        source,
+        settings.model_dump(mode="json"),
+        provenance=made,
+        pairs=_task_lines(task),
+    ) as run:
         if on_begin is not None:
             on_begin(run.id)
         return _run_stages(_make_context(run, settings, model, task, progress, on_event), State())
 
 
 def resume(
-    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
+    run_id: str,
+    *,
+    runs_dir: Path | str | None = None,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> DiscoveryResult:
     """Go on with a run that was interrupted; a finished one is returned as it is.
 
@@ -109,7 +134,10 @@ def resume(
     """
     finished = open_run(runs_dir, run_id)  # for reading: also where one may not write
     if finished.record.kind != "discovery":
-        raise StoreError(f"The run {run_id} is the training of an SAE.", f"Go on with it: circuit-scout sae train --resume {run_id}")
+        raise StoreError(
+            f"The run {run_id} is the training of an SAE.",
+            f"Go on with it: circuit-scout sae train --resume {run_id}",
+        )
     if finished.record.status == "completed":
         return DiscoveryResult(finished.id, finished.path, finished.load_circuit())
     with open_run(runs_dir, run_id, write=True) as run:
@@ -133,11 +161,17 @@ def resume_open_run(
     """
     model, task = reload_model_and_task(run)
     if read_settings(run).pairs not in (None, task.fingerprint):
-        raise StoreError(f"task.jsonl of run {run.id} holds other pairs than the run began with.", "Restore it, or start a new run.")
+        raise StoreError(
+            f"task.jsonl of run {run.id} holds other pairs than the run began with.",
+            "Restore it, or start a new run.",
+        )
     if on_open is not None:
         on_open(model, task)
     run.update(status="running", problem=None)
-    return _run_stages(_make_context(run, read_settings(run), model, task, progress, on_event), read_last_state(run))
+    return _run_stages(
+        _make_context(run, read_settings(run), model, task, progress, on_event),
+        read_last_state(run),
+    )
 
 
 def reload_model_and_task(run: Run) -> tuple[Backend, Task]:
@@ -150,7 +184,10 @@ def reload_model_and_task(run: Run) -> tuple[Backend, Task]:
     how = read_settings(run).load
     model = reload(how.model_dump())
     if record.model.fingerprint and model.info.fingerprint != record.model.fingerprint:
-        raise StoreError(f"The model {how.model!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
+        raise StoreError(
+            f"The model {how.model!r} has other weights than run {run.id} began with.",
+            "Restore them, or start a new run.",
+        )
     return model, read_saved_task(run, model)
 
 
@@ -159,14 +196,30 @@ def read_saved_task(run: Run, model: Backend) -> Task:
     settings, lines = read_settings(run), run.load_pairs()
     try:
         written = [
-            PromptPair(tuple(p["clean"]), tuple(p["corrupted"]), tuple(p["answer"]), tuple(p["wrong"]), p["template"], p["labels"])
+            PromptPair(
+                tuple(p["clean"]),
+                tuple(p["corrupted"]),
+                tuple(p["answer"]),
+                tuple(p["wrong"]),
+                p["template"],
+                p["labels"],
+            )
             for p in lines
         ]
         splits = tuple(SPLIT_BY_NAME[p["split"]] for p in lines)
     except (KeyError, TypeError) as fault:
-        raise StoreError(f"task.jsonl of run {run.id} is damaged ({type(fault).__name__}).", "Start a new run.") from None
+        raise StoreError(
+            f"task.jsonl of run {run.id} is damaged ({type(fault).__name__}).", "Start a new run."
+        ) from None
     again = load_task(written, model, seed=settings.seed)
-    return Task(settings.task_name, again.pairs, splits, settings.split_method, settings.task_metric, settings.seed)
+    return Task(
+        settings.task_name,
+        again.pairs,
+        splits,
+        settings.split_method,
+        settings.task_metric,
+        settings.seed,
+    )
 
 
 def read_settings(run: Run) -> RunSettings:
@@ -179,7 +232,9 @@ def read_settings(run: Run) -> RunSettings:
         return RunSettings.model_validate(run.record.configuration)
     except ValidationError as fault:
         place = ".".join(map(str, fault.errors(include_url=False)[0]["loc"]))
-        raise StoreError(f"The configuration of run {run.id} is damaged at {place}.", "Start a new run.") from None
+        raise StoreError(
+            f"The configuration of run {run.id} is damaged at {place}.", "Start a new run."
+        ) from None
 
 
 def read_last_state(run: Run) -> State:
@@ -189,7 +244,9 @@ def read_last_state(run: Run) -> State:
             try:
                 return State.model_validate(event["state"])
             except ValidationError:
-                raise StoreError(f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run.") from None
+                raise StoreError(
+                    f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run."
+                ) from None
     return State()
 
 
@@ -208,8 +265,12 @@ def _run_stages(context: RunContext, state: State) -> DiscoveryResult:
                 state = stage(state, context)
             except BudgetError as spent:
                 state = _mark_cut_short(state, name)
-                state = context.finish_stage(state, "budget", {"stage": name}, f"the budget ended in {name}", spent.cause)
-        state = state.with_changes(peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory()))
+                state = context.finish_stage(
+                    state, "budget", {"stage": name}, f"the budget ended in {name}", spent.cause
+                )
+        state = state.with_changes(
+            peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory())
+        )
         circuit = write_record(state, context)
         run.update(status="completed", cost=circuit.cost)
         return DiscoveryResult(run.id, run.path, circuit)
@@ -217,30 +278,56 @@ def _run_stages(context: RunContext, state: State) -> DiscoveryResult:
 
 def _mark_cut_short(state: State, stage: str) -> State:
     """The state where the budget ended in a stage: before the verdict it decides it, afterwards it is only named."""
-    enters = "" if stage == "stability" else ", which enters no verdict"  # (f) is among the conditions that were not run
-    reasons = state.reasons if state.verdict is None else (*state.reasons, f"the budget ended before {stage}{enters}")
+    enters = (
+        "" if stage == "stability" else ", which enters no verdict"
+    )  # (f) is among the conditions that were not run
+    reasons = (
+        state.reasons
+        if state.verdict is None
+        else (*state.reasons, f"the budget ended before {stage}{enters}")
+    )
     return state.with_changes(cut_short=stage, reasons=reasons)
 
 
-def _make_context(run: Run, settings: RunSettings, model: Backend, task: Task, progress: Progress | None, on_event: OnEvent | None) -> RunContext:
+def _make_context(
+    run: Run,
+    settings: RunSettings,
+    model: Backend,
+    task: Task,
+    progress: Progress | None,
+    on_event: OnEvent | None,
+) -> RunContext:
     meter = Meter(limit=settings.budget, progress=progress)
     return RunContext(model, task, settings, meter, run, on_event)
 
 
-def _check_arguments(model: Backend, task: Task, metric: str | None, universe: str, budget: float | None) -> None:
+def _check_arguments(
+    model: Backend, task: Task, metric: str | None, universe: str, budget: float | None
+) -> None:
     if metric is not None and metric not in get_args(MetricName):
-        raise MeasurementError(f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}.")
+        raise MeasurementError(
+            f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}."
+        )
     if universe not in get_args(Universe):
-        raise MeasurementError(f"universe {universe!r} is not known.", f"Allowed: {', '.join(get_args(Universe))}.")
+        raise MeasurementError(
+            f"universe {universe!r} is not known.", f"Allowed: {', '.join(get_args(Universe))}."
+        )
     if budget is not None and not budget > 0:
-        raise MeasurementError(f"budget is {budget}.", "Give a positive number of forward-pass equivalents.")
+        raise MeasurementError(
+            f"budget is {budget}.", "Give a positive number of forward-pass equivalents."
+        )
     if not task.discovery.pairs or not task.heldout.pairs:
-        raise MeasurementError(f"The task has {len(task)} pairs, which leaves a split empty.", "Give at least 2 pairs; a verdict needs 96.")
+        raise MeasurementError(
+            f"The task has {len(task)} pairs, which leaves a split empty.",
+            "Give at least 2 pairs; a verdict needs 96.",
+        )
 
 
 def _task_lines(task: Task) -> list[dict[str, Any]]:
     def line(pair: EncodedPair, split: str | None) -> dict[str, Any]:
-        plain = {name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")}
+        plain = {
+            name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")
+        }
         return {**plain, "template": pair.template, "labels": dict(pair.labels), "split": split}
 
     return [line(pair, split) for pair, split in zip(task.pairs, task.splits, strict=True)]

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from discovery.graph import CircuitEdge, CurvePoint, Evaluation, JsonModel, NodeEffect, SplitEvaluation, Verdict
+from discovery.graph import (
+    CircuitEdge,
+    CurvePoint,
+    Evaluation,
+    JsonModel,
+    NodeEffect,
+    SplitEvaluation,
+    Verdict,
+)
 from discovery.graph.base import Json
 from discovery.sites import Node
 

@@ -11,14 +11,23 @@ from typing import Any
 from discovery.agent.run import read_last_state, read_settings, reload_model_and_task
 from discovery.engine import Meter, Progress
 from discovery.errors import StoreError
-from discovery.evaluation import PartialEvidence, SplitEvaluator, choose_contexts, measure_conditions, thresholds
+from discovery.evaluation import (
+    PartialEvidence,
+    SplitEvaluator,
+    choose_contexts,
+    measure_conditions,
+    thresholds,
+)
 from discovery.evaluation.verdict import decide_conditions, decide_verdict
 from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
 from discovery.methods.behaviour import check_task
 from discovery.sites import Node
 from discovery.store import Run, open_run
 
-REMEASURED_TESTS = ("hypotheses", "share_in_band")  # of the tests beside the conditions, those of the circuit on the held-out pairs
+REMEASURED_TESTS = (
+    "hypotheses",
+    "share_in_band",
+)  # of the tests beside the conditions, those of the circuit on the held-out pairs
 RECORD_TOLERANCE = 1e-4  # of f; other numbers relative to their size
 
 
@@ -37,7 +46,9 @@ class Verification:
     forward_equivalents: float
 
 
-def verify_run(run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None) -> Verification:
+def verify_run(
+    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None
+) -> Verification:
     """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
 
     Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the hypothesis tests beside them, the conditions,
@@ -50,14 +61,19 @@ def verify_run(run_id: str, *, runs_dir: Path | str | None = None, progress: Pro
     run = open_run(runs_dir, run_id)
     record = run.load_circuit()
     held = record.evaluation.heldout
-    if record.verdict != "no_behaviour" and (held is None or not any(held.ablations.under(a) for a in EVIDENCE_ABLATIONS)):
+    if record.verdict != "no_behaviour" and (
+        held is None or not any(held.ablations.under(a) for a in EVIDENCE_ABLATIONS)
+    ):
         raise StoreError(
-            f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).", "Run it again with a larger budget."
+            f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).",
+            "Run it again with a larger budget.",
         )
     model, task = reload_model_and_task(run)
     meter = Meter(progress=progress)
     cut = read_last_state(run).cut_short
-    cut = cut if cut is not None and cut.startswith("(") else None  # a budget that ended in the conditions: what came after is not recorded
+    cut = (
+        cut if cut is not None and cut.startswith("(") else None
+    )  # a budget that ended in the conditions: what came after is not recorded
     again = _measure_again(run, record, model, task, meter, cut)
     before, now = _flatten({"verdict": record.verdict, **_recorded_facts(record)}), _flatten(again)
     if cut:
@@ -70,14 +86,20 @@ def verify_run(run_id: str, *, runs_dir: Path | str | None = None, progress: Pro
     return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
 
 
-def _measure_again(run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None) -> dict[str, Any]:
+def _measure_again(
+    run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None
+) -> dict[str, Any]:
     settings, universe = read_settings(run), record.evaluation.universe
     seed, metric = settings.seed, record.task.metric
     common: dict[str, Any] = {"metric": metric, "memory": settings.memory, "meter": meter}
     benches = {
-        name: SplitEvaluator.of(model, part, universe, seed, **common) for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
+        name: SplitEvaluator.of(model, part, universe, seed, **common)
+        for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
     }
-    checks = {name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine) for name, bench in benches.items()}
+    checks = {
+        name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine)
+        for name, bench in benches.items()
+    }
     splits: dict[str, Any] = {
         name: {
             "n": b.n,
@@ -94,8 +116,16 @@ def _measure_again(run: Run, record: CircuitGraph, model: Any, task: Any, meter:
         return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
     circuit = frozenset(record.members)
     ranking = [Node.parse(name) for name in _read_ranking(run)]
-    judged = measure_conditions(benches["heldout"], circuit, lambda a: choose_contexts(benches["discovery"], circuit, a), ranking, seed)
-    own: PartialEvidence = {a: benches["discovery"].f(a).measure_circuit(circuit) for a in EVIDENCE_ABLATIONS}
+    judged = measure_conditions(
+        benches["heldout"],
+        circuit,
+        lambda a: choose_contexts(benches["discovery"], circuit, a),
+        ranking,
+        seed,
+    )
+    own: PartialEvidence = {
+        a: benches["discovery"].f(a).measure_circuit(circuit) for a in EVIDENCE_ABLATIONS
+    }
     tests: Any = record.evaluation.tests
     stability = tests.get("stability", {}).get("mean_jaccard")
     evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
@@ -106,7 +136,10 @@ def _measure_again(run: Run, record: CircuitGraph, model: Any, task: Any, meter:
     )  # fmt: skip
     for name, found in (("discovery", own), ("heldout", judged.evidence)):
         splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
-    judgement = {"conditions": conditions.model_dump(mode="json"), "thresholds": thresholds.as_record()}
+    judgement = {
+        "conditions": conditions.model_dump(mode="json"),
+        "thresholds": thresholds.as_record(),
+    }
     judgement["tests"] = {name: found for name, found in judged.tests.items() if name in tests}
     return {"verdict": verdict, **splits, **judgement}
 
@@ -125,7 +158,9 @@ def _recorded_facts(record: CircuitGraph) -> dict[str, Any]:
         if split is None:
             continue
         facts = split.model_dump(mode="json")
-        kept = {key: facts[key] for key in ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")}
+        kept = {
+            key: facts[key] for key in ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")
+        }
         if record.verdict != "no_behaviour":
             kept["ablations"] = {a: e for a, e in facts["ablations"].items() if e is not None}
         out[name] = kept
@@ -133,7 +168,11 @@ def _recorded_facts(record: CircuitGraph) -> dict[str, Any]:
     if record.verdict != "no_behaviour":
         out["conditions"] = record.evaluation.conditions.model_dump(mode="json")
         out["thresholds"] = dict(record.evaluation.thresholds)
-        out["tests"] = {name: found for name, found in record.evaluation.tests.items() if name in REMEASURED_TESTS}
+        out["tests"] = {
+            name: found
+            for name, found in record.evaluation.tests.items()
+            if name in REMEASURED_TESTS
+        }
     return out
 
 

@@ -43,7 +43,13 @@ class Backend(ABC):
 
     @abstractmethod
     def run(
-        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+        self,
+        batch: Batch,
+        reads: Sequence[Site] = (),
+        edits: Sequence[Edit] = (),
+        *,
+        keep_prefix: bool = False,
+        grad: bool = False,
     ) -> BatchResult:
         """Run a batch.
 
@@ -90,7 +96,9 @@ class Backend(ABC):
             MeasurementError: where they cannot; says why, and what to do instead.
         """
         if not self.abilities.gradients:
-            raise MeasurementError(f"{self.info.name} gives no gradients here.", "Measure every cell.")
+            raise MeasurementError(
+                f"{self.info.name} gives no gradients here.", "Measure every cell."
+            )
 
     def require_site(self, site: Site) -> None:
         """Check that this model has a site.
@@ -99,15 +107,36 @@ class Backend(ABC):
             SiteError: where it does not.
         """
         if not 0 <= site.layer < self.info.n_layers:
-            raise SiteError(f"Layer {site.layer} does not exist.", f"This model's layers are 0 to {self.info.n_layers - 1}.")
+            raise SiteError(
+                f"Layer {site.layer} does not exist.",
+                f"This model's layers are 0 to {self.info.n_layers - 1}.",
+            )
         if site.kind == "mlp_out" and self.info.attn_only:
-            raise SiteError("mlp_out does not exist in an attention-only model.", "Use attn_out, head_out or a residual-stream site.")
+            raise SiteError(
+                "mlp_out does not exist in an attention-only model.",
+                "Use attn_out, head_out or a residual-stream site.",
+            )
         if site.kind == "resid_mid" and (self.info.parallel or self.info.attn_only):
-            why = "attention and MLP run in parallel here" if self.info.parallel else "the model has no MLPs"
+            why = (
+                "attention and MLP run in parallel here"
+                if self.info.parallel
+                else "the model has no MLPs"
+            )
             raise SiteError(f"resid_mid does not exist: {why}.", "Use resid_pre or resid_post.")
 
 
-ACTIVATION_ORDER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+ACTIVATION_ORDER = (
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_out",
+    "resid_post",
+)
 
 
 def forward_order(site: Site) -> tuple[int, int]:
@@ -128,13 +157,18 @@ class Prefix:
 
     def take(self, rows: Int[Tensor, "n"], length: int) -> Prefix:
         """The first `length` positions of these rows."""
-        return Prefix(tuple(k[rows, :, :length] for k in self.keys), tuple(v[rows, :, :length] for v in self.values))
+        return Prefix(
+            tuple(k[rows, :, :length] for k in self.keys),
+            tuple(v[rows, :, :length] for v in self.values),
+        )
 
     def take_by_layer(self, rows: Int[Tensor, "n"], counts: Sequence[int], length: int) -> Prefix:
         """The first `length` positions; in each layer, of so many of the first rows (of one at least)."""
         most = [rows[: max(count, 1)] for count in counts]
         keys = tuple(k[own, :, :length] for k, own in zip(self.keys, most, strict=True))
-        return Prefix(keys, tuple(v[own, :, :length] for v, own in zip(self.values, most, strict=True)))
+        return Prefix(
+            keys, tuple(v[own, :, :length] for v, own in zip(self.values, most, strict=True))
+        )
 
     @property
     def nbytes(self) -> int:

@@ -187,10 +187,19 @@ class ModelInfo(ModelDescription):
             SiteError: names what exists.
         """
         if node.kind == "feature":
-            raise SiteError(f"{node} is a feature, no head or MLP.", "Name heads and MLPs here; features are changed by edit_features.")
+            raise SiteError(
+                f"{node} is a feature, no head or MLP.",
+                "Name heads and MLPs here; features are changed by edit_features.",
+            )
         if node.kind in ("embed", "logits") or (node.kind == "mlp" and self.attn_only):
-            why = "is never ablated" if node.kind in ("embed", "logits") else "does not exist in an attention-only model"
-            raise SiteError(f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}.")
+            why = (
+                "is never ablated"
+                if node.kind in ("embed", "logits")
+                else "does not exist in an attention-only model"
+            )
+            raise SiteError(
+                f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}."
+            )
         if not (0 <= (node.layer or 0) < self.n_layers and 0 <= (node.head or 0) < self.n_heads):
             raise SiteError(f"{node} does not exist in this model.", f"Its {self._range}.")
         return node

@@ -9,7 +9,10 @@ from discovery.backends.base import Prefix
 
 def to_dynamic_cache(prefix: Prefix | None) -> Any:
     """A cache that holds the prefix, or nothing yet; plain layers, since sliding ones would forget early positions."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer  # heavy, and loaded with the model already
+    from transformers.cache_utils import (
+        DynamicCache,
+        DynamicLayer,
+    )  # heavy, and loaded with the model already
 
     cache = DynamicCache()
     for keys, values in zip(prefix.keys, prefix.values, strict=True) if prefix is not None else ():
@@ -22,4 +25,6 @@ def to_dynamic_cache(prefix: Prefix | None) -> Any:
 
 def from_dynamic_cache(cache: Any) -> Prefix:
     """Every position's keys and values that a cache holds."""
-    return Prefix(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers))
+    return Prefix(
+        tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
+    )

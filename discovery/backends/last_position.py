@@ -24,7 +24,9 @@ def is_after_last_attention(info: ModelInfo, site: Site) -> bool:
     return site.layer == info.n_layers - 1 and site.kind in ("attn_out", "resid_mid", "mlp_out")
 
 
-def restrict_edits(info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]) -> list[Edit]:
+def restrict_edits(
+    info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]
+) -> list[Edit]:
     """The edits as a narrow run makes them.
 
     Raises:
@@ -32,13 +34,24 @@ def restrict_edits(info: ModelInfo, batch: Batch, reads: Sequence[Site], edits: 
     """
     last = Site("resid_post", info.n_layers - 1)
     if any(site == last or is_after_last_attention(info, site) for site in reads):
-        raise ValueError("what the last layer does behind its attention is not read where it is done at one position only")
-    return [edit.at_position(batch.require_answer_position, 3) if is_after_last_attention(info, edit.site) else edit for edit in edits]
+        raise ValueError(
+            "what the last layer does behind its attention is not read where it is done at one position only"
+        )
+    return [
+        edit.at_position(batch.require_answer_position, 3)
+        if is_after_last_attention(info, edit.site)
+        else edit
+        for edit in edits
+    ]
 
 
-def take_answer_position(batch: Batch, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "row 1 ..."]:
+def take_answer_position(
+    batch: Batch, activation: Float[Tensor, "row pos ..."]
+) -> Float[Tensor, "row 1 ..."]:
     """Each row's answer position."""
-    return activation.take_along_dim(batch.require_answer_position.view(-1, *[1] * (activation.ndim - 1)), 1)
+    return activation.take_along_dim(
+        batch.require_answer_position.view(-1, *[1] * (activation.ndim - 1)), 1
+    )
 
 
 class LastPosition:
@@ -73,4 +86,6 @@ class LastPosition:
             RuntimeError: names the first that was not.
         """
         if self._waiting:
-            raise RuntimeError(f"this architecture's {min(self._waiting)} cannot be given one position")
+            raise RuntimeError(
+                f"this architecture's {min(self._waiting)} cannot be given one position"
+            )

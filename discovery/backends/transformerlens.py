@@ -29,7 +29,13 @@ from discovery.interventions import Edit
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
-HOOK_NAMES = {"z": "attn.hook_z", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
+HOOK_NAMES = {
+    "z": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",
+}
 
 
 class _Stop(Exception):  # noqa: N818  (leaves the forward pass early; never escapes `run`)
@@ -39,7 +45,15 @@ class _Stop(Exception):  # noqa: N818  (leaves the forward pass early; never esc
 class TransformerLensBackend(Backend):
     """A TransformerBridge behind the contract; one run at a time."""
 
-    def __init__(self, bridge: Any, info: ModelInfo, tokenizer: Tokenizer | None, *, block_returns: int | None, cached: bool) -> None:
+    def __init__(
+        self,
+        bridge: Any,
+        info: ModelInfo,
+        tokenizer: Tokenizer | None,
+        *,
+        block_returns: int | None,
+        cached: bool,
+    ) -> None:
         """Take over a bridge.
 
         Args:
@@ -56,15 +70,25 @@ class TransformerLensBackend(Backend):
         return self.bridge.blocks[layer].attn.W_O.detach()  # type: ignore[no-any-return]
 
     def run(
-        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+        self,
+        batch: Batch,
+        reads: Sequence[Site] = (),
+        edits: Sequence[Edit] = (),
+        *,
+        keep_prefix: bool = False,
+        grad: bool = False,
     ) -> BatchResult:
         for site in (*reads, *(edit.site for edit in edits)):
             self.require_site(site)
         if batch.joins and (reads or edits or grad):
-            raise ValueError("nothing can be read, edited or differentiated where rows join on the way")
+            raise ValueError(
+                "nothing can be read, edited or differentiated where rows join on the way"
+            )
         seen: dict[Site, Tensor] = {}
         hidden: list[Tensor] = []
-        edits = restrict_edits(self.info, batch, reads, edits) if batch.last_position_only else edits
+        edits = (
+            restrict_edits(self.info, batch, reads, edits) if batch.last_position_only else edits
+        )
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
             self._visit(stack, batch, reads, edits, seen, grad)
@@ -73,10 +97,15 @@ class TransformerLensBackend(Backend):
                 self._restrict_to_last_position(last_position)
             self._finish(stack, batch, hidden)
             # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
-            arguments: dict[str, Any] = {"input_ids": batch.tokens[:1] if batch.joins else batch.tokens}
+            arguments: dict[str, Any] = {
+                "input_ids": batch.tokens[:1] if batch.joins else batch.tokens
+            }
             if self._cached:
                 cached = keep_prefix or batch.prefix is not None
-                arguments |= {"use_cache": cached, "past_key_values": to_dynamic_cache(batch.prefix) if cached else None}
+                arguments |= {
+                    "use_cache": cached,
+                    "past_key_values": to_dynamic_cache(batch.prefix) if cached else None,
+                }
             try:
                 out = self.bridge.original_model(**arguments)
             except _Stop:
@@ -89,7 +118,11 @@ class TransformerLensBackend(Backend):
             logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
         if keep_prefix and out is None:
             raise RuntimeError("keys and values are only complete after a full run")
-        return BatchResult(logits, {site: seen[site] for site in reads}, from_dynamic_cache(out.past_key_values) if keep_prefix else None)
+        return BatchResult(
+            logits,
+            {site: seen[site] for site in reads},
+            from_dynamic_cache(out.past_key_values) if keep_prefix else None,
+        )
 
     def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
         """Skip the blocks before `start` and put the residual stream in there."""
@@ -104,8 +137,12 @@ class TransformerLensBackend(Backend):
         if grad or (batch.residual is not None and batch.start == 0):
 
             def put(activation: Tensor, hook: Any) -> Tensor:
-                put_in = activation if batch.residual is None else batch.residual.to(activation.dtype)
-                return put_in if put_in.requires_grad or not grad else put_in.detach().requires_grad_()
+                put_in = (
+                    activation if batch.residual is None else batch.residual.to(activation.dtype)
+                )
+                return (
+                    put_in if put_in.requires_grad or not grad else put_in.detach().requires_grad_()
+                )
 
             self._hook(stack, Site("resid_pre", batch.start), put)
 
@@ -119,34 +156,53 @@ class TransformerLensBackend(Backend):
     def _pass_through(self, handed_on: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         arrived: Tensor = args[0] if args else kwargs["hidden_states"]
         hidden = arrived if handed_on is None else handed_on.to(arrived.dtype)
-        return hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
+        return (
+            hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
+        )
 
     def _visit(
-        self, stack: ExitStack, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit], seen: dict[Site, Tensor], grad: bool
+        self,
+        stack: ExitStack,
+        batch: Batch,
+        reads: Sequence[Site],
+        edits: Sequence[Edit],
+        seen: dict[Site, Tensor],
+        grad: bool,
     ) -> None:
         """Hook every site that is read or edited; reads see the edited value."""
         by_site: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
             by_site[edit.site].append(edit)
-        for site in sorted({*reads, *by_site}, key=forward_order):  # an edited resid_mid stands on the edited resid_pre and attn_out
+        for site in sorted(
+            {*reads, *by_site}, key=forward_order
+        ):  # an edited resid_mid stands on the edited resid_pre and attn_out
             if site.kind == "resid_mid" and site in by_site:
                 self._edit_resid_mid(stack, site.layer, by_site.pop(site), batch)
             changes = by_site.get(site, [])
             if changes and site.kind == "pattern" and not self.abilities.pattern:
-                raise SiteError("This model's attention pattern can be read but not replaced.", "Patch z, q, k or v instead.")
+                raise SiteError(
+                    "This model's attention pattern can be read but not replaced.",
+                    "Patch z, q, k or v instead.",
+                )
 
-            def visit(activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes) -> Tensor | None:
+            def visit(
+                activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes
+            ) -> Tensor | None:
                 flat = activation.ndim == 2  # OPT's MLP works on [row·pos d_model]
                 seen[site] = activation.reshape(*batch.tokens.shape, -1) if flat else activation
                 for change in changes:
                     seen[site] = change.apply(seen[site])
                 if not changes and not grad:
                     return None
-                return seen[site].flatten(0, 1) if flat else seen[site]  # what was read is then part of the graph
+                return (
+                    seen[site].flatten(0, 1) if flat else seen[site]
+                )  # what was read is then part of the graph
 
             self._hook(stack, site, visit)
 
-    def _edit_resid_mid(self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch) -> None:
+    def _edit_resid_mid(
+        self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch
+    ) -> None:
         before: list[Tensor] = []
         one = batch.last_position_only and layer == self.info.n_layers - 1
 
@@ -165,7 +221,11 @@ class TransformerLensBackend(Backend):
     def _restrict_to_last_position(self, last_position: LastPosition) -> None:
         layer = self.info.n_layers - 1
         last_position.expect_cut("z")
-        self._hook(last_position.stack, Site("z", layer), lambda activation, hook: last_position.cut("z", activation))  # behind z's own edits
+        self._hook(
+            last_position.stack,
+            Site("z", layer),
+            lambda activation, hook: last_position.cut("z", activation),
+        )  # behind z's own edits
         if not self.info.attn_only:
             last_position.cut_module_input("MLP", self.bridge.blocks[layer].mlp)
 
@@ -190,14 +250,18 @@ class TransformerLensBackend(Backend):
         handle = self.bridge.unembed.register_forward_pre_hook(gather)
         stack.callback(handle.remove)
 
-    def _unembed_columns(self, hidden: Float[Tensor, "row d_model"], columns: Tensor) -> Float[Tensor, "row k"]:
+    def _unembed_columns(
+        self, hidden: Float[Tensor, "row d_model"], columns: Tensor
+    ) -> Float[Tensor, "row k"]:
         unembed = self.bridge.unembed.original_component
         weights = unembed.weight[columns.clamp(min=0)]  # [row k d_model]
         logits = torch.einsum("rd,rkd->rk", hidden, weights)
         return logits if unembed.bias is None else logits + unembed.bias[columns.clamp(min=0)]
 
     def _hook(self, stack: ExitStack, site: Site, visit: Callable[..., Tensor | None]) -> None:
-        point = self._points.get(f"blocks.{site.layer}.{HOOK_NAMES.get(site.kind, 'hook_' + site.kind)}")
+        point = self._points.get(
+            f"blocks.{site.layer}.{HOOK_NAMES.get(site.kind, 'hook_' + site.kind)}"
+        )
         if point is None:
             cause = f"This architecture ({self.info.architecture}) has no {site.kind}."
             raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")

@@ -54,7 +54,8 @@ def parse_whole_number(minimum: int, name: str, word: str) -> int:
     """A whole number of at least `least`."""
     if not re.fullmatch(r"[+-]?\d+", word) or int(word) < minimum:
         raise UsageError(
-            f"{name} is {word!r}, and must be a whole number of at least {minimum}.", f"Write for example {name} {max(minimum, 1) * 100}."
+            f"{name} is {word!r}, and must be a whole number of at least {minimum}.",
+            f"Write for example {name} {max(minimum, 1) * 100}.",
         )
     return int(word)
 
@@ -66,7 +67,10 @@ def parse_positive_number(name: str, word: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise UsageError(f"{name} is {word!r}, and must be a number above 0.", f"Write for example {_name_before_value(name)}5000.")
+        raise UsageError(
+            f"{name} is {word!r}, and must be a number above 0.",
+            f"Write for example {_name_before_value(name)}5000.",
+        )
     return number
 
 
@@ -93,7 +97,10 @@ def parse_positions(name: str, word: str) -> list[int | str]:
     """Positions by number or label, with commas between."""
     parts = [part.strip() for part in word.split(",")]
     if not all(parts):
-        raise UsageError(f"{name} is {word!r}, which lacks a position.", f"Write positions with commas between: {_name_before_value(name)}end,S2,-1.")
+        raise UsageError(
+            f"{name} is {word!r}, which lacks a position.",
+            f"Write positions with commas between: {_name_before_value(name)}end,S2,-1.",
+        )
     return [int(part) if re.fullmatch(r"-?\d+", part) else part for part in parts]
 
 
@@ -101,7 +108,10 @@ def parse_choice(allowed: Sequence[str], name: str, word: str) -> str:
     """One of the words that are allowed."""
     if word not in allowed:
         near = difflib.get_close_matches(word, allowed, n=1)
-        raise UsageError(f"{name} is {word!r}; allowed: {', '.join(allowed)}.", f"Write {_name_before_value(name)}{near[0] if near else allowed[0]}.")
+        raise UsageError(
+            f"{name} is {word!r}; allowed: {', '.join(allowed)}.",
+            f"Write {_name_before_value(name)}{near[0] if near else allowed[0]}.",
+        )
     return word
 
 
@@ -120,7 +130,14 @@ def absolute_path(word: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(word)))
 
 
-def add_flag(parser: argparse.ArgumentParser, name: str, metavar: str, parse_value: ValueParser, text: str, **more: Any) -> None:
+def add_flag(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str,
+    parse_value: ValueParser,
+    text: str,
+    **more: Any,
+) -> None:
     """Give a parser a flag with a value.
 
     Args:
@@ -159,7 +176,14 @@ class Setting:
     def add_to(self, parser: argparse.ArgumentParser, **more: Any) -> None:
         """Give a parser this flag."""
         default = "" if self.default is None else f"; default {self.default}"
-        add_flag(parser, f"--{self.name}", self.metavar, self.parse_value, f"{self.help} (or {self.variable}{default})", **more)
+        add_flag(
+            parser,
+            f"--{self.name}",
+            self.metavar,
+            self.parse_value,
+            f"{self.help} (or {self.variable}{default})",
+            **more,
+        )
 
     def flag_value(self, args: argparse.Namespace) -> Any:
         """The flag's value, None where it was not given."""
@@ -178,9 +202,23 @@ class Setting:
 
 
 MODEL = Setting("model", "M", "bundled, a hub name, or a model directory", default="bundled")
-BACKEND = Setting("backend", "auto|transformerlens|nnsight", "what runs the model", partial(parse_choice, get_args(BackendName)), "auto")
-DEVICE = Setting("device", "auto|cpu|cuda|mps", "where it runs; mps is untested", parse_device, "auto")
-DTYPE = Setting("dtype", "D", f"the numbers it computes in: {', '.join(DTYPE_NAMES)}", partial(parse_choice, DTYPE_NAMES), "float32")
+BACKEND = Setting(
+    "backend",
+    "auto|transformerlens|nnsight",
+    "what runs the model",
+    partial(parse_choice, get_args(BackendName)),
+    "auto",
+)
+DEVICE = Setting(
+    "device", "auto|cpu|cuda|mps", "where it runs; mps is untested", parse_device, "auto"
+)
+DTYPE = Setting(
+    "dtype",
+    "D",
+    f"the numbers it computes in: {', '.join(DTYPE_NAMES)}",
+    partial(parse_choice, DTYPE_NAMES),
+    "float32",
+)
 RUNS_DIR = Setting("runs-dir", "DIR", "where runs are kept", parse_folder)
 MODELS_DIR = Setting("models-dir", "DIR", "where model directories are looked for", parse_folder)
 MEMORY = Setting("memory", "BYTES", "the most memory to use, as in 4GB or 512MiB", parse_byte_count)

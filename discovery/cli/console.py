@@ -35,7 +35,9 @@ class Console:
         progress: to be given to a measurement.
     """
 
-    def __init__(self, results: int, encoding: str, *, verbose: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, results: int, encoding: str, *, verbose: bool = False, quiet: bool = False
+    ) -> None:
         self._results = results
         self._encoding = encoding
         self.verbose = verbose
@@ -69,7 +71,9 @@ class Console:
         """What a stage of a run concluded, and why; single decisions within a stage only where more is wanted."""
         if event.get("kind") == "decision" and not self.verbose:
             return
-        stage, concluded, why = (str(event.get(name) or "") for name in ("stage", "concluded", "why"))
+        stage, concluded, why = (
+            str(event.get(name) or "") for name in ("stage", "concluded", "why")
+        )
         self.write_note(": ".join(part for part in (stage, concluded) if part))
         if why:
             self.write_note(f"    {why}")
@@ -84,7 +88,8 @@ class Console:
             raise
         except OSError as fault:
             raise StoreError(
-                f"Standard output cannot be written: {fault.strerror}.", "Send it elsewhere; a finished run is on disk."
+                f"Standard output cannot be written: {fault.strerror}.",
+                "Send it elsewhere; a finished run is on disk.",
             ) from fault
 
 
@@ -94,7 +99,9 @@ def divert_stdout(*, verbose: bool, quiet: bool) -> Iterator[Console]:
     _flush()
     results, errors = _duplicate(1), _duplicate(2)
     os.dup2(errors, 1)
-    console = Console(results, getattr(sys.stdout, "encoding", None) or "utf-8", verbose=verbose, quiet=quiet)
+    console = Console(
+        results, getattr(sys.stdout, "encoding", None) or "utf-8", verbose=verbose, quiet=quiet
+    )
     try:
         with redirect_stdout(sys.stderr), _suppress_library_output() if quiet else nullcontext():
             yield console
@@ -136,7 +143,10 @@ def _flush() -> None:
 def escape_unprintable(text: str) -> str:
     """`text` with what cannot be printed, escape sequences of a terminal among it, written as escapes."""
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii") for letter in text
+        letter
+        if letter.isprintable() or letter in "\n\t"
+        else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
     )
 
 
@@ -146,7 +156,9 @@ def _duplicate(descriptor: int) -> int:
         return os.dup(descriptor)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        return os.dup(nowhere) if nowhere == descriptor else nowhere  # it took the closed one's place
+        return (
+            os.dup(nowhere) if nowhere == descriptor else nowhere
+        )  # it took the closed one's place
 
 
 def format_columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
@@ -156,5 +168,8 @@ def format_columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
     ['ioi        names', 'induction  copies']
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
     return "\n".join(" " * indent + line for line in lines)

@@ -71,7 +71,9 @@ def _interruption_message(args: argparse.Namespace, event: BaseException) -> str
 
 
 def _resume_hint(args: argparse.Namespace, run_id: str) -> str:
-    again = format_resume_command(run_id, RUNS_DIR.flag_value(args), getattr(args, "resumed_by", DISCOVER_COMMAND))
+    again = format_resume_command(
+        run_id, RUNS_DIR.flag_value(args), getattr(args, "resumed_by", DISCOVER_COMMAND)
+    )
     return f"What was finished is kept; go on with:\n  {again}"
 
 
@@ -92,7 +94,9 @@ def _write_bug_log(args: argparse.Namespace, trace: str) -> Path:
     from discovery.store.files import write_bytes
 
     moment = datetime.now(UTC)
-    path = (RUNS_DIR.resolve_value(args) or default_runs_dir()) / f"bug-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.log"
+    path = (
+        RUNS_DIR.resolve_value(args) or default_runs_dir()
+    ) / f"bug-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.log"
     heading = f"{args.command}\n{moment:%Y-%m-%dT%H:%M:%SZ}, Python {platform.python_version()} on {platform.platform()}\n\n"
     write_bytes(path, (heading + trace).encode("utf-8", "backslashreplace"))
     return path

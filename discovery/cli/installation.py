@@ -28,7 +28,16 @@ MIN_FREE_MEMORY = 2 * 2**30
 HUB_TIMEOUT_SECONDS = 5.0
 TEST_PROMPT = "When Mary and John went to the store, John gave a drink to"
 MAX_LOGIT_DIFFERENCE = 1e-4  # of the largest logit, as in the tests of both backends
-EXPECTED_ERRORS = (DiscoveryError, ImportError, OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError)
+EXPECTED_ERRORS = (
+    DiscoveryError,
+    ImportError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 REINSTALL_ADVICE = f"Install again, in a fresh environment: python -m pip install {DISTRIBUTION}"
 
 
@@ -51,7 +60,9 @@ def check_python() -> Finding:
     """The interpreter is recent enough."""
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < MIN_PYTHON:
-        return Finding("python", "failed", found, f"Install Python {'.'.join(map(str, MIN_PYTHON))} or later.")
+        return Finding(
+            "python", "failed", found, f"Install Python {'.'.join(map(str, MIN_PYTHON))} or later."
+        )
     return Finding("python", "ok", found)
 
 
@@ -73,18 +84,37 @@ def check_versions() -> Finding:
         if not wanted.specifier.contains(version, prereleases=True):
             wrong.append(f"{wanted.name} is {version}, not {wanted.specifier}")
     if wrong:
-        return Finding("versions", "failed", "; ".join(wrong), f"Install again: python -m pip install --upgrade {DISTRIBUTION}")
-    return Finding("versions", "ok", f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}; {count} libraries in their ranges")
+        return Finding(
+            "versions",
+            "failed",
+            "; ".join(wrong),
+            f"Install again: python -m pip install --upgrade {DISTRIBUTION}",
+        )
+    return Finding(
+        "versions",
+        "ok",
+        f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}; {count} libraries in their ranges",
+    )
 
 
 def check_package_names() -> Finding:
     """No other distribution owns a package of ours."""
     owners = metadata.packages_distributions()
-    others = {name: sorted({*owners.get(name, ())} - {DISTRIBUTION}) for name in ("discovery", "mcp_server")}
-    clashes = [f"{name} also belongs to {', '.join(found)}" for name, found in others.items() if found]
+    others = {
+        name: sorted({*owners.get(name, ())} - {DISTRIBUTION})
+        for name in ("discovery", "mcp_server")
+    }
+    clashes = [
+        f"{name} also belongs to {', '.join(found)}" for name, found in others.items() if found
+    ]
     if clashes:
         other = next(found[0] for found in others.values() if found)
-        return Finding("names", "failed", "; ".join(clashes), f"Uninstall {other}, or use an environment of its own for one of the two.")
+        return Finding(
+            "names",
+            "failed",
+            "; ".join(clashes),
+            f"Uninstall {other}, or use an environment of its own for one of the two.",
+        )
     return Finding("names", "ok", f"discovery and mcp_server belong to {DISTRIBUTION} alone")
 
 
@@ -94,14 +124,23 @@ def check_backend(name: BackendName) -> Finding:
     try:
         reference = _bundled_logits("transformerlens")
     except EXPECTED_ERRORS:
-        return Finding(name, "ok", "runs the bundled model; there is no other backend to compare it with")
+        return Finding(
+            name, "ok", "runs the bundled model; there is no other backend to compare it with"
+        )
     largest = max(map(abs, reference))
     apart = [abs(a - b) / largest for a, b in zip(logits, reference, strict=True)]
     difference = max(apart)
     if not all(one <= MAX_LOGIT_DIFFERENCE for one in apart):  # a NaN is no largest of anything
         cure = "Report it with the output of `circuit-scout doctor --json`; use the other backend meanwhile."
-        return Finding(name, "failed", f"its logits differ from the other backend's by {difference:.1e}", cure)
-    return Finding(name, "ok", "runs the bundled model" + ("" if name == "transformerlens" else f"; logits within {difference:.0e}"))
+        return Finding(
+            name, "failed", f"its logits differ from the other backend's by {difference:.1e}", cure
+        )
+    return Finding(
+        name,
+        "ok",
+        "runs the bundled model"
+        + ("" if name == "transformerlens" else f"; logits within {difference:.0e}"),
+    )
 
 
 @cache
@@ -125,7 +164,11 @@ def check_memory() -> Finding:
 
     from discovery.backends.hardware import containers
 
-    free, whole, left = psutil.virtual_memory().available, psutil.virtual_memory().total, containers.read_container_memory()
+    free, whole, left = (
+        psutil.virtual_memory().available,
+        psutil.virtual_memory().total,
+        containers.read_container_memory(),
+    )
     found = f"{free / 1e9:.1f} of {whole / 1e9:.1f} GB free"
     if left is not None and left < free:
         free, found = left, f"{found}, of which this container or job may take {left / 1e9:.1f} GB"
@@ -140,17 +183,35 @@ def check_devices() -> Finding:
     import torch
 
     found = [f"cpu with {torch.get_num_threads()} threads"]
-    found += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    found += (
+        [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     for number in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
         try:
             torch.ones(2, 2, device=f"cuda:{number}").sum().item()
-        except RuntimeError as fault:  # as where this torch has no kernels for so new, or so old, a GPU
+        except (
+            RuntimeError
+        ) as fault:  # as where this torch has no kernels for so new, or so old, a GPU
             words = f"{torch.cuda.get_device_name(number)} does not compute: {_first_line(fault)}"
-            return Finding("devices", "failed", words, "Install a torch that is built for this GPU, or use --device cpu meanwhile.")
+            return Finding(
+                "devices",
+                "failed",
+                words,
+                "Install a torch that is built for this GPU, or use --device cpu meanwhile.",
+            )
     found += ["mps (untested)"] if torch.backends.mps.is_available() else []
-    if torch.version.cuda is not None and not torch.cuda.is_available() and Path("/proc/driver/nvidia").exists():
+    if (
+        torch.version.cuda is not None
+        and not torch.cuda.is_available()
+        and Path("/proc/driver/nvidia").exists()
+    ):
         return Finding(
-            "devices", "warning", f"{found[0]}; the GPU here is not usable", "Install a driver that fits torch, see `nvidia-smi`."
+            "devices",
+            "warning",
+            f"{found[0]}; the GPU here is not usable",
+            "Install a driver that fits torch, see `nvidia-smi`.",
         )
     return Finding("devices", "ok", ", ".join(found))
 
@@ -159,12 +220,17 @@ def check_writable(runs_dir: Path | None = None) -> Finding:
     """Runs, temporary files and downloaded models can be written."""
     from huggingface_hub import constants
 
-    places = {"runs": (runs_dir or default_runs_dir(), "--runs-dir or CIRCUIT_SCOUT_RUNS_DIR"), "temporary files": (_temporary_folder(), "TMPDIR")}
+    places = {
+        "runs": (runs_dir or default_runs_dir(), "--runs-dir or CIRCUIT_SCOUT_RUNS_DIR"),
+        "temporary files": (_temporary_folder(), "TMPDIR"),
+    }
     places["downloaded models"] = (Path(constants.HF_HUB_CACHE), "HF_HOME")
     for what, (place, setting) in places.items():
         if (fault := _write_refusal(place)) is not None:
             cure = f"Give another folder with {setting}, or make this one writable."
-            return Finding("writing", "failed", f"{what} cannot be written to {place} ({fault})", cure)
+            return Finding(
+                "writing", "failed", f"{what} cannot be written to {place} ({fault})", cure
+            )
     return Finding("writing", "ok", f"runs go to {places['runs'][0]}")
 
 
@@ -191,7 +257,12 @@ def check_hub() -> Finding:
 
     local = "Only hub names need it: the bundled model and local directories work without."
     if constants.is_offline_mode():
-        return Finding("hub", "warning", "downloads are switched off (HF_HUB_OFFLINE)", f"Unset HF_HUB_OFFLINE. {local}")
+        return Finding(
+            "hub",
+            "warning",
+            "downloads are switched off (HF_HUB_OFFLINE)",
+            f"Unset HF_HUB_OFFLINE. {local}",
+        )
     fault = ""
     try:
         status = get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).status_code
@@ -199,7 +270,12 @@ def check_hub() -> Finding:
     except Exception as error:  # noqa: BLE001  # the client's errors share no base class with anything we import
         fault = type(error).__name__
     if fault:
-        return Finding("hub", "warning", f"{constants.ENDPOINT} cannot be reached ({fault})", f"Check the connection and proxy. {local}")
+        return Finding(
+            "hub",
+            "warning",
+            f"{constants.ENDPOINT} cannot be reached ({fault})",
+            f"Check the connection and proxy. {local}",
+        )
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers")
 
 
@@ -226,7 +302,9 @@ def _run_check(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except EXPECTED_ERRORS as fault:
-        return Finding(name, "failed", f"{type(fault).__name__}: {_first_line(fault)}", REINSTALL_ADVICE)
+        return Finding(
+            name, "failed", f"{type(fault).__name__}: {_first_line(fault)}", REINSTALL_ADVICE
+        )
 
 
 def _first_line(fault: Exception) -> str:

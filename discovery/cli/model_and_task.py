@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import LOAD_SETTINGS, MEMORY, MODEL, absolute_path, add_flag, parse_choice, parse_text, parse_whole_number
+from discovery.cli.arguments import (
+    LOAD_SETTINGS,
+    MEMORY,
+    MODEL,
+    absolute_path,
+    add_flag,
+    parse_choice,
+    parse_text,
+    parse_whole_number,
+)
 from discovery.cli.console import Console
 from discovery.sites import METRIC_NAMES
 
@@ -27,17 +36,41 @@ def add_model_and_task_flags(parser: argparse.ArgumentParser) -> None:
     for setting in LOAD_SETTINGS:
         setting.add_to(parser)
     add_placement_flags(parser)
-    add_flag(parser, "--pairs", "N", partial(parse_whole_number, 1), "how many prompt pairs (default: all, or the built-in task's own number)")
-    add_flag(parser, "--seed", "S", partial(parse_whole_number, 0), "draws the pairs, the split and every resample (default 0)")
-    add_flag(parser, "--metric", "NAME", partial(parse_choice, METRIC_NAMES), f"{', '.join(METRIC_NAMES)} (default: the task's)")
+    add_flag(
+        parser,
+        "--pairs",
+        "N",
+        partial(parse_whole_number, 1),
+        "how many prompt pairs (default: all, or the built-in task's own number)",
+    )
+    add_flag(
+        parser,
+        "--seed",
+        "S",
+        partial(parse_whole_number, 0),
+        "draws the pairs, the split and every resample (default 0)",
+    )
+    add_flag(
+        parser,
+        "--metric",
+        "NAME",
+        partial(parse_choice, METRIC_NAMES),
+        f"{', '.join(METRIC_NAMES)} (default: the task's)",
+    )
     MEMORY.add_to(parser)
 
 
 def add_placement_flags(parser: argparse.ArgumentParser) -> None:
     """The flags for a model that is larger than one device, or than this machine."""
-    text = "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
+    text = (
+        "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
+    )
     add_flag(parser, "--device-map", "auto", partial(parse_choice, ("auto",)), text)
-    parser.add_argument("--remote", action="store_true", help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there")
+    parser.add_argument(
+        "--remote",
+        action="store_true",
+        help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there",
+    )
 
 
 def add_sae_flag(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +85,12 @@ def load_request(args: argparse.Namespace) -> dict[str, Any]:
     plain = (
         ("backend", "device", "dtype") if remote else ("device",) if spread else ()
     )  # the environment's are for models loaded whole here
-    asked = {setting.name: setting.flag_value(args) or setting.default if setting.name in plain else setting.resolve_value(args) for setting in LOAD_SETTINGS}
+    asked = {
+        setting.name: setting.flag_value(args) or setting.default
+        if setting.name in plain
+        else setting.resolve_value(args)
+        for setting in LOAD_SETTINGS
+    }
     return {
         **asked,
         "model": _absolute_model(asked["model"]),
@@ -81,7 +119,9 @@ def load_requested_model(load: Mapping[str, Any], console: Console) -> Backend:
     return model
 
 
-def load_requested_task(load: Mapping[str, Any], model: Backend, seed: int, console: Console) -> Task:
+def load_requested_task(
+    load: Mapping[str, Any], model: Backend, seed: int, console: Console
+) -> Task:
     """The task that `loading` names, read for a model."""
     from discovery.tasks import load_task
 

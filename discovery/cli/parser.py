@@ -38,7 +38,10 @@ class CommandParser(argparse.ArgumentParser):
         if found := _CHOICE.search(message):
             allowed = re.findall(r"[a-z]+", found[2])
             near = difflib.get_close_matches(found[1], allowed, n=1)
-            raise UsageError(f"{self.prog} has no {found[1]!r}; it has {', '.join(allowed)}.", f"{_suggestion(near)}See `{self.prog} --help`.")
+            raise UsageError(
+                f"{self.prog} has no {found[1]!r}; it has {', '.join(allowed)}.",
+                f"{_suggestion(near)}See `{self.prog} --help`.",
+            )
         raise UsageError(f"{message[0].upper()}{message[1:]}.", f"See `{self.prog} --help`.")
 
     def print_help(self, file: object = None) -> NoReturn:
@@ -49,7 +52,10 @@ class CommandParser(argparse.ArgumentParser):
         """Raises UsageError for words that nothing in this parser takes."""
         known = re.findall(r"--[a-z][a-z-]*", self.format_help())
         near = difflib.get_close_matches(words[0].partition("=")[0], known, n=1)
-        raise UsageError(f"{self.prog} does not take {' '.join(words)}.", f"{_suggestion(near)}See `{self.prog} --help`.")
+        raise UsageError(
+            f"{self.prog} does not take {' '.join(words)}.",
+            f"{_suggestion(near)}See `{self.prog} --help`.",
+        )
 
 
 class _VersionAction(argparse.Action):
@@ -84,7 +90,12 @@ def parse_command_line(words: Sequence[str]) -> argparse.Namespace:
         if args.run is None and not rest:
             parser.print_help()
     except TextRequested as asked:
-        return argparse.Namespace(run=_print_text(asked.text), verbose=False, quiet=False, command=shlex.join([PROGRAM_NAME, *words]))
+        return argparse.Namespace(
+            run=_print_text(asked.text),
+            verbose=False,
+            quiet=False,
+            command=shlex.join([PROGRAM_NAME, *words]),
+        )
     if rest:
         args.parser.reject_words(rest)
     if args.verbose and args.quiet:
@@ -96,11 +107,22 @@ def parse_command_line(words: Sequence[str]) -> argparse.Namespace:
 def build_parser() -> CommandParser:
     """The whole grammar."""
     parser = CommandParser(prog=PROGRAM_NAME, description=_ABOUT, epilog=_STATUS)
-    parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version and leave")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more; a bug shows its traceback")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes: only the result, and errors")
+    parser.add_argument(
+        "--version", action=_VersionAction, nargs=0, help="print the version and leave"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say more; a bug shows its traceback"
+    )
+    parser.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="no progress and no notes: only the result, and errors",
+    )
     parser.set_defaults(run=None, parser=parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", parser_class=CommandParser
+    )
     for noun in (discover, tasks, runs, models, sae, doctor):
         noun.register(commands, [_verbosity_flags()])
     commands.add_parser(
@@ -112,7 +134,10 @@ def build_parser() -> CommandParser:
 def _verbosity_flags() -> argparse.ArgumentParser:
     """-v and -q, which may stand after the command as well as before."""
     voice = argparse.ArgumentParser(add_help=False)
-    for names, text in ((("-v", "--verbose"), "say more"), (("-q", "--quiet"), "only the result, and errors")):
+    for names, text in (
+        (("-v", "--verbose"), "say more"),
+        (("-q", "--quiet"), "only the result, and errors"),
+    ):
         voice.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
     return voice
 

@@ -11,7 +11,10 @@ from contextlib import suppress
 from typing import TextIO
 
 _REDRAW_SECONDS = 0.1  # seconds between two drawings
-_LOG_SECONDS_NEW_WORK, _LOG_SECONDS_SAME_WORK = 5.0, 60.0  # seconds between two lines of a log: about new work, about the same
+_LOG_SECONDS_NEW_WORK, _LOG_SECONDS_SAME_WORK = (
+    5.0,
+    60.0,
+)  # seconds between two lines of a log: about new work, about the same
 
 
 class ProgressLine:
@@ -73,6 +76,8 @@ class ProgressLine:
 
 def _line(done: float, total: float, what: str, unit: str) -> str:
     what = what or "measuring"
-    if done >= total:  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
+    if (
+        done >= total
+    ):  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
         return f"      {what}: {done:,.0f} {unit}"
     return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} {unit}"

@@ -8,7 +8,9 @@ from pathlib import Path
 DISCOVER_COMMAND, TRAIN_COMMAND = "discover", "sae train"
 
 
-def format_resume_command(run_id: str, runs_dir: Path | None, command: str = DISCOVER_COMMAND) -> str:
+def format_resume_command(
+    run_id: str, runs_dir: Path | None, command: str = DISCOVER_COMMAND
+) -> str:
     """Goes on with an interrupted run."""
     return f"circuit-scout {command} --resume {run_id}{_runs_dir_flag(runs_dir)}"
 

@@ -14,7 +14,10 @@ from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, SAEFac
 from discovery.report import formatting
 from discovery.sites import Node
 
-_MAX_EDGES, _MIN_EDGE_EFFECT = 12, 0.01  # so many edges are shown, and none below this effect; the rest is counted
+_MAX_EDGES, _MIN_EDGE_EFFECT = (
+    12,
+    0.01,
+)  # so many edges are shown, and none below this effect; the rest is counted
 
 
 def describe_circuit(circuit: CircuitGraph, folder: Path | None = None) -> str:
@@ -24,14 +27,27 @@ def describe_circuit(circuit: CircuitGraph, folder: Path | None = None) -> str:
         circuit: the record.
         folder: its run's.
     """
-    found = (_describe_nodes(circuit), describe_features(circuit), _describe_edges(circuit), _describe_evidence(circuit))
-    parts = (_describe_verdict(circuit), *found, _describe_cost(circuit), _next_commands(circuit, folder))
+    found = (
+        _describe_nodes(circuit),
+        describe_features(circuit),
+        _describe_edges(circuit),
+        _describe_evidence(circuit),
+    )
+    parts = (
+        _describe_verdict(circuit),
+        *found,
+        _describe_cost(circuit),
+        _next_commands(circuit, folder),
+    )
     return "\n\n".join(part for part in parts if part)
 
 
 def _describe_verdict(circuit: CircuitGraph) -> str:
     task, model, meaning = circuit.task, circuit.model, formatting.VERDICT_MEANINGS[circuit.verdict]
-    lines = [f"{task.name or 'A task'} in {model.name or 'a model'}: {circuit.verdict or 'not evaluated'}", f"  {meaning.sense}"]
+    lines = [
+        f"{task.name or 'A task'} in {model.name or 'a model'}: {circuit.verdict or 'not evaluated'}",
+        f"  {meaning.sense}",
+    ]
     lines += [f"  - {reason}" for reason in circuit.reasons]
     return "\n".join(lines)
 
@@ -57,14 +73,23 @@ def _describe_nodes(circuit: CircuitGraph) -> str:
 
 def describe_features(circuit: CircuitGraph) -> str:
     """The features beside the circuit, by dictionary; nothing where there is none."""
-    return "\n".join(line for known in circuit.dictionaries for line in _describe_dictionary(circuit, known))
+    return "\n".join(
+        line for known in circuit.dictionaries for line in _describe_dictionary(circuit, known)
+    )
 
 
 def _describe_dictionary(circuit: CircuitGraph, known: SAEFacts) -> Iterable[str]:
-    nodes = [node for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)]
+    nodes = [
+        node
+        for node in circuit.nodes
+        if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)
+    ]
     yield f"Features of {known.sae} beside the circuit:"
     yield from (f"  - {warning}" for warning in known.warnings)
-    explained, left = formatting.format_share(known.variance_explained), formatting.format_number(known.share)
+    explained, left = (
+        formatting.format_share(known.variance_explained),
+        formatting.format_number(known.share),
+    )
     yield f"  {explained} of the variance explained, L0 {formatting.format_number(known.l0, 1)}; spliced in it leaves {left} of the metric"
     yield f"  {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict"
     rows = [
@@ -92,17 +117,29 @@ def _join_quoted(tokens: Iterable[str]) -> str:
 
 
 def _describe_edges(circuit: CircuitGraph) -> str:
-    measured = [(abs(edge.effect.mean), edge) for edge in circuit.edges if edge.effect and edge.effect.mean is not None]
+    measured = [
+        (abs(edge.effect.mean), edge)
+        for edge in circuit.edges
+        if edge.effect and edge.effect.mean is not None
+    ]
     if not measured:
         return ""
     ranked = sorted(measured, key=lambda pair: -pair[0])
     strongest = [edge for size, edge in ranked[:_MAX_EDGES] if size >= _MIN_EDGE_EFFECT]
     rows = [
-        (f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}", formatting.format_effect(edge.effect), " ".join(edge.inputs))
+        (
+            f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}",
+            formatting.format_effect(edge.effect),
+            " ".join(edge.inputs),
+        )
         for edge in strongest
     ]
     rest = len(measured) - len(strongest)
-    more = [f"  and {rest} {'that are weaker' if rows else f'below {_MIN_EDGE_EFFECT}'}"] if rest else []
+    more = (
+        [f"  and {rest} {'that are weaker' if rows else f'below {_MIN_EDGE_EFFECT}'}"]
+        if rest
+        else []
+    )
     table = [format_columns(rows)] if rows else []
     return "\n".join(["Edges, the strongest first:", *table, *more, *_add_shared_flags(circuit)])
 
@@ -114,7 +151,11 @@ def _add_shared_flags(circuit: CircuitGraph) -> list[str]:
 
 def _describe_evidence(circuit: CircuitGraph) -> str:
     evaluation = circuit.evaluation
-    split, name = (evaluation.heldout, "held-out") if evaluation.heldout else (evaluation.discovery, "discovery")
+    split, name = (
+        (evaluation.heldout, "held-out")
+        if evaluation.heldout
+        else (evaluation.discovery, "discovery")
+    )
     if split is None:
         return ""
     behaviour = (
@@ -126,16 +167,29 @@ def _describe_evidence(circuit: CircuitGraph) -> str:
 
 def _describe_scores(split: SplitEvaluation) -> Iterable[str]:
     found = [(name, split.ablations.under(name)) for name in EVIDENCE_ABLATIONS]
-    rows = [(name, formatting.format_score(part.faithfulness), formatting.format_score(part.knockout)) for name, part in found if part]
+    rows = [
+        (name, formatting.format_score(part.faithfulness), formatting.format_score(part.knockout))
+        for name, part in found
+        if part
+    ]
     if rows:
-        yield format_columns([("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated"), *rows])
+        yield format_columns(
+            [("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated"), *rows]
+        )
 
 
 def _describe_conditions(circuit: CircuitGraph) -> Iterable[str]:
     outcomes = {name: circuit.evaluation.conditions.of(name) for name in CONDITIONS}
-    if any(outcome.under(ablation) != "not_run" for outcome in outcomes.values() for ablation in EVIDENCE_ABLATIONS):
+    if any(
+        outcome.under(ablation) != "not_run"
+        for outcome in outcomes.values()
+        for ablation in EVIDENCE_ABLATIONS
+    ):
         told = (
-            (f"({name}) {formatting.CONDITION_MEANINGS[name][0]}", *(formatting.OUTCOME_MEANINGS[outcome.under(a)].word for a in EVIDENCE_ABLATIONS))
+            (
+                f"({name}) {formatting.CONDITION_MEANINGS[name][0]}",
+                *(formatting.OUTCOME_MEANINGS[outcome.under(a)].word for a in EVIDENCE_ABLATIONS),
+            )
             for name, outcome in outcomes.items()
         )
         yield format_columns([("condition", *EVIDENCE_ABLATIONS), *told])
@@ -143,9 +197,21 @@ def _describe_conditions(circuit: CircuitGraph) -> Iterable[str]:
 
 def _describe_cost(circuit: CircuitGraph) -> str:
     cost = circuit.cost
-    work = None if cost.forward_equivalents is None else f"{cost.forward_equivalents:,.0f} forward-pass equivalents"
+    work = (
+        None
+        if cost.forward_equivalents is None
+        else f"{cost.forward_equivalents:,.0f} forward-pass equivalents"
+    )
     memory = formatting.format_bytes(cost.peak_memory_bytes)
-    told = [part for part in (work, formatting.format_duration(cost.seconds), memory and f"peak memory {memory}") if part]
+    told = [
+        part
+        for part in (
+            work,
+            formatting.format_duration(cost.seconds),
+            memory and f"peak memory {memory}",
+        )
+        if part
+    ]
     return f"Cost: {', '.join(told)}" if told else ""
 
 

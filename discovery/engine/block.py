@@ -41,8 +41,12 @@ class Block(CachedRuns):
         """The metric of the unchanged prompts."""
         logits = self.logits(side)
         most = max(1, self.memory // max(1, self.metric_bytes))
-        parts = torch.split(torch.arange(len(self.prompts), device=self.prompts.length.device), most)
-        return self._require_finite(torch.cat([self._metric(logits[part], part, None) for part in parts]))
+        parts = torch.split(
+            torch.arange(len(self.prompts), device=self.prompts.length.device), most
+        )
+        return self._require_finite(
+            torch.cat([self._metric(logits[part], part, None) for part in parts])
+        )
 
     def measure(self, rows: Rows) -> Float[Tensor, "row"]:
         """Run rows and give each one's metric."""
@@ -62,12 +66,22 @@ class Block(CachedRuns):
             for window in self._windows(rows):
                 for part, values in self._run_in_parts(rows, window):
                     found[part.index] = values
-            out |= dict(zip(numbers, torch.split(self._require_finite(found), [len(jobs[n]) for n in numbers]), strict=True))
+            out |= dict(
+                zip(
+                    numbers,
+                    torch.split(self._require_finite(found), [len(jobs[n]) for n in numbers]),
+                    strict=True,
+                )
+            )
         return [out[n] for n in range(len(jobs))]
 
     def estimate(self, *jobs: Rows) -> float:
         """Forward-pass equivalents that `measure_all` will count for these jobs."""
-        return sum(self._equivalents(rows, window) for _, rows in self._group_jobs(jobs) for window in self._windows(rows))
+        return sum(
+            self._equivalents(rows, window)
+            for _, rows in self._group_jobs(jobs)
+            for window in self._windows(rows)
+        )
 
     def _group_jobs(self, jobs: Sequence[Rows]) -> Iterable[tuple[list[int], Rows | JoinedRows]]:
         """Jobs that can go up the layers in one pass, and the others by themselves, with their numbers."""
@@ -86,7 +100,12 @@ class Block(CachedRuns):
     def _as_layer_input(self, job: Rows) -> Rows | None:
         """A job as residual streams at a layer's input: those behind an attention go through its layer's MLP first."""
         info = self.backend.info
-        if not self.backend.abilities.joins or job.edits is not None or job.residual is None or job.is_pointwise(info.n_layers):
+        if (
+            not self.backend.abilities.joins
+            or job.edits is not None
+            or job.residual is None
+            or job.is_pointwise(info.n_layers)
+        ):
             return None
         if not job.after_attention:
             return job
@@ -95,15 +114,35 @@ class Block(CachedRuns):
             assert job.residual is not None
             site = Site("resid_post", job.start)
             tokens = self.prompts.tokens(job.base)[window.pair, window.first : window.end]
-            batch = Batch(tokens, start=job.start, residual=job.residual(window), after_attention=True, stop=job.start + 1)
+            batch = Batch(
+                tokens,
+                start=job.start,
+                residual=job.residual(window),
+                after_attention=True,
+                stop=job.start + 1,
+            )
             return self.run(batch, [site]).activations[site]
 
-        return replace(job, start=job.start + 1, after_attention=False, residual=behind, residual_macs=job.residual_macs + info.macs_mlp)
+        return replace(
+            job,
+            start=job.start + 1,
+            after_attention=False,
+            residual=behind,
+            residual_macs=job.residual_macs + info.macs_mlp,
+        )
 
     def _windows(self, rows: Rows | JoinedRows) -> Iterable[Window]:
-        return cut_windows(rows, self.prompts, self.backend.info.n_layers, reuse_prefix=self.backend.abilities.prefix, max_rows=self.rows_that_fit)
+        return cut_windows(
+            rows,
+            self.prompts,
+            self.backend.info.n_layers,
+            reuse_prefix=self.backend.abilities.prefix,
+            max_rows=self.rows_that_fit,
+        )
 
-    def _run_in_parts(self, rows: Rows | JoinedRows, window: Window) -> Iterable[tuple[Window, Tensor]]:
+    def _run_in_parts(
+        self, rows: Rows | JoinedRows, window: Window
+    ) -> Iterable[tuple[Window, Tensor]]:
         """Run a window; where memory does not suffice, in halves, and remember what fits."""
         waiting = [window]
         while waiting:
@@ -122,13 +161,19 @@ class Block(CachedRuns):
             yield part, values
 
     def _run(self, rows: Rows | JoinedRows, window: Window) -> Float[Tensor, "n"]:
-        batch, edits = self._joined_batch(rows, window) if isinstance(rows, JoinedRows) else self._single_batch(rows, window)
+        batch, edits = (
+            self._joined_batch(rows, window)
+            if isinstance(rows, JoinedRows)
+            else self._single_batch(rows, window)
+        )
         logits = self.run(batch, edits=edits).logits
         assert logits is not None
         return self._metric(logits, window.pair, batch.columns)
 
     def _single_batch(self, rows: Rows, window: Window) -> tuple[Batch, Sequence[Edit]]:
-        residual = rows.residual(window) if rows.residual else self.residual(rows.base, rows.start, window)
+        residual = (
+            rows.residual(window) if rows.residual else self.residual(rows.base, rows.start, window)
+        )
         prefix = None
         if window.first and not rows.is_pointwise(self.backend.info.n_layers):
             prefix = self.prefix(rows.base).take(window.pair, window.first)
@@ -152,8 +197,15 @@ class Block(CachedRuns):
             entering.setdefault(job.start, []).append(job.residual(part))
         arriving = {start: torch.cat(streams) for start, streams in entering.items()}
         start = min(arriving)
-        counts = [sum(len(stream) for at, stream in arriving.items() if at <= layer) for layer in range(self.backend.info.n_layers)]
-        prefix = self.prefix(stairs.base).take_by_layer(window.pair, counts, window.first) if window.first else None
+        counts = [
+            sum(len(stream) for at, stream in arriving.items() if at <= layer)
+            for layer in range(self.backend.info.n_layers)
+        ]
+        prefix = (
+            self.prefix(stairs.base).take_by_layer(window.pair, counts, window.first)
+            if window.first
+            else None
+        )
         batch = Batch(
             self.prompts.tokens(stairs.base)[window.pair, window.first : window.end],
             self.prompts.answer_position[window.pair] - window.first,
@@ -168,11 +220,19 @@ class Block(CachedRuns):
 
     def _last_position_only(self, rows: Rows | JoinedRows, window: Window) -> bool:
         """Whether the last layer has positions that nothing needs behind its attention."""
-        return self.backend.abilities.last_position_only and window.width > 1 and not rows.is_pointwise(self.backend.info.n_layers)
+        return (
+            self.backend.abilities.last_position_only
+            and window.width > 1
+            and not rows.is_pointwise(self.backend.info.n_layers)
+        )
 
     def _columns(self, window: Window) -> Tensor | None:
         wanted = self.prompts.answer.shape[1] + self.prompts.wrong.shape[1]
-        if self.metric != "logit_difference" or not self.backend.abilities.columns or wanted > MAX_COLUMNS:
+        if (
+            self.metric != "logit_difference"
+            or not self.backend.abilities.columns
+            or wanted > MAX_COLUMNS
+        ):
             return None
         return torch.cat([self.prompts.answer[window.pair], self.prompts.wrong[window.pair]], 1)
 
@@ -190,7 +250,10 @@ class Block(CachedRuns):
         if not bool(metric.isfinite().all()):
             lost, info = int((~metric.isfinite()).sum()), self.backend.info
             cause = f"{info.name} gives no finite number on {lost} of {len(metric)} rows in {info.dtype}."
-            raise NotFiniteError(cause, "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.")
+            raise NotFiniteError(
+                cause,
+                "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.",
+            )
         return metric
 
     def _equivalents(self, rows: Rows | JoinedRows, window: Window) -> float:
@@ -201,7 +264,20 @@ class Block(CachedRuns):
         columns = self._columns(window)
         n_columns = info.n_logits if columns is None else columns.shape[1]
         narrow = self._last_position_only(rows, window)
-        one = row_macs(info, window.width, before, start=rows.start, after_attention=rows.after_attention, last_position_only=narrow, columns=n_columns)
+        one = row_macs(
+            info,
+            window.width,
+            before,
+            start=rows.start,
+            after_attention=rows.after_attention,
+            last_position_only=narrow,
+            columns=n_columns,
+        )
         one += window.width * rows.residual_macs
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
-        return float(sum(one * n / prompt_macs(info, length) for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)))
+        return float(
+            sum(
+                one * n / prompt_macs(info, length)
+                for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)
+            )
+        )

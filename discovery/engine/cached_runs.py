@@ -45,7 +45,9 @@ class CachedRuns:
     _prefix: dict[Side, Prefix | None] = field(default_factory=dict, kw_only=True)
     _max_rows: int | None = field(default=None, kw_only=True)
 
-    def run(self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), **how: bool) -> BatchResult:
+    def run(
+        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), **how: bool
+    ) -> BatchResult:
         """One batch on the model. Where that is elsewhere, the meter's progress hears what it waits for, and may end the waiting."""
         with listen_to_status(self.meter.listener):
             return self.backend.run(batch, reads, edits, **how)
@@ -64,7 +66,12 @@ class CachedRuns:
         if site.kind == "resid_post" and site.layer < self.backend.info.n_layers - 1:
             site = Site("resid_pre", site.layer + 1)
         if (side, site) not in self._sites:
-            self.load(side, [site] if site in self.shared_sites else [Site(site.kind, layer) for layer in range(self.backend.info.n_layers)])
+            self.load(
+                side,
+                [site]
+                if site in self.shared_sites
+                else [Site(site.kind, layer) for layer in range(self.backend.info.n_layers)],
+            )
         return self._sites[side, site]
 
     @cached_property
@@ -81,18 +88,28 @@ class CachedRuns:
         """Make sure that these sites are cached, in one pass."""
         missing = [site for site in sites if (side, site) not in self._sites]
         if side not in self._logits or any(site in self.shared_sites for site in missing):
-            missing += [site for site in self.shared_sites if (side, site) not in self._sites and site not in missing]
+            missing += [
+                site
+                for site in self.shared_sites
+                if (side, site) not in self._sites and site not in missing
+            ]
         if missing:
             self._cache(side, missing)
 
-    def residual(self, side: Side, layer: int, window: Window, *, after_attention: bool = False) -> Float[Tensor, "n pos d_model"] | None:
+    def residual(
+        self, side: Side, layer: int, window: Window, *, after_attention: bool = False
+    ) -> Float[Tensor, "n pos d_model"] | None:
         """The unchanged residual stream at a layer's input (None at layer 0, where the tokens give it)."""
         if layer == 0 and not after_attention:
             return None
         if after_attention:
             site = Site("resid_mid", layer)
         else:
-            site = Site("resid_post", layer - 1) if layer == self.backend.info.n_layers else Site("resid_pre", layer)
+            site = (
+                Site("resid_post", layer - 1)
+                if layer == self.backend.info.n_layers
+                else Site("resid_pre", layer)
+            )
         return self.activation(side, site)[window.pair, window.first : window.end]
 
     def prefix(self, side: Side) -> Prefix:
@@ -104,7 +121,9 @@ class CachedRuns:
 
     def rows_that_fit(self, first: int, end: int) -> int:
         """How many rows of these positions a batch may have."""
-        tokens = (self.backend.tokens_per_batch or TOKENS_PER_BATCH.get(self.backend.device.type, 4096)) // max(end - first, 1)
+        tokens = (
+            self.backend.tokens_per_batch or TOKENS_PER_BATCH.get(self.backend.device.type, 4096)
+        ) // max(end - first, 1)
         one = row_bytes(self.backend.info, first, end) + self.metric_bytes
         return max(1, min(self.memory // one, max(tokens, 1), self._max_rows or 1 << 30))
 
@@ -119,7 +138,8 @@ class CachedRuns:
             raise fault
         if count == 1:
             raise MemoryLimitError(
-                f"Memory does not suffice for one prompt of {tokens} tokens.", "Free memory, shorten the prompts, or use a smaller dtype."
+                f"Memory does not suffice for one prompt of {tokens} tokens.",
+                "Free memory, shorten the prompts, or use a smaller dtype.",
             ) from None
         release_memory()
         self._max_rows = min(count // 2, self._max_rows or count)
@@ -144,7 +164,11 @@ class CachedRuns:
         while begin < len(prompts):
             part = slice(begin, min(begin + most, len(prompts)))
             try:
-                outcome = self.run(Batch(prompts.tokens(side)[part], prompts.answer_position[part]), sites, keep_prefix=keep)
+                outcome = self.run(
+                    Batch(prompts.tokens(side)[part], prompts.answer_position[part]),
+                    sites,
+                    keep_prefix=keep,
+                )
             except (RuntimeError, MemoryError) as fault:
                 most = self.halve_batch(part.stop - begin, prompts.width, fault)
                 continue
@@ -162,7 +186,9 @@ class CachedRuns:
             layers = range(info.n_layers)
             whole = [p for p in prefixes if p is not None]
             keys = tuple(_concatenate([p.keys[layer] for p in whole]) for layer in layers)
-            self._prefix[side] = Prefix(keys, tuple(_concatenate([p.values[layer] for p in whole]) for layer in layers))
+            self._prefix[side] = Prefix(
+                keys, tuple(_concatenate([p.values[layer] for p in whole]) for layer in layers)
+            )
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:

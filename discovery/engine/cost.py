@@ -19,7 +19,9 @@ from discovery.errors import BudgetError
 
 BACKWARD_COST = 2  # forward passes that one backward pass counts
 
-Progress = Callable[[float, float, str], None]  # done, total (forward-pass equivalents), what; may raise Interrupted
+Progress = Callable[
+    [float, float, str], None
+]  # done, total (forward-pass equivalents), what; may raise Interrupted
 
 
 def row_macs(
@@ -45,9 +47,13 @@ def row_macs(
     scores = 2 * info.n_heads * info.d_head * positions * (n_prefix + positions)
     attention = positions * info.macs_attention + scores
     skipped = attention if after_attention and layers > 0 else 0
-    behind = info.n_heads * info.d_head * info.d_model + info.macs_mlp  # the last layer's output projection and MLP, at one position
+    behind = (
+        info.n_heads * info.d_head * info.d_model + info.macs_mlp
+    )  # the last layer's output projection and MLP, at one position
     spared = (positions - 1) * behind if last_position_only and layers > 0 else 0
-    return layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
+    return (
+        layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
+    )
 
 
 def prompt_macs(info: ModelInfo, length: int) -> int:
@@ -102,7 +108,11 @@ class Meter:
     @property
     def listener(self) -> StatusListener | None:
         """Whom to tell what a batch waits for, where its model is elsewhere."""
-        return None if self.progress is None else lambda status: self._tell(f"{self.label}{STATUS_SEPARATOR}{status}")
+        return (
+            None
+            if self.progress is None
+            else lambda status: self._tell(f"{self.label}{STATUS_SEPARATOR}{status}")
+        )
 
     def _tell(self, label: str | None = None) -> None:
         if self.progress is not None:

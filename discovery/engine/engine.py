@@ -38,7 +38,13 @@ class Engine:
     """
 
     def __init__(
-        self, backend: Backend, task: Task, *, metric: MetricName | None = None, memory: int | None = None, meter: Meter | None = None
+        self,
+        backend: Backend,
+        task: Task,
+        *,
+        metric: MetricName | None = None,
+        memory: int | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """Prepare.
 
@@ -47,9 +53,14 @@ class Engine:
             MemoryLimitError: where the memory does not hold one pair.
         """
         if metric is not None and metric not in get_args(MetricName):
-            raise MeasurementError(f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}.")
+            raise MeasurementError(
+                f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}."
+            )
         if not task.pairs:
-            raise MeasurementError(f"The task {task.name!r} has no pairs to measure.", "Give a task with at least one pair.")
+            raise MeasurementError(
+                f"The task {task.name!r} has no pairs to measure.",
+                "Give a task with at least one pair.",
+            )
         self.backend, self.task = backend, task
         self.metric: MetricName = metric or task.metric
         self.meter = meter or Meter()
@@ -69,7 +80,11 @@ class Engine:
     def block_label(self, label: str, first: int, block: Block) -> str:
         """What is done on a block, for progress: which pairs, where they are not all."""
         count = len(block.prompts)
-        return label if count == len(self) else f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
+        return (
+            label
+            if count == len(self)
+            else f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
+        )
 
     def reserve_memory(self, site: SiteName) -> None:
         """Take fewer pairs at a time where a site that no other measurement caches (q, k, v, pattern) needs the room.
@@ -78,7 +93,11 @@ class Engine:
             MemoryLimitError: where the memory does not hold one pair.
         """
         info, width = self.backend.info, max(len(pair.clean) for pair in self.task.pairs)
-        heads = {"q": info.n_heads * info.d_head, "k": info.n_kv_heads * info.d_head, "v": info.n_kv_heads * info.d_head}
+        heads = {
+            "q": info.n_heads * info.d_head,
+            "k": info.n_kv_heads * info.d_head,
+            "v": info.n_kv_heads * info.d_head,
+        }
         needed = info.n_heads * width if site == "pattern" else heads.get(site, 0)
         if needed > self._extra:
             self._extra = needed
@@ -92,11 +111,23 @@ class Engine:
         for first, last in self._block_bounds:
             if self._current is None or self._current[0] != first:
                 if self._current is not None:
-                    self._current = None  # frees the earlier block's caches before the next are made
+                    self._current = (
+                        None  # frees the earlier block's caches before the next are made
+                    )
                     self._mean_values.clear()
                     trim_heap()
                 prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._current = first, Block(self.backend, prompts, self.meter, self.memory * BATCH_PERCENT // 100, self._heap, self.metric)
+                self._current = (
+                    first,
+                    Block(
+                        self.backend,
+                        prompts,
+                        self.meter,
+                        self.memory * BATCH_PERCENT // 100,
+                        self._heap,
+                        self.metric,
+                    ),
+                )
             yield self._current
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
@@ -112,13 +143,19 @@ class Engine:
             self._plan = plan_reference(self.task.pairs)
         return self._plan
 
-    def reference_values(self, ablation: Ablation, first: int, block: Block, site: Site) -> Float[Tensor, "pair pos ..."]:
+    def reference_values(
+        self, ablation: Ablation, first: int, block: Block, site: Site
+    ) -> Float[Tensor, "pair pos ..."]:
         """What an ablation puts at a site, for the pairs of a block."""
         if ablation == "zero":
             info = self.backend.info
             shape = (info.n_heads, info.d_head) if site.kind == "z" else (info.d_model,)
             return torch.zeros(
-                len(block.prompts), block.prompts.width, *shape, dtype=getattr(torch, info.dtype), device=self.backend.device
+                len(block.prompts),
+                block.prompts.width,
+                *shape,
+                dtype=getattr(torch, info.dtype),
+                device=self.backend.device,
             )
         corrupted = block.activation("corrupted", site)
         if ablation == "resample":
@@ -154,7 +191,12 @@ class Engine:
 
 
 def engine_for(
-    engine: Engine | None, model: Backend, task: Task, metric: MetricName | None, memory: int | None, progress: Progress | None
+    engine: Engine | None,
+    model: Backend,
+    task: Task,
+    metric: MetricName | None,
+    memory: int | None,
+    progress: Progress | None,
 ) -> Engine:
     """The engine that a caller gave, or a new one.
 
@@ -165,6 +207,7 @@ def engine_for(
         return Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     if metric is not None and metric != engine.metric:
         raise MeasurementError(
-            f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.", "Leave out one of the two."
+            f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.",
+            "Leave out one of the two.",
         )
     return engine

@@ -22,7 +22,9 @@ from discovery.sites import ActivationKind, Site
 INTEGRATION_STEPS = 5
 
 
-def attribute_sites(block: Block, base: Side, kind: ActivationKind, steps: int = INTEGRATION_STEPS) -> Float[Tensor, "pair layer pos ..."]:
+def attribute_sites(
+    block: Block, base: Side, kind: ActivationKind, steps: int = INTEGRATION_STEPS
+) -> Float[Tensor, "pair layer pos ..."]:
     """Σ (source − base) · ∂m/∂site at each layer and position (q, k, v, z, pattern: and head), the gradient averaged over `steps`.
 
     Args:
@@ -34,26 +36,44 @@ def attribute_sites(block: Block, base: Side, kind: ActivationKind, steps: int =
     """
     prompts, info = block.prompts, block.backend.info
     block.backend.require_gradients()
-    behind: ActivationKind = "attn_out" if kind == "resid_mid" else kind  # resid_mid = resid_pre + attn_out: the same gradient
+    behind: ActivationKind = (
+        "attn_out" if kind == "resid_mid" else kind
+    )  # resid_mid = resid_pre + attn_out: the same gradient
     sites = [Site(behind, layer) for layer in range(info.n_layers)]
-    change = [block.activation(other_side(base), Site(kind, n)) - block.activation(base, Site(kind, n)) for n in range(info.n_layers)]
+    change = [
+        block.activation(other_side(base), Site(kind, n)) - block.activation(base, Site(kind, n))
+        for n in range(info.n_layers)
+    ]
     near, far = (block.activation(side, Site("resid_pre", 0)) for side in (base, other_side(base)))
     block.meter.begin(f"{kind} screen", estimate_attributions(block, steps))
     one = _pass_macs(block)
     out: list[Tensor] = []
-    begin, most = 0, max(1, block.rows_that_fit(0, prompts.width) // (2 * info.n_layers))  # the graph holds every layer
+    begin, most = (
+        0,
+        max(1, block.rows_that_fit(0, prompts.width) // (2 * info.n_layers)),
+    )  # the graph holds every layer
     while begin < len(prompts):
         part = slice(begin, min(begin + most, len(prompts)))
         try:
             total = [torch.zeros_like(delta[part]) for delta in change]
             for step in range(steps):
                 inputs = near[part] + (step + 0.5) / steps * (far[part] - near[part])
-                total = [a + b for a, b in zip(total, _run_backward(block, base, part, inputs, sites), strict=True)]
+                total = [
+                    a + b
+                    for a, b in zip(
+                        total, _run_backward(block, base, part, inputs, sites), strict=True
+                    )
+                ]
         except (RuntimeError, MemoryError) as fault:
             most = block.halve_batch(part.stop - begin, prompts.width, fault)
             continue
-        block.meter.add(steps * sum(one / prompt_macs(info, n) for n in prompts.length[part].tolist()))
-        parts = [_sum_cells(kind, delta[part] * slope / steps) for delta, slope in zip(change, total, strict=True)]
+        block.meter.add(
+            steps * sum(one / prompt_macs(info, n) for n in prompts.length[part].tolist())
+        )
+        parts = [
+            _sum_cells(kind, delta[part] * slope / steps)
+            for delta, slope in zip(change, total, strict=True)
+        ]
         out.append(torch.stack(parts, 1))
         begin = part.stop
     return torch.cat(out)
@@ -61,7 +81,10 @@ def attribute_sites(block: Block, base: Side, kind: ActivationKind, steps: int =
 
 def estimate_attributions(block: Block, steps: int = INTEGRATION_STEPS) -> float:
     """Forward-pass equivalents of `attribute_sites`."""
-    return steps * sum(_pass_macs(block) / prompt_macs(block.backend.info, n) for n in block.prompts.length.tolist())
+    return steps * sum(
+        _pass_macs(block) / prompt_macs(block.backend.info, n)
+        for n in block.prompts.length.tolist()
+    )
 
 
 def _pass_macs(block: Block) -> int:
@@ -70,14 +93,31 @@ def _pass_macs(block: Block) -> int:
     return (1 + BACKWARD_COST) * row_macs(info, block.prompts.width, columns=info.n_logits)
 
 
-def _run_backward(block: Block, base: Side, part: slice, inputs: Tensor, sites: list[Site]) -> list[Tensor]:
+def _run_backward(
+    block: Block, base: Side, part: slice, inputs: Tensor, sites: list[Site]
+) -> list[Tensor]:
     prompts = block.prompts
     with torch.enable_grad():
-        outcome = block.run(Batch(prompts.tokens(base)[part], prompts.answer_position[part], 0, inputs.detach().requires_grad_()), sites, grad=True)
+        outcome = block.run(
+            Batch(
+                prompts.tokens(base)[part],
+                prompts.answer_position[part],
+                0,
+                inputs.detach().requires_grad_(),
+            ),
+            sites,
+            grad=True,
+        )
         assert outcome.logits is not None
         clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
-        metric = measure(block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean)
-        return list(torch.autograd.grad(metric.sum(), [outcome.activations[site] for site in sites], materialize_grads=True))
+        metric = measure(
+            block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean
+        )
+        return list(
+            torch.autograd.grad(
+                metric.sum(), [outcome.activations[site] for site in sites], materialize_grads=True
+            )
+        )
 
 
 def _sum_cells(kind: ActivationKind, product: Tensor) -> Tensor:

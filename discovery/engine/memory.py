@@ -21,18 +21,38 @@ from discovery.backends.hardware.memory import trim_heap
 from discovery.backends.info import ModelDescription
 from discovery.sites import MetricName
 
-USED_PERCENT = 67  # percent of its limit that a sweep takes: 59 to 77, as `benchmarks.memory` measures it
-CACHE_PERCENT, BATCH_PERCENT = 35, 30  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
-STREAMS_PER_LAYER, STREAMS_WITHOUT_MLP = 4, 2  # cached of a layer: the stream, in front of its MLP too, and what attention and MLP add
+USED_PERCENT = (
+    67  # percent of its limit that a sweep takes: 59 to 77, as `benchmarks.memory` measures it
+)
+CACHE_PERCENT, BATCH_PERCENT = (
+    35,
+    30,
+)  # percent of the memory; the rest is for what joins parts, and for what the allocator does not give back
+STREAMS_PER_LAYER, STREAMS_WITHOUT_MLP = (
+    4,
+    2,
+)  # cached of a layer: the stream, in front of its MLP too, and what attention and MLP add
 STREAMS_PER_ROW = 9  # streams of a row at once, beside what its MLP computes
 SCORE_COPIES = 8  # of attention at once
-VOCABULARY_COPIES: Mapping[MetricName, int] = {"logit_difference": 1, "probability_difference": 3, "kl_divergence": 8}  # held at once
+VOCABULARY_COPIES: Mapping[MetricName, int] = {
+    "logit_difference": 1,
+    "probability_difference": 3,
+    "kl_divergence": 8,
+}  # held at once
 
 
 def pair_bytes(model: ModelDescription, tokens: int, extra: int = 0) -> int:
     """The cached runs of one pair, both sides; `further` numbers a layer and position beyond what every sweep holds."""
-    layer = (STREAMS_WITHOUT_MLP if model.attn_only else STREAMS_PER_LAYER) * model.d_model + (model.n_heads + 2 * model.n_kv_heads) * model.d_head + extra
-    return 2 * model.itemsize * (model.n_layers * tokens * layer + tokens * model.d_model + model.n_logits)
+    layer = (
+        (STREAMS_WITHOUT_MLP if model.attn_only else STREAMS_PER_LAYER) * model.d_model
+        + (model.n_heads + 2 * model.n_kv_heads) * model.d_head
+        + extra
+    )
+    return (
+        2
+        * model.itemsize
+        * (model.n_layers * tokens * layer + tokens * model.d_model + model.n_logits)
+    )
 
 
 def row_bytes(model: ModelDescription, first: int, end: int) -> int:
@@ -40,7 +60,9 @@ def row_bytes(model: ModelDescription, first: int, end: int) -> int:
     tokens = end - first
     wide = STREAMS_PER_ROW * model.d_model + model.macs_mlp // max(model.d_model, 1)
     scores = SCORE_COPIES * model.n_heads * tokens * end
-    kept = 2 * model.n_layers * model.n_kv_heads * model.d_head * (first + end) if first else 0  # given, and joined to the row's own
+    kept = (
+        2 * model.n_layers * model.n_kv_heads * model.d_head * (first + end) if first else 0
+    )  # given, and joined to the row's own
     return model.itemsize * (tokens * wide + scores + kept + 4 * model.n_logits)
 
 
@@ -73,9 +95,14 @@ class MemoryNeed:
         return cls(one * USED_PERCENT // 100, limit * USED_PERCENT // 100, limit, tokens, pairs)
 
 
-def sweep_bytes(model: ModelDescription, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference") -> int:
+def sweep_bytes(
+    model: ModelDescription, tokens: int, pairs: int = 1, metric: MetricName = "logit_difference"
+) -> int:
     """The least memory limit, beside the weights, with which so many pairs of so many tokens are swept together."""
-    caches, batch = pairs * pair_bytes(model, tokens), row_bytes(model, 0, tokens) + metric_bytes(model, metric)
+    caches, batch = (
+        pairs * pair_bytes(model, tokens),
+        row_bytes(model, 0, tokens) + metric_bytes(model, metric),
+    )
     return max(-(-100 * caches // CACHE_PERCENT), -(-100 * batch // BATCH_PERCENT))
 
 

@@ -96,10 +96,19 @@ class JoinedRows:
     jobs: tuple[Rows, ...]
 
     def __post_init__(self) -> None:
-        if any(job.edits is not None or job.residual is None or job.after_attention for job in self.jobs):
-            raise ValueError("only rows that are residual streams at a layer's input can be run together")
-        if [job.start for job in self.jobs] != sorted(job.start for job in self.jobs) or len({job.base for job in self.jobs}) != 1:
-            raise ValueError("rows that are run together have one base and come in the order of their start")
+        if any(
+            job.edits is not None or job.residual is None or job.after_attention
+            for job in self.jobs
+        ):
+            raise ValueError(
+                "only rows that are residual streams at a layer's input can be run together"
+            )
+        if [job.start for job in self.jobs] != sorted(job.start for job in self.jobs) or len(
+            {job.base for job in self.jobs}
+        ) != 1:
+            raise ValueError(
+                "rows that are run together have one base and come in the order of their start"
+            )
 
     def __len__(self) -> int:
         return sum(len(job) for job in self.jobs)
@@ -126,12 +135,26 @@ class JoinedRows:
         for job in self.jobs:
             mine = (window.index >= offset) & (window.index < offset + len(job))
             if bool(mine.any()):
-                parts.append((job, Window(window.index[mine] - offset, window.pair[mine], window.first, window.end)))
+                parts.append(
+                    (
+                        job,
+                        Window(
+                            window.index[mine] - offset, window.pair[mine], window.first, window.end
+                        ),
+                    )
+                )
             offset += len(job)
         return parts
 
 
-def cut_windows(rows: Rows | JoinedRows, prompts: Prompts, n_layers: int, *, reuse_prefix: bool, max_rows: Callable[[int, int], int]) -> Iterator[Window]:
+def cut_windows(
+    rows: Rows | JoinedRows,
+    prompts: Prompts,
+    n_layers: int,
+    *,
+    reuse_prefix: bool,
+    max_rows: Callable[[int, int], int],
+) -> Iterator[Window]:
     """Cut rows into windows, each of as many rows as `most` allows, so that little is computed in vain and few passes are run.
 
     Args:
@@ -146,14 +169,21 @@ def cut_windows(rows: Rows | JoinedRows, prompts: Prompts, n_layers: int, *, reu
         first, end = (rows.first if reuse_prefix else torch.zeros_like(rows.first)), length
         first = torch.minimum(first, length - 1)
     order = torch.argsort(first * (prompts.width + 1) + end, stable=True)
-    kinds, counts = torch.unique_consecutive(torch.stack([first, end], 1)[order], dim=0, return_counts=True)
+    kinds, counts = torch.unique_consecutive(
+        torch.stack([first, end], 1)[order], dim=0, return_counts=True
+    )
     spans, sizes = [(low, high) for low, high in kinds.tolist()], counts.tolist()
     firsts, begin = first[order].tolist(), 0
     for group in [[n] for n in range(len(sizes))] if alone else group_spans(spans, sizes):
         stop, reach = begin + sum(sizes[n] for n in group), max(spans[n][1] for n in group)
         while begin < stop:
             index = order[begin : min(begin + max_rows(firsts[begin], reach), stop)]
-            yield Window(index.sort().values, rows.pair[index.sort().values], firsts[begin], int(end[index].max()))
+            yield Window(
+                index.sort().values,
+                rows.pair[index.sort().values],
+                firsts[begin],
+                int(end[index].max()),
+            )
             begin += len(index)
 
 

@@ -14,7 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.completeness import choose_outside_nodes, measure_gaps_in, measure_gaps_out
+from discovery.evaluation.completeness import (
+    choose_outside_nodes,
+    measure_gaps_in,
+    measure_gaps_out,
+)
 from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
 from discovery.graph import Control, RandomControls
 from discovery.methods.ablation import NodeSet
@@ -23,7 +27,9 @@ from discovery.sites import Node
 NodeGroup = tuple[list[Node], int]  # nodes of one kind (and layer), and how many of them are taken
 
 
-def measure_random_controls(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> RandomControls | None:
+def measure_random_controls(
+    f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int
+) -> RandomControls | None:
     """Both controls; None where f is null."""
     if not f.is_defined:
         return None
@@ -33,7 +39,9 @@ def measure_random_controls(f: Faithfulness, circuit: NodeSet, screened: Sequenc
     )
 
 
-def _groups(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, *, by_layer: bool) -> list[NodeGroup]:
+def _groups(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, *, by_layer: bool
+) -> list[NodeGroup]:
     def kind(node: Node) -> tuple[str, int]:
         return node.kind, (node.layer or 0) if by_layer else 0
 
@@ -44,7 +52,9 @@ def _groups(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, *, by_lay
     return [(nodes, taken[key]) for key, nodes in sorted(members.items())]
 
 
-def draw_alternatives(groups: Sequence[NodeGroup], circuit: NodeSet, seed: int) -> tuple[list[NodeSet], int]:
+def draw_alternatives(
+    groups: Sequence[NodeGroup], circuit: NodeSet, seed: int
+) -> tuple[list[NodeSet], int]:
     """Distinct sets other than the circuit that take as many from each group: all, or 200 drawn; and how many there are."""
     possible = math.prod(math.comb(len(nodes), count) for nodes, count in groups) - 1
     if possible <= thresholds.MAX_ALTERNATIVES:
@@ -59,12 +69,19 @@ def draw_alternatives(groups: Sequence[NodeGroup], circuit: NodeSet, seed: int) 
 
 
 def _enumerate_sets(groups: Sequence[NodeGroup]) -> Iterator[NodeSet]:
-    for parts in itertools.product(*(itertools.combinations(nodes, count) for nodes, count in groups)):
+    for parts in itertools.product(
+        *(itertools.combinations(nodes, count) for nodes, count in groups)
+    ):
         yield frozenset(itertools.chain.from_iterable(parts))
 
 
 def find_rivals(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int, *, by_layer: bool
+    f: Faithfulness | ResampledFaithfulness,
+    circuit: NodeSet,
+    screened: Sequence[Node],
+    seed: int,
+    *,
+    by_layer: bool,
 ) -> tuple[list[NodeSet], Control | None]:
     """The alternatives that are as good, and what they say of the circuit; None where there is no alternative."""
     others, possible = draw_alternatives(_groups(f, circuit, by_layer=by_layer), circuit, seed)
@@ -73,12 +90,27 @@ def find_rivals(
     pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, f.n_pairs)
     values = f([circuit, *others], "random circuits", pairs)
     own = abs(1 - float(values[0])) + thresholds.FAITHFULNESS_TIE
-    close = [made for made, value in zip(others, values[1:].tolist(), strict=True) if abs(1 - value) <= own]
+    close = [
+        made
+        for made, value in zip(others, values[1:].tolist(), strict=True)
+        if abs(1 - value) <= own
+    ]
     found = [made for made in close if _meets_b_and_c(f, made, screened, seed, pairs)]
-    return found, Control(n=len(others), n_possible=possible, as_good=len(found), p=(1 + len(found)) / (1 + len(others)))
+    return found, Control(
+        n=len(others),
+        n_possible=possible,
+        as_good=len(found),
+        p=(1 + len(found)) / (1 + len(others)),
+    )
 
 
-def _meets_b_and_c(f: Faithfulness | ResampledFaithfulness, made: NodeSet, screened: Sequence[Node], seed: int, pairs: int) -> bool:
+def _meets_b_and_c(
+    f: Faithfulness | ResampledFaithfulness,
+    made: NodeSet,
+    screened: Sequence[Node],
+    seed: int,
+    pairs: int,
+) -> bool:
     """Whether an alternative too meets (b) and (c)."""
     low, high = thresholds.KNOCKOUT_BAND
     if not low <= float(f([f.everything - made], "random circuits", pairs)[0]) <= high:
@@ -86,7 +118,9 @@ def _meets_b_and_c(f: Faithfulness | ResampledFaithfulness, made: NodeSet, scree
     if max(measure_gaps_in(f, made, pairs).values(), default=0.0) > thresholds.MAX_GAP_IN:
         return False
     tried, _ = choose_outside_nodes(f, made, screened, seed)
-    return max(measure_gaps_out(f, made, tried, pairs).values(), default=0.0) <= thresholds.MAX_GAP_OUT
+    return (
+        max(measure_gaps_out(f, made, tried, pairs).values(), default=0.0) <= thresholds.MAX_GAP_OUT
+    )
 
 
 def beats_alternatives(control: Control) -> bool:

@@ -16,21 +16,32 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 
-def measure_gaps_in(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, pairs: int | None = None) -> dict[Node, float]:
+def measure_gaps_in(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, pairs: int | None = None
+) -> dict[Node, float]:
     """|f(C∖u) − f(U∖u)| for every u in C."""
     nodes = sorted(circuit)
-    without = f([circuit - {u} for u in nodes] + [f.everything - {u} for u in nodes], "completeness", pairs)
+    without = f(
+        [circuit - {u} for u in nodes] + [f.everything - {u} for u in nodes], "completeness", pairs
+    )
     half = len(nodes)
     return {u: abs(float(without[n] - without[half + n])) for n, u in enumerate(nodes)}
 
 
-def measure_gaps_out(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None) -> dict[Node, float]:
+def measure_gaps_out(
+    f: Faithfulness | ResampledFaithfulness,
+    circuit: NodeSet,
+    outside: Sequence[Node],
+    pairs: int | None = None,
+) -> dict[Node, float]:
     """|f(C∪v) − f(C)| for the v given."""
     values = f([circuit, *(circuit | {v} for v in outside)], "completeness", pairs)
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}
 
 
-def choose_outside_nodes(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> tuple[list[Node], str | None]:
+def choose_outside_nodes(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
+) -> tuple[list[Node], str | None]:
     """Which nodes outside are put in: all, or of more than 64 the 32 of largest screened effect and 32 at random.
 
     Args:
@@ -42,10 +53,14 @@ def choose_outside_nodes(f: Faithfulness | ResampledFaithfulness, circuit: NodeS
     first = [node for node in ranking if node in set(outside)][: thresholds.N_OUTSIDE_BY_RANK]
     rest = [node for node in outside if node not in first]
     drawn = random.Random(f"completeness-{seed}").sample(rest, thresholds.N_OUTSIDE_AT_RANDOM)
-    return sorted([*first, *drawn]), f"the {len(first)} of largest screened effect and {len(drawn)} at random"
+    return sorted(
+        [*first, *drawn]
+    ), f"the {len(first)} of largest screened effect and {len(drawn)} at random"
 
 
-def measure_completeness(f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> Completeness | None:
+def measure_completeness(
+    f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
+) -> Completeness | None:
     """The largest gaps; None where f is null."""
     if not f.is_defined:
         return None
@@ -66,4 +81,6 @@ def measure_completeness(f: Faithfulness, circuit: NodeSet, ranking: Sequence[No
 
 def is_complete(found: Completeness) -> bool:
     """Whether (c) holds, as point values."""
-    return (found.max_gap_in or 0.0) <= thresholds.MAX_GAP_IN and (found.max_gap_out or 0.0) <= thresholds.MAX_GAP_OUT
+    return (found.max_gap_in or 0.0) <= thresholds.MAX_GAP_IN and (
+        found.max_gap_out or 0.0
+    ) <= thresholds.MAX_GAP_OUT

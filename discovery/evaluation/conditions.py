@@ -14,7 +14,13 @@ from discovery.evaluation.completeness import measure_completeness
 from discovery.evaluation.faithfulness import Faithfulness
 from discovery.evaluation.hypothesis_tests import run_hypothesis_tests
 from discovery.evaluation.minimality import find_contexts, measure_minimality
-from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation, EvidenceByAblation, SplitEvaluation
+from discovery.graph import (
+    EVIDENCE_ABLATIONS,
+    AblationEvidence,
+    EvidenceAblation,
+    EvidenceByAblation,
+    SplitEvaluation,
+)
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
 from discovery.methods.behaviour import BehaviourCheck
@@ -35,12 +41,24 @@ class SplitEvaluator:
 
     @classmethod
     def of(
-        cls, model: Backend, task: Task, universe: Universe, seed: int, *, metric: MetricName | None, memory: int | None, meter: Meter
+        cls,
+        model: Backend,
+        task: Task,
+        universe: Universe,
+        seed: int,
+        *,
+        metric: MetricName | None,
+        memory: int | None,
+        meter: Meter,
     ) -> SplitEvaluator:
         """A bench on these pairs, in an order drawn by seed, so that the first so many are a fair sample."""
         order = list(range(len(task.pairs)))
         random.Random(f"order-{seed}").shuffle(order)
-        shuffled = replace(task, pairs=tuple(task.pairs[i] for i in order), splits=tuple(task.splits[i] for i in order))
+        shuffled = replace(
+            task,
+            pairs=tuple(task.pairs[i] for i in order),
+            splits=tuple(task.splits[i] for i in order),
+        )
         return cls(Engine(model, shuffled, metric=metric, memory=memory, meter=meter), universe, {})
 
     def f(self, ablation: EvidenceAblation) -> Faithfulness:
@@ -70,7 +88,11 @@ class ConditionMeasurements:
 
 
 def measure_conditions(
-    bench: SplitEvaluator, circuit: NodeSet, contexts_for: Callable[[EvidenceAblation], Mapping[Node, NodeSet]], screened: Sequence[Node], seed: int
+    bench: SplitEvaluator,
+    circuit: NodeSet,
+    contexts_for: Callable[[EvidenceAblation], Mapping[Node, NodeSet]],
+    screened: Sequence[Node],
+    seed: int,
 ) -> ConditionMeasurements:
     """Conditions (a) to (e) of a frozen circuit.
 
@@ -84,27 +106,57 @@ def measure_conditions(
         for ablation in EVIDENCE_ABLATIONS:
             evidence[ablation] = bench.f(ablation).measure_circuit(circuit)
         for at, field, measure in (  # noqa: B007  (`at` is what the budget ended in)
-            ("(c)", "completeness", lambda a: measure_completeness(bench.f(a), circuit, screened, seed)),
-            ("(d)", "minimality", lambda a: measure_minimality(bench.f(a), circuit, contexts_for(a), seed)),
-            ("(e)", "random_controls", lambda a: measure_random_controls(bench.f(a), circuit, screened, seed)),
+            (
+                "(c)",
+                "completeness",
+                lambda a: measure_completeness(bench.f(a), circuit, screened, seed),
+            ),
+            (
+                "(d)",
+                "minimality",
+                lambda a: measure_minimality(bench.f(a), circuit, contexts_for(a), seed),
+            ),
+            (
+                "(e)",
+                "random_controls",
+                lambda a: measure_random_controls(bench.f(a), circuit, screened, seed),
+            ),
         ):
             for ablation in EVIDENCE_ABLATIONS:
-                evidence[ablation] = evidence[ablation].model_copy(update={field: measure(ablation)})
+                evidence[ablation] = evidence[ablation].model_copy(
+                    update={field: measure(ablation)}
+                )
     except BudgetError:
         return ConditionMeasurements(evidence, at)
     return ConditionMeasurements(evidence, None, _tests(bench, circuit, evidence, screened, seed))
 
 
-def _tests(evaluator: SplitEvaluator, circuit: NodeSet, evidence: PartialEvidence, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def _tests(
+    evaluator: SplitEvaluator,
+    circuit: NodeSet,
+    evidence: PartialEvidence,
+    screened: Sequence[Node],
+    seed: int,
+) -> dict[str, Json]:
     """Every set that these need has been measured for the conditions: they cost nothing."""
-    found: dict[str, Json] = {a: dict(run_hypothesis_tests(evaluator.f(a), circuit, screened, seed)) for a in EVIDENCE_ABLATIONS}
-    shares: dict[str, Json] = {a: score.share_in_band for a, e in evidence.items() if (score := e.faithfulness) is not None}
+    found: dict[str, Json] = {
+        a: dict(run_hypothesis_tests(evaluator.f(a), circuit, screened, seed))
+        for a in EVIDENCE_ABLATIONS
+    }
+    shares: dict[str, Json] = {
+        a: score.share_in_band for a, e in evidence.items() if (score := e.faithfulness) is not None
+    }
     return {"hypotheses": found, "share_in_band": shares}
 
 
-def choose_contexts(evaluator: SplitEvaluator, circuit: NodeSet, ablation: EvidenceAblation) -> dict[Node, NodeSet]:
+def choose_contexts(
+    evaluator: SplitEvaluator, circuit: NodeSet, ablation: EvidenceAblation
+) -> dict[Node, NodeSet]:
     """Minimality's contexts, chosen on this bench's pairs."""
-    return {node: context for node, (context, _) in find_contexts(evaluator.f(ablation), circuit).items()}
+    return {
+        node: context
+        for node, (context, _) in find_contexts(evaluator.f(ablation), circuit).items()
+    }
 
 
 def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence) -> SplitEvaluation:

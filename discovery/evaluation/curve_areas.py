@@ -30,7 +30,11 @@ def integrate_curves(curve: Iterable[CurvePoint], n_nodes: int) -> dict[str, Jso
         if point.faithfulness is not None:
             by_ablation.setdefault(point.ablation, {}).setdefault(point.size, point.faithfulness)
     found = {name: by_ablation.get(name, {}) for name in EVIDENCE_ABLATIONS}
-    return {name: integrate_curve(values) for name, values in found.items() if set(values) >= set(range(n_nodes + 1))}
+    return {
+        name: integrate_curve(values)
+        for name, values in found.items()
+        if set(values) >= set(range(n_nodes + 1))
+    }
 
 
 def integrate_curve(values: Mapping[int, float]) -> dict[str, Json]:

@@ -13,9 +13,23 @@ from discovery.engine import Meter, Progress
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
-from discovery.evaluation.conditions import PartialEvidence, SplitEvaluator, build_split_evaluation, choose_contexts, measure_conditions
+from discovery.evaluation.conditions import (
+    PartialEvidence,
+    SplitEvaluator,
+    build_split_evaluation,
+    choose_contexts,
+    measure_conditions,
+)
 from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks
-from discovery.graph import EVIDENCE_ABLATIONS, Conditions, CurvePoint, Evaluation, EvidenceAblation, SplitEvaluation, Verdict
+from discovery.graph import (
+    EVIDENCE_ABLATIONS,
+    Conditions,
+    CurvePoint,
+    Evaluation,
+    EvidenceAblation,
+    SplitEvaluation,
+    Verdict,
+)
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import BehaviourCheck, check_task
@@ -70,25 +84,61 @@ def evaluate_circuit(
     """
     began, circuit = time.monotonic(), parse_nodes(model, nodes)
     if outside := circuit - set(model.info.nodes(universe)):
-        raise MeasurementError(f"{min(outside)} is not in the universe {universe!r}.", "Leave it out, or use universe='all'.")
+        raise MeasurementError(
+            f"{min(outside)} is not in the universe {universe!r}.",
+            "Leave it out, or use universe='all'.",
+        )
     if not task.discovery.pairs or (final and not task.heldout.pairs):
-        raise MeasurementError(f"The task has {len(task)} pairs, which leaves a split empty.", "Give at least 2 pairs; a verdict needs 96.")
+        raise MeasurementError(
+            f"The task has {len(task)} pairs, which leaves a split empty.",
+            "Give at least 2 pairs; a verdict needs 96.",
+        )
     meter = Meter(limit=budget, progress=progress)
-    search = SplitEvaluator.of(model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter)
-    bench = SplitEvaluator.of(model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter) if final else search
+    search = SplitEvaluator.of(
+        model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter
+    )
+    bench = (
+        SplitEvaluator.of(
+            model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter
+        )
+        if final
+        else search
+    )
     behaviour = {
-        name: check_task(model, b.engine.task, metric=metric, engine=b.engine) for name, b in (("discovery", search), ("heldout", bench))
+        name: check_task(model, b.engine.task, metric=metric, engine=b.engine)
+        for name, b in (("discovery", search), ("heldout", bench))
     }
-    noising, denoising = (measure_node_effects(search.engine, direction, universe) for direction in ("noising", "denoising"))
+    noising, denoising = (
+        measure_node_effects(search.engine, direction, universe)
+        for direction in ("noising", "denoising")
+    )
     screened = sort_by_effect(combine_directions(noising, denoising))
-    own: PartialEvidence = {ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS} if final else {}
-    looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit)) if final else None
-    judged = measure_conditions(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed)
+    own: PartialEvidence = (
+        {ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS}
+        if final
+        else {}
+    )
+    looks = (
+        record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))
+        if final
+        else None
+    )
+    judged = measure_conditions(
+        bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed
+    )
     discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
-    evaluation, verdict, reasons = conclude(behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe)
+    evaluation, verdict, reasons = conclude(
+        behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe
+    )
     if not final and verdict != "no_behaviour":
         reasons = (NOT_FINAL_REASON, *reasons)
-    return CircuitEvaluation(tuple(map(str, sorted(circuit))), evaluation, verdict, reasons, MeasurementCost(meter.spent, time.monotonic() - began))
+    return CircuitEvaluation(
+        tuple(map(str, sorted(circuit))),
+        evaluation,
+        verdict,
+        reasons,
+        MeasurementCost(meter.spent, time.monotonic() - began),
+    )
 
 
 def conclude(
@@ -105,9 +155,15 @@ def conclude(
     evidence = discovery if heldout is None else heldout
     judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
     conditions = decide_conditions(judged, None)  # type: ignore[arg-type]  # AblationEvidence or None
-    looked_at = {name: found for name, found in behaviour.items() if name == "discovery" or heldout is not None}
+    looked_at = {
+        name: found
+        for name, found in behaviour.items()
+        if name == "discovery" or heldout is not None
+    }
     verdict, reasons = decide_verdict(
-        failed_gates=tuple(f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons),
+        failed_gates=tuple(
+            f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons
+        ),
         n_heldout=thresholds.MIN_HELDOUT if heldout is None else behaviour["heldout"].n,
         size=size,
         evidence=judged,  # type: ignore[arg-type]  # as above
@@ -139,15 +195,26 @@ def sort_by_effect(*singles: EffectsByNode) -> list[Node]:
     """
 
     def size(node: Node) -> float:
-        found = (tuple(abs(value) if math.isfinite(value) else 0.0 for value in effects[node]) for effects in singles)
-        return next((round(sum(both), 9) for both in found if max(both) >= thresholds.MIN_DROP), 0.0)
+        found = (
+            tuple(abs(value) if math.isfinite(value) else 0.0 for value in effects[node])
+            for effects in singles
+        )
+        return next(
+            (round(sum(both), 9) for both in found if max(both) >= thresholds.MIN_DROP), 0.0
+        )
 
     return sorted(singles[0], key=lambda node: (-size(node), node))
 
 
 def combine_directions(noising: NodeEffects, denoising: NodeEffects) -> EffectsByNode:
     """Each node's effects alone, by resample ablation."""
-    return dict(zip(noising.nodes, zip(noising.values.tolist(), denoising.values.tolist(), strict=True), strict=True))
+    return dict(
+        zip(
+            noising.nodes,
+            zip(noising.values.tolist(), denoising.values.tolist(), strict=True),
+            strict=True,
+        )
+    )
 
 
 def circuit_key(circuit: NodeSet) -> str:
@@ -171,7 +238,9 @@ def conclude_without_circuit(
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
     """The verdict of a run that ended before its circuit was evaluated."""
     verdict, reasons = decide_verdict(
-        failed_gates=tuple(f"{split}: {reason}" for split, found in gates.items() for reason in found),
+        failed_gates=tuple(
+            f"{split}: {reason}" for split, found in gates.items() for reason in found
+        ),
         n_heldout=n_heldout,
         size=size,
         evidence={},

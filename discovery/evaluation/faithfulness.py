@@ -28,18 +28,28 @@ class Faithfulness:
         defined: whether f means anything here; `gap_low` is the lower bound of m(U) − m(∅).
     """
 
-    def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all", resamples: Resamples | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ablation: Ablation,
+        universe: Universe = "all",
+        resamples: Resamples | None = None,
+    ) -> None:
         self.engine, self.ablation = engine, ablation
         self.set_metric = SetMetric(engine, ablation, universe)
         self.everything = self.set_metric.everything
         self.resamples = Resamples.of(engine.task) if resamples is None else resamples
         self.full, self.empty = self._measure([self.everything, frozenset()])
-        self.sign = -1.0 if engine.metric == "kl_divergence" else 1.0  # there, smaller is more of the behaviour
+        self.sign = (
+            -1.0 if engine.metric == "kl_divergence" else 1.0
+        )  # there, smaller is more of the behaviour
         gap = interval_of_mean(self.sign * (self.full - self.empty), self.resamples)
         self.gap_low = gap.low
         self.is_defined = gap.low > 0
 
-    def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
         """f of each set, as point values.
 
         Args:
@@ -71,9 +81,19 @@ class Faithfulness:
         interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
         single = (metric - self.empty) / (self.full - self.empty)
         single = single[single.isfinite()]
-        share = float(((single >= band[0]) & (single <= band[1])).double().mean()) if len(single) else None
+        share = (
+            float(((single >= band[0]) & (single <= band[1])).double().mean())
+            if len(single)
+            else None
+        )
         median = float(single.quantile(0.5)) if len(single) else None
-        return Score(value=interval.mean, low=interval.low, high=interval.high, median=median, share_in_band=share)
+        return Score(
+            value=interval.mean,
+            low=interval.low,
+            high=interval.high,
+            median=median,
+            share_in_band=share,
+        )
 
     def measure_circuit(self, circuit: NodeSet) -> AblationEvidence:
         """f(C), f(U∖C) and what they are relative to."""
@@ -86,7 +106,9 @@ class Faithfulness:
             reference=Reference.model_validate(describe_reference(self.engine, self.ablation)),
         )
 
-    def _measure(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
+    def _measure(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set pair"]:
         return self.set_metric(sets, label, pairs).double().cpu()
 
 
@@ -99,7 +121,9 @@ class ResampledFaithfulness:
         self._empty = f.empty @ weights
         self._gap = f.full @ weights - self._empty
 
-    def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set"]:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
         """f of each set; with `pairs`, over the first so many as they are drawn here."""
         if not sets:
             return torch.empty(0, dtype=torch.float64)
@@ -109,7 +133,9 @@ class ResampledFaithfulness:
             return whole
         weights = self.weights[:pairs] / self.weights[:pairs].sum()
         empty = self.faithfulness.empty[:pairs] @ weights
-        part: Tensor = (metric @ weights - empty) / (self.faithfulness.full[:pairs] @ weights - empty)
+        part: Tensor = (metric @ weights - empty) / (
+            self.faithfulness.full[:pairs] @ weights - empty
+        )
         return part
 
     @property

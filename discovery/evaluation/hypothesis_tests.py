@@ -32,11 +32,18 @@ PERMUTATIONS = 1000
 MAX_HSIC_PAIRS = 500  # of independence, whose work is quadratic
 
 
-def run_hypothesis_tests(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def run_hypothesis_tests(
+    f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int
+) -> dict[str, Json]:
     """All three on one split under one ablation; empty where f is null."""
     if not f.is_defined:
         return {}
-    kept, knocked, full = f.set_metric([circuit, f.everything - circuit, f.everything], "tests").double().cpu().numpy()
+    kept, knocked, full = (
+        f.set_metric([circuit, f.everything - circuit, f.everything], "tests")
+        .double()
+        .cpu()
+        .numpy()
+    )
     tie = thresholds.FAITHFULNESS_TIE * abs(float(f.full.mean() - f.empty.mean()))
     return {
         "equivalence": equivalence_test(kept, full, tie),
@@ -45,7 +52,9 @@ def run_hypothesis_tests(f: Faithfulness, circuit: NodeSet, screened: Sequence[N
     }
 
 
-def equivalence_test(kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], tie: float) -> dict[str, Json]:
+def equivalence_test(
+    kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], tie: float
+) -> dict[str, Json]:
     """How often the circuit's metric is above the model's, and p of H0 |P − ½| < 0.1.
 
     p is the chance of a share at least as far from one half, were P at the edge of H0.
@@ -56,11 +65,15 @@ def equivalence_test(kept: Float64[np.ndarray, "pair"], full: Float64[np.ndarray
     change, n = kept - full, len(kept)
     above = float((change > tie).sum() + 0.5 * (np.abs(change) <= tie).sum())
     far = max(above, n - above)
-    p = binom.sf(np.ceil(far) - 1, n, 0.5 + EQUIVALENCE_MARGIN) + binom.cdf(np.floor(n - far), n, 0.5 + EQUIVALENCE_MARGIN)
+    p = binom.sf(np.ceil(far) - 1, n, 0.5 + EQUIVALENCE_MARGIN) + binom.cdf(
+        np.floor(n - far), n, 0.5 + EQUIVALENCE_MARGIN
+    )
     return {"share_above": above / n, "n": n, "margin": EQUIVALENCE_MARGIN, "p": min(1.0, float(p))}
 
 
-def independence_test(knocked: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], seed: int) -> dict[str, Json]:
+def independence_test(
+    knocked: Float64[np.ndarray, "pair"], full: Float64[np.ndarray, "pair"], seed: int
+) -> dict[str, Json]:
     """HSIC of the two over pairs (Gretton et al. 2007; Gaussian kernels, the median distance as width), and its permutation p."""
     n = min(len(full), MAX_HSIC_PAIRS)
     one, other = _kernel(knocked[:n]), _kernel(full[:n])
@@ -68,8 +81,16 @@ def independence_test(knocked: Float64[np.ndarray, "pair"], full: Float64[np.nda
     own = float((centred * other).sum()) / n**2
     generator = np.random.default_rng(seed)
     drawn = [generator.permutation(n) for _ in range(PERMUTATIONS)]
-    larger = sum(float((centred * other[np.ix_(order, order)]).sum()) / n**2 >= own - 1e-12 for order in drawn)
-    return {"hsic": own, "n": n, "permutations": PERMUTATIONS, "p": (1 + larger) / (1 + PERMUTATIONS)}
+    larger = sum(
+        float((centred * other[np.ix_(order, order)]).sum()) / n**2 >= own - 1e-12
+        for order in drawn
+    )
+    return {
+        "hsic": own,
+        "n": n,
+        "permutations": PERMUTATIONS,
+        "p": (1 + larger) / (1 + PERMUTATIONS),
+    }
 
 
 def _kernel(values: Float64[np.ndarray, "pair"]) -> Float64[np.ndarray, "pair pair"]:
@@ -82,7 +103,9 @@ def _kernel(values: Float64[np.ndarray, "pair"]) -> Float64[np.ndarray, "pair pa
     return kernel
 
 
-def inflation_test(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int) -> dict[str, Json]:
+def inflation_test(
+    f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], seed: int
+) -> dict[str, Json]:
     """Of each node, the share of bystanders that matter less than it, and p of H0: that share is at least 0.9.
 
     Bystanders are those that completeness tries, so nothing more is measured: the effect of v in C is |f(C) − f(C∖v)|, that of a bystander
@@ -90,7 +113,9 @@ def inflation_test(f: Faithfulness, circuit: NodeSet, screened: Sequence[Node], 
     """
     nodes = sorted(circuit)
     outside, _ = choose_outside_nodes(f, circuit, screened, seed)
-    values = f([circuit, *(circuit - {v} for v in nodes), *(circuit | {r} for r in outside)], "tests").numpy()
+    values = f(
+        [circuit, *(circuit - {v} for v in nodes), *(circuit | {r} for r in outside)], "tests"
+    ).numpy()
     own, effects = values[0], np.abs(values[1:] - values[0])
     inside, others = effects[: len(nodes)], effects[len(nodes) :]
     n = len(others)

@@ -21,7 +21,9 @@ from discovery.sites import Node
 MIN_IMPROVEMENT = 1e-9  # a larger context must be better by more than rounding
 
 
-def find_contexts(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
+def find_contexts(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet
+) -> dict[Node, tuple[NodeSet, float]]:
     """For each node of the circuit, the context in which taking it out changes f most, and by how much."""
     nodes = sorted(circuit)
     singles = [circuit - {a} for a in nodes]
@@ -48,7 +50,9 @@ def find_contexts(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet) -> 
     return best
 
 
-def find_largest_drops(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet) -> dict[Node, float]:
+def find_largest_drops(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet
+) -> dict[Node, float]:
     """How much each node of the circuit matters, looking no further than the first context that shows it does (0.02).
 
     For searching: a node that matters alone is not tried in larger contexts, which are the dear part of `contexts`.
@@ -65,13 +69,17 @@ def find_largest_drops(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet
     return found
 
 
-def _best_single_context(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, nodes: Sequence[Node]) -> NodeSet | None:
+def _best_single_context(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, nodes: Sequence[Node]
+) -> NodeSet | None:
     """The best context of one node, to which a second is added."""
     options = [frozenset({w}) for w in nodes if w != v]
     return _largest_drop(f, circuit, v, options)[0] if options else None
 
 
-def _largest_drop(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, options: Sequence[NodeSet]) -> tuple[NodeSet, float]:
+def _largest_drop(
+    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, options: Sequence[NodeSet]
+) -> tuple[NodeSet, float]:
     values = f([s for k in options for s in (circuit - k, circuit - k - {v})], "minimality")
     drops = (values[0::2] - values[1::2]).abs().tolist()
     best = 0
@@ -81,19 +89,30 @@ def _largest_drop(f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: 
     return options[best], drops[best]
 
 
-def measure_minimality(f: Faithfulness, circuit: NodeSet, contexts: Mapping[Node, NodeSet], seed: int) -> tuple[Minimality, ...] | None:
+def measure_minimality(
+    f: Faithfulness, circuit: NodeSet, contexts: Mapping[Node, NodeSet], seed: int
+) -> tuple[Minimality, ...] | None:
     """Each node's drop in its context, with p-values; None where f is null."""
     if not f.is_defined:
         return None
     nodes = sorted(circuit)
-    f([s for v in nodes for s in (circuit - contexts[v], circuit - contexts[v] - {v})], "minimality")
+    f(
+        [s for v in nodes for s in (circuit - contexts[v], circuit - contexts[v] - {v})],
+        "minimality",
+    )
     rows = []
     for v in nodes:
         share = f.per_pair_difference(circuit - contexts[v], circuit - contexts[v] - {v}).numpy()
         rows.append((v, abs(float(share.mean())), sign_flip_test(share, seed)))
     corrected = holm([p for _, _, p in rows])
     return tuple(
-        Minimality(node=str(v), context=tuple(str(w) for w in sorted(contexts[v])), drop=drop, p=p, p_holm=q)
+        Minimality(
+            node=str(v),
+            context=tuple(str(w) for w in sorted(contexts[v])),
+            drop=drop,
+            p=p,
+            p_holm=q,
+        )
         for (v, drop, p), q in zip(rows, corrected, strict=True)
     )
 
@@ -131,4 +150,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def is_needed(row: Minimality) -> bool:
     """Whether a node passes (d)."""
-    return (row.drop or 0.0) >= thresholds.MIN_DROP and (row.p_holm if row.p_holm is not None else 1.0) <= thresholds.ALPHA
+    return (row.drop or 0.0) >= thresholds.MIN_DROP and (
+        row.p_holm if row.p_holm is not None else 1.0
+    ) <= thresholds.ALPHA

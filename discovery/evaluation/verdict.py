@@ -40,7 +40,9 @@ def decide_band(score: Score | None, band: tuple[float, float]) -> Outcome:
     return "fails" if score.high < band[0] or score.low > band[1] else "undecided"
 
 
-def decide_outcomes(evidence: AblationEvidence | None, stability: float | None) -> dict[Condition, Outcome]:
+def decide_outcomes(
+    evidence: AblationEvidence | None, stability: float | None
+) -> dict[Condition, Outcome]:
     """The conditions under one ablation."""
     out: dict[Condition, Outcome] = dict.fromkeys(CONDITIONS, "not_run")
     if evidence is None:
@@ -51,7 +53,11 @@ def decide_outcomes(evidence: AblationEvidence | None, stability: float | None) 
         out["c"] = "holds" if is_complete(evidence.completeness) else "fails"
     if evidence.minimality is not None:
         out["d"] = "holds" if all(is_needed(row) for row in evidence.minimality) else "fails"
-    controls = [c for c in (evidence.random_controls.size, evidence.random_controls.layer) if c] if evidence.random_controls else []
+    controls = (
+        [c for c in (evidence.random_controls.size, evidence.random_controls.layer) if c]
+        if evidence.random_controls
+        else []
+    )
     if controls:
         out["e"] = "holds" if all(beats_alternatives(control) for control in controls) else "fails"
     if stability is not None:
@@ -59,10 +65,20 @@ def decide_outcomes(evidence: AblationEvidence | None, stability: float | None) 
     return out
 
 
-def decide_conditions(evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None) -> Conditions:
+def decide_conditions(
+    evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None
+) -> Conditions:
     """All conditions under both ablations."""
-    judged = {ablation: decide_outcomes(evidence.get(ablation), stability) for ablation in EVIDENCE_ABLATIONS}
-    return Conditions(**{c: OutcomeByAblation(resample=judged["resample"][c], mean=judged["mean"][c]) for c in CONDITIONS})
+    judged = {
+        ablation: decide_outcomes(evidence.get(ablation), stability)
+        for ablation in EVIDENCE_ABLATIONS
+    }
+    return Conditions(
+        **{
+            c: OutcomeByAblation(resample=judged["resample"][c], mean=judged["mean"][c])
+            for c in CONDITIONS
+        }
+    )
 
 
 def decide_verdict(
@@ -95,14 +111,20 @@ def decide_verdict(
         for ablation, found in evidence.items()
         if found is not None and found.faithfulness is None
     ]
-    blocking += [f"f is null under {a} on discovery pairs: ablating everything does not lower the metric reliably" for a in undefined]
+    blocking += [
+        f"f is null under {a} on discovery pairs: ablating everything does not lower the metric reliably"
+        for a in undefined
+    ]
     if cut_short:
         blocking.append(f"the budget ended before {cut_short}")
     if blocking:
         return "inconclusive", (*blocking, *reasons)
     if size == 0:
         return "rejected", ("the circuit is empty", *reasons)
-    failing = {a: {c for c in CONDITIONS if conditions.of(c).under(a) == "fails"} for a in EVIDENCE_ABLATIONS}
+    failing = {
+        a: {c for c in CONDITIONS if conditions.of(c).under(a) == "fails"}
+        for a in EVIDENCE_ABLATIONS
+    }
     if all({"a", "b"} <= failing[a] or "e" in failing[a] for a in EVIDENCE_ABLATIONS):
         return "rejected", reasons
     outcomes = {conditions.of(c).under(a) for c in CONDITIONS for a in EVIDENCE_ABLATIONS}
@@ -117,27 +139,40 @@ def explain_repeated_looks(looks: int | None) -> tuple[str, ...]:
     """The reason that is added where other circuits have looked at the held-out pairs too; it changes no verdict."""
     if looks is None or looks < 2:
         return ()
-    return (f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)",)
+    return (
+        f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)",
+    )
 
 
-def _explain(evidence: dict[EvidenceAblation, AblationEvidence | None], conditions: Conditions, stability: float | None) -> tuple[str, ...]:
+def _explain(
+    evidence: dict[EvidenceAblation, AblationEvidence | None],
+    conditions: Conditions,
+    stability: float | None,
+) -> tuple[str, ...]:
     said, not_run = [], []
     for condition in CONDITIONS:
-        outcomes = {ablation: conditions.of(condition).under(ablation) for ablation in EVIDENCE_ABLATIONS}
+        outcomes = {
+            ablation: conditions.of(condition).under(ablation) for ablation in EVIDENCE_ABLATIONS
+        }
         for ablation, outcome in outcomes.items():
             if outcome in ("fails", "undecided"):
                 said.append(
                     f"({condition}) {CONDITION_MEANINGS[condition]}, {ablation}: {outcome}{_numbers(condition, evidence.get(ablation), stability)}"
                 )
         if missing := [ablation for ablation, outcome in outcomes.items() if outcome == "not_run"]:
-            not_run.append(f"({condition}) {CONDITION_MEANINGS[condition]}" + (f" under {missing[0]}" if len(missing) == 1 else ""))
+            not_run.append(
+                f"({condition}) {CONDITION_MEANINGS[condition]}"
+                + (f" under {missing[0]}" if len(missing) == 1 else "")
+            )
     if not_run:
         said.append(f"not run: {', '.join(not_run)}")
     for ablation, found in evidence.items():
         controls = found.random_controls if found else None
         for name in ("size", "layer"):
             if controls is not None and getattr(controls, name) is None:
-                said.append(f"(e) {ablation}: there is no other {name}-matched circuit, so that control is null")
+                said.append(
+                    f"(e) {ablation}: there is no other {name}-matched circuit, so that control is null"
+                )
     return tuple(dict.fromkeys(said))
 
 
@@ -147,16 +182,36 @@ def _numbers(condition: Condition, found: AblationEvidence | None, stability: fl
     if found is None:
         return ""
     if condition in "ab":
-        score, band = (found.faithfulness, thresholds.FAITHFULNESS_BAND) if condition == "a" else (found.knockout, thresholds.KNOCKOUT_BAND)
+        score, band = (
+            (found.faithfulness, thresholds.FAITHFULNESS_BAND)
+            if condition == "a"
+            else (found.knockout, thresholds.KNOCKOUT_BAND)
+        )
         name = "f(C)" if condition == "a" else "f(U∖C)"
-        return f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], bounds {band[0]} to {band[1]})" if score else ""
+        return (
+            f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], bounds {band[0]} to {band[1]})"
+            if score
+            else ""
+        )
     if condition == "c" and found.completeness:
         c = found.completeness
-        parts = [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"] if (c.max_gap_in or 0) > thresholds.MAX_GAP_IN else []
-        parts += [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"] if (c.max_gap_out or 0) > thresholds.MAX_GAP_OUT else []
+        parts = (
+            [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"]
+            if (c.max_gap_in or 0) > thresholds.MAX_GAP_IN
+            else []
+        )
+        parts += (
+            [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"]
+            if (c.max_gap_out or 0) > thresholds.MAX_GAP_OUT
+            else []
+        )
         return f" ({'; '.join(parts)})"
     if condition == "d" and found.minimality is not None:
-        weak = [f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}" for row in found.minimality if not is_needed(row)]
+        weak = [
+            f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}"
+            for row in found.minimality
+            if not is_needed(row)
+        ]
         return f" ({'; '.join(weak)})"
     if condition == "e" and found.random_controls:
         named = (("size", found.random_controls.size), ("layer", found.random_controls.layer))

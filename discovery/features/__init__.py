@@ -12,4 +12,14 @@ from discovery.features.directory import BUNDLED, short_name
 from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 
-__all__ = ["BUNDLED", "SAE", "Codes", "ErrorTerm", "FeatureChange", "Operation", "load_sae", "open_sae", "short_name"]
+__all__ = [
+    "BUNDLED",
+    "SAE",
+    "Codes",
+    "ErrorTerm",
+    "FeatureChange",
+    "Operation",
+    "load_sae",
+    "open_sae",
+    "short_name",
+]

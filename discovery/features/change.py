@@ -39,20 +39,35 @@ class FeatureChange:
             FeatureError: no feature, one that does not exist, an amount that is no finite number, or an unknown operation.
         """
         if operation not in get_args(Operation):
-            raise FeatureError(f"operation {operation!r} is not known.", f"Allowed: {', '.join(get_args(Operation))}.")
+            raise FeatureError(
+                f"operation {operation!r} is not known.",
+                f"Allowed: {', '.join(get_args(Operation))}.",
+            )
         if not isinstance(amounts, Mapping):
-            raise FeatureError(f"The change is {amounts!r}.", "Give an amount for each feature: {12: 0.0} ablates it.")
+            raise FeatureError(
+                f"The change is {amounts!r}.",
+                "Give an amount for each feature: {12: 0.0} ablates it.",
+            )
         if not amounts:
-            raise FeatureError("No feature is changed.", "Name at least one, with its amount: {12: 0.0}.")
+            raise FeatureError(
+                "No feature is changed.", "Name at least one, with its amount: {12: 0.0}."
+            )
         for feature, amount in amounts.items():
             if type(feature) is not int or not 0 <= feature < d_sae:
-                raise FeatureError(f"Feature {feature!r} does not exist.", f"This SAE's features are 0 to {d_sae - 1}.")
+                raise FeatureError(
+                    f"Feature {feature!r} does not exist.",
+                    f"This SAE's features are 0 to {d_sae - 1}.",
+                )
             if not _finite(amount):
-                raise FeatureError(f"The amount of feature {feature} is {amount!r}.", "Give a finite number.")
+                raise FeatureError(
+                    f"The amount of feature {feature} is {amount!r}.", "Give a finite number."
+                )
         features = tuple(sorted(amounts))
         return cls(features, tuple(float(amounts[feature]) for feature in features), operation)
 
-    def difference(self, activations: Float[Tensor, "row pos changed"]) -> Float[Tensor, "row pos changed"]:
+    def difference(
+        self, activations: Float[Tensor, "row pos changed"]
+    ) -> Float[Tensor, "row pos changed"]:
         """What is added to the activations of these features; exactly 0 where nothing changes."""
         amounts = torch.tensor(self.amounts, dtype=activations.dtype, device=activations.device)
         if self.operation == "add":
@@ -61,7 +76,9 @@ class FeatureChange:
 
     def too_large_error(self) -> FeatureError:
         """What to say where nothing can be computed with these amounts."""
-        feature, amount = max(zip(self.features, self.amounts, strict=True), key=lambda pair: abs(pair[1]))
+        feature, amount = max(
+            zip(self.features, self.amounts, strict=True), key=lambda pair: abs(pair[1])
+        )
         return FeatureError(
             f"With the amount {amount:g} of feature {feature} the model's logits are no numbers.",
             "Give smaller amounts; what a feature's activation is, sae_top_features says.",
@@ -69,4 +86,6 @@ class FeatureChange:
 
 
 def _finite(amount: object) -> bool:
-    return isinstance(amount, int | float) and not isinstance(amount, bool) and math.isfinite(amount)
+    return (
+        isinstance(amount, int | float) and not isinstance(amount, bool) and math.isfinite(amount)
+    )

@@ -52,7 +52,10 @@ def bundled_directory() -> Path:
     """
     found = Path(str(importlib.resources.files("discovery.features") / "bundled"))
     if not (found / CONFIG_FILE).is_file():
-        raise FeatureError("This installation lacks the bundled SAE.", "Install the package again, or train one: circuit-scout sae train.")
+        raise FeatureError(
+            "This installation lacks the bundled SAE.",
+            "Install the package again, or train one: circuit-scout sae train.",
+        )
     return found
 
 
@@ -71,12 +74,19 @@ def find_directory(source: str | Path, runs_dir: Path | str | None = None) -> Pa
     place = _existing_path(source, runs_dir)
     if place is None:
         return None
-    found = place / SAE_FOLDER if not (place / CONFIG_FILE).exists() and (place / RUN_FILE).exists() else place
+    found = (
+        place / SAE_FOLDER
+        if not (place / CONFIG_FILE).exists() and (place / RUN_FILE).exists()
+        else place
+    )
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (found / name).is_file()]:
         if (place / RUN_FILE).exists():
             raise _no_dictionary_in(place)
         name = place.name or str(source)
-        raise FeatureError(f"{name!r} has no {' and no '.join(missing)}.", "Give the directory that SAE.save_model wrote.")
+        raise FeatureError(
+            f"{name!r} has no {' and no '.join(missing)}.",
+            "Give the directory that SAE.save_model wrote.",
+        )
     return found
 
 
@@ -85,7 +95,11 @@ def short_name(name: str) -> str:
     path = Path(name)
     if not path.is_absolute():
         return name
-    return path.parent.name if path.name == SAE_FOLDER and (path.parent / RUN_FILE).exists() else path.name
+    return (
+        path.parent.name
+        if path.name == SAE_FOLDER and (path.parent / RUN_FILE).exists()
+        else path.name
+    )
 
 
 def read_info(source: str | Path, runs_dir: Path | str | None = None) -> SAEInfo:
@@ -135,7 +149,11 @@ def _existing_path(source: str | Path, runs_dir: Path | str | None) -> Path | No
             return given
         folder = Path(runs_dir or default_runs_dir()).expanduser() / given
         return folder if given.name == str(source) and (folder / RUN_FILE).exists() else None
-    except (OSError, RuntimeError, ValueError):  # longer than a name can be, or of a user whom nobody knows
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # longer than a name can be, or of a user whom nobody knows
         return None
 
 
@@ -143,9 +161,15 @@ def _no_dictionary_in(folder: Path) -> FeatureError:
     """Why a run's folder has none."""
     run = open_run(folder.resolve().parent, folder.resolve().name)
     if run.record.kind != "sae":
-        return FeatureError(f"The run {run.id} is no training of an SAE: it has no dictionary.", "Give the id of a finished training.")
+        return FeatureError(
+            f"The run {run.id} is no training of an SAE: it has no dictionary.",
+            "Give the id of a finished training.",
+        )
     if run.status == "completed":
-        return FeatureError(f"The training {run.id} has lost its dictionary, the folder {SAE_FOLDER}.", "Restore it, or train it again.")
+        return FeatureError(
+            f"The training {run.id} has lost its dictionary, the folder {SAE_FOLDER}.",
+            "Restore it, or train it again.",
+        )
     return FeatureError(
         f"The training {run.id} is {run.status}, and has no dictionary yet.",
         f"Let it end, or go on with it: circuit-scout sae train --resume {run.id}, or train_sae(run_id={run.id!r}).",

@@ -14,7 +14,9 @@ from discovery.errors import FeatureError, SiteError
 from discovery.sites import ActivationKind, Site
 
 HOOK_PATTERN = re.compile(r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)")
-MODULE_PATTERN = re.compile(r"(?:\w+\.)*(?:h|layers|blocks)\.(\d+)")  # a Hugging Face module, whose output is the residual stream behind it
+MODULE_PATTERN = re.compile(
+    r"(?:\w+\.)*(?:h|layers|blocks)\.(\d+)"
+)  # a Hugging Face module, whose output is the residual stream behind it
 NORMALISED_HOOK_PATTERN = re.compile(r"blocks\.\d+\.(?:ln\d\.hook_normalized|mlp\.hook_in)")
 MLP_INPUT = "mlp_in"  # the residual stream that the MLP's norm reads
 HEAD_SITES = ("z", "q", "k", "v")
@@ -38,7 +40,11 @@ def parse_hook(hook: str | None) -> Site:
     found = HOOK_PATTERN.fullmatch(hook or "")
     kind = "resid_mid" if found and found[2] == MLP_INPUT else found and found[2]
     if not found or kind not in get_args(ActivationKind) or kind == "pattern":
-        given = f"The SAE's hook point {hook!r} cannot be read and replaced here." if hook else "The SAE's cfg.json names no hook point."
+        given = (
+            f"The SAE's hook point {hook!r} cannot be read and replaced here."
+            if hook
+            else "The SAE's cfg.json names no hook point."
+        )
         raise FeatureError(given, f"Use an SAE of {SUPPORTED_HOOKS}.")
     return Site(kind, int(found[1]))  # type: ignore[arg-type]  # checked above
 
@@ -56,7 +62,8 @@ def parse_site(text: str) -> Site:
         return parse_hook(text.strip())
     except FeatureError:
         raise FeatureError(
-            f"{text!r} is no place to read.", f"Write a site and its layer, as in resid_pre.2, or a hook point: {SUPPORTED_HOOKS}."
+            f"{text!r} is no place to read.",
+            f"Write a site and its layer, as in resid_pre.2, or a hook point: {SUPPORTED_HOOKS}.",
         ) from None
 
 
@@ -82,7 +89,10 @@ def require_sae_site(model: Backend, site: Site, width: int, what: str) -> None:
     try:
         model.require_site(site)
     except SiteError as fault:
-        raise FeatureError(f"The SAE {what} {site.kind} of layer {site.layer}, which this model lacks: {fault.cause}", fault.cure) from None
+        raise FeatureError(
+            f"The SAE {what} {site.kind} of layer {site.layer}, which this model lacks: {fault.cause}",
+            fault.cure,
+        ) from None
     if (own := site_width(model, site)) != width:
         raise FeatureError(
             f"The SAE {what} {site.kind} with {width} numbers a position, and this model has {own} there.",
@@ -90,16 +100,22 @@ def require_sae_site(model: Backend, site: Site, width: int, what: str) -> None:
         )
 
 
-def compare_with_model(model: Backend, metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def compare_with_model(
+    model: Backend, metadata: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
     """(why the SAE belongs to another model, or None; what cannot be told, or None).
 
     A fingerprint of the weights settles it; of two hub names, the part behind the owner does; a directory may have any name.
     """
     info = model.info
-    if (weights := metadata.get("model_fingerprint")) is not None and info.remote is None:  # a server's weights were not seen
+    if (
+        weights := metadata.get("model_fingerprint")
+    ) is not None and info.remote is None:  # a server's weights were not seen
         same = weights == info.fingerprint
         return (
-            None if same else f"it was trained on other weights ({str(weights)[:12]}…; this model's are {info.fingerprint[:12]}…)"
+            None
+            if same
+            else f"it was trained on other weights ({str(weights)[:12]}…; this model's are {info.fingerprint[:12]}…)"
         ), None
     trained_on = metadata.get("model_name")
     if not trained_on:
@@ -108,7 +124,10 @@ def compare_with_model(model: Backend, metadata: Mapping[str, Any]) -> tuple[str
         return None, None
     if info.revision is not None:
         return f"it was trained on {trained_on!r}, and this is {info.name!r}", None
-    return None, f"the SAE was trained on {trained_on!r}; whether {info.name!r} is that model, its files do not tell"
+    return (
+        None,
+        f"the SAE was trained on {trained_on!r}; whether {info.name!r} is that model, its files do not tell",
+    )
 
 
 def _bare(name: str) -> str:

@@ -22,15 +22,26 @@ from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError
-from discovery.features.directory import BUNDLED, CONFIG_FILE, WEIGHTS_FILE, find_directory, short_name
+from discovery.features.directory import (
+    BUNDLED,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_directory,
+    short_name,
+)
 from discovery.features.hooks import HEAD_SITES, compare_with_model, parse_hook, require_sae_site
 from discovery.features.sae import SAE
 from discovery.store import default_runs_dir
 
-UNFOLDED_NORMS = ("expected_average_only_in", "covariance_whitening")  # norms that SAELens folds into weights, and does not apply
+UNFOLDED_NORMS = (
+    "expected_average_only_in",
+    "covariance_whitening",
+)  # norms that SAELens folds into weights, and does not apply
 
 
-def load_sae(source: str | Path, model: Backend, *, runs_dir: Path | str | None = None, force: bool = False) -> SAE:
+def load_sae(
+    source: str | Path, model: Backend, *, runs_dir: Path | str | None = None, force: bool = False
+) -> SAE:
     """Open a sparse autoencoder for a model.
 
     Args:
@@ -56,7 +67,9 @@ def load_sae(source: str | Path, model: Backend, *, runs_dir: Path | str | None 
     return _check_and_wrap(module, str(source), model, force, said)
 
 
-def open_sae(sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str | None = None) -> SAE:
+def open_sae(
+    sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str | None = None
+) -> SAE:
     """A loaded dictionary if the model has its places; else the one of that name, or the bundled one where None.
 
     Raises:
@@ -69,7 +82,9 @@ def open_sae(sae: SAE | str | Path | None, model: Backend, runs_dir: Path | str 
     return sae
 
 
-def _check_and_wrap(module: Any, name: str, model: Backend, force: bool, said: tuple[str, ...]) -> SAE:
+def _check_and_wrap(
+    module: Any, name: str, model: Backend, force: bool, said: tuple[str, ...]
+) -> SAE:
     metadata = module.cfg.metadata
     reads = parse_hook(metadata.get("hook_name"))
     writes = parse_hook(metadata.get("hook_name_out")) if hasattr(module.cfg, "d_out") else reads
@@ -94,19 +109,31 @@ def _check_and_wrap(module: Any, name: str, model: Backend, force: bool, said: t
         )
     notes = [*said, *(f"this may be the wrong SAE: {why}" for why in (wrong, unknown) if why)]
     if module.cfg.normalize_activations in UNFOLDED_NORMS:
-        notes.append(f"it was trained with {module.cfg.normalize_activations}, whose factor its files lack: check its reconstruction")
+        notes.append(
+            f"it was trained with {module.cfg.normalize_activations}, whose factor its files lack: check its reconstruction"
+        )
     settings = metadata.get("model_from_pretrained_kwargs") or {}
     asked = bool(settings.get("center_writing_weights"))
     centred = asked and reads == writes and reads.kind not in HEAD_SITES
     if asked and not centred:
-        notes.append("it was trained on a model with centred writing weights, which this one does not have: check how well it reconstructs")
+        notes.append(
+            "it was trained on a model with centred writing weights, which this one does not have: check how well it reconstructs"
+        )
     module.turn_off_forward_pass_hook_z_reshaping()  # heads are laid side by side here
     module.eval().requires_grad_(False)
-    return SAE(module, name, _fingerprint(module), reads, writes, centred=centred, warnings=tuple(notes))
+    return SAE(
+        module, name, _fingerprint(module), reads, writes, centred=centred, warnings=tuple(notes)
+    )
 
 
 def _from_directory(directory: Path, device: str) -> tuple[Any, tuple[str, ...]]:
-    with _capture_warnings() as said, _as_feature_error(f"{short_name(str(directory))!r} cannot be loaded as an SAE", "Save it again with SAE.save_model."):
+    with (
+        _capture_warnings() as said,
+        _as_feature_error(
+            f"{short_name(str(directory))!r} cannot be loaded as an SAE",
+            "Save it again with SAE.save_model.",
+        ),
+    ):
         import sae_lens
 
         module = sae_lens.SAE.load_from_disk(directory, device=device)
@@ -115,7 +142,10 @@ def _from_directory(directory: Path, device: str) -> tuple[Any, tuple[str, ...]]
 
 def _from_hub(source: str, device: str) -> tuple[Any, tuple[str, ...]]:
     cure = "Check the name, the connection and HF_HUB_OFFLINE, or download the SAE and give its directory."
-    with _capture_warnings() as said, _as_feature_error(f"The SAE {source!r} could not be had from the hub", cure):
+    with (
+        _capture_warnings() as said,
+        _as_feature_error(f"The SAE {source!r} could not be had from the hub", cure),
+    ):
         import sae_lens
 
         release, sae_id = _split(source)
@@ -132,7 +162,11 @@ def _split(source: str) -> tuple[str, str]:
     for count in range(len(parts) - 1, 0, -1):
         if (release := "/".join(parts[:count])) in known:
             return release, "/".join(parts[count:])
-    return ("/".join(parts[:2]), "/".join(parts[2:]) or ".") if len(parts) > 2 else (parts[0], parts[1])
+    return (
+        ("/".join(parts[:2]), "/".join(parts[2:]) or ".")
+        if len(parts) > 2
+        else (parts[0], parts[1])
+    )
 
 
 @contextlib.contextmanager
@@ -144,7 +178,9 @@ def _capture_warnings() -> Iterator[list[str]]:
         yield said
     for warning in caught:
         text = " ".join(str(warning.message).split())
-        if issubclass(warning.category, UserWarning) and "model_from_pretrained_kwargs" not in text:  # those are looked at in `_check_and_wrap`
+        if (
+            issubclass(warning.category, UserWarning) and "model_from_pretrained_kwargs" not in text
+        ):  # those are looked at in `_check_and_wrap`
             said.append(text)
 
 
@@ -155,13 +191,26 @@ def _as_feature_error(what: str, cure: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, ImportError, SafetensorError) as fault:
-        raise FeatureError(f"{what} ({type(fault).__name__}).", cure, detail=_first_lines(fault)) from fault
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        ImportError,
+        SafetensorError,
+    ) as fault:
+        raise FeatureError(
+            f"{what} ({type(fault).__name__}).", cure, detail=_first_lines(fault)
+        ) from fault
 
 
 def _first_lines(fault: Exception) -> str:
     """The first, and where that only announces what is wrong, the second too."""
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [type(fault).__name__]
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [
+        type(fault).__name__
+    ]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
 
@@ -169,5 +218,7 @@ def _fingerprint(module: Any) -> str:
     whole = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         whole.update(name.encode())
-        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        whole.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return whole.hexdigest()

@@ -53,7 +53,15 @@ class SAE:
     """
 
     def __init__(
-        self, module: Any, name: str, fingerprint: str, reads: Site, writes: Site, *, centred: bool = False, warnings: tuple[str, ...] = ()
+        self,
+        module: Any,
+        name: str,
+        fingerprint: str,
+        reads: Site,
+        writes: Site,
+        *,
+        centred: bool = False,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         """Take over a SAELens module.
 
@@ -67,7 +75,9 @@ class SAE:
         self.d_in: int = int(module.cfg.d_in)
         self.d_out: int = int(getattr(module.cfg, "d_out", self.d_in))
         self._is_transcoder = hasattr(module.cfg, "d_out")
-        self._lock = threading.Lock()  # SAELens keeps the input's norm in the module between encode and decode
+        self._lock = (
+            threading.Lock()
+        )  # SAELens keeps the input's norm in the module between encode and decode
 
     @torch.no_grad()
     def encode(self, activation: Float[Tensor, "row pos ..."]) -> Float[Tensor, "row pos feature"]:
@@ -120,7 +130,9 @@ class SAE:
         here = activation if written is None else written
         codes = self.codes(activation)
         chosen = list(change.features)
-        moved = change.difference(codes.features[..., chosen]) @ self.directions(chosen) * codes.scale
+        moved = (
+            change.difference(codes.features[..., chosen]) @ self.directions(chosen) * codes.scale
+        )
         base = here.flatten(2) if error == "keep" else codes.reconstruction.to(here)
         return (base + moved.to(here)).reshape(here.shape)
 
@@ -131,7 +143,10 @@ class SAE:
             FeatureError: names what exists.
         """
         if type(feature) is not int or not 0 <= feature < self.d_sae:
-            raise FeatureError(f"Feature {feature!r} does not exist.", f"This SAE's features are 0 to {self.d_sae - 1}.")
+            raise FeatureError(
+                f"Feature {feature!r} does not exist.",
+                f"This SAE's features are 0 to {self.d_sae - 1}.",
+            )
         return feature
 
     def link(self, feature: int) -> str | None:

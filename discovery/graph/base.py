@@ -56,15 +56,22 @@ NodeId = Annotated[str, BeforeValidator(str), AfterValidator(canonical_node_id)]
 class JsonModel(BaseModel):
     """The base of every part: frozen, and open to fields that are not declared, kept as strict JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _added_fields_are_json(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        declared = {name for field, info in cls.model_fields.items() for name in (field, info.alias)}
-        return {name: value if name in declared else to_plain_json(value) for name, value in data.items()}
+        declared = {
+            name for field, info in cls.model_fields.items() for name in (field, info.alias)
+        }
+        return {
+            name: value if name in declared else to_plain_json(value)
+            for name, value in data.items()
+        }
 
     @classmethod
     def declared_fields(cls) -> frozenset[str]:
@@ -84,7 +91,11 @@ class OmitsEmptyFields(JsonModel):
     @model_serializer(mode="wrap")
     def _omit_empty_fields(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         facts: dict[str, Any] = whole(self)
-        return {name: value for name, value in facts.items() if value or name not in self.omitted_when_empty}
+        return {
+            name: value
+            for name, value in facts.items()
+            if value or name not in self.omitted_when_empty
+        }
 
 
 class Effect(JsonModel):

@@ -19,7 +19,10 @@ Tone = Literal["up", "down", "flat", "end"]
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
     """The label, the role and the effect of a node, as far as they are known."""
     effect = node_effect(facts)
-    label, role = str(facts.get("label") or Node.parse(name).label), facts.get("role") or _describe_firing(facts)
+    label, role = (
+        str(facts.get("label") or Node.parse(name).label),
+        facts.get("role") or _describe_firing(facts),
+    )
     lines = [label, role, None if effect is None else format_signed(effect)]
     return [_to_one_line(line) for line in lines if line]
 
@@ -60,7 +63,11 @@ def edge_effect(facts: Mapping[str, Any]) -> float | None:
 def edge_line(facts: Mapping[str, Any]) -> str:
     """The inputs of an edge and its effect: ``q k +0.12``."""
     effect = edge_effect(facts)
-    slots = [slot for slot in SLOTS if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "feature", "logits")]
+    slots = [
+        slot
+        for slot in SLOTS
+        if slot in (facts.get("inputs") or {}) and slot not in ("mlp", "feature", "logits")
+    ]
     return " ".join(slots + ([] if effect is None else [format_signed(effect)]))
 
 

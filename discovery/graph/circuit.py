@@ -35,7 +35,15 @@ from discovery.graph.dot import write_dot
 from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
-from discovery.graph.record import CircuitEdge, CircuitNode, Cost, ModelFacts, Provenance, SAEFacts, TaskFacts
+from discovery.graph.record import (
+    CircuitEdge,
+    CircuitNode,
+    Cost,
+    ModelFacts,
+    Provenance,
+    SAEFacts,
+    TaskFacts,
+)
 from discovery.graph.strict_json import dumps, loads
 from discovery.sites import EMBED, LOGITS, Node, slots_of
 
@@ -66,7 +74,9 @@ class CircuitGraph(OmitsEmptyFields):
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
 
-    schema_: Literal["circuit-scout/circuit/1"] = Field(default="circuit-scout/circuit/1", alias="schema")
+    schema_: Literal["circuit-scout/circuit/1"] = Field(
+        default="circuit-scout/circuit/1", alias="schema"
+    )
     run_id: str | None = None
     model: ModelFacts = ModelFacts()
     task: TaskFacts = TaskFacts()
@@ -102,8 +112,12 @@ class CircuitGraph(OmitsEmptyFields):
         for node in (*self.members, *self.features):
             check_bounds(node, self.model)
         if self.verdict == "no_behaviour" and (self.size or self.features):
-            raise ValueError("a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features")
-        check_unique("dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries])
+            raise ValueError(
+                "a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features"
+            )
+        check_unique(
+            "dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries]
+        )
         check_features(self.features, self.dictionaries)
         return self
 
@@ -142,17 +156,27 @@ class CircuitGraph(OmitsEmptyFields):
         """
         if not graph.is_directed() or graph.is_multigraph():
             raise StoreError(
-                "A circuit is a networkx.DiGraph, not an undirected or multigraph.", "Give one edge per ordered pair of nodes."
+                "A circuit is a networkx.DiGraph, not an undirected or multigraph.",
+                "Give one edge per ordered pair of nodes.",
             )
         nodes = [{**facts, "id": name} for name, facts in graph.nodes(data=True)]
-        edges = [{**facts, "source": source, "target": target} for source, target, facts in graph.edges(data=True)]
+        edges = [
+            {**facts, "source": source, "target": target}
+            for source, target, facts in graph.edges(data=True)
+        ]
         return cls._read(graph.graph, nodes, edges, "The graph")
 
     def to_node_link(self) -> dict[str, Any]:
         """The content of circuit.json: networkx node-link data keyed `edges`."""
         facts: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         nodes, edges = facts.pop("nodes"), facts.pop("edges")
-        return {"directed": True, "multigraph": False, "graph": facts, "nodes": nodes, "edges": edges}
+        return {
+            "directed": True,
+            "multigraph": False,
+            "graph": facts,
+            "nodes": nodes,
+            "edges": edges,
+        }
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """circuit.json: strict JSON, ending in a newline."""
@@ -171,19 +195,35 @@ class CircuitGraph(OmitsEmptyFields):
         """
         data = loads(text, source)
         match data:
-            case {"directed": True, "multigraph": False, "graph": dict(facts), "nodes": list(nodes), "edges": list(edges)}:
+            case {
+                "directed": True,
+                "multigraph": False,
+                "graph": dict(facts),
+                "nodes": list(nodes),
+                "edges": list(edges),
+            }:
                 return cls._read(facts, nodes, edges, source)
-        raise StoreError(f"{source} is not a circuit record: it is no networkx node-link data of a DiGraph, keyed `edges`.", _CURE)
+        raise StoreError(
+            f"{source} is not a circuit record: it is no networkx node-link data of a DiGraph, keyed `edges`.",
+            _CURE,
+        )
 
     @classmethod
-    def _read(cls, facts: Mapping[str, Any], nodes: list[Any], edges: list[Any], source: str) -> CircuitGraph:
+    def _read(
+        cls, facts: Mapping[str, Any], nodes: list[Any], edges: list[Any], source: str
+    ) -> CircuitGraph:
         schema = facts.get("schema")
         if schema != SCHEMA:
-            raise StoreError(f"{source} has the schema {schema!r}; this version reads {SCHEMA!r}.", "Use the version that wrote it.")
+            raise StoreError(
+                f"{source} has the schema {schema!r}; this version reads {SCHEMA!r}.",
+                "Use the version that wrote it.",
+            )
         try:
             return cls.model_validate({**facts, "nodes": nodes, "edges": edges})
         except (ValidationError, TypeError) as fault:
-            raise StoreError(f"{source} is not a circuit record: {_first_error(fault)}.", _CURE) from fault
+            raise StoreError(
+                f"{source} is not a circuit record: {_first_error(fault)}.", _CURE
+            ) from fault
 
     def to_graphml(self) -> str:
         """GraphML for Gephi, Cytoscape, yEd and networkx: text and numbers as they are, the rest as JSON strings."""
@@ -221,7 +261,9 @@ class CircuitGraph(OmitsEmptyFields):
 
     def content_hash(self) -> str:
         """sha256 of all that the same seed, machine and versions reproduce: everything but times and ids."""
-        return hashlib.sha256(dumps(reproducible_content(self.to_node_link()), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            dumps(reproducible_content(self.to_node_link()), sort_keys=True).encode()
+        ).hexdigest()
 
     def same_content(self, other: CircuitGraph) -> bool:
         """Whether `other` is the same record but for times and ids."""
@@ -253,17 +295,26 @@ def check_edge(edge: CircuitEdge, ids: set[str]) -> None:
     source, target = edge_order(edge)
     for end in (edge.source, edge.target):
         if end not in ids:
-            raise ValueError(f"the edge {source}->{target} has an end that is no node of the circuit: {end}")
+            raise ValueError(
+                f"the edge {source}->{target} has an end that is no node of the circuit: {end}"
+            )
     if not source.feeds(target):
-        raise ValueError(f"the edge {source}->{target} runs backwards: the source must come before the target")
+        raise ValueError(
+            f"the edge {source}->{target} runs backwards: the source must come before the target"
+        )
     alien = sorted(set(edge.inputs) - set(slots_of(target)))
     if alien:
-        raise ValueError(f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}")
+        raise ValueError(
+            f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}"
+        )
 
 
 def check_bounds(node: Node, model: ModelFacts) -> None:
     """The model has it, where the record says how large the model is."""
-    for index, limit, what in ((node.layer, model.n_layers, "layers"), (node.head, model.n_heads, "heads in each layer")):
+    for index, limit, what in (
+        (node.layer, model.n_layers, "layers"),
+        (node.head, model.n_heads, "heads in each layer"),
+    ):
         if index is not None and limit is not None and index >= limit:
             raise ValueError(f"{node} is not in the model, which has {limit} {what}")
 
@@ -281,11 +332,15 @@ def check_features(features: Sequence[Node], dictionaries: Sequence[SAEFacts]) -
 
 def reproducible_content(record: Mapping[str, Any]) -> dict[str, Any]:
     """The node-link data `record` without times and ids."""
-    facts: dict[str, Any] = {name: value for name, value in record["graph"].items() if name != "run_id"}
+    facts: dict[str, Any] = {
+        name: value for name, value in record["graph"].items() if name != "run_id"
+    }
     facts["cost"] = _drop_fields(facts["cost"], "seconds", "peak_memory_bytes")
     facts["provenance"] = _drop_fields(facts["provenance"], "created", "command")
     names: dict[str, str] = {}
-    nodes, edges = ([_renumber_results(part, names) for part in record[parts]] for parts in ("nodes", "edges"))
+    nodes, edges = (
+        [_renumber_results(part, names) for part in record[parts]] for parts in ("nodes", "edges")
+    )
     return {"graph": facts, "nodes": nodes, "edges": edges}
 
 
@@ -296,4 +351,7 @@ def _drop_fields(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
 def _renumber_results(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """`part` with its result ids replaced; `names` grows with each new one."""
     results: Iterable[str] = part["evidence"]
-    return {**part, "evidence": [names.setdefault(result, f"result-{len(names)}") for result in results]}
+    return {
+        **part,
+        "evidence": [names.setdefault(result, f"result-{len(names)}") for result in results],
+    }

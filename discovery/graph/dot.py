@@ -9,7 +9,14 @@ from __future__ import annotations
 from itertools import groupby
 
 from discovery.graph.base import DiGraph
-from discovery.graph.captions import Tone, edge_effect, edge_line, node_lines, node_tone, record_title
+from discovery.graph.captions import (
+    Tone,
+    edge_effect,
+    edge_line,
+    node_lines,
+    node_tone,
+    record_title,
+)
 from discovery.sites import Node
 
 _STYLE: dict[Tone, str] = {
@@ -28,7 +35,9 @@ def write_dot(graph: DiGraph) -> str:
         '  node [shape=box, style="filled,rounded", fontname=Helvetica];',
         "  edge [fontname=Helvetica, fontsize=10];",
     ]
-    for _, row in groupby(sorted(graph.nodes, key=Node.parse), key=lambda name: Node.parse(name).order[:2]):
+    for _, row in groupby(
+        sorted(graph.nodes, key=Node.parse), key=lambda name: Node.parse(name).order[:2]
+    ):
         names = list(row)
         lines += [_node(graph, name) for name in names]
         if len(names) > 1:
@@ -46,7 +55,9 @@ def _node(graph: DiGraph, name: str) -> str:
 def _edge(graph: DiGraph, source: str, target: str) -> str:
     facts = graph.edges[source, target]
     effect = edge_effect(facts) or 0.0
-    colour, style = ("#762a83", "dashed") if effect < 0 else ("#1b7837" if effect > 0 else "#555555", "solid")
+    colour, style = (
+        ("#762a83", "dashed") if effect < 0 else ("#1b7837" if effect > 0 else "#555555", "solid")
+    )
     width = f"{1 + 4 * min(1.0, abs(effect)):.2f}"
     look = f'label={_quoted(edge_line(facts))}, color="{colour}", style={style}, penwidth={width}'
     return f"  {_quoted(source)} -> {_quoted(target)} [{look}];"

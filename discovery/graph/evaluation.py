@@ -229,7 +229,14 @@ class Conditions(JsonModel):
 
     def of(self, condition: Condition) -> OutcomeByAblation:
         """How `condition` came out."""
-        by_name: dict[Condition, OutcomeByAblation] = {"a": self.a, "b": self.b, "c": self.c, "d": self.d, "e": self.e, "f": self.f}
+        by_name: dict[Condition, OutcomeByAblation] = {
+            "a": self.a,
+            "b": self.b,
+            "c": self.c,
+            "d": self.d,
+            "e": self.e,
+            "f": self.f,
+        }
         return by_name[condition]
 
 

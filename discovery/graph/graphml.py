@@ -45,9 +45,20 @@ def read_graphml(text: str) -> DiGraph:
     try:
         flat = networkx.parse_graphml(text)
     except (ParseError, networkx.NetworkXError, ValueError, KeyError) as fault:
-        raise StoreError(f"The text is not GraphML: {fault}.", "Give what `circuit-scout runs export --format graphml` wrote.") from fault
+        raise StoreError(
+            f"The text is not GraphML: {fault}.",
+            "Give what `circuit-scout runs export --format graphml` wrote.",
+        ) from fault
     graph: DiGraph = networkx.DiGraph()
-    graph.graph.update(_decode({name: value for name, value in flat.graph.items() if name not in ("node_default", "edge_default")}))
+    graph.graph.update(
+        _decode(
+            {
+                name: value
+                for name, value in flat.graph.items()
+                if name not in ("node_default", "edge_default")
+            }
+        )
+    )
     for name, facts in flat.nodes(data=True):
         graph.add_node(name, **_decode(facts))
     for source, target, facts in flat.edges(data=True):
@@ -62,7 +73,9 @@ def _encode(facts: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in facts.items():
         if value is None or name == _ENCODED or not _XML_TEXT.fullmatch(name):
             other[name] = value
-        elif isinstance(value, bool | int | float) or (isinstance(value, str) and _XML_TEXT.fullmatch(value)):
+        elif isinstance(value, bool | int | float) or (
+            isinstance(value, str) and _XML_TEXT.fullmatch(value)
+        ):
             flat[name] = value
         else:
             flat[name] = dumps(value)
@@ -77,4 +90,7 @@ def _decode(flat: Mapping[str, Any]) -> dict[str, Any]:
             for name in names:
                 facts[str(name)] = loads(str(facts.get(str(name))), f"The attribute {name!r}")
             return {**facts, **other}
-    raise StoreError("The GraphML was not written by Circuit Scout, or lost `encoded`.", "Export it again as graphml or json.")
+    raise StoreError(
+        "The GraphML was not written by Circuit Scout, or lost `encoded`.",
+        "Export it again as graphml or json.",
+    )

@@ -26,13 +26,23 @@ def write_mermaid(graph: DiGraph) -> str:
         facts = graph.nodes[name]
         label = "<br/>".join(_escaped(line) for line in node_lines(name, facts))
         tone = node_tone(name, facts)
-        opening, closing = ("([", "])") if tone == "end" else ("{{", "}}") if Node.parse(name).kind == "feature" else ("[", "]")
-        lines.append(f'  {_name(name)}{opening}"{label}"{closing}:::{"end_" if tone == "end" else tone}')
+        opening, closing = (
+            ("([", "])")
+            if tone == "end"
+            else ("{{", "}}")
+            if Node.parse(name).kind == "feature"
+            else ("[", "]")
+        )
+        lines.append(
+            f'  {_name(name)}{opening}"{label}"{closing}:::{"end_" if tone == "end" else tone}'
+        )
     for source, target in graph.edges:
         facts = graph.edges[source, target]
         arrow = "-.->" if (edge_effect(facts) or 0) < 0 else "-->"
         words = _escaped(edge_line(facts))
-        lines.append(f"  {_name(source)} {arrow}" + (f'|"{words}"|' if words else "") + f" {_name(target)}")
+        lines.append(
+            f"  {_name(source)} {arrow}" + (f'|"{words}"|' if words else "") + f" {_name(target)}"
+        )
     return "\n".join([*lines, *_CLASSES]) + "\n"
 
 
@@ -41,4 +51,6 @@ def _name(node: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in _HARMLESS else f"#{ord(letter)};" for letter in text)
+    return "".join(
+        letter if letter.isalnum() or letter in _HARMLESS else f"#{ord(letter)};" for letter in text
+    )

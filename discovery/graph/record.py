@@ -14,7 +14,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from discovery.graph.base import Effect, Json, JsonModel, NodeId, Number, OmitsEmptyFields, canonical_node_id
+from discovery.graph.base import (
+    Effect,
+    Json,
+    JsonModel,
+    NodeId,
+    Number,
+    OmitsEmptyFields,
+    canonical_node_id,
+)
 from discovery.sites import FeatureSite, MetricName, Node, NodeKind, Slot
 
 

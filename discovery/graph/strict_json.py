@@ -77,14 +77,20 @@ def loads(text: str | bytes, source: str) -> Any:
     except json.JSONDecodeError as fault:
         where = f"line {fault.lineno}, column {fault.colno}"
         raise StoreError(
-            f"{source} is damaged: no JSON at {where}.", "Restore the file, or delete it and run again.", detail=fault.msg
+            f"{source} is damaged: no JSON at {where}.",
+            "Restore the file, or delete it and run again.",
+            detail=fault.msg,
         ) from fault
     except UnicodeDecodeError as fault:
         raise StoreError(
-            f"{source} is damaged: byte {fault.start} is not UTF-8.", "Restore the file, or delete it and run again."
+            f"{source} is damaged: byte {fault.start} is not UTF-8.",
+            "Restore the file, or delete it and run again.",
         ) from fault
     except (ValueError, RecursionError) as fault:
-        raise StoreError(f"{source} is damaged: {fault or 'nested too deep'}.", "Restore the file, or delete it and run again.") from fault
+        raise StoreError(
+            f"{source} is damaged: {fault or 'nested too deep'}.",
+            "Restore the file, or delete it and run again.",
+        ) from fault
 
 
 def _reject_constant(word: str) -> float:

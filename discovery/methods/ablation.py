@@ -47,14 +47,18 @@ class SetMetric:
             MeasurementError: for an unknown ablation.
         """
         if ablation not in get_args(Ablation):
-            raise MeasurementError(f"ablation {ablation!r} is not known.", f"Allowed: {', '.join(get_args(Ablation))}.")
+            raise MeasurementError(
+                f"ablation {ablation!r} is not known.", f"Allowed: {', '.join(get_args(Ablation))}."
+            )
         self.engine, self.ablation = engine, ablation
         self.universe = engine.backend.info.nodes(universe)
         self.everything: NodeSet = frozenset(self.universe)
         self._on_all_pairs: dict[NodeSet, Tensor] = {}
         self._on_first_pairs: dict[NodeSet, Tensor] = {}  # of the first pairs only
 
-    def __call__(self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None) -> Float[Tensor, "set pair"]:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set pair"]:
         """The metric of each pair with only these nodes kept.
 
         Args:
@@ -68,7 +72,12 @@ class SetMetric:
         if pairs is not None:
             fresh = [kept for kept in fresh if len(self._on_first_pairs.get(kept, ())) < pairs]
             self._on_first_pairs.update(zip(fresh, self._measure(fresh, label, pairs), strict=True))
-            return torch.stack([(self._on_all_pairs.get(kept, self._on_first_pairs.get(kept)))[:pairs] for kept in wanted])  # type: ignore[index]
+            return torch.stack(
+                [
+                    (self._on_all_pairs.get(kept, self._on_first_pairs.get(kept)))[:pairs]
+                    for kept in wanted
+                ]
+            )  # type: ignore[index]
         self._on_all_pairs.update(zip(fresh, self._measure(fresh, label), strict=True))
         return torch.stack([self._on_all_pairs[kept] for kept in wanted])
 
@@ -94,7 +103,9 @@ class SetMetric:
         """Whether this set has been measured."""
         return frozenset(kept & self.everything) in self._on_all_pairs
 
-    def _measure(self, sets: Sequence[NodeSet], label: str, pairs: int | None = None) -> Sequence[Tensor]:
+    def _measure(
+        self, sets: Sequence[NodeSet], label: str, pairs: int | None = None
+    ) -> Sequence[Tensor]:
         if not sets:
             return ()
         ablated = [self.everything - kept for kept in sets]
@@ -102,7 +113,11 @@ class SetMetric:
             self.engine.prepare_means(_sites(frozenset().union(*ablated)))
         out: list[Tensor] = []
         for first, block in self.engine.blocks():
-            count = len(block.prompts) if pairs is None else max(0, min(len(block.prompts), pairs - first))
+            count = (
+                len(block.prompts)
+                if pairs is None
+                else max(0, min(len(block.prompts), pairs - first))
+            )
             if count:
                 out.append(self._measure_block(first, block, ablated, label, count))
         return list(torch.cat(out, 1))
@@ -113,39 +128,56 @@ class SetMetric:
         if self.ablation == "mean":
             self.engine.prepare_means(_sites(frozenset().union(*ablated)))
         return sum(
-            block.estimate(rows) for first, block in self.engine.blocks() for _, rows in self._jobs(first, block, ablated, len(block.prompts))
+            block.estimate(rows)
+            for first, block in self.engine.blocks()
+            for _, rows in self._jobs(first, block, ablated, len(block.prompts))
         )
 
-    def _jobs(self, first: int, block: Block, ablated: Sequence[NodeSet], count: int) -> list[tuple[list[int], Rows]]:
+    def _jobs(
+        self, first: int, block: Block, ablated: Sequence[NodeSet], count: int
+    ) -> list[tuple[list[int], Rows]]:
         """Sets by the first layer that they touch, with their rows."""
         by_start: dict[int, list[int]] = defaultdict(list)
         for number, nodes in enumerate(ablated):
             if nodes:
                 by_start[min(node.layer for node in nodes if node.layer is not None)].append(number)
         return [
-            (members, self._rows(first, block, [ablated[n] for n in members], start, count)) for start, members in sorted(by_start.items())
+            (members, self._rows(first, block, [ablated[n] for n in members], start, count))
+            for start, members in sorted(by_start.items())
         ]
 
-    def _measure_block(self, first: int, block: Block, ablated: Sequence[NodeSet], label: str, count: int) -> Float[Tensor, "set pair"]:
+    def _measure_block(
+        self, first: int, block: Block, ablated: Sequence[NodeSet], label: str, count: int
+    ) -> Float[Tensor, "set pair"]:
         result = block.baseline("clean")[:count].repeat(len(ablated), 1)
         jobs = self._jobs(first, block, ablated, count)
-        block.meter.begin(self.engine.block_label(label, first, block), sum(block.estimate(rows) for _, rows in jobs))
+        block.meter.begin(
+            self.engine.block_label(label, first, block),
+            sum(block.estimate(rows) for _, rows in jobs),
+        )
         for members, rows in jobs:
             result[members] = block.measure(rows).reshape(len(members), count)
         return result
 
-    def _rows(self, first: int, block: Block, ablated: Sequence[NodeSet], start: int, count: int) -> Rows:
+    def _rows(
+        self, first: int, block: Block, ablated: Sequence[NodeSet], start: int, count: int
+    ) -> Rows:
         device, info = block.prompts.length.device, self.engine.backend.info
         pair = torch.arange(count, device=device).repeat(len(ablated))
         number = torch.arange(len(ablated), device=device).repeat_interleave(count)
         values: list[tuple[Site, Tensor, Bool[Tensor, "set ..."]]] = []
         for site in _sites(frozenset().union(*ablated)):
-            where = [[Node("attention_head", site.layer, h) in nodes for h in range(info.n_heads)] for nodes in ablated]
+            where = [
+                [Node("attention_head", site.layer, h) in nodes for h in range(info.n_heads)]
+                for nodes in ablated
+            ]
             if site.kind == "mlp_out":
                 where = [[Node("mlp", site.layer) in nodes] for nodes in ablated]
             value = self.engine.reference_values(self.ablation, first, block, site)
             values.append((site, value, torch.tensor(where, device=device)))
-        same_before = self.ablation == "resample"  # up to the first differing token the corrupted run is the clean run
+        same_before = (
+            self.ablation == "resample"
+        )  # up to the first differing token the corrupted run is the clean run
 
         def edits(window: Window) -> list[Edit]:
             chosen = number[window.index]
@@ -201,7 +233,11 @@ def describe_reference(engine: Engine, ablation: Ablation) -> dict[str, str | in
     """What nodes are replaced by, as recorded."""
     if ablation == "mean":
         plan = engine.reference_plan
-        return {"source": "corrupted prompts of the same split, the pair itself left out", "alignment": plan.alignment, "size": plan.size}
+        return {
+            "source": "corrupted prompts of the same split, the pair itself left out",
+            "alignment": plan.alignment,
+            "size": plan.size,
+        }
     if ablation == "zero":
         return {"source": "zero", "alignment": "none", "size": 0}
     return {"source": "the pair's own corrupted run", "alignment": "position", "size": 1}

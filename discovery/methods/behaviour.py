@@ -79,7 +79,9 @@ def check_task(
     if engine is None:
         engine = Engine(model, task, metric=used, memory=memory, meter=Meter(progress=progress))
     elif engine.metric != used:
-        engine = Engine(model, task, metric=used, memory=memory or engine.memory, meter=engine.meter)  # counted with the rest
+        engine = Engine(
+            model, task, metric=used, memory=memory or engine.memory, meter=engine.meter
+        )  # counted with the rest
     before = engine.meter.spent
     clean, corrupted, right, top = _measure(engine)
     n, hits = len(right), int(right.sum())
@@ -89,12 +91,22 @@ def check_task(
     mean_clean = float(clean.double().mean())
     reasons = []
     if not low > max(CHANCE_ACCURACY, constant):
-        rival = f"the best constant answer's {constant:.2f}" if constant > CHANCE_ACCURACY else f"chance, {CHANCE_ACCURACY}"
-        reasons.append(f"accuracy {hits / n:.2f} on {n} pairs (lower bound {low:.2f}) is not above {rival}")
+        rival = (
+            f"the best constant answer's {constant:.2f}"
+            if constant > CHANCE_ACCURACY
+            else f"chance, {CHANCE_ACCURACY}"
+        )
+        reasons.append(
+            f"accuracy {hits / n:.2f} on {n} pairs (lower bound {low:.2f}) is not above {rival}"
+        )
     if not gap.low > 0:
-        reasons.append(f"{used} is not reliably larger on clean than on corrupted prompts (gap {gap.mean:.3g}, lower bound {gap.low:.3g})")
+        reasons.append(
+            f"{used} is not reliably larger on clean than on corrupted prompts (gap {gap.mean:.3g}, lower bound {gap.low:.3g})"
+        )
     elif not gap.mean >= MIN_REMOVED_SHARE * mean_clean:
-        reasons.append(f"the corruption does not remove the behaviour (gap {gap.mean:.3g}, clean {mean_clean:.3g})")
+        reasons.append(
+            f"the corruption does not remove the behaviour (gap {gap.mean:.3g}, clean {mean_clean:.3g})"
+        )
     return BehaviourCheck(
         n,
         used,
@@ -113,17 +125,28 @@ def check_task(
 
 def _measure(
     engine: Engine,
-) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair"], Bool[Tensor, "pair"], Bool[Tensor, "pair"]]:
+) -> tuple[
+    Float[Tensor, "pair"], Float[Tensor, "pair"], Bool[Tensor, "pair"], Bool[Tensor, "pair"]
+]:
     """m(clean), m(corrupted), whether the answer beats the wrong one, and whether it is the most likely token."""
     parts: list[tuple[Tensor, ...]] = []
     for _, block in engine.blocks():
         logits, prompts = block.logits("clean"), block.prompts
         right = is_right(logits, prompts.answer, prompts.wrong)
-        parts.append((block.baseline("clean"), block.baseline("corrupted"), right, is_top(logits, prompts.answer)))
+        parts.append(
+            (
+                block.baseline("clean"),
+                block.baseline("corrupted"),
+                right,
+                is_top(logits, prompts.answer),
+            )
+        )
     clean, corrupted, rights, top = (torch.cat(part) for part in zip(*parts, strict=True))
     return clean, corrupted, rights, top
 
 
 def best_constant_accuracy(task: Task) -> float:
     """The share of pairs that the most frequent answer serves (a set of tokens is one answer)."""
-    return max(Counter(tuple(sorted(pair.answer)) for pair in task.pairs).values()) / len(task.pairs)
+    return max(Counter(tuple(sorted(pair.answer)) for pair in task.pairs).values()) / len(
+        task.pairs
+    )

@@ -70,21 +70,36 @@ def compare_with_controls(
     """
     began = time.monotonic()
     chosen = parse_nodes(model, nodes)
-    engine = engine or Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
+    engine = engine or Engine(
+        model, task, metric=metric, memory=memory, meter=Meter(progress=progress)
+    )
     before = engine.meter.spent
     sets = SetMetric(engine, ablation)
     singles = sorted(chosen) if each else []
     drawn, possible = _draw_controls(model, chosen, controls, seed)
     ablated = [chosen, frozenset(), *[frozenset({node}) for node in singles], *drawn]
-    means = [float(row.double().mean()) for row in sets([sets.everything - nodes for nodes in ablated], "controls")]
+    means = [
+        float(row.double().mean())
+        for row in sets([sets.everything - nodes for nodes in ablated], "controls")
+    ]
     own, clean, rest = means[0], means[1], means[2:]
     others = tuple(rest[len(singles) :])
     as_large = sum(abs(other - clean) >= abs(own - clean) - 1e-9 for other in others)
-    per_node = tuple((str(node), value) for node, value in zip(singles, rest[: len(singles)], strict=True))
-    return ControlComparison(per_node, others, possible, as_large, MeasurementCost(engine.meter.spent - before, time.monotonic() - began))
+    per_node = tuple(
+        (str(node), value) for node, value in zip(singles, rest[: len(singles)], strict=True)
+    )
+    return ControlComparison(
+        per_node,
+        others,
+        possible,
+        as_large,
+        MeasurementCost(engine.meter.spent - before, time.monotonic() - began),
+    )
 
 
-def _draw_controls(model: Backend, chosen: NodeSet, count: int, seed: int) -> tuple[list[NodeSet], int]:
+def _draw_controls(
+    model: Backend, chosen: NodeSet, count: int, seed: int
+) -> tuple[list[NodeSet], int]:
     """Distinct sets with as many heads and MLPs, of other nodes where there are enough, and how many there are."""
     n_heads = sum(node.kind == "attention_head" for node in chosen)
     n_mlps = len(chosen) - n_heads
@@ -100,7 +115,11 @@ def _draw_controls(model: Backend, chosen: NodeSet, count: int, seed: int) -> tu
     return list(found)[1:], possible
 
 
-def _nodes_to_draw_from(nodes: NodeSet, chosen: NodeSet, n_heads: int, n_mlps: int) -> tuple[list[Node], list[Node], int]:
+def _nodes_to_draw_from(
+    nodes: NodeSet, chosen: NodeSet, n_heads: int, n_mlps: int
+) -> tuple[list[Node], list[Node], int]:
     """The heads and the MLPs to draw from, and how many sets other than the chosen they allow."""
-    heads, mlps = (sorted(node for node in nodes if node.kind == kind) for kind in ("attention_head", "mlp"))
+    heads, mlps = (
+        sorted(node for node in nodes if node.kind == kind) for kind in ("attention_head", "mlp")
+    )
     return heads, mlps, comb(len(heads), n_heads) * comb(len(mlps), n_mlps) - (chosen <= nodes)

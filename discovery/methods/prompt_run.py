@@ -61,7 +61,9 @@ class PromptRun:
     warnings: tuple[str, ...] = ()
 
 
-def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10) -> PromptRun:
+def run_with_cache(
+    model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10
+) -> PromptRun:
     """Run one prompt and keep what is asked for.
 
     Args:
@@ -78,16 +80,29 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
     ids = _encode_prompt(model, prompt)
     wanted = [site for name in sites for site in _expand_sites(model, name)]
     info = model.info
-    kinds: list[ActivationKind] = ["resid_post", "attn_out", *(["mlp_out"] if not info.attn_only else [])]  # type: ignore[list-item]
+    kinds: list[ActivationKind] = [
+        "resid_post",
+        "attn_out",
+        *(["mlp_out"] if not info.attn_only else []),
+    ]  # type: ignore[list-item]
     summary = [Site(kind, layer) for kind in kinds for layer in range(info.n_layers)]
     tokens = torch.tensor([ids], device=model.device)
     with convert_out_of_memory(
-        f"Memory does not suffice for {len(ids)} tokens and {len(wanted)} sites.", "Free memory, shorten it, or ask for less."
+        f"Memory does not suffice for {len(ids)} tokens and {len(wanted)} sites.",
+        "Free memory, shorten it, or ask for less.",
     ):
-        outcome = model.run(Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)), [*dict.fromkeys([*summary, *wanted])])
+        outcome = model.run(
+            Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)),
+            [*dict.fromkeys([*summary, *wanted])],
+        )
     assert outcome.logits is not None
     norms = {
-        kind: torch.stack([outcome.activations[Site(kind, layer)][0].float().norm(dim=-1) for layer in range(info.n_layers)])
+        kind: torch.stack(
+            [
+                outcome.activations[Site(kind, layer)][0].float().norm(dim=-1)
+                for layer in range(info.n_layers)
+            ]
+        )
         for kind in kinds
     }
     work = row_macs(info, len(ids), columns=info.n_logits) / prompt_macs(info, len(ids))
@@ -109,14 +124,21 @@ def run_with_cache(model: Backend, prompt: Prompt, sites: Sequence[str | Site] =
 def _encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
     if isinstance(prompt, str):
         if model.tokenizer is None:
-            raise MeasurementError("The prompt is text, and this model has no tokenizer.", "Give the prompt as a list of token ids.")
+            raise MeasurementError(
+                "The prompt is text, and this model has no tokenizer.",
+                "Give the prompt as a list of token ids.",
+            )
         ids = tuple(model.tokenizer.encode(prompt))
     else:
         ids = tuple(prompt)
     if not ids or len(ids) > model.n_ctx:
-        raise MeasurementError(f"The prompt has {len(ids)} tokens.", f"This model takes 1 to {model.n_ctx}.")
+        raise MeasurementError(
+            f"The prompt has {len(ids)} tokens.", f"This model takes 1 to {model.n_ctx}."
+        )
     if bad := [token for token in ids if not 0 <= token < model.d_vocab]:
-        raise MeasurementError(f"Token id {bad[0]} does not exist.", f"Use ids from 0 to {model.d_vocab - 1}.")
+        raise MeasurementError(
+            f"Token id {bad[0]} does not exist.", f"Use ids from 0 to {model.d_vocab - 1}."
+        )
     return ids
 
 
@@ -125,11 +147,16 @@ def _expand_sites(model: Backend, name: str | Site) -> list[Site]:
         return [name]
     kind = "z" if name == "head_out" else name
     if kind not in get_args(ActivationKind):
-        raise SiteError(f"site {name!r} is not known.", f"Allowed: head_out, {', '.join(get_args(ActivationKind))}.")
+        raise SiteError(
+            f"site {name!r} is not known.",
+            f"Allowed: head_out, {', '.join(get_args(ActivationKind))}.",
+        )
     return [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # checked above
 
 
-def _top_predictions(model: Backend, logits: Float[Tensor, "d_vocab"], top: int) -> tuple[Prediction, ...]:
+def _top_predictions(
+    model: Backend, logits: Float[Tensor, "d_vocab"], top: int
+) -> tuple[Prediction, ...]:
     probabilities = logits.float().softmax(-1)
     best = probabilities.topk(min(max(top, 1), len(probabilities)))
     decode = model.tokenizer.decode if model.tokenizer else None

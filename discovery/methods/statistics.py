@@ -64,10 +64,16 @@ class Resamples:
     @property
     def tail(self) -> float:
         """The share of draws below the interval: a normal distribution's at the t quantile."""
-        return float(stats.norm.cdf(stats.t.ppf((1 - CONFIDENCE_LEVEL) / 2, self.degrees_of_freedom))) if self.degrees_of_freedom else 0.0
+        return (
+            float(stats.norm.cdf(stats.t.ppf((1 - CONFIDENCE_LEVEL) / 2, self.degrees_of_freedom)))
+            if self.degrees_of_freedom
+            else 0.0
+        )
 
 
-def draw_bootstrap_weights(task: Task, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> Float[Tensor, "draw pair"]:
+def draw_bootstrap_weights(
+    task: Task, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> Float[Tensor, "draw pair"]:
     """The plain bootstrap, for a computation to be repeated on: how often each pair is drawn, divided by the number of pairs."""
     return _draw_weights(_group_by_template(task), draws, seed, fewer=0)
 
@@ -85,14 +91,18 @@ def _group_by_template(task: Task) -> list[list[int]]:
     return [groups[name] for name in sorted(groups)]
 
 
-def _draw_weights(groups: list[list[int]], draws: int, seed: int, *, fewer: int) -> Float[Tensor, "draw pair"]:
+def _draw_weights(
+    groups: list[list[int]], draws: int, seed: int, *, fewer: int
+) -> Float[Tensor, "draw pair"]:
     """Weights of draws with replacement within each group, of so many less than it has."""
     generator, total = torch.Generator().manual_seed(seed), sum(map(len, groups))
     weights = torch.zeros(draws, total, dtype=torch.float64)
     for group in groups:
         members, count = torch.tensor(group), max(1, len(group) - fewer)
         picks = torch.randint(len(members), (draws, count), generator=generator)
-        weights.scatter_add_(1, members[picks], torch.full(picks.shape, len(group) / count, dtype=torch.float64))
+        weights.scatter_add_(
+            1, members[picks], torch.full(picks.shape, len(group) / count, dtype=torch.float64)
+        )
     return weights / total
 
 
@@ -102,11 +112,15 @@ def interval_of_mean(values: Float[Tensor, "pair"], resamples: Resamples) -> Int
     return _interval(float(values.mean()), resamples.weights @ values, resamples.tail)
 
 
-def interval_of_ratio(above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], resamples: Resamples) -> tuple[Interval, float]:
+def interval_of_ratio(
+    above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], resamples: Resamples
+) -> tuple[Interval, float]:
     """Mean of `above` over mean of `below`, and the median of its resamples."""
     above, below = above.double().cpu(), below.double().cpu()
     draws = (resamples.weights @ above) / (resamples.weights @ below)
-    return _interval(float(above.mean() / below.mean()), draws, resamples.tail), float(draws.median())
+    return _interval(float(above.mean() / below.mean()), draws, resamples.tail), float(
+        draws.median()
+    )
 
 
 def _interval(value: float, draws: Float[Tensor, "draw"], tail: float) -> Interval:
@@ -122,7 +136,9 @@ FLIPS_PER_BATCH = 500  # flips at a time
 ROUNDING = 1e-9
 
 
-def max_statistic_test(effects: Float64[np.ndarray, "pair cell"], *, flips: int = MAX_STATISTIC_FLIPS, seed: int = 0) -> Float64[np.ndarray, "cell"]:
+def max_statistic_test(
+    effects: Float64[np.ndarray, "pair cell"], *, flips: int = MAX_STATISTIC_FLIPS, seed: int = 0
+) -> Float64[np.ndarray, "cell"]:
     """p of each cell, corrected over all cells.
 
     The statistic is |Σ x| / √(Σ x²) over pairs: like t, of which it is a monotone function, and Σ x² does not change with the signs.
@@ -141,7 +157,9 @@ def max_statistic_test(effects: Float64[np.ndarray, "pair cell"], *, flips: int 
     generator = np.random.default_rng(seed)
     larger = np.zeros(effects.shape[1])
     for begin in range(0, flips, FLIPS_PER_BATCH):
-        signs = generator.choice((-1.0, 1.0), size=(min(FLIPS_PER_BATCH, flips - begin), len(known)))
+        signs = generator.choice(
+            (-1.0, 1.0), size=(min(FLIPS_PER_BATCH, flips - begin), len(known))
+        )
         largest = np.abs(signs @ scaled).max(1, initial=0.0)
         larger += (largest[:, None] >= own - ROUNDING).sum(0)
     found: Float64[np.ndarray, "cell"] = np.where(live, (1 + larger) / (1 + flips), 1.0)

@@ -67,7 +67,10 @@ def top_cells(sweep: Sweep, count: int) -> tuple[Cell, ...]:
     known = (~flat.isnan()).nonzero(as_tuple=True)[0]
     order = flat[known].abs().mul(1e9).round().argsort(descending=True, stable=True)[:count]
     places = torch.stack(torch.unravel_index(known[order], sweep.values.shape), 1).tolist()
-    return tuple(_cell(sweep, place, float(flat[index])) for place, index in zip(places, known[order].tolist(), strict=True))
+    return tuple(
+        _cell(sweep, place, float(flat[index]))
+        for place, index in zip(places, known[order].tolist(), strict=True)
+    )
 
 
 def _cell(sweep: Sweep, place: list[int], value: float) -> Cell:
@@ -77,7 +80,9 @@ def _cell(sweep: Sweep, place: list[int], value: float) -> Cell:
     return Cell(at["layer"], at.get("head"), position, value, at.get("kv_head"), unit)
 
 
-def summarise_activation(values: Float[Tensor, "..."], position_axis: int | None = 0) -> ActivationSummary:
+def summarise_activation(
+    values: Float[Tensor, "..."], position_axis: int | None = 0
+) -> ActivationSummary:
     """Moments of `values`.
 
     Args:
@@ -90,4 +95,12 @@ def summarise_activation(values: Float[Tensor, "..."], position_axis: int | None
         return ActivationSummary(tuple(wide.shape), None, None, None, None, None, wide.numel())
     norm = float(last.nan_to_num(0.0, 0.0, 0.0).norm())
     std = float(finite.std(unbiased=False))
-    return ActivationSummary(tuple(wide.shape), float(finite.mean()), std, float(finite.min()), float(finite.max()), norm, wide.numel() - len(finite))
+    return ActivationSummary(
+        tuple(wide.shape),
+        float(finite.mean()),
+        std,
+        float(finite.min()),
+        float(finite.max()),
+        norm,
+        wide.numel() - len(finite),
+    )

@@ -6,7 +6,12 @@ Takes numpy arrays, labels and the circuit record; needs no torch and no display
 from __future__ import annotations
 
 from discovery.report.circuit_drawing import draw_circuit
-from discovery.report.figures import draw_faithfulness_curve, draw_heatmap, draw_layer_head_heatmap, draw_layer_position_heatmap
+from discovery.report.figures import (
+    draw_faithfulness_curve,
+    draw_heatmap,
+    draw_layer_head_heatmap,
+    draw_layer_position_heatmap,
+)
 from discovery.report.page import render_page
 
 __all__ = [

@@ -13,16 +13,39 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 
 from discovery.graph import CircuitGraph
-from discovery.graph.captions import Tone, edge_effect, edge_line, node_lines, node_tone, record_title
-from discovery.report.canvas import COLOUR_DOWN, COLOUR_NEUTRAL, COLOUR_UP, escape_for_font, new_figure, to_png
+from discovery.graph.captions import (
+    Tone,
+    edge_effect,
+    edge_line,
+    node_lines,
+    node_tone,
+    record_title,
+)
+from discovery.report.canvas import (
+    COLOUR_DOWN,
+    COLOUR_NEUTRAL,
+    COLOUR_UP,
+    escape_for_font,
+    new_figure,
+    to_png,
+)
 
-_ROW_HEIGHT, _COLUMN_WIDTH, _MARGIN = 0.85, 1.5, 0.6  # inches; the margin holds the names of the rows
+_ROW_HEIGHT, _COLUMN_WIDTH, _MARGIN = (
+    0.85,
+    1.5,
+    0.6,
+)  # inches; the margin holds the names of the rows
 _LABEL_FRACTION = 0.4  # where on an edge its label stands: not in the middle, where edges cross
 _MAX_LABELLED_EDGES = 16  # edges, at most, for each to have its number written on it
 _MAX_LINE_LENGTH = 20  # letters of a line in a box
 _ROW_NAMES = {"attention_head": "heads", "mlp": "MLP", "feature": "features"}
 _FILL: dict[Tone, str] = {"up": "#d9f0d3", "down": "#e7d4e8", "flat": "#f7f7f7", "end": "#ffffff"}
-_OUTLINE: dict[Tone, str] = {"up": COLOUR_UP, "down": COLOUR_DOWN, "flat": COLOUR_NEUTRAL, "end": "#222222"}
+_OUTLINE: dict[Tone, str] = {
+    "up": COLOUR_UP,
+    "down": COLOUR_DOWN,
+    "flat": COLOUR_NEUTRAL,
+    "end": "#222222",
+}
 
 
 class _Point(NamedTuple):
@@ -46,7 +69,12 @@ def draw_circuit(circuit: CircuitGraph) -> bytes:
         label = edge_line(facts) if len(graph.edges) <= _MAX_LABELLED_EDGES else ""
         _draw_edge(axes, places[source], places[target], edge_effect(facts), label)
     for name, facts in graph.nodes(data=True):
-        _draw_node(axes, places[name], node_tone(name, facts), [line[:_MAX_LINE_LENGTH] for line in node_lines(name, facts)])
+        _draw_node(
+            axes,
+            places[name],
+            node_tone(name, facts),
+            [line[:_MAX_LINE_LENGTH] for line in node_lines(name, facts)],
+        )
     for y, name in enumerate(names):
         axes.text(left, y, name, ha="left", va="center", fontsize=7, color="#666666")
     return to_png(figure)
@@ -60,7 +88,9 @@ def _layout(circuit: CircuitGraph) -> tuple[dict[str, _Point], list[str]]:
         nodes = list(row)
         for index, node in enumerate(nodes):
             places[node.id] = _Point((index - (len(nodes) - 1) / 2) * _COLUMN_WIDTH, y)
-        names.append("" if nodes[0].layer is None else f"layer {order[0]} {_ROW_NAMES[nodes[0].kind]}")
+        names.append(
+            "" if nodes[0].layer is None else f"layer {order[0]} {_ROW_NAMES[nodes[0].kind]}"
+        )
     return places, names
 
 
@@ -72,11 +102,28 @@ def _draw_node(axes: Axes, place: _Point, tone: Tone, lines: list[str]) -> None:
         "linestyle": "--" if tone == "down" else "-",
     }
     words = "\n".join(escape_for_font(line) for line in lines)
-    axes.text(place.x, place.y, words, ha="center", va="center", fontsize=7.5, parse_math=False, bbox=box, zorder=3, linespacing=1.25)
+    axes.text(
+        place.x,
+        place.y,
+        words,
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        parse_math=False,
+        bbox=box,
+        zorder=3,
+        linespacing=1.25,
+    )
 
 
-def _draw_edge(axes: Axes, source: _Point, target: _Point, effect: float | None, label: str) -> None:
-    colour, style = (COLOUR_NEUTRAL, "-") if not effect else ((COLOUR_UP, "-") if effect > 0 else (COLOUR_DOWN, "--"))
+def _draw_edge(
+    axes: Axes, source: _Point, target: _Point, effect: float | None, label: str
+) -> None:
+    colour, style = (
+        (COLOUR_NEUTRAL, "-")
+        if not effect
+        else ((COLOUR_UP, "-") if effect > 0 else (COLOUR_DOWN, "--"))
+    )
     # An edge straight up over other rows would be hidden by their boxes: bend it.
     bend = 0.25 if target.x == source.x and target.y - source.y > 1 else 0.0
     arrow = FancyArrowPatch(
@@ -96,4 +143,14 @@ def _draw_edge(axes: Axes, source: _Point, target: _Point, effect: float | None,
         x = source.x + _LABEL_FRACTION * (target.x - source.x) + bend * (target.y - source.y) / 2
         y = source.y + _LABEL_FRACTION * (target.y - source.y)
         backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-        axes.text(x, y, label, ha="center", va="center", fontsize=6.5, color=colour, zorder=2, bbox=backing)
+        axes.text(
+            x,
+            y,
+            label,
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color=colour,
+            zorder=2,
+            bbox=backing,
+        )

@@ -16,13 +16,23 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from discovery.graph import EVIDENCE_ABLATIONS, CurvePoint
-from discovery.report.canvas import COLOUR_MAP, COLOUR_MISSING, COLOUR_UP, escape_for_font, new_figure, shorten_label, to_png
+from discovery.report.canvas import (
+    COLOUR_MAP,
+    COLOUR_MISSING,
+    COLOUR_UP,
+    escape_for_font,
+    new_figure,
+    shorten_label,
+    to_png,
+)
 
 _MAX_NUMBERED_CELLS = 240  # cells, at most, for each to have its number written in it
 _MAX_TICK_LABELS = 64  # labels that fit on an axis
 
 
-def draw_layer_position_heatmap(values: Float[np.ndarray, "layer position"], positions: Sequence[str], *, title: str) -> bytes:
+def draw_layer_position_heatmap(
+    values: Float[np.ndarray, "layer position"], positions: Sequence[str], *, title: str
+) -> bytes:
     """A grid of effects by layer and token position.
 
     Args:
@@ -31,7 +41,9 @@ def draw_layer_position_heatmap(values: Float[np.ndarray, "layer position"], pos
         title: stands above.
     """
     layers = [str(layer) for layer in range(values.shape[0])]
-    return draw_heatmap(values, layers, positions, title=title, row_axis="layer", column_axis="position")
+    return draw_heatmap(
+        values, layers, positions, title=title, row_axis="layer", column_axis="position"
+    )
 
 
 def draw_layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: str) -> bytes:
@@ -70,7 +82,9 @@ def draw_heatmap(
         ValueError: where labels and values do not match, or there are none.
     """
     if (len(rows), len(columns)) != values.shape:
-        raise ValueError(f"{len(rows)} × {len(columns)} labels for {values.shape[0]} × {values.shape[1]} values")
+        raise ValueError(
+            f"{len(rows)} × {len(columns)} labels for {values.shape[0]} × {values.shape[1]} values"
+        )
     if not values.size:
         raise ValueError("a grid without cells cannot be drawn")
     known = np.isfinite(values)
@@ -79,7 +93,13 @@ def draw_heatmap(
     figure = new_figure(max(4.8, width + 2.4), max(3.0, height + 1.6))
     axes = figure.add_subplot()
     shown = np.ma.masked_where(~known, values)
-    image = axes.imshow(shown, cmap=matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=COLOUR_MISSING), vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(
+        shown,
+        cmap=matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=COLOUR_MISSING),
+        vmin=-limit,
+        vmax=limit,
+        aspect="auto",
+    )
     _label_axis(axes, "y", rows, row_axis)
     _label_axis(axes, "x", columns, column_axis)
     note = "" if known.all() else "\n(grey: no such cell, or not measured)"
@@ -91,7 +111,10 @@ def draw_heatmap(
 
 
 def draw_faithfulness_curve(
-    curve: Sequence[CurvePoint], *, title: str = "Faithfulness against size", band: tuple[float, float] = (0.8, 1.2)
+    curve: Sequence[CurvePoint],
+    *,
+    title: str = "Faithfulness against size",
+    band: tuple[float, float] = (0.8, 1.2),
 ) -> bytes:
     """f of the best circuit of each size, a line for each ablation.
 
@@ -102,12 +125,16 @@ def draw_faithfulness_curve(
     """
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
-    axes.axhspan(*band, color=COLOUR_UP, alpha=0.12, label=f"sufficient: {band[0]:g} to {band[1]:g}")
+    axes.axhspan(
+        *band, color=COLOUR_UP, alpha=0.12, label=f"sufficient: {band[0]:g} to {band[1]:g}"
+    )
     for level in (0.0, 1.0):
         axes.axhline(level, color="#888888", linewidth=0.8)
     for ablation, style in zip(EVIDENCE_ABLATIONS, ("o-", "s--"), strict=True):
         points = sorted(
-            (point.size, point.faithfulness) for point in curve if point.ablation == ablation and point.faithfulness is not None
+            (point.size, point.faithfulness)
+            for point in curve
+            if point.ablation == ablation and point.faithfulness is not None
         )
         if points:
             axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{ablation} ablation")
@@ -125,7 +152,9 @@ def _label_axis(axes: Axes, axis: str, labels: Sequence[str], name: str) -> None
     words = [shorten_label(labels[place]) for place in places]
     upright = axis == "x" and max(map(len, words), default=0) > 2
     if axis == "x":
-        axes.set_xticks(list(places), labels=words, rotation=90 if upright else 0, fontsize=8, parse_math=False)
+        axes.set_xticks(
+            list(places), labels=words, rotation=90 if upright else 0, fontsize=8, parse_math=False
+        )
         axes.set_xlabel(name)
     else:
         axes.set_yticks(list(places), labels=words, fontsize=8, parse_math=False)
@@ -137,7 +166,15 @@ def _write_numbers(axes: Axes, values: Float[np.ndarray, "row column"], limit: f
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value) and abs(value) >= 0.005:
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            axes.text(column, row, _format_cell(float(value)), ha="center", va="center", fontsize=5.5, color=colour)
+            axes.text(
+                column,
+                row,
+                _format_cell(float(value)),
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color=colour,
+            )
 
 
 def _format_cell(value: float) -> str:

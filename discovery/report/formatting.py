@@ -29,12 +29,25 @@ class Meaning(NamedTuple):
 
 
 VERDICT_MEANINGS: Mapping[Verdict | None, Meaning] = {
-    "verified": Meaning("✔", "good", "Verified", "Every condition holds on held-out pairs, under both ablations."),
-    "partial": Meaning("◐", "unsure", "Partial", "Some conditions hold; each one that does not is named below."),
+    "verified": Meaning(
+        "✔", "good", "Verified", "Every condition holds on held-out pairs, under both ablations."
+    ),
+    "partial": Meaning(
+        "◐", "unsure", "Partial", "Some conditions hold; each one that does not is named below."
+    ),
     "rejected": Meaning("✘", "bad", "Rejected", "The circuit does not explain the behaviour."),
-    "inconclusive": Meaning("?", "unsure", "Inconclusive", "The evidence does not decide it either way."),
-    "no_behaviour": Meaning("∅", "bad", "No behaviour", "The model does not do the task, so there is no circuit to find."),
-    None: Meaning("…", "unsure", "Not evaluated", "The circuit has not been tested on held-out pairs yet."),
+    "inconclusive": Meaning(
+        "?", "unsure", "Inconclusive", "The evidence does not decide it either way."
+    ),
+    "no_behaviour": Meaning(
+        "∅",
+        "bad",
+        "No behaviour",
+        "The model does not do the task, so there is no circuit to find.",
+    ),
+    None: Meaning(
+        "…", "unsure", "Not evaluated", "The circuit has not been tested on held-out pairs yet."
+    ),
 }
 
 OUTCOME_MEANINGS: Mapping[Outcome, Meaning] = {

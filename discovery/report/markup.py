@@ -20,7 +20,10 @@ def escape_text(value: object) -> Html:
     """`value` as markup: Html as it is, anything else escaped."""
     if isinstance(value, Html):
         return value
-    letters = (letter if letter.isprintable() or letter in "\n\t" else _escape_letter(letter) for letter in str(value))
+    letters = (
+        letter if letter.isprintable() or letter in "\n\t" else _escape_letter(letter)
+        for letter in str(value)
+    )
     return Html(escape("".join(letters), quote=True))
 
 
@@ -42,18 +45,35 @@ def join(parts: Iterable[object], between: str = "") -> Html:
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
     """A table whose first column names the rows; it scrolls by itself where the page is narrow."""
     heads = element("tr", *(element("th", cell, scope="col") for cell in head))
-    body = [element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows]
-    inner = element("table", element("caption", caption), element("thead", heads), element("tbody", *body))
+    body = [
+        element(
+            "tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])
+        )
+        for row in rows
+    ]
+    inner = element(
+        "table", element("caption", caption), element("thead", heads), element("tbody", *body)
+    )
     return element("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
 def definition_list(pairs: Iterable[tuple[str, object]]) -> Html:
     """A list of names and values, without those that are None."""
-    return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in pairs if value is not None))
+    return element(
+        "dl",
+        *(
+            element("div", element("dt", name), element("dd", value))
+            for name, value in pairs
+            if value is not None
+        ),
+    )
 
 
 def _attributes(attributes: dict[str, object]) -> str:
-    return "".join(f' {name.rstrip("_").replace("_", "-")}="{escape_text(value)}"' for name, value in attributes.items())
+    return "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape_text(value)}"'
+        for name, value in attributes.items()
+    )
 
 
 def _escape_letter(letter: str) -> str:

@@ -50,7 +50,11 @@ def conditions_table(evaluation: Evaluation) -> Html:
 
 def splits_table(evaluation: Evaluation) -> Html:
     """What the model does on each split, and where the ablations start from."""
-    rows = [_split_row(name, split) for name, split in (("discovery", evaluation.discovery), ("held-out", evaluation.heldout)) if split]
+    rows = [
+        _split_row(name, split)
+        for name, split in (("discovery", evaluation.discovery), ("held-out", evaluation.heldout))
+        if split
+    ]
     head = [
         "pairs",
         "n",
@@ -71,12 +75,20 @@ def minimality_tables(evaluation: Evaluation) -> Html:
         found = _heldout_evidence(evaluation, ablation)
         if found and found.minimality:
             rows = [
-                [node_label(row.node), " ".join(map(node_label, row.context)) or "∅", format_number(row.drop, 3), format_p_value(row.p), format_p_value(row.p_holm)]
+                [
+                    node_label(row.node),
+                    " ".join(map(node_label, row.context)) or "∅",
+                    format_number(row.drop, 3),
+                    format_p_value(row.p),
+                    format_p_value(row.p_holm),
+                ]
                 for row in sorted(found.minimality, key=lambda row: row.drop or 0.0)
             ]
             tables.append(
                 table(
-                    f"Minimality under {ablation} ablation, the least needed first", ["node", "taken out with", "drop", "p", "Holm p"], rows
+                    f"Minimality under {ablation} ablation, the least needed first",
+                    ["node", "taken out with", "drop", "p", "Holm p"],
+                    rows,
                 )
             )
     return join(tables)
@@ -84,8 +96,20 @@ def minimality_tables(evaluation: Evaluation) -> Html:
 
 def curve_table(evaluation: Evaluation) -> Html:
     """The numbers of the faithfulness curve."""
-    rows = [[point.size, point.ablation, format_number(point.faithfulness), " ".join(map(node_label, point.nodes))] for point in evaluation.curve]
-    return table("Faithfulness against size", ["size", "ablation", "f", "nodes"], rows) if rows else Html()
+    rows = [
+        [
+            point.size,
+            point.ablation,
+            format_number(point.faithfulness),
+            " ".join(map(node_label, point.nodes)),
+        ]
+        for point in evaluation.curve
+    ]
+    return (
+        table("Faithfulness against size", ["size", "ablation", "f", "nodes"], rows)
+        if rows
+        else Html()
+    )
 
 
 def tests_table(evaluation: Evaluation) -> Html:
@@ -99,27 +123,43 @@ def node_label(node_id: str) -> str:
     return Node.parse(node_id).label
 
 
-def _heldout_evidence(evaluation: Evaluation, ablation: EvidenceAblation) -> AblationEvidence | None:
+def _heldout_evidence(
+    evaluation: Evaluation, ablation: EvidenceAblation
+) -> AblationEvidence | None:
     return evaluation.heldout.ablations.under(ablation) if evaluation.heldout else None
 
 
 def _condition_cell(evaluation: Evaluation, name: Condition, ablation: EvidenceAblation) -> Html:
     found = _heldout_evidence(evaluation, ablation)
-    says = _FORMATTERS[name](found) if found and name in _FORMATTERS else _format_stability(evaluation) if name == "f" else ""
-    return join([format_outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)])
+    says = (
+        _FORMATTERS[name](found)
+        if found and name in _FORMATTERS
+        else _format_stability(evaluation)
+        if name == "f"
+        else ""
+    )
+    return join(
+        [format_outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)]
+    )
 
 
 def _format_bounds(evaluation: Evaluation, name: Condition) -> str:
     """The thresholds recorded under the condition's letter: ``a_faithfulness`` is (a)'s."""
     own = {key: bound for key, bound in evaluation.thresholds.items() if key.split("_")[0] == name}
-    return ", ".join(f"{key[2:].replace('_', ' ')} {dumps(bound)}".strip() for key, bound in own.items())
+    return ", ".join(
+        f"{key[2:].replace('_', ' ')} {dumps(bound)}".strip() for key, bound in own.items()
+    )
 
 
 def _format_stability(evaluation: Evaluation) -> str:
     """Condition f belongs to the selection, not to an ablation; its number stands among the tests."""
     match evaluation.tests.get("stability"):
         case {"mean_jaccard": int() | float() as jaccard, **more}:
-            bound = f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} " if more.get("cut_searches") else ""
+            bound = (
+                f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} "
+                if more.get("cut_searches")
+                else ""
+            )
             return f"mean Jaccard {bound}{format_number(jaccard)} with the sets that resampled pairs select"
         case {"resamples": int() as made, "cut_searches": int() as cut}:
             return f"not known: {cut} of {made} repeated searches ended where their share of the work was spent"
@@ -130,8 +170,12 @@ def _format_completeness(found: AblationEvidence) -> str:
     gaps = found.completeness
     if gaps is None:
         return ""
-    inside = f"largest gap inside {format_number(gaps.max_gap_in)}" + (f" at {node_label(gaps.node_in)}" if gaps.node_in else "")
-    outside = f"outside {format_number(gaps.max_gap_out)}" + (f" at {node_label(gaps.node_out)}" if gaps.node_out else "")
+    inside = f"largest gap inside {format_number(gaps.max_gap_in)}" + (
+        f" at {node_label(gaps.node_in)}" if gaps.node_in else ""
+    )
+    outside = f"outside {format_number(gaps.max_gap_out)}" + (
+        f" at {node_label(gaps.node_out)}" if gaps.node_out else ""
+    )
     return f"{inside}; {outside}"
 
 
@@ -166,8 +210,12 @@ _FORMATTERS: Mapping[Condition, Callable[[AblationEvidence], str]] = {
 
 def _split_row(name: str, split: SplitEvaluation) -> list[object]:
     both = [split.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS]
-    empty = " / ".join(UNKNOWN_MARK if found is None else format_number(found.metric_empty) for found in both)
-    faith = " / ".join(UNKNOWN_MARK if found is None else format_score(found.faithfulness) for found in both)
+    empty = " / ".join(
+        UNKNOWN_MARK if found is None else format_number(found.metric_empty) for found in both
+    )
+    faith = " / ".join(
+        UNKNOWN_MARK if found is None else format_score(found.faithfulness) for found in both
+    )
     return [
         name,
         split.n,
@@ -180,7 +228,17 @@ def _split_row(name: str, split: SplitEvaluation) -> list[object]:
     ]
 
 
-_COLUMNS = ["feature", "fires on", "promotes", "suppresses", "noising", "denoising", "set to 0", "control p", "page"]
+_COLUMNS = [
+    "feature",
+    "fires on",
+    "promotes",
+    "suppresses",
+    "noising",
+    "denoising",
+    "set to 0",
+    "control p",
+    "page",
+]
 
 
 def render_feature_tables(circuit: CircuitGraph) -> Html:
@@ -189,17 +247,31 @@ def render_feature_tables(circuit: CircuitGraph) -> Html:
 
 
 def _sae_table(circuit: CircuitGraph, known: SAEFacts) -> Html:
-    nodes = [n for n in circuit.nodes if n.feature and (n.layer, n.feature.site) == (known.layer, known.site)]
+    nodes = [
+        n
+        for n in circuit.nodes
+        if n.feature and (n.layer, n.feature.site) == (known.layer, known.site)
+    ]
     told = f"{len(known.candidates)} candidates, found on {known.found_on} pairs and verified on {known.verified_on}; "
     told += f"{format_share(known.variance_explained)} of the variance explained, {format_number(known.l0, 1)} features at a position, "
     told += f"{format_number(known.share)} of the metric left by the reconstruction."
-    lacking = [node_label(name) for name in known.candidates if name not in {node.id for node in nodes}]
+    lacking = [
+        node_label(name) for name in known.candidates if name not in {node.id for node in nodes}
+    ]
     first = [element("p", warning) for warning in known.warnings]
     parts = [element("p", told, class_="soft"), element("p", known.note or "", class_="soft")]
-    parts += [element("p", f"Did not hold: {', '.join(lacking)}.", class_="soft")] if lacking else []
+    parts += (
+        [element("p", f"Did not hold: {', '.join(lacking)}.", class_="soft")] if lacking else []
+    )
     caption = f"Features of {known.sae} ({known.site} of layer {known.layer})"
     rows = [_row(node) for node in nodes]
-    return join([*first, table(caption, _COLUMNS, rows) if rows else element("p", f"{caption}: none holds."), *parts])
+    return join(
+        [
+            *first,
+            table(caption, _COLUMNS, rows) if rows else element("p", f"{caption}: none holds."),
+            *parts,
+        ]
+    )
 
 
 def _row(node: CircuitNode) -> list[object]:

@@ -11,12 +11,26 @@
 
 from __future__ import annotations
 
-from discovery.store.directory import RUNS_DIR_VARIABLE, RunSummary, create_run, default_runs_dir, list_runs, open_run, run_ids
+from discovery.store.directory import (
+    RUNS_DIR_VARIABLE,
+    RunSummary,
+    create_run,
+    default_runs_dir,
+    list_runs,
+    open_run,
+    run_ids,
+)
 from discovery.store.heldout import record_heldout_look
 from discovery.store.journal import Event, utc_timestamp
 from discovery.store.outcome import record_outcome
 from discovery.store.run import Run
-from discovery.store.run_record import ModelSource, RunKind, RunRecord, RunStatus, collect_provenance
+from discovery.store.run_record import (
+    ModelSource,
+    RunKind,
+    RunRecord,
+    RunStatus,
+    collect_provenance,
+)
 
 __all__ = [
     "RUNS_DIR_VARIABLE",

@@ -21,7 +21,9 @@ from discovery.store.files import explain_disk_errors, write_bytes
 Array = NDArray[Any]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Array], dtype: DTypeLike, metadata: Mapping[str, str]) -> None:
+def write_arrays(
+    path: Path, arrays: Mapping[str, Array], dtype: DTypeLike, metadata: Mapping[str, str]
+) -> None:
     """Write `arrays` to `path` in one step.
 
     Args:
@@ -68,10 +70,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _to_stored_array(name: str, array: object, dtype: DTypeLike) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise TypeError(f"{name!r} must be a numpy array of numbers, not {type(array).__name__} of {getattr(array, 'dtype', None)}")
+        raise TypeError(
+            f"{name!r} must be a numpy array of numbers, not {type(array).__name__} of {getattr(array, 'dtype', None)}"
+        )
     kind = np.dtype(dtype) if array.dtype.kind == "f" else array.dtype
     return np.array(array, dtype=kind.newbyteorder("="), order="C")
 
 
 def _damage_error(path: Path, fault: SafetensorError) -> StoreError:
-    return StoreError(f"{path} is damaged.", "Restore the file, or delete it and run again.", detail=str(fault))
+    return StoreError(
+        f"{path} is damaged.", "Restore the file, or delete it and run again.", detail=str(fault)
+    )

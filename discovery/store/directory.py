@@ -56,7 +56,11 @@ class RunSummary:
 def default_runs_dir() -> Path:
     """CIRCUIT_SCOUT_RUNS_DIR, else `runs` in the user's data directory for circuit-scout."""
     chosen = os.environ.get(RUNS_DIR_VARIABLE)
-    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("circuit-scout", appauthor=False) / "runs"
+    return (
+        Path(chosen).expanduser()
+        if chosen
+        else platformdirs.user_data_path("circuit-scout", appauthor=False) / "runs"
+    )
 
 
 def create_run(
@@ -88,7 +92,14 @@ def create_run(
     while True:
         run_id = new_run_id(name, model.name or "model")
         made = provenance or Provenance()
-        record = RunRecord(run_id=run_id, kind=kind, task=name, model=model, configuration=configuration, provenance=made)
+        record = RunRecord(
+            run_id=run_id,
+            kind=kind,
+            task=name,
+            model=model,
+            configuration=configuration,
+            provenance=made,
+        )
         with explain_disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             draft = root / f".new-{run_id}"
@@ -99,7 +110,9 @@ def create_run(
                 draft.rename(root / run_id)
             except BaseException as fault:
                 shutil.rmtree(draft, ignore_errors=True)
-                if isinstance(fault, OSError) and (root / run_id).exists():  # two runs of one second drew the same four digits
+                if (
+                    isinstance(fault, OSError) and (root / run_id).exists()
+                ):  # two runs of one second drew the same four digits
                     continue
                 raise
             sync_folder(root)
@@ -122,10 +135,16 @@ def open_run(runs_dir: Path | str | None, run_id: str, *, write: bool = False) -
     if not path.is_dir():
         known = run_ids(root)
         near = difflib.get_close_matches(run_id, known, n=3, cutoff=0.4) or known[:3]
-        cure = f"Did you mean {', '.join(near)}?" if near else "There is none yet: `circuit-scout discover` makes one."
+        cure = (
+            f"Did you mean {', '.join(near)}?"
+            if near
+            else "There is none yet: `circuit-scout discover` makes one."
+        )
         raise StoreError(f"There is no run {run_id!r} in {root}.", cure)
     if not (path / "run.json").exists():
-        raise StoreError(f"{path} is no run: it has no run.json.", "Delete the folder, or restore the file.")
+        raise StoreError(
+            f"{path} is no run: it has no run.json.", "Delete the folder, or restore the file."
+        )
     return Run(path, write=write)
 
 
@@ -135,7 +154,11 @@ def run_ids(runs_dir: Path | str | None) -> list[str]:
     if not root.exists():
         return []
     with explain_disk_errors(root):
-        names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        names = [
+            entry.name
+            for entry in root.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        ]
     return sorted(names, key=lambda name: (_start_time(name), name), reverse=True)
 
 
@@ -153,10 +176,23 @@ def _summarise(runs_dir: Path | str | None, run_id: str) -> RunSummary:
     try:
         run = open_run(runs_dir, run_id)
         record, status = run.record, run.status
-        verdict = run.load_circuit().verdict if status == "completed" and record.kind == "discovery" else None
+        verdict = (
+            run.load_circuit().verdict
+            if status == "completed" and record.kind == "discovery"
+            else None
+        )
     except StoreError as fault:
         return RunSummary(run_id, "damaged", problem=fault.cause)
-    return RunSummary(run_id, status, verdict, record.task, record.model.name, record.created, record.problem, record.kind)
+    return RunSummary(
+        run_id,
+        status,
+        verdict,
+        record.task,
+        record.model.name,
+        record.created,
+        record.problem,
+        record.kind,
+    )
 
 
 def _resolve_runs_dir(runs_dir: Path | str | None) -> Path:
@@ -164,7 +200,10 @@ def _resolve_runs_dir(runs_dir: Path | str | None) -> Path:
         return default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()
     except RuntimeError:
         asked = os.environ.get(RUNS_DIR_VARIABLE) if runs_dir is None else runs_dir
-        raise StoreError(f"The runs directory {str(asked)!r} names a user that does not exist.", "Write the path out.") from None
+        raise StoreError(
+            f"The runs directory {str(asked)!r} names a user that does not exist.",
+            "Write the path out.",
+        ) from None
 
 
 def _slug(text: str) -> str:

@@ -23,13 +23,31 @@ _RUNS_DIR_HINT = "or keep runs elsewhere: --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR"
 _CURES = {
     errno.ENOSPC: ("the disk is full", f"Free some space, {_RUNS_DIR_HINT}."),
     errno.EDQUOT: ("the disk quota is used up", f"Free some space, {_RUNS_DIR_HINT}."),
-    errno.EFBIG: ("the file is larger than allowed here", f"Raise the limit on file sizes, {_RUNS_DIR_HINT}."),
-    errno.EACCES: ("permission is denied", f"Give this user the right to write there, {_RUNS_DIR_HINT}."),
-    errno.EPERM: ("permission is denied", f"Give this user the right to write there, {_RUNS_DIR_HINT}."),
+    errno.EFBIG: (
+        "the file is larger than allowed here",
+        f"Raise the limit on file sizes, {_RUNS_DIR_HINT}.",
+    ),
+    errno.EACCES: (
+        "permission is denied",
+        f"Give this user the right to write there, {_RUNS_DIR_HINT}.",
+    ),
+    errno.EPERM: (
+        "permission is denied",
+        f"Give this user the right to write there, {_RUNS_DIR_HINT}.",
+    ),
     errno.EROFS: ("the file system is read-only", f"Mount it for writing, {_RUNS_DIR_HINT}."),
-    errno.EEXIST: ("a part of the path is a file", "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR."),
-    errno.ENOTDIR: ("a part of the path is a file", "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR."),
-    errno.ENOENT: ("it is not there", "See `circuit-scout runs list`; if the run was deleted while it was at work, start it again."),
+    errno.EEXIST: (
+        "a part of the path is a file",
+        "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR.",
+    ),
+    errno.ENOTDIR: (
+        "a part of the path is a file",
+        "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR.",
+    ),
+    errno.ENOENT: (
+        "it is not there",
+        "See `circuit-scout runs list`; if the run was deleted while it was at work, start it again.",
+    ),
 }
 
 
@@ -39,8 +57,12 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        code = fault.errno or (errno.ENOENT if isinstance(fault, FileNotFoundError) else 0)  # safetensors gives no number
-        reason, cure = _CURES.get(code, (fault.strerror or str(fault), f"Look at the disk, {_RUNS_DIR_HINT}."))
+        code = fault.errno or (
+            errno.ENOENT if isinstance(fault, FileNotFoundError) else 0
+        )  # safetensors gives no number
+        reason, cure = _CURES.get(
+            code, (fault.strerror or str(fault), f"Look at the disk, {_RUNS_DIR_HINT}.")
+        )
         raise StoreError(f"{path} cannot be read or written: {reason}.", cure) from fault
 
 
@@ -116,7 +138,8 @@ def check_name(name: str, what: str) -> str:
     """
     if not _FILE_NAME.fullmatch(name):
         raise StoreError(
-            f"{name!r} cannot be {what}.", "Use up to 128 letters, digits, dots, dashes and underscores, not starting with a dot."
+            f"{name!r} cannot be {what}.",
+            "Use up to 128 letters, digits, dots, dashes and underscores, not starting with a dot.",
         )
     return name
 

@@ -18,7 +18,9 @@ from discovery.store.files import explain_disk_errors, read_json, write_json
 _LOCK_TIMEOUT_SECONDS = 30.0  # seconds; a look takes milliseconds
 
 
-def record_heldout_look(runs_dir: Path | str | None, pairs_fingerprint: str, circuit_key: str) -> int:
+def record_heldout_look(
+    runs_dir: Path | str | None, pairs_fingerprint: str, circuit_key: str
+) -> int:
     """Record that a circuit looks at held-out pairs, and say the how-manieth it is.
 
     The same circuit again gets the number of its first look: `runs verify`, replay and resume do not
@@ -44,7 +46,8 @@ def record_heldout_look(runs_dir: Path | str | None, pairs_fingerprint: str, cir
                 return _count_look(path, pairs_fingerprint, circuit_key)
         except Timeout:
             raise StoreError(
-                f"{path} has been locked for {_LOCK_TIMEOUT_SECONDS:.0f} seconds.", "End the process that hangs with it, and try again."
+                f"{path} has been locked for {_LOCK_TIMEOUT_SECONDS:.0f} seconds.",
+                "End the process that hangs with it, and try again.",
             ) from None
 
 
@@ -59,8 +62,11 @@ def _count_look(path: Path, pairs_fingerprint: str, circuit_key: str) -> int:
 
 def _read(path: Path) -> dict[str, list[str]]:
     ledger = read_json(path)
-    if not isinstance(ledger, dict) or not all(isinstance(looks, list) for looks in ledger.values()):
+    if not isinstance(ledger, dict) or not all(
+        isinstance(looks, list) for looks in ledger.values()
+    ):
         raise StoreError(
-            f"{path} is damaged: it is not a ledger of looks.", "Restore the file; without it nobody knows how fresh the pairs are."
+            f"{path} is damaged: it is not a ledger of looks.",
+            "Restore the file; without it nobody knows how fresh the pairs are.",
         )
     return ledger

@@ -68,8 +68,12 @@ class Journal:
         if "index" in event or "time" in event:
             raise ValueError("`index` and `time` of an event are the journal's to give")
         with self._lock, explain_disk_errors(self.path):
-            line = (dumps({"index": self._count, "time": utc_timestamp(), **event}) + "\n").encode("ascii")
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            line = (dumps({"index": self._count, "time": utc_timestamp(), **event}) + "\n").encode(
+                "ascii"
+            )
+            descriptor = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
+            )
             try:
                 self._write(descriptor, line)
             finally:
@@ -82,7 +86,10 @@ class Journal:
 
     def _write(self, descriptor: int, line: bytes) -> None:
         if os.fstat(descriptor).st_size != self._size:
-            raise StoreError(f"{self.path} was changed by somebody else.", "Let only one process write to a run; resume it to go on.")
+            raise StoreError(
+                f"{self.path} was changed by somebody else.",
+                "Let only one process write to a run; resume it to go on.",
+            )
         os.lseek(descriptor, self._size, os.SEEK_SET)
         try:
             rest = memoryview(line)
@@ -116,5 +123,8 @@ def _read_journal(path: Path) -> tuple[list[Event], int]:
 def _parse_event(line: bytes, number: int, path: Path) -> Event:
     value = loads(line, f"{path}, line {number + 1},")
     if not isinstance(value, dict) or value.get("index") != number:
-        raise StoreError(f"{path}, line {number + 1}, is damaged: it is not event {number}.", "Restore the file, or start the run anew.")
+        raise StoreError(
+            f"{path}, line {number + 1}, is damaged: it is not event {number}.",
+            "Restore the file, or start the run anew.",
+        )
     return value

@@ -17,7 +17,9 @@ from discovery.store.files import explain_disk_errors, read_json, write_json
 from discovery.store.journal import utc_timestamp
 
 _LOCK_TIMEOUT_SECONDS = 0.5  # seconds: `is_being_written` takes the lock for a moment
-_PROBE_TIMEOUT_SECONDS = 0.1  # seconds: two that look at the same time must not take each other for a writer
+_PROBE_TIMEOUT_SECONDS = (
+    0.1  # seconds: two that look at the same time must not take each other for a writer
+)
 
 
 class RunLock:
@@ -76,7 +78,9 @@ def _owner_path(folder: Path) -> Path:
 def _locked_error(folder: Path) -> StoreError:
     try:
         note = read_json(_owner_path(folder))
-        who = f"process {note['pid']}, since {note['since']}" + (" (this very process)" if note["pid"] == os.getpid() else "")
+        who = f"process {note['pid']}, since {note['since']}" + (
+            " (this very process)" if note["pid"] == os.getpid() else ""
+        )
     except (StoreError, KeyError, TypeError):
         who = "another process"
     return StoreError(

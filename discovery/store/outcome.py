@@ -11,7 +11,9 @@ from discovery.store.run import Run
 
 
 @contextmanager
-def record_outcome(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Exception], bool], remedy: str) -> Iterator[None]:
+def record_outcome(
+    run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Exception], bool], remedy: str
+) -> Iterator[None]:
     """Work on a run.
 
     Args:
@@ -37,7 +39,9 @@ def record_outcome(run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[
         else:  # nothing was measured: what is wrong would be wrong again
             run.discard()
         raise
-    except Exception as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
+    except (
+        Exception
+    ) as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
         if out_of_memory(fault):
             run.update(status="interrupted", problem="out of memory")
             cure = f"Free memory, or start again with {remedy}; this run can be resumed: {run.id}."

@@ -64,7 +64,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -95,19 +100,32 @@ class Run:
             first = fault.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise StoreError(
-                f"{path} is damaged at {place or 'its top'}.", "Restore the file, or delete the run.", detail=first["msg"]
+                f"{path} is damaged at {place or 'its top'}.",
+                "Restore the file, or delete the run.",
+                detail=first["msg"],
             ) from fault
 
     @property
     def status(self) -> RunStatus:
         """As recorded; a run that says `running` and that no process writes to was interrupted."""
         status = self.record.status
-        return "interrupted" if status == "running" and not self.is_writable and not is_being_written(self.path) else status
+        return (
+            "interrupted"
+            if status == "running" and not self.is_writable and not is_being_written(self.path)
+            else status
+        )
 
     def update(self, **changes: Any) -> RunRecord:
         """Write run.json with `changes` to its fields."""
         self._check_writable()
-        record = RunRecord.model_validate({**self.record.model_dump(by_alias=True), **changes, "run_id": self.id, "updated": utc_timestamp()})
+        record = RunRecord.model_validate(
+            {
+                **self.record.model_dump(by_alias=True),
+                **changes,
+                "run_id": self.id,
+                "updated": utc_timestamp(),
+            }
+        )
         write_json(self.path / "run.json", record)
         return record
 
@@ -135,8 +153,13 @@ class Run:
         path = self.path / "task.jsonl"
         *lines, rest = read_bytes(path).split(b"\n")
         if rest or not lines:
-            raise StoreError(f"{path} is damaged: its last line is cut off.", "Restore the file, or start a new run.")
-        return [loads(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
+            raise StoreError(
+                f"{path} is damaged: its last line is cut off.",
+                "Restore the file, or start a new run.",
+            )
+        return [
+            loads(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)
+        ]
 
     def save_circuit(self, circuit: CircuitGraph) -> None:
         """Write circuit.json."""
@@ -151,11 +174,19 @@ class Run:
                 f"See it: circuit-scout runs show {self.id}, or train_sae(run_id={self.id!r}).",
             )
         if not path.exists():
-            raise StoreError(f"The run {self.id} has no circuit yet.", f"Resume it: circuit-scout discover --resume {self.id}")
+            raise StoreError(
+                f"The run {self.id} has no circuit yet.",
+                f"Resume it: circuit-scout discover --resume {self.id}",
+            )
         return CircuitGraph.from_json(read_bytes(path), str(path))
 
     def save_arrays(
-        self, result_id: str, arrays: Mapping[str, Array], *, dtype: DTypeLike = np.float32, metadata: Mapping[str, str] | None = None
+        self,
+        result_id: str,
+        arrays: Mapping[str, Array],
+        *,
+        dtype: DTypeLike = np.float32,
+        metadata: Mapping[str, str] | None = None,
     ) -> Path:
         """Write the numpy arrays of one result to arrays/<result_id>.safetensors; floats become `dtype`."""
         self._check_writable()
@@ -216,19 +247,30 @@ class Run:
 
     def _check_writable(self) -> None:
         if not self.is_writable:
-            raise StoreError(f"The run {self.id} is open for reading only.", "Open it with write=True.")
+            raise StoreError(
+                f"The run {self.id} is open for reading only.", "Open it with write=True."
+            )
 
     def _file(self, folder: str, name: str, suffix: str) -> Path:
-        return resolve_inside(self.path, folder, check_name(name.removesuffix(suffix), f"a name in {folder}/") + suffix)
+        return resolve_inside(
+            self.path,
+            folder,
+            check_name(name.removesuffix(suffix), f"a name in {folder}/") + suffix,
+        )
 
     def _existing_file(self, folder: str, name: str, suffix: str) -> Path:
         path = self._file(folder, name, suffix)
         if not path.exists():
             there = sorted(other.stem for other in path.parent.glob(f"[!.]*{suffix}"))
-            raise StoreError(f"The run {self.id} has no {folder}/{path.name}.", f"There are: {', '.join(there) or 'none'}.")
+            raise StoreError(
+                f"The run {self.id} has no {folder}/{path.name}.",
+                f"There are: {', '.join(there) or 'none'}.",
+            )
         return path
 
 
 def write_pairs(folder: Path, pairs: Iterable[Mapping[str, Any]]) -> None:
     """Write task.jsonl into a run's folder."""
-    write_bytes(folder / "task.jsonl", "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii"))
+    write_bytes(
+        folder / "task.jsonl", "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii")
+    )

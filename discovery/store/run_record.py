@@ -69,10 +69,20 @@ class RunRecord(JsonModel):
     scores: Mapping[str, Json] | None = None
 
 
-RECORDED_LIBRARIES = ("circuit-scout", "torch", "transformer-lens", "transformers", "numpy", "scipy", "networkx")
+RECORDED_LIBRARIES = (
+    "circuit-scout",
+    "torch",
+    "transformer-lens",
+    "transformers",
+    "numpy",
+    "scipy",
+    "networkx",
+)
 
 
-def collect_provenance(seed: int, device: str, command: str | None, created: str, more: tuple[str, ...] = ()) -> Provenance:
+def collect_provenance(
+    seed: int, device: str, command: str | None, created: str, more: tuple[str, ...] = ()
+) -> Provenance:
     """How to do a run again.
 
     Args:

@@ -22,7 +22,16 @@ from discovery.tasks.split import split_pairs
 from discovery.tasks.task import EncodedPair, Task
 from discovery.tasks.task_file import pair_from_fields, read_task_file
 
-__all__ = ["BUILTIN", "TEXT_PAIRS", "EncodedPair", "PromptPair", "Task", "Tokenizer", "load_task", "require_source"]
+__all__ = [
+    "BUILTIN",
+    "TEXT_PAIRS",
+    "EncodedPair",
+    "PromptPair",
+    "Task",
+    "Tokenizer",
+    "load_task",
+    "require_source",
+]
 
 TEXT_PAIRS = 2000  # of a built-in task whose prompts, both sides, serve as a text to train on
 
@@ -54,7 +63,11 @@ def require_source(source: str | Path) -> None:
 
 
 def load_task(
-    source: str | Path | Sequence[PromptPair | Mapping[str, Any]], model: TokenizedModel, *, pairs: int | None = None, seed: int = 0
+    source: str | Path | Sequence[PromptPair | Mapping[str, Any]],
+    model: TokenizedModel,
+    *,
+    pairs: int | None = None,
+    seed: int = 0,
 ) -> Task:
     """Load a behaviour for one model.
 
@@ -73,7 +86,10 @@ def load_task(
     metric: MetricName = "logit_difference"
     if isinstance(source, str) and source in BUILTIN:
         if model.tokenizer is None:
-            raise TaskError(f"The built-in task {source!r} is text, and this model has no tokenizer.", "Use a task file with token ids.")
+            raise TaskError(
+                f"The built-in task {source!r} is text, and this model has no tokenizer.",
+                "Use a task file with token ids.",
+            )
         name, metric = source, BUILTIN[source].metric
         drawn = generate(source, model.tokenizer, pairs or BUILTIN[source].default_pairs, seed)
         written = {f"pair {n}": pair for n, pair in enumerate(drawn, start=1)}
@@ -84,12 +100,21 @@ def load_task(
     else:
         name = "inline"
         numbered = {f"pair {n}": pair for n, pair in enumerate(source, start=1)}
-        written = {at: pair if isinstance(pair, PromptPair) else pair_from_fields(pair, at) for at, pair in numbered.items()}
+        written = {
+            at: pair if isinstance(pair, PromptPair) else pair_from_fields(pair, at)
+            for at, pair in numbered.items()
+        }
         if not written:
-            raise TaskError("The list of pairs is empty.", "Give at least one pair: clean, corrupted, answer, wrong.")
+            raise TaskError(
+                "The list of pairs is empty.",
+                "Give at least one pair: clean, corrupted, answer, wrong.",
+            )
     encoded, warnings = reader.encode_all(written)
     if pairs is not None and pairs < len(encoded):
-        encoded = tuple(encoded[i] for i in sorted(random.Random(f"pairs-{seed}").sample(range(len(encoded)), pairs)))
+        encoded = tuple(
+            encoded[i]
+            for i in sorted(random.Random(f"pairs-{seed}").sample(range(len(encoded)), pairs))
+        )
         warnings = tuple(find_warnings(encoded))
     splits, method = split_pairs(encoded, seed)
     if dropped := splits.count(None):

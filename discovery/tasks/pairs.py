@@ -77,9 +77,14 @@ class MarkedPair:
     def with_token_labels(self, tokenizer: Tokenizer) -> PromptPair:
         """The pair with each mark turned into the position of the token that ends there."""
         whole = tokenizer.encode(self.clean)
-        labels = {name: _count_shared_prefix(whole, tokenizer.encode(self.clean[:end])) - 1 for name, end in self.marks.items()}
+        labels = {
+            name: _count_shared_prefix(whole, tokenizer.encode(self.clean[:end])) - 1
+            for name, end in self.marks.items()
+        }
         labels["end"] = -1
-        return PromptPair(self.clean, self.corrupted, self.answer, self.wrong, self.template, labels)
+        return PromptPair(
+            self.clean, self.corrupted, self.answer, self.wrong, self.template, labels
+        )
 
 
 def _count_shared_prefix(a: list[int], b: list[int]) -> int:

@@ -37,13 +37,18 @@ class EncodedPair:
     @property
     def key(self) -> tuple[object, ...]:
         """The same for a pair and its reverse, so that no pair is in both splits."""
-        sides = sorted([(self.clean, tuple(sorted(self.answer))), (self.corrupted, tuple(sorted(self.wrong)))])
+        sides = sorted(
+            [(self.clean, tuple(sorted(self.answer))), (self.corrupted, tuple(sorted(self.wrong)))]
+        )
         return tuple(sides)
 
     @property
     def first_difference(self) -> int:
         """The first position at which the two sides differ; everything before it is equal in a causal model."""
-        return next((i for i, (a, b) in enumerate(zip(self.clean, self.corrupted, strict=True)) if a != b), len(self.clean))
+        return next(
+            (i for i, (a, b) in enumerate(zip(self.clean, self.corrupted, strict=True)) if a != b),
+            len(self.clean),
+        )
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,18 @@ class Task:
         return self._pairs_of_split("heldout")
 
     def _pairs_of_split(self, name: SplitName) -> Task:
-        kept = tuple(pair for pair, split in zip(self.pairs, self.splits, strict=True) if split == name)
+        kept = tuple(
+            pair for pair, split in zip(self.pairs, self.splits, strict=True) if split == name
+        )
         return replace(self, pairs=kept, splits=(name,) * len(kept))
 
     @property
     def fingerprint(self) -> str:
         """sha256 of the pairs, in order (not of the name or the split)."""
-        rows = [[p.clean, p.corrupted, p.answer, p.wrong, p.template, sorted(p.labels.items())] for p in self.pairs]
+        rows = [
+            [p.clean, p.corrupted, p.answer, p.wrong, p.template, sorted(p.labels.items())]
+            for p in self.pairs
+        ]
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     @property

@@ -9,11 +9,20 @@ from pydantic import Field
 
 from mcp_server.session import Session
 
-BehaviourText = Annotated[str, Field(description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement.")]
+BehaviourText = Annotated[
+    str,
+    Field(
+        description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement."
+    ),
+]
 HeadName = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
-ClaimText = Annotated[str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")]
+ClaimText = Annotated[
+    str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")
+]
 ModelName = Annotated[str, Field(description="bundled, a model directory, or a hub name.")]
-TaskChoice = Annotated[str, Field(description="Built-in task or task file that shows the behaviour.")]
+TaskChoice = Annotated[
+    str, Field(description="Built-in task or task file that shows the behaviour.")
+]
 
 _REPORTING_RULES = (
     "Quote verdicts and intervals as the tools give them. Say what would have falsified the claim, and what was not tested. "
@@ -43,7 +52,9 @@ Read the resource scout://skills/find-circuit and follow it:
 {honest}"""
 
     @server.prompt(title="What does this head do?")
-    def what_does_this_head_do(head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled") -> str:
+    def what_does_this_head_do(
+        head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled"
+    ) -> str:
         """Measure what one attention head contributes, and where."""
         return f"""What does the head {head} of the model {model} do on the task {task}?
 
@@ -56,7 +67,9 @@ Read the resource scout://skills/find-circuit and follow it:
 Say what is measured and what is conjecture; attention alone proves nothing. {honest}"""
 
     @server.prompt(title="Validate a claim about a circuit")
-    def validate_claim(claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = "bundled") -> str:
+    def validate_claim(
+        claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = "bundled"
+    ) -> str:
         """Put a claimed circuit to the test, on pairs that it was not made from."""
         return f"""Test this claim about the model {model}, on the task {task}: {claim}
 

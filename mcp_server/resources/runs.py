@@ -21,13 +21,23 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
     def document(run_id: str, name: str) -> str:
         try:
             run = session.runs.open(run_id)
-            return session.allowed_paths.redact_run_text(read_bytes(resolve_inside(run.path, name)).decode(), run.record)
+            return session.allowed_paths.redact_run_text(
+                read_bytes(resolve_inside(run.path, name)).decode(), run.record
+            )
         except DiscoveryError as fault:
             raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
-    @server.resource("scout://runs", name="runs", title="All runs", mime_type=JSON_TYPE, description="Every run that is kept, the newest first.")
+    @server.resource(
+        "scout://runs",
+        name="runs",
+        title="All runs",
+        mime_type=JSON_TYPE,
+        description="Every run that is kept, the newest first.",
+    )
     def runs() -> str:
-        return json.dumps({"runs": [dataclasses.asdict(run) for run in session.list_run_summaries()[:200]]})
+        return json.dumps(
+            {"runs": [dataclasses.asdict(run) for run in session.list_run_summaries()[:200]]}
+        )
 
     @server.resource(
         "scout://runs/{run_id}/circuit.json", name="circuit", title="The circuit of a run", mime_type=JSON_TYPE,
@@ -54,7 +64,11 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
         return document(run_id, "report.html")
 
     @server.resource(
-        "scout://runs/{run_id}/figures/{name}", name="figure", title="A figure of a run", mime_type=PNG_TYPE, description="A picture."
+        "scout://runs/{run_id}/figures/{name}",
+        name="figure",
+        title="A figure of a run",
+        mime_type=PNG_TYPE,
+        description="A picture.",
     )
     def figure(run_id: str, name: str) -> bytes:
         try:
@@ -63,22 +77,34 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
             raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
     @server.resource(
-        "scout://runs/{run_id}/arrays/{name}", name="array", title="Full arrays of a run", mime_type=SAFETENSORS_TYPE, description="safetensors."
+        "scout://runs/{run_id}/arrays/{name}",
+        name="array",
+        title="Full arrays of a run",
+        mime_type=SAFETENSORS_TYPE,
+        description="safetensors.",
     )
     def array(run_id: str, name: str) -> bytes:
         try:
             run = session.runs.open(run_id)
             run.array_metadata(name)  # checks the name, and that it is there
-            return read_bytes(run.path / "arrays" / f"{name.removesuffix('.safetensors')}.safetensors")
+            return read_bytes(
+                run.path / "arrays" / f"{name.removesuffix('.safetensors')}.safetensors"
+            )
         except DiscoveryError as fault:
             raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
-    kinds = (("grid.json", JSON_TYPE, "Full grid"), ("heatmap.png", PNG_TYPE, "Heatmap"), ("activations.safetensors", SAFETENSORS_TYPE, "Activations"))
+    kinds = (
+        ("grid.json", JSON_TYPE, "Full grid"),
+        ("heatmap.png", PNG_TYPE, "Heatmap"),
+        ("activations.safetensors", SAFETENSORS_TYPE, "Activations"),
+    )
     for name, mime_type, title in kinds:
         _add_result(server, session, name, mime_type, title)
 
 
-def _add_result(server: MCPServer[Session], session: Session, name: str, mime_type: str, title: str) -> None:
+def _add_result(
+    server: MCPServer[Session], session: Session, name: str, mime_type: str, title: str
+) -> None:
     @server.resource(
         f"scout://results/{{result_id}}/{name}",
         name=name,

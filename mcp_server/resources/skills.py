@@ -30,13 +30,20 @@ def list_skills() -> list[str]:
 def list_skill_pages(name: str | None = None) -> list[str]:
     """The references of a skill; of every skill where None."""
     return sorted(
-        {path.name for skill in list_skills() if name in (None, skill) for path in (find_skills_dir() / skill).glob("references/*.md")}
+        {
+            path.name
+            for skill in list_skills()
+            if name in (None, skill)
+            for path in (find_skills_dir() / skill).glob("references/*.md")
+        }
     )
 
 
 def add_skills(server: MCPServer[Session]) -> None:
     """Each skill and its references as a resource."""
-    for skill_name in list_skills():  # by itself too, for clients that list resources and know no templates
+    for (
+        skill_name
+    ) in list_skills():  # by itself too, for clients that list resources and know no templates
         server.add_resource(
             FunctionResource(
                 uri=f"scout://skills/{skill_name}",
@@ -69,9 +76,15 @@ def add_skills(server: MCPServer[Session]) -> None:
 
 
 def _read_skill_file(name: str, *parts: str) -> str:
-    if not _SKILL_NAME.fullmatch(name) or not all(_SKILL_NAME.fullmatch(part.lower()) for part in parts):
-        raise ResourceNotFoundError(f"There is no skill {name[:80]!r}; there are {', '.join(list_skills())}.")
+    if not _SKILL_NAME.fullmatch(name) or not all(
+        _SKILL_NAME.fullmatch(part.lower()) for part in parts
+    ):
+        raise ResourceNotFoundError(
+            f"There is no skill {name[:80]!r}; there are {', '.join(list_skills())}."
+        )
     path = find_skills_dir().joinpath(name, *parts)
     if not path.is_file():
-        raise ResourceNotFoundError(f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(list_skills())}.")
+        raise ResourceNotFoundError(
+            f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(list_skills())}."
+        )
     return path.read_text(encoding="utf-8")

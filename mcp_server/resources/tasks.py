@@ -15,7 +15,9 @@ from mcp_server.session import Session
 
 def add_tasks(server: MCPServer[Session]) -> None:
     """Each built-in task: what the model must do, how it is measured, and its wordings."""
-    for name in BUILTIN:  # each by itself too, for clients that list resources and know no templates
+    for (
+        name
+    ) in BUILTIN:  # each by itself too, for clients that list resources and know no templates
         server.add_resource(
             FunctionResource(
                 uri=f"scout://tasks/{name}",
@@ -27,7 +29,11 @@ def add_tasks(server: MCPServer[Session]) -> None:
         )
 
     @server.resource(
-        "scout://tasks/{name}", name="task", title="A built-in task", mime_type="application/json", description="Its metric and wordings."
+        "scout://tasks/{name}",
+        name="task",
+        title="A built-in task",
+        mime_type="application/json",
+        description="Its metric and wordings.",
     )
     def task(name: str) -> str:
         return _describe_task(name)
@@ -35,7 +41,9 @@ def add_tasks(server: MCPServer[Session]) -> None:
 
 def _describe_task(name: str) -> str:
     if name not in BUILTIN:
-        raise ResourceNotFoundError(f"There is no task {name[:80]!r}; there are {', '.join(BUILTIN)}.")
+        raise ResourceNotFoundError(
+            f"There is no task {name[:80]!r}; there are {', '.join(BUILTIN)}."
+        )
     found = BUILTIN[name]
     facts = {
         "name": found.name,

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MEMORY, MODELS_DIR, RUNS_DIR, Setting, UsageError, parse_choice
+from discovery.cli.arguments import (
+    BACKEND,
+    DEVICE,
+    DTYPE,
+    MEMORY,
+    MODELS_DIR,
+    RUNS_DIR,
+    Setting,
+    UsageError,
+    parse_choice,
+)
 from discovery.cli.exit_status import report_error
 from discovery.cli.parser import CommandParser
 from discovery.store import default_runs_dir
@@ -32,7 +42,10 @@ def _parse_address(name: str, word: str) -> tuple[str, int]:
     """HOST:PORT, HOST in brackets where it is IPv6."""
     found = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})", word)
     if not found or int(found[2]) > 65535:
-        raise UsageError(f"{name} is {word!r}, and must be HOST:PORT.", f"Write for example {name} 127.0.0.1:8000.")
+        raise UsageError(
+            f"{name} is {word!r}, and must be HOST:PORT.",
+            f"Write for example {name} 127.0.0.1:8000.",
+        )
     return found[1].strip("[]"), int(found[2])
 
 
@@ -40,13 +53,20 @@ def _parse_toolsets(name: str, word: str) -> tuple[Toolset, ...]:
     """A list of groups of tools, or all."""
     chosen = [part.strip() for part in word.split(",") if part.strip()]
     sets = {parse_choice((*TOOLSETS, "all"), name, part) for part in chosen}
-    return TOOLSETS if "all" in sets or not sets else tuple(known for known in TOOLSETS if known in sets)
+    return (
+        TOOLSETS
+        if "all" in sets or not sets
+        else tuple(known for known in TOOLSETS if known in sets)
+    )
 
 
 def _parse_token(name: str, word: str) -> str:
     """A bearer token: visible ASCII, not too short to be guessed."""
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", word):
-        raise UsageError(f"{name} is no token: it must have 16 to 512 visible ASCII characters.", "Make one: openssl rand -hex 24.")
+        raise UsageError(
+            f"{name} is no token: it must have 16 to 512 visible ASCII characters.",
+            "Make one: openssl rand -hex 24.",
+        )
     return word
 
 
@@ -55,12 +75,36 @@ def _parse_host_names(name: str, word: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in word.split(",") if part.strip())
 
 
-HTTP_FLAG = Setting("http", "HOST:PORT", "serve over HTTP at http://HOST:PORT/mcp instead of standard input and output", _parse_address)
-TOKEN_FLAG = Setting("token", "T", "the bearer token that HTTP clients must send; required beyond this machine", _parse_token)
-ALLOWED_HOSTS_FLAG = Setting("allowed-hosts", "NAMES", "further host names by which HTTP clients reach it, with commas", _parse_host_names)
-TOOLSETS_FLAG = Setting("toolsets", "NAMES", f"which groups of tools: all, or some of {', '.join(TOOLSETS)}", _parse_toolsets)
+HTTP_FLAG = Setting(
+    "http",
+    "HOST:PORT",
+    "serve over HTTP at http://HOST:PORT/mcp instead of standard input and output",
+    _parse_address,
+)
+TOKEN_FLAG = Setting(
+    "token",
+    "T",
+    "the bearer token that HTTP clients must send; required beyond this machine",
+    _parse_token,
+)
+ALLOWED_HOSTS_FLAG = Setting(
+    "allowed-hosts",
+    "NAMES",
+    "further host names by which HTTP clients reach it, with commas",
+    _parse_host_names,
+)
+TOOLSETS_FLAG = Setting(
+    "toolsets",
+    "NAMES",
+    f"which groups of tools: all, or some of {', '.join(TOOLSETS)}",
+    _parse_toolsets,
+)
 IMAGES_FLAG = Setting(
-    "images", "include|omit", "whether results carry pictures", lambda name, word: parse_choice(("include", "omit"), name, word), "include"
+    "images",
+    "include|omit",
+    "whether results carry pictures",
+    lambda name, word: parse_choice(("include", "omit"), name, word),
+    "include",
 )
 READ_ONLY_VARIABLE = "CIRCUIT_SCOUT_READ_ONLY"
 
@@ -89,7 +133,9 @@ def parse_serve_arguments(words: Sequence[str]) -> tuple[ServerSettings, HttpEnd
     settings = ServerSettings(
         runs_dir=RUNS_DIR.resolve_value(args) or default_runs_dir(),
         models_dir=MODELS_DIR.resolve_value(args),
-        working_dir=None if address is not None or MODELS_DIR.resolve_value(args) is not None else _find_project_dir(),
+        working_dir=None
+        if address is not None or MODELS_DIR.resolve_value(args) is not None
+        else _find_project_dir(),
         read_only=args.read_only or _read_switch(READ_ONLY_VARIABLE),
         images=IMAGES_FLAG.resolve_value(args),
         toolsets=TOOLSETS_FLAG.resolve_value(args) or TOOLSETS,
@@ -100,15 +146,23 @@ def parse_serve_arguments(words: Sequence[str]) -> tuple[ServerSettings, HttpEnd
         is_local=address is None,
     )
     if settings.models_dir is not None and not settings.models_dir.is_dir():
-        raise UsageError("The models directory is not a directory.", f"Give one with --models-dir or {MODELS_DIR.variable}.")
-    return settings, None if address is None else HttpEndpoint(address[0], address[1], token, ALLOWED_HOSTS_FLAG.resolve_value(args) or ())
+        raise UsageError(
+            "The models directory is not a directory.",
+            f"Give one with --models-dir or {MODELS_DIR.variable}.",
+        )
+    return settings, None if address is None else HttpEndpoint(
+        address[0], address[1], token, ALLOWED_HOSTS_FLAG.resolve_value(args) or ()
+    )
 
 
 def _find_project_dir() -> Path | None:
     """The directory that a local client started the server in; the root or a home says nothing of what may be read."""
     here = Path.cwd()
     if here == Path(here.anchor) or here.resolve() == Path.home().resolve():
-        LOG.warning("Started in %s: no directory may be read. Give --models-dir to load models and task files from one.", here)
+        LOG.warning(
+            "Started in %s: no directory may be read. Give --models-dir to load models and task files from one.",
+            here,
+        )
         return None
     return here
 
@@ -167,7 +221,9 @@ def _parser() -> CommandParser:
     for setting in (HTTP_FLAG, TOKEN_FLAG, ALLOWED_HOSTS_FLAG, TOOLSETS_FLAG):
         setting.add_to(parser)
     parser.add_argument(
-        "--read-only", action="store_true", help=f"no downloads, no runs started or stopped, no final evaluation (or {READ_ONLY_VARIABLE}=1)"
+        "--read-only",
+        action="store_true",
+        help=f"no downloads, no runs started or stopped, no final evaluation (or {READ_ONLY_VARIABLE}=1)",
     )
     for setting in (MODELS_DIR, RUNS_DIR, IMAGES_FLAG, BACKEND, DEVICE, DTYPE, MEMORY):
         setting.add_to(parser)
@@ -177,7 +233,10 @@ def _parser() -> CommandParser:
 def _read_switch(variable: str) -> bool:
     word = os.environ.get(variable, "").strip().lower()
     if word not in (*_YES, *_NO):
-        raise UsageError(f"{variable} is {word!r}; allowed: {', '.join(_YES)}, {', '.join(_NO[1:])}.", f"Write {variable}=1.")
+        raise UsageError(
+            f"{variable} is {word!r}; allowed: {', '.join(_YES)}, {', '.join(_NO[1:])}.",
+            f"Write {variable}=1.",
+        )
     return word in _YES
 
 

@@ -44,10 +44,22 @@ class HttpEndpoint:
     @property
     def allowed_hosts(self) -> list[str]:
         """What the Host header may say."""
-        told = {"127.0.0.1", "localhost", "[::1]", f"[{self.host}]" if ":" in self.host else self.host, *self.extra_hosts}
+        told = {
+            "127.0.0.1",
+            "localhost",
+            "[::1]",
+            f"[{self.host}]" if ":" in self.host else self.host,
+            *self.extra_hosts,
+        }
         if self.host in ("0.0.0.0", "::"):
             told.add(socket.gethostname())
-        return sorted({f"{name}{port}" for name in told - {"0.0.0.0", "[::]"} for port in (f":{self.port}", "")})
+        return sorted(
+            {
+                f"{name}{port}"
+                for name in told - {"0.0.0.0", "[::]"}
+                for port in (f":{self.port}", "")
+            }
+        )
 
 
 class BearerTokenMiddleware:
@@ -59,9 +71,14 @@ class BearerTokenMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_authorized(scope):
-            headers = [(b"www-authenticate", b'Bearer realm="circuit-scout"'), (b"content-type", b"application/json")]
+            headers = [
+                (b"www-authenticate", b'Bearer realm="circuit-scout"'),
+                (b"content-type", b"application/json"),
+            ]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": b'{"error":"a bearer token is required"}'})
+            await send(
+                {"type": "http.response.body", "body": b'{"error":"a bearer token is required"}'}
+            )
             return
         await self._app(scope, receive, send)
 
@@ -74,9 +91,16 @@ class BearerTokenMiddleware:
 def build_asgi_app(server: CircuitScoutServer, door: HttpEndpoint) -> ASGIApp:
     """The server as an ASGI application."""
     origins = [f"{scheme}://{host}" for host in door.allowed_hosts for scheme in ("http", "https")]
-    security = TransportSecuritySettings(enable_dns_rebinding_protection=True, allowed_hosts=door.allowed_hosts, allowed_origins=origins)
+    security = TransportSecuritySettings(
+        enable_dns_rebinding_protection=True,
+        allowed_hosts=door.allowed_hosts,
+        allowed_origins=origins,
+    )
     made: Any = server.streamable_http_app(
-        streamable_http_path=ENDPOINT_PATH, host=door.host, transport_security=security, max_request_body_size=MAX_BODY_BYTES
+        streamable_http_path=ENDPOINT_PATH,
+        host=door.host,
+        transport_security=security,
+        max_request_body_size=MAX_BODY_BYTES,
     )
     return BearerTokenMiddleware(made, door.token) if door.token is not None else made
 
@@ -95,10 +119,13 @@ def listen(door: HttpEndpoint) -> tuple[HttpEndpoint, socket.socket]:
         taken = socket.create_server((door.host, door.port), family=family, backlog=2048)
     except OSError as fault:
         why = (
-            os.strerror(fault.errno) if fault.errno is not None and fault.errno in errno.errorcode else str(fault.strerror or fault)
+            os.strerror(fault.errno)
+            if fault.errno is not None and fault.errno in errno.errorcode
+            else str(fault.strerror or fault)
         )  # without the address again
         raise UsageError(
-            f"--http {_format_address(door)}: {why}.", "Give another port, or an address of this machine: --http 127.0.0.1:8001."
+            f"--http {_format_address(door)}: {why}.",
+            "Give another port, or an address of this machine: --http 127.0.0.1:8001.",
         ) from None
     return replace(door, port=taken.getsockname()[1]), taken
 
@@ -107,10 +134,14 @@ def _format_address(door: HttpEndpoint) -> str:
     return f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
 
 
-def serve_http(server: CircuitScoutServer, door: HttpEndpoint, listening_socket: socket.socket) -> int:
+def serve_http(
+    server: CircuitScoutServer, door: HttpEndpoint, listening_socket: socket.socket
+) -> int:
     """Serve where `listen` took the port, until SIGINT or SIGTERM; ends the process then, with status 130, the runs' folders closed."""
     uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
-    config = uvicorn.Config(build_asgi_app(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS)
+    config = uvicorn.Config(
+        build_asgi_app(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS
+    )
     runner = uvicorn.Server(config)
     write_to_stderr(f"Listening at http://{_format_address(door)}{ENDPOINT_PATH}")
     told: list[int] = []  # uvicorn raises the signal that ended it again, once it has shut down
@@ -120,5 +151,7 @@ def serve_http(server: CircuitScoutServer, door: HttpEndpoint, listening_socket:
     server.session.close(_GRACE_SECONDS)
     if told:
         sys.stderr.flush()
-        os._exit(130)  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
+        os._exit(
+            130
+        )  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
     return 0 if runner.started else 2

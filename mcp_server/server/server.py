@@ -13,7 +13,13 @@ from typing import Any
 
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError, UnexpectedResourceError, UnexpectedToolError
+from mcp.server.mcpserver.exceptions import (
+    ResourceError,
+    ResourceNotFoundError,
+    ToolError,
+    UnexpectedResourceError,
+    UnexpectedToolError,
+)
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult
 from pydantic import AnyUrl, ValidationError
@@ -60,9 +66,13 @@ class CircuitScoutServer(MCPServer[Session]):
                 raise ToolError(explain_argument_errors(tool, fault.__cause__)) from None
             if tool is None:
                 if name in {offer.function.__name__ for offer in TOOL_SPECS}:
-                    raise ToolError(f"{name} is switched off here.\n{describe_missing_tools(self.session.settings)}") from None
+                    raise ToolError(
+                        f"{name} is switched off here.\n{describe_missing_tools(self.session.settings)}"
+                    ) from None
                 known = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
-                raise ToolError(f"There is no tool {name[:80]!r} here.\nThe tools are {known}.") from None
+                raise ToolError(
+                    f"There is no tool {name[:80]!r} here.\nThe tools are {known}."
+                ) from None
             raise ToolError(self.session.settings.redact_paths(str(fault))) from None
 
     async def read_resource(
@@ -74,22 +84,43 @@ class CircuitScoutServer(MCPServer[Session]):
         except UnexpectedResourceError as fault:
             cause = _root_cause(fault)
             if isinstance(cause, DiscoveryError):
-                raise ResourceNotFoundError(self.session.settings.redact_paths(str(cause))) from None
+                raise ResourceNotFoundError(
+                    self.session.settings.redact_paths(str(cause))
+                ) from None
             raise ResourceError(log_bug("a resource", cause)) from None
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Session, Any] | None = None
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Context[Session, Any] | None = None,
     ) -> GetPromptResult | InputRequiredResult:
         """Get a prompt; one that does not exist, or that takes other arguments, is told with what there is."""
-        known = {prompt.name: prompt.arguments or [] for prompt in self._prompt_manager.list_prompts()}
+        known = {
+            prompt.name: prompt.arguments or [] for prompt in self._prompt_manager.list_prompts()
+        }
         if name not in known:
-            raise MCPError(INVALID_PARAMS, f"There is no prompt {name[:80]!r} here. The prompts are {', '.join(known)}.")
+            raise MCPError(
+                INVALID_PARAMS,
+                f"There is no prompt {name[:80]!r} here. The prompts are {', '.join(known)}.",
+            )
         takes = {argument.name: bool(argument.required) for argument in known[name]}
-        wrong = [f"There is no argument {given[:80]!r}." for given in list(arguments or {})[:5] if given not in takes]
-        wrong += [f"The argument {needed!r} is missing." for needed in takes if takes[needed] and needed not in (arguments or {})]
+        wrong = [
+            f"There is no argument {given[:80]!r}."
+            for given in list(arguments or {})[:5]
+            if given not in takes
+        ]
+        wrong += [
+            f"The argument {needed!r} is missing."
+            for needed in takes
+            if takes[needed] and needed not in (arguments or {})
+        ]
         if wrong:
             required = ", ".join(needed for needed in takes if takes[needed]) or "none"
-            raise MCPError(INVALID_PARAMS, " ".join([*wrong, f"{name} takes: {', '.join(takes)}; required: {required}."]))
+            raise MCPError(
+                INVALID_PARAMS,
+                " ".join([*wrong, f"{name} takes: {', '.join(takes)}; required: {required}."]),
+            )
         return await super().get_prompt(name, arguments, context)
 
     def _explain_error(self, name: str, cause: BaseException) -> str:
@@ -118,7 +149,9 @@ def build_server(settings: ServerSettings | None = None) -> CircuitScoutServer:
         NAME,
         title="Circuit Scout",
         description="Mechanistic interpretability: find the circuit behind a behaviour, and prove it.",
-        instructions=" ".join(filter(None, (INSTRUCTIONS, describe_missing_tools(session.settings)))),
+        instructions=" ".join(
+            filter(None, (INSTRUCTIONS, describe_missing_tools(session.settings)))
+        ),
         version=_version(),
         tools=build_tools(session.settings),
         lifespan=shared,

@@ -16,7 +16,9 @@ from mcp.server.stdio import stdio_server
 
 from mcp_server.server.server import CircuitScoutServer
 
-_GRACE_SECONDS = 1.5  # seconds for runs to close their folders; a client kills a server after about two
+_GRACE_SECONDS = (
+    1.5  # seconds for runs to close their folders; a client kills a server after about two
+)
 
 
 def serve_stdio(server: CircuitScoutServer) -> int:
@@ -34,10 +36,14 @@ def serve_stdio(server: CircuitScoutServer) -> int:
     with suppress(OSError, ValueError):
         sys.stderr.flush()
         wire.flush()
-    os._exit(0)  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
+    os._exit(
+        0
+    )  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
 
 
-async def _serve(server: CircuitScoutServer, source: io.BufferedReader, wire: io.BufferedWriter) -> None:
+async def _serve(
+    server: CircuitScoutServer, source: io.BufferedReader, wire: io.BufferedWriter
+) -> None:
     reader = anyio.wrap_file(io.TextIOWrapper(source, encoding="utf-8", errors="replace"))
     writer = anyio.wrap_file(io.TextIOWrapper(wire, encoding="utf-8"))
     lowlevel = server._lowlevel_server  # the SDK's own run_stdio_async takes no streams

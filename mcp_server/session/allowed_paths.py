@@ -22,8 +22,16 @@ _SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
 _SAE_FOLDER = "sae"  # in the folder of its training
 _MODEL_FILES = ("config.json", "tl_config.json")
-_MAX_DEPTH, _MAX_MODELS, _MAX_DIRECTORIES = 3, 200, 2000  # levels down, models listed, directories opened
-_ENCODINGS: tuple[Callable[[str], str], ...] = (str, html.escape, lambda path: json.dumps(path)[1:-1])
+_MAX_DEPTH, _MAX_MODELS, _MAX_DIRECTORIES = (
+    3,
+    200,
+    2000,
+)  # levels down, models listed, directories opened
+_ENCODINGS: tuple[Callable[[str], str], ...] = (
+    str,
+    html.escape,
+    lambda path: json.dumps(path)[1:-1],
+)
 
 
 class AllowedPaths:
@@ -31,7 +39,11 @@ class AllowedPaths:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.roots = tuple(root.resolve() for root in (settings.models_dir, settings.working_dir) if root is not None)
+        self.roots = tuple(
+            root.resolve()
+            for root in (settings.models_dir, settings.working_dir)
+            if root is not None
+        )
 
     def resolve_model(self, name: str) -> str:
         """The model to open: `bundled`, a directory as an absolute path, or a hub name.
@@ -45,7 +57,11 @@ class AllowedPaths:
         if found is not None and found.is_dir():
             return str(found)
         if not _HUB_NAME.fullmatch(name) or self._is_other_path(name):
-            raise self._make_refusal("model directory", name, "Give 'bundled', a hub name, or one that list_models shows.")
+            raise self._make_refusal(
+                "model directory",
+                name,
+                "Give 'bundled', a hub name, or one that list_models shows.",
+            )
         return name
 
     def resolve_task_file(self, name: str) -> Path:
@@ -56,7 +72,11 @@ class AllowedPaths:
         """
         found = self._resolve_inside(name)
         if found is None or not found.is_file():
-            raise self._make_refusal("task file", name, "Name a built-in task, give the pairs inline, or put the file into one of them.")
+            raise self._make_refusal(
+                "task file",
+                name,
+                "Name a built-in task, give the pairs inline, or put the file into one of them.",
+            )
         return found
 
     def resolve_text_file(self, name: str, instead: str) -> Path:
@@ -67,7 +87,9 @@ class AllowedPaths:
         """
         found = self._resolve_inside(name)
         if found is None or not found.is_file():
-            raise self._make_refusal("text file", name, f"{instead}, or put the file into one of them.")
+            raise self._make_refusal(
+                "text file", name, f"{instead}, or put the file into one of them."
+            )
         return found
 
     def resolve_sae(self, name: str | None) -> str:
@@ -99,9 +121,16 @@ class AllowedPaths:
         """A path as the assistant may write it: relative to an allowed directory."""
         if not Path(path).is_absolute():
             return path
-        if Path(path).name == _SAE_FOLDER and Path(path).parent.parent == self.settings.runs_dir.absolute():
+        if (
+            Path(path).name == _SAE_FOLDER
+            and Path(path).parent.parent == self.settings.runs_dir.absolute()
+        ):
             return Path(path).parent.name  # the id of the training
-        given = (root.absolute() for root in (self.settings.models_dir, self.settings.working_dir) if root is not None)
+        given = (
+            root.absolute()
+            for root in (self.settings.models_dir, self.settings.working_dir)
+            if root is not None
+        )
         for root in (*self.roots, *given):
             if Path(path).is_relative_to(root):
                 return Path(path).relative_to(root).as_posix()
@@ -121,7 +150,12 @@ class AllowedPaths:
     def list_model_directories(self) -> list[Path]:
         """The model directories that may be loaded, by name; of a large tree those that a short look finds."""
         looked = iter(range(_MAX_DIRECTORIES))
-        return [found for root in self.roots if root.is_dir() for found in _find_model_directories(root, _MAX_DEPTH, looked)][:_MAX_MODELS]
+        return [
+            found
+            for root in self.roots
+            if root.is_dir()
+            for found in _find_model_directories(root, _MAX_DEPTH, looked)
+        ][:_MAX_MODELS]
 
     def _resolve_inside(self, name: str) -> Path | None:
         """What a name is inside the allowed directories, or None."""
@@ -132,7 +166,11 @@ class AllowedPaths:
                 path = (root / name).resolve()
                 if path.is_relative_to(root) and path.exists():
                     return path
-            except (OSError, ValueError, RuntimeError):  # too long for the file system, or a loop of links
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ):  # too long for the file system, or a loop of links
                 continue
         return None
 
@@ -143,18 +181,32 @@ class AllowedPaths:
     def _make_refusal(self, what: str, name: str, cure: str) -> PathNotAllowedError:
         allowed = [
             label
-            for path, label in ((self.settings.models_dir, "the models directory"), (self.settings.working_dir, "the working directory"))
+            for path, label in (
+                (self.settings.models_dir, "the models directory"),
+                (self.settings.working_dir, "the working directory"),
+            )
             if path
         ]
-        where = " or ".join(allowed) or "any directory: the server was started without --models-dir, so none may be read"
+        where = (
+            " or ".join(allowed)
+            or "any directory: the server was started without --models-dir, so none may be read"
+        )
         shown = name if len(name) <= 80 else f"{name[:77]}..."
         return PathNotAllowedError(f"There is no {what} {shown!r} in {where}.", cure)
 
 
 def _collect_paths(record: RunRecord) -> set[str]:
     """The paths that a run was asked with, among other words."""
-    parts = [part for name in ("load", "text") if isinstance(part := record.configuration.get(name), Mapping)]
-    asked = [record.model.name, *(value for part in parts for value in part.values()), *_split_command(record.provenance.command or "")]
+    parts = [
+        part
+        for name in ("load", "text")
+        if isinstance(part := record.configuration.get(name), Mapping)
+    ]
+    asked = [
+        record.model.name,
+        *(value for part in parts for value in part.values()),
+        *_split_command(record.provenance.command or ""),
+    ]
     return {word for word in asked if isinstance(word, str)}
 
 
@@ -177,7 +229,11 @@ def _find_model_directories(place: Path, deep: int, looked: Iterator[int]) -> li
     if not deep:
         return []
     try:
-        inner = [entry for entry in sorted(place.iterdir()) if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
+        inner = [
+            entry
+            for entry in sorted(place.iterdir())
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
+        ]
     except OSError:
         return []
     return [found for entry in inner for found in _find_model_directories(entry, deep - 1, looked)]

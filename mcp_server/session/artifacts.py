@@ -40,7 +40,10 @@ class ArtifactStore:
         """
         with self._lock:
             if (result_id, name) not in self._files:
-                raise ServerError(f"There is no result {result_id}/{name} here now.", "Make the same call again: it gives the same link.")
+                raise ServerError(
+                    f"There is no result {result_id}/{name} here now.",
+                    "Make the same call again: it gives the same link.",
+                )
             return self._files[result_id, name]
 
     def list_ids(self) -> list[str]:
@@ -51,5 +54,7 @@ class ArtifactStore:
 
 def make_result_id(*parts: object) -> str:
     """A readable id: what was measured, on what, and how; its end tells apart what the words, which are cut, may not."""
-    words = [re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:60] for part in parts if str(part)]
+    words = [
+        re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:60] for part in parts if str(part)
+    ]
     return "-".join([*words, hashlib.sha256(repr(parts).encode()).hexdigest()[:8]])

@@ -63,7 +63,11 @@ class DeviceJob:
     def progress(self) -> tuple[float, float, str]:
         """Done and total so far, in forward-pass equivalents, and what is done now."""
         with self._lock:
-            return self._before + self._done, self._before + max(self._total, self._done), self.label
+            return (
+                self._before + self._done,
+                self._before + max(self._total, self._done),
+                self.label,
+            )
 
     def stop(self) -> None:
         """Ask the job to end at its next batch."""
@@ -81,7 +85,9 @@ class DeviceJob:
 
 def _piece(label: str) -> str:
     """What is done, without what it waits for elsewhere."""
-    return label.partition(" · ")[0]  # `discovery.backends.remote.status.PART`, which needs no torch but stands among what does
+    return label.partition(" · ")[
+        0
+    ]  # `discovery.backends.remote.status.PART`, which needs no torch but stands among what does
 
 
 class DeviceQueues:
@@ -114,12 +120,15 @@ class DeviceQueues:
             lock = self._locks[device]
             if self._waiting[device] >= MAX_WAITING_CALLS:
                 raise BusyError(
-                    f"{MAX_WAITING_CALLS} calls wait for {device} already.", "Try again in a minute, or cancel a run with cancel_run."
+                    f"{MAX_WAITING_CALLS} calls wait for {device} already.",
+                    "Try again in a minute, or cancel a run with cancel_run.",
                 )
             self._waiting[device] += 1
         try:
             while not lock.acquire(timeout=_POLL_SECONDS):
-                work.show_status(f"waiting for {device}, which {self.holder_names.get(device, 'another call')} has")
+                work.show_status(
+                    f"waiting for {device}, which {self.holder_names.get(device, 'another call')} has"
+                )
                 work.raise_if_stopped()
         finally:
             with self._guard:
@@ -131,7 +140,13 @@ class DeviceQueues:
         finally:
             lock.release()
 
-    async def run(self, call: Context[Any, Any] | None, device: str | None, description: str, job: Callable[[DeviceJob], T]) -> T:
+    async def run(
+        self,
+        call: Context[Any, Any] | None,
+        device: str | None,
+        description: str,
+        job: Callable[[DeviceJob], T],
+    ) -> T:
         """Do a job in a thread, telling the client how far it is.
 
         Args:

@@ -10,11 +10,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from discovery.agent import DiscoveryResult, add_features_to_run, discover, estimate_cost, resume_open_run
+    from discovery.agent import (
+        DiscoveryResult,
+        add_features_to_run,
+        discover,
+        estimate_cost,
+        resume_open_run,
+    )
     from discovery.backends.hardware.devices import choose_device
     from discovery.backends.hardware.memory import read_free_memory, release_memory
     from discovery.backends.hardware.placement import Placement
-    from discovery.backends.loading.backend_choice import choose_backend, describe_misfit, estimate_load_memory, require_fit
+    from discovery.backends.loading.backend_choice import (
+        choose_backend,
+        describe_misfit,
+        estimate_load_memory,
+        require_fit,
+    )
     from discovery.backends.loading.load import load_model
     from discovery.backends.loading.outline import read_outline
     from discovery.backends.loading.source import locate_model
@@ -26,7 +37,13 @@ if TYPE_CHECKING:
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.controls import compare_with_controls
-    from discovery.methods.features import Sampling, edit_features, feature_examples, generate_with_features, sae_top_features
+    from discovery.methods.features import (
+        Sampling,
+        edit_features,
+        feature_examples,
+        generate_with_features,
+        sae_top_features,
+    )
     from discovery.methods.patching.sweep import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
     from discovery.methods.summary import Cell, summarise_activation, top_cells
@@ -118,7 +135,9 @@ __all__ = [
 ]
 
 
-def pack_safetensors(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
+def pack_safetensors(
+    tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Tensors as safetensors, which holds no two names of one storage: the end of a layer is the start of the next."""
     save = importlib.import_module("safetensors.torch").save
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

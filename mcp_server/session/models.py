@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from discovery.tasks.task import Task
 
 REMOTE_WORD, SPREAD_WORD = "remote", "device_map"
-DEFAULT_ARGUMENTS = {"backend": "auto", "device": "auto", "dtype": "float32"}  # what a handle does not say
+DEFAULT_ARGUMENTS = {
+    "backend": "auto",
+    "device": "auto",
+    "dtype": "float32",
+}  # what a handle does not say
 RESERVED_BYTES = 512 * 2**20  # bytes that stay free
 MAX_CACHED_TASKS = 16
 
@@ -54,12 +58,19 @@ class ModelRequest:
         Raises:
             ModelError: where the arguments contradict each other, as when it is loaded.
         """
-        return lazy_discovery.Placement.from_arguments("auto" if self.spread else None, None, self.device, remote=self.remote)
+        return lazy_discovery.Placement.from_arguments(
+            "auto" if self.spread else None, None, self.device, remote=self.remote
+        )
 
     @property
     def load_arguments(self) -> dict[str, Any]:
         """For `load_model`, and for a run that opens the model again."""
-        plain = {"backend": self.backend, "device": self.device, "dtype": self.dtype, "remote": self.remote}
+        plain = {
+            "backend": self.backend,
+            "device": self.device,
+            "dtype": self.dtype,
+            "remote": self.remote,
+        }
         return {**plain, "device_map": "auto" if self.spread else None}
 
 
@@ -82,7 +93,11 @@ class LoadedModel:
     def bytes_on(self, device: str) -> int:
         """Bytes of its weights that lie on a device."""
         own = self.backend.info.device
-        return self.backend.resident_weight_bytes if own == device or {own, device} == {"cuda", "cuda:0"} else 0
+        return (
+            self.backend.resident_weight_bytes
+            if own == device or {own, device} == {"cuda", "cuda:0"}
+            else 0
+        )
 
 
 class ModelCache:
@@ -105,9 +120,21 @@ class ModelCache:
         spread: bool = False,
     ) -> ModelRequest:
         """Check what load_model was asked for. This server's defaults are about models that it loads itself, on one device."""
-        default = DEFAULT_ARGUMENTS if remote else self._defaults | ({"device": DEFAULT_ARGUMENTS["device"]} if spread else {})
+        default = (
+            DEFAULT_ARGUMENTS
+            if remote
+            else self._defaults | ({"device": DEFAULT_ARGUMENTS["device"]} if spread else {})
+        )
         engine: Any = backend or default["backend"]
-        return ModelRequest(model, self.places.resolve_model(model), engine, device or default["device"], dtype or default["dtype"], remote, spread)
+        return ModelRequest(
+            model,
+            self.places.resolve_model(model),
+            engine,
+            device or default["device"],
+            dtype or default["dtype"],
+            remote,
+            spread,
+        )
 
     @property
     def _defaults(self) -> dict[str, str]:
@@ -117,7 +144,11 @@ class ModelCache:
         """The model_id that these arguments give."""
         chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
         more = [word for key, word in chosen.items() if word != DEFAULT_ARGUMENTS[key]]
-        more += [word for word, is_so in ((REMOTE_WORD, asked.remote), (SPREAD_WORD, asked.spread)) if is_so]
+        more += [
+            word
+            for word, is_so in ((REMOTE_WORD, asked.remote), (SPREAD_WORD, asked.spread))
+            if is_so
+        ]
         return self.places.format_path(asked.source) + (f"@{','.join(more)}" if more else "")
 
     def outline(self, asked: ModelRequest) -> Outline:
@@ -131,18 +162,26 @@ class ModelCache:
     def load(self, asked: ModelRequest) -> tuple[LoadedModel, bool]:
         """The model, and whether it was there already. Blocks; one model is loaded at a time."""
         model_id = self.make_model_id(asked)
-        found = None if asked.remote or asked.spread or self.is_loaded(model_id) else self._try_outline(asked)
+        found = (
+            None
+            if asked.remote or asked.spread or self.is_loaded(model_id)
+            else self._try_outline(asked)
+        )
         if not self.is_loaded(model_id):
             if found is not None:
                 with self._loading:
                     self._unload_until_fits(asked, found)
-            lazy_discovery.locate_model(asked.source, weights=not asked.remote)  # may download: nobody else waits for that
+            lazy_discovery.locate_model(
+                asked.source, weights=not asked.remote
+            )  # may download: nobody else waits for that
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
             began = time.monotonic()
             if found is not None:
-                self._unload_until_fits(asked, found)  # again: others may have been loaded meanwhile
+                self._unload_until_fits(
+                    asked, found
+                )  # again: others may have been loaded meanwhile
             backend = lazy_discovery.load_model(asked.source, **asked.load_arguments)
             self._loaded[model_id] = LoadedModel(model_id, asked, backend, time.monotonic() - began)
             return self._loaded[model_id], False
@@ -154,7 +193,9 @@ class ModelCache:
             UnknownModelError: gives the call that loads it.
         """
         if model_id not in self._loaded:
-            raise UnknownModelError(model_id, sorted(self._loaded), self._format_load_call(model_id))
+            raise UnknownModelError(
+                model_id, sorted(self._loaded), self._format_load_call(model_id)
+            )
         return self._touch(self._loaded[model_id])
 
     def is_loaded(self, model_id: str) -> bool:
@@ -185,9 +226,18 @@ class ModelCache:
             self.places.resolve_model(name)
         except DiscoveryError:
             return None
-        default = DEFAULT_ARGUMENTS if REMOTE_WORD in given else self._defaults | ({"device": DEFAULT_ARGUMENTS["device"]} if SPREAD_WORD in given else {})
+        default = (
+            DEFAULT_ARGUMENTS
+            if REMOTE_WORD in given
+            else self._defaults
+            | ({"device": DEFAULT_ARGUMENTS["device"]} if SPREAD_WORD in given else {})
+        )
         wanted = {key: given.get(key, plain) for key, plain in DEFAULT_ARGUMENTS.items()}
-        extra = "".join(f', {key}="{wanted[key]}"' for key in DEFAULT_ARGUMENTS if key in given or wanted[key] != default[key])
+        extra = "".join(
+            f', {key}="{wanted[key]}"'
+            for key in DEFAULT_ARGUMENTS
+            if key in given or wanted[key] != default[key]
+        )
         extra += ", remote=true" if REMOTE_WORD in given else ""
         extra += ', device_map="auto"' if SPREAD_WORD in given else ""
         return f'load_model(model="{name}"{extra})'
@@ -206,11 +256,16 @@ class ModelCache:
             ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
         """
         device = lazy_discovery.choose_device(asked.device)
-        free, held = lazy_discovery.read_free_memory(device), sum(loaded.bytes_on(device) for loaded in self._loaded.values())
+        free, held = (
+            lazy_discovery.read_free_memory(device),
+            sum(loaded.bytes_on(device) for loaded in self._loaded.values()),
+        )
         choice = lazy_discovery.choose_backend(found, asked.backend, free + held)
         lazy_discovery.require_fit(choice, device, free + held)
         need = choice.outline.loading_bytes + RESERVED_BYTES
-        while lazy_discovery.read_free_memory(device) < need and (there := [name for name, one in self._loaded.items() if one.bytes_on(device)]):
+        while lazy_discovery.read_free_memory(device) < need and (
+            there := [name for name, one in self._loaded.items() if one.bytes_on(device)]
+        ):
             del self._loaded[min(there, key=lambda name: self._loaded[name].last_used)]
             lazy_discovery.release_memory()
 

@@ -49,7 +49,9 @@ class BackgroundRun:
     def estimate_total(self, model: Backend, task: Task, memory: int | None) -> None:
         """Estimate the whole run."""
         self.job.show_status("estimate")
-        self.estimated_total = float(lazy_discovery.estimate_cost(model, task, memory=memory).forward_equivalents)
+        self.estimated_total = float(
+            lazy_discovery.estimate_cost(model, task, memory=memory).forward_equivalents
+        )
 
     def report_tokens(self, done: float, total: float, label: str) -> None:
         """Progress of a training: what is done is known at each step, and how much there is."""
@@ -60,7 +62,11 @@ class BackgroundRun:
     def progress(self) -> tuple[float, float | None, str]:
         """Done, of about how much (None: not known), and what is done now."""
         done, _, doing = self.job.progress
-        return done, None if self.estimated_total is None else max(self.estimated_total, done), doing
+        return (
+            done,
+            None if self.estimated_total is None else max(self.estimated_total, done),
+            doing,
+        )
 
 
 class BackgroundRuns:
@@ -73,7 +79,9 @@ class BackgroundRuns:
         self._starting: list[BackgroundRun] = []
         self._guard = threading.Lock()
 
-    def start_discovery(self, loaded: LoadedModel, task: Task, load: dict[str, Any], options: dict[str, Any]) -> BackgroundRun:
+    def start_discovery(
+        self, loaded: LoadedModel, task: Task, load: dict[str, Any], options: dict[str, Any]
+    ) -> BackgroundRun:
         """Begin a discovery; returns once its folder is there. Blocks for that long."""
 
         def carry(made: BackgroundRun, begin: Callable[[str], None]) -> None:
@@ -82,23 +90,41 @@ class BackgroundRuns:
                 made.estimate_total(loaded.backend, task, options.get("memory"))
 
             lazy_discovery.discover(
-                loaded.backend, task, **options, runs_dir=self._settings.runs_dir, progress=made.job, on_begin=begun, load=load
+                loaded.backend,
+                task,
+                **options,
+                runs_dir=self._settings.runs_dir,
+                progress=made.job,
+                on_begin=begun,
+                load=load,
             )
 
         return self._start_run(loaded, carry)
 
-    def start_training(self, loaded: LoadedModel, text: Any, options: dict[str, Any]) -> BackgroundRun:
+    def start_training(
+        self, loaded: LoadedModel, text: Any, options: dict[str, Any]
+    ) -> BackgroundRun:
         """Begin the training of an SAE; returns once its folder is there. Blocks for that long."""
         how = loaded.asked
         load = {"model": how.source, **how.load_arguments}
 
         def carry(made: BackgroundRun, begin: Callable[[str], None]) -> None:
             runs_dir = self._settings.runs_dir
-            lazy_discovery.train_sae(loaded.backend, text, **options, runs_dir=runs_dir, progress=made.report_tokens, on_begin=begin, load=load)
+            lazy_discovery.train_sae(
+                loaded.backend,
+                text,
+                **options,
+                runs_dir=runs_dir,
+                progress=made.report_tokens,
+                on_begin=begin,
+                load=load,
+            )
 
         return self._start_run(loaded, carry)
 
-    def _start_run(self, loaded: LoadedModel, carry: Callable[[BackgroundRun, Callable[[str], None]], None]) -> BackgroundRun:
+    def _start_run(
+        self, loaded: LoadedModel, carry: Callable[[BackgroundRun, Callable[[str], None]], None]
+    ) -> BackgroundRun:
         """A run in a thread of its own, which takes the device once its folder is there."""
         made = BackgroundRun(self._devices.new_job())
         with self._guard:
@@ -140,7 +166,9 @@ class BackgroundRuns:
                     f"The model of the run {run_id} is in no directory that this server may read.",
                     f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout {command} --resume {run_id}",
                 ) from None
-            run = open_run(self._settings.runs_dir, run_id, write=True)  # held from here to the run's end
+            run = open_run(
+                self._settings.runs_dir, run_id, write=True
+            )  # held from here to the run's end
             made = self._runs[run_id] = BackgroundRun(self._devices.new_job(), run_id)
         made.start_event.set()
         memory: Any = record.configuration.get("memory")
@@ -151,7 +179,11 @@ class BackgroundRuns:
                 if record.kind == "sae":
                     lazy_discovery.continue_training(run, progress=made.report_tokens)
                 else:
-                    lazy_discovery.resume_open_run(run, progress=made.job, on_open=lambda model, task: made.estimate_total(model, task, memory))
+                    lazy_discovery.resume_open_run(
+                        run,
+                        progress=made.job,
+                        on_open=lambda model, task: made.estimate_total(model, task, memory),
+                    )
 
         return self._launch(made, carry)
 
@@ -173,23 +205,37 @@ class BackgroundRuns:
         """
         found = open_run(self._settings.runs_dir, run_id)
         if not found.path.resolve().is_relative_to(self._settings.runs_dir.resolve()):
-            raise PathNotAllowedError(f"The run {run_id} leads out of the runs directory.", "Copy its folder there, instead of a link to it.")
+            raise PathNotAllowedError(
+                f"The run {run_id} leads out of the runs directory.",
+                "Copy its folder there, instead of a link to it.",
+            )
         return found
 
     def close(self, seconds: float) -> bool:
         """Stop every run and wait a moment for them to end; whether they did."""
         self._devices.closing.set()
         end = time.monotonic() + seconds
-        alive = [made for made in [*self._runs.values(), *self._starting] if not made.end_event.is_set()]
+        alive = [
+            made for made in [*self._runs.values(), *self._starting] if not made.end_event.is_set()
+        ]
         return all(made.end_event.wait(max(0.0, end - time.monotonic())) for made in alive)
 
     def _check_capacity(self) -> None:
-        alive = {id(other): other for other in [*self._runs.values(), *self._starting] if not other.end_event.is_set()}
+        alive = {
+            id(other): other
+            for other in [*self._runs.values(), *self._starting]
+            if not other.end_event.is_set()
+        }
         if len(alive) >= MAX_RUNS_AT_WORK:
-            raise ServerError(f"{len(alive)} runs are at work or waiting already.", "Wait for one (run_status), or stop one (cancel_run).")
+            raise ServerError(
+                f"{len(alive)} runs are at work or waiting already.",
+                "Wait for one (run_status), or stop one (cancel_run).",
+            )
 
     def _launch(self, made: BackgroundRun, carry: Callable[[], None]) -> BackgroundRun:
-        made.thread = threading.Thread(target=_run_guarded, args=(made, carry), name="discovery-run", daemon=True)
+        made.thread = threading.Thread(
+            target=_run_guarded, args=(made, carry), name="discovery-run", daemon=True
+        )
         made.thread.start()
         made.start_event.wait()
         if made.problem is not None:
@@ -221,11 +267,17 @@ def _run_guarded(made: BackgroundRun, carry: Callable[[], None]) -> None:
     try:
         carry()
     except Interrupted:
-        made.problem = ServerError("The run was stopped.", "Go on with its run_id.") if not made.start_event.is_set() else None
+        made.problem = (
+            ServerError("The run was stopped.", "Go on with its run_id.")
+            if not made.start_event.is_set()
+            else None
+        )
     except DiscoveryError as fault:
         made.problem = fault
     except Exception as fault:  # noqa: BLE001  # the thread's end: told by id, as a tool's would be
-        made.problem = ServerError(log_bug("a run", fault), "Report it; the run can be tried again.")
+        made.problem = ServerError(
+            log_bug("a run", fault), "Report it; the run can be tried again."
+        )
     finally:
         made.end_event.set()
         made.start_event.set()

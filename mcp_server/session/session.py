@@ -33,7 +33,9 @@ class Session:
         self.runs = BackgroundRuns(self.devices, self.allowed_paths)
         self.artifacts = ArtifactStore()
 
-    def get_task(self, loaded: LoadedModel, source: TaskInput, pairs: int | None, seed: int) -> Task:
+    def get_task(
+        self, loaded: LoadedModel, source: TaskInput, pairs: int | None, seed: int
+    ) -> Task:
         """A task for a model: built-in, from a file that may be read, or inline pairs.
 
         Raises:
@@ -61,7 +63,10 @@ class Session:
         if source in BUILTIN:
             return source
         if not source.strip() or len(source) > 4096:
-            raise TaskError("The task is an empty or overlong text.", f"Built-in: {', '.join(BUILTIN)}; or a task file, or inline pairs.")
+            raise TaskError(
+                "The task is an empty or overlong text.",
+                f"Built-in: {', '.join(BUILTIN)}; or a task file, or inline pairs.",
+            )
         return str(self.allowed_paths.resolve_task_file(source))
 
     def list_run_summaries(self) -> list[RunSummary]:
@@ -70,7 +75,11 @@ class Session:
 
     def _redact_summary(self, run: RunSummary) -> RunSummary:
         problem = self.allowed_paths.redact(run.problem, [run.model or ""]) if run.problem else None
-        return replace(run, model=self.allowed_paths.format_path(run.model) if run.model else None, problem=problem)
+        return replace(
+            run,
+            model=self.allowed_paths.format_path(run.model) if run.model else None,
+            problem=problem,
+        )
 
     def close(self, seconds: float = 1.5) -> bool:
         """Stop what is at work; whether it ended in time."""

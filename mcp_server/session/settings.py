@@ -44,8 +44,17 @@ class ServerSettings:
 
     def redact_paths(self, text: str) -> str:
         """A message without the paths of this machine."""
-        named = [(self.runs_dir, "the runs directory"), (self.models_dir, "the models directory"), (self.working_dir, "the working directory")]
-        known = {str(form): name for path, name in named if path is not None for form in _path_forms(path)}
+        named = [
+            (self.runs_dir, "the runs directory"),
+            (self.models_dir, "the models directory"),
+            (self.working_dir, "the working directory"),
+        ]
+        known = {
+            str(form): name
+            for path, name in named
+            if path is not None
+            for form in _path_forms(path)
+        }
         for path in sorted(known, key=len, reverse=True):
             text = text.replace(f"{path}/", "").replace(path, known[path])
         for home in _path_forms(Path.home()):

@@ -12,7 +12,15 @@ from mcp.types import ContentBlock
 from pydantic import Field
 
 from discovery.errors import StoreError
-from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitEdge, CircuitGraph, CircuitNode, Effect, Evaluation
+from discovery.graph import (
+    CONDITIONS,
+    EVIDENCE_ABLATIONS,
+    CircuitEdge,
+    CircuitGraph,
+    CircuitNode,
+    Effect,
+    Evaluation,
+)
 from discovery.store import Run
 from mcp_server.session import Session
 from mcp_server.tools.result import Result, make_image, make_link, round_number, round_numbers
@@ -61,7 +69,10 @@ class ScoreView(Result):
 def node_views(circuit: CircuitGraph) -> list[NodeView]:
     """The circuit's heads and MLPs, largest effect first."""
     members = [node for node in circuit.nodes if node.id not in ("embed", "logits")]
-    return [_node_view(node) for node in sorted(members, key=lambda node: (-_effect_size(node), node.node))]
+    return [
+        _node_view(node)
+        for node in sorted(members, key=lambda node: (-_effect_size(node), node.node))
+    ]
 
 
 def edge_views(circuit: CircuitGraph) -> list[EdgeView]:
@@ -74,7 +85,12 @@ def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
     """(a) to (f)."""
     conditions = circuit.evaluation.conditions
     return [
-        ConditionView(condition=name, meaning=MEANING[name], resample=conditions.of(name).resample, mean=conditions.of(name).mean)
+        ConditionView(
+            condition=name,
+            meaning=MEANING[name],
+            resample=conditions.of(name).resample,
+            mean=conditions.of(name).mean,
+        )
         for name in CONDITIONS
     ]
 
@@ -117,8 +133,13 @@ def run_links(run: Run) -> list[tuple[str, str, str]]:
         links.insert(0, (f"{base}/circuit.json", "circuit.json", "application/json"))
     if (run.path / "report.html").exists():
         links.append((f"{base}/report.html", "report.html", "text/html"))
-    links += [(f"{base}/figures/{name}.png", f"figure {name}", "image/png") for name in run.figure_names()]
-    return links + [(f"{base}/arrays/{name}.safetensors", f"array {name}", "application/octet-stream") for name in run.array_ids()]
+    links += [
+        (f"{base}/figures/{name}.png", f"figure {name}", "image/png") for name in run.figure_names()
+    ]
+    return links + [
+        (f"{base}/arrays/{name}.safetensors", f"array {name}", "application/octet-stream")
+        for name in run.array_ids()
+    ]
 
 
 def load_circuit_if_any(run: Run) -> CircuitGraph | None:
@@ -157,12 +178,19 @@ def _describe_feature(node: CircuitNode) -> str | None:
 
 
 def _edge_view(edge: CircuitEdge) -> EdgeView:
-    return EdgeView(source=edge.source, target=edge.target, effect=_mean(edge.effect), inputs=[str(name) for name in edge.inputs])
+    return EdgeView(
+        source=edge.source,
+        target=edge.target,
+        effect=_mean(edge.effect),
+        inputs=[str(name) for name in edge.inputs],
+    )
 
 
 def _effect_size(node: CircuitNode) -> float:
     effect = node.effect
-    return abs(_mean(effect.denoising) or 0.0) + abs(_mean(effect.noising) or 0.0) if effect else 0.0
+    return (
+        abs(_mean(effect.denoising) or 0.0) + abs(_mean(effect.noising) or 0.0) if effect else 0.0
+    )
 
 
 def _mean(effect: Effect | None) -> float | None:
@@ -186,14 +214,19 @@ def evaluation_block(evaluation: Evaluation, *, detailed: bool) -> dict[str, Any
     if detailed:
         return block
     block.pop("thresholds", None)
-    block["curve"] = [{k: point[k] for k in ("ablation", "size", "faithfulness")} for point in block.get("curve", [])][:40]
+    block["curve"] = [
+        {k: point[k] for k in ("ablation", "size", "faithfulness")}
+        for point in block.get("curve", [])
+    ][:40]
     for split in ("discovery", "heldout"):
         for found in ((block.get(split) or {}).get("ablations") or {}).values():
             if found:
                 found.pop("reference", None)
                 rows = found.pop("minimality", None)
                 if rows:
-                    found["minimality_smallest_drops"] = sorted(rows, key=lambda row: row["drop"] or 0.0)[:3]
+                    found["minimality_smallest_drops"] = sorted(
+                        rows, key=lambda row: row["drop"] or 0.0
+                    )[:3]
     return block
 
 
@@ -203,7 +236,10 @@ def shorten_evaluation(block: dict[str, Any], limit: int) -> dict[str, Any]:
         if len(json.dumps(block)) <= limit:
             break
         if cut in ("discovery", "heldout") and block.get(cut):
-            block = {**block, cut: {key: value for key, value in block[cut].items() if key != "ablations"}}
+            block = {
+                **block,
+                cut: {key: value for key, value in block[cut].items() if key != "ablations"},
+            }
         else:
             block = {key: value for key, value in block.items() if key != cut}
     return block

@@ -62,26 +62,61 @@ class ToolSpec:
             open_world_hint=self.is_open_world,
         )
         description = inspect.cleandoc(self.function.__doc__ or "")
-        return close_schema(Tool.from_function(self.function, title=self.title, description=description, annotations=hints))
+        return close_schema(
+            Tool.from_function(
+                self.function, title=self.title, description=description, annotations=hints
+            )
+        )
 
 
 TOOL_SPECS: tuple[ToolSpec, ...] = (
-    ToolSpec(load_model.load_model, "Load a model", "models", is_read_only=False, is_open_world=True),
+    ToolSpec(
+        load_model.load_model, "Load a model", "models", is_read_only=False, is_open_world=True
+    ),
     ToolSpec(load_model.list_models, "List models", "models"),
     ToolSpec(load_model.unload_model, "Unload a model", "models", is_read_only=False),
     ToolSpec(check_task.check_task, "Does the model do the task?", "measure"),
     ToolSpec(run_with_cache.run_with_cache, "Look into one prompt", "measure"),
     ToolSpec(patch_sweep.patch_sweep, "Activation patching sweep", "measure"),
     ToolSpec(ablate_heads.ablate_heads, "Ablate heads and MLPs", "measure"),
-    ToolSpec(sae_top_features.sae_top_features, "Top features of an SAE", "features", is_open_world=True),
-    ToolSpec(edit_features.edit_features, "Change features of an SAE", "features", is_open_world=True),
+    ToolSpec(
+        sae_top_features.sae_top_features, "Top features of an SAE", "features", is_open_world=True
+    ),
+    ToolSpec(
+        edit_features.edit_features, "Change features of an SAE", "features", is_open_world=True
+    ),
     ToolSpec(sae_examples.sae_examples, "Where features fire", "features", is_open_world=True),
-    ToolSpec(circuit_features.circuit_features, "Features beside a circuit", "features", is_read_only=False, is_open_world=True, needs_write_access=True),
-    ToolSpec(train_sae.train_sae, "Train an SAE", "features", is_read_only=False, is_idempotent=False, needs_write_access=True),
-    ToolSpec(evaluate_circuit.evaluate_circuit, "Evaluate a circuit", "circuits", is_read_only=False),
-    ToolSpec(discover_circuit.discover_circuit, "Discover a circuit", "circuits", is_read_only=False, is_idempotent=False, needs_write_access=True),
+    ToolSpec(
+        circuit_features.circuit_features,
+        "Features beside a circuit",
+        "features",
+        is_read_only=False,
+        is_open_world=True,
+        needs_write_access=True,
+    ),
+    ToolSpec(
+        train_sae.train_sae,
+        "Train an SAE",
+        "features",
+        is_read_only=False,
+        is_idempotent=False,
+        needs_write_access=True,
+    ),
+    ToolSpec(
+        evaluate_circuit.evaluate_circuit, "Evaluate a circuit", "circuits", is_read_only=False
+    ),
+    ToolSpec(
+        discover_circuit.discover_circuit,
+        "Discover a circuit",
+        "circuits",
+        is_read_only=False,
+        is_idempotent=False,
+        needs_write_access=True,
+    ),
     ToolSpec(run_status.run_status, "How far is a run?", "runs"),
-    ToolSpec(run_status.cancel_run, "Stop a run", "runs", is_read_only=False, needs_write_access=True),
+    ToolSpec(
+        run_status.cancel_run, "Stop a run", "runs", is_read_only=False, needs_write_access=True
+    ),
     ToolSpec(run_status.get_circuit, "The circuit of a run", "runs"),
     ToolSpec(list_runs.list_runs, "List runs", "runs"),
 )
@@ -91,13 +126,19 @@ def build_tools(settings: ServerSettings) -> list[Tool]:
     """The tools that these settings switch on, in a fixed order: models always, and the runs with what starts one."""
     starts = {"circuits", "features"} & set(settings.toolsets)
     on = {"models", *settings.toolsets, *(("runs",) if starts else ())}
-    return [offer.build_tool() for offer in TOOL_SPECS if offer.toolset in on and not (settings.read_only and offer.needs_write_access)]
+    return [
+        offer.build_tool()
+        for offer in TOOL_SPECS
+        if offer.toolset in on and not (settings.read_only and offer.needs_write_access)
+    ]
 
 
 def describe_missing_tools(settings: ServerSettings) -> str:
     """Which tools these settings leave out, and how the user would have them; nothing where there are all."""
     here = {tool.name for tool in build_tools(settings)}
-    missing = [offer.function.__name__ for offer in TOOL_SPECS if offer.function.__name__ not in here]
+    missing = [
+        offer.function.__name__ for offer in TOOL_SPECS if offer.function.__name__ not in here
+    ]
     if not missing:
         return ""
     flags = ["without --read-only"] if settings.read_only else []

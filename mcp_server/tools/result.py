@@ -16,7 +16,10 @@ from mcp.server.mcpserver import Image
 from mcp.types import CallToolResult, ContentBlock, ResourceLink, TextContent
 from pydantic import BaseModel, Field
 
-CONCISE_LIMIT, DETAILED_LIMIT = 10_000, 40_000  # characters of JSON, spaced and escaped: the longest way to write it
+CONCISE_LIMIT, DETAILED_LIMIT = (
+    10_000,
+    40_000,
+)  # characters of JSON, spaced and escaped: the longest way to write it
 _MIN_ROWS = 10  # rows that each list keeps before any list loses more
 
 
@@ -73,7 +76,10 @@ def round_numbers(value: Any, digits: int = 5) -> Any:
 
 def cost_view(found: Any) -> CostView:
     """The work of a measurement."""
-    return CostView(forward_equivalents=round_number(found.forward_equivalents, 6), seconds=round_number(found.seconds, 3))
+    return CostView(
+        forward_equivalents=round_number(found.forward_equivalents, 6),
+        seconds=round_number(found.seconds, 3),
+    )
 
 
 def make_link(uri: str, name: str, mime_type: str, size: int | None = None) -> ResourceLink:
@@ -86,11 +92,15 @@ def make_image(png: bytes) -> ContentBlock:
     return Image(data=png, format="png").to_image_content()
 
 
-def to_call_result(result: Result, extra_content: Sequence[ContentBlock] = (), *, detailed: bool = False) -> CallToolResult:
+def to_call_result(
+    result: Result, extra_content: Sequence[ContentBlock] = (), *, detailed: bool = False
+) -> CallToolResult:
     """The result on the wire: structured, the same as compact text for clients that read only that, and what stands beside it."""
     facts = fit_to_limit(result, DETAILED_LIMIT if detailed else CONCISE_LIMIT)
     text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return CallToolResult(content=[TextContent(type="text", text=text), *extra_content], structured_content=facts)
+    return CallToolResult(
+        content=[TextContent(type="text", text=text), *extra_content], structured_content=facts
+    )
 
 
 def fit_to_limit(result: Result, limit: int) -> dict[str, Any]:
@@ -101,29 +111,47 @@ def fit_to_limit(result: Result, limit: int) -> dict[str, Any]:
     for least in (_MIN_ROWS, 0):
         for name in result.shortened_fields:
             rows = facts.get(name)
-            if not isinstance(rows, list) or len(rows) <= least or _count_characters(facts) <= limit:
+            if (
+                not isinstance(rows, list)
+                or len(rows) <= least
+                or _count_characters(facts) <= limit
+            ):
                 continue
-            facts = _keep_rows(result, facts, name, _count_fitting_rows(result, facts, name, least, limit))
+            facts = _keep_rows(
+                result, facts, name, _count_fitting_rows(result, facts, name, least, limit)
+            )
     if _count_characters(facts) > DETAILED_LIMIT:
         facts = _mark_truncated(result, _shorten_until_fits(facts))
     return facts
 
 
-def _count_fitting_rows(result: Result, facts: dict[str, Any], name: str, least: int, limit: int) -> int:
+def _count_fitting_rows(
+    result: Result, facts: dict[str, Any], name: str, least: int, limit: int
+) -> int:
     """How many rows of a list fit."""
     longer = range(least + 1, len(facts[name]))
-    return least + bisect_left(longer, True, key=lambda kept: _count_characters(_keep_rows(result, facts, name, kept)) > limit)
+    return least + bisect_left(
+        longer,
+        True,
+        key=lambda kept: _count_characters(_keep_rows(result, facts, name, kept)) > limit,
+    )
 
 
 def _keep_rows(result: Result, facts: dict[str, Any], name: str, kept: int) -> dict[str, Any]:
     """The facts with so many rows of one list, and with word of it."""
     rows = facts[name]
-    return _mark_truncated(result, {**facts, name: rows[len(rows) - kept :] if result.keeps_newest else rows[:kept]})
+    return _mark_truncated(
+        result, {**facts, name: rows[len(rows) - kept :] if result.keeps_newest else rows[:kept]}
+    )
 
 
 def _mark_truncated(result: Result, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts, saying that they are not all."""
-    return {**facts, "truncated": True, "narrow": result.narrow or result.make_narrowing_hint(facts)} if isinstance(result, Listing) else facts
+    return (
+        {**facts, "truncated": True, "narrow": result.narrow or result.make_narrowing_hint(facts)}
+        if isinstance(result, Listing)
+        else facts
+    )
 
 
 def _shorten_until_fits(facts: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +173,11 @@ def _shorten(value: Any, characters: int, rows: int) -> Any:
         return value if len(value) <= characters else f"{value[: characters - 1]}…"
     if isinstance(value, dict):
         return {name: _shorten(inner, characters, rows) for name, inner in value.items()}
-    return [_shorten(inner, characters, rows) for inner in value[:rows]] if isinstance(value, list) else value
+    return (
+        [_shorten(inner, characters, rows) for inner in value[:rows]]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def _count_characters(facts: Mapping[str, Any]) -> int:

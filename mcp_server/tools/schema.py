@@ -22,10 +22,14 @@ def close_schema(tool: Tool) -> Tool:
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
     for field in model.model_fields.values():
-        field.metadata.append(BeforeValidator(_require_bool if field.annotation is bool else refuse_bool))
+        field.metadata.append(
+            BeforeValidator(_require_bool if field.annotation is bool else refuse_bool)
+        )
     model.model_rebuild(force=True)
     schema = _strip_schema(model.model_json_schema(by_alias=True))
-    schema["properties"] = {name: _drop_null_option(facts) for name, facts in schema.get("properties", {}).items()}
+    schema["properties"] = {
+        name: _drop_null_option(facts) for name, facts in schema.get("properties", {}).items()
+    }
     tool.parameters = schema
     if tool.fn_metadata.output_schema is not None:
         tool.fn_metadata.output_schema = _strip_schema(tool.fn_metadata.output_schema)
@@ -49,21 +53,35 @@ def explain_argument_errors(tool: Tool, fault: ValidationError) -> str:
     by_place: dict[str, list[Mapping[str, Any]]] = {}
     for found in faults:
         by_place.setdefault(_error_path(found, fields), []).append(found)
-    deepest = [place for place in by_place if not any(other.startswith(f"{place}.") for other in by_place)]
+    deepest = [
+        place for place in by_place if not any(other.startswith(f"{place}.") for other in by_place)
+    ]
     lines = [_format_error(place, by_place[place], fields, known) for place in deepest]
     more = [f"… and {len(lines) - _MAX_ERRORS} more."] if len(lines) > _MAX_ERRORS else []
     required = ", ".join(tool.parameters.get("required", [])) or "none"
-    return "\n".join([*lines[:_MAX_ERRORS], *more, f"{tool.name} takes: {', '.join(known)}; required: {required}."])
+    return "\n".join(
+        [
+            *lines[:_MAX_ERRORS],
+            *more,
+            f"{tool.name} takes: {', '.join(known)}; required: {required}.",
+        ]
+    )
 
 
 def _error_path(found: Mapping[str, Any], fields: Mapping[str, str]) -> str:
     """Where a fault is: names of fields and numbers of items, without pydantic's names for the branches of a union."""
     last = len(found["loc"]) - 1 if found["type"] == "extra_forbidden" else -1
-    named = [part for n, part in enumerate(found["loc"]) if n == last or isinstance(part, int) or part in fields]
+    named = [
+        part
+        for n, part in enumerate(found["loc"])
+        if n == last or isinstance(part, int) or part in fields
+    ]
     return ".".join(str(part)[:40] for part in named[:6])
 
 
-def _format_error(place: str, faults: list[Mapping[str, Any]], fields: Mapping[str, str], known: list[str]) -> str:
+def _format_error(
+    place: str, faults: list[Mapping[str, Any]], fields: Mapping[str, str], known: list[str]
+) -> str:
     if faults[0]["type"] == "extra_forbidden" and len(faults[0]["loc"]) == 1:
         near = difflib.get_close_matches(place, known, n=1)
         return f"There is no argument {place!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
@@ -75,7 +93,11 @@ def _format_error(place: str, faults: list[Mapping[str, Any]], fields: Mapping[s
 def _collect_descriptions(schema: Mapping[str, Any]) -> dict[str, str]:
     """Each field of a tool, and of what it takes, with its description; the tool's own win."""
     holders = [*schema.get("$defs", {}).values(), schema]
-    return {name: _find_description(facts) for holder in holders for name, facts in holder.get("properties", {}).items()}
+    return {
+        name: _find_description(facts)
+        for holder in holders
+        for name, facts in holder.get("properties", {}).items()
+    }
 
 
 def _find_description(facts: Mapping[str, Any]) -> str:
@@ -103,8 +125,15 @@ def _strip_schema(schema: Any) -> Any:
         return [_strip_schema(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+    kept = {
+        key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)
+    }
     if "default" in kept and kept["default"] is None:
         del kept["default"]
     named = ("properties", "$defs")
-    return {key: {name: _strip_schema(inner) for name, inner in value.items()} if key in named else _strip_schema(value) for key, value in kept.items()}
+    return {
+        key: {name: _strip_schema(inner) for name, inner in value.items()}
+        if key in named
+        else _strip_schema(value)
+        for key, value in kept.items()
+    }

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.nulls import corrupt_irrelevant_token, reverse_answers, shuffle_answers, verdict_without_f
+from benchmarks.nulls import (
+    corrupt_irrelevant_token,
+    reverse_answers,
+    shuffle_answers,
+    verdict_without_f,
+)
 from discovery.engine.cost import MeasurementCost
 from discovery.evaluation import CircuitEvaluation
 from discovery.graph import Conditions, Evaluation, OutcomeByAblation
@@ -15,14 +20,21 @@ from discovery.tasks.task import EncodedPair
 
 
 def test_nulls_change_what_they_say_and_nothing_else() -> None:
-    pairs = [EncodedPair((1, n, 9, 2), (1, 30 + n, 9, 2), (5,), (6,), "t", {"subject": 1, "end": 3}) for n in range(10, 20)]
+    pairs = [
+        EncodedPair((1, n, 9, 2), (1, 30 + n, 9, 2), (5,), (6,), "t", {"subject": 1, "end": 3})
+        for n in range(10, 20)
+    ]
     pairs += [EncodedPair((1, 25, 8, 2), (1, 26, 8, 2), (5,), (6,), "t", {"subject": 1, "end": 3})]
     changed = corrupt_irrelevant_token(pairs[0], random.Random(0), pairs)
-    assert changed.corrupted == (1, 10, 8, 2), "the one free word that another prompt of the wording has"
+    assert changed.corrupted == (1, 10, 8, 2), (
+        "the one free word that another prompt of the wording has"
+    )
     assert (changed.clean, changed.answer) == (pairs[0].clean, pairs[0].answer)
     back = reverse_answers(pairs[0], random.Random(0), pairs)
     assert (back.answer, back.wrong) == ((6,), (5,))
-    tossed = [shuffle_answers(pair, random.Random(n), pairs).answer for n, pair in enumerate(pairs * 20)]
+    tossed = [
+        shuffle_answers(pair, random.Random(n), pairs).answer for n, pair in enumerate(pairs * 20)
+    ]
     assert 70 < tossed.count((6,)) < 150
 
 
@@ -36,8 +48,15 @@ def test_nulls_change_what_they_say_and_nothing_else() -> None:
         ({}, "inconclusive", "inconclusive"),
     ],
 )
-def test_a_set_that_was_given_counts_as_verified_where_all_but_f_holds(outcomes: Any, verdict: Any, expected: str) -> None:
-    held = {name: OutcomeByAblation(resample="holds", mean=outcomes.get(name, "holds")) for name in "abcde"}
+def test_a_set_that_was_given_counts_as_verified_where_all_but_f_holds(
+    outcomes: Any, verdict: Any, expected: str
+) -> None:
+    held = {
+        name: OutcomeByAblation(resample="holds", mean=outcomes.get(name, "holds"))
+        for name in "abcde"
+    }
     conditions = Conditions(**held, f=OutcomeByAblation(resample="not_run", mean="not_run"))
-    found = CircuitEvaluation((), Evaluation(conditions=conditions), verdict, (), MeasurementCost(0.0, 0.0))
+    found = CircuitEvaluation(
+        (), Evaluation(conditions=conditions), verdict, (), MeasurementCost(0.0, 0.0)
+    )
     assert verdict_without_f(found) == expected

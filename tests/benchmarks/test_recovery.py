@@ -20,8 +20,12 @@ def test_the_optimum_of_a_known_model_is_its_truth(case: tuple[Backend, Task]) -
     assert table.passing_sets()[0] == truth
     best = find_smallest(table.passing_sets())
     assert best == [truth]
-    found = measure_regrets(model, task.discovery, [truth, frozenset(), frozenset(table.nodes)], best)
-    assert found == pytest.approx([0.0, 1 - table.distance(truth), 0.0]), "closer to 1 than the optimum, for being larger, earns nothing"
+    found = measure_regrets(
+        model, task.discovery, [truth, frozenset(), frozenset(table.nodes)], best
+    )
+    assert found == pytest.approx([0.0, 1 - table.distance(truth), 0.0]), (
+        "closer to 1 than the optimum, for being larger, earns nothing"
+    )
 
 
 def test_published_scores_of_other_pairs_are_refused(case: tuple[Backend, Task]) -> None:

@@ -33,7 +33,11 @@ def main() -> int:
     if shutil.which("npm") is None:
         say("npm is not here: nothing was run")
         return 0 if "--if-possible" in sys.argv else 1
-    environment = {**os.environ, "PATH": f"{INSTALL_DIR / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{INSTALL_DIR / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     if not install(environment):
         say("Node 22 and the suite could not be installed: nothing was run")
         return 0 if "--if-possible" in sys.argv else 1
@@ -46,7 +50,11 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
     """Each check, and whether it passed."""
     for name, words, more in (
         ("fixtures", ["-m", "tests.conformance.server"], []),
-        ("production", ["-m", "mcp_server", "serve", "--http"], ["--expected-failures", str(BASELINE)]),
+        (
+            "production",
+            ["-m", "mcp_server", "serve", "--http"],
+            ["--expected-failures", str(BASELINE)],
+        ),
     ):
         with run_server(words, environment) as url:
             for revision in REVISIONS:
@@ -80,15 +88,32 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
             "-q",
         ]
         yield f"inspector {era}", run_check(command, environment, quiet=True)
-    yield "Claude Code", run_check([sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment)
+    yield (
+        "Claude Code",
+        run_check(
+            [sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment
+        ),
+    )
 
 
 def install(environment: dict[str, str]) -> bool:
     """Bring the packages; whether they are there."""
-    if all((INSTALL_DIR / "node_modules" / ".bin" / name).exists() for name in ("node", "conformance", "mcp-inspector", "claude")):
+    if all(
+        (INSTALL_DIR / "node_modules" / ".bin" / name).exists()
+        for name in ("node", "conformance", "mcp-inspector", "claude")
+    ):
         return True
     INSTALL_DIR.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--foreground-scripts", *PACKAGES]
+    command = [
+        "npm",
+        "install",
+        "--no-save",
+        "--no-package-lock",
+        "--no-audit",
+        "--no-fund",
+        "--foreground-scripts",
+        *PACKAGES,
+    ]
     return subprocess.run(command, cwd=INSTALL_DIR, env=environment, check=False).returncode == 0
 
 
@@ -101,7 +126,10 @@ def run_server(words: Sequence[str], environment: dict[str, str]) -> Iterator[st
     address = f"127.0.0.1:{port}" if words[-1] == "--http" else str(port)
     with tempfile.TemporaryDirectory() as runs:
         process = subprocess.Popen(
-            [sys.executable, *words, address], cwd=ROOT, env={**environment, "CIRCUIT_SCOUT_RUNS_DIR": runs}, stderr=subprocess.DEVNULL
+            [sys.executable, *words, address],
+            cwd=ROOT,
+            env={**environment, "CIRCUIT_SCOUT_RUNS_DIR": runs},
+            stderr=subprocess.DEVNULL,
         )
         try:
             for _ in range(600):
@@ -117,7 +145,16 @@ def run_server(words: Sequence[str], environment: dict[str, str]) -> Iterator[st
 
 def run_check(command: Sequence[str], environment: dict[str, str], *, quiet: bool = False) -> bool:
     say(" ".join(command))
-    return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL if quiet else None, check=False).returncode == 0
+    return (
+        subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL if quiet else None,
+            check=False,
+        ).returncode
+        == 0
+    )
 
 
 def say(words: str) -> None:

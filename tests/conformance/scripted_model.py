@@ -33,8 +33,15 @@ class Script:
         """The content of the next message."""
         with self._lock:
             self.tools |= {tool["name"] for tool in request.get("tools", []) if "name" in tool}
-            self.system += json.dumps(request.get("system", "")) + json.dumps(request["messages"][:2])
-            blocks = [block for message in request["messages"] for block in message["content"] if isinstance(block, dict)]
+            self.system += json.dumps(request.get("system", "")) + json.dumps(
+                request["messages"][:2]
+            )
+            blocks = [
+                block
+                for message in request["messages"]
+                for block in message["content"]
+                if isinstance(block, dict)
+            ]
             results = [block for block in blocks if block.get("type") == "tool_result"]
             if not request.get("tools"):  # a question on the side, such as a title
                 return [{"type": "text", "text": "ok"}]
@@ -48,7 +55,14 @@ class Script:
             except (ValueError, LookupError, StopIteration):
                 self.failure = f"{name} cannot be called after {results[-1]}"
                 return [{"type": "text", "text": self.failure}]
-            return [{"type": "tool_use", "id": f"toolu_{done:04d}", "name": f"mcp__circuit-scout__{name}", "input": given}]
+            return [
+                {
+                    "type": "tool_use",
+                    "id": f"toolu_{done:04d}",
+                    "name": f"mcp__circuit-scout__{name}",
+                    "input": given,
+                }
+            ]
 
 
 def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,11 +85,21 @@ def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]
             if block["type"] == "text"
             else {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
         )
-        yield "content_block_start", {"type": "content_block_start", "index": index, "content_block": start}
+        yield (
+            "content_block_start",
+            {"type": "content_block_start", "index": index, "content_block": start},
+        )
         yield "content_block_delta", {"type": "content_block_delta", "index": index, "delta": delta}
         yield "content_block_stop", {"type": "content_block_stop", "index": index}
     reason = "tool_use" if content[-1]["type"] == "tool_use" else "end_turn"
-    yield "message_delta", {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}, "usage": {"output_tokens": 1}}
+    yield (
+        "message_delta",
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": reason, "stop_sequence": None},
+            "usage": {"output_tokens": 1},
+        },
+    )
     yield "message_stop", {"type": "message_stop"}
 
 
@@ -90,7 +114,10 @@ def serve_script(script: Script) -> Iterator[str]:
                 return self.answer("application/json", b'{"input_tokens": 1}')
             if "/v1/messages" not in self.path:
                 return self.answer("application/json", b"{}")
-            stream = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events(script.reply(body)))
+            stream = "".join(
+                f"event: {name}\ndata: {json.dumps(data)}\n\n"
+                for name, data in events(script.reply(body))
+            )
             return self.answer("text/event-stream", stream.encode())
 
         def do_GET(self) -> None:

@@ -47,7 +47,10 @@ def image() -> protocol.ImageContent:
 
 
 def embedded(uri: str, mime_type: str, words: str) -> protocol.EmbeddedResource:
-    return protocol.EmbeddedResource(type="resource", resource=protocol.TextResourceContents(uri=uri, mime_type=mime_type, text=words))
+    return protocol.EmbeddedResource(
+        type="resource",
+        resource=protocol.TextResourceContents(uri=uri, mime_type=mime_type, text=words),
+    )
 
 
 def add_content(server: CircuitScoutServer) -> None:
@@ -71,12 +74,20 @@ def add_content(server: CircuitScoutServer) -> None:
     @server.tool()
     def test_embedded_resource() -> list[protocol.EmbeddedResource]:
         """Gives a resource."""
-        return [embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")]
+        return [
+            embedded(
+                "test://embedded-resource", "text/plain", "This is an embedded resource content."
+            )
+        ]
 
     @server.tool()
-    def test_multiple_content_types() -> list[protocol.TextContent | protocol.ImageContent | protocol.EmbeddedResource]:
+    def test_multiple_content_types() -> list[
+        protocol.TextContent | protocol.ImageContent | protocol.EmbeddedResource
+    ]:
         """Gives three kinds at once."""
-        resource = embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')
+        resource = embedded(
+            "test://mixed-content-resource", "application/json", '{"test":"data","value":123}'
+        )
         return [text("Multiple content types test:"), image(), resource]
 
     @server.tool(structured_output=False)
@@ -117,12 +128,34 @@ def _titled(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 
 
 class Enums(BaseModel):
-    untitledSingle: Annotated[str, Field(json_schema_extra={"enum": ["option1", "option2", "option3"]})]
-    titledSingle: Annotated[str, Field(json_schema_extra={"oneOf": _titled(("value1", "First Option"), ("value2", "Second Option"))})]
-    legacyEnum: Annotated[str, Field(json_schema_extra={"enum": ["opt1", "opt2"], "enumNames": ["Option One", "Option Two"]})]
-    untitledMulti: Annotated[list[str], Field(json_schema_extra={"items": {"type": "string", "enum": ["option1", "option2"]}})]
+    untitledSingle: Annotated[
+        str, Field(json_schema_extra={"enum": ["option1", "option2", "option3"]})
+    ]
+    titledSingle: Annotated[
+        str,
+        Field(
+            json_schema_extra={
+                "oneOf": _titled(("value1", "First Option"), ("value2", "Second Option"))
+            }
+        ),
+    ]
+    legacyEnum: Annotated[
+        str,
+        Field(
+            json_schema_extra={"enum": ["opt1", "opt2"], "enumNames": ["Option One", "Option Two"]}
+        ),
+    ]
+    untitledMulti: Annotated[
+        list[str],
+        Field(json_schema_extra={"items": {"type": "string", "enum": ["option1", "option2"]}}),
+    ]
     titledMulti: Annotated[
-        list[str], Field(json_schema_extra={"items": {"anyOf": _titled(("value1", "First Choice"), ("value2", "Second"))}})
+        list[str],
+        Field(
+            json_schema_extra={
+                "items": {"anyOf": _titled(("value1", "First Choice"), ("value2", "Second"))}
+            }
+        ),
     ]
 
 
@@ -142,7 +175,9 @@ def add_legacy(server: CircuitScoutServer) -> None:
         """Has the client's model answer."""
         message = protocol.SamplingMessage(role="user", content=text(prompt))
         # On the call's own stream: the client's other one may not be open yet, and what is sent there then is lost.
-        reply = await ctx.session.create_message(messages=[message], max_tokens=100, related_request_id=ctx.request_id)
+        reply = await ctx.session.create_message(
+            messages=[message], max_tokens=100, related_request_id=ctx.request_id
+        )
         return f"LLM response: {getattr(reply.content, 'text', '')}"
 
     async def asked(ctx: Context[Any, Any], message: str, schema: type[BaseModel]) -> str:
@@ -171,22 +206,32 @@ def add_legacy(server: CircuitScoutServer) -> None:
     lowlevel = server._lowlevel_server
     lowlevel.add_request_handler("logging/setLevel", protocol.SetLevelRequestParams, nothing)
     lowlevel.add_request_handler("resources/subscribe", protocol.SubscribeRequestParams, nothing)
-    lowlevel.add_request_handler("resources/unsubscribe", protocol.UnsubscribeRequestParams, nothing)
+    lowlevel.add_request_handler(
+        "resources/unsubscribe", protocol.UnsubscribeRequestParams, nothing
+    )
 
 
 def _need(ctx: Context[Any, Any], name: str) -> None:
     if getattr(ctx.client_capabilities, name, None) is None:
-        raise MCPError(code=MISSING_CAPABILITY, message=f"The client lacks {name}", data={"requiredCapabilities": {name: {}}})
+        raise MCPError(
+            code=MISSING_CAPABILITY,
+            message=f"The client lacks {name}",
+            data={"requiredCapabilities": {name: {}}},
+        )
 
 
 def ask(message: str, field: str, kind: str = "string") -> protocol.ElicitRequest:
     schema = {"type": "object", "properties": {field: {"type": kind}}, "required": [field]}
-    return protocol.ElicitRequest(params=protocol.ElicitRequestFormParams(message=message, requested_schema=schema))
+    return protocol.ElicitRequest(
+        params=protocol.ElicitRequestFormParams(message=message, requested_schema=schema)
+    )
 
 
 def sample(prompt: str, tokens: int) -> protocol.CreateMessageRequest:
     message = protocol.SamplingMessage(role="user", content=text(prompt))
-    return protocol.CreateMessageRequest(params=protocol.CreateMessageRequestParams(messages=[message], max_tokens=tokens))
+    return protocol.CreateMessageRequest(
+        params=protocol.CreateMessageRequestParams(messages=[message], max_tokens=tokens)
+    )
 
 
 def ask_for_input(state: str | None = None, **requests: Any) -> protocol.InputRequiredResult:
@@ -214,7 +259,11 @@ def add_input(server: CircuitScoutServer) -> None:
     async def test_input_required_result_elicitation(ctx: Context[Any, Any]) -> Answer:
         """Asks for a name."""
         content = content_of(ctx, "user_name")
-        return text_result(f"Hello, {content['name']}!") if content and "name" in content else ask_for_input(user_name=ask("What is your name?", "name"))
+        return (
+            text_result(f"Hello, {content['name']}!")
+            if content and "name" in content
+            else ask_for_input(user_name=ask("What is your name?", "name"))
+        )
 
     @server.tool()
     async def test_input_required_result_sampling(ctx: Context[Any, Any]) -> Answer:
@@ -222,7 +271,9 @@ def add_input(server: CircuitScoutServer) -> None:
         reply = (ctx.input_responses or {}).get("capital_question")
         if reply is None:
             return ask_for_input(capital_question=sample("What is the capital of France?", 100))
-        return text_result(f"The model says: {getattr(getattr(reply, 'content', None), 'text', '')}")
+        return text_result(
+            f"The model says: {getattr(getattr(reply, 'content', None), 'text', '')}"
+        )
 
     @server.tool()
     async def test_input_required_result_list_roots(ctx: Context[Any, Any]) -> Answer:
@@ -249,7 +300,9 @@ def add_input(server: CircuitScoutServer) -> None:
     @server.tool()
     async def test_input_required_result_multiple_inputs(ctx: Context[Any, Any]) -> Answer:
         """Asks for three things at once."""
-        if ctx.request_state == "three" and {"user_name", "greeting", "client_roots"} <= set(ctx.input_responses or {}):
+        if ctx.request_state == "three" and {"user_name", "greeting", "client_roots"} <= set(
+            ctx.input_responses or {}
+        ):
             return text_result("All three came.")
         asked = {
             "user_name": ask("What is your name?", "name"),
@@ -276,10 +329,16 @@ def add_input(server: CircuitScoutServer) -> None:
             requests["user_name"] = ask("What is your name?", "name")
         if can is not None and can.sampling is not None:
             requests["greeting"] = sample("Generate a greeting", 50)
-        return ask_for_input(**requests) if requests and not ctx.input_responses else text_result("Nothing to ask.")
+        return (
+            ask_for_input(**requests)
+            if requests and not ctx.input_responses
+            else text_result("Nothing to ask.")
+        )
 
     @server.prompt()
-    async def test_input_required_result_prompt(ctx: Context[Any, Any]) -> list[UserMessage] | protocol.InputRequiredResult:
+    async def test_input_required_result_prompt(
+        ctx: Context[Any, Any],
+    ) -> list[UserMessage] | protocol.InputRequiredResult:
         """A prompt that asks."""
         content = content_of(ctx, "user_context")
         return (
@@ -298,11 +357,15 @@ def add_resources(server: CircuitScoutServer) -> None:
     def static_binary() -> bytes:
         return base64.b64decode(PNG)
 
-    @server.resource("test://watched-resource", mime_type="text/plain", description="A text that is watched.")
+    @server.resource(
+        "test://watched-resource", mime_type="text/plain", description="A text that is watched."
+    )
     def watched() -> str:
         return "Watched."
 
-    @server.resource("test://template/{id}/data", mime_type="application/json", description="A template.")
+    @server.resource(
+        "test://template/{id}/data", mime_type="application/json", description="A template."
+    )
     def template(id: str) -> str:
         return json.dumps({"id": id, "templateTest": True, "data": f"Data for ID: {id}"})
 
@@ -322,14 +385,24 @@ def add_prompts(server: CircuitScoutServer) -> None:
     def test_prompt_with_embedded_resource(resourceUri: str) -> list[UserMessage]:
         """A prompt with a resource."""
         resource = embedded(resourceUri, "text/plain", "Embedded resource content for testing.")
-        return [UserMessage(content=resource), UserMessage(content=text("Please process the embedded resource above."))]
+        return [
+            UserMessage(content=resource),
+            UserMessage(content=text("Please process the embedded resource above.")),
+        ]
 
     @server.prompt()
     def test_prompt_with_image() -> list[UserMessage]:
         """A prompt with a picture."""
-        return [UserMessage(content=image()), UserMessage(content=text("Please analyze the image above."))]
+        return [
+            UserMessage(content=image()),
+            UserMessage(content=text("Please analyze the image above.")),
+        ]
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # logging and sampling are deprecated, and the older revision's suite asks for them
-    raise SystemExit(serve_http(make_fixture_server(), *listen(HttpEndpoint("127.0.0.1", int(sys.argv[1])))))
+    warnings.simplefilter(
+        "ignore"
+    )  # logging and sampling are deprecated, and the older revision's suite asks for them
+    raise SystemExit(
+        serve_http(make_fixture_server(), *listen(HttpEndpoint("127.0.0.1", int(sys.argv[1]))))
+    )

@@ -20,10 +20,16 @@ from discovery.store import list_runs
 from tests.conformance.scripted_model import Script, Step, serve_script
 
 CLAUDE = shutil.which("claude")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(CLAUDE is None, reason="Claude Code's CLI is not here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(CLAUDE is None, reason="Claude Code's CLI is not here"),
+]
 
 
-def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: int = 600_000) -> None:
+def converse(
+    script: Script, home: Path, runs: Path, *words: str, timeout_ms: int = 600_000
+) -> None:
     """One headless conversation."""
     server = {
         "type": "stdio",
@@ -58,7 +64,13 @@ def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: in
             "20",
         ]
         done = subprocess.run(
-            command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, timeout=800, check=False
+            command,
+            cwd=Path(__file__).resolve().parents[2],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+            check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert script.failure == ""
@@ -67,7 +79,11 @@ def converse(script: Script, home: Path, runs: Path, *words: str, timeout_ms: in
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """The structured result as the model reads it."""
     content = result["content"]
-    text = content if isinstance(content, str) else next(block["text"] for block in content if block.get("text", "").startswith("{"))
+    text = (
+        content
+        if isinstance(content, str)
+        else next(block["text"] for block in content if block.get("text", "").startswith("{"))
+    )
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -87,13 +103,21 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
         [
             fixed_step("load_model", model="bundled"),
             fixed_step("patch_sweep", **given, site="head_out"),
-            ("ablate_heads", lambda results: {**given, "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]]}),
+            (
+                "ablate_heads",
+                lambda results: {
+                    **given,
+                    "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]],
+                },
+            ),
             fixed_step("discover_circuit", **given, wait_seconds=500),
             ("get_circuit", lambda results: {"run_id": facts(results[3])["run_id"]}),
         ]
     )
     converse(script, tmp_path, tmp_path / "runs")
-    assert {f"mcp__circuit-scout__{name}" for name in ("load_model", "patch_sweep", "get_circuit")} <= script.tools
+    assert {
+        f"mcp__circuit-scout__{name}" for name in ("load_model", "patch_sweep", "get_circuit")
+    } <= script.tools
     assert "Verdicts are computed" in script.system
     loaded, swept, ablated, found, circuit = script.results
     assert facts(loaded)["n_layers"] == 4
@@ -116,10 +140,20 @@ def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
         [
             fixed_step("load_model", model="bundled"),
             fixed_step("sae_top_features", **given, positions=["end"], k=3),
-            ("edit_features", lambda results: {**given, "features": {str(facts(results[1])["features"][0]["index"]): 0}}),
+            (
+                "edit_features",
+                lambda results: {
+                    **given,
+                    "features": {str(facts(results[1])["features"][0]["index"]): 0},
+                },
+            ),
             (
                 "sae_examples",
-                lambda results: {"model_id": "bundled", "features": [facts(results[1])["features"][0]["index"]], "text": "ioi"},
+                lambda results: {
+                    "model_id": "bundled",
+                    "features": [facts(results[1])["features"][0]["index"]],
+                    "text": "ioi",
+                },
             ),
             fixed_step("sae_top_features", **given, positions=["nowhere"]),
         ]
@@ -128,7 +162,11 @@ def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
     _, top, edited, examples, wrong = script.results
     found = facts(top)
     assert (found["sae"], found["warnings"], found["features"][0]["index"]) == ("bundled", [], 60)
-    assert list(found).index("warnings") < list(found).index("variance_explained") < list(found).index("features")
+    assert (
+        list(found).index("warnings")
+        < list(found).index("variance_explained")
+        < list(found).index("features")
+    )
     assert found["variance_explained"] > 0.9
     assert facts(edited)["on_metric"]["effect"]["high"] < 0
     assert facts(examples)["features"][0]["top"][0]["text"].endswith("« to»")
@@ -141,7 +179,12 @@ def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path
     script = Script(
         [
             fixed_step("load_model", model="induction"),
-            fixed_step("discover_circuit", model_id="induction", task="induction/task.jsonl", wait_seconds=300),
+            fixed_step(
+                "discover_circuit",
+                model_id="induction",
+                task="induction/task.jsonl",
+                wait_seconds=300,
+            ),
             ("get_circuit", lambda results: {"run_id": facts(results[1])["run_id"]}),
             fixed_step("patch_sweep", model_id="induction", task="induction/task.jsonl", sitee="q"),
         ]
@@ -164,7 +207,9 @@ def test_a_call_that_the_client_gives_up_leaves_the_server_well(tmp_path: Path) 
     script = Script(
         [
             fixed_step("load_model", model="bundled"),
-            fixed_step("discover_circuit", model_id="bundled", task="ioi", pairs=2000, wait_seconds=600),
+            fixed_step(
+                "discover_circuit", model_id="bundled", task="ioi", pairs=2000, wait_seconds=600
+            ),
             fixed_step("list_runs"),
             ("cancel_run", lambda results: {"run_id": facts(results[2])["runs"][0]["run_id"]}),
         ]

@@ -10,7 +10,11 @@ import pytest
 from discovery import errors
 from discovery.errors import BackendMismatchError, DiscoveryError, Interrupted, ModelError
 
-CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if kind.__module__ == errors.__name__
+]
 
 
 def test_a_message_is_its_cause_then_its_cure():
@@ -34,5 +38,7 @@ def test_a_backend_that_differs_is_a_model_that_cannot_be_used():
 
 
 def test_the_docstring_draws_the_tree():
-    drawn = set(re.findall(r"^\s+(?:│ +)?(?:[├└]── )?([A-Z]\w+) {2,}\S", errors.__doc__ or "", re.MULTILINE))
+    drawn = set(
+        re.findall(r"^\s+(?:│ +)?(?:[├└]── )?([A-Z]\w+) {2,}\S", errors.__doc__ or "", re.MULTILINE)
+    )
     assert drawn == {kind.__name__ for kind in CLASSES}

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.interventions import MIN_REFERENCE_PROMPTS, Edit, MeanReference, add, plan_reference, replace_with, scale
+from discovery.interventions import (
+    MIN_REFERENCE_PROMPTS,
+    Edit,
+    MeanReference,
+    add,
+    plan_reference,
+    replace_with,
+    scale,
+)
 from discovery.sites import Site
 from discovery.tasks.task import EncodedPair
 from tests.oracles.mean_reference import mean_by_definition
@@ -29,10 +37,18 @@ def test_replace_add_and_scale_everywhere():
     torch.testing.assert_close(scale(SITE, 0).apply(ACTIVATION), torch.zeros(2, 3, 2))
 
 
-@pytest.mark.parametrize("make", [lambda where: replace_with(SITE, torch.full((2,), -1.0), where), lambda where: scale(SITE, -2, where)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda where: replace_with(SITE, torch.full((2,), -1.0), where),
+        lambda where: scale(SITE, -2, where),
+    ],
+)
 def test_only_where_it_says(make):
     changed = make(HERE).apply(ACTIVATION)
-    assert torch.equal(changed != ACTIVATION, HERE.unsqueeze(-1).expand_as(ACTIVATION) & (changed != ACTIVATION))
+    assert torch.equal(
+        changed != ACTIVATION, HERE.unsqueeze(-1).expand_as(ACTIVATION) & (changed != ACTIVATION)
+    )
     assert not torch.equal(changed[0, 0], ACTIVATION[0, 0])
     assert not torch.equal(changed[1, 2], ACTIVATION[1, 2])
 
@@ -45,12 +61,26 @@ def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
     one = [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full]
     drop = int(torch.randint(0, len(full), (), generator=rng))
     value = torch.randn(one[drop:], generator=rng)
-    where = torch.rand([size if torch.rand((), generator=rng) < 0.6 else 1 for size in full[:-1]], generator=rng) < 0.5
+    where = (
+        torch.rand(
+            [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full[:-1]],
+            generator=rng,
+        )
+        < 0.5
+    )
     index = torch.tensor([2, 0, 2]) if value.ndim == len(full) and len(value) == 3 else None
-    edit = Edit(SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index)
-    activation, position, rows = torch.randn(full, generator=rng), torch.tensor([4, 0, 2]), torch.arange(3)
+    edit = Edit(
+        SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index
+    )
+    activation, position, rows = (
+        torch.randn(full, generator=rng),
+        torch.tensor([4, 0, 2]),
+        torch.arange(3),
+    )
     narrow = edit.at_position(position, len(full)).apply(activation[rows, position].unsqueeze(1))
-    torch.testing.assert_close(narrow, edit.apply(activation)[rows, position].unsqueeze(1), atol=0, rtol=0)
+    torch.testing.assert_close(
+        narrow, edit.apply(activation)[rows, position].unsqueeze(1), atol=0, rtol=0
+    )
 
 
 def test_the_activation_itself_is_left_alone():
@@ -66,7 +96,9 @@ def test_heads_are_chosen_by_their_axis():
     changed = replace_with(Site("z", 0), torch.ones(2, 3, 4, 2), where).apply(z)
     assert changed.sum() == 2
     assert changed[1, 2, 3].tolist() == [1, 1]
-    everywhere = replace_with(Site("z", 0), torch.ones(1), torch.tensor([False, True, False, False]).reshape(1, 1, 4)).apply(z)
+    everywhere = replace_with(
+        Site("z", 0), torch.ones(1), torch.tensor([False, True, False, False]).reshape(1, 1, 4)
+    ).apply(z)
     assert torch.equal(everywhere[:, :, 1], torch.ones(2, 3, 2))
     assert everywhere.sum() == 12
 
@@ -81,14 +113,20 @@ def test_an_index_gathers_each_rows_pair():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_value_takes_the_activations_width(dtype):
     narrow = ACTIVATION.to(dtype)
-    for edit in (replace_with(SITE, torch.ones(2)), add(SITE, torch.ones(2), HERE), scale(SITE, 2, HERE)):
+    for edit in (
+        replace_with(SITE, torch.ones(2)),
+        add(SITE, torch.ones(2), HERE),
+        scale(SITE, 2, HERE),
+    ):
         assert edit.apply(narrow).dtype == dtype
 
 
 def values_of(pairs: Sequence[EncodedPair], seed: int = 0) -> list[torch.Tensor]:
     """A random activation [pos head d_head] for each pair."""
     rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(len(pair.clean), 2, 3, generator=rng, dtype=torch.float64) for pair in pairs]
+    return [
+        torch.randn(len(pair.clean), 2, 3, generator=rng, dtype=torch.float64) for pair in pairs
+    ]
 
 
 def padded(values: list[torch.Tensor]) -> torch.Tensor:
@@ -104,7 +142,9 @@ def check(pairs: Sequence[EncodedPair], cuts: tuple[int, ...] = ()) -> str:
     """Hold `MeanReference`, fed block by block, against the definition; return the alignment."""
     values, plan = values_of(pairs), plan_reference(pairs)
     bounds = [0, *cuts, len(pairs)]
-    blocks = [(first, padded(values[first:last])) for first, last in pairwise(bounds) if last > first]
+    blocks = [
+        (first, padded(values[first:last])) for first, last in pairwise(bounds) if last > first
+    ]
     mean = MeanReference(plan)
     for first, block in blocks:
         mean.add(first, block)

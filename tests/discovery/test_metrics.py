@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.metrics import gather_tokens, is_right, is_top, kl_divergence, logit_difference, measure, probability_difference
+from discovery.metrics import (
+    gather_tokens,
+    is_right,
+    is_top,
+    kl_divergence,
+    logit_difference,
+    measure,
+    probability_difference,
+)
 
 LOG = math.log
 # Softmax of log(1, 2, 3, 4) is (0.1, 0.2, 0.3, 0.4); the second row is uniform.
@@ -22,18 +30,29 @@ def ids(*rows: list[int]) -> torch.Tensor:
 
 def test_single_tokens():
     answer, wrong = ids([3], [0]), ids([1], [2])
-    torch.testing.assert_close(logit_difference(LOGITS, answer, wrong), torch.tensor([LOG(4 / 2), 0.0]))
-    torch.testing.assert_close(probability_difference(LOGITS, answer, wrong), torch.tensor([0.4 - 0.2, 0.0]))
+    torch.testing.assert_close(
+        logit_difference(LOGITS, answer, wrong), torch.tensor([LOG(4 / 2), 0.0])
+    )
+    torch.testing.assert_close(
+        probability_difference(LOGITS, answer, wrong), torch.tensor([0.4 - 0.2, 0.0])
+    )
 
 
 def test_sets_are_log_sum_exp_and_sums_and_padding_counts_nothing():
     answer, wrong = ids([3, 1], [0, -1]), ids([0, -1, -1], [1, 2, 3])
-    torch.testing.assert_close(logit_difference(LOGITS, answer, wrong), torch.tensor([LOG(6 / 1), LOG(1 / 3)]))
-    torch.testing.assert_close(probability_difference(LOGITS, answer, wrong), torch.tensor([0.6 - 0.1, 0.25 - 0.75]))
+    torch.testing.assert_close(
+        logit_difference(LOGITS, answer, wrong), torch.tensor([LOG(6 / 1), LOG(1 / 3)])
+    )
+    torch.testing.assert_close(
+        probability_difference(LOGITS, answer, wrong), torch.tensor([0.6 - 0.1, 0.25 - 0.75])
+    )
 
 
 def test_padding_is_minus_infinity_even_where_token_0_is_large():
-    assert gather_tokens(LOGITS, ids([-1, 2], [3, -1])).tolist() == [[-math.inf, pytest.approx(LOG(3))], [0.0, -math.inf]]
+    assert gather_tokens(LOGITS, ids([-1, 2], [3, -1])).tolist() == [
+        [-math.inf, pytest.approx(LOG(3))],
+        [0.0, -math.inf],
+    ]
 
 
 def test_kl_by_hand():
@@ -58,7 +77,9 @@ def test_a_constant_added_to_all_logits_changes_no_metric(seed, constant):
     answer, wrong = ids([0, 1], [2, -1], [6, 5]), ids([3], [4], [0])
     for name in ("logit_difference", "probability_difference", "kl_divergence"):
         plain = measure(name, logits, answer, wrong, clean)
-        torch.testing.assert_close(measure(name, logits + constant, answer, wrong, clean), plain, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(
+            measure(name, logits + constant, answer, wrong, clean), plain, atol=1e-9, rtol=1e-9
+        )
         assert name != "probability_difference" or bool((plain.abs() <= 1).all())
         assert name != "kl_divergence" or bool((plain >= -1e-12).all())
 
@@ -66,7 +87,9 @@ def test_a_constant_added_to_all_logits_changes_no_metric(seed, constant):
 def test_exchanging_answers_changes_the_sign():
     answer, wrong = ids([3, 1], [0, -1]), ids([0, -1], [1, 2])
     for name in ("logit_difference", "probability_difference"):
-        torch.testing.assert_close(measure(name, LOGITS, wrong, answer), -measure(name, LOGITS, answer, wrong))
+        torch.testing.assert_close(
+            measure(name, LOGITS, wrong, answer), -measure(name, LOGITS, answer, wrong)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -75,11 +98,16 @@ def test_half_precision_is_measured_in_single(dtype, name):
     narrow = LOGITS.to(dtype)
     got = measure(name, narrow, ids([3], [0]), ids([1], [2]), narrow.flip(0))
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, measure(name, narrow.float(), ids([3], [0]), ids([1], [2]), narrow.float().flip(0)))
+    torch.testing.assert_close(
+        got, measure(name, narrow.float(), ids([3], [0]), ids([1], [2]), narrow.float().flip(0))
+    )
 
 
 def test_double_precision_stays():
-    assert measure("logit_difference", LOGITS.double(), ids([3], [0]), ids([1], [2])).dtype == torch.float64
+    assert (
+        measure("logit_difference", LOGITS.double(), ids([3], [0]), ids([1], [2])).dtype
+        == torch.float64
+    )
 
 
 def test_divergence_without_the_clean_run_is_a_bug():
@@ -92,7 +120,10 @@ def test_a_tie_is_not_right():
 
 
 def test_a_set_is_right_by_its_summed_probability():
-    assert is_right(LOGITS, ids([1, 2], [0, 1]), ids([3], [2])).tolist() == [True, True]  # 0.5 against 0.4, 0.5 against 0.25
+    assert is_right(LOGITS, ids([1, 2], [0, 1]), ids([3], [2])).tolist() == [
+        True,
+        True,
+    ]  # 0.5 against 0.4, 0.5 against 0.25
     assert is_right(LOGITS, ids([1, -1], [0, -1]), ids([3], [2])).tolist() == [False, False]
 
 

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.errors import SiteError
-from discovery.sites import EMBED, LOGITS, Edge, FeatureSite, Node, Site, feature, head, mlp, slots_of
+from discovery.sites import (
+    EMBED,
+    LOGITS,
+    Edge,
+    FeatureSite,
+    Node,
+    Site,
+    feature,
+    head,
+    mlp,
+    slots_of,
+)
 
 LAYERS = st.integers(0, 200)
 HEADS = st.builds(head, LAYERS, LAYERS)
@@ -30,13 +41,25 @@ def test_every_node_is_read_as_it_is_printed(node):
 @pytest.mark.parametrize("text", ["a9.h6", "L9H6", "9.6"])
 def test_three_ways_to_write_a_head(text):
     node = Node.parse(text)
-    assert (node.kind, node.layer, node.head, str(node), node.label) == ("attention_head", 9, 6, "a9.h6", "L9H6")
+    assert (node.kind, node.layer, node.head, str(node), node.label) == (
+        "attention_head",
+        9,
+        6,
+        "a9.h6",
+        "L9H6",
+    )
 
 
 @pytest.mark.parametrize("text", ["m5", "M5", "MLP5", "mlp5"])
 def test_four_ways_to_write_an_mlp(text):
     node = Node.parse(text)
-    assert (node.kind, node.layer, node.head, str(node), node.label) == ("mlp", 5, None, "m5", "MLP5")
+    assert (node.kind, node.layer, node.head, str(node), node.label) == (
+        "mlp",
+        5,
+        None,
+        "m5",
+        "MLP5",
+    )
 
 
 @pytest.mark.parametrize("text", ["f8.12", "L8F12", "f8.12@resid_pre"])
@@ -51,7 +74,9 @@ def test_three_ways_to_write_a_feature(text):
 def test_a_feature_stands_where_it_is_written():
     sites = ["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     nodes = [*(feature(1, 0, site) for site in sites), head(1, 0), mlp(1), mlp(0), head(2, 0)]
-    assert " ".join(map(str, sorted(nodes))) == ("m0 f1.0 a1.h0 f1.0@z f1.0@attn_out f1.0@resid_mid m1 f1.0@mlp_out f1.0@resid_post a2.h0")
+    assert " ".join(map(str, sorted(nodes))) == (
+        "m0 f1.0 a1.h0 f1.0@z f1.0@attn_out f1.0@resid_mid m1 f1.0@mlp_out f1.0@resid_post a2.h0"
+    )
     assert not feature(1, 0).feeds(feature(1, 1))
 
 
@@ -96,7 +121,15 @@ def test_nodes_sort_in_forward_order(nodes):
 
 def test_forward_order_by_hand():
     nodes = [LOGITS, mlp(1), head(1, 0), mlp(0), head(0, 10), head(0, 2), EMBED]
-    assert [str(node) for node in sorted(nodes)] == ["embed", "a0.h2", "a0.h10", "m0", "a1.h0", "m1", "logits"]
+    assert [str(node) for node in sorted(nodes)] == [
+        "embed",
+        "a0.h2",
+        "a0.h10",
+        "m0",
+        "a1.h0",
+        "m1",
+        "logits",
+    ]
 
 
 def test_heads_of_one_layer_do_not_see_each_other_and_an_mlp_sees_its_heads():
@@ -111,7 +144,9 @@ def test_heads_of_one_layer_do_not_see_each_other_and_an_mlp_sees_its_heads():
 
 
 @given(NODES, NODES, st.sampled_from(["q", "k", "v", "mlp", "logits"]))
-def test_an_edge_exists_where_the_source_is_earlier_and_the_target_has_the_input(source, target, slot):
+def test_an_edge_exists_where_the_source_is_earlier_and_the_target_has_the_input(
+    source, target, slot
+):
     text = f"{source}->{target}<{slot}>"
     if source.feeds(target) and slot in slots_of(target):
         assert str(Edge.parse(text)) == text
@@ -121,7 +156,18 @@ def test_an_edge_exists_where_the_source_is_earlier_and_the_target_has_the_input
             Edge.parse(text)
 
 
-@pytest.mark.parametrize("text", ["a0.h0", "a0.h0->m1", "a0.h0->m1<>", "a0.h0->a1.h0<z>", "a0.h0-a1.h0<q>", "->m1<mlp>", "a0.h0->b1<q>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0.h0",
+        "a0.h0->m1",
+        "a0.h0->m1<>",
+        "a0.h0->a1.h0<z>",
+        "a0.h0-a1.h0<q>",
+        "->m1<mlp>",
+        "a0.h0->b1<q>",
+    ],
+)
 def test_what_is_no_edge_is_refused(text):
     with pytest.raises(SiteError):
         Edge.parse(text)
@@ -137,4 +183,8 @@ def test_slots():
 def test_sites_are_values():
     assert Site("z", 1) == Site("z", 1)
     assert len({Site("z", 1), Site("z", 1), Site("z", 2)}) == 2
-    assert sorted([Site("z", 0), Site("q", 3), Site("q", 1)]) == [Site("q", 1), Site("q", 3), Site("z", 0)]
+    assert sorted([Site("z", 0), Site("q", 3), Site("q", 1)]) == [
+        Site("q", 1),
+        Site("q", 3),
+        Site("z", 0),
+    ]

@@ -35,10 +35,27 @@ def make_server(models: Path, runs: Path, **more: Any) -> CircuitScoutServer:
 
 
 @asynccontextmanager
-async def connect_over_stdio(models: Path, runs: Path, era: str = "auto", *words: str, **more: Any) -> AsyncIterator[Client]:
+async def connect_over_stdio(
+    models: Path, runs: Path, era: str = "auto", *words: str, **more: Any
+) -> AsyncIterator[Client]:
     """A client of a server in a process of its own."""
-    words = ("-m", "mcp_server", "serve", "--models-dir", str(models), "--runs-dir", str(runs), *words)
-    async with Client(StdioServerParameters(command=sys.executable, args=list(words), env=server_environment(runs)), mode=era, **more) as client:
+    words = (
+        "-m",
+        "mcp_server",
+        "serve",
+        "--models-dir",
+        str(models),
+        "--runs-dir",
+        str(runs),
+        *words,
+    )
+    async with Client(
+        StdioServerParameters(
+            command=sys.executable, args=list(words), env=server_environment(runs)
+        ),
+        mode=era,
+        **more,
+    ) as client:
         yield client
 
 
@@ -65,7 +82,9 @@ def run_http_server(models: Path, runs: Path, *words: str, **more: str) -> Itera
         str(runs),
         *words,
     ]
-    process = subprocess.Popen(command, env=server_environment(runs, **more), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=server_environment(runs, **more), stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(600):
             with socket.socket() as probe:

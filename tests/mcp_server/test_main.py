@@ -32,7 +32,9 @@ def test_main_hands_its_words_to_the_command_line(monkeypatch: pytest.MonkeyPatc
 def test_the_module_and_the_script_are_one_command(root: Path) -> None:
     script = Path(sys.executable).with_name("circuit-scout")
     outputs = [
-        subprocess.run([*command, "--version"], cwd=root, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [*command, "--version"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
         for command in ([str(script)], [sys.executable, "-m", "mcp_server"])
     ]
     assert outputs[0] == outputs[1] != ""

@@ -15,18 +15,30 @@ from tests.oracles.patching import metric_of
 from tests.tiny_models import NativeCheckpoint
 
 
-def reference_activations(made: NativeCheckpoint, pairs: Sequence[EncodedPair], ablation: Ablation) -> list[dict[str, Tensor]]:
+def reference_activations(
+    made: NativeCheckpoint, pairs: Sequence[EncodedPair], ablation: Ablation
+) -> list[dict[str, Tensor]]:
     """What each pair's nodes are replaced by: node -> [1 pos d_model]."""
-    runs = [run_forward(made.config, made.state, torch.tensor([pair.corrupted])).nodes for pair in pairs]
+    runs = [
+        run_forward(made.config, made.state, torch.tensor([pair.corrupted])).nodes for pair in pairs
+    ]
     if ablation == "resample":
         return [dict(run) for run in runs]
     if ablation == "zero":
         return [{node: torch.zeros_like(value) for node, value in run.items()} for run in runs]
-    return [{node: _means(pairs, [run[node][0] for run in runs], number) for node in runs[number]} for number in range(len(pairs))]
+    return [
+        {node: _means(pairs, [run[node][0] for run in runs], number) for node in runs[number]}
+        for number in range(len(pairs))
+    ]
 
 
 def _means(pairs: Sequence[EncodedPair], values: Sequence[Tensor], number: int) -> Tensor:
-    return torch.stack([mean_by_definition(pairs, values, number, position)[0] for position in range(len(pairs[number].clean))])[None]
+    return torch.stack(
+        [
+            mean_by_definition(pairs, values, number, position)[0]
+            for position in range(len(pairs[number].clean))
+        ]
+    )[None]
 
 
 def metric_with_ablated(
@@ -42,7 +54,8 @@ def metric_with_ablated(
     for pair, reference in zip(pairs, given, strict=True):
         tokens = torch.tensor([pair.clean])
         clean, changed = (
-            run_forward(made.config, made.state, tokens, replace).logits[0, -1] for replace in ({}, {node: reference[node] for node in ablated})
+            run_forward(made.config, made.state, tokens, replace).logits[0, -1]
+            for replace in ({}, {node: reference[node] for node in ablated})
         )
         out.append(metric_of(metric, changed, pair, clean))
     return torch.tensor(out, dtype=torch.float64)

@@ -21,22 +21,35 @@ ROWS = 1024
 class FaithfulnessOracle:
     """One split's pairs on a native model, under one ablation ("resample" or "mean")."""
 
-    def __init__(self, config: Mapping[str, Any], state: Mapping[str, Tensor], pairs: Sequence[EncodedPair], ablation: str) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        pairs: Sequence[EncodedPair],
+        ablation: str,
+    ) -> None:
         self.config, self.state, self.pairs = config, state, pairs
         self.universe = node_names(config)
         self.groups: dict[tuple[str, int], list[int]] = {}
         for index, pair in enumerate(pairs):
             self.groups.setdefault((pair.template, len(pair.clean)), []).append(index)
-        self.values = {key: self._reference(members, ablation) for key, members in self.groups.items()}
+        self.values = {
+            key: self._reference(members, ablation) for key, members in self.groups.items()
+        }
         self._known: dict[frozenset[str], Tensor] = {}
 
     def _reference(self, members: Sequence[int], ablation: str) -> dict[str, Tensor]:
         """node -> [pair pos d_model]; a mean is over the other pairs of the template."""
-        corrupted = run_forward(self.config, self.state, torch.tensor([self.pairs[n].corrupted for n in members])).nodes
+        corrupted = run_forward(
+            self.config, self.state, torch.tensor([self.pairs[n].corrupted for n in members])
+        ).nodes
         if ablation == "resample":
             return dict(corrupted)
         assert len(members) > 8, "fewer are aligned in another way"
-        return {node: torch.stack([torch.cat([v[:n], v[n + 1 :]]).mean(0) for n in range(len(members))]) for node, v in corrupted.items()}
+        return {
+            node: torch.stack([torch.cat([v[:n], v[n + 1 :]]).mean(0) for n in range(len(members))])
+            for node, v in corrupted.items()
+        }
 
     def metrics(self, sets: Iterable[Iterable[Any]]) -> Tensor:
         """The logit difference of every pair with only these nodes kept, [set pair]."""
@@ -48,15 +61,25 @@ class FaithfulnessOracle:
             step = max(1, ROWS // len(members))
             for begin in range(0, len(fresh), step):
                 chunk = fresh[begin : begin + step]
-                out = {node: torch.tensor([node not in kept for kept in chunk]) for node in self.universe}
+                out = {
+                    node: torch.tensor([node not in kept for kept in chunk])
+                    for node in self.universe
+                }
                 replace = {
-                    node: Replacement(value.repeat(len(chunk), 1, 1), out[node].repeat_interleave(len(members)))
+                    node: Replacement(
+                        value.repeat(len(chunk), 1, 1), out[node].repeat_interleave(len(members))
+                    )
                     for node, value in self.values[key].items()
                 }
-                logits = run_forward(self.config, self.state, clean.repeat(len(chunk), 1), replace).logits[:, -1]
+                logits = run_forward(
+                    self.config, self.state, clean.repeat(len(chunk), 1), replace
+                ).logits[:, -1]
                 logits = logits.unflatten(0, (len(chunk), len(members)))
                 for place, n in enumerate(members):
-                    right, wrong = (logits[:, place, list(side)].logsumexp(-1) for side in (self.pairs[n].answer, self.pairs[n].wrong))
+                    right, wrong = (
+                        logits[:, place, list(side)].logsumexp(-1)
+                        for side in (self.pairs[n].answer, self.pairs[n].wrong)
+                    )
                     found[begin : begin + len(chunk), n] = right - wrong
         self._known.update(zip(fresh, found, strict=True))
         return torch.stack([self._known[kept] for kept in wanted])

@@ -30,8 +30,12 @@ class ModuleNames:
 
 MODULE_NAMES = {
     "gpt2": ModuleNames("transformer.h", "attn", "attn.c_proj", "mlp", "ln_2", "attn.c_attn"),
-    "llama": ModuleNames("model.layers", "self_attn", "self_attn.o_proj", "mlp", "post_attention_layernorm"),
-    "neox": ModuleNames("gpt_neox.layers", "attention", "attention.dense", "mlp", None, "attention.query_key_value"),
+    "llama": ModuleNames(
+        "model.layers", "self_attn", "self_attn.o_proj", "mlp", "post_attention_layernorm"
+    ),
+    "neox": ModuleNames(
+        "gpt_neox.layers", "attention", "attention.dense", "mlp", None, "attention.query_key_value"
+    ),
     "opt": ModuleNames("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", None),
 }
 MODULE_NAMES |= dict.fromkeys(("mistral", "qwen2", "gemma"), MODULE_NAMES["llama"])
@@ -48,41 +52,77 @@ class HookedModule:
         self.d_head = getattr(config, "head_dim", None) or config.hidden_size // self.heads
 
     def run(
-        self, tokens: Tensor, changes: Mapping[Site, Change] | None = None, reads: Iterable[Site] = ()
+        self,
+        tokens: Tensor,
+        changes: Mapping[Site, Change] | None = None,
+        reads: Iterable[Site] = (),
     ) -> tuple[Tensor, dict[Site, Tensor]]:
         """Logits [row pos d_vocab] of token ids [row pos], and the sites read, all after their changes."""
         changes, seen = changes or {}, {}
         with ExitStack() as stack:
             for site in {*changes, *reads}:
-                for handle in self._hook(site, changes.get(site, lambda activation: activation), seen):
+                for handle in self._hook(
+                    site, changes.get(site, lambda activation: activation), seen
+                ):
                     stack.callback(handle.remove)
             self.shape = tokens.shape
             logits: Tensor = self.module(input_ids=tokens, use_cache=False).logits
-        return logits, {site: seen[site].unflatten(0, tokens.shape) if seen[site].ndim == 2 else seen[site] for site in reads}
+        return logits, {
+            site: seen[site].unflatten(0, tokens.shape) if seen[site].ndim == 2 else seen[site]
+            for site in reads
+        }
 
     def _hook(self, site: Site, change: Change, seen: dict[Site, Tensor]) -> list[Any]:
         block = attrgetter(self.names.blocks)(self.module)[site.layer]
-        part = {name: attrgetter(path)(block) for name, path in vars(self.names).items() if path and name != "blocks"}
+        part = {
+            name: attrgetter(path)(block)
+            for name, path in vars(self.names).items()
+            if path and name != "blocks"
+        }
         if site.kind == "resid_mid":
             return _middle(block, part["middle_norm"], site, change, seen)
         if site.kind == "resid_pre":
             return [_before(block, site, change, seen)]
         if site.kind == "z":
-            return [_before(part["out"], site, self._by_head(change, self.heads), seen, (self.heads, self.d_head))]
+            return [
+                _before(
+                    part["out"],
+                    site,
+                    self._by_head(change, self.heads),
+                    seen,
+                    (self.heads, self.d_head),
+                )
+            ]
         if site.kind in ("q", "k", "v"):
             count = self.heads if site.kind == "q" else self.kv_heads
             if "fused" in part:
-                return [_after(part["fused"], site, self._part_of_fused(change, site.kind, seen, site), {})]
+                return [
+                    _after(
+                        part["fused"], site, self._part_of_fused(change, site.kind, seen, site), {}
+                    )
+                ]
             module = getattr(part["attn"], f"{site.kind}_proj")
             return [_after(module, site, self._by_head(change, count), seen, (count, self.d_head))]
         if self.kind == "opt" and site.kind == "mlp_out":  # works on [row·pos d_model]
-            inside, change = change, lambda flat: inside(flat.unflatten(0, self.shape)).flatten(0, 1)
-        return [_after({"attn_out": part["attn"], "mlp_out": part["mlp"], "resid_post": block}[site.kind], site, change, seen)]
+            inside, change = (
+                change,
+                lambda flat: inside(flat.unflatten(0, self.shape)).flatten(0, 1),
+            )
+        return [
+            _after(
+                {"attn_out": part["attn"], "mlp_out": part["mlp"], "resid_post": block}[site.kind],
+                site,
+                change,
+                seen,
+            )
+        ]
 
     def _by_head(self, change: Change, count: int) -> Change:
         return lambda flat: change(flat.unflatten(-1, (count, self.d_head))).flatten(-2)
 
-    def _part_of_fused(self, change: Change, slot: str, seen: dict[Site, Tensor], site: Site) -> Change:
+    def _part_of_fused(
+        self, change: Change, slot: str, seen: dict[Site, Tensor], site: Site
+    ) -> Change:
         """GPT-2 lays q, k and v side by side; GPT-NeoX head by head."""
         number, outer = "qkv".index(slot), self.kind == "gpt2"
 
@@ -95,17 +135,33 @@ class HookedModule:
         return changed
 
 
-def _before(module: nn.Module, site: Site, change: Change, seen: dict[Site, Tensor], heads: tuple[int, int] | None = None) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _before(
+    module: nn.Module,
+    site: Site,
+    change: Change,
+    seen: dict[Site, Tensor],
+    heads: tuple[int, int] | None = None,
+) -> Any:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         arrived = args[0] if args else kwargs["hidden_states"]
         changed = change(arrived)
         seen[site] = changed if heads is None else changed.unflatten(-1, heads)
-        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        return (
+            ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+        )
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _after(module: nn.Module, site: Site, change: Change, seen: dict[Site, Tensor], heads: tuple[int, int] | None = None) -> Any:
+def _after(
+    module: nn.Module,
+    site: Site,
+    change: Change,
+    seen: dict[Site, Tensor],
+    heads: tuple[int, int] | None = None,
+) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         changed = change(output[0] if isinstance(output, tuple) else output)
         seen[site] = changed if heads is None else changed.unflatten(-1, heads)
@@ -114,7 +170,9 @@ def _after(module: nn.Module, site: Site, change: Change, seen: dict[Site, Tenso
     return module.register_forward_hook(hook)
 
 
-def _middle(block: nn.Module, norm: nn.Module, site: Site, change: Change, seen: dict[Site, Tensor]) -> list[Any]:
+def _middle(
+    block: nn.Module, norm: nn.Module, site: Site, change: Change, seen: dict[Site, Tensor]
+) -> list[Any]:
     """What the MLP's norm reads is also carried past it: the difference is added to what leaves the block."""
     shift: list[Tensor] = []
 
@@ -124,6 +182,10 @@ def _middle(block: nn.Module, norm: nn.Module, site: Site, change: Change, seen:
         return (seen[site], *args[1:])
 
     def past(module: nn.Module, args: Any, output: Any) -> Any:
-        return (output[0] + shift[-1], *output[1:]) if isinstance(output, tuple) else output + shift[-1]
+        return (
+            (output[0] + shift[-1], *output[1:])
+            if isinstance(output, tuple)
+            else output + shift[-1]
+        )
 
     return [norm.register_forward_pre_hook(into), block.register_forward_hook(past, prepend=True)]

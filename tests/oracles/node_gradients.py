@@ -21,10 +21,21 @@ def node_attributions_by_autograd(model: Backend, task: Task, side: Side) -> dic
     order = sorted(set(sites.values()), key=forward_order)
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():
-        outcome = model.run(Batch(prompts.tokens(side), prompts.answer_position, 0, inputs), order, grad=True)
+        outcome = model.run(
+            Batch(prompts.tokens(side), prompts.answer_position, 0, inputs), order, grad=True
+        )
         assert outcome.logits is not None
         metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None).sum()
-        slopes = dict(zip(order, torch.autograd.grad(metric, [outcome.activations[site] for site in order]), strict=True))
-    changes = {site: block.activation("clean", site) - block.activation("corrupted", site) for site in order}
+        slopes = dict(
+            zip(
+                order,
+                torch.autograd.grad(metric, [outcome.activations[site] for site in order]),
+                strict=True,
+            )
+        )
+    changes = {
+        site: block.activation("clean", site) - block.activation("corrupted", site)
+        for site in order
+    }
     products = {site: changes[site] * slopes[site] for site in order}
     return {node: sum_over_node(products[site], node) for node, site in sites.items()}

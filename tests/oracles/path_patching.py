@@ -35,22 +35,33 @@ class PathPatchingOracle:
         """[d_vocab] at the last position."""
         return self._run(tokens, None, (), None)[0]
 
-    def patched(self, clean: Tensor, corrupted: Tensor, source: str, target: str, slots: Collection[str]) -> Tensor:
+    def patched(
+        self, clean: Tensor, corrupted: Tensor, source: str, target: str, slots: Collection[str]
+    ) -> Tensor:
         """Logits [d_vocab] at the end of the clean run in which these inputs of `target` hear the corrupted `source`."""
         message = self.values(corrupted)[source] - self.values(clean)[source]
         return self.logits_with_message(clean, target, slots, message)
 
-    def logits_with_message(self, tokens: Tensor, target: str, slots: Collection[str], message: Tensor) -> Tensor:
+    def logits_with_message(
+        self, tokens: Tensor, target: str, slots: Collection[str], message: Tensor
+    ) -> Tensor:
         """Logits [d_vocab] where these inputs of `target` hear `message` [pos d_model] beside the stream."""
         return self._run(tokens, target, slots, message)[0]
 
-    def sites(self, tokens: Tensor, moved: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def sites(
+        self, tokens: Tensor, moved: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the activations by name ("resid_pre.1"; heads of "z.0" side by side), of which some are moved by so much."""
         logits, _, seen = self._run(tokens, None, (), None, moved or {})
         return logits, seen
 
     def _run(
-        self, tokens: Tensor, target: str | None, slots: Collection[str], message: Tensor | None, moved: Mapping[str, Tensor] = {}
+        self,
+        tokens: Tensor,
+        target: str | None,
+        slots: Collection[str],
+        message: Tensor | None,
+        moved: Mapping[str, Tensor] = {},
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         w, c = self.w, self.config
         stream = w["embed.W_E"][tokens] + w["pos_embed.W_pos"][: len(tokens)]
@@ -62,20 +73,30 @@ class PathPatchingOracle:
             return value
 
         def heard(reader: str, slot: str, norm: str) -> Tensor:
-            told = stream + message if message is not None and reader == target and slot in slots else stream
+            told = (
+                stream + message
+                if message is not None and reader == target and slot in slots
+                else stream
+            )
             return self._norm(norm, told)
 
         for layer in range(c["n_layers"]):
-            at, added = f"blocks.{layer}", w.get(f"blocks.{layer}.attn.b_O", torch.zeros(c["d_model"], dtype=torch.float64))
+            at, added = (
+                f"blocks.{layer}",
+                w.get(f"blocks.{layer}.attn.b_O", torch.zeros(c["d_model"], dtype=torch.float64)),
+            )
             stream = at_site("resid_pre", layer, stream)
             spoken = []
             for head in range(c["n_heads"]):
                 name = f"a{layer}.h{head}"
                 q, k, v = (
-                    heard(name, slot, f"{at}.ln1") @ w[f"{at}.attn.W_{slot.upper()}"][head] + w[f"{at}.attn.b_{slot.upper()}"][head]
+                    heard(name, slot, f"{at}.ln1") @ w[f"{at}.attn.W_{slot.upper()}"][head]
+                    + w[f"{at}.attn.b_{slot.upper()}"][head]
                     for slot in ("q", "k", "v")
                 )
-                scores = (q @ k.T / math.sqrt(c["d_head"])).masked_fill(torch.ones(len(tokens), len(tokens)).triu(1).bool(), -math.inf)
+                scores = (q @ k.T / math.sqrt(c["d_head"])).masked_fill(
+                    torch.ones(len(tokens), len(tokens)).triu(1).bool(), -math.inf
+                )
                 spoken.append(scores.softmax(-1) @ v)
             spoken = at_site("z", layer, torch.cat(spoken, -1)).split(c["d_head"], -1)
             for head in range(c["n_heads"]):
@@ -83,11 +104,18 @@ class PathPatchingOracle:
                 added = added + wrote[f"a{layer}.h{head}"]
             stream = at_site("resid_mid", layer, stream + at_site("attn_out", layer, added))
             if not c["attn_only"]:
-                hidden = ACTIVATIONS[c["act_fn"]](heard(f"m{layer}", "mlp", f"{at}.ln2") @ w[f"{at}.mlp.W_in"] + w[f"{at}.mlp.b_in"])
+                hidden = ACTIVATIONS[c["act_fn"]](
+                    heard(f"m{layer}", "mlp", f"{at}.ln2") @ w[f"{at}.mlp.W_in"]
+                    + w[f"{at}.mlp.b_in"]
+                )
                 wrote[f"m{layer}"] = hidden @ w[f"{at}.mlp.W_out"] + w[f"{at}.mlp.b_out"]
                 stream = stream + at_site("mlp_out", layer, wrote[f"m{layer}"])
             stream = at_site("resid_post", layer, stream)
-        return heard("logits", "logits", "ln_final")[-1] @ w["unembed.W_U"] + w["unembed.b_U"], wrote, seen
+        return (
+            heard("logits", "logits", "ln_final")[-1] @ w["unembed.W_U"] + w["unembed.b_U"],
+            wrote,
+            seen,
+        )
 
     def _norm(self, name: str, stream: Tensor) -> Tensor:
         if self.config["normalization_type"] is None:

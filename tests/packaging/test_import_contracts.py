@@ -30,7 +30,11 @@ def lint(place: Path) -> tuple[int, str]:
 def package_copy(root: Path, tmp_path: Path) -> Path:
     """A copy of the two floors that may be spoilt."""
     for package in ("discovery", "mcp_server"):
-        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+        shutil.copytree(
+            root / package,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("__pycache__", "bundled"),
+        )
     shutil.copy(root / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -43,13 +47,29 @@ def test_they_hold(root: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("discovery/errors.py", "from discovery.sites import Node", "discovery: the staircase BROKEN"),
-        ("discovery/tasks/pairs.py", "import discovery.backends.base", "discovery: the staircase BROKEN"),
+        (
+            "discovery/errors.py",
+            "from discovery.sites import Node",
+            "discovery: the staircase BROKEN",
+        ),
+        (
+            "discovery/tasks/pairs.py",
+            "import discovery.backends.base",
+            "discovery: the staircase BROKEN",
+        ),
         ("mcp_server/errors.py", "import mcp_server.__main__", "mcp_server: the staircase BROKEN"),
         ("discovery/sites.py", "import mcp_server.errors", "The science knows no protocol BROKEN"),
         ("discovery/sites.py", "from mcp import types", "The science knows no protocol BROKEN"),
-        ("discovery/metrics.py", "import transformer_lens.hook_points", "transformer_lens only where models are loaded and wrapped BROKEN"),
-        ("discovery/backends/base.py", "def lazily():\n    import nnsight", "nnsight only in its backend BROKEN"),
+        (
+            "discovery/metrics.py",
+            "import transformer_lens.hook_points",
+            "transformer_lens only where models are loaded and wrapped BROKEN",
+        ),
+        (
+            "discovery/backends/base.py",
+            "def lazily():\n    import nnsight",
+            "nnsight only in its backend BROKEN",
+        ),
         ("mcp_server/__main__.py", "import sae_lens", "sae_lens only in features BROKEN"),
         ("discovery/brandnew.py", "", "discovery: the staircase BROKEN"),
         ("mcp_server/brandnew.py", "", "mcp_server: the staircase BROKEN"),

@@ -9,15 +9,33 @@ from pathlib import Path
 
 import pytest
 
-LIGHT = ["discovery", "discovery.errors", "discovery.sites", "discovery.graph", "discovery.store", "discovery.tasks"]
+LIGHT = [
+    "discovery",
+    "discovery.errors",
+    "discovery.sites",
+    "discovery.graph",
+    "discovery.store",
+    "discovery.tasks",
+]
 LIGHT += ["discovery.cli", "mcp_server", "mcp_server.errors", "mcp_server.__main__"]
-HEAVY = ["torch", "transformers", "transformer_lens", "nnsight", "sae_lens", "matplotlib", "scipy", "pandas"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "nnsight",
+    "sae_lens",
+    "matplotlib",
+    "scipy",
+    "pandas",
+]
 
 
 def loaded_by(statement: str, root: Path) -> list[str]:
     """The heavy libraries in a fresh interpreter after `statement`."""
     program = f"import sys, json\n{statement}\njson.dump([name for name in {HEAVY!r} if name in sys.modules], sys.stdout)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout)
     return found
@@ -29,4 +47,9 @@ def test_import_is_light(module: str, root: Path) -> None:
 
 
 def test_asking_for_a_name_that_is_not_there_loads_nothing(root: Path) -> None:
-    assert loaded_by("import discovery\nassert not hasattr(discovery, 'no_such_name')\ndir(discovery)", root) == []
+    assert (
+        loaded_by(
+            "import discovery\nassert not hasattr(discovery, 'no_such_name')\ndir(discovery)", root
+        )
+        == []
+    )

@@ -21,12 +21,19 @@ def pins(root: Path) -> dict[str, Version]:
 
 def requirements(root: Path) -> list[Requirement]:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    return [
+        Requirement(text)
+        for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    ]
 
 
 def test_each_requirement_is_pinned_within_its_range(root: Path) -> None:
     pinned = pins(root)
-    outside = [str(need) for need in requirements(root) if pinned[canonicalize_name(need.name)] not in need.specifier]
+    outside = [
+        str(need)
+        for need in requirements(root)
+        if pinned[canonicalize_name(need.name)] not in need.specifier
+    ]
     assert outside == []
 
 
@@ -34,15 +41,25 @@ def test_pins_serve_any_machine(root: Path) -> None:
     """No local version (a +cpu torch is not found elsewhere), no address, no path."""
     text = (root / "constraints.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
+    assert [
+        line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)
+    ] == []
     assert pins(root)["torch"] == Version("2.13.0")
 
 
 @pytest.mark.parametrize("field", ["dependencies", "dev"])
 def test_each_runtime_and_dev_requirement_has_a_pin_installed(field: str, root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] if field == "dependencies" else project["optional-dependencies"]["dev"]
+    texts = (
+        project["dependencies"]
+        if field == "dependencies"
+        else project["optional-dependencies"]["dev"]
+    )
     pinned = pins(root)
     found = {need.name: Version(metadata.version(need.name)) for need in map(Requirement, texts)}
-    differing = {name: str(version) for name, version in found.items() if Version(version.public) != pinned[canonicalize_name(name)]}
+    differing = {
+        name: str(version)
+        for name, version in found.items()
+        if Version(version.public) != pinned[canonicalize_name(name)]
+    }
     assert differing == {}, "run `make install`"

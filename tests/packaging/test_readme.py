@@ -28,7 +28,13 @@ def blocks(language: str) -> list[str]:
 
 def environment(tmp_path: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "CIRCUIT_SCOUT_RUNS_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return {
+        **os.environ,
+        "PATH": path,
+        "CIRCUIT_SCOUT_RUNS_DIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 @pytest.mark.slow
@@ -36,15 +42,27 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("block", blocks("bash"), ids=lambda text: text.split()[1])
 def test_each_shell_block_runs(block: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-euo", "pipefail", "-c", block],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(rf"^({'|'.join(VERDICTS)}) \['a\d", done.stdout, flags=re.MULTILINE), done.stdout
+    assert re.search(rf"^({'|'.join(VERDICTS)}) \['a\d", done.stdout, flags=re.MULTILINE), (
+        done.stdout
+    )
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda text: "python")
 def test_each_python_block_runs(block: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", block], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -61,14 +79,22 @@ def test_the_commands_it_names_are_commands() -> None:
     assert len(named) > 4
     parser = build_parser()
     for words in named:
-        arguments = [word for word in shlex.split(words.replace("RUN_ID", "some-run")) if word != "…"]
+        arguments = [
+            word for word in shlex.split(words.replace("RUN_ID", "some-run")) if word != "…"
+        ]
         parser.parse_args(arguments)
 
 
 def test_the_servers_it_starts_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that makes a token comes first, and every other one that needs it finds it in the environment."""
-    lines = re.findall(r"^(?:export .*|.*circuit-scout serve.*|claude mcp add --transport http.*)$", README, flags=re.MULTILINE)
-    exported = [n for n, line in enumerate(lines) if line.startswith("export CIRCUIT_SCOUT_TOKEN=$(openssl")]
+    lines = re.findall(
+        r"^(?:export .*|.*circuit-scout serve.*|claude mcp add --transport http.*)$",
+        README,
+        flags=re.MULTILINE,
+    )
+    exported = [
+        n for n, line in enumerate(lines) if line.startswith("export CIRCUIT_SCOUT_TOKEN=$(openssl")
+    ]
     assert len(exported) == 1
     assert all(exported[0] < n for n, line in enumerate(lines) if "$CIRCUIT_SCOUT_TOKEN" in line)
     assert not re.search(r"--token \S*\$\(", README), "a token that nobody sees"

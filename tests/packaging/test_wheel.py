@@ -20,7 +20,9 @@ DATA = {".json", ".jsonl", ".safetensors", ".md"}
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -30,7 +32,9 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing is left in the checkout."""
     copy = tmp_path_factory.mktemp("source")
     for package in ("discovery", "mcp_server"):
-        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         if (root / name).is_file():
             shutil.copy(root / name, copy)
@@ -48,7 +52,9 @@ def names(wheel: Path) -> list[str]:
 
 
 def declared(root: Path) -> dict[str, object]:
-    table: dict[str, object] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table: dict[str, object] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     return table
 
 
@@ -59,22 +65,34 @@ def test_the_top_level_names_are_the_two_floors(names: list[str]) -> None:
 
 
 def test_every_module_of_the_checkout_travels(names: list[str], root: Path) -> None:
-    sources = {path.relative_to(root).as_posix() for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")}
+    sources = {
+        path.relative_to(root).as_posix()
+        for package in ("discovery", "mcp_server")
+        for path in (root / package).rglob("*.py")
+    }
     assert sources <= set(names)
 
 
 def test_the_bundled_models_travel(names: list[str], root: Path) -> None:
     bundled = root / "discovery" / "backends" / "bundled"
-    files = {path.relative_to(root).as_posix() for path in bundled.rglob("*") if path.suffix in DATA}
+    files = {
+        path.relative_to(root).as_posix() for path in bundled.rglob("*") if path.suffix in DATA
+    }
     assert any(name.endswith("/config.json") for name in files)
     assert any(name.endswith(".safetensors") for name in files)
     assert files <= set(names)
 
 
-def test_the_bundled_dictionary_travels_and_is_small(wheel: Path, names: list[str], root: Path) -> None:
+def test_the_bundled_dictionary_travels_and_is_small(
+    wheel: Path, names: list[str], root: Path
+) -> None:
     folder = root / "discovery" / "features" / "bundled"
     files = {path.relative_to(root).as_posix() for path in folder.iterdir() if path.suffix in DATA}
-    assert {Path(name).name for name in files} >= {"cfg.json", "sae_weights.safetensors", "SAE_CARD.md"}
+    assert {Path(name).name for name in files} >= {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "SAE_CARD.md",
+    }
     assert files <= set(names)
     with zipfile.ZipFile(wheel) as archive:
         assert sum(archive.getinfo(name).file_size for name in files) <= 6_000_000
@@ -100,7 +118,9 @@ def test_the_installed_version_is_the_declared_one(root: Path) -> None:
 
 def test_the_version_stands_in_one_place(root: Path) -> None:
     version = str(declared(root)["version"])
-    sources = [path for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")]
+    sources = [
+        path for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")
+    ]
     assert [path for path in sources if f'"{version}"' in path.read_text(encoding="utf-8")] == []
 
 
@@ -111,9 +131,27 @@ def test_the_wheel_runs_away_from_the_checkout(wheel: Path, root: Path, tmp_path
     venv.create(home, with_pip=False)
     scheme = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
     python = Path(scheme["scripts"]) / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-    (Path(scheme["purelib"]) / "libraries.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    where = run(python, "-c", "import discovery, mcp_server; print(discovery.__file__); print(mcp_server.__file__)", cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        wheel,
+        cwd=tmp_path,
+    )
+    (Path(scheme["purelib"]) / "libraries.pth").write_text(
+        sysconfig.get_path("purelib"), encoding="utf-8"
+    )
+    where = run(
+        python,
+        "-c",
+        "import discovery, mcp_server; print(discovery.__file__); print(mcp_server.__file__)",
+        cwd=tmp_path,
+    )
     assert all(Path(line).is_relative_to(home) for line in where.splitlines())
     script = Path(scheme["scripts"]) / "circuit-scout"
     assert str(declared(root)["version"]) in run(script, "--version", cwd=tmp_path)

@@ -30,7 +30,9 @@ CALL = re.compile(rf"\b({'|'.join(TOOLS)})(\((?:[^()]|\n)*\))")
 WORD = re.compile(r"`([a-z]+(?:_[a-z]+)+)`")
 
 every_skill = pytest.mark.parametrize("skill", SKILLS, ids=lambda path: path.name)
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT / "skills").as_posix())
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda path: path.relative_to(ROOT / "skills").as_posix()
+)
 
 
 def read_front_matter(skill: Path) -> dict[str, str]:
@@ -51,7 +53,9 @@ def test_the_front_matter_follows_the_specification(skill: Path) -> None:
 @every_skill
 def test_the_official_validator_passes(skill: Path) -> None:
     validator = Path(sys.executable).with_name("agentskills")
-    done = subprocess.run([validator, "validate", skill], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [validator, "validate", skill], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -69,10 +73,18 @@ def test_every_call_in_a_description_is_one_that_the_tool_takes(name: str) -> No
 async def test_every_call_in_a_prompt_is_one_that_the_tool_takes() -> None:
     server = build_server(ServerSettings())
     for prompt in await server.list_prompts():
-        needed = {argument.name: "a1.h1" for argument in prompt.arguments or [] if argument.required}
+        needed = {
+            argument.name: "a1.h1" for argument in prompt.arguments or [] if argument.required
+        }
         made = await server.get_prompt(prompt.name, needed)
         assert isinstance(made, GetPromptResult)
-        check_calls("".join(message.content.text for message in made.messages if isinstance(message.content, TextContent)))
+        check_calls(
+            "".join(
+                message.content.text
+                for message in made.messages
+                if isinstance(message.content, TextContent)
+            )
+        )
 
 
 def check_calls(text: str) -> None:
@@ -89,20 +101,36 @@ def check_calls(text: str) -> None:
 def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
     """README shows the circuit as `make demo` prints it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    circuit = {str(Node.parse(label)) for label in re.findall(r"^  (L\dH\d|MLP\d)  ", readme, flags=re.MULTILINE)}
+    circuit = {
+        str(Node.parse(label))
+        for label in re.findall(r"^  (L\dH\d|MLP\d)  ", readme, flags=re.MULTILINE)
+    }
     assert len(circuit) == 7
-    texts = [page.read_text(encoding="utf-8") for page in PAGES] + [tool.description for tool in TOOLS.values()]
-    named = {node for text in texts for nodes in re.findall(r"nodes=(\[.*?\])", text) for node in json.loads(nodes)}
+    texts = [page.read_text(encoding="utf-8") for page in PAGES] + [
+        tool.description for tool in TOOLS.values()
+    ]
+    named = {
+        node
+        for text in texts
+        for nodes in re.findall(r"nodes=(\[.*?\])", text)
+        for node in json.loads(nodes)
+    }
     assert named <= circuit
     [judged] = re.findall(r"Example: .*nodes=(\[.*?\])", TOOLS["evaluate_circuit"].description)
     assert set(json.loads(judged)) == circuit
 
 
 def test_the_labels_of_the_pair_are_where_it_differs() -> None:
-    text = (find_skills_dir() / "find-circuit" / "references" / "technique.md").read_text(encoding="utf-8")
+    text = (find_skills_dir() / "find-circuit" / "references" / "technique.md").read_text(
+        encoding="utf-8"
+    )
     [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     [pair] = load_task([json.loads(block)], load_model("bundled")).pairs
-    [differs] = [place for place, (one, other) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if one != other]
+    [differs] = [
+        place
+        for place, (one, other) in enumerate(zip(pair.clean, pair.corrupted, strict=True))
+        if one != other
+    ]
     assert pair.labels["S2"] == differs
 
 
@@ -120,7 +148,9 @@ def test_every_json_block_is_a_pair(page: Path) -> None:
 
 @every_page
 def test_every_word_in_code_is_a_name_of_ours(page: Path) -> None:
-    schemas = [tool.parameters for tool in TOOLS.values()] + [tool.output_schema for tool in TOOLS.values() if tool.output_schema]
+    schemas = [tool.parameters for tool in TOOLS.values()] + [
+        tool.output_schema for tool in TOOLS.values() if tool.output_schema
+    ]
     known = set(re.findall(r"[a-z]+(?:_[a-z]+)+", json.dumps(schemas))) | set(TOOLS)
     known |= {"node_out", "no_behaviour", "not_run"}  # in `evaluation`, `verdict` and `conditions`
     assert set(WORD.findall(page.read_text(encoding="utf-8"))) - known == set()
@@ -144,6 +174,8 @@ def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
 
 
 def _call(text: str) -> ast.Call:
-    node = ast.parse(text.replace("true", "True").replace("false", "False").replace("null", "None"), mode="eval").body
+    node = ast.parse(
+        text.replace("true", "True").replace("false", "False").replace("null", "None"), mode="eval"
+    ).body
     assert isinstance(node, ast.Call)
     return node

@@ -32,8 +32,14 @@ def model() -> Any:
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_it_is_right_on_what_it_never_saw(name: str, new_wording: bool, model: Any) -> None:
     """Combinations of words that are in no training sentence, in wordings that are, and in wordings that are not."""
-    wordings = sorted(HELDOUT_TEMPLATES[name]) if new_wording else [w for w in BUILTIN[name].wordings if w not in HELDOUT_TEMPLATES[name]]
-    pairs = sample_unseen(name, TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True)
+    wordings = (
+        sorted(HELDOUT_TEMPLATES[name])
+        if new_wording
+        else [w for w in BUILTIN[name].wordings if w not in HELDOUT_TEMPLATES[name]]
+    )
+    pairs = sample_unseen(
+        name, TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True
+    )
     found = check_task(model, load_task(list(pairs), model), metric=BUILTIN[name].metric)  # type: ignore[arg-type]  # a metric
     assert found.n == PAIRS
     assert found.accuracy >= 0.95
@@ -63,4 +69,6 @@ def test_its_card_is_of_these_weights_and_it_is_small() -> None:
     weights = FOLDER / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
     assert f"{weights.stat().st_size:,} bytes" in card
-    assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) <= 8_000_000
+    assert (
+        sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) <= 8_000_000
+    )

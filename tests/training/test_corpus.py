@@ -29,7 +29,10 @@ def test_every_behaviour_holds_out_whole_wordings_that_exist() -> None:
 
 def test_no_training_sentence_has_a_held_out_wording() -> None:
     """Told by what only these wordings say; with everything allowed they do occur, so the marks are good ones."""
-    seen, everything = list(islice(sentences(0), 4000)), list(islice(sentences(0, exclude_held_out=False), 4000))
+    seen, everything = (
+        list(islice(sentences(0), 4000)),
+        list(islice(sentences(0, exclude_held_out=False), 4000)),
+    )
     marks = (
         r"^After lunch",
         r"^While \w+ had lunch",

@@ -11,7 +11,9 @@ from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-FaithfulnessByAblation = Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, ResampledFaithfulness]
+FaithfulnessByAblation = (
+    Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, ResampledFaithfulness]
+)
 
 
 def get_universe(f_by_ablation: FaithfulnessByAblation) -> NodeSet:
@@ -30,10 +32,14 @@ class Fit:
     def excess(self) -> float:
         """How far outside the bounds of (a) and (b), summed; 0 where both hold as points."""
         low, high = thresholds.FAITHFULNESS_BAND
-        return max(low - self.faithfulness, self.faithfulness - high, 0.0) + max(abs(self.knockout) - thresholds.KNOCKOUT_BAND[1], 0.0)
+        return max(low - self.faithfulness, self.faithfulness - high, 0.0) + max(
+            abs(self.knockout) - thresholds.KNOCKOUT_BAND[1], 0.0
+        )
 
 
-def measure_fits(f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet], label: str = "candidates") -> list[dict[EvidenceAblation, Fit]]:
+def measure_fits(
+    f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet], label: str = "candidates"
+) -> list[dict[EvidenceAblation, Fit]]:
     """(a) and (b) of several sets, batched."""
     values: dict[EvidenceAblation, list[Fit]] = {}
     for ablation, f in f_by_ablation.items():
@@ -42,9 +48,13 @@ def measure_fits(f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet],
     return [{ablation: values[ablation][n] for ablation in f_by_ablation} for n in range(len(sets))]
 
 
-def measure_single_nodes(f: Faithfulness | ResampledFaithfulness, nodes: Sequence[Node], label: str) -> dict[Node, tuple[float, float]]:
+def measure_single_nodes(
+    f: Faithfulness | ResampledFaithfulness, nodes: Sequence[Node], label: str
+) -> dict[Node, tuple[float, float]]:
     """What each node does alone: 1 − f without it (noising), and f of it alone (denoising)."""
-    found = f([*(f.everything - {node} for node in nodes), *(frozenset({node}) for node in nodes)], label).tolist()
+    found = f(
+        [*(f.everything - {node} for node in nodes), *(frozenset({node}) for node in nodes)], label
+    ).tolist()
     return {node: (1 - found[n], found[len(nodes) + n]) for n, node in enumerate(nodes)}
 
 
@@ -58,24 +68,42 @@ def total_distance(fit: Mapping[EvidenceAblation, Fit]) -> float:
     return sum(abs(1 - part.faithfulness) for part in fit.values())
 
 
-def measure_curve(f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node]) -> tuple[list[CurvePoint], int | None]:
+def measure_curve(
+    f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node]
+) -> tuple[list[CurvePoint], int | None]:
     """Faithfulness of the ranking's first k nodes, and the smallest k at which (a) and (b) hold under both ablations."""
     prefixes = [frozenset(ranking[:k]) for k in range(len(ranking) + 1)]
     found = measure_fits(f_by_ablation, prefixes, "faithfulness against size")
     names = [str(node) for node in ranking]
     points = [
-        CurvePoint(ablation=ablation, size=k, nodes=tuple(names[:k]), faithfulness=fit[ablation].faithfulness)
+        CurvePoint(
+            ablation=ablation,
+            size=k,
+            nodes=tuple(names[:k]),
+            faithfulness=fit[ablation].faithfulness,
+        )
         for ablation in f_by_ablation
         for k, fit in enumerate(found)
     ]
     return points, next((k for k, fit in enumerate(found) if k and total_excess(fit) == 0), None)
 
 
-def find_smallest_size(f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node], on_budget_error: Callable[[BudgetError], None]) -> int | None:
+def find_smallest_size(
+    f_by_ablation: FaithfulnessByAblation,
+    ranking: Sequence[Node],
+    on_budget_error: Callable[[BudgetError], None],
+) -> int | None:
     """The smallest size at which (a) and (b) hold, looking no further than it; what the budget does not reach is told and passed over."""
     for size in range(1, len(ranking) + 1):
         try:
-            if total_excess(measure_fits(f_by_ablation, [frozenset(ranking[:size])], "faithfulness against size")[0]) == 0:
+            if (
+                total_excess(
+                    measure_fits(
+                        f_by_ablation, [frozenset(ranking[:size])], "faithfulness against size"
+                    )[0]
+                )
+                == 0
+            ):
                 return size
         except BudgetError as spent:
             on_budget_error(spent)

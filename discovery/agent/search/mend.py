@@ -13,7 +13,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.search.fit import FaithfulnessByAblation, get_universe, measure_fits, total_excess
+from discovery.agent.search.fit import (
+    FaithfulnessByAblation,
+    get_universe,
+    measure_fits,
+    total_excess,
+)
 from discovery.errors import BudgetError
 from discovery.evaluation import find_largest_drops, measure_gaps_in, measure_gaps_out, thresholds
 from discovery.methods.ablation import NodeSet
@@ -49,7 +54,10 @@ class Faults:
     @property
     def unneeded_nodes(self) -> list[Node]:
         """Nodes that no context needs, the least needed first."""
-        return sorted((v for v, drop in self.largest_drops.items() if drop < thresholds.MIN_DROP), key=lambda v: (self.largest_drops[v], v))
+        return sorted(
+            (v for v, drop in self.largest_drops.items() if drop < thresholds.MIN_DROP),
+            key=lambda v: (self.largest_drops[v], v),
+        )
 
     @property
     def severity(self) -> tuple[float, int]:
@@ -62,12 +70,16 @@ def find_faults(both: FaithfulnessByAblation, circuit: NodeSet) -> Faults:
     everything = get_universe(both)
     outside = total_excess(measure_fits(both, [circuit])[0])
     inner = _largest_by_node([measure_gaps_in(f, circuit) for f in both.values()])
-    outer = _largest_by_node([measure_gaps_out(f, circuit, sorted(everything - circuit)) for f in both.values()])
+    outer = _largest_by_node(
+        [measure_gaps_out(f, circuit, sorted(everything - circuit)) for f in both.values()]
+    )
     faults = Faults(outside, inner, outer)
     if faults.severity[0] > 0:
         return faults
     drops = [find_largest_drops(f, circuit) for f in both.values()]
-    return Faults(outside, inner, outer, {node: min(found[node] for found in drops) for node in circuit})
+    return Faults(
+        outside, inner, outer, {node: min(found[node] for found in drops) for node in circuit}
+    )
 
 
 def _largest_by_node(found: Sequence[Mapping[Node, float]]) -> dict[Node, float]:
@@ -94,11 +106,17 @@ def mend(both: FaithfulnessByAblation, start: NodeSet, on_decision: OnDecision) 
     try:
         while True:
             seen[circuit] = faults = find_faults(both, circuit)
-            idea = next((idea for idea in _propose(both, circuit, faults) if idea.circuit not in seen), None)
+            idea = next(
+                (idea for idea in _propose(both, circuit, faults) if idea.circuit not in seen), None
+            )
             if idea is None:
                 break
             if len(seen) == MAX_EXAMINED_SETS:
-                on_decision({"sets looked at": MAX_EXAMINED_SETS}, STOPPED_BY_LIMIT, f"{MAX_EXAMINED_SETS} sets have been looked at, and each led to another")
+                on_decision(
+                    {"sets looked at": MAX_EXAMINED_SETS},
+                    STOPPED_BY_LIMIT,
+                    f"{MAX_EXAMINED_SETS} sets have been looked at, and each led to another",
+                )
                 break
             on_decision(idea.measured, idea.concluded, idea.why)
             circuit = idea.circuit
@@ -106,9 +124,16 @@ def mend(both: FaithfulnessByAblation, start: NodeSet, on_decision: OnDecision) 
         on_decision({"sets looked at": len(seen)}, STOPPED_BY_BUDGET, spent.cause)
     if not seen:
         return start
-    best, last = min(seen, key=lambda made: (seen[made].severity, len(made), sorted(made))), next(reversed(seen))
+    best, last = (
+        min(seen, key=lambda made: (seen[made].severity, len(made), sorted(made))),
+        next(reversed(seen)),
+    )
     if best != last:
-        on_decision({"sets looked at": len(seen)}, f"go back to {names_of(best)}", "of the sets looked at the least is held against it")
+        on_decision(
+            {"sets looked at": len(seen)},
+            f"go back to {names_of(best)}",
+            "of the sets looked at the least is held against it",
+        )
     return best
 
 
@@ -132,47 +157,81 @@ def _propose(both: FaithfulnessByAblation, circuit: NodeSet, faults: Faults) -> 
     yield from _propose_drops(both, circuit, faults)
 
 
-def _propose_repairs(both: FaithfulnessByAblation, circuit: NodeSet, faults: Faults, outside: Sequence[Node]) -> Iterator[Proposal]:
-    trial = [total_excess(fit) for fit in measure_fits(both, [circuit | {v} for v in outside], "repair")]
+def _propose_repairs(
+    both: FaithfulnessByAblation, circuit: NodeSet, faults: Faults, outside: Sequence[Node]
+) -> Iterator[Proposal]:
+    trial = [
+        total_excess(fit) for fit in measure_fits(both, [circuit | {v} for v in outside], "repair")
+    ]
     for n in sorted(range(len(outside)), key=lambda n: (round(trial[n], 9), outside[n])):
         if trial[n] < faults.excess - 1e-9:
             why = "the circuit is not faithful and necessary without it"
-            yield Proposal(circuit | {outside[n]}, {"excess": faults.excess, "with": trial[n]}, f"add {outside[n]}", why)
+            yield Proposal(
+                circuit | {outside[n]},
+                {"excess": faults.excess, "with": trial[n]},
+                f"add {outside[n]}",
+                why,
+            )
 
 
-def _propose_backups(both: FaithfulnessByAblation, circuit: NodeSet, behind: Node, gap: float, outside: Sequence[Node]) -> Iterator[Proposal]:
+def _propose_backups(
+    both: FaithfulnessByAblation,
+    circuit: NodeSet,
+    behind: Node,
+    gap: float,
+    outside: Sequence[Node],
+) -> Iterator[Proposal]:
     """Outside nodes, singly and then in pairs, that make the circuit without `behind` do as the model without it does."""
     singles: list[NodeSet] = [frozenset({v}) for v in outside]
     left, moved = _try_backups(both, circuit - {behind}, behind, singles)
-    good = sorted((n for n in range(len(singles)) if left[n] < gap - thresholds.MIN_DROP), key=lambda n: (round(left[n], 9), outside[n]))
+    good = sorted(
+        (n for n in range(len(singles)) if left[n] < gap - thresholds.MIN_DROP),
+        key=lambda n: (round(left[n], 9), outside[n]),
+    )
     tried = [(singles[n], left[n]) for n in good if moved[n] >= thresholds.MIN_DROP]
     if not any(rest <= thresholds.MAX_GAP_IN for _, rest in tried):
-        first = sorted(range(len(singles)), key=lambda n: (round(left[n], 9), outside[n]))[:MAX_PAIRED_BACKUPS]
+        first = sorted(range(len(singles)), key=lambda n: (round(left[n], 9), outside[n]))[
+            :MAX_PAIRED_BACKUPS
+        ]
         pairs = [singles[a] | singles[b] for a, b in itertools.combinations(first, 2)]
         both_left, both_moved = _try_backups(both, circuit - {behind}, behind, pairs)
         order = sorted(range(len(pairs)), key=lambda n: round(both_left[n], 9))
-        tried += [(pairs[n], both_left[n]) for n in order if both_left[n] <= thresholds.MAX_GAP_IN and both_moved[n] >= thresholds.MIN_DROP]
+        tried += [
+            (pairs[n], both_left[n])
+            for n in order
+            if both_left[n] <= thresholds.MAX_GAP_IN and both_moved[n] >= thresholds.MIN_DROP
+        ]
     for added, rest in tried:
         names = " and ".join(str(node) for node in sorted(added))
         why = f"without {behind} the model still works by another way (gap {gap:.3f}, with {names} {rest:.3f})"
-        yield Proposal(circuit | added, {"gap": gap, "with": rest, "behind": str(behind)}, f"add {names}", why)
+        yield Proposal(
+            circuit | added, {"gap": gap, "with": rest, "behind": str(behind)}, f"add {names}", why
+        )
 
 
-def _try_backups(both: FaithfulnessByAblation, broken: NodeSet, behind: Node, additions: Sequence[NodeSet]) -> tuple[list[float], list[float]]:
+def _try_backups(
+    both: FaithfulnessByAblation, broken: NodeSet, behind: Node, additions: Sequence[NodeSet]
+) -> tuple[list[float], list[float]]:
     """The gap left with each addition (the largest over ablations), and how much it moves f (the smallest)."""
     left, moved = [0.0] * len(additions), [float("inf")] * len(additions)
     for f in both.values():
-        target, before, *values = f([f.everything - {behind}, broken, *(broken | added for added in additions)], "backups").tolist()
+        target, before, *values = f(
+            [f.everything - {behind}, broken, *(broken | added for added in additions)], "backups"
+        ).tolist()
         left = [max(old, abs(value - target)) for old, value in zip(left, values, strict=True)]
         moved = [min(old, abs(value - before)) for old, value in zip(moved, values, strict=True)]
     return left, moved
 
 
-def _propose_drops(both: FaithfulnessByAblation, circuit: NodeSet, faults: Faults) -> Iterator[Proposal]:
+def _propose_drops(
+    both: FaithfulnessByAblation, circuit: NodeSet, faults: Faults
+) -> Iterator[Proposal]:
     idle = faults.unneeded_nodes
     choices = ([idle] if len(idle) > 1 else []) + [[node] for node in idle]
     made = [(circuit - set(dropped), dropped) for dropped in choices if len(dropped) < len(circuit)]
-    for (kept, dropped), fit in zip(made, measure_fits(both, [kept for kept, _ in made]), strict=True):
+    for (kept, dropped), fit in zip(
+        made, measure_fits(both, [kept for kept, _ in made]), strict=True
+    ):
         if total_excess(fit) == 0:
             drops: dict[str, object] = {str(node): faults.largest_drops[node] for node in dropped}
             why = f"in no context does it change f by {thresholds.MIN_DROP} under both ablations (condition d)"

@@ -23,7 +23,13 @@ def redundant_partners(f: Faithfulness, nodes: Sequence[Node]) -> dict[str, tupl
     """
     nodes = nodes[:MAX_PAIRED_NODES]
     pairs = list(itertools.combinations(nodes, 2))
-    alone = dict(zip(nodes, (1 - f([f.everything - {node} for node in nodes], "pairs of nodes")).tolist(), strict=True))
+    alone = dict(
+        zip(
+            nodes,
+            (1 - f([f.everything - {node} for node in nodes], "pairs of nodes")).tolist(),
+            strict=True,
+        )
+    )
     both = (1 - f([f.everything - {u, v} for u, v in pairs], "pairs of nodes")).tolist()
     found: dict[str, list[str]] = defaultdict(list)
     for (u, v), cost in zip(pairs, both, strict=True):

@@ -44,7 +44,10 @@ class CandidateCircuit:
     @property
     def is_better_than_alternatives(self) -> bool:
         """Condition (e) holds by layer, under both ablations."""
-        return all(control is not None and beats_alternatives(control) for control in self.controls.values())
+        return all(
+            control is not None and beats_alternatives(control)
+            for control in self.controls.values()
+        )
 
     def may_replace(self, circuit: CandidateCircuit) -> bool:
         """It has fewer faults; or as few, and (e) holds for it and not for the circuit.
@@ -55,17 +58,34 @@ class CandidateCircuit:
         if self.weight != circuit.weight:
             return self.weight < circuit.weight
         enough = self.n_compared >= min(circuit.n_compared, thresholds.MIN_ALTERNATIVES_FOR_P)
-        return self.is_better_than_alternatives and enough and not circuit.is_better_than_alternatives
+        return (
+            self.is_better_than_alternatives and enough and not circuit.is_better_than_alternatives
+        )
 
 
-def assess_candidate(both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int) -> CandidateCircuit:
+def assess_candidate(
+    both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int
+) -> CandidateCircuit:
     """Hold (a) to (d) and layer-matched sets against a set."""
-    against = {ablation: find_rivals(f, circuit, ranking, seed, by_layer=True) for ablation, f in both.items()}
+    against = {
+        ablation: find_rivals(f, circuit, ranking, seed, by_layer=True)
+        for ablation, f in both.items()
+    }
     found = sorted({made for others, _ in against.values() for made in others}, key=sorted)
-    return CandidateCircuit(find_faults(both, circuit).severity, found, {ablation: control for ablation, (_, control) in against.items()})
+    return CandidateCircuit(
+        find_faults(both, circuit).severity,
+        found,
+        {ablation: control for ablation, (_, control) in against.items()},
+    )
 
 
-def choose_among_rivals(both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int, say: OnDecision) -> NodeSet:
+def choose_among_rivals(
+    both: FaithfulnessByAblation,
+    circuit: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    say: OnDecision,
+) -> NodeSet:
     """The circuit, or a better one among its rivals and their unions with it; where the budget ends, the best found by then."""
     options: dict[NodeSet, CandidateCircuit] = {}
     try:
@@ -81,10 +101,22 @@ def choose_among_rivals(both: FaithfulnessByAblation, circuit: NodeSet, ranking:
         say({}, STOPPED_BY_BUDGET, spent.cause)
     if not options:
         return circuit
-    fair = [made for made in options if made == circuit or options[made].may_replace(options[circuit])]
-    best = min(fair, key=lambda made: (options[made].weight, not options[made].is_better_than_alternatives, len(made), sorted(made)))
+    fair = [
+        made for made in options if made == circuit or options[made].may_replace(options[circuit])
+    ]
+    best = min(
+        fair,
+        key=lambda made: (
+            options[made].weight,
+            not options[made].is_better_than_alternatives,
+            len(made),
+            sorted(made),
+        ),
+    )
     measured: dict[str, object] = {
-        " ".join(map(str, sorted(made))): {ablation: _control_counts(control) for ablation, control in found.controls.items()}
+        " ".join(map(str, sorted(made))): {
+            ablation: _control_counts(control) for ablation, control in found.controls.items()
+        }
         for made, found in options.items()
     }
     change = "keep the circuit" if best == circuit else f"change to {names_of(best)}"
@@ -96,7 +128,10 @@ def choose_among_rivals(both: FaithfulnessByAblation, circuit: NodeSet, ranking:
 def _sort_by_distance(both: FaithfulnessByAblation, sets: Sequence[NodeSet]) -> list[NodeSet]:
     """The closest to f = 1 first, summed over ablations."""
     values = [f(sets, "rivals").tolist() for f in both.values()]
-    far = {made: sum(abs(1 - value) for value in found) for made, *found in zip(sets, *values, strict=True)}
+    far = {
+        made: sum(abs(1 - value) for value in found)
+        for made, *found in zip(sets, *values, strict=True)
+    }
     return sorted(sets, key=lambda made: round(far[made], 9))
 
 
@@ -107,7 +142,11 @@ def _mend_silently(both: FaithfulnessByAblation, start: NodeSet) -> NodeSet:
         BudgetError: where the budget ends before the mending does.
     """
     cut: list[str] = []
-    made = mend(both, start, lambda _, concluded, why: cut.append(why) if concluded == STOPPED_BY_BUDGET else None)
+    made = mend(
+        both,
+        start,
+        lambda _, concluded, why: cut.append(why) if concluded == STOPPED_BY_BUDGET else None,
+    )
     if cut:
         raise BudgetError(cut[0], "Give a larger budget.")
     return made
@@ -117,6 +156,12 @@ def _control_counts(control: Control | None) -> dict[str, int | None]:
     return {"as_good": control.as_good, "n": control.n} if control else {"as_good": 0, "n": 0}
 
 
-def search_circuit(both: FaithfulnessByAblation, start: NodeSet, ranking: Sequence[Node], seed: int, say: OnDecision) -> NodeSet:
+def search_circuit(
+    both: FaithfulnessByAblation,
+    start: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    say: OnDecision,
+) -> NodeSet:
     """The whole selection after the curve: mend, leave out what is not needed, then settle with rivals."""
     return choose_among_rivals(both, shrink(both, mend(both, start, say), say), ranking, seed, say)

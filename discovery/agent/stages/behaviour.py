@@ -21,7 +21,8 @@ def check_behaviour(state: State, context: RunContext) -> State:
         "check",
         measured,
         "the model does the task" if present else "there is no behaviour to explain",
-        why or "accuracy is above chance and any constant answer, and the corruption removes the behaviour, on both splits",
+        why
+        or "accuracy is above chance and any constant answer, and the corruption removes the behaviour, on both splits",
     )
 
 

@@ -31,10 +31,17 @@ def choose_candidate(state: State, context: RunContext) -> State:
     if size is None:
         why = "no set on the curve is faithful and necessary under both ablations, so the search starts from the whole universe"
     fit = measure_fits(both, [start])[0]
-    measured = {ablation: {"f(C)": part.faithfulness, "f(U\\C)": part.knockout} for ablation, part in fit.items()}
+    measured = {
+        ablation: {"f(C)": part.faithfulness, "f(U\\C)": part.knockout}
+        for ablation, part in fit.items()
+    }
     context.save_set_metrics()
     return context.finish_stage(
-        state.with_changes(circuit=tuple(names), curve=tuple(points)), "candidate", measured, f"{len(names)} nodes: {', '.join(names)}", why
+        state.with_changes(circuit=tuple(names), curve=tuple(points)),
+        "candidate",
+        measured,
+        f"{len(names)} nodes: {', '.join(names)}",
+        why,
     )
 
 
@@ -53,18 +60,30 @@ def refine_candidate(state: State, context: RunContext) -> State:
 
     circuit = search_circuit(both, state.circuit_nodes, state.ranked_nodes, context.seed, say)
     fit = measure_fits(both, [circuit])[0]
-    measured = {ablation: {"f(C)": part.faithfulness, "f(U\\C)": part.knockout} for ablation, part in fit.items()}
+    measured = {
+        ablation: {"f(C)": part.faithfulness, "f(U\\C)": part.knockout}
+        for ablation, part in fit.items()
+    }
     names = [str(node) for node in sorted(circuit)]
     points = tuple(
-        CurvePoint(ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.faithfulness) for ablation, part in fit.items()
+        CurvePoint(
+            ablation=ablation, size=len(names), nodes=tuple(names), faithfulness=part.faithfulness
+        )
+        for ablation, part in fit.items()
     )
     found = {}
     try:
-        found = redundant_partners(context.evaluator("discovery").f("resample"), [node for node in state.ranked_nodes if node in circuit])
+        found = redundant_partners(
+            context.evaluator("discovery").f("resample"),
+            [node for node in state.ranked_nodes if node in circuit],
+        )
     except BudgetError as short:
         spent.append(short.cause)
     context.save_set_metrics()
-    together = "".join(f"; {name} does the work of {', '.join(others)} where it is out" for name, others in found.items())
+    together = "".join(
+        f"; {name} does the work of {', '.join(others)} where it is out"
+        for name, others in found.items()
+    )
     return context.finish_stage(
         state.with_changes(circuit=tuple(names), curve=(*state.curve, *points), partners=found),
         "mend",

@@ -28,16 +28,25 @@ def measure_edges(state: State, context: RunContext) -> State:
             source=str(edge.source),
             target=str(edge.target),
             effect=effect_with_interval(clean - edge.whole, gap, resamples),
-            inputs={slot: effect_with_interval(clean - values, gap, resamples) for slot, values in edge.inputs.items()},
+            inputs={
+                slot: effect_with_interval(clean - values, gap, resamples)
+                for slot, values in edge.inputs.items()
+            },
             evidence=(RESULT_ID,),
         )
         for edge in found
     ]
     context.save_arrays(
-        RESULT_ID, {"per_pair": torch.stack([edge.whole for edge in found], 1)}, {"edges": ",".join(f"{e.source}->{e.target}" for e in found)}
+        RESULT_ID,
+        {"per_pair": torch.stack([edge.whole for edge in found], 1)},
+        {"edges": ",".join(f"{e.source}->{e.target}" for e in found)},
     )
-    largest = sorted(made, key=lambda edge: -abs((edge.effect and edge.effect.mean) or 0.0))[:MAX_LISTED_EDGES]
-    measured = {f"{edge.source}->{edge.target}": edge.effect and edge.effect.mean for edge in largest}
+    largest = sorted(made, key=lambda edge: -abs((edge.effect and edge.effect.mean) or 0.0))[
+        :MAX_LISTED_EDGES
+    ]
+    measured = {
+        f"{edge.source}->{edge.target}": edge.effect and edge.effect.mean for edge in largest
+    }
     return context.finish_stage(
         state.with_changes(edges=tuple(made)),
         "edges",

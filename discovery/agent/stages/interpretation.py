@@ -14,21 +14,48 @@ MIN_POSITION_SHARE = 0.25  # of the node's strongest position
 def interpret(state: State, context: RunContext) -> State:
     """Positions of the circuit's nodes, and labels (opposing, redundant, needed jointly)."""
     if not state.circuit:
-        return context.finish_stage(state, "interpret", {}, "nothing to interpret", "there is no circuit")
+        return context.finish_stage(
+            state, "interpret", {}, "nothing to interpret", "there is no circuit"
+        )
     engine = context.evaluator("discovery").engine
-    heads = align_by_label(patch_sweep(context.model, engine.task, "head_out_by_position", direction="noising", engine=engine), engine.task)
-    context.save_arrays("head_out_by_position-noising", {"values": heads.values}, {"positions": ",".join(map(str, heads.positions))})
-    rows = {f"a{layer}.h{h}": heads.values[layer, h] for layer in range(heads.values.shape[0]) for h in range(heads.values.shape[1])}
+    heads = align_by_label(
+        patch_sweep(
+            context.model, engine.task, "head_out_by_position", direction="noising", engine=engine
+        ),
+        engine.task,
+    )
+    context.save_arrays(
+        "head_out_by_position-noising",
+        {"values": heads.values},
+        {"positions": ",".join(map(str, heads.positions))},
+    )
+    rows = {
+        f"a{layer}.h{h}": heads.values[layer, h]
+        for layer in range(heads.values.shape[0])
+        for h in range(heads.values.shape[1])
+    }
     if not context.model.info.attn_only:
-        mlps = align_by_label(patch_sweep(context.model, engine.task, "mlp_out", direction="noising", engine=engine), engine.task)
+        mlps = align_by_label(
+            patch_sweep(context.model, engine.task, "mlp_out", direction="noising", engine=engine),
+            engine.task,
+        )
         rows |= {f"m{layer}": mlps.values[layer] for layer in range(mlps.values.shape[0])}
     positions = {}
     for name in state.circuit:
         row = rows[name].nan_to_num(0.0).abs()
         strongest = float(row.max())
-        positions[name] = tuple(heads.positions[n] for n in (row >= max(MIN_POSITION_SHARE * strongest, thresholds.MIN_DROP)).nonzero().flatten().tolist())
+        positions[name] = tuple(
+            heads.positions[n]
+            for n in (row >= max(MIN_POSITION_SHARE * strongest, thresholds.MIN_DROP))
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
     labels = {name: label for name in state.circuit if (label := _describe_role(state, name))}
-    described = ", ".join(f"{name} at {', '.join(map(str, where)) or 'no single position'}" for name, where in positions.items())
+    described = ", ".join(
+        f"{name} at {', '.join(map(str, where)) or 'no single position'}"
+        for name, where in positions.items()
+    )
     return context.finish_stage(
         state.with_changes(positions=positions, labels=labels),
         "interpret",

@@ -24,16 +24,27 @@ def localise(state: State, context: RunContext) -> State:
     best = [_strongest_position(noising, layer) for layer in range(noising.values.shape[0])]
     path = " → ".join(f"L{layer} at {where}" for layer, where in enumerate(best))
     why = f"largest noising effect of each layer{', of the cells measured' if screening_cautions(grids) else ''}"
-    return context.finish_stage(state, "localise", measured, f"the strongest position, layer by layer: {path}", why)
+    return context.finish_stage(
+        state, "localise", measured, f"the strongest position, layer by layer: {path}", why
+    )
 
 
 def localise_components(state: State, context: RunContext) -> State:
     """Attention and MLP outputs, layer × position."""
-    sites: list[SiteName] = ["attn_out"] if context.model.info.attn_only else ["attn_out", "mlp_out"]
+    sites: list[SiteName] = (
+        ["attn_out"] if context.model.info.attn_only else ["attn_out", "mlp_out"]
+    )
     grids = [_run_sweep(context, site, direction) for site in sites for direction in DIRECTIONS]
-    measured: dict[str, object] = {f"{grid.site} {grid.direction}": describe_top_cells(grid) for grid in grids}
+    measured: dict[str, object] = {
+        f"{grid.site} {grid.direction}": describe_top_cells(grid) for grid in grids
+    }
     measured |= {f"{name}, screen": caution for name, caution in screening_cautions(grids).items()}
-    strong = [f"{grid.site} L{layer}" for grid in grids if grid.direction == "noising" for layer in _strong_layers(grid)]
+    strong = [
+        f"{grid.site} L{layer}"
+        for grid in grids
+        if grid.direction == "noising"
+        for layer in _strong_layers(grid)
+    ]
     return context.finish_stage(
         state,
         "components",
@@ -47,7 +58,15 @@ def _run_sweep(context: RunContext, site: SiteName, direction: Direction) -> Swe
     engine = context.evaluator("discovery").engine
     most = max_sweep_cost(context.settings.budget, exhaustive=context.settings.exhaustive)
     screen = most is not None and plan_sweep(engine, site, direction, most)[1]
-    found = patch_sweep(context.model, engine.task, site, direction=direction, screen=screen, seed=context.seed, engine=engine)
+    found = patch_sweep(
+        context.model,
+        engine.task,
+        site,
+        direction=direction,
+        screen=screen,
+        seed=context.seed,
+        engine=engine,
+    )
     grid = align_by_label(found, engine.task)
     arrays = {
         "values": grid.values,
@@ -57,7 +76,11 @@ def _run_sweep(context: RunContext, site: SiteName, direction: Direction) -> Swe
     }
     if grid.screen is not None:
         arrays["gradient_estimates"] = grid.screen.estimates
-    context.save_arrays(f"{site}-{direction}", arrays, {"positions": ",".join(map(str, grid.positions)), "metric": grid.metric})
+    context.save_arrays(
+        f"{site}-{direction}",
+        arrays,
+        {"positions": ",".join(map(str, grid.positions)), "metric": grid.metric},
+    )
     return grid
 
 
@@ -68,7 +91,11 @@ def max_sweep_cost(budget: float | None, *, exhaustive: bool) -> float | None:
 
 def screening_cautions(grids: Sequence[Sweep]) -> dict[str, str]:
     """What an event says of the grids that were not measured whole."""
-    return {f"{grid.site} {grid.direction}": grid.screen.caution for grid in grids if grid.screen is not None}
+    return {
+        f"{grid.site} {grid.direction}": grid.screen.caution
+        for grid in grids
+        if grid.screen is not None
+    }
 
 
 def describe_top_cells(grid: Sweep) -> list[dict[str, object]]:
@@ -76,12 +103,19 @@ def describe_top_cells(grid: Sweep) -> list[dict[str, object]]:
     flat = grid.values.nan_to_num(0.0).flatten()
     chosen = flat.abs().topk(min(MAX_LISTED_CELLS, len(flat))).indices.tolist()
     width = grid.values.shape[1]
-    return [{"layer": n // width, "position": grid.positions[n % width], "effect": float(flat[n])} for n in chosen]
+    return [
+        {"layer": n // width, "position": grid.positions[n % width], "effect": float(flat[n])}
+        for n in chosen
+    ]
 
 
 def _strongest_position(grid: Sweep, layer: int) -> str:
     row = grid.values[layer].nan_to_num(0.0)
-    return str(grid.positions[int(row.argmax())]) if float(row.max()) >= thresholds.MIN_DROP else "no single position"
+    return (
+        str(grid.positions[int(row.argmax())])
+        if float(row.max()) >= thresholds.MIN_DROP
+        else "no single position"
+    )
 
 
 def _strong_layers(grid: Sweep) -> list[int]:

@@ -19,19 +19,31 @@ MAX_LISTED_NODES = 10
 def rank_nodes(state: State, context: RunContext) -> State:
     """Rank the universe by effect, noising and denoising combined: one direction alone misses an OR."""
     bench = context.evaluator("discovery")
-    noising, denoising = (measure_node_effects(bench.engine, direction, context.universe) for direction in ("noising", "denoising"))
+    noising, denoising = (
+        measure_node_effects(bench.engine, direction, context.universe)
+        for direction in ("noising", "denoising")
+    )
     clean, corrupted = bench.engine.baseline("clean"), bench.engine.baseline("corrupted")
     for found in (noising, denoising):
         context.save_arrays(
-            f"nodes-{found.direction}", {"values": found.values, "per_pair": found.per_pair}, {"nodes": ",".join(map(str, found.nodes))}
+            f"nodes-{found.direction}",
+            {"values": found.values, "per_pair": found.per_pair},
+            {"nodes": ",".join(map(str, found.nodes))},
         )
     by_mean = measure_single_nodes(bench.f("mean"), noising.nodes, "nodes, mean ablation")
     context.save_set_metrics()
-    context.save_arrays("nodes-mean", {"effects": torch.tensor(list(by_mean.values()))}, {"nodes": ",".join(map(str, by_mean))})
+    context.save_arrays(
+        "nodes-mean",
+        {"effects": torch.tensor(list(by_mean.values()))},
+        {"nodes": ",".join(map(str, by_mean))},
+    )
     effects = _node_effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
     order = sort_by_effect(combine_directions(noising, denoising), by_mean)
     names = [str(node) for node in order]
-    measured = {name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)} for name in names[:MAX_LISTED_NODES]}
+    measured = {
+        name: {"noising": _mean(effects[name].noising), "denoising": _mean(effects[name].denoising)}
+        for name in names[:MAX_LISTED_NODES]
+    }
     return context.finish_stage(
         state.with_changes(
             ranking=tuple(names),
@@ -45,7 +57,13 @@ def rank_nodes(state: State, context: RunContext) -> State:
     )
 
 
-def _node_effects(noising: NodeEffects, denoising: NodeEffects, clean: Tensor, corrupted: Tensor, resamples: Resamples) -> dict[str, NodeEffect]:
+def _node_effects(
+    noising: NodeEffects,
+    denoising: NodeEffects,
+    clean: Tensor,
+    corrupted: Tensor,
+    resamples: Resamples,
+) -> dict[str, NodeEffect]:
     gap = clean - corrupted
     made = {}
     for n, node in enumerate(noising.nodes):

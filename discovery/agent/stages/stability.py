@@ -22,7 +22,12 @@ from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.engine import SIDES
 from discovery.errors import BudgetError
-from discovery.evaluation import ResampledFaithfulness, combine_directions, sort_by_effect, thresholds
+from discovery.evaluation import (
+    ResampledFaithfulness,
+    combine_directions,
+    sort_by_effect,
+    thresholds,
+)
 from discovery.methods.ablation import NodeSet
 from discovery.methods.patching.nodes import NodeEffects
 from discovery.methods.statistics import draw_bootstrap_weights
@@ -34,20 +39,37 @@ STABILITY_BUDGET_SHARE = 0.3  # of the run's cost
 def measure_stability(state: State, context: RunContext) -> State:
     """Mean Jaccard of the resamples' circuits with this one, and how often each node was chosen."""
     if not state.circuit:
-        return context.finish_stage(state, "stability", {}, "nothing to repeat", "there is no circuit")
+        return context.finish_stage(
+            state, "stability", {}, "nothing to repeat", "there is no circuit"
+        )
     bench = context.evaluator("discovery")
-    weights = draw_bootstrap_weights(bench.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1)
+    weights = draw_bootstrap_weights(
+        bench.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1
+    )
     for f in bench.f_by_ablation.values():
         f.set_metric.fill_cache()  # what a resumed run caches again is not the resamples' work
     for side in SIDES:
         bench.engine.baseline(side)
     before = context.meter.spent
-    found = _repeat_search(context, weights, before + state.spent * STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE))
+    found = _repeat_search(
+        context,
+        weights,
+        before + state.spent * STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE),
+    )
     own = state.circuit_nodes
     jaccard = [len(own & made) / len(own | made) for made, _ in found]
     cut = [why is not None for _, why in found]
-    ended = [made for made, why in found if why is None]  # where the others would have ended, nobody knows
-    frequency = {str(node): sum(node in made for made in ended) / len(ended) for node in sorted(own.union(*ended))} if ended else {}
+    ended = [
+        made for made, why in found if why is None
+    ]  # where the others would have ended, nobody knows
+    frequency = (
+        {
+            str(node): sum(node in made for made in ended) / len(ended)
+            for node in sorted(own.union(*ended))
+        }
+        if ended
+        else {}
+    )
     mean = decidable_mean(jaccard, cut)
     measured = {
         "jaccard": jaccard,
@@ -59,12 +81,20 @@ def measure_stability(state: State, context: RunContext) -> State:
     why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
     if any(cut):
         why += f"; {sum(cut)} searches ended where their share of the budget was spent ({STABILITY_BUDGET_SHARE:.0%} of the run)"
-    state = add_verdict(state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=frequency))
-    concluded = f"{'not known' if mean is None else f'mean Jaccard {mean:.2f}'}; verdict: {state.verdict}"
-    return context.finish_stage(state, "stability", measured, concluded, "; ".join((why, *state.reasons)))
+    state = add_verdict(
+        state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=frequency)
+    )
+    concluded = (
+        f"{'not known' if mean is None else f'mean Jaccard {mean:.2f}'}; verdict: {state.verdict}"
+    )
+    return context.finish_stage(
+        state, "stability", measured, concluded, "; ".join((why, *state.reasons))
+    )
 
 
-def _repeat_search(context: RunContext, weights: Float[Tensor, "draw pair"], allowed: float) -> list[tuple[NodeSet, str | None]]:
+def _repeat_search(
+    context: RunContext, weights: Float[Tensor, "draw pair"], allowed: float
+) -> list[tuple[NodeSet, str | None]]:
     """Every resample's selection: each in turn gets an equal part of the work, so that a long one does not stop the short ones.
 
     What they leave goes to those that were cut off, which go on where they stopped, since sets once measured cost nothing; in fewer
@@ -101,12 +131,19 @@ def decidable_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | Non
 
 def _search_resample(context: RunContext, draw: Tensor) -> tuple[NodeSet, str | None]:
     """The selection on one resample, and why it was cut off, if it was."""
-    both = {ablation: ResampledFaithfulness(f, draw) for ablation, f in context.evaluator("discovery").f_by_ablation.items()}
+    both = {
+        ablation: ResampledFaithfulness(f, draw)
+        for ablation, f in context.evaluator("discovery").f_by_ablation.items()
+    }
     engine = context.evaluator("discovery").engine
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
-    effects = [_resampled_effects(context, direction, draw, gap) for direction in ("noising", "denoising")]
+    effects = [
+        _resampled_effects(context, direction, draw, gap) for direction in ("noising", "denoising")
+    ]
     try:
-        by_mean = measure_single_nodes(both["mean"], effects[0].nodes, "nodes, mean ablation")  # of an older run that is resumed they are not kept
+        by_mean = measure_single_nodes(
+            both["mean"], effects[0].nodes, "nodes, mean ablation"
+        )  # of an older run that is resumed they are not kept
     except BudgetError as spent:
         return frozenset(), spent.cause
     ranking, cut = sort_by_effect(combine_directions(*effects), by_mean), list[str]()
@@ -116,10 +153,14 @@ def _search_resample(context: RunContext, draw: Tensor) -> tuple[NodeSet, str | 
             cut.append(why)
 
     size = find_smallest_size(both, ranking, lambda spent: cut.append(spent.cause))
-    return search_circuit(both, choose_start(size, ranking), ranking, context.seed, say), cut[0] if cut else None
+    return search_circuit(both, choose_start(size, ranking), ranking, context.seed, say), cut[
+        0
+    ] if cut else None
 
 
-def _resampled_effects(context: RunContext, direction: Direction, draw: Tensor, gap: Tensor) -> NodeEffects:
+def _resampled_effects(
+    context: RunContext, direction: Direction, draw: Tensor, gap: Tensor
+) -> NodeEffects:
     """Single-node effects, from the stored per-pair measurements."""
     name = f"nodes-{direction}"
     per_pair = torch.from_numpy(context.run.load_arrays(name)["per_pair"]).double()

@@ -24,14 +24,32 @@ from discovery.store import record_heldout_look
 
 def validate(state: State, context: RunContext) -> State:
     """Conditions (a) to (e) on held-out pairs; on discovery pairs (a) and (b), for comparison."""
-    search, bench, circuit = context.evaluator("discovery"), context.evaluator("heldout"), state.circuit_nodes
-    looks = record_heldout_look(context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit))
-    own: PartialEvidence = {ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS}
-    judgement = measure_conditions(bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), state.ranked_nodes, context.seed)
+    search, bench, circuit = (
+        context.evaluator("discovery"),
+        context.evaluator("heldout"),
+        state.circuit_nodes,
+    )
+    looks = record_heldout_look(
+        context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit)
+    )
+    own: PartialEvidence = {
+        ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS
+    }
+    judgement = measure_conditions(
+        bench,
+        circuit,
+        lambda ablation: choose_contexts(search, circuit, ablation),
+        state.ranked_nodes,
+        context.seed,
+    )
     held = judgement.evidence
     splits = {
-        "discovery": state.splits["discovery"].model_copy(update={"ablations": EvidenceByAblation(**own)}),
-        "heldout": state.splits["heldout"].model_copy(update={"ablations": EvidenceByAblation(**held)}),
+        "discovery": state.splits["discovery"].model_copy(
+            update={"ablations": EvidenceByAblation(**own)}
+        ),
+        "heldout": state.splits["heldout"].model_copy(
+            update={"ablations": EvidenceByAblation(**held)}
+        ),
     }
     evaluation = Evaluation(
         universe=context.universe,
@@ -42,14 +60,27 @@ def validate(state: State, context: RunContext) -> State:
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
-    measured = {a: {"f(C)": e.faithfulness and e.faithfulness.value, "f(U\\C)": e.knockout and e.knockout.value} for a, e in held.items()}
-    state = add_verdict(state.with_changes(evaluation=evaluation, splits=splits, cut_short=judgement.cut_short))
-    return context.finish_stage(state, "validate", measured, f"before (f): {state.verdict}", "; ".join(state.reasons))
+    measured = {
+        a: {
+            "f(C)": e.faithfulness and e.faithfulness.value,
+            "f(U\\C)": e.knockout and e.knockout.value,
+        }
+        for a, e in held.items()
+    }
+    state = add_verdict(
+        state.with_changes(evaluation=evaluation, splits=splits, cut_short=judgement.cut_short)
+    )
+    return context.finish_stage(
+        state, "validate", measured, f"before (f): {state.verdict}", "; ".join(state.reasons)
+    )
 
 
 def _supplementary_tests(state: State, context: RunContext) -> dict[str, Json]:
     """What is reported beside the conditions, of discovery pairs."""
-    return {"areas": integrate_curves(state.curve, len(state.ranking)), "max_statistic": _count_significant_cells(context)}
+    return {
+        "areas": integrate_curves(state.curve, len(state.ranking)),
+        "max_statistic": _count_significant_cells(context),
+    }
 
 
 def _count_significant_cells(context: RunContext) -> dict[str, Json]:
@@ -60,7 +91,12 @@ def _count_significant_cells(context: RunContext) -> dict[str, Json]:
         if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):
             continue
         base = arrays["metric_clean" if name.endswith("-noising") else "metric_corrupted"]
-        change = arrays["per_pair"].reshape(len(base), -1).astype(float) - base.astype(float)[:, None]
+        change = (
+            arrays["per_pair"].reshape(len(base), -1).astype(float) - base.astype(float)[:, None]
+        )
         p = max_statistic_test(change, seed=context.seed)
-        found[name] = {"cells": int(np.isfinite(arrays["values"]).sum()), "significant": int((p <= thresholds.ALPHA).sum())}
+        found[name] = {
+            "cells": int(np.isfinite(arrays["values"]).sum()),
+            "significant": int((p <= thresholds.ALPHA).sum()),
+        }
     return found

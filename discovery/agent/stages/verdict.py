@@ -25,7 +25,11 @@ def add_verdict(state: State) -> State:
         conditions=conditions,
         stability=state.stability,
         cut_short=state.cut_short,
-        undefined=[ablation for ablation, alone in found.items() if alone is not None and alone.faithfulness is None],
+        undefined=[
+            ablation
+            for ablation, alone in found.items()
+            if alone is not None and alone.faithfulness is None
+        ],
     )
     if state.cut_searches and state.stability is None:
         reasons = (

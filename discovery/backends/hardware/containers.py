@@ -12,13 +12,20 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 MEMORY_FILES = (  # the limit, what is used of it, and where it says how much of that is only the files' cache
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 )
 
 
 def read_container_memory() -> int | None:
     """Bytes that may still be taken; None where nothing limits them."""
-    return min((left for folder in _cgroup_folders() if (left := _memory_left(folder)) is not None), default=None)
+    return min(
+        (left for folder in _cgroup_folders() if (left := _memory_left(folder)) is not None),
+        default=None,
+    )
 
 
 def _cgroup_folders() -> Iterator[Path]:
@@ -40,7 +47,9 @@ def _memory_left(folder: Path) -> int | None:
     for most, used, cached in MEMORY_FILES:
         try:
             limit, now = (int((folder / name).read_text()) for name in (most, used))
-            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            counts = dict(
+                line.split() for line in (folder / "memory.stat").read_text().splitlines()
+            )
         except (OSError, ValueError):  # other files, or no limit: "max"
             continue
         return max(0, limit - now + sum(int(counts.get(name, 0)) for name in cached))

@@ -51,7 +51,8 @@ def read_peak_memory() -> int:
 def is_out_of_memory(fault: Exception) -> bool:
     """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(fault) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
+        words in str(fault)
+        for words in ("can't allocate memory", "not enough memory", "backend out of memory")
     )
 
 

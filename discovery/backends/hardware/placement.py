@@ -24,7 +24,9 @@ from discovery.backends.hardware.memory import read_free_memory
 from discovery.errors import ModelError
 
 DeviceMap = Mapping[str, str | int]
-NO_GRADIENTS_CAUSE = "A gradient would hold all weights of this model at once, and part of them lies on the disk."
+NO_GRADIENTS_CAUSE = (
+    "A gradient would hold all weights of this model at once, and part of them lies on the disk."
+)
 NO_GRADIENTS_CURE = "Measure every cell (no screening, no attribution of features), or load it on a CPU in the dtype of its files."
 MEMORY_SHARE = 0.6  # of what is free: the rest is for the cached runs and batches of a measurement
 
@@ -42,7 +44,14 @@ class Placement:
     max_memory: Mapping[str | int, Any] | None = None
 
     @classmethod
-    def from_arguments(cls, device_map: Any, max_memory: Mapping[str | int, Any] | None, device: str, *, remote: bool = False) -> Placement | None:
+    def from_arguments(
+        cls,
+        device_map: Any,
+        max_memory: Mapping[str | int, Any] | None,
+        device: str,
+        *,
+        remote: bool = False,
+    ) -> Placement | None:
         """What the arguments of `load_model` say; None where nothing is spread.
 
         Raises:
@@ -50,14 +59,25 @@ class Placement:
         """
         if device_map is None:
             if max_memory is not None:
-                raise ModelError("max_memory says how weights are spread, and device_map is not given.", "Give device_map='auto' too.")
+                raise ModelError(
+                    "max_memory says how weights are spread, and device_map is not given.",
+                    "Give device_map='auto' too.",
+                )
             return None
         if remote:
-            raise ModelError("A model that runs elsewhere is not spread over this machine.", "Give one of remote and device_map.")
+            raise ModelError(
+                "A model that runs elsewhere is not spread over this machine.",
+                "Give one of remote and device_map.",
+            )
         if device_map != "auto" and not (isinstance(device_map, Mapping) and device_map):
-            raise ModelError(f"device_map {device_map!r} is not known.", "Give 'auto', or a mapping from parts to devices.")
+            raise ModelError(
+                f"device_map {device_map!r} is not known.",
+                "Give 'auto', or a mapping from parts to devices.",
+            )
         if device != "auto":
-            cause = f"device {device!r} is one place, and device_map spreads the model over several."
+            cause = (
+                f"device {device!r} is one place, and device_map spreads the model over several."
+            )
             raise ModelError(cause, "Give one of the two.")
         for place in device_map.values() if device_map != "auto" else ():
             _require_device(place, "disk")
@@ -70,8 +90,14 @@ class Placement:
         """Bytes that the weights may take of each device, and of "cpu"; where a mapping says where all lies, this is no limit."""
         if self.max_memory is not None:
             return dict(self.max_memory)
-        free: dict[str | int, int] = {number: read_free_memory(f"cuda:{number}") for number in range(torch.cuda.device_count())}
-        return {place: int(MEMORY_SHARE * size) for place, size in (free | {"cpu": read_free_memory("cpu")}).items()}
+        free: dict[str | int, int] = {
+            number: read_free_memory(f"cuda:{number}")
+            for number in range(torch.cuda.device_count())
+        }
+        return {
+            place: int(MEMORY_SHARE * size)
+            for place, size in (free | {"cpu": read_free_memory("cpu")}).items()
+        }
 
     def from_pretrained_arguments(self, folder: str) -> dict[str, Any]:
         """For `from_pretrained`; the folder takes what is made for the disk, and is to be kept as long as the module."""
@@ -89,13 +115,25 @@ class Placement:
         parts, every = list(self.device_map), [name for name, _ in module.named_modules()]
         for part in parts:
             if part not in every:
-                near = get_close_matches(str(part), every, n=3) or [name for name, _ in module.named_children()]
+                near = get_close_matches(str(part), every, n=3) or [
+                    name for name, _ in module.named_children()
+                ]
                 cause = f"device_map names {part!r}, which is no part of a {type(module).__name__}."
                 raise ModelError(cause, f"Its parts are named as in {', '.join(map(repr, near))}.")
             if outer := [other for other in parts if other != part and _is_within(part, other)]:
-                raise ModelError(f"device_map names {part!r} and {outer[0]!r}, which holds it.", "Name each part once, without overlap.")
-        if left := [name for name in module.state_dict() if not any(_is_within(name, part) for part in parts)]:
-            raise ModelError(f"device_map does not say where {left[0]!r} lies.", "Name the part that it is in, or give 'auto'.")
+                raise ModelError(
+                    f"device_map names {part!r} and {outer[0]!r}, which holds it.",
+                    "Name each part once, without overlap.",
+                )
+        if left := [
+            name
+            for name in module.state_dict()
+            if not any(_is_within(name, part) for part in parts)
+        ]:
+            raise ModelError(
+                f"device_map does not say where {left[0]!r} lies.",
+                "Name the part that it is in, or give 'auto'.",
+            )
 
     def require_disk_space(self, name: str, stacked_bytes: int) -> None:
         """Check that what has to be written fits on the disk.
@@ -108,7 +146,9 @@ class Placement:
         """
         place = tempfile.gettempdir()
         free = shutil.disk_usage(place).free
-        written = stacked_bytes - sum(self.allowed_bytes.values()) if self.device_map == "auto" else 0  # a mapping may keep them in memory
+        written = (
+            stacked_bytes - sum(self.allowed_bytes.values()) if self.device_map == "auto" else 0
+        )  # a mapping may keep them in memory
         if written > free:
             raise ModelError(
                 f"{name} has experts that are put together when it is loaded: {written / 1e9:,.1f} GB of them would be written to {place}, "
@@ -128,15 +168,22 @@ def _require_limits(device_map: Any, max_memory: Any) -> None:
         ModelError: where it is no size for each device, or the mapping says already where all lies.
     """
     if not isinstance(max_memory, Mapping) or not max_memory:
-        raise ModelError(f"max_memory is {max_memory!r}.", "Name what the weights may take, as in {'cpu': 8_000_000_000}, or leave it out.")
+        raise ModelError(
+            f"max_memory is {max_memory!r}.",
+            "Name what the weights may take, as in {'cpu': 8_000_000_000}, or leave it out.",
+        )
     if device_map != "auto":
         raise ModelError(
-            "max_memory is given, and device_map says itself where each part lies.", "Give device_map='auto', or one of the two."
+            "max_memory is given, and device_map says itself where each part lies.",
+            "Give device_map='auto', or one of the two.",
         )
     for place, size in max_memory.items():
         _require_device(place)
         if type(size) is not int or size < 1:  # True is an int
-            raise ModelError(f"max_memory of {place!r} is {size!r}.", "Give a whole number of bytes above 0 for each device.")
+            raise ModelError(
+                f"max_memory of {place!r} is {size!r}.",
+                "Give a whole number of bytes above 0 for each device.",
+            )
 
 
 def _require_device(place: object, *more: str) -> None:
@@ -145,10 +192,15 @@ def _require_device(place: object, *more: str) -> None:
     Raises:
         ModelError: names what there is.
     """
-    devices = [*range(torch.cuda.device_count()), *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    devices = [
+        *range(torch.cuda.device_count()),
+        *(f"cuda:{n}" for n in range(torch.cuda.device_count())),
+    ]
     allowed = ["cpu", *more, *devices, *(["mps"] if torch.backends.mps.is_available() else [])]
     if not isinstance(place, str | int) or isinstance(place, bool) or place not in allowed:
-        raise ModelError(f"Weights cannot lie on {place!r}.", f"Allowed here: {', '.join(map(repr, allowed))}.")
+        raise ModelError(
+            f"Weights cannot lie on {place!r}.", f"Allowed here: {', '.join(map(repr, allowed))}."
+        )
 
 
 def remove_folder_with(module: nn.Module, folder: tempfile.TemporaryDirectory[str]) -> None:
@@ -163,7 +215,11 @@ def is_offloaded(module: nn.Module) -> bool:
 
 def resident_weight_bytes(module: nn.Module, device: torch.device) -> int:
     """Bytes of the weights that lie on devices of this kind."""
-    here = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters() if p.device.type == device.type}
+    here = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for p in module.parameters()
+        if p.device.type == device.type
+    }
     return sum(here.values())
 
 
@@ -180,7 +236,10 @@ def describe_placement(module: nn.Module) -> tuple[str, ...]:
     kinds = dict.fromkeys(places)
     if len(kinds) < 2 and "disk" not in kinds:
         return ()
-    parts = ", ".join(f"{places.count(place)} {'part' if places.count(place) == 1 else 'parts'} on {place}" for place in kinds)
+    parts = ", ".join(
+        f"{places.count(place)} {'part' if places.count(place) == 1 else 'parts'} on {place}"
+        for place in kinds
+    )
     return (f"The weights are spread: {parts}.",)
 
 

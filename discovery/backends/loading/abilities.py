@@ -14,24 +14,32 @@ from discovery.errors import BackendMismatchError, SiteError
 from discovery.interventions import replace_with, scale
 from discovery.sites import Site
 
-SHORTCUT_TOLERANCE = TOLERANCE | {"float32": 2e-5}  # the same prompt on the same engine: only the order of sums differs
+SHORTCUT_TOLERANCE = TOLERANCE | {
+    "float32": 2e-5
+}  # the same prompt on the same engine: only the order of sums differs
 
 
 @torch.no_grad()
-def find_abilities(backend: Backend, expected: ReferenceLogits, *, untried: Collection[str] = ()) -> Abilities:
+def find_abilities(
+    backend: Backend, expected: ReferenceLogits, *, untried: Collection[str] = ()
+) -> Abilities:
     """Try each shortcut and keep those that give the plain numbers; some need not be tried."""
     tolerance = SHORTCUT_TOLERANCE[backend.info.dtype] * float(expected.logits.abs().max())
     plain = _run_plain(backend, expected)
     _require_restart(backend, expected, plain, tolerance)
-    prefix = "prefix" not in untried and _holds(lambda: _prefix_error(backend, expected, plain), tolerance)
+    prefix = "prefix" not in untried and _holds(
+        lambda: _prefix_error(backend, expected, plain), tolerance
+    )
     return Abilities(
         prefix=prefix,
-        columns=expected.unembedding_is_linear and _holds(lambda: _column_error(backend, expected, plain), tolerance),
+        columns=expected.unembedding_is_linear
+        and _holds(lambda: _column_error(backend, expected, plain), tolerance),
         linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
         after_attention=_holds(lambda: _after_attention_error(backend, expected, plain), tolerance),
         pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
         joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
-        last_position_only="narrow" not in untried and _holds(lambda: _last_position_error(backend, expected), tolerance),
+        last_position_only="narrow" not in untried
+        and _holds(lambda: _last_position_error(backend, expected), tolerance),
     )
 
 
@@ -50,7 +58,9 @@ def _holds(error: Callable[[], float], tolerance: float) -> bool:
         return False  # the architecture has no such shortcut: the plain way is used
 
 
-def _require_restart(backend: Backend, expected: ReferenceLogits, plain: BatchResult, tolerance: float) -> None:
+def _require_restart(
+    backend: Backend, expected: ReferenceLogits, plain: BatchResult, tolerance: float
+) -> None:
     """Starting at the last layer, or after it, from its own residual stream must change nothing."""
     layer = backend.info.n_layers - 1
     last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
@@ -64,7 +74,8 @@ def _require_restart(backend: Backend, expected: ReferenceLogits, plain: BatchRe
         worst = max(worst, float((again - plain.logits).abs().max()))
     if not worst <= tolerance:
         raise BackendMismatchError(
-            f"{backend.info.architecture} cannot be started in the middle on {backend.info.backend}.", "Use the other backend."
+            f"{backend.info.architecture} cannot be started in the middle on {backend.info.backend}.",
+            "Use the other backend.",
         )
 
 
@@ -73,27 +84,41 @@ def _prefix_error(backend: Backend, expected: ReferenceLogits, plain: BatchResul
     length, device = expected.tokens.shape[1], expected.tokens.device
     cut, rows = length // 2, torch.zeros(length - length // 2, dtype=torch.long, device=device)
     last = torch.arange(length - cut, device=device)
-    prefix = backend.run(Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True).prefix
+    prefix = backend.run(
+        Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True
+    ).prefix
     assert prefix is not None
     worst = 0.0
     for start in {0, backend.info.n_layers - 1}:
         residual = plain.activations[Site("resid_pre", start)][rows, cut:]
-        again = backend.run(Batch(expected.tokens[rows, cut:], last, start, residual, prefix=prefix.take(rows, cut))).logits
+        again = backend.run(
+            Batch(expected.tokens[rows, cut:], last, start, residual, prefix=prefix.take(rows, cut))
+        ).logits
         assert again is not None
         worst = max(worst, float((again - expected.logits[0, cut:]).abs().max()))
     return worst
 
 
-def _join_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult, *, prefix: bool) -> float:
+def _join_error(
+    backend: Backend, expected: ReferenceLogits, plain: BatchResult, *, prefix: bool
+) -> float:
     """Rows that enter at different layers, with and without a prefix, each at another answer position."""
     length, device, layers = expected.tokens.shape[1], expected.tokens.device, backend.info.n_layers
-    whole = backend.run(Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True).prefix if prefix else None
+    whole = (
+        backend.run(
+            Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True
+        ).prefix
+        if prefix
+        else None
+    )
     worst = 0.0
     for cut in (0, length // 2) if whole is not None else (0,):
         counts = [3 if layer == layers - 1 and layers > 1 else 2 for layer in range(layers)]
         rows = torch.zeros(counts[-1], dtype=torch.long, device=device)
         last = torch.tensor([length - cut - 1, 0, (length - cut) // 2], device=device)[: counts[-1]]
-        stream = {layer: plain.activations[Site("resid_pre", layer)][:, cut:] for layer in (0, layers - 1)}
+        stream = {
+            layer: plain.activations[Site("resid_pre", layer)][:, cut:] for layer in (0, layers - 1)
+        }
         batch = Batch(
             expected.tokens[rows, cut:],
             last,
@@ -108,8 +133,13 @@ def _join_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult,
     return worst
 
 
-def _after_attention_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
-    layer, last = backend.info.n_layers // 2, torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+def _after_attention_error(
+    backend: Backend, expected: ReferenceLogits, plain: BatchResult
+) -> float:
+    layer, last = (
+        backend.info.n_layers // 2,
+        torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device),
+    )
     site = Site("resid_mid", layer)
     residual = backend.run(Batch(expected.tokens), [site]).activations[site]
     again = backend.run(Batch(expected.tokens, last, layer, residual, after_attention=True)).logits
@@ -121,14 +151,22 @@ def _after_attention_error(backend: Backend, expected: ReferenceLogits, plain: B
 def _last_position_error(backend: Backend, expected: ReferenceLogits) -> float:
     """At every answer position, from the first layer and from the last, unchanged and with what the last layer adds changed."""
     info, length = backend.info, expected.tokens.shape[1]
-    rows, last = expected.tokens.expand(length, -1), torch.arange(length, device=expected.tokens.device)
+    rows, last = (
+        expected.tokens.expand(length, -1),
+        torch.arange(length, device=expected.tokens.device),
+    )
     site = Site("resid_pre", info.n_layers - 1)
     stream = backend.run(Batch(rows), [site]).activations[site]
-    edits = [scale(Site("attn_out", info.n_layers - 1), 0.5)] + ([] if info.attn_only else [scale(Site("mlp_out", info.n_layers - 1), 2.0)])
+    edits = [scale(Site("attn_out", info.n_layers - 1), 0.5)] + (
+        [] if info.attn_only else [scale(Site("mlp_out", info.n_layers - 1), 2.0)]
+    )
     worst = 0.0
     for batch in (Batch(rows, last), Batch(rows, last, info.n_layers - 1, stream)):
         for changes in ([], edits):
-            whole, narrow = (backend.run(each, edits=changes).logits for each in (batch, replace(batch, last_position_only=True)))
+            whole, narrow = (
+                backend.run(each, edits=changes).logits
+                for each in (batch, replace(batch, last_position_only=True))
+            )
             assert whole is not None
             assert narrow is not None
             worst = max(worst, float((whole - narrow).abs().max()))
@@ -148,7 +186,11 @@ def _pattern_error(backend: Backend, expected: ReferenceLogits) -> float:
     """Between z under a uniform pattern and the mean of the values so far."""
     info, layer = backend.info, backend.info.n_layers - 1
     pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))
-    values = backend.run(Batch(expected.tokens), [v]).activations[v].repeat_interleave(info.n_heads // info.n_kv_heads, 2)
+    values = (
+        backend.run(Batch(expected.tokens), [v])
+        .activations[v]
+        .repeat_interleave(info.n_heads // info.n_kv_heads, 2)
+    )
     length = values.shape[1]
     uniform = torch.ones(length, length, dtype=values.dtype, device=values.device).tril()
     uniform = (uniform / uniform.sum(1, keepdim=True)).expand(1, info.n_heads, length, length)
@@ -160,10 +202,16 @@ def _head_error(backend: Backend, expected: ReferenceLogits) -> float:
     """Between resid_post − resid_pre − mlp_out and Σ z·W_O, up to the same bias at every position."""
     info, worst = backend.info, 0.0
     for layer in {0, info.n_layers - 1}:
-        kinds = ["resid_pre", "resid_post", "attn_out", "z"] + ([] if info.attn_only else ["mlp_out"])
+        kinds = ["resid_pre", "resid_post", "attn_out", "z"] + (
+            [] if info.attn_only else ["mlp_out"]
+        )
         sites = {kind: Site(kind, layer) for kind in kinds}  # type: ignore[arg-type]  # each kind is an ActivationKind
         seen = backend.run(Batch(expected.tokens), list(sites.values())).activations
-        heads = torch.einsum("rphd,hdm->rpm", seen[sites["z"]], backend.head_weights(layer).to(seen[sites["z"]].dtype))
+        heads = torch.einsum(
+            "rphd,hdm->rpm",
+            seen[sites["z"]],
+            backend.head_weights(layer).to(seen[sites["z"]].dtype),
+        )
         bias = seen[sites["attn_out"]] - heads
         added = seen[sites["resid_pre"]] + seen[sites["attn_out"]] - seen[sites["resid_post"]]
         if not info.attn_only:

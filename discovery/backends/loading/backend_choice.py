@@ -17,7 +17,9 @@ from discovery.sites import BackendName
 
 REMOTE_REASON = "only it runs a model elsewhere"
 NATIVE_ARCHITECTURE = "NativeModel"  # of a checkpoint in TransformerLens's own format
-MAX_TRANSFORMERLENS_PARAMETERS = 2_000_000_000  # parameters; where the field's guides put the border
+MAX_TRANSFORMERLENS_PARAMETERS = (
+    2_000_000_000  # parameters; where the field's guides put the border
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class BackendChoice:
     outline: Outline
 
 
-def choose_backend(found: Outline, backend: BackendName, free: int, *, spread: bool = False, remote: bool = False) -> BackendChoice:
+def choose_backend(
+    found: Outline, backend: BackendName, free: int, *, spread: bool = False, remote: bool = False
+) -> BackendChoice:
     """Choose an engine for a model.
 
     Args:
@@ -50,10 +54,15 @@ def choose_backend(found: Outline, backend: BackendName, free: int, *, spread: b
         require_remote_backend(backend)
         require_hub_model(found.name, found.revision)
         require_tokenizer(found.name, found.tokenizer)
-        return BackendChoice(found.resolve_backend("nnsight"), REMOTE_REASON, found.as_held_by("nnsight"))
+        return BackendChoice(
+            found.resolve_backend("nnsight"), REMOTE_REASON, found.as_held_by("nnsight")
+        )
     if found.quantised is not None:
         cause = f"{found.name} holds quantised weights ({found.quantised}), which no backend takes apart."
-        raise ModelError(cause, "Use the model that it was made from, or one that was saved without quantisation.")
+        raise ModelError(
+            cause,
+            "Use the model that it was made from, or one that was saved without quantisation.",
+        )
     if spread and found.architecture == NATIVE_ARCHITECTURE:
         cause = f"{found.name} is in TransformerLens's own format, which is not spread."
         raise ModelError(cause, "Leave out device_map: such models are small.")
@@ -74,7 +83,10 @@ def require_remote_backend(backend: str) -> None:
         ModelError: for TransformerLens.
     """
     if backend == "transformerlens":
-        raise ModelError("TransformerLens runs no remote model: NDIF serves nnsight.", "Use backend nnsight, or leave it out.")
+        raise ModelError(
+            "TransformerLens runs no remote model: NDIF serves nnsight.",
+            "Use backend nnsight, or leave it out.",
+        )
 
 
 def require_hub_model(name: str, revision: str | None) -> None:
@@ -85,7 +97,9 @@ def require_hub_model(name: str, revision: str | None) -> None:
     """
     if revision is None:
         cause = f"NDIF runs models of the hub, and {name!r} is not one."
-        raise ModelError(cause, "Give owner/name, or load_model(…, remote='local') to simulate it here.")
+        raise ModelError(
+            cause, "Give owner/name, or load_model(…, remote='local') to simulate it here."
+        )
 
 
 def require_tokenizer(name: str, has_tokenizer: bool) -> None:
@@ -95,18 +109,29 @@ def require_tokenizer(name: str, has_tokenizer: bool) -> None:
         ModelError: where it has not.
     """
     if not has_tokenizer:
-        raise ModelError(f"{name} has no tokenizer, and nnsight's remote models need one.", "Use a model that has one.")
+        raise ModelError(
+            f"{name} has no tokenizer, and nnsight's remote models need one.",
+            "Use a model that has one.",
+        )
 
 
-def estimate_load_memory(found: Outline, spread: Placement | None, *, remote: bool) -> tuple[int, int]:
+def estimate_load_memory(
+    found: Outline, spread: Placement | None, *, remote: bool
+) -> tuple[int, int]:
     """Bytes of memory that a model takes at most while it is loaded, and from then on. What is spread takes no more than its room."""
     if remote:
         return 0, 0
-    most = found.loading_bytes if spread is None else min(found.loading_bytes, sum(spread.allowed_bytes.values()))
+    most = (
+        found.loading_bytes
+        if spread is None
+        else min(found.loading_bytes, sum(spread.allowed_bytes.values()))
+    )
     return most, min(found.weights_bytes, most)
 
 
-def _select_backend(found: Outline, first_backend: Engine, backend: BackendName, free: int, spread: bool) -> tuple[Engine, str]:
+def _select_backend(
+    found: Outline, first_backend: Engine, backend: BackendName, free: int, spread: bool
+) -> tuple[Engine, str]:
     if backend != "auto":
         return first_backend, "it was asked for"
     if spread:
@@ -114,11 +139,24 @@ def _select_backend(found: Outline, first_backend: Engine, backend: BackendName,
     if found.backends == (first_backend,):
         return first_backend, f"only {BACKEND_LABELS[first_backend]} knows {found.architecture}"
     if found.n_params > MAX_TRANSFORMERLENS_PARAMETERS:
-        return "nnsight", f"the model has {found.n_params / 1e9:.1f} billion parameters, and TransformerLens is for up to {MAX_TRANSFORMERLENS_PARAMETERS / 1e9:.0f}"
-    if found.as_held_by("nnsight").weights_bytes <= free < found.as_held_by("transformerlens").weights_bytes:
+        return (
+            "nnsight",
+            f"the model has {found.n_params / 1e9:.1f} billion parameters, and TransformerLens is for up to {MAX_TRANSFORMERLENS_PARAMETERS / 1e9:.0f}",
+        )
+    if (
+        found.as_held_by("nnsight").weights_bytes
+        <= free
+        < found.as_held_by("transformerlens").weights_bytes
+    ):
         twice = format_bytes(found.copied_bytes)
-        return "nnsight", f"TransformerLens would hold {twice} of weights twice, and only {format_bytes(free)} are free"
-    return "transformerlens", f"the default for models of up to {MAX_TRANSFORMERLENS_PARAMETERS / 1e9:.0f} billion parameters"
+        return (
+            "nnsight",
+            f"TransformerLens would hold {twice} of weights twice, and only {format_bytes(free)} are free",
+        )
+    return (
+        "transformerlens",
+        f"the default for models of up to {MAX_TRANSFORMERLENS_PARAMETERS / 1e9:.0f} billion parameters",
+    )
 
 
 def require_fit(choice: BackendChoice, device: str, free: int) -> None:
@@ -139,10 +177,14 @@ def describe_misfit(choice: BackendChoice, device: str, free: int) -> ModelError
         return None
     narrower = [width for width in get_args(DtypeName) if bytes_per_number(width) < found.itemsize]
     smaller = {width: needed * bytes_per_number(width) // found.itemsize for width in narrower}
-    fits = [width for width in ("float32", "bfloat16") if width in smaller and smaller[width] <= free]
+    fits = [
+        width for width in ("float32", "bfloat16") if width in smaller and smaller[width] <= free
+    ]
     ways = [f"dtype {fits[0]} ({format_bytes(smaller[fits[0]])})"] if fits else []
     ways += (
-        ["device_map auto (--device-map auto: spread over this machine's devices, memory and disk; slow)"]
+        [
+            "device_map auto (--device-map auto: spread over this machine's devices, memory and disk; slow)"
+        ]
         if "nnsight" in found.backends and found.architecture != NATIVE_ARCHITECTURE
         else []
     )

@@ -61,7 +61,9 @@ def _is_unembedding_linear(module: nn.Module, tokens: Tensor, logits: Tensor) ->
     find = getattr(module, "get_output_embeddings", None)
     head = find() if callable(find) else None
     if head is None:
-        return not callable(find)  # TransformerLens's own module has no such name, and nothing behind its unembedding
+        return not callable(
+            find
+        )  # TransformerLens's own module has no such name, and nothing behind its unembedding
     handle = head.register_forward_hook(lambda _, __, output: UNEMBEDDING_GAIN * output)
     try:
         loud = module(input_ids=tokens).logits
@@ -101,9 +103,14 @@ def require_causal(backend: Backend, expected: ReferenceLogits) -> None:
         return
     tokens = expected.tokens.clone()
     tokens[:, -1] = (tokens[:, -1] + 1) % backend.info.d_vocab
-    logits = backend.run(Batch(tokens.expand(earlier, -1), torch.arange(earlier, device=tokens.device))).logits
+    logits = backend.run(
+        Batch(tokens.expand(earlier, -1), torch.arange(earlier, device=tokens.device))
+    ).logits
     assert logits is not None
-    if not (logits - expected.logits[0, :-1]).abs().max() <= TOLERANCE[backend.info.dtype] * expected.logits.abs().max():
+    if (
+        not (logits - expected.logits[0, :-1]).abs().max()
+        <= TOLERANCE[backend.info.dtype] * expected.logits.abs().max()
+    ):
         raise ModelError(
             f"{backend.info.architecture} is not causal: its earlier positions see later tokens.",
             "Use a decoder-only (causal) language model.",

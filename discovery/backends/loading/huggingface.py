@@ -23,7 +23,9 @@ from discovery.errors import ModelError, first_line
 _LAYER = re.compile(r"\.\d+\.")
 
 
-def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Placement | None = None) -> nn.Module:
+def build_module(
+    directory: Path, dtype: torch.dtype, device: str, spread: Placement | None = None
+) -> nn.Module:
     """The Hugging Face module in evaluation mode, weights frozen; on the device, or spread over several places.
 
     Raises:
@@ -42,7 +44,9 @@ def build_module(directory: Path, dtype: torch.dtype, device: str, spread: Place
     return module
 
 
-def _load_pretrained(directory: Path, dtype: torch.dtype, placement: Mapping[str, Any]) -> nn.Module:
+def _load_pretrained(
+    directory: Path, dtype: torch.dtype, placement: Mapping[str, Any]
+) -> nn.Module:
     """As `build_module`; `places` are arguments of transformers."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -61,20 +65,35 @@ def _load_pretrained(directory: Path, dtype: torch.dtype, placement: Mapping[str
                 **placement,
             )
     except SafetensorError as fault:
-        raise ModelError(f"{directory.name}: its weights are damaged.", "Save or download them again.", detail=str(fault)) from None
+        raise ModelError(
+            f"{directory.name}: its weights are damaged.",
+            "Save or download them again.",
+            detail=str(fault),
+        ) from None
     except torch.OutOfMemoryError:
         raise
     except ImportError as fault:
         cause = f"{directory.name} cannot be loaded: its weights or its architecture need a package that is not here."
-        raise ModelError(cause, "Use a model without it, as one that is not quantised.", detail=first_line(fault)) from fault
+        raise ModelError(
+            cause, "Use a model without it, as one that is not quantised.", detail=first_line(fault)
+        ) from fault
     except OSError as fault:
         cause = f"{directory.name} cannot be loaded: a file is missing or cannot be read ({type(fault).__name__})."
         cure = "Download what is missing; the weights are model.safetensors, or what model.safetensors.index.json names."
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError) as fault:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as fault:
         what = "its config.json, or not this device_map" if placement else "its config.json"
         cause = f"{directory.name} cannot be loaded: transformers does not take {what} ({type(fault).__name__})."
-        cure = "Check that it is a whole causal language model" + (", or give device_map 'auto'." if placement else ".")
+        cure = "Check that it is a whole causal language model" + (
+            ", or give device_map 'auto'." if placement else "."
+        )
         raise ModelError(cause, cure, detail=first_line(fault)) from fault
     _require_matching_weights(directory.name, module, report)
     _fuse_activations(module)
@@ -100,9 +119,16 @@ def _require_matching_weights(name: str, module: nn.Module, report: Any) -> None
         cause = f"{name}: {len(mismatched)} weights have other shapes than config.json says, first {mismatched[0]}."
         raise ModelError(cause, "Restore the config.json that was saved with the weights.")
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{name} lacks {len(missing)} weights, first {missing[0]}.", "Save the whole model again.")
+        raise ModelError(
+            f"{name} lacks {len(missing)} weights, first {missing[0]}.",
+            "Save the whole model again.",
+        )
     used = {_LAYER.sub(".#.", key) for key in module.state_dict()}
-    if left := sorted(key for key in report["unexpected_keys"] if _LAYER.search(key) and _LAYER.sub(".#.", key) in used):
+    if left := sorted(
+        key
+        for key in report["unexpected_keys"]
+        if _LAYER.search(key) and _LAYER.sub(".#.", key) in used
+    ):
         cause = f"{name} holds {len(left)} weights of layers that config.json leaves out, first {left[0]}: a smaller model would run."
         raise ModelError(cause, "Restore the config.json that was saved with the weights.")
 

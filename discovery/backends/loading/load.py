@@ -19,7 +19,13 @@ import torch
 from discovery.backends.base import Backend
 from discovery.backends.hardware.devices import choose_device
 from discovery.backends.hardware.memory import convert_out_of_memory, read_free_memory
-from discovery.backends.hardware.placement import DeviceMap, Placement, describe_placement, input_device, is_offloaded
+from discovery.backends.hardware.placement import (
+    DeviceMap,
+    Placement,
+    describe_placement,
+    input_device,
+    is_offloaded,
+)
 from discovery.backends.info import DtypeName
 from discovery.backends.loading.abilities import find_abilities
 from discovery.backends.loading.backend_choice import REMOTE_REASON, choose_backend, require_fit
@@ -32,8 +38,19 @@ from discovery.backends.loading.description import (
     read_vocabulary_size,
 )
 from discovery.backends.loading.huggingface import build_module, build_tokenizer
-from discovery.backends.loading.native import NATIVE_CONFIG, build_native, describe_unknown_fields, read_native_config
-from discovery.backends.loading.outline import BACKEND_LABELS, Engine, UnknownShapeError, build_empty_module, read_outline_at
+from discovery.backends.loading.native import (
+    NATIVE_CONFIG,
+    build_native,
+    describe_unknown_fields,
+    read_native_config,
+)
+from discovery.backends.loading.outline import (
+    BACKEND_LABELS,
+    Engine,
+    UnknownShapeError,
+    build_empty_module,
+    read_outline_at,
+)
 from discovery.backends.loading.source import ModelLocation, locate_model
 from discovery.backends.nnsight.backend import NnsightBackend
 from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
@@ -74,9 +91,13 @@ def load_model(
         MemoryLimitError: memory ran out all the same.
     """
     if dtype not in get_args(DtypeName):
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}.")
+        raise ModelError(
+            f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}."
+        )
     if backend not in get_args(BackendName):
-        raise ModelError(f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}.")
+        raise ModelError(
+            f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}."
+        )
     spread = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
     with convert_out_of_memory(f"Memory ran out while {name} was loaded.", OUT_OF_MEMORY_CURE):
         if remote:
@@ -88,11 +109,15 @@ def load_model(
         return _load_local(str(name), backend, choose_device(device), dtype, spread)
 
 
-def _load_local(name: str, backend: BackendName, device: str, dtype: str, spread: Placement | None) -> Backend:
+def _load_local(
+    name: str, backend: BackendName, device: str, dtype: str, spread: Placement | None
+) -> Backend:
     """As `load_model`, on this machine."""
     said = locate_model(name, weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        engine, reason = _choose_fitting_backend(said, backend, device, dtype, spread)  # before the weights are read, or fetched
+        engine, reason = _choose_fitting_backend(
+            said, backend, device, dtype, spread
+        )  # before the weights are read, or fetched
         source = locate_model(name)
         width: torch.dtype = getattr(torch, dtype)
         if (source.directory / NATIVE_CONFIG).is_file():
@@ -103,7 +128,9 @@ def _load_local(name: str, backend: BackendName, device: str, dtype: str, spread
     return made
 
 
-def _choose_fitting_backend(source: ModelLocation, backend: BackendName, device: str, dtype: str, spread: Placement | None) -> tuple[Engine, str]:
+def _choose_fitting_backend(
+    source: ModelLocation, backend: BackendName, device: str, dtype: str, spread: Placement | None
+) -> tuple[Engine, str]:
     """The engine and why it; refused where the weights do not fit.
 
     Raises:
@@ -115,7 +142,10 @@ def _choose_fitting_backend(source: ModelLocation, backend: BackendName, device:
     except UnknownShapeError:
         if spread is not None:
             raise
-        return "nnsight" if backend == "nnsight" else "transformerlens", "its configuration does not say how large it is"
+        return (
+            "nnsight" if backend == "nnsight" else "transformerlens",
+            "its configuration does not say how large it is",
+        )
     choice = choose_backend(found, backend, free, spread=spread is not None)
     if spread is None:
         require_fit(choice, device, free)
@@ -124,24 +154,47 @@ def _choose_fitting_backend(source: ModelLocation, backend: BackendName, device:
     return choice.backend, choice.reason
 
 
-def _load_huggingface(source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine, spread: Placement | None) -> Backend:
+def _load_huggingface(
+    source: ModelLocation,
+    dtype: torch.dtype,
+    device: str,
+    backend: Engine,
+    spread: Placement | None,
+) -> Backend:
     saved = None if spread is None else _require_parts(source, spread)
     module: Any = build_module(source.directory, dtype, device, spread)
     device = device if spread is None else input_device(module)
     tokenizer = build_tokenizer(source.directory)
     kind = type(module).__name__
     with _as_model_error(f"{source.directory.name} does not run"):
-        plain = UnwrappedModel.of(source, module, read_vocabulary_size(module), read_module_context_length(module), dtype, device)
+        plain = UnwrappedModel.of(
+            source,
+            module,
+            read_vocabulary_size(module),
+            read_module_context_length(module),
+            dtype,
+            device,
+        )
     with _as_model_error(f"{BACKEND_LABELS[backend]} cannot wrap {kind}"):
-        made = _wrap_in_nnsight(plain, tokenizer) if backend == "nnsight" else _wrap_in_transformerlens(plain, tokenizer)
+        made = (
+            _wrap_in_nnsight(plain, tokenizer)
+            if backend == "nnsight"
+            else _wrap_in_transformerlens(plain, tokenizer)
+        )
     with _as_model_error(f"{BACKEND_LABELS[backend]} cannot run {kind}"):
         require_same_logits(made, plain.expected)
         require_causal(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
     if spread is not None:
         warnings = (*made.info.warnings, *describe_placement(module))
-        made.abilities = replace(made.abilities, gradients=(device, dtype) == ("cpu", saved) or not is_offloaded(module))
-        made.info = replace(made.info, warnings=warnings, device_map="auto" if spread.device_map == "auto" else str(dict(spread.device_map)))
+        made.abilities = replace(
+            made.abilities, gradients=(device, dtype) == ("cpu", saved) or not is_offloaded(module)
+        )
+        made.info = replace(
+            made.info,
+            warnings=warnings,
+            device_map="auto" if spread.device_map == "auto" else str(dict(spread.device_map)),
+        )
     return made
 
 
@@ -161,23 +214,42 @@ def _wrap_in_transformerlens(plain: UnwrappedModel, tokenizer: Tokenizer | None)
     import copy
 
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-    from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+    )
 
     module, place = plain.module, {"dtype": plain.dtype, "device": plain.device}
     architecture = determine_architecture_from_hf_config(module.config)
-    bridge = build_bridge_from_module(module, architecture, hf_config=copy.deepcopy(module.config), **place)
+    bridge = build_bridge_from_module(
+        module, architecture, hf_config=copy.deepcopy(module.config), **place
+    )
     bridge.requires_grad_(False)  # wrapping makes new parameters
-    return TransformerLensBackend(bridge, describe_bridge(plain, bridge), tokenizer, block_returns=plain.block_tuple_length, cached=True)
+    return TransformerLensBackend(
+        bridge,
+        describe_bridge(plain, bridge),
+        tokenizer,
+        block_returns=plain.block_tuple_length,
+        cached=True,
+    )
 
 
 def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Backend:
     """A Hugging Face module in nnsight."""
     layout = find_layout(plain.module.config)
     unembed = plain.module.get_output_embeddings()
-    return NnsightBackend(plain.module, unembed, layout, describe_module(plain, layout), tokenizer, block_returns=plain.block_tuple_length)
+    return NnsightBackend(
+        plain.module,
+        unembed,
+        layout,
+        describe_module(plain, layout),
+        tokenizer,
+        block_returns=plain.block_tuple_length,
+    )
 
 
-def _load_native(source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine) -> Backend:
+def _load_native(
+    source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine
+) -> Backend:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     config = read_native_config(source.directory)
@@ -186,11 +258,26 @@ def _load_native(source: ModelLocation, dtype: torch.dtype, device: str, backend
     plain = UnwrappedModel.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
     made: Backend
     if backend == "nnsight":
-        made = NnsightBackend(module, module.head, NATIVE_LAYOUT, describe_module(plain, NATIVE_LAYOUT), None, block_returns=plain.block_tuple_length)
+        made = NnsightBackend(
+            module,
+            module.head,
+            NATIVE_LAYOUT,
+            describe_module(plain, NATIVE_LAYOUT),
+            None,
+            block_returns=plain.block_tuple_length,
+        )
     else:
-        bridge = build_bridge_from_module(module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device)
+        bridge = build_bridge_from_module(
+            module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device
+        )
         bridge.requires_grad_(False)
-        made = TransformerLensBackend(bridge, describe_bridge(plain, bridge), None, block_returns=plain.block_tuple_length, cached=False)
+        made = TransformerLensBackend(
+            bridge,
+            describe_bridge(plain, bridge),
+            None,
+            block_returns=plain.block_tuple_length,
+            cached=False,
+        )
     made.info = replace(made.info, warnings=(*made.info.warnings, *describe_unknown_fields(config)))
     require_same_logits(made, plain.expected)
     made.abilities = find_abilities(made, plain.expected)
@@ -206,4 +293,6 @@ def _as_model_error(what: str) -> Iterator[None]:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
         cure = "Check its config.json, or use another dtype or another model."
-        raise ModelError(f"{what} ({type(fault).__name__}).", cure, detail=first_line(fault)) from fault
+        raise ModelError(
+            f"{what} ({type(fault).__name__}).", cure, detail=first_line(fault)
+        ) from fault

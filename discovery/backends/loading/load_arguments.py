@@ -18,9 +18,18 @@ def load_arguments(model: Backend) -> dict[str, Any]:
     place = Path(info.name).expanduser()
     name = str(place.resolve()) if place.is_dir() and info.name != "bundled" else info.name
     where = {"device": "auto", "device_map": "auto"} if info.device_map else {"device": info.device}
-    return {"model": name, "backend": info.backend, **where, "dtype": info.dtype, "remote": bool(info.remote)}
+    return {
+        "model": name,
+        "backend": info.backend,
+        **where,
+        "dtype": info.dtype,
+        "remote": bool(info.remote),
+    }
 
 
 def reload(arguments: Mapping[str, Any]) -> Backend:
     """The model that was opened so."""
-    return load_model(arguments["model"], **{name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
+    return load_model(
+        arguments["model"],
+        **{name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments},
+    )

@@ -31,7 +31,11 @@ from discovery.backends.loading.description import (
     read_vocabulary_size,
 )
 from discovery.backends.loading.huggingface import TOKENIZER_FILES
-from discovery.backends.loading.native import NATIVE_CONFIG, build_uninitialised_native, read_native_config
+from discovery.backends.loading.native import (
+    NATIVE_CONFIG,
+    build_uninitialised_native,
+    read_native_config,
+)
 from discovery.backends.loading.source import ModelLocation, locate_model, require_supported_config
 from discovery.backends.nnsight.layout import find_layout
 from discovery.errors import ModelError, first_line
@@ -64,10 +68,22 @@ def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
         saved = config.dtype
         with torch.device("meta"):
             # float32 is torch's default: another would be everybody's for a moment, in a server that measures meanwhile
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32), saved
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, StrictDataclassError) as fault:
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", dtype=torch.float32
+            ), saved
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        StrictDataclassError,
+    ) as fault:
         cause = f"{directory.name}: transformers does not take its config.json ({type(fault).__name__})."
-        raise ModelError(cause, "Check that it is that of a causal language model.", detail=first_line(fault)) from fault
+        raise ModelError(
+            cause, "Check that it is that of a causal language model.", detail=first_line(fault)
+        ) from fault
 
 
 def add_output_biases(module: Any, directory: Path) -> None:
@@ -79,9 +95,15 @@ def add_output_biases(module: Any, directory: Path) -> None:
             with safe_open(path, framework="pt") as file:  # its header only
                 names = set(file.keys())
         except SafetensorError as fault:
-            raise ModelError(f"{directory.name}/model.safetensors is damaged.", "Save or download it again.", detail=str(fault)) from None
+            raise ModelError(
+                f"{directory.name}/model.safetensors is damaged.",
+                "Save or download it again.",
+                detail=str(fault),
+            ) from None
     linears = [module.head] if "unembed.b_U" in names else []
-    linears += [layer.mlp.out for layer in module.layers if hasattr(getattr(layer, "mlp", None), "gate")]
+    linears += [
+        layer.mlp.out for layer in module.layers if hasattr(getattr(layer, "mlp", None), "gate")
+    ]
     for linear in linears:
         if linear.bias is None:
             linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
@@ -133,7 +155,9 @@ class Outline(ModelDescription):
         those that are put together.
         """
         made = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
-        return max(bytes_per_number(self.saved) * self.n_params + self.itemsize * made, self.weights_bytes)
+        return max(
+            bytes_per_number(self.saved) * self.n_params + self.itemsize * made, self.weights_bytes
+        )
 
     def as_held_by(self, engine: Engine) -> Outline:
         """As one engine would hold it."""
@@ -163,7 +187,9 @@ def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Out
         ModelError: the name is no model, or not one that can be run.
     """
     if dtype not in get_args(DtypeName):
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}.")
+        raise ModelError(
+            f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}."
+        )
     source = locate_model(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
         return read_outline_at(source, dtype)
@@ -188,10 +214,19 @@ def _outline_hugging_face(source: ModelLocation, dtype: str) -> Outline:
         n_logits = int(module.get_output_embeddings().weight.shape[0])
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
         cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
-        raise UnknownShapeError(cause, "Load it to see what it is.", detail=first_line(fault)) from fault
+        raise UnknownShapeError(
+            cause, "Load it to see what it is.", detail=first_line(fault)
+        ) from fault
     twice = count_copied_weights(str(module.config.model_type), shape)
     return _make_outline(
-        source, module, shape, dtype, (d_vocab, n_logits, read_module_context_length(module)), saved or torch.float32, twice, find_supporting_backends(module.config)
+        source,
+        module,
+        shape,
+        dtype,
+        (d_vocab, n_logits, read_module_context_length(module)),
+        saved or torch.float32,
+        twice,
+        find_supporting_backends(module.config),
     )
 
 
@@ -203,7 +238,15 @@ def _outline_native(source: ModelLocation, dtype: str) -> Outline:
     add_output_biases(module, source.directory)
     vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
     return _make_outline(
-        source, module, ModelShape.of_native(cfg), dtype, vocabularies, torch.float32, 0, (get_args(Engine), ""), is_converted=dtype == "float32"
+        source,
+        module,
+        ModelShape.of_native(cfg),
+        dtype,
+        vocabularies,
+        torch.float32,
+        0,
+        (get_args(Engine), ""),
+        is_converted=dtype == "float32",
     )
 
 
@@ -221,13 +264,25 @@ def _make_outline(
 ) -> Outline:
     d_vocab, n_logits, n_ctx = vocabularies
     n_params = sum(parameter.numel() for parameter in module.parameters())
-    blocks = next((part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers), None)
+    blocks = next(
+        (
+            part
+            for part in module.modules()
+            if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers
+        ),
+        None,
+    )
     if blocks is None:
-        raise UnknownShapeError(f"A {type(module).__name__} has no list of its {shape.n_layers} layers.", "Load it to see what it is.")
+        raise UnknownShapeError(
+            f"A {type(module).__name__} has no list of its {shape.n_layers} layers.",
+            "Load it to see what it is.",
+        )
     return Outline(
         **vars(shape),
         name=source.name,
-        source=source.name if source.name == "bundled" or source.revision else str(source.directory),
+        source=source.name
+        if source.name == "bundled" or source.revision
+        else str(source.directory),
         revision=source.revision,
         architecture=type(module).__name__,
         dtype=dtype,

@@ -34,7 +34,11 @@ class ModelLocation:
     def fingerprint(self) -> str:
         """sha256 of the weights' file; of several files, of their digests in the order of their names."""
         digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHT_FILES))]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return (
+            digests[0]
+            if len(digests) == 1
+            else hashlib.sha256("".join(digests).encode()).hexdigest()
+        )
 
 
 def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
@@ -44,21 +48,38 @@ def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
         ModelError: where the name does not exist or the hub cannot be reached.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         wanted = [pattern for pattern in DOWNLOAD_PATTERNS if weights or pattern != WEIGHT_FILES]
         directory = Path(snapshot_download(name, allow_patterns=wanted))
     except HFValidationError:
-        raise ModelError(f"{name!r} is neither a directory nor a hub name.", "Give 'bundled', a model directory, or owner/name.") from None
+        raise ModelError(
+            f"{name!r} is neither a directory nor a hub name.",
+            "Give 'bundled', a model directory, or owner/name.",
+        ) from None
     except GatedRepoError:
-        raise ModelError(f"The hub model {name!r} is gated.", "Accept its licence on the hub and log in with `hf auth login`.") from None
+        raise ModelError(
+            f"The hub model {name!r} is gated.",
+            "Accept its licence on the hub and log in with `hf auth login`.",
+        ) from None
     except RepositoryNotFoundError:
-        raise ModelError(f"The hub has no model {name!r}.", "Check the name, or give a model directory.") from None
+        raise ModelError(
+            f"The hub has no model {name!r}.", "Check the name, or give a model directory."
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
         if constants.is_offline_mode():
             cause = f"{name!r} is not a directory here, nor a hub model in the cache, and downloads are switched off."
-            raise ModelError(cause, "Give a directory, or unset HF_HUB_OFFLINE (a server that is --read-only sets it).") from None
+            raise ModelError(
+                cause,
+                "Give a directory, or unset HF_HUB_OFFLINE (a server that is --read-only sets it).",
+            ) from None
         raise ModelError(
             f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
@@ -66,7 +87,10 @@ def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
     if weights and not any(directory.glob(WEIGHT_FILES)):
         if constants.is_offline_mode():
             cause = f"The cache has no *.safetensors file of the hub model {name!r}, and downloads are switched off."
-            raise ModelError(cause, "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.")
+            raise ModelError(
+                cause,
+                "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.",
+            )
         raise ModelError(
             f"The hub model {name!r} has no *.safetensors file; pickled weights can run code when opened, and are not fetched.",
             f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
@@ -87,7 +111,10 @@ def require_supported_config(directory: Path, *, weights: bool = True) -> dict[s
         cause = f"{directory.name}/config.json is not JSON ({type(fault).__name__})."
         raise ModelError(cause, "Download or save the model again.") from None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{directory.name}/config.json names no model_type.", "Save the model with save_pretrained.")
+        raise ModelError(
+            f"{directory.name}/config.json names no model_type.",
+            "Save the model with save_pretrained.",
+        )
     for name in ("config.json", "tokenizer_config.json"):
         path = directory / name
         if path.is_file() and '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
@@ -96,7 +123,10 @@ def require_supported_config(directory: Path, *, weights: bool = True) -> dict[s
                 "Code from a model is never run here: use an architecture that transformers itself has.",
             )
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{directory.name} is an encoder-decoder ({config['model_type']}).", "Use a decoder-only (causal) language model.")
+        raise ModelError(
+            f"{directory.name} is an encoder-decoder ({config['model_type']}).",
+            "Use a decoder-only (causal) language model.",
+        )
     _require_causal_architecture(directory.name, str(config["model_type"]))
     if weights:
         _require_safetensors(directory)
@@ -111,7 +141,10 @@ def _require_causal_architecture(name: str, kind: str) -> None:
         return
     near = get_close_matches(kind, KNOWN, n=3)
     cause = f"{name}/config.json: transformers has no causal language model of type {kind!r}"
-    raise ModelError(f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.", "Correct model_type, or use a newer transformers.")
+    raise ModelError(
+        f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.",
+        "Correct model_type, or use a newer transformers.",
+    )
 
 
 def _require_safetensors(directory: Path) -> None:
@@ -122,14 +155,21 @@ def _require_safetensors(directory: Path) -> None:
     """
     if any(directory.glob(WEIGHT_FILES)):
         return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
+    pickles = sorted(
+        path.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+        for path in directory.glob(pattern)
+    )
     if pickles:
         raise ModelError(
             f"{directory.name} holds its weights as a pickle ({pickles[0]}), which can run code when opened.",
             f'If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{directory}', use_safetensors=False).save_pretrained('{directory}')\"",
         )
-    raise ModelError(f"{directory.name} has no *.safetensors file.", "Download or save the model's weights there.")
+    raise ModelError(
+        f"{directory.name} has no *.safetensors file.",
+        "Download or save the model's weights there.",
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -146,12 +186,17 @@ def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
     if name == "bundled":
         bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
         if not (bundled / "config.json").is_file():
-            raise ModelError("This installation lacks the bundled model.", "Install the package again, or give a model directory.")
+            raise ModelError(
+                "This installation lacks the bundled model.",
+                "Install the package again, or give a model directory.",
+            )
         return ModelLocation(name, bundled)
     try:
         directory = Path(name).expanduser()
     except RuntimeError:
-        raise ModelError(f"{name!r} names a user that does not exist.", "Write the path out.") from None
+        raise ModelError(
+            f"{name!r} names a user that does not exist.", "Write the path out."
+        ) from None
     if directory.is_dir():
         if not any((directory / file).is_file() for file in ("config.json", NATIVE_CONFIG)):
             raise ModelError(
@@ -160,7 +205,9 @@ def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
             )
         return ModelLocation(name, directory)
     if directory.is_file():
-        raise ModelError(f"{name!r} is a file.", "Give the directory that holds config.json and the weights.")
+        raise ModelError(
+            f"{name!r} is a file.", "Give the directory that holds config.json and the weights."
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
     return fetch_hub_model(name, weights=weights)

@@ -50,14 +50,38 @@ class ModuleLayout:
     takes_cache: bool = True
 
 
-def _make_layout(blocks: str, attn: str, qkv: str, out: str, ffn: str = "mlp", middle: str | None = None, **more: Any) -> ModuleLayout:
+def _make_layout(
+    blocks: str,
+    attn: str,
+    qkv: str,
+    out: str,
+    ffn: str = "mlp",
+    middle: str | None = None,
+    **more: Any,
+) -> ModuleLayout:
     """A layout whose q, k, v and output projections stand inside the attention, and whose outputs are those of attention and MLP."""
-    parts = {"attn_out": attn, "mlp": (ffn,), "mlp_out": ffn, "pattern": f"{attn}.{SHARED_PATTERN}"} | more
-    return ModuleLayout(blocks, attn, tuple(f"{attn}.{name}" for name in qkv.split()), f"{attn}.{out}", resid_mid=middle, **parts)
+    parts = {
+        "attn_out": attn,
+        "mlp": (ffn,),
+        "mlp_out": ffn,
+        "pattern": f"{attn}.{SHARED_PATTERN}",
+    } | more
+    return ModuleLayout(
+        blocks,
+        attn,
+        tuple(f"{attn}.{name}" for name in qkv.split()),
+        f"{attn}.{out}",
+        resid_mid=middle,
+        **parts,
+    )
 
 
-_LLAMA = _make_layout("model.layers", "self_attn", "q_proj k_proj v_proj", "o_proj", middle="post_attention_layernorm")
-_GPT2 = _make_layout("transformer.h", "attn", "c_attn", "c_proj", middle="ln_2", positions="standard")
+_LLAMA = _make_layout(
+    "model.layers", "self_attn", "q_proj k_proj v_proj", "o_proj", middle="post_attention_layernorm"
+)
+_GPT2 = _make_layout(
+    "transformer.h", "attn", "c_attn", "c_proj", middle="ln_2", positions="standard"
+)
 _NEOX = _make_layout("gpt_neox.layers", "attention", "query_key_value", "dense", by_head=True)
 _OPT = _make_layout(
     "model.decoder.layers",
@@ -69,7 +93,12 @@ _OPT = _make_layout(
     mlp=("fc1", "fc2"),
     positions="standard",
 )
-_GEMMA2 = replace(_LLAMA, attn_out="post_attention_layernorm", resid_mid="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm")
+_GEMMA2 = replace(
+    _LLAMA,
+    attn_out="post_attention_layernorm",
+    resid_mid="pre_feedforward_layernorm",
+    mlp_out="post_feedforward_layernorm",
+)
 
 LAYOUTS: Mapping[str, ModuleLayout] = {
     "gpt2": _GPT2,
@@ -83,7 +112,9 @@ LAYOUTS: Mapping[str, ModuleLayout] = {
         positions="standard",
         pattern="attn.attention.attn_dropout",
     ),
-    "gptj": _make_layout("transformer.h", "attn", "q_proj k_proj v_proj", "out_proj", pattern="attn.attn_dropout"),
+    "gptj": _make_layout(
+        "transformer.h", "attn", "q_proj k_proj v_proj", "out_proj", pattern="attn.attn_dropout"
+    ),
     "gpt_neox": _NEOX,
     "opt": _OPT,
     "bloom": _make_layout(
@@ -98,7 +129,20 @@ LAYOUTS: Mapping[str, ModuleLayout] = {
         mlp_out="mlp.dense_4h_to_h",
         pattern="self_attention.attention_dropout",
     ),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"), _LLAMA),
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "starcoder2",
+            "mixtral",
+            "qwen2_moe",
+            "qwen3_moe",
+        ),
+        _LLAMA,
+    ),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
     "mpt": _make_layout(
         "transformer.blocks",
@@ -111,12 +155,23 @@ LAYOUTS: Mapping[str, ModuleLayout] = {
         positions="alibi",
         pattern="attn.source.nn_functional_dropout_0",
     ),
-    "olmo2": replace(_LLAMA, attn_out="post_attention_layernorm", resid_mid="mlp", mlp_out="post_feedforward_layernorm"),
+    "olmo2": replace(
+        _LLAMA,
+        attn_out="post_attention_layernorm",
+        resid_mid="mlp",
+        mlp_out="post_feedforward_layernorm",
+    ),
     "phi": _make_layout("model.layers", "self_attn", "q_proj k_proj v_proj", "dense"),
-    "phi3": _make_layout("model.layers", "self_attn", "qkv_proj", "o_proj", middle="post_attention_layernorm"),
-    "xglm": replace(_OPT, blocks="model.layers", pattern=None),  # its pattern has heads and prompts in one dimension
+    "phi3": _make_layout(
+        "model.layers", "self_attn", "qkv_proj", "o_proj", middle="post_attention_layernorm"
+    ),
+    "xglm": replace(
+        _OPT, blocks="model.layers", pattern=None
+    ),  # its pattern has heads and prompts in one dimension
 }
-NATIVE_LAYOUT = _make_layout("layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False)
+NATIVE_LAYOUT = _make_layout(
+    "layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False
+)
 
 
 def find_layout(config: Any) -> ModuleLayout:
@@ -128,7 +183,9 @@ def find_layout(config: Any) -> ModuleLayout:
     kind = str(config.model_type)
     if kind not in LAYOUTS:
         cause = f"The nnsight backend does not know where models of type {kind!r} keep their heads."
-        raise ModelError(cause, f"Use backend 'transformerlens'. It knows {', '.join(sorted(LAYOUTS))}.")
+        raise ModelError(
+            cause, f"Use backend 'transformerlens'. It knows {', '.join(sorted(LAYOUTS))}."
+        )
     if kind == "gpt_neox" and not config.use_parallel_residual:
         return replace(_NEOX, resid_mid="post_attention_layernorm")
     strange = {
@@ -138,5 +195,8 @@ def find_layout(config: Any) -> ModuleLayout:
     }
     name, usual = strange.get(kind, ("", None))
     if name and getattr(config, name) is not usual:
-        raise ModelError(f"The nnsight backend takes {kind} with {name} = {usual} only.", "Use backend 'transformerlens'.")
+        raise ModelError(
+            f"The nnsight backend takes {kind} with {name} = {usual} only.",
+            "Use backend 'transformerlens'.",
+        )
     return LAYOUTS[kind]

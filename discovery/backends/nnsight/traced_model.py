@@ -42,7 +42,10 @@ class HeadLayout:
             parts = list(whole.reshape(*before, self.n_heads, 3, self.d_head).unbind(-2))
         else:
             ends = [self.n_heads * self.d_head, (self.n_heads + self.n_kv_heads) * self.d_head]
-            parts = [part.reshape(*before, -1, self.d_head) for part in torch.tensor_split(whole, ends, -1)]
+            parts = [
+                part.reshape(*before, -1, self.d_head)
+                for part in torch.tensor_split(whole, ends, -1)
+            ]
         return [parts[QKV.index(kind)], *parts]
 
     def merge(self, kind: ActivationKind, value: Tensor, parts: list[Tensor]) -> Tensor:
@@ -52,7 +55,11 @@ class HeadLayout:
         if len(parts) == 1:
             return value.flatten(-2)
         made = [value if slot == kind else part for slot, part in zip(QKV, parts[1:], strict=True)]
-        return torch.stack(made, -2).flatten(-3) if self.layout.by_head else torch.cat([part.flatten(-2) for part in made], -1)
+        return (
+            torch.stack(made, -2).flatten(-3)
+            if self.layout.by_head
+            else torch.cat([part.flatten(-2) for part in made], -1)
+        )
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,26 @@ class TracedModel:
     block_tuple_length: int | None
 
     @classmethod
-    def of(cls, net: Any, unembed: nn.Module, layout: ModuleLayout, heads: HeadLayout, width: torch.dtype, block_tuple_length: int | None) -> TracedModel:
+    def of(
+        cls,
+        net: Any,
+        unembed: nn.Module,
+        layout: ModuleLayout,
+        heads: HeadLayout,
+        width: torch.dtype,
+        block_tuple_length: int | None,
+    ) -> TracedModel:
         """Of nnsight's model of a module whose last Linear is `unembed`."""
         last = next(envoy for envoy in net.modules() if envoy._module is unembed)
-        return cls(net, list(attrgetter(layout.blocks)(net)), last, layout, heads, width, block_tuple_length)
+        return cls(
+            net,
+            list(attrgetter(layout.blocks)(net)),
+            last,
+            layout,
+            heads,
+            width,
+            block_tuple_length,
+        )
 
     def locate(self, site: Site) -> tuple[Any, str]:
         """The traced module, and which side of it, that carries a site."""
@@ -86,7 +109,10 @@ class TracedModel:
             return attrgetter(layout.qkv[QKV.index(site.kind) % len(layout.qkv)])(block), "output"
         if site.kind in ("resid_pre", "resid_post"):
             return block, "input" if site.kind == "resid_pre" else "output"
-        inputs, outputs = {"z": layout.out, "resid_mid": layout.resid_mid}, {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out}
+        inputs, outputs = (
+            {"z": layout.out, "resid_mid": layout.resid_mid},
+            {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out},
+        )
         path = self._pattern(block) if site.kind == "pattern" else {**inputs, **outputs}[site.kind]
         assert path is not None  # refused before
         return attrgetter(path)(block), "input" if site.kind in inputs else "output"
@@ -97,7 +123,11 @@ class TracedModel:
             return path
         shared = path.removesuffix(f".{SHARED_PATTERN}")
         operations = attrgetter(f"{shared}.{SHARED_PATTERN.rpartition('.')[0]}")(block)
-        return path if hasattr(operations, SHARED_PATTERN.rpartition(".")[2]) else f"{shared}.{WRAPPED_PATTERN}"
+        return (
+            path
+            if hasattr(operations, SHARED_PATTERN.rpartition(".")[2])
+            else f"{shared}.{WRAPPED_PATTERN}"
+        )
 
     def enable_source_tracing(self, layer: int) -> None:
         """Let what stands inside a layer's attention be traced; too late once the layer's forward pass has begun."""

@@ -22,7 +22,11 @@ import torch
 from pydantic import ValidationError
 
 from discovery.backends.nnsight.backend import import_nnsight
-from discovery.backends.remote.jobs import UnreadableAnswerError, require_complete_answers, wrap_reader
+from discovery.backends.remote.jobs import (
+    UnreadableAnswerError,
+    require_complete_answers,
+    wrap_reader,
+)
 from discovery.backends.remote.service import run_session
 from discovery.backends.remote.status import report_status
 from discovery.errors import ModelError, RemoteError, first_line
@@ -31,7 +35,12 @@ STATUS_SECONDS = 70.0  # NDIF asks its cluster, for at most 60
 CONNECT_SECONDS = 60.0  # until it hands out a session; nnsight's client sets no end to that
 RETRY_PAUSES = (2.0, 10.0, 30.0)  # seconds before a job that was lost on the way is sent again
 RETRY_STATUSES = (429, 502, 503, 504)  # HTTP statuses that pass
-OUT_OF_MEMORY_TEXTS = ("OutOfMemoryError", "CUDA out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY_TEXTS = (
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "not enough memory",
+    "can't allocate memory",
+)
 _EXCEPTION_LINE = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): ?(.*)", re.MULTILINE)
 _KEY_CURE = "Get a key at login.ndif.us and set NDIF_API_KEY, or run `nnsight login` once."
 
@@ -63,12 +72,20 @@ class NdifService:
 
         host = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST).strip().rstrip("/")
         if not _is_address(host):
-            raise ModelError(f"NDIF_HOST is {host!r}, which is no address.", "Write it with http:// or https://, or unset it.")
+            raise ModelError(
+                f"NDIF_HOST is {host!r}, which is no address.",
+                "Write it with http:// or https://, or unset it.",
+            )
         key = (os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip()
         if not key:
             raise ModelError("A remote model needs an NDIF API key, and there is none.", _KEY_CURE)
-        if not (key.isascii() and key.isprintable() and " " not in key):  # whoever sends it would repeat it in an error
-            raise ModelError("The NDIF API key holds characters that no key has, as a space or the end of a line.", _KEY_CURE)
+        if not (
+            key.isascii() and key.isprintable() and " " not in key
+        ):  # whoever sends it would repeat it in an error
+            raise ModelError(
+                "The NDIF API key holds characters that no key has, as a space or the end of a line.",
+                _KEY_CURE,
+            )
         return cls(host, _key=key)
 
     def running_models(self) -> list[str] | None:
@@ -80,12 +97,20 @@ class NdifService:
         import httpx  # nnsight's own client
 
         try:
-            answer = httpx.get(f"{self.address}/status", timeout=httpx.Timeout(10.0, read=STATUS_SECONDS))
+            answer = httpx.get(
+                f"{self.address}/status", timeout=httpx.Timeout(10.0, read=STATUS_SECONDS)
+            )
             if answer.status_code == httpx.codes.GATEWAY_TIMEOUT:
                 return None
             answer.raise_for_status()
             found = answer.json().get("deployments", {}).values()
-            return sorted({str(one.get("repo_id")) for one in found if one.get("application_state") == "RUNNING"})
+            return sorted(
+                {
+                    str(one.get("repo_id"))
+                    for one in found
+                    if one.get("application_state") == "RUNNING"
+                }
+            )
         except httpx.ReadTimeout:
             return None
         except (httpx.HTTPError, ValueError, AttributeError) as fault:
@@ -121,7 +146,12 @@ class NdifService:
         from nnsight.intervention.backends.remote import RemoteBackend
         from nnsight.intervention.backends.remote import RemoteError as NnsightRemoteError
 
-        client = RemoteBackend(self.model_key, host=self.address, api_key=self._key, env={"attn_implementation": "eager"})
+        client = RemoteBackend(
+            self.model_key,
+            host=self.address,
+            api_key=self._key,
+            env={"attn_implementation": "eager"},
+        )
         client.display, client.verbose = _StatusDisplay(), False
         client.parse, client.finalize = wrap_reader(client.parse), wrap_reader(client.finalize)
         self.requests += 1
@@ -131,13 +161,28 @@ class NdifService:
             require_complete_answers(jobs, found)
         except NnsightRemoteError as fault:
             meant, why = self._failure_error(str(fault)), fault.__cause__
-            if isinstance(why, httpx.TransportError) or (isinstance(why, httpx.HTTPStatusError) and why.response.status_code in RETRY_STATUSES):
+            if isinstance(why, httpx.TransportError) or (
+                isinstance(why, httpx.HTTPStatusError)
+                and why.response.status_code in RETRY_STATUSES
+            ):
                 raise _TransientError(meant) from why
             raise meant from None
         except UnreadableAnswerError as fault:
             cure = "Try again later; a run can be resumed. If it stays so, tell those who run it: its nnsight may be of another version."
-            raise _TransientError(ModelError(f"NDIF at {self.address} sent what is no answer.", cure, detail=self._redact_key(fault))) from fault
-        except (httpx.HTTPError, websocket.WebSocketException, OSError, ValidationError, JSONDecodeError) as fault:
+            raise _TransientError(
+                ModelError(
+                    f"NDIF at {self.address} sent what is no answer.",
+                    cure,
+                    detail=self._redact_key(fault),
+                )
+            ) from fault
+        except (
+            httpx.HTTPError,
+            websocket.WebSocketException,
+            OSError,
+            ValidationError,
+            JSONDecodeError,
+        ) as fault:
             raise _TransientError(self._unreachable_error(fault)) from fault
         self._has_answered = True
         return found
@@ -151,7 +196,9 @@ class NdifService:
 
     def _unreachable_error(self, fault: Exception) -> ModelError:
         cause = f"NDIF at {self.address} does not answer ({type(fault).__name__})."
-        if isinstance(fault, ValidationError | JSONDecodeError):  # where it closed in good order, the client takes an empty message for one
+        if isinstance(
+            fault, ValidationError | JSONDecodeError
+        ):  # where it closed in good order, the client takes an empty message for one
             cause = f"NDIF at {self.address} closed the connection, or sent what is no status."
         cure = "Check the connection and NDIF_HOST, and try again later; a run can be resumed."
         return ModelError(cause, cure, detail=self._redact_key(first_line(fault)))
@@ -159,20 +206,30 @@ class NdifService:
     def _failure_error(self, said: str) -> Exception:
         """What a refusal or a failed job means here."""
         said = self._redact_key(said)
-        first = next((line.strip() for line in said.splitlines() if line.strip()), "nothing was said")
+        first = next(
+            (line.strip() for line in said.splitlines() if line.strip()), "nothing was said"
+        )
         if any(words in said for words in OUT_OF_MEMORY_TEXTS):
             return torch.OutOfMemoryError(f"NDIF ran out of memory: {_last_line(said)}")
         if said.startswith("Failed to send request"):
             why = first.partition(":")[2].strip()
             if "API key" in said:
-                return ModelError(f"NDIF at {self.address} refuses the API key.", _KEY_CURE, detail=why)
+                return ModelError(
+                    f"NDIF at {self.address} refuses the API key.", _KEY_CURE, detail=why
+                )
             cure = "Look up the message in NDIF's documentation, and try again later; a run can be resumed."
             return ModelError(f"NDIF at {self.address} refuses the request.", cure, detail=why)
         faults = _EXCEPTION_LINE.findall(said)
         if faults:  # the code that was sent
             name, words = faults[-1]
-            return RemoteError(f"A job failed on NDIF ({name}).", "Use a local backend where the model fits.", detail=words or name)
-        return ModelError(f"NDIF did not run {self._model_name()}.", self._suggest_alternatives(), detail=first)
+            return RemoteError(
+                f"A job failed on NDIF ({name}).",
+                "Use a local backend where the model fits.",
+                detail=words or name,
+            )
+        return ModelError(
+            f"NDIF did not run {self._model_name()}.", self._suggest_alternatives(), detail=first
+        )
 
     def _suggest_alternatives(self) -> str:
         """What to do where a model did not run, by what runs now."""
@@ -233,7 +290,9 @@ class _StatusDisplay:
 def _is_address(host: str) -> bool:
     try:
         parts = urlsplit(host)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # the port is read, and may be none
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        )  # the port is read, and may be none
     except ValueError:
         return False
 

@@ -22,7 +22,9 @@ def run_jobs(net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def run_job(net: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One forward pass, or the part of it that is needed, and what was seen there."""
     found: dict[str, Any] = {"seen": {}}
-    work = {"reference": read_reference, "weights": read_output_weights, "walk": run_walk}[job["work"]]
+    work = {"reference": read_reference, "weights": read_output_weights, "walk": run_walk}[
+        job["work"]
+    ]
     with net.trace(**job["arguments"]) as tracer:
         work(net, tracer, job, found)
     return found
@@ -69,7 +71,9 @@ def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) 
         block = resolve(net, path)
         if number == 0:
             residual = residual.to(block.input)
-        block.skip(residual if job["returns"] is None else (residual, *[None] * (job["returns"] - 1)))
+        block.skip(
+            residual if job["returns"] is None else (residual, *[None] * (job["returns"] - 1))
+        )
     entered: dict[int, Any] = {}
     for step in job["steps"]:
         visit_site(net, step, residual, entered, found)
@@ -79,7 +83,9 @@ def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) 
         tracer.stop()
     unembed = resolve(net, job["unembed"])
     hidden, last = unembed.input, job["last"]
-    unembed.input = hidden[torch.arange(len(last)).to(hidden.device), last.to(hidden.device)].unsqueeze(1)
+    unembed.input = hidden[
+        torch.arange(len(last)).to(hidden.device), last.to(hidden.device)
+    ].unsqueeze(1)
     out = net.output
     logits = (out if isinstance(out, torch.Tensor) else out.logits)[:, 0]
     if job["columns"] is not None:
@@ -87,13 +93,17 @@ def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) 
     found["logits"] = logits.detach().cpu()
 
 
-def visit_site(net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], found: dict[str, Any]) -> None:
+def visit_site(
+    net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], found: dict[str, Any]
+) -> None:
     """Read a site, change it, and put it back where it changed."""
     envoy = resolve_first(net, step["paths"])
     given = getattr(envoy, step["side"])
     whole = given[0] if isinstance(given, tuple) else given
     flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
-    parts = split_heads(step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole)
+    parts = split_heads(
+        step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole
+    )
     value = parts[0]
     if step["enter"]:
         value = residual.to(value)
@@ -101,7 +111,9 @@ def visit_site(net: Any, step: dict[str, Any], residual: Any, entered: dict[int,
         value = torch.cat([value, unpack_tensor(step["join"]).to(value)])
     for edit in step["edits"]:
         value = apply_edit(edit, value)
-    if step["middle"]:  # the residual stream behind the attention is changed through what is added to it
+    if step[
+        "middle"
+    ]:  # the residual stream behind the attention is changed through what is added to it
         before = value + entered[step["layer"]]
         after = before
         for edit in step["middle"]:
@@ -137,7 +149,11 @@ def apply_edit(edit: dict[str, Any], activation: Any) -> Any:
     else:
         value = value.expand_as(activation)
     where = edit["where"]
-    return value if where is None else torch.where(where.to(activation.device).unsqueeze(-1), value, activation)
+    return (
+        value
+        if where is None
+        else torch.where(where.to(activation.device).unsqueeze(-1), value, activation)
+    )
 
 
 def split_heads(cut: Any, whole: Any) -> list[Any]:
@@ -149,7 +165,10 @@ def split_heads(cut: Any, whole: Any) -> list[Any]:
     if cut["by_head"]:
         parts = list(whole.unflatten(-1, (-1, 3, cut["d_head"])).unbind(-2))
     else:
-        parts = [part.reshape(*part.shape[:-1], -1, cut["d_head"]) for part in torch.tensor_split(whole, cut["ends"], -1)]
+        parts = [
+            part.reshape(*part.shape[:-1], -1, cut["d_head"])
+            for part in torch.tensor_split(whole, cut["ends"], -1)
+        ]
     return [parts[cut["slot"]], *parts]
 
 
@@ -160,4 +179,8 @@ def merge_heads(cut: Any, value: Any, parts: list[Any]) -> Any:
     if len(parts) == 1:
         return value.flatten(-2)
     made = [value if slot == cut["slot"] else part for slot, part in enumerate(parts[1:])]
-    return torch.stack(made, -2).flatten(-3) if cut["by_head"] else torch.cat([part.flatten(-2) for part in made], -1)
+    return (
+        torch.stack(made, -2).flatten(-3)
+        if cut["by_head"]
+        else torch.cat([part.flatten(-2) for part in made], -1)
+    )

@@ -13,7 +13,11 @@ _MARKS = {"ok": "ok", "warning": "!", "failed": "FAILED"}
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun to the grammar."""
-    noun = commands.add_parser("doctor", parents=parents, help="check the installation, and say what to do where something is wrong")
+    noun = commands.add_parser(
+        "doctor",
+        parents=parents,
+        help="check the installation, and say what to do where something is wrong",
+    )
     noun.add_argument("--json", action="store_true", help="print one JSON document")
     RUNS_DIR.add_to(noun)
     noun.set_defaults(run=print_findings, parser=noun)
@@ -33,6 +37,14 @@ def print_findings(args: argparse.Namespace, console: Console) -> None:
                 console.write_result(f"{'':24} {finding.cure}")
     failed = [finding.check for finding in findings if finding.status == "failed"]
     if args.json:
-        console.write_document(dumps({"ok": not failed, "checks": [dataclasses.asdict(finding) for finding in findings]}, indent=2) + "\n")
+        console.write_document(
+            dumps(
+                {"ok": not failed, "checks": [dataclasses.asdict(finding) for finding in findings]},
+                indent=2,
+            )
+            + "\n"
+        )
     else:
-        console.write_result(f"\n{'Failed: ' + ', '.join(failed) if failed else 'Everything that is needed works'}.")
+        console.write_result(
+            f"\n{'Failed: ' + ', '.join(failed) if failed else 'Everything that is needed works'}."
+        )

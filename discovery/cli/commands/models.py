@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import BACKEND, DEVICE, DTYPE, MODEL, MODELS_DIR, Subparsers, UsageError
+from discovery.cli.arguments import (
+    BACKEND,
+    DEVICE,
+    DTYPE,
+    MODEL,
+    MODELS_DIR,
+    Subparsers,
+    UsageError,
+)
 from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import add_placement_flags, load_request
 
@@ -33,10 +41,16 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
     for name, act, text in (
         ("list", print_models, "the bundled model and those in the models directory"),
-        ("info", print_info, "what a model is and what memory it takes, from its configuration alone"),
+        (
+            "info",
+            print_info,
+            "what a model is and what memory it takes, from its configuration alone",
+        ),
     ):
         verb = verbs.add_parser(name, parents=parents, help=text)
-        verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        verb.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
+        )
         MODELS_DIR.add_to(verb, default=argparse.SUPPRESS)
         verb.set_defaults(run=act, parser=verb)
         if name == "info":
@@ -53,16 +67,31 @@ def print_models(args: argparse.Namespace, console: Console) -> None:
     place: Path | None = MODELS_DIR.resolve_value(args)
     if place is not None and not place.is_dir():
         raise UsageError(
-            f"The models directory {str(place)!r} is not a directory.", f"Give one with --models-dir or {MODELS_DIR.variable}."
+            f"The models directory {str(place)!r} is not a directory.",
+            f"Give one with --models-dir or {MODELS_DIR.variable}.",
         )
     bundled = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
-    found = [{**_directory_facts(bundled), "model": MODEL.default}, *(_directory_facts(directory) for directory in _find_model_directories(place))]
+    found = [
+        {**_directory_facts(bundled), "model": MODEL.default},
+        *(_directory_facts(directory) for directory in _find_model_directories(place)),
+    ]
     if args.json:
-        console.write_document(dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n")
+        console.write_document(
+            dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n"
+        )
         return
-    console.write_result(format_columns([(row["model"], row["format"] or "not installed", _format_megabytes(row["bytes"])) for row in found]))
+    console.write_result(
+        format_columns(
+            [
+                (row["model"], row["format"] or "not installed", _format_megabytes(row["bytes"]))
+                for row in found
+            ]
+        )
+    )
     if place is None:
-        console.write_note(f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here.")
+        console.write_note(
+            f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here."
+        )
 
 
 def print_info(args: argparse.Namespace, console: Console) -> None:
@@ -70,32 +99,64 @@ def print_info(args: argparse.Namespace, console: Console) -> None:
     from discovery.backends.hardware.devices import choose_device
     from discovery.backends.hardware.memory import read_free_memory
     from discovery.backends.hardware.placement import Placement
-    from discovery.backends.loading.backend_choice import choose_backend, describe_misfit, estimate_load_memory
+    from discovery.backends.loading.backend_choice import (
+        choose_backend,
+        describe_misfit,
+        estimate_load_memory,
+    )
     from discovery.backends.loading.outline import read_outline
     from discovery.graph.strict_json import dumps
 
     asked = load_request(args)
     device = choose_device(asked["device"])
     free = read_free_memory(device)
-    spread, remote = Placement.from_arguments(asked["device_map"], None, asked["device"], remote=asked["remote"]), asked["remote"]
-    choice = choose_backend(read_outline(asked["model"], dtype=asked["dtype"]), asked["backend"], free, spread=spread is not None, remote=remote)
+    spread, remote = (
+        Placement.from_arguments(
+            asked["device_map"], None, asked["device"], remote=asked["remote"]
+        ),
+        asked["remote"],
+    )
+    choice = choose_backend(
+        read_outline(asked["model"], dtype=asked["dtype"]),
+        asked["backend"],
+        free,
+        spread=spread is not None,
+        remote=remote,
+    )
     found = choice.outline
-    facts = {**dataclasses.asdict(found), "n_nodes": found.n_nodes, "backend": choice.backend, "chosen": choice.reason}
+    facts = {
+        **dataclasses.asdict(found),
+        "n_nodes": found.n_nodes,
+        "backend": choice.backend,
+        "chosen": choice.reason,
+    }
     memory = _memory_facts(found, estimate_load_memory(found, spread, remote=remote), free)
     trouble = None if spread or remote else describe_misfit(choice, device, free)
     if args.json:
-        console.write_document(dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n")
+        console.write_document(
+            dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n"
+        )
         return
-    console.write_result(format_columns([(name, _format_value(value)) for name, value in facts.items()]))
+    console.write_result(
+        format_columns([(name, _format_value(value)) for name, value in facts.items()])
+    )
     pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
     if remote:
         console.write_result("Memory: none for the weights, which are not loaded here.")
     else:
-        console.write_result(f"Memory: {_format_megabytes(memory['loading'])} at most while it is loaded, {_format_megabytes(memory['weights'])} from then on.")
+        console.write_result(
+            f"Memory: {_format_megabytes(memory['loading'])} at most while it is loaded, {_format_megabytes(memory['weights'])} from then on."
+        )
     if memory["disk"]:
-        console.write_result(f"{_format_megabytes(memory['disk'])} of the weights lie on the disk, and are read again in every pass.")
-    console.write_result(f"Beside it a sweep of {pairs} takes {_format_megabytes(memory['sweep'])}, or {_format_megabytes(memory['sweep_pair'])} pair by pair.")
-    console.write_result(f"With --memory {memory['limit']} or more all these pairs are swept together.")
+        console.write_result(
+            f"{_format_megabytes(memory['disk'])} of the weights lie on the disk, and are read again in every pass."
+        )
+    console.write_result(
+        f"Beside it a sweep of {pairs} takes {_format_megabytes(memory['sweep'])}, or {_format_megabytes(memory['sweep_pair'])} pair by pair."
+    )
+    console.write_result(
+        f"With --memory {memory['limit']} or more all these pairs are swept together."
+    )
     console.write_result(f"Free on {device}: {_format_megabytes(free)}.")
     if trouble is not None:
         console.write_result(str(trouble))
@@ -107,7 +168,13 @@ def _memory_facts(found: Outline, taken: tuple[int, int], free: int) -> dict[str
 
     loading, weights = taken
     need = dataclasses.asdict(MemoryNeed.of(found))
-    return {"loading": loading, "weights": weights, **need, "disk": found.weights_bytes - weights if loading else 0, "free": free}
+    return {
+        "loading": loading,
+        "weights": weights,
+        **need,
+        "disk": found.weights_bytes - weights if loading else 0,
+        "free": free,
+    }
 
 
 def _find_model_directories(place: Path | None, deep: int = _MAX_DEPTH) -> Iterator[Path]:
@@ -123,7 +190,11 @@ def _find_model_directories(place: Path | None, deep: int = _MAX_DEPTH) -> Itera
 
 
 def _directory_facts(directory: Path) -> dict[str, Any]:
-    size = sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
+    size = (
+        sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        if directory.is_dir()
+        else 0
+    )
     return {"model": str(directory), "format": _model_format(directory), "bytes": size or None}
 
 

@@ -8,9 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from discovery.cli.arguments import LOAD_SETTINGS, RUNS_DIR, Subparsers, UsageError, absolute_path, add_flag, parse_text, parse_whole_number
+from discovery.cli.arguments import (
+    LOAD_SETTINGS,
+    RUNS_DIR,
+    Subparsers,
+    UsageError,
+    absolute_path,
+    add_flag,
+    parse_text,
+    parse_whole_number,
+)
 from discovery.cli.console import Console
-from discovery.cli.model_and_task import add_placement_flags, add_sae_flag, load_request, load_requested_model
+from discovery.cli.model_and_task import (
+    add_placement_flags,
+    add_sae_flag,
+    load_request,
+    load_requested_model,
+)
 from discovery.tasks import BUILTIN
 
 if TYPE_CHECKING:
@@ -32,19 +46,38 @@ _SAMPLING_FLAGS = {  # flag -> (least, what the settings call it, help)
 
 def register_verb(verbs: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add `examples` to the verbs of `sae`."""
-    verb = verbs.add_parser("examples", parents=parents, help="where in a text features fire most", description=_ABOUT)
+    verb = verbs.add_parser(
+        "examples", parents=parents, help="where in a text features fire most", description=_ABOUT
+    )
     for setting in LOAD_SETTINGS:
         setting.add_to(verb)
     add_placement_flags(verb)
     add_sae_flag(verb)
     RUNS_DIR.add_to(verb)
-    add_flag(verb, "--text", "FILE", parse_text, "what is read: a file, or a built-in task", required=True)
-    add_flag(verb, "--features", "LIST", _parse_features, "their numbers, as in 12,345", required=True)
-    add_flag(verb, "--field", "NAME", parse_text, "the field of JSON Lines that holds the text (default text)")
+    add_flag(
+        verb,
+        "--text",
+        "FILE",
+        parse_text,
+        "what is read: a file, or a built-in task",
+        required=True,
+    )
+    add_flag(
+        verb, "--features", "LIST", _parse_features, "their numbers, as in 12,345", required=True
+    )
+    add_flag(
+        verb,
+        "--field",
+        "NAME",
+        parse_text,
+        "the field of JSON Lines that holds the text (default text)",
+    )
     for name, (least, _, text) in _SAMPLING_FLAGS.items():
         add_flag(verb, name, "N", partial(parse_whole_number, least), text)
     verb.add_argument("--no-cache", action="store_true", help="keep nothing, and look nothing up")
-    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    verb.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
+    )
     verb.set_defaults(run=print_examples, parser=verb)
 
 
@@ -88,10 +121,15 @@ def _format_examples(found: FeatureExamples) -> str:
 def _format_card(card: FeatureDashboard) -> str:
     mean = "" if card.mean is None else f", {card.mean:.3g} on average there"
     lines = [f"feature {card.feature}: fires at {card.density:.2%} of positions{mean}"]
-    lines += [f"  {example.value:8.3g}  {_collapse_whitespace(example.text)}" for example in card.top]
+    lines += [
+        f"  {example.value:8.3g}  {_collapse_whitespace(example.text)}" for example in card.top
+    ]
     for part in card.bins:
         lines.append(f"  {part.low:.3g} to {part.high:.3g}:")
-        lines += [f"  {example.value:8.3g}  {_collapse_whitespace(example.text)}" for example in part.examples]
+        lines += [
+            f"  {example.value:8.3g}  {_collapse_whitespace(example.text)}"
+            for example in part.examples
+        ]
     return "\n".join(lines)
 
 

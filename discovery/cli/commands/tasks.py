@@ -7,29 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 from discovery.cli.arguments import MEMORY, Subparsers
 from discovery.cli.console import Console, format_columns
-from discovery.cli.model_and_task import add_model_and_task_flags, load_request, load_requested_model, load_requested_task
+from discovery.cli.model_and_task import (
+    add_model_and_task_flags,
+    load_request,
+    load_requested_model,
+    load_requested_task,
+)
 
 if TYPE_CHECKING:
     from discovery.methods.behaviour import BehaviourCheck
     from discovery.tasks import Task
 
-_CHECK = (
-    """Lint a task against a model's tokenizer, and measure whether the model does it: a circuit can only be found for what is there."""
-)
+_CHECK = """Lint a task against a model's tokenizer, and measure whether the model does it: a circuit can only be found for what is there."""
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
     """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser("tasks", parents=parents, help="built-in tasks, and whether a model does one")
+    noun = commands.add_parser(
+        "tasks", parents=parents, help="built-in tasks, and whether a model does one"
+    )
     noun.add_argument("--json", action="store_true", help="print one JSON document")
     noun.set_defaults(run=print_tasks, parser=noun)
     verbs = noun.add_subparsers(title="verbs", metavar="VERB")
-    for name, act, text in (("list", print_tasks, "the built-in tasks"), ("check", print_check, "does a model do a task?")):
-        verb = verbs.add_parser(name, parents=parents, help=text, description=_CHECK if name == "check" else None)
+    for name, act, text in (
+        ("list", print_tasks, "the built-in tasks"),
+        ("check", print_check, "does a model do a task?"),
+    ):
+        verb = verbs.add_parser(
+            name, parents=parents, help=text, description=_CHECK if name == "check" else None
+        )
         if name == "check":
-            verb.add_argument("task", metavar="TASK", help="a built-in task or the path of a task file")
+            verb.add_argument(
+                "task", metavar="TASK", help="a built-in task or the path of a task file"
+            )
             add_model_and_task_flags(verb)
-        verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+        verb.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
+        )
         verb.set_defaults(run=act, parser=verb)
 
 
@@ -51,7 +65,14 @@ def print_tasks(args: argparse.Namespace, console: Console) -> None:
         ]
         console.write_document(dumps({"tasks": rows}, indent=2) + "\n")
         return
-    console.write_result(format_columns([(task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})") for task in BUILTIN.values()]))
+    console.write_result(
+        format_columns(
+            [
+                (task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})")
+                for task in BUILTIN.values()
+            ]
+        )
+    )
 
 
 def print_check(args: argparse.Namespace, console: Console) -> None:
@@ -62,9 +83,17 @@ def print_check(args: argparse.Namespace, console: Console) -> None:
     from discovery.graph.strict_json import dumps
     from discovery.methods.behaviour import check_task
 
-    found = check_task(model, task, metric=args.metric, memory=MEMORY.resolve_value(args), progress=console.progress)
+    found = check_task(
+        model,
+        task,
+        metric=args.metric,
+        memory=MEMORY.resolve_value(args),
+        progress=console.progress,
+    )
     if args.json:
-        console.write_document(dumps({"model": model.info.name, **check_facts(task, found)}, indent=2) + "\n")
+        console.write_document(
+            dumps({"model": model.info.name, **check_facts(task, found)}, indent=2) + "\n"
+        )
     else:
         console.write_result(f"{task.name} in {model.info.name}\n{_format_check(task, found)}")
 
@@ -90,21 +119,35 @@ def check_facts(task: Task, found: BehaviourCheck) -> dict[str, Any]:
         "accuracy_low": found.accuracy_low,
         "best_constant": found.best_constant,
         "top1": found.top1,
-        "cost": {"forward_equivalents": found.cost.forward_equivalents, "seconds": found.cost.seconds},
+        "cost": {
+            "forward_equivalents": found.cost.forward_equivalents,
+            "seconds": found.cost.seconds,
+        },
     }
 
 
 def _format_check(task: Task, found: BehaviourCheck) -> str:
     verdict = "The model does the task." if found.is_present else "The model does not do the task:"
     rows = [
-        ("pairs", f"{found.n}: {len(task.discovery)} to find a circuit, {len(task.heldout)} to judge it; {task.split_method}"),
+        (
+            "pairs",
+            f"{found.n}: {len(task.discovery)} to find a circuit, {len(task.heldout)} to judge it; {task.split_method}",
+        ),
         (
             "accuracy",
             f"{found.accuracy:.1%} (95% lower bound {found.accuracy_low:.1%}; best constant answer {found.best_constant:.1%}, chance 50%)",
         ),
         ("top-1", f"{found.top1:.1%}"),
-        (found.metric.replace("_", " "), f"{found.metric_clean:.3f} on clean prompts, {found.metric_corrupted:.3f} on corrupted ones"),
+        (
+            found.metric.replace("_", " "),
+            f"{found.metric_clean:.3f} on clean prompts, {found.metric_corrupted:.3f} on corrupted ones",
+        ),
         ("gap", f"{found.gap.mean:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]"),
-        ("cost", f"{found.cost.forward_equivalents:,.0f} forward-pass equivalents, {found.cost.seconds:.1f} s"),
+        (
+            "cost",
+            f"{found.cost.forward_equivalents:,.0f} forward-pass equivalents, {found.cost.seconds:.1f} s",
+        ),
     ]
-    return "\n".join([verdict, *(f"  - {reason}" for reason in found.reasons), "", format_columns(rows)])
+    return "\n".join(
+        [verdict, *(f"  - {reason}" for reason in found.reasons), "", format_columns(rows)]
+    )

@@ -34,7 +34,13 @@ class ActivationBatches(Iterator[Tensor]):
     """Batches of activations [batch d_in] in float32, endless."""
 
     def __init__(
-        self, model: Backend, rows: TrainingRows, recipe: SAERecipe, skip: int, place: BatchPosition | None = None, on_pass: Callable[[], None] | None = None
+        self,
+        model: Backend,
+        rows: TrainingRows,
+        recipe: SAERecipe,
+        skip: int,
+        place: BatchPosition | None = None,
+        on_pass: Callable[[], None] | None = None,
     ) -> None:
         """Start at a place, the beginning where None.
 
@@ -42,7 +48,13 @@ class ActivationBatches(Iterator[Tensor]):
             skip: positions at the start of each row that are left out.
             tick: called after each forward pass; may raise Interrupted, which leaves the supply where it was.
         """
-        self._model, self._rows, self._recipe, self._skip, self._tick = model, rows, recipe, skip, on_pass
+        self._model, self._rows, self._recipe, self._skip, self._tick = (
+            model,
+            rows,
+            recipe,
+            skip,
+            on_pass,
+        )
         self.position = place or BatchPosition()
         self._next = self.position.cursor
         self._batches: tuple[Tensor, ...] = ()
@@ -54,7 +66,9 @@ class ActivationBatches(Iterator[Tensor]):
             self.position, self._batches = BatchPosition(self._next, self.position.block + 1), ()
             self._batches = self._next_block()
         batch = self._batches[self.position.batches_used]
-        self.position = BatchPosition(self.position.cursor, self.position.block, self.position.batches_used + 1)
+        self.position = BatchPosition(
+            self.position.cursor, self.position.block, self.position.batches_used + 1
+        )
         return batch
 
     def _next_block(self) -> tuple[Tensor, ...]:
@@ -62,11 +76,15 @@ class ActivationBatches(Iterator[Tensor]):
         wanted = recipe.batches_per_block * recipe.batch
         rows, self._next = self._rows.take(self.position.cursor, wanted, self._skip)
         parts = []
-        for _, where, activation in read_activations(self._model, recipe.parsed_site, rows, self._skip):
+        for _, where, activation in read_activations(
+            self._model, recipe.parsed_site, rows, self._skip
+        ):
             parts.append(activation[where])
             if self._tick is not None:
                 self._tick()
-        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + self.position.block) % (1 << 63))
+        generator = torch.Generator().manual_seed(
+            (recipe.seed * 1_000_003 + self.position.block) % (1 << 63)
+        )
         whole = torch.cat(parts)
         order = torch.randperm(len(whole), generator=generator)[:wanted]
         return torch.split(whole[order.to(whole.device)], recipe.batch)
@@ -74,7 +92,9 @@ class ActivationBatches(Iterator[Tensor]):
 
 def read_activations(
     model: Backend, site: Site, rows: Sequence[Row], skip: int
-) -> Iterator[tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Float[Tensor, "row pos d_in"]]]:
+) -> Iterator[
+    tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Float[Tensor, "row pos d_in"]]
+]:
     """Forward passes over rows, the short ones together: tokens, which positions count, and the activation with heads side by side."""
     most = TOKENS_PER_PASS.get(model.device.type, 4096)
     ordered = sorted(rows, key=len)
@@ -89,7 +109,9 @@ def read_activations(
         yield tokens, where, found.flatten(2).float()
 
 
-def pad_rows(rows: Sequence[Row], device: torch.device) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row"]]:
+def pad_rows(
+    rows: Sequence[Row], device: torch.device
+) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row"]]:
     """Rows side by side, padded on the right, and their lengths."""
     width = max(map(len, rows))
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)

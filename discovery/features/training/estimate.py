@@ -55,9 +55,13 @@ def peak_memory_needed(model: Backend, recipe: SAERecipe) -> int:
     info, numbers = model.info, 4
     parameters = COPIES_PER_PARAMETER * recipe.d_sae * (2 * recipe.d_in + 1)
     batches = BATCH_SIZED_TENSORS * recipe.batch * (recipe.d_sae + recipe.d_in)
-    block = 3 * recipe.batches_per_block * recipe.batch * recipe.d_in  # the parts, the whole, and the whole in its new order
+    block = (
+        3 * recipe.batches_per_block * recipe.batch * recipe.d_in
+    )  # the parts, the whole, and the whole in its new order
     tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
-    forward = tokens * (8 * info.d_model + 3 * info.macs_mlp // max(info.d_model, 1) + info.n_heads * recipe.context)
+    forward = tokens * (
+        8 * info.d_model + 3 * info.macs_mlp // max(info.d_model, 1) + info.n_heads * recipe.context
+    )
     scores = MAX_LOGITS_BYTES // 2 + tokens * (2 * recipe.d_sae + 4 * recipe.d_in)
     return numbers * (parameters + batches + block + max(forward, scores))
 
@@ -79,7 +83,9 @@ def require_memory(model: Backend, recipe: SAERecipe, limit: int | None) -> None
         )
 
 
-def time_training(model: Backend, recipe: SAERecipe, rows: TrainingRows, tick: Callable[[], None] | None = None) -> TrainingEstimate:
+def time_training(
+    model: Backend, recipe: SAERecipe, rows: TrainingRows, tick: Callable[[], None] | None = None
+) -> TrainingEstimate:
     """Time a few passes and steps of a trainer that is thrown away."""
     device = model.device
     wanted = min(2 * TOKENS_PER_PASS.get(device.type, 4096), recipe.tokens)
@@ -94,7 +100,9 @@ def time_training(model: Backend, recipe: SAERecipe, rows: TrainingRows, tick: C
     speed = sum(map(len, parts)) / max(time.monotonic() - began, 1e-9)
     whole = torch.cat(parts)
     batch = whole.repeat(-(-recipe.batch // len(whole)), 1)[: recipe.batch]
-    trainer = make_trainer(recipe, iter(()), model.info.device, whole.mean(0), float(whole.norm(dim=-1).mean()))
+    trainer = make_trainer(
+        recipe, iter(()), model.info.device, whole.mean(0), float(whole.norm(dim=-1).mean())
+    )
     for _ in range(WARM_UP_STEPS):
         step(trainer, batch)
     _wait(device)
@@ -104,7 +112,9 @@ def time_training(model: Backend, recipe: SAERecipe, rows: TrainingRows, tick: C
     _wait(device)
     each = (time.monotonic() - began) / TIMED_STEPS
     held = sum(map(len, rows.heldout))
-    full = 6 * model.info.n_layers / (recipe.parsed_site.layer + 1)  # passes for the scores, of the whole model
+    full = (
+        6 * model.info.n_layers / (recipe.parsed_site.layer + 1)
+    )  # passes for the scores, of the whole model
     scored = (held + REPORTS_PER_TRAINING * min(held, PROGRESS_SAMPLE_TOKENS)) * full / speed
     return TrainingEstimate(
         seconds=recipe.tokens / speed + recipe.steps * each + scored,

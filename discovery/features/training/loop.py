@@ -16,7 +16,11 @@ import torch
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError, Interrupted
-from discovery.features.training.activations import ActivationBatches, BatchPosition, read_activations
+from discovery.features.training.activations import (
+    ActivationBatches,
+    BatchPosition,
+    read_activations,
+)
 from discovery.features.training.estimate import REPORTS_PER_TRAINING
 from discovery.features.training.recipe import SAERecipe
 from discovery.features.training.scores import PROGRESS_SAMPLE_TOKENS, score_sae
@@ -67,9 +71,17 @@ class TrainingLoop:
         """Wall-clock time so far."""
         return self.earlier_seconds + time.monotonic() - self.started_at
 
-    def record_event(self, stage: str, measured: Mapping[str, Any], concluded: str, why: str) -> None:
+    def record_event(
+        self, stage: str, measured: Mapping[str, Any], concluded: str, why: str
+    ) -> None:
         """Write an event into the journal."""
-        event = {"stage": stage, "kind": "stage", "measured": measured, "concluded": concluded, "why": why}
+        event = {
+            "stage": stage,
+            "kind": "stage",
+            "measured": measured,
+            "concluded": concluded,
+            "why": why,
+        }
         self.run.append_event(event)
         if self.on_event is not None:
             self.on_event(event)
@@ -88,7 +100,10 @@ class TrainingLoop:
                         f"The loss is no number at step {trainer.n_training_steps} of {self.recipe.steps}.",
                         f"Lower the learning rate, which is {self.recipe.learning_rate:g}.",
                     )
-                if trainer.n_training_steps % max(1, self.recipe.steps // REPORTS_PER_TRAINING) == 0:
+                if (
+                    trainer.n_training_steps % max(1, self.recipe.steps // REPORTS_PER_TRAINING)
+                    == 0
+                ):
                     self._report(trainer, out)
                 if time.monotonic() - written > max(self.checkpoint_seconds, 20 * cost):
                     began = time.monotonic()
@@ -116,7 +131,11 @@ class TrainingLoop:
         place = None
         if facts is not None:
             at = facts["more"]
-            place, self.skipped_positions, self.earlier_seconds = BatchPosition(Cursor(*at["cursor"]), at["block"], at["used"]), at["skip"], at["seconds"]
+            place, self.skipped_positions, self.earlier_seconds = (
+                BatchPosition(Cursor(*at["cursor"]), at["block"], at["used"]),
+                at["skip"],
+                at["seconds"],
+            )
         mean, norm, lead = self._first_activations()
         if facts is None:
             self.skipped_positions = int(lead > OUTLIER_NORM_RATIO)
@@ -124,12 +143,29 @@ class TrainingLoop:
             why = "the first position is used like the others"
             if self.skipped_positions:
                 why = f"the first position is left out: its activation is {lead:.0f} times as long as the others'"
-            self.record_event("text", {"first_position_length": lead, "skip": self.skipped_positions, "mean_length": norm}, concluded, why)
-        supply = ActivationBatches(self.model, self.rows, self.recipe, self.skipped_positions, place, self.report_progress)
+            self.record_event(
+                "text",
+                {
+                    "first_position_length": lead,
+                    "skip": self.skipped_positions,
+                    "mean_length": norm,
+                },
+                concluded,
+                why,
+            )
+        supply = ActivationBatches(
+            self.model, self.rows, self.recipe, self.skipped_positions, place, self.report_progress
+        )
         trainer = make_trainer(self.recipe, supply, self.model.info.device, mean, norm)
         if kept is not None:
             unpack_checkpoint(trainer, kept)
-            self.run.append_event({"stage": "resume", "kind": "decision", "concluded": f"from step {trainer.n_training_steps}"})
+            self.run.append_event(
+                {
+                    "stage": "resume",
+                    "kind": "decision",
+                    "concluded": f"from step {trainer.n_training_steps}",
+                }
+            )
         return trainer, supply
 
     def _first_activations(self) -> tuple[torch.Tensor, float, float]:
@@ -146,7 +182,10 @@ class TrainingLoop:
         whole = rest_of if lead > OUTLIER_NORM_RATIO else torch.cat([one, rest_of])
         norm = float(whole.norm(dim=-1).mean())
         if not norm > 0:
-            raise FeatureError(f"{self.recipe.site} is 0 on this text: there is nothing to learn.", "Choose another site.")
+            raise FeatureError(
+                f"{self.recipe.site} is 0 on this text: there is nothing to learn.",
+                "Choose another site.",
+            )
         return whole.mean(0), norm, lead
 
     def report_progress(self) -> None:
@@ -156,16 +195,34 @@ class TrainingLoop:
 
     def _checkpoint(self, trainer: Trainer, supply: ActivationBatches) -> None:
         at = supply.position
-        place = {"cursor": [at.cursor.epoch, at.cursor.document], "block": at.block, "used": at.batches_used}
-        self.run.save_file(CHECKPOINT_FILE, pack_checkpoint(trainer, {**place, "skip": self.skipped_positions, "seconds": self.seconds}))
+        place = {
+            "cursor": [at.cursor.epoch, at.cursor.document],
+            "block": at.block,
+            "used": at.batches_used,
+        }
+        self.run.save_file(
+            CHECKPOINT_FILE,
+            pack_checkpoint(
+                trainer, {**place, "skip": self.skipped_positions, "seconds": self.seconds}
+            ),
+        )
 
     def _report(self, trainer: Trainer, out: Any) -> None:
         """The batch just trained on, and a few held-out rows."""
         with torch.no_grad():
             spread = (out.sae_in - out.sae_in.mean(0)).square().sum()
-            explained = 1 - float((out.sae_in - out.sae_out).square().sum() / spread.clamp(min=1e-12))
+            explained = 1 - float(
+                (out.sae_in - out.sae_out).square().sum() / spread.clamp(min=1e-12)
+            )
             active = float((out.feature_acts != 0).float().sum(-1).mean())
-        scores = score_sae(self.model, self.recipe.parsed_site, self.heldout_sample(), self.skipped_positions, lambda x: encode(trainer, x), dead_share(trainer))
+        scores = score_sae(
+            self.model,
+            self.recipe.parsed_site,
+            self.heldout_sample(),
+            self.skipped_positions,
+            lambda x: encode(trainer, x),
+            dead_share(trainer),
+        )
         measured = {
             "step": trainer.n_training_steps,
             "tokens": trainer.n_training_samples,
@@ -176,4 +233,9 @@ class TrainingLoop:
             "seconds": round(self.seconds, 1),
         }
         concluded = f"step {trainer.n_training_steps} of {self.recipe.steps}: {scores.told()}"
-        self.record_event("train", measured, concluded, f"loss {out.loss.item():.4g} on the batch, of whose variance {explained:.3f} is explained")
+        self.record_event(
+            "train",
+            measured,
+            concluded,
+            f"loss {out.loss.item():.4g} on the batch, of whose variance {explained:.3f} is explained",
+        )

@@ -106,15 +106,36 @@ def make_recipe(
     place = _resolve_site(model, site)
     width = site_width(model, place)
     if architecture not in get_args(Architecture):
-        raise FeatureError(f"architecture {architecture!r} is not known.", f"Allowed: {', '.join(get_args(Architecture))}.")
+        raise FeatureError(
+            f"architecture {architecture!r} is not known.",
+            f"Allowed: {', '.join(get_args(Architecture))}.",
+        )
     if architecture != "topk" and k is not None:
-        raise FeatureError(f"k is {k}, and the architecture is {architecture}.", "k belongs to topk; leave it out, or give l1.")
+        raise FeatureError(
+            f"k is {k}, and the architecture is {architecture}.",
+            "k belongs to topk; leave it out, or give l1.",
+        )
     if architecture != "standard" and l1 is not None:
-        raise FeatureError(f"l1 is {l1}, and the architecture is {architecture}.", "l1 belongs to standard; leave it out, or give k.")
+        raise FeatureError(
+            f"l1 is {l1}, and the architecture is {architecture}.",
+            "l1 belongs to standard; leave it out, or give k.",
+        )
     features = _whole_number("d_sae", d_sae, min(8 * width, MAX_DEFAULT_D_SAE), 2, MAX_D_SAE)
     wanted = _whole_number("tokens", tokens, max(200_000, 1000 * features), 64, 1 << 40)
-    size = _whole_number("batch", batch, min(max(_nearest_power_of_two(wanted / 1000), 64), 4096), 1, wanted)
-    kept = _whole_number("k", k, min(_nearest_power_of_two(1.25 * math.sqrt(width)), max(1, features // 4)), 1, features) if architecture == "topk" else None
+    size = _whole_number(
+        "batch", batch, min(max(_nearest_power_of_two(wanted / 1000), 64), 4096), 1, wanted
+    )
+    kept = (
+        _whole_number(
+            "k",
+            k,
+            min(_nearest_power_of_two(1.25 * math.sqrt(width)), max(1, features // 4)),
+            1,
+            features,
+        )
+        if architecture == "topk"
+        else None
+    )
     return SAERecipe(
         site=f"{place.kind}.{place.layer}",
         architecture=architecture,  # type: ignore[arg-type]  # checked above
@@ -124,8 +145,12 @@ def make_recipe(
         l1=_positive_number("l1", l1, 1.0) if architecture == "standard" else None,
         tokens=wanted // size * size,
         batch=size,
-        learning_rate=_positive_number("learning_rate", learning_rate, min(2e-4 * math.sqrt(16_384 / features), 2e-3)),
-        context=_whole_number("context", context, min(model.n_ctx, DEFAULT_CONTEXT), 2, model.n_ctx),
+        learning_rate=_positive_number(
+            "learning_rate", learning_rate, min(2e-4 * math.sqrt(16_384 / features), 2e-3)
+        ),
+        context=_whole_number(
+            "context", context, min(model.n_ctx, DEFAULT_CONTEXT), 2, model.n_ctx
+        ),
         seed=_whole_number("seed", seed, 0, 0, (1 << 31) - 1),
     )
 
@@ -135,7 +160,10 @@ def _resolve_site(model: Backend, site: str | Site | None) -> Site:
         return Site("resid_pre", model.info.n_layers // 2)
     place = site if isinstance(site, Site) else parse_site(site)
     if place.kind == "pattern":
-        raise FeatureError("pattern has no width of its own.", "Train on the residual stream, attn_out, mlp_out, z, q, k or v.")
+        raise FeatureError(
+            "pattern has no width of its own.",
+            "Train on the residual stream, attn_out, mlp_out, z, q, k or v.",
+        )
     try:
         model.require_site(place)
     except SiteError as fault:
@@ -152,7 +180,10 @@ def _whole_number(name: str, given: object, default: int, least: int, most: int)
     if given is None:
         return default
     if type(given) is not int or not least <= given <= most:
-        raise FeatureError(f"{name} is {given!r}.", f"Give a whole number from {least:,} to {most:,}, or leave it out for {default:,}.")
+        raise FeatureError(
+            f"{name} is {given!r}.",
+            f"Give a whole number from {least:,} to {most:,}, or leave it out for {default:,}.",
+        )
     return given
 
 
@@ -160,5 +191,7 @@ def _positive_number(name: str, given: object, default: float) -> float:
     if given is None:
         return default
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-        raise FeatureError(f"{name} is {given!r}.", f"Give a number above 0, or leave it out for {default:g}.")
+        raise FeatureError(
+            f"{name} is {given!r}.", f"Give a number above 0, or leave it out for {default:g}."
+        )
     return float(given)

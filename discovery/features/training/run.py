@@ -31,11 +31,26 @@ from discovery.features.training.estimate import TrainingEstimate, require_memor
 from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, Progress, TrainingLoop
 from discovery.features.training.recipe import SAERecipe, make_recipe
 from discovery.features.training.scores import Scores, score_sae
-from discovery.features.training.text import ROWS_FILE, DocumentIndex, TrainingInput, TrainingRows, resolve_text
+from discovery.features.training.text import (
+    ROWS_FILE,
+    DocumentIndex,
+    TrainingInput,
+    TrainingRows,
+    resolve_text,
+)
 from discovery.features.training.trainer import Trainer, dead_share, fold_normalisation, write_sae
 from discovery.graph import Cost
 from discovery.sites import Site
-from discovery.store import ModelSource, Run, RunKind, collect_provenance, create_run, open_run, record_outcome, utc_timestamp
+from discovery.store import (
+    ModelSource,
+    Run,
+    RunKind,
+    collect_provenance,
+    create_run,
+    open_run,
+    record_outcome,
+    utc_timestamp,
+)
 
 RUN_KIND: RunKind = "sae"
 SAE_SCHEMA = "circuit-scout/sae/1"
@@ -96,22 +111,39 @@ def train_sae(
     info = model.info
     configuration = {
         "recipe": recipe.model_dump(mode="json"),
-        "text": {"name": source.name, "path": str(source.path) if source.path else None, "fingerprint": rows.fingerprint},
+        "text": {
+            "name": source.name,
+            "path": str(source.path) if source.path else None,
+            "fingerprint": rows.fingerprint,
+        },
         "memory": memory,
         "load": dict(load or load_arguments(model)),
     }
-    weights = ModelSource(name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint)
-    made = collect_provenance(recipe.seed, info.remote or info.device, command, utc_timestamp(), ("sae-lens",))
-    with create_run(runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=RUN_KIND) as run:
+    weights = ModelSource(
+        name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint
+    )
+    made = collect_provenance(
+        recipe.seed, info.remote or info.device, command, utc_timestamp(), ("sae-lens",)
+    )
+    with create_run(
+        runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=RUN_KIND
+    ) as run:
         if source.content is not None:
             run.save_file(ROWS_FILE, source.content)
         if on_begin is not None:
             on_begin(run.id)
-        return _train_and_score(TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+        return _train_and_score(
+            TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory
+        )
 
 
 def estimate_training(
-    model: Backend, text: TrainingInput, site: str | Site | None = None, *, memory: int | None = None, **asked: Any
+    model: Backend,
+    text: TrainingInput,
+    site: str | Site | None = None,
+    *,
+    memory: int | None = None,
+    **asked: Any,
 ) -> tuple[SAERecipe, TrainingEstimate]:
     """What `train_sae` would take, and with which recipe; a few passes and steps are timed.
 
@@ -124,7 +156,11 @@ def estimate_training(
 
 
 def resume_training(
-    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None, on_event: OnEvent | None = None
+    run_id: str,
+    *,
+    runs_dir: Path | str | None = None,
+    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> TrainedSAE:
     """Go on with a training that was interrupted; a finished one is returned as it is.
 
@@ -155,30 +191,47 @@ def continue_training(
         StoreError: where its model or its text are not those it began with.
     """
     if run.record.kind != RUN_KIND:
-        raise StoreError(f"The run {run.id} is no training of an SAE.", f"Go on with it: circuit-scout discover --resume {run.id}")
+        raise StoreError(
+            f"The run {run.id} is no training of an SAE.",
+            f"Go on with it: circuit-scout discover --resume {run.id}",
+        )
     recipe, told = _read_configuration(run)
     model = _reload_model(run)
     place = Path(str(told["path"])) if told["path"] else run.path / ROWS_FILE
     rows = TrainingRows(model, DocumentIndex.of(place, recipe.context), recipe)
     if rows.fingerprint != told["fingerprint"]:
-        raise StoreError(f"The text {told['name']!r} is not what run {run.id} began with.", "Restore it, or start a new training.")
+        raise StoreError(
+            f"The text {told['name']!r} is not what run {run.id} began with.",
+            "Restore it, or start a new training.",
+        )
     if on_open is not None:
         on_open(recipe)
     run.update(status="running", problem=None)
     memory: Any = run.record.configuration.get("memory")
-    return _train_and_score(TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory)
+    return _train_and_score(
+        TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory
+    )
 
 
 def _train_and_score(job: TrainingLoop, memory: int | None) -> TrainedSAE:
     """Train, save and score; whatever ends it, the folder says so."""
     run = job.run
-    with record_outcome(run, lambda: _cost(job), is_out_of_memory, "fewer features or a smaller batch"):
+    with record_outcome(
+        run, lambda: _cost(job), is_out_of_memory, "fewer features or a smaller batch"
+    ):
         require_memory(job.model, job.recipe, memory)
         if not any(event.get("stage") == "estimate" for event in run.events()):
             expected = time_training(job.model, job.recipe, job.rows, job.report_progress)
-            job.record_event("estimate", expected.model_dump(mode="json"), expected.describe(), "a few passes and steps were timed")
+            job.record_event(
+                "estimate",
+                expected.model_dump(mode="json"),
+                expected.describe(),
+                "a few passes and steps were timed",
+            )
         trained = _save_and_score(job, job.train())
-        run.update(status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job))
+        run.update(
+            status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job)
+        )
         run.remove_file(CHECKPOINT_FILE)
         return trained
 
@@ -195,17 +248,25 @@ def _save_and_score(job: TrainingLoop, trainer: Trainer) -> TrainedSAE:
         "circuit_scout": {
             "schema": SAE_SCHEMA,
             "recipe": recipe.model_dump(mode="json"),
-            "text": {name: told[name] for name in ("name", "fingerprint")} | {"documents": job.rows.documents},  # type: ignore[index, call-overload]
+            "text": {name: told[name] for name in ("name", "fingerprint")}
+            | {"documents": job.rows.documents},  # type: ignore[index, call-overload]
             "skipped_positions": job.skipped_positions,
             "created": run.record.created,
         },
     }
     write_sae(trainer, recipe, directory, metadata)
     sae = load_sae(directory, model)
-    scores = score_sae(model, recipe.parsed_site, job.rows.heldout, job.skipped_positions, sae.codes, dead)
+    scores = score_sae(
+        model, recipe.parsed_site, job.rows.heldout, job.skipped_positions, sae.codes, dead
+    )
     metadata["circuit_scout"]["scores"] = scores.model_dump(mode="json")
     write_sae(trainer, recipe, directory, {**metadata, "l0": scores.l0})
-    job.record_event("scores", scores.model_dump(mode="json"), scores.told(), f"{scores.tokens:,} held-out positions, the dictionary as saved")
+    job.record_event(
+        "scores",
+        scores.model_dump(mode="json"),
+        scores.told(),
+        f"{scores.tokens:,} held-out positions, the dictionary as saved",
+    )
     return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, scores)
 
 
@@ -217,14 +278,24 @@ def _load_finished(run: Run, model: Backend) -> TrainedSAE:
     """A finished training, as its folder has it."""
     recipe, _ = _read_configuration(run)
     directory = run.path / SAE_FOLDER
-    return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, Scores.model_validate(run.record.scores))
+    return TrainedSAE(
+        run.id,
+        run.path,
+        directory,
+        load_sae(directory, model),
+        recipe,
+        Scores.model_validate(run.record.scores),
+    )
 
 
 def _reload_model(run: Run) -> Backend:
     how: Any = run.record.configuration.get("load") or {}
     model = reload(how)
     if model.info.fingerprint != run.record.model.fingerprint:
-        raise StoreError(f"The model {how['model']!r} has other weights than run {run.id} began with.", "Restore them, or start a new run.")
+        raise StoreError(
+            f"The model {how['model']!r} has other weights than run {run.id} began with.",
+            "Restore them, or start a new run.",
+        )
     return model
 
 
@@ -233,4 +304,7 @@ def _read_configuration(run: Run) -> tuple[SAERecipe, Mapping[str, Any]]:
     try:
         return SAERecipe.model_validate(told["recipe"]), told["text"]
     except (ValidationError, KeyError) as fault:
-        raise StoreError(f"The configuration of run {run.id} is damaged ({type(fault).__name__}).", "Start a new training.") from None
+        raise StoreError(
+            f"The configuration of run {run.id} is damaged ({type(fault).__name__}).",
+            "Start a new training.",
+        ) from None

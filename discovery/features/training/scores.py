@@ -56,9 +56,15 @@ class Scores(JsonModel):
 
     def told(self) -> str:
         """In a few words."""
-        parts = [("variance explained", self.variance_explained, ".3f"), ("L0", self.l0, ".1f"), ("dead", self.dead, ".1%")]
+        parts = [
+            ("variance explained", self.variance_explained, ".3f"),
+            ("L0", self.l0, ".1f"),
+            ("dead", self.dead, ".1%"),
+        ]
         parts.append(("loss recovered", self.loss_recovered, ".3f"))
-        return ", ".join(f"{name} {value:{form}}" for name, value, form in parts if value is not None)
+        return ", ".join(
+            f"{name} {value:{form}}" for name, value, form in parts if value is not None
+        )
 
 
 @dataclass
@@ -87,10 +93,21 @@ class _Sums:
     @property
     def variance_explained(self) -> float | None:
         variance = self.square - self.count * float(self.mean.square().sum())
-        return 1 - self.residual / variance if variance > MIN_RELATIVE_VARIANCE * max(self.square, MIN_RELATIVE_VARIANCE) else None
+        return (
+            1 - self.residual / variance
+            if variance > MIN_RELATIVE_VARIANCE * max(self.square, MIN_RELATIVE_VARIANCE)
+            else None
+        )
 
 
-def score_sae(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode: Encoder, dead: float | None = None) -> Scores:
+def score_sae(
+    model: Backend,
+    site: Site,
+    rows: Sequence[Row],
+    skip: int,
+    encode: Encoder,
+    dead: float | None = None,
+) -> Scores:
     """Score a dictionary on rows.
 
     Args:
@@ -100,7 +117,12 @@ def score_sae(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode
     sums = _Sums()
     for _, where, activation in read_activations(model, site, rows, skip):
         sums.add(activation[where], encode(activation), where)
-    found = Scores(tokens=sums.count, l0=sums.active / max(sums.count, 1), variance_explained=sums.variance_explained, dead=dead)
+    found = Scores(
+        tokens=sums.count,
+        l0=sums.active / max(sums.count, 1),
+        variance_explained=sums.variance_explained,
+        dead=dead,
+    )
     if model.n_logits != model.d_vocab:
         return found  # it predicts other tokens than it reads: there is no loss
     values: dict[str, Callable[[Tensor], Tensor] | None] = {
@@ -112,20 +134,46 @@ def score_sae(model: Backend, site: Site, rows: Sequence[Row], skip: int, encode
     loss = {name: _loss(model, site, rows, skip, value) for name, value in values.items()}
 
     def recovered(floor: float) -> float | None:
-        return (floor - loss["spliced"]) / (floor - loss["clean"]) if floor - loss["clean"] > 1e-6 else None
+        return (
+            (floor - loss["spliced"]) / (floor - loss["clean"])
+            if floor - loss["clean"] > 1e-6
+            else None
+        )
 
     named = {f"loss_{name}": value for name, value in loss.items()}
-    return found.model_copy(update={**named, "loss_recovered": recovered(loss["zero"]), "loss_recovered_mean": recovered(loss["mean"])})
+    return found.model_copy(
+        update={
+            **named,
+            "loss_recovered": recovered(loss["zero"]),
+            "loss_recovered_mean": recovered(loss["mean"]),
+        }
+    )
 
 
-def _loss(model: Backend, site: Site, rows: Sequence[Row], skip: int, value: Callable[[Tensor], Tensor] | None) -> float:
+def _loss(
+    model: Backend,
+    site: Site,
+    rows: Sequence[Row],
+    skip: int,
+    value: Callable[[Tensor], Tensor] | None,
+) -> float:
     """Mean next-token cross-entropy, with the site replaced at the positions that count."""
     total, count = 0.0, 0
     last = Site("resid_post", model.info.n_layers - 1)
     for tokens, where, activation in read_activations(model, site, rows, skip):
         with torch.no_grad():
-            edits = [] if value is None else [_edit(model, site, torch.where(where.unsqueeze(-1), value(activation), activation))]
-            final = model.run(Batch(tokens, stop=model.info.n_layers), [last], edits).activations[last]
+            edits = (
+                []
+                if value is None
+                else [
+                    _edit(
+                        model, site, torch.where(where.unsqueeze(-1), value(activation), activation)
+                    )
+                ]
+            )
+            final = model.run(Batch(tokens, stop=model.info.n_layers), [last], edits).activations[
+                last
+            ]
         predicts = where[:, :-1] & where[:, 1:]  # the next token is there, too
         total += _cross_entropy(model, final[:, :-1][predicts], tokens[:, 1:][predicts])
         count += int(predicts.sum())
@@ -139,13 +187,20 @@ def _edit(model: Backend, site: Site, value: Tensor) -> Edit:
     return Edit(site, value)
 
 
-def _cross_entropy(model: Backend, residual: Float[Tensor, "n d_model"], targets: Int[Tensor, "n"]) -> float:
+def _cross_entropy(
+    model: Backend, residual: Float[Tensor, "n d_model"], targets: Int[Tensor, "n"]
+) -> float:
     """Summed, unembedding some positions at a time: each is a row of one token behind the last layer."""
     most = max(1, MAX_LOGITS_BYTES // (4 * model.n_logits))
     total = 0.0
     for part, wanted in zip(torch.split(residual, most), torch.split(targets, most), strict=True):
         nothing = torch.zeros(len(part), dtype=torch.long, device=part.device)
-        batch = Batch(nothing.unsqueeze(1), answer_position=nothing, start=model.info.n_layers, residual=part.unsqueeze(1))
+        batch = Batch(
+            nothing.unsqueeze(1),
+            answer_position=nothing,
+            start=model.info.n_layers,
+            residual=part.unsqueeze(1),
+        )
         with torch.no_grad():
             logits = model.run(batch).logits
         assert logits is not None  # asked for by an answer position

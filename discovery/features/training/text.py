@@ -66,13 +66,20 @@ class DocumentIndex:
         """
         digest, starts, ends = hashlib.sha256(), array("q"), array("q")
         json_lines = path.suffix == JSON_LINES_SUFFIX
-        most = MAX_JSON_DOCUMENT_BYTES if json_lines else max(MIN_LINE_LIMIT_BYTES, BYTES_PER_TOKEN * context)
+        most = (
+            MAX_JSON_DOCUMENT_BYTES
+            if json_lines
+            else max(MIN_LINE_LIMIT_BYTES, BYTES_PER_TOKEN * context)
+        )
         with _open_text(path, content) as file:
             at = 0
             while piece := file.readline(most):
                 if len(piece) == most and not piece.endswith(b"\n"):
                     if json_lines:
-                        raise FeatureError(f"{path.name}, document {len(starts) + 1}, is longer than {most:,} bytes.", "Split it.")
+                        raise FeatureError(
+                            f"{path.name}, document {len(starts) + 1}, is longer than {most:,} bytes.",
+                            "Split it.",
+                        )
                     piece = piece[: _cut_position(piece)]
                     file.seek(at + len(piece))
                 if piece.strip():
@@ -82,7 +89,9 @@ class DocumentIndex:
                 at += len(piece)
         return cls(path, digest.hexdigest(), starts, ends, content)
 
-    def rows(self, model: Backend, numbers: Sequence[int], context: int) -> Iterator[list[tuple[int, ...]]]:
+    def rows(
+        self, model: Backend, numbers: Sequence[int], context: int
+    ) -> Iterator[list[tuple[int, ...]]]:
         """Each of these documents as rows of at most `context` token ids; rows of one token are left out.
 
         Raises:
@@ -107,17 +116,26 @@ class DocumentIndex:
             line = loads(text, where)
         except StoreError as fault:
             raise FeatureError(f"{where} is not JSON.", _FIX, detail=fault.detail) from None
-        told, ids = (line.get("text"), line.get("tokens")) if isinstance(line, dict) else (None, None)
+        told, ids = (
+            (line.get("text"), line.get("tokens")) if isinstance(line, dict) else (None, None)
+        )
         if isinstance(told, str):
             return _encode(model, told, where)
-        if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < model.d_vocab for token in ids):
-            raise FeatureError(f"{where} has neither a text nor token ids from 0 to {model.d_vocab - 1}.", _FIX)
+        if not isinstance(ids, list) or not all(
+            type(token) is int and 0 <= token < model.d_vocab for token in ids
+        ):
+            raise FeatureError(
+                f"{where} has neither a text nor token ids from 0 to {model.d_vocab - 1}.", _FIX
+            )
         return ids
 
 
 def _encode(model: Backend, text: str, where: str) -> list[int]:
     if model.tokenizer is None:
-        raise FeatureError(f"{where} is text, and this model has no tokenizer.", 'Give JSON Lines with token ids: {"tokens": [1, 2, 3]}.')
+        raise FeatureError(
+            f"{where} is text, and this model has no tokenizer.",
+            'Give JSON Lines with token ids: {"tokens": [1, 2, 3]}.',
+        )
     return model.tokenizer.encode(text)
 
 
@@ -139,7 +157,9 @@ def _open_text(path: Path, content: bytes | None) -> BinaryIO:
     except FileNotFoundError:
         raise FeatureError(f"There is no file {str(path)!r}.", _FIX) from None
     except OSError as fault:
-        raise FeatureError(f"{str(path)!r} cannot be read: {fault.strerror or fault}.", _FIX) from fault
+        raise FeatureError(
+            f"{str(path)!r} cannot be read: {fault.strerror or fault}.", _FIX
+        ) from fault
 
 
 HELDOUT_EVERY, MAX_HELDOUT_TOKENS = 20, 16_384  # one document in so many, and the most tokens
@@ -171,15 +191,22 @@ class TrainingRows:
         """
         self._model, self._pieces, self._recipe = model, documents, recipe
         if len(documents) < 2:
-            list(documents.rows(model, range(len(documents)), recipe.context))  # a document that cannot be read is the more telling fault
+            list(
+                documents.rows(model, range(len(documents)), recipe.context)
+            )  # a document that cannot be read is the more telling fault
             have = "one document" if len(documents) else "no document"
-            raise FeatureError(f"{documents.path.name} has {have}, and one at least is held out.", "Give a text with a document a line.")
+            raise FeatureError(
+                f"{documents.path.name} has {have}, and one at least is held out.",
+                "Give a text with a document a line.",
+            )
         order = np.random.default_rng([recipe.seed]).permutation(len(documents))
         self.fingerprint = documents.fingerprint
         self.heldout: tuple[Row, ...] = ()
         taken = 0
         for number in order[: max(1, len(documents) // HELDOUT_EVERY)].tolist():
-            self.heldout += tuple(row for rows in documents.rows(model, [number], recipe.context) for row in rows)
+            self.heldout += tuple(
+                row for rows in documents.rows(model, [number], recipe.context) for row in rows
+            )
             taken += 1
             if sum(map(len, self.heldout)) >= MAX_HELDOUT_TOKENS:
                 break
@@ -188,7 +215,10 @@ class TrainingRows:
         self.documents = len(self._own)
         self._order = lru_cache(maxsize=1)(self._shuffle_documents)
         if not self.heldout:
-            raise FeatureError(f"The held-out documents of {documents.path.name} have no two tokens together.", "Give longer documents.")
+            raise FeatureError(
+                f"The held-out documents of {documents.path.name} have no two tokens together.",
+                "Give longer documents.",
+            )
 
     def take(self, at: Cursor, positions: int, skip: int) -> tuple[list[Row], Cursor]:
         """The next rows, so many that they have `positions` positions behind their first `skip`; and what comes then.
@@ -246,7 +276,11 @@ class TrainingText:
         Raises:
             FeatureError: a text that cannot be read or is too short.
         """
-        return TrainingRows(model, DocumentIndex.of(self.path or Path(ROWS_FILE), recipe.context, self.content), recipe)
+        return TrainingRows(
+            model,
+            DocumentIndex.of(self.path or Path(ROWS_FILE), recipe.context, self.content),
+            recipe,
+        )
 
 
 def resolve_text(model: Backend, text: TrainingInput) -> TrainingText:
@@ -265,13 +299,25 @@ def resolve_text(model: Backend, text: TrainingInput) -> TrainingText:
     if tasks and len(tasks) < len(given):
         raise FeatureError("Tasks and prompts were given together.", "Give one kind.")
     name = "+".join(task.name for task in tasks) or "prompts"
-    prompts: list[Prompt] = [prompt for task in tasks for pair in task.pairs for prompt in (pair.clean, pair.corrupted)] if tasks else given  # type: ignore[assignment]
+    prompts: list[Prompt] = (
+        [prompt for task in tasks for pair in task.pairs for prompt in (pair.clean, pair.corrupted)]
+        if tasks
+        else given
+    )  # type: ignore[assignment]
     lines: dict[tuple[int, ...], None] = {}
     for prompt in prompts:
         if isinstance(prompt, str) and model.tokenizer is None:
-            raise FeatureError("A prompt is text, and this model has no tokenizer.", "Give token ids.")
+            raise FeatureError(
+                "A prompt is text, and this model has no tokenizer.", "Give token ids."
+            )
         if not isinstance(prompt, str) and not all(type(token) is int for token in prompt):
             raise FeatureError(f"{prompt!r} is no prompt.", "Give texts, or tuples of token ids.")
-        ids = model.tokenizer.encode(prompt) if model.tokenizer is not None and isinstance(prompt, str) else prompt
+        ids = (
+            model.tokenizer.encode(prompt)
+            if model.tokenizer is not None and isinstance(prompt, str)
+            else prompt
+        )
         lines[tuple(ids)] = None  # type: ignore[arg-type]  # a prompt that is no text is ids
-    return TrainingText(name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii"))
+    return TrainingText(
+        name, None, "".join(dumps({"tokens": list(ids)}) + "\n" for ids in lines).encode("ascii")
+    )

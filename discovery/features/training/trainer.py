@@ -40,7 +40,13 @@ def silence_saelens() -> Iterator[None]:
         yield
 
 
-def make_trainer(recipe: SAERecipe, supply: Iterator[Tensor], device: str, mean: Float[Tensor, "d_in"], norm: float) -> Trainer:
+def make_trainer(
+    recipe: SAERecipe,
+    supply: Iterator[Tensor],
+    device: str,
+    mean: Float[Tensor, "d_in"],
+    norm: float,
+) -> Trainer:
     """A trainer at its first step.
 
     Args:
@@ -48,18 +54,32 @@ def make_trainer(recipe: SAERecipe, supply: Iterator[Tensor], device: str, mean:
         mean, norm: of the activations: where the decoder's bias starts, and what they are scaled by.
     """
     with silence_saelens():
-        from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens import (
+            StandardTrainingSAE,
+            StandardTrainingSAEConfig,
+            TopKTrainingSAE,
+            TopKTrainingSAEConfig,
+        )
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
-        same = {"d_in": recipe.d_in, "d_sae": recipe.d_sae, "device": device, "normalize_activations": "expected_average_only_in"}
+        same = {
+            "d_in": recipe.d_in,
+            "d_sae": recipe.d_sae,
+            "device": device,
+            "normalize_activations": "expected_average_only_in",
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             if recipe.architecture == "topk":
                 sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(k=recipe.k or 1, **same))
             else:
                 sae = StandardTrainingSAE(
-                    StandardTrainingSAEConfig(l1_coefficient=recipe.l1 or 0.0, l1_warm_up_steps=recipe.warm_up_steps, **same)
+                    StandardTrainingSAEConfig(
+                        l1_coefficient=recipe.l1 or 0.0,
+                        l1_warm_up_steps=recipe.warm_up_steps,
+                        **same,
+                    )
                 )
         settings = SAETrainerConfig(
             total_training_samples=recipe.tokens,
@@ -105,7 +125,9 @@ def pack_checkpoint(trainer: Trainer, extra: Mapping[str, Any]) -> bytes:
     tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
     kept = trainer.optimizer.state_dict()
     for number, state in kept["state"].items():
-        tensors |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {
+            f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()
+        }
     tensors |= {name: getattr(trainer, name) for name in _TALLIES}
     facts = {
         "more": extra,
@@ -113,7 +135,9 @@ def pack_checkpoint(trainer: Trainer, extra: Mapping[str, Any]) -> bytes:
         "scaling_factor": trainer.activation_scaler.scaling_factor,
         "groups": kept["param_groups"],
         "rates": trainer.lr_scheduler.state_dict(),
-        "coefficients": {name: schedule.state_dict() for name, schedule in trainer.coefficient_schedulers.items()},
+        "coefficients": {
+            name: schedule.state_dict() for name, schedule in trainer.coefficient_schedulers.items()
+        },
     }
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     packed: bytes = save(own, metadata={"state": dumps(facts)})
@@ -130,7 +154,9 @@ def read_checkpoint_state(content: bytes) -> dict[str, Any]:
 def unpack_checkpoint(trainer: Trainer, content: bytes) -> None:
     """Put a trainer where it was packed."""
     facts, tensors = read_checkpoint_state(content), load(content)
-    trainer.sae.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("sae.")})
+    trainer.sae.load_state_dict(
+        {name[4:]: value for name, value in tensors.items() if name.startswith("sae.")}
+    )
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("adam."):
@@ -156,7 +182,9 @@ def fold_normalisation(trainer: Trainer, recipe: SAERecipe) -> None:
     trainer.sae.cfg.device = "cpu"  # what reads it says where
 
 
-def write_sae(trainer: Trainer, recipe: SAERecipe, directory: Path, metadata: Mapping[str, Any]) -> None:
+def write_sae(
+    trainer: Trainer, recipe: SAERecipe, directory: Path, metadata: Mapping[str, Any]
+) -> None:
     """Save a finished dictionary as SAELens does, each file in one step, its configuration last.
 
     Args:
@@ -165,10 +193,17 @@ def write_sae(trainer: Trainer, recipe: SAERecipe, directory: Path, metadata: Ma
     place = recipe.parsed_site
     if place.kind == "z":
         trainer.sae.cfg.reshape_activations = "hook_z"  # SAELens's word for heads side by side
-    for name, value in {"hook_name": format_hook(place), "hook_layer": place.layer, "context_size": recipe.context, **metadata}.items():
+    for name, value in {
+        "hook_name": format_hook(place),
+        "hook_layer": place.layer,
+        "context_size": recipe.context,
+        **metadata,
+    }.items():
         setattr(trainer.sae.cfg.metadata, name, value)
     with tempfile.TemporaryDirectory() as folder, silence_saelens():
         trainer.sae.save_inference_model(folder)
         weights, config = (Path(folder, name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE))
     write_bytes(directory / WEIGHTS_FILE, weights)
-    write_bytes(directory / CONFIG_FILE, (dumps(json.loads(config), indent=1) + "\n").encode("ascii"))
+    write_bytes(
+        directory / CONFIG_FILE, (dumps(json.loads(config), indent=1) + "\n").encode("ascii")
+    )

@@ -5,7 +5,11 @@ from discovery.methods.features.circuit.feature_circuit import FeatureCircuit, a
 from discovery.methods.features.edit import FeatureEditResult, edit_features
 from discovery.methods.features.examples.feature_examples import FeatureExamples, feature_examples
 from discovery.methods.features.examples.sampling import Sampling
-from discovery.methods.features.generate import Continuation, GenerationResult, generate_with_features
+from discovery.methods.features.generate import (
+    Continuation,
+    GenerationResult,
+    generate_with_features,
+)
 from discovery.methods.features.reconstruction import Reconstruction
 from discovery.methods.features.top_features import Feature, TopFeatures, sae_top_features
 

@@ -18,17 +18,23 @@ from discovery.tasks.task import EncodedPair, Task
 
 DEFAULT_TASK_PAIRS = 32  # pairs of a task that is given by its name
 
-TaskLike = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]  # a task, or what `load_task` makes one of
+TaskLike = (
+    Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]
+)  # a task, or what `load_task` makes one of
 
 
-def resolve_task(task: TaskLike, model: Backend, seed: int, pairs: int | None = DEFAULT_TASK_PAIRS) -> Task:
+def resolve_task(
+    task: TaskLike, model: Backend, seed: int, pairs: int | None = DEFAULT_TASK_PAIRS
+) -> Task:
     """A task; so many pairs of the built-in one, or of the file, of that name (None: all); or the pairs of a list."""
     if isinstance(task, Task):
         return task
     return load_task(task, model, pairs=pairs if isinstance(task, str | Path) else None, seed=seed)
 
 
-Positions = Sequence[int | str] | slice | None  # from 0, from the end, labels of the task; a slice; None is all
+Positions = (
+    Sequence[int | str] | slice | None
+)  # from 0, from the end, labels of the task; a slice; None is all
 PairPositions = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order
 
 
@@ -51,13 +57,31 @@ def resolve_positions(task: Task, positions: Positions) -> PairPositions:
         MeasurementError: where a pair has none of them, or no pair has one of them.
     """
     listed: object = () if positions is None or isinstance(positions, slice) else positions
-    if isinstance(listed, str) or not isinstance(listed, Collection) or (listed is positions and not listed):
-        raise MeasurementError(f"positions is {positions!r}.", "Give a list of positions or labels, a slice, or None for all.")
+    if (
+        isinstance(listed, str)
+        or not isinstance(listed, Collection)
+        or (listed is positions and not listed)
+    ):
+        raise MeasurementError(
+            f"positions is {positions!r}.",
+            "Give a list of positions or labels, a slice, or None for all.",
+        )
     if odd := [place for place in listed if type(place) not in (int, str)]:
-        raise MeasurementError(f"{odd[0]!r} is not a position.", "Give whole numbers, from 0 or backwards from -1, or labels of the task.")
+        raise MeasurementError(
+            f"{odd[0]!r} is not a position.",
+            "Give whole numbers, from 0 or backwards from -1, or labels of the task.",
+        )
     found = tuple(_places(pair, positions) for pair in task.pairs)
-    lacking = [f"Pair {number} has none of the positions {positions!r}." for number, places in enumerate(found, start=1) if not places]
-    lacking += [f"No pair has the position {place!r}." for place in listed if not any(_places(pair, [place]) for pair in task.pairs)]
+    lacking = [
+        f"Pair {number} has none of the positions {positions!r}."
+        for number, places in enumerate(found, start=1)
+        if not places
+    ]
+    lacking += [
+        f"No pair has the position {place!r}."
+        for place in listed
+        if not any(_places(pair, [place]) for pair in task.pairs)
+    ]
     if lacking:
         longest = max(len(pair.clean) for pair in task.pairs)
         raise MeasurementError(
@@ -72,7 +96,11 @@ def _places(pair: EncodedPair, positions: Positions) -> tuple[int, ...]:
     if positions is None or isinstance(positions, slice):
         return tuple(range(length)[positions or slice(None)])
     named = [pair.labels.get(place) if isinstance(place, str) else place for place in positions]
-    return tuple(sorted({place % length for place in named if place is not None and -length <= place < length}))
+    return tuple(
+        sorted(
+            {place % length for place in named if place is not None and -length <= place < length}
+        )
+    )
 
 
 def _labels(task: Task) -> list[str]:
@@ -90,4 +118,6 @@ def require_counts(**counts: tuple[object, int]) -> None:
     """
     for name, (value, least) in counts.items():
         if type(value) is not int or value < least:
-            raise MeasurementError(f"{name} is {value!r}.", f"Give a whole number of at least {least}.")
+            raise MeasurementError(
+                f"{name} is {value!r}.", f"Give a whole number of at least {least}."
+            )

@@ -26,18 +26,26 @@ from discovery.interventions import Edit
 from discovery.methods.features.splice import SplicedBlock, batch_pairs, stream_entry
 from discovery.metrics import measure
 
-PathStart = Literal["nothing", "corrupted"]  # what the way to the clean run begins at: no features, or those of the corrupted run
+PathStart = Literal[
+    "nothing", "corrupted"
+]  # what the way to the clean run begins at: no features, or those of the corrupted run
 
 
-def mean_gradient(view: SplicedBlock, steps: int, path_start: PathStart = "nothing") -> Float[Tensor, "pair pos d_out"]:
+def mean_gradient(
+    view: SplicedBlock, steps: int, path_start: PathStart = "nothing"
+) -> Float[Tensor, "pair pos d_out"]:
     """∂m/∂x at the chosen positions (0 elsewhere), the mean over the steps; on the CPU."""
     block = view.block
     stream, _ = stream_entry(block.backend.info, view.sae.writes)
     block.load("clean", [stream])
     kept = max(
-        1, block.rows_that_fit(0, block.prompts.width) // (2 * (block.backend.info.n_layers - stream.layer))
+        1,
+        block.rows_that_fit(0, block.prompts.width)
+        // (2 * (block.backend.info.n_layers - stream.layer)),
     )  # the graph holds every layer
-    block.meter.begin("attribution", steps * _work(view, torch.arange(len(view), device=view.mask.device)))
+    block.meter.begin(
+        "attribution", steps * _work(view, torch.arange(len(view), device=view.mask.device))
+    )
     waiting = [piece for part in view.pair_batches() for piece in batch_pairs(part, kept)][::-1]
     out: dict[int, Tensor] = {}
     while waiting:
@@ -47,14 +55,17 @@ def mean_gradient(view: SplicedBlock, steps: int, path_start: PathStart = "nothi
         except (torch.OutOfMemoryError, MemoryError):
             if len(part) == 1:
                 raise MemoryLimitError(
-                    "Memory does not suffice for one prompt's gradient.", "Free memory, or shorten the prompts."
+                    "Memory does not suffice for one prompt's gradient.",
+                    "Free memory, or shorten the prompts.",
                 ) from None
             gc.collect()
             waiting += batch_pairs(part, (len(part) + 1) // 2)[::-1]
     return torch.cat([out[begin] for begin in sorted(out)])
 
 
-def _gradient(view: SplicedBlock, part: Tensor, steps: int, path_start: PathStart) -> Float[Tensor, "n pos d_out"]:
+def _gradient(
+    view: SplicedBlock, part: Tensor, steps: int, path_start: PathStart
+) -> Float[Tensor, "n pos d_out"]:
     clean = view.target_activation(part)
     where = view.mask[part].unsqueeze(-1)
     total = torch.zeros_like(clean)
@@ -87,7 +98,11 @@ def _metric(view: SplicedBlock, part: Tensor, value: Tensor) -> Float[Tensor, "n
         inner = block.activation("clean", site).shape[2:]
         edits = [Edit(site, value.reshape(*value.shape[:2], *inner))]
         residual = block.activation("clean", stream)[part]
-    outcome = block.run(Batch(prompts.clean[part], prompts.answer_position[part], stream.layer, residual), edits=edits, grad=True)
+    outcome = block.run(
+        Batch(prompts.clean[part], prompts.answer_position[part], stream.layer, residual),
+        edits=edits,
+        grad=True,
+    )
     assert outcome.logits is not None
     block.meter.add(_work(view, part))
     clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
@@ -97,5 +112,10 @@ def _metric(view: SplicedBlock, part: Tensor, value: Tensor) -> Float[Tensor, "n
 def _work(view: SplicedBlock, part: Tensor) -> float:
     """Forward-pass equivalents of one step's pass and its way back."""
     prompts, info = view.block.prompts, view.block.backend.info
-    one = (1 + BACKWARD_COST) * row_macs(info, prompts.width, start=stream_entry(info, view.sae.writes)[0].layer, columns=info.d_vocab)
+    one = (1 + BACKWARD_COST) * row_macs(
+        info,
+        prompts.width,
+        start=stream_entry(info, view.sae.writes)[0].layer,
+        columns=info.d_vocab,
+    )
     return sum(one / prompt_macs(info, length) for length in prompts.length[part].tolist())

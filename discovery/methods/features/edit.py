@@ -26,9 +26,20 @@ from discovery.engine import Engine, Meter, Progress
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, NotFiniteError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
-from discovery.methods.features.arguments import PairPositions, Positions, TaskLike, require_counts, resolve_positions, resolve_task
+from discovery.methods.features.arguments import (
+    PairPositions,
+    Positions,
+    TaskLike,
+    require_counts,
+    resolve_positions,
+    resolve_task,
+)
 from discovery.methods.features.pushes import ShuffledDecoderControl, draw_other_directions, push
-from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction, splice_reconstruction
+from discovery.methods.features.reconstruction import (
+    Reconstruction,
+    measure_reconstruction,
+    splice_reconstruction,
+)
 from discovery.methods.features.splice import cache_sites, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.sites import MetricName
@@ -92,7 +103,9 @@ def edit_features(
     """
     began = time.monotonic()
     if error not in get_args(ErrorTerm):
-        raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
+        raise MeasurementError(
+            f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}."
+        )
     require_counts(controls=(controls, 0))
     sae = open_sae(sae, model)
     task = resolve_task(task, model, seed)
@@ -105,12 +118,22 @@ def edit_features(
     found, rebuilt_metric = measure_reconstruction(engine, sae, places, corrupted, resamples)
     base = clean if error == "keep" else rebuilt_metric
     try:
-        metrics = _cases(engine, sae, places, change, error, draw_other_directions(sae, change.features, controls, seed))
+        metrics = _cases(
+            engine,
+            sae,
+            places,
+            change,
+            error,
+            draw_other_directions(sae, change.features, controls, seed),
+        )
     except NotFiniteError:  # the unchanged prompts gave numbers
         raise change.too_large_error() from None
     effects = (metrics - base).double().mean(1)
     gap = float((clean - corrupted).double().mean())
-    warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [*found.notes, *sae.warnings]
+    warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [
+        *found.notes,
+        *sae.warnings,
+    ]
     return FeatureEditResult(
         found,
         tuple(warnings),
@@ -124,7 +147,9 @@ def edit_features(
         float(effects[0]) / gap if abs(gap) >= 1e-6 else None,
         metrics[0],
         base,
-        ShuffledDecoderControl.of(float(effects[0]), effects[1:].tolist()) if len(effects) > 1 else None,
+        ShuffledDecoderControl.of(float(effects[0]), effects[1:].tolist())
+        if len(effects) > 1
+        else None,
         MeasurementCost(engine.meter.spent, time.monotonic() - began),
     )
 
@@ -148,6 +173,8 @@ def _cases(
             moved = change.difference(codes.features[..., chosen]) * codes.scale
             amounts.append(torch.where(view.mask[part].unsqueeze(-1), moved, 0.0))
         amount = torch.cat(amounts).unsqueeze(0).expand(len(directions), -1, -1, -1)
-        base = None if error == "keep" else lambda pair, view=view: splice_reconstruction(view, pair)
+        base = (
+            None if error == "keep" else lambda pair, view=view: splice_reconstruction(view, pair)
+        )
         parts.append(push(view, amount, directions, base, "changed features"))
     return torch.cat(parts, 1)

@@ -77,7 +77,10 @@ def summarise_firing(peak: Float[Tensor, "row k"]) -> tuple[FiringSummary, ...]:
 
 
 def find_firing_tokens(
-    model: Backend, tokens: Int[Tensor, "pair pos"], where: Bool[Tensor, "pair pos"], activation: Float[Tensor, "pair pos"]
+    model: Backend,
+    tokens: Int[Tensor, "pair pos"],
+    where: Bool[Tensor, "pair pos"],
+    activation: Float[Tensor, "pair pos"],
 ) -> tuple[TokenFiring, ...]:
     """The tokens with the largest activations of one feature."""
     seen: dict[int, list[float]] = defaultdict(list)
@@ -85,14 +88,24 @@ def find_firing_tokens(
         seen[token].append(value)
     decode = model.tokenizer.decode if model.tokenizer else None
     found = [
-        TokenFiring(token, decode([token]) if decode else None, max(values, key=abs), sum(value != 0 for value in values), len(values))
+        TokenFiring(
+            token,
+            decode([token]) if decode else None,
+            max(values, key=abs),
+            sum(value != 0 for value in values),
+            len(values),
+        )
         for token, values in seen.items()
         if any(values)
     ]
-    return tuple(sorted(found, key=lambda firing: (-abs(firing.largest), firing.token))[:MAX_FIRING_TOKENS])
+    return tuple(
+        sorted(found, key=lambda firing: (-abs(firing.largest), firing.token))[:MAX_FIRING_TOKENS]
+    )
 
 
-def corrupted_peak_activations(engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int]) -> Float[Tensor, "pair k"] | None:
+def corrupted_peak_activations(
+    engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int]
+) -> Float[Tensor, "pair k"] | None:
     """Each feature's peak in the corrupted prompts; None where no pair has another side."""
     if all(pair.clean == pair.corrupted for pair in engine.task.pairs):
         return None
@@ -101,12 +114,21 @@ def corrupted_peak_activations(engine: Engine, sae: SAE, places: PairPositions, 
         view.block.load("corrupted", [sae.reads])
         for part in view.pair_batches():
             codes = view.codes(part, "corrupted")
-            found.append(peak_activations(codes.features[..., list(features)] * view.mask[part].unsqueeze(-1)))
+            found.append(
+                peak_activations(
+                    codes.features[..., list(features)] * view.mask[part].unsqueeze(-1)
+                )
+            )
     return torch.cat(found)
 
 
 def unrelated_peak_activations(
-    engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int], given: Sequence[Prompt] | None, seed: int
+    engine: Engine,
+    sae: SAE,
+    places: PairPositions,
+    features: Sequence[int],
+    given: Sequence[Prompt] | None,
+    seed: int,
 ) -> Float[Tensor, "prompt k"]:
     """Each feature's peak in unrelated prompts.
 
@@ -118,20 +140,30 @@ def unrelated_peak_activations(
     """
     model, info = engine.backend, engine.backend.info
     prompts = _random_prompts(engine, seed) if given is None else _tokens(model, given)
-    chosen = [places[n % len(places)] if given is None else range(len(ids)) for n, ids in enumerate(prompts)]
+    chosen = [
+        places[n % len(places)] if given is None else range(len(ids))
+        for n, ids in enumerate(prompts)
+    ]
     _, block = next(engine.blocks())
-    size = max(1, min(max_pairs_encoded(block, sae), block.rows_that_fit(0, max(map(len, prompts)))))
+    size = max(
+        1, min(max_pairs_encoded(block, sae), block.rows_that_fit(0, max(map(len, prompts))))
+    )
     found = []
     for first in range(0, len(prompts), size):
         part = prompts[first : first + size]
         width = max(map(len, part))
-        tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in part], device=model.device)
+        tokens = torch.tensor(
+            [[*ids, *[0] * (width - len(ids))] for ids in part], device=model.device
+        )
         stop = sae.reads.layer + 1
         activation = model.run(Batch(tokens, stop=stop), [sae.reads]).activations[sae.reads]
         one = row_macs(info, width, stop=stop, columns=0) + sae.work(width)
         engine.meter.add(sum(one / prompt_macs(info, len(ids)) for ids in part))
         codes = sae.encode(activation)[..., list(features)]
-        found += [peak_activations(row[list(at)].unsqueeze(0)) for row, at in zip(codes, chosen[first : first + size], strict=True)]
+        found += [
+            peak_activations(row[list(at)].unsqueeze(0))
+            for row, at in zip(codes, chosen[first : first + size], strict=True)
+        ]
     return torch.cat(found)
 
 
@@ -141,11 +173,19 @@ def _tokens(model: Backend, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for prompt in prompts:
         if isinstance(prompt, str) and model.tokenizer is None:
-            raise MeasurementError("An unrelated prompt is text, and this model has no tokenizer.", "Give lists of token ids.")
-        ids = tuple(model.tokenizer.encode(prompt)) if model.tokenizer and isinstance(prompt, str) else tuple(map(int, prompt))
+            raise MeasurementError(
+                "An unrelated prompt is text, and this model has no tokenizer.",
+                "Give lists of token ids.",
+            )
+        ids = (
+            tuple(model.tokenizer.encode(prompt))
+            if model.tokenizer and isinstance(prompt, str)
+            else tuple(map(int, prompt))
+        )
         if not 0 < len(ids) <= model.n_ctx or not all(0 <= token < model.d_vocab for token in ids):
             raise MeasurementError(
-                f"The unrelated prompt {ids!r} cannot be run.", f"Give 1 to {model.n_ctx} token ids from 0 to {model.d_vocab - 1}."
+                f"The unrelated prompt {ids!r} cannot be run.",
+                f"Give 1 to {model.n_ctx} token ids from 0 to {model.d_vocab - 1}.",
             )
         found.append(ids)
     return found
@@ -154,4 +194,7 @@ def _tokens(model: Backend, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
 def _random_prompts(engine: Engine, seed: int) -> list[tuple[int, ...]]:
     rng = random.Random(f"unrelated-{seed}")
     pairs, vocabulary = engine.task.pairs, engine.backend.d_vocab
-    return [tuple(rng.randrange(vocabulary) for _ in pairs[n % len(pairs)].clean) for n in range(N_UNRELATED_PROMPTS)]
+    return [
+        tuple(rng.randrange(vocabulary) for _ in pairs[n % len(pairs)].clean)
+        for n in range(N_UNRELATED_PROMPTS)
+    ]

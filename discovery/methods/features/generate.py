@@ -98,7 +98,9 @@ def generate_with_features(
     began = time.monotonic()
     require_counts(tokens=(tokens, 1), controls=(controls, 0))
     if error not in get_args(ErrorTerm):
-        raise MeasurementError(f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}.")
+        raise MeasurementError(
+            f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}."
+        )
     seen = run_with_cache(model, prompt, top=1)
     if (room := model.n_ctx - len(seen.tokens)) < tokens:
         cure = f"Behind this prompt of {len(seen.tokens)} tokens there is room for {f'1 to {room}' if room else 'none'}."
@@ -106,30 +108,58 @@ def generate_with_features(
     places = _places(positions, len(seen.tokens))
     sae = open_sae(sae, model)
     change = FeatureChange.of(features, operation, sae.d_sae)
-    directions = torch.cat([sae.directions(change.features).unsqueeze(0), draw_other_directions(sae, change.features, controls, seed)])
+    directions = torch.cat(
+        [
+            sae.directions(change.features).unsqueeze(0),
+            draw_other_directions(sae, change.features, controls, seed),
+        ]
+    )
     meter = Meter(progress=progress)
     writer = _ContinuationWriter(model, sae, change, error, places, directions, meter)
     meter.begin("generation", 0.0)
     meter.add(seen.cost.forward_equivalents)
     written, scores, first = writer.write(seen.tokens, tokens)
     decode = model.tokenizer.decode if model.tokenizer else None
-    texts = [Continuation(tuple(ids), decode(ids) if decode else None, score) for ids, score in zip(written, scores, strict=True)]
+    texts = [
+        Continuation(tuple(ids), decode(ids) if decode else None, score)
+        for ids, score in zip(written, scores, strict=True)
+    ]
     clean, edited, *others = texts
-    differs = [number for number, (a, b) in enumerate(zip(clean.tokens, edited.tokens, strict=True)) if a != b]
+    differs = [
+        number
+        for number, (a, b) in enumerate(zip(clean.tokens, edited.tokens, strict=True))
+        if a != b
+    ]
     kl = float((first[0].exp() * (first[0] - first[1])).sum())
     cost = MeasurementCost(meter.spent, time.monotonic() - began)
-    return GenerationResult(seen.tokens, clean, edited, tuple(others), differs[0] if differs else None, kl, change, error, sae.warnings, cost)
+    return GenerationResult(
+        seen.tokens,
+        clean,
+        edited,
+        tuple(others),
+        differs[0] if differs else None,
+        kl,
+        change,
+        error,
+        sae.warnings,
+        cost,
+    )
 
 
 def _places(positions: Sequence[int] | slice | None, length: int) -> slice | list[int]:
     if positions is None or isinstance(positions, slice):
         return positions or slice(None)
-    if odd := [place for place in positions if type(place) is not int or not -length <= place < length]:
+    if odd := [
+        place for place in positions if type(place) is not int or not -length <= place < length
+    ]:
         raise MeasurementError(
-            f"{odd[0]!r} is no position of this prompt.", f"Give whole numbers from {-length} to {length - 1}: labels belong to a task."
+            f"{odd[0]!r} is no position of this prompt.",
+            f"Give whole numbers from {-length} to {length - 1}: labels belong to a task.",
         )
     if not positions:
-        raise MeasurementError("positions is empty.", "Give positions of the prompt, or None for all.")
+        raise MeasurementError(
+            "positions is empty.", "Give positions of the prompt, or None for all."
+        )
     return list(positions)
 
 
@@ -145,13 +175,17 @@ class _ContinuationWriter:
     directions: Float[Tensor, "case changed d_out"]
     meter: Meter
 
-    def write(self, prompt: tuple[int, ...], count: int) -> tuple[list[list[int]], list[float], Float[Tensor, "row d_vocab"]]:
+    def write(
+        self, prompt: tuple[int, ...], count: int
+    ) -> tuple[list[list[int]], list[float], Float[Tensor, "row d_vocab"]]:
         """Each row's tokens, their mean log-probability, and the log-probabilities of the first."""
         rows = torch.tensor([prompt], device=self.model.device).repeat(len(self.directions) + 1, 1)
         total, first = torch.zeros(len(rows), dtype=torch.float64), None
         for _ in range(count):
             log_probabilities = self._next(rows).float().log_softmax(1)
-            if bool(log_probabilities[0].isfinite().all()) and bool(log_probabilities.isnan().any()):
+            if bool(log_probabilities[0].isfinite().all()) and bool(
+                log_probabilities.isnan().any()
+            ):
                 raise self.change.too_large_error()
             first = log_probabilities if first is None else first
             best = log_probabilities.max(1)
@@ -164,7 +198,10 @@ class _ContinuationWriter:
         info, sae, length = self.model.info, self.sae, rows.shape[1]
         stream = Site("resid_pre", sae.writes.layer)
         last = torch.full((len(rows),), length - 1, device=rows.device)
-        seen = self.model.run(Batch(rows, stop=sae.writes.layer + 1), list(dict.fromkeys([stream, sae.reads, sae.writes]))).activations
+        seen = self.model.run(
+            Batch(rows, stop=sae.writes.layer + 1),
+            list(dict.fromkeys([stream, sae.reads, sae.writes])),
+        ).activations
         edit = Edit(sae.writes, self._value(seen[sae.reads], seen[sae.writes]))
         logits = self.model.run(Batch(rows, last, stream.layer, seen[stream]), edits=[edit]).logits
         assert logits is not None
@@ -180,5 +217,7 @@ class _ContinuationWriter:
         flat = written.flatten(2)
         base = flat if self.error == "keep" else codes.reconstruction.to(flat)
         value = flat.clone()
-        value[1:, self.positions] = (base[1:] + torch.bmm(amount[1:], self.directions).to(flat))[:, self.positions]
+        value[1:, self.positions] = (base[1:] + torch.bmm(amount[1:], self.directions).to(flat))[
+            :, self.positions
+        ]
         return value.reshape(written.shape)

@@ -39,8 +39,16 @@ class ShuffledDecoderControl:
     def of(cls, own: float, draws: Sequence[float]) -> ShuffledDecoderControl:
         """Compare an effect with those of the draws."""
         sizes = [abs(draw) for draw in draws]
-        as_large = sum(not size < abs(own) * (1 - 1e-6) for size in sizes)  # what is no number speaks against the feature
-        return cls(len(sizes), sum(sizes) / len(sizes), max(sizes), as_large, (1 + as_large) / (1 + len(sizes)))
+        as_large = sum(
+            not size < abs(own) * (1 - 1e-6) for size in sizes
+        )  # what is no number speaks against the feature
+        return cls(
+            len(sizes),
+            sum(sizes) / len(sizes),
+            max(sizes),
+            as_large,
+            (1 + as_large) / (1 + len(sizes)),
+        )
 
 
 def push(
@@ -59,7 +67,11 @@ def push(
     """
     count = len(view)
     result = view.block.baseline(side)[:count].repeat(len(amount), 1)
-    moved = (amount != 0).flatten(2).any(2) if base is None else torch.ones_like(result, dtype=torch.bool)
+    moved = (
+        (amount != 0).flatten(2).any(2)
+        if base is None
+        else torch.ones_like(result, dtype=torch.bool)
+    )
     case, pair = moved[:, :count].nonzero(as_tuple=True)
     if not len(case):
         return result
@@ -67,7 +79,9 @@ def push(
     def value(window: Window) -> Tensor:
         here = view.target_activation(window.pair, side) if base is None else base(window.pair)
         chosen = case[window.index]
-        change = torch.bmm(amount[chosen, window.pair], directions[chosen]).to(here)  # [n pos d_out]
+        change = torch.bmm(amount[chosen, window.pair], directions[chosen]).to(
+            here
+        )  # [n pos d_out]
         return (here + change)[:, window.first : window.end]
 
     result[case, pair] = view.measure(pair, value, label, side)
@@ -75,7 +89,12 @@ def push(
 
 
 def measure_controls(
-    view: SplicedBlock, features: Sequence[int], amount: Float[Tensor, "pair pos k"], own: Float[Tensor, "pair k"], draws: int, seed: int
+    view: SplicedBlock,
+    features: Sequence[int],
+    amount: Float[Tensor, "pair pos k"],
+    own: Float[Tensor, "pair k"],
+    draws: int,
+    seed: int,
 ) -> list[ShuffledDecoderControl | None]:
     """The shuffled-decoder control of each feature, on a block's first pairs; None where there are no draws.
 
@@ -91,13 +110,20 @@ def measure_controls(
             continue
         moved = torch.zeros_like(amount[..., i])
         moved[:count] = amount[:count, :, i]
-        pushed = push(view, moved[None, :, :, None].expand(len(directions), -1, -1, 1), directions, label="shuffled decoder")
+        pushed = push(
+            view,
+            moved[None, :, :, None].expand(len(directions), -1, -1, 1),
+            directions,
+            label="shuffled decoder",
+        )
         effects = (clean - pushed)[:, :count].double().mean(1).tolist()
         found.append(ShuffledDecoderControl.of(float(own[:count, i].double().mean()), effects))
     return found
 
 
-def draw_other_directions(sae: SAE, features: Sequence[int], draws: int, seed: int) -> Float[Tensor, "draw changed d_out"]:
+def draw_other_directions(
+    sae: SAE, features: Sequence[int], draws: int, seed: int
+) -> Float[Tensor, "draw changed d_out"]:
     """For each draw, the directions of as many other features, made as long as those of `features`.
 
     Returns:
@@ -108,9 +134,17 @@ def draw_other_directions(sae: SAE, features: Sequence[int], draws: int, seed: i
     if not len(others) or not draws:
         return own.new_zeros(0, *own.shape)
     generator = torch.Generator().manual_seed(seed)
-    picked = [others[torch.randint(len(others), (len(features),), generator=generator)].tolist() for _ in range(draws)]
+    picked = [
+        others[torch.randint(len(others), (len(features),), generator=generator)].tolist()
+        for _ in range(draws)
+    ]
     if len(others) >= len(features):
-        picked = [others[torch.randperm(len(others), generator=generator)[: len(features)]].tolist() for _ in range(draws)]
+        picked = [
+            others[torch.randperm(len(others), generator=generator)[: len(features)]].tolist()
+            for _ in range(draws)
+        ]
     found = torch.stack([sae.directions(chosen) for chosen in picked])
-    length: Tensor = own.norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = own.norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True).clamp(
+        min=1e-12
+    )
     return found * length

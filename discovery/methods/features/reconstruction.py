@@ -23,7 +23,12 @@ from torch import Tensor
 from discovery.engine import Engine, Window
 from discovery.features import SAE
 from discovery.methods.features.arguments import PairPositions
-from discovery.methods.features.splice import SplicedBlock, batch_pairs, max_pairs_encoded, spliced_blocks
+from discovery.methods.features.splice import (
+    SplicedBlock,
+    batch_pairs,
+    max_pairs_encoded,
+    spliced_blocks,
+)
 from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 
 MIN_VARIANCE_EXPLAINED = 0.7
@@ -53,7 +58,11 @@ class Reconstruction:
 
 
 def measure_reconstruction(
-    engine: Engine, sae: SAE, places: PairPositions, base: Float[Tensor, "pair"], resamples: Resamples
+    engine: Engine,
+    sae: SAE,
+    places: PairPositions,
+    base: Float[Tensor, "pair"],
+    resamples: Resamples,
 ) -> tuple[Reconstruction, Float[Tensor, "pair"]]:
     """Measure a dictionary on all pairs.
 
@@ -90,16 +99,23 @@ def metric_of_reconstruction(view: SplicedBlock) -> Float[Tensor, "pair"]:
 
     def value(window: Window) -> Tensor:
         return torch.cat(
-            [splice_reconstruction(view, pair)[:, window.first : window.end] for pair in batch_pairs(window.pair, max_pairs_encoded(view.block, view.sae))]
+            [
+                splice_reconstruction(view, pair)[:, window.first : window.end]
+                for pair in batch_pairs(window.pair, max_pairs_encoded(view.block, view.sae))
+            ]
         )
 
     return view.measure(torch.arange(len(view), device=view.mask.device), value, "reconstruction")
 
 
-def splice_reconstruction(view: SplicedBlock, pair: Int[Tensor, "n"]) -> Float[Tensor, "n pos d_out"]:
+def splice_reconstruction(
+    view: SplicedBlock, pair: Int[Tensor, "n"]
+) -> Float[Tensor, "n pos d_out"]:
     """The reconstruction at the chosen positions, the clean activation elsewhere."""
     clean = view.target_activation(pair)
-    return torch.where(view.mask[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean)
+    return torch.where(
+        view.mask[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean
+    )
 
 
 def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | None:
@@ -113,9 +129,13 @@ def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | Non
 def _faults(explained: float | None, share: Interval | None) -> Sequence[str]:
     faults = []
     if explained is not None and explained < MIN_VARIANCE_EXPLAINED:
-        faults.append(f"it explains {explained:.2f} of the variance here (below {MIN_VARIANCE_EXPLAINED})")
+        faults.append(
+            f"it explains {explained:.2f} of the variance here (below {MIN_VARIANCE_EXPLAINED})"
+        )
     if share is not None and not METRIC_SHARE_BOUNDS[0] <= share.mean <= METRIC_SHARE_BOUNDS[1]:
-        faults.append(f"{share.mean:.2f} of the metric survives splicing it in (outside {METRIC_SHARE_BOUNDS[0]} to {METRIC_SHARE_BOUNDS[1]})")
+        faults.append(
+            f"{share.mean:.2f} of the metric survives splicing it in (outside {METRIC_SHARE_BOUNDS[0]} to {METRIC_SHARE_BOUNDS[1]})"
+        )
     return faults
 
 
@@ -126,7 +146,10 @@ class _Totals:
         self.count, self.active = 0, 0.0
         self.residual, self.square = 0.0, 0.0
         self.sum = torch.zeros(d_out, dtype=torch.float64)
-        self._norms: dict[bool, list[float]] = {True: [], False: []}  # of first positions, and of the others
+        self._norms: dict[bool, list[float]] = {
+            True: [],
+            False: [],
+        }  # of first positions, and of the others
 
     def add(self, view: SplicedBlock, part: Tensor) -> None:
         codes, where = view.codes(part), view.mask[part]
@@ -149,7 +172,13 @@ class _Totals:
     @property
     def notes(self) -> tuple[str, ...]:
         first, rest = self._norms[True], self._norms[False]
-        if not first or not rest or sum(first) / len(first) < OUTLIER_NORM_RATIO * sum(rest) / len(rest):
+        if (
+            not first
+            or not rest
+            or sum(first) / len(first) < OUTLIER_NORM_RATIO * sum(rest) / len(rest)
+        ):
             return ()
         ratio = (sum(first) / len(first)) / max(sum(rest) / len(rest), 1e-300)
-        return (f"the first position's activation is {ratio:.0f} times as long as the others' and rules these numbers: leave it out",)
+        return (
+            f"the first position's activation is {ratio:.0f} times as long as the others' and rules these numbers: leave it out",
+        )

@@ -40,17 +40,26 @@ class SplicedBlock:
     def __len__(self) -> int:
         return len(self.block.prompts)
 
-    def target_activation(self, pair: Int[Tensor, "n"], side: Side = "clean") -> Float[Tensor, "n pos d_out"]:
+    def target_activation(
+        self, pair: Int[Tensor, "n"], side: Side = "clean"
+    ) -> Float[Tensor, "n pos d_out"]:
         """The activation that the dictionary reconstructs, heads side by side."""
         return self.block.activation(side, self.sae.writes)[pair].flatten(2)
 
-    def codes(self, pair: Int[Tensor, "n"], side: Side = "clean", shift: Float[Tensor, "pair pos ..."] | None = None) -> Codes:
+    def codes(
+        self,
+        pair: Int[Tensor, "n"],
+        side: Side = "clean",
+        shift: Float[Tensor, "pair pos ..."] | None = None,
+    ) -> Codes:
         """The dictionary's view of these pairs; `shift`, of all pairs, is added to what it reads."""
         read = self.block.activation(side, self.sae.reads)[pair]
         codes = self.sae.codes(read if shift is None else read + shift[pair].to(read))
         prompts, info = self.block.prompts, self.block.backend.info
         lengths = prompts.length[pair].tolist()
-        self.block.meter.add(sum(self.sae.work(prompts.width) / prompt_macs(info, length) for length in lengths))
+        self.block.meter.add(
+            sum(self.sae.work(prompts.width) / prompt_macs(info, length) for length in lengths)
+        )
         return codes
 
     def pair_batches(self) -> Iterator[Int[Tensor, "n"]]:
@@ -59,7 +68,11 @@ class SplicedBlock:
         yield from batch_pairs(everyone, max_pairs_encoded(self.block, self.sae))
 
     def measure(
-        self, pair: Int[Tensor, "row"], value: Callable[[Window], Float[Tensor, "n pos d_out"]], label: str, side: Side = "clean"
+        self,
+        pair: Int[Tensor, "row"],
+        value: Callable[[Window], Float[Tensor, "n pos d_out"]],
+        label: str,
+        side: Side = "clean",
     ) -> Float[Tensor, "row"]:
         """The metric of prompts in which the dictionary's site has other values.
 
@@ -73,7 +86,9 @@ class SplicedBlock:
     def _rows(self, pair: Tensor, value: Callable[[Window], Tensor], side: Side) -> Rows:
         site, earliest = self.sae.writes, self.mask.int().argmax(1)[pair]
         if site.kind in ("resid_pre", "resid_post"):
-            return Rows(side, pair, earliest, site.layer + (site.kind == "resid_post"), residual=value)
+            return Rows(
+                side, pair, earliest, site.layer + (site.kind == "resid_post"), residual=value
+            )
         inner = self.block.activation(side, site).shape[2:]
 
         def edits(window: Window) -> list[Edit]:
@@ -96,7 +111,12 @@ def spliced_blocks(engine: Engine, sae: SAE, places: PairPositions) -> Iterator[
 def cache_sites(engine: Engine, sae: SAE, *also: Site) -> None:
     """Cache what the first block of pairs (mostly the only one) will be asked for, in one pass of each side."""
     _, block = next(engine.blocks())
-    block.load("clean", dict.fromkeys([sae.reads, sae.writes, stream_entry(engine.backend.info, sae.writes)[0], *also]))
+    block.load(
+        "clean",
+        dict.fromkeys(
+            [sae.reads, sae.writes, stream_entry(engine.backend.info, sae.writes)[0], *also]
+        ),
+    )
     if any(pair.clean != pair.corrupted for pair in block.prompts.pairs):
         block.load("corrupted", [sae.reads])
 

@@ -48,7 +48,11 @@ from discovery.methods.features.arguments import (
 )
 from discovery.methods.features.attribution import mean_gradient
 from discovery.methods.features.circuit.exchange import contributions
-from discovery.methods.features.direct_logits import DirectLogitEffect, last_layer_sites, measure_direct_logits
+from discovery.methods.features.direct_logits import (
+    DirectLogitEffect,
+    last_layer_sites,
+    measure_direct_logits,
+)
 from discovery.methods.features.firing import (
     Consistency,
     TokenFiring,
@@ -107,7 +111,9 @@ class FeatureMeasurer:
         self.gradients, self.resamples = gradients, resamples
         self.directions = sae.directions(chosen)
 
-    def measure(self, controls: int, unrelated: Sequence[Prompt] | None, top_tokens: int, seed: int) -> tuple[Feature, ...]:
+    def measure(
+        self, controls: int, unrelated: Sequence[Prompt] | None, top_tokens: int, seed: int
+    ) -> tuple[Feature, ...]:
         """Everything that is said of each feature."""
         if not self.features:
             return ()
@@ -121,19 +127,25 @@ class FeatureMeasurer:
             if self.gradients is not None:
                 slope = self.gradients[view.first_pair].to(z) @ self.directions.to(z).T
                 values["attribution"].append((scaled * slope).sum(1))
-            ablated = push(view, -scaled.permute(2, 0, 1).unsqueeze(-1), self.directions.unsqueeze(1))
+            ablated = push(
+                view, -scaled.permute(2, 0, 1).unsqueeze(-1), self.directions.unsqueeze(1)
+            )
             values["ablation"].append((view.block.baseline("clean") - ablated).T)
             seen.append((view.block.prompts.clean, view.mask, z))
             if len(seen) == 1:
                 direct = measure_direct_logits(view.block, self.sae, self.features, top_tokens)
-                control = measure_controls(view, self.features, -scaled, values["ablation"][0], controls, seed)
+                control = measure_controls(
+                    view, self.features, -scaled, values["ablation"][0], controls, seed
+                )
         per_pair = {name: torch.cat(parts) for name, parts in values.items() if parts}
         consistency = self._consistency(per_pair["activation"], unrelated, seed)
         return tuple(
             Feature(
                 feature,
                 self._interval(per_pair["activation"][:, i]),
-                self._interval(per_pair["attribution"][:, i]) if "attribution" in per_pair else None,
+                self._interval(per_pair["attribution"][:, i])
+                if "attribution" in per_pair
+                else None,
                 self._interval(per_pair["ablation"][:, i]),
                 control[i],
                 self._tokens(seen, i),
@@ -148,20 +160,36 @@ class FeatureMeasurer:
     def _interval(self, values: Float[Tensor, "pair"]) -> Interval:
         return interval_of_mean(values, self.resamples)
 
-    def _tokens(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int) -> tuple[TokenFiring, ...]:
+    def _tokens(
+        self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int
+    ) -> tuple[TokenFiring, ...]:
         """Where the feature fires; blocks are padded to one width, and what is padded is not among the chosen positions."""
         width = max(len(pair.clean) for pair in self.engine.task.pairs)
         columns = zip(*((tokens, where, z[..., i]) for tokens, where, z in seen), strict=True)
-        joined = (torch.cat([pad(part, (0, width - part.shape[1])) for part in column]) for column in columns)
+        joined = (
+            torch.cat([pad(part, (0, width - part.shape[1])) for part in column])
+            for column in columns
+        )
         return find_firing_tokens(self.engine.backend, *joined)
 
-    def _consistency(self, clean: Float[Tensor, "pair k"], unrelated: Sequence[Prompt] | None, seed: int) -> list[Consistency]:
+    def _consistency(
+        self, clean: Float[Tensor, "pair k"], unrelated: Sequence[Prompt] | None, seed: int
+    ) -> list[Consistency]:
         corrupted = corrupted_peak_activations(self.engine, self.sae, self.places, self.features)
-        elsewhere = unrelated_peak_activations(self.engine, self.sae, self.places, self.features, unrelated, seed)
+        elsewhere = unrelated_peak_activations(
+            self.engine, self.sae, self.places, self.features, unrelated, seed
+        )
         other = [None] * len(self.features) if corrupted is None else summarise_firing(corrupted)
-        return [Consistency(*kinds) for kinds in zip(summarise_firing(clean), other, summarise_firing(elsewhere), strict=True)]
+        return [
+            Consistency(*kinds)
+            for kinds in zip(
+                summarise_firing(clean), other, summarise_firing(elsewhere), strict=True
+            )
+        ]
 
-    def _activations(self, view: SplicedBlock) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
+    def _activations(
+        self, view: SplicedBlock
+    ) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
         """z at the chosen positions (0 elsewhere), and z times the dictionary's scale."""
         z, scaled = [], []
         for part in view.pair_batches():
@@ -254,16 +282,33 @@ def sae_top_features(
     flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
     if flat and order != "activation":
         raise MeasurementError(
-            "kl_divergence has no gradient at the clean run.", "Use steps of 2 or more, by='activation', or another metric."
+            "kl_divergence has no gradient at the clean run.",
+            "Use steps of 2 or more, by='activation', or another metric.",
         )
     resamples = Resamples.of(task, seed=seed)
     base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
     found, _ = measure_reconstruction(engine, sae, places, base, resamples)
-    gradients = None if flat else {view.first_pair: mean_gradient(view, steps) for view in spliced_blocks(engine, sae, places)}
-    chosen = _rank_features(engine, sae, places, gradients, order, min(k if order != "ablation" else max(ABLATION_CANDIDATE_FACTOR * k, 32), sae.d_sae))
+    gradients = (
+        None
+        if flat
+        else {
+            view.first_pair: mean_gradient(view, steps)
+            for view in spliced_blocks(engine, sae, places)
+        }
+    )
+    chosen = _rank_features(
+        engine,
+        sae,
+        places,
+        gradients,
+        order,
+        min(k if order != "ablation" else max(ABLATION_CANDIDATE_FACTOR * k, 32), sae.d_sae),
+    )
     if order == "ablation":
         chosen = _rank_by_ablation(engine, sae, places, chosen)[:k]
-    features = FeatureMeasurer(engine, sae, places, chosen, gradients, resamples).measure(controls, unrelated, top_tokens, seed)
+    features = FeatureMeasurer(engine, sae, places, chosen, gradients, resamples).measure(
+        controls, unrelated, top_tokens, seed
+    )
     return TopFeatures(
         found,
         tuple(_warnings(found, sae, len(task), flat)),
@@ -286,20 +331,33 @@ def _check(prompt: Prompt | None, task: TaskLike | None, order: str) -> None:
         given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
         raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
     if order not in get_args(RankBy):
-        raise MeasurementError(f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(RankBy))}.")
+        raise MeasurementError(
+            f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(RankBy))}."
+        )
 
 
 def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequence[str]:
-    warnings = [f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in found.poor]
+    warnings = [
+        f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in found.poor
+    ]
     warnings += [*found.notes, *sae.warnings]
     if n_pairs == 1:
         warnings.append("one prompt: the intervals have no width and say nothing of other prompts")
     if flat:
-        warnings.append("kl_divergence has no gradient at the clean run: attribution is left out (use steps of 2 or more)")
+        warnings.append(
+            "kl_divergence has no gradient at the clean run: attribution is left out (use steps of 2 or more)"
+        )
     return warnings
 
 
-def _rank_features(engine: Engine, sae: SAE, places: PairPositions, gradients: dict[int, Tensor] | None, order: RankBy, k: int) -> tuple[int, ...]:
+def _rank_features(
+    engine: Engine,
+    sae: SAE,
+    places: PairPositions,
+    gradients: dict[int, Tensor] | None,
+    order: RankBy,
+    k: int,
+) -> tuple[int, ...]:
     """The features with the largest absolute mean."""
     total = torch.zeros(sae.d_sae, dtype=torch.float64)
     for view in spliced_blocks(engine, sae, places):
@@ -309,20 +367,30 @@ def _rank_features(engine: Engine, sae: SAE, places: PairPositions, gradients: d
             if order == "activation" or gradients is None:
                 total += features.abs().amax(1).double().sum(0).cpu()
             else:
-                slope = (gradients[view.first_pair][part.cpu()].to(features) * codes.scale) @ sae.directions().T
+                slope = (
+                    gradients[view.first_pair][part.cpu()].to(features) * codes.scale
+                ) @ sae.directions().T
                 total += (features * slope).sum(1).double().sum(0).cpu()
     best = total.abs().topk(k)
-    return tuple(feature for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value > 0)
+    return tuple(
+        feature
+        for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        if value > 0
+    )
 
 
-def _rank_by_ablation(engine: Engine, sae: SAE, places: PairPositions, candidates: tuple[int, ...]) -> tuple[int, ...]:
+def _rank_by_ablation(
+    engine: Engine, sae: SAE, places: PairPositions, candidates: tuple[int, ...]
+) -> tuple[int, ...]:
     """The same features, the largest exact effect first."""
     if not candidates:
         return ()
     total = torch.zeros(len(candidates), dtype=torch.float64)
     for view in spliced_blocks(engine, sae, places):
         _, scaled = contributions(view, candidates, "clean")
-        ablated = push(view, -scaled.permute(2, 0, 1).unsqueeze(-1), sae.directions(candidates).unsqueeze(1))
+        ablated = push(
+            view, -scaled.permute(2, 0, 1).unsqueeze(-1), sae.directions(candidates).unsqueeze(1)
+        )
         total += (view.block.baseline("clean") - ablated).double().sum(1).cpu()
     order = total.abs().argsort(descending=True, stable=True).tolist()
     return tuple(candidates[i] for i in order)

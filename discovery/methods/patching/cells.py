@@ -43,7 +43,9 @@ class LayerCells:
     def restrict_to(self, chosen: Bool[Tensor, "..."]) -> LayerCells:
         """Only the chosen cells, [position], [head] or [head position]."""
         kept = chosen[self.index[1:]].nonzero(as_tuple=True)[0]
-        return LayerCells(self.exists & chosen, self.rows.take(kept), tuple(axis[kept] for axis in self.index))
+        return LayerCells(
+            self.exists & chosen, self.rows.take(kept), tuple(axis[kept] for axis in self.index)
+        )
 
 
 def list_columns(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
@@ -57,14 +59,24 @@ def list_columns(task: Task, site: SiteName, by: str) -> tuple[int | str, ...]:
     if by == "label":
         names = {name for pair in task.pairs for name in pair.labels}
         if not names:
-            raise MeasurementError(f"The task {task.name!r} has no labels.", "Use by='position', or add labels to its pairs.")
+            raise MeasurementError(
+                f"The task {task.name!r} has no labels.",
+                "Use by='position', or add labels to its pairs.",
+            )
         mean = {name: [p.labels[name] for p in task.pairs if name in p.labels] for name in names}
         return tuple(sorted(names, key=lambda name: (sum(mean[name]) / len(mean[name]), name)))
     width = max(len(pair.clean) for pair in task.pairs)
     return tuple(range(width)) if task.has_one_length else tuple(range(-width, 0))
 
 
-def build_cells(block: Block, model: Backend, site: SiteName, layer: int, direction: Direction, columns: tuple[int | str, ...]) -> LayerCells:
+def build_cells(
+    block: Block,
+    model: Backend,
+    site: SiteName,
+    layer: int,
+    direction: Direction,
+    columns: tuple[int | str, ...],
+) -> LayerCells:
     """The cells of a site at a layer."""
     base: Side = "corrupted" if direction == "denoising" else "clean"
     if site in POSITION_SITES:
@@ -73,24 +85,35 @@ def build_cells(block: Block, model: Backend, site: SiteName, layer: int, direct
     return _head_cells(block, model, Site(kind, layer), base, columns)  # type: ignore[arg-type]  # the rest are too
 
 
-def locate_columns(block: Block, columns: tuple[int | str, ...]) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
+def locate_columns(
+    block: Block, columns: tuple[int | str, ...]
+) -> tuple[Int[Tensor, "pair column"], Bool[Tensor, "pair column"]]:
     """Each column's position in each pair, and whether the pair has it."""
     rows = []
     for pair in block.prompts.pairs:
         length = len(pair.clean)
-        found = [pair.labels.get(c, -1) if isinstance(c, str) else (c if c >= 0 else length + c) for c in columns]
+        found = [
+            pair.labels.get(c, -1) if isinstance(c, str) else (c if c >= 0 else length + c)
+            for c in columns
+        ]
         rows.append([t if 0 <= t < length else -1 for t in found])
     table = torch.tensor(rows, device=block.prompts.length.device)
     return table.clamp(min=0), table >= 0
 
 
-def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> LayerCells:
+def _stream_cells(
+    block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]
+) -> LayerCells:
     model.require_site(site)
     source: Side = "clean" if base == "corrupted" else "corrupted"
     before, after = block.activation(base, site), block.activation(source, site)
     positions, exists = locate_columns(block, columns)
     differs = (before != after).any(-1)  # [pair pos]
-    active = exists & differs.gather(1, positions) & (positions >= block.prompts.first_difference.unsqueeze(1))
+    active = (
+        exists
+        & differs.gather(1, positions)
+        & (positions >= block.prompts.first_difference.unsqueeze(1))
+    )
     pair, column = active.nonzero(as_tuple=True)
     position = positions[pair, column]
     entry = _entry_point(model, site)
@@ -103,7 +126,9 @@ def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns:
         at = position[window.index] - window.first
         rows = torch.arange(len(at), device=at.device)
         changed = here.clone()
-        difference = after[window.pair, position[window.index]] - before[window.pair, position[window.index]]
+        difference = (
+            after[window.pair, position[window.index]] - before[window.pair, position[window.index]]
+        )
         if site.kind.startswith("resid"):
             changed[rows, at] = after[window.pair, position[window.index]]
         else:
@@ -111,7 +136,9 @@ def _stream_cells(block: Block, model: Backend, site: Site, base: Side, columns:
         return changed
 
     if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
-        kept = position == block.prompts.answer_position[pair]  # nothing moves between positions any more
+        kept = (
+            position == block.prompts.answer_position[pair]
+        )  # nothing moves between positions any more
         pair, column, position = pair[kept], column[kept], position[kept]
     return LayerCells(exists, Rows(base, pair, position, start, middle, residual), (pair, column))
 
@@ -132,7 +159,9 @@ def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
     return (site.layer, True) if can.after_attention else None
 
 
-def _base_stream(block: Block, side: Side, start: int, middle: bool, window: Window) -> Float[Tensor, "n pos d_model"]:
+def _base_stream(
+    block: Block, side: Side, start: int, middle: bool, window: Window
+) -> Float[Tensor, "n pos d_model"]:
     if start == 0 and not middle:
         return block.activation(side, Site("resid_pre", 0))[window.pair, window.first : window.end]
     found = block.residual(side, start, window, after_attention=middle)
@@ -149,19 +178,25 @@ def _edit_rows(site: Site, base: Side, after: Tensor, pair: Tensor, position: Te
     return Rows(base, pair, position, site.layer, edits=edits)
 
 
-def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]) -> LayerCells:
+def _head_cells(
+    block: Block, model: Backend, site: Site, base: Side, columns: tuple[int | str, ...]
+) -> LayerCells:
     model.require_site(site)
     source: Side = "clean" if base == "corrupted" else "corrupted"
     before, after = block.activation(base, site), block.activation(source, site)
     if site.kind == "pattern":  # [pair head dst src]: a position is a row of the pattern
         before, after = before.transpose(1, 2), after.transpose(1, 2)
     inside = torch.arange(before.shape[1], device=before.device) < block.prompts.length.unsqueeze(1)
-    late = torch.arange(before.shape[1], device=before.device) >= block.prompts.first_difference.unsqueeze(1)
+    late = torch.arange(
+        before.shape[1], device=before.device
+    ) >= block.prompts.first_difference.unsqueeze(1)
     differs = (before != after).any(-1) & (inside & late).unsqueeze(-1)  # [pair pos head]
     if columns:
         positions, has = locate_columns(block, columns)
         at_column = positions.unsqueeze(-1).expand(*positions.shape, differs.shape[-1])
-        active = differs.gather(1, at_column).transpose(1, 2) & has.unsqueeze(1)  # [pair head column]
+        active = differs.gather(1, at_column).transpose(1, 2) & has.unsqueeze(
+            1
+        )  # [pair head column]
         exists = has.unsqueeze(1).expand_as(active)
         pair, head, column = active.nonzero(as_tuple=True)
         place: tuple[Tensor, ...] = (pair, head, column)
@@ -172,8 +207,13 @@ def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: t
         pair, head = active.nonzero(as_tuple=True)
         place, position = (pair, head), None
     first = block.prompts.first_difference[pair] if position is None else position
-    if site.kind == "z" and (entry := _entry_point(model, Site("attn_out", site.layer))) is not None:
-        return _head_cells_in_stream(block, model, site, base, exists, place, first, position, entry)
+    if (
+        site.kind == "z"
+        and (entry := _entry_point(model, Site("attn_out", site.layer))) is not None
+    ):
+        return _head_cells_in_stream(
+            block, model, site, base, exists, place, first, position, entry
+        )
 
     def edits(window: Window) -> list[Edit]:
         return [_head_edit(site, after, window, head, position)]
@@ -181,7 +221,9 @@ def _head_cells(block: Block, model: Backend, site: Site, base: Side, columns: t
     return LayerCells(exists, Rows(base, pair, first, site.layer, edits=edits), place)
 
 
-def _head_edit(site: Site, after: Tensor, window: Window, head: Tensor, position: Tensor | None) -> Edit:
+def _head_edit(
+    site: Site, after: Tensor, window: Window, head: Tensor, position: Tensor | None
+) -> Edit:
     heads = torch.arange(after.shape[2], device=head.device)
     where = (heads == head[window.index].unsqueeze(1)).unsqueeze(1)  # [row 1 head]
     if position is not None:
@@ -189,7 +231,9 @@ def _head_edit(site: Site, after: Tensor, window: Window, head: Tensor, position
         where = where & (span == position[window.index].unsqueeze(1)).unsqueeze(-1)
     value = after[:, window.first : window.end]
     if site.kind == "pattern":
-        return Edit(site, value.transpose(1, 2)[..., : window.end], where.transpose(1, 2), index=window.pair)
+        return Edit(
+            site, value.transpose(1, 2)[..., : window.end], where.transpose(1, 2), index=window.pair
+        )
     return Edit(site, value, where, index=window.pair)
 
 
@@ -211,7 +255,11 @@ def _head_cells_in_stream(
     output = model.head_weights(site.layer).to(change.dtype)
     pair, head = place[0], place[1]
     if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
-        kept = first == block.prompts.answer_position[pair] if position is not None else torch.ones_like(pair, dtype=torch.bool)
+        kept = (
+            first == block.prompts.answer_position[pair]
+            if position is not None
+            else torch.ones_like(pair, dtype=torch.bool)
+        )
         place, first = tuple(axis[kept] for axis in place), first[kept]
         pair, head = place[0], place[1]
         position = None if position is None else position[kept]
@@ -225,9 +273,13 @@ def _head_cells_in_stream(
         at = position[window.index]
         rows = torch.arange(len(at), device=at.device)
         changed = here.clone()
-        changed[rows, at - window.first] += torch.einsum("rd,rdm->rm", change[window.pair, at, heads], output[heads])
+        changed[rows, at - window.first] += torch.einsum(
+            "rd,rdm->rm", change[window.pair, at, heads], output[heads]
+        )
         return changed
 
     # the output projection of one head; at one position only, it is as good as nothing beside the row
     making = change.shape[-1] * model.info.d_model if position is None else 0
-    return LayerCells(exists, Rows(base, pair, first, start, middle, residual, residual_macs=making), place)
+    return LayerCells(
+        exists, Rows(base, pair, first, start, middle, residual, residual_macs=making), place
+    )

@@ -48,8 +48,18 @@ def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tupl
         parallel: attention and MLP of a layer read the same stream, so that its heads do not feed its MLP.
     """
     ends = sorted({EMBED, LOGITS, *nodes})
-    beside = {(s, t) for s in ends for t in ends if parallel and s.layer is not None and s.layer == t.layer}
-    return [(source, target) for target in ends for source in ends if source.feeds(target) and (source, target) not in beside]
+    beside = {
+        (s, t)
+        for s in ends
+        for t in ends
+        if parallel and s.layer is not None and s.layer == t.layer
+    }
+    return [
+        (source, target)
+        for target in ends
+        for source in ends
+        if source.feeds(target) and (source, target) not in beside
+    ]
 
 
 def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
@@ -57,12 +67,18 @@ def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffe
     wanted = edges_between(nodes, parallel=engine.backend.info.parallel)
     parts: list[list[EdgeEffect]] = []
     for _, block in engine.blocks():
-        block.meter.begin("edges", sum(_estimate_edge(block, engine, target) for _, target in wanted))
+        block.meter.begin(
+            "edges", sum(_estimate_edge(block, engine, target) for _, target in wanted)
+        )
         parts.append([_edge(block, engine, source, target) for source, target in wanted])
     joined = []
     for same in zip(*parts, strict=True):
         inputs = {slot: torch.cat([part.inputs[slot] for part in same]) for slot in same[0].inputs}
-        joined.append(EdgeEffect(same[0].source, same[0].target, torch.cat([part.whole for part in same]), inputs))
+        joined.append(
+            EdgeEffect(
+                same[0].source, same[0].target, torch.cat([part.whole for part in same]), inputs
+            )
+        )
     return joined
 
 
@@ -70,7 +86,13 @@ def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffec
     return measure_edge(block, engine, source, target, compute_output_change(block, engine, source))
 
 
-def measure_edge(block: Block, engine: Engine, source: Node, target: Node, delta: Float[Tensor, "pair pos d_model"]) -> EdgeEffect:
+def measure_edge(
+    block: Block,
+    engine: Engine,
+    source: Node,
+    target: Node,
+    delta: Float[Tensor, "pair pos d_model"],
+) -> EdgeEffect:
     """What `delta`, added to the residual stream that the target's inputs read and nowhere else, does to the metric."""
     if target == LOGITS:
         whole = _metric_after(block, engine, engine.backend.info.n_layers, False, delta)
@@ -80,14 +102,18 @@ def measure_edge(block: Block, engine: Engine, source: Node, target: Node, delta
         site = Site("mlp_out", target.layer)
         said = _mlp_output(block, engine, target.layer, delta)
         if engine.backend.abilities.linear_heads:
-            whole = _metric_after(block, engine, target.layer + 1, False, said - block.activation("clean", site))
+            whole = _metric_after(
+                block, engine, target.layer + 1, False, said - block.activation("clean", site)
+            )
         else:
             whole = _metric_with(block, site, said)
         return EdgeEffect(source, target, whole, {"mlp": whole})
     return _measure_head_edge(block, engine, source, target, delta)
 
 
-def compute_output_change(block: Block, engine: Engine, source: Node) -> Float[Tensor, "pair pos d_model"]:
+def compute_output_change(
+    block: Block, engine: Engine, source: Node
+) -> Float[Tensor, "pair pos d_model"]:
     """s corrupted − s clean, as it stands in the residual stream."""
     if source == EMBED:
         site = Site("resid_pre", 0)
@@ -98,10 +124,14 @@ def compute_output_change(block: Block, engine: Engine, source: Node) -> Float[T
         return change
     assert source.layer is not None
     assert source.head is not None
-    return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(change.dtype)
+    return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(
+        change.dtype
+    )
 
 
-def _measure_head_edge(block: Block, engine: Engine, source: Node, target: Node, delta: Tensor) -> EdgeEffect:
+def _measure_head_edge(
+    block: Block, engine: Engine, source: Node, target: Node, delta: Tensor
+) -> EdgeEffect:
     assert target.layer is not None
     assert target.head is not None
     layer = target.layer
@@ -118,20 +148,26 @@ def _measure_head_edge(block: Block, engine: Engine, source: Node, target: Node,
     return EdgeEffect(source, target, whole, {slot: metric[slot] for slot in slots})
 
 
-def _metric_of_head(block: Block, engine: Engine, target: Node, z: Float[Tensor, "pair pos head d_head"]) -> Float[Tensor, "pair"]:
+def _metric_of_head(
+    block: Block, engine: Engine, target: Node, z: Float[Tensor, "pair pos head d_head"]
+) -> Float[Tensor, "pair"]:
     """The metric with one head's z changed: added right behind the attention where the stream is a plain sum, else put in its place."""
     assert target.layer is not None
     assert target.head is not None
     info, can, layer = engine.backend.info, engine.backend.abilities, target.layer
     at_once = info.attn_only or info.parallel  # nothing of the layer reads what its heads say
     if not can.linear_heads or not (at_once or can.after_attention):
-        return _metric_with(block, Site("z", layer), z, torch.arange(info.n_heads, device=z.device) == target.head)
+        return _metric_with(
+            block, Site("z", layer), z, torch.arange(info.n_heads, device=z.device) == target.head
+        )
     difference = (z - block.activation("clean", Site("z", layer)))[:, :, target.head]
     change = difference @ engine.backend.head_weights(layer)[target.head].to(difference.dtype)
     return _metric_after(block, engine, layer + 1 if at_once else layer, not at_once, change)
 
 
-def _mlp_output(block: Block, engine: Engine, layer: int, delta: Tensor) -> Float[Tensor, "pair pos d_model"]:
+def _mlp_output(
+    block: Block, engine: Engine, layer: int, delta: Tensor
+) -> Float[Tensor, "pair pos d_model"]:
     """What an MLP says when `delta` is added to its input."""
     info, out = engine.backend.info, Site("mlp_out", layer)
     before = block.activation("clean", Site("resid_pre", layer))
@@ -140,17 +176,28 @@ def _mlp_output(block: Block, engine: Engine, layer: int, delta: Tensor) -> Floa
     heard = block.activation("clean", Site("resid_mid", layer)) + delta
     if engine.backend.abilities.after_attention:
         return _run_layer(block, engine, layer, heard, [out], [], middle=True)[out]
-    return _run_layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[out]
+    return _run_layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[
+        out
+    ]
 
 
 def _run_layer(
-    block: Block, engine: Engine, layer: int, residual: Tensor, reads: Sequence[Site], edits: Sequence[Edit], *, middle: bool = False
+    block: Block,
+    engine: Engine,
+    layer: int,
+    residual: Tensor,
+    reads: Sequence[Site],
+    edits: Sequence[Edit],
+    *,
+    middle: bool = False,
 ) -> dict[Site, Tensor]:
     """One layer run on a changed residual stream, in batches."""
     backend, prompts = engine.backend, block.prompts
     found: dict[Site, list[Tensor]] = {site: [] for site in reads}
     size = max(1, block.rows_that_fit(0, prompts.width))
-    one = row_macs(backend.info, prompts.width, start=layer, stop=layer + 1, after_attention=middle, columns=0)
+    one = row_macs(
+        backend.info, prompts.width, start=layer, stop=layer + 1, after_attention=middle, columns=0
+    )
     for first in range(0, len(prompts), size):
         part = slice(first, first + size)
         here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
@@ -158,24 +205,34 @@ def _run_layer(
         seen = block.run(batch, reads, here).activations
         for site in reads:
             found[site].append(seen[site])
-        block.meter.add(sum(one / prompt_macs(backend.info, n) for n in prompts.length[part].tolist()))
+        block.meter.add(
+            sum(one / prompt_macs(backend.info, n) for n in prompts.length[part].tolist())
+        )
     return {site: torch.cat(parts) for site, parts in found.items()}
 
 
-def _metric_after(block: Block, engine: Engine, start: int, middle: bool, change: Tensor) -> Float[Tensor, "pair"]:
+def _metric_after(
+    block: Block, engine: Engine, start: int, middle: bool, change: Tensor
+) -> Float[Tensor, "pair"]:
     """The metric with `change` added to the clean residual stream at a start, and everything behind it running freely."""
 
     def residual(window: Window) -> Tensor:
         here = block.residual("clean", start, window, after_attention=middle)
         if here is None:
-            here = block.activation("clean", Site("resid_pre", 0))[window.pair, window.first : window.end]
+            here = block.activation("clean", Site("resid_pre", 0))[
+                window.pair, window.first : window.end
+            ]
         return here + change[window.pair, window.first : window.end]
 
     pair = torch.arange(len(block.prompts), device=change.device)
-    return block.measure(Rows("clean", pair, block.prompts.first_difference, start, middle, residual))
+    return block.measure(
+        Rows("clean", pair, block.prompts.first_difference, start, middle, residual)
+    )
 
 
-def _metric_with(block: Block, site: Site, value: Tensor, heads: Tensor | None = None) -> Float[Tensor, "pair"]:
+def _metric_with(
+    block: Block, site: Site, value: Tensor, heads: Tensor | None = None
+) -> Float[Tensor, "pair"]:
     """The metric with a site of the clean run replaced (in these heads of it)."""
     where = None if heads is None else heads.expand(1, 1, -1)  # [row pos head]
     pair = torch.arange(len(block.prompts), device=value.device)
@@ -183,7 +240,9 @@ def _metric_with(block: Block, site: Site, value: Tensor, heads: Tensor | None =
     def edits(window: Window) -> list[Edit]:
         return [Edit(site, value[:, window.first : window.end], where, index=window.pair)]
 
-    return block.measure(Rows("clean", pair, block.prompts.first_difference, site.layer, edits=edits))
+    return block.measure(
+        Rows("clean", pair, block.prompts.first_difference, site.layer, edits=edits)
+    )
 
 
 def _estimate_edge(block: Block, engine: Engine, target: Node) -> float:

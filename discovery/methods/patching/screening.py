@@ -22,7 +22,10 @@ from discovery.engine import Block, Engine, Side, attribute_sites, estimate_attr
 from discovery.methods.patching.cells import POSITION_SITES, build_cells, locate_columns
 from discovery.sites import ActivationKind, Direction, SiteName
 
-RANKED_SHARE, MIN_RANKED = 0.1, 32  # of the cells that can change anything, this share and at least so many are measured by rank ...
+RANKED_SHARE, MIN_RANKED = (
+    0.1,
+    32,
+)  # of the cells that can change anything, this share and at least so many are measured by rank ...
 SAMPLE_SIZE = 59  # ... and so many of the rest at random: with none above the threshold, about 5% of the rest may be, with 95% confidence
 MISSED_SHARE_CONFIDENCE = 0.95
 SIZEABLE_EFFECT = 0.1  # an effect that should not be missed
@@ -83,10 +86,14 @@ class ScreenPlan:
         known = len(sample) > 0 and bool(sample.isfinite().all())
         largest = float(sample.max()) if known else float("nan")
         missed = 0.0 if not rest else bound_missed_share(above, len(sample), rest) if known else 1.0
-        return ScreenReport(self.estimates, int(self.by_rank.sum()), len(sample), rest, largest, missed)
+        return ScreenReport(
+            self.estimates, int(self.by_rank.sum()), len(sample), rest, largest, missed
+        )
 
 
-def bound_missed_share(found: int, drawn: int, rest: int, confidence: float = MISSED_SHARE_CONFIDENCE) -> float:
+def bound_missed_share(
+    found: int, drawn: int, rest: int, confidence: float = MISSED_SHARE_CONFIDENCE
+) -> float:
     """Upper bound of the share among what was not drawn, of a finite number: the hypergeometric distribution inverted.
 
     The largest share of the rest at which so few would still be found in the sample with a chance of 5%.
@@ -96,19 +103,37 @@ def bound_missed_share(found: int, drawn: int, rest: int, confidence: float = MI
     return float(hidden[chance > 1 - confidence].max()) / rest
 
 
-def plan_screen(engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], seed: int) -> ScreenPlan:
+def plan_screen(
+    engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], seed: int
+) -> ScreenPlan:
     """Estimate every cell and choose those to measure."""
     base: Side = "corrupted" if direction == "denoising" else "clean"
     kind: ActivationKind = "z" if site.startswith("head_out") else site  # type: ignore[assignment]  # the rest are kinds
     shape = (engine.backend.info.n_layers, *_cell_shape(engine, site, columns))
-    if math.prod(shape) <= MIN_RANKED + SAMPLE_SIZE:  # all of them would be measured: a gradient decides nothing
+    if (
+        math.prod(shape) <= MIN_RANKED + SAMPLE_SIZE
+    ):  # all of them would be measured: a gradient decides nothing
         everything = torch.ones(shape, dtype=torch.bool, device=engine.backend.device)
-        return ScreenPlan(torch.full_like(everything, float("nan"), dtype=torch.float32), everything, everything, ~everything)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # summed over pairs: change, gap; any: can change
+        return ScreenPlan(
+            torch.full_like(everything, float("nan"), dtype=torch.float32),
+            everything,
+            everything,
+            ~everything,
+        )
+    parts: list[
+        tuple[Tensor, Tensor, Tensor]
+    ] = []  # summed over pairs: change, gap; any: can change
     for _, block in engine.blocks():
         found, exists = _attribution_grid(block, site, attribute_sites(block, base, kind), columns)
-        gap = (block.baseline("clean") - block.baseline("corrupted")).reshape(-1, *[1] * (found.ndim - 1))
-        can = torch.stack([_can_change(block, engine, site, direction, layer, columns) for layer in range(found.shape[1])])
+        gap = (block.baseline("clean") - block.baseline("corrupted")).reshape(
+            -1, *[1] * (found.ndim - 1)
+        )
+        can = torch.stack(
+            [
+                _can_change(block, engine, site, direction, layer, columns)
+                for layer in range(found.shape[1])
+            ]
+        )
         parts.append((found.sum(0), torch.where(exists, gap, 0.0).sum(0), can))
     change, gaps, active = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
     active = active > 0
@@ -116,7 +141,9 @@ def plan_screen(engine: Engine, site: SiteName, direction: Direction, columns: t
     by_rank = torch.zeros_like(active)
     places = active.nonzero()
     size = estimates[active].abs().nan_to_num()
-    best = size.argsort(descending=True, stable=True)[: max(MIN_RANKED, math.ceil(RANKED_SHARE * len(places)))]
+    best = size.argsort(descending=True, stable=True)[
+        : max(MIN_RANKED, math.ceil(RANKED_SHARE * len(places)))
+    ]
     by_rank[tuple(places[best].T)] = True
     left = (active & ~by_rank).nonzero()
     drawn = random.Random(f"screen-{seed}").sample(range(len(left)), min(SAMPLE_SIZE, len(left)))
@@ -125,7 +152,13 @@ def plan_screen(engine: Engine, site: SiteName, direction: Direction, columns: t
     return ScreenPlan(estimates, ~active | by_rank | at_random, by_rank, at_random)
 
 
-def estimate_screen(engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], rows: float) -> float:
+def estimate_screen(
+    engine: Engine,
+    site: SiteName,
+    direction: Direction,
+    columns: tuple[int | str, ...],
+    rows: float,
+) -> float:
     """Forward-pass equivalents that a screened sweep will cost beyond the cached passes, where all of its rows cost `rows`.
 
     Which cells rank first is not known before: they are counted as the mean of all.
@@ -136,7 +169,12 @@ def estimate_screen(engine: Engine, site: SiteName, direction: Direction, column
     gradient, able = 0.0, torch.zeros(())
     for _, block in engine.blocks():
         gradient += estimate_attributions(block)
-        able = able + torch.stack([_can_change(block, engine, site, direction, layer, columns) for layer in layers]).cpu()
+        able = (
+            able
+            + torch.stack(
+                [_can_change(block, engine, site, direction, layer, columns) for layer in layers]
+            ).cpu()
+        )
     places = int((able > 0).sum())
     by_rank = min(places, max(MIN_RANKED, math.ceil(RANKED_SHARE * places)))
     return gradient + rows * (by_rank + min(SAMPLE_SIZE, places - by_rank)) / max(places, 1)
@@ -145,17 +183,24 @@ def estimate_screen(engine: Engine, site: SiteName, direction: Direction, column
 def _cell_shape(engine: Engine, site: SiteName, columns: tuple[int | str, ...]) -> tuple[int, ...]:
     """The shape of a layer's cells; k and v have one for each key-value head."""
     info = engine.backend.info
-    heads = () if site in POSITION_SITES else (info.n_kv_heads if site in ("k", "v") else info.n_heads,)
+    heads = (
+        () if site in POSITION_SITES else (info.n_kv_heads if site in ("k", "v") else info.n_heads,)
+    )
     return (*heads, len(columns)) if columns else heads
 
 
 def _attribution_grid(
-    block: Block, site: SiteName, found: Float[Tensor, "pair layer pos ..."], columns: tuple[int | str, ...]
+    block: Block,
+    site: SiteName,
+    found: Float[Tensor, "pair layer pos ..."],
+    columns: tuple[int | str, ...],
 ) -> tuple[Float[Tensor, "pair layer ..."], Bool[Tensor, "pair layer ..."]]:
     """Attributions as cells of the sweep, 0 where a pair lacks the cell, and whether it has it."""
     width = found.shape[2]
     at = torch.arange(width, device=found.device)
-    inside = (at < block.prompts.length.unsqueeze(1)) & (at >= block.prompts.first_difference.unsqueeze(1))  # [pair pos]
+    inside = (at < block.prompts.length.unsqueeze(1)) & (
+        at >= block.prompts.first_difference.unsqueeze(1)
+    )  # [pair pos]
     found = torch.where(inside.reshape(len(inside), 1, width, *[1] * (found.ndim - 3)), found, 0.0)
     if not columns:
         summed = found.sum(2)
@@ -171,7 +216,12 @@ def _attribution_grid(
 
 
 def _can_change(
-    block: Block, engine: Engine, site: SiteName, direction: Direction, layer: int, columns: tuple[int | str, ...]
+    block: Block,
+    engine: Engine,
+    site: SiteName,
+    direction: Direction,
+    layer: int,
+    columns: tuple[int | str, ...],
 ) -> Bool[Tensor, "..."]:
     """Cells that some pair has a row for."""
     cells = build_cells(block, engine.backend, site, layer, direction, columns)

@@ -156,7 +156,15 @@ def patch_sweep(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for first, block in engine.blocks():
         piece = engine.block_label(f"{site} {direction}", first, block)
-        grid = _sweep_block(block, model, site, direction, columns, None if chosen is None else chosen.measured, piece)
+        grid = _sweep_block(
+            block,
+            model,
+            site,
+            direction,
+            columns,
+            None if chosen is None else chosen.measured,
+            piece,
+        )
         parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
     per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
     values, warnings = normalise(per_pair, clean, corrupted, direction)
@@ -182,16 +190,26 @@ def patch_sweep(
     )
 
 
-def estimate_sweep(engine: Engine, site: SiteName, direction: Direction, by: Alignment = "position") -> float:
+def estimate_sweep(
+    engine: Engine, site: SiteName, direction: Direction, by: Alignment = "position"
+) -> float:
     """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
     columns = list_columns(engine.task, site, by)
     engine.reserve_memory(site)
     return sum(
-        block.estimate(*(cells.rows for cells in _cells_with_rows(block, engine.backend, site, direction, columns))) for _, block in engine.blocks()
+        block.estimate(
+            *(
+                cells.rows
+                for cells in _cells_with_rows(block, engine.backend, site, direction, columns)
+            )
+        )
+        for _, block in engine.blocks()
     )
 
 
-def plan_sweep(engine: Engine, site: SiteName, direction: Direction, max_cost: float | None) -> tuple[float, bool]:
+def plan_sweep(
+    engine: Engine, site: SiteName, direction: Direction, max_cost: float | None
+) -> tuple[float, bool]:
     """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less.
 
     Without gradients none is.
@@ -199,12 +217,17 @@ def plan_sweep(engine: Engine, site: SiteName, direction: Direction, max_cost: f
     rows = estimate_sweep(engine, site, direction)
     if max_cost is None or rows <= max_cost or not engine.backend.abilities.gradients:
         return rows, False
-    screened = estimate_screen(engine, site, direction, list_columns(engine.task, site, "position"), rows)
+    screened = estimate_screen(
+        engine, site, direction, list_columns(engine.task, site, "position"), rows
+    )
     return (screened, True) if screened < rows else (rows, False)
 
 
 def normalise(
-    per_pair: Float[Tensor, "pair ..."], clean: Float[Tensor, "pair"], corrupted: Float[Tensor, "pair"], direction: Direction
+    per_pair: Float[Tensor, "pair ..."],
+    clean: Float[Tensor, "pair"],
+    corrupted: Float[Tensor, "pair"],
+    direction: Direction,
 ) -> tuple[Float[Tensor, "..."], tuple[str, ...]]:
     """Ratio of means over the pairs that have each cell; NaN, with a warning, where the gap is below 1e-6."""
     have = ~per_pair.isnan()
@@ -216,7 +239,11 @@ def normalise(
         return torch.where(have, values, 0.0).sum(0) / count
 
     gap = mean((clean - corrupted).double().reshape(shape))
-    change = wide - corrupted.double().reshape(shape) if direction == "denoising" else clean.double().reshape(shape) - wide
+    change = (
+        wide - corrupted.double().reshape(shape)
+        if direction == "denoising"
+        else clean.double().reshape(shape) - wide
+    )
     values = mean(change) / torch.where(gap.abs() < MIN_METRIC_GAP, float("nan"), gap)
     warnings: tuple[str, ...] = ()
     if bool(((gap.abs() < MIN_METRIC_GAP) & (count > 0)).any()):
@@ -230,12 +257,22 @@ def _check_choices(site: str, direction: str, by: str) -> None:
     if site not in SITE_NAMES:
         raise SiteError(f"site {site!r} is not known.", f"Allowed: {', '.join(SITE_NAMES)}.")
     if direction not in get_args(Direction):
-        raise MeasurementError(f"direction {direction!r} is not known.", f"Allowed: {', '.join(get_args(Direction))}.")
+        raise MeasurementError(
+            f"direction {direction!r} is not known.", f"Allowed: {', '.join(get_args(Direction))}."
+        )
     if by not in get_args(Alignment):
-        raise MeasurementError(f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Alignment))}.")
+        raise MeasurementError(
+            f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Alignment))}."
+        )
 
 
-def _cells_with_rows(block: Block, model: Backend, site: SiteName, direction: Direction, columns: tuple[int | str, ...]) -> Iterator[LayerCells]:
+def _cells_with_rows(
+    block: Block,
+    model: Backend,
+    site: SiteName,
+    direction: Direction,
+    columns: tuple[int | str, ...],
+) -> Iterator[LayerCells]:
     for layer in range(model.info.n_layers):
         cells = build_cells(block, model, site, layer, direction, columns)
         if len(cells.rows):
@@ -252,11 +289,19 @@ def _sweep_block(
     label: str,
 ) -> Float[Tensor, "pair ..."]:
     """The metric of every cell; cells that cannot change anything keep the base run's without a pass; NaN where not to be measured."""
-    layers = [build_cells(block, model, site, layer, direction, columns) for layer in range(model.info.n_layers)]
+    layers = [
+        build_cells(block, model, site, layer, direction, columns)
+        for layer in range(model.info.n_layers)
+    ]
     if measured is not None:
         layers = [cells.restrict_to(some) for cells, some in zip(layers, measured, strict=True)]
-    base = block.baseline("corrupted" if direction == "denoising" else "clean")  # after: the pass that cached the site gave it too
-    grids = [torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan")) for cells in layers]
+    base = block.baseline(
+        "corrupted" if direction == "denoising" else "clean"
+    )  # after: the pass that cached the site gave it too
+    grids = [
+        torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan"))
+        for cells in layers
+    ]
     busy = [(grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)]
     jobs = [cells.rows for _, cells in busy]
     block.meter.begin(label, block.estimate(*jobs))
@@ -286,12 +331,18 @@ def align_by_label(sweep: Sweep, task: Task) -> Sweep:
     for number, own in enumerate(names):
         for place, name in own.items():
             per_pair[number, ..., columns.index(name)] = sweep.per_pair[number, ..., at[place]]
-    values, warnings = normalise(per_pair, sweep.metric_clean, sweep.metric_corrupted, sweep.direction)
-    return replace(sweep, per_pair=per_pair, values=values, positions=tuple(columns), warnings=warnings)
+    values, warnings = normalise(
+        per_pair, sweep.metric_clean, sweep.metric_corrupted, sweep.direction
+    )
+    return replace(
+        sweep, per_pair=per_pair, values=values, positions=tuple(columns), warnings=warnings
+    )
 
 
 def _names(pair: EncodedPair) -> dict[int, str | int]:
     """Place from the end -> its label, or itself."""
     length = len(pair.clean)
-    labels = {position - length: name for name, position in sorted(pair.labels.items(), reverse=True)}
+    labels = {
+        position - length: name for name, position in sorted(pair.labels.items(), reverse=True)
+    }
     return {place: labels.get(place, place) for place in range(-length, 0)}

@@ -17,7 +17,9 @@ from discovery.tasks.builtin.builtin_task import BuiltinTask
 from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
 from discovery.tasks.pairs import PromptPair, Tokenizer
 
-BUILTIN = MappingProxyType({module.TASK.name: module.TASK for module in (ioi, induction, greater_than, agreement)})
+BUILTIN = MappingProxyType(
+    {module.TASK.name: module.TASK for module in (ioi, induction, greater_than, agreement)}
+)
 """Name -> task."""
 
 __all__ = ["BUILTIN", "BuiltinTask", "generate"]
@@ -36,10 +38,18 @@ def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[Pr
         TaskError: an unknown name, a number of pairs below one, or a tokenizer that leaves too few words.
     """
     if name not in BUILTIN:
-        raise TaskError(f"There is no built-in task {name!r}.", f"Choose one of {', '.join(BUILTIN)}, or give the path of a task file.")
+        raise TaskError(
+            f"There is no built-in task {name!r}.",
+            f"Choose one of {', '.join(BUILTIN)}, or give the path of a task file.",
+        )
     task = BUILTIN[name]
     if pairs < 1:
-        raise TaskError(f"A task needs at least one pair; {pairs} were asked for.", f"Ask for 1 or more (default {task.default_pairs}).")
+        raise TaskError(
+            f"A task needs at least one pair; {pairs} were asked for.",
+            f"Ask for 1 or more (default {task.default_pairs}).",
+        )
     rng, sieve = random.Random(seed), TokenizerFilter(tokenizer, name)
     draw = task.prepare(sieve.keep_words)
-    return sieve.collect_pairs(lambda place: draw(rng, task.wordings[place % len(task.wordings)]), pairs)
+    return sieve.collect_pairs(
+        lambda place: draw(rng, task.wordings[place % len(task.wordings)]), pairs
+    )

@@ -74,7 +74,9 @@ def make_sampler(keep_words: WordFilter) -> PairSampler:
     nouns = words.PEOPLE + words.THINGS
     plurals = set(keep_words("plural nouns", [f"{noun}s" for noun in nouns], 10))
     return _AgreementWords(
-        nouns=keep_words("nouns with a plural", [noun for noun in nouns if f"{noun}s" in plurals], 10),
+        nouns=keep_words(
+            "nouns with a plural", [noun for noun in nouns if f"{noun}s" in plurals], 10
+        ),
         places=keep_words("places", words.PLACES, 5),
         names=keep_words("first names", words.NAMES, 5),
         adjectives=keep_words("adjectives", words.ADJECTIVES, 2),

@@ -49,14 +49,28 @@ class _GreaterThanWords:
             "XX1": century, "XX2": century, "YY": years[at],
         }  # fmt: skip
         clean, ends = fill(PATTERNS[wording], values)
-        corrupted, _ = fill(PATTERNS[wording], {**values, "YY": years[rng.randrange(at - YEARS_PER_SET + 1)]})
-        answer, wrong = years[at + 1 : at + 1 + YEARS_PER_SET], years[at - YEARS_PER_SET + 1 : at + 1]
-        return MarkedPair(clean, corrupted, answer, wrong, wording, {name: ends[name] for name in ("XX1", "YY", "XX2")})
+        corrupted, _ = fill(
+            PATTERNS[wording], {**values, "YY": years[rng.randrange(at - YEARS_PER_SET + 1)]}
+        )
+        answer, wrong = (
+            years[at + 1 : at + 1 + YEARS_PER_SET],
+            years[at - YEARS_PER_SET + 1 : at + 1],
+        )
+        return MarkedPair(
+            clean,
+            corrupted,
+            answer,
+            wrong,
+            wording,
+            {name: ends[name] for name in ("XX1", "YY", "XX2")},
+        )
 
 
 def make_sampler(keep_words: WordFilter) -> PairSampler:
     """The drawing function over the words that may be used."""
-    return _GreaterThanWords(events=keep_words("events", words.EVENTS, 5), places=keep_words("places", words.PLACES, 5)).sample_pair
+    return _GreaterThanWords(
+        events=keep_words("events", words.EVENTS, 5), places=keep_words("places", words.PLACES, 5)
+    ).sample_pair
 
 
 TASK = BuiltinTask(

@@ -67,8 +67,13 @@ class _InductionWords:
         again = f"{shape.joint} " + " ".join(listed[begin : a + 1])
         named = (("A1", a), ("B1", a + 1), ("C1", c), ("D1", c + 1))
         marks = {name: len(_announce_list(shape, listed[: i + 1])) for name, i in named}
-        clean, corrupted = _announce_list(shape, listed) + again, _announce_list(shape, swapped) + again
-        return MarkedPair(clean, corrupted, f" {listed[a + 1]}", f" {listed[c + 1]}", wording, marks)
+        clean, corrupted = (
+            _announce_list(shape, listed) + again,
+            _announce_list(shape, swapped) + again,
+        )
+        return MarkedPair(
+            clean, corrupted, f" {listed[a + 1]}", f" {listed[c + 1]}", wording, marks
+        )
 
 
 def _announce_list(shape: ListShape, listed: list[str]) -> str:

@@ -12,7 +12,13 @@ import random
 from dataclasses import dataclass
 
 from discovery.tasks.builtin import words
-from discovery.tasks.builtin.builtin_task import BuiltinTask, PairSampler, WordFilter, fill, next_word
+from discovery.tasks.builtin.builtin_task import (
+    BuiltinTask,
+    PairSampler,
+    WordFilter,
+    fill,
+    next_word,
+)
 from discovery.tasks.pairs import MarkedPair
 
 _WHEN = "When {A} and {B} {went} to the {place}, {S} {gave} a {object} to"
@@ -76,7 +82,12 @@ class _IoiWords:
         clean, ends = fill(PATTERNS[wording], values)
         corrupted, _ = fill(PATTERNS[wording], {**values, "S": io})
         receiver, giver = ("A", "B") if first == io else ("B", "A")
-        marks = {"IO": ends[receiver], "S1": ends[giver], "S1+1": next_word(clean, ends[giver]), "S2": ends["S"]}
+        marks = {
+            "IO": ends[receiver],
+            "S1": ends[giver],
+            "S1+1": next_word(clean, ends[giver]),
+            "S2": ends["S"],
+        }
         return MarkedPair(clean, corrupted, f" {io}", f" {subject}", wording, marks)
 
 

@@ -43,7 +43,9 @@ class TokenizerFilter:
             )
         return kept
 
-    def collect_pairs(self, draw: Callable[[int], MarkedPair], pairs: int) -> tuple[PromptPair, ...]:
+    def collect_pairs(
+        self, draw: Callable[[int], MarkedPair], pairs: int
+    ) -> tuple[PromptPair, ...]:
         """The first `pairs` distinct sound pairs; `draw(i)` proposes one for place i until it is sound.
 
         Raises:
@@ -71,14 +73,23 @@ class TokenizerFilter:
 
     def fit_pair(self, marked: MarkedPair) -> PromptPair | None:
         """The pair with token labels and with the answers that fit, or None where it is not sound."""
-        clean, corrupted = self.tokenizer.encode(marked.clean), self.tokenizer.encode(marked.corrupted)
+        clean, corrupted = (
+            self.tokenizer.encode(marked.clean),
+            self.tokenizer.encode(marked.corrupted),
+        )
         if len(clean) != len(corrupted) or clean[-1] != corrupted[-1] or clean == corrupted:
             return None
-        answer, wrong = self._fitting_answers(marked.clean, marked.answer), self._fitting_answers(marked.clean, marked.wrong)
+        answer, wrong = (
+            self._fitting_answers(marked.clean, marked.answer),
+            self._fitting_answers(marked.clean, marked.wrong),
+        )
         if not answer or not wrong:
             return None
         pair = replace(marked, answer=answer, wrong=wrong).with_token_labels(self.tokenizer)
-        ends = all(self._ends_with_token(marked.clean[:end], clean[pair.labels[name]]) for name, end in marked.marks.items())
+        ends = all(
+            self._ends_with_token(marked.clean[:end], clean[pair.labels[name]])
+            for name, end in marked.marks.items()
+        )
         return pair if ends else None
 
     def _fitting_answers(self, prompt: str, answer: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -17,8 +17,24 @@ from mcp_server.errors import ServerError
 from mcp_server.session import Session
 from mcp_server.session.devices import run_in_thread
 from mcp_server.session.runs import BackgroundRun
-from mcp_server.tools.arguments import MAX_PAIRS, MIN_VERDICT_PAIRS, Budget, PairList, Seed, TaskName, ToolContext, to_task_input
-from mcp_server.tools.circuit_views import NodeView, ScoreView, load_circuit_if_any, node_views, run_content, score_views
+from mcp_server.tools.arguments import (
+    MAX_PAIRS,
+    MIN_VERDICT_PAIRS,
+    Budget,
+    PairList,
+    Seed,
+    TaskName,
+    ToolContext,
+    to_task_input,
+)
+from mcp_server.tools.circuit_views import (
+    NodeView,
+    ScoreView,
+    load_circuit_if_any,
+    node_views,
+    run_content,
+    score_views,
+)
 from mcp_server.tools.circuits.elicitation import (
     BUDGET_FACTOR,
     BehaviourAnswer,
@@ -39,10 +55,14 @@ class DiscoverCircuitResult(Listing):
     """What discover_circuit gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
-    narrowing_hint: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
+    narrowing_hint: ClassVar[str] = (
+        "get_circuit(run_id=..., top=500, detail='detailed') lists more; circuit.json holds everything."
+    )
 
     run_id: str
-    status: str = Field(description="running: poll run_status; completed; interrupted: call again with run_id; failed.")
+    status: str = Field(
+        description="running: poll run_status; completed; interrupted: call again with run_id; failed."
+    )
     verdict: str | None
     reasons: list[str]
     nodes: list[NodeView]
@@ -60,13 +80,22 @@ async def discover_circuit(
     asked: BehaviourAnswer,
     drawn: PairCountAnswer,
     budget_answer: BudgetAnswer,
-    model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
+    model_id: Annotated[
+        str | None,
+        Field(description="Handle from load_model; needed unless run_id is given.", max_length=500),
+    ] = None,
     task: Annotated[
         TaskName | PairList | None,
-        Field(description="Built-in task, path of a .jsonl task file, or inline pairs; needed unless run_id is given."),
+        Field(
+            description="Built-in task, path of a .jsonl task file, or inline pairs; needed unless run_id is given."
+        ),
     ] = None,
     run_id: Annotated[
-        str | None, Field(description="Resume this interrupted run instead; the other arguments are the run's own.", max_length=200)
+        str | None,
+        Field(
+            description="Resume this interrupted run instead; the other arguments are the run's own.",
+            max_length=200,
+        ),
     ] = None,
     metric: MetricChoice = None,
     budget: Annotated[Budget | None, Field(description="Unlimited where left out.")] = None,
@@ -79,7 +108,10 @@ async def discover_circuit(
         ),
     ] = None,
     seed: Seed = 0,
-    wait_seconds: Annotated[float, Field(description="How long to wait for the end before returning run_id.", ge=0, le=3600)] = 45,
+    wait_seconds: Annotated[
+        float,
+        Field(description="How long to wait for the end before returning run_id.", ge=0, le=3600),
+    ] = 45,
 ) -> Annotated[CallToolResult, DiscoverCircuitResult]:
     """Finds the circuit behind a behaviour on its own and judges it: checks the behaviour, patches layers, components, heads and edges,
     freezes a circuit on discovery pairs, tests it on held-out pairs against controls, and writes a record with figures. The verdict is
@@ -98,9 +130,18 @@ async def discover_circuit(
     notes: list[str] = []
     if run_id is not None:
         made = await run_in_thread(partial(_resume, session, run_id))
-        given = {"model_id": model_id, "task": task, "metric": metric, "budget": budget, "pairs": pairs, "seed": seed or None}
+        given = {
+            "model_id": model_id,
+            "task": task,
+            "metric": metric,
+            "budget": budget,
+            "pairs": pairs,
+            "seed": seed or None,
+        }
         if ignored := [name for name, value in given.items() if value is not None]:
-            notes.append(f"Ignored, for a resumed run goes on as it was begun: {', '.join(ignored)}.")
+            notes.append(
+                f"Ignored, for a resumed run goes on as it was begun: {', '.join(ignored)}."
+            )
     elif model_id is None or chosen is None:
         missing = "model_id" if model_id is None else "task"
         raise ServerError(
@@ -113,33 +154,53 @@ async def discover_circuit(
             notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
         if isinstance(budget_answer, AcceptedElicitation) and budget_answer.data.raise_budget:
             budget = BUDGET_FACTOR * await estimate_run_cost(call, model_id, chosen, number, seed)
-            notes.append(f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed.")
+            notes.append(
+                f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed."
+            )
         elif budget is not None:
             notes.append(
                 f"The budget is {budget:,.0f} forward-pass equivalents; where it ends before the evaluation, the verdict is inconclusive."
             )
-        options = {"metric": metric, "seed": seed, "budget": budget, "memory": session.settings.memory}
+        options = {
+            "metric": metric,
+            "seed": seed,
+            "budget": budget,
+            "memory": session.settings.memory,
+        }
 
         def begin() -> BackgroundRun:
             read = session.get_task(loaded, to_task_input(chosen), number, seed)
             if len(read) < MIN_VERDICT_PAIRS:
-                notes.append(f"{len(read)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it can be inconclusive at best.")
+                notes.append(
+                    f"{len(read)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it can be inconclusive at best."
+                )
             how = loaded.asked
             load = {"model": how.source, **how.load_arguments, "pairs": number}
             source = session.resolve_task_source(to_task_input(chosen))
-            return session.runs.start_discovery(loaded, read, {**load, "task": source if isinstance(source, str) else None}, options)
+            return session.runs.start_discovery(
+                loaded, read, {**load, "task": source if isinstance(source, str) else None}, options
+            )
 
         made = await run_in_thread(begin)
     if made is not None:
         await wait_for_run(call, made, wait_seconds)
-    return await run_in_thread(partial(_make_result, session, made.run_id if made is not None and made.run_id else str(run_id), notes))
+    return await run_in_thread(
+        partial(
+            _make_result,
+            session,
+            made.run_id if made is not None and made.run_id else str(run_id),
+            notes,
+        )
+    )
 
 
 def _resume(session: Session, run_id: str) -> BackgroundRun | None:
     """The run, at work again; None where it is complete."""
     at_work, run = session.runs.find(run_id), session.runs.open(run_id)
     if run.record.kind != "discovery":
-        raise ServerError(f"The run {run_id} trains an SAE.", f'Go on with it: train_sae(run_id="{run_id}").')
+        raise ServerError(
+            f"The run {run_id} trains an SAE.", f'Go on with it: train_sae(run_id="{run_id}").'
+        )
     if at_work is not None:
         return at_work
     return None if run.status == "completed" else session.runs.resume(run_id)
@@ -153,7 +214,9 @@ async def wait_for_run(call: ToolContext, background: BackgroundRun, seconds: fl
             done, total, label = background.progress
             if done > told:
                 told = done
-                with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # the client left: the run goes on
+                with suppress(
+                    anyio.ClosedResourceError, anyio.BrokenResourceError
+                ):  # the client left: the run goes on
                     await call.report_progress(done, total, label)
             await anyio.sleep(_POLL_SECONDS)
 

@@ -11,7 +11,13 @@ from pydantic import BaseModel, Field
 from discovery.tasks import BUILTIN
 from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import MIN_VERDICT_PAIRS, PairList, TaskName, ToolContext, to_task_input
+from mcp_server.tools.arguments import (
+    MIN_VERDICT_PAIRS,
+    PairList,
+    TaskName,
+    ToolContext,
+    to_task_input,
+)
 
 BUDGET_FACTOR = 2  # a run can take so many times what it is estimated at
 
@@ -20,25 +26,32 @@ class BehaviourForm(BaseModel):
     """Which behaviour to explain."""
 
     task: Literal["", "ioi", "induction", "greater_than", "agreement"] = Field(
-        default="", description="A built-in behaviour; leave it empty to give pairs of your own instead."
+        default="",
+        description="A built-in behaviour; leave it empty to give pairs of your own instead.",
     )
 
 
 class BudgetForm(BaseModel):
     """Whether a run may cost what it is estimated at."""
 
-    raise_budget: bool = Field(default=True, description="Raise the budget to the estimate; otherwise the run may end inconclusive.")
+    raise_budget: bool = Field(
+        default=True,
+        description="Raise the budget to the estimate; otherwise the run may end inconclusive.",
+    )
 
 
 class PairCountForm(BaseModel):
     """Whether to take as many pairs as a verdict needs."""
 
     use_enough: bool = Field(
-        default=True, description="Take the task's own number of pairs; with fewer the verdict is inconclusive at best."
+        default=True,
+        description="Take the task's own number of pairs; with fewer the verdict is inconclusive at best.",
     )
 
 
-def ask_behaviour(call: ToolContext, model_id: str | None, task: TaskName | PairList | None, run_id: str | None) -> BehaviourForm | Elicit[BehaviourForm]:
+def ask_behaviour(
+    call: ToolContext, model_id: str | None, task: TaskName | PairList | None, run_id: str | None
+) -> BehaviourForm | Elicit[BehaviourForm]:
     """Ask the user which behaviour is meant, where the call does not say and the client can ask."""
     if task is not None or not _can_ask(call, model_id, run_id):
         return BehaviourForm()
@@ -50,14 +63,27 @@ BehaviourAnswer = Annotated[ElicitationResult[BehaviourForm], Resolve(ask_behavi
 
 
 def ask_pair_count(
-    call: ToolContext, asked: BehaviourAnswer, model_id: str | None, task: TaskName | PairList | None, run_id: str | None, pairs: int | None
+    call: ToolContext,
+    asked: BehaviourAnswer,
+    model_id: str | None,
+    task: TaskName | PairList | None,
+    run_id: str | None,
+    pairs: int | None,
 ) -> PairCountForm | Elicit[PairCountForm]:
     """Ask whether more pairs may be drawn, where a built-in task is asked for with too few for a verdict and the client can ask."""
     chosen = choose_task(asked, task)
-    few = isinstance(chosen, str) and chosen in BUILTIN and pairs is not None and pairs < MIN_VERDICT_PAIRS
+    few = (
+        isinstance(chosen, str)
+        and chosen in BUILTIN
+        and pairs is not None
+        and pairs < MIN_VERDICT_PAIRS
+    )
     if not few or not _can_ask(call, model_id, run_id):
         return PairCountForm(use_enough=False)
-    return Elicit(f"{pairs} pairs are too few for a verdict, which needs {MIN_VERDICT_PAIRS}. Take {BUILTIN[str(chosen)].default_pairs}?", PairCountForm)
+    return Elicit(
+        f"{pairs} pairs are too few for a verdict, which needs {MIN_VERDICT_PAIRS}. Take {BUILTIN[str(chosen)].default_pairs}?",
+        PairCountForm,
+    )
 
 
 PairCountAnswer = Annotated[ElicitationResult[PairCountForm], Resolve(ask_pair_count)]
@@ -78,7 +104,9 @@ async def ask_budget(
     chosen = choose_task(asked, task)
     if chosen is None or budget is None or not _can_ask(call, model_id, run_id):
         return BudgetForm(raise_budget=False)
-    expected = await estimate_run_cost(call, str(model_id), chosen, choose_pair_count(drawn, pairs), seed)
+    expected = await estimate_run_cost(
+        call, str(model_id), chosen, choose_pair_count(drawn, pairs), seed
+    )
     if expected <= budget:
         return BudgetForm(raise_budget=False)
     return Elicit(
@@ -88,14 +116,22 @@ async def ask_budget(
     )
 
 
-async def estimate_run_cost(call: ToolContext, model_id: str, task: TaskName | PairList, pairs: int | None, seed: int) -> float:
+async def estimate_run_cost(
+    call: ToolContext, model_id: str, task: TaskName | PairList, pairs: int | None, seed: int
+) -> float:
     """What the run is estimated to cost."""
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> float:
         read = session.get_task(loaded, to_task_input(task), pairs, seed)
-        return math.ceil(float(lazy_discovery.estimate_cost(loaded.backend, read, memory=session.settings.memory).forward_equivalents))
+        return math.ceil(
+            float(
+                lazy_discovery.estimate_cost(
+                    loaded.backend, read, memory=session.settings.memory
+                ).forward_equivalents
+            )
+        )
 
     return await session.devices.run(call, loaded.device, "estimate", job)
 
@@ -105,12 +141,25 @@ def _can_ask(call: ToolContext, model_id: str | None, run_id: str | None) -> boo
     capabilities: Any = call.client_capabilities
     ability = None if capabilities is None else capabilities.elicitation
     form = ability is not None and (ability.form is not None or ability.url is None)
-    return form and run_id is None and model_id is not None and call.request_context.lifespan_context.models.is_loaded(model_id)
+    return (
+        form
+        and run_id is None
+        and model_id is not None
+        and call.request_context.lifespan_context.models.is_loaded(model_id)
+    )
 
 
-def choose_task(asked: ElicitationResult[BehaviourForm], task: TaskName | PairList | None) -> TaskName | PairList | None:
+def choose_task(
+    asked: ElicitationResult[BehaviourForm], task: TaskName | PairList | None
+) -> TaskName | PairList | None:
     """The task of the call, else the user's."""
-    return task if task is not None else (asked.data.task or None) if isinstance(asked, AcceptedElicitation) else None
+    return (
+        task
+        if task is not None
+        else (asked.data.task or None)
+        if isinstance(asked, AcceptedElicitation)
+        else None
+    )
 
 
 def choose_pair_count(drawn: ElicitationResult[PairCountForm], pairs: int | None) -> int | None:

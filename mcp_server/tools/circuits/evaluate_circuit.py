@@ -39,15 +39,21 @@ class EvaluateCircuitResult(Listing):
     """What evaluate_circuit gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("nodes", "reasons")
-    narrowing_hint: ClassVar[str] = "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
+    narrowing_hint: ClassVar[str] = (
+        "Give fewer nodes; the discovery split and the curve are left out of `evaluation` first."
+    )
 
     model_id: str
     task: str
     nodes: list[str]
     final: bool
-    verdict: str = Field(description="verified, partial, rejected, inconclusive or no_behaviour: computed, not judged.")
+    verdict: str = Field(
+        description="verified, partial, rejected, inconclusive or no_behaviour: computed, not judged."
+    )
     reasons: list[str] = Field(description="Each condition that does not hold, with its numbers.")
-    evaluation: dict[str, Any] = Field(description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls.")
+    evaluation: dict[str, Any] = Field(
+        description="As in circuit.json: conditions a to f, faithfulness, knockout, completeness, controls."
+    )
     warnings: list[str]
     cost: CostView
 
@@ -58,9 +64,14 @@ async def evaluate_circuit(
     task: TaskSource,
     nodes: NodeNames,
     final: Annotated[
-        bool, Field(description="Look at the held-out pairs. Once, after the circuit is fixed: further looks are counted.")
+        bool,
+        Field(
+            description="Look at the held-out pairs. Once, after the circuit is fixed: further looks are counted."
+        ),
     ] = False,
-    universe: Annotated[Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")] = "all",
+    universe: Annotated[
+        Universe, Field(description="all heads and MLPs, or heads with MLPs kept.")
+    ] = "all",
     metric: MetricChoice = None,
     budget: Budget | None = None,
     pairs: PairCount = DEFAULT_PAIRS,
@@ -87,7 +98,11 @@ async def evaluate_circuit(
 
     def job(work: Job) -> EvaluateCircuitResult:
         read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
-        if final and len(read) < MIN_VERDICT_PAIRS and (notes or (isinstance(task, str) and task in BUILTIN)):
+        if (
+            final
+            and len(read) < MIN_VERDICT_PAIRS
+            and (notes or (isinstance(task, str) and task in BUILTIN))
+        ):
             raise ServerError(
                 f"final=true looks at the held-out pairs, and of {len(read)} pairs too few are held out: a verdict needs {MIN_VERDICT_PAIRS} pairs.",
                 f"Pass pairs=200, or as many as the task has, at least {MIN_VERDICT_PAIRS}; or search with final=false.",
@@ -119,11 +134,16 @@ async def evaluate_circuit(
             warnings=notes,
             total=len(found.nodes),
             truncated=shown is not block,
-            narrow=None if detail == "detailed" else "detail='detailed' gives every row of (d) and the thresholds.",
+            narrow=None
+            if detail == "detailed"
+            else "detail='detailed' gives every row of (d) and the thresholds.",
             cost=cost_view(found.cost),
         )
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job), detailed=detail == "detailed")
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"evaluate_circuit {model_id}", job),
+        detailed=detail == "detailed",
+    )
 
 
 def _estimate_cost(model: Backend, task: Task, universe: Universe, memory: int | None) -> float:

@@ -13,7 +13,14 @@ from mcp_server.session import lazy_discovery
 from mcp_server.tools.arguments import ModelId, RunId, SaeName, ToolContext
 from mcp_server.tools.circuit_views import EdgeView, edge_views
 from mcp_server.tools.features.sae_top_features import opened
-from mcp_server.tools.result import CostView, Listing, Result, cost_view, round_number, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 
 if TYPE_CHECKING:
     from discovery.methods.features import FeatureCircuit
@@ -36,14 +43,18 @@ class CircuitFeaturesResult(Listing):
     """What circuit_features gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("edges", "candidates", "warnings")
-    narrowing_hint: ClassVar[str] = "get_circuit(run_id=..., top=500, detail='detailed') lists more."
+    narrowing_hint: ClassVar[str] = (
+        "get_circuit(run_id=..., top=500, detail='detailed') lists more."
+    )
 
     warnings: list[str] = Field(description="A poor reconstruction stands first.")
     run_id: str
     sae: str
     variance_explained: float | None
     l0: float | None
-    share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
+    share_of_metric: float | None = Field(
+        description="Of the behaviour, what survives the reconstruction."
+    )
     verdict: str | None = Field(description="As it was: features enter no condition.")
     candidates: list[CandidateView]
     edges: list[EdgeView] = Field(description="Of the features that hold.")
@@ -55,7 +66,9 @@ async def circuit_features(
     run_id: RunId,
     model_id: ModelId,
     sae: SaeName = None,
-    positions: Annotated[list[StrictInt | str] | None, Field(description="As in sae_top_features.", max_length=500)] = None,
+    positions: Annotated[
+        list[StrictInt | str] | None, Field(description="As in sae_top_features.", max_length=500)
+    ] = None,
     k: Annotated[int, Field(description="How many candidates.", ge=1, le=64)] = 16,
 ) -> Annotated[CallToolResult, CircuitFeaturesResult]:
     """Puts features of a sparse autoencoder beside the heads and MLPs of a finished run: finds them by attribution on discovery pairs,
@@ -70,7 +83,9 @@ async def circuit_features(
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
     if session.runs.find(run_id) is not None:
-        raise ServerError(f"The run {run_id} is at work.", f'Wait for its end: run_status(run_id="{run_id}").')
+        raise ServerError(
+            f"The run {run_id} is at work.", f'Wait for its end: run_status(run_id="{run_id}").'
+        )
 
     def job(work: Job) -> CircuitFeaturesResult:
         source = session.allowed_paths.resolve_sae(sae)
@@ -86,7 +101,9 @@ async def circuit_features(
         )
         return _make_result(run_id, session.allowed_paths.format_path(source), made)
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"circuit_features {run_id}", job))
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"circuit_features {run_id}", job)
+    )
 
 
 def _make_result(run_id: str, sae: str, made: FeatureCircuit) -> CircuitFeaturesResult:
@@ -111,7 +128,9 @@ def _make_result(run_id: str, sae: str, made: FeatureCircuit) -> CircuitFeatures
         sae=sae,
         variance_explained=round_number(made.reconstruction.variance_explained),
         l0=round_number(made.reconstruction.l0),
-        share_of_metric=round_number(made.reconstruction.share.mean) if made.reconstruction.share else None,
+        share_of_metric=round_number(made.reconstruction.share.mean)
+        if made.reconstruction.share
+        else None,
         verdict=made.circuit.verdict,
         candidates=views,
         edges=[edge for edge in edge_views(made.circuit) if {edge.source, edge.target} & mine],

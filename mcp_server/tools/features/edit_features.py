@@ -39,11 +39,15 @@ class MetricEffectView(Result):
     n: int
     metric: str
     metric_clean: float | None
-    metric_base: float | None = Field(description="What the effect is counted from: clean, or the reconstruction where error is dropped.")
+    metric_base: float | None = Field(
+        description="What the effect is counted from: clean, or the reconstruction where error is dropped."
+    )
     metric_edited: float | None
     effect: IntervalView
     share: float | None = Field(description="Of clean − corrupted.")
-    control_p: float | None = Field(description="By chance: equal changes along other features' directions that do as much, of 19.")
+    control_p: float | None = Field(
+        description="By chance: equal changes along other features' directions that do as much, of 19."
+    )
     variance_explained: float | None
 
 
@@ -77,18 +81,35 @@ async def edit_features(
     call: ToolContext,
     model_id: ModelId,
     features: Annotated[
-        dict[int, FeatureAmount], Field(description='Amount of each, in its activation\'s units: {"1234": 0}.', min_length=1, max_length=100)
+        dict[int, FeatureAmount],
+        Field(
+            description='Amount of each, in its activation\'s units: {"1234": 0}.',
+            min_length=1,
+            max_length=100,
+        ),
     ],
     sae: SaeName = None,
     operation: Annotated[
-        Literal["set", "scale", "add"], Field(description="set to the amount (0 ablates, else clamps), scale by it, or add it (steers).")
+        Literal["set", "scale", "add"],
+        Field(
+            description="set to the amount (0 ablates, else clamps), scale by it, or add it (steers)."
+        ),
     ] = "set",
-    task: Annotated[TaskName | None, Field(description="Built-in task or path of a .jsonl: the effect on its metric.")] = None,
-    prompt: Annotated[BoundedText | TokenIds | None, Field(description="To be continued with and without the change.")] = None,
-    positions: Annotated[
-        list[StrictInt | str] | None, Field(description="As in sae_top_features; for a prompt numbers alone.", max_length=500)
+    task: Annotated[
+        TaskName | None,
+        Field(description="Built-in task or path of a .jsonl: the effect on its metric."),
     ] = None,
-    error: Annotated[Literal["keep", "drop"], Field(description="What the SAE does not explain.")] = "keep",
+    prompt: Annotated[
+        BoundedText | TokenIds | None,
+        Field(description="To be continued with and without the change."),
+    ] = None,
+    positions: Annotated[
+        list[StrictInt | str] | None,
+        Field(description="As in sae_top_features; for a prompt numbers alone.", max_length=500),
+    ] = None,
+    error: Annotated[
+        Literal["keep", "drop"], Field(description="What the SAE does not explain.")
+    ] = "keep",
     tokens: Annotated[int, Field(description="How many to write.", ge=1, le=200)] = 20,
     pairs: PairCount = DEFAULT_PAIRS,
 ) -> Annotated[CallToolResult, EditFeaturesResult]:
@@ -103,22 +124,42 @@ async def edit_features(
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
     if task is None and prompt is None:
-        raise ServerError("edit_features needs a task, a prompt, or both.", "Give a task for the effect on its metric, a prompt for text.")
+        raise ServerError(
+            "edit_features needs a task, a prompt, or both.",
+            "Give a task for the effect on its metric, a prompt for text.",
+        )
 
     def job(work: Job) -> EditFeaturesResult:
         source = session.allowed_paths.resolve_sae(sae)
         dictionary = opened(source, loaded.backend)
         on_metric, on_text, warnings, costs = None, None, [*dictionary.warnings], []
-        how: dict[str, Any] = {"operation": operation, "positions": positions, "error": error, "progress": work}
+        how: dict[str, Any] = {
+            "operation": operation,
+            "positions": positions,
+            "error": error,
+            "progress": work,
+        }
         if task is not None:
             read, notes = load_task_with_notes(session, loaded, task, pairs, 0)
             edited = lazy_discovery.edit_features(
-                loaded.backend, read, dictionary, features, controls=CONTROL_DIRECTIONS, memory=session.settings.memory, **how
+                loaded.backend,
+                read,
+                dictionary,
+                features,
+                controls=CONTROL_DIRECTIONS,
+                memory=session.settings.memory,
+                **how,
             )
-            on_metric, warnings, costs = _metric_view(read.name, len(read), edited), [*edited.warnings, *notes], [edited.cost]
+            on_metric, warnings, costs = (
+                _metric_view(read.name, len(read), edited),
+                [*edited.warnings, *notes],
+                [edited.cost],
+            )
         if prompt is not None:
             given = tuple(prompt) if isinstance(prompt, list) else prompt
-            written = lazy_discovery.generate_with_features(loaded.backend, dictionary, given, features, tokens=tokens, **how)
+            written = lazy_discovery.generate_with_features(
+                loaded.backend, dictionary, given, features, tokens=tokens, **how
+            )
             on_text, costs = _text_view(written), [*costs, written.cost]
         return EditFeaturesResult(
             warnings=warnings,
@@ -134,7 +175,9 @@ async def edit_features(
             ),
         )
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"edit_features {model_id}", job))
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"edit_features {model_id}", job)
+    )
 
 
 def _metric_view(task: str, n: int, found: FeatureEditResult) -> MetricEffectView:
@@ -146,7 +189,11 @@ def _metric_view(task: str, n: int, found: FeatureEditResult) -> MetricEffectVie
         metric_clean=round_number(found.metric_clean),
         metric_base=round_number(found.metric_base),
         metric_edited=round_number(found.metric_edited),
-        effect=IntervalView(mean=round_number(effect.mean), low=round_number(effect.low), high=round_number(effect.high)),
+        effect=IntervalView(
+            mean=round_number(effect.mean),
+            low=round_number(effect.low),
+            high=round_number(effect.high),
+        ),
         share=round_number(found.share),
         control_p=round_number(found.control.p, 3) if found.control else None,
         variance_explained=round_number(found.reconstruction.variance_explained),

@@ -11,9 +11,23 @@ from discovery.tasks import BUILTIN
 from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
 from mcp_server.session.models import LoadedModel
-from mcp_server.tools.arguments import MAX_PAIRS, BoundedText, DetailLevel, ModelId, SaeName, ToolContext
+from mcp_server.tools.arguments import (
+    MAX_PAIRS,
+    BoundedText,
+    DetailLevel,
+    ModelId,
+    SaeName,
+    ToolContext,
+)
 from mcp_server.tools.features.sae_top_features import opened
-from mcp_server.tools.result import CostView, Listing, Result, cost_view, round_number, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 
 if TYPE_CHECKING:
     from discovery.methods.features import FeatureExamples
@@ -53,7 +67,9 @@ class SaeExamplesResult(Listing):
     """What sae_examples gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("features", "warnings")
-    narrowing_hint: ClassVar[str] = "Ask for fewer features at a time; detail='detailed' gives more contexts of each."
+    narrowing_hint: ClassVar[str] = (
+        "Ask for fewer features at a time; detail='detailed' gives more contexts of each."
+    )
 
     warnings: list[str]
     model_id: str
@@ -69,13 +85,20 @@ class SaeExamplesResult(Listing):
 async def sae_examples(
     call: ToolContext,
     model_id: ModelId,
-    features: Annotated[list[StrictInt], Field(description="Their numbers.", min_length=1, max_length=50)],
+    features: Annotated[
+        list[StrictInt], Field(description="Their numbers.", min_length=1, max_length=50)
+    ],
     text: Annotated[
-        Annotated[str, Field(max_length=4096)] | Annotated[list[BoundedText], Field(min_length=1, max_length=MAX_PAIRS)],
-        Field(description="Path of a text (a document a line) or .jsonl, a built-in task, or texts."),
+        Annotated[str, Field(max_length=4096)]
+        | Annotated[list[BoundedText], Field(min_length=1, max_length=MAX_PAIRS)],
+        Field(
+            description="Path of a text (a document a line) or .jsonl, a built-in task, or texts."
+        ),
     ],
     sae: SaeName = None,
-    field: Annotated[str, Field(description="Of .jsonl, what holds the text.", max_length=100)] = "text",
+    field: Annotated[
+        str, Field(description="Of .jsonl, what holds the text.", max_length=100)
+    ] = "text",
     most: Annotated[int, Field(description="Positions to read at most.", ge=1, le=10**8)] = 200_000,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, SaeExamplesResult]:
@@ -105,7 +128,10 @@ async def sae_examples(
         )
         return _make_result(model_id, session.allowed_paths.format_path(source), found, detail)
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"sae_examples {model_id}", job), detailed=detail == "detailed")
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"sae_examples {model_id}", job),
+        detailed=detail == "detailed",
+    )
 
 
 def _resolve_text(session: Session, loaded: LoadedModel, text: str | list[str]) -> Any:
@@ -115,7 +141,9 @@ def _resolve_text(session: Session, loaded: LoadedModel, text: str | list[str]) 
     return (
         session.get_task(loaded, text, None, 0)
         if text in BUILTIN
-        else session.allowed_paths.resolve_text_file(text, "Name a built-in task, give the texts themselves")
+        else session.allowed_paths.resolve_text_file(
+            text, "Name a built-in task, give the texts themselves"
+        )
     )
 
 
@@ -141,7 +169,11 @@ def _card_view(card: FeatureDashboard, top: int, each: int) -> CardView:
         mean=round_number(card.mean, 4),
         top=[_example_view(example) for example in card.top[:top]],
         bins=[
-            BinView(low=round_number(part.low, 3), high=round_number(part.high, 3), examples=[_example_view(one) for one in part.examples[:each]])
+            BinView(
+                low=round_number(part.low, 3),
+                high=round_number(part.high, 3),
+                examples=[_example_view(one) for one in part.examples[:each]],
+            )
             for part in card.bins
         ],
         link=card.link,
@@ -149,4 +181,6 @@ def _card_view(card: FeatureDashboard, top: int, each: int) -> CardView:
 
 
 def _example_view(example: ActivatingExample) -> ExampleView:
-    return ExampleView(value=round_number(example.value, 4), text=example.text[:400], document=example.document)
+    return ExampleView(
+        value=round_number(example.value, 4), text=example.text[:400], document=example.document
+    )

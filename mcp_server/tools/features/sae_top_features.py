@@ -27,7 +27,14 @@ from mcp_server.tools.arguments import (
     load_task_with_notes,
 )
 from mcp_server.tools.measure.check_task import IntervalView, MetricChoice
-from mcp_server.tools.result import CostView, Listing, Result, cost_view, round_number, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
@@ -36,7 +43,10 @@ if TYPE_CHECKING:
     from discovery.methods.statistics import Interval as Found
 
 _PAIRS_LISTED = {"concise": 8, "detailed": 100}  # whose activation is listed
-_TOKENS_LISTED = {"concise": (2, 3, 1), "detailed": (5, 5, 3)}  # on which it fires, that it promotes, that it suppresses
+_TOKENS_LISTED = {
+    "concise": (2, 3, 1),
+    "detailed": (5, 5, 3),
+}  # on which it fires, that it promotes, that it suppresses
 
 
 class TokenView(Result):
@@ -54,7 +64,9 @@ class FeatureView(Result):
     activation: IntervalView
     attribution: IntervalView | None
     ablation: IntervalView
-    control_p: float | None = Field(description="By chance: random directions that do as much, of 19.")
+    control_p: float | None = Field(
+        description="By chance: random directions that do as much, of 19."
+    )
     share_clean: float | None = Field(description="Clean prompts in which it fires.")
     share_corrupted: float | None
     share_unrelated: float | None
@@ -69,21 +81,29 @@ class SaeTopFeaturesResult(Listing):
     """What sae_top_features gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("features", "warnings")
-    narrowing_hint: ClassVar[str] = "Raise k; detail='detailed' gives more tokens and pairs of each feature."
+    narrowing_hint: ClassVar[str] = (
+        "Raise k; detail='detailed' gives more tokens and pairs of each feature."
+    )
 
-    warnings: list[str] = Field(description="A poor reconstruction stands first: its features then explain little.")
+    warnings: list[str] = Field(
+        description="A poor reconstruction stands first: its features then explain little."
+    )
     model_id: str
     sae: str
     reads: str
     metric: str
     metric_clean: float | None
-    answer: str | None = Field(description="Of a prompt's metric: the likeliest next token, over `wrong`, the runner-up.")
+    answer: str | None = Field(
+        description="Of a prompt's metric: the likeliest next token, over `wrong`, the runner-up."
+    )
     wrong: str | None
     n: int
     by: str
     variance_explained: float | None
     l0: float | None
-    share_of_metric: float | None = Field(description="Of the behaviour, what survives the reconstruction.")
+    share_of_metric: float | None = Field(
+        description="Of the behaviour, what survives the reconstruction."
+    )
     features: list[FeatureView]
     by_pair_of: int = Field(description="How many of the n pairs, the first, `by_pair` holds.")
     total: int = Field(description="Features of the dictionary.")
@@ -96,18 +116,27 @@ async def sae_top_features(
     sae: Annotated[
         str | None,
         Field(
-            description="SAELens directory, run_id of train_sae, or release/sae_id of the hub; default: the bundled one.", max_length=1000
+            description="SAELens directory, run_id of train_sae, or release/sae_id of the hub; default: the bundled one.",
+            max_length=1000,
         ),
     ] = None,
-    prompt: Annotated[BoundedText | TokenIds | None, Field(description="One prompt; or give task.")] = None,
-    task: Annotated[TaskName | PairList | None, Field(description="As in check_task; or give prompt.")] = None,
+    prompt: Annotated[
+        BoundedText | TokenIds | None, Field(description="One prompt; or give task.")
+    ] = None,
+    task: Annotated[
+        TaskName | PairList | None, Field(description="As in check_task; or give prompt.")
+    ] = None,
     positions: Annotated[
         list[StrictInt | str] | None,
-        Field(description="From 0, from the end (-1), or labels of the task; all if left out.", max_length=500),
+        Field(
+            description="From 0, from the end (-1), or labels of the task; all if left out.",
+            max_length=500,
+        ),
     ] = None,
     k: Annotated[int, Field(description="How many features.", ge=1, le=50)] = 10,
     by: Annotated[
-        Literal["activation", "attribution", "ablation"] | None, Field(description="The order; left out: fits what is given.")
+        Literal["activation", "attribution", "ablation"] | None,
+        Field(description="The order; left out: fits what is given."),
     ] = None,
     steps: Annotated[int, Field(description="Over 1: integrated gradients.", ge=1, le=64)] = 1,
     metric: MetricChoice = None,
@@ -127,11 +156,16 @@ async def sae_top_features(
     session = call.request_context.lifespan_context
     loaded = session.models.get(model_id)
     if (prompt is None) == (task is None):
-        raise ServerError("sae_top_features takes one of prompt and task.", "Give a prompt for a first look, a task for effects.")
+        raise ServerError(
+            "sae_top_features takes one of prompt and task.",
+            "Give a prompt for a first look, a task for effects.",
+        )
 
     def job(work: Job) -> SaeTopFeaturesResult:
         source = session.allowed_paths.resolve_sae(sae)
-        read, notes = (None, []) if task is None else load_task_with_notes(session, loaded, task, pairs, seed)
+        read, notes = (
+            (None, []) if task is None else load_task_with_notes(session, loaded, task, pairs, seed)
+        )
         dictionary = opened(source, loaded.backend)
         found = lazy_discovery.sae_top_features(
             loaded.backend,
@@ -149,9 +183,14 @@ async def sae_top_features(
             progress=work,
         )
         shown = session.allowed_paths.format_path(source)
-        return _make_result(model_id, loaded.backend, shown, found, dictionary.d_sae, k, detail, notes)
+        return _make_result(
+            model_id, loaded.backend, shown, found, dictionary.d_sae, k, detail, notes
+        )
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job), detailed=detail == "detailed")
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"sae_top_features {model_id}", job),
+        detailed=detail == "detailed",
+    )
 
 
 def opened(source: str | Path, model: Backend) -> SAE:
@@ -161,7 +200,14 @@ def opened(source: str | Path, model: Backend) -> SAE:
 
 
 def _make_result(
-    model_id: str, model: Backend, sae: str, found: TopFeatures, width: int, asked: int, detail: Detail, notes: list[str]
+    model_id: str,
+    model: Backend,
+    sae: str,
+    found: TopFeatures,
+    width: int,
+    asked: int,
+    detail: Detail,
+    notes: list[str],
 ) -> SaeTopFeaturesResult:
     """The result; the features that are listed are all that do anything here where there are fewer than asked for."""
     whole = found.reconstruction
@@ -198,10 +244,17 @@ def _feature_view(feature: Feature, detail: Detail) -> FeatureView:
         share_clean=round_number(seen.clean.share, 3),
         share_corrupted=round_number(seen.corrupted.share, 3) if seen.corrupted else None,
         share_unrelated=round_number(seen.unrelated.share, 3),
-        fires_on=[TokenView(token=token.token, text=token.text, value=round_number(token.largest, 4)) for token in feature.tokens[:fires]],
-        promotes=[TokenView(token=token.token, text=token.text, value=round_number(token.logit, 4)) for token in feature.direct.promoted[:promotes]],
+        fires_on=[
+            TokenView(token=token.token, text=token.text, value=round_number(token.largest, 4))
+            for token in feature.tokens[:fires]
+        ],
+        promotes=[
+            TokenView(token=token.token, text=token.text, value=round_number(token.logit, 4))
+            for token in feature.direct.promoted[:promotes]
+        ],
         suppresses=[
-            TokenView(token=token.token, text=token.text, value=round_number(token.logit, 4)) for token in feature.direct.suppressed[:suppresses]
+            TokenView(token=token.token, text=token.text, value=round_number(token.logit, 4))
+            for token in feature.direct.suppressed[:suppresses]
         ],
         by_pair=[round_number(value, 3) for value in feature.by_pair[: _PAIRS_LISTED[detail]]],
         link=feature.link,
@@ -216,4 +269,8 @@ def _decode_token(model: Backend, token: int | None) -> str | None:
 
 
 def interval_view(found: Found) -> IntervalView:
-    return IntervalView(mean=round_number(found.mean, 4), low=round_number(found.low, 4), high=round_number(found.high, 4))
+    return IntervalView(
+        mean=round_number(found.mean, 4),
+        low=round_number(found.low, 4),
+        high=round_number(found.high, 4),
+    )

@@ -23,7 +23,17 @@ from mcp_server.tools.runs.run_status import ProgressView, progress_view
 if TYPE_CHECKING:
     from discovery.features.training.text import TrainingInput
 
-_SCORE_FIELDS = ("tokens", "l0", "variance_explained", "dead", "loss_clean", "loss_spliced", "loss_zero", "loss_recovered", "loss_recovered_mean")
+_SCORE_FIELDS = (
+    "tokens",
+    "l0",
+    "variance_explained",
+    "dead",
+    "loss_clean",
+    "loss_spliced",
+    "loss_zero",
+    "loss_recovered",
+    "loss_recovered_mean",
+)
 
 
 class EstimateView(Result):
@@ -40,19 +50,25 @@ class ScoresView(Result):
     tokens: int
     l0: float | None
     variance_explained: float | None
-    dead: float | None = Field(description="Share of the features that did not fire in the last steps.")
+    dead: float | None = Field(
+        description="Share of the features that did not fire in the last steps."
+    )
     loss_clean: float | None
     loss_spliced: float | None
     loss_zero: float | None
     loss_recovered: float | None = Field(description="(zero - spliced) / (zero - clean).")
-    loss_recovered_mean: float | None = Field(description="The same with the mean activation in place of zeros.")
+    loss_recovered_mean: float | None = Field(
+        description="The same with the mean activation in place of zeros."
+    )
 
 
 class TrainSaeResult(Result):
     """What train_sae gives."""
 
     run_id: str | None
-    status: str = Field(description="estimated; running: poll run_status; completed; interrupted: call again with run_id; failed.")
+    status: str = Field(
+        description="estimated; running: poll run_status; completed; interrupted: call again with run_id; failed."
+    )
     site: str
     architecture: str
     features: int
@@ -69,23 +85,50 @@ class TrainSaeResult(Result):
 
 async def train_sae(
     call: ToolContext,
-    model_id: Annotated[str | None, Field(description="Handle from load_model; needed unless run_id is given.", max_length=500)] = None,
+    model_id: Annotated[
+        str | None,
+        Field(description="Handle from load_model; needed unless run_id is given.", max_length=500),
+    ] = None,
     text: Annotated[
-        str | None, Field(description='Text file with a document a line (.jsonl: {"text"} or {"tokens"}); or give task.', max_length=4096)
+        str | None,
+        Field(
+            description='Text file with a document a line (.jsonl: {"text"} or {"tokens"}); or give task.',
+            max_length=4096,
+        ),
     ] = None,
-    task: Annotated[TaskName | None, Field(description="Built-in task or task file whose prompts are trained on.")] = None,
+    task: Annotated[
+        TaskName | None,
+        Field(description="Built-in task or task file whose prompts are trained on."),
+    ] = None,
     site: Annotated[
-        str | None, Field(description="As in resid_pre.2; the residual stream in the middle where left out.", max_length=60)
+        str | None,
+        Field(
+            description="As in resid_pre.2; the residual stream in the middle where left out.",
+            max_length=60,
+        ),
     ] = None,
-    architecture: Annotated[Literal["topk", "standard"], Field(description="topk, or standard: ReLU and L1.")] = "topk",
-    features: Annotated[int | None, Field(description="8 for each number of the activation where left out.", ge=2, le=2**20)] = None,
+    architecture: Annotated[
+        Literal["topk", "standard"], Field(description="topk, or standard: ReLU and L1.")
+    ] = "topk",
+    features: Annotated[
+        int | None,
+        Field(description="8 for each number of the activation where left out.", ge=2, le=2**20),
+    ] = None,
     k: Annotated[int | None, Field(description="Features a position keeps (topk).", ge=1)] = None,
-    tokens: Annotated[int | None, Field(description="1,000 for each feature where left out.", ge=64, le=2**40)] = None,
-    pairs: Annotated[int | None, Field(description="Of the task.", ge=1, le=100 * MAX_PAIRS)] = None,
+    tokens: Annotated[
+        int | None, Field(description="1,000 for each feature where left out.", ge=64, le=2**40)
+    ] = None,
+    pairs: Annotated[
+        int | None, Field(description="Of the task.", ge=1, le=100 * MAX_PAIRS)
+    ] = None,
     seed: Seed = 0,
     dry_run: Annotated[bool, Field(description="Only estimate time and memory.")] = False,
-    run_id: Annotated[str | None, Field(description="Resume this interrupted training instead.", max_length=200)] = None,
-    wait_seconds: Annotated[float, Field(description="How long to wait for the end.", ge=0, le=3600)] = 45,
+    run_id: Annotated[
+        str | None, Field(description="Resume this interrupted training instead.", max_length=200)
+    ] = None,
+    wait_seconds: Annotated[
+        float, Field(description="How long to wait for the end.", ge=0, le=3600)
+    ] = 45,
 ) -> Annotated[CallToolResult, TrainSaeResult]:
     """Trains a sparse autoencoder on one site of the loaded model, through SAELens, as a run: memory and time are estimated first;
     L0, variance explained, dead features and loss recovered are in its stages. Finished, run_id is an `sae` of sae_top_features.
@@ -104,38 +147,80 @@ async def train_sae(
         return await run_in_thread(partial(_make_result, session, run_id))
     if model_id is None or (text is None) == (task is None):
         missing = "model_id" if model_id is None else "one of text and task"
-        raise ServerError(f"train_sae needs {missing}, or the run_id of a training to resume.", "Call train_sae(model_id=..., text=...).")
+        raise ServerError(
+            f"train_sae needs {missing}, or the run_id of a training to resume.",
+            "Call train_sae(model_id=..., text=...).",
+        )
     loaded = session.models.get(model_id)
-    asked = {"architecture": architecture, "d_sae": features, "k": k, "tokens": tokens, "seed": seed}
+    asked = {
+        "architecture": architecture,
+        "d_sae": features,
+        "k": k,
+        "tokens": tokens,
+        "seed": seed,
+    }
     source = partial(_resolve_text, session, loaded, text, task, pairs, seed)
     if dry_run:
         return await _estimate(call, session, loaded, source, site, asked)
-    made = await run_in_thread(lambda: session.runs.start_training(loaded, source(), {"site": site, **asked, "memory": session.settings.memory}))
+    made = await run_in_thread(
+        lambda: session.runs.start_training(
+            loaded, source(), {"site": site, **asked, "memory": session.settings.memory}
+        )
+    )
     await wait_for_run(call, made, wait_seconds)
     return await run_in_thread(partial(_make_result, session, str(made.run_id)))
 
 
-def _resolve_text(session: Session, loaded: LoadedModel, text: str | None, task: TaskName | None, pairs: int | None, seed: int) -> TrainingInput:
+def _resolve_text(
+    session: Session,
+    loaded: LoadedModel,
+    text: str | None,
+    task: TaskName | None,
+    pairs: int | None,
+    seed: int,
+) -> TrainingInput:
     """What is trained on."""
     if text is not None:
         return session.allowed_paths.resolve_text_file(text, "Give task='ioi' instead")
-    return session.get_task(loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed)
+    return session.get_task(
+        loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed
+    )
 
 
-async def _estimate(call: ToolContext, session: Session, loaded: LoadedModel, source: Any, site: str | None, asked: dict[str, Any]) -> CallToolResult:
+async def _estimate(
+    call: ToolContext,
+    session: Session,
+    loaded: LoadedModel,
+    source: Any,
+    site: str | None,
+    asked: dict[str, Any],
+) -> CallToolResult:
     def job(work: Job) -> Any:
-        return lazy_discovery.estimate_training(loaded.backend, source(), site, memory=session.settings.memory, **asked)
+        return lazy_discovery.estimate_training(
+            loaded.backend, source(), site, memory=session.settings.memory, **asked
+        )
 
     recipe, expected = await session.devices.run(call, loaded.device, "estimate", job)
     facts = expected.model_dump()
-    return to_call_result(_build_result(None, "estimated", recipe.model_dump(), facts, next="Call again without dry_run to train."))
+    return to_call_result(
+        _build_result(
+            None,
+            "estimated",
+            recipe.model_dump(),
+            facts,
+            next="Call again without dry_run to train.",
+        )
+    )
 
 
 def _resumed(session: Session, run_id: str) -> BackgroundRun | None:
     """The training, at work again; None where it is complete."""
     at_work, run = session.runs.find(run_id), session.runs.open(run_id)
     if run.record.kind != "sae":
-        raise ServerError(f"The run {run_id} is no training of an SAE.", f'Go on with it: discover_circuit(run_id="{run_id}").')
+        raise ServerError(
+            f"The run {run_id} is no training of an SAE.",
+            f'Go on with it: discover_circuit(run_id="{run_id}").',
+        )
     if at_work is not None:
         return at_work
     return None if run.status == "completed" else session.runs.resume(run_id)
@@ -144,7 +229,9 @@ def _resumed(session: Session, run_id: str) -> BackgroundRun | None:
 def _make_result(session: Session, run_id: str) -> CallToolResult:
     run, background = session.runs.open(run_id), session.runs.find(run_id)
     record, status = run.record, "running" if background else run.status
-    expected = next((event["measured"] for event in run.events() if event.get("stage") == "estimate"), None)
+    expected = next(
+        (event["measured"] for event in run.events() if event.get("stage") == "estimate"), None
+    )
     problem = session.runs.problem(run_id)
     told = str(problem) if problem is not None else record.problem
     following = {
@@ -157,9 +244,13 @@ def _make_result(session: Session, run_id: str) -> CallToolResult:
         status,
         recipe,
         expected,
-        scores=ScoresView(**{name: _round_score(record.scores.get(name)) for name in _SCORE_FIELDS}) if record.scores else None,
+        scores=ScoresView(**{name: _round_score(record.scores.get(name)) for name in _SCORE_FIELDS})
+        if record.scores
+        else None,
         progress=progress_view(background) if background else None,
-        problem=session.allowed_paths.redact_run_text(told, record) if told and status != "completed" else None,
+        problem=session.allowed_paths.redact_run_text(told, record)
+        if told and status != "completed"
+        else None,
         folder=str(run.path) if session.settings.is_local else None,
         next=following.get(status, f'train_sae(run_id="{run_id}") goes on with it.'),
         cost=cost_view(record.cost) if status != "running" else None,
@@ -167,7 +258,13 @@ def _make_result(session: Session, run_id: str) -> CallToolResult:
     return to_call_result(result)
 
 
-def _build_result(run_id: str | None, status: str, recipe: dict[str, Any], expected: dict[str, Any] | None, **more: Any) -> TrainSaeResult:
+def _build_result(
+    run_id: str | None,
+    status: str,
+    recipe: dict[str, Any],
+    expected: dict[str, Any] | None,
+    **more: Any,
+) -> TrainSaeResult:
     """A result from a recipe and an estimate, as they stand in a run."""
     about = (
         EstimateView(

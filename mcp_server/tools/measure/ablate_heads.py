@@ -10,7 +10,16 @@ from pydantic import Field
 from discovery.sites import Ablation
 from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import DEFAULT_PAIRS, ModelId, NodeNames, PairCount, Seed, TaskSource, ToolContext, load_task_with_notes
+from mcp_server.tools.arguments import (
+    DEFAULT_PAIRS,
+    ModelId,
+    NodeNames,
+    PairCount,
+    Seed,
+    TaskSource,
+    ToolContext,
+    load_task_with_notes,
+)
 from mcp_server.tools.measure.check_task import MetricChoice
 from mcp_server.tools.result import CostView, Listing, Result, round_number, to_call_result
 
@@ -31,7 +40,9 @@ class ControlsView(Result):
     mean: float | None
     lowest: float | None
     highest: float | None
-    as_large: int = Field(description="Sets that change the metric at least as much: 0 of many speaks for these nodes.")
+    as_large: int = Field(
+        description="Sets that change the metric at least as much: 0 of many speaks for these nodes."
+    )
 
 
 class ReferenceView(Result):
@@ -46,7 +57,9 @@ class AblateHeadsResult(Listing):
     """What ablate_heads gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("nodes", "per_node")
-    narrowing_hint: ClassVar[str] = "Give fewer nodes at a time; those listed are the ones that change the metric most alone."
+    narrowing_hint: ClassVar[str] = (
+        "Give fewer nodes at a time; those listed are the ones that change the metric most alone."
+    )
 
     model_id: str
     task: str
@@ -78,7 +91,9 @@ async def ablate_heads(
     ] = "resample",
     metric: MetricChoice = None,
     per_node: Annotated[bool, Field(description="Also ablate each node alone.")] = False,
-    controls: Annotated[int, Field(description="Random sets of the same size to compare with.", ge=0, le=200)] = 10,
+    controls: Annotated[
+        int, Field(description="Random sets of the same size to compare with.", ge=0, le=200)
+    ] = 10,
     pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
 ) -> Annotated[CallToolResult, AblateHeadsResult]:
@@ -97,11 +112,24 @@ async def ablate_heads(
     def job(work: Job) -> AblateHeadsResult:
         read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
         engine = lazy_discovery.Engine(
-            loaded.backend, read, metric=metric, memory=session.settings.memory, meter=lazy_discovery.Meter(progress=work)
+            loaded.backend,
+            read,
+            metric=metric,
+            memory=session.settings.memory,
+            meter=lazy_discovery.Meter(progress=work),
         )
-        found = lazy_discovery.ablate_heads(loaded.backend, read, nodes, ablation=ablation, engine=engine)
+        found = lazy_discovery.ablate_heads(
+            loaded.backend, read, nodes, ablation=ablation, engine=engine
+        )
         beside = lazy_discovery.compare_with_controls(
-            loaded.backend, read, nodes, ablation=ablation, each=per_node, controls=controls, seed=seed, engine=engine
+            loaded.backend,
+            read,
+            nodes,
+            ablation=ablation,
+            each=per_node,
+            controls=controls,
+            seed=seed,
+            engine=engine,
         )
         clean = found.metric_clean
         others = beside.controls
@@ -117,7 +145,11 @@ async def ablate_heads(
             change=round_number(found.metric_ablated - clean),
             share_left=round_number(found.metric_ablated / clean) if abs(clean) > 1e-6 else None,
             per_node=[
-                SingleAblationView(node=node, metric_ablated=round_number(value), change=round_number(value - clean))
+                SingleAblationView(
+                    node=node,
+                    metric_ablated=round_number(value),
+                    change=round_number(value - clean),
+                )
                 for node, value in sorted(beside.per_node, key=lambda row: -abs(row[1] - clean))
             ],
             controls=ControlsView(
@@ -134,9 +166,13 @@ async def ablate_heads(
             warnings=notes,
             total=len(found.nodes),
             cost=CostView(
-                forward_equivalents=round_number(found.cost.forward_equivalents + beside.cost.forward_equivalents, 6),
+                forward_equivalents=round_number(
+                    found.cost.forward_equivalents + beside.cost.forward_equivalents, 6
+                ),
                 seconds=round_number(found.cost.seconds + beside.cost.seconds, 3),
             ),
         )
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"ablate_heads {model_id}", job))
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"ablate_heads {model_id}", job)
+    )

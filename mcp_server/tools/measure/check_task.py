@@ -10,7 +10,15 @@ from pydantic import Field
 from discovery.sites import MetricName
 from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import DEFAULT_PAIRS, ModelId, PairCount, Seed, TaskSource, ToolContext, load_task_with_notes
+from mcp_server.tools.arguments import (
+    DEFAULT_PAIRS,
+    ModelId,
+    PairCount,
+    Seed,
+    TaskSource,
+    ToolContext,
+    load_task_with_notes,
+)
 from mcp_server.tools.result import CostView, Result, cost_view, round_number, to_call_result
 
 if TYPE_CHECKING:
@@ -18,7 +26,10 @@ if TYPE_CHECKING:
     from discovery.methods.behaviour import BehaviourCheck
     from discovery.tasks.task import Task
 
-MetricChoice = Annotated[MetricName | None, Field(description="What is measured at the answer; the task's own where left out.")]
+MetricChoice = Annotated[
+    MetricName | None,
+    Field(description="What is measured at the answer; the task's own where left out."),
+]
 
 
 class LintView(Result):
@@ -52,7 +63,9 @@ class CheckTaskResult(Result):
     model_id: str
     task: str
     fingerprint: str = Field(description="sha256 of the pairs.")
-    behaviour: bool = Field(description="Whether there is something to explain. False: do not look for a circuit.")
+    behaviour: bool = Field(
+        description="Whether there is something to explain. False: do not look for a circuit."
+    )
     reasons: list[str] = Field(description="What failed, where behaviour is false.")
     lint: LintView
     n: int
@@ -72,7 +85,12 @@ class CheckTaskResult(Result):
 
 
 async def check_task(
-    call: ToolContext, model_id: ModelId, task: TaskSource, metric: MetricChoice = None, pairs: PairCount = DEFAULT_PAIRS, seed: Seed = 0
+    call: ToolContext,
+    model_id: ModelId,
+    task: TaskSource,
+    metric: MetricChoice = None,
+    pairs: PairCount = DEFAULT_PAIRS,
+    seed: Seed = 0,
 ) -> Annotated[CallToolResult, CheckTaskResult]:
     """Checks prompt pairs and whether the model does the task at all: accuracy with its lower bound, the metric on clean and corrupted
     prompts, and what is odd about the pairs. Faulty pairs (unequal token counts, answers of several tokens) are an error that names the
@@ -88,13 +106,19 @@ async def check_task(
 
     def job(work: Job) -> CheckTaskResult:
         read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
-        found = lazy_discovery.check_task(loaded.backend, read, metric=metric, memory=session.settings.memory, progress=work)
+        found = lazy_discovery.check_task(
+            loaded.backend, read, metric=metric, memory=session.settings.memory, progress=work
+        )
         return _make_result(model_id, loaded.backend, read, found, notes)
 
-    return to_call_result(await session.devices.run(call, loaded.device, f"check_task {model_id}", job))
+    return to_call_result(
+        await session.devices.run(call, loaded.device, f"check_task {model_id}", job)
+    )
 
 
-def _make_result(model_id: str, model: Backend, task: Task, found: BehaviourCheck, notes: list[str]) -> CheckTaskResult:
+def _make_result(
+    model_id: str, model: Backend, task: Task, found: BehaviourCheck, notes: list[str]
+) -> CheckTaskResult:
     return CheckTaskResult(
         model_id=model_id,
         task=task.name,
@@ -109,7 +133,11 @@ def _make_result(model_id: str, model: Backend, task: Task, found: BehaviourChec
         metric=found.metric,
         metric_clean=round_number(found.metric_clean),
         metric_corrupted=round_number(found.metric_corrupted),
-        gap=IntervalView(mean=round_number(found.gap.mean), low=round_number(found.gap.low), high=round_number(found.gap.high)),
+        gap=IntervalView(
+            mean=round_number(found.gap.mean),
+            low=round_number(found.gap.low),
+            high=round_number(found.gap.high),
+        ),
         accuracy=round_number(found.accuracy),
         accuracy_low=round_number(found.accuracy_low),
         best_constant=round_number(found.best_constant),
@@ -126,4 +154,9 @@ def _pair_view(model: Backend, task: Task, index: int) -> PairView:
         told = model.tokenizer.decode(list(ids)) if model.tokenizer else " ".join(map(str, ids))
         return told if len(told) <= 400 else f"{told[:397]}..."
 
-    return PairView(clean=text(pair.clean), corrupted=text(pair.corrupted), answer=text(pair.answer[:8]), wrong=text(pair.wrong[:8]))
+    return PairView(
+        clean=text(pair.clean),
+        corrupted=text(pair.corrupted),
+        answer=text(pair.answer[:8]),
+        wrong=text(pair.wrong[:8]),
+    )

@@ -25,7 +25,17 @@ from mcp_server.tools.arguments import (
     load_task_with_notes,
 )
 from mcp_server.tools.measure.check_task import MetricChoice
-from mcp_server.tools.result import CostView, Listing, Result, cost_view, make_image, make_link, round_number, round_numbers, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    make_image,
+    make_link,
+    round_number,
+    round_numbers,
+    to_call_result,
+)
 
 if TYPE_CHECKING:
     from discovery.methods.patching.sweep import Sweep
@@ -46,7 +56,9 @@ class CellView(Result):
         description="Head or MLP, as ablate_heads takes it; a kv_head's a23.kv1, which it refuses.",
     )
     label: str | None = Field(description="As people write it.")
-    effect: float | None = Field(description="Share of clean − corrupted; negative works against the behaviour.")
+    effect: float | None = Field(
+        description="Share of clean − corrupted; negative works against the behaviour."
+    )
 
 
 class GridView(Result):
@@ -57,14 +69,18 @@ class GridView(Result):
     largest: float | None
     smallest: float | None
     n_above_0_1: int = Field(description="Cells whose absolute effect is above 0.1.")
-    n_nonfinite: int = Field(description="Cells that no pair has, that a screen left out, or with nothing to normalise by.")
+    n_nonfinite: int = Field(
+        description="Cells that no pair has, that a screen left out, or with nothing to normalise by."
+    )
 
 
 class PatchSweepResult(Listing):
     """What patch_sweep gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("positions", "top")
-    narrowing_hint: ClassVar[str] = "Raise `top` and take detail='detailed'; `values` holds every cell and position."
+    narrowing_hint: ClassVar[str] = (
+        "Raise `top` and take detail='detailed'; `values` holds every cell and position."
+    )
 
     model_id: str
     result_id: str
@@ -77,7 +93,9 @@ class PatchSweepResult(Listing):
     metric_corrupted: float | None
     top: list[CellView]
     grid: GridView
-    positions: list[int | str] = Field(description="What the position axis counts; empty where there is none.")
+    positions: list[int | str] = Field(
+        description="What the position axis counts; empty where there is none."
+    )
     warnings: list[str]
     values: str = Field(description="URI of the full grid as JSON.")
     figure: str | None = Field(description="URI of the heatmap.")
@@ -95,11 +113,18 @@ async def patch_sweep(
         ),
     ] = "resid_pre",
     direction: Annotated[
-        Direction, Field(description="denoising: clean activation into the corrupted run; noising: the reverse.")
+        Direction,
+        Field(
+            description="denoising: clean activation into the corrupted run; noising: the reverse."
+        ),
     ] = "denoising",
     metric: MetricChoice = None,
-    by: Annotated[Axis, Field(description="label: align pairs by their named positions.")] = "position",
-    screen: Annotated[bool, Field(description="For large models: only large-gradient cells and a sample.")] = False,
+    by: Annotated[
+        Axis, Field(description="label: align pairs by their named positions.")
+    ] = "position",
+    screen: Annotated[
+        bool, Field(description="For large models: only large-gradient cells and a sample.")
+    ] = False,
     pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
     top: RowLimit = 10,
@@ -136,14 +161,22 @@ async def patch_sweep(
         )
         return _make_result(session, model_id, read, found, top, by, notes)
 
-    found, png = await session.devices.run(call, loaded.device, f"patch_sweep {site} {model_id}", job)
-    beside: list[ContentBlock] = [make_image(png)] if png is not None and session.settings.images == "include" else []
+    found, png = await session.devices.run(
+        call, loaded.device, f"patch_sweep {site} {model_id}", job
+    )
+    beside: list[ContentBlock] = (
+        [make_image(png)] if png is not None and session.settings.images == "include" else []
+    )
     beside += [make_link(found.values, "full grid", "application/json")]
-    beside += [make_link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
+    beside += (
+        [make_link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
+    )
     return to_call_result(found, beside, detailed=detail == "detailed")
 
 
-def _make_result(session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]) -> tuple[PatchSweepResult, bytes | None]:
+def _make_result(
+    session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]
+) -> tuple[PatchSweepResult, bytes | None]:
     name = make_result_id(
         "sweep",
         model_id,
@@ -155,7 +188,9 @@ def _make_result(session: Session, model_id: str, task: Task, found: Sweep, top:
         by if by != "position" else "",
         f"screened{task.seed}" if found.screen else "",
     )
-    text = json.dumps({"result_id": name, **_grid_document(found)}, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(
+        {"result_id": name, **_grid_document(found)}, allow_nan=False, separators=(",", ":")
+    )
     uri = session.artifacts.add(name, "grid.json", text.encode())
     png = _draw_heatmap(found, task)
     grid = _grid_view(found)
@@ -234,7 +269,11 @@ def _cell_view(cell: lazy_discovery.Cell) -> CellView:
 
 def _draw_heatmap(found: Sweep, task: Task) -> bytes | None:
     """A heatmap of a grid of two axes."""
-    if found.values.ndim != 2 or not 0 < found.values.shape[1] <= _MAX_COLUMNS or bool(found.values.isnan().all()):
+    if (
+        found.values.ndim != 2
+        or not 0 < found.values.shape[1] <= _MAX_COLUMNS
+        or bool(found.values.isnan().all())
+    ):
         return None
     columns, axis = found.head_labels, "key-value head" if found.query_heads else "head"
     if found.positions:

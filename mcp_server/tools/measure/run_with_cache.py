@@ -12,7 +12,15 @@ from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
 from mcp_server.session.artifacts import make_result_id
 from mcp_server.tools.arguments import BoundedText, DetailLevel, ModelId, TokenIds, ToolContext
-from mcp_server.tools.result import CostView, Listing, Result, cost_view, make_link, round_number, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    make_link,
+    round_number,
+    to_call_result,
+)
 
 if TYPE_CHECKING:
     from discovery.methods.prompt_run import PromptRun
@@ -62,7 +70,9 @@ class RunWithCacheResult(Listing):
     """What run_with_cache gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("sites", "tokens", "layers", "predictions")
-    narrowing_hint: ClassVar[str] = "Ask for fewer sites or a smaller top, or take detail='detailed'; `activations` holds every number of the sites."
+    narrowing_hint: ClassVar[str] = (
+        "Ask for fewer sites or a smaller top, or take detail='detailed'; `activations` holds every number of the sites."
+    )
 
     model_id: str
     result_id: str
@@ -80,7 +90,9 @@ class RunWithCacheResult(Listing):
 async def run_with_cache(
     call: ToolContext,
     model_id: ModelId,
-    prompt: Annotated[BoundedText | TokenIds, Field(description="Text, or token ids used exactly as given.")],
+    prompt: Annotated[
+        BoundedText | TokenIds, Field(description="Text, or token ids used exactly as given.")
+    ],
     sites: SiteKindList = [],  # noqa: B006  # published as the default; never changed
     top: Annotated[int, Field(description="How many next tokens.", ge=1, le=100)] = 10,
     detail: DetailLevel = "concise",
@@ -98,23 +110,38 @@ async def run_with_cache(
     loaded = session.models.get(model_id)
 
     def job(work: Job) -> tuple[RunWithCacheResult, int]:
-        seen = lazy_discovery.run_with_cache(loaded.backend, prompt if isinstance(prompt, str) else tuple(prompt), sites, top=top)
+        seen = lazy_discovery.run_with_cache(
+            loaded.backend, prompt if isinstance(prompt, str) else tuple(prompt), sites, top=top
+        )
         return _make_result(session, model_id, seen, prompt, sites)
 
     found, size = await session.devices.run(call, loaded.device, f"run_with_cache {model_id}", job)
-    beside = [make_link(found.activations, "activations", "application/octet-stream", size)] if found.activations else []
+    beside = (
+        [make_link(found.activations, "activations", "application/octet-stream", size)]
+        if found.activations
+        else []
+    )
     return to_call_result(found, beside, detailed=detail == "detailed")
 
 
-def _make_result(session: Session, model_id: str, seen: PromptRun, prompt: object, sites: list[str]) -> tuple[RunWithCacheResult, int]:
-    summaries = {site: lazy_discovery.summarise_activation(values, 1 if site.kind == "pattern" else 0) for site, values in seen.activations.items()}
-    name = make_result_id("cache", model_id, hashlib.sha256(repr((prompt, sites)).encode()).hexdigest()[:8])
+def _make_result(
+    session: Session, model_id: str, seen: PromptRun, prompt: object, sites: list[str]
+) -> tuple[RunWithCacheResult, int]:
+    summaries = {
+        site: lazy_discovery.summarise_activation(values, 1 if site.kind == "pattern" else 0)
+        for site, values in seen.activations.items()
+    }
+    name = make_result_id(
+        "cache", model_id, hashlib.sha256(repr((prompt, sites)).encode()).hexdigest()[:8]
+    )
     named = {f"{site.kind}.{site.layer}": values for site, values in seen.activations.items()}
     notes = {"warnings": "\n".join(seen.warnings)} if seen.warnings else None
     packed = lazy_discovery.pack_safetensors(named, notes) if summaries else b""
     uri = session.artifacts.add(name, "activations.safetensors", packed) if packed else None
     norms = {"residual": seen.residual_norm, "attention": seen.attention_norm, "mlp": seen.mlp_norm}
-    last = {kind: grid[:, -1].tolist() if grid is not None else None for kind, grid in norms.items()}
+    last = {
+        kind: grid[:, -1].tolist() if grid is not None else None for kind, grid in norms.items()
+    }
     rows = [
         ActivationView(
             site=f"{site.kind}.{site.layer}",
@@ -128,17 +155,32 @@ def _make_result(session: Session, model_id: str, seen: PromptRun, prompt: objec
         )
         for site, s in summaries.items()
     ]
-    texts = [text if len(text) <= 40 else f"{text[:37]}..." for text in seen.texts or map(str, seen.tokens)]
+    texts = [
+        text if len(text) <= 40 else f"{text[:37]}..."
+        for text in seen.texts or map(str, seen.tokens)
+    ]
     return RunWithCacheResult(
         model_id=model_id,
         result_id=name,
         n_tokens=len(seen.tokens),
         tokens=texts,
         predictions=[
-            PredictionView(token=p.token, text=p.text, probability=round_number(p.probability), logit=round_number(p.logit)) for p in seen.predictions
+            PredictionView(
+                token=p.token,
+                text=p.text,
+                probability=round_number(p.probability),
+                logit=round_number(p.logit),
+            )
+            for p in seen.predictions
         ],
         layers=[
-            LayerNormsView(layer=n, **{kind: round_number(values[n]) if values else None for kind, values in last.items()})
+            LayerNormsView(
+                layer=n,
+                **{
+                    kind: round_number(values[n]) if values else None
+                    for kind, values in last.items()
+                },
+            )
             for n in range(len(seen.residual_norm))
         ],
         sites=rows,

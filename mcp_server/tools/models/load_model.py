@@ -20,15 +20,36 @@ if TYPE_CHECKING:
     from discovery.backends.info import ModelDescription
     from discovery.backends.loading.outline import Outline
 
-_SHAPE_FIELDS = ("architecture", "dtype", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "n_params", "attn_only")
-DeviceName = Annotated[str, Field(description="auto, cpu, cuda, cuda:1 or mps.", max_length=20, pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")]
+_SHAPE_FIELDS = (
+    "architecture",
+    "dtype",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "d_model",
+    "d_head",
+    "d_vocab",
+    "n_ctx",
+    "n_params",
+    "attn_only",
+)
+DeviceName = Annotated[
+    str,
+    Field(
+        description="auto, cpu, cuda, cuda:1 or mps.",
+        max_length=20,
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
+    ),
+]
 DtypeChoice = Literal["float32", "float64", "float16", "bfloat16"]
 
 
 class MemoryView(BaseModel):
     """Megabytes."""
 
-    loading: float | None = Field(description="At most while the weights are loaded; null where that is done.")
+    loading: float | None = Field(
+        description="At most while the weights are loaded; null where that is done."
+    )
     weights: float | None = Field(description="Of the model in memory.")
     sweep_pair: float | None = Field(
         description="A patch_sweep beside it (q, k, v and pattern take more): one pair of `tokens` tokens after the other, within 15%."
@@ -47,7 +68,9 @@ class LoadModelResult(Result):
     model_id: str = Field(description="Handle for the other tools.")
     model: str
     already_loaded: bool
-    loaded: bool = Field(description="False where load was false: load_model without it loads the model under this model_id.")
+    loaded: bool = Field(
+        description="False where load was false: load_model without it loads the model under this model_id."
+    )
     architecture: str
     backend: str
     chosen: str = Field(description="Why this backend.")
@@ -63,8 +86,12 @@ class LoadModelResult(Result):
     n_params: int
     n_nodes: int = Field(description="Heads and MLPs: what a circuit is chosen from.")
     attn_only: bool
-    tokenizer: bool = Field(description="False: prompts must be token ids, and built-in tasks do not apply.")
-    fingerprint: str | None = Field(description="sha256 of the weights; null where they are not loaded.")
+    tokenizer: bool = Field(
+        description="False: prompts must be token ids, and built-in tasks do not apply."
+    )
+    fingerprint: str | None = Field(
+        description="sha256 of the weights; null where they are not loaded."
+    )
     memory: MemoryView
     seconds: float | None
     warnings: list[str]
@@ -92,7 +119,9 @@ class ListModelsResult(Listing):
     """What list_models gives."""
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
-    narrowing_hint: ClassVar[str] = "Not all directories are listed: load_model takes the others by name too."
+    narrowing_hint: ClassVar[str] = (
+        "Not all directories are listed: load_model takes the others by name too."
+    )
 
     loaded: list[LoadedModelView]
     loadable: list[LoadableModelView]
@@ -108,13 +137,37 @@ class UnloadModelResult(Result):
 
 async def load_model(
     call: ToolContext,
-    model: Annotated[str, Field(description="bundled, a model directory, or a hub name (gpt2).", min_length=1, max_length=1000)],
-    backend: Annotated[BackendName | None, Field(description="Engine; the server's default where left out.")] = None,
+    model: Annotated[
+        str,
+        Field(
+            description="bundled, a model directory, or a hub name (gpt2).",
+            min_length=1,
+            max_length=1000,
+        ),
+    ],
+    backend: Annotated[
+        BackendName | None, Field(description="Engine; the server's default where left out.")
+    ] = None,
     device: DeviceName | None = None,
-    dtype: Annotated[DtypeChoice | None, Field(description="The server's default (float32) where left out.")] = None,
-    device_map: Annotated[Literal["auto"] | None, Field(description="auto: over the server's devices, memory and disk (slow).")] = None,
-    remote: Annotated[bool, Field(description="Run it on NDIF with the server's key: prompts and activations are sent there.")] = False,
-    load: Annotated[bool, Field(description="False: only say what it is and what memory it takes, from its configuration.")] = True,
+    dtype: Annotated[
+        DtypeChoice | None, Field(description="The server's default (float32) where left out.")
+    ] = None,
+    device_map: Annotated[
+        Literal["auto"] | None,
+        Field(description="auto: over the server's devices, memory and disk (slow)."),
+    ] = None,
+    remote: Annotated[
+        bool,
+        Field(
+            description="Run it on NDIF with the server's key: prompts and activations are sent there."
+        ),
+    ] = False,
+    load: Annotated[
+        bool,
+        Field(
+            description="False: only say what it is and what memory it takes, from its configuration."
+        ),
+    ] = True,
 ) -> Annotated[CallToolResult, LoadModelResult]:
     """Loads a language model and returns the `model_id` that every other tool takes. Call it first; the same arguments again cost
     nothing and give the same id. `bundled` is a small model that is always there and does the built-in task ioi.
@@ -128,17 +181,27 @@ async def load_model(
     session = call.request_context.lifespan_context
 
     def job(work: Job) -> LoadModelResult:
-        asked = session.models.resolve_request(model, backend, device, dtype, remote=remote, spread=device_map is not None)
+        asked = session.models.resolve_request(
+            model, backend, device, dtype, remote=remote, spread=device_map is not None
+        )
         model_id = session.models.make_model_id(asked)
         if not load and not session.models.is_loaded(model_id):
             return _make_outline_result(asked, model_id, session.models.outline(asked))
         loading = None
         if not session.models.is_loaded(model_id):
             work.show_status(f"loading {model_id}")
-            with suppress(ModelError):  # what cannot be described may still be loaded, or is refused there
+            with suppress(
+                ModelError
+            ):  # what cannot be described may still be loaded, or is refused there
                 found = session.models.outline(asked)
-                loading, _ = lazy_discovery.estimate_load_memory(found, asked.build_spread(), remote=asked.remote)
-                here = "on NDIF" if asked.remote else f"at most {loading / 1e6:,.0f} MB while they are loaded"
+                loading, _ = lazy_discovery.estimate_load_memory(
+                    found, asked.build_spread(), remote=asked.remote
+                )
+                here = (
+                    "on NDIF"
+                    if asked.remote
+                    else f"at most {loading / 1e6:,.0f} MB while they are loaded"
+                )
                 work.show_status(f"loading {model_id}: {found.n_params:,} parameters, {here}")
         with lazy_discovery.listen_to_status(work.show_wait):
             return _make_loaded_result(asked, *session.models.load(asked), loading)
@@ -157,7 +220,13 @@ async def list_models(call: ToolContext) -> Annotated[CallToolResult, ListModels
     session = call.request_context.lifespan_context
     places = session.allowed_paths
     loaded = [_loaded_model_view(found) for found in session.models.list_loaded()]
-    found = [(places.format_path(str(path)), sum(file.stat().st_size for file in path.glob("*.safetensors"))) for path in places.list_model_directories()]
+    found = [
+        (
+            places.format_path(str(path)),
+            sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        )
+        for path in places.list_model_directories()
+    ]
     loadable = [
         LoadableModelView(model="bundled", megabytes=None),
         *(LoadableModelView(model=name, megabytes=_to_megabytes(size)) for name, size in found),
@@ -167,10 +236,16 @@ async def list_models(call: ToolContext) -> Annotated[CallToolResult, ListModels
         if session.settings.read_only
         else "yes, downloaded when first asked for"
     )
-    return to_call_result(ListModelsResult(loaded=loaded, loadable=loadable, hub=hub, total=len(loaded) + len(loadable)))
+    return to_call_result(
+        ListModelsResult(
+            loaded=loaded, loadable=loadable, hub=hub, total=len(loaded) + len(loadable)
+        )
+    )
 
 
-async def unload_model(call: ToolContext, model_id: ModelId) -> Annotated[CallToolResult, UnloadModelResult]:
+async def unload_model(
+    call: ToolContext, model_id: ModelId
+) -> Annotated[CallToolResult, UnloadModelResult]:
     """Drops a model from memory. Runs and results made with it stay; a run at work finishes with it.
 
     Use it to make room before a larger model. Not needed otherwise: models are dropped by themselves when memory is short. Cost: none.
@@ -179,7 +254,11 @@ async def unload_model(call: ToolContext, model_id: ModelId) -> Annotated[CallTo
     """
     session = call.request_context.lifespan_context
     session.models.unload(model_id)
-    return to_call_result(UnloadModelResult(model_id=model_id, loaded=[found.model_id for found in session.models.list_loaded()]))
+    return to_call_result(
+        UnloadModelResult(
+            model_id=model_id, loaded=[found.model_id for found in session.models.list_loaded()]
+        )
+    )
 
 
 def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> LoadModelResult:
@@ -191,7 +270,9 @@ def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> 
     device = lazy_discovery.choose_device(asked.device)
     free = lazy_discovery.read_free_memory(device)
     spread = asked.build_spread()
-    choice = lazy_discovery.choose_backend(found, asked.backend, free, spread=asked.spread, remote=asked.remote)
+    choice = lazy_discovery.choose_backend(
+        found, asked.backend, free, spread=asked.spread, remote=asked.remote
+    )
     found, elsewhere = choice.outline, asked.remote or asked.spread
     loading, weights = lazy_discovery.estimate_load_memory(found, spread, remote=asked.remote)
     trouble = None if elsewhere else lazy_discovery.describe_misfit(choice, device, free)
@@ -213,7 +294,9 @@ def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> 
     )
 
 
-def _make_loaded_result(asked: ModelRequest, loaded: LoadedModel, before: bool, loading: int | None) -> LoadModelResult:
+def _make_loaded_result(
+    asked: ModelRequest, loaded: LoadedModel, before: bool, loading: int | None
+) -> LoadModelResult:
     """A model in memory; `before`: it was there already."""
     info = loaded.backend.info
     return LoadModelResult(
@@ -228,7 +311,9 @@ def _make_loaded_result(asked: ModelRequest, loaded: LoadedModel, before: bool, 
         n_nodes=len(info.nodes()),
         tokenizer=loaded.backend.tokenizer is not None,
         fingerprint=info.fingerprint,
-        memory=_memory_view(info, None if before else loading, loaded.backend.resident_weight_bytes, info.device),
+        memory=_memory_view(
+            info, None if before else loading, loaded.backend.resident_weight_bytes, info.device
+        ),
         seconds=round_number(0.0 if before else loaded.load_seconds, 3),
         warnings=list(info.warnings),
     )
@@ -239,7 +324,9 @@ def _shape_fields(found: ModelDescription) -> dict[str, Any]:
     return {name: getattr(found, name) for name in _SHAPE_FIELDS}
 
 
-def _memory_view(found: ModelDescription, loading: int | None, weights: int, device: str) -> MemoryView:
+def _memory_view(
+    found: ModelDescription, loading: int | None, weights: int, device: str
+) -> MemoryView:
     need = lazy_discovery.MemoryNeed.of(found)
     return MemoryView(
         loading=_to_megabytes(loading),
@@ -259,5 +346,10 @@ def _to_megabytes(count: int | None) -> float | None:
 def _loaded_model_view(found: LoadedModel) -> LoadedModelView:
     info = found.backend.info
     return LoadedModelView(
-        model_id=found.model_id, n_layers=info.n_layers, n_heads=info.n_heads, n_params=info.n_params, device=found.device, dtype=info.dtype
+        model_id=found.model_id,
+        n_layers=info.n_layers,
+        n_heads=info.n_heads,
+        n_params=info.n_params,
+        device=found.device,
+        dtype=info.dtype,
     )

@@ -32,13 +32,23 @@ def test_one_head_and_one_mlp_by_hand():
     }  # fmt: skip
     seen = run_forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
     on_a = math.e / (math.e + 1)  # at b, q = 0 + 1; k = 1 at a and 0 at b
-    torch.testing.assert_close(seen.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64))
-    head = torch.tensor([[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64)  # with b_V, without b_O
+    torch.testing.assert_close(
+        seen.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64)
+    )
+    head = torch.tensor(
+        [[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64
+    )  # with b_V, without b_O
     torch.testing.assert_close(seen.nodes["a0.h0"][0], head)
-    mid = torch.tensor([[1.25, 1.5], [0.25, 1.5 + on_a]], dtype=torch.float64)  # b_O is added after the heads
-    mlp = torch.tensor([[0.0, 7.0], [0.0, 7.0]], dtype=torch.float64)  # relu(1.25 − 1.5) = relu(0.25 − 1.5 − …) = 0: b_out alone
+    mid = torch.tensor(
+        [[1.25, 1.5], [0.25, 1.5 + on_a]], dtype=torch.float64
+    )  # b_O is added after the heads
+    mlp = torch.tensor(
+        [[0.0, 7.0], [0.0, 7.0]], dtype=torch.float64
+    )  # relu(1.25 − 1.5) = relu(0.25 − 1.5 − …) = 0: b_out alone
     torch.testing.assert_close(seen.nodes["m0"][0], mlp)
-    torch.testing.assert_close(seen.logits[0], (mid + mlp) * torch.tensor([1.0, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        seen.logits[0], (mid + mlp) * torch.tensor([1.0, 2.0], dtype=torch.float64)
+    )
 
 
 def test_scores_are_divided_by_the_root_of_d_head():
@@ -46,24 +56,42 @@ def test_scores_are_divided_by_the_root_of_d_head():
     wide = torch.zeros(1, 2, 4)
     wide[0, 0] = 1.0
     names = {f"blocks.0.attn.W_{letter}": wide for letter in "QKV"}
-    state = {"embed.W_E": torch.eye(2), "unembed.W_U": torch.eye(2), "blocks.0.attn.W_O": wide.transpose(1, 2), **names}
-    pattern = run_forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][0, -1]  # raw score 4 at the two a's, 0 at b
-    torch.testing.assert_close(pattern, torch.tensor([0.0, 4 / 2, 4 / 2], dtype=torch.float64).softmax(0))
+    state = {
+        "embed.W_E": torch.eye(2),
+        "unembed.W_U": torch.eye(2),
+        "blocks.0.attn.W_O": wide.transpose(1, 2),
+        **names,
+    }
+    pattern = run_forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][
+        0, -1
+    ]  # raw score 4 at the two a's, 0 at b
+    torch.testing.assert_close(
+        pattern, torch.tensor([0.0, 4 / 2, 4 / 2], dtype=torch.float64).softmax(0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["LN", "LNPre", "RMS", "RMSPre"])
 def test_norms_agree_with_torch(kind):
     config = {**ONE_HEAD, "n_layers": 0, "normalization_type": kind, "eps": 1e-5}
     rng = torch.Generator().manual_seed(0)
-    embedding, weight, bias = (torch.randn(size, generator=rng, dtype=torch.float64) for size in ((5, 6), (6,), (6,)))
-    state = {"embed.W_E": embedding, "unembed.W_U": torch.eye(6), "ln_final.w": weight, "ln_final.b": bias}
+    embedding, weight, bias = (
+        torch.randn(size, generator=rng, dtype=torch.float64) for size in ((5, 6), (6,), (6,))
+    )
+    state = {
+        "embed.W_E": embedding,
+        "unembed.W_U": torch.eye(6),
+        "ln_final.w": weight,
+        "ln_final.b": bias,
+    }
     expected = {
         "LN": functional.layer_norm(embedding, (6,), weight, bias, 1e-5),
         "LNPre": functional.layer_norm(embedding, (6,), None, None, 1e-5),
         "RMS": functional.rms_norm(embedding, (6,), weight, 1e-5),
         "RMSPre": functional.rms_norm(embedding, (6,), None, 1e-5),
     }[kind]
-    torch.testing.assert_close(run_forward(config, state, torch.arange(5)[None]).logits[0], expected)
+    torch.testing.assert_close(
+        run_forward(config, state, torch.arange(5)[None]).logits[0], expected
+    )
 
 
 def test_the_induction_model_attends_as_its_weights_say():
@@ -77,8 +105,12 @@ def test_the_induction_model_attends_as_its_weights_say():
         raw = [math.exp(POSITION_SCORE) if src == dst - 1 else 1.0 for src in range(dst + 1)]
         previous.append([weight / sum(raw) for weight in raw])
         written = torch.tensor(previous[-1], dtype=torch.float64)
-        torch.testing.assert_close(seen.patterns["a0.h2"][0, dst, : dst + 1], written, atol=1e-6, rtol=0)
-    drift = case.state["blocks.0.attn.b_O"].double()  # the output bias sits in the stream that layer 1 reads
+        torch.testing.assert_close(
+            seen.patterns["a0.h2"][0, dst, : dst + 1], written, atol=1e-6, rtol=0
+        )
+    drift = case.state[
+        "blocks.0.attn.b_O"
+    ].double()  # the output bias sits in the stream that layer 1 reads
     query = torch.zeros(24, dtype=torch.float64)
     query[tokens[last] - 1] = 1.0
     query += drift[list(case.layout.content("tok"))]
@@ -115,14 +147,21 @@ def test_replacing_all_by_corrupted_values_gives_the_corrupted_logits_at_the_las
         corrupted = run_forward(case.config, case.state, part.corrupted)
         swapped = run_forward(case.config, case.state, part.clean, corrupted.nodes)
         torch.testing.assert_close(swapped.logits[:, -1], corrupted.logits[:, -1])
-        assert not torch.allclose(part.metric(corrupted.logits), part.metric(run_forward(case.config, case.state, part.clean).logits), atol=1.0)
+        assert not torch.allclose(
+            part.metric(corrupted.logits),
+            part.metric(run_forward(case.config, case.state, part.clean).logits),
+            atol=1.0,
+        )
 
 
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_single_precision_agrees(name):
     case = build_known_circuit(name)
     part = group_pairs(case)[-1]
-    double, single = (run_forward(case.config, case.state, part.clean, dtype=dtype).logits for dtype in (torch.float64, torch.float32))
+    double, single = (
+        run_forward(case.config, case.state, part.clean, dtype=dtype).logits
+        for dtype in (torch.float64, torch.float32)
+    )
     torch.testing.assert_close(single.double(), double, atol=2e-4, rtol=1e-5)
 
 
@@ -131,7 +170,9 @@ def test_a_replacement_in_some_rows_leaves_the_others_alone():
     part = group_pairs(case)[0]
     corrupted = run_forward(case.config, case.state, part.corrupted).nodes["a0.h3"]
     rows = torch.tensor([True, False, True, False])
-    mixed = run_forward(case.config, case.state, part.clean, {"a0.h3": Replacement(corrupted, rows)}).logits
+    mixed = run_forward(
+        case.config, case.state, part.clean, {"a0.h3": Replacement(corrupted, rows)}
+    ).logits
     swapped = run_forward(case.config, case.state, part.clean, {"a0.h3": corrupted}).logits
     plain = run_forward(case.config, case.state, part.clean).logits
     torch.testing.assert_close(mixed, torch.where(rows[:, None, None], swapped, plain))
@@ -141,7 +182,9 @@ def test_a_replacement_in_some_rows_leaves_the_others_alone():
 def test_unknown_nodes_and_wrong_shapes_are_refused():
     case = build_known_circuit("induction")
     tokens = torch.tensor([case.pairs[0].clean])
-    assert node_names(case.config) == tuple(f"a{layer}.h{head}" for layer in range(2) for head in range(4))
+    assert node_names(case.config) == tuple(
+        f"a{layer}.h{head}" for layer in range(2) for head in range(4)
+    )
     with pytest.raises(ValueError, match=r"no such nodes: \['m0'\]"):
         run_forward(case.config, case.state, tokens, {"m0": torch.zeros(1, 8, 88)})
     with pytest.raises(ValueError, match="a replacement of shape"):

@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.known_circuits.forward import run_forward
-from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, PAIRS_PER_TEMPLATE, build_known_circuit
+from benchmarks.known_circuits.hand_built import (
+    KNOWN_CIRCUITS,
+    PAIRS_PER_TEMPLATE,
+    build_known_circuit,
+)
 from benchmarks.known_circuits.known_circuit import KnownCircuit
 from benchmarks.known_circuits.truth import ABLATIONS, group_pairs, measure_f, measure_subsets
 
@@ -22,7 +26,9 @@ def behaviour(case: KnownCircuit) -> tuple[torch.Tensor, torch.Tensor]:
     clean, corrupted = [], []
     for part in group_pairs(case, LIMIT):
         clean.append(part.metric(run_forward(case.config, case.state, part.clean).logits)[0])
-        corrupted.append(part.metric(run_forward(case.config, case.state, part.corrupted).logits)[0])
+        corrupted.append(
+            part.metric(run_forward(case.config, case.state, part.corrupted).logits)[0]
+        )
     return torch.cat(clean), torch.cat(corrupted)
 
 
@@ -49,11 +55,15 @@ def test_nothing_is_left_when_all_is_ablated(name):
 def test_a_random_twin_does_not_do_the_task(name):
     case = build_known_circuit(name)
     twin = case.random_twin(3)
-    assert {key: value.shape for key, value in twin.state.items()} == {key: value.shape for key, value in case.state.items()}
+    assert {key: value.shape for key, value in twin.state.items()} == {
+        key: value.shape for key, value in case.state.items()
+    }
     assert twin.pairs == case.pairs
     clean, corrupted = behaviour(twin)
     assert 0.35 < (clean > 0).double().mean() < 0.65
-    assert (clean - corrupted).abs().mean() > 0.05  # not dead either: the corruption reaches its logits
+    assert (
+        clean - corrupted
+    ).abs().mean() > 0.05  # not dead either: the corruption reaches its logits
     assert not torch.equal(case.random_twin(4).state["embed.W_E"], twin.state["embed.W_E"])
     assert torch.equal(case.random_twin(3).state["embed.W_E"], twin.state["embed.W_E"])
 
@@ -84,7 +94,9 @@ def test_the_universe_is_larger_than_the_circuit_in_every_layer(name):
     assert len(case.universe) <= 12
     assert case.config["d_model"] <= 128
     for layer in range(case.config["n_layers"]):
-        assert "distractor" in {case.roles[node] for node in case.universe if node.startswith(f"a{layer}.")}
+        assert "distractor" in {
+            case.roles[node] for node in case.universe if node.startswith(f"a{layer}.")
+        }
     assert set(case.roles) == set(case.universe)
 
 
@@ -103,13 +115,20 @@ def test_saved_files_hold_the_case(name, tmp_path):
 def test_the_big_heads_are_the_biggest_and_their_values_change():
     case = build_known_circuit("big_no_effect")
     part = group_pairs(case)[0]
-    clean, corrupted = (run_forward(case.config, case.state, tokens).nodes for tokens in (part.clean, part.corrupted))
+    clean, corrupted = (
+        run_forward(case.config, case.state, tokens).nodes
+        for tokens in (part.clean, part.corrupted)
+    )
     norms = {node: float(value.norm(dim=-1).max()) for node, value in clean.items()}
-    changes = {node: float((value - corrupted[node]).norm(dim=-1).max()) for node, value in clean.items()}
+    changes = {
+        node: float((value - corrupted[node]).norm(dim=-1).max()) for node, value in clean.items()
+    }
     big = set(case.nodes("large without effect"))
     assert len(big) == 2
     for size in (norms, changes):
-        assert min(size[node] for node in big) > 10 * max(size[node] for node in case.universe if node not in big)
+        assert min(size[node] for node in big) > 10 * max(
+            size[node] for node in case.universe if node not in big
+        )
 
 
 def test_the_twins_cancel():
@@ -128,6 +147,10 @@ def test_the_backup_is_silent_until_the_main_head_is_gone():
     corrupted = run_forward(case.config, case.state, part.corrupted).nodes
     awake = run_forward(case.config, case.state, part.clean, {main: corrupted[main]})
     asleep = run_forward(case.config, case.state, part.clean)
-    last = torch.arange(len(part.answers)), -1, [case.layout.dims("out")[token] for token in part.answers]
+    last = (
+        torch.arange(len(part.answers)),
+        -1,
+        [case.layout.dims("out")[token] for token in part.answers],
+    )
     assert asleep.nodes[spare][last].abs().max() < 0.05
     assert awake.nodes[spare][last].min() > 0.78

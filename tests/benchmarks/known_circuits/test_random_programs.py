@@ -7,7 +7,12 @@ from itertools import islice
 import pytest
 import torch
 
-from benchmarks.known_circuits.random_programs import N_PROGRAMS, compile_program, compute_program, load_programs
+from benchmarks.known_circuits.random_programs import (
+    N_PROGRAMS,
+    compile_program,
+    compute_program,
+    load_programs,
+)
 from benchmarks.known_circuits.truth import compute_fingerprint
 
 LEAST = 100

@@ -15,7 +15,9 @@ from discovery.tasks.task import Task
 from tests.oracles.faithfulness import nodes
 
 
-def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(case: tuple[Backend, Task]) -> None:
+def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(
+    case: tuple[Backend, Task],
+) -> None:
     """Means are over other pairs there, so resample alone is compared, on the pairs that both have."""
     model, _ = case
     built = build_known_circuit("induction")
@@ -25,14 +27,25 @@ def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(case: tuple[B
     pairs = [
         {"clean": c, "corrupted": k, "answer": a, "wrong": w}
         for part in parts
-        for c, k, a, w in zip(part.clean.tolist(), part.corrupted.tolist(), part.answers.tolist(), part.wrongs.tolist(), strict=True)
+        for c, k, a, w in zip(
+            part.clean.tolist(),
+            part.corrupted.tolist(),
+            part.answers.tolist(),
+            part.wrongs.tolist(),
+            strict=True,
+        )
     ]
     read = load_task(pairs, model)
     both = Task(read.name, read.pairs, ("discovery",) * len(read), "none", read.metric)
     table = measure_all_subsets(model, both)
-    assert table.f["resample"] == pytest.approx(tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4)
+    assert table.f["resample"] == pytest.approx(
+        tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4
+    )
     circuit = nodes("a0.h2", "a1.h1")
-    assert table.f_of(circuit, "resample") == table.f["resample"][sum(1 << names.index(str(node)) for node in circuit)]
+    assert (
+        table.f_of(circuit, "resample")
+        == table.f["resample"][sum(1 << names.index(str(node)) for node in circuit)]
+    )
 
 
 def test_more_than_sixteen_nodes_are_refused() -> None:

@@ -52,7 +52,9 @@ def tables():
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_stored_truth_is_of_these_weights_and_pairs(name, stored):
     assert list(stored) == list(KNOWN_CIRCUITS)
-    assert stored[name]["fingerprint"] == compute_fingerprint(build_known_circuit(name)), "the cases changed: run python -m benchmarks.known_circuits.truth"
+    assert stored[name]["fingerprint"] == compute_fingerprint(build_known_circuit(name)), (
+        "the cases changed: run python -m benchmarks.known_circuits.truth"
+    )
 
 
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
@@ -64,7 +66,10 @@ def test_the_truth_is_what_was_constructed(name):
         truth = load_truth(name, ablation)
         assert truth.nodes == constructed
         assert min(truth.largest[node] for node in constructed) >= CLEAR_ABOVE
-        assert max(gap for node, gap in truth.largest.items() if node not in constructed) <= CLEAR_BELOW
+        assert (
+            max(gap for node, gap in truth.largest.items() if node not in constructed)
+            <= CLEAR_BELOW
+        )
     assert load_hidden_nodes(name) == HIDDEN.get(name, ())
 
 
@@ -83,7 +88,11 @@ def test_every_member_has_a_witness(name, ablation):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_random_subsets_stay_within_the_stored_maximum(name, ablation):
-    case, truth, rng = build_known_circuit(name), load_truth(name, ablation), random.Random(name + ablation)
+    case, truth, rng = (
+        build_known_circuit(name),
+        load_truth(name, ablation),
+        random.Random(name + ablation),
+    )
     subsets: list[tuple[str, ...]] = []
     tried = [node for node in case.universe for _ in range(3)]
     for node in tried:
@@ -105,7 +114,9 @@ def test_hidden_nodes_show_in_sets_only(name):
         rivals = {"a2.h0": ["a1.h3"], "a0.h1": ["a0.h2"], "a0.h2": ["a0.h1"]}[node]
         without = [other for other in case.universe if other not in rivals]
         for ablation in ABLATIONS:
-            kept, gone = measure_f(case, parts, ablation, [without, [other for other in without if other != node]]).tolist()
+            kept, gone = measure_f(
+                case, parts, ablation, [without, [other for other in without if other != node]]
+            ).tolist()
             assert kept > 0.6
             assert abs(gone) < 0.1
 
@@ -116,11 +127,16 @@ def test_opposing_and_twin_effects_are_what_their_gains_say():
         case = build_known_circuit(name, noise=0.0)
         rest = [node for node in case.universe if case.roles[node] != "opposing"]
         for ablation in ABLATIONS:
-            assert measure_f(case, group_pairs(case), ablation, [rest]).item() == pytest.approx(1 / (1 - gain), abs=0.02)
+            assert measure_f(case, group_pairs(case), ablation, [rest]).item() == pytest.approx(
+                1 / (1 - gain), abs=0.02
+            )
     case = build_known_circuit("cancelling_twins", noise=0.0)
     plus, minus = case.nodes("twin")
     for ablation in ABLATIONS:
-        subsets = [[node for node in case.universe if node not in gone] for gone in ((plus,), (minus,), (plus, minus))]
+        subsets = [
+            [node for node in case.universe if node not in gone]
+            for gone in ((plus,), (minus,), (plus, minus))
+        ]
         f = measure_f(case, group_pairs(case), ablation, subsets).tolist()
         assert f == pytest.approx([0.6, 1.4, 1.0], abs=0.02)
 
@@ -143,7 +159,10 @@ def test_the_truth_is_the_only_circuit_that_meets_the_conditions(name, tables):
     The exception is the head whose effect, 0.05, is too small to have to be in a circuit and too large to have to be out of it.
     """
     case = build_known_circuit(name)
-    circuits = [set(ConditionsBySubset(case.universe, tables[name, ablation].tolist()).passing_sets()) for ablation in ABLATIONS]
+    circuits = [
+        set(ConditionsBySubset(case.universe, tables[name, ablation].tolist()).passing_sets())
+        for ablation in ABLATIONS
+    ]
     truth = load_truth(name).nodes
     expected = {truth}
     if case.nodes("slight"):

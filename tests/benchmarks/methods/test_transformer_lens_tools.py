@@ -11,7 +11,11 @@ from transformer_lens.tools.analysis.attribution_patching import attribution_pat
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.methods.baselines import BASELINES
-from benchmarks.methods.transformer_lens_tools import make_activation_patching, make_attribution_patching, score_by_direct_logit_attribution
+from benchmarks.methods.transformer_lens_tools import (
+    make_activation_patching,
+    make_attribution_patching,
+    score_by_direct_logit_attribution,
+)
 from benchmarks.recovery import new_evaluator
 from discovery import load_model, load_task
 from discovery.engine import Side
@@ -28,7 +32,9 @@ def test_attribution_patching_takes_its_gradient_where_it_says(side: Side, tmp_p
     task = load_task(place / "task.jsonl", model, pairs=8)
     bench = new_evaluator(model, task)
     expected = node_attributions_by_autograd(model, task, side)
-    assert make_attribution_patching(side)(bench) == {node: pytest.approx(abs(value), rel=1e-3, abs=1e-3) for node, value in expected.items()}
+    assert make_attribution_patching(side)(bench) == {
+        node: pytest.approx(abs(value), rel=1e-3, abs=1e-3) for node, value in expected.items()
+    }
     assert bench.engine.meter.spent == 4 * len(task)
 
 
@@ -43,12 +49,20 @@ def test_transformer_lens_attribution_is_its_own_functions(tmp_path: Path) -> No
     bridge.requires_grad_(True)
     for pair in task.pairs:
         clean, corrupted = torch.tensor([pair.clean]), torch.tensor([pair.corrupted])
-        made = attribution_patch(bridge, clean, corrupted, lambda logits, p=pair: logits[0, -1, p.answer[0]] - logits[0, -1, p.wrong[0]])
+        made = attribution_patch(
+            bridge,
+            clean,
+            corrupted,
+            lambda logits, p=pair: logits[0, -1, p.answer[0]] - logits[0, -1, p.wrong[0]],
+        )
         for node, value in made.node_scores.items():
             if node.layer is not None:
                 expected[node.layer, node.head] += value
     bridge.requires_grad_(False)
-    assert scores == {node: pytest.approx(abs(expected[node.layer or 0, node.head]), abs=1e-3) for node in model.info.nodes()}
+    assert scores == {
+        node: pytest.approx(abs(expected[node.layer or 0, node.head]), abs=1e-3)
+        for node in model.info.nodes()
+    }
 
 
 @pytest.mark.parametrize("name", ["and_mlp", "induction_layernorm"])
@@ -57,18 +71,30 @@ def test_transformer_lens_patching_gives_the_engines_numbers(name: str, tmp_path
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=16)
     engine = new_evaluator(model, task).engine
-    noising, denoising = (measure_node_effects(engine, direction) for direction in ("noising", "denoising"))
+    noising, denoising = (
+        measure_node_effects(engine, direction) for direction in ("noising", "denoising")
+    )
     gap = float((engine.baseline("clean") - engine.baseline("corrupted")).sum())
     for made, expected in (
         (make_activation_patching("noising"), noising.values.abs()),
-        (make_activation_patching("noising", "denoising"), torch.maximum(noising.values.abs(), denoising.values.abs())),
+        (
+            make_activation_patching("noising", "denoising"),
+            torch.maximum(noising.values.abs(), denoising.values.abs()),
+        ),
     ):
         scores = made(new_evaluator(model, task))
-        assert [scores[node] / gap for node in noising.nodes] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert [scores[node] / gap for node in noising.nodes] == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
 
 
-@pytest.mark.parametrize(("name", "first", "last"), [("induction", "a0.h2", "a1.h1"), ("induction_layernorm", "a0.h1", "a1.h3")])
-def test_direct_logit_attribution_sees_the_last_head_alone(name: str, first: str, last: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("induction", "a0.h2", "a1.h1"), ("induction_layernorm", "a0.h1", "a1.h3")],
+)
+def test_direct_logit_attribution_sees_the_last_head_alone(
+    name: str, first: str, last: str, tmp_path: Path
+) -> None:
     place = build_known_circuit(name).save(tmp_path / name)
     model = load_model(place, device="cpu")
     task = load_task(place / "task.jsonl", model, pairs=48)
@@ -94,7 +120,9 @@ def test_direct_logit_attribution_takes_the_mean_of_many_answers() -> None:
         scale = cache["ln_final.hook_scale"][0, -1].detach()
         for layer in range(model.info.n_layers):
             written = cache["mlp_out", layer][0, -1].detach()
-            expected[f"m{layer}"] += float((written - written.mean()) / scale @ direction) / len(pair.answer)
+            expected[f"m{layer}"] += float((written - written.mean()) / scale @ direction) / len(
+                pair.answer
+            )
     scores = score_by_direct_logit_attribution(new_evaluator(model, one))
     for name, value in expected.items():
         assert scores[Node.parse(name)] == pytest.approx(abs(value), abs=1e-3)

@@ -39,7 +39,9 @@ def test_a_task_gives_a_record_that_holds(name: str, tmp_path: Path) -> None:
     assert 2 <= run.circuit.size < len(model.info.nodes())
     assert sum(node.kind == "attention_head" for node in run.circuit.members) >= 1
     conditions = run.circuit.evaluation.conditions
-    assert {conditions.a.resample, conditions.a.mean, conditions.b.resample, conditions.b.mean} == {"holds"}
+    assert {conditions.a.resample, conditions.a.mean, conditions.b.resample, conditions.b.mean} == {
+        "holds"
+    }
     assert verify_run(run.run_id, runs_dir=tmp_path).holds
 
 
@@ -50,7 +52,12 @@ def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
     verdicts = []
     for seed in TWINS:
         model = load_model(untrained(tmp_path / f"twin{seed}", seed))
-        run = discover(model, load_task(name, model, pairs=PAIRS, seed=seed), seed=seed, runs_dir=tmp_path / "runs")
+        run = discover(
+            model,
+            load_task(name, model, pairs=PAIRS, seed=seed),
+            seed=seed,
+            runs_dir=tmp_path / "runs",
+        )
         verdicts.append(run.circuit.verdict)
         assert run.circuit.size == 0 or run.circuit.verdict not in ("verified", "partial")
     assert verdicts.count("no_behaviour") >= 9, verdicts

@@ -63,7 +63,9 @@ def test_sweeps_are_planned_to_the_row(planned: CostEstimate, opened: Any) -> No
 
 
 @pytest.mark.slow
-def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(opened: Any, tmp_path: Path) -> None:
+def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(
+    opened: Any, tmp_path: Path
+) -> None:
     """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
     model, task = opened
     width = max(len(pair.clean) for pair in task.pairs)
@@ -73,9 +75,16 @@ def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_ver
     run = discover(model, task, memory=memory, runs_dir=tmp_path)
     spent = read_stage_costs(tmp_path, run.run_id)
     for stage in ("localise", "components", "heads"):
-        assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (stage, spent, dict(planned.stages))
+        assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (
+            stage,
+            spent,
+            dict(planned.stages),
+        )
     whole = discover(model, task, runs_dir=tmp_path)
-    assert (run.circuit.verdict, run.circuit.members) == (whole.circuit.verdict, whole.circuit.members)
+    assert (run.circuit.verdict, run.circuit.members) == (
+        whole.circuit.verdict,
+        whole.circuit.members,
+    )
     assert run.circuit.evaluation.conditions == whole.circuit.evaluation.conditions
 
 
@@ -98,7 +107,10 @@ def test_a_run_costs_about_that(planned: CostEstimate, opened: Any, tmp_path: Pa
         assert spent[stage] == pytest.approx(planned.stages[stage], rel=1e-6), stage
     total = run.circuit.cost.forward_equivalents
     assert total is not None
-    assert planned.forward_equivalents / 3 < total < planned.forward_equivalents * 3, (spent, dict(planned.stages))
+    assert planned.forward_equivalents / 3 < total < planned.forward_equivalents * 3, (
+        spent,
+        dict(planned.stages),
+    )
 
 
 def test_a_budget_that_will_not_do_is_named(opened: Any, planned: CostEstimate) -> None:
@@ -112,10 +124,16 @@ def test_a_budget_that_will_not_do_is_named(opened: Any, planned: CostEstimate) 
 def test_fewer_nodes_and_fewer_pairs_cost_less(opened: Any, planned: CostEstimate) -> None:
     model, task = opened
     heads = estimate_cost(model, task, universe="heads").forward_equivalents
-    assert heads < planned.forward_equivalents if not model.info.attn_only else heads == pytest.approx(planned.forward_equivalents)
+    assert (
+        heads < planned.forward_equivalents
+        if not model.info.attn_only
+        else heads == pytest.approx(planned.forward_equivalents)
+    )
     few = estimate_cost(model, load_task([pair_record(pair) for pair in task.pairs[::2]], model))
     assert few.forward_equivalents < planned.forward_equivalents
 
 
 def pair_record(pair: Any) -> dict[str, Any]:
-    return {name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")} | {"template": pair.template}
+    return {
+        name: list(getattr(pair, name)) for name in ("clean", "corrupted", "answer", "wrong")
+    } | {"template": pair.template}

@@ -32,14 +32,23 @@ def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
     task = load_task(folder / "task.jsonl", model, pairs=12)
     facts = {"task_name": task.name, "task_metric": task.metric, "split_method": task.split_method}
     lines = [
-        {**{name: list(getattr(pair, name)) for name in SIDES}, "template": pair.template, "labels": dict(pair.labels), "split": split}
+        {
+            **{name: list(getattr(pair, name)) for name in SIDES},
+            "template": pair.template,
+            "labels": dict(pair.labels),
+            "split": split,
+        }
         for pair, split in zip(task.pairs, task.splits, strict=True)
     ]
     source = ModelSource(name="model", fingerprint=model.info.fingerprint)
-    with create_run(tmp_path / "runs", "task", source, {**facts, "load": {"model": str(folder)}}, pairs=lines) as run:
+    with create_run(
+        tmp_path / "runs", "task", source, {**facts, "load": {"model": str(folder)}}, pairs=lines
+    ) as run:
         circuit = CircuitGraph(
             run_id=run.id,
-            model=ModelFacts(name="model", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4),
+            model=ModelFacts(
+                name="model", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4
+            ),
             task=TaskFacts(name=task.name, metric=task.metric, fingerprint=task.fingerprint),
             verdict="partial",
             nodes=tuple(CircuitNode.of(name) for name in load_truth("induction").nodes),
@@ -47,7 +56,10 @@ def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
         run.save_circuit(circuit)
         run.append_event({"stage": "record", "kind": "stage", "concluded": "done"})
         run.update(status="completed")
-    sae = save(directions_module(signed_basis(model.info.d_model), "blocks.1.hook_resid_pre"), tmp_path / "sae")
+    sae = save(
+        directions_module(signed_basis(model.info.d_model), "blocks.1.hook_resid_pre"),
+        tmp_path / "sae",
+    )
     return model, open_run(tmp_path / "runs", run.id), sae, tmp_path / "runs"
 
 
@@ -58,7 +70,11 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
     opened = open_run(runs, run.id)
     circuit = opened.load_circuit()
     assert circuit == made.circuit
-    assert (circuit.verdict, circuit.members, circuit.evaluation) == (before.verdict, before.members, before.evaluation)
+    assert (circuit.verdict, circuit.members, circuit.evaluation) == (
+        before.verdict,
+        before.members,
+        before.evaluation,
+    )
     assert circuit.dictionaries[0].sae == "sae"  # a name, and no path of this machine
     assert opened.load_arrays(made.result_id)["noised"].shape[1] == len(made.candidates)
     event = opened.events()[-1]
@@ -70,26 +86,46 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_does_the_same_with_the_runs_own_model(done, scout: Callable[..., CommandResult]) -> None:  # noqa: F811
+def test_the_command_does_the_same_with_the_runs_own_model(
+    done, scout: Callable[..., CommandResult]
+) -> None:  # noqa: F811
     model, run, sae, runs = done
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
     told = shown.partition("\nFeatures of sae beside the circuit:\n")[2].splitlines()
-    assert told[0].startswith("  - this may be the wrong SAE")  # what is doubtful comes before any number
+    assert told[0].startswith(
+        "  - this may be the wrong SAE"
+    )  # what is doubtful comes before any number
     assert told[1].startswith("  100.0% of the variance explained, L0 ")
     for node in made.circuit.nodes:
         if node.feature:
-            [line] = [line for line in shown.splitlines() if line.strip().startswith(f"{node.label} ")]
+            [line] = [
+                line for line in shown.splitlines() if line.strip().startswith(f"{node.label} ")
+            ]
             edges = made.circuit.edges
             for way, ends in (
                 ("from", [edge.source for edge in edges if edge.target == node.id]),
                 ("to", [edge.target for edge in edges if edge.source == node.id]),
             ):
                 assert f"{way} {' '.join(Node.parse(end).label for end in ends) or '—'}" in line
-    again = scout("runs", "features", run.id, "--sae", str(sae), "--candidates", "2", "--runs-dir", str(runs), "--json", "-q")
+    again = scout(
+        "runs",
+        "features",
+        run.id,
+        "--sae",
+        str(sae),
+        "--candidates",
+        "2",
+        "--runs-dir",
+        str(runs),
+        "--json",
+        "-q",
+    )
     assert again.status == 0, again.err
     found = json.loads(again.out)
-    assert [one["node"] for one in found["candidates"]] == [str(one.node) for one in made.candidates]
+    assert [one["node"] for one in found["candidates"]] == [
+        str(one.node) for one in made.candidates
+    ]
     assert len(found["circuit"]["graph"]["dictionaries"]) == 1
 
 

@@ -16,18 +16,35 @@ PAIRS = 160
 TWINS = range(10)
 
 
-QUICK = {"induction", "or_softmax", "big_no_effect", "slight_head"}  # the others take 10 to 60 s each under the shape checks
+QUICK = {
+    "induction",
+    "or_softmax",
+    "big_no_effect",
+    "slight_head",
+}  # the others take 10 to 60 s each under the shape checks
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(KNOWN_CIRCUITS)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(KNOWN_CIRCUITS)
+    ],
+)
 def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
     model = load_model(build_known_circuit(name).save(tmp_path / "model"))
-    run = discover(model, load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+    run = discover(
+        model,
+        load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS),
+        runs_dir=tmp_path / "runs",
+    )
     found = {str(node) for node in run.circuit.members}
     assert found == set(load_truth(name, "resample").nodes) == set(load_truth(name, "mean").nodes)
     conditions = run.circuit.evaluation.conditions
     for condition in "abcde":
-        assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, condition
+        assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, (
+            condition
+        )
     assert run.circuit.verdict in ("verified", "partial")
 
 
@@ -36,9 +53,15 @@ def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> N
     folder, found = build_known_circuit(name).save(tmp_path / "model"), []
     for backend in get_args(BackendName)[1:]:
         model = load_model(folder, backend=backend)
-        run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / backend)
+        run = discover(
+            model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / backend
+        )
         circuit = run.circuit
-        effects = {f"{edge.source}->{edge.target}": edge.effect.mean for edge in circuit.edges if edge.effect is not None}
+        effects = {
+            f"{edge.source}->{edge.target}": edge.effect.mean
+            for edge in circuit.edges
+            if edge.effect is not None
+        }
         found.append((backend, circuit.verdict, {str(node) for node in circuit.members}, effects))
     (one, *theirs, their_effects), (other, *ours, our_effects) = found
     assert (one, other) == ("transformerlens", "nnsight")
@@ -53,7 +76,9 @@ def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
     for seed in TWINS:
         folder = build_known_circuit(name).random_twin(seed).save(tmp_path / f"twin{seed}")
         model = load_model(folder)
-        run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+        run = discover(
+            model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs"
+        )
         verdicts.append(run.circuit.verdict)
         assert run.circuit.size == 0 or run.circuit.verdict not in ("verified", "partial")
     assert verdicts.count("no_behaviour") >= 9, verdicts
@@ -62,7 +87,9 @@ def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
 def test_one_untrained_twin_gives_a_record_without_nodes(tmp_path: Path) -> None:
     folder = build_known_circuit("induction").random_twin(0).save(tmp_path / "twin")
     model = load_model(folder)
-    run = discover(model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs")
+    run = discover(
+        model, load_task(folder / "task.jsonl", model, pairs=PAIRS), runs_dir=tmp_path / "runs"
+    )
     assert run.circuit.verdict == "no_behaviour"
     assert run.circuit.size == 0
     assert run.circuit.reasons

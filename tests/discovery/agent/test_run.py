@@ -17,7 +17,13 @@ from discovery.agent import DiscoveryResult, resume, verify_run
 from discovery.agent.stages import STAGES
 from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE
 from discovery.backends.base import Backend
-from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError, StoreError
+from discovery.errors import (
+    BudgetError,
+    Interrupted,
+    MeasurementError,
+    MemoryLimitError,
+    StoreError,
+)
 from discovery.graph import CircuitGraph, Cost
 from discovery.store import open_run, run_ids
 from discovery.tasks import Task
@@ -34,7 +40,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory) -> DiscoveryResult:
+def finished_run(
+    opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory
+) -> DiscoveryResult:
     return discover(*opened, runs_dir=tmp_path_factory.mktemp("runs"))
 
 
@@ -82,7 +90,9 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
     assert same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), whole)
 
 
-def test_the_same_seed_gives_the_same_record(opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_record(
+    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+) -> None:
     assert discover(*opened, runs_dir=tmp_path).circuit.same_content(whole.circuit)
 
 
@@ -118,15 +128,22 @@ def test_verify_names_a_test_that_was_changed(whole: DiscoveryResult) -> None:
     found: Any = whole.circuit.evaluation.tests["hypotheses"]
     value = found["mean"]["equivalence"]["share_above"]
     try:
-        path.write_text(honest.replace(f'"share_above": {value!r}', f'"share_above": {value / 2 + 0.1!r}'))
+        path.write_text(
+            honest.replace(f'"share_above": {value!r}', f'"share_above": {value / 2 + 0.1!r}')
+        )
         assert path.read_text() != honest
         tampered = verify_run(whole.run_id, runs_dir=whole.path.parent)
-        assert any("tests.hypotheses" in difference and "share_above" in difference for difference in tampered.differences)
+        assert any(
+            "tests.hypotheses" in difference and "share_above" in difference
+            for difference in tampered.differences
+        )
     finally:
         path.write_text(honest)
 
 
-def test_a_budget_that_ends_early_is_inconclusive_and_says_where(opened: tuple[Backend, Task], tmp_path: Path) -> None:
+def test_a_budget_that_ends_early_is_inconclusive_and_says_where(
+    opened: tuple[Backend, Task], tmp_path: Path
+) -> None:
     run = discover(*opened, runs_dir=tmp_path, budget=1500.0)
     assert run.circuit.verdict == "inconclusive"
     assert any("budget ended" in reason for reason in run.circuit.reasons)
@@ -136,12 +153,22 @@ def test_a_budget_that_ends_early_is_inconclusive_and_says_where(opened: tuple[B
 
 def test_a_run_writes_everything_it_says(whole: DiscoveryResult) -> None:
     names = {path.name for path in whole.path.iterdir()}
-    assert {"run.json", "task.jsonl", "events.jsonl", "circuit.json", "arrays", "figures", "report.html"} <= names
+    assert {
+        "run.json",
+        "task.jsonl",
+        "events.jsonl",
+        "circuit.json",
+        "arrays",
+        "figures",
+        "report.html",
+    } <= names
     events = open_run(whole.path.parent, whole.run_id).events()
     assert [event["stage"] for event in events if event["kind"] == "stage"] == [*STAGES]
     assert all(event["concluded"] and event["why"] for event in events)
     arrays = set(open_run(whole.path.parent, whole.run_id).array_ids())
-    cited = {result for part in (*whole.circuit.nodes, *whole.circuit.edges) for result in part.evidence}
+    cited = {
+        result for part in (*whole.circuit.nodes, *whole.circuit.edges) for result in part.evidence
+    }
     assert cited <= arrays
 
 
@@ -170,28 +197,42 @@ def test_a_record_says_that_heads_share_keys_and_values(
     assert CircuitGraph.from_graphml(circuit.to_graphml()).model == circuit.model
 
 
-def test_a_run_refuses_other_weights(whole: DiscoveryResult, opened: tuple[Backend, Task], tmp_path: Path) -> None:
+def test_a_run_refuses_other_weights(
+    whole: DiscoveryResult, opened: tuple[Backend, Task], tmp_path: Path
+) -> None:
     folder = build_known_circuit("or_mlp").save(tmp_path / "other")
     other = load_model(folder)
     with pytest.raises(Interrupted) as stopped:
-        discover(other, load_task(folder / "task.jsonl", other, pairs=PAIRS), runs_dir=tmp_path / "runs", on_event=stop_after("check"))
+        discover(
+            other,
+            load_task(folder / "task.jsonl", other, pairs=PAIRS),
+            runs_dir=tmp_path / "runs",
+            on_event=stop_after("check"),
+        )
     build_known_circuit("or_mlp").random_twin(1).save(folder)
     with pytest.raises(StoreError, match="other weights"):
         resume(str(stopped.value.run_id), runs_dir=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("bad", [{"budget": 0.0}, {"metric": "accuracy"}, {"universe": "mlps"}])
-def test_bad_arguments_are_refused_before_anything_is_written(bad: dict[str, Any], opened: tuple[Backend, Task], tmp_path: Path) -> None:
+def test_bad_arguments_are_refused_before_anything_is_written(
+    bad: dict[str, Any], opened: tuple[Backend, Task], tmp_path: Path
+) -> None:
     with pytest.raises(MeasurementError):
         discover(*opened, runs_dir=tmp_path, **bad)
     assert not list(tmp_path.iterdir())
 
 
 def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
-    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: tuple[Backend, Task],
+    whole: DiscoveryResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*args: Any, **options: Any) -> Any:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes.")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes."
+        )
 
     with monkeypatch.context() as patched:
         patched.setattr(sys.modules["discovery.agent.stages.edges"], "measure_edge_effects", full)
@@ -203,7 +244,9 @@ def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
     assert same_circuit(resume(run_id, runs_dir=tmp_path), whole)
 
 
-def test_a_bug_is_recorded_as_failed_and_raised(opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_recorded_as_failed_and_raised(
+    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("not about memory")
 
@@ -229,9 +272,15 @@ def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
 
 
 @pytest.mark.parametrize(
-    ("damage", "cause"), [(lambda text: text[:-1], "cut off"), (lambda text: text[: text[:-1].rindex("\n") + 1], "other pairs")]
+    ("damage", "cause"),
+    [
+        (lambda text: text[:-1], "cut off"),
+        (lambda text: text[: text[:-1].rindex("\n") + 1], "other pairs"),
+    ],
 )
-def test_a_run_goes_on_with_its_own_pairs_only(damage: Any, cause: str, opened: tuple[Backend, Task], tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_pairs_only(
+    damage: Any, cause: str, opened: tuple[Backend, Task], tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted) as stopped:
         discover(*opened, runs_dir=tmp_path, on_event=stop_after("check"))
     pairs = tmp_path / str(stopped.value.run_id) / "task.jsonl"
@@ -240,10 +289,14 @@ def test_a_run_goes_on_with_its_own_pairs_only(damage: Any, cause: str, opened: 
         resume(str(stopped.value.run_id), runs_dir=tmp_path)
 
 
-def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path) -> None:
+def test_verify_holds_for_a_record_that_the_budget_cut(
+    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+) -> None:
     """Cut in the conditions or the edges, what was measured is measured again; cut before that, there is nothing to hold."""
     spent = {
-        event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events() if "state" in event
+        event["stage"]: event["forward_equivalents"]
+        for event in open_run(whole.path.parent, whole.run_id).events()
+        if "state" in event
     }
     inside = (spent["mend"] + spent["validate"]) / 2
     for budget in (inside, spent["validate"] + 1, spent["stability"] + 1):
@@ -256,11 +309,18 @@ def test_verify_holds_for_a_record_that_the_budget_cut(opened: tuple[Backend, Ta
         verify_run(early.run_id, runs_dir=tmp_path)
 
 
-def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(whole: DiscoveryResult) -> None:
+def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(
+    whole: DiscoveryResult,
+) -> None:
     """And comes after the conditions (a) to (e), so that a budget that ends in it leaves a verdict without (f)."""
-    spent = {event["stage"]: event["forward_equivalents"] for event in open_run(whole.path.parent, whole.run_id).events()}
+    spent = {
+        event["stage"]: event["forward_equivalents"]
+        for event in open_run(whole.path.parent, whole.run_id).events()
+    }
     assert list(spent).index("validate") + 1 == list(spent).index("stability")
-    assert spent["stability"] - spent["validate"] <= STABILITY_BUDGET_SHARE * spent["stability"] + 1e-6
+    assert (
+        spent["stability"] - spent["validate"] <= STABILITY_BUDGET_SHARE * spent["stability"] + 1e-6
+    )
 
 
 def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_without_it(
@@ -269,7 +329,9 @@ def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_with
     def spent(*args: Any) -> Any:
         raise BudgetError("unchanged prompts need more than is left.", "Raise the budget.")
 
-    monkeypatch.setattr(sys.modules["discovery.agent.stages.stability"], "draw_bootstrap_weights", spent)
+    monkeypatch.setattr(
+        sys.modules["discovery.agent.stages.stability"], "draw_bootstrap_weights", spent
+    )
     circuit = discover(*opened, runs_dir=tmp_path).circuit
     assert circuit.verdict == "partial"
     assert circuit.reasons == ("not run: (f) stable", "the budget ended before stability")
@@ -290,13 +352,19 @@ def test_searches_that_were_cut_are_recorded_without_a_mean(
     run = discover(*opened, runs_dir=tmp_path)
     found: Any = run.circuit.evaluation.tests["stability"]
     assert (found["mean_jaccard"], found["cut_searches"]) == (None, 10)
-    assert found["inclusion"] == {node.id: node.inclusion for node in run.circuit.nodes if node.kind in ("attention_head", "mlp")}
+    assert found["inclusion"] == {
+        node.id: node.inclusion
+        for node in run.circuit.nodes
+        if node.kind in ("attention_head", "mlp")
+    }
     assert any("they could decide it" in reason for reason in run.circuit.reasons)
     again = verify_run(run.run_id, runs_dir=tmp_path)
     assert again.holds, again.differences
 
 
-def test_a_run_that_could_measure_nothing_leaves_nothing(opened: tuple[Backend, Task], tmp_path: Path) -> None:
+def test_a_run_that_could_measure_nothing_leaves_nothing(
+    opened: tuple[Backend, Task], tmp_path: Path
+) -> None:
     with pytest.raises(MemoryLimitError):
         discover(*opened, runs_dir=tmp_path, memory=1)
     assert run_ids(tmp_path) == []

@@ -45,4 +45,6 @@ def folder(tmp_path: Path) -> Path:
 def expected(tiny_models: TinyModels) -> ReferenceLogits:
     """What the plain GPT-2 gives on the probe."""
     info = tiny_models.load("gpt2").info
-    return run_reference(load_plain_module(tiny_models.path("gpt2")), info.d_vocab, info.n_ctx, "cpu")
+    return run_reference(
+        load_plain_module(tiny_models.path("gpt2")), info.d_vocab, info.n_ctx, "cpu"
+    )

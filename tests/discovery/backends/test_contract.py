@@ -22,9 +22,22 @@ from tests.tiny_models import VOCAB, TinyModels, load_plain_module
 
 ROWS, WIDTH = 3, 7
 LENGTHS = torch.tensor([7, 5, 6])
-KINDS: tuple[ActivationKind, ...] = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+KINDS: tuple[ActivationKind, ...] = (
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_out",
+    "resid_post",
+)
 SEQUENTIAL = ("gpt2", "llama", "mistral", "qwen2", "gemma")
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # in float64; some norms and softmaxes of Hugging Face stay in float32
+CLOSE = {
+    "atol": 1e-5,
+    "rtol": 1e-5,
+}  # in float64; some norms and softmaxes of Hugging Face stay in float32
 
 
 def tokens_of(seed: int = 0) -> Tensor:
@@ -38,7 +51,9 @@ def plains(tiny_models: TinyModels) -> Callable[[str], HookedModule]:
 
     def get(kind: str) -> HookedModule:
         if kind not in kept:
-            kept[kind] = HookedModule(load_plain_module(tiny_models.path(kind), torch.float64), kind)
+            kept[kind] = HookedModule(
+                load_plain_module(tiny_models.path(kind), torch.float64), kind
+            )
         return kept[kind]
 
     return get
@@ -63,11 +78,18 @@ def at_last(logits: Tensor) -> Tensor:
 
 def shape_of(model: Any, site: Site) -> tuple[int, ...]:
     if site.kind in ("q", "z", "k", "v"):
-        return ROWS, WIDTH, model.info.n_heads if site.kind in "qz" else model.info.n_kv_heads, model.info.d_head
+        return (
+            ROWS,
+            WIDTH,
+            model.info.n_heads if site.kind in "qz" else model.info.n_kv_heads,
+            model.info.d_head,
+        )
     return ROWS, WIDTH, model.info.d_model
 
 
-def random_edit(model: Any, site: Site, operation: str, rng: torch.Generator) -> tuple[Edit, Change]:
+def random_edit(
+    model: Any, site: Site, operation: str, rng: torch.Generator
+) -> tuple[Edit, Change]:
     """An edit in random places, as a value and as a function."""
     shape = shape_of(model, site)
     value = torch.randn(shape, generator=rng, dtype=torch.float64)
@@ -83,14 +105,24 @@ def random_edit(model: Any, site: Site, operation: str, rng: torch.Generator) ->
 
 def test_reads_are_the_plain_activations(tiny_models, backend, plains, kind):
     model = tiny_models.load(kind, backend, "float64")
-    sites = [Site(site, layer) for layer in range(model.info.n_layers) for site in KINDS if has(kind, site)]
+    sites = [
+        Site(site, layer)
+        for layer in range(model.info.n_layers)
+        for site in KINDS
+        if has(kind, site)
+    ]
     logits, expected = plains(kind).run(tokens_of(), reads=sites)
     out = model.run(Batch(tokens_of(), LENGTHS - 1), sites)
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     assert set(out.activations) == set(sites)
     for site in sites:
         assert out.activations[site].shape == shape_of(model, site), site
-        torch.testing.assert_close(out.activations[site], expected[site], **CLOSE, msg=lambda text, site=site: f"{site}: {text}")
+        torch.testing.assert_close(
+            out.activations[site],
+            expected[site],
+            **CLOSE,
+            msg=lambda text, site=site: f"{site}: {text}",
+        )
 
 
 OPERATIONS = ("replace", "add", "scale")
@@ -99,12 +131,16 @@ EDITS = [
     for kind in MODULE_NAMES
     for number, site in enumerate(KINDS)
     if has(kind, site)
-    for operation in (OPERATIONS if kind in ("gpt2", "llama", "neox", "opt") else OPERATIONS[number % 3 :][:1])  # by turns on the rest
+    for operation in (
+        OPERATIONS if kind in ("gpt2", "llama", "neox", "opt") else OPERATIONS[number % 3 :][:1]
+    )  # by turns on the rest
 ]
 
 
 @pytest.mark.parametrize(("kind", "site_kind", "operation"), EDITS)
-def test_an_edit_at_each_site_is_the_plain_one(tiny_models, backend, plains, kind, site_kind, operation):
+def test_an_edit_at_each_site_is_the_plain_one(
+    tiny_models, backend, plains, kind, site_kind, operation
+):
     model, rng = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(1)
     last = Site("resid_post", model.info.n_layers - 1)
     unchanged = model.run(Batch(tokens_of(), LENGTHS - 1)).logits
@@ -116,34 +152,68 @@ def test_an_edit_at_each_site_is_the_plain_one(tiny_models, backend, plains, kin
         torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
         torch.testing.assert_close(out.activations[site], seen[site], **CLOSE)
         torch.testing.assert_close(out.activations[last], seen[last], **CLOSE)
-    assert not torch.allclose(at_last(logits), unchanged, atol=1e-3)  # the last layer's: these weights do matter
-    torch.testing.assert_close(model.run(Batch(tokens_of(), LENGTHS - 1)).logits, unchanged, atol=0, rtol=0)  # and nothing stays
+    assert not torch.allclose(
+        at_last(logits), unchanged, atol=1e-3
+    )  # the last layer's: these weights do matter
+    torch.testing.assert_close(
+        model.run(Batch(tokens_of(), LENGTHS - 1)).logits, unchanged, atol=0, rtol=0
+    )  # and nothing stays
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.sampled_from(["gpt2", "llama", "neox"]), st.integers(0, 10**6))
 def test_many_edits_at_once_are_applied_in_forward_order(tiny_models, backend, plains, kind, seed):
     """Several sites of one layer too: what stands later sees what was changed earlier."""
-    model, rng, pick = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
-    sites = [Site(site, layer) for layer in range(model.info.n_layers) for site in KINDS if has(kind, site)]
+    model, rng, pick = (
+        tiny_models.load(kind, backend, "float64"),
+        torch.Generator().manual_seed(seed),
+        random.Random(seed),
+    )
+    sites = [
+        Site(site, layer)
+        for layer in range(model.info.n_layers)
+        for site in KINDS
+        if has(kind, site)
+    ]
     chosen = pick.sample(sites, pick.randint(2, 6))
     edits, changes = [], {}
     for site in chosen:
-        edit, changes[site] = random_edit(model, site, pick.choice(["replace", "add", "scale"]), rng)
+        edit, changes[site] = random_edit(
+            model, site, pick.choice(["replace", "add", "scale"]), rng
+        )
         edits.append(edit)
     logits, seen = plains(kind).run(tokens_of(seed), changes, sites)
     out = model.run(Batch(tokens_of(seed), LENGTHS - 1), sites, edits)
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     for site in sites:
-        torch.testing.assert_close(out.activations[site], seen[site], **CLOSE, msg=lambda text, site=site: f"{site} after {chosen}: {text}")
+        torch.testing.assert_close(
+            out.activations[site],
+            seen[site],
+            **CLOSE,
+            msg=lambda text, site=site: f"{site} after {chosen}: {text}",
+        )
 
 
 def test_resid_mid_takes_its_value_whatever_is_edited_before_it(tiny_models, backend):
     model = tiny_models.load("gpt2", backend, "float64")
-    wanted = torch.randn(ROWS, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    wanted = torch.randn(
+        ROWS,
+        WIDTH,
+        model.info.d_model,
+        generator=torch.Generator().manual_seed(2),
+        dtype=torch.float64,
+    )
     earlier = [replace_with(Site("resid_pre", 1), 3 * wanted), add(Site("attn_out", 1), wanted)]
     middle = Site("resid_mid", 1)
-    for edits in ([*earlier, replace_with(middle, wanted)], [replace_with(middle, wanted), *earlier]):
+    for edits in (
+        [*earlier, replace_with(middle, wanted)],
+        [replace_with(middle, wanted), *earlier],
+    ):
         seen = model.run(Batch(tokens_of(), LENGTHS - 1), [middle], edits).activations[middle]
         torch.testing.assert_close(seen, wanted, **CLOSE)
 
@@ -152,16 +222,31 @@ def test_two_edits_of_one_site_are_applied_in_their_order(tiny_models, backend, 
     model = tiny_models.load(kind, backend, "float64")
     site = Site("attn_out", 0)
     ones = torch.ones(1)
-    seen = model.run(Batch(tokens_of(), LENGTHS - 1), [site], [replace_with(site, ones), scale(site, 3), add(site, ones)]).activations[site]
+    seen = model.run(
+        Batch(tokens_of(), LENGTHS - 1),
+        [site],
+        [replace_with(site, ones), scale(site, 3), add(site, ones)],
+    ).activations[site]
     torch.testing.assert_close(seen, torch.full_like(seen, 4.0))
 
 
 def test_an_edit_by_index_gathers_the_rows_pairs(tiny_models, backend, kind):
     model, site = tiny_models.load(kind, backend, "float64"), Site("mlp_out", 1)
-    values = torch.randn(5, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    values = torch.randn(
+        5,
+        WIDTH,
+        model.info.d_model,
+        generator=torch.Generator().manual_seed(3),
+        dtype=torch.float64,
+    )
     pair = torch.tensor([4, 0, 4])
-    by_index = model.run(Batch(tokens_of(), LENGTHS - 1), edits=[Edit(site, values, index=pair)]).logits
-    torch.testing.assert_close(by_index, model.run(Batch(tokens_of(), LENGTHS - 1), edits=[replace_with(site, values[pair])]).logits)
+    by_index = model.run(
+        Batch(tokens_of(), LENGTHS - 1), edits=[Edit(site, values, index=pair)]
+    ).logits
+    torch.testing.assert_close(
+        by_index,
+        model.run(Batch(tokens_of(), LENGTHS - 1), edits=[replace_with(site, values[pair])]).logits,
+    )
 
 
 def test_patterns_are_attention_weights_and_weigh_the_values(tiny_models, backend, plains, kind):
@@ -176,7 +261,9 @@ def test_patterns_are_attention_weights_and_weigh_the_values(tiny_models, backen
         with pytest.raises(SiteError, match="can be read but not replaced"):
             model.run(Batch(tokens_of(), LENGTHS - 1), edits=[replace_with(pattern, own)])
         return
-    drawn = torch.rand(own.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).tril()
+    drawn = torch.rand(
+        own.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    ).tril()
     drawn = drawn / drawn.sum(-1, keepdim=True)
     values = out.activations[v].repeat_interleave(model.info.n_heads // model.info.n_kv_heads, 2)
     weighed = torch.einsum("rhds,rshe->rdhe", drawn, values)
@@ -192,7 +279,9 @@ def test_right_padding_changes_nothing(tiny_models, backend, kind):
     other = tokens_of().masked_fill(torch.arange(WIDTH) >= LENGTHS.unsqueeze(1), 5)
     torch.testing.assert_close(model.run(Batch(other, LENGTHS - 1)).logits, padded, **CLOSE)
     for row, length in enumerate(LENGTHS.tolist()):
-        alone = model.run(Batch(tokens_of()[row : row + 1, :length], torch.tensor([length - 1]))).logits
+        alone = model.run(
+            Batch(tokens_of()[row : row + 1, :length], torch.tensor([length - 1]))
+        ).logits
         torch.testing.assert_close(alone[0], padded[row], **CLOSE)
 
 
@@ -207,7 +296,9 @@ def test_a_layer_can_be_the_start(tiny_models, backend, plains, kind):
         torch.testing.assert_close(own, at_last(plains(kind).run(tokens_of())[0]), **CLOSE)
         changed = 2 * seen[site].flip(0) + 0.3
         logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
-        torch.testing.assert_close(model.run(Batch(tokens_of(), last, start, changed)).logits, at_last(logits), **CLOSE)
+        torch.testing.assert_close(
+            model.run(Batch(tokens_of(), last, start, changed)).logits, at_last(logits), **CLOSE
+        )
 
 
 def test_edits_and_reads_after_a_start_are_the_plain_ones(tiny_models, backend, plains, kind):
@@ -216,7 +307,9 @@ def test_edits_and_reads_after_a_start_are_the_plain_ones(tiny_models, backend, 
     residual = torch.randn(ROWS, WIDTH, model.info.d_model, generator=rng, dtype=torch.float64)
     z, post = Site("z", 1), Site("resid_post", 1)
     edit, change = random_edit(model, z, "replace", rng)
-    logits, seen = plains(kind).run(tokens_of(), {start: lambda _: residual, z: change}, [start, post])
+    logits, seen = plains(kind).run(
+        tokens_of(), {start: lambda _: residual, z: change}, [start, post]
+    )
     out = model.run(Batch(tokens_of(), LENGTHS - 1, 1, residual), [start, post], [edit])
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     for site in (start, post):
@@ -229,7 +322,13 @@ def test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains
     assert model.abilities.middle
     for layer in range(model.info.n_layers):
         site = Site("resid_mid", layer)
-        changed = torch.randn(ROWS, WIDTH, model.info.d_model, generator=torch.Generator().manual_seed(layer), dtype=torch.float64)
+        changed = torch.randn(
+            ROWS,
+            WIDTH,
+            model.info.d_model,
+            generator=torch.Generator().manual_seed(layer),
+            dtype=torch.float64,
+        )
         logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
         out = model.run(Batch(tokens_of(), LENGTHS - 1, layer, changed, after_attention=True))
         torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
@@ -252,7 +351,9 @@ def test_without_an_answer_position_there_are_no_logits(tiny_models, backend, ki
     site = Site("resid_post", model.info.n_layers - 1)
     out = model.run(Batch(tokens_of()), [site])
     assert out.logits is None
-    torch.testing.assert_close(out.activations[site], model.run(Batch(tokens_of(), LENGTHS - 1), [site]).activations[site])
+    torch.testing.assert_close(
+        out.activations[site], model.run(Batch(tokens_of(), LENGTHS - 1), [site]).activations[site]
+    )
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
@@ -263,15 +364,35 @@ def test_a_prefix_stands_for_the_positions_before(tiny_models, backend, plains, 
     kept = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True)
     assert kept.prefix is not None
     assert len(kept.prefix.keys) == model.info.n_layers
-    assert kept.prefix.keys[0].shape == kept.prefix.values[0].shape == (ROWS, model.info.n_kv_heads, WIDTH, model.info.d_head)
-    assert kept.prefix.nbytes == 2 * 8 * model.info.n_layers * ROWS * model.info.n_kv_heads * WIDTH * model.info.d_head
+    assert (
+        kept.prefix.keys[0].shape
+        == kept.prefix.values[0].shape
+        == (ROWS, model.info.n_kv_heads, WIDTH, model.info.d_head)
+    )
+    assert (
+        kept.prefix.nbytes
+        == 2 * 8 * model.info.n_layers * ROWS * model.info.n_kv_heads * WIDTH * model.info.d_head
+    )
     rows = torch.tensor([2, 0, 1, 0])
-    prefix, rest, last = kept.prefix.take(rows, cut), tokens_of()[rows, cut:], LENGTHS[rows] - 1 - cut
+    prefix, rest, last = (
+        kept.prefix.take(rows, cut),
+        tokens_of()[rows, cut:],
+        LENGTHS[rows] - 1 - cut,
+    )
     expected = at_last(plains(kind).run(tokens_of())[0])[rows]
-    torch.testing.assert_close(model.run(Batch(rest, last, prefix=prefix)).logits, expected, **CLOSE)
-    site, mixed = Site("resid_pre", 1), torch.zeros(ROWS, WIDTH, model.info.d_model, dtype=torch.float64)
+    torch.testing.assert_close(
+        model.run(Batch(rest, last, prefix=prefix)).logits, expected, **CLOSE
+    )
+    site, mixed = (
+        Site("resid_pre", 1),
+        torch.zeros(ROWS, WIDTH, model.info.d_model, dtype=torch.float64),
+    )
     _, seen = plains(kind).run(tokens_of(), reads=[site])
-    torch.testing.assert_close(model.run(Batch(rest, last, 1, seen[site][rows, cut:], prefix=prefix)).logits, expected, **CLOSE)
+    torch.testing.assert_close(
+        model.run(Batch(rest, last, 1, seen[site][rows, cut:], prefix=prefix)).logits,
+        expected,
+        **CLOSE,
+    )
     mixed[:] = seen[site]
     mixed[:, cut:] = mixed[:, cut:].flip(0)  # a change at and after the cut only
     logits, _ = plains(kind).run(tokens_of(), {site: lambda _: mixed})
@@ -309,14 +430,25 @@ def test_rows_that_join_at_a_layer_are_the_plain_ones(tiny_models, backend, plai
             prefix=whole.stairs(order, counts, cut) if whole is not None else None,
             joins=dict(zip(layers[1:], streams[1:], strict=True)),
         )
-        torch.testing.assert_close(model.run(batch).logits, torch.cat([expected[layer] for layer in layers]), **CLOSE)
+        torch.testing.assert_close(
+            model.run(batch).logits, torch.cat([expected[layer] for layer in layers]), **CLOSE
+        )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.sampled_from(["gpt2", "llama", "neox", "gemma"]), st.integers(0, 10**6))
 def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains, kind, seed):
     """Whatever is edited: before, in and behind the last attention; by row and by index."""
-    model, rng, pick = tiny_models.load(kind, backend, "float64"), torch.Generator().manual_seed(seed), random.Random(seed)
+    model, rng, pick = (
+        tiny_models.load(kind, backend, "float64"),
+        torch.Generator().manual_seed(seed),
+        random.Random(seed),
+    )
     assert model.abilities.narrow
     n = model.info.n_layers
     sites = [Site(site, layer) for layer in (0, n - 1, n - 1) for site in KINDS if has(kind, site)]
@@ -324,15 +456,21 @@ def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains
     for site in pick.sample(sites, pick.randint(1, 5)):
         if site in changes:
             continue
-        edit, changes[site] = random_edit(model, site, pick.choice(["replace", "add", "scale"]), rng)
+        edit, changes[site] = random_edit(
+            model, site, pick.choice(["replace", "add", "scale"]), rng
+        )
         by_index = edit.value.ndim == len(shape_of(model, site)) and pick.random() < 0.5
-        edits.append(replace(edit, value=edit.value.flip(0), index=index.flip(0)) if by_index else edit)
+        edits.append(
+            replace(edit, value=edit.value.flip(0), index=index.flip(0)) if by_index else edit
+        )
     logits, _ = plains(kind).run(tokens_of(seed), changes)
     read = [Site("resid_pre", n - 1)]
     out = model.run(Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), read, edits)
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     with pytest.raises(ValueError, match="done at one position only"):
-        model.run(Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), [Site("attn_out", n - 1)])
+        model.run(
+            Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), [Site("attn_out", n - 1)]
+        )
 
 
 def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(tiny_models, backend):
@@ -355,9 +493,15 @@ def test_nothing_is_read_or_edited_where_rows_join(tiny_models, backend):
 def test_a_prefix_can_be_extended_and_kept(tiny_models, backend, kind):
     model, cut = tiny_models.load(kind, backend, "float64"), 3
     whole = model.run(Batch(tokens_of(), LENGTHS - 1), keep_prefix=True).prefix
-    before = model.run(Batch(tokens_of()[:, :cut], torch.full((ROWS,), cut - 1)), keep_prefix=True).prefix
-    after = model.run(Batch(tokens_of()[:, cut:], LENGTHS - 1 - cut, prefix=before), keep_prefix=True).prefix
-    for got, expected in zip((*after.keys, *after.values), (*whole.keys, *whole.values), strict=True):
+    before = model.run(
+        Batch(tokens_of()[:, :cut], torch.full((ROWS,), cut - 1)), keep_prefix=True
+    ).prefix
+    after = model.run(
+        Batch(tokens_of()[:, cut:], LENGTHS - 1 - cut, prefix=before), keep_prefix=True
+    ).prefix
+    for got, expected in zip(
+        (*after.keys, *after.values), (*whole.keys, *whole.values), strict=True
+    ):
         torch.testing.assert_close(got, expected, **CLOSE)
 
 
@@ -376,7 +520,9 @@ def test_heads_and_blocks_add_up(tiny_models, backend, kind):
     model = tiny_models.load(kind, backend, "float64")
     assert model.abilities.linear_heads
     for layer in range(model.info.n_layers):
-        z, attn, mlp, pre, post = (Site(name, layer) for name in ("z", "attn_out", "mlp_out", "resid_pre", "resid_post"))  # type: ignore[arg-type]
+        z, attn, mlp, pre, post = (
+            Site(name, layer) for name in ("z", "attn_out", "mlp_out", "resid_pre", "resid_post")
+        )  # type: ignore[arg-type]
         seen = model.run(Batch(tokens_of(), LENGTHS - 1), [z, attn, mlp, pre, post]).activations
         weights = model.head_weights(layer)
         assert weights.shape == (model.info.n_heads, model.info.d_head, model.info.d_model)
@@ -400,7 +546,9 @@ def test_gradients_are_the_plain_modules(tiny_models, backend, plains, kind, sta
         held.append(z)
         return z
 
-    logits, _ = plains(kind).run(tokens_of(), {Site("resid_pre", start): lambda _: leaf, site: hold})
+    logits, _ = plains(kind).run(
+        tokens_of(), {Site("resid_pre", start): lambda _: leaf, site: hold}
+    )
     expected = torch.autograd.grad(at_last(logits)[:, 3].sum(), [leaf, held[0]])
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
@@ -411,7 +559,9 @@ def test_without_a_residual_the_reads_can_be_differentiated_too(tiny_models, bac
     model = tiny_models.load(kind, backend, "float64")
     first, later = Site("resid_pre", 0), Site("attn_out", 1)
     out = model.run(Batch(tokens_of(), LENGTHS - 1), [first, later], grad=True)
-    for gradient in torch.autograd.grad(out.logits[:, 0].sum(), [out.activations[first], out.activations[later]]):
+    for gradient in torch.autograd.grad(
+        out.logits[:, 0].sum(), [out.activations[first], out.activations[later]]
+    ):
         assert gradient.abs().max() > 1e-6
     assert not model.run(Batch(tokens_of(), LENGTHS - 1), [later]).activations[later].requires_grad
 
@@ -429,7 +579,9 @@ def test_a_site_that_does_not_exist_is_refused_read_or_edited(tiny_models, backe
 
 def test_resid_mid_of_a_parallel_model_and_mlp_out_without_mlps_are_refused(tiny_models, backend):
     with pytest.raises(SiteError, match="parallel"):
-        tiny_models.load("neox", backend).run(Batch(tokens_of(), LENGTHS - 1), [Site("resid_mid", 0)])
+        tiny_models.load("neox", backend).run(
+            Batch(tokens_of(), LENGTHS - 1), [Site("resid_mid", 0)]
+        )
     attn_only = tiny_models.load("attn_only", backend)
     for kind, why in (("mlp_out", "attention-only"), ("resid_mid", "no MLPs")):
         with pytest.raises(SiteError, match=why):
@@ -442,7 +594,9 @@ def test_a_run_that_fails_leaves_nothing_behind(tiny_models, backend, kind):
     misshapen = replace_with(Site("attn_out", 1), torch.zeros(ROWS, WIDTH + 1, model.info.d_model))
     with pytest.raises(RuntimeError):
         model.run(Batch(tokens_of(), LENGTHS - 1), edits=[scale(Site("attn_out", 0), 0), misshapen])
-    torch.testing.assert_close(model.run(Batch(tokens_of(), LENGTHS - 1)).logits, before, atol=0, rtol=0)
+    torch.testing.assert_close(
+        model.run(Batch(tokens_of(), LENGTHS - 1)).logits, before, atol=0, rtol=0
+    )
 
 
 def test_a_start_without_its_residual_stream_is_a_bug(tiny_models, backend, kind):

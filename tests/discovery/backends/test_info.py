@@ -14,8 +14,12 @@ def test_nodes_are_every_head_and_every_mlp_in_forward_order(tiny_models):
     info = tiny_models.load("gpt2").info
     names = [str(node) for node in info.nodes()]
     assert names == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "a2.h0", "a2.h1", "m2"]
-    assert [str(node) for node in info.nodes("heads")] == [name for name in names if name.startswith("a")]
-    assert tiny_models.load("attn_only").info.nodes() == tiny_models.load("attn_only").info.nodes("heads")
+    assert [str(node) for node in info.nodes("heads")] == [
+        name for name in names if name.startswith("a")
+    ]
+    assert tiny_models.load("attn_only").info.nodes() == tiny_models.load("attn_only").info.nodes(
+        "heads"
+    )
 
 
 def test_a_node_is_checked_against_the_model(tiny_models):

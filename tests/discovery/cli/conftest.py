@@ -59,8 +59,24 @@ class StubAgent:
     def answer(self, name: str, about: Any, options: Mapping[str, Any]) -> Any:
         self.asked.append((name, about, options))
         if tell := options.get("on_event"):
-            tell({"stage": "heads", "kind": "stage", "measured": {}, "concluded": "two heads", "why": "they move the metric"})
-            tell({"stage": "mend", "kind": "decision", "measured": {}, "concluded": "added L1H1", "why": "completeness"})
+            tell(
+                {
+                    "stage": "heads",
+                    "kind": "stage",
+                    "measured": {},
+                    "concluded": "two heads",
+                    "why": "they move the metric",
+                }
+            )
+            tell(
+                {
+                    "stage": "mend",
+                    "kind": "decision",
+                    "measured": {},
+                    "concluded": "added L1H1",
+                    "why": "completeness",
+                }
+            )
         if report := options.get("progress"):
             report(1.0, 10.0, "heads")
         if self.fault is not None:
@@ -79,7 +95,10 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StubAgent:
     made = StubAgent(tmp_path / "runs" / "ioi-bundled-20261120-153012-a1b2")
     stage = {"heads": 1000.0, "validate": 234.5}
     estimate = types.SimpleNamespace(
-        forward_equivalents=1234.5, stages=stage, note="a guess", to_json=lambda: {"forward_equivalents": 1234.5, "stages": stage}
+        forward_equivalents=1234.5,
+        stages=stage,
+        note="a guess",
+        to_json=lambda: {"forward_equivalents": 1234.5, "stages": stage},
     )
     fake: Any = types.ModuleType("discovery.agent")
     fake.discover = lambda model, task, **options: made.answer("discover", (model, task), options)
@@ -94,7 +113,9 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StubAgent:
     from discovery.cli.commands import discover
 
     monkeypatch.setattr(discover, "load_requested_model", lambda load, console: ("model", load))
-    monkeypatch.setattr(discover, "load_requested_task", lambda load, model, seed, console: StubTask("task", seed))
+    monkeypatch.setattr(
+        discover, "load_requested_task", lambda load, model, seed, console: StubTask("task", seed)
+    )
     return made
 
 
@@ -108,7 +129,9 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(runs_dir: Path) -> str:
     """The id of a completed run."""
     with create_run(runs_dir, "ioi", ModelSource(name="bundled"), {"seed": 0}) as run:
-        run.save_circuit(CircuitGraph.model_validate({**ioi_circuit().model_dump(), "run_id": run.id}))
+        run.save_circuit(
+            CircuitGraph.model_validate({**ioi_circuit().model_dump(), "run_id": run.id})
+        )
         run.save_report("<!DOCTYPE html>")
         run.update(status="completed")
     return run.id
@@ -118,6 +141,8 @@ def finished(runs_dir: Path) -> str:
 def unfinished(runs_dir: Path) -> str:
     """The id of a run that was interrupted after its first stage."""
     with create_run(runs_dir, "induction", ModelSource(name="bundled"), {"seed": 0}) as run:
-        run.append_event({"stage": "check", "concluded": "the model does the task", "why": "accuracy 0.99"})
+        run.append_event(
+            {"stage": "check", "concluded": "the model does the task", "why": "accuracy 0.99"}
+        )
         run.update(status="interrupted")
     return run.id

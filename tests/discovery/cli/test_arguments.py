@@ -36,7 +36,9 @@ def test_bytes(word: str, size: int) -> None:
     assert parse_byte_count("--memory", word) == size
 
 
-@pytest.mark.parametrize("word", ["", "GB", "-1", "0", "4XB", "1e9", "4 apples", "0.5", "nan", "1.5", "0MB"])
+@pytest.mark.parametrize(
+    "word", ["", "GB", "-1", "0", "4XB", "1e9", "4 apples", "0.5", "nan", "1.5", "0MB"]
+)
 def test_what_is_no_number_of_bytes(word: str) -> None:
     with pytest.raises(UsageError) as told:
         parse_byte_count("--memory", word)
@@ -58,11 +60,17 @@ def test_what_is_no_budget(word: str) -> None:
 
 
 def test_numbers() -> None:
-    assert (parse_whole_number(1, "--pairs", "60"), parse_whole_number(0, "--seed", "0"), parse_positive_number("--budget", "1e5")) == (60, 0, 1e5)
+    assert (
+        parse_whole_number(1, "--pairs", "60"),
+        parse_whole_number(0, "--seed", "0"),
+        parse_positive_number("--budget", "1e5"),
+    ) == (60, 0, 1e5)
 
 
 def test_devices() -> None:
-    assert [parse_device("--device", word) for word in ("auto", "cpu", "mps", "cuda", "cuda:1")] == ["auto", "cpu", "mps", "cuda", "cuda:1"]
+    assert [
+        parse_device("--device", word) for word in ("auto", "cpu", "mps", "cuda", "cuda:1")
+    ] == ["auto", "cpu", "mps", "cuda", "cuda:1"]
     with pytest.raises(UsageError, match="'gpu'; allowed: auto, cpu, cuda, mps"):
         parse_device("--device", "gpu")
 
@@ -75,11 +83,19 @@ def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         parse_folder("--runs-dir", " ")
 
 
-def test_the_flag_comes_before_the_environment_and_that_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flag_comes_before_the_environment_and_that_before_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     none, given = argparse.Namespace(model=None), argparse.Namespace(model="gpt2")
-    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == ("bundled", "gpt2")
+    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == (
+        "bundled",
+        "gpt2",
+    )
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "pythia")
-    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == ("pythia", "gpt2")
+    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == (
+        "pythia",
+        "gpt2",
+    )
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "")
     assert arguments.MODEL.resolve_value(none) == "bundled"
 

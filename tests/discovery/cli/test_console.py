@@ -32,7 +32,9 @@ def test_standard_output_is_back_after_a_fault(capfd: pytest.CaptureFixture[str]
     assert before is None or len(os.listdir("/dev/fd")) == len(before)
 
 
-def test_a_document_is_written_as_it_is_and_text_is_made_visible(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_document_is_written_as_it_is_and_text_is_made_visible(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with divert_stdout(verbose=False, quiet=False) as console:
         console.write_document("é\x1b\n")
         console.write_result("\x1b[31mred\r∅")
@@ -46,7 +48,9 @@ def test_what_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"m(\\u2205)\n"
 
 
-def test_quiet_leaves_only_complaints(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_quiet_leaves_only_complaints(
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     import warnings
 
     with divert_stdout(verbose=False, quiet=True) as console:
@@ -61,18 +65,27 @@ def test_quiet_leaves_only_complaints(capfd: pytest.CaptureFixture[str], recwarn
     assert len(recwarn) == 0
 
 
-def test_an_event_says_its_reason_and_a_decision_only_where_more_is_wanted(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_event_says_its_reason_and_a_decision_only_where_more_is_wanted(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     for verbose, lines in (
         (False, ["mend: two nodes", "    all hold"]),
         (True, ["mend: dropped", "    weak", "mend: two nodes", "    all hold"]),
     ):
         with divert_stdout(verbose=verbose, quiet=False) as console:
-            console.report_event({"stage": "mend", "kind": "decision", "concluded": "dropped", "why": "weak"})
-            console.report_event({"stage": "mend", "kind": "stage", "concluded": "two nodes", "why": "all hold"})
+            console.report_event(
+                {"stage": "mend", "kind": "decision", "concluded": "dropped", "why": "weak"}
+            )
+            console.report_event(
+                {"stage": "mend", "kind": "stage", "concluded": "two nodes", "why": "all hold"}
+            )
         assert capfd.readouterr().err.splitlines() == lines
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_full_disk_is_the_callers_to_mend() -> None:
-    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(StoreError, match="Standard output cannot be written"):
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(StoreError, match="Standard output cannot be written"),
+    ):
         Console(full.fileno(), "utf-8").write_document("x")

@@ -25,7 +25,9 @@ def interrupted(run_id: str | None) -> Interrupted:
     return event
 
 
-def test_what_the_caller_can_mend_is_a_cause_and_a_cure(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_what_the_caller_can_mend_is_a_cause_and_a_cure(
+    scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     agent.fault = BudgetError("A budget of 3 does not reach.", "Raise --budget.")
     told = scout("-v", "discover", "--budget", "3")
     assert (told.status, told.out) == (2, "")
@@ -33,36 +35,50 @@ def test_what_the_caller_can_mend_is_a_cause_and_a_cure(scout: Callable[..., Com
     assert "Traceback" not in told.err
 
 
-def test_a_fault_that_ended_a_run_says_how_to_go_on(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_a_fault_that_ended_a_run_says_how_to_go_on(
+    scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     agent.fault = ModelError("NDIF does not answer.", "Try again later.")
     agent.fault.run_id = "ioi-x-1"
     told = scout("-q", "discover")
     assert told.status == 2
-    assert told.err.endswith("fix: Try again later.\nWhat was finished is kept; go on with:\n  circuit-scout discover --resume ioi-x-1\n")
+    assert told.err.endswith(
+        "fix: Try again later.\nWhat was finished is kept; go on with:\n  circuit-scout discover --resume ioi-x-1\n"
+    )
 
 
 @pytest.mark.parametrize("words", [(), ("-q",)])
-def test_an_interruption_says_how_to_go_on(words: tuple[str, ...], scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_an_interruption_says_how_to_go_on(
+    words: tuple[str, ...], scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     agent.fault = interrupted("ioi-x-1")
     told = scout("discover", *words)
     assert (told.status, told.out) == (130, "")
     assert told.err.endswith("circuit-scout discover --resume ioi-x-1\n")
 
 
-def test_an_interruption_names_a_runs_directory_that_is_not_the_usual_one(scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path) -> None:
+def test_an_interruption_names_a_runs_directory_that_is_not_the_usual_one(
+    scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
+) -> None:
     agent.fault = interrupted("ioi-x-1")
     place = tmp_path / "other runs"
-    assert scout("discover", "--runs-dir", str(place)).err.endswith(f"--resume ioi-x-1 --runs-dir '{place}'\n")
+    assert scout("discover", "--runs-dir", str(place)).err.endswith(
+        f"--resume ioi-x-1 --runs-dir '{place}'\n"
+    )
 
 
 @pytest.mark.parametrize("event", [KeyboardInterrupt(), interrupted(None)])
-def test_an_interruption_before_there_is_a_run(event: BaseException, scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_an_interruption_before_there_is_a_run(
+    event: BaseException, scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     agent.fault = event
     told = scout("discover", "-q")
     assert (told.status, told.err) == (130, "Interrupted.\n")
 
 
-def test_a_bug_is_short_and_its_traceback_is_kept_beside_the_runs(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
+def test_a_bug_is_short_and_its_traceback_is_kept_beside_the_runs(
+    scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
+) -> None:
     agent.fault = ZeroDivisionError("division\nby zero")
     told = scout("-q", "discover")
     [log] = runs_dir.glob("bug-*.log")
@@ -77,7 +93,9 @@ def test_a_bug_is_short_and_its_traceback_is_kept_beside_the_runs(scout: Callabl
     assert list_runs(runs_dir) == []
 
 
-def test_a_bug_shows_its_traceback_where_more_is_wanted(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
+def test_a_bug_shows_its_traceback_where_more_is_wanted(
+    scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
+) -> None:
     agent.fault = ZeroDivisionError("division by zero")
     told = scout("-v", "discover")
     assert told.status == 1
@@ -85,7 +103,9 @@ def test_a_bug_shows_its_traceback_where_more_is_wanted(scout: Callable[..., Com
     assert not list(runs_dir.glob("bug-*")) if runs_dir.exists() else True
 
 
-def test_a_bug_shows_its_traceback_where_it_cannot_be_kept(scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path) -> None:
+def test_a_bug_shows_its_traceback_where_it_cannot_be_kept(
+    scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     agent.fault = ZeroDivisionError("division by zero")
     told = scout("discover", "--runs-dir", str(tmp_path / "file"))
@@ -93,7 +113,9 @@ def test_a_bug_shows_its_traceback_where_it_cannot_be_kept(scout: Callable[..., 
     assert "Traceback (most recent call last)" in told.err
 
 
-def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(tasks, "format_columns", lambda rows: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["tasks"]) == 130
@@ -116,6 +138,8 @@ def test_a_reader_that_goes_away_is_no_fault(root: Path) -> None:
     command = [sys.executable, "-m", "mcp_server", "tasks", "--json"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

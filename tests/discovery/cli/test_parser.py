@@ -38,13 +38,35 @@ LINES = [
     "runs show ID",
     "runs verify ID",
     *(f"runs export ID --format {name}" for name in ("json", "graphml", "dot", "mermaid")),
-    *("runs --json", "runs list --json", "runs show ID --json", "runs verify ID --json", "runs export ID --format json --json"),
+    *(
+        "runs --json",
+        "runs list --json",
+        "runs show ID --json",
+        "runs verify ID --json",
+        "runs export ID --format json --json",
+    ),
     "runs features ID --sae saes/one",
     "runs features ID --sae saes/one --positions=-1,end --candidates 4 --memory 4GB --json",
     "sae examples --sae saes/one --text corpus.txt --features 1,2",
     "sae examples --sae saes/one --text corpus.jsonl --features 1 --field body --top 3 --bins 0 --window 64 --json",
-    *("models", "models list", "models info M", "models --json", "models list --json", "models info M --json"),
-    *("-v runs", "-q runs", "runs -v list", "runs list -q", "tasks check t -v", "models info M -q", "runs verify ID -q", "discover -v"),
+    *(
+        "models",
+        "models list",
+        "models info M",
+        "models --json",
+        "models list --json",
+        "models info M --json",
+    ),
+    *(
+        "-v runs",
+        "-q runs",
+        "runs -v list",
+        "runs list -q",
+        "tasks check t -v",
+        "models info M -q",
+        "runs verify ID -q",
+        "discover -v",
+    ),
 ]
 
 
@@ -62,9 +84,19 @@ def test_discover_has_no_other_flag(scout: Callable[..., CommandResult]) -> None
 
 
 def test_all_flags_together() -> None:
-    flags = [word for name in re.findall(r"--[a-z-]+", DISCOVER) for word in ([name, VALUES[name]] if name in VALUES else [name])]
+    flags = [
+        word
+        for name in re.findall(r"--[a-z-]+", DISCOVER)
+        for word in ([name, VALUES[name]] if name in VALUES else [name])
+    ]
     args = parse_command_line(["discover", "ioi", *flags])
-    assert (args.task, args.pairs, args.budget, args.memory, args.dry_run) == ("ioi", 60, 1e4, 4 * 10**9, True)
+    assert (args.task, args.pairs, args.budget, args.memory, args.dry_run) == (
+        "ioi",
+        60,
+        1e4,
+        4 * 10**9,
+        True,
+    )
     assert args.command.startswith("circuit-scout discover ioi --model gpt2 ")
 
 
@@ -84,35 +116,79 @@ def test_flags_stand_before_the_verb_too() -> None:
 @pytest.mark.parametrize(
     ("line", "cause", "cure"),
     [
-        ("discvoer", "no 'discvoer'; it has discover, tasks, runs, models", "Did you mean discover?"),
+        (
+            "discvoer",
+            "no 'discvoer'; it has discover, tasks, runs, models",
+            "Did you mean discover?",
+        ),
         ("runs exprt x", "no 'exprt'; it has list, show, verify, export", "Did you mean export?"),
         ("discover --pair 3", "does not take --pair", "Did you mean --pairs?"),
-        ("discover --pairs 0", "--pairs is '0', and must be a whole number of at least 1", "--pairs 100"),
-        ("discover --seed -1", "--seed is '-1', and must be a whole number of at least 0", "--seed 100"),
-        ("discover --budget none", "--budget is 'none', and must be a number above 0", "--budget 5000"),
+        (
+            "discover --pairs 0",
+            "--pairs is '0', and must be a whole number of at least 1",
+            "--pairs 100",
+        ),
+        (
+            "discover --seed -1",
+            "--seed is '-1', and must be a whole number of at least 0",
+            "--seed 100",
+        ),
+        (
+            "discover --budget none",
+            "--budget is 'none', and must be a number above 0",
+            "--budget 5000",
+        ),
         ("discover --memory much", "--memory is 'much', which is no number of bytes", "4GB"),
-        ("discover --metric logit_diff", "--metric is 'logit_diff'; allowed: logit_difference, prob", "--metric logit_difference"),
+        (
+            "discover --metric logit_diff",
+            "--metric is 'logit_diff'; allowed: logit_difference, prob",
+            "--metric logit_difference",
+        ),
         ("discover --universe mlps", "--universe is 'mlps'; allowed: all, heads", "--universe all"),
-        ("discover --backend tl", "--backend is 'tl'; allowed: auto, transformerlens, nnsight", "--backend auto"),
-        ("discover --dtype single", "--dtype is 'single'; allowed: float32, float16", "--dtype float32"),
+        (
+            "discover --backend tl",
+            "--backend is 'tl'; allowed: auto, transformerlens, nnsight",
+            "--backend auto",
+        ),
+        (
+            "discover --dtype single",
+            "--dtype is 'single'; allowed: float32, float16",
+            "--dtype float32",
+        ),
         ("discover --model", "--model", "circuit-scout discover --help"),
         ("discover a b", "does not take b", "circuit-scout discover --help"),
-        ("runs features x --sae y --positions a,,b", "--positions is 'a,,b', which lacks a position", "end,S2,-1"),
-        ("sae examples --sae y --text t --features a", "--features is 'a', and must be a whole number", "--features 100"),
+        (
+            "runs features x --sae y --positions a,,b",
+            "--positions is 'a,,b', which lacks a position",
+            "end,S2,-1",
+        ),
+        (
+            "sae examples --sae y --text t --features a",
+            "--features is 'a', and must be a whole number",
+            "--features 100",
+        ),
         ("runs show", "ID", "circuit-scout runs show --help"),
-        ("runs export x --format png", "--format is 'png'; allowed: json, graphml, dot, mermaid", "--format json"),
+        (
+            "runs export x --format png",
+            "--format is 'png'; allowed: json, graphml, dot, mermaid",
+            "--format json",
+        ),
         ("tasks check", "TASK", "circuit-scout tasks check --help"),
         ("--json", "does not take --json", "circuit-scout --help"),
         ("-v -q runs", "-v and -q", "one of them"),
         ("runs -v list -q", "-v and -q", "one of them"),
     ],
 )
-def test_what_is_not_allowed_names_the_value_and_a_cure(line: str, cause: str, cure: str, scout: Callable[..., CommandResult]) -> None:
+def test_what_is_not_allowed_names_the_value_and_a_cure(
+    line: str, cause: str, cure: str, scout: Callable[..., CommandResult]
+) -> None:
     with pytest.raises(UsageError) as told:
         parse_command_line(line.split())
     assert cause in told.value.cause
     assert cure in told.value.cure
-    assert scout(*line.split()) == CommandResult(2, "", f"error: {told.value.cause}\nfix: {told.value.cure}\n")
+    assert scout(*line.split()) == CommandResult(
+        2, "", f"error: {told.value.cause}\nfix: {told.value.cure}\n"
+    )
 
 
 def test_nothing_at_all_is_a_question_for_help(scout: Callable[..., CommandResult]) -> None:

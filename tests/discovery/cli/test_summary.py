@@ -45,8 +45,12 @@ def test_slight_edges_are_only_counted() -> None:
         CircuitEdge(source="a9.h6", target="a10.h0", effect=Effect(mean=0.5)),
         CircuitEdge(source="a9.h6", target="logits", effect=Effect(mean=0.001)),
     ]
-    assert "L9H6 → L10H0  +0.50\n  and 1 that are weaker" in describe_circuit(ioi_circuit(edges=edges))
-    assert "Edges, the strongest first:\n  and 1 below 0.01" in describe_circuit(ioi_circuit(edges=edges[1:]))
+    assert "L9H6 → L10H0  +0.50\n  and 1 that are weaker" in describe_circuit(
+        ioi_circuit(edges=edges)
+    )
+    assert "Edges, the strongest first:\n  and 1 below 0.01" in describe_circuit(
+        ioi_circuit(edges=edges[1:])
+    )
 
 
 @pytest.mark.parametrize("verdict", [*VERDICTS, None])

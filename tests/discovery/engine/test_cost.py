@@ -37,7 +37,10 @@ def test_parts_of_a_pass_add_up(tiny_models):
     info = tiny_models.load("gpt2").info
     whole = row_macs(info, 6, columns=0)
     for layer in range(info.n_layers + 1):
-        assert row_macs(info, 6, stop=layer, columns=0) + row_macs(info, 6, start=layer, columns=0) == whole
+        assert (
+            row_macs(info, 6, stop=layer, columns=0) + row_macs(info, 6, start=layer, columns=0)
+            == whole
+        )
     assert row_macs(info, 6, start=info.n_layers, columns=7) == 7 * info.d_model
     attention = 6 * info.macs_attention + 2 * info.n_heads * info.d_head * 36
     for layer in range(info.n_layers):
@@ -49,7 +52,11 @@ def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(tiny_models):
     info = tiny_models.load("gpt2").info
     spared = 5 * (info.n_heads * info.d_head * info.d_model + info.macs_mlp)
     for start in range(info.n_layers):
-        assert row_macs(info, 6, start=start, columns=0) - row_macs(info, 6, start=start, last_position_only=True, columns=0) == spared
+        assert (
+            row_macs(info, 6, start=start, columns=0)
+            - row_macs(info, 6, start=start, last_position_only=True, columns=0)
+            == spared
+        )
     assert row_macs(info, 6, start=info.n_layers, last_position_only=True, columns=0) == 0
     assert row_macs(info, 1, last_position_only=True, columns=0) == row_macs(info, 1, columns=0)
 
@@ -63,8 +70,17 @@ def test_a_narrow_last_layer_multiplies_what_is_counted(tiny_models, name):
     def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         done.append(inputs[0].numel() * output.shape[-1])
 
-    inner = [part for block in model.bridge.blocks for part in block.modules() if not list(part.children())]
-    handles = [part.register_forward_hook(count) for part in inner if getattr(part, "weight", None) is not None and part.weight.ndim == 2]
+    inner = [
+        part
+        for block in model.bridge.blocks
+        for part in block.modules()
+        if not list(part.children())
+    ]
+    handles = [
+        part.register_forward_hook(count)
+        for part in inner
+        if getattr(part, "weight", None) is not None and part.weight.ndim == 2
+    ]
     work = []
     for narrow in (False, True):
         done.clear()
@@ -72,14 +88,18 @@ def test_a_narrow_last_layer_multiplies_what_is_counted(tiny_models, name):
         work.append(sum(done))
     for handle in handles:
         handle.remove()
-    whole, less = (row_macs(info, 6, last_position_only=narrow, columns=0) for narrow in (False, True))
+    whole, less = (
+        row_macs(info, 6, last_position_only=narrow, columns=0) for narrow in (False, True)
+    )
     assert work[0] - work[1] == 3 * (whole - less) > 0
 
 
 def test_positions_after_a_prefix_attend_to_it(tiny_models):
     info = tiny_models.load("gpt2").info
     one = row_macs(info, 1, 5, columns=0)
-    assert one == info.n_layers * (info.macs_attention + info.macs_mlp + 2 * info.n_heads * info.d_head * 6)
+    assert one == info.n_layers * (
+        info.macs_attention + info.macs_mlp + 2 * info.n_heads * info.d_head * 6
+    )
     assert row_macs(info, 1, 5, columns=0) < row_macs(info, 6, columns=0) / 4
 
 

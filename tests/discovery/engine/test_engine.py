@@ -28,7 +28,9 @@ SIDES = ("clean", "corrupted")
 
 
 def logits_of(model: Any, tokens: Any, reads: Any = (), edits: Any = ()) -> Any:
-    return model.run(Batch(torch.tensor([list(tokens)]), torch.tensor([len(tokens) - 1])), reads, edits)
+    return model.run(
+        Batch(torch.tensor([list(tokens)]), torch.tensor([len(tokens) - 1])), reads, edits
+    )
 
 
 def small(model: Any, task: Any, most: int) -> Engine:
@@ -49,15 +51,26 @@ def small(model: Any, task: Any, most: int) -> Engine:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", ["gpt2", "rotary"])
 def test_baselines_are_each_prompts_own(tiny_models, name, metric):
-    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7, 5], seed=1, sets=3))
+    model, task = (
+        tiny_models.load(name, dtype="float64"),
+        as_task(random_pairs([6, 4, 7, 5], seed=1, sets=3)),
+    )
     clean = [logits_of(model, pair.clean).logits[0] for pair in task.pairs]
     for engine in (Engine(model, task, metric=metric), small(model, task, 2)):
         if engine.metric != metric:
             engine.metric = metric
         for side in SIDES:
             rows = [logits_of(model, getattr(pair, side)).logits[0] for pair in task.pairs]
-            expected = [metric_of(metric, row, pair, up) for row, pair, up in zip(rows, task.pairs, clean, strict=True)]
-            torch.testing.assert_close(engine.baseline(side), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=1e-7)  # type: ignore[arg-type]
+            expected = [
+                metric_of(metric, row, pair, up)
+                for row, pair, up in zip(rows, task.pairs, clean, strict=True)
+            ]
+            torch.testing.assert_close(
+                engine.baseline(side),
+                torch.tensor(expected, dtype=torch.float64),
+                atol=1e-7,
+                rtol=1e-7,
+            )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
@@ -66,7 +79,9 @@ def test_blocks_cut_the_pairs_in_order(tiny_models, most):
     engine = small(tiny_models.load("native"), task, most)
     blocks = list(engine.blocks())
     assert [pair for _, block in blocks for pair in block.prompts.pairs] == list(task.pairs)
-    assert [first for first, _ in blocks] == [sum(len(block.prompts) for _, block in blocks[:n]) for n in range(len(blocks))]
+    assert [first for first, _ in blocks] == [
+        sum(len(block.prompts) for _, block in blocks[:n]) for n in range(len(blocks))
+    ]
     assert all(len(block.prompts) <= most for _, block in blocks)
 
 
@@ -85,7 +100,9 @@ def test_more_memory_never_means_more_blocks(tiny_models):
     counts = []
     for memory in range(10_000, 300_000, 10_000):
         try:
-            counts.append(len(list(Engine(tiny_models.load("native"), task, memory=memory).blocks())))
+            counts.append(
+                len(list(Engine(tiny_models.load("native"), task, memory=memory).blocks()))
+            )
         except MemoryLimitError:
             assert not counts
     assert all(more >= fewer for more, fewer in pairwise(counts))
@@ -102,7 +119,11 @@ def test_cached_activations_are_each_prompts_own(tiny_models, side, kind):
         cached = block.activation(side, site)
         for row, pair in enumerate(task.pairs):
             alone = logits_of(model, getattr(pair, side), [site]).activations[site][0]
-            mine = cached[row, :, : len(pair.clean), : len(pair.clean)] if kind == "pattern" else cached[row, : len(pair.clean)]
+            mine = (
+                cached[row, :, : len(pair.clean), : len(pair.clean)]
+                if kind == "pattern"
+                else cached[row, : len(pair.clean)]
+            )
             torch.testing.assert_close(mine, alone, atol=1e-7, rtol=1e-7)
 
 
@@ -128,7 +149,9 @@ def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(tiny_mo
     assert calls == [2, 1]  # one cached pass, and the one row
     assert engine.meter.passes == 2
     calls.clear()
-    block.activation("corrupted", Site("q", 1))  # what few ask for comes at every layer, and with the first pass the rest
+    block.activation(
+        "corrupted", Site("q", 1)
+    )  # what few ask for comes at every layer, and with the first pass the rest
     block.activation("corrupted", Site("q", 0))
     assert calls == [2]
     block.load("corrupted", [Site("z", 0), Site("mlp_out", 1), Site("resid_post", 2)])
@@ -149,7 +172,15 @@ def test_all_sweeps_of_a_task_share_one_cached_pass_a_side(tiny_models, monkeypa
 
     monkeypatch.setattr(Block, "_cache", counted)
     engine = Engine(model, task)
-    for site in ("resid_pre", "attn_out", "mlp_out", "head_out", "resid_mid", "resid_post", "head_out_by_position"):
+    for site in (
+        "resid_pre",
+        "attn_out",
+        "mlp_out",
+        "head_out",
+        "resid_mid",
+        "resid_post",
+        "head_out_by_position",
+    ):
         for direction in ("denoising", "noising"):
             patch_sweep(model, task, site, direction=direction, engine=engine)  # type: ignore[arg-type]
     assert sorted(passes) == ["clean", "corrupted"]
@@ -166,16 +197,26 @@ def test_a_baseline_is_computed_once_however_many_the_blocks(tiny_models):
 
 def test_an_unchanged_row_is_the_baseline(tiny_models):
     """From any layer, with any first position, after the attention too."""
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7], seed=2))
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([6, 4, 7], seed=2)),
+    )
     for metric in METRICS:
         ((_, block),) = Engine(model, task, metric=metric).blocks()
         for side in SIDES:
             for start in range(model.info.n_layers + 1):
                 rows = Rows(side, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 5, 6]), start)  # type: ignore[arg-type]
-                torch.testing.assert_close(block.measure(rows), block.baseline(side)[[0, 1, 2, 2]], atol=1e-7, rtol=1e-7)  # type: ignore[arg-type]
+                torch.testing.assert_close(
+                    block.measure(rows), block.baseline(side)[[0, 1, 2, 2]], atol=1e-7, rtol=1e-7
+                )  # type: ignore[arg-type]
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.sampled_from(["gpt2", "native"]),
     st.lists(st.integers(1, 7), min_size=1, max_size=4),
@@ -193,12 +234,21 @@ def test_changed_rows_are_full_passes(tiny_models, name, lengths, count, start, 
     pair = torch.randint(len(pairs), (count,), generator=rng)
     first = (torch.rand(count, generator=rng) * block.prompts.length[pair]).long()
     site = Site("z", layer)
-    values = torch.randn(count, block.prompts.width, model.info.n_heads, model.info.d_head, generator=rng, dtype=torch.float64)
+    values = torch.randn(
+        count,
+        block.prompts.width,
+        model.info.n_heads,
+        model.info.d_head,
+        generator=rng,
+        dtype=torch.float64,
+    )
     from_first = torch.arange(block.prompts.width) >= first.unsqueeze(1)
 
     def edits(window: Window) -> list[Edit]:
         span = slice(window.first, window.end)
-        return [Edit(site, values[window.index, span], from_first[window.index, span].unsqueeze(-1))]
+        return [
+            Edit(site, values[window.index, span], from_first[window.index, span].unsqueeze(-1))
+        ]
 
     rows = Rows("clean", pair, first, layer, edits=edits)
     expected_work = block.estimate(rows)
@@ -208,14 +258,23 @@ def test_changed_rows_are_full_passes(tiny_models, name, lengths, count, start, 
     assert block.meter.spent - before == pytest.approx(expected_work)
     for row in range(count):
         tokens = pairs[int(pair[row])].clean
-        edit = Edit(site, values[row : row + 1, : len(tokens)], from_first[row : row + 1, : len(tokens)].unsqueeze(-1))
+        edit = Edit(
+            site,
+            values[row : row + 1, : len(tokens)],
+            from_first[row : row + 1, : len(tokens)].unsqueeze(-1),
+        )
         logits = logits_of(model, tokens, edits=[edit]).logits[0]
-        expected = metric_of(metric, logits, pairs[int(pair[row])], logits_of(model, tokens).logits[0])
+        expected = metric_of(
+            metric, logits, pairs[int(pair[row])], logits_of(model, tokens).logits[0]
+        )
         assert float(got[row]) == pytest.approx(expected, abs=1e-6, rel=1e-6)
 
 
 def test_sets_too_large_for_columns_use_the_whole_vocabulary(tiny_models, monkeypatch):
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([5, 5], seed=3, sets=3))
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([5, 5], seed=3, sets=3)),
+    )
     rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([1, 1]), 1)
     ((_, block),) = Engine(model, task).blocks()
     by_columns, work = block.measure(rows), block.estimate(rows)
@@ -230,7 +289,9 @@ def test_padding_counts_as_work(tiny_models):
     model = tiny_models.load("gpt2")
     engine = Engine(model, as_task(random_pairs([3, 9])))
     engine.baseline("clean")
-    assert engine.meter.spent == pytest.approx(1 + prompt_macs(model.info, 9) / prompt_macs(model.info, 3))
+    assert engine.meter.spent == pytest.approx(
+        1 + prompt_macs(model.info, 9) / prompt_macs(model.info, 3)
+    )
 
 
 def test_a_budget_holds_for_cached_passes_too(tiny_models):
@@ -244,7 +305,10 @@ def test_a_budget_holds_for_cached_passes_too(tiny_models):
 
 
 def test_means_are_those_of_their_definition(tiny_models):
-    model, pairs = tiny_models.load("gpt2", dtype="float64"), random_pairs([5] * 9 + [4, 6], labelled=True)
+    model, pairs = (
+        tiny_models.load("gpt2", dtype="float64"),
+        random_pairs([5] * 9 + [4, 6], labelled=True),
+    )
     for engine in (Engine(model, as_task(pairs)), small(model, as_task(pairs), 3)):
         sites = [Site("z", 1), Site("mlp_out", 0)]
         engine.prepare_means(sites)
@@ -255,14 +319,19 @@ def test_means_are_those_of_their_definition(tiny_models):
                 for row in range(len(block.prompts)):
                     for position in range(len(pairs[first + row].clean)):
                         expected, _, _ = mean_by_definition(pairs, own, first + row, position)
-                        torch.testing.assert_close(means[row, position], expected, atol=1e-7, rtol=1e-7)
+                        torch.testing.assert_close(
+                            means[row, position], expected, atol=1e-7, rtol=1e-7
+                        )
 
 
 def test_other_references(tiny_models):
     engine = Engine(tiny_models.load("gpt2"), as_task(random_pairs([5, 4])))
     ((first, block),) = engine.blocks()
     for site in (Site("z", 1), Site("mlp_out", 0)):
-        assert torch.equal(engine.reference_values("resample", first, block, site), block.activation("corrupted", site))
+        assert torch.equal(
+            engine.reference_values("resample", first, block, site),
+            block.activation("corrupted", site),
+        )
         zero = engine.reference_values("zero", first, block, site)
         assert zero.shape == block.activation("corrupted", site).shape
         assert zero.dtype == block.activation("corrupted", site).dtype
@@ -285,7 +354,9 @@ def test_an_interruption_leaves_the_engine_usable(tiny_models):
     block.memory = 1  # one row a batch
     with pytest.raises(Interrupted):
         block.measure(rows)
-    torch.testing.assert_close(block.measure(rows), block.baseline("clean")[rows.pair], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        block.measure(rows), block.baseline("clean")[rows.pair], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_tasks_and_metrics_that_cannot_be_measured(tiny_models):
@@ -308,13 +379,20 @@ def test_what_is_no_number_is_not_taken_for_a_cell_that_a_pair_lacks(tiny_models
     def overflow(*given, **named):
         passes.append(outcome := run(*given, **named))
         return (
-            replace(outcome, logits=outcome.logits.masked_fill(torch.arange(len(outcome.logits))[:, None] == 1, torch.nan))
+            replace(
+                outcome,
+                logits=outcome.logits.masked_fill(
+                    torch.arange(len(outcome.logits))[:, None] == 1, torch.nan
+                ),
+            )
             if (len(passes) == at)
             else outcome
         )
 
     monkeypatch.setattr(model, "run", overflow)
-    with pytest.raises(MeasurementError, match=r"no finite number on 1 of \d+ rows in float32") as caught:
+    with pytest.raises(
+        MeasurementError, match=r"no finite number on 1 of \d+ rows in float32"
+    ) as caught:
         patch_sweep(model, as_task(random_pairs([6, 6, 6])), "resid_pre")
     assert "bfloat16" in caught.value.cure
 
@@ -340,7 +418,10 @@ def test_a_real_allocation_that_cannot_be():
 
 
 def test_a_prompt_of_one_token(tiny_models):
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([1, 1], same_end=False))
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([1, 1], same_end=False)),
+    )
     ((_, block),) = Engine(model, task).blocks()
     rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([0, 0]), 1)
     torch.testing.assert_close(block.measure(rows), block.baseline("clean"))

@@ -15,7 +15,18 @@ from discovery.metrics import measure
 from discovery.sites import BackendName, Site
 from tests.tiny_models import as_task, random_pairs
 
-KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")
+KINDS = (
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "q",
+    "k",
+    "v",
+    "z",
+    "pattern",
+)
 MODELS = ("gpt2", "llama", "neox", "native", "attn_only")
 STEP, CLOSE = 1e-4, {"atol": 1e-7, "rtol": 1e-4}
 SINGLE, NEAR = 2e-3, {"atol": 3e-3, "rtol": 2e-2}
@@ -28,14 +39,28 @@ def block_of(model: Any, lengths: tuple[int, ...], metric: Any) -> Any:
     return next(iter(engine.blocks()))[1]
 
 
-def slope(block: Any, base: Any, kind: Any, layer: int, position: int, head: int | None, steps: int, step: float) -> torch.Tensor:
+def slope(
+    block: Any,
+    base: Any,
+    kind: Any,
+    layer: int,
+    position: int,
+    head: int | None,
+    steps: int,
+    step: float,
+) -> torch.Tensor:
     """Central differences of every pair's metric along (source − base) at one cell, the mean over inputs between the two."""
     prompts, site = block.prompts, Site(kind, layer)
     source = "clean" if base == "corrupted" else "corrupted"
     change = block.activation(source, site) - block.activation(base, site)
     positions = change.shape[2 if kind == "pattern" else 1]
     here = torch.arange(positions) == position
-    where = here[None] if head is None else here[None, :, None] & (torch.arange(change.shape[1 if kind == "pattern" else 2]) == head)
+    where = (
+        here[None]
+        if head is None
+        else here[None, :, None]
+        & (torch.arange(change.shape[1 if kind == "pattern" else 2]) == head)
+    )
     if kind == "pattern":
         where = where.transpose(1, 2)
     near, far = (block.activation(side, Site("resid_pre", 0)) for side in (base, source))
@@ -44,19 +69,30 @@ def slope(block: Any, base: Any, kind: Any, layer: int, position: int, head: int
         stream = near + (n + 0.5) / steps * (far - near)
         for sign in (1, -1):
             edit = Edit(site, sign * step * change, where, "add")
-            logits = block.backend.run(Batch(prompts.tokens(base), prompts.last, 0, stream), edits=[edit]).logits
+            logits = block.backend.run(
+                Batch(prompts.tokens(base), prompts.last, 0, stream), edits=[edit]
+            ).logits
             clean = block.logits("clean") if block.metric == "kl_divergence" else None
-            total += sign * measure(block.metric, logits, prompts.answer, prompts.wrong, clean) / (2 * step * steps)
+            total += (
+                sign
+                * measure(block.metric, logits, prompts.answer, prompts.wrong, clean)
+                / (2 * step * steps)
+            )
     return total
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", get_args(BackendName)[1:])
-def test_the_slope_along_each_cells_change(tiny_models: Any, backend: BackendName, name: str, kind: Any) -> None:
+def test_the_slope_along_each_cells_change(
+    tiny_models: Any, backend: BackendName, name: str, kind: Any
+) -> None:
     model, rounded = tiny_models.load(name, backend, "float64"), (name, backend) in ROUNDED
     number = MODELS.index(name) + KINDS.index(kind)
-    metric, base = ("logit_difference", "kl_divergence", "probability_difference")[number % 3], ("clean", "corrupted")[number % 2]
+    metric, base = (
+        ("logit_difference", "kl_divergence", "probability_difference")[number % 3],
+        ("clean", "corrupted")[number % 2],
+    )
     block, steps = block_of(model, (5, 3, 6), metric), 1 + number % 2
     if kind == "pattern" and not model.abilities.pattern:
         pytest.skip("this engine's pattern cannot be edited")
@@ -71,10 +107,16 @@ def test_the_slope_along_each_cells_change(tiny_models: Any, backend: BackendNam
     for layer in range(model.info.n_layers):
         for position in range(block.prompts.width):
             for head in heads:
-                expected = slope(block, base, kind, layer, position, head, steps, SINGLE if rounded else STEP)
-                inside = position < block.prompts.length  # behind a prompt's end nothing is promised
+                expected = slope(
+                    block, base, kind, layer, position, head, steps, SINGLE if rounded else STEP
+                )
+                inside = (
+                    position < block.prompts.length
+                )  # behind a prompt's end nothing is promised
                 got = found[:, layer, position] if head is None else found[:, layer, position, head]
-                torch.testing.assert_close(got[inside], expected[inside], **NEAR if rounded else CLOSE)
+                torch.testing.assert_close(
+                    got[inside], expected[inside], **NEAR if rounded else CLOSE
+                )
 
 
 def test_the_work_is_counted_as_three_passes_a_step(tiny_models: Any) -> None:
@@ -85,12 +127,18 @@ def test_the_work_is_counted_as_three_passes_a_step(tiny_models: Any) -> None:
     block.load("clean", [Site("resid_pre", 0)])
     before = block.meter.spent
     attribute_sites(block, "clean", "z", 4)
-    assert block.meter.spent - before == pytest.approx(estimate_attributions(block, 4)) == pytest.approx(2 * 4 * 3, rel=0.2)
+    assert (
+        block.meter.spent - before
+        == pytest.approx(estimate_attributions(block, 4))
+        == pytest.approx(2 * 4 * 3, rel=0.2)
+    )
     assert prompt_macs(block.backend.info, 5) > 0
 
 
 @pytest.mark.parametrize("fits", [1, 2])
-def test_where_memory_runs_out_the_batch_is_halved(tiny_models: Any, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+def test_where_memory_runs_out_the_batch_is_halved(
+    tiny_models: Any, monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
     model = tiny_models.load("gpt2", dtype="float64")
     block = block_of(model, (5,) * 5, "logit_difference")
     monkeypatch.setattr(type(block), "rows_that_fit", lambda self, first, end: 1000)

@@ -89,25 +89,39 @@ json.dump(found, sys.stdout)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_process_grows_by_no_more_than_the_limit(tmp_path: Path) -> None:
     """Every kind of measurement, on more pairs than the limit holds at once."""
-    command, alone = [sys.executable, "-c", MEASURE, str(tmp_path)], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False, timeout=580)
+    command, alone = (
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False, timeout=580
+    )
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout.splitlines()[-1])
     assert len(grown) == 9
-    assert {name: (peak // MIB, limit // MIB) for name, (peak, limit) in grown.items() if peak > limit} == {}
+    assert {
+        name: (peak // MIB, limit // MIB) for name, (peak, limit) in grown.items() if peak > limit
+    } == {}
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "head_out", "mlp_out"])
-def test_cost_is_linear_in_pairs_however_they_are_cut(tiny_models: TinyModels, site: SiteName) -> None:
+def test_cost_is_linear_in_pairs_however_they_are_cut(
+    tiny_models: TinyModels, site: SiteName
+) -> None:
     """Two halves cost about what the whole costs, and so do the blocks of a small limit: only how rows share windows differs."""
     model, pairs = tiny_models.load("gpt2"), random_pairs((9,) * 12)
     engine = Engine(model, as_task(pairs))
     whole = patch_sweep(model, engine.task, site, engine=engine).cost.forward_equivalents
-    half = sum(patch_sweep(model, as_task(part), site).cost.forward_equivalents for part in (pairs[:6], pairs[6:]))
+    half = sum(
+        patch_sweep(model, as_task(part), site).cost.forward_equivalents
+        for part in (pairs[:6], pairs[6:])
+    )
     assert half == pytest.approx(whole, rel=0.15)
     limited = Engine(model, as_task(pairs), memory=150_000)
     assert len(list(limited.blocks())) > 2
-    assert patch_sweep(model, limited.task, site, engine=limited).cost.forward_equivalents == pytest.approx(whole, rel=0.15)
+    assert patch_sweep(
+        model, limited.task, site, engine=limited
+    ).cost.forward_equivalents == pytest.approx(whole, rel=0.15)
 
 
 MODELS = ("gpt2", "llama", "native", "attn_only")
@@ -115,7 +129,9 @@ MANY, TOKENS = 100, 6  # of so many pairs the caches decide, not the batch
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_with_what_is_needed_all_pairs_are_one_block_and_with_less_they_are_not(tiny_models: Any, name: str) -> None:
+def test_with_what_is_needed_all_pairs_are_one_block_and_with_less_they_are_not(
+    tiny_models: Any, name: str
+) -> None:
     model, task = tiny_models.load(name), as_task(random_pairs([TOKENS] * MANY))
     limit = sweep_bytes(model.info, TOKENS, MANY)
     assert [len(block.prompts) for _, block in Engine(model, task, memory=limit).blocks()] == [MANY]
@@ -143,7 +159,9 @@ def test_it_is_known_before_the_model_is_loaded(tiny_models: Any, name: str) -> 
 MB = 10**6
 
 
-def test_it_is_given_back_only_beyond_its_share_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_given_back_only_beyond_its_share_of_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held, given = [100 * MB], list[int]()
     monkeypatch.setattr(HeapTrimmer, "_held", lambda _: held[0])
     monkeypatch.setattr(module, "trim_heap", lambda: given.append(held[0]))

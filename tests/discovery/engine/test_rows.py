@@ -32,7 +32,9 @@ def rows_of(prompts: Prompts, seed: int, count: int, **options: object) -> Rows:
 def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, most, reuse, seed):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count)
-    windows = list(cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most))
+    windows = list(
+        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most)
+    )
     assert sorted(torch.cat([window.index for window in windows]).tolist()) == list(range(count))
     for window in windows:
         assert torch.equal(window.pair, rows.pair[window.index])
@@ -48,12 +50,23 @@ def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, m
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(LENGTHS, st.integers(1, 30), st.integers(1, 7), st.sampled_from([(3, False), (2, True)]), st.booleans(), st.integers(0, 10**6))
-def test_where_nothing_moves_between_positions_only_the_answer_is_computed(lengths, count, most, start, reuse, seed):
+@given(
+    LENGTHS,
+    st.integers(1, 30),
+    st.integers(1, 7),
+    st.sampled_from([(3, False), (2, True)]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_where_nothing_moves_between_positions_only_the_answer_is_computed(
+    lengths, count, most, start, reuse, seed
+):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count, start=start[0], middle=start[1])
     assert rows.is_pointwise(3)
-    windows = list(cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most))
+    windows = list(
+        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most)
+    )
     assert sum(len(window.index) for window in windows) == count
     for window in windows:
         assert window.width == 1
@@ -69,19 +82,33 @@ def test_what_is_pointwise():
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=7))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(1, 40), st.integers(1, 30)),
+        min_size=1,
+        max_size=7,
+    )
+)
 def test_the_segments_are_the_cheapest(drawn):
     """Against every way to cut a short list."""
     spans = sorted((first, first + width) for first, width, _ in drawn)
     sizes = [size for _, _, size in drawn]
 
     def cost(groups: list[list[int]]) -> float:
-        return sum(PASS_OVERHEAD + sum(sizes[n] for n in group) * (max(spans[n][1] for n in group) - spans[group[0]][0]) for group in groups)
+        return sum(
+            PASS_OVERHEAD
+            + sum(sizes[n] for n in group) * (max(spans[n][1] for n in group) - spans[group[0]][0])
+            for group in groups
+        )
 
     def ways(begin: int) -> list[list[list[int]]]:
         if begin == len(spans):
             return [[]]
-        return [[list(range(begin, stop)), *rest] for stop in range(begin + 1, len(spans) + 1) for rest in ways(stop)]
+        return [
+            [list(range(begin, stop)), *rest]
+            for stop in range(begin + 1, len(spans) + 1)
+            for rest in ways(stop)
+        ]
 
     found = group_spans(spans, sizes)
     assert [n for group in found for n in group] == list(range(len(spans)))
@@ -94,7 +121,12 @@ def test_a_pass_is_saved_where_few_positions_are_lost_and_not_where_many_are():
 
 
 def stairs_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
-    return JoinedRows(tuple(rows_of(prompts, layer, count, start=layer, residual=lambda window: window) for layer, count in enumerate(counts)))
+    return JoinedRows(
+        tuple(
+            rows_of(prompts, layer, count, start=layer, residual=lambda window: window)
+            for layer, count in enumerate(counts)
+        )
+    )
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -103,7 +135,9 @@ def test_a_window_of_stairs_is_split_by_job_in_the_order_of_their_start(lengths,
     prompts = prompts_of(lengths)
     stairs = stairs_of(prompts, counts)
     seen: list[tuple[int, int]] = []
-    for window in cut_windows(stairs, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most):
+    for window in cut_windows(
+        stairs, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most
+    ):
         parts = stairs.split(window)
         assert [job.start for job, _ in parts] == sorted(job.start for job, _ in parts)
         assert torch.equal(torch.cat([part.pair for _, part in parts]), window.pair)
@@ -128,13 +162,29 @@ def test_what_cannot_go_up_together_is_refused():
 def test_the_limit_may_depend_on_the_window():
     prompts = prompts_of([8] * 4)
     rows = Rows("clean", torch.tensor([0, 1, 2, 3] * 4), torch.tensor([0] * 8 + [7] * 8))
-    sizes = [len(window.index) for window in cut_windows(rows, prompts, 3, reuse_prefix=True, max_rows=lambda first, end: 16 // (end - first))]
+    sizes = [
+        len(window.index)
+        for window in cut_windows(
+            rows, prompts, 3, reuse_prefix=True, max_rows=lambda first, end: 16 // (end - first)
+        )
+    ]
     assert sizes == [2, 2, 2, 2, 8]
 
 
 def test_no_rows_no_windows():
     empty = torch.zeros(0, dtype=torch.long)
-    assert list(cut_windows(Rows("clean", empty, empty), prompts_of([3]), 2, reuse_prefix=True, max_rows=lambda first, end: 4)) == []
+    assert (
+        list(
+            cut_windows(
+                Rows("clean", empty, empty),
+                prompts_of([3]),
+                2,
+                reuse_prefix=True,
+                max_rows=lambda first, end: 4,
+            )
+        )
+        == []
+    )
 
 
 def test_prompts_are_padded_on_the_right():
@@ -150,7 +200,9 @@ def test_prompts_are_padded_on_the_right():
     for name in ("answer", "wrong"):
         rows = getattr(prompts, name).tolist()
         width = max(len(getattr(pair, name)) for pair in pairs)
-        assert rows == [[*getattr(pair, name), *[-1] * (width - len(getattr(pair, name)))] for pair in pairs]
+        assert rows == [
+            [*getattr(pair, name), *[-1] * (width - len(getattr(pair, name)))] for pair in pairs
+        ]
 
 
 def test_a_window_knows_its_width():

@@ -40,7 +40,9 @@ class LoadedCase:
     def oracle(self, ablation: str) -> FaithfulnessOracle:
         """By hand, the pairs in the bench's order."""
         if ablation not in self._hands:
-            self._hands[ablation] = FaithfulnessOracle(self.case.config, self.case.state, self.bench.engine.task.pairs, ablation)
+            self._hands[ablation] = FaithfulnessOracle(
+                self.case.config, self.case.state, self.bench.engine.task.pairs, ablation
+            )
         return self._hands[ablation]
 
 
@@ -60,7 +62,9 @@ def load_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loade
             folder = case.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
             task = load_task(folder / "task.jsonl", model, pairs=PAIRS)
-            bench = SplitEvaluator.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
+            bench = SplitEvaluator.of(
+                model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
+            )
             made[name] = LoadedCase(case, model, task, bench)
         return made[name]
 

@@ -36,7 +36,9 @@ class SyntheticFaithfulness:
         self.measured: dict[Set, float] = {}
         self.refused = 0
 
-    def __call__(self, sets: Sequence[Set], label: str = "ablation", pairs: int | None = None) -> Tensor:
+    def __call__(
+        self, sets: Sequence[Set], label: str = "ablation", pairs: int | None = None
+    ) -> Tensor:
         fresh = {frozenset(kept) for kept in sets} - self.measured.keys()
         if self.budget is not None and len(self.measured) + len(fresh) > self.budget:
             self.refused += 1

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.truth import load_truth
 from discovery.evaluation import find_rivals
-from discovery.evaluation.alternatives import beats_alternatives, draw_alternatives, measure_random_controls
+from discovery.evaluation.alternatives import (
+    beats_alternatives,
+    draw_alternatives,
+    measure_random_controls,
+)
 from discovery.graph import Control
 from discovery.sites import Node, head, mlp
 from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness, subsets
@@ -23,7 +27,11 @@ from tests.oracles.faithfulness import nodes
 
 
 def universe(layers: int, heads: int) -> list[Node]:
-    return [node for layer in range(layers) for node in (*(head(layer, h) for h in range(heads)), mlp(layer))]
+    return [
+        node
+        for layer in range(layers)
+        for node in (*(head(layer, h) for h in range(heads)), mlp(layer))
+    ]
 
 
 def shape(made: Set, *, by_layer: bool) -> Counter[Any]:
@@ -33,19 +41,29 @@ def shape(made: Set, *, by_layer: bool) -> Counter[Any]:
 def matched_sets(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
     """Every other set of the same shape, by going through all subsets."""
     wanted = shape(circuit, by_layer=by_layer)
-    return [made for made in subsets(f.everything) if made != circuit and shape(made, by_layer=by_layer) == wanted]
+    return [
+        made
+        for made in subsets(f.everything)
+        if made != circuit and shape(made, by_layer=by_layer) == wanted
+    ]
 
 
 @pytest.mark.parametrize("by_layer", [False, True])
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_every_alternative_is_tried_once_where_they_are_few(by_layer: bool, data: st.DataObject) -> None:
+def test_every_alternative_is_tried_once_where_they_are_few(
+    by_layer: bool, data: st.DataObject
+) -> None:
     members = universe(2, 3)
     circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
     f = SyntheticFaithfulness(members, lambda kept: 1.0 - len(kept ^ circuit))
     expected = matched_sets(f, circuit, by_layer=by_layer)
     found, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
-    assert control == (Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected))) if expected else None)
+    assert control == (
+        Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected)))
+        if expected
+        else None
+    )
     assert found == []
     if expected:
         assert set(expected) <= set(f.measured)
@@ -75,12 +93,14 @@ def test_drawn_alternatives_keep_each_groups_number() -> None:
         assert control is not None
         others = f.measured.keys() - {circuit}
         assert control.n == 200 == len(others)
-        assert {tuple(sorted(shape(made, by_layer=by_layer).items(), key=str)) for made in others} == {
-            tuple(sorted(shape(circuit, by_layer=by_layer).items(), key=str))
-        }
+        assert {
+            tuple(sorted(shape(made, by_layer=by_layer).items(), key=str)) for made in others
+        } == {tuple(sorted(shape(circuit, by_layer=by_layer).items(), key=str))}
         sizes = Counter((node.kind, node.layer if by_layer else None) for node in members)
         taken = shape(circuit, by_layer=by_layer)
-        assert control.n_possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
+        assert (
+            control.n_possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
+        )
 
 
 def two_answers(kept: Set) -> float:
@@ -92,7 +112,9 @@ def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
     """The other half of an OR is as faithful, but what is left of the model still works: it is no rival."""
     f = SyntheticFaithfulness(universe(1, 3), two_answers)
     assert find_rivals(f, nodes("a0.h0", "m0"), [], 0, by_layer=True)[0] == []
-    bystander = SyntheticFaithfulness(universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept))
+    bystander = SyntheticFaithfulness(
+        universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept)
+    )
     with_bystander = nodes("a0.h0", "a0.h2", "m0")
     found = find_rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
     assert set(found) == {nodes("a0.h0", other, "m0") for other in ("a0.h1", "a0.h3")}
@@ -110,9 +132,15 @@ def test_each_of_b_and_c_alone_disqualifies() -> None:
         def value(kept: Set) -> float:
             if kept in changes:
                 return changes[kept]
-            return float(bool(kept & (circuit | other))) if kept not in (everything - circuit, everything - other) else 0.0
+            return (
+                float(bool(kept & (circuit | other)))
+                if kept not in (everything - circuit, everything - other)
+                else 0.0
+            )
 
-        return find_rivals(SyntheticFaithfulness(everything, value), circuit, [], 0, by_layer=True)[0]
+        return find_rivals(SyntheticFaithfulness(everything, value), circuit, [], 0, by_layer=True)[
+            0
+        ]
 
     assert with_changes({}) == [other]
     assert with_changes({everything - other: 0.3}) == []  # (b), and (c) inside
@@ -160,11 +188,18 @@ def test_no_alternative_is_null() -> None:
     for circuit in (f.everything, frozenset()):
         found = measure_random_controls(f, circuit, [], 0)
         assert (found.size, found.layer) == (None, None)
-    heads = frozenset(node for node in f.everything if node.kind == "attention_head" and node.layer == 0)
+    heads = frozenset(
+        node for node in f.everything if node.kind == "attention_head" and node.layer == 0
+    )
     found = measure_random_controls(f, heads, [], 0)
     assert found.layer is None
     assert (found.size.n, found.size.n_possible) == (5, 5)
-    assert measure_random_controls(SyntheticFaithfulness(f.everything, len, defined=False), heads, [], 0) is None
+    assert (
+        measure_random_controls(
+            SyntheticFaithfulness(f.everything, len, defined=False), heads, [], 0
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,8 +216,13 @@ def test_no_alternative_is_null() -> None:
         (200, 10, False),
     ],
 )
-def test_below_19_none_may_be_as_good_from_19_on_p_decides(n: int, as_good: int, holds: bool) -> None:
-    assert beats_alternatives(Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n))) is holds
+def test_below_19_none_may_be_as_good_from_19_on_p_decides(
+    n: int, as_good: int, holds: bool
+) -> None:
+    assert (
+        beats_alternatives(Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n)))
+        is holds
+    )
 
 
 def test_only_the_first_32_pairs_are_asked_for() -> None:
@@ -195,7 +235,9 @@ def test_only_the_first_32_pairs_are_asked_for() -> None:
 
     for n_pairs, expected in ((100, 32), (10, 10)):
         asked.clear()
-        measure_random_controls(Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0)
+        measure_random_controls(
+            Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
+        )
         assert set(asked) == {expected}
 
 
@@ -207,5 +249,9 @@ def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
     _, control = find_rivals(f, circuit, [], 0, by_layer=True)
     assert control is not None
     assert control.n == control.n_possible == 4 * 6 - 1
-    by_hand = {frozenset({head(0, a), head(1, b), head(1, c)}) for a in range(4) for b, c in itertools.combinations(range(4), 2)}
+    by_hand = {
+        frozenset({head(0, a), head(1, b), head(1, c)})
+        for a in range(4)
+        for b, c in itertools.combinations(range(4), 2)
+    }
     assert by_hand <= f.measured.keys()

@@ -9,7 +9,13 @@ import pytest
 
 from benchmarks.known_circuits.truth import load_truth
 from discovery.evaluation import thresholds
-from discovery.evaluation.completeness import choose_outside_nodes, is_complete, measure_completeness, measure_gaps_in, measure_gaps_out
+from discovery.evaluation.completeness import (
+    choose_outside_nodes,
+    is_complete,
+    measure_completeness,
+    measure_gaps_in,
+    measure_gaps_out,
+)
 from discovery.graph import Completeness
 from discovery.sites import head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
@@ -17,14 +23,21 @@ from tests.oracles.faithfulness import nodes
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean"])
-@pytest.mark.parametrize(("name", "left_out"), [("induction", 0), ("or_mlp", 0), ("or_mlp", 1), ("induction_layernorm", 1)])
-def test_gaps_are_what_the_weights_give(name: str, left_out: int, ablation: Any, place: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [("induction", 0), ("or_mlp", 0), ("or_mlp", 1), ("induction_layernorm", 1)],
+)
+def test_gaps_are_what_the_weights_give(
+    name: str, left_out: int, ablation: Any, place: Callable[[str], Any]
+) -> None:
     here = place(name)
     f, hand = here.f(ablation), here.hand(ablation)
     circuit = nodes(*load_truth(name).nodes[: len(load_truth(name).nodes) - left_out])
     everything = f.everything
     inside = {u: abs(a - b) for u in circuit for a, b in [hand.f(circuit - {u}, everything - {u})]}
-    outside = {v: abs(a - b) for v in everything - circuit for a, b in [hand.f(circuit | {v}, circuit)]}
+    outside = {
+        v: abs(a - b) for v in everything - circuit for a, b in [hand.f(circuit | {v}, circuit)]
+    }
     assert measure_gaps_in(f, circuit) == pytest.approx(inside, abs=1e-4)
     assert measure_gaps_out(f, circuit, sorted(outside)) == pytest.approx(outside, abs=1e-4)
     found = measure_completeness(f, circuit, [], 0)
@@ -48,12 +61,20 @@ def test_half_of_an_or_is_not_complete(name: str, place: Callable[[str], Any]) -
 
 
 def test_null_where_f_is_null() -> None:
-    assert measure_completeness(SyntheticFaithfulness(nodes("a0.h0"), len, defined=False), nodes("a0.h0"), [], 0) is None
+    assert (
+        measure_completeness(
+            SyntheticFaithfulness(nodes("a0.h0"), len, defined=False), nodes("a0.h0"), [], 0
+        )
+        is None
+    )
 
 
 def test_nothing_inside_or_nothing_outside() -> None:
     f = SyntheticFaithfulness(nodes("a0.h0", "m0"), lambda kept: len(kept) / 2)
-    whole, none = measure_completeness(f, f.everything, [], 0), measure_completeness(f, frozenset(), [], 0)
+    whole, none = (
+        measure_completeness(f, f.everything, [], 0),
+        measure_completeness(f, frozenset(), [], 0),
+    )
     assert (whole.max_gap_in, whole.max_gap_out, whole.node_out, whole.n_out) == (0, 0, None, 0)
     assert (none.max_gap_in, none.node_in, none.max_gap_out, none.n_out) == (0, None, 0.5, 2)
 
@@ -85,7 +106,13 @@ def test_of_more_than_64_outside_32_strongest_and_32_at_random() -> None:
 
 @pytest.mark.parametrize(
     ("inside", "out", "holds"),
-    [(0.2, 0.1, True), (0.2001, 0.0, False), (0.0, 0.1001, False), (0.0, 0.0, True), (None, None, True)],
+    [
+        (0.2, 0.1, True),
+        (0.2001, 0.0, False),
+        (0.0, 0.1001, False),
+        (0.0, 0.0, True),
+        (None, None, True),
+    ],
 )
 def test_the_bounds_of_c(inside: float | None, out: float | None, holds: bool) -> None:
     assert (thresholds.MAX_GAP_IN, thresholds.MAX_GAP_OUT) == (0.2, 0.1)

@@ -24,7 +24,13 @@ FIELDS = ("completeness", "minimality", "random_controls")
 
 def measure(here: Any, circuit: frozenset[Node], bench: Any = None) -> Any:
     bench = bench or here.bench
-    return measure_conditions(bench, circuit, lambda ablation: choose_contexts(here.bench, circuit, ablation), sorted(circuit), 0)
+    return measure_conditions(
+        bench,
+        circuit,
+        lambda ablation: choose_contexts(here.bench, circuit, ablation),
+        sorted(circuit),
+        0,
+    )
 
 
 def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
@@ -39,16 +45,28 @@ def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
 
 @pytest.mark.parametrize("ablation", EVIDENCE_ABLATIONS)
 @pytest.mark.parametrize("name", ["induction", pytest.param("or_mlp", marks=pytest.mark.slow)])
-def test_every_condition_comes_out_as_over_the_full_table(name: str, ablation: Any, place: Callable[[str], Any]) -> None:
+def test_every_condition_comes_out_as_over_the_full_table(
+    name: str, ablation: Any, place: Callable[[str], Any]
+) -> None:
     """The truth, the truth with each other node joined, with each of its own left out, half of it, and all."""
     here = place(name)
     f, hand = here.f(ablation), here.hand(ablation)
     table = ConditionsBySubset(hand.universe, hand.table())
     truth, everything = nodes(*load_truth(name).nodes), f.everything
-    tried = [truth, everything, frozenset(), *(truth | {v} for v in everything - truth), *(truth - {u} for u in truth)]
+    tried = [
+        truth,
+        everything,
+        frozenset(),
+        *(truth | {v} for v in everything - truth),
+        *(truth - {u} for u in truth),
+    ]
     for circuit in dict.fromkeys(tried):
         mask = hand.mask(circuit)
-        expected = {"suffices": table.is_sufficient(mask), "complete": table.is_complete(mask), "minimal": table.is_minimal(mask)}
+        expected = {
+            "suffices": table.is_sufficient(mask),
+            "complete": table.is_complete(mask),
+            "minimal": table.is_minimal(mask),
+        }
         assert points(f, circuit) == expected, sorted(map(str, circuit))
     assert points(f, truth) == {"suffices": True, "complete": True, "minimal": True}
 
@@ -60,21 +78,31 @@ def test_the_truth_holds_and_half_of_it_fails(name: str, place: Callable[[str], 
     whole = measure(here, truth)
     assert whole.cut_short is None
     for ablation in EVIDENCE_ABLATIONS:
-        assert {c: o for c, o in decide_outcomes(whole.evidence[ablation], 1.0).items() if o != "holds"} == {}
+        assert {
+            c: o for c, o in decide_outcomes(whole.evidence[ablation], 1.0).items() if o != "holds"
+        } == {}
     half = measure(here, truth - {max(truth)})
     for ablation in EVIDENCE_ABLATIONS:
         outcomes = decide_outcomes(half.evidence[ablation], None)
         assert outcomes["a"] == outcomes["c"] == "fails"
-        assert outcomes["b"] == "holds", "without it the model fails: half of an AND is necessary too"
+        assert outcomes["b"] == "holds", (
+            "without it the model fails: half of an AND is necessary too"
+        )
         assert outcomes["f"] == "not_run"
 
 
-def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(place: Callable[[str], Any]) -> None:
+def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
+    place: Callable[[str], Any],
+) -> None:
     """or_mlp: each induction head's context is the other one; the drop is that of the held-out pairs."""
     here = place("or_mlp")
     circuit = nodes(*load_truth("or_mlp").nodes)
-    heldout = SplitEvaluator.of(here.model, here.task.heldout, "all", 0, metric=None, memory=None, meter=Meter())
-    rows = {row.node: row for row in measure(here, circuit, heldout).evidence["resample"].minimality}
+    heldout = SplitEvaluator.of(
+        here.model, here.task.heldout, "all", 0, metric=None, memory=None, meter=Meter()
+    )
+    rows = {
+        row.node: row for row in measure(here, circuit, heldout).evidence["resample"].minimality
+    }
     chosen = choose_contexts(here.bench, circuit, "resample")
     assert rows.keys() == {str(node) for node in circuit}
     for name, row in rows.items():
@@ -94,7 +122,11 @@ def test_an_empty_circuit_and_the_whole_universe(place: Callable[[str], Any]) ->
         for ablation in EVIDENCE_ABLATIONS:
             evidence = found.evidence[ablation]
             assert evidence.faithfulness.value == pytest.approx(kept, abs=1e-9)
-            assert evidence.faithfulness.low == evidence.faithfulness.high == evidence.faithfulness.value
+            assert (
+                evidence.faithfulness.low
+                == evidence.faithfulness.high
+                == evidence.faithfulness.value
+            )
             assert evidence.knockout.value == pytest.approx(1 - kept, abs=1e-9)
             assert (evidence.random_controls.size, evidence.random_controls.layer) == (None, None)
             assert len(evidence.minimality) == len(circuit)
@@ -107,7 +139,9 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str
     meter = Meter()
 
     def bench() -> Any:
-        return SplitEvaluator.of(here.model, here.task.discovery, "all", 0, metric=None, memory=None, meter=meter)
+        return SplitEvaluator.of(
+            here.model, here.task.discovery, "all", 0, metric=None, memory=None, meter=meter
+        )
 
     free = measure(here, circuit, bench())
     whole, ends, overhead = meter.spent, set(), 0.0
@@ -122,7 +156,9 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str
             assert evidence.faithfulness == full.faithfulness
             for field in FIELDS:
                 assert getattr(evidence, field) in (None, getattr(full, field))
-        missing = [any(getattr(e, field) is None for e in found.evidence.values()) for field in FIELDS]
+        missing = [
+            any(getattr(e, field) is None for e in found.evidence.values()) for field in FIELDS
+        ]
         assert missing == sorted(missing), "in order of what they decide"
         assert (found.cut_short is None) == (len(found.evidence) == 2 and not any(missing))
     assert ends >= {"(a) and (b)", "(c)", "(e)", None}
@@ -132,9 +168,13 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str
 def test_a_bench_shuffles_its_pairs_by_seed(place: Callable[[str], Any]) -> None:
     here = place("induction")
     made = {
-        seed: SplitEvaluator.of(here.model, here.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()).engine.task.pairs
+        seed: SplitEvaluator.of(
+            here.model, here.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()
+        ).engine.task.pairs
         for seed in (0, 1)
     }
     assert made[0] == here.bench.engine.task.pairs
     assert made[0] != made[1]
-    assert sorted(pair.clean for pair in made[0]) == sorted(pair.clean for pair in here.task.discovery.pairs)
+    assert sorted(pair.clean for pair in made[0]) == sorted(
+        pair.clean for pair in here.task.discovery.pairs
+    )

@@ -33,8 +33,13 @@ def test_a_straight_line_by_hand() -> None:
 
 
 def test_a_small_universe_rounds_shares_and_later_points_do_not_count() -> None:
-    curve = [CurvePoint(ablation="resample", size=k, nodes=(), faithfulness=float(k == 10)) for k in range(11)]
-    curve.append(CurvePoint(ablation="resample", size=5, nodes=(), faithfulness=1.0))  # the mended circuit, not the ranking's
+    curve = [
+        CurvePoint(ablation="resample", size=k, nodes=(), faithfulness=float(k == 10))
+        for k in range(11)
+    ]
+    curve.append(
+        CurvePoint(ablation="resample", size=5, nodes=(), faithfulness=1.0)
+    )  # the mended circuit, not the ranking's
     curve.append(CurvePoint(ablation="mean", size=0, nodes=(), faithfulness=0.0))
     found = integrate_curves(curve, 10)
     assert set(found) == {"resample"}, "a curve that stops early has no area"

@@ -13,7 +13,13 @@ import torch
 from benchmarks.known_circuits.truth import load_truth
 from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
-from discovery.evaluation import circuit_key, combine_directions, conclude_without_circuit, heldout_key, sort_by_effect
+from discovery.evaluation import (
+    circuit_key,
+    combine_directions,
+    conclude_without_circuit,
+    heldout_key,
+    sort_by_effect,
+)
 from discovery.evaluation.evaluate import NOT_FINAL_REASON
 from discovery.methods.patching.nodes import NodeEffects
 from discovery.sites import Node, head
@@ -30,7 +36,9 @@ def wide(place: Callable[[str], Any]) -> tuple[Any, Any]:
     from discovery import load_task
 
     here = place("induction")
-    return here.model, load_task([pair.record() for pair in build_known_circuit("induction").pairs], here.model, pairs=120)
+    return here.model, load_task(
+        [pair.record() for pair in build_known_circuit("induction").pairs], here.model, pairs=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,9 @@ def final(wide: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> An
     return evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path_factory.mktemp("runs"))
 
 
-def test_the_truth_on_held_out_pairs(wide: tuple[Any, Any], final: Any, place: Callable[[str], Any]) -> None:
+def test_the_truth_on_held_out_pairs(
+    wide: tuple[Any, Any], final: Any, place: Callable[[str], Any]
+) -> None:
     """All holds but stability, which takes a search: partial, and `reasons` says nothing else."""
     _, task = wide
     assert final.nodes == TRUTH
@@ -54,12 +64,18 @@ def test_the_truth_on_held_out_pairs(wide: tuple[Any, Any], final: Any, place: C
         assert split.metric_clean == pytest.approx(float(full.mean()), abs=1e-4)
         assert split.ablations.mean.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
         assert split.ablations.mean.faithfulness.value == pytest.approx(hand.f1(TRUTH), abs=1e-4)
-        assert split.ablations.mean.knockout.value == pytest.approx(hand.f1(set(hand.universe) - set(TRUTH)), abs=1e-4)
-    assert final.evaluation.discovery.ablations.mean.minimality is None, "(c) to (e) are judged on held-out pairs"
+        assert split.ablations.mean.knockout.value == pytest.approx(
+            hand.f1(set(hand.universe) - set(TRUTH)), abs=1e-4
+        )
+    assert final.evaluation.discovery.ablations.mean.minimality is None, (
+        "(c) to (e) are judged on held-out pairs"
+    )
     assert len(final.evaluation.heldout.ablations.mean.minimality) == 2
 
 
-def test_held_out_pairs_are_looked_at_only_when_final(wide: tuple[Any, Any], final: Any, tmp_path: Path) -> None:
+def test_held_out_pairs_are_looked_at_only_when_final(
+    wide: tuple[Any, Any], final: Any, tmp_path: Path
+) -> None:
     """Without it, discovery pairs: at most partial, and nothing is counted."""
     found = evaluate_circuit(*wide, TRUTH, runs_dir=tmp_path)
     assert found.verdict == "partial"
@@ -67,11 +83,16 @@ def test_held_out_pairs_are_looked_at_only_when_final(wide: tuple[Any, Any], fin
     assert found.evaluation.heldout is None
     assert found.evaluation.heldout_looks is None
     assert not list(tmp_path.iterdir())
-    assert found.evaluation.discovery.ablations.mean.faithfulness == final.evaluation.discovery.ablations.mean.faithfulness
+    assert (
+        found.evaluation.discovery.ablations.mean.faithfulness
+        == final.evaluation.discovery.ablations.mean.faithfulness
+    )
     assert len(found.evaluation.discovery.ablations.mean.minimality) == 2
 
 
-def test_another_circuit_is_another_look_and_changes_no_verdict(wide: tuple[Any, Any], tmp_path: Path) -> None:
+def test_another_circuit_is_another_look_and_changes_no_verdict(
+    wide: tuple[Any, Any], tmp_path: Path
+) -> None:
     first = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path)
     again = evaluate_circuit(*wide, TRUTH[::-1], final=True, runs_dir=tmp_path)
     assert first.evaluation.heldout_looks == again.evaluation.heldout_looks == 1
@@ -81,7 +102,12 @@ def test_another_circuit_is_another_look_and_changes_no_verdict(wide: tuple[Any,
     assert "looked at with 2 circuits" in third.reasons[-1]
     assert "--seed" in third.reasons[-1]
     assert third.verdict == "rejected"
-    assert evaluate_circuit(*wide, ["a1.h3"], final=True, runs_dir=tmp_path / "elsewhere").evaluation.heldout_looks == 1
+    assert (
+        evaluate_circuit(
+            *wide, ["a1.h3"], final=True, runs_dir=tmp_path / "elsewhere"
+        ).evaluation.heldout_looks
+        == 1
+    )
 
 
 def test_few_discovery_pairs_are_not_called_held_out(place: Callable[[str], Any]) -> None:
@@ -95,11 +121,18 @@ def test_few_discovery_pairs_are_not_called_held_out(place: Callable[[str], Any]
     assert few.reasons[0] == f"{len(here.task.heldout)} held-out pairs; 48 are needed"
 
 
-def test_no_behaviour_is_named_once_per_split_that_was_looked_at(place: Callable[[str], Any]) -> None:
+def test_no_behaviour_is_named_once_per_split_that_was_looked_at(
+    place: Callable[[str], Any],
+) -> None:
     from dataclasses import replace
 
     here = place("induction")
-    turned = replace(here.task, pairs=tuple(replace(pair, answer=pair.wrong, wrong=pair.answer) for pair in here.task.pairs))
+    turned = replace(
+        here.task,
+        pairs=tuple(
+            replace(pair, answer=pair.wrong, wrong=pair.answer) for pair in here.task.pairs
+        ),
+    )
     for final, expected in ((False, {"discovery"}), (True, {"discovery", "heldout"})):
         found = evaluate_circuit(here.model, turned, TRUTH, final=final)
         assert found.verdict == "no_behaviour"
@@ -166,7 +199,9 @@ def test_bad_input(place: Callable[[str], Any]) -> None:
 
 def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: Path) -> None:
     whole = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path)
-    found = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path, budget=0.6 * whole.cost.forward_equivalents)
+    found = evaluate_circuit(
+        *wide, TRUTH, final=True, runs_dir=tmp_path, budget=0.6 * whole.cost.forward_equivalents
+    )
     assert found.verdict == "inconclusive"
     assert found.reasons[0].startswith("the budget ended before (")
     assert found.cost.forward_equivalents <= 0.6 * whole.cost.forward_equivalents
@@ -174,36 +209,75 @@ def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: P
 
 
 def effects(direction: Any, values: Mapping[Node, float]) -> NodeEffects:
-    return NodeEffects(direction, tuple(values), torch.zeros(1, len(values)), torch.tensor(list(values.values())))
+    return NodeEffects(
+        direction, tuple(values), torch.zeros(1, len(values)), torch.tensor(list(values.values()))
+    )
 
 
 def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
     """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
-    noising = effects("noising", {head(0, 0): 0.004, head(0, 1): 0.0, head(1, 0): -0.3, head(1, 1): 0.5, head(1, 2): float("nan")})
-    denoising = effects("denoising", {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015})
-    assert sort_by_effect(combine_directions(noising, denoising)) == [head(0, 1), head(1, 0), head(1, 1), head(0, 0), head(1, 2)]
+    noising = effects(
+        "noising",
+        {
+            head(0, 0): 0.004,
+            head(0, 1): 0.0,
+            head(1, 0): -0.3,
+            head(1, 1): 0.5,
+            head(1, 2): float("nan"),
+        },
+    )
+    denoising = effects(
+        "denoising",
+        {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015},
+    )
+    assert sort_by_effect(combine_directions(noising, denoising)) == [
+        head(0, 1),
+        head(1, 0),
+        head(1, 1),
+        head(0, 0),
+        head(1, 2),
+    ]
 
 
 def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
     """0.015 + 0.012 is none; what only mean ablation sees comes by its size there."""
-    resample = {head(0, 0): (0.015, 0.012), head(0, 1): (0.0, 0.02), head(1, 0): (0.01, 0.0), head(1, 1): (0.0, 0.0)}
-    mean = {head(0, 0): (0.0, 0.0), head(0, 1): (9.0, 9.0), head(1, 0): (float("inf"), -0.3), head(1, 1): (0.5, 0.0)}
+    resample = {
+        head(0, 0): (0.015, 0.012),
+        head(0, 1): (0.0, 0.02),
+        head(1, 0): (0.01, 0.0),
+        head(1, 1): (0.0, 0.0),
+    }
+    mean = {
+        head(0, 0): (0.0, 0.0),
+        head(0, 1): (9.0, 9.0),
+        head(1, 0): (float("inf"), -0.3),
+        head(1, 1): (0.5, 0.0),
+    }
     assert sort_by_effect(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
     assert sort_by_effect(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
 
 
 def test_keys(place: Callable[[str], Any]) -> None:
     here = place("induction")
-    assert circuit_key(nodes("m0", "a1.h0", "a0.h3")) == circuit_key(nodes("a0.h3", "m0", "a1.h0")) == "a0.h3 m0 a1.h0"
+    assert (
+        circuit_key(nodes("m0", "a1.h0", "a0.h3"))
+        == circuit_key(nodes("a0.h3", "m0", "a1.h0"))
+        == "a0.h3 m0 a1.h0"
+    )
     other = place("or_mlp")
     assert heldout_key(here.model, here.task) != heldout_key(other.model, here.task)
     assert heldout_key(here.model, here.task) != heldout_key(here.model, here.task.discovery)
 
 
 def test_a_run_that_ended_before_its_circuit() -> None:
-    evaluation, verdict, reasons = conclude_without_circuit({}, {"heldout": ["accuracy 0.5"]}, (), 0, 60, None, "heads")
+    evaluation, verdict, reasons = conclude_without_circuit(
+        {}, {"heldout": ["accuracy 0.5"]}, (), 0, 60, None, "heads"
+    )
     assert verdict == "no_behaviour"
     assert reasons == ("heldout: accuracy 0.5",)
     assert evaluation.universe == "heads"
     assert evaluation.heldout is None
-    assert conclude_without_circuit({}, {"heldout": []}, (), 0, 60, "heads", "all")[1] == "inconclusive"
+    assert (
+        conclude_without_circuit({}, {"heldout": []}, (), 0, 60, "heads", "all")[1]
+        == "inconclusive"
+    )

@@ -54,22 +54,37 @@ def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -
     assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
     assert found.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
     resamples = Resamples.of(f.engine.task)
-    for score, kept, band in ((found.faithfulness, circuit, (0.8, 1.2)), (found.knockout, f.everything - circuit, (-0.2, 0.2))):
+    for score, kept, band in (
+        (found.faithfulness, circuit, (0.8, 1.2)),
+        (found.knockout, f.everything - circuit, (-0.2, 0.2)),
+    ):
         (metric,) = hand.metrics([kept])
         assert score.value == pytest.approx(hand.f1(kept), abs=1e-4)
-        draws = sorted(float((row @ (metric - empty)) / (row @ (full - empty))) for row in resamples.weights)
-        place_low, place_high = resamples.tail * (len(draws) - 1), (1 - resamples.tail) * (len(draws) - 1)
-        low, high = (draws[math.floor(at)] + (at % 1) * (draws[math.ceil(at)] - draws[math.floor(at)]) for at in (place_low, place_high))
+        draws = sorted(
+            float((row @ (metric - empty)) / (row @ (full - empty))) for row in resamples.weights
+        )
+        place_low, place_high = (
+            resamples.tail * (len(draws) - 1),
+            (1 - resamples.tail) * (len(draws) - 1),
+        )
+        low, high = (
+            draws[math.floor(at)] + (at % 1) * (draws[math.ceil(at)] - draws[math.floor(at)])
+            for at in (place_low, place_high)
+        )
         assert (score.low, score.high) == pytest.approx((low, high), abs=1e-4)
         single = ((metric - empty) / (full - empty)).tolist()
         assert score.median == pytest.approx(statistics.median(single), abs=1e-4)
         inside = sum(band[0] <= value <= band[1] for value in single) / len(single)
         assert score.share_in_band == pytest.approx(inside, abs=1.01 / len(single))
     assert found.reference.alignment == "position"
-    assert found.reference.size == (1 if ablation == "resample" else min(map(len, hand.groups.values())) - 1)
+    assert found.reference.size == (
+        1 if ablation == "resample" else min(map(len, hand.groups.values())) - 1
+    )
 
 
-def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(place: Callable[[str], Any]) -> None:
+def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(
+    place: Callable[[str], Any],
+) -> None:
     here = place("induction")
     f = Faithfulness(Engine(here.model, as_task(here.task.discovery.pairs[:2])), "resample")
     kept = f.everything - frozenset({Node.parse("a0.h2")})
@@ -82,7 +97,9 @@ def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(place
 def test_difference_is_each_pairs_share(place: Callable[[str], Any]) -> None:
     f = place("induction").f("resample")
     one, other = f.everything, f.everything - {min(f.everything)}
-    assert float(f.difference(one, other).mean()) == pytest.approx(float(f([one])[0] - f([other])[0]), abs=1e-9)
+    assert float(f.difference(one, other).mean()) == pytest.approx(
+        float(f([one])[0] - f([other])[0]), abs=1e-9
+    )
 
 
 def test_over_the_first_pairs_only(place: Callable[[str], Any]) -> None:
@@ -110,10 +127,14 @@ def test_a_resample_weighs_the_pairs(place: Callable[[str], Any]) -> None:
     drawn = [index for index, count in enumerate(counts) for _ in range(count)]
     assert len(drawn) == n
     metric, empty, full = (row[drawn].mean() for row in hand.metrics([kept, (), hand.universe]))
-    assert float(ResampledFaithfulness(f, draw)([kept])[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    assert float(ResampledFaithfulness(f, draw)([kept])[0]) == pytest.approx(
+        float((metric - empty) / (full - empty)), abs=1e-4
+    )
     first = [index for index in drawn if index < 12]
     metric, empty, full = (row[first].mean() for row in hand.metrics([kept, (), hand.universe]))
-    assert float(ResampledFaithfulness(f, draw)([kept], "part", 12)[0]) == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
+    assert float(ResampledFaithfulness(f, draw)([kept], "part", 12)[0]) == pytest.approx(
+        float((metric - empty) / (full - empty)), abs=1e-4
+    )
 
 
 def test_resamples_keep_each_templates_share(place: Callable[[str], Any]) -> None:
@@ -121,7 +142,10 @@ def test_resamples_keep_each_templates_share(place: Callable[[str], Any]) -> Non
     weights = draw_bootstrap_weights(task, 50, seed=1)
     for template in {pair.template for pair in task.pairs}:
         members = [n for n, pair in enumerate(task.pairs) if pair.template == template]
-        torch.testing.assert_close(weights[:, members].sum(1), torch.full((50,), len(members) / len(task.pairs), dtype=torch.float64))
+        torch.testing.assert_close(
+            weights[:, members].sum(1),
+            torch.full((50,), len(members) / len(task.pairs), dtype=torch.float64),
+        )
 
 
 def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str], Any]) -> None:
@@ -133,7 +157,9 @@ def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str]
     assert float(f.empty.min()) > 0
     assert f.is_defined
     assert f.gap_low > 0
-    full, empty, kept, knocked = f([f.everything, frozenset(), circuit, f.everything - circuit]).tolist()
+    full, empty, kept, knocked = f(
+        [f.everything, frozenset(), circuit, f.everything - circuit]
+    ).tolist()
     assert (full, empty) == pytest.approx((1, 0), abs=1e-9)
     assert kept > 0.8
     assert knocked < 0.2
@@ -144,7 +170,10 @@ def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str]
 def test_f_is_null_where_ablation_removes_nothing(place: Callable[[str], Any]) -> None:
     """Clean and corrupted sides exchanged: ablating everything then raises the metric."""
     here = place("induction")
-    swapped = [replace(pair, clean=pair.corrupted, corrupted=pair.clean) for pair in here.task.discovery.pairs]
+    swapped = [
+        replace(pair, clean=pair.corrupted, corrupted=pair.clean)
+        for pair in here.task.discovery.pairs
+    ]
     f = Faithfulness(Engine(here.model, as_task(swapped)), "resample")
     assert f.gap_low < 0
     assert not f.is_defined

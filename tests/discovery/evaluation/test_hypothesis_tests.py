@@ -14,7 +14,12 @@ from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import load_model, load_task
 from discovery.engine import Meter
 from discovery.evaluation import SplitEvaluator
-from discovery.evaluation.hypothesis_tests import equivalence_test, independence_test, inflation_test, run_hypothesis_tests
+from discovery.evaluation.hypothesis_tests import (
+    equivalence_test,
+    independence_test,
+    inflation_test,
+    run_hypothesis_tests,
+)
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 
@@ -27,12 +32,21 @@ def test_equivalence_counts_shares_not_sizes() -> None:
     """One large difference does not outweigh many small ones of the other sign."""
     found: Any = equivalence_test(np.array([100.0, -1, -1, -1, -1]), np.zeros(5), 0.0)
     assert found["share_above"] == 0.2
-    assert found["p"] == pytest.approx(binom.sf(3, 5, 0.6) + binom.cdf(1, 5, 0.6))  # at least four of one sign, P = 0.6
+    assert found["p"] == pytest.approx(
+        binom.sf(3, 5, 0.6) + binom.cdf(1, 5, 0.6)
+    )  # at least four of one sign, P = 0.6
 
 
 def test_ties_count_one_half() -> None:
-    assert equivalence_test(np.array([0.0, 1.0, 1e-5, -1.0]), np.zeros(4), 1e-4)["share_above"] == 0.5
-    assert equivalence_test(np.zeros(50), np.zeros(50), 1e-4) == {"share_above": 0.5, "n": 50, "margin": 0.1, "p": 1.0}
+    assert (
+        equivalence_test(np.array([0.0, 1.0, 1e-5, -1.0]), np.zeros(4), 1e-4)["share_above"] == 0.5
+    )
+    assert equivalence_test(np.zeros(50), np.zeros(50), 1e-4) == {
+        "share_above": 0.5,
+        "n": 50,
+        "margin": 0.1,
+        "p": 1.0,
+    }
 
 
 def test_equivalence_rejects_what_is_always_below() -> None:
@@ -55,7 +69,10 @@ def test_independence_finds_what_correlation_does_not() -> None:
 
 def test_independence_of_what_is_independent() -> None:
     generator = np.random.default_rng(2)
-    p = [p_of(independence_test(generator.normal(size=40), generator.normal(size=40), n)) for n in range(60)]
+    p = [
+        p_of(independence_test(generator.normal(size=40), generator.normal(size=40), n))
+        for n in range(60)
+    ]
     assert np.mean([value <= 0.05 for value in p]) <= 0.15
     assert 0.3 < float(np.mean(p)) < 0.7
 
@@ -69,7 +86,9 @@ def test_hsic_by_definition() -> None:
         return np.exp(-(apart**2) / (2 * width**2))
 
     h = np.eye(4) - 0.25
-    assert independence_test(x, y, 0)["hsic"] == pytest.approx(np.trace(kernel(x) @ h @ kernel(y) @ h) / 16)
+    assert independence_test(x, y, 0)["hsic"] == pytest.approx(
+        np.trace(kernel(x) @ h @ kernel(y) @ h) / 16
+    )
 
 
 def test_constant_data_say_nothing_and_warn_of_nothing() -> None:
@@ -83,7 +102,9 @@ def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
     """Every node of the truth matters more than any bystander; a bystander that was carried along does not."""
     model = load_model(build_known_circuit("induction").save(tmp_path / "induction"), device="cpu")
     task = load_task(tmp_path / "induction" / "task.jsonl", model, pairs=60)
-    bench = SplitEvaluator.of(model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter())
+    bench = SplitEvaluator.of(
+        model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
+    )
     nodes = model.info.nodes()
     truth = frozenset({Node.parse("a0.h2"), Node.parse("a1.h1")})
     found: Any = run_hypothesis_tests(bench.f("resample"), truth, nodes, 0)
@@ -103,6 +124,10 @@ def test_the_inflated_circuits_p_by_hand() -> None:
     found: Any = inflation_test(f, frozenset({a, b, c}), others, 0)
     p = [binom.cdf(10, 10, 0.9), binom.cdf(4, 10, 0.9), binom.cdf(0, 10, 0.9)]
     assert found["n"] == 10
-    assert [(row["node"], row["share"]) for row in found["nodes"]] == [("a0.h0", 1.0), ("a0.h1", 0.4), ("a0.h2", 0.0)]
+    assert [(row["node"], row["share"]) for row in found["nodes"]] == [
+        ("a0.h0", 1.0),
+        ("a0.h1", 0.4),
+        ("a0.h2", 0.0),
+    ]
     assert [row["p"] for row in found["nodes"]] == pytest.approx(p)
     assert [row["p_holm"] for row in found["nodes"]] == pytest.approx([1.0, 2 * p[1], 3 * p[2]])

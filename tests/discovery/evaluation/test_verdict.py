@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.verdict import decide_band, decide_conditions, decide_outcomes, decide_verdict
+from discovery.evaluation.verdict import (
+    decide_band,
+    decide_conditions,
+    decide_outcomes,
+    decide_verdict,
+)
 from discovery.graph import (
     CONDITIONS,
     AblationEvidence,
@@ -34,7 +39,9 @@ def evidence(**changes: Any) -> AblationEvidence:
         "metric_empty": -1.0,
         "faithfulness": score(1.0),
         "knockout": score(0.0),
-        "completeness": Completeness(max_gap_in=0.05, node_in="m0", max_gap_out=0.01, node_out="a0.h1"),
+        "completeness": Completeness(
+            max_gap_in=0.05, node_in="m0", max_gap_out=0.01, node_out="a0.h1"
+        ),
         "minimality": (Minimality(node="m0", drop=0.9, p=0.0002, p_holm=0.0002),),
         "random_controls": RandomControls(size=GOOD, layer=GOOD),
     }
@@ -44,11 +51,18 @@ def evidence(**changes: Any) -> AblationEvidence:
 FAIL: dict[str, dict[str, Any]] = {
     "a": {"faithfulness": score(0.5)},
     "b": {"knockout": score(0.7)},
-    "c": {"completeness": Completeness(max_gap_in=0.31, node_in="m0", max_gap_out=0.01, node_out="a0.h1")},
+    "c": {
+        "completeness": Completeness(
+            max_gap_in=0.31, node_in="m0", max_gap_out=0.01, node_out="a0.h1"
+        )
+    },
     "d": {"minimality": (Minimality(node="m0", drop=0.011, p=0.2, p_holm=0.4),)},
     "e": {"random_controls": RandomControls(size=GOOD, layer=POOR)},
 }
-UNDECIDED: dict[str, dict[str, Any]] = {"a": {"faithfulness": score(0.8, 0.05)}, "b": {"knockout": score(0.2, 0.05)}}
+UNDECIDED: dict[str, dict[str, Any]] = {
+    "a": {"faithfulness": score(0.8, 0.05)},
+    "b": {"knockout": score(0.2, 0.05)},
+}
 NOT_RUN: dict[str, dict[str, Any]] = {
     "c": {"completeness": None},
     "d": {"minimality": None},
@@ -90,7 +104,10 @@ def test_verified_where_every_condition_holds() -> None:
 def test_no_behaviour_comes_first_whatever_else_is_wrong() -> None:
     gates = ["heldout: accuracy 0.51 on 100 pairs (lower bound 0.42) is not above chance, 0.5"]
     wrong = evidence_with(FAIL["a"], FAIL["b"], {"faithfulness": None})
-    assert verdict(wrong, wrong, behaviour=gates, n_heldout=3, size=0, cut_short="(c)") == ("no_behaviour", tuple(gates))
+    assert verdict(wrong, wrong, behaviour=gates, n_heldout=3, size=0, cut_short="(c)") == (
+        "no_behaviour",
+        tuple(gates),
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,9 @@ def test_inconclusive_before_it_is_rejected(made: dict[str, Any], words: list[st
 
 
 def test_every_blocking_reason_is_given() -> None:
-    _, reasons = verdict(mean=evidence(faithfulness=None, knockout=None), n_heldout=12, cut_short="(d)")
+    _, reasons = verdict(
+        mean=evidence(faithfulness=None, knockout=None), n_heldout=12, cut_short="(d)"
+    )
     assert [reason.split(":")[0] for reason in reasons[:3]] == [
         "12 held-out pairs; 48 are needed",
         "f is null under mean",
@@ -135,7 +154,9 @@ def test_a_run_without_any_evidence_has_a_verdict() -> None:
             cut_short=cut_short,
         )
         assert found == expected
-        assert reasons[0] == ("the budget ended before heads" if cut_short else "the circuit is empty")
+        assert reasons[0] == (
+            "the budget ended before heads" if cut_short else "the circuit is empty"
+        )
 
 
 def test_rejected_where_the_circuit_is_empty() -> None:
@@ -165,11 +186,17 @@ def test_rejected_where_the_circuit_is_empty() -> None:
 )
 def test_rejected_takes_both_ablations(resample: str, mean: str, expected: str) -> None:
     """(a) and (b) both, or (e), under each of them; anything less that fails is partial."""
-    found, reasons = verdict(evidence_with(*(FAIL[c] for c in resample)), evidence_with(*(FAIL[c] for c in mean)))
+    found, reasons = verdict(
+        evidence_with(*(FAIL[c] for c in resample)), evidence_with(*(FAIL[c] for c in mean))
+    )
     assert found == expected
     for ablation, failed in (("resample", resample), ("mean", mean)):
         for condition in "abcde":
-            said = [reason for reason in reasons if reason.startswith(f"({condition})") and f", {ablation}: fails" in reason]
+            said = [
+                reason
+                for reason in reasons
+                if reason.startswith(f"({condition})") and f", {ablation}: fails" in reason
+            ]
             assert len(said) == (condition in failed)
 
 
@@ -193,7 +220,12 @@ def test_inconclusive_where_nothing_fails_and_something_is_undecided(condition: 
 def test_what_was_not_run_caps_at_partial(condition: str) -> None:
     found, reasons = verdict(evidence_with(NOT_RUN[condition]))
     assert found == "partial"
-    assert any(reason.startswith("not run: ") and f"({condition}) " in reason and "under resample" in reason for reason in reasons)
+    assert any(
+        reason.startswith("not run: ")
+        and f"({condition}) " in reason
+        and "under resample" in reason
+        for reason in reasons
+    )
 
 
 def test_stability_that_was_not_measured_caps_at_partial_and_is_named_once() -> None:
@@ -202,7 +234,10 @@ def test_stability_that_was_not_measured_caps_at_partial_and_is_named_once() -> 
     assert reasons == ("not run: (f) stable",)
 
 
-@pytest.mark.parametrize(("stability", "expected"), [(0.8, "verified"), (1.0, "verified"), (0.7999, "partial"), (0.0, "partial")])
+@pytest.mark.parametrize(
+    ("stability", "expected"),
+    [(0.8, "verified"), (1.0, "verified"), (0.7999, "partial"), (0.0, "partial")],
+)
 def test_stability(stability: float, expected: str) -> None:
     found, reasons = verdict(stability=stability)
     assert found == expected
@@ -239,7 +274,11 @@ def test_reasons_name_the_numbers(condition: str, numbers: list[str]) -> None:
 
 
 def test_both_gaps_of_c_are_named_where_both_are_too_large() -> None:
-    gaps = {"completeness": Completeness(max_gap_in=0.25, node_in="m0", max_gap_out=0.15, node_out="a1.h1")}
+    gaps = {
+        "completeness": Completeness(
+            max_gap_in=0.25, node_in="m0", max_gap_out=0.15, node_out="a1.h1"
+        )
+    }
     _, (reason,) = verdict(evidence_with(gaps))
     assert all(word in reason for word in ("m0", "0.250", "a1.h1", "0.150"))
 
@@ -258,12 +297,22 @@ def test_both_gaps_of_c_are_named_where_both_are_too_large() -> None:
         (None, None, "not_run"),
     ],
 )
-def test_intervals_inside_outside_or_across_the_bounds(low: float | None, high: float | None, outcome: str) -> None:
-    assert decide_band(Score(value=1.0, low=low, high=high), thresholds.FAITHFULNESS_BAND) == outcome
+def test_intervals_inside_outside_or_across_the_bounds(
+    low: float | None, high: float | None, outcome: str
+) -> None:
+    assert (
+        decide_band(Score(value=1.0, low=low, high=high), thresholds.FAITHFULNESS_BAND) == outcome
+    )
 
 
 def test_knockout_is_bounded_on_both_sides() -> None:
-    for value, outcome in ((-0.25, "fails"), (-0.2, "undecided"), (-0.15, "holds"), (0.15, "holds"), (0.25, "fails")):
+    for value, outcome in (
+        (-0.25, "fails"),
+        (-0.2, "undecided"),
+        (-0.15, "holds"),
+        (0.15, "holds"),
+        (0.25, "fails"),
+    ):
         assert decide_outcomes(evidence(knockout=score(value)), None)["b"] == outcome
 
 

@@ -9,7 +9,13 @@ import pytest
 from discovery import load_model, sae_top_features
 from discovery.errors import FeatureError
 from discovery.features import load_sae
-from discovery.features.directory import bundled_directory, copy_sae, find_directory, read_info, short_name
+from discovery.features.directory import (
+    bundled_directory,
+    copy_sae,
+    find_directory,
+    read_info,
+    short_name,
+)
 from discovery.features.training.scores import score_sae
 from discovery.sites import Site
 from discovery.store import ModelSource, create_run
@@ -25,10 +31,20 @@ def model():
 
 def test_it_is_small_and_says_what_it_is():
     files = [path for path in bundled_directory().iterdir() if path.is_file()]
-    assert {path.name for path in files} == {"cfg.json", "sae_weights.safetensors", "training.json", "SAE_CARD.md"}
+    assert {path.name for path in files} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "training.json",
+        "SAE_CARD.md",
+    }
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
     found = read_info("bundled")
-    assert (found.architecture, found.hook, found.d_in, found.model) == ("topk", "blocks.2.hook_resid_pre", 128, "bundled")
+    assert (found.architecture, found.hook, found.d_in, found.model) == (
+        "topk",
+        "blocks.2.hook_resid_pre",
+        128,
+        "bundled",
+    )
     assert found.scores is not None
     assert found.scores["variance_explained"] > 0.95
     assert found.scores["loss_recovered"] > 0.99
@@ -46,7 +62,10 @@ def test_its_scores_are_measured_again_on_other_sentences(model):
     from training.corpus import sentences
 
     rows = [tuple(model.tokenizer.encode(sentence)) for sentence in islice(sentences(99), 120)]
-    found, told = score_sae(model, Site("resid_pre", 2), rows, 0, load_sae("bundled", model).codes), read_info("bundled").scores
+    found, told = (
+        score_sae(model, Site("resid_pre", 2), rows, 0, load_sae("bundled", model).codes),
+        read_info("bundled").scores,
+    )
     assert told is not None
     assert found.l0 == pytest.approx(16, abs=0.5)
     assert found.variance_explained == pytest.approx(told["variance_explained"], abs=0.02)
@@ -64,13 +83,18 @@ def test_the_demo_needs_no_argument(model):
 
 
 def test_another_model_is_refused_with_the_reason(tiny_models):
-    with pytest.raises(FeatureError, match=r"of the bundled model, and does not belong to .*: it was trained on other weights") as fault:
+    with pytest.raises(
+        FeatureError,
+        match=r"of the bundled model, and does not belong to .*: it was trained on other weights",
+    ) as fault:
         sae_top_features(tiny_models.load("gpt2"), prompt=[1, 2, 3])
     assert "train_sae" in fault.value.cure
 
 
 def test_facts_of_any_directory(tmp_path):
-    folder = save(random_module("standard", 12, 20, "blocks.0.hook_resid_post"), tmp_path / "saes" / "one")
+    folder = save(
+        random_module("standard", 12, 20, "blocks.0.hook_resid_post"), tmp_path / "saes" / "one"
+    )
     found = read_info(folder)
     assert (found.architecture, found.features, found.hook, found.recipe, found.scores) == (
         "standard",
@@ -83,7 +107,9 @@ def test_facts_of_any_directory(tmp_path):
     assert read_info(tmp_path / "two").bytes == found.bytes
     with pytest.raises(FeatureError, match=r"has no cfg.json and no sae_weights.safetensors"):
         read_info(tmp_path)
-    with pytest.raises(FeatureError, match="There is no dictionary 'nowhere', neither here nor among the runs in") as fault:
+    with pytest.raises(
+        FeatureError, match="There is no dictionary 'nowhere', neither here nor among the runs in"
+    ) as fault:
         read_info("nowhere")
     assert "the id of a finished training" in fault.value.cure
 
@@ -93,11 +119,15 @@ def test_a_run_without_a_dictionary_says_what_it_lacks(tmp_path):
         create_run(tmp_path, "ioi", ModelSource(), {}) as discovery,
         create_run(tmp_path, "sae-x", ModelSource(), {}, kind="sae") as training,
     ):
-        with pytest.raises(FeatureError, match=f"The training {training.id} is running, and has no dictionary yet"):
+        with pytest.raises(
+            FeatureError, match=f"The training {training.id} is running, and has no dictionary yet"
+        ):
             find_directory(training.id, tmp_path)
         training.update(status="interrupted")
         for named in (training.id, training.path):
-            with pytest.raises(FeatureError, match="is interrupted, and has no dictionary yet") as fault:
+            with pytest.raises(
+                FeatureError, match="is interrupted, and has no dictionary yet"
+            ) as fault:
                 find_directory(named, tmp_path)
             assert f"sae train --resume {training.id}" in fault.value.cure
             assert f"train_sae(run_id='{training.id}')" in fault.value.cure
@@ -113,5 +143,9 @@ def test_the_name_of_a_dictionary_in_a_record(tmp_path):
     (tmp_path / "run-1" / "sae").mkdir(parents=True)
     assert short_name(str(tmp_path / "run-1" / "sae")) == "sae"
     (tmp_path / "run-1" / "run.json").write_text("{}")
-    assert short_name(str(tmp_path / "run-1" / "sae")) == short_name(str(tmp_path / "run-1")) == "run-1"
+    assert (
+        short_name(str(tmp_path / "run-1" / "sae"))
+        == short_name(str(tmp_path / "run-1"))
+        == "run-1"
+    )
     assert short_name("release/layer8") == "release/layer8"

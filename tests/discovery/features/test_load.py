@@ -31,10 +31,15 @@ def test_hook_points_are_sites(hook, site):
     assert parse_hook(hook) == site
 
 
-@pytest.mark.parametrize("hook", [None, "", "hook_embed", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"])
+@pytest.mark.parametrize(
+    "hook", [None, "", "hook_embed", "blocks.0.attn.hook_pattern", "blocks.x.hook_resid_pre"]
+)
 def test_other_hook_points_are_refused(tiny_models, tmp_path, hook):
     with pytest.raises(FeatureError, match="hook point"):
-        load_sae(save(random_module("standard", 12, 20, hook), tmp_path / "sae"), tiny_models.load("native"))
+        load_sae(
+            save(random_module("standard", 12, 20, hook), tmp_path / "sae"),
+            tiny_models.load("native"),
+        )
 
 
 @pytest.mark.parametrize("hook", ["blocks.0.ln2.hook_normalized", "blocks.3.mlp.hook_in"])
@@ -59,12 +64,18 @@ def test_widths(tiny_models):
 )
 def test_a_place_that_does_not_fit_is_refused(tiny_models, tmp_path, width, hook, said):
     with pytest.raises(FeatureError, match=said):
-        load_sae(save(random_module("standard", width, 20, hook), tmp_path / "sae"), tiny_models.load("native"))
+        load_sae(
+            save(random_module("standard", width, 20, hook), tmp_path / "sae"),
+            tiny_models.load("native"),
+        )
 
 
 def test_no_mlp_no_mlp_dictionary(tiny_models, tmp_path):
     with pytest.raises(FeatureError, match="attention-only"):
-        load_sae(save(random_module("standard", 12, 20, "blocks.0.hook_mlp_out"), tmp_path / "sae"), tiny_models.load("attn_only"))
+        load_sae(
+            save(random_module("standard", 12, 20, "blocks.0.hook_mlp_out"), tmp_path / "sae"),
+            tiny_models.load("attn_only"),
+        )
 
 
 def test_a_single_heads_dictionary_is_refused(tiny_models, tmp_path):
@@ -107,14 +118,22 @@ def test_another_hub_model_is_refused(tiny_models, tmp_path):
         assert "pythia-70m" in wrong
         model.info = replace(kept, name="somewhere/checkpoint")
         assert compare_with_model(model, {"model_name": "gpt2-small"})[0] is None
-        assert compare_with_model(model, {})[1] == "the SAE does not say which model it was trained on"
+        assert (
+            compare_with_model(model, {})[1] == "the SAE does not say which model it was trained on"
+        )
     finally:
         model.info = kept
 
 
 def test_a_norm_that_is_not_in_the_files_is_told(tiny_models, tmp_path):
-    folder = save(random_module("standard", 12, 20, POST, normalize_activations="expected_average_only_in"), tmp_path / "sae")
-    assert any("expected_average_only_in" in note for note in load_sae(folder, tiny_models.load("native")).warnings)
+    folder = save(
+        random_module("standard", 12, 20, POST, normalize_activations="expected_average_only_in"),
+        tmp_path / "sae",
+    )
+    assert any(
+        "expected_average_only_in" in note
+        for note in load_sae(folder, tiny_models.load("native")).warnings
+    )
 
 
 def test_what_is_no_sae_is_refused(tiny_models, tmp_path, monkeypatch):
@@ -126,7 +145,9 @@ def test_what_is_no_sae_is_refused(tiny_models, tmp_path, monkeypatch):
     with pytest.raises(FeatureError, match=r"'\.' has no cfg"):
         load_sae(".", model)
     for absent in (tmp_path / "absent", "word", "w" * 5000, "~nobody-of-that-name/sae"):
-        with pytest.raises(FeatureError, match=r"is no directory, no run in .*, and no release") as fault:
+        with pytest.raises(
+            FeatureError, match=r"is no directory, no run in .*, and no release"
+        ) as fault:
             load_sae(absent, model)
         assert "the id of a finished training" in fault.value.cure
     folder = save(random_module("standard", 12, 20, POST), tmp_path / "torn")
@@ -146,7 +167,12 @@ def test_what_is_no_sae_is_refused(tiny_models, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2-small-res-jb/blocks.8.hook_resid_pre", "gpt2-small-res-jb/no-such-id", "no-such-owner/no-such-repository/layer8"]
+    "name",
+    [
+        "gpt2-small-res-jb/blocks.8.hook_resid_pre",
+        "gpt2-small-res-jb/no-such-id",
+        "no-such-owner/no-such-repository/layer8",
+    ],
 )
 def test_the_hub_out_of_reach_is_told_clearly(tiny_models, name):
     with pytest.raises(FeatureError, match="could not be had from the hub") as caught:
@@ -186,8 +212,14 @@ def test_changes_that_cannot_hold(amounts, operation, said):
 @pytest.mark.parametrize(
     ("source", "asked"),
     [
-        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", ("gpt2-small-res-jb", "blocks.8.hook_resid_pre")),
-        ("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")),
+        (
+            "gpt2-small-res-jb/blocks.8.hook_resid_pre",
+            ("gpt2-small-res-jb", "blocks.8.hook_resid_pre"),
+        ),
+        (
+            "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
+            ("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71"),
+        ),
         ("owner/repository/layer8/trained", ("owner/repository", "layer8/trained")),
     ],
 )

@@ -10,7 +10,9 @@ from tests.tiny_saes import ARCHITECTURES, random_module, saelens, save
 
 POST = "blocks.0.hook_resid_post"
 NORMS = ["none", "layer_norm", "constant_norm_rescale"]
-DECODES = [name for name in ARCHITECTURES if name != "temporal" and "skip" not in name]  # whose decode is the whole reconstruction
+DECODES = [
+    name for name in ARCHITECTURES if name != "temporal" and "skip" not in name
+]  # whose decode is the whole reconstruction
 
 
 def activations(width: int = 12, seed: int = 1):
@@ -21,7 +23,9 @@ def saelens_and_ours(tiny_models, tmp_path, name, d_in=12, hook=POST, **settings
     """(the module as SAELens loads it, ours)"""
     d_sae = 16 if name == "temporal" else 20
     out = "blocks.0.hook_mlp_out" if "transcoder" in name else None
-    folder = save(random_module(name, d_in, d_sae, hook, hook_out=out, **settings), tmp_path / "sae")
+    folder = save(
+        random_module(name, d_in, d_sae, hook, hook_out=out, **settings), tmp_path / "sae"
+    )
     return saelens().SAE.load_from_disk(folder), load_sae(folder, tiny_models.load("native"))
 
 
@@ -37,7 +41,10 @@ def test_encode_and_reconstruct_as_saelens(tiny_models, tmp_path, name, norm):
         torch.testing.assert_close(codes.reconstruction, theirs(x), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "norm"), [(name, "layer_norm") for name in DECODES] + [("standard", norm) for norm in NORMS])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [(name, "layer_norm") for name in DECODES] + [("standard", norm) for norm in NORMS],
+)
 def test_decode_as_saelens(tiny_models, tmp_path, name, norm):
     theirs, ours = saelens_and_ours(tiny_models, tmp_path, name, normalize_activations=norm)
     x = activations()
@@ -46,7 +53,10 @@ def test_decode_as_saelens(tiny_models, tmp_path, name, norm):
         torch.testing.assert_close(ours.decode(other, x), theirs.decode(other))
 
 
-@pytest.mark.parametrize(("name", "norm"), [(name, "layer_norm") for name in ARCHITECTURES] + [("standard", norm) for norm in NORMS])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [(name, "layer_norm") for name in ARCHITECTURES] + [("standard", norm) for norm in NORMS],
+)
 def test_an_edit_is_the_difference_of_two_decodes(tiny_models, tmp_path, name, norm):
     _, ours = saelens_and_ours(tiny_models, tmp_path, name, normalize_activations=norm)
     x = activations()
@@ -70,11 +80,20 @@ def test_nothing_changed_is_exactly_the_activation(tiny_models, tmp_path, operat
 
 
 def test_heads_lie_side_by_side(tiny_models, tmp_path):
-    theirs, ours = saelens_and_ours(tiny_models, tmp_path, "standard", d_in=18, hook="blocks.1.attn.hook_z", reshape_activations="hook_z")
+    theirs, ours = saelens_and_ours(
+        tiny_models,
+        tmp_path,
+        "standard",
+        d_in=18,
+        hook="blocks.1.attn.hook_z",
+        reshape_activations="hook_z",
+    )
     z = activations(18).reshape(3, 5, 3, 6)
     with torch.no_grad():
         torch.testing.assert_close(ours.encode(z), theirs.encode(z), atol=0, rtol=0)
-        torch.testing.assert_close(ours.codes(z).reconstruction, theirs(z).flatten(2), atol=0, rtol=0)
+        torch.testing.assert_close(
+            ours.codes(z).reconstruction, theirs(z).flatten(2), atol=0, rtol=0
+        )
     assert ours.edit(z, FeatureChange.of({0: 1.0}, "add", ours.d_sae)).shape == z.shape
 
 
@@ -103,7 +122,9 @@ def test_what_batch_topk_training_saves_for_inference_is_loaded(tiny_models, tmp
     library = saelens()
     more = {"matryoshka_widths": [8, 20]} if "Mat" in name else {}
     trained = getattr(library, f"{name}TrainingSAE")(
-        getattr(library, f"{name}TrainingSAEConfig")(d_in=12, d_sae=20, k=4, decoder_init_norm=1.0, **more)
+        getattr(library, f"{name}TrainingSAEConfig")(
+            d_in=12, d_sae=20, k=4, decoder_init_norm=1.0, **more
+        )
     )
     trained.topk_threshold.fill_(0.4)
     trained.cfg.metadata.hook_name = POST

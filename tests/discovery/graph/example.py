@@ -37,14 +37,22 @@ def ablation_evidence(faithfulness: float) -> AblationEvidence:
     return AblationEvidence(
         metric_full=3.5,
         metric_empty=0.1,
-        faithfulness=Score(value=faithfulness, low=faithfulness - 0.05, high=faithfulness + 0.05, median=0.9, share_in_band=0.8),
+        faithfulness=Score(
+            value=faithfulness,
+            low=faithfulness - 0.05,
+            high=faithfulness + 0.05,
+            median=0.9,
+            share_in_band=0.8,
+        ),
         knockout=Score(value=0.05, low=-0.02, high=0.1, median=0.04, share_in_band=0.95),
         completeness=Completeness(max_gap_in=0.1, node_in="a9.h6", max_gap_out=0.04, node_out="m0"),
         minimality=(
             Minimality(node="a9.h6", context=("a10.h0",), drop=0.2, p=0.001, p_holm=0.002),
             Minimality(node="a10.h0", drop=0.01, p=0.3, p_holm=0.3),
         ),
-        random_controls=RandomControls(size=Control(n=200, n_possible=1000, as_good=0, p=1 / 201), layer=None),
+        random_controls=RandomControls(
+            size=Control(n=200, n_possible=1000, as_good=0, p=1 / 201), layer=None
+        ),
         reference=Reference(source="corrupted", alignment="position", size=12),
     )
 
@@ -63,13 +71,35 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
             n_layers=12,
             n_heads=12,
         ),
-        "task": TaskFacts(name="ioi", metric="logit_difference", fingerprint="cd" * 32, n_discovery=100, n_heldout=100),
+        "task": TaskFacts(
+            name="ioi",
+            metric="logit_difference",
+            fingerprint="cd" * 32,
+            n_discovery=100,
+            n_heldout=100,
+        ),
         "evaluation": Evaluation(
-            discovery=SplitEvaluation(n=100, metric_clean=3.4, metric_corrupted=-3.1, accuracy=0.99, top1=0.9, ablations=ablations),
-            heldout=SplitEvaluation(n=100, metric_clean=3.5, metric_corrupted=-3.2, accuracy=0.98, top1=0.91, ablations=ablations),
+            discovery=SplitEvaluation(
+                n=100,
+                metric_clean=3.4,
+                metric_corrupted=-3.1,
+                accuracy=0.99,
+                top1=0.9,
+                ablations=ablations,
+            ),
+            heldout=SplitEvaluation(
+                n=100,
+                metric_clean=3.5,
+                metric_corrupted=-3.2,
+                accuracy=0.98,
+                top1=0.91,
+                ablations=ablations,
+            ),
             curve=(
                 CurvePoint(ablation="resample", size=1, nodes=("a9.h6",), faithfulness=0.5),
-                CurvePoint(ablation="resample", size=2, nodes=("a9.h6", "a10.h0"), faithfulness=0.93),
+                CurvePoint(
+                    ablation="resample", size=2, nodes=("a9.h6", "a10.h0"), faithfulness=0.93
+                ),
             ),
             conditions=Conditions(
                 a=OutcomeByAblation(resample="holds", mean="holds"),
@@ -81,18 +111,29 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
             heldout_looks=1,
         ),
         "verdict": "partial",
-        "reasons": ("(d) minimal fails under resample: a10.h0 drops 0.01 < 0.02.", "(f) was not run."),
+        "reasons": (
+            "(d) minimal fails under resample: a10.h0 drops 0.01 < 0.02.",
+            "(f) was not run.",
+        ),
         "cost": Cost(forward_equivalents=1234.5, seconds=61.2, peak_memory_bytes=1 << 30),
         "provenance": Provenance(
-            seed=0, versions={"torch": "2.13.0"}, device="cpu", command="circuit-scout discover", created="2026-11-20T15:30:12Z"
+            seed=0,
+            versions={"torch": "2.13.0"},
+            device="cpu",
+            command="circuit-scout discover",
+            created="2026-11-20T15:30:12Z",
         ),
         "nodes": (
             CircuitNode(
-                **CircuitNode.of(head(10, 0)).model_dump() | {"effect": NodeEffect(denoising=Effect(mean=-0.31)), "sign": -1},
+                **CircuitNode.of(head(10, 0)).model_dump()
+                | {"effect": NodeEffect(denoising=Effect(mean=-0.31)), "sign": -1},
             ),
             CircuitNode.of(
                 head(9, 6),
-                effect=NodeEffect(denoising=Effect(mean=0.52, low=0.48, high=0.56), noising=Effect(mean=0.6, low=0.5, high=0.7)),
+                effect=NodeEffect(
+                    denoising=Effect(mean=0.52, low=0.48, high=0.56),
+                    noising=Effect(mean=0.6, low=0.5, high=0.7),
+                ),
                 sign=1,
                 positions=("end", -2),
                 role="name mover",
@@ -128,13 +169,20 @@ effects = st.fixed_dictionaries({"mean": numbers, "low": numbers, "high": number
 def _added(reserved: frozenset[str]) -> st.SearchStrategy[dict[str, Any]]:
     """Fields that a later version might add."""
     return st.dictionaries(
-        words.filter(lambda name: name not in reserved | {"id", "source", "target", "nodes", "edges"}), json_values, max_size=2
+        words.filter(
+            lambda name: name not in reserved | {"id", "source", "target", "nodes", "edges"}
+        ),
+        json_values,
+        max_size=2,
     )
 
 
 def _node(name: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
-        {"id": st.just(name), "effect": st.none() | st.fixed_dictionaries({"denoising": st.none() | effects})},
+        {
+            "id": st.just(name),
+            "effect": st.none() | st.fixed_dictionaries({"denoising": st.none() | effects}),
+        },
         optional={
             "role": st.none() | words,
             "positions": st.none() | st.lists(st.integers(-3, 9) | words, max_size=3),
@@ -147,7 +195,12 @@ def _node(name: str) -> st.SearchStrategy[dict[str, Any]]:
 def _edge(source: Node, target: Node) -> st.SearchStrategy[dict[str, Any]]:
     inputs = st.dictionaries(st.sampled_from(slots_of(target)), effects, max_size=3)
     return st.fixed_dictionaries(
-        {"source": st.just(str(source)), "target": st.just(str(target)), "effect": st.none() | effects, "inputs": inputs}
+        {
+            "source": st.just(str(source)),
+            "target": st.just(str(target)),
+            "effect": st.none() | effects,
+            "inputs": inputs,
+        }
     )
 
 
@@ -164,12 +217,28 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
         "run_id": draw(st.none() | words),
         "reasons": draw(st.lists(words, max_size=2)),
         "verdict": draw(st.sampled_from([None, "verified", "rejected"])),
-        "evaluation": {"heldout": draw(st.none() | st.fixed_dictionaries({"n": st.integers(0, 300), "accuracy": numbers}))},
+        "evaluation": {
+            "heldout": draw(
+                st.none() | st.fixed_dictionaries({"n": st.integers(0, 300), "accuracy": numbers})
+            )
+        },
         "dictionaries": [
-            {"sae": "saes/one", "fingerprint": "ef" * 32, "layer": layer, "site": site, "reads": f"{site}.{layer}", "d_sae": 10}
-            for layer, site in sorted({(node.layer or 0, node.site or "") for node in inner if node.kind == "feature"})
+            {
+                "sae": "saes/one",
+                "fingerprint": "ef" * 32,
+                "layer": layer,
+                "site": site,
+                "reads": f"{site}.{layer}",
+                "d_sae": 10,
+            }
+            for layer, site in sorted(
+                {(node.layer or 0, node.site or "") for node in inner if node.kind == "feature"}
+            )
         ],
-        "nodes": [draw(_added(CircuitNode.declared_fields())) | draw(_node(str(node))) for node in draw(st.permutations(inner))],
+        "nodes": [
+            draw(_added(CircuitNode.declared_fields())) | draw(_node(str(node)))
+            for node in draw(st.permutations(inner))
+        ],
         "edges": [
             draw(_added(CircuitEdge.declared_fields())) | draw(_edge(source, target))
             for source, target in draw(st.lists(st.sampled_from(pairs), unique=True, max_size=5))

@@ -50,13 +50,41 @@ def test_the_file_has_the_names_that_interfaces_gives() -> None:
         "schema", "run_id", "model", "task", "evaluation", "verdict", "reasons", "cost", "provenance",
     }  # fmt: skip
     assert data["graph"]["schema"] == "circuit-scout/circuit/1"
-    assert {"name", "fingerprint", "backend", "dtype", "weight_processing", "n_layers", "n_heads"} <= set(data["graph"]["model"])
-    assert {"name", "metric", "fingerprint", "n_discovery", "n_heldout"} <= set(data["graph"]["task"])
+    assert {
+        "name",
+        "fingerprint",
+        "backend",
+        "dtype",
+        "weight_processing",
+        "n_layers",
+        "n_heads",
+    } <= set(data["graph"]["model"])
+    assert {"name", "metric", "fingerprint", "n_discovery", "n_heldout"} <= set(
+        data["graph"]["task"]
+    )
     assert set(data["graph"]["cost"]) == {"forward_equivalents", "seconds", "peak_memory_bytes"}
     assert set(data["graph"]["provenance"]) == {"seed", "versions", "device", "command", "created"}
     node = data["nodes"][1]
-    assert {"id", "kind", "layer", "head", "label", "effect", "sign", "positions", "role", "inclusion", "evidence"} == set(node)
-    assert (node["id"], node["kind"], node["layer"], node["head"], node["label"]) == ("a9.h6", "attention_head", 9, 6, "L9H6")
+    assert {
+        "id",
+        "kind",
+        "layer",
+        "head",
+        "label",
+        "effect",
+        "sign",
+        "positions",
+        "role",
+        "inclusion",
+        "evidence",
+    } == set(node)
+    assert (node["id"], node["kind"], node["layer"], node["head"], node["label"]) == (
+        "a9.h6",
+        "attention_head",
+        9,
+        6,
+        "L9H6",
+    )
     assert node["effect"]["denoising"] == {"mean": 0.52, "low": 0.48, "high": 0.56}
     edge = data["edges"][0]
     assert {"source", "target", "effect", "inputs", "evidence"} == set(edge)
@@ -73,13 +101,24 @@ def test_nodes_and_edges_stand_in_forward_order_however_they_are_given() -> None
     nodes = [CircuitNode.of(name) for name in ("logits", "m9", "a10.h2", "a9.h11", "a9.h6")]
     edges = [CircuitEdge(source="m9", target="logits"), CircuitEdge(source="a9.h6", target="m9")]
     circuit = CircuitGraph(nodes=tuple(nodes), edges=tuple(edges))
-    assert [node.id for node in circuit.nodes] == ["embed", "a9.h6", "a9.h11", "m9", "a10.h2", "logits"]
+    assert [node.id for node in circuit.nodes] == [
+        "embed",
+        "a9.h6",
+        "a9.h11",
+        "m9",
+        "a10.h2",
+        "logits",
+    ]
     assert circuit == CircuitGraph(nodes=tuple(reversed(nodes)), edges=tuple(reversed(edges)))
     assert [edge.source for edge in circuit.edges] == ["a9.h6", "m9"]
 
 
 def test_names_are_written_canonically() -> None:
-    assert CircuitNode.of("L9H6").id == CircuitNode(id="9.6", kind="attention_head", label="L9H6").id == "a9.h6"
+    assert (
+        CircuitNode.of("L9H6").id
+        == CircuitNode(id="9.6", kind="attention_head", label="L9H6").id
+        == "a9.h6"
+    )
     assert CircuitEdge(source="L9H6", target="MLP10").target == "m10"
 
 
@@ -90,12 +129,36 @@ def test_names_are_written_canonically() -> None:
         ({"nodes": [{"id": "a9"}]}, "not the name of a node"),
         ({"nodes": [{"id": "a9.kv1"}]}, "a9.kv1' is a key-value head"),
         ({"nodes": [{"id": "a9.h6", "layer": 8}]}, "a9.h6 has layer 9, not 8"),
-        ({"nodes": [{"id": "m1"}], "edges": [{"source": "a0.h0", "target": "m1"}]}, "no node of the circuit: a0.h0"),
-        ({"nodes": [{"id": "m1"}], "edges": [{"source": "logits", "target": "m1"}]}, "runs backwards"),
-        ({"nodes": [{"id": "a1.h0"}, {"id": "a1.h1"}], "edges": [{"source": "a1.h0", "target": "a1.h1"}]}, "runs backwards"),
-        ({"nodes": [{"id": "m1"}], "edges": [{"source": "embed", "target": "m1", "inputs": {"q": {}}}]}, "m1 has no input 'q'"),
-        ({"nodes": [{"id": "m1"}], "edges": [{"source": "embed", "target": "m1"}] * 2}, "edge embed->m1 is there twice"),
-        ({"nodes": [{"id": "a3.h0"}], "model": {"n_layers": 3}}, "a3.h0 is not in the model, which has 3 layers"),
+        (
+            {"nodes": [{"id": "m1"}], "edges": [{"source": "a0.h0", "target": "m1"}]},
+            "no node of the circuit: a0.h0",
+        ),
+        (
+            {"nodes": [{"id": "m1"}], "edges": [{"source": "logits", "target": "m1"}]},
+            "runs backwards",
+        ),
+        (
+            {
+                "nodes": [{"id": "a1.h0"}, {"id": "a1.h1"}],
+                "edges": [{"source": "a1.h0", "target": "a1.h1"}],
+            },
+            "runs backwards",
+        ),
+        (
+            {
+                "nodes": [{"id": "m1"}],
+                "edges": [{"source": "embed", "target": "m1", "inputs": {"q": {}}}],
+            },
+            "m1 has no input 'q'",
+        ),
+        (
+            {"nodes": [{"id": "m1"}], "edges": [{"source": "embed", "target": "m1"}] * 2},
+            "edge embed->m1 is there twice",
+        ),
+        (
+            {"nodes": [{"id": "a3.h0"}], "model": {"n_layers": 3}},
+            "a3.h0 is not in the model, which has 3 layers",
+        ),
         ({"nodes": [{"id": "a0.h4"}], "model": {"n_heads": 4}}, "4 heads in each layer"),
         ({"nodes": [{"id": "m1"}], "verdict": "no_behaviour"}, "no_behaviour"),
         ({"verdict": "proved"}, "verified"),
@@ -104,8 +167,17 @@ def test_names_are_written_canonically() -> None:
 def test_a_record_that_contradicts_itself_is_refused(broken: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         CircuitGraph.model_validate(broken)
-    facts = {"schema": "circuit-scout/circuit/1", **{name: broken[name] for name in broken if name not in ("nodes", "edges")}}
-    data = {"directed": True, "multigraph": False, "graph": facts, "nodes": broken.get("nodes", []), "edges": broken.get("edges", [])}
+    facts = {
+        "schema": "circuit-scout/circuit/1",
+        **{name: broken[name] for name in broken if name not in ("nodes", "edges")},
+    }
+    data = {
+        "directed": True,
+        "multigraph": False,
+        "graph": facts,
+        "nodes": broken.get("nodes", []),
+        "edges": broken.get("edges", []),
+    }
     with pytest.raises(StoreError, match=says):
         CircuitGraph.from_json(json.dumps(data))
 
@@ -116,10 +188,22 @@ def test_a_record_that_contradicts_itself_is_refused(broken: dict[str, Any], say
         ("", "damaged"),
         ('{"directed": true, "gra', "damaged"),
         ("[]", "no networkx node-link data"),
-        ('{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": []}', "node-link data"),
-        ('{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": [3], "edges": []}', "nodes.0"),
-        ('{"directed": true, "multigraph": false, "graph": {"x": NaN}, "nodes": [], "edges": []}', "NaN is not JSON"),
-        ('{"directed": true, "multigraph": false, "graph": {"x": 1e999}, "nodes": [], "edges": []}', "beyond a double"),
+        (
+            '{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": []}',
+            "node-link data",
+        ),
+        (
+            '{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": [3], "edges": []}',
+            "nodes.0",
+        ),
+        (
+            '{"directed": true, "multigraph": false, "graph": {"x": NaN}, "nodes": [], "edges": []}',
+            "NaN is not JSON",
+        ),
+        (
+            '{"directed": true, "multigraph": false, "graph": {"x": 1e999}, "nodes": [], "edges": []}',
+            "beyond a double",
+        ),
         ("[" * 100_000, "damaged"),
         (b"\xff\xfe", "damaged"),
     ],
@@ -180,10 +264,16 @@ def test_times_and_ids_are_not_content() -> None:
         run_id="another",
         cost=Cost(forward_equivalents=1234.5, seconds=1.0, peak_memory_bytes=None),
         provenance=first.provenance.model_copy(
-            update={"created": "2031-01-01T00:00:00Z", "command": "circuit-scout discover --runs-dir x"}
+            update={
+                "created": "2031-01-01T00:00:00Z",
+                "command": "circuit-scout discover --runs-dir x",
+            }
         ),
         nodes=(node, first.nodes[2]),
-        edges=tuple(edge.model_copy(update={"evidence": tuple(f"y-{name}" for name in edge.evidence)}) for edge in first.edges),
+        edges=tuple(
+            edge.model_copy(update={"evidence": tuple(f"y-{name}" for name in edge.evidence)})
+            for edge in first.edges
+        ),
     )
     assert again != first
     assert again.same_content(first)
@@ -208,7 +298,12 @@ def test_anything_else_is_content(change: dict[str, Any]) -> None:
 
 def test_which_result_supports_which_node_is_content() -> None:
     def with_evidence(*ids: str) -> CircuitGraph:
-        return CircuitGraph(nodes=tuple(CircuitNode.of(name, evidence=(result,)) for name, result in zip(("m0", "m1"), ids, strict=True)))
+        return CircuitGraph(
+            nodes=tuple(
+                CircuitNode.of(name, evidence=(result,))
+                for name, result in zip(("m0", "m1"), ids, strict=True)
+            )
+        )
 
     assert with_evidence("r1", "r2").same_content(with_evidence("s1", "s2"))
     assert not with_evidence("r1", "r2").same_content(with_evidence("s1", "s1"))

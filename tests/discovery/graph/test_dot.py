@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from discovery.graph import CircuitGraph, CircuitNode
 from tests.discovery.graph.example import ioi_circuit, records
 
-TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[{}\[\];,=])|([A-Za-z_]\w*|-?\d+(?:\.\d+)?))', re.DOTALL)
+TOKEN = re.compile(
+    r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[{}\[\];,=])|([A-Za-z_]\w*|-?\d+(?:\.\d+)?))', re.DOTALL
+)
 Attributes = dict[str, str]
 
 
@@ -45,7 +47,11 @@ class DotParser:
     def _name(self) -> str:
         token = self._next()
         assert token[0] == '"' or re.fullmatch(r"\w+|-?[\d.]+", token), token
-        return re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], token[1:-1]) if token[0] == '"' else token
+        return (
+            re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], token[1:-1])
+            if token[0] == '"'
+            else token
+        )
 
     def _statements(self, row: list[str]) -> None:
         assert self._next() == "{"
@@ -117,11 +123,15 @@ def test_sign_shows_without_colour() -> None:
 
 
 def test_a_layer_is_a_row() -> None:
-    circuit = CircuitGraph(nodes=tuple(CircuitNode.of(name) for name in ("a1.h0", "a1.h3", "m1", "a2.h0")))
+    circuit = CircuitGraph(
+        nodes=tuple(CircuitNode.of(name) for name in ("a1.h0", "a1.h3", "m1", "a2.h0"))
+    )
     assert DotParser(circuit.to_dot()).rows == [["rank=same", "a1.h0", "a1.h3"]]
 
 
-@pytest.mark.parametrize("role", ['"];evil [label="', "back\\", "\\N \\G", "<b>x</b>", "a\nb\x00c", "é 中 🙂"])
+@pytest.mark.parametrize(
+    "role", ['"];evil [label="', "back\\", "\\N \\G", "<b>x</b>", "a\nb\x00c", "é 中 🙂"]
+)
 def test_hostile_text_stays_text(role: str) -> None:
     dot = DotParser(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),)).to_dot())
     assert list(dot.nodes) == ["embed", "m0", "logits"]

@@ -23,8 +23,23 @@ from tests.discovery.graph.example import ioi_circuit
 
 def test_the_block_has_the_names_that_interfaces_gives() -> None:
     block = json.loads(ioi_circuit().to_json())["graph"]["evaluation"]
-    assert {"discovery", "heldout", "curve", "conditions", "tests", "thresholds", "heldout_looks"} <= set(block)
-    assert set(block["heldout"]) == {"n", "metric_clean", "metric_corrupted", "accuracy", "top1", "ablations"}
+    assert {
+        "discovery",
+        "heldout",
+        "curve",
+        "conditions",
+        "tests",
+        "thresholds",
+        "heldout_looks",
+    } <= set(block)
+    assert set(block["heldout"]) == {
+        "n",
+        "metric_clean",
+        "metric_corrupted",
+        "accuracy",
+        "top1",
+        "ablations",
+    }
     evidence = block["heldout"]["ablations"]["mean"]
     assert set(block["heldout"]["ablations"]) == {"resample", "mean"}
     assert set(evidence) == {
@@ -46,7 +61,9 @@ def test_what_was_not_measured_is_null_and_what_was_not_tried_not_run() -> None:
     block = Evaluation(discovery=SplitEvaluation(n=3)).model_dump(mode="json")
     assert block["heldout"] is block["heldout_looks"] is None
     assert block["discovery"]["metric_clean"] is block["discovery"]["ablations"]["resample"] is None
-    assert {outcome for row in block["conditions"].values() for outcome in row.values()} == {"not_run"}
+    assert {outcome for row in block["conditions"].values() for outcome in row.values()} == {
+        "not_run"
+    }
     evidence = AblationEvidence().model_dump(mode="json")
     assert set(evidence.values()) == {None}
 

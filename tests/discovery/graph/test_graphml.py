@@ -33,7 +33,13 @@ def test_networkx_reads_it(facts: dict[str, Any]) -> None:
 def test_other_tools_find_numbers_as_numbers_and_the_rest_as_json() -> None:
     graph = networkx.parse_graphml(ioi_circuit().to_graphml())
     node = graph.nodes["a9.h6"]
-    assert (node["label"], node["layer"], node["head"], node["sign"], node["role"]) == ("L9H6", 9, 6, 1, "name mover")
+    assert (node["label"], node["layer"], node["head"], node["sign"], node["role"]) == (
+        "L9H6",
+        9,
+        6,
+        1,
+        "name mover",
+    )
     assert json.loads(node["effect"])["denoising"]["mean"] == 0.52
     assert json.loads(node["evidence"]) == ["head_out-1", "head_out-2"]
     assert json.loads(graph.edges["a9.h6", "a10.h0"]["inputs"])["q"]["mean"] == -0.1
@@ -43,7 +49,14 @@ def test_other_tools_find_numbers_as_numbers_and_the_rest_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<graphml", "<html></html>", '{"directed": true}', '<!DOCTYPE x [<!ENTITY a "b">]><graphml>&b;</graphml>']
+    "text",
+    [
+        "",
+        "<graphml",
+        "<html></html>",
+        '{"directed": true}',
+        '<!DOCTYPE x [<!ENTITY a "b">]><graphml>&b;</graphml>',
+    ],
 )
 def test_what_is_not_graphml_is_refused(text: str) -> None:
     with pytest.raises(StoreError, match="GraphML"):
@@ -56,7 +69,28 @@ def test_somebody_elses_graphml_is_refused() -> None:
         CircuitGraph.from_graphml(text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\x00", "\x1b[0m", "\r\n", "\ufffe", "\uffff", "<&>\"']]>", "\U0010ffff", "true", "3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\x00",
+        "\x1b[0m",
+        "\r\n",
+        "\ufffe",
+        "\uffff",
+        "<&>\"']]>",
+        "\U0010ffff",
+        "true",
+        "3",
+    ],
+)
 def test_text_that_xml_cannot_hold_is_kept_too(text: str) -> None:
-    circuit = CircuitGraph.model_validate({"reasons": [text], "nodes": [{"id": "m0", "role": text, "x" + text: text}], text + "y": text})
+    circuit = CircuitGraph.model_validate(
+        {
+            "reasons": [text],
+            "nodes": [{"id": "m0", "role": text, "x" + text: text}],
+            text + "y": text,
+        }
+    )
     assert CircuitGraph.from_graphml(circuit.to_graphml()) == circuit

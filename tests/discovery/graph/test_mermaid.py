@@ -10,7 +10,9 @@ from discovery.graph import CircuitGraph, CircuitNode
 from tests.discovery.graph.example import ioi_circuit, records
 
 LABEL = r'"((?:[\w .,:+\-/()]|<br/>|#\d+;)*)"'
-NODE = re.compile(rf"  (embed|logits|a\d+_h\d+|m\d+|f\d+_\d+\w*)(?:\(\[{LABEL}\]\)|\[{LABEL}\]|\{{\{{{LABEL}\}}\}}):::(up|down|flat|end_)")
+NODE = re.compile(
+    rf"  (embed|logits|a\d+_h\d+|m\d+|f\d+_\d+\w*)(?:\(\[{LABEL}\]\)|\[{LABEL}\]|\{{\{{{LABEL}\}}\}}):::(up|down|flat|end_)"
+)
 EDGE = re.compile(rf"  (\w+) (-->|-\.->)(?:\|{LABEL}\|)? (\w+)")
 CLASS = re.compile(r"  classDef (\w+) [\w:#,\- ]+")
 
@@ -50,7 +52,9 @@ def test_every_record_is_a_flowchart_with_its_nodes_and_edges(facts: dict[str, A
     nodes, edges, _ = parse(circuit.to_mermaid())
     name = str.maketrans(".@", "__")
     assert list(nodes) == [node.id.translate(name) for node in circuit.nodes]
-    assert list(edges) == [(edge.source.translate(name), edge.target.translate(name)) for edge in circuit.edges]
+    assert list(edges) == [
+        (edge.source.translate(name), edge.target.translate(name)) for edge in circuit.edges
+    ]
 
 
 def test_labels_say_what_is_known() -> None:
@@ -60,7 +64,10 @@ def test_labels_say_what_is_known() -> None:
     assert comment == "%% ioi in bundled: partial"
 
 
-@pytest.mark.parametrize("role", ['"] --> evil["', "%%{init: {}}%%", "`md`", "#quot;", "<script>", "a;b|c", "end", "é 中"])
+@pytest.mark.parametrize(
+    "role",
+    ['"] --> evil["', "%%{init: {}}%%", "`md`", "#quot;", "<script>", "a;b|c", "end", "é 中"],
+)
 def test_hostile_text_stays_text(role: str) -> None:
     nodes, edges, _ = parse(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),)).to_mermaid())
     assert nodes["m0"] == f"MLP0<br/>{role}"

@@ -19,11 +19,17 @@ def test_a_number_that_is_not_finite_is_unknown(unknown: float) -> None:
 
 def test_numpy_numbers_are_numbers() -> None:
     score = Score(value=np.float32(0.5), low=np.float64(0.25), high=np.int64(1))  # type: ignore[arg-type]
-    assert score.model_dump_json() == '{"value":0.5,"low":0.25,"high":1.0,"median":null,"share_in_band":null}'
+    assert (
+        score.model_dump_json()
+        == '{"value":0.5,"low":0.25,"high":1.0,"median":null,"share_in_band":null}'
+    )
 
 
 def test_every_node_kind_is_filled_in_from_its_id() -> None:
-    kinds = [(node.kind, node.layer, node.head, node.label) for node in map(CircuitNode.of, ("embed", "a3.h4", "m5", "logits"))]
+    kinds = [
+        (node.kind, node.layer, node.head, node.label)
+        for node in map(CircuitNode.of, ("embed", "a3.h4", "m5", "logits"))
+    ]
     assert kinds == [
         ("embed", None, None, "embed"),
         ("attention_head", 3, 4, "L3H4"),
@@ -32,7 +38,9 @@ def test_every_node_kind_is_filled_in_from_its_id() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"sign": 2}, {"positions": [{}]}, {"effect": 0.5}, {"evidence": "r1"}, {"layer": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"sign": 2}, {"positions": [{}]}, {"effect": 0.5}, {"evidence": "r1"}, {"layer": 1}]
+)
 def test_a_node_of_the_wrong_shape_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CircuitNode.of("a0.h0", **wrong)

@@ -20,7 +20,14 @@ def test_what_is_json_comes_back(value: object) -> None:
 
 
 def test_python_values_become_json() -> None:
-    value = {"a": (1, 2), "n": np.int64(3), "x": np.float32(0.5), "t": np.bool_(True), "e": Effect(mean=float("nan")), "i": float("inf")}
+    value = {
+        "a": (1, 2),
+        "n": np.int64(3),
+        "x": np.float32(0.5),
+        "t": np.bool_(True),
+        "e": Effect(mean=float("nan")),
+        "i": float("inf"),
+    }
     assert json.loads(dumps(value)) == {
         "a": [1, 2],
         "n": 3,
@@ -41,7 +48,9 @@ def test_what_is_not_json_is_a_bug(value: object) -> None:
         to_plain_json(value)
 
 
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e400", "{", "", "[1,]", b"\xff", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["NaN", "[Infinity]", '{"a": -Infinity}', "1e400", "{", "", "[1,]", b"\xff", "9" * 5000]
+)
 def test_what_is_not_strict_is_refused_with_its_source(text: str | bytes) -> None:
     with pytest.raises(StoreError, match=r"^run\.json is damaged"):
         loads(text, "run.json")

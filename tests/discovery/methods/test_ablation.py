@@ -58,7 +58,12 @@ def test_every_ablation_is_its_definition(tiny_models, name, ablation, lengths, 
         torch.testing.assert_close(row, metric_with_ablated(made, pairs, given, ablated), **CLOSE)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.sampled_from(["native", "attn_only"]),
     st.sampled_from(ABLATIONS),
@@ -71,11 +76,25 @@ def test_every_ablation_is_its_definition(tiny_models, name, ablation, lengths, 
 )
 def test_any_task(tiny_models, name, ablation, lengths, changed, same_end, labelled, metric, seed):
     model, made = tiny_models.load(name, dtype="float64"), tiny_models.native(name)
-    pairs = random_pairs(lengths, seed, changed=changed, same_end=same_end and min(lengths) > 1, labelled=labelled, sets=2, templates=2)
+    pairs = random_pairs(
+        lengths,
+        seed,
+        changed=changed,
+        same_end=same_end and min(lengths) > 1,
+        labelled=labelled,
+        sets=2,
+        templates=2,
+    )
     (kept,) = random_sets(model.info.nodes(), 1, seed)
     got = SetMetric(Engine(model, as_task(pairs), metric=metric), ablation)([kept])[0]
     ablated = {str(node) for node in model.info.nodes() if node not in kept}
-    torch.testing.assert_close(got, metric_with_ablated(made, pairs, reference_activations(made, pairs, ablation), ablated, metric), **CLOSE)
+    torch.testing.assert_close(
+        got,
+        metric_with_ablated(
+            made, pairs, reference_activations(made, pairs, ablation), ablated, metric
+        ),
+        **CLOSE,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,16 +108,25 @@ def test_ablating_nothing_is_the_clean_run(tiny_models, name):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", MODELS)
-def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(tiny_models, name, metric):
+def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(
+    tiny_models, name, metric
+):
     """All that the last position can know of the corruption is in its nodes; its embedding is the same."""
-    engine = Engine(tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=9)), metric=metric)
+    engine = Engine(
+        tiny_models.load(name, dtype="float64"),
+        as_task(random_pairs([6, 4, 7], seed=9)),
+        metric=metric,
+    )
     empty = SetMetric(engine, "resample")([frozenset()])[0]
     torch.testing.assert_close(empty, engine.baseline("corrupted"), **CLOSE)
     assert metric != "logit_difference" or (empty - engine.baseline("clean")).abs().max() > 1e-3
 
 
 def test_where_the_last_tokens_differ_it_is_not(tiny_models):
-    engine = Engine(tiny_models.load("native", dtype="float64"), as_task(random_pairs([5, 5], seed=9, changed=5, same_end=False)))
+    engine = Engine(
+        tiny_models.load("native", dtype="float64"),
+        as_task(random_pairs([5, 5], seed=9, changed=5, same_end=False)),
+    )
     empty = SetMetric(engine, "resample")([frozenset()])[0]
     assert (empty - engine.baseline("corrupted")).abs().max() > 1e-3
 
@@ -106,7 +134,10 @@ def test_where_the_last_tokens_differ_it_is_not(tiny_models):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "rotary"])
 def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch, name, ablation):
-    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 4, 7], seed=10, changed=1))
+    model, task = (
+        tiny_models.load(name, dtype="float64"),
+        as_task(random_pairs([6, 4, 7], seed=10, changed=1)),
+    )
     sets = random_sets(model.info.nodes(), 6, seed=1)
     quick = SetMetric(Engine(model, task), ablation)(sets)
     monkeypatch.setattr(model, "abilities", Abilities())
@@ -116,16 +147,27 @@ def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch,
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_blocks_of_pairs_give_the_same_numbers(tiny_models, ablation):
     """Means are summed over all blocks before any is measured."""
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([6] * 10 + [4, 7], seed=11))
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([6] * 10 + [4, 7], seed=11)),
+    )
     sets = random_sets(model.info.nodes(), 3, seed=2)
     whole = Engine(model, task)
-    memory = next(size for size in range(1000, 10**7, 1000) if (engine := _engine(model, task, size)) and len(list(engine.blocks())) <= 5)
+    memory = next(
+        size
+        for size in range(1000, 10**7, 1000)
+        if (engine := _engine(model, task, size)) and len(list(engine.blocks())) <= 5
+    )
     little = Engine(model, task, memory=memory)
     assert len(list(little.blocks())) in (4, 5)
     first = SetMetric(little, ablation)
     torch.testing.assert_close(first(sets), SetMetric(whole, ablation)(sets), **CLOSE)
-    torch.testing.assert_close(first(sets, pairs=7), SetMetric(whole, ablation)(sets)[:, :7], **CLOSE)
-    torch.testing.assert_close(SetMetric(little, ablation)(sets, pairs=7), SetMetric(whole, ablation)(sets)[:, :7], **CLOSE)
+    torch.testing.assert_close(
+        first(sets, pairs=7), SetMetric(whole, ablation)(sets)[:, :7], **CLOSE
+    )
+    torch.testing.assert_close(
+        SetMetric(little, ablation)(sets, pairs=7), SetMetric(whole, ablation)(sets)[:, :7], **CLOSE
+    )
 
 
 def _engine(model: Any, task: Any, memory: int) -> Engine | None:
@@ -175,11 +217,17 @@ def test_a_universe_of_heads_keeps_the_mlps(tiny_models):
     sets = SetMetric(Engine(model, as_task(pairs)), "resample", "heads")
     assert all(node.kind == "attention_head" for node in sets.everything)
     heads = {str(node) for node in sets.everything}
-    torch.testing.assert_close(sets([frozenset()])[0], metric_with_ablated(made, pairs, reference_activations(made, pairs, "resample"), heads), **CLOSE)
+    torch.testing.assert_close(
+        sets([frozenset()])[0],
+        metric_with_ablated(made, pairs, reference_activations(made, pairs, "resample"), heads),
+        **CLOSE,
+    )
 
 
 def test_nodes_outside_the_universe_change_nothing(tiny_models):
-    sets = SetMetric(Engine(tiny_models.load("native"), as_task(random_pairs([5]))), "resample", "heads")
+    sets = SetMetric(
+        Engine(tiny_models.load("native"), as_task(random_pairs([5]))), "resample", "heads"
+    )
     kept = frozenset({Node("mlp", 0), Node("attention_head", 0, 1)})
     assert torch.equal(sets([kept]), sets([frozenset({Node("attention_head", 0, 1)})]))
 
@@ -191,14 +239,26 @@ def test_faithfulness_of_a_hand_built_circuit(tmp_path, name):
     model = load_model(case.save(tmp_path / name), device="cpu", dtype="float64")
     task = load_task(tmp_path / name / "task.jsonl", model)
     parts, pick = group_pairs(case), random.Random(0)
-    chosen = [index for template in dict.fromkeys(pair.template for pair in case.pairs) for index in _first_four(case.pairs, template)]
-    subsets = [pick.sample(case.universe, pick.randint(1, len(case.universe) - 1)) for _ in range(3)]
+    chosen = [
+        index
+        for template in dict.fromkeys(pair.template for pair in case.pairs)
+        for index in _first_four(case.pairs, template)
+    ]
+    subsets = [
+        pick.sample(case.universe, pick.randint(1, len(case.universe) - 1)) for _ in range(3)
+    ]
     for ablation in ("resample", "mean"):
         expected = measure_f(case, parts, ablation, subsets)  # type: ignore[arg-type]
         sets = SetMetric(Engine(model, task), ablation)  # type: ignore[arg-type]
-        kept = [frozenset(), sets.everything, *(frozenset(map(Node.parse, subset)) for subset in subsets)]
+        kept = [
+            frozenset(),
+            sets.everything,
+            *(frozenset(map(Node.parse, subset)) for subset in subsets),
+        ]
         metrics = sets(kept)[:, chosen].mean(1)
-        torch.testing.assert_close((metrics[2:] - metrics[0]) / (metrics[1] - metrics[0]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            (metrics[2:] - metrics[0]) / (metrics[1] - metrics[0]), expected, atol=1e-5, rtol=0
+        )
 
 
 def _first_four(pairs: Any, template: str) -> list[int]:
@@ -211,8 +271,12 @@ def test_ablate_heads_by_name(tiny_models):
     given = reference_activations(made, pairs, "resample")
     out = ablate_heads(model, as_task(pairs), ["L1H2", "m0", "0.1", "a0.h1"])
     assert out.nodes == ("a0.h1", "m0", "a1.h2")
-    torch.testing.assert_close(out.per_pair, metric_with_ablated(made, pairs, given, out.nodes), **CLOSE)
-    torch.testing.assert_close(out.per_pair_clean, metric_with_ablated(made, pairs, given, ()), **CLOSE)
+    torch.testing.assert_close(
+        out.per_pair, metric_with_ablated(made, pairs, given, out.nodes), **CLOSE
+    )
+    torch.testing.assert_close(
+        out.per_pair_clean, metric_with_ablated(made, pairs, given, ()), **CLOSE
+    )
     assert out.metric_ablated == pytest.approx(float(out.per_pair.mean()))
     assert out.metric_clean == pytest.approx(float(out.per_pair_clean.mean()))
     assert (out.ablation, out.metric) == ("resample", "logit_difference")
@@ -222,7 +286,9 @@ def test_ablate_heads_by_name(tiny_models):
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_ablating_no_nodes_by_name(tiny_models, ablation):
-    out = ablate_heads(tiny_models.load("native"), as_task(random_pairs([5, 5])), [], ablation=ablation)
+    out = ablate_heads(
+        tiny_models.load("native"), as_task(random_pairs([5, 5])), [], ablation=ablation
+    )
     assert torch.equal(out.per_pair, out.per_pair_clean)
     assert out.nodes == ()
 
@@ -237,7 +303,12 @@ def test_ablating_no_nodes_by_name(tiny_models, ablation):
     ],
 )
 def test_what_a_mean_was_taken_over_is_recorded(tiny_models, lengths, options, alignment, size):
-    out = ablate_heads(tiny_models.load("native"), as_task(random_pairs(lengths, **options)), ["m0"], ablation="mean")
+    out = ablate_heads(
+        tiny_models.load("native"),
+        as_task(random_pairs(lengths, **options)),
+        ["m0"],
+        ablation="mean",
+    )
     assert (out.reference["alignment"], out.reference["size"]) == (alignment, size)
     assert "corrupted" in str(out.reference["source"])
 
@@ -252,7 +323,10 @@ def test_what_else_nodes_are_replaced_by_is_recorded(tiny_models):
 
 def test_zero_needs_no_corrupted_run(tiny_models):
     model, task = tiny_models.load("native"), as_task(random_pairs([5, 5]))
-    costs = {ablation: ablate_heads(model, task, ["a0.h0"], ablation=ablation).cost.forward_equivalents for ablation in ABLATIONS}
+    costs = {
+        ablation: ablate_heads(model, task, ["a0.h0"], ablation=ablation).cost.forward_equivalents
+        for ablation in ABLATIONS
+    }
     assert costs["zero"] < 2 * 2 + 1e-9  # the clean run, and no more than another
     assert costs["mean"] == pytest.approx(costs["zero"] + 2)
 
@@ -292,9 +366,13 @@ def test_unknown_choices(tiny_models):
 
 
 def test_a_budget_that_does_not_reach(tiny_models):
-    engine = Engine(tiny_models.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=9.0))
+    engine = Engine(
+        tiny_models.load("native"), as_task(random_pairs([5] * 4)), meter=Meter(limit=9.0)
+    )
     sets = SetMetric(engine, "resample")
     with pytest.raises(BudgetError, match="controls needs"):
         sets(random_sets(sets.universe, 40), "controls")
-    assert engine.meter.spent == pytest.approx(2 * 4)  # one cached pass of each side; no row of an ablation
+    assert engine.meter.spent == pytest.approx(
+        2 * 4
+    )  # one cached pass of each side; no row of an ablation
     assert sets([sets.everything]).shape == (1, 4)

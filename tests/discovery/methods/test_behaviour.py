@@ -30,17 +30,26 @@ def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Tas
 def _logits(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
     from discovery.backends.base import Batch
 
-    logits: torch.Tensor = model.run(Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))).logits[0]
+    logits: torch.Tensor = model.run(
+        Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))
+    ).logits[0]
     return logits
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_numbers_are_those_of_each_prompt_alone(tiny_models, metric: MetricName):
-    model, task = tiny_models.load("native", dtype="float64"), as_task(random_pairs([6, 4, 7, 5, 5], seed=1, sets=2))
+    model, task = (
+        tiny_models.load("native", dtype="float64"),
+        as_task(random_pairs([6, 4, 7, 5, 5], seed=1, sets=2)),
+    )
     got = check_task(model, task, metric=metric)
-    used: MetricName = "logit_difference" if metric == "kl_divergence" else metric  # a divergence has no right answer
+    used: MetricName = (
+        "logit_difference" if metric == "kl_divergence" else metric
+    )  # a divergence has no right answer
     assert got.metric == used
-    rows = [(pair, _logits(model, pair.clean), _logits(model, pair.corrupted)) for pair in task.pairs]
+    rows = [
+        (pair, _logits(model, pair.clean), _logits(model, pair.corrupted)) for pair in task.pairs
+    ]
     clean = [metric_of(used, up, pair, up) for pair, up, _ in rows]
     corrupted = [metric_of(used, down, pair, up) for pair, up, down in rows]
     right = [metric_of("logit_difference", up, pair, up) > 0 for pair, up, _ in rows]
@@ -51,20 +60,32 @@ def test_numbers_are_those_of_each_prompt_alone(tiny_models, metric: MetricName)
     assert got.gap.low <= got.gap.mean <= got.gap.high
     assert got.right.tolist() == right
     assert got.accuracy == pytest.approx(sum(right) / 5)
-    assert got.top1 == pytest.approx(sum(int(up.argmax()) in pair.answer for pair, up, _ in rows) / 5)
-    assert got.cost.forward_equivalents == pytest.approx(sum(7 / len(pair.clean) for pair in task.pairs) * 2, rel=0.2)  # padding counts
+    assert got.top1 == pytest.approx(
+        sum(int(up.argmax()) in pair.answer for pair, up, _ in rows) / 5
+    )
+    assert got.cost.forward_equivalents == pytest.approx(
+        sum(7 / len(pair.clean) for pair in task.pairs) * 2, rel=0.2
+    )  # padding counts
 
 
 def test_the_tasks_metric_is_the_default(tiny_models):
     pairs = random_pairs([5, 5])
-    assert check_task(tiny_models.load("native"), as_task(pairs, "probability_difference")).metric == "probability_difference"
-    assert check_task(tiny_models.load("native"), as_task(pairs, "kl_divergence")).metric == "logit_difference"
+    assert (
+        check_task(tiny_models.load("native"), as_task(pairs, "probability_difference")).metric
+        == "probability_difference"
+    )
+    assert (
+        check_task(tiny_models.load("native"), as_task(pairs, "kl_divergence")).metric
+        == "logit_difference"
+    )
 
 
 @pytest.mark.parametrize(("count", "right"), [(12, 12), (12, 11), (30, 21), (20, 10), (6, 0)])
 def test_the_accuracys_lower_bound_is_the_binomials(tiny_models, count, right):
     """The p at which so many hits or more have probability 0.05 (Clopper and Pearson 1934)."""
-    got = check_task(tiny_models.load("native"), task_with_accuracy(tiny_models.load("native"), count, right))
+    got = check_task(
+        tiny_models.load("native"), task_with_accuracy(tiny_models.load("native"), count, right)
+    )
     assert got.accuracy == pytest.approx(right / count)
     if right:
         assert binom.sf(right - 1, count, got.accuracy_low) == pytest.approx(0.05)
@@ -73,7 +94,9 @@ def test_the_accuracys_lower_bound_is_the_binomials(tiny_models, count, right):
     assert got.top1 == got.accuracy  # by construction
 
 
-def fix_baselines(monkeypatch: pytest.MonkeyPatch, clean: list[float], corrupted: list[float]) -> None:
+def fix_baselines(
+    monkeypatch: pytest.MonkeyPatch, clean: list[float], corrupted: list[float]
+) -> None:
     """Give a measurement these metrics."""
     sides = {"clean": torch.tensor(clean), "corrupted": torch.tensor(corrupted)}
     monkeypatch.setattr(Block, "baseline", lambda self, side: sides[side])
@@ -94,13 +117,18 @@ def test_chance_is_no_behaviour(tiny_models, monkeypatch):
     got = check_task(model, task_with_accuracy(model, 20, 13))
     assert not got.is_present
     (reason,) = got.reasons
-    assert reason == f"accuracy 0.65 on 20 pairs (lower bound {got.accuracy_low:.2f}) is not above chance, 0.5"
+    assert (
+        reason
+        == f"accuracy 0.65 on 20 pairs (lower bound {got.accuracy_low:.2f}) is not above chance, 0.5"
+    )
 
 
 def test_a_constant_answer_is_no_behaviour(tiny_models, monkeypatch):
     """19 of 20 right, and one answer serves them all."""
     model = tiny_models.load("native")
-    pairs = [EncodedPair((1, 2, n), (3, 2, n), (7, 8) if n % 2 else (8, 7), (9,)) for n in range(19)] + [EncodedPair((1, 2, 20), (3, 2, 20), (4,), (9,))]
+    pairs = [
+        EncodedPair((1, 2, n), (3, 2, n), (7, 8) if n % 2 else (8, 7), (9,)) for n in range(19)
+    ] + [EncodedPair((1, 2, 20), (3, 2, 20), (4,), (9,))]
     task = as_task(pairs)
     assert best_constant_accuracy(task) == 0.95  # a set is one answer, in whatever order
     fix_baselines(monkeypatch, [4.0] * 20, [0.0] * 20)
@@ -126,11 +154,17 @@ def test_a_corruption_that_leaves_the_behaviour_is_none(tiny_models, monkeypatch
         fix_baselines(monkeypatch, [4.0] * 20, [corrupted] * 20)
         got = check_task(model, task)
         assert got.is_present == removed
-        assert removed or "the corruption does not remove the behaviour (gap 0.99, clean 4)" in got.reasons
+        assert (
+            removed
+            or "the corruption does not remove the behaviour (gap 0.99, clean 4)" in got.reasons
+        )
 
 
 def test_blocks_of_pairs_give_the_same_answer(tiny_models):
-    model, task = tiny_models.load("native", dtype="float64"), as_task(random_pairs([6, 4, 7, 5, 5], seed=2))
+    model, task = (
+        tiny_models.load("native", dtype="float64"),
+        as_task(random_pairs([6, 4, 7, 5, 5], seed=2)),
+    )
     whole = check_task(model, task)
     for memory in range(500, 10**6, 500):
         try:
@@ -156,7 +190,13 @@ def test_a_prepared_engine_pays_whatever_its_metric(tiny_models):
 
 
 def test_the_engines_metric_is_not_exchanged_for_the_tasks(tiny_models):
-    model, task = tiny_models.load("native"), as_task(random_pairs([5] * 4), "probability_difference")
+    model, task = (
+        tiny_models.load("native"),
+        as_task(random_pairs([5] * 4), "probability_difference"),
+    )
     engine = Engine(model, task)
     assert check_task(model, task, engine=engine).metric == "probability_difference"
-    assert check_task(model, task, metric="logit_difference", engine=engine).metric == "logit_difference"
+    assert (
+        check_task(model, task, metric="logit_difference", engine=engine).metric
+        == "logit_difference"
+    )

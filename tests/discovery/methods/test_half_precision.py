@@ -20,19 +20,33 @@ WIDTHS = ("bfloat16", "float16")
 @pytest.mark.parametrize("dtype", WIDTHS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "native"])
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "head_out", "head_out_by_position", "v"])
-def test_sweeps_are_those_of_single_precision(tiny_models: Any, name: str, site: Any, dtype: str) -> None:
+def test_sweeps_are_those_of_single_precision(
+    tiny_models: Any, name: str, site: Any, dtype: str
+) -> None:
     task = as_task(random_pairs((6, 4, 7), seed=4))
     wide, narrow = tiny_models.load(name), tiny_models.load(name, dtype=dtype)
-    expected, found = (patch_sweep(model, task, site, direction="noising") for model in (wide, narrow))
+    expected, found = (
+        patch_sweep(model, task, site, direction="noising") for model in (wide, narrow)
+    )
     assert narrow.info.dtype == dtype
-    logits = torch.cat([block.logits(side).abs().flatten() for _, block in Engine(wide, task).blocks() for side in ("clean", "corrupted")])
+    logits = torch.cat(
+        [
+            block.logits(side).abs().flatten()
+            for _, block in Engine(wide, task).blocks()
+            for side in ("clean", "corrupted")
+        ]
+    )
     allowed = 2 * TOLERANCE[dtype] * float(logits.max())  # a difference of two logits
-    torch.testing.assert_close(found.per_pair.float(), expected.per_pair, atol=allowed, rtol=0, equal_nan=True)
+    torch.testing.assert_close(
+        found.per_pair.float(), expected.per_pair, atol=allowed, rtol=0, equal_nan=True
+    )
     assert found.values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)
-def test_ablations_and_screens_run(tiny_models: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablations_and_screens_run(
+    tiny_models: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("discovery.methods.patching.screening.MIN_RANKED", 1)
     monkeypatch.setattr("discovery.methods.patching.screening.SAMPLE_SIZE", 1)
     model, task = tiny_models.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))

@@ -29,7 +29,14 @@ from discovery.sites import (
     head,
 )
 from tests.oracles import grouped_heads
-from tests.tiny_models import GROUPED, TinyModels, as_task, load_plain_module, random_pairs, save_native
+from tests.tiny_models import (
+    GROUPED,
+    TinyModels,
+    as_task,
+    load_plain_module,
+    random_pairs,
+    save_native,
+)
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")
@@ -79,7 +86,9 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
 
 @pytest.mark.parametrize("site", ["k", "v"])
 @pytest.mark.parametrize("name", SHARED)
-def test_shared_cells_are_named_with_their_query_heads(tiny_models: TinyModels, name: str, site: Any) -> None:
+def test_shared_cells_are_named_with_their_query_heads(
+    tiny_models: TinyModels, name: str, site: Any
+) -> None:
     found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
     assert found.axes == ("layer", "kv_head")
     assert found.query_heads == tuple(groups(name))
@@ -102,7 +111,9 @@ def test_shared_cells_are_named_with_their_query_heads(tiny_models: TinyModels, 
     ("name", "site"),
     [("llama_4_4", "k"), ("llama_4_4", "v"), ("llama_9_3", "q"), ("llama_9_3", "head_out")],
 )
-def test_what_belongs_to_one_head_stays_named_after_it(tiny_models: TinyModels, name: str, site: Any) -> None:
+def test_what_belongs_to_one_head_stays_named_after_it(
+    tiny_models: TinyModels, name: str, site: Any
+) -> None:
     found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
     assert found.axes == ("layer", "head")
     assert found.query_heads == found.warnings == ()
@@ -270,11 +281,15 @@ def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(tiny_models: TinyModels, name: str) -> None:
+def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(
+    tiny_models: TinyModels, name: str
+) -> None:
     """The test above tells them apart: a message to the whole group moves the metric otherwise."""
     module = load_plain_module(tiny_models.path(name), torch.float64)
     [pair, *_] = PAIRS
-    delta = grouped_heads.spoken(module, pair.corrupted, 0, 1) - grouped_heads.spoken(module, pair.clean, 0, 1)
+    delta = grouped_heads.spoken(module, pair.corrupted, 0, 1) - grouped_heads.spoken(
+        module, pair.clean, 0, 1
+    )
     block = module.model.layers[1]
     made = block.self_attn.v_proj
     stream = grouped_heads.inputs(module, block.input_layernorm, pair.clean)

@@ -28,23 +28,41 @@ def test_predictions_norms_and_nodes_are_what_the_weights_give(tiny_models: Any,
     assert [p.token for p in seen.predictions] == order
     assert [p.text for p in seen.predictions] == [None] * 5
     assert [p.logit for p in seen.predictions] == pytest.approx(logits[order].tolist(), abs=1e-4)
-    assert [p.probability for p in seen.predictions] == pytest.approx(logits.softmax(0)[order].tolist(), abs=1e-5)
+    assert [p.probability for p in seen.predictions] == pytest.approx(
+        logits.softmax(0)[order].tolist(), abs=1e-5
+    )
     stream = seen.activations[Site("resid_pre", 0)].double()
     for layer in range(2):
         heads = torch.stack([by_hand.nodes[f"a{layer}.h{h}"][0] for h in range(3)])
         z = seen.activations[Site("z", layer)]
         assert z.shape == (5, 3, 6)
-        torch.testing.assert_close(torch.einsum("phd,hdm->hpm", z, model.head_weights(layer)).double(), heads, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.einsum("phd,hdm->hpm", z, model.head_weights(layer)).double(),
+            heads,
+            atol=1e-4,
+            rtol=1e-4,
+        )
         patterns = torch.stack([by_hand.patterns[f"a{layer}.h{h}"][0] for h in range(3)])
-        torch.testing.assert_close(seen.activations[Site("pattern", layer)].double(), patterns, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            seen.activations[Site("pattern", layer)].double(), patterns, atol=1e-5, rtol=1e-4
+        )
         written = heads.sum(0) + weights.state[f"blocks.{layer}.attn.b_O"]
-        torch.testing.assert_close(seen.attention_norm[layer].double(), written.norm(dim=-1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            seen.attention_norm[layer].double(), written.norm(dim=-1), atol=1e-4, rtol=1e-4
+        )
         stream = stream + written
         if name == "native":
             assert seen.mlp_norm is not None
-            torch.testing.assert_close(seen.mlp_norm[layer].double(), by_hand.nodes[f"m{layer}"][0].norm(dim=-1), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                seen.mlp_norm[layer].double(),
+                by_hand.nodes[f"m{layer}"][0].norm(dim=-1),
+                atol=1e-4,
+                rtol=1e-4,
+            )
             stream = stream + by_hand.nodes[f"m{layer}"][0]
-        torch.testing.assert_close(seen.residual_norm[layer].double(), stream.norm(dim=-1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            seen.residual_norm[layer].double(), stream.norm(dim=-1), atol=1e-4, rtol=1e-4
+        )
     assert (seen.mlp_norm is None) is (name == "attn_only")
     assert len(seen.activations) == 6
 
@@ -53,7 +71,13 @@ def test_every_site_has_its_shape(tiny_models: Any) -> None:
     seen = run_with_cache(tiny_models.load("native"), PROMPT, get_args(ActivationKind))
     assert len(seen.activations) == 2 * len(get_args(ActivationKind))
     for site, value in seen.activations.items():
-        shape = {"z": (5, 3, 6), "q": (5, 3, 6), "k": (5, 3, 6), "v": (5, 3, 6), "pattern": (3, 5, 5)}.get(site.kind, (5, 12))
+        shape = {
+            "z": (5, 3, 6),
+            "q": (5, 3, 6),
+            "k": (5, 3, 6),
+            "v": (5, 3, 6),
+            "pattern": (3, 5, 5),
+        }.get(site.kind, (5, 12))
         assert value.shape == shape, site
 
 
@@ -86,7 +110,16 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
     assert seen.texts is not None
     assert seen.tokens == (0, 2, 3, 5)
     assert [text.strip() for text in seen.texts] == ["<s>", "the", "cat", "sees"]
-    assert {str(p.text).strip() for p in seen.predictions} == {"<s>", "<unk>", "the", "cat", "dog", "sees", "fish", "bones"}
+    assert {str(p.text).strip() for p in seen.predictions} == {
+        "<s>",
+        "<unk>",
+        "the",
+        "cat",
+        "dog",
+        "sees",
+        "fish",
+        "bones",
+    }
     again = run_with_cache(model, seen.tokens, top=8)
     assert again.predictions == seen.predictions
     assert again.texts == seen.texts
@@ -94,7 +127,9 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
 
 def test_its_cost_is_about_one_pass(tiny_models: Any) -> None:
     """And the unembedding is of the answer position, as in the unit itself."""
-    assert run_with_cache(tiny_models.load("native"), PROMPT).cost.forward_equivalents == pytest.approx(1.0)
+    assert run_with_cache(
+        tiny_models.load("native"), PROMPT
+    ).cost.forward_equivalents == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +171,8 @@ def test_where_memory_ends(tiny_models: Any, monkeypatch: pytest.MonkeyPatch) ->
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(model, "run", run_out)
-    with pytest.raises(MemoryLimitError, match="does not suffice for 7 tokens and 2 sites") as caught:
+    with pytest.raises(
+        MemoryLimitError, match="does not suffice for 7 tokens and 2 sites"
+    ) as caught:
         run_with_cache(model, (1,) * 7, ["resid_pre"])
     assert "2.00 GiB" in caught.value.detail

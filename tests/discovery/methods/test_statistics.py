@@ -30,7 +30,11 @@ from tests.tiny_models import as_task
 
 def task_of(*sizes: int):
     """So many pairs of each template, interleaved."""
-    pairs = [EncodedPair((n, t), (n, t + 1), (1,), (2,), f"t{t}") for t, size in enumerate(sizes) for n in range(size)]
+    pairs = [
+        EncodedPair((n, t), (n, t + 1), (1,), (2,), f"t{t}")
+        for t, size in enumerate(sizes)
+        for n in range(size)
+    ]
     return as_task(random.Random(0).sample(pairs, len(pairs)))
 
 
@@ -45,21 +49,31 @@ def test_each_resample_has_every_templates_share(sizes, seed):
         if size == 1:
             continue  # drawn together with the others that are alone
         mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
-        torch.testing.assert_close(weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
+        torch.testing.assert_close(
+            weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64)
+        )
     counts = weights * len(task)
     torch.testing.assert_close(counts, counts.round())
 
 
 def test_the_seed_decides_and_the_default_is_fixed():
     task = task_of(8, 5)
-    assert torch.equal(draw_bootstrap_weights(task), draw_bootstrap_weights(task, BOOTSTRAP_DRAWS, 0))
+    assert torch.equal(
+        draw_bootstrap_weights(task), draw_bootstrap_weights(task, BOOTSTRAP_DRAWS, 0)
+    )
     assert torch.equal(draw_bootstrap_weights(task, seed=3), draw_bootstrap_weights(task, seed=3))
-    assert not torch.equal(draw_bootstrap_weights(task, seed=3), draw_bootstrap_weights(task, seed=4))
+    assert not torch.equal(
+        draw_bootstrap_weights(task, seed=3), draw_bootstrap_weights(task, seed=4)
+    )
 
 
-@pytest.mark.parametrize("weights", [draw_bootstrap_weights(task_of(6, 6)), Resamples.of(task_of(6, 6)).weights])
+@pytest.mark.parametrize(
+    "weights", [draw_bootstrap_weights(task_of(6, 6)), Resamples.of(task_of(6, 6)).weights]
+)
 def test_every_pair_is_drawn_about_once(weights):
-    torch.testing.assert_close(weights.mean(0) * 12, torch.ones(12, dtype=torch.float64), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        weights.mean(0) * 12, torch.ones(12, dtype=torch.float64), atol=0.1, rtol=0
+    )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -70,7 +84,10 @@ def test_one_pair_less_is_drawn_from_each_template_with_the_weight_of_all(sizes,
     assert resamples.degrees_of_freedom == len(task) - len(sizes)
     for template, size in enumerate(sizes):
         mine = torch.tensor([pair.template == f"t{template}" for pair in task.pairs])
-        torch.testing.assert_close(resamples.weights[:, mine].sum(1), torch.full((50,), size / len(task), dtype=torch.float64))
+        torch.testing.assert_close(
+            resamples.weights[:, mine].sum(1),
+            torch.full((50,), size / len(task), dtype=torch.float64),
+        )
         counts = resamples.weights[:, mine] * len(task) * (size - 1) / size
         torch.testing.assert_close(counts, counts.round(), atol=1e-9, rtol=0)
 
@@ -84,7 +101,10 @@ def test_resamples_vary_as_much_as_a_stratified_mean_does(sizes):
     for template, size in enumerate(sizes):
         mine = values[torch.tensor([pair.template == f"t{template}" for pair in task.pairs])]
         expected += (size / len(task)) ** 2 * float(mine.var()) / size
-    found = [float((weights @ values).var()) for weights in (Resamples.of(task, 50_000).weights, draw_bootstrap_weights(task, 50_000))]
+    found = [
+        float((weights @ values).var())
+        for weights in (Resamples.of(task, 50_000).weights, draw_bootstrap_weights(task, 50_000))
+    ]
     assert found[0] == pytest.approx(expected, rel=0.03)
     assert found[1] < 0.85 * expected
 
@@ -126,7 +146,9 @@ def test_pairs_alone_in_their_templates_are_drawn_together():
     assert torch.equal(resamples.weights, Resamples.of(task_of(3)).weights)
     mixed = Resamples.of(task_of(1, 4, 1)).weights
     alone = torch.tensor([pair.template != "t1" for pair in task_of(1, 4, 1).pairs])
-    torch.testing.assert_close(mixed[:, alone].sum(1), torch.full((BOOTSTRAP_DRAWS,), 2 / 6, dtype=torch.float64))
+    torch.testing.assert_close(
+        mixed[:, alone].sum(1), torch.full((BOOTSTRAP_DRAWS,), 2 / 6, dtype=torch.float64)
+    )
     assert float(mixed[:, alone].std(0).min()) > 0
 
 
@@ -163,21 +185,32 @@ def test_a_ratio_is_resampled_as_a_whole():
 
 
 def test_a_ratio_is_of_means_and_not_a_mean_of_ratios():
-    ratio, _ = interval_of_ratio(torch.tensor([1.0, 9.0]), torch.tensor([1.0, 3.0]), Resamples.of(task_of(2)))
+    ratio, _ = interval_of_ratio(
+        torch.tensor([1.0, 9.0]), torch.tensor([1.0, 3.0]), Resamples.of(task_of(2))
+    )
     assert ratio.mean == 2.5
     assert (ratio.low, ratio.high) == (1.0, 3.0)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50))
+@given(
+    st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50)
+)
 def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale, shift):
     resamples = Resamples.of(task_of(len(values)), draws=200)
     data = torch.tensor(values, dtype=torch.float64)
-    plain, moved = interval_of_mean(data, resamples), interval_of_mean(data * scale + shift, resamples)
+    plain, moved = (
+        interval_of_mean(data, resamples),
+        interval_of_mean(data * scale + shift, resamples),
+    )
     assert plain.low <= plain.mean <= plain.high
     assert min(values) - 1e-9 <= plain.low
     assert plain.high <= max(values) + 1e-9
-    for mine, theirs in ((plain.low, moved.low), (plain.mean, moved.mean), (plain.high, moved.high)):
+    for mine, theirs in (
+        (plain.low, moved.low),
+        (plain.mean, moved.mean),
+        (plain.high, moved.high),
+    ):
         assert theirs == pytest.approx(mine * scale + shift, abs=1e-6)
 
 
@@ -186,7 +219,10 @@ def max_statistic_by_enumeration(effects: np.ndarray) -> np.ndarray:
     size = np.sqrt((effects**2).sum(0))
     own = np.abs(effects.sum(0)) / size
     largest = [
-        max(abs(sum(s * x for s, x in zip(signs, effects[:, c], strict=True))) / size[c] for c in range(effects.shape[1]))
+        max(
+            abs(sum(s * x for s, x in zip(signs, effects[:, c], strict=True))) / size[c]
+            for c in range(effects.shape[1])
+        )
         for signs in itertools.product((1, -1), repeat=len(effects))
     ]
     return np.array([np.mean([value >= one - 1e-9 for value in largest]) for one in own])
@@ -194,12 +230,16 @@ def max_statistic_by_enumeration(effects: np.ndarray) -> np.ndarray:
 
 def test_against_every_choice_of_signs() -> None:
     effects = np.random.default_rng(0).normal(size=(8, 3)) + np.array([1.5, 0.3, 0.0])
-    assert max_statistic_test(effects, flips=20_000) == pytest.approx(max_statistic_by_enumeration(effects), abs=0.012)
+    assert max_statistic_test(effects, flips=20_000) == pytest.approx(
+        max_statistic_by_enumeration(effects), abs=0.012
+    )
 
 
 def test_by_hand() -> None:
     """Three pairs of one sign: of eight choices of signs two are as large, so p is 1/4, whatever the size."""
-    assert max_statistic_test(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(0.25, abs=0.01)
+    assert max_statistic_test(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(
+        0.25, abs=0.01
+    )
 
 
 def test_a_cell_among_many_is_found_and_noise_is_not() -> None:
@@ -212,7 +252,10 @@ def test_a_cell_among_many_is_found_and_noise_is_not() -> None:
 
 def test_under_the_null_one_grid_in_twenty_has_a_significant_cell() -> None:
     generator = np.random.default_rng(2)
-    false = sum(max_statistic_test(generator.normal(size=(20, 30)), flips=400, seed=n).min() <= 0.05 for n in range(300))
+    false = sum(
+        max_statistic_test(generator.normal(size=(20, 30)), flips=400, seed=n).min() <= 0.05
+        for n in range(300)
+    )
     assert 5 <= false <= 28  # 15 expected, standard deviation 3.8
 
 

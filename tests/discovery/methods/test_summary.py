@@ -19,13 +19,28 @@ from discovery.tasks import load_task
 
 def sweep(values: torch.Tensor, positions: tuple[int | str, ...] = ()) -> Sweep:
     one = torch.zeros(1)
-    return Sweep("head_out", "denoising", "logit_difference", values, values.unsqueeze(0), one, one, positions, MeasurementCost(0.0, 0.0))
+    return Sweep(
+        "head_out",
+        "denoising",
+        "logit_difference",
+        values,
+        values.unsqueeze(0),
+        one,
+        one,
+        positions,
+        MeasurementCost(0.0, 0.0),
+    )
 
 
 def test_the_largest_cells_come_first_and_missing_ones_not_at_all() -> None:
     grid = torch.tensor([[0.1, float("nan"), -0.9], [0.5, 0.1, 0.0]])
     found = top_cells(sweep(grid), 4)
-    assert [(cell.layer, cell.head, round(cell.value, 3)) for cell in found] == [(0, 2, -0.9), (1, 0, 0.5), (0, 0, 0.1), (1, 1, 0.1)]
+    assert [(cell.layer, cell.head, round(cell.value, 3)) for cell in found] == [
+        (0, 2, -0.9),
+        (1, 0, 0.5),
+        (0, 0, 0.1),
+        (1, 1, 0.1),
+    ]
     assert len(top_cells(sweep(grid), 100)) == 5
     labelled = top_cells(sweep(grid, ("a", "b", "c")), 1)[0]
     assert (labelled.head, labelled.position) == (None, "c")

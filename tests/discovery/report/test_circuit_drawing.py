@@ -32,7 +32,9 @@ def test_an_empty_record_can_be_drawn() -> None:
 
 def test_a_large_circuit_grows_the_drawing() -> None:
     nodes = tuple(CircuitNode.of(f"a{layer}.h{head}") for layer in range(12) for head in range(8))
-    edges = tuple(CircuitEdge(source=f"a{layer}.h0", target=f"a{layer + 1}.h7") for layer in range(11))
+    edges = tuple(
+        CircuitEdge(source=f"a{layer}.h0", target=f"a{layer + 1}.h7") for layer in range(11)
+    )
     large = Image.open(io.BytesIO(draw_circuit(CircuitGraph(nodes=nodes, edges=edges))))
     small = Image.open(io.BytesIO(draw_circuit(ioi_circuit())))
     assert large.size > small.size
@@ -40,4 +42,6 @@ def test_a_large_circuit_grows_the_drawing() -> None:
 
 @pytest.mark.parametrize("role", ["$x$", "中 🙂", "<b>", "a\nb", "x" * 300])
 def test_hostile_roles_are_drawn_as_text(role: str) -> None:
-    assert draw_circuit(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),))).startswith(b"\x89PNG")
+    assert draw_circuit(CircuitGraph(nodes=(CircuitNode.of("m0", role=role),))).startswith(
+        b"\x89PNG"
+    )

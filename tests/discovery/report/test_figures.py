@@ -12,7 +12,12 @@ from PIL import Image
 
 import discovery
 from discovery.graph import CurvePoint
-from discovery.report import draw_faithfulness_curve, draw_heatmap, draw_layer_head_heatmap, draw_layer_position_heatmap
+from discovery.report import (
+    draw_faithfulness_curve,
+    draw_heatmap,
+    draw_layer_head_heatmap,
+    draw_layer_position_heatmap,
+)
 from discovery.report.canvas import COLOUR_MISSING, escape_for_font, shorten_label
 from discovery.report.figures import _format_cell
 
@@ -64,14 +69,22 @@ def test_the_scale_is_centred_at_zero_whatever_the_values() -> None:
     neutral = (246, 247, 246)  # the middle of PRGn
     for grid in ([[0.0, 4.0], [0.0, 3.0]], [[0.0, -0.01], [0.0, -0.02]], [[0.0, 0.0], [0.0, 0.0]]):
         found = heatmap_colours(grid)
-        middle = sum(count for colour, count in found.items() if max(abs(a - b) for a, b in zip(colour, neutral, strict=True)) <= 2)
+        middle = sum(
+            count
+            for colour, count in found.items()
+            if max(abs(a - b) for a, b in zip(colour, neutral, strict=True)) <= 2
+        )
         assert middle > 5000
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (12, 12), (48, 25), (3, 300)])
 def test_any_size_of_model_can_be_drawn(shape: tuple[int, int]) -> None:
     layers, positions = shape
-    png = draw_layer_position_heatmap(np.zeros((layers, positions)), [f" token{place}" for place in range(positions)], title="resid_pre")
+    png = draw_layer_position_heatmap(
+        np.zeros((layers, positions)),
+        [f" token{place}" for place in range(positions)],
+        title="resid_pre",
+    )
     width, height = Image.open(io.BytesIO(png)).size
     assert 300 <= width <= 2600
     assert 300 <= height <= 2600
@@ -96,7 +109,10 @@ def test_what_has_no_glyph_is_written_as_an_escape() -> None:
     assert len(shorten_label("x" * 50)) == 18
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.52, ".52"), (-0.31, "-.31"), (10.05, "10.05"), (-1.0, "-1.00"), (0.999, "1.00")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.52, ".52"), (-0.31, "-.31"), (10.05, "10.05"), (-1.0, "-1.00"), (0.999, "1.00")],
+)
 def test_the_number_in_a_cell(value: float, text: str) -> None:
     assert _format_cell(value) == text
 
@@ -109,7 +125,10 @@ def test_labels_must_match_the_values() -> None:
 
 
 def test_a_curve_leaves_out_what_is_unknown_and_draws_the_rest() -> None:
-    points = [CurvePoint(ablation="mean", size=size, faithfulness=value) for size, value in ((1, 0.2), (3, None), (2, 0.9))]
+    points = [
+        CurvePoint(ablation="mean", size=size, faithfulness=value)
+        for size, value in ((1, 0.2), (3, None), (2, 0.9))
+    ]
     known = [point for point in points if point.faithfulness is not None]
     assert draw_faithfulness_curve(points) == draw_faithfulness_curve(known)
     assert draw_faithfulness_curve(points) != draw_faithfulness_curve([])
@@ -129,6 +148,10 @@ def test_pyplot_and_torch_stay_out() -> None:
         "sys.exit(' '.join(name for name in ('matplotlib.pyplot', 'torch') if name in sys.modules) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(discovery.__file__).parents[1], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=Path(discovery.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

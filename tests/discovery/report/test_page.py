@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from discovery.graph import VERDICTS, CircuitGraph, CircuitNode, Effect, ModelFacts, NodeEffect, OutcomeByAblation, Provenance, TaskFacts
+from discovery.graph import (
+    VERDICTS,
+    CircuitGraph,
+    CircuitNode,
+    Effect,
+    ModelFacts,
+    NodeEffect,
+    OutcomeByAblation,
+    Provenance,
+    TaskFacts,
+)
 from discovery.report import draw_circuit, render_page
 from discovery.report.formatting import format_bytes, format_duration, format_effect, format_p_value
 from discovery.report.markup import Html, element, escape_text
@@ -18,7 +28,12 @@ from tests.discovery.graph.example import ioi_circuit
 VOID = {"meta", "img"}
 EVENTS = [
     {"index": 0, "time": "2026-11-20T15:30:12.000Z", "stage": "behaviour", "why": "accuracy 0.98"},
-    {"index": 1, "time": "2026-11-20T15:30:13.000Z", "stage": "heads", "measured": {"top": [["a9.h6", 0.5]]}},
+    {
+        "index": 1,
+        "time": "2026-11-20T15:30:13.000Z",
+        "stage": "heads",
+        "measured": {"top": [["a9.h6", 0.5]]},
+    },
 ]
 
 
@@ -62,16 +77,31 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def page(circuit: CircuitGraph | None = None, figures: dict[str, bytes] | None = None, events: list[dict[str, Any]] | None = None) -> Page:
-    return Page(render_page(circuit or ioi_circuit(), figures or {}, EVENTS if events is None else events))
+def page(
+    circuit: CircuitGraph | None = None,
+    figures: dict[str, bytes] | None = None,
+    events: list[dict[str, Any]] | None = None,
+) -> Page:
+    return Page(
+        render_page(circuit or ioi_circuit(), figures or {}, EVENTS if events is None else events)
+    )
 
 
 @pytest.mark.parametrize("verdict", [*VERDICTS, None])
 def test_the_verdict_comes_first_with_its_reasons(verdict: Any) -> None:
-    circuit = ioi_circuit(verdict=verdict, **({"nodes": (), "edges": ()} if verdict == "no_behaviour" else {}))
+    circuit = ioi_circuit(
+        verdict=verdict, **({"nodes": (), "edges": ()} if verdict == "no_behaviour" else {})
+    )
     shown = page(circuit).text
-    word = {None: "Not evaluated", "no_behaviour": "No behaviour"}.get(verdict, str(verdict).capitalize())
-    assert shown.index(word) < shown.index("a10.h0 drops 0.01 < 0.02") < shown.index("(f) was not run") < shown.index("Conditions")
+    word = {None: "Not evaluated", "no_behaviour": "No behaviour"}.get(
+        verdict, str(verdict).capitalize()
+    )
+    assert (
+        shown.index(word)
+        < shown.index("a10.h0 drops 0.01 < 0.02")
+        < shown.index("(f) was not run")
+        < shown.index("Conditions")
+    )
 
 
 def test_conditions_stand_with_their_numbers() -> None:
@@ -89,8 +119,12 @@ def test_conditions_stand_with_their_numbers() -> None:
 
 
 def test_stability_stands_with_its_condition() -> None:
-    evaluation = ioi_circuit().evaluation.model_copy(update={"tests": {"stability": {"mean_jaccard": 0.914, "resamples": 20}}})
-    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    evaluation = ioi_circuit().evaluation.model_copy(
+        update={"tests": {"stability": {"mean_jaccard": 0.914, "resamples": 20}}}
+    )
+    (row,) = [
+        row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")
+    ]
     assert "mean Jaccard 0.91" in row[1]
     assert "mean Jaccard 0.91" in row[2]
 
@@ -99,16 +133,26 @@ def test_stability_stands_with_its_condition() -> None:
 def test_stability_with_searches_cut_is_a_bound(jaccard: float, bound: str) -> None:
     tests = {"stability": {"mean_jaccard": jaccard, "resamples": 20, "cut_searches": 2}}
     before = ioi_circuit().evaluation
-    held: Any = OutcomeByAblation(resample="holds", mean="holds") if jaccard >= 0.8 else OutcomeByAblation(resample="fails", mean="fails")
-    evaluation = before.model_copy(update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": held})})
-    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    held: Any = (
+        OutcomeByAblation(resample="holds", mean="holds")
+        if jaccard >= 0.8
+        else OutcomeByAblation(resample="fails", mean="fails")
+    )
+    evaluation = before.model_copy(
+        update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": held})}
+    )
+    (row,) = [
+        row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")
+    ]
     assert f"mean Jaccard {bound}" in row[1]
 
 
 def test_stability_that_is_not_known_says_why() -> None:
     tests = {"stability": {"mean_jaccard": None, "resamples": 20, "cut_searches": 3}}
     evaluation = ioi_circuit().evaluation.model_copy(update={"tests": tests})
-    (row,) = [row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")]
+    (row,) = [
+        row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")
+    ]
     assert "not known: 3 of 20 repeated searches ended" in row[1]
 
 
@@ -125,7 +169,12 @@ def test_nodes_and_edges_stand_with_theirs() -> None:
         "head_out-1, head_out-2",
     ] in rows
     assert ["L10H0", "attention head", "—", "▼ down", "-0.31", "—", "—", "—"] in rows
-    assert ["L9H6 → L10H0", "-0.12 [-0.20, -0.05]", "q: -0.10 [-0.20, 0.00]; v: -0.02", "paths-1"] in rows
+    assert [
+        "L9H6 → L10H0",
+        "-0.12 [-0.20, -0.05]",
+        "q: -0.10 [-0.20, 0.00]; v: -0.02",
+        "paths-1",
+    ] in rows
     assert ["L10H0 → logits", "—", "—", "—"] in rows
 
 
@@ -161,7 +210,12 @@ def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None
     png = draw_circuit(ioi_circuit())
     shown = page(figures={"resid_pre-1": png, "curve": png, "circuit": png, "odd": png})
     images = shown.all("img")
-    assert [str(image["alt"]).split(":")[0] for image in images] == ["circuit", "curve", "odd", "resid_pre-1"]
+    assert [str(image["alt"]).split(":")[0] for image in images] == [
+        "circuit",
+        "curve",
+        "odd",
+        "resid_pre-1",
+    ]
     for image in images:
         assert base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,")) == png
         assert 200 < int(str(image["width"])) < 2000
@@ -192,12 +246,24 @@ def test_hostile_text_is_shown_and_never_markup() -> None:
         verdict="rejected",
         reasons=("<script>alert(2)</script>", "</style></section>"),
         nodes=(
-            CircuitNode.of("m0", role="<script>", positions=("<s>",), evidence=("<e>",), effect=NodeEffect(denoising=Effect(mean=1.0))),
+            CircuitNode.of(
+                "m0",
+                role="<script>",
+                positions=("<s>",),
+                evidence=("<e>",),
+                effect=NodeEffect(denoising=Effect(mean=1.0)),
+            ),
         ),
-        provenance=Provenance(command="<script>", device="<d>", versions={"<v>": "<w>"}, created="<c>"),
+        provenance=Provenance(
+            command="<script>", device="<d>", versions={"<v>": "<w>"}, created="<c>"
+        ),
         evaluation={"tests": {"<script>": {"<k>": "<script>"}}, "thresholds": {"a_<b>": "<t>"}},  # type: ignore[arg-type]
     )
-    shown = page(circuit, {'"><script>': b"\x89PNG" + bytes(20)}, [{"index": "<script>", "time": "<t>", evil: evil, "nested": [evil]}])
+    shown = page(
+        circuit,
+        {'"><script>': b"\x89PNG" + bytes(20)},
+        [{"index": "<script>", "time": "<t>", evil: evil, "nested": [evil]}],
+    )
     assert not shown.all("script")
     assert len(shown.all("img")) == 1
     assert "alert(2)" in shown.text
@@ -226,7 +292,28 @@ def test_markup_escapes_unless_it_is_markup() -> None:
 
 
 def test_words_for_numbers() -> None:
-    assert [format_p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == ["—", "< 0.001", "< 0.001", "0.050", "1.000"]
-    assert [format_bytes(count) for count in (None, 12, 2048, 1 << 20, 5 << 40)] == [None, "12 B", "2.0 KiB", "1.0 MiB", "5120.0 GiB"]
-    assert [format_duration(seconds) for seconds in (None, 0.25, 59.96, 61, 3700)] == [None, "0.2 s", "1 min 0 s", "1 min 1 s", "61 min 40 s"]
-    assert [format_effect(value) for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))] == ["—", "—", "0.00", "+0.50"]
+    assert [format_p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == [
+        "—",
+        "< 0.001",
+        "< 0.001",
+        "0.050",
+        "1.000",
+    ]
+    assert [format_bytes(count) for count in (None, 12, 2048, 1 << 20, 5 << 40)] == [
+        None,
+        "12 B",
+        "2.0 KiB",
+        "1.0 MiB",
+        "5120.0 GiB",
+    ]
+    assert [format_duration(seconds) for seconds in (None, 0.25, 59.96, 61, 3700)] == [
+        None,
+        "0.2 s",
+        "1 min 0 s",
+        "1 min 1 s",
+        "61 min 40 s",
+    ]
+    assert [
+        format_effect(value)
+        for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))
+    ] == ["—", "—", "0.00", "+0.50"]

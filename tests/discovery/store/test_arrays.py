@@ -18,7 +18,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=60)
-@given(array=hnp.arrays(hnp.floating_dtypes(sizes=(32, 64)) | hnp.integer_dtypes() | hnp.boolean_dtypes(), hnp.array_shapes(min_dims=0)))
+@given(
+    array=hnp.arrays(
+        hnp.floating_dtypes(sizes=(32, 64)) | hnp.integer_dtypes() | hnp.boolean_dtypes(),
+        hnp.array_shapes(min_dims=0),
+    )
+)
 def test_every_array_comes_back(path: Path, array: np.ndarray[Any, Any]) -> None:
     write_arrays(path, {"values": array, "turned": array.T}, np.float64, {})
     back = read_arrays(path)
@@ -47,7 +52,9 @@ def test_slices_are_stored_as_they_look(path: Path) -> None:
     assert np.array_equal(read_arrays(path)["slice"], grid[::2, ::-3])
 
 
-@pytest.mark.parametrize("array", [[1.0], "x", np.array(["x"]), np.array([{}], dtype=object), np.array([1j])])
+@pytest.mark.parametrize(
+    "array", [[1.0], "x", np.array(["x"]), np.array([{}], dtype=object), np.array([1j])]
+)
 def test_what_is_no_array_of_numbers_is_a_bug(path: Path, array: Any) -> None:
     with pytest.raises(TypeError):
         write_arrays(path, {"values": array}, np.float32, {})

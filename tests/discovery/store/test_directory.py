@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from discovery.errors import StoreError
-from discovery.store import ModelSource, create_run, default_runs_dir, directory, list_runs, open_run, run_ids
+from discovery.store import (
+    ModelSource,
+    create_run,
+    default_runs_dir,
+    directory,
+    list_runs,
+    open_run,
+    run_ids,
+)
 from tests.discovery.graph.example import ioi_circuit
 
 BUNDLED = ModelSource(name="bundled")
@@ -35,21 +43,34 @@ def test_an_id_says_what_and_when(tmp_path: Path) -> None:
         ("t" * 200, "m" * 200, "t" * 32 + "-" + "m" * 32),
     ],
 )
-def test_any_task_and_model_make_a_name_in_the_runs_directory(tmp_path: Path, task: str, model: str, start: str) -> None:
+def test_any_task_and_model_make_a_name_in_the_runs_directory(
+    tmp_path: Path, task: str, model: str, start: str
+) -> None:
     with create_run(tmp_path / "runs", task, ModelSource(name=model), {}) as run:
         assert run.id.startswith(start)
         assert run.path.parent == tmp_path / "runs"
     assert open_run(tmp_path / "runs", run.id).record.run_id == run.id
 
 
-def test_ids_are_unique_even_when_the_digits_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_unique_even_when_the_digits_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digits = iter(["aaaa", "aaaa", "bbbb"])
-    monkeypatch.setattr(directory, "new_run_id", lambda task, model: f"{task}-{model}-20260101-000000-{next(digits)}")
-    assert [create_finished_run(tmp_path), create_finished_run(tmp_path)] == ["ioi-bundled-20260101-000000-aaaa", "ioi-bundled-20260101-000000-bbbb"]
+    monkeypatch.setattr(
+        directory,
+        "new_run_id",
+        lambda task, model: f"{task}-{model}-20260101-000000-{next(digits)}",
+    )
+    assert [create_finished_run(tmp_path), create_finished_run(tmp_path)] == [
+        "ioi-bundled-20260101-000000-aaaa",
+        "ioi-bundled-20260101-000000-bbbb",
+    ]
     assert {entry.name for entry in tmp_path.iterdir()} == set(run_ids(tmp_path))
 
 
-def test_the_default_directory_is_the_users_or_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_directory_is_the_users_or_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert default_runs_dir().parts[-2:] == ("circuit-scout", "runs")
@@ -77,9 +98,13 @@ def test_no_id_leads_out_of_the_directory(tmp_path: Path, run_id: str) -> None:
         open_run(tmp_path / "runs", run_id)
 
 
-def test_the_list_has_status_and_verdict_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_has_status_and_verdict_the_newest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stamps = iter(["20250101-000000", "20260101-000000", "20240101-000000", "20230101-000000"])
-    monkeypatch.setattr(directory, "new_run_id", lambda task, model: f"{task}-{model}-{next(stamps)}-0000")
+    monkeypatch.setattr(
+        directory, "new_run_id", lambda task, model: f"{task}-{model}-{next(stamps)}-0000"
+    )
     create_finished_run(tmp_path, "induction", "completed")
     create_finished_run(tmp_path, "ioi")
     create_finished_run(tmp_path, "acdc", "failed")
@@ -118,7 +143,9 @@ def test_no_directory_yet_is_no_runs(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "none") == []
 
 
-def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(StoreError, match="--runs-dir"):

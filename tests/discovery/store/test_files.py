@@ -11,7 +11,14 @@ import pytest
 
 import discovery
 from discovery.errors import StoreError
-from discovery.store.files import check_name, read_json, remove_leftovers, resolve_inside, write_bytes, write_json
+from discovery.store.files import (
+    check_name,
+    read_json,
+    remove_leftovers,
+    resolve_inside,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -70,7 +77,10 @@ def test_a_kill_within_a_write_leaves_the_old_content(tmp_path: Path) -> None:
         "write_bytes(Path(sys.argv[1]), b'new')"
     )
     root = Path(discovery.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=False).returncode
+        == 9
+    )
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
     remove_leftovers(tmp_path)
@@ -78,7 +88,23 @@ def test_a_kill_within_a_write_leaves_the_old_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "a/b", "../x", "/etc/passwd", "a\\b", "a\0", "a\n", "-rf", "x" * 129, "ä", "C:x"]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "../x",
+        "/etc/passwd",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "-rf",
+        "x" * 129,
+        "ä",
+        "C:x",
+    ],
 )
 def test_a_name_is_the_name_of_a_file_and_of_nothing_else(name: str) -> None:
     with pytest.raises(StoreError, match="cannot be a figure"):
@@ -91,4 +117,7 @@ def test_a_link_may_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "run" / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(StoreError, match="leads out"):
         resolve_inside(tmp_path / "run", "link")
-    assert resolve_inside(tmp_path / "run", "figures", "x.png") == tmp_path / "run" / "figures" / "x.png"
+    assert (
+        resolve_inside(tmp_path / "run", "figures", "x.png")
+        == tmp_path / "run" / "figures" / "x.png"
+    )

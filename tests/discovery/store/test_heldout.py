@@ -24,7 +24,11 @@ def test_only_another_circuit_at_the_same_pairs_counts(tmp_path: Path) -> None:
 
 def test_a_replay_gives_the_number_of_the_first_look(tmp_path: Path) -> None:
     looks = [record_heldout_look(tmp_path, "pairs", key) for key in ("A", "B", "C")]
-    assert [record_heldout_look(tmp_path, "pairs", key) for key in ("A", "B", "C")] == looks == [1, 2, 3]
+    assert (
+        [record_heldout_look(tmp_path, "pairs", key) for key in ("A", "B", "C")]
+        == looks
+        == [1, 2, 3]
+    )
 
 
 def test_no_look_is_lost_when_processes_look_at_once(tmp_path: Path) -> None:
@@ -32,7 +36,10 @@ def test_no_look_is_lost_when_processes_look_at_once(tmp_path: Path) -> None:
         "import sys; from discovery.store import heldout_looks\n"
         "for number in range(15): heldout_looks(sys.argv[1], 'pairs', f'{sys.argv[2]}-{number}')"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], cwd=ROOT) for name in range(3)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], cwd=ROOT)
+        for name in range(3)
+    ]
     assert [child.wait() for child in children] == [0, 0, 0]
     assert record_heldout_look(tmp_path, "pairs", "last") == 46
 

@@ -46,21 +46,35 @@ def test_each_event_is_one_strict_line_with_index_and_time(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("event", [{"index": 3}, {"time": "now"}, {"x": object()}])
-def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(tmp_path: Path, event: dict[str, Any]) -> None:
+def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(
+    tmp_path: Path, event: dict[str, Any]
+) -> None:
     log = journal(tmp_path / "e", 1)
     with pytest.raises((ValueError, TypeError)):
         log.append(event)
     assert log.append({"number": 1}) == 1
 
 
-@pytest.mark.parametrize("tail", [b'{"index": 3, "t', b'{"index": 3}', b"\x00\x00\x00", b'{"index": 3, "x": "\xc3', b"\x00\x00\n", b"{}\n"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b'{"index": 3, "t',
+        b'{"index": 3}',
+        b"\x00\x00\x00",
+        b'{"index": 3, "x": "\xc3',
+        b"\x00\x00\n",
+        b"{}\n",
+    ],
+)
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "e"
     journal(path, 3)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
     assert numbers(path) == [0, 1, 2]
-    assert path.read_bytes() == whole + tail, "a reader repairs nothing: the writer may be in the middle of a line"
+    assert path.read_bytes() == whole + tail, (
+        "a reader repairs nothing: the writer may be in the middle of a line"
+    )
     assert Journal(path).append({"number": 3}) == 3
     assert numbers(path) == [0, 1, 2, 3]
     assert path.read_bytes().startswith(whole)
@@ -79,8 +93,12 @@ def test_every_place_that_a_write_can_be_cut_at_is_survived(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("line", [0, 1])
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"index": 7}', b'{"index": 1, "x": NaN}', b"\xff"])
-def test_damage_in_the_middle_is_refused_with_its_line(tmp_path: Path, line: int, damage: bytes) -> None:
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"index": 7}', b'{"index": 1, "x": NaN}', b"\xff"]
+)
+def test_damage_in_the_middle_is_refused_with_its_line(
+    tmp_path: Path, line: int, damage: bytes
+) -> None:
     path = tmp_path / "e"
     journal(path, 3)
     lines = path.read_bytes().split(b"\n")
@@ -91,7 +109,9 @@ def test_damage_in_the_middle_is_refused_with_its_line(tmp_path: Path, line: int
             opener(path)
 
 
-def test_a_failed_write_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_journal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "e"
     log = journal(path, 2)
     whole = path.read_bytes()
@@ -130,13 +150,19 @@ def test_a_kill_at_any_moment_loses_no_acknowledged_event(tmp_path: Path) -> Non
     )
     acknowledged = -1
     for pause in (0.02, 0.05, 0.08):
-        with subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as child:
             assert child.stdout is not None
             first = int(child.stdout.readline())
-            assert first in (acknowledged + 1, acknowledged + 2), "at most the one event that was written but not told of"
+            assert first in (acknowledged + 1, acknowledged + 2), (
+                "at most the one event that was written but not told of"
+            )
             time.sleep(pause)
             child.send_signal(signal.SIGKILL)
-            acknowledged = max([first, *(int(line) for line in child.stdout.read().split("\n") if line.strip())])
+            acknowledged = max(
+                [first, *(int(line) for line in child.stdout.read().split("\n") if line.strip())]
+            )
         kept = read_events(path)
         assert [event["index"] for event in kept] == list(range(len(kept)))
         assert acknowledged < len(kept) <= acknowledged + 2
@@ -155,7 +181,13 @@ def test_a_real_limit_on_the_disk_is_told_and_survived(tmp_path: Path) -> None:
         "    while True: log.append({'x': 'y' * 700})\n"
         "except StoreError as fault: sys.exit(str(fault))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "larger than allowed" in done.stderr
     kept = read_events(path)
     assert len(kept) == 6

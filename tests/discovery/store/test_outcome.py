@@ -17,7 +17,10 @@ def test_a_fault_that_can_be_mended(tmp_path: Path, measured: bool) -> None:
     with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {}) as run:
         if measured:
             run.append_event({"stage": "check"})
-        with pytest.raises(ModelError) as caught, record_outcome(run, lambda: Cost(forward_equivalents=3.0), lambda fault: False, "less"):
+        with (
+            pytest.raises(ModelError) as caught,
+            record_outcome(run, lambda: Cost(forward_equivalents=3.0), lambda fault: False, "less"),
+        ):
             raise ModelError("The connection was lost.", "Try again.")
         assert caught.value.run_id == (run.id if measured else None)
         assert run.path.is_dir() == measured

@@ -25,7 +25,12 @@ def reader(run: Run) -> Run:
 
 
 def test_everything_that_is_written_is_read_by_another_opener(run: Run) -> None:
-    run.save_pairs([{"clean": [1, 2], "split": "discovery"}, {"clean": [3, 4], "split": "heldout", "note": "\u2028"}])
+    run.save_pairs(
+        [
+            {"clean": [1, 2], "split": "discovery"},
+            {"clean": [3, 4], "split": "heldout", "note": "\u2028"},
+        ]
+    )
     run.append_event({"stage": "heads"})
     run.save_circuit(ioi_circuit())
     run.save_arrays("head_out-1", {"values": np.ones((2, 3))}, metadata={"axes": "layer head"})
@@ -50,8 +55,16 @@ def test_everything_that_is_written_is_read_by_another_opener(run: Run) -> None:
 def test_run_json_says_what_was_asked_and_how_it_stands(run: Run) -> None:
     run.update(status="completed", cost=Cost(forward_equivalents=12.5), note="added")
     data = json.loads((run.path / "run.json").read_text())
-    assert (data["schema"], data["run_id"], data["status"]) == ("circuit-scout/run/1", run.id, "completed")
-    assert (data["configuration"], data["model"]["name"], data["task"]) == ({"seed": 0}, "bundled", "ioi")
+    assert (data["schema"], data["run_id"], data["status"]) == (
+        "circuit-scout/run/1",
+        run.id,
+        "completed",
+    )
+    assert (data["configuration"], data["model"]["name"], data["task"]) == (
+        {"seed": 0},
+        "bundled",
+        "ioi",
+    )
     assert data["cost"]["forward_equivalents"] == 12.5
     assert data["note"] == "added"
     assert data["updated"] >= data["created"]
@@ -145,7 +158,16 @@ def test_what_is_not_there_is_told_with_what_is(run: Run) -> None:
         run.load_circuit()
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"run_id": "x", "schema": "circuit-scout/run/2"}', '{"run_id": "x", "status": "?"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"run_id": "x", "schema": "circuit-scout/run/2"}',
+        '{"run_id": "x", "status": "?"}',
+    ],
+)
 def test_a_damaged_run_json_is_told(run: Run, content: str) -> None:
     (run.path / "run.json").write_text(content)
     with pytest.raises(StoreError, match=r"run\.json is damaged"):

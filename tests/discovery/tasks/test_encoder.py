@@ -15,13 +15,24 @@ def test_last_tokens_that_differ_are_a_warning():
 
 
 def test_one_answer_that_serves_most_pairs_is_a_warning():
-    pairs = [{"clean": [1, 2, 3], "corrupted": [1, 10 + n, 3], "answer": [4, 5] if n % 2 else [5, 4], "wrong": 6} for n in range(3)]
+    pairs = [
+        {
+            "clean": [1, 2, 3],
+            "corrupted": [1, 10 + n, 3],
+            "answer": [4, 5] if n % 2 else [5, 4],
+            "wrong": 6,
+        }
+        for n in range(3)
+    ]
     assert load_task(pairs[:1], FakeModel()).warnings == ()
     (warning,) = load_task(pairs, FakeModel()).warnings
     assert "serves 3 of 3 pairs" in warning
     others = [{**pair, "answer": 20 + n} for n, pair in enumerate(pairs)]
     assert load_task(others, FakeModel()).warnings == ()
-    assert load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], FakeModel()).warnings == ()  # 3 of 5 is 60%, not over it
+    assert (
+        load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], FakeModel()).warnings
+        == ()
+    )  # 3 of 5 is 60%, not over it
 
 
 def test_words_that_are_not_known_are_a_warning():
@@ -33,7 +44,13 @@ def test_words_that_are_not_known_are_a_warning():
 def test_templates_of_few_pairs_are_a_warning():
     def pairs(*sizes: int) -> list[dict[str, object]]:
         return [
-            {"clean": [1, n, 3, t], "corrupted": [1, n + 50, 3, t], "answer": n, "wrong": n + 50, "template": f"t{t}"}
+            {
+                "clean": [1, n, 3, t],
+                "corrupted": [1, n + 50, 3, t],
+                "answer": n,
+                "wrong": n + 50,
+                "template": f"t{t}",
+            }
             for t, size in enumerate(sizes)
             for n in range(5 + 10 * t, 5 + 10 * t + size)
         ]
@@ -45,5 +62,7 @@ def test_templates_of_few_pairs_are_a_warning():
 
 
 def test_warnings_are_of_the_pairs_that_are_used():
-    ending = [{"clean": [1, n, 3], "corrupted": [1, 2, 4], "answer": n, "wrong": 2} for n in range(5, 15)]
+    ending = [
+        {"clean": [1, n, 3], "corrupted": [1, 2, 4], "answer": n, "wrong": 2} for n in range(5, 15)
+    ]
     assert load_task(ending, FakeModel(), pairs=4).warnings[0].startswith("4 of 4 pairs")

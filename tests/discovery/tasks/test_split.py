@@ -15,7 +15,9 @@ from discovery.tasks.task import EncodedPair
 def pairs_of(*sizes: int) -> list[EncodedPair]:
     """Different pairs, so many of each template."""
     return [
-        EncodedPair((n, template), (n + 500, template), (1,), (2,), f"t{template}") for template, size in enumerate(sizes) for n in range(size)
+        EncodedPair((n, template), (n + 500, template), (1,), (2,), f"t{template}")
+        for template, size in enumerate(sizes)
+        for n in range(size)
     ]
 
 
@@ -35,17 +37,27 @@ def test_held_out_is_whole_templates_of_40_to_60_percent_wherever_that_exists(si
     held = names.count("heldout")
     total = len(pairs)
     possible = len(sizes) >= 3 and any(
-        2 * total <= 5 * sum(chosen) <= 3 * total for count in range(len(sizes)) for chosen in combinations(sizes, count)
+        2 * total <= 5 * sum(chosen) <= 3 * total
+        for count in range(len(sizes))
+        for chosen in combinations(sizes, count)
     )
-    assert method.startswith("whole templates held out" if possible else "50/50 within each template")
+    assert method.startswith(
+        "whole templates held out" if possible else "50/50 within each template"
+    )
     if possible:
         assert 2 * total <= 5 * held <= 3 * total
-        seen = {pair.template for pair, name in zip(pairs, names, strict=True) if name == "discovery"}
+        seen = {
+            pair.template for pair, name in zip(pairs, names, strict=True) if name == "discovery"
+        }
         assert not seen & held_templates(pairs, names)
     else:
         assert total // 2 - 1 <= held <= (total + 1) // 2
         for template, size in enumerate(sizes):
-            here = [name for pair, name in zip(pairs, names, strict=True) if pair.template == f"t{template}"]
+            here = [
+                name
+                for pair, name in zip(pairs, names, strict=True)
+                if pair.template == f"t{template}"
+            ]
             assert here.count("heldout") in (size // 2, (size + 1) // 2)
 
 
@@ -59,9 +71,14 @@ def test_the_greedy_choice_that_gets_stuck_is_made_good():
 
 
 def test_why_there_are_no_whole_templates_is_said():
-    assert "(1 template, and whole ones are held out from three on)" in split_pairs(pairs_of(4), 0)[1]
+    assert (
+        "(1 template, and whole ones are held out from three on)" in split_pairs(pairs_of(4), 0)[1]
+    )
     assert "(2 templates, and whole ones" in split_pairs(pairs_of(4, 4), 0)[1]
-    assert "no choice of whole templates holds 40-60% of the pairs" in split_pairs(pairs_of(1, 1, 8), 0)[1]
+    assert (
+        "no choice of whole templates holds 40-60% of the pairs"
+        in split_pairs(pairs_of(1, 1, 8), 0)[1]
+    )
 
 
 @pytest.mark.parametrize("sizes", [(9, 9, 9, 9), (7, 8)])
@@ -73,25 +90,38 @@ def test_the_seed_decides(sizes):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 3), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
 def test_a_pair_and_its_reverse_are_one(sizes, seed, random):
     pairs = pairs_of(*sizes)
     mixed = [*pairs, *(reverse(pair) for pair in pairs if random.random() < 0.5)]
     random.shuffle(mixed)
     names, _ = split_pairs(mixed, seed)
-    sides = {name: {pair.key for pair, given in zip(mixed, names, strict=True) if given == name} for name in ("discovery", "heldout")}
+    sides = {
+        name: {pair.key for pair, given in zip(mixed, names, strict=True) if given == name}
+        for name in ("discovery", "heldout")
+    }
     assert not sides["discovery"] & sides["heldout"]
     assert sum(name is not None for name in names) == len(pairs)
     kept = [pair.key for pair, name in zip(mixed, names, strict=True) if name is not None]
     assert len(kept) == len(set(kept))
 
 
-def test_of_pairs_that_all_come_with_their_reverse_half_are_kept_the_one_way_and_half_the_other() -> None:
+def test_of_pairs_that_all_come_with_their_reverse_half_are_kept_the_one_way_and_half_the_other() -> (
+    None
+):
     """Or the answers left over would be all the same, and the best constant answer as good as the model."""
     pairs = [side for pair in pairs_of(6, 5, 4) for side in (pair, reverse(pair))]
     names, _ = split_pairs(pairs, 0)
     for template in range(3):
-        answers = [pair.answer for pair, name in zip(pairs, names, strict=True) if name is not None and pair.template == f"t{template}"]
+        answers = [
+            pair.answer
+            for pair, name in zip(pairs, names, strict=True)
+            if name is not None and pair.template == f"t{template}"
+        ]
         assert abs(answers.count((1,)) - answers.count((2,))) <= 1
     repeated = [pair for pair in pairs_of(3) for _ in range(2)]
     assert [name is None for name in split_pairs(repeated, 0)[0]] == [False, True] * 3

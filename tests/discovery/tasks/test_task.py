@@ -15,7 +15,13 @@ from tests.tiny_models import FakeModel, ToyTokenizer, as_task, random_pairs
 
 def ids(count: int, templates: int = 1) -> list[dict[str, object]]:
     return [
-        {"clean": [1, n + 10, 3], "corrupted": [1, n + 300, 3], "answer": n, "wrong": 900, "template": f"t{n % templates}"}
+        {
+            "clean": [1, n + 10, 3],
+            "corrupted": [1, n + 300, 3],
+            "answer": n,
+            "wrong": 900,
+            "template": f"t{n % templates}",
+        }
         for n in range(count)
     ]
 
@@ -24,7 +30,12 @@ def test_the_parts_are_tasks_of_the_same_name_metric_and_seed():
     task = load_task(ids(12, templates=4), FakeModel(), seed=5)
     assert len(task.discovery) + len(task.heldout) == len(task) == 12
     for part, split in ((task.discovery, "discovery"), (task.heldout, "heldout")):
-        assert (part.name, part.metric, part.seed, part.split_method) == (task.name, task.metric, 5, task.split_method)
+        assert (part.name, part.metric, part.seed, part.split_method) == (
+            task.name,
+            task.metric,
+            5,
+            task.split_method,
+        )
         assert set(part.splits) == {split}
         assert all(pair in task.pairs for pair in part.pairs)
         assert getattr(part, split).pairs == part.pairs
@@ -105,7 +116,10 @@ def test_a_pair_and_its_reverse_have_one_key_and_others_have_others():
     pair = EncodedPair((1, 2), (1, 3), (4,), (5,), "t")
     assert pair.key == EncodedPair((1, 3), (1, 2), (5,), (4,), "other").key
     assert pair.key != EncodedPair((1, 3), (1, 2), (4,), (5,)).key
-    assert EncodedPair((1, 2), (1, 3), (4, 6), (5, 7)).key == EncodedPair((1, 3), (1, 2), (7, 5), (6, 4)).key  # a set has no order
+    assert (
+        EncodedPair((1, 2), (1, 3), (4, 6), (5, 7)).key
+        == EncodedPair((1, 3), (1, 2), (7, 5), (6, 4)).key
+    )  # a set has no order
     assert pair.key != EncodedPair((1, 2), (1, 3), (4,), (6,)).key
 
 
@@ -123,7 +137,9 @@ def test_marks_become_the_position_of_the_token_that_ends_there(bos):
     tokenizer = ToyTokenizer(bos)
     clean = "Then Maria gave Johannes the"
     marks = {"S": clean.index(" gave"), "IO": clean.index(" the")}
-    placed = MarkedPair(clean, clean.replace("Maria", "Peter"), " ball", " cup", "t", marks).with_token_labels(tokenizer)
+    placed = MarkedPair(
+        clean, clean.replace("Maria", "Peter"), " ball", " cup", "t", marks
+    ).with_token_labels(tokenizer)
     tokens = [tokenizer.decode([token]) for token in tokenizer.encode(clean)]
     assert tokens[placed.labels["S"]] == " Maria"
     assert tokens[placed.labels["IO"]] == "es"  # the second token of a name of two

@@ -20,7 +20,10 @@ IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
 
 def written(folder: Path, *lines: Any) -> Path:
     path = folder / "animals.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -47,22 +50,35 @@ def test_text_is_tokenised_as_the_tokenizer_does(tmp_path):
 
 
 def test_ids_are_used_exactly_as_given(tmp_path):
-    (pair,) = load_task(written(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}), FakeModel(tokenizer=None)).pairs
-    assert (pair.clean, pair.corrupted, pair.answer, pair.wrong) == ((1, 2, 3), (1, 5, 3), (4,), (6,))
+    (pair,) = load_task(
+        written(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}),
+        FakeModel(tokenizer=None),
+    ).pairs
+    assert (pair.clean, pair.corrupted, pair.answer, pair.wrong) == (
+        (1, 2, 3),
+        (1, 5, 3),
+        (4,),
+        (6,),
+    )
     assert pair.template == "x"
     assert dict(pair.labels) == {"animal": 1, "end": 2}
 
 
 def test_answers_may_be_sets_of_texts_and_ids(tmp_path):
     tokenizer = ToyTokenizer()
-    (pair,) = load_task(written(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}), FakeModel(tokenizer)).pairs
+    (pair,) = load_task(
+        written(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}),
+        FakeModel(tokenizer),
+    ).pairs
     assert pair.answer == (*tokenizer.encode(" fish"), 77)
     assert pair.wrong == (*tokenizer.encode(" bones"), *tokenizer.encode(" sticks"))
 
 
 def test_empty_lines_and_windows_line_ends_and_a_byte_order_mark_are_nothing(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n \r\n" + json.dumps(IDS).encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n \r\n" + json.dumps(IDS).encode()
+    )
     assert list(read_task_file(path)) == ["line 1", "line 4"]
 
 
@@ -84,14 +100,23 @@ LINES = {
     "a number beyond all measure": ('{"clean": ' + "9" * 5000 + "}", "not JSON"),
     "nested beyond all measure": ("[" * 100_000, "not JSON"),
     "no object": ("[1, 2]", "a list, not an object"),
-    "a field missing": ({k: v for k, v in TEXT.items() if k != "wrong"}, "the field 'wrong' is missing"),
+    "a field missing": (
+        {k: v for k, v in TEXT.items() if k != "wrong"},
+        "the field 'wrong' is missing",
+    ),
     "a field unknown": (TEXT | {"answers": " fish"}, "unknown field 'answers'"),
     "a prompt that is a number": (TEXT | {"clean": 5}, "5 is not a prompt"),
     "a prompt of texts": (TEXT | {"clean": ["the", "cat"]}, "is not a prompt"),
     "a prompt of truths": (TEXT | {"clean": [True, False]}, "is not a prompt"),
-    "half a character": ('{"clean": "\\ud800", "corrupted": "a", "answer": "b", "wrong": "c"}', "is not a prompt"),
+    "half a character": (
+        '{"clean": "\\ud800", "corrupted": "a", "answer": "b", "wrong": "c"}',
+        "is not a prompt",
+    ),
     "an answer that is null": (TEXT | {"answer": None}, "None is not an answer"),
-    "an answer of half a character": ('{"clean": "a", "corrupted": "b", "answer": "\\udfff", "wrong": "c"}', "is not an answer"),
+    "an answer of half a character": (
+        '{"clean": "a", "corrupted": "b", "answer": "\\udfff", "wrong": "c"}',
+        "is not an answer",
+    ),
     "an answer nested": (TEXT | {"wrong": [[1]]}, "is not an answer"),
     "a template that is a number": (TEXT | {"template": 3}, "template is 3"),
     "labels that are a list": (TEXT | {"labels": []}, "labels is []"),
@@ -99,14 +124,35 @@ LINES = {
     "a label with a long name": (TEXT | {"labels": {"x" * 20_000: 1}}, "is 20000 characters long"),
     "a label that is a text": (TEXT | {"labels": {"end": "last"}}, "labels is"),
     "a label that is a fraction": (TEXT | {"labels": {"end": 1.0}}, "labels is"),
-    "sides of different length": (TEXT | {"corrupted": "the brown dog sees"}, "clean has 3 tokens and corrupted 4"),
-    "sides that are the same": (TEXT | {"corrupted": TEXT["clean"]}, "clean and corrupted are the same"),
-    "an answer of two tokens": (TEXT | {"answer": " mackerels"}, "does not continue the prompt by exactly one token"),
-    "an answer without its space": (TEXT | {"wrong": "fish"}, "does not continue the prompt by exactly one token"),
-    "an answer of none": (TEXT | {"answer": ""}, "does not continue the prompt by exactly one token"),
+    "sides of different length": (
+        TEXT | {"corrupted": "the brown dog sees"},
+        "clean has 3 tokens and corrupted 4",
+    ),
+    "sides that are the same": (
+        TEXT | {"corrupted": TEXT["clean"]},
+        "clean and corrupted are the same",
+    ),
+    "an answer of two tokens": (
+        TEXT | {"answer": " mackerels"},
+        "does not continue the prompt by exactly one token",
+    ),
+    "an answer without its space": (
+        TEXT | {"wrong": "fish"},
+        "does not continue the prompt by exactly one token",
+    ),
+    "an answer of none": (
+        TEXT | {"answer": ""},
+        "does not continue the prompt by exactly one token",
+    ),
     "one token on both sides": (TEXT | {"wrong": " fish"}, "is both answer and wrong"),
-    "sets that share a token": (TEXT | {"answer": [" fish", " mice"], "wrong": [" bones", " mice"]}, "is both answer and wrong"),
-    "a set with one token twice": (TEXT | {"answer": [" fish", " fish"]}, "two members of the set are the same token"),
+    "sets that share a token": (
+        TEXT | {"answer": [" fish", " mice"], "wrong": [" bones", " mice"]},
+        "is both answer and wrong",
+    ),
+    "a set with one token twice": (
+        TEXT | {"answer": [" fish", " fish"]},
+        "two members of the set are the same token",
+    ),
     "an empty set": (TEXT | {"answer": []}, "the set is empty"),
     "an empty prompt of ids": (IDS | {"clean": [], "corrupted": []}, "the prompt has no tokens"),
     "an empty prompt of text": (TEXT | {"clean": ""}, "the prompt has no tokens"),
@@ -118,15 +164,26 @@ LINES = {
         IDS | {"clean": list(range(21)), "corrupted": list(range(1, 22))},
         "21 tokens, and this model takes 20",
     ),
-    "a label after the end": (IDS | {"labels": {"S": 3}}, "label 'S' is at 3, and the prompt has 3 tokens"),
-    "an answer that is not known": (TEXT | {"answer": " Xyzzy"}, "the tokenizer does not know ' Xyzzy'"),
-    "a label before the beginning": (IDS | {"labels": {"S": -4}}, "label 'S' is at -4, and the prompt has 3 tokens"),
+    "a label after the end": (
+        IDS | {"labels": {"S": 3}},
+        "label 'S' is at 3, and the prompt has 3 tokens",
+    ),
+    "an answer that is not known": (
+        TEXT | {"answer": " Xyzzy"},
+        "the tokenizer does not know ' Xyzzy'",
+    ),
+    "a label before the beginning": (
+        IDS | {"labels": {"S": -4}},
+        "label 'S' is at -4, and the prompt has 3 tokens",
+    ),
 }
 
 
 @pytest.mark.parametrize(("line", "cause"), LINES.values(), ids=LINES.keys())
 def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
-    fault = refuse(written(tmp_path, TEXT | {"clean": "a cat sees", "corrupted": "a dog sees"}, "", line))
+    fault = refuse(
+        written(tmp_path, TEXT | {"clean": "a cat sees", "corrupted": "a dog sees"}, "", line)
+    )
     assert fault.cause.startswith("line 3")
     assert cause in fault.cause
     assert len(fault.cause) < 300
@@ -135,8 +192,15 @@ def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
 def test_an_answer_has_a_logit_where_a_prompt_may_hold_more_tokens():
     """The model of modular addition: "=" stands in prompts and is never an answer."""
     model = FakeModel(None, d_vocab=8, n_logits=7)
-    assert load_task([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 3, "wrong": 4}], model).pairs[0].clean == (1, 2, 7)
-    assert "token id 7 does not exist" in refuse([{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 7, "wrong": 4}], model).cause
+    assert load_task(
+        [{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 3, "wrong": 4}], model
+    ).pairs[0].clean == (1, 2, 7)
+    assert (
+        "token id 7 does not exist"
+        in refuse(
+            [{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 7, "wrong": 4}], model
+        ).cause
+    )
 
 
 def test_inline_pairs_are_counted_from_1():
@@ -156,7 +220,10 @@ def test_a_pair_written_twice(tmp_path):
 
 
 def test_text_needs_a_tokenizer(tmp_path):
-    assert "this model has no tokenizer" in refuse(written(tmp_path, TEXT), FakeModel(tokenizer=None)).cause
+    assert (
+        "this model has no tokenizer"
+        in refuse(written(tmp_path, TEXT), FakeModel(tokenizer=None)).cause
+    )
     assert "this model has no tokenizer" in refuse("ioi", FakeModel(tokenizer=None)).cause
 
 

@@ -31,20 +31,31 @@ async def read(client: Client, uri: str) -> str:
 
 async def test_what_is_listed_can_be_read(client: Client) -> None:
     listed = (await client.list_resources()).resources
-    assert {"scout://runs", "scout://tasks/ioi", "scout://skills/find-circuit"} <= {str(resource.uri) for resource in listed}
+    assert {"scout://runs", "scout://tasks/ioi", "scout://skills/find-circuit"} <= {
+        str(resource.uri) for resource in listed
+    }
     for resource in listed:
         assert await read(client, str(resource.uri))
         assert resource.description
 
 
 async def test_the_templates_of_the_interface(client: Client) -> None:
-    templates = {template.uri_template for template in (await client.list_resource_templates()).resource_templates}
-    fixed = {f"scout://runs/{{run_id}}/{name}" for name in ("circuit.json", "run.json", "figures/{name}", "arrays/{name}")}
+    templates = {
+        template.uri_template
+        for template in (await client.list_resource_templates()).resource_templates
+    }
+    fixed = {
+        f"scout://runs/{{run_id}}/{name}"
+        for name in ("circuit.json", "run.json", "figures/{name}", "arrays/{name}")
+    }
     assert fixed | {"scout://tasks/{name}"} <= templates
 
 
 async def test_tasks_and_skills(client: Client) -> None:
-    assert json.loads(await read(client, "scout://tasks/greater_than"))["metric"] == "probability_difference"
+    assert (
+        json.loads(await read(client, "scout://tasks/greater_than"))["metric"]
+        == "probability_difference"
+    )
     assert "## 1. Question" in await read(client, "scout://skills/find-circuit")
     assert "# Pitfalls" in await read(client, "scout://skills/find-circuit/references/pitfalls.md")
 
@@ -66,9 +77,14 @@ async def test_what_is_missing_is_said(client: Client, uri: str) -> None:
 
 async def test_completion_of_models(client: Client) -> None:
 
-    models = await client.complete(PromptReference(name="find_circuit"), {"name": "model", "value": ""})
+    models = await client.complete(
+        PromptReference(name="find_circuit"), {"name": "model", "value": ""}
+    )
     assert {"bundled", "induction", "or_mlp"} <= set(models.completion.values)
-    runs = await client.complete(ResourceTemplateReference(uri="scout://runs/{run_id}/run.json"), {"name": "run_id", "value": "zzz"})
+    runs = await client.complete(
+        ResourceTemplateReference(uri="scout://runs/{run_id}/run.json"),
+        {"name": "run_id", "value": "zzz"},
+    )
     assert runs.completion.values == []
 
 
@@ -78,26 +94,48 @@ def elsewhere(tmp_path: Path, runs_dir: Path) -> tuple[Path, str]:
     model = tmp_path / "elsewhere" / "good & bad"
     command = f"circuit-scout discover '{model}/task.jsonl' --model '{model}'"
     load = {"model": str(model), "task": str(model / "task.jsonl")}
-    with create_run(runs_dir, "toy", ModelSource(name=str(model)), {"load": load}, provenance=Provenance(command=command)) as run:
+    with create_run(
+        runs_dir,
+        "toy",
+        ModelSource(name=str(model)),
+        {"load": load},
+        provenance=Provenance(command=command),
+    ) as run:
         circuit = ioi_circuit()
-        run.save_circuit(circuit.model_copy(update={"model": circuit.model.model_copy(update={"name": str(model)})}))
+        run.save_circuit(
+            circuit.model_copy(
+                update={"model": circuit.model.model_copy(update={"name": str(model)})}
+            )
+        )
         run.save_report(f"<p>{model}</p><p>{str(model).replace('&', '&amp;')}/task.jsonl</p>")
         run.update(status="completed", problem=f"{model} is gone")
     return model, run.id
 
 
-async def test_no_document_says_where_a_model_lies(models: Path, runs_dir: Path, elsewhere: tuple[Path, str]) -> None:
+async def test_no_document_says_where_a_model_lies(
+    models: Path, runs_dir: Path, elsewhere: tuple[Path, str]
+) -> None:
     model, run_id = elsewhere
     async with Client(make_server(models, runs_dir, local=False)) as client:
-        texts = {uri: await read(client, uri) for uri in ("scout://runs", *(f"scout://runs/{run_id}/{name}" for name in DOCUMENTS))}
+        texts = {
+            uri: await read(client, uri)
+            for uri in ("scout://runs", *(f"scout://runs/{run_id}/{name}" for name in DOCUMENTS))
+        }
         for name in ("run_status", "get_circuit"):
             texts[name] = json.dumps(await call_tool_ok(client, name, run_id=run_id))
-    assert [uri for uri, text in texts.items() if str(model.parent) in text or str(runs_dir) in text] == []
+    assert [
+        uri for uri, text in texts.items() if str(model.parent) in text or str(runs_dir) in text
+    ] == []
     assert json.loads(texts["scout://runs"])["runs"][0]["model"] == model.name
-    assert json.loads(texts[f"scout://runs/{run_id}/run.json"])["configuration"]["load"]["model"] == model.name
+    assert (
+        json.loads(texts[f"scout://runs/{run_id}/run.json"])["configuration"]["load"]["model"]
+        == model.name
+    )
 
 
-async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(models: Path, runs_dir: Path, elsewhere: tuple[Path, str]) -> None:
+async def test_a_run_of_a_model_elsewhere_does_not_go_on_here(
+    models: Path, runs_dir: Path, elsewhere: tuple[Path, str]
+) -> None:
     model, run_id = elsewhere
     with open_run(runs_dir, run_id, write=True) as run:
         run.update(status="interrupted")
@@ -113,10 +151,18 @@ async def test_completion_of_pages_and_behaviours(client: Client) -> None:
     assert pages.completion.values == ["features.md", "pitfalls.md", "technique.md"]
     for name in pages.completion.values:
         assert await read(client, f"scout://skills/find-circuit/references/{name}")
-    assert (await client.complete(page, {"name": "page", "value": "te"})).completion.values == ["technique.md"]
-    assert (await client.complete(page, {"name": "page", "value": ""}, {"name": "nothing"})).completion.values == []
-    assert (await client.complete(page, {"name": "name", "value": ""})).completion.values == ["find-circuit"]
-    behaviours = await client.complete(PromptReference(name="find_circuit"), {"name": "behaviour", "value": "i"})
+    assert (await client.complete(page, {"name": "page", "value": "te"})).completion.values == [
+        "technique.md"
+    ]
+    assert (
+        await client.complete(page, {"name": "page", "value": ""}, {"name": "nothing"})
+    ).completion.values == []
+    assert (await client.complete(page, {"name": "name", "value": ""})).completion.values == [
+        "find-circuit"
+    ]
+    behaviours = await client.complete(
+        PromptReference(name="find_circuit"), {"name": "behaviour", "value": "i"}
+    )
     assert behaviours.completion.values[:2] == ["ioi", "induction"]
 
 
@@ -144,7 +190,9 @@ async def test_no_link_leads_out_of_a_run(models: Path, tmp_path: Path) -> None:
 async def test_activations_that_are_one_another(client: Client) -> None:
     """The end of a layer is the start of the next: one storage, two names."""
     sites = ["resid_pre", "resid_post"]
-    result = await client.call_tool("run_with_cache", {"model_id": "induction", "prompt": [0, 5, 6, 7, 5], "sites": sites})
+    result = await client.call_tool(
+        "run_with_cache", {"model_id": "induction", "prompt": [0, 5, 6, 7, 5], "sites": sites}
+    )
     assert not result.is_error, result.content
     [link] = [block for block in result.content if block.type == "resource_link"]
     [content] = (await client.read_resource(str(link.uri))).contents

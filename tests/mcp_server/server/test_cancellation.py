@@ -16,22 +16,41 @@ from mcp import Client
 
 from discovery.store import open_run
 from mcp_server.server.server import CircuitScoutServer
-from tests.mcp_server.servers import ERAS, INDUCTION_TASK, call_tool_ok, connect_over_stdio, free_port, run_http_server, server_environment
+from tests.mcp_server.servers import (
+    ERAS,
+    INDUCTION_TASK,
+    call_tool_ok,
+    connect_over_stdio,
+    free_port,
+    run_http_server,
+    server_environment,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize(
-    "transport", ["memory", pytest.param("stdio", marks=pytest.mark.slow), pytest.param("http", marks=pytest.mark.slow)]
+    "transport",
+    [
+        "memory",
+        pytest.param("stdio", marks=pytest.mark.slow),
+        pytest.param("http", marks=pytest.mark.slow),
+    ],
 )
-async def test_a_cancelled_measurement_frees_the_device(transport: str, era: str, server: CircuitScoutServer, models: Path, runs_dir: Path) -> None:
+async def test_a_cancelled_measurement_frees_the_device(
+    transport: str, era: str, server: CircuitScoutServer, models: Path, runs_dir: Path
+) -> None:
     connection: AbstractAsyncContextManager[Client]
     if transport == "http":
         with run_http_server(models, runs_dir) as url:
             await cancel(Client(url, mode=era))
         return
-    connection = Client(server, mode=era) if transport == "memory" else connect_over_stdio(models, runs_dir, era)
+    connection = (
+        Client(server, mode=era)
+        if transport == "memory"
+        else connect_over_stdio(models, runs_dir, era)
+    )
     await cancel(connection)
 
 
@@ -44,7 +63,9 @@ async def cancel(connection: AbstractAsyncContextManager[Client]) -> None:
         await call_tool_ok(client, "evaluate_circuit", **given, nodes=["a0.h3", "a1.h0"], pairs=240)
         whole = time.monotonic() - began
         with anyio.move_on_after(whole / 8) as scope:
-            await client.call_tool("evaluate_circuit", {**given, "nodes": ["a0.h3", "a1.h2"], "pairs": 240})
+            await client.call_tool(
+                "evaluate_circuit", {**given, "nodes": ["a0.h3", "a1.h2"], "pairs": 240}
+            )
         assert scope.cancelled_caught
         began = time.monotonic()
         await call_tool_ok(client, "check_task", **given)
@@ -56,31 +77,58 @@ async def test_over_http_a_run_outlives_its_client(models: Path, runs_dir: Path)
     with run_http_server(models, runs_dir) as url:
         async with Client(url) as client:
             await call_tool_ok(client, "load_model", model="induction")
-            begun = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0)
+            begun = await call_tool_ok(
+                client,
+                "discover_circuit",
+                model_id="induction",
+                task=INDUCTION_TASK,
+                wait_seconds=0,
+            )
         async with Client(url, mode="legacy") as other:
             with anyio.fail_after(200):
-                while (state := await call_tool_ok(other, "run_status", run_id=begun["run_id"]))["status"] == "running":
+                while (state := await call_tool_ok(other, "run_status", run_id=begun["run_id"]))[
+                    "status"
+                ] == "running":
                     await anyio.sleep(0.5)
             assert (state["status"], state["verdict"]) == ("completed", "verified")
             assert state["stages"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_an_http_server_with_its_runs_closed(number: int, models: Path, runs_dir: Path) -> None:
+async def test_a_signal_ends_an_http_server_with_its_runs_closed(
+    number: int, models: Path, runs_dir: Path
+) -> None:
     port = free_port()
-    words = ["serve", "--http", f"127.0.0.1:{port}", "--models-dir", str(models), "--runs-dir", str(runs_dir)]
-    process = subprocess.Popen([sys.executable, "-m", "mcp_server", *words], env=server_environment(runs_dir), stderr=subprocess.PIPE, text=True)
+    words = [
+        "serve",
+        "--http",
+        f"127.0.0.1:{port}",
+        "--models-dir",
+        str(models),
+        "--runs-dir",
+        str(runs_dir),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mcp_server", *words],
+        env=server_environment(runs_dir),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     with process.stderr as said:
         await start_run_and_signal(number, process, said, port, runs_dir)
 
 
-async def start_run_and_signal(number: int, process: subprocess.Popen[str], said: IO[str], port: int, runs_dir: Path) -> None:
+async def start_run_and_signal(
+    number: int, process: subprocess.Popen[str], said: IO[str], port: int, runs_dir: Path
+) -> None:
     """Start a run, and signal the server while it is at work."""
     assert f"http://127.0.0.1:{port}/mcp" in said.readline()
     async with Client(f"http://127.0.0.1:{port}/mcp") as client:
         await call_tool_ok(client, "load_model", model="or_mlp")
-        begun = await call_tool_ok(client, "discover_circuit", model_id="or_mlp", task="or_mlp/task.jsonl", wait_seconds=0)
+        begun = await call_tool_ok(
+            client, "discover_circuit", model_id="or_mlp", task="or_mlp/task.jsonl", wait_seconds=0
+        )
     process.send_signal(number)
     assert process.wait(30) == 130
     assert "Traceback" not in said.read()

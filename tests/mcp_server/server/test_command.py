@@ -16,11 +16,17 @@ from mcp_server.session.settings import TOOLSETS
 FLAGS = ("--http", "--token", "--toolsets", "--read-only", "--models-dir", "--runs-dir", "--images")
 
 
-def test_the_defaults_are_a_local_server(runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_are_a_local_server(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings, door = parse_serve_arguments([])
     assert door is None
-    assert (settings.working_dir, settings.models_dir, settings.runs_dir) == (tmp_path, None, runs_dir)
+    assert (settings.working_dir, settings.models_dir, settings.runs_dir) == (
+        tmp_path,
+        None,
+        runs_dir,
+    )
     assert (settings.read_only, settings.images, settings.toolsets) == (
         False,
         "include",
@@ -29,14 +35,32 @@ def test_the_defaults_are_a_local_server(runs_dir: Path, tmp_path: Path, monkeyp
 
 
 def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = {"HTTP": "127.0.0.1:8123", "TOKEN": "0123456789abcdef", "TOOLSETS": "runs,models", "READ_ONLY": "1", "IMAGES": "omit"}
-    for name, value in {**twins, "MODELS_DIR": str(tmp_path), "RUNS_DIR": str(tmp_path / "runs")}.items():
+    twins = {
+        "HTTP": "127.0.0.1:8123",
+        "TOKEN": "0123456789abcdef",
+        "TOOLSETS": "runs,models",
+        "READ_ONLY": "1",
+        "IMAGES": "omit",
+    }
+    for name, value in {
+        **twins,
+        "MODELS_DIR": str(tmp_path),
+        "RUNS_DIR": str(tmp_path / "runs"),
+    }.items():
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
     settings, door = parse_serve_arguments([])
     assert door is not None
     assert (door.host, door.port, door.token) == ("127.0.0.1", 8123, "0123456789abcdef")
-    assert (settings.toolsets, settings.read_only, settings.images) == (("models", "runs"), True, "omit")
-    assert (settings.models_dir, settings.runs_dir, settings.working_dir) == (tmp_path, tmp_path / "runs", None)
+    assert (settings.toolsets, settings.read_only, settings.images) == (
+        ("models", "runs"),
+        True,
+        "omit",
+    )
+    assert (settings.models_dir, settings.runs_dir, settings.working_dir) == (
+        tmp_path,
+        tmp_path / "runs",
+        None,
+    )
     assert parse_serve_arguments(["--images", "include"])[0].images == "include"
     assert parse_serve_arguments(["--toolsets", "all,measure"])[0].toolsets == TOOLSETS
 
@@ -71,13 +95,26 @@ def test_help_names_every_flag(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_server_starts_without_the_measuring_half(root: Path) -> None:
-    heavy = ["torch", "transformers", "transformer_lens", "nnsight", "sae_lens", "matplotlib", "scipy", "pandas"]
+    heavy = [
+        "torch",
+        "transformers",
+        "transformer_lens",
+        "nnsight",
+        "sae_lens",
+        "matplotlib",
+        "scipy",
+        "pandas",
+    ]
     program = f"import mcp_server.server.command as c, sys; c.build_server(); print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
-def test_a_server_started_in_a_home_may_read_nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_started_in_a_home_may_read_nothing_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Clients start servers of all projects in the user's home or the root: that is no choice of what may be read."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for place in (tmp_path, Path(tmp_path.anchor)):

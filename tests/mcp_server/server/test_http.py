@@ -19,14 +19,23 @@ from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
 from mcp_server.server.command import parse_serve_arguments
 from mcp_server.server.http import MAX_BODY_BYTES, HttpEndpoint
-from tests.mcp_server.servers import INDUCTION_TASK, call_tool_ok, run_http_server, server_environment
+from tests.mcp_server.servers import (
+    INDUCTION_TASK,
+    call_tool_ok,
+    run_http_server,
+    server_environment,
+)
 
 TOKEN = "a-token-for-tests-0123"
 HELLO = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "1"},
+    },
 }
 ACCEPT = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 
@@ -44,7 +53,10 @@ def post(url: str, **headers: str) -> int:
 def test_the_token_is_asked_for(url: str) -> None:
     bearer = {"authorization": f"Bearer {TOKEN}"}
     refused = httpx2.post(url, json=HELLO, headers=ACCEPT, timeout=30)
-    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer realm="circuit-scout"')
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (
+        401,
+        'Bearer realm="circuit-scout"',
+    )
     assert TOKEN not in refused.text
     assert post(url, authorization=f"Bearer {TOKEN}x") == 401
     assert post(url, authorization=TOKEN) == 401
@@ -75,10 +87,20 @@ async def test_fifty_clients_at_once(url: str) -> None:
         nonlocal finished
         async with (
             httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=200) as http,
-            Client(streamable_http_client(url, http_client=http), mode=("auto", "legacy")[number % 2]) as client,
+            Client(
+                streamable_http_client(url, http_client=http), mode=("auto", "legacy")[number % 2]
+            ) as client,
         ):
             await call_tool_ok(client, "load_model", model="induction")
-            found = await call_tool_ok(client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, site="head_out", pairs=4, seed=number)
+            found = await call_tool_ok(
+                client,
+                "patch_sweep",
+                model_id="induction",
+                task=INDUCTION_TASK,
+                site="head_out",
+                pairs=4,
+                seed=number,
+            )
             assert {cell["node"] for cell in found["top"][:2]} == {"a0.h2", "a1.h1"}
             finished += 1
 
@@ -89,7 +111,9 @@ async def test_fifty_clients_at_once(url: str) -> None:
     assert finished == 50
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "example.org:80"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "example.org:80"]
+)
 def test_beyond_this_machine_a_token_is_required(address: str) -> None:
     with pytest.raises(UsageError, match="there is no token"):
         parse_serve_arguments(["--http", address])
@@ -113,7 +137,9 @@ def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None
         port = other.getsockname()[1]
         assert main(["serve", "--http", f"127.0.0.1:{port}"]) == 2
     told = capfd.readouterr().err
-    assert told.startswith(f"error: --http 127.0.0.1:{port}: Address already in use.\nfix: Give another port")
+    assert told.startswith(
+        f"error: --http 127.0.0.1:{port}: Address already in use.\nfix: Give another port"
+    )
 
 
 def test_an_address_of_another_machine_is_said(capfd: pytest.CaptureFixture[str]) -> None:
@@ -122,11 +148,24 @@ def test_an_address_of_another_machine_is_said(capfd: pytest.CaptureFixture[str]
 
 
 def test_it_says_where_it_listens(models: Path, runs_dir: Path) -> None:
-    words = [sys.executable, "-m", "mcp_server", "serve", "--http", "127.0.0.1:0", "--models-dir", str(models)]
-    with subprocess.Popen(words, env=server_environment(runs_dir), stderr=subprocess.PIPE, text=True) as process:
+    words = [
+        sys.executable,
+        "-m",
+        "mcp_server",
+        "serve",
+        "--http",
+        "127.0.0.1:0",
+        "--models-dir",
+        str(models),
+    ]
+    with subprocess.Popen(
+        words, env=server_environment(runs_dir), stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stderr
-            said = re.fullmatch(r"Listening at (http://127\.0\.0\.1:\d+/mcp)\n", process.stderr.readline())
+            said = re.fullmatch(
+                r"Listening at (http://127\.0\.0\.1:\d+/mcp)\n", process.stderr.readline()
+            )
             assert said
             assert post(said[1]) == 200
         finally:

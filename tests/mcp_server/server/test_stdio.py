@@ -15,7 +15,11 @@ import pytest
 
 from tests.mcp_server.servers import INDUCTION_TASK, server_environment
 
-HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+HELLO = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
 # A library that prints in every way there is, on import and later, and at the end.
 NOISE = """
 import atexit, builtins, os, sys, threading
@@ -51,7 +55,9 @@ def speak(stdin: IO[str], stdout: IO[str], *messages: dict[str, Any]) -> list[di
     return answers
 
 
-def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_path: Path, root: Path) -> None:
+def test_stdout_carries_protocol_lines_only(
+    models: Path, runs_dir: Path, tmp_path: Path, root: Path
+) -> None:
     (tmp_path / "noisy.py").write_text(
         f"{NOISE}\n"
         "from mcp_server.server import command\n"
@@ -63,7 +69,9 @@ def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_pa
     )
     words = [sys.executable, str(tmp_path / "noisy.py")]
     noisy = server_environment(runs_dir, PYTHONPATH=str(root))
-    process = subprocess.Popen(words, cwd=root, env=noisy, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+    process = subprocess.Popen(
+        words, cwd=root, env=noisy, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
+    )
     assert process.stdin
     assert process.stdout
     assert process.stderr
@@ -75,11 +83,18 @@ def test_stdout_carries_protocol_lines_only(models: Path, runs_dir: Path, tmp_pa
         process.stdout,
         {"id": 1, "method": "initialize", "params": HELLO},
         {"method": "notifications/initialized"},
-        {"id": 2, "method": "tools/call", "params": {"name": "load_model", "arguments": {"model": "induction"}}},
+        {
+            "id": 2,
+            "method": "tools/call",
+            "params": {"name": "load_model", "arguments": {"model": "induction"}},
+        },
         {
             "id": 3,
             "method": "tools/call",
-            "params": {"name": "patch_sweep", "arguments": {"model_id": "induction", "task": INDUCTION_TASK, "pairs": 2}},
+            "params": {
+                "name": "patch_sweep",
+                "arguments": {"model_id": "induction", "task": INDUCTION_TASK, "pairs": 2},
+            },
         },
     )
     process.stdin.close()
@@ -99,7 +114,9 @@ def test_the_first_list_of_tools_comes_within_two_seconds(runs_dir: Path) -> Non
     """Measured as processor time, which does not depend on who else uses the machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = [sys.executable, "-m", "mcp_server", "serve"]
-    process = subprocess.Popen(words, env=server_environment(runs_dir), stdin=PIPE, stdout=PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=server_environment(runs_dir), stdin=PIPE, stdout=PIPE, text=True
+    )
     assert process.stdin
     assert process.stdout
     messages = (

@@ -13,14 +13,24 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference
 
 from mcp_server.server.server import CircuitScoutServer
-from tests.mcp_server.servers import ERAS, INDUCTION_TASK, call_tool_error, call_tool_ok, connect_over_stdio, make_server, run_http_server
+from tests.mcp_server.servers import (
+    ERAS,
+    INDUCTION_TASK,
+    call_tool_error,
+    call_tool_ok,
+    connect_over_stdio,
+    make_server,
+    run_http_server,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize("transport", ["memory", "stdio", "http"])
-async def test_a_conversation(transport: str, era: str, server: CircuitScoutServer, models: Path, shared_runs: Path) -> None:
+async def test_a_conversation(
+    transport: str, era: str, server: CircuitScoutServer, models: Path, shared_runs: Path
+) -> None:
     with ExitStack() as stack:
         connection: AbstractAsyncContextManager[Client]
         if transport == "memory":
@@ -47,29 +57,47 @@ async def converse(client: Client) -> None:
     async def progress(done: float, total: float | None, message: str | None) -> None:
         told.append(done)
 
-    arguments = {"model_id": "induction", "task": INDUCTION_TASK, "site": "head_out", "direction": "noising"}
+    arguments = {
+        "model_id": "induction",
+        "task": INDUCTION_TASK,
+        "site": "head_out",
+        "direction": "noising",
+    }
     swept = await client.call_tool("patch_sweep", arguments, progress_callback=progress)
     facts = swept.structured_content
     assert facts is not None
     assert {facts["top"][0]["node"], facts["top"][1]["node"]} == {"a0.h2", "a1.h1"}
     assert told == sorted(told)
-    assert [block.type for block in swept.content] == ["text", "image", "resource_link", "resource_link"]
+    assert [block.type for block in swept.content] == [
+        "text",
+        "image",
+        "resource_link",
+        "resource_link",
+    ]
 
     [grid] = (await client.read_resource(facts["values"])).contents
     assert json.loads(grid.text)["axes"] == ["layer", "head"]
     [picture] = (await client.read_resource(facts["figure"])).contents
     assert base64.b64decode(picture.blob).startswith(b"\x89PNG")
 
-    assert "Did you mean 'site'" in await call_tool_error(client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, sitee="q")
-    assert 'load_model(model="nobody")' in await call_tool_error(client, "check_task", model_id="nobody", task="ioi")
+    assert "Did you mean 'site'" in await call_tool_error(
+        client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, sitee="q"
+    )
+    assert 'load_model(model="nobody")' in await call_tool_error(
+        client, "check_task", model_id="nobody", task="ioi"
+    )
     with pytest.raises(MCPError, match="There is no run"):
         await client.read_resource("scout://runs/nothing/circuit.json")
 
     prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
     assert "check_task" in prompt.messages[0].content.text
-    tasks = await client.complete(PromptReference(name="validate_claim"), {"name": "task", "value": "i"})
+    tasks = await client.complete(
+        PromptReference(name="validate_claim"), {"name": "task", "value": "i"}
+    )
     assert tasks.completion.values[:2] == ["ioi", "induction"]
-    skills = await client.complete(ResourceTemplateReference(uri="scout://skills/{name}"), {"name": "name", "value": ""})
+    skills = await client.complete(
+        ResourceTemplateReference(uri="scout://skills/{name}"), {"name": "name", "value": ""}
+    )
     assert "find-circuit" in skills.completion.values
 
 
@@ -77,12 +105,26 @@ async def converse(client: Client) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
     [
-        ("nothing", {}, "no prompt 'nothing'.*find_circuit, what_does_this_head_do, validate_claim"),
-        ("find_circuit", {}, "'behaviour' is missing.*takes: behaviour, model; required: behaviour"),
-        ("find_circuit", {"behaviour": "ioi", "modle": "bundled"}, "no argument 'modle'.*takes: behaviour, model"),
+        (
+            "nothing",
+            {},
+            "no prompt 'nothing'.*find_circuit, what_does_this_head_do, validate_claim",
+        ),
+        (
+            "find_circuit",
+            {},
+            "'behaviour' is missing.*takes: behaviour, model; required: behaviour",
+        ),
+        (
+            "find_circuit",
+            {"behaviour": "ioi", "modle": "bundled"},
+            "no argument 'modle'.*takes: behaviour, model",
+        ),
     ],
 )
-async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[str, str], told: str, server: CircuitScoutServer) -> None:
+async def test_a_prompt_that_cannot_be_had(
+    era: str, name: str, arguments: dict[str, str], told: str, server: CircuitScoutServer
+) -> None:
     async with Client(server, mode=era) as client:
         with pytest.raises(MCPError, match=told) as fault:
             await client.get_prompt(name, arguments)
@@ -90,10 +132,15 @@ async def test_a_prompt_that_cannot_be_had(era: str, name: str, arguments: dict[
 
 
 async def test_what_is_switched_off_is_said(models: Path, tmp_path: Path) -> None:
-    async with Client(make_server(models, tmp_path, read_only=True, toolsets=("circuits",))) as client:
+    async with Client(
+        make_server(models, tmp_path, read_only=True, toolsets=("circuits",))
+    ) as client:
         assert "without check_task" in (client.instructions or "")
         prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
-        assert "discover_circuit" in str(prompt.messages[0].content).partition("This server was started without")[2]
+        assert (
+            "discover_circuit"
+            in str(prompt.messages[0].content).partition("This server was started without")[2]
+        )
         told = await call_tool_error(client, "discover_circuit", run_id="x")
         assert "discover_circuit is switched off here" in told
         assert "without --read-only and with --toolsets all" in told

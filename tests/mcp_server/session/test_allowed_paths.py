@@ -39,11 +39,30 @@ def test_what_is_inside(places: AllowedPaths, tmp_path: Path) -> None:
     assert places.format_path(str(deep)) == "toy/deep"
     assert places.list_model_directories() == [deep]
     assert places.resolve_task_file("toy/task.jsonl") == tmp_path / "models" / "toy" / "task.jsonl"
-    assert (places.resolve_model("bundled"), places.resolve_model("gpt2"), places.resolve_model("owner/name")) == ("bundled", "gpt2", "owner/name")
+    assert (
+        places.resolve_model("bundled"),
+        places.resolve_model("gpt2"),
+        places.resolve_model("owner/name"),
+    ) == ("bundled", "gpt2", "owner/name")
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "link", "toy/../../outside", "/etc", "~", "~root", "", "a/b/c", "..", ".", "\0", "x" * 5000, "file:///etc"]
+    "name",
+    [
+        "../outside",
+        "link",
+        "toy/../../outside",
+        "/etc",
+        "~",
+        "~root",
+        "",
+        "a/b/c",
+        "..",
+        ".",
+        "\0",
+        "x" * 5000,
+        "file:///etc",
+    ],
 )
 def test_what_is_outside(places: AllowedPaths, name: str) -> None:
     if name == ".":
@@ -63,7 +82,9 @@ def test_a_refusal_does_not_say_what_is_there(places: AllowedPaths, outside: Pat
     assert told[0] == told[1]
 
 
-def test_a_directory_here_is_not_taken_for_a_hub_name(places: AllowedPaths, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_here_is_not_taken_for_a_hub_name(
+    places: AllowedPaths, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(outside.parent)
     with pytest.raises(PathNotAllowedError):
         places.resolve_model("outside")
@@ -85,21 +106,33 @@ def linked(tmp_path: Path) -> ServerSettings:
     return ServerSettings(runs_dir=tmp_path / "runs", models_dir=tmp_path / "models")
 
 
-def test_a_message_has_neither_the_link_nor_where_it_leads(linked: ServerSettings, tmp_path: Path) -> None:
+def test_a_message_has_neither_the_link_nor_where_it_leads(
+    linked: ServerSettings, tmp_path: Path
+) -> None:
     text = f"{tmp_path}/models/toy and {tmp_path}/real-models/toy, in {tmp_path}/runs and {tmp_path}/real-runs/one"
     assert linked.redact_paths(text) == "toy and toy, in the runs directory and one"
     places = AllowedPaths(linked)
-    assert {places.format_path(str(tmp_path / name / "toy" / "deep")) for name in ("models", "real-models")} == {"toy/deep"}
+    assert {
+        places.format_path(str(tmp_path / name / "toy" / "deep"))
+        for name in ("models", "real-models")
+    } == {"toy/deep"}
 
 
-def test_a_relative_directory_is_not_taken_for_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_directory_is_not_taken_for_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ServerSettings(runs_dir=Path("runs"))
-    assert settings.redact_paths(f"scout://runs/x is in {tmp_path}/runs") == "scout://runs/x is in the runs directory"
+    assert (
+        settings.redact_paths(f"scout://runs/x is in {tmp_path}/runs")
+        == "scout://runs/x is in the runs directory"
+    )
 
 
 @pytest.mark.anyio
-async def test_a_faulty_model_behind_a_link_is_told_without_its_place(linked: ServerSettings, tmp_path: Path) -> None:
+async def test_a_faulty_model_behind_a_link_is_told_without_its_place(
+    linked: ServerSettings, tmp_path: Path
+) -> None:
     (tmp_path / "real-models" / "empty").mkdir()
     async with Client(make_server(tmp_path / "models", linked.runs_dir)) as client:
         said = await call_tool_error(client, "load_model", model="empty")

@@ -19,7 +19,15 @@ pytestmark = pytest.mark.anyio
 def test_progress_of_several_pieces_only_grows() -> None:
     work = DeviceJob()
     seen: list[tuple[float, float]] = []
-    for done, total, label in ((0, 10, "a"), (4, 10, "a"), (10, 10, "a"), (0, 5, "b"), (5, 5, "b"), (0, 3, "b"), (3, 3, "b")):
+    for done, total, label in (
+        (0, 10, "a"),
+        (4, 10, "a"),
+        (10, 10, "a"),
+        (0, 5, "b"),
+        (5, 5, "b"),
+        (0, 3, "b"),
+        (3, 3, "b"),
+    ):
         work(done, total, label)
         seen.append(work.progress[:2])
     assert seen[-1] == (18, 18)

@@ -13,7 +13,13 @@ from mcp_server.errors import UnknownModelError
 from mcp_server.session import AllowedPaths, ServerSettings, lazy_discovery
 from mcp_server.session.artifacts import make_result_id
 from mcp_server.session.models import RESERVED_BYTES, ModelCache
-from tests.mcp_server.servers import INDUCTION_TASK, call_tool_error, call_tool_ok, connect_over_stdio, make_server
+from tests.mcp_server.servers import (
+    INDUCTION_TASK,
+    call_tool_error,
+    call_tool_ok,
+    connect_over_stdio,
+    make_server,
+)
 from tests.tiny_models import save_hugging_face
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +27,9 @@ SPREAD = "only it runs a model that is spread over devices"
 
 
 def known_models(models_dir: Path, **more: Any) -> ModelCache:
-    return ModelCache(AllowedPaths(ServerSettings(models_dir=models_dir, runs_dir=models_dir / "runs", **more)))
+    return ModelCache(
+        AllowedPaths(ServerSettings(models_dir=models_dir, runs_dir=models_dir / "runs", **more))
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,77 +39,146 @@ def known_models(models_dir: Path, **more: Any) -> ModelCache:
         ("bundled@cpu,bfloat16", {}, 'load_model(model="bundled", device="cpu", dtype="bfloat16")'),
         ("bundled", {"dtype": "float64"}, 'load_model(model="bundled", dtype="float32")'),
         ("bundled@float64", {"dtype": "float64"}, 'load_model(model="bundled", dtype="float64")'),
-        ("bundled", {"device": "cpu", "backend": "nnsight"}, 'load_model(model="bundled", backend="auto", device="auto")'),
+        (
+            "bundled",
+            {"device": "cpu", "backend": "nnsight"},
+            'load_model(model="bundled", backend="auto", device="auto")',
+        ),
         ("toy@v2", {}, 'load_model(model="toy@v2")'),
-        ("gpt2@remote", {"device": "cpu", "backend": "transformerlens", "dtype": "float16"}, 'load_model(model="gpt2", remote=true)'),
+        (
+            "gpt2@remote",
+            {"device": "cpu", "backend": "transformerlens", "dtype": "float16"},
+            'load_model(model="gpt2", remote=true)',
+        ),
         ("toy@device_map", {"device": "cpu"}, 'load_model(model="toy", device_map="auto")'),
         ("toy@transformerlens", {}, 'load_model(model="toy", backend="transformerlens")'),
         ("toy@v2@cuda:1", {}, 'load_model(model="toy@v2", device="cuda:1")'),
     ],
 )
-def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(tmp_path: Path, handle: str, defaults: Any, told: str) -> None:
+def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(
+    tmp_path: Path, handle: str, defaults: Any, told: str
+) -> None:
     for name in ("toy", "toy@v2"):
         (tmp_path / name).mkdir()
     known = known_models(tmp_path, **defaults)
     with pytest.raises(UnknownModelError) as caught:
         known.get(handle)
     assert f"Call {told}:" in caught.value.cure
-    arguments = dict(part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", "))
+    arguments = dict(
+        part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", ")
+    )
     name = arguments.pop("model")
     how = {"remote": "remote" in arguments, "spread": "device_map" in arguments}
-    asked = known.resolve_request(name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), **how)  # type: ignore[arg-type]
+    asked = known.resolve_request(
+        name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), **how
+    )  # type: ignore[arg-type]
     assert known.make_model_id(asked) == handle
 
 
-async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(models: Path, tmp_path: Path) -> None:
+async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(
+    models: Path, tmp_path: Path
+) -> None:
     save_hugging_face(models / "small", "gpt2")
     async with Client(make_server(models, tmp_path / "runs", device="cpu")) as client:
-        said = await call_tool_ok(client, "load_model", model="small", device_map="auto", load=False)
-        assert (said["model_id"], said["backend"], said["chosen"]) == ("small@device_map", "nnsight", SPREAD)
+        said = await call_tool_ok(
+            client, "load_model", model="small", device_map="auto", load=False
+        )
+        assert (said["model_id"], said["backend"], said["chosen"]) == (
+            "small@device_map",
+            "nnsight",
+            SPREAD,
+        )
         made = await call_tool_ok(client, "load_model", model="small", device_map="auto")
-        assert (made["model_id"], made["backend"], made["chosen"], made["already_loaded"]) == ("small@device_map", "nnsight", SPREAD, False)
+        assert (made["model_id"], made["backend"], made["chosen"], made["already_loaded"]) == (
+            "small@device_map",
+            "nnsight",
+            SPREAD,
+            False,
+        )
         assert made["warnings"] == []  # all of them fit into memory
-        for contradiction in ({"device_map": "auto", "device": "cpu"}, {"device_map": "auto", "remote": True}):
-            said, loaded = [await call_tool_error(client, "load_model", model="small", load=load, **contradiction) for load in (False, True)]
+        for contradiction in (
+            {"device_map": "auto", "device": "cpu"},
+            {"device_map": "auto", "remote": True},
+        ):
+            said, loaded = [
+                await call_tool_error(
+                    client, "load_model", model="small", load=load, **contradiction
+                )
+                for load in (False, True)
+            ]
             assert said == loaded
-        assert "up to 2 billion" in (await call_tool_ok(client, "load_model", model="small", load=False))["chosen"]
+        assert (
+            "up to 2 billion"
+            in (await call_tool_ok(client, "load_model", model="small", load=False))["chosen"]
+        )
         (models / "small" / "config.json").write_text(
-            (models / "small" / "config.json").read_text().replace('"n_embd": 16', '"n_embd": 1600000')
+            (models / "small" / "config.json")
+            .read_text()
+            .replace('"n_embd": 16', '"n_embd": 1600000')
         )
         warned = (await call_tool_ok(client, "load_model", model="small", load=False))["warnings"]
         assert "does not fit" in warned[0]
         assert "does not fit" in await call_tool_error(client, "load_model", model="small")
 
 
-def test_only_so_many_models_are_dropped_as_make_room(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_models_are_dropped_as_make_room(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The least recently used first; and their memory is free before the next is looked at, whatever refers to whatever in them."""
     for name in ("a", "b", "c"):
         save_hugging_face(models / name, "gpt2")
     known = known_models(models)
-    asked = {name: known.resolve_request(name, "transformerlens", "cpu", "float32") for name in ("a", "b", "c")}
-    weights = {name: weakref.ref(known.load(asked[name])[0].backend.bridge.original_model) for name in ("a", "b")}  # type: ignore[attr-defined]
+    asked = {
+        name: known.resolve_request(name, "transformerlens", "cpu", "float32")
+        for name in ("a", "b", "c")
+    }
+    weights = {
+        name: weakref.ref(known.load(asked[name])[0].backend.bridge.original_model)
+        for name in ("a", "b")
+    }  # type: ignore[attr-defined]
     free = {"a": 2 * RESERVED_BYTES, "b": 2 * RESERVED_BYTES}  # what each gives back
-    monkeypatch.setattr(lazy_discovery, "read_free_memory", lambda device: sum(free[name] for name, ref in weights.items() if ref() is None))
+    monkeypatch.setattr(
+        lazy_discovery,
+        "read_free_memory",
+        lambda device: sum(free[name] for name, ref in weights.items() if ref() is None),
+    )
     known.load(asked["c"])
-    assert ([name for name, ref in weights.items() if ref() is None], known.is_loaded("b@transformerlens,cpu")) == (["a"], True)
+    assert (
+        [name for name, ref in weights.items() if ref() is None],
+        known.is_loaded("b@transformerlens,cpu"),
+    ) == (["a"], True)
     known.unload("b@transformerlens,cpu")
     assert weights["b"]() is None
 
 
 def test_what_a_model_holds_of_a_device(models: Path) -> None:
     known = known_models(models)
-    loaded = [known.load(known.resolve_request("induction", backend, "cpu", dtype))[0] for backend, dtype in ((None, "float32"), (None, "float64"))]
-    assert [one.bytes_on("cpu") for one in loaded] == [width * loaded[0].backend.info.n_params for width in (4, 8)]
+    loaded = [
+        known.load(known.resolve_request("induction", backend, "cpu", dtype))[0]
+        for backend, dtype in ((None, "float32"), (None, "float64"))
+    ]
+    assert [one.bytes_on("cpu") for one in loaded] == [
+        width * loaded[0].backend.info.n_params for width in (4, 8)
+    ]
     assert loaded[0].bytes_on("cuda") == 0
-    bundled = [known.load(known.resolve_request("bundled", None, None, None, **how))[0] for how in ({"spread": True}, {})]
-    assert bundled[0].bytes_on("cpu") == bundled[1].bytes_on("cpu") == 4 * bundled[1].backend.info.n_params  # all of it fits
+    bundled = [
+        known.load(known.resolve_request("bundled", None, None, None, **how))[0]
+        for how in ({"spread": True}, {})
+    ]
+    assert (
+        bundled[0].bytes_on("cpu")
+        == bundled[1].bytes_on("cpu")
+        == 4 * bundled[1].backend.info.n_params
+    )  # all of it fits
 
 
 async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Path) -> None:
     async with Client(make_server(models / "induction", tmp_path / "runs")) as client:
         assert (await call_tool_ok(client, "load_model", model="."))["model_id"] == "."
         await call_tool_ok(client, "unload_model", model_id=".")
-        assert 'load_model(model=".")' in await call_tool_error(client, "check_task", model_id=".", task="task.jsonl")
+        assert 'load_model(model=".")' in await call_tool_error(
+            client, "check_task", model_id=".", task="task.jsonl"
+        )
 
 
 async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None:
@@ -111,8 +188,21 @@ async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None
         for backend in ("nnsight", "transformerlens", "nnsight"):
             loaded = await call_tool_ok(client, "load_model", model="induction", backend=backend)
             assert loaded["backend"] == backend
-            sweep = await call_tool_ok(client, "patch_sweep", model_id=loaded["model_id"], task=INDUCTION_TASK, site="head_out", pairs=8, top=3)
-            found.append([(cell["layer"], cell["head"], pytest.approx(cell["effect"], abs=1e-4)) for cell in sweep["top"]])
+            sweep = await call_tool_ok(
+                client,
+                "patch_sweep",
+                model_id=loaded["model_id"],
+                task=INDUCTION_TASK,
+                site="head_out",
+                pairs=8,
+                top=3,
+            )
+            found.append(
+                [
+                    (cell["layer"], cell["head"], pytest.approx(cell["effect"], abs=1e-4))
+                    for cell in sweep["top"]
+                ]
+            )
     assert found[0] == found[1] == found[2]
 
 
@@ -120,13 +210,22 @@ async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path)
     """Its facts and its memory are those of the loaded model, and nothing is loaded."""
     async with Client(make_server(models, tmp_path / "runs")) as client:
         said = await call_tool_ok(client, "load_model", model="induction", load=False)
-        assert (said["loaded"], said["already_loaded"], said["fingerprint"], said["seconds"]) == (False, False, None, None)
+        assert (said["loaded"], said["already_loaded"], said["fingerprint"], said["seconds"]) == (
+            False,
+            False,
+            None,
+            None,
+        )
         assert (await call_tool_ok(client, "list_models"))["loaded"] == []
         assert said["memory"]["loading"] > said["memory"]["weights"] > 0
         found = await call_tool_ok(client, "load_model", model="induction")
         assert (found["loaded"], found["already_loaded"]) == (True, False)
         again = await call_tool_ok(client, "load_model", model="induction", load=False)
-        assert (again["loaded"], again["already_loaded"], again["memory"]["loading"]) == (True, True, None)
+        assert (again["loaded"], again["already_loaded"], again["memory"]["loading"]) == (
+            True,
+            True,
+            None,
+        )
     for facts in (said, found):
         for own in ("loaded", "fingerprint", "seconds", "warnings"):
             del facts[own]
@@ -137,7 +236,9 @@ async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path)
 async def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
     save_hugging_face(tmp_path / "granite", "granite")
     async with Client(make_server(tmp_path, tmp_path / "runs")) as client:
-        assert "Use backend 'transformerlens'" in await call_tool_error(client, "load_model", model="granite", backend="nnsight", load=False)
+        assert "Use backend 'transformerlens'" in await call_tool_error(
+            client, "load_model", model="granite", backend="nnsight", load=False
+        )
         assert "nowhere" in await call_tool_error(client, "load_model", model="nowhere", load=False)
 
 

@@ -55,17 +55,34 @@ NUMBERS = [0, -1, 2**31, 2**63, 10**400, 0.5, float("nan"), float("inf"), -float
 PAIR = {"clean": [0, 1], "corrupted": [0, 2], "answer": 1, "wrong": 2}
 HOSTILE = st.one_of(
     st.sampled_from(
-        [None, True, *PATHS, *WORDS, *NUMBERS, [], {}, [[]], [None], ["a0.h0"] * 3000, [PAIR], [{**PAIR, "labels": {"k": 10**9}}]]
+        [
+            None,
+            True,
+            *PATHS,
+            *WORDS,
+            *NUMBERS,
+            [],
+            {},
+            [[]],
+            [None],
+            ["a0.h0"] * 3000,
+            [PAIR],
+            [{**PAIR, "labels": {"k": 10**9}}],
+        ]
     ),
     st.text(max_size=50),
     st.integers(),
     st.floats(),
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     ),
-    st.fixed_dictionaries({}, optional={name: st.integers() | st.text(max_size=9) | st.lists(st.integers()) for name in PAIR}).map(
-        lambda pair: [pair]
-    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.integers() | st.text(max_size=9) | st.lists(st.integers()) for name in PAIR
+        },
+    ).map(lambda pair: [pair]),
 )
 SAFE = {
     "model_id": "induction",
@@ -76,7 +93,14 @@ SAFE = {
     "run_id": "nobody",
     "pairs": 2,
 }
-LEAKS = ("Traceback", "site-packages", "root:x:0", 'File "', "Internal error", str(Path.home()) + "/")
+LEAKS = (
+    "Traceback",
+    "site-packages",
+    "root:x:0",
+    'File "',
+    "Internal error",
+    str(Path.home()) + "/",
+)
 TOOLS = [tool for tool in build_tools(ServerSettings()) if tool.name != "unload_model"]
 
 Ask = Callable[[str, dict[str, Any]], tuple[bool, str]]
@@ -102,15 +126,25 @@ def drawn_from(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 def arguments_of(tool: Tool) -> st.SearchStrategy[dict[str, Any]]:
     """Arguments of which most are right and some are anything but."""
     fields = tool.parameters["properties"]
-    right = {name: st.just(SAFE[name]) if name in SAFE else drawn_from(schema) for name, schema in fields.items()}
-    spoilt = st.dictionaries(st.sampled_from([*fields, "haed", "", "__class__", "self", "call", "asked"]), HOSTILE, max_size=2)
+    right = {
+        name: st.just(SAFE[name]) if name in SAFE else drawn_from(schema)
+        for name, schema in fields.items()
+    }
+    spoilt = st.dictionaries(
+        st.sampled_from([*fields, "haed", "", "__class__", "self", "call", "asked"]),
+        HOSTILE,
+        max_size=2,
+    )
     base = st.fixed_dictionaries(
-        {name: right[name] for name in fields if name in SAFE}, optional={n: right[n] for n in fields if n not in SAFE}
+        {name: right[name] for name in fields if name in SAFE},
+        optional={n: right[n] for n in fields if n not in SAFE},
     )
     return st.builds(lambda one, other: {**one, **other}, base, spoilt)
 
 
-CALLS = st.sampled_from(TOOLS).flatmap(lambda tool: st.tuples(st.just(tool.name), arguments_of(tool)))
+CALLS = st.sampled_from(TOOLS).flatmap(
+    lambda tool: st.tuples(st.just(tool.name), arguments_of(tool))
+)
 
 
 @pytest.fixture
@@ -142,26 +176,47 @@ def ask(linked: Path, runs_dir: Path) -> Iterator[Ask]:
 
             assert not asked("load_model", {"model": "induction"})[0]
             yield asked
-            assert not asked("check_task", {"model_id": "induction", "task": INDUCTION_TASK})[0]  # it still answers
+            assert not asked("check_task", {"model_id": "induction", "task": INDUCTION_TASK})[
+                0
+            ]  # it still answers
         server.session.close(20)
 
 
 def fuzz(ask: Ask, places: tuple[Path, ...], count: int) -> None:
     leaks = (*LEAKS, *{str(form) for place in places for form in (place, place.resolve())})
 
-    @settings(max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(CALLS)
     def one(drawn: tuple[str, dict[str, Any]]) -> None:
         name, arguments = drawn
         if name == "load_model" and arguments.get("model") != "induction":
             model = arguments.get("model")
-            arguments = {**arguments, "model": model if isinstance(model, str) and "/" in model and model.count("/") != 1 else "induction"}
-        if name == "sae_top_features" and isinstance(arguments.get("sae"), str) and arguments["sae"].count("/") == 1:
+            arguments = {
+                **arguments,
+                "model": model
+                if isinstance(model, str) and "/" in model and model.count("/") != 1
+                else "induction",
+            }
+        if (
+            name == "sae_top_features"
+            and isinstance(arguments.get("sae"), str)
+            and arguments["sae"].count("/") == 1
+        ):
             arguments = {**arguments, "sae": "../x"}  # no name is looked up at the hub
         if name == "train_sae":
             arguments = {**arguments, "wait_seconds": 0, "dry_run": True}
         if name == "discover_circuit":
-            arguments = {**arguments, "wait_seconds": 0, "budget": arguments.get("budget", -1) if "run_id" in arguments else -1}
+            arguments = {
+                **arguments,
+                "wait_seconds": 0,
+                "budget": arguments.get("budget", -1) if "run_id" in arguments else -1,
+            }
         _, told = ask(name, arguments)
         assert not [leak for leak in leaks if leak in told], (name, told[:1000])
 

@@ -16,7 +16,13 @@ pytestmark = pytest.mark.anyio
 
 FEW = "8 of 40 pairs were drawn; pairs=40 takes all."
 OWN = [
-    {"clean": [0, x, x + y, x], "corrupted": [0, x + y, x, x], "answer": x + y, "wrong": x + y + 1, "template": "abc"[x % 3]}
+    {
+        "clean": [0, x, x + y, x],
+        "corrupted": [0, x + y, x, x],
+        "answer": x + y,
+        "wrong": x + y + 1,
+        "template": "abc"[x % 3],
+    }
     for x in range(1, 21)
     for y in (1, 2)
 ]
@@ -50,13 +56,21 @@ async def test_that_not_all_of_the_callers_own_pairs_are_drawn_is_said(
     client: Client, file: str, name: str, arguments: dict[str, Any]
 ) -> None:
     for task in (OWN, file):
-        found = await call_tool_ok(client, name, model_id="induction", task=task, pairs=40, **arguments)
-        assert 36 <= measured(found) <= 48  # whole templates are held out: the halves are not quite equal
+        found = await call_tool_ok(
+            client, name, model_id="induction", task=task, pairs=40, **arguments
+        )
+        assert (
+            36 <= measured(found) <= 48
+        )  # whole templates are held out: the halves are not quite equal
         assert notes(found) == []
-        few = await call_tool_ok(client, name, model_id="induction", task=task, pairs=8, **arguments)
+        few = await call_tool_ok(
+            client, name, model_id="induction", task=task, pairs=8, **arguments
+        )
         assert notes(few) == [FEW]
         assert measured(few) <= 10
-        assert notes(await call_tool_ok(client, name, model_id="induction", task=task, **arguments)) == [FEW.replace("8", "32", 1)]
+        assert notes(
+            await call_tool_ok(client, name, model_id="induction", task=task, **arguments)
+        ) == [FEW.replace("8", "32", 1)]
 
 
 async def test_a_final_look_is_not_spent_on_a_part_of_the_pairs(client: Client, file: str) -> None:
@@ -64,7 +78,9 @@ async def test_a_final_look_is_not_spent_on_a_part_of_the_pairs(client: Client, 
         asked = {"model_id": "induction", "task": task, "nodes": ["a0.h2", "a1.h1"], "final": True}
         told = await call_tool_error(client, "evaluate_circuit", **asked)
         assert "a verdict needs 96 pairs" in told or "no tokenizer" in told
-    everything = await call_tool_ok(client, "evaluate_circuit", **{**asked, "task": OWN, "pairs": 40, "budget": 3000})
+    everything = await call_tool_ok(
+        client, "evaluate_circuit", **{**asked, "task": OWN, "pairs": 40, "budget": 3000}
+    )
     assert everything["final"], "of as many as there are it may be taken"
 
 
@@ -73,7 +89,9 @@ async def test_of_a_built_in_task_32_are_drawn(server: CircuitScoutServer) -> No
         await call_tool_ok(client, "load_model", model="bundled")
         found = await call_tool_ok(client, "check_task", model_id="bundled", task="ioi")
         assert (found["n"], notes(found)) == (32, [])
-        assert (await call_tool_ok(client, "check_task", model_id="bundled", task="ioi", pairs=20))["n"] == 20
+        assert (await call_tool_ok(client, "check_task", model_id="bundled", task="ioi", pairs=20))[
+            "n"
+        ] == 20
 
 
 async def test_no_text_of_a_pair_makes_a_result_long(client: Client) -> None:
@@ -83,14 +101,24 @@ async def test_no_text_of_a_pair_makes_a_result_long(client: Client) -> None:
     assert found["split"].endswith(" more")
     assert len(json.dumps(found)) <= 10_000
     for more in ({"template": "x" * 20_000}, {"labels": {"x" * 20_000: 1}}):
-        told = await call_tool_error(client, "check_task", model_id="induction", task=[{**pair, **more} for pair in OWN])
+        told = await call_tool_error(
+            client, "check_task", model_id="induction", task=[{**pair, **more} for pair in OWN]
+        )
         assert "pair 1" in told
         assert "20000 characters" in told
         assert len(told) < 500
 
 
 async def test_a_sweep_lists_every_position_and_counts_its_nulls(client: Client) -> None:
-    found = await call_tool_ok(client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, site="head_out_by_position", screen=True, pairs=8)
+    found = await call_tool_ok(
+        client,
+        "patch_sweep",
+        model_id="induction",
+        task=INDUCTION_TASK,
+        site="head_out_by_position",
+        screen=True,
+        pairs=8,
+    )
     [content] = (await client.read_resource(found["values"])).contents
     grid = json.loads(content.text)
     assert grid["n_null"] == json.dumps(grid["values"]).count("null")

@@ -34,7 +34,12 @@ async def tools(server: CircuitScoutServer) -> dict[str, Tool]:
 
 def shown(tool: Tool) -> int:
     """Characters that a client puts before the model."""
-    return len(json.dumps({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}, ensure_ascii=False))
+    return len(
+        json.dumps(
+            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema},
+            ensure_ascii=False,
+        )
+    )
 
 
 def every_property(schema: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -60,7 +65,13 @@ async def test_the_tools_of_the_interface(tools: dict[str, Tool]) -> None:
         "pairs": 32,
         "seed": 0,
     }
-    for name in ("check_task", "patch_sweep", "ablate_heads", "evaluate_circuit", "sae_top_features"):
+    for name in (
+        "check_task",
+        "patch_sweep",
+        "ablate_heads",
+        "evaluate_circuit",
+        "sae_top_features",
+    ):
         pairs = tools[name].input_schema["properties"]["pairs"]
         assert pairs["default"] == 32
 
@@ -77,11 +88,18 @@ async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
     assert len(json.dumps(tool.output_schema)) <= MAX_OUTPUT_CHARACTERS
     assert tool.output_schema["type"] == "object"
     assert tool.input_schema["additionalProperties"] is False
-    undescribed = [field for field, facts in every_property(tool.input_schema) if not described(facts)]
+    undescribed = [
+        field for field, facts in every_property(tool.input_schema) if not described(facts)
+    ]
     assert undescribed == []
     hints = tool.annotations
     assert hints is not None
-    assert None not in (hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint, hints.open_world_hint)
+    assert None not in (
+        hints.read_only_hint,
+        hints.destructive_hint,
+        hints.idempotent_hint,
+        hints.open_world_hint,
+    )
     assert tool.title
     text = tool.description or ""
     assert len(text) < 2000
@@ -92,18 +110,29 @@ async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
 
 def described(facts: dict[str, Any]) -> bool:
     """Itself, or, where null is allowed too, the part that is not null."""
-    return bool(facts.get("description")) or any(part.get("description") for part in facts.get("anyOf", []))
+    return bool(facts.get("description")) or any(
+        part.get("description") for part in facts.get("anyOf", [])
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_schema_is_as_it_was(name: str, tools: dict[str, Tool]) -> None:
-    now = json.dumps(tools[name].model_dump(mode="json", by_alias=True, exclude_none=True), indent=1, sort_keys=True) + "\n"
+    now = (
+        json.dumps(
+            tools[name].model_dump(mode="json", by_alias=True, exclude_none=True),
+            indent=1,
+            sort_keys=True,
+        )
+        + "\n"
+    )
     path = SNAPSHOTS / f"{name}.json"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(now, encoding="utf-8")
     assert path.is_file(), "no snapshot yet: UPDATE_SNAPSHOTS=1"
-    assert path.read_text(encoding="utf-8") == now, "the schema changed: if that is meant, UPDATE_SNAPSHOTS=1"
+    assert path.read_text(encoding="utf-8") == now, (
+        "the schema changed: if that is meant, UPDATE_SNAPSHOTS=1"
+    )
 
 
 def test_no_snapshot_is_left_over() -> None:
@@ -118,5 +147,9 @@ def test_read_only_and_toolsets() -> None:
         "load_model", "list_models", "unload_model", "run_status", "cancel_run", "get_circuit", "list_runs",
     }  # fmt: skip
     circuits = {tool.name for tool in build_tools(ServerSettings(toolsets=("circuits",)))}
-    assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, "a run that is started can be followed"
-    assert {"train_sae", "run_status", "cancel_run"} <= {tool.name for tool in build_tools(ServerSettings(toolsets=("features",)))}
+    assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, (
+        "a run that is started can be followed"
+    )
+    assert {"train_sae", "run_status", "cancel_run"} <= {
+        tool.name for tool in build_tools(ServerSettings(toolsets=("features",)))
+    }

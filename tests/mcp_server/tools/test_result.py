@@ -43,7 +43,9 @@ def test_a_list_loses_its_last_ten_rows_only_after_the_others() -> None:
     facts = fit_to_limit(ManyRows(rows=["x" * 90] * 50, names=("y" * 40,) * 2000, total=50), 10_000)
     assert len(facts["names"]) >= 10
     assert len(facts["rows"]) == 50
-    facts = fit_to_limit(ManyRows(rows=["x" * 90] * 500, names=("y" * 40,) * 2000, total=50), 10_000)
+    facts = fit_to_limit(
+        ManyRows(rows=["x" * 90] * 500, names=("y" * 40,) * 2000, total=50), 10_000
+    )
     assert len(facts["names"]) == 10
     assert len(facts["rows"]) > 90
 
@@ -52,7 +54,10 @@ def test_the_newest_are_kept_of_what_ends_with_them() -> None:
     class Events(ManyRows):
         keeps_newest: ClassVar[bool] = True
 
-    assert fit_to_limit(Events(rows=[str(n) for n in range(5000)], total=5000), 10_000)["rows"][-1] == "4999"
+    assert (
+        fit_to_limit(Events(rows=[str(n) for n in range(5000)], total=5000), 10_000)["rows"][-1]
+        == "4999"
+    )
 
 
 @pytest.mark.parametrize("text", ["x" * 300_000, "\0" * 100_000])
@@ -71,7 +76,13 @@ def test_nothing_exceeds_the_last_bound(text: str) -> None:
 
 
 async def test_a_sweep_gives_the_most_cells_that_fit(server: CircuitScoutServer) -> None:
-    given = {"model_id": "bundled", "task": "ioi", "site": "head_out_by_position", "top": 500, "pairs": 2}
+    given = {
+        "model_id": "bundled",
+        "task": "ioi",
+        "site": "head_out_by_position",
+        "top": 500,
+        "pairs": 2,
+    }
     async with Client(server) as client:
         await call_tool_ok(client, "load_model", model="bundled")
         found = await call_tool_ok(client, "patch_sweep", **given)
@@ -85,7 +96,14 @@ async def test_a_sweep_gives_the_most_cells_that_fit(server: CircuitScoutServer)
 
 async def test_single_ablations_stand_by_what_they_change(client: Client) -> None:
     nodes = [f"a{layer}.h{head}" for layer in range(2) for head in range(4)]
-    found = await call_tool_ok(client, "ablate_heads", model_id="induction", task=INDUCTION_TASK, nodes=nodes, per_node=True)
+    found = await call_tool_ok(
+        client,
+        "ablate_heads",
+        model_id="induction",
+        task=INDUCTION_TASK,
+        nodes=nodes,
+        per_node=True,
+    )
     changes = [abs(row["change"]) for row in found["per_node"]]
     assert changes == sorted(changes, reverse=True)
     assert {row["node"] for row in found["per_node"][:2]} == {"a0.h2", "a1.h1"}
@@ -93,7 +111,9 @@ async def test_single_ablations_stand_by_what_they_change(client: Client) -> Non
 
 async def test_all_features_of_the_defaults_are_listed(models: Path, runs_dir: Path) -> None:
     saelens()
-    random_module("standard", 88, 64, "blocks.1.hook_resid_pre").save_model(str(models / "saes" / "wide"))
+    random_module("standard", 88, 64, "blocks.1.hook_resid_pre").save_model(
+        str(models / "saes" / "wide")
+    )
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
         given = {"model_id": "induction", "sae": "saes/wide", "task": INDUCTION_TASK}
@@ -102,15 +122,23 @@ async def test_all_features_of_the_defaults_are_listed(models: Path, runs_dir: P
         assert (found["total"], found["truncated"]) == (64, True)
         assert "Raise k" in found["narrow"]
         assert found["n"] == 32
-        assert {len(feature["by_pair"]) for feature in found["features"]} == {found["by_pair_of"]} == {8}
+        assert (
+            {len(feature["by_pair"]) for feature in found["features"]}
+            == {found["by_pair_of"]}
+            == {8}
+        )
         assert len(json.dumps(found)) <= 10_000
-        more = await call_tool_ok(client, "sae_top_features", **given, pairs=40, k=3, detail="detailed")
+        more = await call_tool_ok(
+            client, "sae_top_features", **given, pairs=40, k=3, detail="detailed"
+        )
         assert (more["by_pair_of"], len(more["features"][0]["by_pair"]), more["n"]) == (40, 40, 40)
         assert any("40 of" in warning for warning in more["warnings"])
 
 
 @pytest.mark.parametrize("detail", ["concise", "detailed"])
-def test_ten_features_fit_where_tokens_are_words_and_have_pages(detail: Literal["concise", "detailed"]) -> None:
+def test_ten_features_fit_where_tokens_are_words_and_have_pages(
+    detail: Literal["concise", "detailed"],
+) -> None:
     span = Interval(-1.234, -1.334, -1.134)
     fired = SimpleNamespace(token=12345, text=" Mackerel", largest=12.34, logit=-12.34)
     seen = SimpleNamespace(share=0.123)
@@ -137,7 +165,12 @@ def runs(tmp_path: Path) -> tuple[Path, list[str]]:
     for n in range(90):
         with create_run(tmp_path, "ioi", ModelSource(name="a-model-of-some-length"), {}) as run:
             path = run.path / "run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"created": f"2026-01-{1 + n % 28:02}T{n // 28:02}:00:00.000Z"}))
+        path.write_text(
+            json.dumps(
+                json.loads(path.read_text())
+                | {"created": f"2026-01-{1 + n % 28:02}T{n // 28:02}:00:00.000Z"}
+            )
+        )
         ids.append((n % 28, n // 28, path.parent.name))
     return tmp_path, [name for *_, name in sorted(ids, reverse=True)]
 

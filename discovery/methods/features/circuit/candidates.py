@@ -39,14 +39,26 @@ class Candidate:
     why: str | None
 
 
-def judge_candidates(sae: SAE, found: AttributionRanking, measured: ExchangeMeasurement, discovery: SplitMeasurement, heldout: SplitMeasurement) -> tuple[Candidate, ...]:
+def judge_candidates(
+    sae: SAE,
+    found: AttributionRanking,
+    measured: ExchangeMeasurement,
+    discovery: SplitMeasurement,
+    heldout: SplitMeasurement,
+) -> tuple[Candidate, ...]:
     """Each candidate, in the order of attribution.
 
     Args:
         first: the pairs that they were found on. last: those that their exchange was measured on.
     """
-    clean, corrupted = (heldout.engine.baseline(side).unsqueeze(1) for side in ("clean", "corrupted"))
-    noising, denoising, removal = clean - measured.noised, measured.denoised - corrupted, clean - measured.removed
+    clean, corrupted = (
+        heldout.engine.baseline(side).unsqueeze(1) for side in ("clean", "corrupted")
+    )
+    noising, denoising, removal = (
+        clean - measured.noised,
+        measured.denoised - corrupted,
+        clean - measured.removed,
+    )
     chance = max_statistic_test(noising.double().cpu().numpy())
     made = []
     for i, number in enumerate(found.features):
@@ -66,7 +78,9 @@ def judge_candidates(sae: SAE, found: AttributionRanking, measured: ExchangeMeas
     return tuple(made)
 
 
-def _why_rejected(effect: Effect, p: float, control: ShuffledDecoderControl | None, pairs: int) -> str | None:
+def _why_rejected(
+    effect: Effect, p: float, control: ShuffledDecoderControl | None, pairs: int
+) -> str | None:
     mean, low, high = (value or 0.0 for value in (effect.mean, effect.low, effect.high))
     if abs(mean) < MIN_EFFECT_SHARE:
         return f"its exchange moves {mean:+.3f} of the metric (below {MIN_EFFECT_SHARE})"
@@ -74,6 +88,10 @@ def _why_rejected(effect: Effect, p: float, control: ShuffledDecoderControl | No
         return f"the interval of its effect, {low:+.3f} to {high:+.3f}, holds 0"
     if p > SIGNIFICANCE_LEVEL:
         return f"over all candidates chance does as much with p = {p:.3f} on {pairs} pairs (above {SIGNIFICANCE_LEVEL})"
-    if control is not None and control.p > SIGNIFICANCE_LEVEL and (control.n >= MIN_CONTROL_DRAWS or control.as_large):
+    if (
+        control is not None
+        and control.p > SIGNIFICANCE_LEVEL
+        and (control.n >= MIN_CONTROL_DRAWS or control.as_large)
+    ):
         return f"{control.as_large} of {control.n} equal pushes along other features' directions do as much"
     return None

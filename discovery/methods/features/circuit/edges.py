@@ -27,7 +27,11 @@ from discovery.methods.patching.paths import compute_output_change, measure_edge
 from discovery.sites import EMBED, LOGITS, FeatureSite, Node, Site, Slot, feature
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post")
-WRITER_KIND: dict[str, str] = {"z": "attention_head", "attn_out": "attention_head", "mlp_out": "mlp"}  # what writes at a site
+WRITER_KIND: dict[str, str] = {
+    "z": "attention_head",
+    "attn_out": "attention_head",
+    "mlp_out": "mlp",
+}  # what writes at a site
 
 
 @dataclass(frozen=True)
@@ -59,41 +63,76 @@ def find_sources(info: ModelInfo, sae: SAE, nodes: Iterable[Node]) -> list[Node]
     place = feature(sae.reads.layer, 0, _site(sae.reads))
     if sae.reads.kind in RESIDUAL_SITES:
         return [node for node in sorted({EMBED, *nodes}) if node.feeds(place)]
-    return [node for node in sorted(set(nodes)) if node.layer == sae.reads.layer and node.kind == WRITER_KIND[sae.reads.kind]]
+    return [
+        node
+        for node in sorted(set(nodes))
+        if node.layer == sae.reads.layer and node.kind == WRITER_KIND[sae.reads.kind]
+    ]
 
 
 def find_targets(info: ModelInfo, sae: SAE, nodes: Iterable[Node]) -> list[Node]:
     """The nodes that read the stream behind where the dictionary writes."""
     place = feature(sae.writes.layer, 0, _site(sae.writes))
-    beside = info.parallel and sae.writes.kind not in RESIDUAL_SITES  # attention and MLP of a layer read the same stream
-    return [node for node in sorted({LOGITS, *nodes}) if place.feeds(node) and not (beside and node.layer == sae.writes.layer)]
+    beside = (
+        info.parallel and sae.writes.kind not in RESIDUAL_SITES
+    )  # attention and MLP of a layer read the same stream
+    return [
+        node
+        for node in sorted({LOGITS, *nodes})
+        if place.feeds(node) and not (beside and node.layer == sae.writes.layer)
+    ]
 
 
-def measure_feature_edges(engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int], nodes: Sequence[Node]) -> list[FeatureEdgeEffect]:
+def measure_feature_edges(
+    engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int], nodes: Sequence[Node]
+) -> list[FeatureEdgeEffect]:
     """Every edge between these features and these nodes, embed and logits."""
     info = engine.backend.info
     sources, targets = find_sources(info, sae, nodes), find_targets(info, sae, nodes)
     parts: list[list[FeatureEdgeEffect]] = []
     for view in spliced_blocks(engine, sae, places):
         pair = sum(1 / prompt_macs(info, n) for n in view.block.prompts.length.tolist())
-        behind = row_macs(info, view.block.prompts.width, start=sae.writes.layer, columns=info.n_logits)
-        view.block.meter.begin("feature edges", len(features) * (len(sources) + 3 * len(targets)) * behind * pair)
-        into = [told for source in sources for told in _edges_into_features(view, engine, source, features)]
+        behind = row_macs(
+            info, view.block.prompts.width, start=sae.writes.layer, columns=info.n_logits
+        )
+        view.block.meter.begin(
+            "feature edges", len(features) * (len(sources) + 3 * len(targets)) * behind * pair
+        )
+        into = [
+            told
+            for source in sources
+            for told in _edges_into_features(view, engine, source, features)
+        ]
         parts.append([*into, *_edges_out_of_features(view, engine, targets, features)])
     return [_join_blocks(same) for same in zip(*parts, strict=True)]
 
 
-def _edges_into_features(view: SplicedBlock, engine: Engine, source: Node, features: Sequence[int]) -> Iterator[FeatureEdgeEffect]:
+def _edges_into_features(
+    view: SplicedBlock, engine: Engine, source: Node, features: Sequence[int]
+) -> Iterator[FeatureEdgeEffect]:
     """What one node tells each feature."""
     before, clean = contributions(view, features, "clean")
     elsewhere, _ = contributions(view, features, "corrupted")
     after, patched = contributions(view, features, "clean", _change_read(view, engine, source))
     directions = view.sae.directions(features).unsqueeze(1)
-    metric = push(view, (patched - clean).permute(2, 0, 1).unsqueeze(-1), directions, label="feature edges")
+    metric = push(
+        view, (patched - clean).permute(2, 0, 1).unsqueeze(-1), directions, label="feature edges"
+    )
     way = before - elsewhere
-    effect, moved, own = view.block.baseline("clean") - metric, ((before - after) * way.sign()).sum(1), way.abs().sum(1)
+    effect, moved, own = (
+        view.block.baseline("clean") - metric,
+        ((before - after) * way.sign()).sum(1),
+        way.abs().sum(1),
+    )
     for i, number in enumerate(features):
-        yield FeatureEdgeEffect(source, feature_node(view.sae, number), effect[i], {"feature": effect[i]}, moved[:, i], own[:, i])
+        yield FeatureEdgeEffect(
+            source,
+            feature_node(view.sae, number),
+            effect[i],
+            {"feature": effect[i]},
+            moved[:, i],
+            own[:, i],
+        )
 
 
 def _change_read(view: SplicedBlock, engine: Engine, source: Node) -> Float[Tensor, "pair pos ..."]:
@@ -107,7 +146,9 @@ def _change_read(view: SplicedBlock, engine: Engine, source: Node) -> Float[Tens
     return torch.where(own[:, None], corrupted - clean, 0.0)
 
 
-def _edges_out_of_features(view: SplicedBlock, engine: Engine, targets: Sequence[Node], features: Sequence[int]) -> Iterator[FeatureEdgeEffect]:
+def _edges_out_of_features(
+    view: SplicedBlock, engine: Engine, targets: Sequence[Node], features: Sequence[int]
+) -> Iterator[FeatureEdgeEffect]:
     """What each feature tells the nodes behind it."""
     _, clean = contributions(view, features, "clean")
     _, corrupted = contributions(view, features, "corrupted")
@@ -115,10 +156,17 @@ def _edges_out_of_features(view: SplicedBlock, engine: Engine, targets: Sequence
     base = view.block.baseline("clean")
     for i, number in enumerate(features):
         source = feature_node(view.sae, number)
-        delta = ((corrupted - clean)[..., i, None] * along[i]).to(view.target_activation(torch.arange(len(view), device=clean.device)))
+        delta = ((corrupted - clean)[..., i, None] * along[i]).to(
+            view.target_activation(torch.arange(len(view), device=clean.device))
+        )
         for target in targets:
             found = measure_edge(view.block, engine, source, target, delta)
-            yield FeatureEdgeEffect(source, target, base - found.whole, {slot: base - metric for slot, metric in found.inputs.items()})
+            yield FeatureEdgeEffect(
+                source,
+                target,
+                base - found.whole,
+                {slot: base - metric for slot, metric in found.inputs.items()},
+            )
 
 
 def _join_blocks(same: Sequence[FeatureEdgeEffect]) -> FeatureEdgeEffect:
@@ -129,7 +177,9 @@ def _join_blocks(same: Sequence[FeatureEdgeEffect]) -> FeatureEdgeEffect:
     falls, owns = ([getattr(part, name) for part in same] for name in ("activation", "own"))
     if one.activation_change is None:
         return FeatureEdgeEffect(one.source, one.target, whole, inputs)
-    return FeatureEdgeEffect(one.source, one.target, whole, inputs, torch.cat(falls), torch.cat(owns))
+    return FeatureEdgeEffect(
+        one.source, one.target, whole, inputs, torch.cat(falls), torch.cat(owns)
+    )
 
 
 def _site(site: Site) -> FeatureSite:

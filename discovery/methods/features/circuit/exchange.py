@@ -63,7 +63,10 @@ class ExchangeMeasurement:
 
 
 def contributions(
-    view: SplicedBlock, features: Sequence[int], side: Side, shift: Float[Tensor, "pair pos ..."] | None = None
+    view: SplicedBlock,
+    features: Sequence[int],
+    side: Side,
+    shift: Float[Tensor, "pair pos ..."] | None = None,
 ) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
     """z and c of these features in a run, 0 outside the chosen positions; `shift` is added to what the dictionary reads."""
     z, c = [], []
@@ -74,16 +77,27 @@ def contributions(
     return torch.cat(z), torch.cat(c)
 
 
-def rank_by_attribution(engine: Engine, sae: SAE, places: PairPositions, steps: int, k: int) -> AttributionRanking:
+def rank_by_attribution(
+    engine: Engine, sae: SAE, places: PairPositions, steps: int, k: int
+) -> AttributionRanking:
     """The features whose exchange does most, to first order."""
     gradients, total = {}, torch.zeros(sae.d_sae, dtype=torch.float64)
     for view in spliced_blocks(engine, sae, places):
         gradient = gradients[view.first_pair] = mean_gradient(view, steps, "corrupted")
         for part in view.pair_batches():
             change = _change(view, part)
-            total += (change * (gradient[part.cpu()].to(change) @ sae.directions().T)).sum((0, 1)).double().cpu()
+            total += (
+                (change * (gradient[part.cpu()].to(change) @ sae.directions().T))
+                .sum((0, 1))
+                .double()
+                .cpu()
+            )
     best = total.abs().topk(min(k, sae.d_sae))
-    chosen = tuple(feature for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value > 0)
+    chosen = tuple(
+        feature
+        for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        if value > 0
+    )
     per_pair = []
     for view in spliced_blocks(engine, sae, places):
         for part in view.pair_batches():
@@ -95,10 +109,20 @@ def rank_by_attribution(engine: Engine, sae: SAE, places: PairPositions, steps: 
 
 def _change(view: SplicedBlock, part: Tensor) -> Float[Tensor, "n pos feature"]:
     """c_clean − c_corrupted of every feature, 0 outside the chosen positions."""
-    return (scale_features(view.codes(part)) - scale_features(view.codes(part, "corrupted"))) * view.mask[part].unsqueeze(-1)
+    return (
+        scale_features(view.codes(part)) - scale_features(view.codes(part, "corrupted"))
+    ) * view.mask[part].unsqueeze(-1)
 
 
-def measure_exchange(engine: Engine, sae: SAE, places: PairPositions, features: Sequence[int], draws: int, seed: int, top: int) -> ExchangeMeasurement:
+def measure_exchange(
+    engine: Engine,
+    sae: SAE,
+    places: PairPositions,
+    features: Sequence[int],
+    draws: int,
+    seed: int,
+    top: int,
+) -> ExchangeMeasurement:
     """Exchange each feature alone, in every pair and both directions."""
     directions = sae.directions(features).unsqueeze(1)
     parts: dict[str, list[Tensor]] = {"noised": [], "denoised": [], "removed": [], "activation": []}
@@ -110,7 +134,9 @@ def measure_exchange(engine: Engine, sae: SAE, places: PairPositions, features: 
         _, corrupted = contributions(view, features, "corrupted")
         change = corrupted - clean
         parts["noised"].append(push(view, _cases(change), directions, label="feature noising").T)
-        parts["denoised"].append(push(view, _cases(-change), directions, label="feature denoising", side="corrupted").T)
+        parts["denoised"].append(
+            push(view, _cases(-change), directions, label="feature denoising", side="corrupted").T
+        )
         parts["removed"].append(push(view, _cases(-clean), directions, label="feature removal").T)
         parts["activation"].append(peak_activations(z))
         seen.append((view.block.prompts.clean, view.mask, z))
@@ -119,7 +145,12 @@ def measure_exchange(engine: Engine, sae: SAE, places: PairPositions, features: 
             controls = measure_controls(view, features, change, own, draws, seed)
             direct = measure_direct_logits(view.block, sae, features, top)
     joined = {name: torch.cat(rows) for name, rows in parts.items()}
-    return ExchangeMeasurement(**joined, controls=tuple(controls), tokens=_tokens(engine, seen, len(features)), direct=direct)
+    return ExchangeMeasurement(
+        **joined,
+        controls=tuple(controls),
+        tokens=_tokens(engine, seen, len(features)),
+        direct=direct,
+    )
 
 
 def _cases(amount: Float[Tensor, "pair pos k"]) -> Float[Tensor, "k pair pos 1"]:
@@ -127,12 +158,16 @@ def _cases(amount: Float[Tensor, "pair pos k"]) -> Float[Tensor, "k pair pos 1"]
     return amount.permute(2, 0, 1).unsqueeze(-1)
 
 
-def _tokens(engine: Engine, seen: Sequence[tuple[Tensor, Tensor, Tensor]], count: int) -> tuple[tuple[TokenFiring, ...], ...]:
+def _tokens(
+    engine: Engine, seen: Sequence[tuple[Tensor, Tensor, Tensor]], count: int
+) -> tuple[tuple[TokenFiring, ...], ...]:
     """Where each feature fires; blocks are padded to one width, and what is padded is not among the chosen positions."""
     width = max(len(pair.clean) for pair in engine.task.pairs)
 
     def wide(part: Tensor) -> Tensor:
         return pad(part, (*(0, 0) * (part.ndim - 2), 0, width - part.shape[1]))
 
-    tokens, where, z = (torch.cat([wide(part) for part in column]) for column in zip(*seen, strict=True))
+    tokens, where, z = (
+        torch.cat([wide(part) for part in column]) for column in zip(*seen, strict=True)
+    )
     return tuple(find_firing_tokens(engine.backend, tokens, where, z[..., i]) for i in range(count))

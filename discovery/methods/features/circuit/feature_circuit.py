@@ -35,17 +35,36 @@ from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
 from discovery.graph import CircuitEdge, CircuitGraph
 from discovery.methods.features.arguments import Positions, TaskLike, require_counts, resolve_task
-from discovery.methods.features.circuit.candidates import MIN_EFFECT_SHARE, Candidate, judge_candidates
+from discovery.methods.features.circuit.candidates import (
+    MIN_EFFECT_SHARE,
+    Candidate,
+    judge_candidates,
+)
 from discovery.methods.features.circuit.edges import FeatureEdgeEffect, measure_feature_edges
-from discovery.methods.features.circuit.exchange import AttributionRanking, ExchangeMeasurement, measure_exchange, rank_by_attribution
-from discovery.methods.features.circuit.record import edge_record, feature_record, features_result_id, replace_features, sae_record
+from discovery.methods.features.circuit.exchange import (
+    AttributionRanking,
+    ExchangeMeasurement,
+    measure_exchange,
+    rank_by_attribution,
+)
+from discovery.methods.features.circuit.record import (
+    edge_record,
+    feature_record,
+    features_result_id,
+    replace_features,
+    sae_record,
+)
 from discovery.methods.features.circuit.split import SplitMeasurement, excludes_zero
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task
 
-MIN_EDGE_SHARE_OF_FEATURE = 0.1  # of a feature's own effect, for an edge out of it that is below LEAST
-MIN_ACTIVATION_CHANGE = 0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
+MIN_EDGE_SHARE_OF_FEATURE = (
+    0.1  # of a feature's own effect, for an edge out of it that is below LEAST
+)
+MIN_ACTIVATION_CHANGE = (
+    0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
+)
 
 
 @dataclass(frozen=True)
@@ -106,14 +125,41 @@ def add_features(
     _check(model, circuit, sae)
     task = resolve_task(task, model, seed, pairs=None)
     meter = Meter(progress=progress)
-    first, last = _measure_splits(model, task, sae, positions, metric=metric or circuit.task.metric, memory=memory, meter=meter, seed=seed)
+    first, last = _measure_splits(
+        model,
+        task,
+        sae,
+        positions,
+        metric=metric or circuit.task.metric,
+        memory=memory,
+        meter=meter,
+        seed=seed,
+    )
     found = rank_by_attribution(first.engine, sae, first.places, steps, k)
-    whole, _ = measure_reconstruction(last.engine, sae, last.places, last.engine.baseline("corrupted"), last.resamples)
-    measured = measure_exchange(last.engine, sae, last.places, found.features, controls, seed, top_tokens) if found.features else None
+    whole, _ = measure_reconstruction(
+        last.engine, sae, last.places, last.engine.baseline("corrupted"), last.resamples
+    )
+    measured = (
+        measure_exchange(last.engine, sae, last.places, found.features, controls, seed, top_tokens)
+        if found.features
+        else None
+    )
     candidates = judge_candidates(sae, found, measured, first, last) if measured else ()
-    nodes = [feature_record(one, measured, i, sae, last, positions) for i, one in enumerate(candidates) if not one.why] if measured else []
+    nodes = (
+        [
+            feature_record(one, measured, i, sae, last, positions)
+            for i, one in enumerate(candidates)
+            if not one.why
+        ]
+        if measured
+        else []
+    )
     numbers = [node.feature.index for node in nodes if node.feature]
-    told = measure_feature_edges(first.engine, sae, first.places, numbers, circuit.members) if numbers else []
+    told = (
+        measure_feature_edges(first.engine, sae, first.places, numbers, circuit.members)
+        if numbers
+        else []
+    )
     edges = [edge_record(edge, first, sae) for edge in told]
     warnings = tuple(_warnings(whole, sae, circuit, task, len(last), first is last, controls))
     known = sae_record(sae, positions, (first, last), whole, candidates, warnings)
@@ -121,12 +167,24 @@ def add_features(
     kept = [edge for edge, raw in zip(edges, told, strict=True) if _edge_holds(edge, raw, own)]
     made = replace_features(circuit, known, nodes, kept)
     cost = MeasurementCost(meter.spent, time.monotonic() - began)
-    return FeatureCircuit(made, candidates, tuple(edges), whole, warnings, features_result_id(sae), _arrays(found, measured, told), cost)
+    return FeatureCircuit(
+        made,
+        candidates,
+        tuple(edges),
+        whole,
+        warnings,
+        features_result_id(sae),
+        _arrays(found, measured, told),
+        cost,
+    )
 
 
 def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
     if circuit.verdict == "no_behaviour":
-        raise MeasurementError("The record's verdict is no_behaviour: there is nothing that features could carry.", "Use another task.")
+        raise MeasurementError(
+            "The record's verdict is no_behaviour: there is nothing that features could carry.",
+            "Use another task.",
+        )
     if circuit.model.fingerprint and circuit.model.fingerprint != model.info.fingerprint:
         raise MeasurementError(
             f"The record's model has other weights ({circuit.model.fingerprint[:12]}…; this one's are {model.info.fingerprint[:12]}…).",
@@ -140,44 +198,82 @@ def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
             )
 
 
-def _measure_splits(model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any) -> tuple[SplitMeasurement, SplitMeasurement]:
+def _measure_splits(
+    model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any
+) -> tuple[SplitMeasurement, SplitMeasurement]:
     """The pairs to find on and to verify on; the same where the task is not split."""
     if not task.discovery.pairs or not task.heldout.pairs:
         whole = SplitMeasurement.of(model, task, sae, positions, memory=memory, **how)
         return whole, whole
     room = memory and memory // 2  # both keep what they cached
-    first, last = (SplitMeasurement.of(model, half, sae, positions, memory=room, **how) for half in (task.discovery, task.heldout))
+    first, last = (
+        SplitMeasurement.of(model, half, sae, positions, memory=room, **how)
+        for half in (task.discovery, task.heldout)
+    )
     return first, last
 
 
 def _edge_holds(edge: CircuitEdge, told: FeatureEdgeEffect, own: Mapping[str, float]) -> bool:
     """Whether an edge is one; `own` is each feature's effect."""
     out = told.activation_change is None
-    found, least = (edge.effect, min(MIN_EFFECT_SHARE, MIN_EDGE_SHARE_OF_FEATURE * own[edge.source])) if out else (edge.activation, MIN_ACTIVATION_CHANGE)
+    found, least = (
+        (edge.effect, min(MIN_EFFECT_SHARE, MIN_EDGE_SHARE_OF_FEATURE * own[edge.source]))
+        if out
+        else (edge.activation, MIN_ACTIVATION_CHANGE)
+    )
     return found is not None and abs(found.mean or 0.0) >= least and excludes_zero(found)
 
 
-def _warnings(whole: Reconstruction, sae: SAE, circuit: CircuitGraph, task: Task, n: int, same: bool, controls: int) -> Sequence[str]:
-    warnings = [f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in whole.poor]
+def _warnings(
+    whole: Reconstruction,
+    sae: SAE,
+    circuit: CircuitGraph,
+    task: Task,
+    n: int,
+    same: bool,
+    controls: int,
+) -> Sequence[str]:
+    warnings = [
+        f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in whole.poor
+    ]
     warnings += [*whole.notes, *sae.warnings]
     if same:
-        warnings.append(f"the task is not split: the features were found and verified on the same {n} pairs")
+        warnings.append(
+            f"the task is not split: the features were found and verified on the same {n} pairs"
+        )
     if circuit.task.fingerprint and circuit.task.fingerprint != task.fingerprint:
         warnings.append("the features were measured on other pairs than the circuit")
     if not controls:
-        warnings.append("no push along other features' directions was drawn: nothing says that another would not do as much")
+        warnings.append(
+            "no push along other features' directions was drawn: nothing says that another would not do as much"
+        )
     return warnings
 
 
-def _arrays(found: AttributionRanking, measured: ExchangeMeasurement | None, told: Sequence[FeatureEdgeEffect]) -> dict[str, Float[Tensor, "pair _"]]:
+def _arrays(
+    found: AttributionRanking,
+    measured: ExchangeMeasurement | None,
+    told: Sequence[FeatureEdgeEffect],
+) -> dict[str, Float[Tensor, "pair _"]]:
     """The raw numbers of each pair."""
     if measured is None:
         return {}
-    arrays = {"attribution": found.per_pair, "noised": measured.noised, "denoised": measured.denoised, "removed": measured.removed}
+    arrays = {
+        "attribution": found.per_pair,
+        "noised": measured.noised,
+        "denoised": measured.denoised,
+        "removed": measured.removed,
+    }
     arrays["activation"] = measured.activation
     if told:
         arrays["edges"] = torch.stack([edge.whole for edge in told], 1)
         arrays["edge_activation"] = torch.stack(
-            [torch.full_like(e.whole, torch.nan) if e.activation_change is None else e.activation_change for e in told], 1
+            [
+                torch.full_like(e.whole, torch.nan)
+                if e.activation_change is None
+                else e.activation_change
+                for e in told
+            ],
+            1,
         )
     return arrays

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from discovery.features import SAE, short_name
-from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, FeatureFacts, NodeEffect, SAEFacts
+from discovery.graph import (
+    CircuitEdge,
+    CircuitGraph,
+    CircuitNode,
+    FeatureFacts,
+    NodeEffect,
+    SAEFacts,
+)
 from discovery.methods.features.arguments import Positions
 from discovery.methods.features.circuit.candidates import Candidate
 from discovery.methods.features.circuit.edges import FeatureEdgeEffect
@@ -25,7 +32,14 @@ def features_result_id(sae: SAE) -> str:
     return f"features-{sae.writes.kind}-{sae.writes.layer}"
 
 
-def feature_record(candidate: Candidate, measured: ExchangeMeasurement, i: int, sae: SAE, last: SplitMeasurement, positions: Positions) -> CircuitNode:
+def feature_record(
+    candidate: Candidate,
+    measured: ExchangeMeasurement,
+    i: int,
+    sae: SAE,
+    last: SplitMeasurement,
+    positions: Positions,
+) -> CircuitNode:
     """A feature that holds."""
     mean, direct = candidate.noising.mean or 0.0, measured.direct[i]
     facts = FeatureFacts(
@@ -57,22 +71,45 @@ def edge_record(told: FeatureEdgeEffect, first: SplitMeasurement, sae: SAE) -> C
         target=str(told.target),
         effect=first.share_of_gap(told.whole),
         inputs={slot: first.share_of_gap(values) for slot, values in told.inputs.items()},
-        activation=None if told.activation_change is None or told.activation_gap is None else first.ratio_of_means(told.activation_change, told.activation_gap),
+        activation=None
+        if told.activation_change is None or told.activation_gap is None
+        else first.ratio_of_means(told.activation_change, told.activation_gap),
         evidence=(features_result_id(sae),),
     )
 
 
-def replace_features(circuit: CircuitGraph, sae_facts: SAEFacts, nodes: Sequence[CircuitNode], edges: Sequence[CircuitEdge]) -> CircuitGraph:
+def replace_features(
+    circuit: CircuitGraph,
+    sae_facts: SAEFacts,
+    nodes: Sequence[CircuitNode],
+    edges: Sequence[CircuitEdge],
+) -> CircuitGraph:
     """The record with these features in place of those of a dictionary of the same site."""
-    gone = {node.id for node in circuit.nodes if node.feature and (node.layer, node.feature.site) == (sae_facts.layer, sae_facts.site)}
-    others = tuple(old for old in circuit.dictionaries if (old.layer, old.site) != (sae_facts.layer, sae_facts.site))
-    fields: dict[str, Any] = {name: getattr(circuit, name) for name in [*CircuitGraph.model_fields, *(circuit.model_extra or {})]}
+    gone = {
+        node.id
+        for node in circuit.nodes
+        if node.feature and (node.layer, node.feature.site) == (sae_facts.layer, sae_facts.site)
+    }
+    others = tuple(
+        old
+        for old in circuit.dictionaries
+        if (old.layer, old.site) != (sae_facts.layer, sae_facts.site)
+    )
+    fields: dict[str, Any] = {
+        name: getattr(circuit, name)
+        for name in [*CircuitGraph.model_fields, *(circuit.model_extra or {})]
+    }
     return CircuitGraph(
         **fields
         | {
-            "dictionaries": tuple(sorted((*others, sae_facts), key=lambda one: (one.layer, one.site))),
+            "dictionaries": tuple(
+                sorted((*others, sae_facts), key=lambda one: (one.layer, one.site))
+            ),
             "nodes": (*(node for node in circuit.nodes if node.id not in gone), *nodes),
-            "edges": (*(edge for edge in circuit.edges if not {edge.source, edge.target} & gone), *edges),
+            "edges": (
+                *(edge for edge in circuit.edges if not {edge.source, edge.target} & gone),
+                *edges,
+            ),
         }
     )
 
@@ -83,11 +120,19 @@ def _listed(positions: Positions) -> tuple[int | str, ...] | None:
 
 def _texts(tokens: Sequence[Any]) -> tuple[str, ...]:
     """Tokens as text, or as their numbers where the model has no tokenizer."""
-    return tuple(str(token.token) if token.text is None else token.text for token in tokens[:MAX_TOKENS_LISTED])
+    return tuple(
+        str(token.token) if token.text is None else token.text
+        for token in tokens[:MAX_TOKENS_LISTED]
+    )
 
 
 def sae_record(
-    sae: SAE, positions: Positions, splits: tuple[SplitMeasurement, SplitMeasurement], reconstruction: Any, candidates: Sequence[Candidate], warnings: Sequence[str]
+    sae: SAE,
+    positions: Positions,
+    splits: tuple[SplitMeasurement, SplitMeasurement],
+    reconstruction: Any,
+    candidates: Sequence[Candidate],
+    warnings: Sequence[str],
 ) -> SAEFacts:
     """The dictionary that features are from."""
     share = reconstruction.share

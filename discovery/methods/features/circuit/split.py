@@ -71,10 +71,16 @@ class SplitMeasurement:
         """A change of the metric as a share of m(clean) − m(corrupted): a ratio of means, with its interval."""
         return _effect(interval_of_ratio(change, self.gap, self.resamples)[0])
 
-    def ratio_of_means(self, part: Float[Tensor, "pair"], whole: Float[Tensor, "pair"]) -> Effect | None:
+    def ratio_of_means(
+        self, part: Float[Tensor, "pair"], whole: Float[Tensor, "pair"]
+    ) -> Effect | None:
         """A ratio of means, with its interval; None where there is nothing to divide by, here or in a resample."""
         found = interval_of_ratio(part, whole, self.resamples)[0]
-        return _effect(found) if math.isfinite(found.mean) and math.isfinite(found.low) and math.isfinite(found.high) else None
+        return (
+            _effect(found)
+            if math.isfinite(found.mean) and math.isfinite(found.low) and math.isfinite(found.high)
+            else None
+        )
 
     def mean(self, values: Float[Tensor, "pair"]) -> Effect:
         """A mean over pairs in its own units, with its interval."""
@@ -83,7 +89,9 @@ class SplitMeasurement:
 
 def excludes_zero(effect: Effect) -> bool:
     """Whether the interval lies on one side of 0."""
-    return effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
+    return (
+        effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
+    )
 
 
 def _effect(found: Interval) -> Effect:

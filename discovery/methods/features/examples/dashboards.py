@@ -71,7 +71,14 @@ class FeatureDashboard:
     link: str | None
 
 
-def make_dashboard(model: Backend, sae: SAE, feature: int, kept: ContextCollector, totals: tuple[int, float, int], how: Sampling) -> FeatureDashboard:
+def make_dashboard(
+    model: Backend,
+    sae: SAE,
+    feature: int,
+    kept: ContextCollector,
+    totals: tuple[int, float, int],
+    how: Sampling,
+) -> FeatureDashboard:
     """What was kept of a feature, made readable."""
     fired, whole, positions = totals
     return FeatureDashboard(
@@ -95,14 +102,25 @@ def _bins(model: Backend, contexts: Sequence[PeakContext], how: Sampling) -> Seq
     bins = []
     for begin, end in pairwise(cuts):
         part = ranked[begin:end]
-        shown = sorted(sorted(part, key=lambda context: order[id(context)])[: how.per_bin], key=lambda context: -abs(context.value))
-        bins.append(Bin(abs(part[-1].value), abs(part[0].value), tuple(_example(model, context) for context in shown)))
+        shown = sorted(
+            sorted(part, key=lambda context: order[id(context)])[: how.per_bin],
+            key=lambda context: -abs(context.value),
+        )
+        bins.append(
+            Bin(
+                abs(part[-1].value),
+                abs(part[0].value),
+                tuple(_example(model, context) for context in shown),
+            )
+        )
     return bins
 
 
 def _example(model: Backend, context: PeakContext) -> ActivatingExample:
     texts = token_texts(model.tokenizer, context.tokens) if model.tokenizer else None
-    return ActivatingExample(context.document, context.tokens, texts, context.activations, context.peak, context.value)
+    return ActivatingExample(
+        context.document, context.tokens, texts, context.activations, context.peak, context.value
+    )
 
 
 def token_texts(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:

@@ -22,7 +22,11 @@ CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
 def default_cache_dir() -> Path:
     """CIRCUIT_SCOUT_CACHE_DIR, else the user's cache directory for circuit-scout."""
     chosen = os.environ.get(CACHE_DIR_VARIABLE)
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("circuit-scout", appauthor=False)
+    return (
+        Path(chosen).expanduser()
+        if chosen
+        else platformdirs.user_cache_path("circuit-scout", appauthor=False)
+    )
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,19 @@ class DiskCache:
     fingerprint: str
 
     @classmethod
-    def of(cls, kind: str, question: Mapping[str, Any], folder: Path | str | None = None) -> DiskCache:
+    def of(
+        cls, kind: str, question: Mapping[str, Any], folder: Path | str | None = None
+    ) -> DiskCache:
         """The place of the answer to what was asked.
 
         Args:
             folder: where to keep answers; in the user's cache directory where None.
         """
-        fingerprint = hashlib.sha256(dumps({"kind": kind, "version": CACHE_VERSION, **question}, sort_keys=True).encode("ascii")).hexdigest()
+        fingerprint = hashlib.sha256(
+            dumps({"kind": kind, "version": CACHE_VERSION, **question}, sort_keys=True).encode(
+                "ascii"
+            )
+        ).hexdigest()
         place = default_cache_dir() / kind if folder is None else Path(folder).expanduser()
         return cls(place / f"{fingerprint}.json", fingerprint)
 

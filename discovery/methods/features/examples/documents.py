@@ -60,9 +60,14 @@ class DocumentStream:
         """
         if isinstance(source, Task):
             ids = [(pair.clean, pair.corrupted) for pair in source.pairs]
-            return cls(source.name, source, field, hashlib.sha256(dumps(ids).encode("ascii")).hexdigest())
+            return cls(
+                source.name, source, field, hashlib.sha256(dumps(ids).encode("ascii")).hexdigest()
+            )
         if not isinstance(source, str | Path | Iterable):
-            raise MeasurementError(f"The text is {source!r}.", "Name a file or a built-in task, or give a task or prompts.")
+            raise MeasurementError(
+                f"The text is {source!r}.",
+                "Name a file or a built-in task, or give a task or prompts.",
+            )
         if not isinstance(source, str | Path):
             return cls("prompts", source, field)
         path = Path(source).expanduser()
@@ -86,17 +91,24 @@ class DocumentStream:
         if isinstance(self.source, Task):
             count = len(self.source.pairs)
             for number, pair in enumerate(self.source.pairs, start=1):
-                yield from (Document(number, side, number / count) for side in (pair.clean, pair.corrupted))
+                yield from (
+                    Document(number, side, number / count) for side in (pair.clean, pair.corrupted)
+                )
         elif isinstance(self.source, Path):
             yield from self._file(self.source)
         else:
-            yield from (Document(number, _prompt(prompt), None) for number, prompt in enumerate(self.source, start=1))
+            yield from (
+                Document(number, _prompt(prompt), None)
+                for number, prompt in enumerate(self.source, start=1)
+            )
 
     def _file(self, path: Path) -> Iterator[Document]:
         as_json = path.suffix in (".jsonl", ".ndjson")
         with explain_disk_errors(path), path.open("rb") as file:
             before = path.stat()
-            for number, line in _lines(file, path, MAX_JSON_LINE_BYTES if as_json else MAX_LINE_BYTES, as_json):
+            for number, line in _lines(
+                file, path, MAX_JSON_LINE_BYTES if as_json else MAX_LINE_BYTES, as_json
+            ):
                 where = f"{path.name}, line {number},"
                 text = _decoded(line, where)
                 prompts = _fields(text, where, self.field) if as_json else [text]
@@ -104,7 +116,9 @@ class DocumentStream:
                 yield from (Document(number, prompt, share) for prompt in prompts)
         now = path.stat()
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise MeasurementError(f"{path.name} changed while it was read.", "Ask again when it is written.")
+            raise MeasurementError(
+                f"{path.name} changed while it was read.", "Ask again when it is written."
+            )
 
 
 def _lines(file: IO[bytes], path: Path, most: int, whole: bool) -> Iterator[tuple[int, bytes]]:
@@ -117,7 +131,9 @@ def _lines(file: IO[bytes], path: Path, most: int, whole: bool) -> Iterator[tupl
             return
         ends = line.endswith(b"\n") or not line
         if not ends and len(line) == most and whole:
-            raise MeasurementError(f"Line {number} of {path.name} has over {most:,} bytes.", "Cut it into several.")
+            raise MeasurementError(
+                f"Line {number} of {path.name} has over {most:,} bytes.", "Cut it into several."
+            )
         line, rest = rest + line, b""
         if not ends:
             kept = _count_whole_characters(line)
@@ -132,7 +148,11 @@ def _count_whole_characters(line: bytes) -> int:
     for back in range(1, min(4, len(line)) + 1):
         byte = line[-back]
         if byte >= 0xC0:  # the first of a character
-            return len(line) - back if back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else len(line)
+            return (
+                len(line) - back
+                if back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
+                else len(line)
+            )
         if byte < 0x80:
             break
     return len(line)
@@ -150,13 +170,18 @@ def _fields(text: str, where: str, field: str) -> list[Prompt]:
     try:
         value = loads(text, where)
     except StoreError as fault:
-        raise MeasurementError(f"{where} is no JSON.", "Mend the line, or give a plain text under another name.") from fault
+        raise MeasurementError(
+            f"{where} is no JSON.", "Mend the line, or give a plain text under another name."
+        ) from fault
     found: Any = value if isinstance(value, dict) else {}
     prompts = [found[name] for name in (field, "tokens") if name in found][:1]
     prompts = prompts or [found[name] for name in ("clean", "corrupted") if name in found]
     if not prompts or not all(_is_prompt(prompt) for prompt in prompts):
         there = f"; it has {', '.join(map(str, list(found)[:8]))}" if found else ""
-        raise MeasurementError(f"{where} has no text or token ids under {field!r}{there}.", "Name the field that holds the text.")
+        raise MeasurementError(
+            f"{where} has no text or token ids under {field!r}{there}.",
+            "Name the field that holds the text.",
+        )
     return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
 
 
@@ -164,8 +189,12 @@ def _prompt(given: object) -> Prompt:
     """A prompt of the caller's own."""
     if isinstance(given, str) or (isinstance(given, Sequence) and not isinstance(given, bytes)):
         return given if isinstance(given, str) else tuple(given)
-    raise MeasurementError(f"{given!r} is no prompt.", "Give a list of prompts, each a text or a list of token ids.")
+    raise MeasurementError(
+        f"{given!r} is no prompt.", "Give a list of prompts, each a text or a list of token ids."
+    )
 
 
 def _is_prompt(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(type(token) is int for token in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(type(token) is int for token in value)
+    )

@@ -87,13 +87,24 @@ def feature_examples(
     how = sampling or Sampling()
     sae = open_sae(sae, model)
     wanted = _check_features(sae, features)
-    texts = DocumentStream.of(load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field)
+    texts = DocumentStream.of(
+        load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field
+    )
     drawer = _disk_cache(cache, model, sae, texts, wanted, how)
     if drawer is not None and (found := _load_cached(drawer)) is not None:
-        return replace(found, cached=True, text=texts.name, sae=sae.name, cost=MeasurementCost(0.0, time.monotonic() - began))
+        return replace(
+            found,
+            cached=True,
+            text=texts.name,
+            sae=sae.name,
+            cost=MeasurementCost(0.0, time.monotonic() - began),
+        )
     reader = TextReader(model, sae, wanted, how, progress)
     reader.read(texts)
-    cards = tuple(make_dashboard(model, sae, feature, kept, reader.firing_totals(i), how) for i, (feature, kept) in enumerate(reader.collectors.items()))
+    cards = tuple(
+        make_dashboard(model, sae, feature, kept, reader.firing_totals(i), how)
+        for i, (feature, kept) in enumerate(reader.collectors.items())
+    )
     made = FeatureExamples(
         cards,
         sae.name,
@@ -112,7 +123,14 @@ def feature_examples(
     return made
 
 
-def _disk_cache(cache: Path | str | bool, model: Backend, sae: SAE, texts: DocumentStream, features: tuple[int, ...], how: Sampling) -> DiskCache | None:
+def _disk_cache(
+    cache: Path | str | bool,
+    model: Backend,
+    sae: SAE,
+    texts: DocumentStream,
+    features: tuple[int, ...],
+    how: Sampling,
+) -> DiskCache | None:
     """Where the answer is kept; None where it is not to be, or the text cannot be told from another."""
     if cache is False or texts.fingerprint is None:
         return None
@@ -142,5 +160,7 @@ def _check_features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
         raise MeasurementError(f"features is {given!r}.", "Give a list of their numbers.")
     wanted = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
     if not 0 < len(wanted) <= MAX_FEATURES:
-        raise MeasurementError(f"{len(wanted)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time.")
+        raise MeasurementError(
+            f"{len(wanted)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time."
+        )
     return wanted

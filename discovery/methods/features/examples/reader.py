@@ -15,7 +15,12 @@ from discovery.engine.cached_runs import TOKENS_PER_BATCH
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.features import SAE
 from discovery.methods.features.examples.documents import Document, DocumentStream
-from discovery.methods.features.examples.sampling import ContextCollector, PeakContext, Sampling, context_key
+from discovery.methods.features.examples.sampling import (
+    ContextCollector,
+    PeakContext,
+    Sampling,
+    context_key,
+)
 
 MAX_CODES_BYTES = 256 << 20  # of one batch's codes, about
 
@@ -32,13 +37,25 @@ class TokenWindow:
 class TextReader:
     """Reads a text once and keeps what matters of it."""
 
-    def __init__(self, model: Backend, sae: SAE, features: tuple[int, ...], how: Sampling, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        model: Backend,
+        sae: SAE,
+        features: tuple[int, ...],
+        how: Sampling,
+        progress: Progress | None,
+    ) -> None:
         self.model, self.sae, self.sampling, self._progress = model, sae, how, progress
-        self.collectors = {feature: ContextCollector(how.k, how.sample_size) for feature in features}
+        self.collectors = {
+            feature: ContextCollector(how.k, how.sample_size) for feature in features
+        }
         self.documents = self.windows = self.positions = 0
         self.forward_equivalents, self._cut = 0.0, False
         self._fired = torch.zeros(len(features), dtype=torch.long)
-        self._sum, self._width = torch.zeros(len(features), dtype=torch.float64), min(how.window, model.n_ctx)
+        self._sum, self._width = (
+            torch.zeros(len(features), dtype=torch.float64),
+            min(how.window, model.n_ctx),
+        )
         self._size = self._rows()
 
     def read(self, texts: DocumentStream) -> None:
@@ -87,11 +104,19 @@ class TextReader:
     def _ids(self, document: Document) -> tuple[int, ...]:
         prompt, tokenizer = document.prompt, self.model.tokenizer
         if isinstance(prompt, str) and tokenizer is None:
-            raise MeasurementError("The text is words, and this model has no tokenizer.", 'Give {"tokens": [3, 1, 4]} in a .jsonl.')
-        ids = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) and tokenizer else tuple(int(token) for token in prompt)
+            raise MeasurementError(
+                "The text is words, and this model has no tokenizer.",
+                'Give {"tokens": [3, 1, 4]} in a .jsonl.',
+            )
+        ids = (
+            tuple(tokenizer.encode(prompt))
+            if isinstance(prompt, str) and tokenizer
+            else tuple(int(token) for token in prompt)
+        )
         if bad := [token for token in ids if not 0 <= token < self.model.d_vocab]:
             raise MeasurementError(
-                f"Document {document.number} has the token {bad[0]!r}.", f"This model's tokens are 0 to {self.model.d_vocab - 1}."
+                f"Document {document.number} has the token {bad[0]!r}.",
+                f"This model's tokens are 0 to {self.model.d_vocab - 1}.",
             )
         return ids
 
@@ -107,7 +132,10 @@ class TextReader:
             z = self._codes(windows)
         except (torch.OutOfMemoryError, MemoryError):
             if len(windows) == 1:
-                raise MemoryLimitError("Memory does not suffice for one window.", "Choose a smaller window, or free memory.") from None
+                raise MemoryLimitError(
+                    "Memory does not suffice for one window.",
+                    "Choose a smaller window, or free memory.",
+                ) from None
             self._size = half = (len(windows) + 1) // 2
             self._run(windows[:half])
             self._run(windows[half:])
@@ -119,16 +147,28 @@ class TextReader:
         self._offer(windows, z)
         if self._progress is not None:
             share = windows[-1].read
-            self._progress(self.forward_equivalents, self.forward_equivalents / share if share else self.forward_equivalents, f"examples, document {windows[-1].document}")
+            self._progress(
+                self.forward_equivalents,
+                self.forward_equivalents / share if share else self.forward_equivalents,
+                f"examples, document {windows[-1].document}",
+            )
 
     def _codes(self, windows: Sequence[TokenWindow]) -> Float[Tensor, "row pos k"]:
         """Activations of the features, 0 where a position does not count; on the CPU."""
-        width, info, site = max(len(window.tokens) for window in windows), self.model.info, self.sae.reads
-        tokens = torch.tensor([[*w.tokens, *[0] * (width - len(w.tokens))] for w in windows], device=self.model.device)
+        width, info, site = (
+            max(len(window.tokens) for window in windows),
+            self.model.info,
+            self.sae.reads,
+        )
+        tokens = torch.tensor(
+            [[*w.tokens, *[0] * (width - len(w.tokens))] for w in windows], device=self.model.device
+        )
         found = self.model.run(Batch(tokens, stop=site.layer + 1), [site]).activations[site]
         z = self.sae.encode(found)[..., list(self.collectors)].float().cpu()
         at = torch.arange(width)
-        inside = (at >= self.sampling.skip) & (at < torch.tensor([[len(w.tokens)] for w in windows]))
+        inside = (at >= self.sampling.skip) & (
+            at < torch.tensor([[len(w.tokens)] for w in windows])
+        )
         one = row_macs(info, width, stop=site.layer + 1, columns=0) + self.sae.work(width)
         self.forward_equivalents += sum(one / prompt_macs(info, len(w.tokens)) for w in windows)
         return torch.where(inside.unsqueeze(-1), z, 0.0)
@@ -139,11 +179,25 @@ class TextReader:
         values = z.gather(1, places.unsqueeze(1))[:, 0]
         for row, i in values.nonzero().tolist():
             place, tokens = int(places[row, i]), windows[row].tokens
-            span = range(max(0, place - self.sampling.around), min(len(tokens), place + self.sampling.around + 1))
+            span = range(
+                max(0, place - self.sampling.around),
+                min(len(tokens), place + self.sampling.around + 1),
+            )
             near, peak = tokens[span.start : span.stop], place - span.start
 
-            def made(row: int = row, i: int = i, span: range = span, near: tuple[int, ...] = near, peak: int = peak) -> PeakContext:
-                return PeakContext(windows[row].document, near, tuple(z[row, span.start : span.stop, i].tolist()), peak)
+            def made(
+                row: int = row,
+                i: int = i,
+                span: range = span,
+                near: tuple[int, ...] = near,
+                peak: int = peak,
+            ) -> PeakContext:
+                return PeakContext(
+                    windows[row].document,
+                    near,
+                    tuple(z[row, span.start : span.stop, i].tolist()),
+                    peak,
+                )
 
             kept = self.collectors[tuple(self.collectors)[i]]
             kept.offer(context_key(near, peak, self.sampling.seed), float(values[row, i]), made)

@@ -38,10 +38,28 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"k": 1, "bins": 0, "per_bin": 1, "window": 2, "around": 0, "skip": 0, "most": 1, "seed": 0}
-        require_counts(**{name: (getattr(self, name), bound) for name, bound in least.items() if name != "most" or self.n_strongest is not None})
+        least = {
+            "k": 1,
+            "bins": 0,
+            "per_bin": 1,
+            "window": 2,
+            "around": 0,
+            "skip": 0,
+            "most": 1,
+            "seed": 0,
+        }
+        require_counts(
+            **{
+                name: (getattr(self, name), bound)
+                for name, bound in least.items()
+                if name != "most" or self.n_strongest is not None
+            }
+        )
         if self.skip >= self.window:
-            raise MeasurementError(f"skip is {self.skip}, and a window has {self.window} tokens.", "Leave some of each window.")
+            raise MeasurementError(
+                f"skip is {self.skip}, and a window has {self.window} tokens.",
+                "Leave some of each window.",
+            )
 
     @property
     def sample_size(self) -> int:
@@ -111,13 +129,18 @@ class ContextCollector:
 
     def strongest(self) -> list[PeakContext]:
         """The strongest, the first first."""
-        return [self._top[key] for key in sorted(self._top, key=lambda one: (-abs(self._top[one].value), one))]
+        return [
+            self._top[key]
+            for key in sorted(self._top, key=lambda one: (-abs(self._top[one].value), one))
+        ]
 
     def even_sample(self) -> list[PeakContext]:
         """The sample in the order of its keys, which is no order at all."""
         return [self._even[key] for key in sorted(self._even)]
 
 
-def _put(kept: dict[bytes, PeakContext], key: bytes, size: float, make_context: Callable[[], PeakContext]) -> None:
+def _put(
+    kept: dict[bytes, PeakContext], key: bytes, size: float, make_context: Callable[[], PeakContext]
+) -> None:
     if key not in kept or size > abs(kept[key].value):
         kept[key] = make_context()

@@ -30,14 +30,26 @@ def gate(kept: Set) -> float:
 
 @pytest.mark.parametrize(
     ("kept", "knocked", "expected"),
-    [(1.0, 0.0, 0), (0.8, 0.2, 0), (1.2, -0.2, 0), (0.7, 0.0, 0.1), (1.5, 0.0, 0.3), (1.0, 0.5, 0.3), (1.0, -0.5, 0.3), (0.5, 0.6, 0.7)],
+    [
+        (1.0, 0.0, 0),
+        (0.8, 0.2, 0),
+        (1.2, -0.2, 0),
+        (0.7, 0.0, 0.1),
+        (1.5, 0.0, 0.3),
+        (1.0, 0.5, 0.3),
+        (1.0, -0.5, 0.3),
+        (0.5, 0.6, 0.7),
+    ],
 )
 def test_how_far_outside_the_bounds(kept: float, knocked: float, expected: float) -> None:
     assert Fit(kept, knocked).excess == pytest.approx(expected)
 
 
 def test_both_ablations_count() -> None:
-    both = {"resample": SyntheticFaithfulness(UNIVERSE, gate), "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 0.5 * gate(kept) + 0.5 * (A in kept))}
+    both = {
+        "resample": SyntheticFaithfulness(UNIVERSE, gate),
+        "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 0.5 * gate(kept) + 0.5 * (A in kept)),
+    }
     (found,) = measure_fits(both, [frozenset({A})])
     assert found == {"resample": Fit(0.0, 0.0), "mean": Fit(0.5, 0.0)}
     assert total_excess(found) == pytest.approx(0.8 + 0.3)
@@ -48,7 +60,10 @@ def test_both_ablations_count() -> None:
 
 def test_the_curve_of_a_gate() -> None:
     """Every size from none to all under each ablation; the first at which everything holds is the gate's."""
-    both = {"resample": SyntheticFaithfulness(UNIVERSE, gate), "mean": SyntheticFaithfulness(UNIVERSE, gate)}
+    both = {
+        "resample": SyntheticFaithfulness(UNIVERSE, gate),
+        "mean": SyntheticFaithfulness(UNIVERSE, gate),
+    }
     points, size = measure_curve(both, [C, A, B, D, E])
     assert size == 3
     assert [(p.ablation, p.size, p.faithfulness) for p in points] == [
@@ -61,18 +76,26 @@ def test_the_curve_of_a_gate() -> None:
 
 def test_no_size_holds_where_one_ablation_never_does() -> None:
     """Only the whole universe is left: an empty circuit is none, whatever its f."""
-    both = {"resample": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0), "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0)}
+    both = {
+        "resample": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
+        "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
+    }
     assert measure_curve(both, UNIVERSE)[1] is None
     assert find_smallest_size(both, UNIVERSE, pytest.fail) is None
 
 
 @settings(deadline=None, max_examples=100)
-@given(values=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.1, 1.5]), min_size=64, max_size=64), order=st.permutations(UNIVERSE))
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.1, 1.5]), min_size=64, max_size=64),
+    order=st.permutations(UNIVERSE),
+)
 def test_the_smallest_size_is_the_curves(values: list[float], order: list[object]) -> None:
     """Looking no further than it."""
 
     def table(offset: int) -> SyntheticFaithfulness:
-        return SyntheticFaithfulness(UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)])
+        return SyntheticFaithfulness(
+            UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)]
+        )
 
     both = {"resample": table(0), "mean": table(32)}
     size = measure_curve(both, order)[1]  # type: ignore[arg-type]  # nodes

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.agent.search import mend as module
-from discovery.agent.search.mend import MAX_EXAMINED_SETS, STOPPED_BY_BUDGET, STOPPED_BY_LIMIT, Faults, find_faults, mend
+from discovery.agent.search.mend import (
+    MAX_EXAMINED_SETS,
+    STOPPED_BY_BUDGET,
+    STOPPED_BY_LIMIT,
+    Faults,
+    find_faults,
+    mend,
+)
 from discovery.evaluation import find_contexts
 from discovery.evaluation.minimality import find_largest_drops
 from discovery.evaluation.thresholds import MIN_DROP
@@ -28,7 +35,14 @@ def ignore_decision(measured: dict[str, object], concluded: str, why: str) -> No
     """For searches whose journal nobody reads."""
 
 
-def f_under_both_ablations(value: Value, other: Value | None = None, *, universe: Any = UNIVERSE, noise: float = 0.0, budget: int | None = None) -> Any:
+def f_under_both_ablations(
+    value: Value,
+    other: Value | None = None,
+    *,
+    universe: Any = UNIVERSE,
+    noise: float = 0.0,
+    budget: int | None = None,
+) -> Any:
     """f under each ablation: the value plus a little of every node, scaled so that f(U) = 1 and f(∅) = 0."""
 
     def made(function: Value, seed: int) -> SyntheticFaithfulness:
@@ -39,7 +53,9 @@ def f_under_both_ablations(value: Value, other: Value | None = None, *, universe
             return function(kept) + sum(little[node] for node in kept)
 
         empty, full = noisy(frozenset()), noisy(frozenset(universe))
-        return SyntheticFaithfulness(universe, lambda kept: (noisy(kept) - empty) / (full - empty), budget=budget)
+        return SyntheticFaithfulness(
+            universe, lambda kept: (noisy(kept) - empty) / (full - empty), budget=budget
+        )
 
     return {"resample": made(value, 1), "mean": made(other or value, 2)}
 
@@ -87,7 +103,9 @@ GATES: dict[str, tuple[Value, set[Node]]] = {
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.008])
-@pytest.mark.parametrize("start", ["everything", "the first that is faithful", "nothing", "the gate and two bystanders"])
+@pytest.mark.parametrize(
+    "start", ["everything", "the first that is faithful", "nothing", "the gate and two bystanders"]
+)
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_is_found(name: str, start: str, noise: float) -> None:
     """From wherever the search begins; a little of everything beside it misleads nobody.
@@ -118,14 +136,27 @@ def test_a_search_that_does_not_end_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     value, gate = GATES["chain"]
     told: list[str] = []
     monkeypatch.setattr(module, "MAX_EXAMINED_SETS", 1)
-    assert mend(f_under_both_ablations(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == frozenset(UNIVERSE)
+    assert mend(
+        f_under_both_ablations(value),
+        frozenset(UNIVERSE),
+        lambda measured, concluded, why: told.append(concluded),
+    ) == frozenset(UNIVERSE)
     assert told == [STOPPED_BY_LIMIT]
     monkeypatch.undo()
-    assert mend(f_under_both_ablations(value), frozenset(UNIVERSE), lambda measured, concluded, why: told.append(concluded)) == gate
+    assert (
+        mend(
+            f_under_both_ablations(value),
+            frozenset(UNIVERSE),
+            lambda measured, concluded, why: told.append(concluded),
+        )
+        == gate
+    )
     assert told.count(STOPPED_BY_LIMIT) == 1
 
 
-def test_a_node_that_matters_under_one_ablation_only_is_dropped_where_the_other_does_without() -> None:
+def test_a_node_that_matters_under_one_ablation_only_is_dropped_where_the_other_does_without() -> (
+    None
+):
     """(d) must hold under both: B moves f under mean alone, within what (a) to (c) allow."""
     f = f_under_both_ablations(and_gate, lambda kept: and_gate(kept) + 0.05 * (B in kept))
     assert mend(f, frozenset({A, B, E}), ignore_decision) == {A, E}
@@ -144,7 +175,21 @@ def test_what_it_says_names_the_node_and_the_number() -> None:
 
 
 FEW = [head(0, 0), head(0, 1), head(1, 0), mlp(1)]
-LEVELS = [-1.0, -0.31, 0.0, 0.013, 0.157, 0.52, 0.853, 0.91, 0.973, 1.0, 1.057, 1.33, 3.0]  # no two apart by just a bound
+LEVELS = [
+    -1.0,
+    -0.31,
+    0.0,
+    0.013,
+    0.157,
+    0.52,
+    0.853,
+    0.91,
+    0.973,
+    1.0,
+    1.057,
+    1.33,
+    3.0,
+]  # no two apart by just a bound
 tables = st.lists(st.sampled_from(LEVELS), min_size=14, max_size=14)
 
 
@@ -153,7 +198,9 @@ def f_from_tables(rows: list[list[float]], budget: int | None = None) -> Any:
 
     def made(row: list[float]) -> SyntheticFaithfulness:
         full = [0.0, *row, 1.0]
-        return SyntheticFaithfulness(FEW, lambda kept: full[sum(1 << FEW.index(node) for node in kept)], budget=budget)
+        return SyntheticFaithfulness(
+            FEW, lambda kept: full[sum(1 << FEW.index(node) for node in kept)], budget=budget
+        )
 
     return {"resample": made(rows[0]), "mean": made(rows[1])}
 
@@ -172,7 +219,9 @@ def test_faults_are_what_the_conditions_hold_against_a_set(rows: list[list[float
         assert (faults.incompleteness < 5e-7) == all(judge.is_complete(mask) for judge in judges)
         if faults.severity[0] == 0:
             drops = [find_contexts(one, made) for one in f.values()]
-            assert set(faults.unneeded_nodes) == {v for v in made if min(found[v][1] for found in drops) < MIN_DROP}
+            assert set(faults.unneeded_nodes) == {
+                v for v in made if min(found[v][1] for found in drops) < MIN_DROP
+            }
             if all(judge.is_minimal(mask) for judge in judges):
                 assert faults.severity == (0.0, 0)
 
@@ -184,7 +233,9 @@ def test_looking_no_further_than_needed_judges_alike(rows: list[list[float]]) ->
     for f in f_from_tables(rows).values():
         for made in subsets(FEW):
             short, whole = find_largest_drops(f, made), find_contexts(f, made)
-            assert {v: drop >= MIN_DROP for v, drop in short.items()} == {v: drop >= MIN_DROP for v, (_, drop) in whole.items()}
+            assert {v: drop >= MIN_DROP for v, drop in short.items()} == {
+                v: drop >= MIN_DROP for v, (_, drop) in whole.items()
+            }
             assert all(short[v] <= whole[v][1] + 1e-9 for v in made)
 
 
@@ -202,14 +253,26 @@ class ExaminedSets:
         monkeypatch.setattr(module, "find_faults", examined)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW)), budget=st.none() | st.integers(0, 16))
-def test_it_ends_with_the_best_it_saw(rows: Any, start: set[Node], budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(tables, min_size=2, max_size=2),
+    start=st.sets(st.sampled_from(FEW)),
+    budget=st.none() | st.integers(0, 16),
+)
+def test_it_ends_with_the_best_it_saw(
+    rows: Any, start: set[Node], budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On any function at all, and wherever the budget ends; a smaller set among equals."""
     with monkeypatch.context() as patch:
         watched = ExaminedSets(patch)
         told: list[str] = []
-        found = mend(f_from_tables(rows, budget), frozenset(start), lambda measured, concluded, why: told.append(concluded))
+        found = mend(
+            f_from_tables(rows, budget),
+            frozenset(start),
+            lambda measured, concluded, why: told.append(concluded),
+        )
     assert len(watched.seen) <= MAX_EXAMINED_SETS
     assert told.count(STOPPED_BY_BUDGET) <= 1
     last = list(watched.seen)[-1:]
@@ -233,7 +296,12 @@ def test_wherever_the_budget_ends_a_gate_only_gets_better() -> None:
     most = max(len(f.measured) for f in free.values())
     weights = []
     for budget in range(0, most + 1, 3):
-        weights.append(find_faults(f_under_both_ablations(value), mend(f_under_both_ablations(value, budget=budget), start, ignore_decision)).severity)
+        weights.append(
+            find_faults(
+                f_under_both_ablations(value),
+                mend(f_under_both_ablations(value, budget=budget), start, ignore_decision),
+            ).severity
+        )
     assert weights == sorted(weights, reverse=True)
     assert mend(f_under_both_ablations(value, budget=most), start, ignore_decision) == gate
 

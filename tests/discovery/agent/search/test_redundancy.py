@@ -28,15 +28,26 @@ def as_faithfulness(f: Any) -> Any:
 @pytest.mark.parametrize(
     ("f", "expected"),
     [
-        (lambda s: (A in s or B in s) and C in s, {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)}),  # an OR, and what reads it
+        (
+            lambda s: (A in s or B in s) and C in s,
+            {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)},
+        ),  # an OR, and what reads it
         (lambda s: A in s and B in s, {}),  # an AND: both are missed, alone and together
         (lambda s: 0.5 * (A in s) + 0.5 * (B in s), {}),  # a sum
         (
-            lambda s: 1 - 0.3 * (A not in s) - 0.3 * (B not in s) - 0.4 * (A not in s and B not in s),
+            lambda s: (
+                1 - 0.3 * (A not in s) - 0.3 * (B not in s) - 0.4 * (A not in s and B not in s)
+            ),
             {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)},
         ),
-        (lambda s: 1 - 0.09 * (A not in s and B not in s), {}),  # less than a node of the circuit may matter
-        (lambda s: 1 + 0.5 * (A not in s) - 0.5 * (B not in s), {}),  # an opposing node hides nothing
+        (
+            lambda s: 1 - 0.09 * (A not in s and B not in s),
+            {},
+        ),  # less than a node of the circuit may matter
+        (
+            lambda s: 1 + 0.5 * (A not in s) - 0.5 * (B not in s),
+            {},
+        ),  # an opposing node hides nothing
     ],
 )
 def test_partners_by_hand(f: Any, expected: dict[str, tuple[str, ...]]) -> None:

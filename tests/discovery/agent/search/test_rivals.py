@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.agent.search.mend import STOPPED_BY_BUDGET, OnDecision, find_faults, mend
-from discovery.agent.search.rivals import CandidateCircuit, assess_candidate, choose_among_rivals, search_circuit
+from discovery.agent.search.rivals import (
+    CandidateCircuit,
+    assess_candidate,
+    choose_among_rivals,
+    search_circuit,
+)
 from discovery.graph import EVIDENCE_ABLATIONS, Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
@@ -42,7 +47,9 @@ def f_over_heads(value: Any, budget: int | None = None, heads: int = 4) -> Any:
 def choose_and_record(f: Any, start: NodeSet) -> tuple[NodeSet, list[tuple[Any, str, str]]]:
     """What is kept, and what was said."""
     told: list[tuple[Any, str, str]] = []
-    return choose_among_rivals(f, start, sorted(f["mean"].everything), 0, lambda *event: told.append(event)), told
+    return choose_among_rivals(
+        f, start, sorted(f["mean"].everything), 0, lambda *event: told.append(event)
+    ), told
 
 
 ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
@@ -51,7 +58,10 @@ ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
 def controls_by_ablation(as_good: int, n: int) -> Any:
     """A control, and how it is told, under either ablation."""
     return {
-        ablation: Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n)) if n else None for ablation in EVIDENCE_ABLATIONS
+        ablation: Control(n=n, n_possible=n, as_good=as_good, p=(1 + as_good) / (1 + n))
+        if n
+        else None
+        for ablation in EVIDENCE_ABLATIONS
     }
 
 
@@ -67,7 +77,11 @@ def test_bystanders_of_one_size_are_taken_together() -> None:
     assert not found.is_better_than_alternatives, "p is 2/28"
     kept, ((measured, concluded, why),) = choose_and_record(f, ONE)
     assert kept == UNION
-    assert measured == {"a0.h0 a0.h1": recorded_counts(1, 27), "a0.h0 a0.h2": recorded_counts(1, 27), "a0.h0 a0.h1 a0.h2": recorded_counts(0, 55)}
+    assert measured == {
+        "a0.h0 a0.h1": recorded_counts(1, 27),
+        "a0.h0 a0.h2": recorded_counts(1, 27),
+        "a0.h0 a0.h1 a0.h2": recorded_counts(0, 55),
+    }
     assert concluded == "change to a0.h0, a0.h1, a0.h2"
     assert "1 layer-matched" in why
 
@@ -84,13 +98,19 @@ def test_a_circuit_for_which_condition_e_holds_stays(heads: int) -> None:
 def test_a_union_with_too_few_sets_beside_it_is_not_better_for_having_no_rival() -> None:
     """Of four heads three can be chosen otherwise in three ways: that none of them is as good says little."""
     kept, ((measured, concluded, _),) = choose_and_record(f_over_heads(slight), ONE)
-    assert measured == {"a0.h0 a0.h1": recorded_counts(1, 5), "a0.h0 a0.h2": recorded_counts(1, 5), "a0.h0 a0.h1 a0.h2": recorded_counts(0, 3)}
+    assert measured == {
+        "a0.h0 a0.h1": recorded_counts(1, 5),
+        "a0.h0 a0.h2": recorded_counts(1, 5),
+        "a0.h0 a0.h1 a0.h2": recorded_counts(0, 3),
+    }
     assert concluded == "keep the circuit"
     assert kept == ONE
 
 
 def test_without_bystanders_in_its_way_the_whole_selection_keeps_the_node_that_does_it() -> None:
-    assert search_circuit(f_over_heads(slight, heads=8), UNION, [A, X, Y], 0, ignore_decision) == {A}
+    assert search_circuit(f_over_heads(slight, heads=8), UNION, [A, X, Y], 0, ignore_decision) == {
+        A
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,20 +126,37 @@ def test_without_bystanders_in_its_way_the_whole_selection_keeps_the_node_that_d
         ((0.1, 0), 0, 23, False),
     ],
 )
-def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(weight: tuple[float, int], as_good: int, n: int, may: bool) -> None:
+def test_what_may_replace_a_circuit_with_twenty_sets_beside_it(
+    weight: tuple[float, int], as_good: int, n: int, may: bool
+) -> None:
     found = CandidateCircuit(weight, [], controls_by_ablation(as_good, n))
     assert found.may_replace(CandidateCircuit((0.0, 0), [ONE], controls_by_ablation(1, 20))) == may
-    assert not found.may_replace(CandidateCircuit((0.0, 0), [ONE], controls_by_ablation(1, 44))), "condition (e) holds for this one"
+    assert not found.may_replace(CandidateCircuit((0.0, 0), [ONE], controls_by_ablation(1, 44))), (
+        "condition (e) holds for this one"
+    )
 
 
-@pytest.mark.parametrize(("weight", "n", "may"), [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)])
-def test_fewer_faults_always_may_and_few_sets_may_against_few(weight: tuple[float, int], n: int, may: bool) -> None:
-    assert CandidateCircuit(weight, [], controls_by_ablation(0, n)).may_replace(CandidateCircuit((0.0, 1), [ONE], controls_by_ablation(1, 5))) == may
+@pytest.mark.parametrize(
+    ("weight", "n", "may"),
+    [((0.0, 0), 1, True), ((0.0, 1), 5, True), ((0.0, 1), 4, False), ((0.1, 0), 5, False)],
+)
+def test_fewer_faults_always_may_and_few_sets_may_against_few(
+    weight: tuple[float, int], n: int, may: bool
+) -> None:
+    assert (
+        CandidateCircuit(weight, [], controls_by_ablation(0, n)).may_replace(
+            CandidateCircuit((0.0, 1), [ONE], controls_by_ablation(1, 5))
+        )
+        == may
+    )
 
 
 def test_condition_e_has_to_hold_under_both_ablations() -> None:
     good, bad = controls_by_ablation(0, 23)["mean"], controls_by_ablation(1, 23)["mean"]
-    circuit, mixed = (CandidateCircuit((0.0, 0), [ONE], {"resample": good, "mean": other}) for other in (bad, good))
+    circuit, mixed = (
+        CandidateCircuit((0.0, 0), [ONE], {"resample": good, "mean": other})
+        for other in (bad, good)
+    )
     assert (circuit.is_better_than_alternatives, mixed.is_better_than_alternatives) == (False, True)
     assert mixed.may_replace(circuit)
     assert not circuit.may_replace(circuit)
@@ -131,20 +168,40 @@ def test_a_rival_that_is_better_replaces_the_circuit() -> None:
     def value(kept: Set) -> float:
         return (A in kept) + 0.15 * (X in kept)
 
-    assert choose_among_rivals(f_over_heads(value), frozenset({A, Z}), [A, X, Y, Z], 0, ignore_decision) == {A, X}
+    assert choose_among_rivals(
+        f_over_heads(value), frozenset({A, Z}), [A, X, Y, Z], 0, ignore_decision
+    ) == {A, X}
 
 
 def test_without_rivals_nothing_is_said() -> None:
     for name, (value, gate) in GATES.items():
         told: list[Any] = []
-        assert choose_among_rivals(f_under_both_ablations(value), frozenset(gate), UNIVERSE, 0, lambda *event, told=told: told.append(event)) == gate, name
+        assert (
+            choose_among_rivals(
+                f_under_both_ablations(value),
+                frozenset(gate),
+                UNIVERSE,
+                0,
+                lambda *event, told=told: told.append(event),
+            )
+            == gate
+        ), name
         assert told == []
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_the_whole_selection_finds_the_gate(name: str) -> None:
     value, gate = GATES[name]
-    assert search_circuit(f_under_both_ablations(value, noise=0.005), frozenset(UNIVERSE), UNIVERSE, 0, ignore_decision) == gate
+    assert (
+        search_circuit(
+            f_under_both_ablations(value, noise=0.005),
+            frozenset(UNIVERSE),
+            UNIVERSE,
+            0,
+            ignore_decision,
+        )
+        == gate
+    )
 
 
 def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
@@ -161,7 +218,10 @@ def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     free = f_over_heads(slight, heads=8)
     choose_and_record(free, ONE)
     most = max(len(f.measured) for f in free.values())
-    found = [choose_and_record(f_over_heads(slight, budget, heads=8), ONE)[0] for budget in range(most + 1)]
+    found = [
+        choose_and_record(f_over_heads(slight, budget, heads=8), ONE)[0]
+        for budget in range(most + 1)
+    ]
     assert found[0] == ONE
     assert found[-1] == UNION
     assert set(found) <= {ONE, UNION}
@@ -169,7 +229,9 @@ def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     assert changes == 1, "once better, always better"
 
 
-def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In a search within the search too, which has no journal of its own."""
     rng, within = random.Random(0), []
 
@@ -186,20 +248,28 @@ def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(monkeypatch: pyt
         for budget in range(1, 16):
             f = f_from_tables([row, row], budget)
             _, told = choose_and_record(f, start)
-            assert [concluded for _, concluded, _ in told].count(STOPPED_BY_BUDGET) == any(part.refused for part in f.values())
+            assert [concluded for _, concluded, _ in told].count(STOPPED_BY_BUDGET) == any(
+                part.refused for part in f.values()
+            )
     assert any(within), "some ended in the middle of mending"
 
 
 @settings(deadline=None, max_examples=100)
 @given(
-    rows=st.lists(tables, min_size=2, max_size=2), start=st.sets(st.sampled_from(FEW), min_size=1), budget=st.none() | st.integers(0, 16)
+    rows=st.lists(tables, min_size=2, max_size=2),
+    start=st.sets(st.sampled_from(FEW), min_size=1),
+    budget=st.none() | st.integers(0, 16),
 )
-def test_it_ends_on_any_function_and_never_with_more_faults(rows: Any, start: set[Node], budget: int | None) -> None:
+def test_it_ends_on_any_function_and_never_with_more_faults(
+    rows: Any, start: set[Node], budget: int | None
+) -> None:
     circuit = frozenset(start)
     found = choose_among_rivals(f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision)
     free = f_from_tables(rows)
     assert find_faults(free, found).severity <= find_faults(free, circuit).severity
-    assert search_circuit(f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision) <= frozenset(FEW)
+    assert search_circuit(
+        f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision
+    ) <= frozenset(FEW)
 
 
 def test_layers_without_another_node_have_no_rivals() -> None:

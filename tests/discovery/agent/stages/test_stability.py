@@ -30,8 +30,12 @@ def test_known_mean(jaccard: list[float], cut: list[bool], expected: float | Non
     assert decidable_mean(jaccard, cut) == (None if expected is None else pytest.approx(expected))
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0, 1)), min_size=1, max_size=20))
-def test_what_is_said_holds_wherever_the_cut_searches_would_have_ended(searches: list[tuple[float, bool, float]]) -> None:
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0, 1)), min_size=1, max_size=20)
+)
+def test_what_is_said_holds_wherever_the_cut_searches_would_have_ended(
+    searches: list[tuple[float, bool, float]],
+) -> None:
     known = decidable_mean([value for value, _, _ in searches], [cut for _, cut, _ in searches])
     if known is not None:
         true = sum(end if cut else value for value, cut, end in searches) / len(searches)
@@ -45,7 +49,9 @@ class FakeMeter:
     spent = 0.0
 
 
-def which_are_cut(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed: float) -> list[bool]:
+def which_are_cut(
+    monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], allowed: float
+) -> list[bool]:
     """Which searches are cut off, where each is a row of pieces that are measured once, or not begun where the limit does not reach."""
     meter, waiting = FakeMeter(), [list(pieces) for pieces in costs]
 
@@ -60,7 +66,9 @@ def which_are_cut(monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], all
 
     module = sys.modules["discovery.agent.stages.stability"]
     monkeypatch.setattr(module, "_search_resample", select)
-    found = module.__dict__["_repeat_search"](SimpleNamespace(meter=meter), torch.arange(len(costs)), allowed)
+    found = module.__dict__["_repeat_search"](
+        SimpleNamespace(meter=meter), torch.arange(len(costs)), allowed
+    )
     assert meter.limit is None
     assert meter.spent <= allowed
     return [why is not None for _, why in found]
@@ -74,7 +82,9 @@ def test_what_short_searches_leave_goes_to_the_long_ones(monkeypatch: pytest.Mon
     assert which_are_cut(monkeypatch, [[20.0, 20.0], [30.0], [1.0], [1.0]], 80) == [False] * 4
 
 
-def test_what_is_left_goes_to_one_search_where_an_equal_part_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_goes_to_one_search_where_an_equal_part_begins_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert which_are_cut(monkeypatch, [[40.0], [40.0], [40.0]], 90) == [False, False, True]
 
 

@@ -10,7 +10,10 @@ from discovery.backends.hardware import containers
 from discovery.backends.hardware.memory import read_free_memory
 from discovery.cli import installation
 
-V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), ("memory.max", "memory.current", "")
+V1, V2 = (
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ("memory.max", "memory.current", ""),
+)
 
 
 @pytest.fixture
@@ -20,11 +23,15 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int = 0) -> None:
+def group(
+    folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int = 0
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{names[2]}inactive_file {cached}\n{names[2]}active_file 1\n")
+    (folder / "memory.stat").write_text(
+        f"anon 5\n{names[2]}inactive_file {cached}\n{names[2]}active_file 1\n"
+    )
 
 
 def test_the_narrowest_of_the_groups_above_counts(groups: Path) -> None:

@@ -28,17 +28,32 @@ def limit_of(path, share):
 def both(request, tiny_models):
     """A model whole, and the same with half of it on the disk."""
     path = tiny_models.path(request.param)
-    return load_model(path, device="cpu", backend="nnsight"), load_model(path, device_map="auto", max_memory=limit_of(path, 0.6))
+    return load_model(path, device="cpu", backend="nnsight"), load_model(
+        path, device_map="auto", max_memory=limit_of(path, 0.6)
+    )
 
 
 def test_a_mapping_says_where_each_part_lies(tiny_models):
     path, task = tiny_models.path("llama"), as_task(random_pairs((5, 5)))
-    places = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
-    model, whole = load_model(path, device_map=places), load_model(path, device="cpu", backend="nnsight")
-    assert {name for name, weight in model.module.named_parameters() if weight.is_meta} == {
-        name for name, _ in whole.cut_module_input.named_parameters() if name.startswith(("model.layers", "lm_head"))
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.layers": "disk",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "disk",
     }
-    assert torch.allclose(patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6)
+    model, whole = (
+        load_model(path, device_map=places),
+        load_model(path, device="cpu", backend="nnsight"),
+    )
+    assert {name for name, weight in model.module.named_parameters() if weight.is_meta} == {
+        name
+        for name, _ in whole.cut_module_input.named_parameters()
+        if name.startswith(("model.layers", "lm_head"))
+    }
+    assert torch.allclose(
+        patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("both", ["gpt2"], indirect=True)
@@ -46,10 +61,18 @@ def test_it_lies_on_the_disk_and_says_so(both):
     whole, spread = both
     assert any(parameter.is_meta for parameter in spread.module.parameters())
     assert "on disk" in spread.info.warnings[-1]
-    assert (spread.info.chosen, spread.info.fingerprint) == ("only it runs a model that is spread over devices", whole.info.fingerprint)
+    assert (spread.info.chosen, spread.info.fingerprint) == (
+        "only it runs a model that is spread over devices",
+        whole.info.fingerprint,
+    )
     assert spread.info.n_params == whole.info.n_params
     assert whole.resident_weight_bytes == 4 * whole.info.n_params
-    assert 0 < spread.resident_weight_bytes == sum(weight.nbytes for weight in spread.module.parameters() if not weight.is_meta) < whole.resident_weight_bytes
+    assert (
+        0
+        < spread.resident_weight_bytes
+        == sum(weight.nbytes for weight in spread.module.parameters() if not weight.is_meta)
+        < whole.resident_weight_bytes
+    )
     again = load_arguments(spread)
     assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
     assert "device_map" not in load_arguments(whole)
@@ -61,14 +84,22 @@ def test_it_lies_on_the_disk_and_says_so(both):
 def test_sweeps_are_the_same(both, site):
     whole, spread = both
     task = as_task(random_pairs((6, 6)))
-    assert torch.allclose(patch_sweep(spread, task, site).per_pair, patch_sweep(whole, task, site).per_pair, atol=1e-6, equal_nan=True)
+    assert torch.allclose(
+        patch_sweep(spread, task, site).per_pair,
+        patch_sweep(whole, task, site).per_pair,
+        atol=1e-6,
+        equal_nan=True,
+    )
 
 
 def test_ablations_and_head_weights_are_the_same(both):
     whole, spread = both
     task = as_task(random_pairs((6,) * 10))
     for ablation in ("resample", "mean"):
-        ours, theirs = (ablate_heads(model, task, ["a0.h1", "m1"], ablation=ablation).per_pair for model in (spread, whole))
+        ours, theirs = (
+            ablate_heads(model, task, ["a0.h1", "m1"], ablation=ablation).per_pair
+            for model in (spread, whole)
+        )
         assert torch.allclose(ours, theirs, atol=1e-6)
     for layer in range(whole.info.n_layers):
         assert torch.equal(spread.head_weights(layer), whole.head_weights(layer))
@@ -79,19 +110,31 @@ def test_another_width_is_the_same(tiny_models):
     model = load_model(path, device_map="auto", max_memory=limit_of(path, 0.3), dtype="float64")
     whole = load_model(path, device="cpu", backend="nnsight", dtype="float64")
     task = as_task(random_pairs((5, 5)))
-    assert torch.allclose(patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-12)
+    assert torch.allclose(
+        patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-12
+    )
 
 
 def test_gradients_are_the_same_where_they_hold_no_more_than_the_files():
     """Weights of the files' own dtype are mapped; of another every one that a gradient went through would be held."""
     whole = load_model("bundled", device="cpu", backend="nnsight")
     limit = {"cpu": 1_500_000}
-    half, task = load_model("bundled", device_map="auto", max_memory=limit), load_task("ioi", whole, pairs=4)
+    half, task = (
+        load_model("bundled", device_map="auto", max_memory=limit),
+        load_task("ioi", whole, pairs=4),
+    )
     assert "on disk" in half.info.warnings[-1]
-    theirs, ours = (patch_sweep(model, task, "head_out_by_position", screen=True) for model in (whole, half))
+    theirs, ours = (
+        patch_sweep(model, task, "head_out_by_position", screen=True) for model in (whole, half)
+    )
     assert torch.allclose(ours.values, theirs.values, atol=1e-6, equal_nan=True)
-    theirs, ours = (sae_top_features(model, task=task, positions=["end"], k=2).features for model in (whole, half))
-    assert [(one.index, one.ablation.mean) for one in ours] == [(one.index, pytest.approx(one.ablation.mean, abs=1e-5)) for one in theirs]
+    theirs, ours = (
+        sae_top_features(model, task=task, positions=["end"], k=2).features
+        for model in (whole, half)
+    )
+    assert [(one.index, one.ablation.mean) for one in ours] == [
+        (one.index, pytest.approx(one.ablation.mean, abs=1e-5)) for one in theirs
+    ]
     other = load_model("bundled", device_map="auto", max_memory=limit, dtype="bfloat16")
     assert other.abilities.gradients is False
     for measure in (
@@ -101,7 +144,9 @@ def test_gradients_are_the_same_where_they_hold_no_more_than_the_files():
     ):
         with pytest.raises(MeasurementError, match="would hold all weights"):
             measure()
-    assert load_model("bundled", device_map="auto", dtype="bfloat16").abilities.gradients  # all of it lies in memory
+    assert load_model(
+        "bundled", device_map="auto", dtype="bfloat16"
+    ).abilities.gradients  # all of it lies in memory
 
 
 @pytest.fixture
@@ -118,14 +163,18 @@ def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, tiny_mod
     assert folder.name.startswith("circuit-scout-offload-")
     assert len(list(folder.iterdir())) == 2 * model.info.n_layers
     whole, task = load_model(path, device="cpu", backend="nnsight"), as_task(random_pairs((5, 5)))
-    assert torch.allclose(patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6)
+    assert torch.allclose(
+        patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6
+    )
     del model
     gc.collect()
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("unusable")])
-def test_what_is_made_for_the_disk_goes_where_loading_ends(temporary, tiny_models, monkeypatch, fault):
+def test_what_is_made_for_the_disk_goes_where_loading_ends(
+    temporary, tiny_models, monkeypatch, fault
+):
     def fail(*_):
         assert len(list(temporary.glob("*/*"))) > 0
         raise fault
@@ -153,13 +202,28 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatc
         ({"max_memory": {"cpu": 10}}, "device_map is not given"),
         ({"device_map": "auto", "max_memory": {}}, "max_memory is {}"),
         ({"device_map": "auto", "max_memory": 10**9}, "max_memory is 1000000000"),
-        ({"device_map": {"": "cpu"}, "max_memory": {"cpu": 10}}, "says itself where each part lies"),
+        (
+            {"device_map": {"": "cpu"}, "max_memory": {"cpu": 10}},
+            "says itself where each part lies",
+        ),
         ({"device_map": {"": ["cpu"]}}, "cannot lie on"),
-        ({"device_map": {"transformer.g": "cpu", "": "disk"}}, "'transformer.g', which is no part of a GPT2LMHeadModel"),
+        (
+            {"device_map": {"transformer.g": "cpu", "": "disk"}},
+            "'transformer.g', which is no part of a GPT2LMHeadModel",
+        ),
         ({"device_map": {0: "cpu"}}, "names 0, which is no part"),
-        ({"device_map": {"transformer.h": "cpu", "": "disk"}}, "'transformer.h' and '', which holds it"),
-        ({"device_map": {"transformer.h.1": "cpu"}}, "does not say where 'transformer.wte.weight' lies"),
-        ({"device_map": {"transformer": "disk", "lm_head": "cpu"}}, "or not this device_map"),  # one weight in two places
+        (
+            {"device_map": {"transformer.h": "cpu", "": "disk"}},
+            "'transformer.h' and '', which holds it",
+        ),
+        (
+            {"device_map": {"transformer.h.1": "cpu"}},
+            "does not say where 'transformer.wte.weight' lies",
+        ),
+        (
+            {"device_map": {"transformer": "disk", "lm_head": "cpu"}},
+            "or not this device_map",
+        ),  # one weight in two places
         ({"device_map": "auto", "max_memory": {"cpu": True}}, "True"),
         ({"device_map": "auto", "max_memory": {"gpu": 10}}, "cannot lie on 'gpu'"),
         ({"device_map": {"": "nowhere"}}, "cannot lie on 'nowhere'"),

@@ -19,7 +19,13 @@ class FaultyBackend(Backend):
         self.info, self.tokenizer, self.abilities = inner.info, None, inner.abilities
 
     def run(
-        self, batch: Batch, reads: Sequence[Site] = (), edits: Sequence[Edit] = (), *, keep_prefix: bool = False, grad: bool = False
+        self,
+        batch: Batch,
+        reads: Sequence[Site] = (),
+        edits: Sequence[Edit] = (),
+        *,
+        keep_prefix: bool = False,
+        grad: bool = False,
     ) -> BatchResult:
         out: BatchResult = self.inner.run(batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
         return self.alter(batch, edits, out)  # type: ignore[no-any-return]

@@ -25,14 +25,24 @@ from discovery.errors import ModelError
 from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, save_hugging_face
 
 QUICK = ("gemma2", "mixtral", "falcon")
-MORE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OTHER_ARCHITECTURES]
+MORE = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in OTHER_ARCHITECTURES
+]
 PLENTY = 10**15
 
 
 def storages(module: nn.Module) -> dict[int, int]:
     """Bytes of every storage that a module holds."""
-    held = [tensor for part in module.modules() for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    held = [
+        tensor
+        for part in module.modules()
+        for tensor in (*part._parameters.values(), *part._buffers.values())
+        if tensor is not None
+    ]
+    return {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held
+    }
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
@@ -67,9 +77,16 @@ def test_small_models_run_on_transformerlens_and_large_ones_on_nnsight(tiny_mode
     small = read_outline(tiny_models.path("llama"))
     chosen = choose_backend(small, "auto", PLENTY)
     assert (chosen.backend, "up to 2 billion" in chosen.reason) == ("transformerlens", True)
-    chosen = choose_backend(replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "auto", PLENTY)
+    chosen = choose_backend(
+        replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "auto", PLENTY
+    )
     assert (chosen.backend, "2.0 billion parameters" in chosen.reason) == ("nnsight", True)
-    assert choose_backend(replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "transformerlens", PLENTY).backend == "transformerlens"
+    assert (
+        choose_backend(
+            replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "transformerlens", PLENTY
+        ).backend
+        == "transformerlens"
+    )
 
 
 def test_where_memory_is_short_the_engine_that_holds_nothing_twice(tiny_models):
@@ -82,32 +99,59 @@ def test_where_memory_is_short_the_engine_that_holds_nothing_twice(tiny_models):
 
 
 def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
-    found = replace(read_outline(save_hugging_face(folder, "codegen")), n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1)
+    found = replace(
+        read_outline(save_hugging_face(folder, "codegen")),
+        n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1,
+    )
     chosen = choose_backend(found, "auto", PLENTY)
-    assert (chosen.backend, chosen.reason) == ("transformerlens", "only TransformerLens knows CodeGenForCausalLM")
-    for backend, spread, word in (("nnsight", False, "'codegen'"), ("auto", True, "CodeGenForCausalLM is not for it")):
+    assert (chosen.backend, chosen.reason) == (
+        "transformerlens",
+        "only TransformerLens knows CodeGenForCausalLM",
+    )
+    for backend, spread, word in (
+        ("nnsight", False, "'codegen'"),
+        ("auto", True, "CodeGenForCausalLM is not for it"),
+    ):
         with pytest.raises(ModelError, match=word):
             choose_backend(found, backend, PLENTY, spread=spread)
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_choices(tiny_models):
-    found = replace(read_outline(tiny_models.path("llama")), n_params=70 * 10**9, revision="0123", tokenizer=True)
+    found = replace(
+        read_outline(tiny_models.path("llama")),
+        n_params=70 * 10**9,
+        revision="0123",
+        tokenizer=True,
+    )
     trouble = describe_misfit(choose_backend(found, "auto", 200 * 10**9), "cpu", 200 * 10**9)
     assert trouble is not None
-    for said in ("280.0 GB in float32 with nnsight", "200.0 GB are free on cpu", "bfloat16 (140.0 GB)", "device_map auto", "--remote"):
+    for said in (
+        "280.0 GB in float32 with nnsight",
+        "200.0 GB are free on cpu",
+        "bfloat16 (140.0 GB)",
+        "device_map auto",
+        "--remote",
+    ):
         assert said in str(trouble)
-    trouble = describe_misfit(choose_backend(replace(found, revision=None), "auto", 10**9), "cpu", 10**9)
+    trouble = describe_misfit(
+        choose_backend(replace(found, revision=None), "auto", 10**9), "cpu", 10**9
+    )
     assert trouble is not None
     assert "bfloat16" not in str(trouble)
     assert "remote" not in str(trouble)
     assert describe_misfit(choose_backend(found, "auto", 280 * 10**9), "cpu", 280 * 10**9) is None
-    wide = describe_misfit(choose_backend(replace(found, dtype="float64"), "auto", 300 * 10**9), "cpu", 300 * 10**9)
+    wide = describe_misfit(
+        choose_backend(replace(found, dtype="float64"), "auto", 300 * 10**9), "cpu", 300 * 10**9
+    )
     assert "dtype float32 (280.0 GB)" in str(wide)  # the widest that fits
 
 
 def test_what_runs_elsewhere_runs_on_nnsight(tiny_models):
     found = replace(read_outline(tiny_models.path("llama")), revision="0123", tokenizer=True)
-    assert (choose_backend(found, "auto", 0, remote=True).backend, choose_backend(found, "auto", 0, remote=True).reason) == ("nnsight", REMOTE_REASON)
+    assert (
+        choose_backend(found, "auto", 0, remote=True).backend,
+        choose_backend(found, "auto", 0, remote=True).reason,
+    ) == ("nnsight", REMOTE_REASON)
     with pytest.raises(ModelError, match="NDIF serves nnsight"):
         choose_backend(found, "transformerlens", 0, remote=True)
     with pytest.raises(ModelError, match="models of the hub"):
@@ -130,12 +174,19 @@ def test_what_cannot_run_elsewhere_is_not_sent_there(tiny_models, folder):
 def test_quantised_weights_are_refused_but_elsewhere(folder, monkeypatch):
     path = save_hugging_face(folder, "llama")
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     monkeypatch.setattr(load, "build_module", lambda *_: pytest.fail("it was opened"))
     for how in ({"device": "cpu"}, {"device_map": "auto"}):
         with pytest.raises(ModelError, match=r"quantised weights \(gptq\)"):
             load_model(path, **how)
-    assert choose_backend(replace(read_outline(path), revision="0123", tokenizer=True), "auto", 0, remote=True).backend == "nnsight"
+    assert (
+        choose_backend(
+            replace(read_outline(path), revision="0123", tokenizer=True), "auto", 0, remote=True
+        ).backend
+        == "nnsight"
+    )
 
 
 def test_a_package_that_a_model_needs_is_named(tiny_models, monkeypatch):
@@ -152,24 +203,52 @@ def test_a_package_that_a_model_needs_is_named(tiny_models, monkeypatch):
 
 def test_what_a_model_takes_of_the_memory_where_it_lies(tiny_models):
     found = read_outline(tiny_models.path("llama"), dtype="float64")
-    assert estimate_load_memory(found, None, remote=False) == (found.loading_bytes, found.weights_bytes)
+    assert estimate_load_memory(found, None, remote=False) == (
+        found.loading_bytes,
+        found.weights_bytes,
+    )
     assert estimate_load_memory(found, None, remote=True) == (0, 0)
-    assert estimate_load_memory(found, Placement("auto", {"cpu": 1000}), remote=False) == (1000, 1000)
-    assert estimate_load_memory(found, Placement("auto", {"cpu": PLENTY}), remote=False) == (found.loading_bytes, found.weights_bytes)
+    assert estimate_load_memory(found, Placement("auto", {"cpu": 1000}), remote=False) == (
+        1000,
+        1000,
+    )
+    assert estimate_load_memory(found, Placement("auto", {"cpu": PLENTY}), remote=False) == (
+        found.loading_bytes,
+        found.weights_bytes,
+    )
 
 
 def test_it_is_refused_before_any_weight_is_read(folder, monkeypatch):
     """A Llama of 405 billion parameters, without a single weight file."""
-    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
-    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "max_position_embeddings": 131072}
+    sizes = {
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+    }
+    kind = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**kind, **sizes, "num_key_value_heads": 8}))
     monkeypatch.setattr(load, "build_module", lambda *_: pytest.fail("it was opened"))
-    with pytest.raises(ModelError, match=r"1,62\d\.\d GB in float32 with nnsight, and .* are free on cpu"):
+    with pytest.raises(
+        ModelError, match=r"1,62\d\.\d GB in float32 with nnsight, and .* are free on cpu"
+    ):
         load_model(folder, device="cpu")
 
 
 def test_a_loaded_model_says_why_it_runs_where_it_does(tiny_models):
-    assert "up to 2 billion" in load_model(tiny_models.path("gpt2"), device="cpu").info.backend_reason
-    assert load_model(tiny_models.path("gpt2"), device="cpu", backend="nnsight").info.backend_reason == "it was asked for"
-    assert find_supporting_backends(type("Config", (), {"model_type": "codegen"}))[0] == ("transformerlens",)
+    assert (
+        "up to 2 billion" in load_model(tiny_models.path("gpt2"), device="cpu").info.backend_reason
+    )
+    assert (
+        load_model(tiny_models.path("gpt2"), device="cpu", backend="nnsight").info.backend_reason
+        == "it was asked for"
+    )
+    assert find_supporting_backends(type("Config", (), {"model_type": "codegen"}))[0] == (
+        "transformerlens",
+    )

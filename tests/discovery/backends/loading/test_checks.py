@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from discovery import load_task, patch_sweep
-from discovery.backends.loading.checks import TOLERANCE, make_probe_tokens, require_causal, require_same_logits
+from discovery.backends.loading.checks import (
+    TOLERANCE,
+    make_probe_tokens,
+    require_causal,
+    require_same_logits,
+)
 from discovery.backends.loading.description import read_context_length
 from discovery.backends.loading.load import load_model
 from discovery.errors import BackendMismatchError, ModelError
@@ -37,7 +42,12 @@ def test_not_a_number_is_refused(tiny_models, expected):
 
 
 def test_a_model_that_sees_what_comes_later_is_refused(tiny_models, expected):
-    lie = FaultyBackend(tiny_models.load("gpt2"), lambda batch, edits, out: shift_logits(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out)
+    lie = FaultyBackend(
+        tiny_models.load("gpt2"),
+        lambda batch, edits, out: (
+            shift_logits(out) if not torch.equal(batch.tokens[0], expected.tokens[0]) else out
+        ),
+    )
     with pytest.raises(ModelError, match="not causal"):
         require_causal(lie, expected)
 
@@ -62,12 +72,22 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Gemma2Config(vocab_size=97, head_dim=6, max_position_embeddings=32, final_logit_softcapping=cap, **sizes)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = Gemma2Config(
+        vocab_size=97, head_dim=6, max_position_embeddings=32, final_logit_softcapping=cap, **sizes
+    )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     model = load_model(tmp_path, backend=backend, device="cpu", dtype=dtype)
     assert model.abilities.columns is columns
-    task = load_task([{"clean": [5, 9, 13, 40], "corrupted": [5, 9, 13, 41], "answer": 7, "wrong": 80}], model)
+    task = load_task(
+        [{"clean": [5, 9, 13, 40], "corrupted": [5, 9, 13, 41], "answer": 7, "wrong": 80}], model
+    )
     last = patch_sweep(model, task, "resid_post").values[-1, -1]
     assert float(last) == pytest.approx(1.0, abs=1e-5 if dtype == "float32" else 1e-2)
 
@@ -76,19 +96,56 @@ def test_a_soft_cap_is_seen_however_small_the_logits_are(
     ("config", "longest"),
     [
         ({"max_position_embeddings": 128}, 128),
-        ({"max_position_embeddings": 128, "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32}}, 128),
-        ({"max_position_embeddings": 128, "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}, 32),
-        ({"max_position_embeddings": 128, "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}}, 16),
-        ({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 64),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32},
+            },
+            128,
+        ),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_scaling": {"type": "longrope"},
+                "original_max_position_embeddings": 32,
+            },
+            32,
+        ),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 16,
+                },
+            },
+            16,
+        ),
+        (
+            {
+                "max_position_embeddings": 64,
+                "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+            },
+            64,
+        ),
         ({}, 2048),
     ],
 )
-def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(config: dict[str, Any], longest: int) -> None:
+def test_a_rotation_that_depends_on_the_batch_bounds_the_prompt(
+    config: dict[str, Any], longest: int
+) -> None:
     assert read_context_length(config) == longest
 
 
-def test_a_rotation_that_depends_on_the_batch_bounds_the_model(backend: BackendName, tmp_path: Path) -> None:
-    rotation = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 6, "rope_theta": 1e4}
+def test_a_rotation_that_depends_on_the_batch_bounds_the_model(
+    backend: BackendName, tmp_path: Path
+) -> None:
+    rotation = {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "original_max_position_embeddings": 6,
+        "rope_theta": 1e4,
+    }
     path = save_hugging_face(tmp_path / "model", "llama", rope_parameters=rotation)
     assert load_model(path, backend=backend, device="cpu").info.n_ctx == 6
 
@@ -96,6 +153,9 @@ def test_a_rotation_that_depends_on_the_batch_bounds_the_model(backend: BackendN
 def test_the_steps_of_gelu_are_one_kernel(tiny_models: Any, backend: BackendName) -> None:
     """gelu_new, the default of GPT-2's configuration."""
     model = tiny_models.load("gpt2", backend)
-    kinds = {type(part).__name__ for part in (model.module if backend == "nnsight" else model.bridge).modules()}
+    kinds = {
+        type(part).__name__
+        for part in (model.module if backend == "nnsight" else model.bridge).modules()
+    }
     assert "GELU" in kinds
     assert "NewGELUActivation" not in kinds

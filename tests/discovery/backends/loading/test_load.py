@@ -19,7 +19,14 @@ from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.oracles.hooked_module import HookedModule
-from tests.tiny_models import ARCHITECTURES, CONTEXT, VOCAB, load_plain_module, save_hugging_face, save_tokenizer
+from tests.tiny_models import (
+    ARCHITECTURES,
+    CONTEXT,
+    VOCAB,
+    load_plain_module,
+    save_hugging_face,
+    save_tokenizer,
+)
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
 
@@ -27,13 +34,23 @@ TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_s
 def every_position(model: Backend, tokens: Tensor) -> Tensor:
     """Logits [row pos d_vocab], one answer position at a time."""
     rows, width = tokens.shape
-    found = [model.run(Batch(tokens, torch.full((rows,), position))).logits for position in range(width)]
+    found = [
+        model.run(Batch(tokens, torch.full((rows,), position))).logits for position in range(width)
+    ]
     return torch.stack([logits for logits in found if logits is not None], 1)
 
 
-def assert_plain(model: Backend, folder: Path, tokens: Tensor = TOKENS, dtype: torch.dtype = torch.float32, close: float = 1e-5) -> None:
+def assert_plain(
+    model: Backend,
+    folder: Path,
+    tokens: Tensor = TOKENS,
+    dtype: torch.dtype = torch.float32,
+    close: float = 1e-5,
+) -> None:
     expected = load_plain_module(folder, dtype)(input_ids=tokens).logits
-    torch.testing.assert_close(every_position(model, tokens), expected, atol=close * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        every_position(model, tokens), expected, atol=close * float(expected.abs().max()), rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -66,7 +83,13 @@ def test_what_is_known_of_a_model(tiny_models, backend, kind):
         info.normalization,
     )
     assert facts == FACTS[kind]
-    assert (info.d_model, info.d_vocab, info.n_ctx, info.attn_only, info.weight_processing) == (16, VOCAB, CONTEXT, False, "none")
+    assert (info.d_model, info.d_vocab, info.n_ctx, info.attn_only, info.weight_processing) == (
+        16,
+        VOCAB,
+        CONTEXT,
+        False,
+        "none",
+    )
     assert (info.backend, info.device, info.dtype, info.warnings) == (backend, "cpu", "float32", ())
     assert info.name == info.source == str(tiny_models.path(kind))
     assert info.revision is None
@@ -100,7 +123,9 @@ def test_every_shortcut_that_an_architecture_has_is_found(tiny_models, backend, 
     assert abilities.middle == (kind != "neox")
 
 
-@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-6), ("bfloat16", 2e-2), ("float16", 5e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "close"), [("float64", 1e-6), ("bfloat16", 2e-2), ("float16", 5e-3)]
+)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_other_widths(tiny_models, backend, kind, dtype, close):
     model = tiny_models.load(kind, backend, dtype)
@@ -115,17 +140,31 @@ def test_other_widths(tiny_models, backend, kind, dtype, close):
 def test_without_a_tokenizer_there_is_none(tiny_models, backend):
     model = tiny_models.load("gpt2", backend)
     assert model.tokenizer is None
-    (pair,) = load_task([{"clean": [1, 2], "corrupted": [3, 2], "answer": 4, "wrong": 5}], model).pairs
+    (pair,) = load_task(
+        [{"clean": [1, 2], "corrupted": [3, 2], "answer": 4, "wrong": 5}], model
+    ).pairs
     assert pair.clean == (1, 2)
 
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_text_is_tokenised_with_the_tokenizers_own_special_tokens(folder, backend, bos):
-    model = load_model(save_tokenizer(save_hugging_face(folder, "gpt2"), bos=bos), backend=backend, device="cpu")
+    model = load_model(
+        save_tokenizer(save_hugging_face(folder, "gpt2"), bos=bos), backend=backend, device="cpu"
+    )
     assert model.tokenizer is not None
     assert model.tokenizer.encode("the cat sees") == [0] * bos + [2, 3, 5]
     assert model.tokenizer.decode([2, 3]) == "the cat"
-    task = load_task([{"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}], model)
+    task = load_task(
+        [
+            {
+                "clean": "the cat sees",
+                "corrupted": "the dog sees",
+                "answer": " fish",
+                "wrong": " bones",
+            }
+        ],
+        model,
+    )
     assert task.pairs[0].clean == (*(0,) * bos, 2, 3, 5)
     assert task.pairs[0].answer == (6,)
 
@@ -137,7 +176,9 @@ def test_nothing_is_printed(folder, capsys):
 
 def test_the_fingerprint_is_that_of_the_weights_file(tmp_path, tiny_models):
     first = tiny_models.path("gpt2") / "model.safetensors"
-    assert tiny_models.load("gpt2").info.fingerprint == hashlib.sha256(first.read_bytes()).hexdigest()
+    assert (
+        tiny_models.load("gpt2").info.fingerprint == hashlib.sha256(first.read_bytes()).hexdigest()
+    )
     again = load_model(save_hugging_face(tmp_path / "again", "gpt2"), device="cpu").info
     other = load_model(save_hugging_face(tmp_path / "other", "gpt2", seed=1), device="cpu").info
     assert again.fingerprint == tiny_models.load("gpt2").info.fingerprint != other.fingerprint
@@ -155,7 +196,10 @@ def test_weights_in_several_files(folder, tiny_models):
 
 def test_weights_want_no_gradients(tiny_models, backend):
     model = tiny_models.load("gpt2", backend)
-    assert not any(parameter.requires_grad for parameter in (model.module if backend == "nnsight" else model.bridge).parameters())
+    assert not any(
+        parameter.requires_grad
+        for parameter in (model.module if backend == "nnsight" else model.bridge).parameters()
+    )
 
 
 def test_a_wrapper_that_changes_the_model_is_caught(folder, monkeypatch):
@@ -169,12 +213,18 @@ def test_a_wrapper_that_changes_the_model_is_caught(folder, monkeypatch):
         return build(module, *args, **kwargs)
 
     monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", careless)
-    with pytest.raises(BackendMismatchError, match="computes other logits than Hugging Face for GPT2LMHeadModel"):
+    with pytest.raises(
+        BackendMismatchError, match="computes other logits than Hugging Face for GPT2LMHeadModel"
+    ):
         load_model(save_hugging_face(folder, "gpt2"), device="cpu")
 
 
 def test_a_sequential_gpt_neox_is_not_parallel(folder, backend):
-    model = load_model(save_hugging_face(folder, "neox", use_parallel_residual=False), backend=backend, device="cpu")
+    model = load_model(
+        save_hugging_face(folder, "neox", use_parallel_residual=False),
+        backend=backend,
+        device="cpu",
+    )
     assert not model.info.parallel
     assert model.abilities.after_attention
     assert_plain(model, folder)
@@ -196,7 +246,13 @@ def windowed(folder: Path, kind: str) -> Path:
         "head_dim": 6,
     }
     made: Any = getattr(transformers, kind)(
-        vocab_size=VOCAB, max_position_embeddings=CONTEXT, sliding_window=3, bos_token_id=0, eos_token_id=1, pad_token_id=None, **sizes
+        vocab_size=VOCAB,
+        max_position_embeddings=CONTEXT,
+        sliding_window=3,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+        **sizes,
     )
     module = transformers.AutoModelForCausalLM.from_config(made)
     tiny_models.randomise(module, 0)
@@ -215,14 +271,18 @@ def test_attention_in_a_window_can_be_resumed_after_any_prefix(folder, backend, 
     for cut in range(1, CONTEXT):
         for position in range(cut, CONTEXT):
             last = torch.full((2,), position - cut)
-            got = model.run(Batch(TOKENS[:, cut:], last, prefix=prefix.take(torch.arange(2), cut))).logits
+            got = model.run(
+                Batch(TOKENS[:, cut:], last, prefix=prefix.take(torch.arange(2), cut))
+            ).logits
             torch.testing.assert_close(got, expected[:, position], atol=1e-5, rtol=1e-5)
 
 
 def test_soft_capped_logits_are_not_taken_by_columns(folder, backend):
     model = load_model(windowed(folder, "Gemma2Config"), backend=backend, device="cpu")
     assert not model.abilities.columns
-    assert not model.abilities.linear_heads  # a norm stands between the heads and the residual stream
+    assert (
+        not model.abilities.linear_heads
+    )  # a norm stands between the heads and the residual stream
     assert_plain(model, folder)
 
 
@@ -254,7 +314,10 @@ def test_the_bundled_model(backend):
     model = load_model(backend=backend, device="cpu")
     folder = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
     assert (model.info.name, model.info.source, model.info.revision) == ("bundled", "bundled", None)
-    assert model.info.fingerprint == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        model.info.fingerprint
+        == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    )
     assert model.abilities == Abilities(True, True, True, True, True, True, True)
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("When Mary and John went to the store, John gave a drink to")

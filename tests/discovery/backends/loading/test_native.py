@@ -22,7 +22,9 @@ from discovery.tasks import load_task
 from tests.oracles import native_forward
 from tests.tiny_models import VOCAB, random_pairs, save_native
 
-PROMPT = [int(token) for token in torch.randint(VOCAB, (8,), generator=torch.Generator().manual_seed(0))]
+PROMPT = [
+    int(token) for token in torch.randint(VOCAB, (8,), generator=torch.Generator().manual_seed(0))
+]
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
@@ -38,33 +40,69 @@ def every_position(folder: Path, dtype: str = "float64") -> Tensor:
 @pytest.mark.parametrize("norm", ["LN", "LNPre", "RMS", "RMSPre", None])
 @pytest.mark.parametrize("attn_only", [False, True])
 def test_norms_with_and_without_mlps(folder, norm, attn_only):
-    made = save_native(folder, normalization_type=norm, attn_only=attn_only, act_fn=None if attn_only else "gelu_new")
+    made = save_native(
+        folder,
+        normalization_type=norm,
+        attn_only=attn_only,
+        act_fn=None if attn_only else "gelu_new",
+    )
     expected = run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(every_position(folder), expected, **CLOSE)
-    torch.testing.assert_close(native_forward.native_logits(made.config, made.state, PROMPT), expected, **CLOSE)  # both references agree
-    torch.testing.assert_close(every_position(folder, "float32").double(), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        native_forward.native_logits(made.config, made.state, PROMPT), expected, **CLOSE
+    )  # both references agree
+    torch.testing.assert_close(
+        every_position(folder, "float32").double(),
+        expected,
+        atol=1e-5 * float(expected.abs().max()),
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("act_fn", ["relu", "gelu", "gelu_new", "silu"])
 def test_activations(folder, act_fn):
     made = save_native(folder, act_fn=act_fn)
-    torch.testing.assert_close(every_position(folder), run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
+    torch.testing.assert_close(
+        every_position(folder),
+        run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0],
+        **CLOSE,
+    )
 
 
 @pytest.mark.parametrize("d_head", [4, 6, 2])
 def test_heads_wider_and_narrower_than_the_stream(folder, d_head):
     made = save_native(folder, d_head=d_head)
-    torch.testing.assert_close(every_position(folder), run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0], **CLOSE)
+    torch.testing.assert_close(
+        every_position(folder),
+        run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0],
+        **CLOSE,
+    )
 
 
 @pytest.mark.parametrize(
-    "without", [("b_Q", "b_K", "b_V"), ("b_O",), ("b_in",), ("b_out",), ("b_U",), (".b", "b_Q", "b_O", "b_in", "b_out", "b_U")]
+    "without",
+    [
+        ("b_Q", "b_K", "b_V"),
+        ("b_O",),
+        ("b_in",),
+        ("b_out",),
+        ("b_U",),
+        (".b", "b_Q", "b_O", "b_in", "b_out", "b_U"),
+    ],
 )
 def test_absent_biases_are_zero(folder, without):
     made = save_native(folder, without=without)
-    zeros = {name: torch.zeros_like(value) for name, value in save_native(folder.with_name("whole")).state.items() if name not in made.state}
+    zeros = {
+        name: torch.zeros_like(value)
+        for name, value in save_native(folder.with_name("whole")).state.items()
+        if name not in made.state
+    }
     assert zeros
-    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state | zeros, PROMPT), **CLOSE)
+    torch.testing.assert_close(
+        every_position(folder),
+        native_forward.native_logits(made.config, made.state | zeros, PROMPT),
+        **CLOSE,
+    )
 
 
 VARIETIES: dict[str, dict[str, Any]] = {
@@ -76,8 +114,16 @@ VARIETIES: dict[str, dict[str, Any]] = {
     "rotary": {"positional_embedding_type": "rotary"},
     "rotary, half of the head": {"positional_embedding_type": "rotary", "rotary_dim": 4},
     "rotary, adjacent": {"positional_embedding_type": "rotary", "rotary_adjacent_pairs": True},
-    "rotary, adjacent, part": {"positional_embedding_type": "rotary", "rotary_adjacent_pairs": True, "rotary_dim": 2},
-    "rotary, its own base and scale": {"positional_embedding_type": "rotary", "rotary_base": 50, "attn_scale": 2.0},
+    "rotary, adjacent, part": {
+        "positional_embedding_type": "rotary",
+        "rotary_adjacent_pairs": True,
+        "rotary_dim": 2,
+    },
+    "rotary, its own base and scale": {
+        "positional_embedding_type": "rotary",
+        "rotary_base": 50,
+        "attn_scale": 2.0,
+    },
     "shared keys": {"n_heads": 4, "n_key_value_heads": 2},
     "one key for all, rotary, RMS": {
         "n_heads": 4,
@@ -94,14 +140,26 @@ VARIETIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", VARIETIES.values(), ids=VARIETIES.keys())
 def test_varieties_by_hand(folder, changes):
     made = save_native(folder, **changes)
-    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state, PROMPT), **CLOSE)
+    torch.testing.assert_close(
+        every_position(folder),
+        native_forward.native_logits(made.config, made.state, PROMPT),
+        **CLOSE,
+    )
 
 
 def test_every_variety_is_another_model(folder):
     """So that none of them passes by doing nothing: same weights, other numbers."""
     made = save_native(folder)
-    for changes in ({"attn_scale": 5.0}, {"use_attn_scale": False}, {"scale_attn_by_inverse_layer_idx": True}, {"eps": 0.1}):
-        plain, other = (native_forward.native_logits(config, made.state, PROMPT) for config in (made.config, made.config | changes))
+    for changes in (
+        {"attn_scale": 5.0},
+        {"use_attn_scale": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"eps": 0.1},
+    ):
+        plain, other = (
+            native_forward.native_logits(config, made.state, PROMPT)
+            for config in (made.config, made.config | changes)
+        )
         assert (plain - other).abs().max() > 1e-2
 
 
@@ -110,8 +168,12 @@ def test_buffers_of_a_hooked_transformer_are_ignored(folder):
     expected = every_position(folder)
     for layer in range(2):
         at = f"blocks.{layer}.attn."
-        made.state.update({f"{at}mask": torch.ones(12, 12).tril().bool(), f"{at}IGNORE": torch.tensor(-1e5)})
-        made.state.update({f"{at}rotary_sin": torch.zeros(12, 6), f"{at}rotary_cos": torch.zeros(12, 6)})
+        made.state.update(
+            {f"{at}mask": torch.ones(12, 12).tril().bool(), f"{at}IGNORE": torch.tensor(-1e5)}
+        )
+        made.state.update(
+            {f"{at}rotary_sin": torch.zeros(12, 6), f"{at}rotary_cos": torch.zeros(12, 6)}
+        )
     made.save()
     torch.testing.assert_close(every_position(folder), expected, atol=0, rtol=0)
 
@@ -121,17 +183,31 @@ def test_weights_saved_in_another_width(folder, width):
     made = save_native(folder)
     made.state.update({name: value.to(width) for name, value in made.state.items()})
     made.save()
-    torch.testing.assert_close(every_position(folder), native_forward.native_logits(made.config, made.state, PROMPT), **CLOSE)
+    torch.testing.assert_close(
+        every_position(folder),
+        native_forward.native_logits(made.config, made.state, PROMPT),
+        **CLOSE,
+    )
 
 
 HOOKED: tuple[dict[str, Any], ...] = (
     {},
     {"attn_only": True, "normalization_type": "LNPre"},
-    {"normalization_type": "RMS", "positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 1},
+    {
+        "normalization_type": "RMS",
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 4,
+        "n_key_value_heads": 1,
+    },
     {"positional_embedding_type": "rotary", "rotary_dim": 6, "rotary_adjacent_pairs": True},
     {"gated_mlp": True, "act_fn": "silu", "final_rms": True},
     {"use_attn_scale": False, "d_vocab_out": 7},
-    {"attn_scale": 3.0, "scale_attn_by_inverse_layer_idx": True, "normalization_type": None, "final_rms": True},
+    {
+        "attn_scale": 3.0,
+        "scale_attn_by_inverse_layer_idx": True,
+        "normalization_type": None,
+        "final_rms": True,
+    },
     {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 3.0},
 )
 
@@ -139,7 +215,16 @@ HOOKED: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("changes", HOOKED, ids=lambda changes: ", ".join(changes) or "plain")
 def test_a_hooked_transformer_saved_as_it_is(folder, changes):
     """Its whole configuration and its whole state dict, buffers included."""
-    sizes = {"n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 6, "d_mlp": 20, "n_ctx": 12, "d_vocab": VOCAB, "act_fn": "gelu_new"}
+    sizes = {
+        "n_layers": 2,
+        "d_model": 12,
+        "n_heads": 3,
+        "d_head": 6,
+        "d_mlp": 20,
+        "n_ctx": 12,
+        "d_vocab": VOCAB,
+        "act_fn": "gelu_new",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that it is deprecated
         from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -151,8 +236,13 @@ def test_a_hooked_transformer_saved_as_it_is(folder, changes):
         expected = hooked(torch.tensor([PROMPT]))[0].detach()
     folder.mkdir()
     (folder / "tl_config.json").write_text(json.dumps(hooked.cfg.to_dict(), default=str))
-    save_file({name: value.detach().clone().contiguous() for name, value in hooked.state_dict().items()}, folder / "model.safetensors")
-    torch.testing.assert_close(every_position(folder, "float32"), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    save_file(
+        {name: value.detach().clone().contiguous() for name, value in hooked.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    torch.testing.assert_close(
+        every_position(folder, "float32"), expected, atol=1e-5 * float(expected.abs().max()), rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
@@ -164,17 +254,23 @@ def test_hand_built_models(folder, name):
     rows = torch.tensor([pair.clean] * len(pair.clean))
     got = model.run(Batch(rows, torch.arange(len(pair.clean)))).logits
     assert got is not None
-    torch.testing.assert_close(got.double(), expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+    torch.testing.assert_close(
+        got.double(), expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0
+    )
     task = load_task(folder / "task.jsonl", model)
     assert [given.clean for given in task.pairs] == [written.clean for written in case.pairs]
     assert tuple(map(str, model.info.nodes())) == case.universe
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only"])
-def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(tiny_models, backend, name):
+def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(
+    tiny_models, backend, name
+):
     """With b_V, without b_O: replacing z, or mlp_out, is replacing the node of the independent pass."""
     model, made = tiny_models.load(name, backend, "float64"), tiny_models.native(name)
-    tokens, other = (torch.tensor([pair.clean for pair in random_pairs([7, 7], seed)]) for seed in (0, 1))
+    tokens, other = (
+        torch.tensor([pair.clean for pair in random_pairs([7, 7], seed)]) for seed in (0, 1)
+    )
     last = torch.tensor([6, 4])
     seen = run_forward(made.config, made.state, other)
     rng = torch.Generator().manual_seed(2)
@@ -186,21 +282,54 @@ def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(tin
         else:
             z = torch.randn(2, 7, 6, generator=rng, dtype=torch.float64)
             value = z @ model.head_weights(layer)[node.head]
-            torch.testing.assert_close(model.head_weights(layer)[node.head], made.state[f"blocks.{layer}.attn.W_O"][node.head].double())
-            edit = replace_with(Site("z", layer), z.unsqueeze(2).expand(2, 7, 3, 6), torch.arange(3).reshape(1, 1, 3) == node.head)
-        expected = run_forward(made.config, made.state, tokens, {str(node): value}).logits[torch.arange(2), last]
-        torch.testing.assert_close(model.run(Batch(tokens, last), edits=[edit]).logits, expected, **CLOSE)
+            torch.testing.assert_close(
+                model.head_weights(layer)[node.head],
+                made.state[f"blocks.{layer}.attn.W_O"][node.head].double(),
+            )
+            edit = replace_with(
+                Site("z", layer),
+                z.unsqueeze(2).expand(2, 7, 3, 6),
+                torch.arange(3).reshape(1, 1, 3) == node.head,
+            )
+        expected = run_forward(made.config, made.state, tokens, {str(node): value}).logits[
+            torch.arange(2), last
+        ]
+        torch.testing.assert_close(
+            model.run(Batch(tokens, last), edits=[edit]).logits, expected, **CLOSE
+        )
         site = Site("mlp_out" if node.kind == "mlp" else "z", layer)
         read = model.run(Batch(other, last), [site]).activations[site]
-        written = read if node.kind == "mlp" else read[:, :, node.head] @ model.head_weights(layer)[node.head]
+        written = (
+            read
+            if node.kind == "mlp"
+            else read[:, :, node.head] @ model.head_weights(layer)[node.head]
+        )
         torch.testing.assert_close(written, seen.nodes[str(node)], **CLOSE)
 
 
 def test_what_is_known_of_a_native_model(tiny_models, backend):
     info = tiny_models.load("native", backend).info
-    assert (info.architecture, info.n_layers, info.n_heads, info.n_kv_heads, info.d_model, info.d_head) == ("NativeModel", 2, 3, 3, 12, 6)
-    assert (info.d_vocab, info.n_logits, info.n_ctx, info.positions, info.normalization) == (VOCAB, VOCAB, 12, "standard", "LN")
-    assert (info.attn_only, info.parallel, info.macs_attention, info.macs_mlp) == (False, False, 4 * 12 * 18, 2 * 12 * 20)
+    assert (
+        info.architecture,
+        info.n_layers,
+        info.n_heads,
+        info.n_kv_heads,
+        info.d_model,
+        info.d_head,
+    ) == ("NativeModel", 2, 3, 3, 12, 6)
+    assert (info.d_vocab, info.n_logits, info.n_ctx, info.positions, info.normalization) == (
+        VOCAB,
+        VOCAB,
+        12,
+        "standard",
+        "LN",
+    )
+    assert (info.attn_only, info.parallel, info.macs_attention, info.macs_mlp) == (
+        False,
+        False,
+        4 * 12 * 18,
+        2 * 12 * 20,
+    )
     assert tiny_models.load("attn_only", backend).info.attn_only
     assert tiny_models.load("attn_only", backend).info.macs_mlp == 0
     assert tiny_models.load("rotary", backend).info.n_kv_heads == 2
@@ -210,11 +339,18 @@ def test_what_is_known_of_a_native_model(tiny_models, backend):
 def test_fewer_answers_than_tokens(folder):
     made = save_native(folder)
     made.config["d_vocab_out"] = 7
-    made.state.update({"unembed.W_U": made.state["unembed.W_U"][:, :7], "unembed.b_U": made.state["unembed.b_U"][:7]})
+    made.state.update(
+        {
+            "unembed.W_U": made.state["unembed.W_U"][:, :7],
+            "unembed.b_U": made.state["unembed.b_U"][:7],
+        }
+    )
     made.save()
     model = load_model(folder, device="cpu")
     assert (model.info.d_vocab, model.info.n_logits, model.n_logits) == (VOCAB, 7, 7)
-    (pair,) = load_task([{"clean": [1, 30], "corrupted": [2, 30], "answer": 3, "wrong": 4}], model).pairs
+    (pair,) = load_task(
+        [{"clean": [1, 30], "corrupted": [2, 30], "answer": 3, "wrong": 4}], model
+    ).pairs
     logits = model.run(Batch(torch.tensor([pair.clean]), torch.tensor([1]))).logits
     assert logits is not None
     assert logits.shape == (1, 7)

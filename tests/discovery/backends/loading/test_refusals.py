@@ -74,7 +74,9 @@ def test_a_configuration_that_makes_no_model(gpt2, fields):
     fault = refuse(gpt2)
     assert "does not take its config.json" in fault.cause
     assert fault.detail
-    assert fault.detail not in str(fault)  # another library's words are for the owner of the machine
+    assert fault.detail not in str(
+        fault
+    )  # another library's words are for the owner of the machine
 
 
 def test_a_kind_of_model_that_transformers_lacks(gpt2):
@@ -89,7 +91,14 @@ def test_code_in_a_model_directory_is_never_run(gpt2, name, tmp_path):
     target = gpt2 / name
     if not target.exists():
         target.write_text("{}")
-    change(target, auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]})
+    change(
+        target,
+        auto_map={
+            "AutoModelForCausalLM": "own.Own",
+            "AutoConfig": "own.Config",
+            "AutoTokenizer": ["own.Tokenizer", None],
+        },
+    )
     fault = refuse(gpt2)
     assert f"{name} asks to run code" in fault.cause
     assert not ran.exists()
@@ -111,7 +120,9 @@ class Trap:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt"])
-def test_pickled_weights_are_not_opened_and_the_command_that_converts_them_is_given(gpt2, name, tmp_path):
+def test_pickled_weights_are_not_opened_and_the_command_that_converts_them_is_given(
+    gpt2, name, tmp_path
+):
     (gpt2 / "model.safetensors").unlink()
     (gpt2 / name).write_bytes(pickle.dumps(Trap(tmp_path / "opened")))
     fault = refuse(gpt2)
@@ -136,7 +147,13 @@ def test_no_weights_at_all(gpt2):
     assert "has no *.safetensors file" in refuse(gpt2).cause
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"nonsense"), lambda path: path.write_bytes(path.read_bytes()[:-100])])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"nonsense"),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    ],
+)
 def test_damaged_weights(gpt2, spoil):
     spoil(gpt2 / "model.safetensors")
     fault = refuse(gpt2)
@@ -174,7 +191,9 @@ def test_a_weight_of_another_shape_is_named(gpt2):
 
 def test_weights_that_are_not_numbers(gpt2):
     def edit(state: dict[str, torch.Tensor]) -> None:
-        state[next(name for name in state if name.endswith("h.1.mlp.c_fc.weight"))][0, 0] = float("nan")
+        state[next(name for name in state if name.endswith("h.1.mlp.c_fc.weight"))][0, 0] = float(
+            "nan"
+        )
 
     rewrite(gpt2, edit)
     assert "own logits are not finite" in refuse(gpt2).cause
@@ -212,7 +231,13 @@ def test_a_tokenizer_that_cannot_be_read(gpt2):
 def test_a_model_that_looks_back_and_forth(folder):
     import transformers
 
-    config = transformers.BertConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
     transformers.BertLMHeadModel(config).save_pretrained(folder)
     assert "is not causal" in refuse(folder).cause
 
@@ -220,7 +245,9 @@ def test_a_model_that_looks_back_and_forth(folder):
 def test_an_architecture_that_the_engine_does_not_know(folder):
     import transformers
 
-    config = transformers.CTRLConfig(vocab_size=VOCAB, n_positions=12, n_embd=16, dff=24, n_layer=1, n_head=2)
+    config = transformers.CTRLConfig(
+        vocab_size=VOCAB, n_positions=12, n_embd=16, dff=24, n_layer=1, n_head=2
+    )
     transformers.CTRLLMHeadModel(config).save_pretrained(folder)
     assert "TransformerLens cannot wrap CTRLLMHeadModel" in refuse(folder).cause
 
@@ -229,7 +256,13 @@ def test_a_configuration_that_does_not_fit_itself(folder):
     import transformers
 
     config = transformers.StableLmConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
     )  # its default of 32 key heads is left
     transformers.StableLmForCausalLM(config).save_pretrained(folder)
     assert "does not run" in refuse(folder).cause
@@ -246,7 +279,9 @@ def test_an_unknown_backend():
     assert "backend 'jax' is not known" in refuse("anything", backend="jax").cause
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cpu:first", "cpu:0", "auto:0", "cuda:", "cuda:x", "mps:0", "CPU"])
+@pytest.mark.parametrize(
+    "device", ["gpu", "", "cpu:first", "cpu:0", "auto:0", "cuda:", "cuda:x", "mps:0", "CPU"]
+)
 def test_an_unknown_device(device):
     assert f"device {device!r} is not known" in refuse("anything", device=device).cause
 
@@ -259,7 +294,9 @@ def test_a_device_that_is_not_here(device):
     assert "device cpu" in fault.cure
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has more")
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has more"
+)
 def test_the_device_that_is_there():
     assert choose_device("auto") == choose_device("cpu") == "cpu"
 
@@ -286,14 +323,21 @@ def test_a_cached_hub_model_keeps_its_revision(monkeypatch, tiny_models, tmp_pat
     commit = tmp_path / "snapshots" / "0123abcd"
     shutil.copytree(tiny_models.path("gpt2"), commit)
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(commit))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **options: asked.update(options, name=name) or str(commit),
+    )
     info = load_model("someone/tiny", device="cpu").info
     assert (info.name, info.source, info.revision) == ("someone/tiny", "someone/tiny", "0123abcd")
     assert asked["name"] == "someone/tiny"
     assert not any(pattern.endswith((".py", ".bin", ".pt")) for pattern in asked["allow_patterns"])
 
 
-@pytest.mark.parametrize(("error", "cause"), [("GatedRepoError", "is gated"), ("RepositoryNotFoundError", "The hub has no model")])
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [("GatedRepoError", "is gated"), ("RepositoryNotFoundError", "The hub has no model")],
+)
 def test_what_the_hub_says_no_to(monkeypatch, error, cause):
     import httpx
     import huggingface_hub
@@ -326,7 +370,9 @@ def test_what_was_only_described_before_downloads_were_switched_off(monkeypatch,
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: True)
-    with pytest.raises(ModelError, match=r"The cache has no \*\.safetensors file of the hub model 'someone/new'"):
+    with pytest.raises(
+        ModelError, match=r"The cache has no \*\.safetensors file of the hub model 'someone/new'"
+    ):
         fetch_hub_model("someone/new")
     assert fetch_hub_model("someone/new", weights=False).directory == tmp_path
 
@@ -337,7 +383,9 @@ def test_what_was_only_described_before_downloads_were_switched_off(monkeypatch,
 def test_a_misspelt_field_is_a_warning(folder):
     path = save_native(folder).path / "tl_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n_lyers": 3}))
-    assert any("n_lyers" in warning for warning in load_model(path.parent, device="cpu").info.warnings)
+    assert any(
+        "n_lyers" in warning for warning in load_model(path.parent, device="cpu").info.warnings
+    )
 
 
 def test_a_native_directory_without_weights(folder):
@@ -385,7 +433,10 @@ def test_a_native_configuration_that_is_no_object(folder, text):
         ({"clip_qkv": 3.0}, "clip_qkv"),
         ({"rotary_scaling_factor": 2.0}, "rotary_scaling_factor"),
         ({"use_yarn_rope": True}, "use_yarn_rope"),
-        ({"positional_embedding_type": "alibi"}, "positional_embedding_type 'alibi' is not supported"),
+        (
+            {"positional_embedding_type": "alibi"},
+            "positional_embedding_type 'alibi' is not supported",
+        ),
         ({"act_fn": "solu_ln"}, "solu_ln"),
         ({"n_key_value_heads": 2}, "n_heads (3) must be divisible"),
         ({"positional_embedding_type": "rotary", "rotary_dim": 3}, "rotary_dim"),
@@ -405,7 +456,10 @@ def test_a_native_weight_that_is_missing(folder):
     assert "[3, 12, 6]" in fault.cure
 
 
-@pytest.mark.parametrize("name", ["unembed.W_U", "blocks.1.ln2.w", "blocks.0.mlp.b_in", "pos_embed.W_pos", "blocks.1.attn.b_Q"])
+@pytest.mark.parametrize(
+    "name",
+    ["unembed.W_U", "blocks.1.ln2.w", "blocks.0.mlp.b_in", "pos_embed.W_pos", "blocks.1.attn.b_Q"],
+)
 def test_a_native_weight_that_is_misshapen(folder, name):
     made = save_native(folder)
     made.state[name] = made.state[name][:-1]
@@ -415,7 +469,9 @@ def test_a_native_weight_that_is_misshapen(folder, name):
     assert "asks for" in fault.cure
 
 
-@pytest.mark.parametrize("name", ["blocks.2.attn.W_Q", "blocks.0.mlp.W_gate", "blocks.0.attn.W_q", "blocks.0.attn.bias"])
+@pytest.mark.parametrize(
+    "name", ["blocks.2.attn.W_Q", "blocks.0.mlp.W_gate", "blocks.0.attn.W_q", "blocks.0.attn.bias"]
+)
 def test_a_native_weight_that_nothing_uses(folder, name):
     made = save_native(folder)
     made.state[name] = torch.zeros(3)
@@ -431,4 +487,6 @@ def test_weights_for_a_norm_that_is_not_there(folder):
 
 def test_a_sound_model_is_not_refused(folder, tmp_path):
     assert load_model(save_native(folder).path, device="cpu").info.n_layers == 2
-    assert load_model(str(save_hugging_face(tmp_path / "hf", "gpt2")), device="cpu").info.n_layers == 3
+    assert (
+        load_model(str(save_hugging_face(tmp_path / "hf", "gpt2")), device="cpu").info.n_layers == 3
+    )

@@ -47,7 +47,11 @@ def test_what_the_import_leaves_behind(folder, root, first):
     """nnsight is imported when it is asked for; its `save` on every object goes, unless the user imported it for himself."""
     script = IN_A_FRESH_PROCESS.format(first=first)
     done = subprocess.run(
-        [sys.executable, "-c", script, save_hugging_face(folder, "gpt2")], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, save_hugging_face(folder, "gpt2")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -59,25 +63,41 @@ def activation(model: Any, site: Site) -> torch.Tensor | None:
         return None
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN],
+)
 def test_other_architectures_are_transformer_lens_site_for_site(tiny_models, name):
     """Per-head outputs included; also what is known of the model, and which shortcuts hold."""
-    theirs, ours = (tiny_models.load(name, engine, width(name)) for engine in ("transformerlens", "nnsight"))
+    theirs, ours = (
+        tiny_models.load(name, engine, width(name)) for engine in ("transformerlens", "nnsight")
+    )
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(ours.run(Batch(TOKENS, LAST)).logits, theirs.run(Batch(TOKENS, LAST)).logits, **close)
+    torch.testing.assert_close(
+        ours.run(Batch(TOKENS, LAST)).logits, theirs.run(Batch(TOKENS, LAST)).logits, **close
+    )
     for kind in get_args(ActivationKind):
         for layer in range(ours.info.n_layers):
-            got, expected = activation(ours, Site(kind, layer)), activation(theirs, Site(kind, layer))
+            got, expected = (
+                activation(ours, Site(kind, layer)),
+                activation(theirs, Site(kind, layer)),
+            )
             if got is None or expected is None:
                 assert got is expected or (name, kind) == ("xglm", "pattern"), kind
             else:
-                torch.testing.assert_close(got, expected, **close, msg=lambda text, kind=kind: f"{kind}: {text}")
+                torch.testing.assert_close(
+                    got, expected, **close, msg=lambda text, kind=kind: f"{kind}: {text}"
+                )
     for layer in range(ours.info.n_layers if ours.abilities.linear_heads else 0):
         assert torch.equal(ours.head_weights(layer), theirs.head_weights(layer))
     own = {"backend": "", "copied": 0, "chosen": ""}
     assert {**vars(ours.info), **own} == {**vars(theirs.info), **own}
     more = {MORE[name]} if name in MORE else set()
-    assert {field for field, value in vars(ours.abilities).items() if value != getattr(theirs.abilities, field)} == more
+    assert {
+        field
+        for field, value in vars(ours.abilities).items()
+        if value != getattr(theirs.abilities, field)
+    } == more
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -87,7 +107,10 @@ def test_an_architecture_that_is_not_known_is_refused_at_load(folder, name):
     assert "Use backend 'transformerlens'" in caught.value.cure
 
 
-@pytest.mark.parametrize(("name", "changes"), [("opt", {"do_layer_norm_before": False}), ("gpt_bigcode", {"multi_query": False})])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("opt", {"do_layer_norm_before": False}), ("gpt_bigcode", {"multi_query": False})],
+)
 def test_a_setting_that_moves_the_parts_is_refused_at_load(folder, name, changes):
     with pytest.raises(ModelError, match=f"{next(iter(changes))} = True only"):
         load_model(save_hugging_face(folder, name, **changes), backend="nnsight", device="cpu")
@@ -97,8 +120,12 @@ def test_a_setting_that_moves_the_parts_is_refused_at_load(folder, name, changes
 def test_gemma_2s_pattern_whoever_loaded_one_first(folder, first):
     """TransformerLens puts a function of its own in front of the attention of every Gemma 2 in the process."""
     path = save_hugging_face(folder, "gemma2")
-    second = load_model(path, backend="nnsight" if first == "transformerlens" else "transformerlens", device="cpu")
-    ours = load_model(path, backend="nnsight", device="cpu") if first == "transformerlens" else second
+    second = load_model(
+        path, backend="nnsight" if first == "transformerlens" else "transformerlens", device="cpu"
+    )
+    ours = (
+        load_model(path, backend="nnsight", device="cpu") if first == "transformerlens" else second
+    )
     pattern = Site("pattern", 1)
     assert ours.abilities.pattern
     seen = ours.run(Batch(TOKENS, LAST), [pattern]).activations[pattern]
@@ -107,7 +134,12 @@ def test_gemma_2s_pattern_whoever_loaded_one_first(folder, first):
 
 def test_two_models_in_two_threads(folder):
     """One run at a time for each model; a trace belongs to its thread."""
-    models = [load_model(save_hugging_face(folder / str(seed), "gpt2", seed), backend="nnsight", device="cpu") for seed in (0, 1)]
+    models = [
+        load_model(
+            save_hugging_face(folder / str(seed), "gpt2", seed), backend="nnsight", device="cpu"
+        )
+        for seed in (0, 1)
+    ]
     site = Site("resid_pre", 1)
     expected = [model.run(Batch(TOKENS, LAST), [site]) for model in models]
     faults: list[BaseException] = []
@@ -117,7 +149,9 @@ def test_two_models_in_two_threads(folder):
             for _ in range(20):
                 out = models[number].run(Batch(TOKENS, LAST), [site])
                 torch.testing.assert_close(out.logits, expected[number].logits)
-                torch.testing.assert_close(out.activations[site], expected[number].activations[site])
+                torch.testing.assert_close(
+                    out.activations[site], expected[number].activations[site]
+                )
         except BaseException as fault:  # noqa: BLE001  # told in the test's own thread
             faults.append(fault)
 
@@ -133,10 +167,16 @@ def test_the_pass_ends_with_the_last_site_that_is_wanted(tiny_models):
     """Nothing behind it is computed: the blocks that follow never run."""
     model = tiny_models.load("gpt2", "nnsight")
     ran: list[int] = []
-    handles = [block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n)) for n, block in enumerate(model.parts.blocks)]
+    handles = [
+        block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n))
+        for n, block in enumerate(model.parts.blocks)
+    ]
     try:
         model.run(Batch(TOKENS, stop=3), [Site("attn_out", 1)])
-        model.run(Batch(TOKENS, LAST, columns=torch.tensor([[1]] * 3)), edits=[replace_with(Site("z", 0), torch.zeros(1))])
+        model.run(
+            Batch(TOKENS, LAST, columns=torch.tensor([[1]] * 3)),
+            edits=[replace_with(Site("z", 0), torch.zeros(1))],
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -150,4 +190,7 @@ def test_the_library_stays_out_until_it_is_asked_for(root):
 
 @pytest.mark.parametrize("name", ["opt", "native", "attn_only", "rotary"])
 def test_patterns_that_transformer_lens_only_shows_can_be_replaced(tiny_models, name):
-    assert (tiny_models.load(name, "nnsight").abilities.pattern, tiny_models.load(name).abilities.pattern) == (True, False)
+    assert (
+        tiny_models.load(name, "nnsight").abilities.pattern,
+        tiny_models.load(name).abilities.pattern,
+    ) == (True, False)

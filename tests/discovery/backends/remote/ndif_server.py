@@ -27,7 +27,9 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 for name in ("discovery", "mcp_server", "tests"):
-    sys.modules[name] = None  # what is sent must run without them: an import raises ModuleNotFoundError
+    sys.modules[name] = (
+        None  # what is sent must run without them: an import raises ModuleNotFoundError
+    )
 
 import torch  # noqa: E402
 import zstandard  # noqa: E402
@@ -51,7 +53,9 @@ class FakeNdif(ThreadingHTTPServer):
 
     def __init__(self, directory: str, repo_id: str, key: str) -> None:
         super().__init__(("127.0.0.1", 0), FakeNdifHandler)
-        self.model = TransformersModel(directory, task="text-generation", dispatch=True, dtype=torch.float32)
+        self.model = TransformersModel(
+            directory, task="text-generation", dispatch=True, dtype=torch.float32
+        )
         self.repo_id, self.key = repo_id, key
         self.sessions: dict[str, queue.Queue] = defaultdict(queue.Queue)
         self.results: dict[str, bytes] = {}
@@ -61,21 +65,33 @@ class FakeNdif(ThreadingHTTPServer):
     def compute(self, payload: bytes, envelope: RequestModel) -> bytes:
         """What the request saved."""
         self.model._remoteable_set_env(envelope.env)
-        tracer = RequestModel.deserialize(payload, self.model._remoteable_persistent_objects(), envelope.compress)
+        tracer = RequestModel.deserialize(
+            payload, self.model._remoteable_persistent_objects(), envelope.compress
+        )
         inc()
         try:
             with torch.no_grad():
                 tracer.execute(tracer.info.code)
-            kept = {name: value for name, value in tracer.info.frame.f_locals.items() if id(value) in _saves()}
+            kept = {
+                name: value
+                for name, value in tracer.info.frame.f_locals.items()
+                if id(value) in _saves()
+            }
         finally:
             dec()
         file = io.BytesIO()
         torch.save(kept, file)
-        return zstandard.ZstdCompressor().compress(file.getvalue()) if envelope.compress else file.getvalue()
+        return (
+            zstandard.ZstdCompressor().compress(file.getvalue())
+            if envelope.compress
+            else file.getvalue()
+        )
 
     def without_activations(self, result: bytes) -> bytes:
         """The same without what was seen."""
-        kept = torch.load(io.BytesIO(zstandard.ZstdDecompressor().decompress(result)), weights_only=False)
+        kept = torch.load(
+            io.BytesIO(zstandard.ZstdDecompressor().decompress(result)), weights_only=False
+        )
         for one in kept["answers"]:
             one.update(seen={})
         file = io.BytesIO()
@@ -96,7 +112,9 @@ class FakeNdif(ThreadingHTTPServer):
             if how == "late":
                 tell(
                     ResponseModel(
-                        id=job, status=Status.ERROR, description="Your job exceeded the execution timeout of 60s."
+                        id=job,
+                        status=Status.ERROR,
+                        description="Your job exceeded the execution timeout of 60s.",
                     ).model_dump_json()
                 )
                 return
@@ -107,9 +125,17 @@ class FakeNdif(ThreadingHTTPServer):
                 tell(ResponseModel(id=job, status=Status.COMPLETED).model_dump_json())
                 return
             result = self.compute(payload, envelope)
-            result = {"garbage": b"garbage", "half": result[: len(result) // 2], "lacking": self.without_activations(result)}.get(how, result)
+            result = {
+                "garbage": b"garbage",
+                "half": result[: len(result) // 2],
+                "lacking": self.without_activations(result),
+            }.get(how, result)
         except Exception:  # noqa: BLE001  # a server tells its client of every one
-            tell(ResponseModel(id=job, status=Status.ERROR, description=traceback.format_exc()).model_dump_json())
+            tell(
+                ResponseModel(
+                    id=job, status=Status.ERROR, description=traceback.format_exc()
+                ).model_dump_json()
+            )
             return
         if len(result) > LARGE:
             self.results[job] = result
@@ -120,7 +146,9 @@ class FakeNdif(ThreadingHTTPServer):
 
 
 def received(job: str) -> dict:
-    return ResponseModel(id=job, status=Status.RECEIVED, description="Your job has been received.").model_dump(mode="json")
+    return ResponseModel(
+        id=job, status=Status.RECEIVED, description="Your job has been received."
+    ).model_dump(mode="json")
 
 
 class FakeNdifHandler(BaseHTTPRequestHandler):
@@ -134,8 +162,20 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
         if self.path == "/subscribe":
             return self.subscribe()
         if self.path == "/status":
-            one = {"repo_id": self.server.repo_id, "application_state": "RUNNING", "deployment_level": "HOT"}
-            return self.answer(200, {"deployments": {"a": one, "b": {"repo_id": "other/asleep", "application_state": "DEPLOYING"}}})
+            one = {
+                "repo_id": self.server.repo_id,
+                "application_state": "RUNNING",
+                "deployment_level": "HOT",
+            }
+            return self.answer(
+                200,
+                {
+                    "deployments": {
+                        "a": one,
+                        "b": {"repo_id": "other/asleep", "application_state": "DEPLOYING"},
+                    }
+                },
+            )
         if self.path == "/told":
             return self.answer(200, self.server.told)
         if self.path.startswith("/result/"):
@@ -148,9 +188,13 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
             self.server.next.append(body.decode())
             return self.answer(200, {})
         message = email.message_from_bytes(
-            b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body, policy=email.policy.HTTP
+            b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body,
+            policy=email.policy.HTTP,
         )
-        parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in message.iter_parts()}
+        parts = {
+            part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+            for part in message.iter_parts()
+        }
         envelope = RequestModel.model_validate_json(parts["data"])
         given = {name.lower(): value for name, value in self.headers.items()}
         blob = parts["blob"]
@@ -167,7 +211,9 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
         )
         if given.get("ndif-api-key") != self.server.key:
             detail = (
-                f"Invalid API key format: '{given.get('ndif-api-key')}'." if given.get("ndif-api-key") else "Missing or invalid API key."
+                f"Invalid API key format: '{given.get('ndif-api-key')}'."
+                if given.get("ndif-api-key")
+                else "Missing or invalid API key."
             )
             return self.answer(401, {"detail": detail})
         if self.server.next[:1] == ["busy"]:
@@ -175,7 +221,11 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
             return self.answer(503, {"detail": "Too many requests are waiting."})
         job = uuid.uuid4().hex
         if json.loads(envelope.model_key.partition(":")[2])["repo_id"] != self.server.repo_id:
-            refused = ResponseModel(id=job, status=Status.ERROR, description="Could not deploy this model. CANT_ACCOMMODATE.")
+            refused = ResponseModel(
+                id=job,
+                status=Status.ERROR,
+                description="Could not deploy this model. CANT_ACCOMMODATE.",
+            )
             self.server.sessions[envelope.session_id].put(refused.model_dump_json())
             return self.answer(200, received(job))
         self.answer(200, received(job))
@@ -190,9 +240,15 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
 
     def subscribe(self) -> None:
         """The server's half of a websocket, which here only ever speaks."""
-        accept = base64.b64encode(hashlib.sha1((self.headers["Sec-WebSocket-Key"] + GUID).encode()).digest())
+        accept = base64.b64encode(
+            hashlib.sha1((self.headers["Sec-WebSocket-Key"] + GUID).encode()).digest()
+        )
         self.send_response(101)
-        for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept.decode())):
+        for name, value in (
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", accept.decode()),
+        ):
             self.send_header(name, value)
         self.end_headers()
         session = uuid.uuid4().hex

@@ -24,7 +24,15 @@ from discovery.sites import SITE_NAMES, ActivationKind, Site
 from discovery.store import open_run
 from discovery.tasks import load_task
 from tests.discovery.backends import test_contract as contract
-from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, VOCAB, TinyModels, save_hugging_face, save_native, save_tokenizer
+from tests.tiny_models import (
+    ARCHITECTURES,
+    OTHER_ARCHITECTURES,
+    VOCAB,
+    TinyModels,
+    save_hugging_face,
+    save_native,
+    save_tokenizer,
+)
 
 TOKENS = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
 LAST = torch.tensor([6, 4, 5])
@@ -40,7 +48,9 @@ class RemoteTinyModels(TinyModels):
         path = save_tokenizer(self.path(name))
         if (name, backend, dtype) not in self._loaded:
             remote = {"remote": "local"} if backend == "remote" else {"backend": backend}
-            self._loaded[name, backend, dtype] = load_model(path, device="cpu", dtype=dtype, **remote)
+            self._loaded[name, backend, dtype] = load_model(
+                path, device="cpu", dtype=dtype, **remote
+            )
         return self._loaded[name, backend, dtype]
 
 
@@ -56,14 +66,23 @@ def backend():
 
 @pytest.fixture(scope="module")
 def bundled():
-    return load_model("bundled", backend="nnsight", device="cpu"), load_model("bundled", remote="local")
+    return load_model("bundled", backend="nnsight", device="cpu"), load_model(
+        "bundled", remote="local"
+    )
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS],
+)
 def test_every_site_of_every_architecture(tiny_models, name):
     ours, theirs = tiny_models.load(name), tiny_models.load(name, "remote")
     sites = []
-    for site in [Site(kind, layer) for kind in get_args(ActivationKind) for layer in range(ours.info.n_layers)]:
+    for site in [
+        Site(kind, layer)
+        for kind in get_args(ActivationKind)
+        for layer in range(ours.info.n_layers)
+    ]:
         try:
             ours.run(Batch(TOKENS, LAST), [site])
         except SiteError:
@@ -74,18 +93,31 @@ def test_every_site_of_every_architecture(tiny_models, name):
     expected, found = (model.run(Batch(TOKENS, LAST), sites) for model in (ours, theirs))
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
     for site in sites:
-        torch.testing.assert_close(found.activations[site], expected.activations[site], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found.activations[site], expected.activations[site], atol=1e-5, rtol=0
+        )
     for layer in range(ours.info.n_layers):
-        torch.testing.assert_close(theirs.head_weights(layer), ours.head_weights(layer), atol=1e-6, rtol=0)
-    more = {"columns"} if name == "gemma2" else set()  # the server's logits are capped before they are picked
-    assert {k for k, v in vars(ours.abilities).items() if v and not getattr(theirs.abilities, k)} - {"narrow"} == {"prefix", "gradients"}
-    assert {k for k, v in vars(theirs.abilities).items() if v and not getattr(ours.abilities, k)} == more
+        torch.testing.assert_close(
+            theirs.head_weights(layer), ours.head_weights(layer), atol=1e-6, rtol=0
+        )
+    more = (
+        {"columns"} if name == "gemma2" else set()
+    )  # the server's logits are capped before they are picked
+    assert {
+        k for k, v in vars(ours.abilities).items() if v and not getattr(theirs.abilities, k)
+    } - {"narrow"} == {"prefix", "gradients"}
+    assert {
+        k for k, v in vars(theirs.abilities).items() if v and not getattr(ours.abilities, k)
+    } == more
 
 
 plains = contract.plains
-kind = pytest.fixture(params=[name if name == "gpt2" else pytest.param(name, marks=pytest.mark.slow) for name in contract.MODULE_NAMES])(
-    lambda request: request.param
-)
+kind = pytest.fixture(
+    params=[
+        name if name == "gpt2" else pytest.param(name, marks=pytest.mark.slow)
+        for name in contract.MODULE_NAMES
+    ]
+)(lambda request: request.param)
 test_reads = contract.test_reads_are_the_plain_activations
 test_two_edits = contract.test_two_edits_of_one_site_are_applied_in_their_order
 test_by_index = contract.test_an_edit_by_index_gathers_the_rows_pairs
@@ -101,22 +133,37 @@ test_no_answer = contract.test_without_an_answer_position_there_are_no_logits
     ("kind", "site_kind", "operation"),
     [
         edit
-        if edit[0] == "gpt2" and edit[1:] in (("q", "add"), ("z", "replace"), ("resid_mid", "scale"))
+        if edit[0] == "gpt2"
+        and edit[1:] in (("q", "add"), ("z", "replace"), ("resid_mid", "scale"))
         else pytest.param(*edit, marks=pytest.mark.slow)
         for edit in contract.EDITS
     ],
 )
 def test_edits(tiny_models, backend, plains, kind, site_kind, operation):
-    contract.test_an_edit_at_each_site_is_the_plain_one(tiny_models, backend, plains, kind, site_kind, operation)
+    contract.test_an_edit_at_each_site_is_the_plain_one(
+        tiny_models, backend, plains, kind, site_kind, operation
+    )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", *[pytest.param(name, marks=pytest.mark.slow) for name in contract.SEQUENTIAL[1:]]])
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", *[pytest.param(name, marks=pytest.mark.slow) for name in contract.SEQUENTIAL[1:]]],
+)
 def test_a_start_behind_the_attention(tiny_models, backend, plains, kind):
     contract.test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains, kind)
 
 
 @pytest.mark.parametrize(
-    "site", ["resid_mid", "q", *[pytest.param(s, marks=pytest.mark.slow) for s in SITE_NAMES if s not in ("resid_mid", "q")]]
+    "site",
+    [
+        "resid_mid",
+        "q",
+        *[
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in SITE_NAMES
+            if s not in ("resid_mid", "q")
+        ],
+    ],
 )
 def test_sweeps(bundled, site):
     ours, theirs = bundled
@@ -126,7 +173,10 @@ def test_sweeps(bundled, site):
     if site == "q":
         before = theirs.service.requests
         for ablation in ("mean", "resample", "zero"):
-            got, wanted = (ablate_heads(model, task, ["a0.h1", "m2"], ablation=ablation) for model in (theirs, ours))
+            got, wanted = (
+                ablate_heads(model, task, ["a0.h1", "m2"], ablation=ablation)
+                for model in (theirs, ours)
+            )
             torch.testing.assert_close(got.per_pair, wanted.per_pair, atol=1e-5, rtol=0)
         assert theirs.service.requests > before
 
@@ -138,12 +188,20 @@ def test_discovery_finds_the_same_circuit(bundled, tmp_path):
     found = []
     for model, remote in zip(bundled, (False, "local"), strict=True):
         load = {"model": "bundled", "backend": "nnsight", "device": "cpu", "remote": remote}
-        found.append(discover(model, load_task("ioi", model, pairs=48), runs_dir=tmp_path, load=load))
+        found.append(
+            discover(model, load_task("ioi", model, pairs=48), runs_dir=tmp_path, load=load)
+        )
     ours, theirs = (each.circuit for each in found)
     assert [node.id for node in ours.nodes] == [node.id for node in theirs.nodes]
     assert ours.verdict == theirs.verdict
     effects = [
-        [getattr(node.effect, way) for node in each.nodes if node.effect for way in ("denoising", "noising")] for each in (ours, theirs)
+        [
+            getattr(node.effect, way)
+            for node in each.nodes
+            if node.effect
+            for way in ("denoising", "noising")
+        ]
+        for each in (ours, theirs)
     ]
     assert any(effects[0])
     for mine, their in zip(*effects, strict=True):
@@ -197,14 +255,20 @@ def test_a_tensor_is_sent_as_its_different_vectors(dtype):
     assert len(small["rows"]) == 12
     assert len(pickle.dumps(small)) < len(pickle.dumps(rows)) / 2
     assert torch.equal(pack_tensor(base), base)  # nothing is gained
-    assert pack_tensor(base[:, 3:]).untyped_storage().nbytes() == base[:, 3:].nbytes  # and a view's storage stays here
+    assert (
+        pack_tensor(base[:, 3:]).untyped_storage().nbytes() == base[:, 3:].nbytes
+    )  # and a view's storage stays here
     assert pack_tensor(torch.zeros(0, 4)).shape == (0, 4)
     assert pack_tensor(None) is None
 
 
 def test_of_an_edit_by_index_only_the_pairs_that_are_there(folder):
-    sent = pack_edit(Edit(Site("z", 0), torch.arange(40.0).reshape(10, 4), index=torch.tensor([7, 2, 7])))
-    assert torch.equal(unpack_tensor(sent["value"])[sent["index"]], torch.arange(40.0).reshape(10, 4)[[7, 2, 7]])
+    sent = pack_edit(
+        Edit(Site("z", 0), torch.arange(40.0).reshape(10, 4), index=torch.tensor([7, 2, 7]))
+    )
+    assert torch.equal(
+        unpack_tensor(sent["value"])[sent["index"]], torch.arange(40.0).reshape(10, 4)[[7, 2, 7]]
+    )
     assert len(sent["value"]) == 2
 
 

@@ -33,7 +33,11 @@ from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.mcp_server.servers import call_tool_ok, make_server
 
-REPO, COMMIT, KEY = "tiny/bundled", "0123456789abcdef0123456789abcdef01234567", "6b0f5c1e-ffff-4222-8333-444455556666"
+REPO, COMMIT, KEY = (
+    "tiny/bundled",
+    "0123456789abcdef0123456789abcdef01234567",
+    "6b0f5c1e-ffff-4222-8333-444455556666",
+)
 BUNDLED = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
 
 
@@ -49,14 +53,18 @@ class NdifProcess:
 
     def fail_next(self, *how: str) -> None:
         for one in how:
-            urllib.request.urlopen(urllib.request.Request(f"{self.address}/next", one.encode())).close()
+            urllib.request.urlopen(
+                urllib.request.Request(f"{self.address}/next", one.encode())
+            ).close()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
     """A process of its own; and a hub's cache that has the model's configuration and tokenizer, but no weights."""
     script = Path(__file__).with_name("ndif_server.py")
-    process = subprocess.Popen([sys.executable, script, BUNDLED, REPO, KEY], cwd="/", stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, script, BUNDLED, REPO, KEY], cwd="/", stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     cache = tmp_path_factory.mktemp("hub")
     snapshot = cache / "models--tiny--bundled" / "snapshots" / COMMIT
@@ -72,7 +80,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
 
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         for name in (REPO, "tiny/asleep"):
-            patch.setitem(huggingface._ID_CACHE, name, name)  # what the hub would say of how it is written
+            patch.setitem(
+                huggingface._ID_CACHE, name, name
+            )  # what the hub would say of how it is written
         shutil.copytree(snapshot.parent.parent, cache / "models--tiny--asleep")
         address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         patch.setenv("NDIF_HOST", address)
@@ -95,12 +105,23 @@ def here() -> Any:
 
 def test_what_is_known_of_it(served, model, here):
     info = model.info
-    assert (info.remote, info.source, info.revision, info.fingerprint) == (served.address, REPO, COMMIT, f"{REPO}@{COMMIT}")
+    assert (info.remote, info.source, info.revision, info.fingerprint) == (
+        served.address,
+        REPO,
+        COMMIT,
+        f"{REPO}@{COMMIT}",
+    )
     assert "computed at" in info.warnings[0]
     assert str(model.device) == "cpu"
     changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "chosen"}
-    assert {k: v for k, v in vars(info).items() if k not in changed} == {k: v for k, v in vars(here.info).items() if k not in changed}
-    lost = {name for name, value in vars(here.abilities).items() if value and not getattr(model.abilities, name)}
+    assert {k: v for k, v in vars(info).items() if k not in changed} == {
+        k: v for k, v in vars(here.info).items() if k not in changed
+    }
+    lost = {
+        name
+        for name, value in vars(here.abilities).items()
+        if value and not getattr(model.abilities, name)
+    }
     assert lost == {"prefix", "narrow", "gradients"}
     assert all(parameter.is_meta for parameter in model.net._module.parameters())
     assert (model.resident_weight_bytes, here.resident_weight_bytes) == (0, 4 * info.n_params)
@@ -110,7 +131,11 @@ def test_what_is_sent(served, model):
     """The name as nnsight's own wrapper writes it, the key in the header alone, and a few thousand bytes."""
     assert len(served.told()) >= model.service.requests
     for told in served.told()[: model.service.requests]:
-        assert (told["key"], told["key_inside"], told["env"]) == (KEY, False, {"attn_implementation": "eager"})
+        assert (told["key"], told["key_inside"], told["env"]) == (
+            KEY,
+            False,
+            {"attn_implementation": "eager"},
+        )
         name, _, which = told["model_key"].partition(":")
         assert name == "nnsight.modeling.transformers.TransformersModel"
         assert json.loads(which) == {"repo_id": REPO, "revision": None, "task": "text-generation"}
@@ -120,19 +145,32 @@ def test_what_is_sent(served, model):
 
 
 def test_runs_sweeps_and_ablations_are_those_of_a_local_model(model, here):
-    tokens, last = torch.randint(600, (3, 7), generator=torch.Generator().manual_seed(0)), torch.tensor([6, 4, 5])
+    tokens, last = (
+        torch.randint(600, (3, 7), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([6, 4, 5]),
+    )
     edits = [add(Site("z", 1), torch.ones(1)), add(Site("resid_mid", 2), torch.ones(1))]
     sites = [Site("pattern", 3), Site("q", 2), Site("resid_post", 3)]
     theirs, ours = (each.run(Batch(tokens, last), sites, edits) for each in (model, here))
     torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-5, rtol=0)
     for site in sites:
-        torch.testing.assert_close(theirs.activations[site], ours.activations[site], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            theirs.activations[site], ours.activations[site], atol=1e-5, rtol=0
+        )
     found = []
-    for each in (model, here):  # every change of a sweep, and what it is held against, goes over the network
+    for each in (
+        model,
+        here,
+    ):  # every change of a sweep, and what it is held against, goes over the network
         task = load_task("ioi", each, pairs=4)
         engine = Engine(each, task)
-        sweeps = [patch_sweep(each, task, site, engine=engine).values for site in ("resid_pre", "head_out")]
-        found.append([*sweeps, ablate_heads(each, task, ["a1.h0", "a2.h3"], engine=engine).per_pair])
+        sweeps = [
+            patch_sweep(each, task, site, engine=engine).values
+            for site in ("resid_pre", "head_out")
+        ]
+        found.append(
+            [*sweeps, ablate_heads(each, task, ["a1.h0", "a2.h3"], engine=engine).per_pair]
+        )
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
@@ -157,7 +195,9 @@ def test_an_interruption_ends_the_waiting(served, model):
 
 def test_where_its_memory_ends_at_load(served):
     served.next("memory")
-    with pytest.raises(MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\.") as caught:
+    with pytest.raises(
+        MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\."
+    ) as caught:
         load_model(REPO, remote=True)
     assert "20.00 GiB" in caught.value.detail
 
@@ -168,7 +208,9 @@ def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
     before = model.service.requests
     served.next("memory")
     found = patch_sweep(model, task, "resid_pre").values
-    torch.testing.assert_close(found, patch_sweep(here, task, "resid_pre").values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found, patch_sweep(here, task, "resid_pre").values, atol=1e-5, rtol=0
+    )
     assert model.service.requests - before > 4
 
 
@@ -215,7 +257,9 @@ def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how
         found = one_run(model)
     assert model.service.requests - before == 2
     assert any(words in one and "Sent again in" in one for one in told)
-    torch.testing.assert_close(found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0
+    )
     served.next(how, how, how)
     with pytest.raises(ModelError, match=words) as caught:
         one_run(model)
@@ -288,7 +332,10 @@ def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(served, monkeypat
     assert ndif.NdifService.from_environment()._key == KEY
 
 
-@pytest.mark.parametrize("host", ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"])
+@pytest.mark.parametrize(
+    "host",
+    ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"],
+)
 def test_an_address_that_is_none(monkeypatch, host):
     monkeypatch.setenv("NDIF_HOST", host)
     with pytest.raises(ModelError, match="is no address"):
@@ -323,23 +370,42 @@ async def test_the_server(served, tmp_path):
     before = len(served.told())
     async with Client(make_server(tmp_path, tmp_path / "runs")) as client:
         said = await call_tool_ok(client, "load_model", model=REPO, remote=True, load=False)
-        assert (said["loaded"], said["model_id"], said["memory"]["loading"], len(served.told())) == (False, f"{REPO}@remote", 0, before)
+        assert (
+            said["loaded"],
+            said["model_id"],
+            said["memory"]["loading"],
+            len(served.told()),
+        ) == (False, f"{REPO}@remote", 0, before)
         loaded = await call_tool_ok(client, "load_model", model=REPO, remote=True)
-        assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (served.address, "nnsight", 0)
+        assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (
+            served.address,
+            "nnsight",
+            0,
+        )
         sent = len(served.told())
         assert sent > before
         await call_tool_ok(client, "load_model", model=REPO, remote=True)
         assert len(served.told()) == sent
-        found = await call_tool_ok(client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12)
+        found = await call_tool_ok(
+            client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12
+        )
         assert found["metric_clean"] > 0
 
 
 def test_the_command_line(served, capfd):
-    assert cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--pairs", "12", "--json"]) == 0
+    assert (
+        cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--pairs", "12", "--json"])
+        == 0
+    )
     told = capfd.readouterr()
     assert json.loads(told.out)["metric_clean"] > 0
     assert f"Loading the model {REPO} on NDIF" in told.err
     assert "computed at" in told.err
     assert KEY not in told.out + told.err
-    assert cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--backend", "transformerlens"]) == 2
+    assert (
+        cli.main(
+            ["tasks", "check", "ioi", "--model", REPO, "--remote", "--backend", "transformerlens"]
+        )
+        == 2
+    )
     assert "TransformerLens runs no remote model" in capfd.readouterr().err

@@ -17,15 +17,28 @@ from tests.discovery.cli.conftest import CommandResult, StubAgent
 FRESH = "ioi-bundled-20261120-153012-a1b2"
 
 
-def test_without_arguments_the_bundled_model_and_ioi(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
+def test_without_arguments_the_bundled_model_and_ioi(
+    scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
+) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
     opened = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
     load = {**opened, "device_map": None, "remote": False, "task": "ioi", "pairs": None}
     assert (name, model, task) == ("discover", ("model", load), ("task", 0))
-    expected = {"metric": None, "seed": 0, "universe": "all", "budget": None, "memory": None, "exhaustive": False}
+    expected = {
+        "metric": None,
+        "seed": 0,
+        "universe": "all",
+        "budget": None,
+        "memory": None,
+        "exhaustive": False,
+    }
     assert {key: options[key] for key in expected} == expected
-    assert (options["runs_dir"], options["command"], options["load"]) == (runs_dir, "circuit-scout discover", load)
+    assert (options["runs_dir"], options["command"], options["load"]) == (
+        runs_dir,
+        "circuit-scout discover",
+        load,
+    )
 
 
 def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
@@ -36,11 +49,23 @@ def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
     for flag in ("--device-map=auto", "--remote"):
         assert scout("discover", flag).status == 0
     spread, remote = (options["load"] for _, _, options in agent.asked)
-    assert [spread[name] for name in ("device", "backend", "dtype", "device_map")] == ["auto", "transformerlens", "float16", "auto"]
-    assert [remote[name] for name in ("device", "backend", "dtype", "remote")] == ["auto", "auto", "float32", True]
+    assert [spread[name] for name in ("device", "backend", "dtype", "device_map")] == [
+        "auto",
+        "transformerlens",
+        "float16",
+        "auto",
+    ]
+    assert [remote[name] for name in ("device", "backend", "dtype", "remote")] == [
+        "auto",
+        "auto",
+        "float32",
+        True,
+    ]
 
 
-def test_every_flag_arrives(scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path) -> None:
+def test_every_flag_arrives(
+    scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
+) -> None:
     line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64 --pairs 60 --seed 3 --metric kl_divergence"
     line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
     assert scout("discover", *line.split()).status == 0
@@ -54,24 +79,47 @@ def test_every_flag_arrives(scout: Callable[..., CommandResult], agent: StubAgen
         "task": "induction",
         "pairs": 60,
     }
-    expected = {"metric": "kl_divergence", "seed": 3, "universe": "heads", "budget": 5000.0, "memory": 512 * 2**20, "exhaustive": True}
+    expected = {
+        "metric": "kl_divergence",
+        "seed": 3,
+        "universe": "heads",
+        "budget": 5000.0,
+        "memory": 512 * 2**20,
+        "exhaustive": True,
+    }
     assert {key: agent.options[key] for key in expected} == expected
     assert agent.options["load"] == load
     assert agent.options["runs_dir"] == tmp_path / "kept"
     assert agent.options["command"] == f"circuit-scout discover {line}"
 
 
-def test_the_environment_is_heard(scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MODEL": "gpt2", "BACKEND": "nnsight", "DEVICE": "cuda", "DTYPE": "float16", "MEMORY": "1GB"}.items():
+def test_the_environment_is_heard(
+    scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "MODEL": "gpt2",
+        "BACKEND": "nnsight",
+        "DEVICE": "cuda",
+        "DTYPE": "float16",
+        "MEMORY": "1GB",
+    }.items():
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
     scout("discover", "--device", "cpu")
     load = agent.options["load"]
-    assert [load[name] for name in ("model", "backend", "device", "dtype")] == ["gpt2", "nnsight", "cpu", "float16"]
+    assert [load[name] for name in ("model", "backend", "device", "dtype")] == [
+        "gpt2",
+        "nnsight",
+        "cpu",
+        "float16",
+    ]
     assert agent.options["memory"] == 10**9
 
 
 def test_files_are_named_so_that_a_run_resumes_from_anywhere(
-    scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult],
+    agent: StubAgent,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
@@ -79,12 +127,17 @@ def test_files_are_named_so_that_a_run_resumes_from_anywhere(
     (tmp_path / "ioi").touch()
     (tmp_path / "bundled").mkdir()
     scout("discover", "my.jsonl", "--model", "gpt2")
-    assert (agent.options["load"]["model"], agent.options["load"]["task"]) == (str(tmp_path / "gpt2"), str(tmp_path / "my.jsonl"))
+    assert (agent.options["load"]["model"], agent.options["load"]["task"]) == (
+        str(tmp_path / "gpt2"),
+        str(tmp_path / "my.jsonl"),
+    )
     scout("discover", "ioi", "--model", "bundled")
     assert (agent.options["load"]["model"], agent.options["load"]["task"]) == ("bundled", "ioi")
 
 
-def test_the_summary_is_on_stdout_and_the_journal_on_stderr(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_the_summary_is_on_stdout_and_the_journal_on_stderr(
+    scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     told = scout("discover")
     assert "ioi in bundled: partial" in told.out
     assert f"circuit-scout runs show {FRESH}" in told.out
@@ -93,7 +146,9 @@ def test_the_summary_is_on_stdout_and_the_journal_on_stderr(scout: Callable[...,
     assert "added L1H1" in scout("discover", "-v").err
 
 
-def test_json_is_the_record_and_nothing_else(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+def test_json_is_the_record_and_nothing_else(
+    scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     told = scout("discover", "--json", "-q")
     assert told.err == ""
     assert CircuitGraph.from_json(told.out).verdict == "partial"
@@ -103,21 +158,44 @@ def test_json_is_the_record_and_nothing_else(scout: Callable[..., CommandResult]
 def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
     told = scout("discover", "--dry-run", "--budget", "10", "--universe", "heads")
     assert [name for name, _, _ in agent.asked] == ["estimate"]
-    assert agent.options == {"metric": None, "universe": "heads", "budget": 10.0, "memory": None, "exhaustive": False}
+    assert agent.options == {
+        "metric": None,
+        "universe": "heads",
+        "budget": 10.0,
+        "memory": None,
+        "exhaustive": False,
+    }
     assert "1,234" in told.out
     assert "a guess" in told.out
-    assert json.loads(scout("discover", "--dry-run", "--json").out)["stages"] == {"heads": 1000.0, "validate": 234.5}
+    assert json.loads(scout("discover", "--dry-run", "--json").out)["stages"] == {
+        "heads": 1000.0,
+        "validate": 234.5,
+    }
 
 
-def test_a_run_is_resumed(scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path) -> None:
+def test_a_run_is_resumed(
+    scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
+) -> None:
     told = scout("discover", "--resume", FRESH, "--json", "-q")
     [(name, run_id, options)] = agent.asked
     assert (name, run_id, options["runs_dir"]) == ("resume", FRESH, runs_dir)
     assert json.loads(told.out)["graph"]["run_id"] == FRESH
 
 
-@pytest.mark.parametrize("words", [["--seed", "0"], ["ioi"], ["--dry-run"], ["--exhaustive"], ["--model", "gpt2"], ["--memory", "1GB"]])
-def test_a_resumed_run_takes_no_other_settings(words: list[str], scout: Callable[..., CommandResult], agent: StubAgent) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seed", "0"],
+        ["ioi"],
+        ["--dry-run"],
+        ["--exhaustive"],
+        ["--model", "gpt2"],
+        ["--memory", "1GB"],
+    ],
+)
+def test_a_resumed_run_takes_no_other_settings(
+    words: list[str], scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
     told = scout("discover", "--resume", FRESH, *words)
     assert (told.status, agent.asked) == (2, [])
     assert ("TASK" if words == ["ioi"] else words[0]) in told.err
@@ -125,10 +203,22 @@ def test_a_resumed_run_takes_no_other_settings(words: list[str], scout: Callable
 
 
 @pytest.mark.slow
-def test_a_real_run_is_interrupted_and_resumed(model_directory: Path, root: Path, runs_dir: Path) -> None:
+def test_a_real_run_is_interrupted_and_resumed(
+    model_directory: Path, root: Path, runs_dir: Path
+) -> None:
     command = [sys.executable, "-m", "mcp_server", "discover"]
-    flags = [str(model_directory / "task.jsonl"), "--model", str(model_directory), "--pairs", "100", "--device", "cpu"]
-    process = subprocess.Popen([*command, *flags], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = [
+        str(model_directory / "task.jsonl"),
+        "--model",
+        str(model_directory),
+        "--pairs",
+        "100",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, *flags], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     assert any(line.startswith("localise:") for line in process.stderr)
     os.kill(process.pid, signal.SIGTERM)
@@ -136,7 +226,13 @@ def test_a_real_run_is_interrupted_and_resumed(model_directory: Path, root: Path
     [summary] = list_runs(runs_dir)
     assert (process.returncode, out, summary.status) == (130, "", "interrupted")
     assert err.endswith(f"circuit-scout discover --resume {summary.id}\n")
-    done = subprocess.run([*command, "--resume", summary.id, "--json"], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--resume", summary.id, "--json"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert CircuitGraph.from_json(done.stdout).run_id == summary.id
     assert (runs_dir / summary.id / "circuit.json").read_text() == done.stdout
@@ -149,4 +245,7 @@ def test_a_split_too_small_for_a_verdict_is_said_before_anything_is_measured(
 
     assert "held-out pairs" not in scout("discover").err
     monkeypatch.setattr(StubTask, "heldout", range(42))
-    assert "warning: 42 held-out pairs: the verdict will be inconclusive, for it needs 48" in scout("discover").err
+    assert (
+        "warning: 42 held-out pairs: the verdict will be inconclusive, for it needs 48"
+        in scout("discover").err
+    )

@@ -15,7 +15,12 @@ from tests.tiny_models import save_hugging_face
 @pytest.fixture
 def tiny_models(tmp_path: Path) -> Path:
     """A directory with a Hugging Face model, a native one, and other things."""
-    for name, file in (("owner/b", "config.json"), ("a", "tl_config.json"), ("a/inner", "config.json"), (".cache/c", "config.json")):
+    for name, file in (
+        ("owner/b", "config.json"),
+        ("a", "tl_config.json"),
+        ("a/inner", "config.json"),
+        (".cache/c", "config.json"),
+    ):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / file).write_text("{}")
     (tmp_path / "owner/b/model.safetensors").write_bytes(b"0" * 2_000_000)
@@ -27,10 +32,14 @@ def test_the_bundled_model_is_always_there(scout: Callable[..., CommandResult]) 
     told = scout("models")
     assert told.out.split()[0] == "bundled"
     assert "--models-dir" in told.err
-    assert [row["model"] for row in json.loads(scout("models", "list", "--json").out)["models"]] == ["bundled"]
+    assert [
+        row["model"] for row in json.loads(scout("models", "list", "--json").out)["models"]
+    ] == ["bundled"]
 
 
-def test_local_models(scout: Callable[..., CommandResult], tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_models(
+    scout: Callable[..., CommandResult], tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = scout("models", "list", "--models-dir", str(tiny_models), "--json")
     found = json.loads(told.out)
     assert found["models_dir"] == str(tiny_models)
@@ -44,7 +53,9 @@ def test_local_models(scout: Callable[..., CommandResult], tiny_models: Path, mo
     assert lines[2].split() == [str(tiny_models / "owner/b"), "huggingface", "2.0", "MB"]
 
 
-def test_a_models_directory_that_is_none(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
+def test_a_models_directory_that_is_none(
+    scout: Callable[..., CommandResult], tmp_path: Path
+) -> None:
     told = scout("models", "--models-dir", str(tmp_path / "nowhere"))
     assert (told.status, told.out) == (2, "")
     assert "nowhere" in told.err
@@ -54,7 +65,12 @@ def test_info(scout: Callable[..., CommandResult], model_directory: Path) -> Non
     told = scout("models", "info", str(model_directory), "--json", "--device", "cpu")
     assert told.status == 0, told.err
     facts = json.loads(told.out)
-    assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (2, 4, True, False)
+    assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (
+        2,
+        4,
+        True,
+        False,
+    )
     assert (facts["name"], facts["n_nodes"]) == (str(model_directory), 8)
     assert (facts["backend"], facts["fits"]) == ("transformerlens", True)
     assert "up to 2 billion" in facts["chosen"]
@@ -65,27 +81,61 @@ def test_info(scout: Callable[..., CommandResult], model_directory: Path) -> Non
     assert "Free on cpu" in told.out
 
 
-def test_info_of_a_model_that_is_to_be_spread(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
-    facts = json.loads(scout("models", "info", str(save_hugging_face(tmp_path / "gpt2", "gpt2")), "--device-map", "auto", "--json").out)
-    assert (facts["backend"], "spread over devices" in facts["chosen"], facts["fits"]) == ("nnsight", True, True)
+def test_info_of_a_model_that_is_to_be_spread(
+    scout: Callable[..., CommandResult], tmp_path: Path
+) -> None:
+    facts = json.loads(
+        scout(
+            "models",
+            "info",
+            str(save_hugging_face(tmp_path / "gpt2", "gpt2")),
+            "--device-map",
+            "auto",
+            "--json",
+        ).out
+    )
+    assert (facts["backend"], "spread over devices" in facts["chosen"], facts["fits"]) == (
+        "nnsight",
+        True,
+        True,
+    )
     told = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
     assert (told.status, "allowed: auto" in told.err) == (2, True)
 
 
-def test_info_says_what_memory_a_model_takes_where_it_lies(scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: Any) -> None:
+def test_info_says_what_memory_a_model_takes_where_it_lies(
+    scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: Any
+) -> None:
     path = str(save_hugging_face(tmp_path / "gpt2", "gpt2"))
     monkeypatch.setattr(Placement, "room", {"cpu": 1000})
-    memory = json.loads(scout("models", "info", path, "--device-map", "auto", "--json").out)["memory"]
+    memory = json.loads(scout("models", "info", path, "--device-map", "auto", "--json").out)[
+        "memory"
+    ]
     whole = json.loads(scout("models", "info", path, "--json").out)["memory"]
-    assert (memory["loading"], memory["weights"], memory["disk"]) == (1000, 1000, whole["weights"] - 1000)
+    assert (memory["loading"], memory["weights"], memory["disk"]) == (
+        1000,
+        1000,
+        whole["weights"] - 1000,
+    )
     assert whole["disk"] == 0
-    assert "of the weights lie on the disk" in scout("models", "info", path, "--device-map", "auto").out
+    assert (
+        "of the weights lie on the disk"
+        in scout("models", "info", path, "--device-map", "auto").out
+    )
     told = scout("models", "info", path, "--remote")
     assert (told.status, "runs models of the hub" in told.err) == (2, True)
 
 
-def test_info_for_a_backend_that_does_not_know_the_model(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
-    told = scout("models", "info", str(save_hugging_face(tmp_path / "granite", "granite")), "--backend", "nnsight")
+def test_info_for_a_backend_that_does_not_know_the_model(
+    scout: Callable[..., CommandResult], tmp_path: Path
+) -> None:
+    told = scout(
+        "models",
+        "info",
+        str(save_hugging_face(tmp_path / "granite", "granite")),
+        "--backend",
+        "nnsight",
+    )
     assert (told.status, told.out) == (2, "")
     assert "Use backend 'transformerlens'" in told.err
 

@@ -22,7 +22,9 @@ def test_no_runs(scout: Callable[..., CommandResult], runs_dir: Path) -> None:
     assert json.loads(scout("runs", "--json").out) == {"runs_dir": str(runs_dir), "runs": []}
 
 
-def test_the_list(scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path) -> None:
+def test_the_list(
+    scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path
+) -> None:
     (runs_dir / "ruin").mkdir()
     told = scout("runs", "list")
     lines = told.out.splitlines()
@@ -32,11 +34,18 @@ def test_the_list(scout: Callable[..., CommandResult], finished: str, unfinished
     assert rows[unfinished] == ["interrupted", "induction", "bundled"]
     assert rows["ruin"][0] == "damaged"
     listed = json.loads(scout("runs", "list", "--json").out)["runs"]
-    assert {row["id"]: (row["status"], row["verdict"]) for row in listed}[finished] == ("completed", "partial")
+    assert {row["id"]: (row["status"], row["verdict"]) for row in listed}[finished] == (
+        "completed",
+        "partial",
+    )
 
 
 def test_another_directory(
-    scout: Callable[..., CommandResult], finished: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult],
+    finished: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(tmp_path / "empty"))
     assert finished in scout("runs", "list", "--runs-dir", str(runs_dir)).out
@@ -59,9 +68,15 @@ def test_show_an_unfinished_run(scout: Callable[..., CommandResult], unfinished:
     assert f"circuit-scout discover --resume {unfinished}" in told.out
 
 
-def test_show_as_json(scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path) -> None:
+def test_show_as_json(
+    scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path
+) -> None:
     found = json.loads(scout("runs", "show", finished, "--json").out)
-    assert (found["run_id"], found["status"], found["path"]) == (finished, "completed", str(runs_dir / finished))
+    assert (found["run_id"], found["status"], found["path"]) == (
+        finished,
+        "completed",
+        str(runs_dir / finished),
+    )
     assert found["circuit"]["graph"]["verdict"] == "partial"
     assert json.loads(scout("runs", "show", unfinished, "--json").out)["circuit"] is None
 
@@ -73,8 +88,12 @@ def test_a_run_that_is_not_there(scout: Callable[..., CommandResult], finished: 
     assert scout("runs", "show", "../../etc").status == 2
 
 
-@pytest.mark.parametrize(("name", "start"), [("json", "{"), ("graphml", "<?xml"), ("dot", "digraph"), ("mermaid", "%%")])
-def test_export(name: str, start: str, scout: Callable[..., CommandResult], finished: str, runs_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "start"), [("json", "{"), ("graphml", "<?xml"), ("dot", "digraph"), ("mermaid", "%%")]
+)
+def test_export(
+    name: str, start: str, scout: Callable[..., CommandResult], finished: str, runs_dir: Path
+) -> None:
     told = scout("runs", "export", finished, "--format", name)
     assert (told.status, told.err) == (0, "")
     assert told.out.startswith(start)
@@ -82,7 +101,9 @@ def test_export(name: str, start: str, scout: Callable[..., CommandResult], fini
     assert told.out == circuit.export(name)  # type: ignore[arg-type]  # parametrised
 
 
-def test_export_as_json(scout: Callable[..., CommandResult], finished: str, unfinished: str) -> None:
+def test_export_as_json(
+    scout: Callable[..., CommandResult], finished: str, unfinished: str
+) -> None:
     assert scout("runs", "export", finished).out == scout("runs", "export", finished, "--json").out
     assert CircuitGraph.from_json(scout("runs", "export", finished).out).run_id == finished
     assert scout("runs", "export", finished, "--json", "--format", "dot").status == 2
@@ -99,7 +120,12 @@ class StubVerification:
 
 
 @pytest.mark.parametrize("differences", [(), ("heldout.accuracy: recorded 0.98, now 0.5",)])
-def test_verify(differences: tuple[str, ...], scout: Callable[..., CommandResult], finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify(
+    differences: tuple[str, ...],
+    scout: Callable[..., CommandResult],
+    finished: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[Any] = []
 
     def verify(run_id: str, **options: Any) -> StubVerification:
@@ -114,5 +140,9 @@ def test_verify(differences: tuple[str, ...], scout: Callable[..., CommandResult
     assert ("does not hold" in told.out) == bool(differences)
     assert all(difference in told.out for difference in differences)
     found = json.loads(scout("runs", "verify", finished, "--json").out)
-    assert (found["holds"], found["differences"], found["checked"]) == (not differences, list(differences), 7)
+    assert (found["holds"], found["differences"], found["checked"]) == (
+        not differences,
+        list(differences),
+        7,
+    )
     assert [run_id for run_id, _ in asked] == [finished, finished]

@@ -35,14 +35,32 @@ def model(tmp_path: Path) -> str:
 def text(tmp_path: Path) -> str:
     rng = random.Random(0)
     path = tmp_path / "animals.txt"
-    path.write_text("".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(120)))
+    path.write_text(
+        "".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(120))
+    )
     return str(path)
 
 
 def test_training_and_what_it_left(
-    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult],
+    model: str,
+    text: str,
+    runs_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--out", str(tmp_path / "mine"), "--json")
+    told = scout(
+        "sae",
+        "train",
+        "--model",
+        model,
+        "--text",
+        text,
+        *SMALL,
+        "--out",
+        str(tmp_path / "mine"),
+        "--json",
+    )
     assert told.status == 0, told.err
     found = json.loads(told.out)
     assert found["recipe"]["d_sae"] == 24
@@ -50,12 +68,31 @@ def test_training_and_what_it_left(
     assert "estimate: 640 tokens in 20 steps" in told.err
     assert "loss recovered" in told.err or "variance explained" in told.err
     facts = json.loads(scout("sae", "info", str(tmp_path / "mine"), "--json").out)
-    assert (facts["hook"], facts["features"], facts["scores"]) == ("blocks.1.hook_resid_post", 24, found["scores"])
+    assert (facts["hook"], facts["features"], facts["scores"]) == (
+        "blocks.1.hook_resid_post",
+        24,
+        found["scores"],
+    )
     assert facts["recipe"] == found["recipe"]
     for place in (found["run_id"], found["path"], found["sae"]):
         assert json.loads(scout("sae", "info", place, "--json").out)["bytes"] == facts["bytes"]
-    words = ("sae", "examples", "--model", model, "--text", text, "--features", "1", "--no-cache", "--json", "-q", "--sae")
-    by_id, by_path = (json.loads(scout(*words, place).out) for place in (found["run_id"], found["sae"]))
+    words = (
+        "sae",
+        "examples",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--features",
+        "1",
+        "--no-cache",
+        "--json",
+        "-q",
+        "--sae",
+    )
+    by_id, by_path = (
+        json.loads(scout(*words, place).out) for place in (found["run_id"], found["sae"])
+    )
     assert (by_id["sae"], by_id["features"]) == (found["run_id"], by_path["features"])
     monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR")
     assert "is no directory, no run in" in scout(*words, found["run_id"]).err
@@ -68,7 +105,11 @@ def test_training_and_what_it_left(
     assert "completed" in shown.out
     assert f"the dictionary: {found['sae']}" in shown.out
     assert json.loads(scout("runs", "--json").out)["runs"][0]["kind"] == "sae"
-    for words in (("runs", "export", found["run_id"]), ("runs", "verify", found["run_id"]), ("discover", "--resume", found["run_id"])):
+    for words in (
+        ("runs", "export", found["run_id"]),
+        ("runs", "verify", found["run_id"]),
+        ("discover", "--resume", found["run_id"]),
+    ):
         refused = scout(*words)
         assert (refused.status, refused.out) == (2, "")
         assert "SAE" in refused.err
@@ -77,7 +118,11 @@ def test_training_and_what_it_left(
 
 
 def test_an_interruption_is_gone_on_with(
-    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scout: Callable[..., CommandResult],
+    model: str,
+    text: str,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from discovery.features.training import loop
 
@@ -102,18 +147,35 @@ def test_an_interruption_is_gone_on_with(
     assert "24 features of resid_post.1 (topk): variance explained" in told.out
 
 
-def test_only_an_estimate(scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path) -> None:
+def test_only_an_estimate(
+    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path
+) -> None:
     told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
     assert told.status == 0, told.err
     found = json.loads(told.out)
     assert found["estimate"]["steps"] == 20
     assert found["estimate"]["memory_bytes"] > 0
-    assert "640 tokens in 20 steps" in scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run").out
+    assert (
+        "640 tokens in 20 steps"
+        in scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run").out
+    )
     assert run_ids(runs_dir) == []
 
 
 def test_a_task_of_the_bundled_model(scout: Callable[..., CommandResult]) -> None:
-    told = scout("sae", "train", "--task", "ioi", "--task", "agreement", "--pairs", "20", "--features", "16", "--dry-run")
+    told = scout(
+        "sae",
+        "train",
+        "--task",
+        "ioi",
+        "--task",
+        "agreement",
+        "--pairs",
+        "20",
+        "--features",
+        "16",
+        "--dry-run",
+    )
     assert told.status == 0, told.err
     assert "16 features of resid_pre.2 (topk)" in told.out
 
@@ -130,27 +192,65 @@ def test_the_bundled_dictionary(scout: Callable[..., CommandResult]) -> None:
     ("words", "cause", "cure"),
     [
         (("train",), "Neither --text nor --task was given.", "--task ioi"),
-        (("train", "--text", "x", "--task", "ioi"), "Both --text and --task were given.", "--text FILE"),
-        (("train", "--text", "nowhere.txt"), "--text is 'nowhere.txt', and there is no such file.", "document a line"),
-        (("train", "--text", "x", "--pairs", "3"), "--pairs 3 was given with --text.", "Leave it out"),
-        (("train", "--task", "oii"), "'oii' is neither a built-in task nor a file.", "Built-in: ioi"),
-        (("train", "--task", "ioi", "--site", "resid_pre.7"), "resid_pre.7: Layer 7 does not exist.", "0 to 3"),
+        (
+            ("train", "--text", "x", "--task", "ioi"),
+            "Both --text and --task were given.",
+            "--text FILE",
+        ),
+        (
+            ("train", "--text", "nowhere.txt"),
+            "--text is 'nowhere.txt', and there is no such file.",
+            "document a line",
+        ),
+        (
+            ("train", "--text", "x", "--pairs", "3"),
+            "--pairs 3 was given with --text.",
+            "Leave it out",
+        ),
+        (
+            ("train", "--task", "oii"),
+            "'oii' is neither a built-in task nor a file.",
+            "Built-in: ioi",
+        ),
+        (
+            ("train", "--task", "ioi", "--site", "resid_pre.7"),
+            "resid_pre.7: Layer 7 does not exist.",
+            "0 to 3",
+        ),
         (
             ("train", "--task", "ioi", "--architecture", "gated"),
             "--architecture is 'gated'; allowed: topk, standard.",
             "--architecture topk",
         ),
-        (("train", "--task", "ioi", "--features", "1"), "--features is '1', and must be a whole number of at least 2.", "--features"),
-        (("train", "--task", "ioi", "--out", __file__), "test_sae.py is a file.", "Name a directory"),
-        (("train", "--task", "ioi", "--out", f"{__file__}/x"), "test_sae.py is a file.", "Name a directory"),
-        (("train", "--resume", "x", "--k", "3"), "--resume x was given with --k.", "Leave them out"),
+        (
+            ("train", "--task", "ioi", "--features", "1"),
+            "--features is '1', and must be a whole number of at least 2.",
+            "--features",
+        ),
+        (
+            ("train", "--task", "ioi", "--out", __file__),
+            "test_sae.py is a file.",
+            "Name a directory",
+        ),
+        (
+            ("train", "--task", "ioi", "--out", f"{__file__}/x"),
+            "test_sae.py is a file.",
+            "Name a directory",
+        ),
+        (
+            ("train", "--resume", "x", "--k", "3"),
+            "--resume x was given with --k.",
+            "Leave them out",
+        ),
         (("train", "--resume", "nothing"), "There is no run 'nothing'", "There is none yet"),
         (("info", "nowhere"), "There is no dictionary 'nowhere'", "'bundled'"),
         (("info",), "PATH", "sae info --help"),
         (("trian",), "no 'trian'; it has train, info", "Did you mean train?"),
     ],
 )
-def test_what_is_wrong_names_the_value_and_a_cure(words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., CommandResult]) -> None:
+def test_what_is_wrong_names_the_value_and_a_cure(
+    words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., CommandResult]
+) -> None:
     told = scout("sae", *words)
     assert (told.status, told.out) == (2, "")
     [said, fix] = told.err.partition("error: ")[2].splitlines()[:2]

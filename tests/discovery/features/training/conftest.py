@@ -32,11 +32,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hundred documents."""
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("text") / "animals.txt"
-    path.write_text("".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(200)))
+    path.write_text(
+        "".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(200))
+    )
     return path
 
 
 def token_rows(count: int = 300, seed: int = 0) -> list[tuple[int, ...]]:
     """Rows of random tokens of the tiny models."""
     rng = random.Random(seed)
-    return [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(4, CONTEXT))) for _ in range(count)]
+    return [
+        tuple(rng.randrange(VOCAB) for _ in range(rng.randint(4, CONTEXT))) for _ in range(count)
+    ]

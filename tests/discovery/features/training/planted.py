@@ -16,9 +16,15 @@ CONTEXT = 8
 def planted_model(folder: Path, seed: int = 0) -> Tensor:
     """Save an attention-only model that reads each token's embedding; give the directions [feature d_model], of length 1."""
     rng = torch.Generator().manual_seed(seed)
-    directions = torch.nn.functional.normalize(torch.randn(DIRECTIONS, WIDTH, generator=rng), dim=-1)
-    chosen = torch.stack([torch.randperm(DIRECTIONS, generator=rng)[:ACTIVE_DIRECTIONS] for _ in range(VOCABULARY)])
-    amounts = torch.zeros(VOCABULARY, DIRECTIONS).scatter(1, chosen, 0.5 + torch.rand(VOCABULARY, ACTIVE_DIRECTIONS, generator=rng))
+    directions = torch.nn.functional.normalize(
+        torch.randn(DIRECTIONS, WIDTH, generator=rng), dim=-1
+    )
+    chosen = torch.stack(
+        [torch.randperm(DIRECTIONS, generator=rng)[:ACTIVE_DIRECTIONS] for _ in range(VOCABULARY)]
+    )
+    amounts = torch.zeros(VOCABULARY, DIRECTIONS).scatter(
+        1, chosen, 0.5 + torch.rand(VOCABULARY, ACTIVE_DIRECTIONS, generator=rng)
+    )
     weights = {
         "embed.W_E": amounts @ directions,
         "pos_embed.W_pos": torch.zeros(CONTEXT, WIDTH),
@@ -41,4 +47,6 @@ def planted_model(folder: Path, seed: int = 0) -> Tensor:
 def planted_rows(count: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Rows of random tokens."""
     rng = torch.Generator().manual_seed(seed + 1)
-    return [tuple(row) for row in torch.randint(VOCABULARY, (count, CONTEXT), generator=rng).tolist()]
+    return [
+        tuple(row) for row in torch.randint(VOCABULARY, (count, CONTEXT), generator=rng).tolist()
+    ]

@@ -17,12 +17,19 @@ def test_defaults_follow_the_width(tiny_models):
         "site": "resid_pre.1", "architecture": "topk", "d_in": 16, "d_sae": 128, "k": 4, "l1": None, "tokens": 199_936, "batch": 256,
         "learning_rate": 2e-3, "context": 12, "seed": 0,
     }  # fmt: skip
-    assert (made.steps, made.warm_up_steps, made.decay_steps, made.dead_after_steps) == (781, 39, 234, 78)
+    assert (made.steps, made.warm_up_steps, made.decay_steps, made.dead_after_steps) == (
+        781,
+        39,
+        234,
+        78,
+    )
     standard = make_recipe(tiny_models.load("gpt2"), architecture="standard")
     assert (standard.k, standard.l1) == (None, 1.0)
 
 
-@pytest.mark.parametrize(("number", "power"), [(14.1, 16), (34.6, 32), (80, 64), (0.5, 1), (1000, 1024)])
+@pytest.mark.parametrize(
+    ("number", "power"), [(14.1, 16), (34.6, 32), (80, 64), (0.5, 1), (1000, 1024)]
+)
 def test_powers_of_two(number, power):
     assert _nearest_power_of_two(number) == power
 
@@ -33,7 +40,12 @@ def test_whole_batches(tiny_models):
 
 
 @pytest.mark.parametrize(
-    ("name", "site"), [("resid_post.2", Site("resid_post", 2)), ("z.0", Site("z", 0)), ("blocks.3.hook_mlp_out", Site("mlp_out", 3))]
+    ("name", "site"),
+    [
+        ("resid_post.2", Site("resid_post", 2)),
+        ("z.0", Site("z", 0)),
+        ("blocks.3.hook_mlp_out", Site("mlp_out", 3)),
+    ],
 )
 def test_places_have_two_names(name, site):
     assert parse_site(name) == site

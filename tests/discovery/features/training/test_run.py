@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from discovery import edit_features, feature_examples, generate_with_features, load_model, load_task, sae_top_features, train_sae
+from discovery import (
+    edit_features,
+    feature_examples,
+    generate_with_features,
+    load_model,
+    load_task,
+    sae_top_features,
+    train_sae,
+)
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
 from discovery.features.training import estimate_training, resume_training
@@ -48,7 +56,9 @@ def _few_reports():
 @pytest.fixture(scope="module")
 def whole(reader, text, tmp_path_factory):
     """A training that nobody stopped."""
-    return train_sae(reader, text, "resid_post.1", runs_dir=tmp_path_factory.mktemp("runs"), **SMALL)
+    return train_sae(
+        reader, text, "resid_post.1", runs_dir=tmp_path_factory.mktemp("runs"), **SMALL
+    )
 
 
 def test_what_it_leaves(whole, reader, text):
@@ -62,11 +72,21 @@ def test_what_it_leaves(whole, reader, text):
     assert stages[-1] == "scores"
     on_the_way = [event["measured"] for event in run.events() if event["stage"] == "train"]
     assert len(on_the_way) == 4
-    assert on_the_way[-1]["heldout"]["variance_explained"] > on_the_way[0]["heldout"]["variance_explained"]
-    assert {"step", "tokens", "loss", "learning_rate", "batch", "heldout", "seconds"} <= set(on_the_way[0])
+    assert (
+        on_the_way[-1]["heldout"]["variance_explained"]
+        > on_the_way[0]["heldout"]["variance_explained"]
+    )
+    assert {"step", "tokens", "loss", "learning_rate", "batch", "heldout", "seconds"} <= set(
+        on_the_way[0]
+    )
     assert {"l0", "variance_explained", "dead", "loss_recovered"} <= set(on_the_way[0]["heldout"])
     [listed] = list_runs(whole.path.parent)
-    assert (listed.kind, listed.status, listed.verdict, listed.task) == ("sae", "completed", None, "sae-resid_post.1")
+    assert (listed.kind, listed.status, listed.verdict, listed.task) == (
+        "sae",
+        "completed",
+        None,
+        "sae-resid_post.1",
+    )
     again = resume_training(whole.run_id, runs_dir=whole.path.parent)
     assert (again.scores, again.recipe) == (whole.scores, whole.recipe)
 
@@ -79,12 +99,20 @@ def test_its_id_names_the_dictionary(whole, reader, monkeypatch, tmp_path):
     with pytest.raises(FeatureError, match=r"is no directory, no run in"):
         load_sae(whole.run_id, reader)
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs))
-    found = [sae_top_features(reader, sae, prompt="the cat sees", k=2, controls=0) for sae in (whole.run_id, whole.path, whole.sae)]
+    found = [
+        sae_top_features(reader, sae, prompt="the cat sees", k=2, controls=0)
+        for sae in (whole.run_id, whole.path, whole.sae)
+    ]
     assert found[0].sae == whole.run_id
     assert found[0].features == found[1].features == found[2].features
     text = ["the dog sees the fish"]
-    assert feature_examples(reader, whole.run_id, text, [1]).features == feature_examples(reader, whole.sae, text, [1]).features
-    assert edit_features(reader, as_task(random_pairs((4, 4))), whole.run_id, {0: 1.0}).change.features == (0,)
+    assert (
+        feature_examples(reader, whole.run_id, text, [1]).features
+        == feature_examples(reader, whole.sae, text, [1]).features
+    )
+    assert edit_features(
+        reader, as_task(random_pairs((4, 4))), whole.run_id, {0: 1.0}
+    ).change.features == (0,)
     assert generate_with_features(reader, whole.run_id, "the cat", {0: 1.0}, tokens=1).prompt
 
 
@@ -106,7 +134,9 @@ def test_another_model_is_refused(whole, tmp_path):
         load_sae(whole.path, other)
 
 
-@pytest.mark.parametrize("asks", [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "asks", [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader, text, tmp_path):
     left = asks
 
@@ -124,7 +154,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader,
 
 
 @pytest.mark.slow
-def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(whole, reader, text, tmp_path, monkeypatch):
+def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
+    whole, reader, text, tmp_path, monkeypatch
+):
     """Ctrl-C may come between two halves of a step: the last checkpoint counts."""
     from discovery.features.training import loop
 
@@ -146,7 +178,9 @@ def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(whole, reade
 
 
 @pytest.mark.slow
-def test_killed_without_a_word_it_goes_on_to_the_same_dictionary(whole, reader, text, tmp_path, root):
+def test_killed_without_a_word_it_goes_on_to_the_same_dictionary(
+    whole, reader, text, tmp_path, root
+):
     program = f"""
 import time
 from discovery import load_model, train_sae
@@ -160,7 +194,9 @@ train_sae(load_model({reader.info.source!r}, device="cpu"), {str(text)!r}, "resi
           checkpoint_seconds=0.0, **{SMALL!r})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=root, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, env=environment, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(1200):
             [kept] = list(tmp_path.glob("*/checkpoint.safetensors")) or [None]
@@ -180,8 +216,12 @@ train_sae(load_model({reader.info.source!r}, device="cpu"), {str(text)!r}, "resi
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_another_gives_another(whole, reader, text, tmp_path):
-    assert same(train_sae(reader, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole)
-    assert not same(train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole)
+    assert same(
+        train_sae(reader, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole
+    )
+    assert not same(
+        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole
+    )
 
 
 def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_path):
@@ -193,7 +233,9 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
             raise Interrupted("stopped")
 
     with pytest.raises(Interrupted) as stopped:
-        train_sae(reader, own, "resid_post.1", runs_dir=tmp_path / "runs", progress=progress, **SMALL)
+        train_sae(
+            reader, own, "resid_post.1", runs_dir=tmp_path / "runs", progress=progress, **SMALL
+        )
     run_id = stopped.value.run_id
     own.write_text(text.read_text() + "the cat sees\n")
     with pytest.raises(StoreError, match=r"text\.txt' is not what run"):
@@ -215,7 +257,9 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
         pytest.param("mlp_out.0", "blocks.0.hook_mlp_out", marks=pytest.mark.slow),
     ],
 )
-def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, tiny_models, tmp_path):
+def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(
+    site, hook, tiny_models, tmp_path
+):
     model = tiny_models.load("rotary")
     trained = train_sae(model, token_rows(), site, runs_dir=tmp_path, **SMALL)
     theirs = saelens().SAE.load_from_disk(trained.directory)
@@ -228,17 +272,34 @@ def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(site, hook, ti
 @pytest.mark.slow
 def test_a_task_is_a_text_and_the_other_backend_reads_the_same(tiny_models, tmp_path):
     task = as_task(random_pairs([8] * 60))
-    made = [train_sae(tiny_models.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL) for backend in ("transformerlens", "nnsight")]
+    made = [
+        train_sae(tiny_models.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL)
+        for backend in ("transformerlens", "nnsight")
+    ]
     assert made[0].recipe.site == "resid_pre.1"
-    rows = [json.loads(line)["tokens"] for line in (made[0].path / "rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["tokens"]
+        for line in (made[0].path / "rows.jsonl").read_text().splitlines()
+    ]
     assert rows == [list(prompt) for pair in task.pairs for prompt in (pair.clean, pair.corrupted)]
     assert made[0].scores.loss_clean == pytest.approx(made[1].scores.loss_clean, abs=1e-5)
-    assert made[0].scores.variance_explained == pytest.approx(made[1].scores.variance_explained, abs=1e-2)
+    assert made[0].scores.variance_explained == pytest.approx(
+        made[1].scores.variance_explained, abs=1e-2
+    )
 
 
 @pytest.mark.slow
 def test_the_standard_architecture(reader, text, tmp_path):
-    trained = train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, architecture="standard", d_sae=24, tokens=2000, batch=32)
+    trained = train_sae(
+        reader,
+        text,
+        "resid_post.1",
+        runs_dir=tmp_path,
+        architecture="standard",
+        d_sae=24,
+        tokens=2000,
+        batch=32,
+    )
     theirs = saelens().SAE.load_from_disk(trained.directory)
     x = torch.randn(2, 3, 16)
     torch.testing.assert_close(trained.sae.encode(x), theirs.encode(x), atol=0, rtol=0)
@@ -251,8 +312,12 @@ def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
     made.state["pos_embed.W_pos"][0] *= 300
     made.save()
     model = load_model(made.path, device="cpu")
-    trained = train_sae(model, token_rows(), "resid_pre.0", runs_dir=tmp_path, **{**SMALL, "tokens": 640})
-    [told] = [event for event in open_run(tmp_path, trained.run_id).events() if event["stage"] == "text"]
+    trained = train_sae(
+        model, token_rows(), "resid_pre.0", runs_dir=tmp_path, **{**SMALL, "tokens": 640}
+    )
+    [told] = [
+        event for event in open_run(tmp_path, trained.run_id).events() if event["stage"] == "text"
+    ]
     assert told["measured"]["skip"] == 1
     assert "the first position is left out" in told["why"]
     assert trained.sae.module.cfg.metadata.circuit_scout["skipped_positions"] == 1
@@ -271,7 +336,10 @@ def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
 
 
 def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):
-    with pytest.raises(MemoryLimitError, match=r"Training 24 features with batches of 32 takes about .* GB, and 0.00 GB are allowed"):
+    with pytest.raises(
+        MemoryLimitError,
+        match=r"Training 24 features with batches of 32 takes about .* GB, and 0.00 GB are allowed",
+    ):
         train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, memory=1000, **SMALL)
     with pytest.raises(MemoryLimitError, match="Training 24 features"):
         estimate_training(reader, text, "resid_post.1", memory=1000, **SMALL)
@@ -321,7 +389,18 @@ def test_the_estimate_is_near_what_it_takes(tmp_path):
     text = tmp_path / "sentences.txt"
     text.write_text("".join(f"{sentence}\n" for sentence in islice(sentences(3), 4000)))
     began = time.monotonic()
-    trained = train_sae(load_model("bundled", device="cpu"), text, "resid_pre.1", runs_dir=tmp_path / "runs", d_sae=256, tokens=100_000)
+    trained = train_sae(
+        load_model("bundled", device="cpu"),
+        text,
+        "resid_pre.1",
+        runs_dir=tmp_path / "runs",
+        d_sae=256,
+        tokens=100_000,
+    )
     taken = time.monotonic() - began
-    [expected] = [event["measured"] for event in open_run(tmp_path / "runs", trained.run_id).events() if event["stage"] == "estimate"]
+    [expected] = [
+        event["measured"]
+        for event in open_run(tmp_path / "runs", trained.run_id).events()
+        if event["stage"] == "estimate"
+    ]
     assert expected["seconds"] / 4 < taken < expected["seconds"] * 4

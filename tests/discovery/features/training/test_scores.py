@@ -42,7 +42,11 @@ def cross_entropy(module, rows, change=None, skip=0):
         with torch.no_grad():
             for row in rows:
                 logits = module(torch.tensor([row])).logits[0, skip:-1]
-                total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(row[skip + 1 :]), reduction="sum"))
+                total += float(
+                    torch.nn.functional.cross_entropy(
+                        logits, torch.tensor(row[skip + 1 :]), reduction="sum"
+                    )
+                )
                 count += len(row) - 1 - skip
     finally:
         handle.remove()
@@ -51,20 +55,41 @@ def cross_entropy(module, rows, change=None, skip=0):
 
 @pytest.mark.parametrize("skip", [0, 1])
 def test_against_the_plain_module(skip, tiny_models):
-    model, module, rows = tiny_models.load("gpt2"), load_plain_module(tiny_models.path("gpt2")), token_rows(40)
+    model, module, rows = (
+        tiny_models.load("gpt2"),
+        load_plain_module(tiny_models.path("gpt2")),
+        token_rows(40),
+    )
     found = score_sae(model, SITE, rows, skip, half, 0.25)
-    assert (found.tokens, found.l0, found.dead) == (sum(len(row) - skip for row in rows), 16.0, 0.25)
+    assert (found.tokens, found.l0, found.dead) == (
+        sum(len(row) - skip for row in rows),
+        16.0,
+        0.25,
+    )
     assert found.loss_clean == pytest.approx(cross_entropy(module, rows, None, skip), abs=1e-4)
-    assert found.loss_spliced == pytest.approx(cross_entropy(module, rows, lambda x: 0.5 * x, skip), abs=1e-4)
-    assert found.loss_zero == pytest.approx(cross_entropy(module, rows, torch.zeros_like, skip), abs=1e-4)
+    assert found.loss_spliced == pytest.approx(
+        cross_entropy(module, rows, lambda x: 0.5 * x, skip), abs=1e-4
+    )
+    assert found.loss_zero == pytest.approx(
+        cross_entropy(module, rows, torch.zeros_like, skip), abs=1e-4
+    )
     wanted = (found.loss_zero - found.loss_spliced) / (found.loss_zero - found.loss_clean)
-    assert found.loss_recovered == (pytest.approx(wanted) if found.loss_zero > found.loss_clean else None)
+    assert found.loss_recovered == (
+        pytest.approx(wanted) if found.loss_zero > found.loss_clean else None
+    )
     with torch.no_grad():
-        hidden = torch.cat([module(torch.tensor([row]), output_hidden_states=True).hidden_states[2][0, skip:] for row in rows])
+        hidden = torch.cat(
+            [
+                module(torch.tensor([row]), output_hidden_states=True).hidden_states[2][0, skip:]
+                for row in rows
+            ]
+        )
     residual = (0.5 * hidden).square().sum() / (hidden - hidden.mean(0)).square().sum()
     assert found.variance_explained == pytest.approx(1 - float(residual), abs=1e-4)
     mean = hidden.mean(0)
-    assert found.loss_mean == pytest.approx(cross_entropy(module, rows, lambda x: mean.expand_as(x), skip), abs=1e-4)
+    assert found.loss_mean == pytest.approx(
+        cross_entropy(module, rows, lambda x: mean.expand_as(x), skip), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "rotary", "attn_only"])

@@ -13,14 +13,22 @@ import torch
 from discovery.errors import FeatureError
 from discovery.features.training import make_recipe
 from discovery.features.training.activations import ActivationBatches, read_activations
-from discovery.features.training.text import MIN_LINE_LIMIT_BYTES, Cursor, DocumentIndex, TrainingRows, resolve_text
+from discovery.features.training.text import (
+    MIN_LINE_LIMIT_BYTES,
+    Cursor,
+    DocumentIndex,
+    TrainingRows,
+    resolve_text,
+)
 from tests.discovery.features.training.conftest import token_rows
 from tests.tiny_models import as_task, random_pairs
 
 
 def test_the_index_of_a_text(reader, tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text("the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8")
+    path.write_text(
+        "the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8"
+    )
     pieces = DocumentIndex.of(path, 4)
     assert pieces.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     encode = reader.tokenizer.encode
@@ -46,7 +54,10 @@ def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
 def test_json_lines(reader, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "the cat", "more": 1}\n{"tokens": [3, 4, 5]}\n')
-    assert list(DocumentIndex.of(path, 12).rows(reader, [0, 1], 12)) == [[tuple(reader.tokenizer.encode("the cat"))], [(3, 4, 5)]]
+    assert list(DocumentIndex.of(path, 12).rows(reader, [0, 1], 12)) == [
+        [tuple(reader.tokenizer.encode("the cat"))],
+        [(3, 4, 5)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +82,11 @@ def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the cat\nthe dog\n")
     with pytest.raises(FeatureError, match=r"document .* is text, and this model has no tokenizer"):
-        TrainingRows(tiny_models.load("gpt2"), DocumentIndex.of(path, 12), make_recipe(tiny_models.load("gpt2")))
+        TrainingRows(
+            tiny_models.load("gpt2"),
+            DocumentIndex.of(path, 12),
+            make_recipe(tiny_models.load("gpt2")),
+        )
     with pytest.raises(FeatureError, match="this model has no tokenizer"):
         resolve_text(tiny_models.load("gpt2"), ["the cat", "the dog"])
 
@@ -119,7 +134,9 @@ def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_model
     second, _ = rows.take(after, total, 0)
     assert Counter(second) == Counter(first)
     assert second != first
-    again, _ = resolve_text(model, own).rows(model, make_recipe(model, seed=3)).take(Cursor(), total, 0)
+    again, _ = (
+        resolve_text(model, own).rows(model, make_recipe(model, seed=3)).take(Cursor(), total, 0)
+    )
     assert again == first
     piecewise, at = [], Cursor()
     while len(piecewise) < len(first):
@@ -131,7 +148,12 @@ def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_model
 def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(reader, tmp_path):
     path = tmp_path / "text.txt"
     rng = random.Random(0)
-    path.write_text("".join(rng.choice(["the cat sees\n", "the dog sees fish\n", "bones the fish\n"]) for _ in range(60)))
+    path.write_text(
+        "".join(
+            rng.choice(["the cat sees\n", "the dog sees fish\n", "bones the fish\n"])
+            for _ in range(60)
+        )
+    )
     rows = TrainingRows(reader, DocumentIndex.of(path, 12), make_recipe(reader))
     found, _ = rows.take(Cursor(), 60, 0)
     assert found
@@ -149,10 +171,24 @@ def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(t
         places.append(supply.position)
         batches.append(next(supply))
     assert {tuple(batch.shape) for batch in batches} == {(32, 16)}
-    for at in (0, 5, recipe.batches_per_block, recipe.batches_per_block + 1, 2 * recipe.batches_per_block + 2):
-        assert torch.equal(next(ActivationBatches(model, source.rows(model, recipe), recipe, 1, places[at])), batches[at])
+    for at in (
+        0,
+        5,
+        recipe.batches_per_block,
+        recipe.batches_per_block + 1,
+        2 * recipe.batches_per_block + 2,
+    ):
+        assert torch.equal(
+            next(ActivationBatches(model, source.rows(model, recipe), recipe, 1, places[at])),
+            batches[at],
+        )
     read, _ = rows.take(Cursor(), recipe.batches_per_block * 32, 1)
-    direct = torch.cat([activation[where] for _, where, activation in read_activations(model, recipe.parsed_site, read, 1)])
+    direct = torch.cat(
+        [
+            activation[where]
+            for _, where, activation in read_activations(model, recipe.parsed_site, read, 1)
+        ]
+    )
     distances = torch.cdist(batches[0], direct, compute_mode="donot_use_mm_for_euclid_dist")
     assert float(distances.min(dim=1).values.max()) < 1e-4
     assert len(set(distances.argmin(dim=1).tolist())) == 32

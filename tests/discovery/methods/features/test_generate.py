@@ -26,15 +26,25 @@ def greedy(model, count, edit=None):
     ids = list(PROMPT)
     for _ in range(count):
         batch = Batch(torch.tensor([ids]), torch.tensor([len(ids) - 1]))
-        ids.append(int(model.run(batch, edits=edit(model, batch) if edit else ()).logits[0].argmax()))
+        ids.append(
+            int(model.run(batch, edits=edit(model, batch) if edit else ()).logits[0].argmax())
+        )
     return tuple(ids[len(PROMPT) :])
 
 
-@pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "attn.hook_z"])
+@pytest.mark.parametrize(
+    "hook", ["hook_resid_pre", "hook_resid_post", "hook_mlp_out", "attn.hook_z"]
+)
 @pytest.mark.parametrize("error", ["keep", "drop"])
 def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
     model = tiny_models.load("native")
-    module = random_module("standard", 18 if hook[-1] == "z" else 12, 30, f"blocks.1.{hook}", normalize_activations="layer_norm")
+    module = random_module(
+        "standard",
+        18 if hook[-1] == "z" else 12,
+        30,
+        f"blocks.1.{hook}",
+        normalize_activations="layer_norm",
+    )
     sae = load_sae(save(module, tmp_path / "sae"), model)
     change = {3: 4.0, 8: -2.0}
 
@@ -44,7 +54,17 @@ def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
         value[:, 1:] = sae.edit(clean, FeatureChange.of(change, "add", 30), error=error)[:, 1:]
         return [Edit(sae.writes, value)]
 
-    found = generate_with_features(model, sae, PROMPT, change, operation="add", positions=slice(1, None), error=error, tokens=5, controls=2)
+    found = generate_with_features(
+        model,
+        sae,
+        PROMPT,
+        change,
+        operation="add",
+        positions=slice(1, None),
+        error=error,
+        tokens=5,
+        controls=2,
+    )
     assert found.clean.tokens == greedy(model, 5)
     assert found.edited.tokens == greedy(model, 5, edit)
     assert len(found.controls) == 2
@@ -54,8 +74,12 @@ def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
 
 def test_nothing_changed_writes_the_same(tiny_models, tmp_path):
     model = tiny_models.load("native")
-    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
-    found = generate_with_features(model, sae, PROMPT, {2: 1.0}, operation="scale", tokens=6, controls=0)
+    sae = load_sae(
+        save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
+    )
+    found = generate_with_features(
+        model, sae, PROMPT, {2: 1.0}, operation="scale", tokens=6, controls=0
+    )
     assert found.edited == found.clean
     assert (found.first_difference, found.kl, found.controls) == (None, 0.0, ())
     assert found.clean.text is None
@@ -67,7 +91,13 @@ def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
     unembedding = tiny_models.native("attn_only").state["unembed.W_U"]
     direction = unembedding[:, 17] / unembedding[:, 17].norm()
     sae = load_sae(
-        save(directions_module(torch.cat([direction[None], signed_basis(12)]), "blocks.1.hook_resid_post"), tmp_path / "sae"), model
+        save(
+            directions_module(
+                torch.cat([direction[None], signed_basis(12)]), "blocks.1.hook_resid_post"
+            ),
+            tmp_path / "sae",
+        ),
+        model,
     )
     found = generate_with_features(model, sae, PROMPT, {0: 100.0}, operation="add", tokens=4)
     assert found.edited.tokens == (17, 17, 17, 17)
@@ -86,7 +116,11 @@ def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
         ({"controls": -1}, MeasurementError, "controls is -1"),
         ({"prompt": "text"}, MeasurementError, "no tokenizer"),
         ({"features": {99: 1.0}}, FeatureError, "does not exist"),
-        ({"features": {2: 1e300}}, FeatureError, "1e\\+300 of feature 2 the model's logits are no numbers"),
+        (
+            {"features": {2: 1e300}},
+            FeatureError,
+            "1e\\+300 of feature 2 the model's logits are no numbers",
+        ),
         ({"operation": "clamp"}, FeatureError, "set, scale, add"),
         ({"sae": "nothing"}, FeatureError, "'nothing' is no directory, no run"),
         ({"sae": None}, FeatureError, "The bundled SAE is of the bundled model"),
@@ -94,20 +128,31 @@ def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
 )
 def test_bad_input(tiny_models, tmp_path, changes, kind, said):
     model = tiny_models.load("native")
-    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    sae = load_sae(
+        save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
+    )
     with pytest.raises(kind, match=said):
-        generate_with_features(**{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2} | changes)
+        generate_with_features(
+            **{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2}
+            | changes
+        )
 
 
 def test_single_positions_are_changed_alone(tiny_models, tmp_path):
     """At the first step the newest position is the last of the prompt; positions that the prompt lacks are refused."""
     model = tiny_models.load("native")
-    sae = load_sae(save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model)
+    sae = load_sae(
+        save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
+    )
 
     def written(positions):
-        return generate_with_features(model, sae, PROMPT, {2: 9.0}, operation="add", positions=positions, tokens=1, controls=0).kl
+        return generate_with_features(
+            model, sae, PROMPT, {2: 9.0}, operation="add", positions=positions, tokens=1, controls=0
+        ).kl
 
     assert written([3]) == written([-1]) == written(slice(3, None)) != written(None)
     for wrong in ([4], ["end"], []):
-        with pytest.raises(MeasurementError, match=r"no position of this prompt|positions is empty"):
+        with pytest.raises(
+            MeasurementError, match=r"no position of this prompt|positions is empty"
+        ):
             written(wrong)

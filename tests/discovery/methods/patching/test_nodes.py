@@ -33,7 +33,10 @@ def mlp_effect(model: Any, task: Any, layer: int, direction: Direction, metric: 
     """One pair, one full pass, an MLP's output exchanged at all positions: [pair]."""
     site, found = Site("mlp_out", layer), []
     for pair in task.pairs:
-        clean, corrupted = (Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1])) for tokens in (pair.clean, pair.corrupted))
+        clean, corrupted = (
+            Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))
+            for tokens in (pair.clean, pair.corrupted)
+        )
         base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
         value = model.run(source, [site]).activations[site]
         logits = model.run(base, edits=[replace_with(site, value)]).logits[0]
@@ -43,10 +46,18 @@ def mlp_effect(model: Any, task: Any, layer: int, direction: Direction, metric: 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("name", MODELS)
-def test_heads_are_the_sweep_and_mlps_the_plain_computation(tiny_models: Any, name: str, direction: Direction) -> None:
+def test_heads_are_the_sweep_and_mlps_the_plain_computation(
+    tiny_models: Any, name: str, direction: Direction
+) -> None:
     """Prompts of unequal length whose last tokens differ, sets of answers."""
     model = tiny_models.load(name)
-    metric: Any = "probability_difference" if name == "gpt2" else "kl_divergence" if name == "neox" else "logit_difference"
+    metric: Any = (
+        "probability_difference"
+        if name == "gpt2"
+        else "kl_divergence"
+        if name == "neox"
+        else "logit_difference"
+    )
     task = as_task(random_pairs(LENGTHS, seed=21, sets=2, same_end=False), metric)
     found = measure_node_effects(Engine(model, task), direction)
     assert found.nodes == model.info.nodes()
@@ -54,15 +65,27 @@ def test_heads_are_the_sweep_and_mlps_the_plain_computation(tiny_models: Any, na
     sweep = patch_sweep(model, task, "head_out", direction=direction)
     for n, node in enumerate(found.nodes):
         if node.kind == "attention_head":
-            torch.testing.assert_close(found.per_pair[:, n], sweep.per_pair[:, node.layer, node.head], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(found.values[n], sweep.values[node.layer, node.head], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                found.per_pair[:, n], sweep.per_pair[:, node.layer, node.head], atol=1e-5, rtol=1e-5
+            )
+            torch.testing.assert_close(
+                found.values[n], sweep.values[node.layer, node.head], atol=1e-5, rtol=1e-4
+            )
         else:
             assert node.layer is not None
             expected = mlp_effect(model, task, node.layer, direction, metric)
-            torch.testing.assert_close(found.per_pair[:, n].double(), expected, atol=2e-5, rtol=1e-4)
-            clean, corrupted = (row.double().mean() for row in (sweep.metric_clean, sweep.metric_corrupted))
-            change = expected.mean() - corrupted if direction == "denoising" else clean - expected.mean()
-            assert float(found.values[n]) == pytest.approx(float(change / (clean - corrupted)), abs=1e-4, rel=1e-3)
+            torch.testing.assert_close(
+                found.per_pair[:, n].double(), expected, atol=2e-5, rtol=1e-4
+            )
+            clean, corrupted = (
+                row.double().mean() for row in (sweep.metric_clean, sweep.metric_corrupted)
+            )
+            change = (
+                expected.mean() - corrupted if direction == "denoising" else clean - expected.mean()
+            )
+            assert float(found.values[n]) == pytest.approx(
+                float(change / (clean - corrupted)), abs=1e-4, rel=1e-3
+            )
 
 
 @pytest.mark.parametrize("name", ["or_mlp", "opposing_030"])
@@ -70,12 +93,20 @@ def test_a_hand_built_model_by_its_weights(name: str, tmp_path: Any) -> None:
     from discovery import load_model, load_task
 
     case: KnownCircuit = build_known_circuit(name)
-    case = replace(case, pairs=tuple(p for t in {pair.template for pair in case.pairs} for p in case.pairs if p.template == t)[::15])
+    case = replace(
+        case,
+        pairs=tuple(
+            p for t in {pair.template for pair in case.pairs} for p in case.pairs if p.template == t
+        )[::15],
+    )
     model = load_model(case.save(tmp_path / name))
     task = load_task([pair.record() for pair in case.pairs], model)
     expected = measure_single_effects(case, group_pairs(case, per_template=len(case.pairs)))
     engine = Engine(model, as_task(task.pairs))
-    noising, denoising = (measure_node_effects(engine, direction).values.tolist() for direction in ("noising", "denoising"))
+    noising, denoising = (
+        measure_node_effects(engine, direction).values.tolist()
+        for direction in ("noising", "denoising")
+    )
     for n, node in enumerate(model.info.nodes()):
         assert (noising[n], denoising[n]) == pytest.approx(expected[str(node)], abs=1e-4)
 
@@ -85,27 +116,45 @@ def test_noising_a_node_is_ablating_it_by_resample(tiny_models: Any) -> None:
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=22)))
     sets = SetMetric(engine, "resample")
     ablated = sets([sets.everything - {node} for node in model.info.nodes()])
-    torch.testing.assert_close(measure_node_effects(engine, "noising").per_pair.T, ablated, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        measure_node_effects(engine, "noising").per_pair.T, ablated, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_with_the_mlps_kept_only_heads_are_measured(tiny_models: Any) -> None:
     model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=23)))
-    every, heads = measure_node_effects(engine, "denoising"), measure_node_effects(engine, "denoising", "heads")
+    every, heads = (
+        measure_node_effects(engine, "denoising"),
+        measure_node_effects(engine, "denoising", "heads"),
+    )
     assert heads.nodes == tuple(node for node in every.nodes if node.kind == "attention_head")
     columns = [every.nodes.index(node) for node in heads.nodes]
     torch.testing.assert_close(heads.per_pair, every.per_pair[:, columns], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_no_shortcut_and_no_block_changes_a_number(tiny_models: Any, direction: Direction, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shortcut_and_no_block_changes_a_number(
+    tiny_models: Any, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, task = tiny_models.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=24))
     quick = measure_node_effects(Engine(model, task), direction)
     small = Engine(model, task, memory=80_000)
     assert len(list(small.blocks())) > 1
-    torch.testing.assert_close(measure_node_effects(small, direction).per_pair, quick.per_pair, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False, linear_heads=False))
-    torch.testing.assert_close(measure_node_effects(Engine(model, task), direction).per_pair, quick.per_pair, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        measure_node_effects(small, direction).per_pair, quick.per_pair, atol=1e-5, rtol=1e-5
+    )
+    monkeypatch.setattr(
+        model,
+        "abilities",
+        replace(model.abilities, middle=False, prefix=False, columns=False, linear_heads=False),
+    )
+    torch.testing.assert_close(
+        measure_node_effects(Engine(model, task), direction).per_pair,
+        quick.per_pair,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
@@ -130,8 +179,12 @@ def test_a_task_of_a_single_pair(tiny_models: Any, ablation: Any) -> None:
         "zero": torch.zeros_like,
     }[ablation]
     replaced = {node: put(corrupted[node]) for node in ("a0.h1", "m1")}
-    logits = run_forward(weights.config, weights.state, torch.tensor([pair.clean]), replaced).logits[0, -1]
-    assert out.metric_ablated == pytest.approx(float(logits[pair.answer[0]] - logits[pair.wrong[0]]), abs=1e-4)
+    logits = run_forward(
+        weights.config, weights.state, torch.tensor([pair.clean]), replaced
+    ).logits[0, -1]
+    assert out.metric_ablated == pytest.approx(
+        float(logits[pair.answer[0]] - logits[pair.wrong[0]]), abs=1e-4
+    )
     assert out.reference["size"] == (1 if ablation == "resample" else 0)
 
 

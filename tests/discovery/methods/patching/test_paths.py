@@ -29,19 +29,46 @@ def parse(*names: str) -> list[Node]:
     return [Node.parse(name) for name in names]
 
 
-def by_hand(native: PathPatchingOracle, pairs: Sequence[EncodedPair], source: Node, target: Node, slots: Sequence[str]) -> Tensor:
+def by_hand(
+    native: PathPatchingOracle,
+    pairs: Sequence[EncodedPair],
+    source: Node,
+    target: Node,
+    slots: Sequence[str],
+) -> Tensor:
     """The logit difference of each pair with this edge patched."""
-    logits = [native.patched(torch.tensor(pair.clean), torch.tensor(pair.corrupted), str(source), str(target), slots) for pair in pairs]
-    return torch.stack([row[list(p.answer)].logsumexp(0) - row[list(p.wrong)].logsumexp(0) for row, p in zip(logits, pairs, strict=True)])
+    logits = [
+        native.patched(
+            torch.tensor(pair.clean), torch.tensor(pair.corrupted), str(source), str(target), slots
+        )
+        for pair in pairs
+    ]
+    return torch.stack(
+        [
+            row[list(p.answer)].logsumexp(0) - row[list(p.wrong)].logsumexp(0)
+            for row, p in zip(logits, pairs, strict=True)
+        ]
+    )
 
 
-def assert_by_hand(found: Sequence[EdgeEffect], native: PathPatchingOracle, pairs: Sequence[EncodedPair]) -> None:
+def assert_by_hand(
+    found: Sequence[EdgeEffect], native: PathPatchingOracle, pairs: Sequence[EncodedPair]
+) -> None:
     for edge in found:
         slots = slots_of(edge.target)
         assert tuple(edge.inputs) == slots
-        for values, changed in ((edge.whole, slots), *((edge.inputs[slot], (slot,)) for slot in slots)):
+        for values, changed in (
+            (edge.whole, slots),
+            *((edge.inputs[slot], (slot,)) for slot in slots),
+        ):
             expected = by_hand(native, pairs, edge.source, edge.target, changed)
-            torch.testing.assert_close(values.double(), expected, atol=1e-4, rtol=1e-5, msg=lambda m, e=edge, c=changed: f"{e}<{c}>: {m}")
+            torch.testing.assert_close(
+                values.double(),
+                expected,
+                atol=1e-4,
+                rtol=1e-5,
+                msg=lambda m, e=edge, c=changed: f"{e}<{c}>: {m}",
+            )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +84,15 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
             folder = case.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
             every = load_task(folder / "task.jsonl", model, pairs=24).pairs
-            by_template = {template: [pair for pair in every if pair.template == template][:2] for template in {p.template for p in every}}
-            made[name] = model, PathPatchingOracle(case.config, case.state), tuple(pair for pairs in by_template.values() for pair in pairs)
+            by_template = {
+                template: [pair for pair in every if pair.template == template][:2]
+                for template in {p.template for p in every}
+            }
+            made[name] = (
+                model,
+                PathPatchingOracle(case.config, case.state),
+                tuple(pair for pairs in by_template.values() for pair in pairs),
+            )
         return made[name]
 
     return of
@@ -68,7 +102,9 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_every_edge_and_slot_of_a_hand_built_circuit(name: str, hand_built: Any) -> None:
     """With a bystander of each layer beside the circuit."""
     model, native, pairs = hand_built(name)
-    members = parse(*load_truth(name).nodes, "a0.h0", "a1.h3", *(["m0"] if name == "or_mlp" else []))
+    members = parse(
+        *load_truth(name).nodes, "a0.h0", "a1.h3", *(["m0"] if name == "or_mlp" else [])
+    )
     found = measure_edge_effects(Engine(model, as_task(pairs)), members)
     assert [(edge.source, edge.target) for edge in found] == edges_between(members)
     assert_by_hand(found, native, pairs)
@@ -79,7 +115,9 @@ def test_every_edge_and_slot_behind_layernorm(tiny_models: Any) -> None:
     model, weights = tiny_models.load("native"), tiny_models.native("native")
     pairs = random_pairs(LENGTHS, seed=4, sets=2, same_end=False, changed=3)
     found = measure_edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
-    assert len(found) == 3 * 1 + 4 + 3 * 5 + 8 + 9, "into the heads, the MLP, the heads, the MLP, the logits"
+    assert len(found) == 3 * 1 + 4 + 3 * 5 + 8 + 9, (
+        "into the heads, the MLP, the heads, the MLP, the logits"
+    )
     assert_by_hand(found, PathPatchingOracle(weights.config, weights.state), pairs)
 
 
@@ -91,7 +129,10 @@ def test_the_induction_circuit_talks_through_keys(hand_built: Any) -> None:
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
     gap = float((clean - corrupted).mean())
     edges = {(e.source, e.target): e for e in measure_edge_effects(engine, [before, after])}
-    effect = {slot: float((clean - values).mean()) / gap for slot, values in edges[before, after].inputs.items()}
+    effect = {
+        slot: float((clean - values).mean()) / gap
+        for slot, values in edges[before, after].inputs.items()
+    }
     assert effect["k"] > 0.9
     assert abs(effect["q"]) < 0.05
     assert abs(effect["v"]) < 0.05
@@ -103,10 +144,17 @@ def test_direct_effects_on_the_logits_add_up_without_a_norm(tiny_models: Any) ->
     """The final stream is the sum of embed and every node, and the logit difference is linear in it."""
     model = tiny_models.load("attn_only")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=5, same_end=False)))
-    direct = [edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == LOGITS]
+    direct = [
+        edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == LOGITS
+    ]
     assert len(direct) == 1 + len(model.info.nodes())
     clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    torch.testing.assert_close(torch.stack([clean - edge.whole for edge in direct]).sum(0), clean - corrupted, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.stack([clean - edge.whole for edge in direct]).sum(0),
+        clean - corrupted,
+        atol=1e-4,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", ["attn_only", "native", "gpt2", "llama", "rotary"])
@@ -117,10 +165,14 @@ def test_all_that_a_node_hears_is_what_it_says(tiny_models: Any, name: str) -> N
     noised = measure_node_effects(engine, "noising")
     alone = dict(zip(noised.nodes, noised.per_pair.T, strict=True))
     last = model.info.n_layers - 1
-    end = [head(last, h) for h in range(model.info.n_heads)] if model.info.attn_only else [mlp(last)]
+    end = (
+        [head(last, h) for h in range(model.info.n_heads)] if model.info.attn_only else [mlp(last)]
+    )
     edges = {(e.source, e.target): e for e in measure_edge_effects(engine, model.info.nodes())}
     for h in range(model.info.n_heads):
-        torch.testing.assert_close(edges[EMBED, head(0, h)].whole, alone[head(0, h)], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            edges[EMBED, head(0, h)].whole, alone[head(0, h)], atol=1e-4, rtol=1e-4
+        )
     for node in end:
         torch.testing.assert_close(edges[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
@@ -129,7 +181,9 @@ def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(tiny_model
     model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=7)))
     found = {(e.source, e.target): e for e in measure_edge_effects(engine, [mlp(1)])}
-    torch.testing.assert_close(found[EMBED, LOGITS].whole, engine.baseline("clean"), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[EMBED, LOGITS].whole, engine.baseline("clean"), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: Any) -> None:
@@ -143,17 +197,27 @@ def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: An
     model = load_model(made.path)
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=8)))
     clean = engine.baseline("clean")
-    found = [edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.source == head(0, 1)]
+    found = [
+        edge
+        for edge in measure_edge_effects(engine, model.info.nodes())
+        if edge.source == head(0, 1)
+    ]
     assert len(found) == 6
     for edge in found:
         for values in (edge.whole, *edge.inputs.values()):
             torch.testing.assert_close(values, clean, atol=2e-5, rtol=1e-5)
-    heard = next(edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == head(0, 1))
+    heard = next(
+        edge
+        for edge in measure_edge_effects(engine, model.info.nodes())
+        if edge.target == head(0, 1)
+    )
     torch.testing.assert_close(heard.whole, clean, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only", "gpt2"])
-def test_no_shortcut_changes_a_number(tiny_models: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shortcut_changes_a_number(
+    tiny_models: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that cannot be started after a layer's attention, or reuse a prefix, gives the same."""
     model, task = tiny_models.load(name), as_task(random_pairs(LENGTHS, seed=9))
     members = model.info.nodes()[-4:]
@@ -165,13 +229,18 @@ def test_no_shortcut_changes_a_number(tiny_models: Any, name: str, monkeypatch: 
         return run(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "run", never_in_the_middle)
-    monkeypatch.setattr(model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False))
+    monkeypatch.setattr(
+        model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False)
+    )
     plain = measure_edge_effects(Engine(model, task), members)
     monkeypatch.setattr(model, "abilities", Abilities())
     none = measure_edge_effects(Engine(model, task), members)
     for one, two, three in zip(quick, plain, none, strict=True):
         for a, b, c in zip(
-            (one.whole, *one.inputs.values()), (two.whole, *two.inputs.values()), (three.whole, *three.inputs.values()), strict=True
+            (one.whole, *one.inputs.values()),
+            (two.whole, *two.inputs.values()),
+            (three.whole, *three.inputs.values()),
+            strict=True,
         ):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
             torch.testing.assert_close(a, c, atol=2e-5, rtol=1e-5)
@@ -202,7 +271,9 @@ def test_which_edges_there_are() -> None:
     assert edges_between([]) == [(EMBED, LOGITS)]
 
 
-def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(tiny_models: Any) -> None:
+def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(
+    tiny_models: Any,
+) -> None:
     """Both read the same stream. What an earlier node says to that MLP is what noising all of it would."""
     model = tiny_models.load("neox")
     assert model.info.parallel
@@ -213,7 +284,9 @@ def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_t
     noised = measure_node_effects(engine, "noising")
     alone = dict(zip(noised.nodes, noised.per_pair.T, strict=True))
     torch.testing.assert_close(found[EMBED, mlp(0)].whole, alone[mlp(0)], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[EMBED, head(0, 1)].whole, alone[head(0, 1)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found[EMBED, head(0, 1)].whole, alone[head(0, 1)], atol=1e-4, rtol=1e-4
+    )
     for node in (head(1, 0), mlp(1)):
         torch.testing.assert_close(found[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
@@ -222,7 +295,9 @@ def test_what_it_costs_is_announced(tiny_models: Any) -> None:
     """A budget that does not reach is refused before anything but the baselines is run; what is counted is near what was announced."""
     model, task = tiny_models.load("native"), as_task(random_pairs((6,) * 6, seed=12))
     told: list[float] = []
-    meter = Meter(progress=lambda done, total, what: told.append(total) if what == "edges" else None)
+    meter = Meter(
+        progress=lambda done, total, what: told.append(total) if what == "edges" else None
+    )
     engine = Engine(model, task, meter=meter)
     engine.baseline("clean")
     before = meter.spent

@@ -26,10 +26,24 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screening, "SAMPLE_SIZE", 4)
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "q", "v"])
+@pytest.mark.parametrize(
+    "site",
+    [
+        "resid_pre",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "head_out",
+        "head_out_by_position",
+        "q",
+        "v",
+    ],
+)
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_measured_cells_are_the_whole_sweeps(tiny_models: Any, few: None, name: str, site: Any, direction: Any) -> None:
+def test_measured_cells_are_the_whole_sweeps(
+    tiny_models: Any, few: None, name: str, site: Any, direction: Any
+) -> None:
     model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs((6, 4, 7), seed=5))
     whole = patch_sweep(model, task, site, direction=direction)
     some = patch_sweep(model, task, site, direction=direction, screen=True)
@@ -40,16 +54,20 @@ def test_measured_cells_are_the_whole_sweeps(tiny_models: Any, few: None, name: 
     pairs = ~some.per_pair.isnan()
     torch.testing.assert_close(some.per_pair[pairs], whole.per_pair[pairs])
     assert report.n_unmeasured == int((~measured).sum())
-    still = whole.per_pair == (whole.metric_corrupted if direction == "denoising" else whole.metric_clean).reshape(
-        -1, *[1] * some.values.ndim
-    )
-    assert not (still | whole.per_pair.isnan()).all(0)[~measured].any()  # what nothing can change is known to be 0, not left out
+    still = whole.per_pair == (
+        whole.metric_corrupted if direction == "denoising" else whole.metric_clean
+    ).reshape(-1, *[1] * some.values.ndim)
+    assert (
+        not (still | whole.per_pair.isnan()).all(0)[~measured].any()
+    )  # what nothing can change is known to be 0, not left out
     assert report.estimates.shape == whole.values.shape
     if report.n_unmeasured:
         left = report.estimates[~measured].abs().max()
         assert report.n_ranked >= 3
         assert report.n_sampled == 4
-        assert int((report.estimates[measured].abs() >= left).sum()) >= 3  # none that was left out had a place among the first
+        assert (
+            int((report.estimates[measured].abs() >= left).sum()) >= 3
+        )  # none that was left out had a place among the first
         assert 0 < report.missed_share <= 1
         assert "were not" in some.warnings[-1]
 
@@ -61,7 +79,11 @@ def test_a_screened_sweep_is_planned_as_such(tiny_models: Any, few: None, site: 
     engine = Engine(model, task)
     engine.baseline("clean"), engine.baseline("corrupted")
     rows = estimate_sweep(engine, site, "noising")
-    assert plan_sweep(engine, site, "noising", None) == plan_sweep(engine, site, "noising", rows) == (rows, False)
+    assert (
+        plan_sweep(engine, site, "noising", None)
+        == plan_sweep(engine, site, "noising", rows)
+        == (rows, False)
+    )
     planned, screened = plan_sweep(engine, site, "noising", 1.0)
     assert screened == (planned < rows)
     before = engine.meter.spent
@@ -71,7 +93,9 @@ def test_a_screened_sweep_is_planned_as_such(tiny_models: Any, few: None, site: 
 
 def test_a_grid_smaller_than_the_screen_is_measured_whole(tiny_models: Any) -> None:
     model, task = tiny_models.load("gpt2"), as_task(random_pairs((4, 4), seed=1))
-    whole, all_the_same = (patch_sweep(model, task, "head_out", screen=screened) for screened in (False, True))
+    whole, all_the_same = (
+        patch_sweep(model, task, "head_out", screen=screened) for screened in (False, True)
+    )
     torch.testing.assert_close(all_the_same.values, whole.values)
     assert all_the_same.screen is not None
     assert (all_the_same.screen.n_unmeasured, all_the_same.screen.missed_share) == (0, 0.0)
@@ -81,10 +105,15 @@ def test_it_costs_less_than_a_large_grid(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=24, n_embd=32, n_layer=6, n_head=8)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=31, n_positions=24, n_embd=32, n_layer=6, n_head=8)
+    ).save_pretrained(tmp_path)
     model = load_model(tmp_path)
     engine = Engine(model, as_task(random_pairs((24, 24), seed=1, changed=20)))
-    whole, some = (patch_sweep(model, engine.task, "head_out_by_position", screen=screened, engine=engine) for screened in (False, True))
+    whole, some = (
+        patch_sweep(model, engine.task, "head_out_by_position", screen=screened, engine=engine)
+        for screened in (False, True)
+    )
     assert some.screen is not None
     assert some.screen.n_unmeasured > 0.5 * whole.values.numel()
     assert some.cost.forward_equivalents < 0.3 * whole.cost.forward_equivalents
@@ -92,13 +121,18 @@ def test_it_costs_less_than_a_large_grid(tmp_path: Path) -> None:
 
 def test_the_sample_is_drawn_by_the_seed(tiny_models: Any, few: None) -> None:
     model, task = tiny_models.load("gpt2"), as_task(random_pairs((12,) * 3, seed=1))
-    drawn = [patch_sweep(model, task, "resid_pre", screen=True, seed=seed).values.isnan() for seed in (0, 0, 1)]
+    drawn = [
+        patch_sweep(model, task, "resid_pre", screen=True, seed=seed).values.isnan()
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("name", ["induction", "or_softmax", "opposing_030"])
-def test_the_heads_of_a_known_circuit_are_ranked_first(name: str, tmp_path: Path, few: None) -> None:
+def test_the_heads_of_a_known_circuit_are_ranked_first(
+    name: str, tmp_path: Path, few: None
+) -> None:
     model = load_model(build_known_circuit(name).save(tmp_path / "model"))
     task = load_task(tmp_path / "model" / "task.jsonl", model, pairs=24)
     alone = {}
@@ -112,27 +146,39 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(name: str, tmp_path: Path
     assert all(abs(estimate) > 0.02 for estimate in alone.values()), alone
 
 
-@pytest.mark.parametrize(("drawn", "rest"), [(59, 6), (59, 11), (59, 41), (59, 441), (20, 100), (3, 2)])
+@pytest.mark.parametrize(
+    ("drawn", "rest"), [(59, 6), (59, 11), (59, 41), (59, 441), (20, 100), (3, 2)]
+)
 def test_the_bound_is_wrong_one_time_in_twenty_at_most(drawn: int, rest: int) -> None:
     """However many of all cells have a sizeable effect: the chance that more of those left out have one than was claimed."""
     claims = [bound_missed_share(found, drawn, rest) * rest for found in range(drawn + 1)]
     for sizeable in range(drawn + rest + 1):
         found = range(max(0, sizeable - rest), min(drawn, sizeable) + 1)
-        wrong = sum(hypergeom.pmf(k, drawn + rest, sizeable, drawn) for k in found if sizeable - k > claims[k] + 1e-9)
+        wrong = sum(
+            hypergeom.pmf(k, drawn + rest, sizeable, drawn)
+            for k in found
+            if sizeable - k > claims[k] + 1e-9
+        )
         assert wrong <= 0.05 + 1e-9
 
 
 def test_bounds_by_hand() -> None:
-    assert bound_missed_share(0, 59, 6) == pytest.approx(1 / 6), "one hidden cell in 65 is missed by 59 draws with a chance of 6/65, two with 0.7%"
+    assert bound_missed_share(0, 59, 6) == pytest.approx(1 / 6), (
+        "one hidden cell in 65 is missed by 59 draws with a chance of 6/65, two with 0.7%"
+    )
     assert bound_missed_share(5, 5, 10) == 1.0
-    assert bound_missed_share(0, 59, 6_000) == pytest.approx(1 - 0.05 ** (1 / 59), abs=2e-3), "many cells: Clopper and Pearson's"
+    assert bound_missed_share(0, 59, 6_000) == pytest.approx(1 - 0.05 ** (1 / 59), abs=2e-3), (
+        "many cells: Clopper and Pearson's"
+    )
 
 
 def test_where_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) -> None:
     model = load_model(build_known_circuit("induction").save(tmp_path / "model"))
     pair = {"clean": [0, 5, 6, 7, 8, 5], "corrupted": [0, 7, 6, 5, 8, 5], "answer": 6, "wrong": 8}
     turned = {"clean": pair["corrupted"], "corrupted": pair["clean"], "answer": 6, "wrong": 8}
-    found = patch_sweep(model, load_task([pair, turned], model), "head_out_by_position", screen=True)
+    found = patch_sweep(
+        model, load_task([pair, turned], model), "head_out_by_position", screen=True
+    )
     assert found.screen is not None
     assert found.screen.n_unmeasured > 0
     assert found.screen.missed_share == 1.0
@@ -142,7 +188,10 @@ def test_where_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) 
 def test_a_grid_that_is_measured_whole_pays_no_gradient(tmp_path: Path) -> None:
     model = load_model(build_known_circuit("induction").save(tmp_path / "model"))
     task = load_task(tmp_path / "model" / "task.jsonl", model, pairs=6)
-    whole, found = patch_sweep(model, task, "head_out"), patch_sweep(model, task, "head_out", screen=True)
+    whole, found = (
+        patch_sweep(model, task, "head_out"),
+        patch_sweep(model, task, "head_out", screen=True),
+    )
     assert found.cost.forward_equivalents == whole.cost.forward_equivalents
     assert torch.equal(found.values, whole.values)
     assert found.screen is not None

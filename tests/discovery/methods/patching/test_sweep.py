@@ -19,7 +19,13 @@ from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.sweep import Sweep, align_by_label, estimate_sweep, normalise, patch_sweep
+from discovery.methods.patching.sweep import (
+    Sweep,
+    align_by_label,
+    estimate_sweep,
+    normalise,
+    patch_sweep,
+)
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import EncodedPair, Task
 from tests.oracles import patching
@@ -42,15 +48,25 @@ def assert_equal(got: Sweep, truth: patching.NaiveSweep, metric: MetricName) -> 
     close = {"atol": 1e-5, "rtol": 1e-5, "equal_nan": True}
     torch.testing.assert_close(got.per_pair.double(), truth.per_pair(metric), **close)
     torch.testing.assert_close(got.metric_clean.double(), truth.base(metric, "clean"), **close)
-    torch.testing.assert_close(got.metric_corrupted.double(), truth.base(metric, "corrupted"), **close)
+    torch.testing.assert_close(
+        got.metric_corrupted.double(), truth.base(metric, "corrupted"), **close
+    )
     expected = truth.values(metric, got.direction)
     gap = (truth.base(metric, "clean") - truth.base(metric, "corrupted")).mean().abs()
     assert got.values.dtype == torch.float32
-    torch.testing.assert_close(got.values.double(), expected, atol=1e-4 / min(1.0, float(gap)), rtol=1e-4, equal_nan=True)
+    torch.testing.assert_close(
+        got.values.double(), expected, atol=1e-4 / min(1.0, float(gap)), rtol=1e-4, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("site", SITE_NAMES)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("opt", "rotary") else name for name in MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("opt", "rotary") else name
+        for name in MODELS
+    ],
+)
 def test_every_site_is_the_naive_loop(tiny_models, name, site):
     """Unequal lengths, sets of answers, in float64; both directions and all metrics on one model, one of them by turns on others."""
     model = tiny_models.load(name, dtype="float64")
@@ -62,10 +78,16 @@ def test_every_site_is_the_naive_loop(tiny_models, name, site):
     both = name in ("native", "gpt2")
     for direction in DIRECTIONS if both else DIRECTIONS[SITE_NAMES.index(site) % 2 :][:1]:
         truth = None
-        for metric in patching.METRICS if name == "native" else patching.METRICS[SITE_NAMES.index(site) % 3 :][:1]:
+        for metric in (
+            patching.METRICS
+            if name == "native"
+            else patching.METRICS[SITE_NAMES.index(site) % 3 :][:1]
+        ):
             got = patch_sweep(model, task, site, direction=direction, metric=metric)
             if truth is None:
-                truth = patching.naive_sweep(model, task.pairs, site, direction, got.positions, alone=name == "native")
+                truth = patching.naive_sweep(
+                    model, task.pairs, site, direction, got.positions, alone=name == "native"
+                )
             assert_equal(got, truth, metric)
             assert (got.site, got.direction, got.metric) == (site, direction, metric)
             assert got.values.shape == got.per_pair.shape[1:]
@@ -80,14 +102,25 @@ def test_in_single_precision(tiny_models, name, site):
     truth = patching.naive_sweep(model, task.pairs, site, "denoising", got.positions)
     scale = float(truth.per_pair("logit_difference").nan_to_num().abs().max())
     torch.testing.assert_close(
-        got.per_pair.double(), truth.per_pair("logit_difference"), atol=2e-5 * max(scale, 1.0), rtol=0, equal_nan=True
+        got.per_pair.double(),
+        truth.per_pair("logit_difference"),
+        atol=2e-5 * max(scale, 1.0),
+        rtol=0,
+        equal_nan=True,
     )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.sampled_from(["native", "attn_only", "gpt2"]),
-    st.sampled_from(["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "v"]),
+    st.sampled_from(
+        ["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "v"]
+    ),
     st.lists(st.integers(1, 8), min_size=1, max_size=4),
     st.integers(1, 8),
     st.booleans(),
@@ -95,24 +128,49 @@ def test_in_single_precision(tiny_models, name, site):
     st.sampled_from(["position", "label"]),
     st.integers(0, 10**6),
 )
-def test_any_shape_padding_and_corruption(tiny_models, name, site, lengths, changed, same_end, sets, by, seed):
+def test_any_shape_padding_and_corruption(
+    tiny_models, name, site, lengths, changed, same_end, sets, by, seed
+):
     """Single tokens, prompts that differ everywhere or at their last token only, labels that some pairs lack."""
     model = tiny_models.load(name, dtype="float64")
     if lacks(model, site):
         site = "attn_out"
-    task = as_task(random_pairs(lengths, seed, changed=changed, same_end=same_end and min(lengths) > 1, sets=sets, labelled=True))
+    task = as_task(
+        random_pairs(
+            lengths,
+            seed,
+            changed=changed,
+            same_end=same_end and min(lengths) > 1,
+            sets=sets,
+            labelled=True,
+        )
+    )
     for direction in DIRECTIONS:
         got = patch_sweep(model, task, site, direction=direction, by=by)
-        assert_equal(got, patching.naive_sweep(model, task.pairs, site, direction, got.positions), "logit_difference")
+        assert_equal(
+            got,
+            patching.naive_sweep(model, task.pairs, site, direction, got.positions),
+            "logit_difference",
+        )
 
 
-def test_positions_count_from_0_where_all_prompts_are_equally_long_and_from_the_end_otherwise(tiny_models):
+def test_positions_count_from_0_where_all_prompts_are_equally_long_and_from_the_end_otherwise(
+    tiny_models,
+):
     model = tiny_models.load("native")
     same = patch_sweep(model, as_task(random_pairs([5, 5])), "resid_pre")
-    assert (same.positions, same.axes, same.values.shape) == ((0, 1, 2, 3, 4), ("layer", "position"), (2, 5))
+    assert (same.positions, same.axes, same.values.shape) == (
+        (0, 1, 2, 3, 4),
+        ("layer", "position"),
+        (2, 5),
+    )
     mixed = patch_sweep(model, as_task(random_pairs([5, 3, 4])), "resid_pre")
     assert mixed.positions == (-5, -4, -3, -2, -1)
-    assert mixed.per_pair.isnan()[:, 0].tolist() == [[False] * 5, [True, True, False, False, False], [True, False, False, False, False]]
+    assert mixed.per_pair.isnan()[:, 0].tolist() == [
+        [False] * 5,
+        [True, True, False, False, False],
+        [True, False, False, False, False],
+    ]
     heads = patch_sweep(model, as_task(random_pairs([5, 3])), "head_out")
     assert (heads.positions, heads.axes, heads.values.shape) == ((), ("layer", "head"), (2, 3))
     both = patch_sweep(model, as_task(random_pairs([5, 3])), "head_out_by_position")
@@ -132,15 +190,33 @@ def test_labels_are_columns_in_the_order_of_their_mean_position(tiny_models):
     torch.testing.assert_close(got.per_pair[1, :, 1], whole.per_pair[1, :, 2])
     with pytest.raises(MeasurementError, match="has no labels"):
         patch_sweep(model, as_task(random_pairs([4])), by="label")
-    assert patch_sweep(model, as_task(random_pairs([4])), "head_out", by="label").positions == ()  # heads have no positions to label
+    assert (
+        patch_sweep(model, as_task(random_pairs([4])), "head_out", by="label").positions == ()
+    )  # heads have no positions to label
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out_by_position", "head_out"])
+@pytest.mark.parametrize(
+    "site",
+    [
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "head_out_by_position",
+        "head_out",
+    ],
+)
 def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models, site, direction):
     """Before the first difference; and after the last layer's attention, everywhere but at the answer position."""
     model = tiny_models.load("gpt2")
-    task = as_task([EncodedPair((1, 2, 3, 4, 5, 6), (1, 2, 9, 4, 5, 6), (7,), (8,)), EncodedPair((3, 2, 1, 9, 5), (3, 2, 1, 4, 5), (7,), (8,))])
+    task = as_task(
+        [
+            EncodedPair((1, 2, 3, 4, 5, 6), (1, 2, 9, 4, 5, 6), (7,), (8,)),
+            EncodedPair((3, 2, 1, 9, 5), (3, 2, 1, 4, 5), (7,), (8,)),
+        ]
+    )
     got = patch_sweep(model, task, site, direction=direction)
     base = got.metric_corrupted if direction == "denoising" else got.metric_clean
     if site == "head_out":
@@ -150,7 +226,9 @@ def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models,
     assert same[1, ..., 1:4].all()  # the second pair's positions 0 to 2
     last_layer = got.per_pair[:, -1]
     if site != "resid_pre":  # whose change the last layer's attention still moves
-        assert (last_layer[..., :-1] == base.reshape(-1, *[1] * (last_layer.ndim - 1)))[last_layer[..., :-1].isnan().logical_not()].all()
+        assert (last_layer[..., :-1] == base.reshape(-1, *[1] * (last_layer.ndim - 1)))[
+            last_layer[..., :-1].isnan().logical_not()
+        ].all()
     assert not same[0, 0, ..., 2].all()
 
 
@@ -165,9 +243,16 @@ def test_identities(tiny_models, name):
         pre = patch_sweep(model, task, "resid_pre", direction=direction).values
         assert abs(float(pre[0, -1])) < 1e-6  # last tokens agree: so does what is embedded there
         torch.testing.assert_close(post[:-1], pre[1:], atol=1e-5, rtol=0)
-    changed_last = as_task([EncodedPair((1, 2, 3), (1, 2, 4), (5,), (6,)), EncodedPair((7, 2, 3), (7, 2, 9), (5,), (6,))])
+    changed_last = as_task(
+        [
+            EncodedPair((1, 2, 3), (1, 2, 4), (5,), (6,)),
+            EncodedPair((7, 2, 3), (7, 2, 9), (5,), (6,)),
+        ]
+    )
     only = patch_sweep(model, changed_last, "resid_pre").values
-    torch.testing.assert_close(only[:, -1], torch.ones(model.info.n_layers), atol=1e-5, rtol=0)  # all that differs is there
+    torch.testing.assert_close(
+        only[:, -1], torch.ones(model.info.n_layers), atol=1e-5, rtol=0
+    )  # all that differs is there
     assert only[:, :-1].abs().max() < 1e-6
 
 
@@ -184,7 +269,9 @@ def test_the_normalised_value_is_a_ratio_of_means():
     clean, corrupted = torch.tensor([4.0, 10.0]), torch.tensor([0.0, 2.0])
     values, warnings = normalise(per_pair, clean, corrupted, "denoising")
     assert warnings == ()
-    torch.testing.assert_close(values, torch.tensor([(2 - 1) / (7 - 1), (5 - 2) / (10 - 2)]))  # the second column has one pair
+    torch.testing.assert_close(
+        values, torch.tensor([(2 - 1) / (7 - 1), (5 - 2) / (10 - 2)])
+    )  # the second column has one pair
     values, _ = normalise(per_pair, clean, corrupted, "noising")
     torch.testing.assert_close(values, torch.tensor([(7 - 2) / (7 - 1), (10 - 5) / (10 - 2)]))
 
@@ -203,7 +290,12 @@ def test_where_there_is_nothing_to_normalise_by_values_are_nan_and_it_is_said(ti
 
 def test_a_small_gap_is_no_gap():
     for gap, none in ((0.9e-6, True), (1.1e-6, False)):
-        values, warnings = normalise(torch.tensor([[0.5]]), torch.tensor([gap]).double(), torch.zeros(1).double(), "denoising")
+        values, warnings = normalise(
+            torch.tensor([[0.5]]),
+            torch.tensor([gap]).double(),
+            torch.zeros(1).double(),
+            "denoising",
+        )
         assert bool(values.isnan().all()) == bool(warnings) == none
 
 
@@ -214,7 +306,9 @@ def blocks_of(tiny_models: TinyModels, name: str, task: Task, pairs_each: int) -
     while low < high:
         middle = (low + high) // 2
         try:
-            enough = len(list(Engine(model, task, memory=middle).blocks())) <= -(-len(task.pairs) // pairs_each)
+            enough = len(list(Engine(model, task, memory=middle).blocks())) <= -(
+                -len(task.pairs) // pairs_each
+            )
         except MemoryLimitError:
             enough = False
         low, high = (low, middle) if enough else (middle + 1, high)
@@ -236,7 +330,10 @@ def test_little_memory_gives_the_same_numbers(tiny_models, name, site, pairs_eac
     model, memory = blocks_of(tiny_models, name, task, pairs_each)
     assert len(list(Engine(model, task, memory=memory).blocks())) == -(-5 // pairs_each)
     for direction in DIRECTIONS:
-        plenty, little = (patch_sweep(model, task, site, direction=direction, memory=limit) for limit in (None, memory))
+        plenty, little = (
+            patch_sweep(model, task, site, direction=direction, memory=limit)
+            for limit in (None, memory)
+        )
         torch.testing.assert_close(little.per_pair, plenty.per_pair, equal_nan=True)
         torch.testing.assert_close(little.values, plenty.values, equal_nan=True)
         torch.testing.assert_close(little.metric_clean, plenty.metric_clean)
@@ -261,8 +358,13 @@ def test_less_memory_than_one_pair_is_refused_with_what_is_needed(tiny_models):
         (RuntimeError("MPS backend out of memory"), 3),
     ],
 )
-def test_where_memory_runs_out_batches_are_halved_and_the_numbers_are_the_same(tiny_models, monkeypatch, fits, fault):
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([6, 4, 7, 7, 5, 6], seed=5))
+def test_where_memory_runs_out_batches_are_halved_and_the_numbers_are_the_same(
+    tiny_models, monkeypatch, fits, fault
+):
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([6, 4, 7, 7, 5, 6], seed=5)),
+    )
     expected, run, rows = patch_sweep(model, task, "resid_pre"), model.run, []
 
     def scarce(batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -305,7 +407,10 @@ def test_other_faults_are_bugs(tiny_models, monkeypatch):
         patch_sweep(model, as_task(random_pairs([5, 5])), "resid_pre")
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "q"])
+@pytest.mark.parametrize(
+    "site",
+    ["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "q"],
+)
 @pytest.mark.parametrize("name", ["gpt2", "neox", "native"])
 def test_the_work_counted_is_the_work_estimated(tiny_models, name, site):
     model, task = tiny_models.load(name), as_task(random_pairs([6, 4, 7], seed=6))
@@ -334,13 +439,25 @@ def test_reusing_an_engine_costs_no_second_caching(tiny_models):
     engine = Engine(model, task)
     first = patch_sweep(model, task, "resid_pre", engine=engine)
     second = patch_sweep(model, task, "resid_pre", engine=engine)
-    assert second.cost.forward_equivalents == pytest.approx(first.cost.forward_equivalents - 2 * len(task))
+    assert second.cost.forward_equivalents == pytest.approx(
+        first.cost.forward_equivalents - 2 * len(task)
+    )
     torch.testing.assert_close(second.per_pair, first.per_pair, atol=0, rtol=0)
 
 
 def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch):
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs([7, 6, 7], seed=7, changed=1))
-    for site in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "head_out", "head_out_by_position"):
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs([7, 6, 7], seed=7, changed=1)),
+    )
+    for site in (
+        "resid_pre",
+        "resid_mid",
+        "attn_out",
+        "mlp_out",
+        "head_out",
+        "head_out_by_position",
+    ):
         quick = patch_sweep(model, task, site)
         with monkeypatch.context() as patch:
             patch.setattr(model, "abilities", Abilities())
@@ -351,8 +468,16 @@ def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch)
 
 def test_the_tasks_metric_is_the_default(tiny_models):
     model, pairs = tiny_models.load("native"), random_pairs([5, 5])
-    assert patch_sweep(model, as_task(pairs, "probability_difference"), "head_out").metric == "probability_difference"
-    assert patch_sweep(model, as_task(pairs, "probability_difference"), "head_out", metric="kl_divergence").metric == "kl_divergence"
+    assert (
+        patch_sweep(model, as_task(pairs, "probability_difference"), "head_out").metric
+        == "probability_difference"
+    )
+    assert (
+        patch_sweep(
+            model, as_task(pairs, "probability_difference"), "head_out", metric="kl_divergence"
+        ).metric
+        == "kl_divergence"
+    )
 
 
 def test_divergence_is_from_the_clean_run_in_both_directions(tiny_models):
@@ -362,7 +487,9 @@ def test_divergence_is_from_the_clean_run_in_both_directions(tiny_models):
         torch.testing.assert_close(got.metric_clean, torch.zeros(2, dtype=torch.float64))
         assert (got.metric_corrupted > 0).all()
         whole = got.per_pair[:, -1, -1]
-        torch.testing.assert_close(whole, got.metric_clean if direction == "denoising" else got.metric_corrupted)
+        torch.testing.assert_close(
+            whole, got.metric_clean if direction == "denoising" else got.metric_corrupted
+        )
 
 
 @pytest.mark.parametrize(
@@ -384,9 +511,17 @@ def test_an_engine_measures_its_own_metric(tiny_models):
     model, task = tiny_models.load("native"), as_task(random_pairs([5]))
     engine = Engine(model, task, metric="probability_difference")
     assert patch_sweep(model, task, "head_out", engine=engine).metric == "probability_difference"
-    assert patch_sweep(model, task, "head_out", metric="probability_difference", engine=engine).metric == "probability_difference"
-    for call in (lambda: patch_sweep(model, task, metric="kl_divergence", engine=engine), lambda: _ablate(model, task, engine)):
-        with pytest.raises(MeasurementError, match="the engine given measures 'probability_difference'"):
+    assert (
+        patch_sweep(model, task, "head_out", metric="probability_difference", engine=engine).metric
+        == "probability_difference"
+    )
+    for call in (
+        lambda: patch_sweep(model, task, metric="kl_divergence", engine=engine),
+        lambda: _ablate(model, task, engine),
+    ):
+        with pytest.raises(
+            MeasurementError, match="the engine given measures 'probability_difference'"
+        ):
             call()
 
 
@@ -410,7 +545,12 @@ def test_a_budget_that_does_not_reach_stops_before_the_rows(tiny_models):
 def test_progress_is_told_and_reaches_the_estimate(tiny_models):
     told: list[tuple[float, float, str]] = []
     model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5, 7]))
-    patch_sweep(model, task, "head_out_by_position", progress=lambda done, total, label: told.append((done, total, label)))
+    patch_sweep(
+        model,
+        task,
+        "head_out_by_position",
+        progress=lambda done, total, label: told.append((done, total, label)),
+    )
     assert told[-1][2] == "head_out_by_position denoising"
     assert all(0 <= done <= total + 1e-9 for done, total, _ in told)
     assert told[-1][0] == pytest.approx(told[-1][1])
@@ -418,8 +558,13 @@ def test_progress_is_told_and_reaches_the_estimate(tiny_models):
 
 @pytest.mark.parametrize("site", ["resid_pre", "head_out_by_position"])
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_labelled_columns_are_the_label_sweeps_and_the_rest_counts_from_the_end(tiny_models: Any, site: Any, direction: Any) -> None:
-    model, task = tiny_models.load("gpt2", dtype="float64"), as_task(random_pairs((6, 4, 7, 5), seed=2, labelled=True))
+def test_labelled_columns_are_the_label_sweeps_and_the_rest_counts_from_the_end(
+    tiny_models: Any, site: Any, direction: Any
+) -> None:
+    model, task = (
+        tiny_models.load("gpt2", dtype="float64"),
+        as_task(random_pairs((6, 4, 7, 5), seed=2, labelled=True)),
+    )
     by_position = patch_sweep(model, task, site, direction=direction)
     by_label = patch_sweep(model, task, site, direction=direction, by="label")
     found = align_by_label(by_position, task)
@@ -431,10 +576,18 @@ def test_labelled_columns_are_the_label_sweeps_and_the_rest_counts_from_the_end(
         assert has.any()
         torch.testing.assert_close(found.per_pair[..., column][has], by_label.per_pair[..., n][has])
     for n, place in enumerate(by_position.positions):  # each token is in exactly one column
-        pairs = [i for i, pair in enumerate(task.pairs) if place not in {at - len(pair.clean) for at in pair.labels.values()}]
+        pairs = [
+            i
+            for i, pair in enumerate(task.pairs)
+            if place not in {at - len(pair.clean) for at in pair.labels.values()}
+        ]
         if place in found.positions:
             column = found.positions.index(place)
-            torch.testing.assert_close(found.per_pair[pairs][..., column], by_position.per_pair[pairs][..., n], equal_nan=True)
+            torch.testing.assert_close(
+                found.per_pair[pairs][..., column],
+                by_position.per_pair[pairs][..., n],
+                equal_nan=True,
+            )
     assert (~found.per_pair.isnan()).sum() == (~by_position.per_pair.isnan()).sum()
 
 
@@ -448,7 +601,9 @@ def test_prompts_of_one_length_and_screened_sweeps_stay_as_they_are(tiny_models:
 
 
 @pytest.mark.parametrize("name", ["ioi", "agreement"])
-def test_no_layer_of_a_built_in_behaviour_passes_through_a_position_without_a_column(name: str) -> None:
+def test_no_layer_of_a_built_in_behaviour_passes_through_a_position_without_a_column(
+    name: str,
+) -> None:
     """Seen once: labels alone showed 0.7% of what passes through the unlabelled token before the last."""
     model = load_model("bundled")
     task = load_task(name, model, pairs=32)

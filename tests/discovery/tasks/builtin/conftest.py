@@ -12,7 +12,9 @@ from tokenizers import ByteLevelBPETokenizer
 
 from discovery.tasks.pairs import Tokenizer
 
-SHARED = Path(os.environ.get("CIRCUIT_SCOUT_SHARED", Path(__file__).resolve().parents[5] / "shared"))
+SHARED = Path(
+    os.environ.get("CIRCUIT_SCOUT_SHARED", Path(__file__).resolve().parents[5] / "shared")
+)
 
 
 class WordTokenizer:

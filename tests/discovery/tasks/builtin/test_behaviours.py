@@ -21,8 +21,22 @@ def at(tokenizer: Tokenizer, pair: PromptPair, label: str, side: str = "clean") 
 def test_word_lists() -> None:
     """At least a hundred names, no word twice, no noun in two roles."""
     assert len(words.NAMES) >= 100
-    nouns = words.PEOPLE + words.THINGS + words.PLACES + words.OBJECTS + words.EVENTS + words.OTHER_NOUNS
-    for listed in (words.NAMES, nouns, words.MEETING_VERBS, words.TRAVEL_VERBS, words.GIVING_VERBS, words.ADJECTIVES):
+    nouns = (
+        words.PEOPLE
+        + words.THINGS
+        + words.PLACES
+        + words.OBJECTS
+        + words.EVENTS
+        + words.OTHER_NOUNS
+    )
+    for listed in (
+        words.NAMES,
+        nouns,
+        words.MEETING_VERBS,
+        words.TRAVEL_VERBS,
+        words.GIVING_VERBS,
+        words.ADJECTIVES,
+    ):
         assert len(set(listed)) == len(listed)
 
 
@@ -33,7 +47,9 @@ def test_ioi_labels_name_the_roles_and_the_corruption_swaps_them(tokenizer: Toke
         assert at(tokenizer, pair, "S1") == at(tokenizer, pair, "S2") == str(pair.wrong).strip()
         assert at(tokenizer, pair, "S2", "corrupted") == str(pair.answer).strip()
         clean, corrupted = tokenizer.encode(str(pair.clean)), tokenizer.encode(str(pair.corrupted))
-        assert [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b] == [pair.labels["S2"]]
+        assert [i for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b] == [
+            pair.labels["S2"]
+        ]
         assert pair.labels["S1+1"] == pair.labels["S1"] + 1
 
 
@@ -52,8 +68,12 @@ def test_ioi_cannot_be_solved_by_counting_names(by_words: Tokenizer) -> None:
     pairs = generate("ioi", by_words, 240, 0)
     for pair in pairs:
         said = Counter(word for word in re.findall(r"\w+", str(pair.clean)) if word in known)
-        counted += [name for name, times in said.items() if times == 1] == [str(pair.answer).strip()]
-    assert counted == 240 * sum("{X}" not in pattern for pattern in ioi.PATTERNS.values()) / len(ioi.PATTERNS)
+        counted += [name for name, times in said.items() if times == 1] == [
+            str(pair.answer).strip()
+        ]
+    assert counted == 240 * sum("{X}" not in pattern for pattern in ioi.PATTERNS.values()) / len(
+        ioi.PATTERNS
+    )
     assert counted <= len(pairs) / 4
 
 
@@ -64,7 +84,11 @@ def test_induction_answer_followed_the_last_word_before(tokenizer: Tokenizer) ->
             said = re.findall(r"\w+", prompt)
             assert said[said.index(said[-1]) + 1] == str(answer).strip()
             assert said.count(said[-1]) == 2
-        assert at(tokenizer, pair, "A1") == at(tokenizer, pair, "end") == at(tokenizer, pair, "C1", "corrupted")
+        assert (
+            at(tokenizer, pair, "A1")
+            == at(tokenizer, pair, "end")
+            == at(tokenizer, pair, "C1", "corrupted")
+        )
         assert at(tokenizer, pair, "B1") == str(pair.answer).strip()
         assert at(tokenizer, pair, "D1") == str(pair.wrong).strip()
         clean, corrupted = tokenizer.encode(str(pair.clean)), tokenizer.encode(str(pair.corrupted))
@@ -105,10 +129,24 @@ def test_agreement_changes_only_the_subjects_number(tokenizer: Tokenizer) -> Non
     assert 0.7 * len(pairs) <= opposed <= 0.9 * len(pairs)
 
 
-def test_words_that_a_tokenizer_does_not_know_are_not_used(knowing: Callable[[set[str]], Tokenizer]) -> None:
+def test_words_that_a_tokenizer_does_not_know_are_not_used(
+    knowing: Callable[[set[str]], Tokenizer],
+) -> None:
     """An <unk> is one token too, but not one that spells the word: half the names are unknown here, and none of them is drawn."""
-    said = {word for pattern in ioi.PATTERNS.values() for word in re.findall(r"[A-Za-z]+|[^\sA-Za-z]", pattern)}
-    known = {*words.NAMES[::2], *words.PLACES, *words.OBJECTS, *words.MEETING_VERBS, *words.TRAVEL_VERBS, *words.GIVING_VERBS, *said}
+    said = {
+        word
+        for pattern in ioi.PATTERNS.values()
+        for word in re.findall(r"[A-Za-z]+|[^\sA-Za-z]", pattern)
+    }
+    known = {
+        *words.NAMES[::2],
+        *words.PLACES,
+        *words.OBJECTS,
+        *words.MEETING_VERBS,
+        *words.TRAVEL_VERBS,
+        *words.GIVING_VERBS,
+        *said,
+    }
     for pair in generate("ioi", knowing(known), 60, 0):
         assert set(re.findall(r"\w+", str(pair.clean))) & set(words.NAMES) <= set(words.NAMES[::2])
     with pytest.raises(TaskError, match=r"at least 20 first names .* has 10\."):
@@ -117,7 +155,11 @@ def test_words_that_a_tokenizer_does_not_know_are_not_used(knowing: Callable[[se
 
 def test_years_that_are_one_token_with_their_century_are_left_out(gpt2: Tokenizer) -> None:
     """GPT-2 has ' 1860' as one token: 60 does not continue ' 18', so no set holds it, and the others of its set remain."""
-    sets = [(pair.answer, pair.wrong) for pair in generate("greater_than", gpt2, 240, 0) if str(pair.clean).endswith(" 18")]
+    sets = [
+        (pair.answer, pair.wrong)
+        for pair in generate("greater_than", gpt2, 240, 0)
+        if str(pair.clean).endswith(" 18")
+    ]
     both = [one for pair in sets for one in pair if isinstance(one, tuple)]
     assert both
     assert all("60" not in one for one in both)

@@ -38,7 +38,9 @@ def test_every_pair_is_sound(name: str, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_as_many_distinct_pairs_as_asked_for_spread_over_all_wordings(name: str, tokenizer: Tokenizer) -> None:
+def test_as_many_distinct_pairs_as_asked_for_spread_over_all_wordings(
+    name: str, tokenizer: Tokenizer
+) -> None:
     """A pair and its reverse count as one, and the wordings take turns."""
     pairs = generate(name, tokenizer, 240, 0)
     assert len({frozenset((str(pair.clean), str(pair.corrupted))) for pair in pairs}) == 240
@@ -51,12 +53,16 @@ def test_as_many_distinct_pairs_as_asked_for_spread_over_all_wordings(name: str,
 def test_no_constant_answer_serves_many_pairs(name: str, tokenizer: Tokenizer) -> None:
     """Otherwise accuracy says nothing; agreement is a choice of two."""
     pairs = generate(name, tokenizer, 240, 1)
-    most = Counter(answer for pair in pairs for answer in answers(pair, "answer")).most_common(1)[0][1]
+    most = Counter(answer for pair in pairs for answer in answers(pair, "answer")).most_common(1)[
+        0
+    ][1]
     assert most <= (0.6 if name == "agreement" else 0.3) * len(pairs)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prompts_of_one_wording_have_one_length(name: str, by_words: Tokenizer, gpt2: Tokenizer) -> None:
+def test_prompts_of_one_wording_have_one_length(
+    name: str, by_words: Tokenizer, gpt2: Tokenizer
+) -> None:
     """So that a mean by position is a mean over like words."""
     for tokenizer in (by_words, gpt2):
         lengths: dict[str | None, set[int]] = {}
@@ -94,7 +100,9 @@ def test_defaults_are_large_enough_for_a_verdict() -> None:
     for task in BUILTIN.values():
         assert task.default_pairs >= 200
         assert len(task.wordings) >= 4
-        assert task.metric == ("probability_difference" if task.name == "greater_than" else "logit_difference")
+        assert task.metric == (
+            "probability_difference" if task.name == "greater_than" else "logit_difference"
+        )
 
 
 def test_needs_no_torch() -> None:

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.anyio
 async def wait_for_end(client: Client, run_id: str, seconds: float = 120) -> dict[str, Any]:
     """The run's state once it is not at work."""
     with anyio.fail_after(seconds):
-        while (state := await call_tool_ok(client, "run_status", run_id=run_id))["status"] == "running":
+        while (state := await call_tool_ok(client, "run_status", run_id=run_id))[
+            "status"
+        ] == "running":
             await anyio.sleep(0.2)
     return state
 
@@ -52,11 +54,17 @@ async def test_waiting_for_the_end(models: Path, runs_dir: Path) -> None:
             told.append(done)
 
         result = await client.call_tool(
-            "discover_circuit", {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 200}, progress_callback=progress
+            "discover_circuit",
+            {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 200},
+            progress_callback=progress,
         )
         found = result.structured_content
         assert found is not None
-        assert (found["status"], found["verdict"], nodes_of(found)) == ("completed", "verified", INDUCTION_CIRCUIT)
+        assert (found["status"], found["verdict"], nodes_of(found)) == (
+            "completed",
+            "verified",
+            INDUCTION_CIRCUIT,
+        )
         assert len(told) > 2
         assert told == sorted(told)
         assert len(json.dumps(found)) <= 10_000
@@ -65,18 +73,38 @@ async def test_waiting_for_the_end(models: Path, runs_dir: Path) -> None:
         assert nodes_of(circuit) == INDUCTION_CIRCUIT
         assert {condition["resample"] for condition in circuit["conditions"]} == {"holds"}
         assert len(json.dumps(circuit)) <= 10_000
-        assert len(json.dumps(await call_tool_ok(client, "get_circuit", run_id=found["run_id"], detail="detailed"))) <= 40_000
+        assert (
+            len(
+                json.dumps(
+                    await call_tool_ok(
+                        client, "get_circuit", run_id=found["run_id"], detail="detailed"
+                    )
+                )
+            )
+            <= 40_000
+        )
         for uri in circuit["links"]:
             assert (await client.read_resource(uri)).contents
-        [record] = (await client.read_resource(f"scout://runs/{found['run_id']}/circuit.json")).contents
+        [record] = (
+            await client.read_resource(f"scout://runs/{found['run_id']}/circuit.json")
+        ).contents
         assert json.loads(record.text)["graph"]["verdict"] == "verified"
         assert str(models) not in json.dumps(circuit)
 
         again = await call_tool_ok(client, "discover_circuit", run_id=found["run_id"])
         assert (again["status"], again["verdict"]) == ("completed", "verified")
         assert again["notes"] == []
-        more = await call_tool_ok(client, "discover_circuit", run_id=found["run_id"], model_id="induction", task="ioi", budget=5)
-        assert more["notes"] == ["Ignored, for a resumed run goes on as it was begun: model_id, task, budget."]
+        more = await call_tool_ok(
+            client,
+            "discover_circuit",
+            run_id=found["run_id"],
+            model_id="induction",
+            task="ioi",
+            budget=5,
+        )
+        assert more["notes"] == [
+            "Ignored, for a resumed run goes on as it was begun: model_id, task, budget."
+        ]
         listed = await call_tool_ok(client, "list_runs", status="completed")
         assert [run["run_id"] for run in listed["runs"]] == [found["run_id"]]
 
@@ -84,7 +112,9 @@ async def test_waiting_for_the_end(models: Path, runs_dir: Path) -> None:
 async def test_not_waiting_then_stopping_then_going_on(models: Path, runs_dir: Path) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        begun = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0)
+        begun = await call_tool_ok(
+            client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
+        )
         run_id = begun["run_id"]
         assert begun["status"] == "running"
         assert "has no circuit yet" in await call_tool_error(client, "get_circuit", run_id=run_id)
@@ -113,7 +143,10 @@ async def test_a_cancelled_wait_leaves_the_run_at_work(models: Path, runs_dir: P
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
         with anyio.move_on_after(1.0):
-            await client.call_tool("discover_circuit", {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 100})
+            await client.call_tool(
+                "discover_circuit",
+                {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 100},
+            )
         [run] = (await call_tool_ok(client, "list_runs"))["runs"]
         state = await wait_for_end(client, run["run_id"])
         assert (state["status"], state["verdict"]) == ("completed", "verified")
@@ -123,23 +156,40 @@ async def test_a_cancelled_wait_leaves_the_run_at_work(models: Path, runs_dir: P
 async def test_a_killed_server_leaves_a_run_that_goes_on(models: Path, runs_dir: Path) -> None:
     words = [sys.executable, "-m", "mcp_server", "serve", "--models-dir", str(models)]
     process = subprocess.Popen(
-        words, env=server_environment(runs_dir), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words,
+        env=server_environment(runs_dir),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdin
     assert process.stdout
-    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    hello = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    }
     calls: list[tuple[str, dict[str, Any]]] = [
         ("load_model", {"model": "induction"}),
         ("discover_circuit", {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 0}),
     ]
-    lines: list[dict[str, Any]] = [{"id": 0, "method": "initialize", "params": hello}, {"method": "notifications/initialized"}]
+    lines: list[dict[str, Any]] = [
+        {"id": 0, "method": "initialize", "params": hello},
+        {"method": "notifications/initialized"},
+    ]
     try:
         for line in lines:
             process.stdin.write(json.dumps({"jsonrpc": "2.0", **line}) + "\n")
         process.stdin.flush()
         process.stdout.readline()
         for number, (name, arguments) in enumerate(calls, start=1):
-            line = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
+            line = {
+                "jsonrpc": "2.0",
+                "id": number,
+                "method": "tools/call",
+                "params": {"name": name, "arguments": arguments},
+            }
             process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
             while True:
@@ -163,33 +213,52 @@ async def test_a_killed_server_leaves_a_run_that_goes_on(models: Path, runs_dir:
 async def test_a_run_of_another_process_is_not_touched(models: Path, runs_dir: Path) -> None:
     async with connect_over_stdio(models, runs_dir) as other:
         await call_tool_ok(other, "load_model", model="induction")
-        begun = await call_tool_ok(other, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0)
+        begun = await call_tool_ok(
+            other, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
+        )
         async with Client(make_server(models, runs_dir)) as client:
-            if (await call_tool_ok(client, "run_status", run_id=begun["run_id"]))["status"] == "running":
-                assert "is being written by process" in await call_tool_error(client, "discover_circuit", run_id=begun["run_id"])
-                assert "another process" in await call_tool_error(client, "cancel_run", run_id=begun["run_id"])
+            if (await call_tool_ok(client, "run_status", run_id=begun["run_id"]))[
+                "status"
+            ] == "running":
+                assert "is being written by process" in await call_tool_error(
+                    client, "discover_circuit", run_id=begun["run_id"]
+                )
+                assert "another process" in await call_tool_error(
+                    client, "cancel_run", run_id=begun["run_id"]
+                )
         await call_tool_ok(other, "cancel_run", run_id=begun["run_id"])
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
     assert "needs task" in await call_tool_error(client, "discover_circuit", model_id="induction")
     assert "needs model_id" in await call_tool_error(client, "discover_circuit", task="ioi")
-    assert "There is no run" in await call_tool_error(client, "discover_circuit", run_id="ioi-nobody-20260101-000000-0000")
-    assert "cannot be the id of a run" in await call_tool_error(client, "run_status", run_id="../../etc")
+    assert "There is no run" in await call_tool_error(
+        client, "discover_circuit", run_id="ioi-nobody-20260101-000000-0000"
+    )
+    assert "cannot be the id of a run" in await call_tool_error(
+        client, "run_status", run_id="../../etc"
+    )
 
 
 async def test_of_many_resumes_at_once_one_goes_on(models: Path, runs_dir: Path) -> None:
     server = make_server(models, runs_dir)
     async with Client(server) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        begun = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0)
+        begun = await call_tool_ok(
+            client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
+        )
         await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
     runs, found = server.session.runs, []
-    threads = [threading.Thread(target=lambda: found.append(runs.resume(begun["run_id"]))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(runs.resume(begun["run_id"])))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     with pytest.raises(StoreError, match="is being written by process"):
-        open_run(runs_dir, begun["run_id"], write=True)  # held at once, not when the model has been loaded
+        open_run(
+            runs_dir, begun["run_id"], write=True
+        )  # held at once, not when the model has been loaded
     for thread in threads:
         thread.join(60)
     assert len({id(made) for made in found}) == 1

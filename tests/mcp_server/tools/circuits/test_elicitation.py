@@ -14,13 +14,21 @@ from mcp.types import ClientCapabilities, ElicitRequestParams, ElicitResult
 
 from discovery.store import open_run
 from mcp_server.tools.circuits.elicitation import ask_behaviour
-from tests.mcp_server.servers import ERAS, INDUCTION_TASK, call_tool_error, call_tool_ok, make_server
+from tests.mcp_server.servers import (
+    ERAS,
+    INDUCTION_TASK,
+    call_tool_error,
+    call_tool_ok,
+    make_server,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_the_user_is_asked_where_the_client_can(era: str, models: Path, runs_dir: Path) -> None:
+async def test_the_user_is_asked_where_the_client_can(
+    era: str, models: Path, runs_dir: Path
+) -> None:
     asked: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
@@ -29,12 +37,23 @@ async def test_the_user_is_asked_where_the_client_can(era: str, models: Path, ru
             return ElicitResult(action="accept", content={"task": "induction"})
         return ElicitResult(action="accept", content={"raise_budget": True})
 
-    async with Client(make_server(models, runs_dir), mode=era, elicitation_callback=answer) as client:
+    async with Client(
+        make_server(models, runs_dir), mode=era, elicitation_callback=answer
+    ) as client:
         await call_tool_ok(client, "load_model", model="induction")
         # the model has no tokenizer: that the built-in task is tried shows that the answer was taken
-        assert "no tokenizer" in await call_tool_error(client, "discover_circuit", model_id="induction")
+        assert "no tokenizer" in await call_tool_error(
+            client, "discover_circuit", model_id="induction"
+        )
         assert "Which behaviour" in asked[-1]
-        found = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, budget=10, wait_seconds=200)
+        found = await call_tool_ok(
+            client,
+            "discover_circuit",
+            model_id="induction",
+            task=INDUCTION_TASK,
+            budget=10,
+            wait_seconds=200,
+        )
         assert "Raise the budget" in asked[-1]
         assert found["verdict"] == "verified"
         assert "was raised to" in found["notes"][0]
@@ -43,21 +62,39 @@ async def test_the_user_is_asked_where_the_client_can(era: str, models: Path, ru
         assert found["cost"]["forward_equivalents"] <= granted
 
 
-async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_what_cannot_be(models: Path, runs_dir: Path) -> None:
+async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_what_cannot_be(
+    models: Path, runs_dir: Path
+) -> None:
     asked: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         asked.append(params.message)
-        return ElicitResult(action="accept", content={"task": "induction", "use_enough": True, "raise_budget": False})
+        return ElicitResult(
+            action="accept",
+            content={"task": "induction", "use_enough": True, "raise_budget": False},
+        )
 
     async with Client(make_server(models, runs_dir), elicitation_callback=answer) as client:
-        assert "No model is loaded" in await call_tool_error(client, "discover_circuit", model_id="nope", task="ioi", pairs=20)
-        assert "needs model_id" in await call_tool_error(client, "discover_circuit", wait_seconds=0.2)
+        assert "No model is loaded" in await call_tool_error(
+            client, "discover_circuit", model_id="nope", task="ioi", pairs=20
+        )
+        assert "needs model_id" in await call_tool_error(
+            client, "discover_circuit", wait_seconds=0.2
+        )
         assert asked == []
         await call_tool_ok(client, "load_model", model="bundled")
-        begun = await call_tool_ok(client, "discover_circuit", model_id="bundled", pairs=20, budget=500, wait_seconds=0)
+        begun = await call_tool_ok(
+            client, "discover_circuit", model_id="bundled", pairs=20, budget=500, wait_seconds=0
+        )
         await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
-        whole = await call_tool_ok(client, "discover_circuit", model_id="bundled", task="induction", budget=500, wait_seconds=0)
+        whole = await call_tool_ok(
+            client,
+            "discover_circuit",
+            model_id="bundled",
+            task="induction",
+            budget=500,
+            wait_seconds=0,
+        )
         await call_tool_ok(client, "cancel_run", run_id=whole["run_id"])
     assert [question.split()[0] for question in asked] == ["Which", "20", "This", "This"]
     assert asked[2] == asked[3]  # the estimate is for the 240 pairs that the user agreed to
@@ -70,24 +107,44 @@ def test_a_client_that_asks_by_url_only_is_not_asked() -> None:
 
         def __init__(self, **abilities: Any) -> None:
             self.client_capabilities = ClientCapabilities.model_validate({"elicitation": abilities})
-            self.request_context = SimpleNamespace(lifespan_context=SimpleNamespace(models=SimpleNamespace(has=lambda name: True)))
+            self.request_context = SimpleNamespace(
+                lifespan_context=SimpleNamespace(models=SimpleNamespace(has=lambda name: True))
+            )
 
-    for abilities, asks in (({}, True), ({"form": {}}, True), ({"url": {}}, False), ({"form": {}, "url": {}}, True)):
+    for abilities, asks in (
+        ({}, True),
+        ({"form": {}}, True),
+        ({"url": {}}, False),
+        ({"form": {}, "url": {}}, True),
+    ):
         found = ask_behaviour(Here(**abilities), "induction", None, None)
         assert isinstance(found, Elicit) is asks, abilities
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-async def test_too_few_pairs_for_a_verdict_are_asked_about(agrees: bool, models: Path, runs_dir: Path) -> None:
+async def test_too_few_pairs_for_a_verdict_are_asked_about(
+    agrees: bool, models: Path, runs_dir: Path
+) -> None:
     asked: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         asked.append(params.message)
-        return ElicitResult(action="accept", content={"use_enough": True}) if agrees else ElicitResult(action="decline")
+        return (
+            ElicitResult(action="accept", content={"use_enough": True})
+            if agrees
+            else ElicitResult(action="decline")
+        )
 
     async with Client(make_server(models, runs_dir), elicitation_callback=answer) as client:
         await call_tool_ok(client, "load_model", model="bundled")
-        begun = await call_tool_ok(client, "discover_circuit", model_id="bundled", task="induction", pairs=20, wait_seconds=0)
+        begun = await call_tool_ok(
+            client,
+            "discover_circuit",
+            model_id="bundled",
+            task="induction",
+            pairs=20,
+            wait_seconds=0,
+        )
         await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
     assert asked == ["20 pairs are too few for a verdict, which needs 96. Take 240?"]
     assert len(open_run(runs_dir, begun["run_id"]).load_pairs()) == (240 if agrees else 20)
@@ -102,5 +159,12 @@ async def test_a_refusal_keeps_the_budget(models: Path, runs_dir: Path) -> None:
     for callback in (decline, None):  # a client that cannot ask goes on likewise
         async with Client(make_server(models, runs_dir), elicitation_callback=callback) as client:
             await call_tool_ok(client, "load_model", model="induction")
-            found = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, budget=10, wait_seconds=200)
+            found = await call_tool_ok(
+                client,
+                "discover_circuit",
+                model_id="induction",
+                task=INDUCTION_TASK,
+                budget=10,
+                wait_seconds=200,
+            )
             assert (found["status"], found["verdict"]) == ("completed", "inconclusive")

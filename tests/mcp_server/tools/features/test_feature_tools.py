@@ -17,7 +17,9 @@ pytestmark = pytest.mark.anyio
 def dictionary(models: Path) -> str:
     """A random dictionary in the models directory."""
     saelens()
-    random_module("standard", 88, 64, "blocks.1.hook_resid_pre").save_model(str(models / "saes" / "layer1"))
+    random_module("standard", 88, 64, "blocks.1.hook_resid_pre").save_model(
+        str(models / "saes" / "layer1")
+    )
     return "saes/layer1"
 
 
@@ -25,8 +27,13 @@ async def test_features_of_a_prompt_and_of_a_task(models: Path, runs_dir: Path) 
     dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        for given in ({"prompt": [0, 5, 6, 7, 5]}, {"task": INDUCTION_TASK, "pairs": 8, "positions": [-1]}):
-            found = await call_tool_ok(client, "sae_top_features", model_id="induction", sae="saes/layer1", k=3, **given)
+        for given in (
+            {"prompt": [0, 5, 6, 7, 5]},
+            {"task": INDUCTION_TASK, "pairs": 8, "positions": [-1]},
+        ):
+            found = await call_tool_ok(
+                client, "sae_top_features", model_id="induction", sae="saes/layer1", k=3, **given
+            )
             assert len(found["features"]) == 3
             assert found["sae"] == "saes/layer1"
             assert len(found["features"][0]["by_pair"]) == found["n"]
@@ -34,41 +41,91 @@ async def test_features_of_a_prompt_and_of_a_task(models: Path, runs_dir: Path) 
         assert "POOR RECONSTRUCTION" in found["warnings"][0]
 
 
-async def test_the_order_and_integrated_gradients_can_be_asked_for(models: Path, runs_dir: Path) -> None:
+async def test_the_order_and_integrated_gradients_can_be_asked_for(
+    models: Path, runs_dir: Path
+) -> None:
     place = dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        asked = {"model_id": "induction", "sae": place, "task": INDUCTION_TASK, "pairs": 6, "positions": [-1], "k": 3}
-        found = {by: await call_tool_ok(client, "sae_top_features", by=by, steps=2, **asked) for by in ("activation", "attribution", "ablation")}
+        asked = {
+            "model_id": "induction",
+            "sae": place,
+            "task": INDUCTION_TASK,
+            "pairs": 6,
+            "positions": [-1],
+            "k": 3,
+        }
+        found = {
+            by: await call_tool_ok(client, "sae_top_features", by=by, steps=2, **asked)
+            for by in ("activation", "attribution", "ablation")
+        }
         for by, result in found.items():
-            assert list(result).index("warnings") < list(result).index("model_id")  # a poor reconstruction is read before any number
+            assert list(result).index("warnings") < list(result).index(
+                "model_id"
+            )  # a poor reconstruction is read before any number
             assert result["by"] == by
             sizes = [abs(feature[by]["mean"]) for feature in result["features"]]
             assert sizes == sorted(sizes, reverse=True)
 
 
-async def test_features_are_changed_with_the_effect_on_metric_and_text(models: Path, runs_dir: Path) -> None:
+async def test_features_are_changed_with_the_effect_on_metric_and_text(
+    models: Path, runs_dir: Path
+) -> None:
     place = dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        asked = {"model_id": "induction", "sae": place, "features": {"3": 50.0, "7": -20.0}, "operation": "add"}
-        both = await call_tool_ok(client, "edit_features", task=INDUCTION_TASK, pairs=6, prompt=[0, 5, 6, 7, 5], positions=[-1], tokens=3, **asked)
+        asked = {
+            "model_id": "induction",
+            "sae": place,
+            "features": {"3": 50.0, "7": -20.0},
+            "operation": "add",
+        }
+        both = await call_tool_ok(
+            client,
+            "edit_features",
+            task=INDUCTION_TASK,
+            pairs=6,
+            prompt=[0, 5, 6, 7, 5],
+            positions=[-1],
+            tokens=3,
+            **asked,
+        )
         assert both["on_metric"]["n"] == 6
-        assert both["on_metric"]["effect"]["low"] <= both["on_metric"]["effect"]["mean"] <= both["on_metric"]["effect"]["high"]
+        assert (
+            both["on_metric"]["effect"]["low"]
+            <= both["on_metric"]["effect"]["mean"]
+            <= both["on_metric"]["effect"]["high"]
+        )
         assert both["on_metric"]["effect"]["mean"] != 0
         assert len(both["on_text"]["clean"].split()) == len(both["on_text"]["edited"].split()) == 3
-        nothing = await call_tool_ok(client, "edit_features", **{**asked, "features": {"3": 0.0}}, task=INDUCTION_TASK, pairs=6)
+        nothing = await call_tool_ok(
+            client,
+            "edit_features",
+            **{**asked, "features": {"3": 0.0}},
+            task=INDUCTION_TASK,
+            pairs=6,
+        )
         assert nothing["on_metric"]["effect"] == {"mean": 0, "low": 0, "high": 0}
         assert nothing["on_text"] is None
-        assert "a task, a prompt, or both" in await call_tool_error(client, "edit_features", **asked)
-        assert "does not exist" in await call_tool_error(client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2)
-        assert "no position of this prompt" in await call_tool_error(client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked)
+        assert "a task, a prompt, or both" in await call_tool_error(
+            client, "edit_features", **asked
+        )
+        assert "does not exist" in await call_tool_error(
+            client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2
+        )
+        assert "no position of this prompt" in await call_tool_error(
+            client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked
+        )
 
 
-async def test_a_text_is_read_for_features(models: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_text_is_read_for_features(
+    models: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path))
     place = dictionary(models)
-    (models / "corpus.jsonl").write_text("".join(json.dumps({"tokens": [0, n % 24, 5, 6, n % 7]}) + "\n" for n in range(40)))
+    (models / "corpus.jsonl").write_text(
+        "".join(json.dumps({"tokens": [0, n % 24, 5, 6, n % 7]}) + "\n" for n in range(40))
+    )
     asked = {"model_id": "induction", "sae": place, "features": [3, 7], "text": "corpus.jsonl"}
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
@@ -77,8 +134,12 @@ async def test_a_text_is_read_for_features(models: Path, runs_dir: Path, monkeyp
         assert first["features"] == again["features"]
         assert first["documents"] == 40
         assert any(card["top"] for card in first["features"])
-        assert "There is no text file" in await call_tool_error(client, "sae_examples", **{**asked, "text": "../corpus.jsonl"})
-        assert "no tokenizer" in await call_tool_error(client, "sae_examples", **{**asked, "text": ["words"]})
+        assert "There is no text file" in await call_tool_error(
+            client, "sae_examples", **{**asked, "text": "../corpus.jsonl"}
+        )
+        assert "no tokenizer" in await call_tool_error(
+            client, "sae_examples", **{**asked, "text": ["words"]}
+        )
     async with Client(make_server(models, runs_dir, read_only=True)) as client:
         await call_tool_ok(client, "load_model", model="induction")
         assert not (await call_tool_ok(client, "sae_examples", **asked))["cached"]
@@ -89,7 +150,14 @@ async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_d
     place = dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        run = await call_tool_ok(client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, pairs=16, wait_seconds=120)
+        run = await call_tool_ok(
+            client,
+            "discover_circuit",
+            model_id="induction",
+            task=INDUCTION_TASK,
+            pairs=16,
+            wait_seconds=120,
+        )
         asked = {"run_id": run["run_id"], "model_id": "induction", "sae": place, "k": 4}
         found = await call_tool_ok(client, "circuit_features", **asked)
         assert found["verdict"] == run["verdict"]
@@ -97,15 +165,25 @@ async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_d
         held = {one["id"] for one in found["candidates"] if one["holds"]}
         assert all(one["why"] for one in found["candidates"] if not one["holds"])
         circuit = await call_tool_ok(client, "get_circuit", run_id=run["run_id"])
-        assert {node["id"] for node in circuit["nodes"]} == {node["id"] for node in run["nodes"]} | held
+        assert {node["id"] for node in circuit["nodes"]} == {
+            node["id"] for node in run["nodes"]
+        } | held
         assert circuit["verdict"] == run["verdict"]
         record = json.loads((runs_dir / run["run_id"] / "circuit.json").read_text())
         assert record["graph"]["dictionaries"][0]["sae"] == "layer1"
         assert str(models) not in json.dumps(record["graph"]["dictionaries"])
-        assert "no run" in await call_tool_error(client, "circuit_features", **{**asked, "run_id": "nobody"})
+        assert "no run" in await call_tool_error(
+            client, "circuit_features", **{**asked, "run_id": "nobody"}
+        )
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
-    assert "of the bundled model, and does not belong" in await call_tool_error(client, "sae_top_features", model_id="induction", prompt=[0, 1])
-    assert "one of prompt and task" in await call_tool_error(client, "sae_top_features", model_id="induction", sae="a/b")
-    assert "There is no SAE directory" in await call_tool_error(client, "sae_top_features", model_id="induction", sae="../saes", prompt=[0, 1])
+    assert "of the bundled model, and does not belong" in await call_tool_error(
+        client, "sae_top_features", model_id="induction", prompt=[0, 1]
+    )
+    assert "one of prompt and task" in await call_tool_error(
+        client, "sae_top_features", model_id="induction", sae="a/b"
+    )
+    assert "There is no SAE directory" in await call_tool_error(
+        client, "sae_top_features", model_id="induction", sae="../saes", prompt=[0, 1]
+    )

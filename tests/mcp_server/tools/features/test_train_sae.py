@@ -37,8 +37,14 @@ def text(models: Path) -> str:
 async def test_estimated_trained_and_used(models: Path, runs_dir: Path, text: str) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        expected = await call_tool_ok(client, "train_sae", model_id="induction", text=text, dry_run=True, **SMALL)
-        assert (expected["status"], expected["run_id"], expected["features"]) == ("estimated", None, 32)
+        expected = await call_tool_ok(
+            client, "train_sae", model_id="induction", text=text, dry_run=True, **SMALL
+        )
+        assert (expected["status"], expected["run_id"], expected["features"]) == (
+            "estimated",
+            None,
+            32,
+        )
         assert expected["expected"]["seconds"] > 0
         assert not runs_dir.exists() or not list(runs_dir.glob("sae-*"))
         told: list[float] = []
@@ -47,7 +53,9 @@ async def test_estimated_trained_and_used(models: Path, runs_dir: Path, text: st
             told.append(done)
 
         result = await client.call_tool(
-            "train_sae", {"model_id": "induction", "text": text, "wait_seconds": 200, **SMALL}, progress_callback=progress
+            "train_sae",
+            {"model_id": "induction", "text": text, "wait_seconds": 200, **SMALL},
+            progress_callback=progress,
         )
         found = result.structured_content
         assert found is not None, result.content
@@ -58,37 +66,73 @@ async def test_estimated_trained_and_used(models: Path, runs_dir: Path, text: st
         assert (runs_dir / run_id / "sae" / "cfg.json").exists()
         assert await call_tool_ok(client, "train_sae", run_id=run_id) == found
         state = await call_tool_ok(client, "run_status", run_id=run_id)
-        assert (state["status"], state["verdict"], state["stages"][-1]["stage"]) == ("completed", None, "scores")
-        assert "loss recovered" in state["stages"][-1]["concluded"] or "variance explained" in state["stages"][-1]["concluded"]
+        assert (state["status"], state["verdict"], state["stages"][-1]["stage"]) == (
+            "completed",
+            None,
+            "scores",
+        )
+        assert (
+            "loss recovered" in state["stages"][-1]["concluded"]
+            or "variance explained" in state["stages"][-1]["concluded"]
+        )
         [line] = (await call_tool_ok(client, "list_runs"))["runs"]
         assert (line["run_id"], line["kind"]) == (run_id, "sae")
-        features = await call_tool_ok(client, "sae_top_features", model_id="induction", sae=run_id, task=INDUCTION_TASK, pairs=4, k=2)
-        assert (features["sae"], features["reads"], features["total"]) == (run_id, "resid_pre.1", 32)
+        features = await call_tool_ok(
+            client,
+            "sae_top_features",
+            model_id="induction",
+            sae=run_id,
+            task=INDUCTION_TASK,
+            pairs=4,
+            k=2,
+        )
+        assert (features["sae"], features["reads"], features["total"]) == (
+            run_id,
+            "resid_pre.1",
+            32,
+        )
         assert "trains an SAE" in await call_tool_error(client, "get_circuit", run_id=run_id)
-        assert f'train_sae(run_id="{run_id}")' in await call_tool_error(client, "discover_circuit", run_id=run_id)
+        assert f'train_sae(run_id="{run_id}")' in await call_tool_error(
+            client, "discover_circuit", run_id=run_id
+        )
         [recorded_counts] = (await client.read_resource(f"scout://runs/{run_id}/run.json")).contents
         assert json.loads(recorded_counts.text)["configuration"]["text"]["name"] == "rows.jsonl"
         assert str(models) not in recorded_counts.text
 
 
-async def test_stopped_and_gone_on_with_after_a_restart(models: Path, runs_dir: Path, text: str) -> None:
+async def test_stopped_and_gone_on_with_after_a_restart(
+    models: Path, runs_dir: Path, text: str
+) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        begun = await call_tool_ok(client, "train_sae", model_id="induction", text=text, wait_seconds=0, **{**SMALL, "tokens": 20_000})
+        begun = await call_tool_ok(
+            client,
+            "train_sae",
+            model_id="induction",
+            text=text,
+            wait_seconds=0,
+            **{**SMALL, "tokens": 20_000},
+        )
         run_id = begun["run_id"]
         assert begun["status"] == "running"
         stopped = await call_tool_ok(client, "cancel_run", run_id=run_id)
         assert stopped["status"] == "interrupted"
         assert f'train_sae(run_id="{run_id}")' in stopped["next"]
-        await call_tool_ok(client, "check_task", model_id="induction", task=INDUCTION_TASK, pairs=4)  # the device is free again
-        unfinished = await call_tool_error(client, "sae_top_features", model_id="induction", sae=run_id, prompt=[0, 1])
+        await call_tool_ok(
+            client, "check_task", model_id="induction", task=INDUCTION_TASK, pairs=4
+        )  # the device is free again
+        unfinished = await call_tool_error(
+            client, "sae_top_features", model_id="induction", sae=run_id, prompt=[0, 1]
+        )
         assert f"The training {run_id} is interrupted, and has no dictionary yet" in unfinished
         assert f"train_sae(run_id='{run_id}')" in unfinished
         assert str(runs_dir) not in unfinished
     async with Client(make_server(models, runs_dir)) as later:
         await call_tool_ok(later, "train_sae", run_id=run_id, wait_seconds=0)
         with anyio.fail_after(200):
-            while (state := await call_tool_ok(later, "run_status", run_id=run_id))["status"] == "running":
+            while (state := await call_tool_ok(later, "run_status", run_id=run_id))[
+                "status"
+            ] == "running":
                 await anyio.sleep(0.2)
         assert state["status"] == "completed", state
 
@@ -96,9 +140,20 @@ async def test_stopped_and_gone_on_with_after_a_restart(models: Path, runs_dir: 
 async def test_a_task_of_the_bundled_model_and_no_sae_at_all(models: Path, runs_dir: Path) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="bundled")
-        expected = await call_tool_ok(client, "train_sae", model_id="bundled", task="ioi", pairs=20, dry_run=True, features=16, tokens=64)
+        expected = await call_tool_ok(
+            client,
+            "train_sae",
+            model_id="bundled",
+            task="ioi",
+            pairs=20,
+            dry_run=True,
+            features=16,
+            tokens=64,
+        )
         assert (expected["site"], expected["features"]) == ("resid_pre.2", 16)
-        found = await call_tool_ok(client, "sae_top_features", model_id="bundled", task="ioi", pairs=8, k=2)
+        found = await call_tool_ok(
+            client, "sae_top_features", model_id="bundled", task="ioi", pairs=8, k=2
+        )
         assert (found["sae"], found["reads"], found["total"]) == ("bundled", "resid_pre.2", 1024)
         assert found["warnings"] == []
         assert found["share_of_metric"] == pytest.approx(1, abs=0.2)
@@ -109,11 +164,23 @@ async def test_what_is_wrong_is_said(models: Path, runs_dir: Path, text: str) ->
         await call_tool_ok(client, "load_model", model="induction")
         here = {"model_id": "induction"}
         assert "train_sae needs model_id" in await call_tool_error(client, "train_sae", text=text)
-        assert "train_sae needs one of text and task" in await call_tool_error(client, "train_sae", **here)
-        assert "train_sae needs one of text and task" in await call_tool_error(client, "train_sae", text=text, task=INDUCTION_TASK, **here)
-        assert "There is no text file '../x'" in await call_tool_error(client, "train_sae", text="../x", **here)
-        assert "Layer 9 does not exist" in await call_tool_error(client, "train_sae", text=text, site="resid_pre.9", **here)
-        assert "k is 40" in await call_tool_error(client, "train_sae", text=text, k=40, features=32, **here)
-        assert "does not belong to" in await call_tool_error(client, "sae_top_features", prompt=[0, 1], **here)
+        assert "train_sae needs one of text and task" in await call_tool_error(
+            client, "train_sae", **here
+        )
+        assert "train_sae needs one of text and task" in await call_tool_error(
+            client, "train_sae", text=text, task=INDUCTION_TASK, **here
+        )
+        assert "There is no text file '../x'" in await call_tool_error(
+            client, "train_sae", text="../x", **here
+        )
+        assert "Layer 9 does not exist" in await call_tool_error(
+            client, "train_sae", text=text, site="resid_pre.9", **here
+        )
+        assert "k is 40" in await call_tool_error(
+            client, "train_sae", text=text, k=40, features=32, **here
+        )
+        assert "does not belong to" in await call_tool_error(
+            client, "sae_top_features", prompt=[0, 1], **here
+        )
         assert "There is no run" in await call_tool_error(client, "train_sae", run_id="nothing")
         assert not list(runs_dir.glob("sae-*"))

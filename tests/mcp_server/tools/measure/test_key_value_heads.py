@@ -73,7 +73,9 @@ async def test_cells_of_k_and_v(
 
     monkeypatch.setattr(discovery.report, "draw_heatmap", noted)
     model_id = await loaded(client, name, backend)
-    found = await call_tool_ok(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=50)
+    found = await call_tool_ok(
+        client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=50
+    )
     said = [text for text in found["warnings"] if "key-value heads shared by query heads" in text]
     grid = json.loads((await resource(client, found["values"])).text)
     assert len(found["top"]) == 2 * kv_heads
@@ -114,7 +116,9 @@ async def test_a_cell_of_v_is_refused_where_heads_are_taken(client: Client, tool
     assert f"key-value head, shared by query heads {first} to {last}" in text
     nodes = [f"a{cell['layer']}.h{head}" for head in cell["query_heads"]]
     assert ", ".join(nodes) in text
-    await call_tool_ok(client, "ablate_heads", model_id=model_id, task=TASK, nodes=nodes, controls=0)
+    await call_tool_ok(
+        client, "ablate_heads", model_id=model_id, task=TASK, nodes=nodes, controls=0
+    )
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -122,7 +126,9 @@ async def test_what_is_cached_of_k_and_v(client: Client, name: str) -> None:
     heads, kv_heads = GROUPED[name]
     model_id = await loaded(client, name)
     prompt = [3, 4, 5]
-    found = await call_tool_ok(client, "run_with_cache", model_id=model_id, prompt=prompt, sites=["k", "q"])
+    found = await call_tool_ok(
+        client, "run_with_cache", model_id=model_id, prompt=prompt, sites=["k", "q"]
+    )
     axes = {row["site"]: row["axes"] for row in found["sites"]}
     assert axes["q.0"] == ["pos", "head", "d_head"]
     assert axes["k.0"] == ["pos", "kv_head" if kv_heads < heads else "head", "d_head"]

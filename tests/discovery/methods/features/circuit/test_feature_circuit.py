@@ -16,7 +16,12 @@ from discovery.errors import MeasurementError
 from discovery.features import load_sae
 from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Effect, ModelFacts, TaskFacts
 from discovery.methods.features.arguments import resolve_positions
-from discovery.methods.features.circuit.edges import FeatureEdgeEffect, find_sources, find_targets, measure_feature_edges
+from discovery.methods.features.circuit.edges import (
+    FeatureEdgeEffect,
+    find_sources,
+    find_targets,
+    measure_feature_edges,
+)
 from discovery.methods.features.circuit.exchange import measure_exchange, rank_by_attribution
 from discovery.methods.features.circuit.feature_circuit import _edge_holds
 from discovery.sites import Node, slots_of
@@ -26,7 +31,14 @@ from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 POSITIONS = [1, 3, -1]
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
-HOOKS = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
+HOOKS = [
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
+]
 
 
 def site_of_hook(hook):
@@ -63,7 +75,9 @@ class FeaturePatchingOracle:
     def contributions(self, pair):
         """z and s·z in the clean run and in the corrupted one."""
         if id(pair) not in self.known:
-            self.known[id(pair)] = [self.codes(self.native.sites(side)[1][self.reads]) for side in self.sides(pair)]
+            self.known[id(pair)] = [
+                self.codes(self.native.sites(side)[1][self.reads]) for side in self.sides(pair)
+            ]
         return self.known[id(pair)]
 
     def metric_after_push(self, pair, tokens, amount, feature):
@@ -79,7 +93,9 @@ class FeaturePatchingOracle:
             here, there = here[:, feature], there[:, feature]
             peak = self.at_positions(pair, z[:, feature]).max()
             ways = ((clean, there - here), (corrupted, here - there), (clean, -here))
-            rows.append(torch.stack([*(self.metric_after_push(pair, *way, feature) for way in ways), peak]))
+            rows.append(
+                torch.stack([*(self.metric_after_push(pair, *way, feature) for way in ways), peak])
+            )
         return torch.stack(rows).T
 
     def effect_on_feature(self, source, feature):
@@ -99,7 +115,17 @@ class FeaturePatchingOracle:
             way = z[:, feature] - self.contributions(pair)[1][0][:, feature]
             along = self.at_positions(pair, (z[:, feature] - z_now[:, feature]) * way.sign()).sum()
             own = self.at_positions(pair, way.abs()).sum()
-            rows.append(torch.stack([self.metric_after_push(pair, clean, c_now[:, feature] - c[:, feature], feature), along, own]))
+            rows.append(
+                torch.stack(
+                    [
+                        self.metric_after_push(
+                            pair, clean, c_now[:, feature] - c[:, feature], feature
+                        ),
+                        along,
+                        own,
+                    ]
+                )
+            )
         return torch.stack(rows).T
 
     def effect_on_node(self, feature, target, slots):
@@ -113,7 +139,9 @@ class FeaturePatchingOracle:
                 layer, d_head = int(self.writes[-1]), self.native.config["d_head"]
                 heads = self.native.w[f"blocks.{layer}.attn.W_O"]
                 direction = sum(part @ heads[h] for h, part in enumerate(direction.split(d_head)))
-            message = self.at_positions(pair, there[:, feature] - here[:, feature])[:, None] * direction
+            message = (
+                self.at_positions(pair, there[:, feature] - here[:, feature])[:, None] * direction
+            )
             rows.append(self.metric(pair, self.native.told(clean, target, slots, message)))
         return torch.stack(rows)
 
@@ -125,13 +153,23 @@ def random_case(tiny_models, tmp_path):
     def of(hook, layer, hook_out=None):
         model, weights = tiny_models.load("native"), tiny_models.native("native")
         width = 18 if hook.endswith("z") else 12
-        module = random_module("standard", width, 20, f"blocks.{layer}.{hook}", normalize_activations="layer_norm")
+        module = random_module(
+            "standard", width, 20, f"blocks.{layer}.{hook}", normalize_activations="layer_norm"
+        )
         sae = load_sae(save(module, tmp_path / "sae"), model)
         pairs = random_pairs((6, 5, 7), seed=4, sets=2, same_end=False, changed=3)
         native = PathPatchingOracle(weights.config, weights.state)
-        hand = FeaturePatchingOracle(native, module, f"{site_of_hook(hook)}.{layer}", f"{site_of_hook(hook)}.{layer}", pairs)
+        hand = FeaturePatchingOracle(
+            native, module, f"{site_of_hook(hook)}.{layer}", f"{site_of_hook(hook)}.{layer}", pairs
+        )
         engine = Engine(model, as_task(pairs))
-        return SimpleNamespace(model=model, sae=sae, engine=engine, places=resolve_positions(engine.task, POSITIONS), hand=hand)
+        return SimpleNamespace(
+            model=model,
+            sae=sae,
+            engine=engine,
+            places=resolve_positions(engine.task, POSITIONS),
+            hand=hand,
+        )
 
     return of
 
@@ -149,12 +187,16 @@ def test_every_number_is_what_a_slow_computation_gives(random_case, hook, layer)
     found = measure_exchange(case.engine, case.sae, case.places, features, draws=0, seed=0, top=2)
     for i, feature in enumerate(features):
         wanted = hand.exchanged(feature)
-        for values, expected in zip((found.noised, found.denoised, found.removed, found.activation), wanted, strict=True):
+        for values, expected in zip(
+            (found.noised, found.denoised, found.removed, found.activation), wanted, strict=True
+        ):
             torch.testing.assert_close(values[:, i].double(), expected, **CLOSE)
     nodes = case.model.info.nodes()
     edges = measure_feature_edges(case.engine, case.sae, case.places, features, nodes)
     clean = case.engine.baseline("clean").double()
-    sources, targets = (kind(case.model.info, case.sae, nodes) for kind in (find_sources, find_targets))
+    sources, targets = (
+        kind(case.model.info, case.sae, nodes) for kind in (find_sources, find_targets)
+    )
     assert len(edges) == len(features) * (len(sources) + len(targets))
     for edge in edges:
         if edge.target.kind == "feature":
@@ -164,7 +206,10 @@ def test_every_number_is_what_a_slow_computation_gives(random_case, hook, layer)
             torch.testing.assert_close(edge.activation_gap.double(), own, **CLOSE)
             continue
         assert tuple(edge.inputs) == slots_of(edge.target)
-        for values, slots in ((edge.whole, slots_of(edge.target)), *((edge.inputs[slot], (slot,)) for slot in edge.inputs)):
+        for values, slots in (
+            (edge.whole, slots_of(edge.target)),
+            *((edge.inputs[slot], (slot,)) for slot in edge.inputs),
+        ):
             expected = hand.effect_on_node(edge.source.feature, str(edge.target), slots)
             torch.testing.assert_close(clean - values.double(), expected, **CLOSE)
 
@@ -180,17 +225,27 @@ def test_attribution_is_the_slope_of_the_exchange(random_case):
             clean, _ = hand.both(pair)
             (_, here), (_, there) = hand.contributions(pair)
             step = 1e-4 * (here - there)[:, feature]
-            rows.append((hand.moved(pair, clean, step, feature) - hand.moved(pair, clean, -step, feature)) / 2e-4)
-        torch.testing.assert_close(found.per_pair[:, i].double(), torch.stack(rows), atol=1e-4, rtol=1e-3)
+            rows.append(
+                (hand.moved(pair, clean, step, feature) - hand.moved(pair, clean, -step, feature))
+                / 2e-4
+            )
+        torch.testing.assert_close(
+            found.per_pair[:, i].double(), torch.stack(rows), atol=1e-4, rtol=1e-3
+        )
     sums = found.per_pair.double().mean(0).abs()
     assert sums.tolist() == sorted(sums.tolist(), reverse=True)
-    integrated = rank_by_attribution(case.engine, case.sae, case.places, 64, 20).per_pair.double().sum(1)
+    integrated = (
+        rank_by_attribution(case.engine, case.sae, case.places, 64, 20).per_pair.double().sum(1)
+    )
     whole = []
     for pair in hand.pairs:
         clean, _ = hand.both(pair)
         (_, here), (_, there) = hand.contributions(pair)
         push = hand.chosen(pair, there - here) @ hand.w["W_dec"]
-        whole.append(hand.metric(pair, hand.native.sites(clean)[0]) - hand.metric(pair, hand.native.sites(clean, {hand.writes: push})[0]))
+        whole.append(
+            hand.metric(pair, hand.native.sites(clean)[0])
+            - hand.metric(pair, hand.native.sites(clean, {hand.writes: push})[0])
+        )
     torch.testing.assert_close(integrated, torch.stack(whole), atol=0.05, rtol=0.05)
 
 
@@ -198,13 +253,25 @@ def test_who_can_speak_to_a_feature_and_whom_it_can_tell(random_case):
     def ends(hook, layer):
         case = random_case(hook, layer)
         nodes = case.model.info.nodes()
-        return [" ".join(map(str, kind(case.model.info, case.sae, nodes))) for kind in (find_sources, find_targets)]
+        return [
+            " ".join(map(str, kind(case.model.info, case.sae, nodes)))
+            for kind in (find_sources, find_targets)
+        ]
 
-    assert ends("hook_resid_pre", 1) == ["embed a0.h0 a0.h1 a0.h2 m0", "a1.h0 a1.h1 a1.h2 m1 logits"]
-    assert ends("hook_resid_mid", 0) == ["embed a0.h0 a0.h1 a0.h2", "m0 a1.h0 a1.h1 a1.h2 m1 logits"]
+    assert ends("hook_resid_pre", 1) == [
+        "embed a0.h0 a0.h1 a0.h2 m0",
+        "a1.h0 a1.h1 a1.h2 m1 logits",
+    ]
+    assert ends("hook_resid_mid", 0) == [
+        "embed a0.h0 a0.h1 a0.h2",
+        "m0 a1.h0 a1.h1 a1.h2 m1 logits",
+    ]
     assert ends("hook_attn_out", 0) == ["a0.h0 a0.h1 a0.h2", "m0 a1.h0 a1.h1 a1.h2 m1 logits"]
     assert ends("hook_mlp_out", 0) == ["m0", "a1.h0 a1.h1 a1.h2 m1 logits"]
-    assert ends("hook_resid_post", 1) == ["embed a0.h0 a0.h1 a0.h2 m0 a1.h0 a1.h1 a1.h2 m1", "logits"]
+    assert ends("hook_resid_post", 1) == [
+        "embed a0.h0 a0.h1 a0.h2 m0 a1.h0 a1.h1 a1.h2 m1",
+        "logits",
+    ]
 
 
 ASKED, OTHER = 5, 6
@@ -217,7 +284,10 @@ def with_fixed_tokens(pair):
     for wanted, given in ((ASKED, pair.clean[-1]), (OTHER, (differ - {pair.clean[-1]}).pop())):
         here = next(token for token, now in new.items() if now == wanted)
         new[given], new[here] = wanted, new[given]
-    told = {side: tuple(new[token] for token in getattr(pair, side)) for side in ("clean", "corrupted", "answer", "wrong")}
+    told = {
+        side: tuple(new[token] for token in getattr(pair, side))
+        for side in ("clean", "corrupted", "answer", "wrong")
+    }
     return replace(pair, **told)
 
 
@@ -232,18 +302,37 @@ def planted(tmp_path_factory):
     task = replace(task, pairs=tuple(map(with_fixed_tokens, task.pairs)))
     d_model = case.layout.d_model
     order = torch.randperm(2 * d_model, generator=torch.Generator().manual_seed(3))
-    number = {int(place): feature for feature, place in enumerate(order.tolist()) if place < d_model}
-    module = directions_module(signed_basis(d_model)[order], "blocks.1.hook_resid_pre", neuronpedia_id="toy/1")
+    number = {
+        int(place): feature for feature, place in enumerate(order.tolist()) if place < d_model
+    }
+    module = directions_module(
+        signed_basis(d_model)[order], "blocks.1.hook_resid_pre", neuronpedia_id="toy/1"
+    )
     sae = load_sae(save(module, folder / "sae"), model)
     circuit = CircuitGraph(
-        model=ModelFacts(name="induction", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4),
+        model=ModelFacts(
+            name="induction", fingerprint=model.info.fingerprint, n_layers=2, n_heads=4
+        ),
         task=TaskFacts(name=task.name, metric=task.metric, fingerprint=task.fingerprint),
         verdict="verified",
         nodes=tuple(CircuitNode.of(name) for name in load_truth("induction").nodes),
-        edges=(CircuitEdge(source=load_truth("induction").nodes[0], target=load_truth("induction").nodes[1]),),
+        edges=(
+            CircuitEdge(
+                source=load_truth("induction").nodes[0], target=load_truth("induction").nodes[1]
+            ),
+        ),
     )
     made = add_features(model, circuit, task, sae, k=3)
-    return SimpleNamespace(model=model, task=task, sae=sae, circuit=circuit, made=made, number=number, layout=case.layout, folder=folder)
+    return SimpleNamespace(
+        model=model,
+        task=task,
+        sae=sae,
+        circuit=circuit,
+        made=made,
+        number=number,
+        layout=case.layout,
+        folder=folder,
+    )
 
 
 def test_the_planted_features_are_the_ones_between_the_heads(planted):
@@ -259,11 +348,17 @@ def test_the_planted_features_are_the_ones_between_the_heads(planted):
     assert node.feature.activation.mean > 0.9
     into = next(edge for edge in circuit.edges if (edge.source, edge.target) == (previous, node.id))
     assert set(into.inputs) == {"feature"}
-    assert into.effect.mean == pytest.approx(node.effect.noising.mean, abs=0.1)  # all of it comes from this head
+    assert into.effect.mean == pytest.approx(
+        node.effect.noising.mean, abs=0.1
+    )  # all of it comes from this head
     assert into.activation.mean == pytest.approx(1, abs=0.1)
     out = next(edge for edge in circuit.edges if (edge.source, edge.target) == (node.id, matcher))
-    assert abs(out.inputs["k"].mean) > 10 * max(abs(out.inputs["q"].mean), abs(out.inputs["v"].mean))
-    assert out.effect.mean == pytest.approx(node.effect.noising.mean, abs=0.1)  # and all of it goes to the keys
+    assert abs(out.inputs["k"].mean) > 10 * max(
+        abs(out.inputs["q"].mean), abs(out.inputs["v"].mean)
+    )
+    assert out.effect.mean == pytest.approx(
+        node.effect.noising.mean, abs=0.1
+    )  # and all of it goes to the keys
     assert not any((edge.source, edge.target) == (node.id, "logits") for edge in circuit.edges)
     assert node.feature.link == f"https://neuronpedia.org/toy/1/{node.feature.index}"
     assert node.evidence == (made.result,)
@@ -271,13 +366,23 @@ def test_the_planted_features_are_the_ones_between_the_heads(planted):
 
 def test_the_verdict_and_the_circuit_stay_as_they_were(planted):
     made, before = planted.made.circuit, planted.circuit
-    assert (made.verdict, made.members, made.size, made.evaluation) == (before.verdict, before.members, before.size, before.evaluation)
-    assert [edge for edge in made.edges if "f" not in (edge.source[0], edge.target[0])] == list(before.edges)
+    assert (made.verdict, made.members, made.size, made.evaluation) == (
+        before.verdict,
+        before.members,
+        before.size,
+        before.evaluation,
+    )
+    assert [edge for edge in made.edges if "f" not in (edge.source[0], edge.target[0])] == list(
+        before.edges
+    )
     [known_one] = made.dictionaries
     assert "no verdict" in known_one.note
     assert (known_one.layer, known_one.site, known_one.d_sae) == (1, "resid_pre", planted.sae.d_sae)
     assert known_one.variance_explained == pytest.approx(1, abs=1e-5)
-    assert (known_one.found_on, known_one.verified_on) == (len(planted.task.discovery), len(planted.task.heldout))
+    assert (known_one.found_on, known_one.verified_on) == (
+        len(planted.task.discovery),
+        len(planted.task.heldout),
+    )
     assert known_one.candidates[0] == str(planted.made.candidates[0].node)
 
 
@@ -302,7 +407,9 @@ def test_which_edges_are_kept(source, effect, activation, wanted):
     def of(values):
         return Effect(mean=values[0], low=values[1], high=values[2])
 
-    edge = CircuitEdge(source=source, target=target, effect=of(effect), activation=activation and of(activation))
+    edge = CircuitEdge(
+        source=source, target=target, effect=of(effect), activation=activation and of(activation)
+    )
     own = None if activation is None else torch.ones(2)
     told = FeatureEdgeEffect(Node.parse(source), Node.parse(target), torch.zeros(2), {}, own, own)
     assert _edge_holds(edge, told, {"f1.3": 0.5, "f1.7": 0.03}) is wanted
@@ -311,7 +418,9 @@ def test_which_edges_are_kept(source, effect, activation, wanted):
 def test_measured_again_they_replace_what_was_there(planted):
     again = add_features(planted.model, planted.made.circuit, planted.task, planted.sae, k=3)
     assert again.circuit == planted.made.circuit
-    none = add_features(planted.model, planted.made.circuit, planted.task, planted.sae, k=1, positions=[0])
+    none = add_features(
+        planted.model, planted.made.circuit, planted.task, planted.sae, k=1, positions=[0]
+    )
     assert none.circuit.features == ()
     assert len(none.circuit.dictionaries) == 1
     assert none.circuit.edges == planted.circuit.edges
@@ -320,7 +429,9 @@ def test_measured_again_they_replace_what_was_there(planted):
 def test_candidates_that_do_not_hold_say_why(planted):
     told = [one.why for one in planted.made.candidates if one.why]
     assert told
-    assert all(any(word in why for word in ("below 0.01", "holds 0", "chance", "pushes")) for why in told)
+    assert all(
+        any(word in why for word in ("below 0.01", "holds 0", "chance", "pushes")) for why in told
+    )
     few = replace(planted.task, pairs=planted.task.pairs[:4], splits=(None,) * 4)
     made = add_features(planted.model, planted.circuit, few, planted.sae, k=5, controls=0)
     assert made.circuit.features == ()
@@ -367,22 +478,50 @@ def test_bad_input(planted, change, said):
         add_features(planted.model, given.pop("circuit"), planted.task, planted.sae, **given)
 
 
-def test_sides_that_do_not_differ_and_dictionaries_of_queries_are_refused(planted, tiny_models, tmp_path):
+def test_sides_that_do_not_differ_and_dictionaries_of_queries_are_refused(
+    planted, tiny_models, tmp_path
+):
     pairs = tuple(replace(pair, corrupted=pair.clean) for pair in planted.task.pairs)
     with pytest.raises(MeasurementError, match="do not differ"):
-        add_features(planted.model, planted.circuit, replace(planted.task, pairs=pairs), planted.sae)
+        add_features(
+            planted.model, planted.circuit, replace(planted.task, pairs=pairs), planted.sae
+        )
     model = tiny_models.load("native")
-    queries = load_sae(save(random_module("standard", 18, 20, "blocks.1.attn.hook_q"), tmp_path / "q"), model)
+    queries = load_sae(
+        save(random_module("standard", 18, 20, "blocks.1.attn.hook_q"), tmp_path / "q"), model
+    )
     with pytest.raises(MeasurementError, match="no part of the residual stream"):
         add_features(model, CircuitGraph(), as_task(random_pairs((6, 6, 5))), queries)
 
 
 def test_a_transcoder_hears_the_stream_and_speaks_as_an_mlp(tiny_models, tmp_path):
     model = tiny_models.load("native")
-    module = random_module("transcoder", 12, 24, "blocks.0.hook_resid_mid", hook_out="blocks.0.hook_mlp_out")
+    module = random_module(
+        "transcoder", 12, 24, "blocks.0.hook_resid_mid", hook_out="blocks.0.hook_mlp_out"
+    )
     sae = load_sae(save(module, tmp_path / "sae"), model)
     nodes = model.info.nodes()
-    assert [str(node) for node in find_sources(model.info, sae, nodes)] == ["embed", "a0.h0", "a0.h1", "a0.h2"]
-    assert [str(node) for node in find_targets(model.info, sae, nodes)] == ["a1.h0", "a1.h1", "a1.h2", "m1", "logits"]
-    made = add_features(model, CircuitGraph(nodes=(CircuitNode.of("a0.h1"),)), as_task(random_pairs((6,) * 8)), sae, k=3, controls=0)
-    assert all(Node.parse(name).site == "mlp_out" for name in made.circuit.dictionaries[0].candidates)
+    assert [str(node) for node in find_sources(model.info, sae, nodes)] == [
+        "embed",
+        "a0.h0",
+        "a0.h1",
+        "a0.h2",
+    ]
+    assert [str(node) for node in find_targets(model.info, sae, nodes)] == [
+        "a1.h0",
+        "a1.h1",
+        "a1.h2",
+        "m1",
+        "logits",
+    ]
+    made = add_features(
+        model,
+        CircuitGraph(nodes=(CircuitNode.of("a0.h1"),)),
+        as_task(random_pairs((6,) * 8)),
+        sae,
+        k=3,
+        controls=0,
+    )
+    assert all(
+        Node.parse(name).site == "mlp_out" for name in made.circuit.dictionaries[0].candidates
+    )

@@ -34,13 +34,21 @@ def case(tmp_path_factory):
     case = build_known_circuit("induction")
     model = load_model(case.save(folder / "model"), device="cpu")
     directions = signed_basis(case.layout.d_model, seed=5)
-    sae = load_sae(save(directions_module(directions, "blocks.1.hook_resid_pre", neuronpedia_id="toy/1"), folder / "sae"), model)
+    sae = load_sae(
+        save(
+            directions_module(directions, "blocks.1.hook_resid_pre", neuronpedia_id="toy/1"),
+            folder / "sae",
+        ),
+        model,
+    )
     rng = random.Random(0)
     rows = [[rng.randrange(25) for _ in range(rng.randint(1, 20))] for _ in range(60)]
     rows += [rows[3], rows[3], rows[7]]  # said again: no new context
     text = folder / "text.jsonl"
     text.write_text("".join(json.dumps({"tokens": row}) + "\n" for row in rows))
-    return SimpleNamespace(model=model, sae=sae, rows=rows, text=text, directions=directions, folder=folder)
+    return SimpleNamespace(
+        model=model, sae=sae, rows=rows, text=text, directions=directions, folder=folder
+    )
 
 
 def contexts_by_brute_force(place, feature, how):
@@ -50,7 +58,9 @@ def contexts_by_brute_force(place, feature, how):
     for row in place.rows:
         for first in range(0, len(row), how.window):
             part = row[first : first + how.window]
-            stream = place.model.run(Batch(torch.tensor([part]), stop=2), [site]).activations[site][0]
+            stream = place.model.run(Batch(torch.tensor([part]), stop=2), [site]).activations[site][
+                0
+            ]
             z = (stream @ place.directions[feature]).relu()[how.skip :].tolist()
             every += z
             if not any(z):
@@ -64,7 +74,9 @@ def contexts_by_brute_force(place, feature, how):
 
 
 def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
-    found = feature_examples(place.model, place.sae, place.text, FEATURES, sampling=HOW, cache=False)
+    found = feature_examples(
+        place.model, place.sae, place.text, FEATURES, sampling=HOW, cache=False
+    )
     for card, feature in zip(found.features, FEATURES, strict=True):
         best, every, windows = contexts_by_brute_force(place, feature, HOW)
         fired = [value for value in every if value]
@@ -81,16 +93,27 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
         cuts = [round(n * len(sizes) / 3) for n in range(4)]
         for n, part in enumerate(card.bins):
             inside = sizes[cuts[n] : cuts[n + 1]]
-            assert (part.high, part.low) == (pytest.approx(inside[0], rel=1e-5), pytest.approx(inside[-1], rel=1e-5))
+            assert (part.high, part.low) == (
+                pytest.approx(inside[0], rel=1e-5),
+                pytest.approx(inside[-1], rel=1e-5),
+            )
             assert len(part.examples) == 2
-            assert all(part.low - 1e-6 <= example.value <= part.high + 1e-6 for example in part.examples)
+            assert all(
+                part.low - 1e-6 <= example.value <= part.high + 1e-6 for example in part.examples
+            )
         assert card.link == f"https://neuronpedia.org/toy/1/{feature}"
     assert found.documents == len(place.rows)
 
 
 def test_a_planted_token_is_what_the_feature_shows(tmp_path, place):
     """The dictionary's first directions are the tokens' own: whatever is read, the examples of feature t peak on token t."""
-    sae = load_sae(save(directions_module(signed_basis(place.sae.d_in), "blocks.0.hook_resid_pre"), tmp_path / "sae"), place.model)
+    sae = load_sae(
+        save(
+            directions_module(signed_basis(place.sae.d_in), "blocks.0.hook_resid_pre"),
+            tmp_path / "sae",
+        ),
+        place.model,
+    )
     found = feature_examples(place.model, sae, place.text, range(1, 6), sampling=HOW, cache=False)
     for card in found.features:
         shown = [*card.top, *(example for part in card.bins for example in part.examples)]
@@ -100,13 +123,17 @@ def test_a_planted_token_is_what_the_feature_shows(tmp_path, place):
 
 
 def test_what_is_kept_does_not_grow_with_the_text_nor_hang_on_its_order():
-    contexts = [PeakContext(n, (n % 400, 1), (float((n * 7919) % 400), 0.0), 0) for n in range(1500)]
+    contexts = [
+        PeakContext(n, (n % 400, 1), (float((n * 7919) % 400), 0.0), 0) for n in range(1500)
+    ]
     wanted = sorted({context.value for context in contexts}, reverse=True)[:5]
     samples = []
     for seed in (1, 2):
         kept = ContextCollector(5, 50)
         for context in random.Random(seed).sample(contexts, len(contexts)):
-            kept.offer(context_key(context.tokens, 0, 0), context.value, lambda context=context: context)
+            kept.offer(
+                context_key(context.tokens, 0, 0), context.value, lambda context=context: context
+            )
             assert len(kept.strongest()) <= 5
             assert len(kept.even_sample()) <= 50
         assert [context.value for context in kept.strongest()] == wanted
@@ -121,7 +148,12 @@ def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path
     folder = tiny_models.path("gpt2")
     save_tokenizer(folder)
     model = load_model(folder, device="cpu")
-    sae = load_sae(save(directions_module(signed_basis(16, seed=1), "blocks.1.hook_resid_pre"), tmp_path / "sae"), model)
+    sae = load_sae(
+        save(
+            directions_module(signed_basis(16, seed=1), "blocks.1.hook_resid_pre"), tmp_path / "sae"
+        ),
+        model,
+    )
     lines = ["the cat sees the dog", "", "the fish sees the bones", "bones"]
     plain, rows = tmp_path / "text.txt", tmp_path / "rows.jsonl"
     plain.write_text("\n".join(lines))
@@ -131,7 +163,11 @@ def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path
     given = feature_examples(model, sae, lines, [0, 1], cache=tmp_path)
     assert one.features[0].top[0].texts is not None
     assert "«" in one.features[0].top[0].text
-    assert [card.density for card in one.features] == [card.density for card in other.features] == [card.density for card in given.features]
+    assert (
+        [card.density for card in one.features]
+        == [card.density for card in other.features]
+        == [card.density for card in given.features]
+    )
     assert one.documents == 3
     assert given.fingerprint is None  # what can be read once only is not kept
     assert list(tmp_path.glob("*.json")) == []
@@ -140,13 +176,19 @@ def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path
 def test_it_is_found_once_and_given_again(place, tmp_path):
     def ask(features=FEATURES, **more):
         how = Sampling(**{"k": 3, "window": 8, **more})
-        return feature_examples(place.model, place.sae, place.text, features, sampling=how, cache=tmp_path)
+        return feature_examples(
+            place.model, place.sae, place.text, features, sampling=how, cache=tmp_path
+        )
 
     first = ask()
     again = ask()
     assert not first.cached
     assert again.cached
-    assert (again.features, again.fingerprint, again.positions) == (first.features, first.fingerprint, first.positions)
+    assert (again.features, again.fingerprint, again.positions) == (
+        first.features,
+        first.fingerprint,
+        first.positions,
+    )
     assert again.cost.forward_equivalents == 0 < first.cost.forward_equivalents
     others = [ask(k=4), ask(window=9), ask(seed=1), ask(features=FEATURES[:2])]
     assert not any(found.cached for found in others)
@@ -164,18 +206,30 @@ def test_the_same_weights_under_another_card_are_another_question(place, tmp_pat
     for name in ("toy/1", "toy/2"):
         module = directions_module(place.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
         sae = load_sae(save(module, tmp_path / name), place.model)
-        found = feature_examples(place.model, sae, place.text, [3], sampling=HOW, cache=tmp_path / "cache")
-        assert (found.features[0].link, found.cached) == (f"https://neuronpedia.org/{name}/3", False)
+        found = feature_examples(
+            place.model, sae, place.text, [3], sampling=HOW, cache=tmp_path / "cache"
+        )
+        assert (found.features[0].link, found.cached) == (
+            f"https://neuronpedia.org/{name}/3",
+            False,
+        )
 
 
 def test_another_text_is_another_question(place, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text(place.text.read_text())
     first = feature_examples(place.model, place.sae, text, [3], sampling=HOW, cache=tmp_path)
-    assert first.fingerprint == feature_examples(place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path).fingerprint
+    assert (
+        first.fingerprint
+        == feature_examples(
+            place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path
+        ).fingerprint
+    )
     with text.open("a") as file:
         file.write('{"tokens": [1, 2, 3]}\n')
-    assert not feature_examples(place.model, place.sae, text, [3], sampling=HOW, cache=tmp_path).cached
+    assert not feature_examples(
+        place.model, place.sae, text, [3], sampling=HOW, cache=tmp_path
+    ).cached
 
 
 def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path, monkeypatch):
@@ -188,12 +242,24 @@ def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path,
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        feature_examples(place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path, progress=stop)
+        feature_examples(
+            place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path, progress=stop
+        )
     assert list(tmp_path.iterdir()) == []
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     whole = []
-    found = feature_examples(place.model, place.sae, place.text, [3], sampling=HOW, cache=False, progress=lambda *row: whole.append(row))
-    assert whole[-1][0] == pytest.approx(whole[-1][1]) == pytest.approx(found.cost.forward_equivalents)
+    found = feature_examples(
+        place.model,
+        place.sae,
+        place.text,
+        [3],
+        sampling=HOW,
+        cache=False,
+        progress=lambda *row: whole.append(row),
+    )
+    assert (
+        whole[-1][0] == pytest.approx(whole[-1][1]) == pytest.approx(found.cost.forward_equivalents)
+    )
     assert all(0 < done <= total for done, total, _ in whole)
 
 
@@ -206,7 +272,13 @@ def test_reading_ends_where_it_is_told_to(place):
 
 def test_a_task_gives_both_sides_of_its_pairs(place):
     def within(pair):
-        return replace(pair, **{side: tuple(token % 25 for token in getattr(pair, side)) for side in ("clean", "corrupted")})
+        return replace(
+            pair,
+            **{
+                side: tuple(token % 25 for token in getattr(pair, side))
+                for side in ("clean", "corrupted")
+            },
+        )
 
     task = as_task(tuple(map(within, random_pairs((6, 6, 5)))))
     found = feature_examples(place.model, place.sae, task, [3], cache=False)
@@ -217,14 +289,19 @@ def test_a_task_gives_both_sides_of_its_pairs(place):
 def test_a_name_of_a_built_in_task_is_a_text() -> None:
     """In the bundled model, whose dictionary is taken where none is named."""
     model = load_model("bundled", device="cpu")
-    named, loaded = (feature_examples(model, None, text, [60], cache=False) for text in ("ioi", load_task("ioi", model)))
+    named, loaded = (
+        feature_examples(model, None, text, [60], cache=False)
+        for text in ("ioi", load_task("ioi", model))
+    )
     assert (named.text, named.documents, named.sae) == ("ioi", 480, "bundled")
     assert named.features == loaded.features
 
 
 def test_a_task_file_and_long_lines_are_texts_too(tmp_path, monkeypatch):
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(json.dumps({"clean": "a b", "corrupted": "a c", "answer": " d", "wrong": " e"}) + "\n\n")
+    pairs.write_text(
+        json.dumps({"clean": "a b", "corrupted": "a c", "answer": " d", "wrong": " e"}) + "\n\n"
+    )
     assert [document.prompt for document in DocumentStream.of(pairs)] == ["a b", "a c"]
     monkeypatch.setattr("discovery.methods.features.examples.documents.MAX_LINE_BYTES", 7)
     long = tmp_path / "long.txt"
@@ -271,7 +348,11 @@ def test_bad_input(place):
     for features, said in (([], "0 features"), (3, "features is 3"), ("3", "features is '3'")):
         with pytest.raises(MeasurementError, match=said):
             feature_examples(place.model, place.sae, place.text, features)
-    for text, said in ((None, "The text is None"), (5, "The text is 5"), ([1, 2], "1 is no prompt")):
+    for text, said in (
+        (None, "The text is None"),
+        (5, "The text is 5"),
+        ([1, 2], "1 is no prompt"),
+    ):
         with pytest.raises(MeasurementError, match=said):
             feature_examples(place.model, place.sae, text, [3], cache=False)
     with pytest.raises(MeasurementError, match="no text file"):
