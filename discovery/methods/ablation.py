@@ -72,12 +72,9 @@ class SetMetric:
         if pairs is not None:
             fresh = [kept for kept in fresh if len(self._on_first_pairs.get(kept, ())) < pairs]
             self._on_first_pairs.update(zip(fresh, self._measure(fresh, label, pairs), strict=True))
-            return torch.stack(
-                [
-                    (self._on_all_pairs.get(kept, self._on_first_pairs.get(kept)))[:pairs]
-                    for kept in wanted
-                ]
-            )  # type: ignore[index]
+            whole, parts = self._on_all_pairs, self._on_first_pairs
+            measured = [whole[kept] if kept in whole else parts[kept] for kept in wanted]
+            return torch.stack([values[:pairs] for values in measured])
         self._on_all_pairs.update(zip(fresh, self._measure(fresh, label), strict=True))
         return torch.stack([self._on_all_pairs[kept] for kept in wanted])
 

@@ -80,11 +80,9 @@ def run_with_cache(
     ids = _encode_prompt(model, prompt)
     wanted = [site for name in sites for site in _expand_sites(model, name)]
     info = model.info
-    kinds: list[ActivationKind] = [
-        "resid_post",
-        "attn_out",
-        *(["mlp_out"] if not info.attn_only else []),
-    ]  # type: ignore[list-item]
+    kinds: list[ActivationKind] = ["resid_post", "attn_out"]
+    if not info.attn_only:
+        kinds.append("mlp_out")
     summary = [Site(kind, layer) for kind in kinds for layer in range(info.n_layers)]
     tokens = torch.tensor([ids], device=model.device)
     with convert_out_of_memory(

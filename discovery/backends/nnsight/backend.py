@@ -231,9 +231,8 @@ class NnsightBackend(Backend):
             now = torch.cat([before, arriving.to(before)])
             return ((now, *given[1:]), named) if given else (given, named | {"hidden_states": now})
 
-        return attrgetter(self.layout.blocks)(self.module)[layer].register_forward_pre_hook(
-            join, with_kwargs=True
-        )  # type: ignore[no-any-return]
+        block: nn.Module = attrgetter(self.layout.blocks)(self.module)[layer]
+        return block.register_forward_pre_hook(join, with_kwargs=True)
 
     def _columns(
         self, hidden: Float[Tensor, "row d_model"], columns: Tensor

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -241,15 +241,19 @@ def _save_and_score(job: TrainingLoop, trainer: Trainer) -> TrainedSAE:
     run, model, recipe = job.run, job.model, job.recipe
     dead = dead_share(trainer)
     fold_normalisation(trainer, recipe)
-    directory, told = run.path / SAE_FOLDER, run.record.configuration["text"]
+    directory = run.path / SAE_FOLDER
+    text = cast(dict[str, Any], run.record.configuration["text"])
     metadata: dict[str, Any] = {
         "model_name": Path(model.info.name).name,
         "model_fingerprint": model.info.fingerprint,
         "circuit_scout": {
             "schema": SAE_SCHEMA,
             "recipe": recipe.model_dump(mode="json"),
-            "text": {name: told[name] for name in ("name", "fingerprint")}
-            | {"documents": job.rows.documents},  # type: ignore[index, call-overload]
+            "text": {
+                "name": text["name"],
+                "fingerprint": text["fingerprint"],
+                "documents": job.rows.documents,
+            },
             "skipped_positions": job.skipped_positions,
             "created": run.record.created,
         },

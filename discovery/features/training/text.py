@@ -299,11 +299,9 @@ def resolve_text(model: Backend, text: TrainingInput) -> TrainingText:
     if tasks and len(tasks) < len(given):
         raise FeatureError("Tasks and prompts were given together.", "Give one kind.")
     name = "+".join(task.name for task in tasks) or "prompts"
-    prompts: list[Prompt] = (
-        [prompt for task in tasks for pair in task.pairs for prompt in (pair.clean, pair.corrupted)]
-        if tasks
-        else given
-    )  # type: ignore[assignment]
+    pairs = [pair for task in tasks for pair in task.pairs]
+    prompts: list[Prompt] = [prompt for pair in pairs for prompt in (pair.clean, pair.corrupted)]
+    prompts = prompts or [part for part in given if not isinstance(part, Task)]
     lines: dict[tuple[int, ...], None] = {}
     for prompt in prompts:
         if isinstance(prompt, str) and model.tokenizer is None:

@@ -87,8 +87,9 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
 
 @pytest.mark.slow
 def test_the_command_does_the_same_with_the_runs_own_model(
-    done, scout: Callable[..., CommandResult]
-) -> None:  # noqa: F811
+    done,
+    scout: Callable[..., CommandResult],  # noqa: F811
+) -> None:
     model, run, sae, runs = done
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
