@@ -49,7 +49,7 @@ if loaded := [name for name in sys.modules if name.startswith(tuple(TENSOR_PACKA
 import discovery.backends.remote.server_code  # noqa: E402, F401  # what goes to a server goes as source, which a checker around it is not
 
 if SHAPE_CHECKS:
-    install_import_hook(TENSOR_PACKAGES, f"{shape_checks.__name__}.check")
+    install_import_hook(TENSOR_PACKAGES, f"{shape_checks.__name__}.check_shapes")
 
 
 def _refuse_network(connect: Any) -> Any:
