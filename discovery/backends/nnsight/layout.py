@@ -170,7 +170,7 @@ LAYOUTS: Mapping[str, ModuleLayout] = {
     ),  # its pattern has heads and prompts in one dimension
 }
 NATIVE_LAYOUT = _make_layout(
-    "layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", cached=False
+    "layers", "attn", "q k v", "o", middle="ln2", pattern="attn.source.pattern_1", takes_cache=False
 )
 
 
