@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from discovery.backends.loading.checks import ReferenceLogits, run_reference
 from discovery.sites import BackendName
 from tests.tiny_models import TinyModels, load_plain_module
-
-
-@pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Tiny models, built and loaded once."""
-    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session", params=["transformerlens", "nnsight"])
@@ -24,15 +16,6 @@ def backend(request: pytest.FixtureRequest) -> BackendName:
     """Each engine in turn."""
     name: BackendName = request.param
     return name
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import CONTEXT, VOCAB, TinyModels, save_hugging_face, save_tokenizer
+from tests.tiny_models import CONTEXT, VOCAB, save_hugging_face, save_tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
-
-
-@pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Built and loaded once."""
-    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,9 @@ from discovery.errors import FeatureError, MeasurementError
 from discovery.features import FeatureChange, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import generate_with_features
-from tests.tiny_models import TinyModels
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PROMPT = (3, 9, 4, 12)
-
-
-@pytest.fixture(scope="module")
-def tiny_models(tmp_path_factory) -> TinyModels:
-    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 def greedy(model, count, edit=None):

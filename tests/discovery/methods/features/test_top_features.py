@@ -21,7 +21,7 @@ from discovery.methods.features import edit_features
 from discovery.methods.features.pushes import ShuffledDecoderControl
 from discovery.metrics import measure
 from discovery.sites import Site
-from tests.tiny_models import TinyModels, as_task, random_pairs
+from tests.tiny_models import as_task, random_pairs
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PAIRS = 12
@@ -62,11 +62,6 @@ def planted(tmp_path_factory):
         directions=directions,
         folder=folder,
     )
-
-
-@pytest.fixture(scope="module")
-def tiny_models(tmp_path_factory) -> TinyModels:
-    return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 def tensors(task):

@@ -1,4 +1,4 @@
-"""Tiny models of this session."""
+"""Fixtures for every test of the `discovery` package: tiny models, and one thread for torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.tiny_models import TinyModels
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Tiny models, built and loaded once."""
+    """Build and load each tiny model at most once in a session."""
     return TinyModels(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more."""
+    """Run torch on one thread, because tiny models gain nothing from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
