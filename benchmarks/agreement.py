@@ -20,6 +20,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.output import format_header
+from benchmarks.random_models.tiny_models import (
+    ARCHITECTURES,
+    OTHER_ARCHITECTURES,
+    TinyModels,
+    as_task,
+    random_pairs,
+)
 from discovery import discover, load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
 from discovery.backends.loading.outline import BACKEND_LABELS, read_outline
@@ -27,7 +34,6 @@ from discovery.errors import SiteError
 from discovery.sites import Direction, SiteName
 from discovery.tasks.pairs import Tokenizer
 from discovery.tasks.task import EncodedPair, Task
-from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, TinyModels, as_task, random_pairs
 
 VERB_OPENINGS = (
     "Once upon a {a} day, ",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.tiny_models import TinyModels
+from benchmarks.random_models.tiny_models import TinyModels
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.random_models.tiny_models import random_pairs
 from discovery.interventions import (
     MIN_REFERENCE_PROMPTS,
     Edit,
@@ -22,7 +23,6 @@ from discovery.interventions import (
 from discovery.sites import Site
 from discovery.tasks.task import EncodedPair
 from tests.oracles.mean_reference import mean_by_definition
-from tests.tiny_models import random_pairs
 
 SITE = Site("resid_pre", 0)
 ACTIVATION = torch.arange(12.0).reshape(2, 3, 2)  # [row pos d_model]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.known_circuits.forward import node_names, run_forward
+from benchmarks.random_models.tiny_models import NativeCheckpoint
 from discovery.sites import Ablation, MetricName
 from discovery.tasks.task import EncodedPair
 from tests.oracles.mean_reference import mean_by_definition
 from tests.oracles.patching import metric_of
-from tests.tiny_models import NativeCheckpoint
 
 
 def reference_activations(

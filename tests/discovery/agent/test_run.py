@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.random_models.tiny_models import GROUPED, grouped, random_pairs
 from discovery import discover, load_model, load_task
 from discovery.agent import DiscoveryResult, resume, verify_run
 from discovery.agent.stages import STAGES
@@ -27,7 +28,6 @@ from discovery.errors import (
 from discovery.graph import CircuitGraph, Cost
 from discovery.store import open_run, run_ids
 from discovery.tasks import Task
-from tests.tiny_models import GROUPED, grouped, random_pairs
 
 PAIRS = 120
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_models.tiny_models import TinyModels, load_plain_module
 from discovery.backends.loading.checks import ReferenceLogits, run_reference
 from discovery.sites import BackendName
-from tests.tiny_models import TinyModels, load_plain_module
 
 
 @pytest.fixture(scope="session", params=["transformerlens", "nnsight"])

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.random_models.tiny_models import VOCAB, TinyModels, load_plain_module
 from discovery.backends.base import Batch
 from discovery.errors import SiteError
 from discovery.interventions import Edit, add, replace_with, scale
 from discovery.sites import ActivationKind, Site
 from tests.oracles.hooked_module import MODULE_NAMES, Change, HookedModule
-from tests.tiny_models import VOCAB, TinyModels, load_plain_module
 
 ROWS, WIDTH = 3, 7
 LENGTHS = torch.tensor([7, 5, 6])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.random_models.tiny_models import load_plain_module
 from discovery.backends.base import Batch
 from discovery.engine import Meter, prompt_macs, row_macs
 from discovery.errors import BudgetError, Interrupted
-from tests.tiny_models import load_plain_module
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "opt", "gemma"])

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.base import Batch
 from discovery.backends.hardware.memory import read_free_memory
 from discovery.engine import Engine, Meter, Rows, Window, other_side, prompt_macs
@@ -22,7 +23,6 @@ from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Site
 from tests.oracles.mean_reference import mean_by_definition
 from tests.oracles.patching import METRICS, metric_of
-from tests.tiny_models import as_task, random_pairs
 
 SIDES = ("clean", "corrupted")
 

@@ -7,13 +7,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.base import Batch
 from discovery.engine import Engine, attribute_sites, estimate_attributions, prompt_macs
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.metrics import measure
 from discovery.sites import BackendName, Site
-from tests.tiny_models import as_task, random_pairs
 
 KINDS = (
     "resid_pre",

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import TinyModels, as_task, random_pairs
 from discovery.backends.hardware.memory import trim_heap
 from discovery.backends.loading.outline import read_outline
 from discovery.engine import Engine, MemoryNeed, sweep_bytes
@@ -25,7 +26,6 @@ from discovery.engine.memory import HeapTrimmer
 from discovery.errors import MemoryLimitError
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SiteName
-from tests.tiny_models import TinyModels, as_task, random_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 2**20

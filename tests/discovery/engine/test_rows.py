@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.random_models.tiny_models import random_pairs
 from discovery.engine import Prompts, Rows
 from discovery.engine.rows import PASS_OVERHEAD, JoinedRows, Window, cut_windows, group_spans
-from tests.tiny_models import random_pairs
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.truth import load_truth
+from benchmarks.random_models.tiny_models import as_task
 from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
 from discovery.evaluation import (
@@ -24,7 +25,6 @@ from discovery.evaluation.evaluate import NOT_FINAL_REASON
 from discovery.methods.patching.nodes import NodeEffects
 from discovery.sites import Node, head
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
-from tests.tiny_models import as_task
 
 TRUTH = load_truth("induction").nodes
 

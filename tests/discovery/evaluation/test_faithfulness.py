@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.truth import load_truth
+from benchmarks.random_models.tiny_models import as_task
 from discovery.engine import Engine
 from discovery.evaluation import Faithfulness, ResampledFaithfulness
 from discovery.methods.statistics import Resamples, draw_bootstrap_weights, interval_of_mean
 from discovery.sites import Node
-from tests.tiny_models import as_task
 
 ABLATIONS = ("resample", "mean")
 

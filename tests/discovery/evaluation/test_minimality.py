@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.known_circuits.truth import load_truth
+from benchmarks.random_models.tiny_models import as_task
 from discovery.engine import Engine
 from discovery.evaluation import Faithfulness
 from discovery.evaluation.minimality import (
@@ -24,7 +25,6 @@ from discovery.evaluation.minimality import (
 from discovery.graph import Minimality
 from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
-from tests.tiny_models import as_task
 
 
 def drop_by_hand(hand: FaithfulnessOracle, circuit: Set, context: Set, v: Any) -> float:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.truth import group_pairs, measure_f
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.info import Abilities
 from discovery.backends.loading.load import load_model
 from discovery.engine import Engine, Meter
@@ -21,7 +22,6 @@ from discovery.sites import Ablation, Node
 from discovery.tasks import load_task
 from tests.oracles.ablation import metric_with_ablated, reference_activations
 from tests.oracles.patching import METRICS
-from tests.tiny_models import as_task, random_pairs
 
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 MODELS = ("gpt2", "llama", "neox", "opt", "gemma", "native", "attn_only", "rotary")

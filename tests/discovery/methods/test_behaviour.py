@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.engine import Block, Engine, Meter
 from discovery.methods.behaviour import best_constant_accuracy, check_task
 from discovery.sites import MetricName
 from discovery.tasks.task import EncodedPair, Task
 from tests.oracles.patching import METRICS, metric_of
-from tests.tiny_models import as_task, random_pairs
 
 
 def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Task:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import (
+    ARCHITECTURES,
+    OTHER_ARCHITECTURES,
+    as_task,
+    random_pairs,
+)
 from discovery.errors import SiteError
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Ablation
-from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, as_task, random_pairs
 
 CLOSE = 1e-4
 NATIVE = ("native", "attn_only", "rotary")

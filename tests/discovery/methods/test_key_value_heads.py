@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import (
+    GROUPED,
+    TinyModels,
+    as_task,
+    load_plain_module,
+    random_pairs,
+    save_native,
+)
 from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.evaluation import evaluate_circuit
@@ -29,14 +37,6 @@ from discovery.sites import (
     head,
 )
 from tests.oracles import grouped_heads
-from tests.tiny_models import (
-    GROUPED,
-    TinyModels,
-    as_task,
-    load_plain_module,
-    random_pairs,
-    save_native,
-)
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")

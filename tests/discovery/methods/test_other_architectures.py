@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import (
+    OTHER_ARCHITECTURES,
+    as_task,
+    load_plain_module,
+    random_pairs,
+)
 from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.methods.ablation import SetMetric
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import SITE_NAMES, Site
 from tests.oracles import patching
-from tests.tiny_models import OTHER_ARCHITECTURES, as_task, load_plain_module, random_pairs
 
 pytestmark = pytest.mark.slow
 NARROW = ("mixtral", "xglm", "qwen2_moe")  # Hugging Face runs them in float32 at most

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.forward import run_forward
+from benchmarks.random_models.tiny_models import VOCAB, save_hugging_face, save_tokenizer
 from discovery.errors import MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.prompt_run import run_with_cache
 from discovery.sites import ActivationKind, Site
-from tests.tiny_models import VOCAB, save_hugging_face, save_tokenizer
 
 PROMPT = (3, 17, 5, 5, 28)
 

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.random_models.tiny_models import as_task
 from discovery.methods.statistics import (
     BOOTSTRAP_DRAWS,
     Resamples,
@@ -25,7 +26,6 @@ from discovery.methods.statistics import (
     max_statistic_test,
 )
 from discovery.tasks.task import EncodedPair
-from tests.tiny_models import as_task
 
 
 def task_of(*sizes: int):

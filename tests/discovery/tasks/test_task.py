@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.random_models.tiny_models import FakeModel, ToyTokenizer, as_task, random_pairs
 from discovery.tasks import load_task
 from discovery.tasks.pairs import MarkedPair
 from discovery.tasks.task import EncodedPair, Task
-from tests.tiny_models import FakeModel, ToyTokenizer, as_task, random_pairs
 
 
 def ids(count: int, templates: int = 1) -> list[dict[str, object]]:

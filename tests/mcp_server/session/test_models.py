@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mcp import Client
 
+from benchmarks.random_models.tiny_models import save_hugging_face
 from mcp_server.errors import UnknownModelError
 from mcp_server.session import AllowedPaths, ServerSettings, lazy_discovery
 from mcp_server.session.artifacts import make_result_id
@@ -20,7 +21,6 @@ from tests.mcp_server.servers import (
     connect_over_stdio,
     make_server,
 )
-from tests.tiny_models import save_hugging_face
 
 pytestmark = pytest.mark.anyio
 SPREAD = "only it runs a model that is spread over devices"

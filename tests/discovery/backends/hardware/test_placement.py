@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs, save_hugging_face
 from discovery import ablate_heads, load_task, patch_sweep, sae_top_features
 from discovery.backends.base import Batch
 from discovery.backends.hardware import placement
@@ -16,7 +17,6 @@ from discovery.backends.loading import huggingface
 from discovery.backends.loading.load import load_model
 from discovery.backends.loading.load_arguments import load_arguments, reload
 from discovery.errors import MeasurementError, ModelError
-from tests.tiny_models import as_task, random_pairs, save_hugging_face
 
 
 def limit_of(path, share):

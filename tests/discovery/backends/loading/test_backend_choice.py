@@ -8,6 +8,11 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from benchmarks.random_models.tiny_models import (
+    ARCHITECTURES,
+    OTHER_ARCHITECTURES,
+    save_hugging_face,
+)
 from discovery.backends.hardware.placement import Placement
 from discovery.backends.loading import load
 from discovery.backends.loading.backend_choice import (
@@ -22,7 +27,6 @@ from discovery.backends.loading.load import load_model
 from discovery.backends.loading.outline import find_supporting_backends, read_outline
 from discovery.backends.nnsight.layout import LAYOUTS
 from discovery.errors import ModelError
-from tests.tiny_models import ARCHITECTURES, OTHER_ARCHITECTURES, save_hugging_face
 
 QUICK = ("gemma2", "mixtral", "falcon")
 MORE = [

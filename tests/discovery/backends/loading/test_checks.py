@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import save_hugging_face
 from discovery import load_task, patch_sweep
 from discovery.backends.loading.checks import (
     TOLERANCE,
@@ -20,7 +21,6 @@ from discovery.backends.loading.load import load_model
 from discovery.errors import BackendMismatchError, ModelError
 from discovery.sites import BackendName
 from tests.discovery.backends.loading.faulty_backend import FaultyBackend, shift_logits
-from tests.tiny_models import save_hugging_face
 
 
 def test_a_sound_backend_passes(tiny_models, expected):

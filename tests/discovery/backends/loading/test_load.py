@@ -11,6 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.random_models.tiny_models import (
+    ARCHITECTURES,
+    CONTEXT,
+    VOCAB,
+    load_plain_module,
+    save_hugging_face,
+    save_tokenizer,
+)
 from discovery.backends.base import Backend, Batch
 from discovery.backends.info import Abilities
 from discovery.backends.loading.load import load_model
@@ -19,14 +27,6 @@ from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.oracles.hooked_module import HookedModule
-from tests.tiny_models import (
-    ARCHITECTURES,
-    CONTEXT,
-    VOCAB,
-    load_plain_module,
-    save_hugging_face,
-    save_tokenizer,
-)
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
 
@@ -235,7 +235,7 @@ def windowed(folder: Path, kind: str) -> Path:
         return save_hugging_face(folder, "mistral", sliding_window=3)
     import transformers
 
-    from tests import tiny_models
+    from benchmarks.random_models import tiny_models
 
     sizes = {
         "hidden_size": 16,

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from benchmarks.known_circuits.forward import run_forward
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
+from benchmarks.random_models.tiny_models import VOCAB, random_pairs, save_native
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
 from discovery.interventions import replace_with
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.oracles import native_forward
-from tests.tiny_models import VOCAB, random_pairs, save_native
 
 PROMPT = [
     int(token) for token in torch.randint(VOCAB, (8,), generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from discovery.backends.loading.outline import read_outline
-from discovery.errors import ModelError
-from tests.tiny_models import (
+from benchmarks.random_models.tiny_models import (
     ARCHITECTURES,
     CONTEXT,
     OTHER_ARCHITECTURES,
@@ -19,6 +17,8 @@ from tests.tiny_models import (
     save_native,
     save_tokenizer,
 )
+from discovery.backends.loading.outline import read_outline
+from discovery.errors import ModelError
 
 NATIVE = ("native", "attn_only", "rotary")
 QUICK = ("gemma2", "mixtral", "phi")

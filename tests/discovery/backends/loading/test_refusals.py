@@ -13,11 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.random_models.tiny_models import (
+    VOCAB,
+    TinyModels,
+    save_hugging_face,
+    save_native,
+    save_tokenizer,
+)
 from discovery.backends.hardware.devices import choose_device
 from discovery.backends.loading.load import load_model
 from discovery.backends.loading.source import fetch_hub_model
 from discovery.errors import ModelError
-from tests.tiny_models import VOCAB, TinyModels, save_hugging_face, save_native, save_tokenizer
 
 
 def refuse(name: Any, **options: Any) -> ModelError:

@@ -10,12 +10,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import OTHER_ARCHITECTURES, VOCAB, save_hugging_face
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
 from discovery.errors import ModelError, SiteError
 from discovery.interventions import replace_with
 from discovery.sites import ActivationKind, Site
-from tests.tiny_models import OTHER_ARCHITECTURES, VOCAB, save_hugging_face
 
 TOKENS = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
 LAST = torch.tensor([6, 4, 5])

@@ -9,6 +9,15 @@ from typing import get_args
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import (
+    ARCHITECTURES,
+    OTHER_ARCHITECTURES,
+    VOCAB,
+    TinyModels,
+    save_hugging_face,
+    save_native,
+    save_tokenizer,
+)
 from discovery.agent import discover, resume
 from discovery.agent.run import read_settings
 from discovery.backends.base import Batch
@@ -24,15 +33,6 @@ from discovery.sites import SITE_NAMES, ActivationKind, Site
 from discovery.store import open_run
 from discovery.tasks import load_task
 from tests.discovery.backends import test_contract as contract
-from tests.tiny_models import (
-    ARCHITECTURES,
-    OTHER_ARCHITECTURES,
-    VOCAB,
-    TinyModels,
-    save_hugging_face,
-    save_native,
-    save_tokenizer,
-)
 
 TOKENS = torch.randint(VOCAB, (3, 7), generator=torch.Generator().manual_seed(0))
 LAST = torch.tensor([6, 4, 5])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.random_models.tiny_models import save_hugging_face
 from discovery.backends.hardware.placement import Placement
 from tests.discovery.cli.conftest import CommandResult
-from tests.tiny_models import save_hugging_face
 
 
 @pytest.fixture

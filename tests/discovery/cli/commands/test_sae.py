@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.random_models.tiny_models import save_hugging_face, save_tokenizer
 from discovery.store import run_ids
 from tests.discovery.cli.conftest import CommandResult
-from tests.tiny_models import save_hugging_face, save_tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 SMALL = ("--features", "24", "--tokens", "640", "--batch", "32", "--site", "resid_post.1")

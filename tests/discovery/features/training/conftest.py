@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import CONTEXT, VOCAB, save_hugging_face, save_tokenizer
+from benchmarks.random_models.tiny_models import CONTEXT, VOCAB, save_hugging_face, save_tokenizer
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 

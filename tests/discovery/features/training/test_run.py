@@ -14,6 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.random_models.tiny_models import (
+    as_task,
+    random_pairs,
+    save_hugging_face,
+    save_native,
+)
 from discovery import (
     edit_features,
     feature_examples,
@@ -29,7 +35,6 @@ from discovery.features.training import estimate_training, resume_training
 from discovery.features.training.text import resolve_text
 from discovery.store import list_runs, open_run, run_ids
 from tests.discovery.features.training.conftest import token_rows
-from tests.tiny_models import as_task, random_pairs, save_hugging_face, save_native
 from tests.tiny_saes import saelens
 
 SMALL = {"d_sae": 24, "k": 3, "tokens": 2600, "batch": 32}

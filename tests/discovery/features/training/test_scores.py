@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import load_plain_module
 from discovery.features.sae import Codes
 from discovery.features.training.scores import score_sae
 from discovery.sites import Site
 from tests.discovery.features.training.conftest import token_rows
-from tests.tiny_models import load_plain_module
 
 SITE = Site("resid_post", 1)
 

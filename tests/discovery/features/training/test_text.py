@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.errors import FeatureError
 from discovery.features.training import make_recipe
 from discovery.features.training.activations import ActivationBatches, read_activations
@@ -21,7 +22,6 @@ from discovery.features.training.text import (
     resolve_text,
 )
 from tests.discovery.features.training.conftest import token_rows
-from tests.tiny_models import as_task, random_pairs
 
 
 def test_the_index_of_a_text(reader, tmp_path):

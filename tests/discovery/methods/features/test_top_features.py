@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.known_circuit import LOGIT_GAIN
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery import load_model, load_task, sae_top_features
 from discovery.backends.base import Batch
 from discovery.engine import Engine
@@ -21,7 +22,6 @@ from discovery.methods.features import edit_features
 from discovery.methods.features.pushes import ShuffledDecoderControl
 from discovery.metrics import measure
 from discovery.sites import Site
-from tests.tiny_models import as_task, random_pairs
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PAIRS = 12

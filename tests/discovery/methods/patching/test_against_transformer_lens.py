@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.loading.load import load_model
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Direction, SiteName
 from discovery.tasks.task import EncodedPair
-from tests.tiny_models import as_task, random_pairs
 
 # Our site, theirs, and what makes their axes ours.
 FUNCTIONS: tuple[tuple[SiteName, str, Callable[[Tensor], Tensor]], ...] = (

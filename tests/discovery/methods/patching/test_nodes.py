@@ -14,6 +14,7 @@ from benchmarks.known_circuits.forward import run_forward
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.known_circuit import KnownCircuit
 from benchmarks.known_circuits.truth import group_pairs, measure_single_effects
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.base import Batch
 from discovery.engine import Engine
 from discovery.interventions import replace_with
@@ -22,7 +23,6 @@ from discovery.methods.patching.nodes import measure_node_effects
 from discovery.methods.patching.sweep import patch_sweep
 from discovery.sites import Direction, Site
 from tests.oracles.patching import metric_of
-from tests.tiny_models import as_task, random_pairs
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 LENGTHS = (6, 4, 7)

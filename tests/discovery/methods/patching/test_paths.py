@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.truth import load_truth
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
@@ -20,7 +21,6 @@ from discovery.methods.patching.paths import EdgeEffect, edges_between, measure_
 from discovery.sites import EMBED, LOGITS, Node, head, mlp, slots_of
 from discovery.tasks.task import EncodedPair
 from tests.oracles.path_patching import PathPatchingOracle
-from tests.tiny_models import as_task, random_pairs
 
 LENGTHS = (6, 4, 7)
 
@@ -188,8 +188,8 @@ def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(tiny_model
 
 def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: Any) -> None:
     """Values that are the head's bias whatever it reads: its output is the same in both runs."""
+    from benchmarks.random_models.tiny_models import save_native
     from discovery import load_model
-    from tests.tiny_models import save_native
 
     made = save_native(tmp_path / "model")
     made.state["blocks.0.attn.W_V"][1] = 0.0

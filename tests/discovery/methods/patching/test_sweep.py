@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.random_models.tiny_models import TinyModels, as_task, random_pairs
 from discovery import load_model, load_task
 from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
@@ -29,7 +30,6 @@ from discovery.methods.patching.sweep import (
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import EncodedPair, Task
 from tests.oracles import patching
-from tests.tiny_models import TinyModels, as_task, random_pairs
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 LENGTHS = (5, 3, 6)

@@ -13,8 +13,8 @@ from mcp import Client
 from safetensors.torch import load
 
 import discovery.report
+from benchmarks.random_models.tiny_models import GROUPED, grouped, random_pairs
 from tests.mcp_server.servers import call_tool_error, call_tool_ok, make_server
-from tests.tiny_models import GROUPED, grouped, random_pairs
 
 pytestmark = pytest.mark.anyio
 

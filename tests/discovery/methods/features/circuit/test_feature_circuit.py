@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.truth import load_truth
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery import add_features, load_model, load_task
 from discovery.engine import Engine
 from discovery.errors import MeasurementError
@@ -26,7 +27,6 @@ from discovery.methods.features.circuit.exchange import measure_exchange, rank_b
 from discovery.methods.features.circuit.feature_circuit import _edge_holds
 from discovery.sites import Node, slots_of
 from tests.oracles.path_patching import PathPatchingOracle
-from tests.tiny_models import as_task, random_pairs
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 POSITIONS = [1, 3, -1]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
+from benchmarks.random_models.tiny_models import as_task, random_pairs, save_tokenizer
 from discovery import feature_examples, load_model, load_task
 from discovery.backends.base import Batch
 from discovery.errors import FeatureError, Interrupted, MeasurementError
@@ -20,7 +21,6 @@ from discovery.methods.features import Sampling
 from discovery.methods.features.examples.documents import DocumentStream
 from discovery.methods.features.examples.sampling import ContextCollector, PeakContext, context_key
 from discovery.sites import Site
-from tests.tiny_models import as_task, random_pairs, save_tokenizer
 from tests.tiny_saes import directions_module, save, signed_basis
 
 FEATURES = (3, 40, 90)

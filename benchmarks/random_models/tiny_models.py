@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from discovery.sites import BackendName, MetricName
-from discovery.tasks.task import EncodedPair, Task
+from discovery.tasks.task import EncodedPair, SplitName, Task
 
 VOCAB, CONTEXT = 31, 12
 NATIVE_FIELDS: Mapping[str, Any] = {
@@ -465,4 +465,5 @@ def as_task(
     pairs: Sequence[EncodedPair], metric: MetricName = "logit_difference", name: str = "tiny"
 ) -> Task:
     """All pairs as one task, all of them in the discovery split."""
-    return Task(name, tuple(pairs), ("discovery",) * len(pairs), "none", metric)
+    split: SplitName = "discovery"
+    return Task(name, tuple(pairs), tuple(split for _ in pairs), "none", metric)
