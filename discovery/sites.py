@@ -40,6 +40,7 @@ Direction = Literal["denoising", "noising"]
 Ablation = Literal["resample", "mean", "zero"]
 MetricName = Literal["logit_difference", "probability_difference", "kl_divergence"]
 BackendName = Literal["auto", "transformerlens", "nnsight"]
+DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 Universe = Literal["all", "heads"]
 NodeKind = Literal["embed", "attention_head", "mlp", "feature", "logits"]
 Slot = Literal["q", "k", "v", "mlp", "feature", "logits"]
@@ -51,6 +52,7 @@ FeatureSite = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "res
 
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
+DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")

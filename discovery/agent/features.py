@@ -11,11 +11,11 @@ from typing import Any
 
 from discovery.agent.run import read_saved_task, read_settings, reload_model_and_task
 from discovery.backends.base import Backend
-from discovery.engine import Progress
 from discovery.errors import StoreError
 from discovery.features import SAE, open_sae
 from discovery.methods.features import FeatureCircuit, add_features
 from discovery.methods.features.arguments import Positions
+from discovery.progress import ProgressCallback
 from discovery.report import draw_circuit, render_page
 from discovery.store import Run, open_run
 
@@ -29,7 +29,7 @@ def add_features_to_run(
     k: int = 16,
     runs_dir: Path | str | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> FeatureCircuit:
     """Find, verify and record the features of a dictionary in a run's circuit, with their edges.
 

@@ -17,9 +17,10 @@ from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import is_out_of_memory, read_peak_memory
 from discovery.backends.loading.load_arguments import load_arguments, reload
-from discovery.engine import Meter, Progress
+from discovery.engine import Meter
 from discovery.errors import BudgetError, MeasurementError, StoreError
 from discovery.graph import CircuitGraph, Cost
+from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Universe
 from discovery.store import (
     ModelSource,
@@ -65,7 +66,7 @@ def discover(
     memory: int | None = None,
     exhaustive: bool = False,
     runs_dir: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
     on_begin: Callable[[str], None] | None = None,
     command: str | None = None,
@@ -124,7 +125,7 @@ def resume(
     run_id: str,
     *,
     runs_dir: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
 ) -> DiscoveryResult:
     """Go on with a run that was interrupted; a finished one is returned as it is.
@@ -147,7 +148,7 @@ def resume(
 def resume_open_run(
     run: Run,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
     on_open: Callable[[Backend, Task], None] | None = None,
 ) -> DiscoveryResult:
@@ -294,7 +295,7 @@ def _make_context(
     settings: RunSettings,
     model: Backend,
     task: Task,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     on_event: OnEvent | None,
 ) -> RunContext:
     meter = Meter(limit=settings.budget, progress=progress)

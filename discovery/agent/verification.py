@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from discovery.agent.run import read_last_state, read_settings, reload_model_and_task
-from discovery.engine import Meter, Progress
+from discovery.engine import Meter
 from discovery.errors import StoreError
 from discovery.evaluation import (
     PartialEvidence,
@@ -21,6 +21,7 @@ from discovery.evaluation import (
 from discovery.evaluation.verdict import decide_conditions, decide_verdict
 from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
 from discovery.methods.behaviour import check_task
+from discovery.progress import ProgressCallback
 from discovery.sites import Node
 from discovery.store import Run, open_run
 
@@ -47,7 +48,7 @@ class Verification:
 
 
 def verify_run(
-    run_id: str, *, runs_dir: Path | str | None = None, progress: Progress | None = None
+    run_id: str, *, runs_dir: Path | str | None = None, progress: ProgressCallback | None = None
 ) -> Verification:
     """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
 

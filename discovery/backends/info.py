@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -12,8 +11,6 @@ from discovery.errors import SiteError
 from discovery.sites import Node, Site, Universe, head, key_value_group, key_value_place, mlp
 
 _MOST_GROUPS = 8  # so many groups or heads are written out in a message
-
-DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 
 
 def bytes_per_number(dtype: str) -> int:

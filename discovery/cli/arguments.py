@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 from discovery.errors import DiscoveryError
-from discovery.sites import BackendName
+from discovery.sites import DTYPE_NAMES, BackendName
 
 DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
-DTYPE_NAMES = ("float32", "float16", "bfloat16", "float64")
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 

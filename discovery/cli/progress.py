@@ -1,6 +1,8 @@
-"""How far the work is, on one line: redrawn on a terminal; elsewhere a line now and then, so that a log stays short.
+"""Show progress on one line of standard error.
 
-The unit is the forward-pass equivalent, in which budgets are given too; of a training it is the token.
+On a terminal the line is redrawn. Elsewhere a line is written now and then, so that a log stays
+short. Work is counted in the unit of the `Progress`: forward-pass equivalents, in which budgets are
+given too, or tokens for a training.
 """
 
 from __future__ import annotations
@@ -10,52 +12,50 @@ import time
 from contextlib import suppress
 from typing import TextIO
 
-_REDRAW_SECONDS = 0.1  # seconds between two drawings
-_LOG_SECONDS_NEW_WORK, _LOG_SECONDS_SAME_WORK = (
-    5.0,
-    60.0,
-)  # seconds between two lines of a log: about new work, about the same
+from discovery.progress import Progress, ProgressListener
+
+_REDRAW_SECONDS = 0.1  # between two drawings on a terminal
+_LOG_SECONDS_NEW_WORK = 5.0  # between two lines of a log, if the second is about new work
+_LOG_SECONDS_SAME_WORK = 60.0  # between two lines of a log about the same work
 
 
-class ProgressLine:
-    """A `discovery.engine.Progress`: called with what is done, what is to do, and what it is.
+class ProgressLine(ProgressListener):
+    """Draws the progress that it receives.
 
     Args:
-        stream: standard error.
-        quiet: say nothing.
-
-    Attributes:
-        unit: of what is done.
+        stream: standard error; None draws nothing.
+        quiet: draw nothing.
     """
 
     def __init__(self, stream: TextIO | None, *, quiet: bool = False) -> None:
-        self.unit = "forward-pass equivalents"
         self._stream = None if quiet else stream
         self._live = stream is not None and not quiet and stream.isatty()
-        self._what = ""
+        self._label = ""
         self._drawn = time.monotonic()
         self._shown = False
 
-    def __call__(self, done: float, total: float, what: str) -> None:
-        self._update(what, _line(done, total, what, self.unit))
+    def update(self, progress: Progress) -> None:
+        """Draw the progress, unless the last drawing was only a moment ago."""
+        self._draw_if_due(progress.label, _format_line(progress))
 
-    def show_status(self, what: str) -> None:
-        """What is waited for, where nothing is counted."""
-        self._update(what, f"      {what}")
+    def show_status(self, status: str) -> None:
+        """Show what is waited for while no work is counted."""
+        self._draw_if_due(status, f"      {status}")
 
-    def _update(self, what: str, line: str) -> None:
-        new, waited = what != self._what, time.monotonic() - self._drawn
+    def _draw_if_due(self, label: str, line: str) -> None:
+        is_new = label != self._label
+        waited = time.monotonic() - self._drawn
         if self._live:
-            due = new or waited >= _REDRAW_SECONDS
+            is_due = is_new or waited >= _REDRAW_SECONDS
         else:
-            due = waited >= (_LOG_SECONDS_NEW_WORK if new else _LOG_SECONDS_SAME_WORK)
-        if due:
-            self._what = what
+            is_due = waited >= (_LOG_SECONDS_NEW_WORK if is_new else _LOG_SECONDS_SAME_WORK)
+        if is_due:
+            self._label = label
             self._drawn = time.monotonic()
             self._show(line)
 
     def clear(self) -> None:
-        """Make room for a message."""
+        """Erase the line, so that a message can be written in its place."""
         if self._shown:
             self._shown = False
             self._write("\r\x1b[K")
@@ -69,15 +69,15 @@ class ProgressLine:
 
     def _write(self, text: str) -> None:
         if self._stream is not None:
-            with suppress(OSError, ValueError):  # nobody listens: the work goes on
+            with suppress(OSError, ValueError):  # the stream is closed: the work goes on
                 self._stream.write(text)
                 self._stream.flush()
 
 
-def _line(done: float, total: float, what: str, unit: str) -> str:
-    what = what or "measuring"
-    if (
-        done >= total
-    ):  # done, or never estimated: `discovery.engine.Meter` then gives what is done as the total
-        return f"      {what}: {done:,.0f} {unit}"
-    return f"{done / total:4.0%}  {what}: {done:,.0f} of about {total:,.0f} {unit}"
+def _format_line(progress: Progress) -> str:
+    label = progress.label or "measuring"
+    done = progress.done
+    if done >= progress.total:  # complete, or there is no estimate
+        return f"      {label}: {done:,.0f} {progress.unit}"
+    share = done / progress.total
+    return f"{share:4.0%}  {label}: {done:,.0f} of about {progress.total:,.0f} {progress.unit}"

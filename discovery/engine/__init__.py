@@ -2,7 +2,7 @@
 
 from discovery.backends.hardware.memory import is_out_of_memory
 from discovery.engine.block import Block
-from discovery.engine.cost import BACKWARD_COST, Meter, Progress, prompt_macs, row_macs
+from discovery.engine.cost import BACKWARD_COST, Meter, prompt_macs, row_macs
 from discovery.engine.engine import Engine, engine_for
 from discovery.engine.gradients import attribute_sites, estimate_attributions
 from discovery.engine.memory import MemoryNeed, sweep_bytes
@@ -16,7 +16,6 @@ __all__ = [
     "Engine",
     "MemoryNeed",
     "Meter",
-    "Progress",
     "Prompts",
     "Rows",
     "Side",

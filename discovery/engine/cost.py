@@ -10,18 +10,14 @@ What a measurement cost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from discovery.backends.info import ModelInfo
-from discovery.backends.remote.status import STATUS_SEPARATOR, StatusListener
+from discovery.backends.remote.status import StatusListener
 from discovery.errors import BudgetError
+from discovery.progress import Progress, ProgressCallback, report_progress
 
 BACKWARD_COST = 2  # forward passes that one backward pass counts
-
-Progress = Callable[
-    [float, float, str], None
-]  # done, total (forward-pass equivalents), what; may raise Interrupted
 
 
 def row_macs(
@@ -76,7 +72,7 @@ class Meter:
     limit: float | None = None
     spent: float = 0.0
     passes: int = 0
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     label: str = ""
     _done: float = 0.0
     _expected: float = 0.0
@@ -95,7 +91,7 @@ class Meter:
                 "Raise the budget, or use fewer pairs.",
             )
         self.label, self._done, self._expected = label, 0.0, expected
-        self._tell()
+        self._report()
 
     def add(self, equivalents: float) -> None:
         """Count work that was done."""
@@ -103,20 +99,21 @@ class Meter:
             self.spent += equivalents
             self.passes += 1
             self._done += equivalents
-        self._tell()
+        self._report()
 
     @property
     def listener(self) -> StatusListener | None:
-        """Whom to tell what a batch waits for, where its model is elsewhere."""
-        return (
-            None
-            if self.progress is None
-            else lambda status: self._tell(f"{self.label}{STATUS_SEPARATOR}{status}")
-        )
+        """Reports what a batch of a remote model waits for; None if nobody follows the progress."""
+        return None if self.progress is None else self._report
 
-    def _tell(self, label: str | None = None) -> None:
-        if self.progress is not None:
-            self.progress(self._done, max(self._expected, self._done), label or self.label)
+    def _report(self, waiting_for: str | None = None) -> None:
+        progress = Progress(
+            step=self.label,
+            done=self._done,
+            total=max(self._expected, self._done),
+            waiting_for=waiting_for,
+        )
+        report_progress(self.progress, progress)
 
 
 @dataclass(frozen=True)

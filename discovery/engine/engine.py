@@ -17,11 +17,12 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_free_memory, trim_heap
 from discovery.engine.block import Block
-from discovery.engine.cost import Meter, Progress
+from discovery.engine.cost import Meter
 from discovery.engine.memory import BATCH_PERCENT, CACHE_PERCENT, HeapTrimmer, pair_bytes
 from discovery.engine.prompts import Prompts, Side
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.interventions import MeanReference, ReferencePlan, plan_reference
+from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
@@ -196,7 +197,7 @@ def engine_for(
     task: Task,
     metric: MetricName | None,
     memory: int | None,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> Engine:
     """The engine that a caller gave, or a new one.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from discovery.backends.base import Backend
-from discovery.engine import Meter, Progress
+from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
@@ -34,6 +34,7 @@ from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.methods.patching.nodes import NodeEffects, measure_node_effects
+from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import record_heldout_look
 from discovery.tasks.task import Task
@@ -65,7 +66,7 @@ def evaluate_circuit(
     memory: int | None = None,
     budget: float | None = None,
     runs_dir: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> CircuitEvaluation:
     """Measure conditions (a) to (e) of a circuit, and compute the verdict.
 

@@ -23,10 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Progress, Rows, Window, engine_for
+from discovery.engine import Block, Engine, Rows, Window, engine_for
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
+from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_sites
 from discovery.tasks.task import Task
 
@@ -248,7 +249,7 @@ def ablate_heads(
     ablation: Ablation = "resample",
     metric: MetricName | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     engine: Engine | None = None,
 ) -> AblationResult:
     """Ablate heads and MLPs together, at all positions, in every pair's clean prompt.

@@ -18,10 +18,11 @@ from scipy.stats import beta
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter, Progress
+from discovery.engine import Engine, Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.metrics import is_right, is_top
+from discovery.progress import ProgressCallback
 from discovery.sites import MetricName
 from discovery.tasks.task import Task
 
@@ -65,7 +66,7 @@ def check_task(
     *,
     metric: MetricName | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     engine: Engine | None = None,
 ) -> BehaviourCheck:
     """Measure whether a model does a task, on all pairs of the task given.

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from math import comb
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter, Progress
+from discovery.engine import Engine, Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.methods.ablation import NodeSet, SetMetric, parse_nodes
+from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Node
 from discovery.tasks.task import Task
 
@@ -56,7 +57,7 @@ def compare_with_controls(
     controls: int = 20,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     engine: Engine | None = None,
 ) -> ControlComparison:
     """Ablate each node alone, and random sets of the same make-up.

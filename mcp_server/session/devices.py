@@ -1,17 +1,18 @@
-"""One job at a time on each device, off the event loop, with progress and a way to stop it.
+"""Jobs that compute: one at a time on each device, in a worker thread, with progress.
 
-A job is a function in a worker thread. It is handed a `Work`, which is a `discovery.engine.Progress`: called after each batch, it
-notes how far the job is and raises `Interrupted` once the job is to stop. So a cancelled call frees its device within one batch, and
-the device is never shared with what is still ending.
+A job is a function that runs in a thread beside the event loop. It receives a `DeviceJob`, which is
+the progress callback of its measurements: after each batch it notes how far the job is, and raises
+`Interrupted` once the job is to stop. So a cancelled call frees its device within one batch, and no
+other job starts on the device before that.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -20,74 +21,123 @@ import anyio.to_thread
 from mcp.server.mcpserver import Context
 
 from discovery.errors import Interrupted
+from discovery.progress import Progress, ProgressListener
 from mcp_server.errors import BusyError
 
 T = TypeVar("T")
-MAX_WAITING_CALLS = 64  # calls for one device
-_REPORT_SECONDS = 0.25  # seconds between two reports
-_POLL_SECONDS = 0.05  # seconds between two looks at a held device
+MAX_WAITING_CALLS = 64  # that wait for one device
+_REPORT_SECONDS = 0.25  # between two reports of progress to the client
+_POLL_SECONDS = 0.05  # between two attempts to take a device
 
 
-class DeviceJob:
-    """How far a job is, and whether it is to stop; shared between its thread and the event loop."""
+@dataclass(frozen=True, kw_only=True)
+class JobProgress:
+    """How far a whole job is, over all its steps.
+
+    Attributes:
+        done: the work that is done, in forward-pass equivalents (in tokens for a training).
+        total: the work that is known of: what is done and the rest of the present step, or the
+            estimate of the whole job if that is larger.
+        estimated_total: the estimate of the whole job, never below `done`; None if there is none.
+        label: what the job does at present.
+    """
+
+    done: float
+    total: float
+    estimated_total: float | None
+    label: str
+
+
+class DeviceJob(ProgressListener):
+    """A job that a worker thread carries out: how far it is, and whether it is to stop.
+
+    The thread and the event loop share it. It is the progress callback of the measurements that
+    the job makes.
+
+    Args:
+        closing: set when the server ends, which stops the job too.
+    """
 
     def __init__(self, closing: threading.Event | None = None) -> None:
         self._stop = threading.Event()
         self._closing = closing or threading.Event()
         self._lock = threading.Lock()
-        self._before = self._done = self._total = 0.0
-        self.label = "waiting"
+        self._step = ""
+        self._done_before = 0.0  # work of the steps before the present one
+        self._step_done = 0.0
+        self._step_total = 0.0
+        self._expected: float | None = None
+        self._label = "waiting"
 
-    def __call__(self, done: float, total: float, label: str) -> None:
-        """Note progress; each piece of work counts from 0, and the sum of them only grows."""
+    def update(self, progress: Progress) -> None:
+        """Note how far the present step is. The work of the whole job only grows.
+
+        A new step begins when the name of the step changes, or when its work falls back.
+
+        Raises:
+            Interrupted: if the job is to stop.
+        """
         self.raise_if_stopped()
         with self._lock:
-            if done < self._done or _piece(label) != _piece(self.label):
-                self._before += self._done
-                self._done = 0.0
-            self._done, self._total, self.label = max(done, self._done), max(total, done), label
+            if progress.done < self._step_done or progress.step != self._step:
+                self._begin_step(progress.step)
+            self._step_done = max(progress.done, self._step_done)
+            self._step_total = max(progress.total, progress.done)
+            self._label = progress.label
 
-    def show_status(self, label: str) -> None:
-        """Note what happens without counting."""
+    def expect(self, total: float) -> None:
+        """Note the estimated work of the whole job."""
         with self._lock:
-            self._before += self._done
-            self._done = self._total = 0.0
-            self.label = label
+            self._expected = total
 
-    def show_wait(self, status: str) -> None:
-        """Note what a model elsewhere waits for; raises Interrupted where the job is to stop."""
+    def show_status(self, status: str) -> None:
+        """Note what happens while no work is counted."""
+        with self._lock:
+            self._begin_step("")
+            self._step_total = 0.0
+            self._label = status
+
+    def show_remote_status(self, status: str) -> None:
+        """Note what a model on another machine waits for.
+
+        Raises:
+            Interrupted: if the job is to stop.
+        """
         self.raise_if_stopped()
         self.show_status(status)
 
     @property
-    def progress(self) -> tuple[float, float, str]:
-        """Done and total so far, in forward-pass equivalents, and what is done now."""
+    def progress(self) -> JobProgress:
+        """How far the job is."""
         with self._lock:
-            return (
-                self._before + self._done,
-                self._before + max(self._total, self._done),
-                self.label,
+            done = self._done_before + self._step_done
+            known = self._done_before + max(self._step_total, self._step_done)
+            estimate = None if self._expected is None else max(self._expected, done)
+            return JobProgress(
+                done=done,
+                total=known if estimate is None else estimate,
+                estimated_total=estimate,
+                label=self._label,
             )
 
     def stop(self) -> None:
-        """Ask the job to end at its next batch."""
+        """Ask the job to end after its present batch."""
         self._stop.set()
 
     @property
     def is_stopping(self) -> bool:
+        """Whether the job was asked to end."""
         return self._stop.is_set() or self._closing.is_set()
 
     def raise_if_stopped(self) -> None:
-        """Raises Interrupted where the job is to stop."""
+        """Raise Interrupted if the job was asked to end."""
         if self.is_stopping:
             raise Interrupted("stopped")
 
-
-def _piece(label: str) -> str:
-    """What is done, without what it waits for elsewhere."""
-    return label.partition(" · ")[
-        0
-    ]  # `discovery.backends.remote.status.PART`, which needs no torch but stands among what does
+    def _begin_step(self, step: str) -> None:
+        self._done_before += self._step_done
+        self._step_done = 0.0
+        self._step = step
 
 
 class DeviceQueues:
@@ -95,26 +145,32 @@ class DeviceQueues:
 
     Attributes:
         closing: set when the server ends; every job stops then.
+        holder_names: for each device, what holds it or held it last.
     """
 
     def __init__(self) -> None:
         self.closing = threading.Event()
+        self.holder_names: dict[str, str] = {}
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._waiting: dict[str, int] = defaultdict(int)
         self._guard = threading.Lock()
-        self.holder_names: dict[str, str] = {}
 
     def new_job(self) -> DeviceJob:
-        """A new job's."""
+        """Return a job that stops when the server ends."""
         return DeviceJob(self.closing)
 
     @contextmanager
-    def hold(self, device: str, what: str, work: DeviceJob) -> Iterator[None]:
-        """The device is this job's in here; waits for it.
+    def hold(self, device: str, description: str, job: DeviceJob) -> Iterator[None]:
+        """Hold the device for the job inside the block, after waiting for it.
+
+        Args:
+            device: the device, as models name it.
+            description: what the job does, shown to the jobs that wait for the device.
+            job: the job, which can be stopped while it waits.
 
         Raises:
-            BusyError: where too many wait already.
-            Interrupted: where the job was stopped while it waited.
+            BusyError: if too many calls wait for the device already.
+            Interrupted: if the job is stopped while it waits.
         """
         with self._guard:
             lock = self._locks[device]
@@ -126,83 +182,81 @@ class DeviceQueues:
             self._waiting[device] += 1
         try:
             while not lock.acquire(timeout=_POLL_SECONDS):
-                work.show_status(
-                    f"waiting for {device}, which {self.holder_names.get(device, 'another call')} has"
-                )
-                work.raise_if_stopped()
+                holder = self.holder_names.get(device, "another call")
+                job.show_status(f"waiting for {device}, which {holder} has")
+                job.raise_if_stopped()
         finally:
             with self._guard:
                 self._waiting[device] -= 1
         try:
-            work.raise_if_stopped()
-            self.holder_names[device] = what
+            job.raise_if_stopped()
+            self.holder_names[device] = description
             yield
         finally:
             lock.release()
 
     async def run(
         self,
-        call: Context[Any, Any] | None,
+        context: Context[Any, Any] | None,
         device: str | None,
         description: str,
-        job: Callable[[DeviceJob], T],
+        function: Callable[[DeviceJob], T],
     ) -> T:
-        """Do a job in a thread, telling the client how far it is.
+        """Run a function in a thread and report its progress to the client.
 
         Args:
-            call: of the tool, for progress and cancelling.
-            device: to be waited for; None for a job that needs none.
+            context: the call of the tool, to which progress is reported; None reports nothing.
+            device: the device that the function needs; None if it needs none.
+            description: what the function does, shown as progress and to waiting calls.
+            function: what is run; a cancelled call stops the job that it receives.
+
+        Raises:
+            BusyError: if too many calls wait for the device already.
+            Interrupted: if the job is stopped.
         """
-        work = self.new_job()
+        job = self.new_job()
 
-        def carried() -> T:
+        def run_on_device() -> T:
             if device is None:
-                return job(work)
-            with self.hold(device, description, work):
-                work.show_status(description)
-                return job(work)
+                return function(job)
+            with self.hold(device, description, job):
+                job.show_status(description)
+                return function(job)
 
-        outcome: list[T] = []
-        fault: list[Exception] = []
+        outcomes: list[T] = []
+        errors: list[Exception] = []
         async with anyio.create_task_group() as group:
-            group.start_soon(_report_progress, work, call)
+            group.start_soon(_report_progress, job, context)
             try:
-                outcome.append(await run_in_thread(carried))
-            except Interrupted as stopped:
+                outcomes.append(await run_in_thread(run_on_device))
+            except Interrupted as error:
                 await anyio.lowlevel.checkpoint()  # a cancelled call ends here
-                fault.append(stopped)
-            except Exception as raised:  # noqa: BLE001  # carried out of the task group as it is
-                fault.append(raised)
+                errors.append(error)
+            except Exception as error:  # noqa: BLE001  # raised again outside the task group, which would wrap it
+                errors.append(error)
             group.cancel_scope.cancel()
-        if fault:
-            raise fault[0]
-        return outcome[0]
+        if errors:
+            raise errors[0]
+        return outcomes[0]
 
 
-async def run_in_thread(job: Callable[[], T]) -> T:
-    """Run a function in a thread of its own pool, waiting for its end even where the call is cancelled."""
-    return await anyio.to_thread.run_sync(job, limiter=anyio.CapacityLimiter(1))
+async def run_in_thread(function: Callable[[], T]) -> T:
+    """Run a function in a worker thread and wait for its end, even if the call is cancelled."""
+    return await anyio.to_thread.run_sync(function, limiter=anyio.CapacityLimiter(1))
 
 
-async def _report_progress(work: DeviceJob, call: Context[Any, Any] | None) -> None:
-    """Report progress until cancelled, which stops the job."""
-    told = -1.0
+async def _report_progress(job: DeviceJob, context: Context[Any, Any] | None) -> None:
+    """Report the job's progress until this task is cancelled, which stops the job too."""
+    reported = -1.0
     try:
         while True:
             await anyio.sleep(_REPORT_SECONDS)
-            done, total, label = work.progress
-            if call is not None:
-                told = max(done, told + 1e-6)  # a client may only be told of more
-                await call.report_progress(told, max(total, told), label)
+            progress = job.progress
+            if context is not None:
+                reported = max(progress.done, reported + 1e-6)  # must grow with every report
+                total = max(progress.total, reported)
+                await context.report_progress(reported, total, progress.label)
     except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-        return  # the client left
+        return  # the client has left
     finally:
-        work.stop()
-
-
-def wait_until(done: Callable[[], bool], seconds: float) -> bool:
-    """Wait in a thread, at most so long; whether it came about."""
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:
-        time.sleep(_POLL_SECONDS)
-    return done()
+        job.stop()

@@ -75,7 +75,7 @@ _MODULES = {
     "release_memory": "discovery.backends.hardware.memory",
     "resume_open_run": "discovery.agent",
     "continue_training": "discovery.features.training",
-    "heatmap": "discovery.report",
+    "draw_heatmap": "discovery.report",
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
     "open_sae": "discovery.features",

@@ -1,7 +1,9 @@
 """The loaded models, each under a handle that its `load_model` arguments alone decide.
 
-The handle of the bundled model is ``bundled``, of a hub model its name, of a directory its path inside the allowed directory; what was
-asked for beyond the defaults follows: ``gpt2@cuda,bfloat16``. So a handle from before a restart still says how to load it again.
+The handle (`model_id`) of the bundled model is ``bundled``. The handle of a hub model is its name,
+and the handle of a directory is its path inside the allowed directory. Arguments that are not the
+defaults follow: ``gpt2@cuda,bfloat16``. So a handle from before a restart still says how to load
+the model again.
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
-from discovery.cli.arguments import DTYPE_NAMES
 from discovery.errors import DiscoveryError, ModelError
-from discovery.sites import BackendName
+from discovery.sites import DTYPE_NAMES, BackendName
 from mcp_server.errors import UnknownModelError
 from mcp_server.session import lazy_discovery
 from mcp_server.session.allowed_paths import AllowedPaths
@@ -25,23 +27,25 @@ if TYPE_CHECKING:
     from discovery.backends.loading.outline import Outline
     from discovery.tasks.task import Task
 
-REMOTE_WORD, SPREAD_WORD = "remote", "device_map"
-DEFAULT_ARGUMENTS = {
-    "backend": "auto",
-    "device": "auto",
-    "dtype": "float32",
-}  # what a handle does not say
-RESERVED_BYTES = 512 * 2**20  # bytes that stay free
-MAX_CACHED_TASKS = 16
+REMOTE_WORD = "remote"  # in a handle: the model runs on NDIF
+SPREAD_WORD = "device_map"  # in a handle: the weights are spread over devices, memory and disk
+DEFAULT_ARGUMENTS = {"backend": "auto", "device": "auto", "dtype": "float32"}  # not in a handle
+RESERVED_BYTES = 512 * 2**20  # that stay free beside the weights
+MAX_CACHED_TASKS = 16  # of one model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """The arguments of load_model.
+    """The arguments of load_model, checked.
 
     Attributes:
-        model: as it was asked for, and told again in messages. source: what is opened.
-        remote: on NDIF. spread: over this machine's devices, memory and disk.
+        model: the model as the call named it, repeated in messages.
+        source: what is opened: `bundled`, an absolute path, or a hub name.
+        backend: the engine that runs the model, or "auto".
+        device: the device, or "auto".
+        dtype: the number format of the weights.
+        remote: whether the model runs on NDIF.
+        spread: whether its weights are spread over this machine's devices, memory and disk.
     """
 
     model: str
@@ -52,11 +56,11 @@ class ModelRequest:
     remote: bool = False
     spread: bool = False
 
-    def build_spread(self) -> Placement | None:
-        """How the weights are to lie where they are spread.
+    def build_placement(self) -> Placement | None:
+        """Return how the weights are to be spread, or None if they are not.
 
         Raises:
-            ModelError: where the arguments contradict each other, as when it is loaded.
+            ModelError: if the arguments contradict each other; loading the model says the same.
         """
         return lazy_discovery.Placement.from_arguments(
             "auto" if self.spread else None, None, self.device, remote=self.remote
@@ -64,22 +68,36 @@ class ModelRequest:
 
     @property
     def load_arguments(self) -> dict[str, Any]:
-        """For `load_model`, and for a run that opens the model again."""
-        plain = {
+        """The keyword arguments of `discovery.load_model`."""
+        return {
             "backend": self.backend,
             "device": self.device,
             "dtype": self.dtype,
             "remote": self.remote,
+            "device_map": "auto" if self.spread else None,
         }
-        return {**plain, "device_map": "auto" if self.spread else None}
+
+    @property
+    def load_record(self) -> dict[str, Any]:
+        """What a run records in order to open the model again."""
+        return {"model": self.source, **self.load_arguments}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LoadedModel:
-    """A model in memory."""
+    """A model in memory.
+
+    Attributes:
+        model_id: its handle.
+        request: how it was asked for.
+        backend: the model itself.
+        load_seconds: how long loading took.
+        last_used: the time of the last call that named it, on the monotonic clock.
+        tasks: built-in tasks that were drawn for it, by name, number of pairs and seed.
+    """
 
     model_id: str
-    asked: ModelRequest
+    request: ModelRequest
     backend: Backend
     load_seconds: float
     last_used: float = field(default_factory=time.monotonic)
@@ -87,25 +105,22 @@ class LoadedModel:
 
     @property
     def device(self) -> str:
-        """Where it computes: whose queue its jobs wait in."""
+        """Where the model computes: the device whose queue its jobs wait in."""
         return self.backend.info.remote or self.backend.info.device
 
     def bytes_on(self, device: str) -> int:
-        """Bytes of its weights that lie on a device."""
-        own = self.backend.info.device
-        return (
-            self.backend.resident_weight_bytes
-            if own == device or {own, device} == {"cuda", "cuda:0"}
-            else 0
-        )
+        """Return how many bytes of its weights lie on a device."""
+        model_device = self.backend.info.device
+        is_there = model_device == device or {model_device, device} == {"cuda", "cuda:0"}
+        return self.backend.resident_weight_bytes if is_there else 0
 
 
 class ModelCache:
-    """The models in memory, least recently used first to go."""
+    """The models in memory; the least recently used one is dropped first."""
 
-    def __init__(self, places: AllowedPaths) -> None:
-        self.places = places
-        self._settings = places.settings
+    def __init__(self, allowed_paths: AllowedPaths) -> None:
+        self._allowed_paths = allowed_paths
+        self._settings = allowed_paths.settings
         self._loaded: dict[str, LoadedModel] = {}
         self._loading = threading.Lock()
 
@@ -119,97 +134,121 @@ class ModelCache:
         remote: bool = False,
         spread: bool = False,
     ) -> ModelRequest:
-        """Check what load_model was asked for. This server's defaults are about models that it loads itself, on one device."""
-        default = (
-            DEFAULT_ARGUMENTS
-            if remote
-            else self._defaults | ({"device": DEFAULT_ARGUMENTS["device"]} if spread else {})
-        )
-        engine: Any = backend or default["backend"]
-        return ModelRequest(
-            model,
-            self.places.resolve_model(model),
-            engine,
-            device or default["device"],
-            dtype or default["dtype"],
-            remote,
-            spread,
-        )
-
-    @property
-    def _defaults(self) -> dict[str, str]:
-        return {name: getattr(self._settings, name) for name in DEFAULT_ARGUMENTS}
-
-    def make_model_id(self, asked: ModelRequest) -> str:
-        """The model_id that these arguments give."""
-        chosen = {"backend": asked.backend, "device": asked.device, "dtype": asked.dtype}
-        more = [word for key, word in chosen.items() if word != DEFAULT_ARGUMENTS[key]]
-        more += [
-            word
-            for word, is_so in ((REMOTE_WORD, asked.remote), (SPREAD_WORD, asked.spread))
-            if is_so
-        ]
-        return self.places.format_path(asked.source) + (f"@{','.join(more)}" if more else "")
-
-    def outline(self, asked: ModelRequest) -> Outline:
-        """What would be loaded, from its configuration alone. A hub name's may be downloaded, not its weights.
+        """Check the arguments of load_model, and fill in this server's defaults.
 
         Raises:
-            ModelError: the name is no model, or one that cannot be described.
+            PathNotAllowedError: if the model is a directory that may not be read, or no name.
         """
-        return lazy_discovery.read_outline(asked.source, dtype=asked.dtype)
-
-    def load(self, asked: ModelRequest) -> tuple[LoadedModel, bool]:
-        """The model, and whether it was there already. Blocks; one model is loaded at a time."""
-        model_id = self.make_model_id(asked)
-        found = (
-            None
-            if asked.remote or asked.spread or self.is_loaded(model_id)
-            else self._try_outline(asked)
+        defaults = self._default_arguments(remote=remote, spread=spread)
+        default_backend: Any = defaults["backend"]
+        return ModelRequest(
+            model=model,
+            source=self._allowed_paths.resolve_model(model),
+            backend=backend or default_backend,
+            device=device or defaults["device"],
+            dtype=dtype or defaults["dtype"],
+            remote=remote,
+            spread=spread,
         )
+
+    def _default_arguments(self, *, remote: bool, spread: bool) -> dict[str, str]:
+        """Return what load_model uses if a call leaves an argument out.
+
+        The settings of this server are about models that it loads itself. For a remote model they
+        do not count, and for a spread model its device does not count.
+        """
+        if remote:
+            return DEFAULT_ARGUMENTS
+        defaults: dict[str, str] = {
+            name: getattr(self._settings, name) for name in DEFAULT_ARGUMENTS
+        }
+        return defaults | {"device": DEFAULT_ARGUMENTS["device"]} if spread else defaults
+
+    def make_model_id(self, request: ModelRequest) -> str:
+        """Return the model_id that these arguments give."""
+        arguments = {
+            "backend": request.backend,
+            "device": request.device,
+            "dtype": request.dtype,
+        }
+        words = [word for name, word in arguments.items() if word != DEFAULT_ARGUMENTS[name]]
+        if request.remote:
+            words.append(REMOTE_WORD)
+        if request.spread:
+            words.append(SPREAD_WORD)
+        suffix = f"@{','.join(words)}" if words else ""
+        return self._allowed_paths.format_path(request.source) + suffix
+
+    def read_outline(self, request: ModelRequest) -> Outline:
+        """Return what would be loaded, from the model's configuration alone.
+
+        The configuration of a hub model may be downloaded; its weights are not.
+
+        Raises:
+            ModelError: if there is no such model, or it cannot be described.
+        """
+        return lazy_discovery.read_outline(request.source, dtype=request.dtype)
+
+    def load(self, request: ModelRequest) -> tuple[LoadedModel, bool]:
+        """Load a model, and return it with whether it was loaded already.
+
+        This blocks. Only one model is loaded at a time.
+
+        Raises:
+            ModelError: if the model cannot be loaded, or does not fit.
+        """
+        model_id = self.make_model_id(request)
+        outline = None
         if not self.is_loaded(model_id):
-            if found is not None:
+            outline = self._outline_to_fit(request)
+            if outline is not None:
                 with self._loading:
-                    self._unload_until_fits(asked, found)
-            lazy_discovery.locate_model(
-                asked.source, weights=not asked.remote
-            )  # may download: nobody else waits for that
+                    self._unload_until_fits(request, outline)
+            # This may download, so it does not hold the lock: other loads need not wait for it.
+            lazy_discovery.locate_model(request.source, weights=not request.remote)
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True
-            began = time.monotonic()
-            if found is not None:
-                self._unload_until_fits(
-                    asked, found
-                )  # again: others may have been loaded meanwhile
-            backend = lazy_discovery.load_model(asked.source, **asked.load_arguments)
-            self._loaded[model_id] = LoadedModel(model_id, asked, backend, time.monotonic() - began)
+            start = time.monotonic()
+            if outline is not None:
+                # A second time, because others may have been loaded during the download.
+                self._unload_until_fits(request, outline)
+            backend = lazy_discovery.load_model(request.source, **request.load_arguments)
+            self._loaded[model_id] = LoadedModel(
+                model_id=model_id,
+                request=request,
+                backend=backend,
+                load_seconds=time.monotonic() - start,
+            )
             return self._loaded[model_id], False
 
     def get(self, model_id: str) -> LoadedModel:
-        """A loaded model.
+        """Return a loaded model.
 
         Raises:
-            UnknownModelError: gives the call that loads it.
+            UnknownModelError: if it is not loaded; the message gives the call that loads it.
         """
         if model_id not in self._loaded:
-            raise UnknownModelError(
-                model_id, sorted(self._loaded), self._format_load_call(model_id)
-            )
+            loaded = sorted(self._loaded)
+            raise UnknownModelError(model_id, loaded, self._format_load_call(model_id))
         return self._touch(self._loaded[model_id])
 
     def is_loaded(self, model_id: str) -> bool:
-        """Whether it is loaded."""
+        """Return whether a model is loaded under this handle."""
         return model_id in self._loaded
 
     def unload(self, model_id: str) -> None:
-        """Forget a model; what is measured on it now is finished first."""
+        """Drop a model; a measurement that uses it at the moment finishes first.
+
+        Raises:
+            UnknownModelError: if it is not loaded.
+        """
         self.get(model_id)
         self._loaded.pop(model_id, None)
         lazy_discovery.release_memory()
 
     def list_loaded(self) -> list[LoadedModel]:
-        """Every loaded model, the last used first."""
+        """Return every loaded model, the last used first."""
         return sorted(self._loaded.values(), key=lambda loaded: -loaded.last_used)
 
     def _touch(self, loaded: LoadedModel) -> LoadedModel:
@@ -217,61 +256,84 @@ class ModelCache:
         return loaded
 
     def _format_load_call(self, model_id: str) -> str | None:
-        """The call that gives this handle, whatever this server's defaults are."""
-        name, _, more = model_id.rpartition("@")
-        given = {_argument_of_word(word): word for word in more.split(",")} if name else {}
-        if None in given or not name:  # no @, or one in a directory's name
-            name, given = model_id, {}
+        """Return the call that gives this handle, whatever this server's defaults are."""
+        name, arguments = _split_model_id(model_id)
         try:
-            self.places.resolve_model(name)
+            self._allowed_paths.resolve_model(name)
         except DiscoveryError:
             return None
-        default = (
-            DEFAULT_ARGUMENTS
-            if REMOTE_WORD in given
-            else self._defaults
-            | ({"device": DEFAULT_ARGUMENTS["device"]} if SPREAD_WORD in given else {})
-        )
-        wanted = {key: given.get(key, plain) for key, plain in DEFAULT_ARGUMENTS.items()}
-        extra = "".join(
-            f', {key}="{wanted[key]}"'
-            for key in DEFAULT_ARGUMENTS
-            if key in given or wanted[key] != default[key]
-        )
-        extra += ", remote=true" if REMOTE_WORD in given else ""
-        extra += ', device_map="auto"' if SPREAD_WORD in given else ""
-        return f'load_model(model="{name}"{extra})'
+        is_remote = REMOTE_WORD in arguments
+        is_spread = SPREAD_WORD in arguments
+        defaults = self._default_arguments(remote=is_remote, spread=is_spread)
+        parts = [f'model="{name}"']
+        for key, plain in DEFAULT_ARGUMENTS.items():
+            word = arguments.get(key, plain)
+            if key in arguments or word != defaults[key]:
+                parts.append(f'{key}="{word}"')
+        if is_remote:
+            parts.append("remote=true")
+        if is_spread:
+            parts.append('device_map="auto"')
+        return f"load_model({', '.join(parts)})"
 
-    def _try_outline(self, asked: ModelRequest) -> Outline | None:
-        """What would be loaded; None where it cannot be described: it may load all the same, or is refused there."""
+    def _outline_to_fit(self, request: ModelRequest) -> Outline | None:
+        """Return what has to fit into this machine's memory; None if that cannot be said.
+
+        A remote or spread model needs no place on one device. A model that cannot be described may
+        load all the same; otherwise loading it says why not.
+        """
+        if request.remote or request.spread:
+            return None
         try:
-            return self.outline(asked)
+            return self.read_outline(request)
         except ModelError:
             return None
 
-    def _unload_until_fits(self, asked: ModelRequest, found: Outline) -> None:
-        """Drop the least recently used while the weights would not fit into what is free where they are to lie.
+    def _unload_until_fits(self, request: ModelRequest, outline: Outline) -> None:
+        """Drop the least recently used models until the weights fit where they are to lie.
 
         Raises:
-            ModelError: where they do not fit even so; before any is dropped where dropping all would not help, as far as can be known.
+            ModelError: if they do not fit even then. If that can be known before, no model is
+                dropped.
         """
-        device = lazy_discovery.choose_device(asked.device)
-        free, held = (
-            lazy_discovery.read_free_memory(device),
-            sum(loaded.bytes_on(device) for loaded in self._loaded.values()),
-        )
-        choice = lazy_discovery.choose_backend(found, asked.backend, free + held)
+        device = lazy_discovery.choose_device(request.device)
+        free = lazy_discovery.read_free_memory(device)
+        held = sum(loaded.bytes_on(device) for loaded in self._loaded.values())
+        choice = lazy_discovery.choose_backend(outline, request.backend, free + held)
         lazy_discovery.require_fit(choice, device, free + held)
         need = choice.outline.loading_bytes + RESERVED_BYTES
-        while lazy_discovery.read_free_memory(device) < need and (
-            there := [name for name, one in self._loaded.items() if one.bytes_on(device)]
-        ):
-            del self._loaded[min(there, key=lambda name: self._loaded[name].last_used)]
+        while lazy_discovery.read_free_memory(device) < need:
+            droppable = [loaded for loaded in self._loaded.values() if loaded.bytes_on(device)]
+            if not droppable:
+                return
+            oldest = min(droppable, key=lambda loaded: loaded.last_used)
+            del self._loaded[oldest.model_id]
+            del droppable, oldest  # else their weights would stay in memory
             lazy_discovery.release_memory()
 
 
+def _split_model_id(model_id: str) -> tuple[str, dict[str, str]]:
+    """Return the name of the model in a handle, and the arguments that the handle gives."""
+    name, _, suffix = model_id.rpartition("@")
+    arguments = _arguments_of_words(suffix.split(","))
+    if not name or arguments is None:  # there is no @, or it belongs to the name of a directory
+        return model_id, {}
+    return name, arguments
+
+
+def _arguments_of_words(words: Iterable[str]) -> dict[str, str] | None:
+    """Return the load_model arguments that the words of a handle give; None if one is unknown."""
+    arguments = {}
+    for word in words:
+        key = _argument_of_word(word)
+        if key is None:
+            return None
+        arguments[key] = word
+    return arguments
+
+
 def _argument_of_word(word: str) -> str | None:
-    """Which argument of load_model a word of a handle stands for."""
+    """Return which argument of load_model a word of a handle stands for."""
     if word in (REMOTE_WORD, SPREAD_WORD):
         return word
     if word in get_args(BackendName):

@@ -1,7 +1,8 @@
-"""Discoveries and trainings in the background: each in a thread that outlives the call which began it.
+"""Discoveries and trainings in the background, each in a thread that outlives the call that began it.
 
-A run is known by the id of its folder as soon as that is there. It waits for its device, works, and leaves its folder completed,
-interrupted (resumable) or failed. A folder is written by one process at a time, which its lock sees to.
+A run is known by the id of its folder, as soon as the folder exists. The run then waits for its
+device and works. At its end the folder says completed, interrupted (the run can be resumed) or
+failed. Only one process at a time writes to a folder; the lock of the folder ensures that.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from discovery.errors import DiscoveryError, Interrupted
-from discovery.store import Run, open_run
+from discovery.progress import Progress, ProgressListener
+from discovery.sites import MetricName
+from discovery.store import Run, RunRecord, open_run
 from mcp_server.errors import PathNotAllowedError, ServerError, log_bug
 from mcp_server.session import lazy_discovery
 from mcp_server.session.allowed_paths import AllowedPaths
-from mcp_server.session.devices import DeviceJob, DeviceQueues
+from mcp_server.session.devices import DeviceJob, DeviceQueues, JobProgress
 from mcp_server.session.models import LoadedModel
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from discovery.backends.base import Backend
+    from discovery.features.training.text import TrainingInput
     from discovery.tasks.task import Task
 
-MAX_RUNS_AT_WORK = 16  # runs in one process, waiting ones included
+MAX_RUNS_AT_WORK = 16  # in one process, waiting runs included
 
 
 @dataclass
@@ -32,9 +39,11 @@ class BackgroundRun:
     """A run of this process.
 
     Attributes:
-        run_id: None until its folder is there. begun: set then, and where it failed before. ended: set at its end.
-        problem: what ended it early, as it may be told.
-        expected: forward-pass equivalents that the whole run is estimated to take, or tokens of a training, once that is known.
+        job: how far the run is, and the way to stop it.
+        run_id: the id of its folder; None until the folder exists.
+        start_event: set when the folder exists, and when the run failed before that.
+        end_event: set when the run has ended.
+        problem: what ended the run early, as it may be shown.
     """
 
     job: DeviceJob
@@ -42,242 +51,292 @@ class BackgroundRun:
     start_event: threading.Event = field(default_factory=threading.Event)
     end_event: threading.Event = field(default_factory=threading.Event)
     problem: DiscoveryError | None = None
-    estimated_total: float | None = None
-    since: float = field(default_factory=time.monotonic)
-    thread: threading.Thread | None = None
-
-    def estimate_total(self, model: Backend, task: Task, memory: int | None) -> None:
-        """Estimate the whole run."""
-        self.job.show_status("estimate")
-        self.estimated_total = float(
-            lazy_discovery.estimate_cost(model, task, memory=memory).forward_equivalents
-        )
-
-    def report_tokens(self, done: float, total: float, label: str) -> None:
-        """Progress of a training: what is done is known at each step, and how much there is."""
-        self.estimated_total = total
-        self.job(done, total, label)
 
     @property
-    def progress(self) -> tuple[float, float | None, str]:
-        """Done, of about how much (None: not known), and what is done now."""
-        done, _, doing = self.job.progress
-        return (
-            done,
-            None if self.estimated_total is None else max(self.estimated_total, done),
-            doing,
-        )
+    def progress(self) -> JobProgress:
+        """How far the run is."""
+        return self.job.progress
+
+    def estimate_total(self, model: Backend, task: Task, memory: int | None) -> None:
+        """Estimate the work of the whole discovery."""
+        self.job.show_status("estimate")
+        estimate = lazy_discovery.estimate_cost(model, task, memory=memory)
+        self.job.expect(float(estimate.forward_equivalents))
+
+
+class _TrainingProgress(ProgressListener):
+    """Passes on the progress of a training, whose only step is the whole of it."""
+
+    def __init__(self, job: DeviceJob) -> None:
+        self._job = job
+
+    def update(self, progress: Progress) -> None:
+        self._job.expect(progress.total)
+        self._job.update(progress)
+
+
+OnBegin = Callable[[str], None]
+"""Called with the run's id when its folder exists; returns when the run has its device."""
 
 
 class BackgroundRuns:
-    """Starts, resumes, finds and stops them."""
+    """The runs of this process: starts, resumes, finds and stops them."""
 
-    def __init__(self, devices: DeviceQueues, places: AllowedPaths) -> None:
-        self._devices, self._allowed_paths = devices, places
-        self._settings = places.settings
+    def __init__(self, devices: DeviceQueues, allowed_paths: AllowedPaths) -> None:
+        self._devices = devices
+        self._allowed_paths = allowed_paths
+        self._settings = allowed_paths.settings
         self._runs: dict[str, BackgroundRun] = {}
         self._starting: list[BackgroundRun] = []
         self._guard = threading.Lock()
 
     def start_discovery(
-        self, loaded: LoadedModel, task: Task, load: dict[str, Any], options: dict[str, Any]
+        self,
+        loaded: LoadedModel,
+        task: Task,
+        load: dict[str, Any],
+        *,
+        metric: MetricName | None,
+        seed: int,
+        budget: float | None,
     ) -> BackgroundRun:
-        """Begin a discovery; returns once its folder is there. Blocks for that long."""
+        """Begin a discovery, and return when its folder exists.
 
-        def carry(made: BackgroundRun, begin: Callable[[str], None]) -> None:
-            def begun(run_id: str) -> None:
+        Args:
+            loaded: the model.
+            task: the prompt pairs.
+            load: how the model and the task can be opened again, recorded in the run.
+            metric: the metric; None is the task's own.
+            seed: the seed of the run.
+            budget: forward-pass equivalents that the run may take; None is unlimited.
+
+        Raises:
+            ServerError: if too many runs are at work.
+            DiscoveryError: if the run cannot begin.
+        """
+        memory = self._settings.memory
+
+        def work(background: BackgroundRun, begin: OnBegin) -> None:
+            def on_begin(run_id: str) -> None:
                 begin(run_id)
-                made.estimate_total(loaded.backend, task, options.get("memory"))
+                background.estimate_total(loaded.backend, task, memory)
 
             lazy_discovery.discover(
                 loaded.backend,
                 task,
-                **options,
+                metric=metric,
+                seed=seed,
+                budget=budget,
+                memory=memory,
                 runs_dir=self._settings.runs_dir,
-                progress=made.job,
-                on_begin=begun,
+                progress=background.job,
+                on_begin=on_begin,
                 load=load,
             )
 
-        return self._start_run(loaded, carry)
+        return self._start_run(loaded, work)
 
     def start_training(
-        self, loaded: LoadedModel, text: Any, options: dict[str, Any]
+        self, loaded: LoadedModel, text: TrainingInput, recipe: dict[str, Any]
     ) -> BackgroundRun:
-        """Begin the training of an SAE; returns once its folder is there. Blocks for that long."""
-        how = loaded.asked
-        load = {"model": how.source, **how.load_arguments}
+        """Begin the training of an SAE, and return when its folder exists.
 
-        def carry(made: BackgroundRun, begin: Callable[[str], None]) -> None:
-            runs_dir = self._settings.runs_dir
+        Args:
+            loaded: the model.
+            text: what is trained on.
+            recipe: the keyword arguments of `train_sae` that say how to train.
+
+        Raises:
+            ServerError: if too many runs are at work.
+            DiscoveryError: if the training cannot begin.
+        """
+
+        def work(background: BackgroundRun, begin: OnBegin) -> None:
             lazy_discovery.train_sae(
                 loaded.backend,
                 text,
-                **options,
-                runs_dir=runs_dir,
-                progress=made.report_tokens,
+                **recipe,
+                memory=self._settings.memory,
+                runs_dir=self._settings.runs_dir,
+                progress=_TrainingProgress(background.job),
                 on_begin=begin,
-                load=load,
+                load=loaded.request.load_record,
             )
 
-        return self._start_run(loaded, carry)
+        return self._start_run(loaded, work)
 
     def _start_run(
-        self, loaded: LoadedModel, carry: Callable[[BackgroundRun, Callable[[str], None]], None]
+        self, loaded: LoadedModel, work: Callable[[BackgroundRun, OnBegin], None]
     ) -> BackgroundRun:
-        """A run in a thread of its own, which takes the device once its folder is there."""
-        made = BackgroundRun(self._devices.new_job())
+        """Start a run in its own thread; it takes the device once its folder exists."""
+        background = BackgroundRun(self._devices.new_job())
         with self._guard:
-            self._check_capacity()
-            self._starting = [other for other in self._starting if not other.start_event.is_set()]
-            self._starting.append(made)
+            self._require_capacity()
+            self._starting = [run for run in self._starting if not run.start_event.is_set()]
+            self._starting.append(background)
 
-        def carried() -> None:
+        def run() -> None:
             with _DeviceHold(self._devices, loaded.device) as device:
 
                 def begin(run_id: str) -> None:
-                    made.run_id = run_id
-                    self._runs[run_id] = made
-                    made.start_event.set()
-                    device.acquire(f"run {run_id}", made.job)
+                    background.run_id = run_id
+                    self._runs[run_id] = background
+                    background.start_event.set()
+                    device.acquire(f"run {run_id}", background.job)
 
-                carry(made, begin)
+                work(background, begin)
 
-        return self._launch(made, carried)
+        return _launch(background, run)
 
     def resume(self, run_id: str) -> BackgroundRun:
-        """Go on with an interrupted run; one that is at work in this process is returned as it is.
+        """Continue an interrupted run. A run that is at work in this process is returned as it is.
 
         Raises:
-            StoreError: no such run, or another process writes to it.
-            PlaceError: where its model may not be loaded by this server.
+            StoreError: if there is no such run, or another process writes to it.
+            PathNotAllowedError: if this server may not load the run's model.
         """
-        with self._guard:  # looked up and entered in one step: of two calls, one resumes
-            if run_id in self._runs and not self._runs[run_id].end_event.is_set():
-                return self._runs[run_id]
-            self._check_capacity()
+        with self._guard:  # found and entered in one step: of two calls, only one resumes
+            existing = self.find(run_id)
+            if existing is not None:
+                return existing
+            self._require_capacity()
             record = open_run(self._settings.runs_dir, run_id).record
-            how = dict(record.configuration.get("load") or {})  # type: ignore[arg-type]  # JSON
-            command = "sae train" if record.kind == "sae" else "discover"
-            try:
-                self._allowed_paths.resolve_model(str(how.get("model")))
-            except PathNotAllowedError:
-                raise PathNotAllowedError(
-                    f"The model of the run {run_id} is in no directory that this server may read.",
-                    f"Start the server with --models-dir on it, or go on at a terminal: circuit-scout {command} --resume {run_id}",
-                ) from None
-            run = open_run(
-                self._settings.runs_dir, run_id, write=True
-            )  # held from here to the run's end
-            made = self._runs[run_id] = BackgroundRun(self._devices.new_job(), run_id)
-        made.start_event.set()
+            self._require_allowed_model(record, run_id)
+            run = open_run(self._settings.runs_dir, run_id, write=True)  # locked until its end
+            background = self._runs[run_id] = BackgroundRun(self._devices.new_job(), run_id)
+        background.start_event.set()
         memory: Any = record.configuration.get("memory")
 
-        def carry() -> None:
+        def work() -> None:
             with _DeviceHold(self._devices, record.provenance.device or "cpu") as device, run:
-                device.acquire(f"run {run_id}", made.job)
+                device.acquire(f"run {run_id}", background.job)
                 if record.kind == "sae":
-                    lazy_discovery.continue_training(run, progress=made.report_tokens)
-                else:
-                    lazy_discovery.resume_open_run(
-                        run,
-                        progress=made.job,
-                        on_open=lambda model, task: made.estimate_total(model, task, memory),
-                    )
+                    progress = _TrainingProgress(background.job)
+                    lazy_discovery.continue_training(run, progress=progress)
+                    return
+                lazy_discovery.resume_open_run(
+                    run,
+                    progress=background.job,
+                    on_open=lambda model, task: background.estimate_total(model, task, memory),
+                )
 
-        return self._launch(made, carry)
+        return _launch(background, work)
 
     def find(self, run_id: str) -> BackgroundRun | None:
-        """The run, where this process has it at work."""
-        found = self._runs.get(run_id)
-        return found if found is not None and not found.end_event.is_set() else None
+        """Return the run if this process has it at work, else None."""
+        background = self._runs.get(run_id)
+        return None if background is None or background.end_event.is_set() else background
 
     def problem(self, run_id: str) -> DiscoveryError | None:
-        """What ended a run of this process early."""
-        found = self._runs.get(run_id)
-        return found.problem if found else None
+        """Return what ended a run of this process early, else None."""
+        background = self._runs.get(run_id)
+        return background.problem if background else None
 
     def open(self, run_id: str) -> Run:
-        """A run's folder, for reading.
+        """Open a run's folder for reading.
 
         Raises:
-            PlaceError: where it is a link that leads out of the runs directory.
+            PathNotAllowedError: if the folder is a link that leads out of the runs directory.
         """
-        found = open_run(self._settings.runs_dir, run_id)
-        if not found.path.resolve().is_relative_to(self._settings.runs_dir.resolve()):
+        run = open_run(self._settings.runs_dir, run_id)
+        if not run.path.resolve().is_relative_to(self._settings.runs_dir.resolve()):
             raise PathNotAllowedError(
-                f"The run {run_id} leads out of the runs directory.",
-                "Copy its folder there, instead of a link to it.",
+                f"The folder of the run {run_id} is a link that leads out of the runs directory.",
+                "Copy the folder into the runs directory instead.",
             )
-        return found
+        return run
 
     def close(self, seconds: float) -> bool:
-        """Stop every run and wait a moment for them to end; whether they did."""
+        """Stop every run, and return whether all of them ended within these seconds."""
         self._devices.closing.set()
         end = time.monotonic() + seconds
-        alive = [
-            made for made in [*self._runs.values(), *self._starting] if not made.end_event.is_set()
-        ]
-        return all(made.end_event.wait(max(0.0, end - time.monotonic())) for made in alive)
+        return all(
+            background.end_event.wait(max(0.0, end - time.monotonic()))
+            for background in self._runs_at_work()
+        )
 
-    def _check_capacity(self) -> None:
-        alive = {
-            id(other): other
-            for other in [*self._runs.values(), *self._starting]
-            if not other.end_event.is_set()
-        }
-        if len(alive) >= MAX_RUNS_AT_WORK:
+    def _runs_at_work(self) -> list[BackgroundRun]:
+        candidates = {id(run): run for run in (*self._runs.values(), *self._starting)}
+        return [run for run in candidates.values() if not run.end_event.is_set()]
+
+    def _require_capacity(self) -> None:
+        """Raise ServerError if too many runs are at work."""
+        n_runs = len(self._runs_at_work())
+        if n_runs >= MAX_RUNS_AT_WORK:
             raise ServerError(
-                f"{len(alive)} runs are at work or waiting already.",
+                f"{n_runs} runs are at work or waiting already.",
                 "Wait for one (run_status), or stop one (cancel_run).",
             )
 
-    def _launch(self, made: BackgroundRun, carry: Callable[[], None]) -> BackgroundRun:
-        made.thread = threading.Thread(
-            target=_run_guarded, args=(made, carry), name="discovery-run", daemon=True
-        )
-        made.thread.start()
-        made.start_event.wait()
-        if made.problem is not None:
-            raise made.problem
-        return made
+    def _require_allowed_model(self, record: RunRecord, run_id: str) -> None:
+        """Raise PathNotAllowedError if this server may not load the model of a run."""
+        load: Any = record.configuration.get("load") or {}
+        command = "sae train" if record.kind == "sae" else "discover"
+        try:
+            self._allowed_paths.resolve_model(str(load.get("model")))
+        except PathNotAllowedError:
+            raise PathNotAllowedError(
+                f"The model of the run {run_id} is in no directory that this server may read.",
+                "Start the server with --models-dir on that directory, or resume the run in a "
+                f"terminal: circuit-scout {command} --resume {run_id}",
+            ) from None
 
 
 class _DeviceHold:
-    """A device that is taken in the middle of a run and given back at its end."""
+    """A device that is acquired in the middle of a `with` block and released at its end."""
 
     def __init__(self, devices: DeviceQueues, device: str) -> None:
-        self._devices, self._device = devices, device
-        self._held: Any = None
+        self._devices = devices
+        self._device = device
+        self._hold: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> _DeviceHold:
         return self
 
-    def acquire(self, what: str, work: DeviceJob) -> None:
-        held = self._devices.hold(self._device, what, work)
-        held.__enter__()
-        self._held = held
+    def acquire(self, description: str, job: DeviceJob) -> None:
+        hold = self._devices.hold(self._device, description, job)
+        hold.__enter__()
+        self._hold = hold
 
-    def __exit__(self, *fault: Any) -> None:
-        if self._held is not None:
-            self._held.__exit__(None, None, None)
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._hold is not None:
+            self._hold.__exit__(None, None, None)
 
 
-def _run_guarded(made: BackgroundRun, carry: Callable[[], None]) -> None:
+def _launch(background: BackgroundRun, work: Callable[[], None]) -> BackgroundRun:
+    """Start the thread of a run, and return when the run has begun.
+
+    Raises:
+        DiscoveryError: if the run failed before it had a folder.
+    """
+    thread = threading.Thread(
+        target=_run_guarded, args=(background, work), name="discovery-run", daemon=True
+    )
+    thread.start()
+    background.start_event.wait()
+    if background.problem is not None:
+        raise background.problem
+    return background
+
+
+def _run_guarded(background: BackgroundRun, work: Callable[[], None]) -> None:
+    """Do the work of a run, and note what ended it early."""
     try:
-        carry()
+        work()
     except Interrupted:
-        made.problem = (
-            ServerError("The run was stopped.", "Go on with its run_id.")
-            if not made.start_event.is_set()
-            else None
-        )
-    except DiscoveryError as fault:
-        made.problem = fault
-    except Exception as fault:  # noqa: BLE001  # the thread's end: told by id, as a tool's would be
-        made.problem = ServerError(
-            log_bug("a run", fault), "Report it; the run can be tried again."
+        if not background.start_event.is_set():
+            background.problem = ServerError("The run was stopped.", "Go on with its run_id.")
+    except DiscoveryError as error:
+        background.problem = error
+    except Exception as error:  # noqa: BLE001  # the end of the thread: shown by its id, as for a tool
+        background.problem = ServerError(
+            log_bug("a run", error), "Report it; the run can be tried again."
         )
     finally:
-        made.end_event.set()
-        made.start_event.set()
+        background.end_event.set()
+        background.start_event.set()

@@ -7,13 +7,12 @@ over devices, nnsight traces the very module that transformers built. The scienc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 from discovery.backends.hardware.placement import Placement
-from discovery.backends.info import DtypeName, bytes_per_number
+from discovery.backends.info import bytes_per_number
 from discovery.backends.loading.outline import BACKEND_LABELS, Engine, Outline
 from discovery.errors import ModelError
-from discovery.sites import BackendName
+from discovery.sites import DTYPE_NAMES, BackendName
 
 REMOTE_REASON = "only it runs a model elsewhere"
 NATIVE_ARCHITECTURE = "NativeModel"  # of a checkpoint in TransformerLens's own format
@@ -175,7 +174,7 @@ def describe_misfit(choice: BackendChoice, device: str, free: int) -> ModelError
     found, needed = choice.outline, choice.outline.weights_bytes
     if needed <= free:
         return None
-    narrower = [width for width in get_args(DtypeName) if bytes_per_number(width) < found.itemsize]
+    narrower = [width for width in DTYPE_NAMES if bytes_per_number(width) < found.itemsize]
     smaller = {width: needed * bytes_per_number(width) // found.itemsize for width in narrower}
     fits = [
         width for width in ("float32", "bfloat16") if width in smaller and smaller[width] <= free

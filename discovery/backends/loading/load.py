@@ -26,7 +26,6 @@ from discovery.backends.hardware.placement import (
     input_device,
     is_offloaded,
 )
-from discovery.backends.info import DtypeName
 from discovery.backends.loading.abilities import find_abilities
 from discovery.backends.loading.backend_choice import REMOTE_REASON, choose_backend, require_fit
 from discovery.backends.loading.checks import require_causal, require_same_logits
@@ -56,7 +55,7 @@ from discovery.backends.nnsight.backend import NnsightBackend
 from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError, first_line
-from discovery.sites import BackendName
+from discovery.sites import DTYPE_NAMES, BackendName
 from discovery.tasks.pairs import Tokenizer
 
 OUT_OF_MEMORY_CURE = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
@@ -90,10 +89,8 @@ def load_model(
         ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
         MemoryLimitError: memory ran out all the same.
     """
-    if dtype not in get_args(DtypeName):
-        raise ModelError(
-            f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}."
-        )
+    if dtype not in DTYPE_NAMES:
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
     if backend not in get_args(BackendName):
         raise ModelError(
             f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}."

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from discovery.backends.info import DtypeName, ModelDescription, bytes_per_number
+from discovery.backends.info import ModelDescription, bytes_per_number
 from discovery.backends.loading.description import (
     ModelShape,
     count_copied_weights,
@@ -39,7 +39,7 @@ from discovery.backends.loading.native import (
 from discovery.backends.loading.source import ModelLocation, locate_model, require_supported_config
 from discovery.backends.nnsight.layout import find_layout
 from discovery.errors import ModelError, first_line
-from discovery.sites import BackendName
+from discovery.sites import DTYPE_NAMES, BackendName
 
 Engine = Literal["transformerlens", "nnsight"]
 BACKEND_LABELS: Mapping[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
@@ -186,10 +186,8 @@ def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Out
     Raises:
         ModelError: the name is no model, or not one that can be run.
     """
-    if dtype not in get_args(DtypeName):
-        raise ModelError(
-            f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(get_args(DtypeName))}."
-        )
+    if dtype not in DTYPE_NAMES:
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
     source = locate_model(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
         return read_outline_at(source, dtype)

@@ -1,7 +1,9 @@
-"""What a model that computes elsewhere is waiting for, told to whoever shows progress.
+"""The status of a model that runs on another machine, passed on to whoever shows progress.
 
-A backend is given no progress: it runs a batch. Where the batch waits in a queue on another machine, what is known of that goes to whoever
-listens while it runs (the engine does, for its meter; and a command that loads a model), else into the log.
+A backend only runs batches and knows nothing of progress. If a batch waits in a queue on another
+machine, the backend reports the status here. It goes to the listener that is set at that time: the
+engine sets one for its meter, and so does a command that loads a model. Without a listener the
+status goes into the log.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-STATUS_SEPARATOR = " · "  # between a piece of work and what it waits for
 StatusListener = Callable[[str], None]  # may raise Interrupted, which ends the waiting
 
 LOG = logging.getLogger("circuit_scout.ndif")
@@ -20,7 +21,7 @@ _listener: ContextVar[StatusListener | None] = ContextVar("listener", default=No
 
 @contextmanager
 def listen_to_status(listener: StatusListener | None) -> Iterator[None]:
-    """Tell this one in here; None tells the log."""
+    """Send every status that is reported inside the block to `listener`; None sends it to the log."""
     before = _listener.set(listener)
     try:
         yield
@@ -29,7 +30,7 @@ def listen_to_status(listener: StatusListener | None) -> Iterator[None]:
 
 
 def report_status(status: str) -> None:
-    """Say what is waited for.
+    """Report what a batch or a load is waiting for on the other machine.
 
     Raises:
         Interrupted: from the listener.

@@ -190,7 +190,6 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
 
 def train(args: argparse.Namespace, console: Console) -> None:
     """Train, resume or estimate."""
-    console.progress.unit = "tokens"
     if args.out is not None:
         _require_folder(args.out)
     if args.resume is not None:

@@ -35,9 +35,9 @@ from discovery.features.training.trainer import (
     step,
     unpack_checkpoint,
 )
+from discovery.progress import Progress, ProgressCallback, report_progress
 from discovery.store import Run
 
-Progress = Callable[[float, float, str], None]  # done, total (tokens), what; may raise Interrupted
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 OUTLIER_NORM_RATIO = 10.0  # times the norm of the others: the first token, on which attention rests
@@ -58,7 +58,7 @@ class TrainingLoop:
     model: Backend
     recipe: SAERecipe
     rows: TrainingRows
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     on_event: OnEvent | None = None
     checkpoint_seconds: float = 30.0
     started_at: float = field(default_factory=time.monotonic)
@@ -190,8 +190,10 @@ class TrainingLoop:
 
     def report_progress(self) -> None:
         """Say how far it is; raises Interrupted where it is to stop."""
-        if self.progress is not None:
-            self.progress(self.tokens_done, self.recipe.tokens, PROGRESS_LABEL)
+        progress = Progress(
+            step=PROGRESS_LABEL, done=self.tokens_done, total=self.recipe.tokens, unit="tokens"
+        )
+        report_progress(self.progress, progress)
 
     def _checkpoint(self, trainer: Trainer, supply: ActivationBatches) -> None:
         at = supply.position

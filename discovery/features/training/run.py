@@ -28,7 +28,7 @@ from discovery.features.directory import SAE_FOLDER
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import TrainingEstimate, require_memory, time_training
-from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, Progress, TrainingLoop
+from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, TrainingLoop
 from discovery.features.training.recipe import SAERecipe, make_recipe
 from discovery.features.training.scores import Scores, score_sae
 from discovery.features.training.text import (
@@ -40,6 +40,7 @@ from discovery.features.training.text import (
 )
 from discovery.features.training.trainer import Trainer, dead_share, fold_normalisation, write_sae
 from discovery.graph import Cost
+from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.store import (
     ModelSource,
@@ -79,7 +80,7 @@ def train_sae(
     *,
     memory: int | None = None,
     runs_dir: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
     on_begin: Callable[[str], None] | None = None,
     command: str | None = None,
@@ -159,7 +160,7 @@ def resume_training(
     run_id: str,
     *,
     runs_dir: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
 ) -> TrainedSAE:
     """Go on with a training that was interrupted; a finished one is returned as it is.
@@ -177,7 +178,7 @@ def resume_training(
 def continue_training(
     run: Run,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
     on_open: Callable[[SAERecipe], None] | None = None,
     checkpoint_seconds: float = 30.0,

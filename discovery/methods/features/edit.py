@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter, Progress
+from discovery.engine import Engine, Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, NotFiniteError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
@@ -42,6 +42,7 @@ from discovery.methods.features.reconstruction import (
 )
 from discovery.methods.features.splice import cache_sites, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
+from discovery.progress import ProgressCallback
 from discovery.sites import MetricName
 
 
@@ -85,7 +86,7 @@ def edit_features(
     seed: int = 0,
     metric: MetricName | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> FeatureEditResult:
     """Change features together in every pair's clean prompt.
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.engine import Meter, Progress, prompt_macs, row_macs
+from discovery.engine import Meter, prompt_macs, row_macs
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
@@ -29,6 +29,7 @@ from discovery.interventions import Edit
 from discovery.methods.features.arguments import require_counts
 from discovery.methods.features.pushes import draw_other_directions
 from discovery.methods.prompt_run import run_with_cache
+from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.tasks.pairs import Prompt
 
@@ -80,7 +81,7 @@ def generate_with_features(
     tokens: int = 20,
     controls: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> GenerationResult:
     """Continue a prompt with features changed.
 

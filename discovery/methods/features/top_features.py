@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter, Progress
+from discovery.engine import Engine, Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
@@ -66,6 +66,7 @@ from discovery.methods.features.pushes import ShuffledDecoderControl, measure_co
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
 from discovery.methods.features.splice import SplicedBlock, cache_sites, spliced_blocks
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
+from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
 
@@ -244,7 +245,7 @@ def sae_top_features(
     seed: int = 0,
     metric: MetricName | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> TopFeatures:
     """Find the features that matter.
 

@@ -31,11 +31,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, Progress, engine_for
+from discovery.engine import Block, Engine, engine_for
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.patching.cells import LayerCells, build_cells, list_columns
 from discovery.methods.patching.screening import ScreenReport, estimate_screen, plan_screen
+from discovery.progress import ProgressCallback
 from discovery.sites import (
     SITE_NAMES,
     Direction,
@@ -120,7 +121,7 @@ def patch_sweep(
     screen: bool = False,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     engine: Engine | None = None,
 ) -> Sweep:
     """Patch every cell of a site, one at a time, in every pair.

@@ -161,12 +161,6 @@ async def discover_circuit(
             notes.append(
                 f"The budget is {budget:,.0f} forward-pass equivalents; where it ends before the evaluation, the verdict is inconclusive."
             )
-        options = {
-            "metric": metric,
-            "seed": seed,
-            "budget": budget,
-            "memory": session.settings.memory,
-        }
 
         def begin() -> BackgroundRun:
             read = session.get_task(loaded, to_task_input(chosen), number, seed)
@@ -174,11 +168,14 @@ async def discover_circuit(
                 notes.append(
                     f"{len(read)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it can be inconclusive at best."
                 )
-            how = loaded.asked
-            load = {"model": how.source, **how.load_arguments, "pairs": number}
             source = session.resolve_task_source(to_task_input(chosen))
+            load = {
+                **loaded.request.load_record,
+                "pairs": number,
+                "task": source if isinstance(source, str) else None,
+            }
             return session.runs.start_discovery(
-                loaded, read, {**load, "task": source if isinstance(source, str) else None}, options
+                loaded, read, load, metric=metric, seed=seed, budget=budget
             )
 
         made = await run_in_thread(begin)
@@ -211,13 +208,14 @@ async def wait_for_run(call: ToolContext, background: BackgroundRun, seconds: fl
     told = -1.0
     with anyio.move_on_after(seconds):
         while not background.end_event.is_set():
-            done, total, label = background.progress
-            if done > told:
-                told = done
-                with suppress(
-                    anyio.ClosedResourceError, anyio.BrokenResourceError
-                ):  # the client left: the run goes on
-                    await call.report_progress(done, total, label)
+            progress = background.progress
+            if progress.done > told:
+                told = progress.done
+                # A client that has left does not stop the run.
+                with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                    await call.report_progress(
+                        progress.done, progress.estimated_total, progress.label
+                    )
             await anyio.sleep(_POLL_SECONDS)
 
 

@@ -31,7 +31,6 @@ from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
-    from discovery.engine import Progress
     from discovery.tasks.task import Task
 
 
@@ -107,7 +106,7 @@ async def evaluate_circuit(
                 f"final=true looks at the held-out pairs, and of {len(read)} pairs too few are held out: a verdict needs {MIN_VERDICT_PAIRS} pairs.",
                 f"Pass pairs=200, or as many as the task has, at least {MIN_VERDICT_PAIRS}; or search with final=false.",
             )
-        expected = _estimate_cost(loaded.backend, read, universe, session.settings.memory)
+        work.expect(_estimate_cost(loaded.backend, read, universe, session.settings.memory))
         found = lazy_discovery.evaluate_circuit(
             loaded.backend,
             read,
@@ -119,7 +118,7 @@ async def evaluate_circuit(
             memory=session.settings.memory,
             budget=budget,
             runs_dir=session.settings.runs_dir,
-            progress=_scale_to_whole(work, expected),
+            progress=work,
         )
         block = evaluation_block(found.evaluation, detailed=detail == "detailed")
         shown = shorten_evaluation(block, 30_000 if detail == "detailed" else 6_500)
@@ -152,17 +151,3 @@ def _estimate_cost(model: Backend, task: Task, universe: Universe, memory: int |
         return 0.0
     stages = lazy_discovery.estimate_cost(model, task, universe=universe, memory=memory).stages
     return stages["check"] + stages["heads"] + stages["validate"]
-
-
-def _scale_to_whole(work: Job, expected: float) -> Progress:
-    """Progress towards the whole, of which each piece that is told counts from 0: the share that is done only grows."""
-    before, last, piece = 0.0, 0.0, ""
-
-    def told(done: float, total: float, label: str) -> None:
-        nonlocal before, last, piece
-        if label != piece or done < last:
-            before += last
-        last, piece = done, label
-        work(done, max(expected - before, done), label)
-
-    return told

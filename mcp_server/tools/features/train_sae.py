@@ -163,9 +163,7 @@ async def train_sae(
     if dry_run:
         return await _estimate(call, session, loaded, source, site, asked)
     made = await run_in_thread(
-        lambda: session.runs.start_training(
-            loaded, source(), {"site": site, **asked, "memory": session.settings.memory}
-        )
+        lambda: session.runs.start_training(loaded, source(), {"site": site, **asked})
     )
     await wait_for_run(call, made, wait_seconds)
     return await run_in_thread(partial(_make_result, session, str(made.run_id)))

@@ -9,7 +9,7 @@ from mcp.types import CallToolResult
 from pydantic import BaseModel, Field
 
 from discovery.errors import ModelError
-from discovery.sites import BackendName
+from discovery.sites import BackendName, DtypeName
 from mcp_server.session import lazy_discovery
 from mcp_server.session.devices import DeviceJob as Job
 from mcp_server.session.models import LoadedModel, ModelRequest
@@ -41,7 +41,6 @@ DeviceName = Annotated[
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
     ),
 ]
-DtypeChoice = Literal["float32", "float64", "float16", "bfloat16"]
 
 
 class MemoryView(BaseModel):
@@ -150,7 +149,7 @@ async def load_model(
     ] = None,
     device: DeviceName | None = None,
     dtype: Annotated[
-        DtypeChoice | None, Field(description="The server's default (float32) where left out.")
+        DtypeName | None, Field(description="The server's default (float32) where left out.")
     ] = None,
     device_map: Annotated[
         Literal["auto"] | None,
@@ -186,16 +185,16 @@ async def load_model(
         )
         model_id = session.models.make_model_id(asked)
         if not load and not session.models.is_loaded(model_id):
-            return _make_outline_result(asked, model_id, session.models.outline(asked))
+            return _make_outline_result(asked, model_id, session.models.read_outline(asked))
         loading = None
         if not session.models.is_loaded(model_id):
             work.show_status(f"loading {model_id}")
             with suppress(
                 ModelError
             ):  # what cannot be described may still be loaded, or is refused there
-                found = session.models.outline(asked)
+                found = session.models.read_outline(asked)
                 loading, _ = lazy_discovery.estimate_load_memory(
-                    found, asked.build_spread(), remote=asked.remote
+                    found, asked.build_placement(), remote=asked.remote
                 )
                 here = (
                     "on NDIF"
@@ -203,7 +202,7 @@ async def load_model(
                     else f"at most {loading / 1e6:,.0f} MB while they are loaded"
                 )
                 work.show_status(f"loading {model_id}: {found.n_params:,} parameters, {here}")
-        with lazy_discovery.listen_to_status(work.show_wait):
+        with lazy_discovery.listen_to_status(work.show_remote_status):
             return _make_loaded_result(asked, *session.models.load(asked), loading)
 
     return to_call_result(await session.devices.run(call, None, "loading", job))
@@ -269,7 +268,7 @@ def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> 
     """
     device = lazy_discovery.choose_device(asked.device)
     free = lazy_discovery.read_free_memory(device)
-    spread = asked.build_spread()
+    spread = asked.build_placement()
     choice = lazy_discovery.choose_backend(
         found, asked.backend, free, spread=asked.spread, remote=asked.remote
     )

@@ -1,1 +1,1 @@
-"""Tools that read, follow and cancel runs."""
+"""Tools that list runs, follow or stop them, and show the circuits that they found."""

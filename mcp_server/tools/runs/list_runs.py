@@ -12,7 +12,7 @@ from pydantic import Field
 from discovery.store import RunSummary
 from mcp_server.errors import ServerError
 from mcp_server.session.devices import run_in_thread
-from mcp_server.tools.arguments import ToolContext, RunId
+from mcp_server.tools.arguments import RunId, ToolContext
 from mcp_server.tools.result import Listing, Result, to_call_result
 
 StatusName = Literal["running", "interrupted", "completed", "failed", "damaged"]
@@ -41,14 +41,22 @@ class ListRunsResult(Listing):
     def make_narrowing_hint(self, facts: Mapping[str, Any]) -> str:
         """The call for the next page."""
         last = facts["runs"][-1]["run_id"] if facts["runs"] else None
-        return f'list_runs(before="{last}") gives older ones; or give status or task.' if last else self.narrowing_hint
+        return (
+            f'list_runs(before="{last}") gives older ones; or give status or task.'
+            if last
+            else self.narrowing_hint
+        )
 
 
 async def list_runs(
     call: ToolContext,
     status: Annotated[StatusName | None, Field(description="Only these.")] = None,
-    task: Annotated[str | None, Field(description="Only runs of this task.", max_length=200)] = None,
-    before: Annotated[RunId | None, Field(description="Only runs begun before this one: the next page.")] = None,
+    task: Annotated[
+        str | None, Field(description="Only runs of this task.", max_length=200)
+    ] = None,
+    before: Annotated[
+        RunId | None, Field(description="Only runs begun before this one: the next page.")
+    ] = None,
     top: Annotated[int, Field(description="How many, the newest first.", ge=1, le=200)] = 20,
 ) -> Annotated[CallToolResult, ListRunsResult]:
     """Lists the runs (discoveries, trainings of SAEs) that are kept, the newest first, with status and verdict; `narrow` has the call
@@ -75,7 +83,9 @@ async def list_runs(
         )
         for run in older[:top]
     ]
-    return to_call_result(ListRunsResult(runs=rows, total=len(matching), truncated=len(older) > top))
+    return to_call_result(
+        ListRunsResult(runs=rows, total=len(matching), truncated=len(older) > top)
+    )
 
 
 def _start_time(run: RunSummary) -> str:
@@ -84,10 +94,15 @@ def _start_time(run: RunSummary) -> str:
     return run.created or ("{}-{}-{}T{}:{}:{}".format(*stamp.groups()) if stamp else "")
 
 
-def _runs_before(found: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]) -> list[RunSummary]:
+def _runs_before(
+    found: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]
+) -> list[RunSummary]:
     """Those of `matching` that come after the run `before`."""
     ids = [run.id for run in found]
     if before not in ids:
-        raise ServerError(f"There is no run {before!r} to go on behind.", "Take the last run_id of the page before, or leave out `before`.")
+        raise ServerError(
+            f"There is no run {before!r} to go on behind.",
+            "Take the last run_id of the page before, or leave out `before`.",
+        )
     behind = set(ids[ids.index(before) + 1 :])
     return [run for run in matching if run.id in behind]

@@ -11,24 +11,32 @@ from pydantic import Field
 from discovery.store import RunKind
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
-from mcp_server.session.devices import run_in_thread, wait_until
+from mcp_server.session.devices import run_in_thread
 from mcp_server.session.runs import BackgroundRun
-from mcp_server.tools.arguments import ToolContext, DetailLevel, RunId, RowLimit
+from mcp_server.tools.arguments import DetailLevel, RowLimit, RunId, ToolContext
 from mcp_server.tools.circuit_views import (
     ConditionView,
     EdgeView,
     NodeView,
     ScoreView,
-    run_content,
-    load_circuit_if_any,
     condition_views,
     edge_views,
+    evaluation_block,
+    load_circuit_if_any,
     node_views,
+    run_content,
     run_links,
     score_views,
+    shorten_evaluation,
 )
-from mcp_server.tools.circuit_views import evaluation_block, shorten_evaluation
-from mcp_server.tools.result import Listing, Result, CostView, to_call_result, cost_view, round_number
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 
 
 class ProgressView(Result):
@@ -36,7 +44,9 @@ class ProgressView(Result):
 
     doing: str
     done: float | None
-    of_about: float | None = Field(description="Of the whole run, as estimated before it; null where that is not known.")
+    of_about: float | None = Field(
+        description="Of the whole run, as estimated before it; null where that is not known."
+    )
     stopping: bool
 
 
@@ -53,7 +63,9 @@ class RunStatusResult(Listing):
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("stages",)
     keeps_newest: ClassVar[bool] = True
-    narrowing_hint: ClassVar[str] = "These are the latest stages: raise top for more, or read the run's events.jsonl."
+    narrowing_hint: ClassVar[str] = (
+        "These are the latest stages: raise top for more, or read the run's events.jsonl."
+    )
 
     run_id: str
     status: str
@@ -88,13 +100,17 @@ class GetCircuitResult(Listing):
     conditions: list[ConditionView]
     scores: list[ScoreView]
     heldout_looks: int | None
-    evaluation: dict[str, Any] | None = Field(description="The whole block of circuit.json, where detail is detailed.")
+    evaluation: dict[str, Any] | None = Field(
+        description="The whole block of circuit.json, where detail is detailed."
+    )
     links: list[str] = Field(description="URIs of everything that the run left.")
     cost: CostView
 
 
 async def run_status(
-    call: ToolContext, run_id: RunId, top: Annotated[int, Field(description="How many of the latest stages.", ge=1, le=100)] = 8
+    call: ToolContext,
+    run_id: RunId,
+    top: Annotated[int, Field(description="How many of the latest stages.", ge=1, le=100)] = 8,
 ) -> Annotated[CallToolResult, RunStatusResult]:
     """Says how far a run is: its stages with what each concluded, the work at hand, and, when it is done, the verdict.
 
@@ -107,7 +123,9 @@ async def run_status(
     return await run_in_thread(partial(_make_status_result, session, run_id, top))
 
 
-async def cancel_run(call: ToolContext, run_id: RunId) -> Annotated[CallToolResult, RunStatusResult]:
+async def cancel_run(
+    call: ToolContext, run_id: RunId
+) -> Annotated[CallToolResult, RunStatusResult]:
     """Stops a run that this server has at work, within one batch. What it finished is kept: discover_circuit, or train_sae, goes on
     with its run_id.
 
@@ -119,7 +137,9 @@ async def cancel_run(call: ToolContext, run_id: RunId) -> Annotated[CallToolResu
     return await run_in_thread(partial(_cancel, session, run_id))
 
 
-async def get_circuit(call: ToolContext, run_id: RunId, top: RowLimit = 20, detail: DetailLevel = "concise") -> Annotated[CallToolResult, GetCircuitResult]:
+async def get_circuit(
+    call: ToolContext, run_id: RunId, top: RowLimit = 20, detail: DetailLevel = "concise"
+) -> Annotated[CallToolResult, GetCircuitResult]:
     """Gives the circuit that a finished run found: verdict with reasons, nodes and edges with their effects (largest first), the
     conditions of the verdict, and links to the record, figures and full grids; and a drawing.
 
@@ -134,28 +154,41 @@ async def get_circuit(call: ToolContext, run_id: RunId, top: RowLimit = 20, deta
 
 def progress_view(background: BackgroundRun) -> ProgressView:
     """How far a run of this process is."""
-    done, total, doing = background.progress
-    return ProgressView(doing=doing, done=round_number(done), of_about=None if total is None else round_number(total), stopping=background.job.is_stopping)
+    progress = background.progress
+    return ProgressView(
+        doing=progress.label,
+        done=round_number(progress.done),
+        of_about=round_number(progress.estimated_total),
+        stopping=background.job.is_stopping,
+    )
 
 
 def _make_status_result(session: Session, run_id: str, top: int) -> CallToolResult:
     run, background = session.runs.open(run_id), session.runs.find(run_id)
     record, status = run.record, "running" if background else run.status
-    stages = [event for event in run.events() if "stage" in event and event.get("kind") != "decision"]
+    stages = [
+        event for event in run.events() if "stage" in event and event.get("kind") != "decision"
+    ]
     problem = session.runs.problem(run_id)
     told = str(problem) if problem is not None else record.problem
-    circuit = load_circuit_if_any(run) if status == "completed" and record.kind == "discovery" else None
+    circuit = (
+        load_circuit_if_any(run) if status == "completed" and record.kind == "discovery" else None
+    )
     return to_call_result(
         RunStatusResult(
             run_id=run_id,
             status=status,
             task=record.task,
-            model=session.allowed_paths.format_path(record.model.name) if record.model.name else None,
+            model=session.allowed_paths.format_path(record.model.name)
+            if record.model.name
+            else None,
             created=record.created,
             progress=progress_view(background) if background else None,
             stages=[_stage_view(event) for event in stages[-top:]],
             verdict=circuit.verdict if circuit else None,
-            problem=session.allowed_paths.redact_run_text(told, record) if told and status != "completed" else None,
+            problem=session.allowed_paths.redact_run_text(told, record)
+            if told and status != "completed"
+            else None,
             next=_next_call(run_id, status, background, record.kind),
             total=len(stages),
             truncated=len(stages) > top,
@@ -165,13 +198,17 @@ def _make_status_result(session: Session, run_id: str, top: int) -> CallToolResu
 
 
 def _stage_view(event: dict[str, Any]) -> StageView:
-    return StageView(**{name: str(event.get(name) or "")[:400] for name in ("stage", "concluded", "why")})
+    return StageView(
+        **{name: str(event.get(name) or "")[:400] for name in ("stage", "concluded", "why")}
+    )
 
 
 def _next_call(run_id: str, status: str, background: BackgroundRun | None, kind: RunKind) -> str:
     if status == "running":
         return (
-            f'run_status(run_id="{run_id}") in a while.' if background else "Another process has it at work: wait for it, or stop it there."
+            f'run_status(run_id="{run_id}") in a while.'
+            if background
+            else "Another process has it at work: wait for it, or stop it there."
         )
     if kind == "sae":
         return f'train_sae(run_id="{run_id}") {"has its scores" if status == "completed" else "goes on with it"}.'
@@ -185,21 +222,31 @@ def _cancel(session: Session, run_id: str) -> CallToolResult:
     if background is None:
         status = session.runs.open(run_id).status
         if status == "running":
-            raise ServerError(f"The run {run_id} is at work in another process.", "Stop it there: Ctrl-C, or SIGTERM.")
+            raise ServerError(
+                f"The run {run_id} is at work in another process.",
+                "Stop it there: Ctrl-C, or SIGTERM.",
+            )
     else:
         background.job.stop()
-        wait_until(background.end_event.is_set, 10.0)
+        background.end_event.wait(10.0)
     return _make_status_result(session, run_id, 3)
 
 
 def _make_result(session: Session, run_id: str, top: int, detailed: bool) -> CallToolResult:
     run = session.runs.open(run_id)
     if run.record.kind != "discovery":
-        raise ServerError(f"The run {run_id} trains an SAE: it has no circuit.", f'See it: train_sae(run_id="{run_id}").')
+        raise ServerError(
+            f"The run {run_id} trains an SAE: it has no circuit.",
+            f'See it: train_sae(run_id="{run_id}").',
+        )
     circuit = load_circuit_if_any(run)
     if circuit is None:
         status = "running" if session.runs.find(run_id) else run.status
-        cure = f'Wait: run_status(run_id="{run_id}").' if status == "running" else f'Go on with it: discover_circuit(run_id="{run_id}").'
+        cure = (
+            f'Wait: run_status(run_id="{run_id}").'
+            if status == "running"
+            else f'Go on with it: discover_circuit(run_id="{run_id}").'
+        )
         raise ServerError(f"The run {run_id} is {status} and has no circuit yet.", cure)
     nodes, edges = node_views(circuit), edge_views(circuit)
     block = evaluation_block(circuit.evaluation, detailed=True) if detailed else None

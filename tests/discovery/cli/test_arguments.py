@@ -115,9 +115,9 @@ def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> Non
     from typing import get_args
 
     from discovery.backends.hardware.devices import DEVICES
-    from discovery.backends.info import DtypeName
     from discovery.cli.commands.runs import FORMATS
     from discovery.graph import ExportFormat
+    from discovery.sites import DtypeName
 
     assert set(arguments.DTYPE_NAMES) == set(get_args(DtypeName))
     assert set(arguments.DEVICE_NAMES) == set(DEVICES)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from discovery.errors import Interrupted
+from discovery.progress import Progress
 from mcp_server.errors import BusyError
 from mcp_server.session import devices
 from mcp_server.session.devices import DeviceJob, DeviceQueues
@@ -29,10 +30,36 @@ def test_progress_of_several_pieces_only_grows() -> None:
         (3, 3, "b"),
     ):
         work(done, total, label)
-        seen.append(work.progress[:2])
+        seen.append((work.progress.done, work.progress.total))
     assert seen[-1] == (18, 18)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert all(done <= total for done, total in seen)
+
+
+def test_the_share_that_is_done_never_shrinks() -> None:
+    """Even if the job takes more work than was expected of it."""
+    job = DeviceJob()
+    job.expect(100.0)
+    shares = [0.0]
+    steps = (("a", (0, 10, 20)), ("b", (0, 5)), ("b", (0, 40)), ("c", (0, 30, 60, 90)))
+    for step, amounts in steps:
+        for done in amounts:
+            job(done, 2 * done, step)
+            shares.append(job.progress.done / job.progress.total)
+    assert shares == sorted(shares)
+    assert shares[3] == 0.2
+    assert (job.progress.done, job.progress.total) == (155.0, 155.0)
+    assert job.progress.estimated_total == 155.0
+
+
+def test_the_status_of_a_remote_model_begins_no_new_step() -> None:
+    """Otherwise each change of its status would count the work of the step once more."""
+    job = DeviceJob()
+    for done, waiting_for in ((0, "NDIF: queued"), (0, None), (4, "NDIF: running"), (4, None)):
+        job.update(Progress(step="sweep", done=done, total=10, waiting_for=waiting_for))
+    assert (job.progress.done, job.progress.total) == (4, 10)
+    job.update(Progress(step="sweep", done=6, total=10, waiting_for="NDIF: running"))
+    assert job.progress.label == "sweep · NDIF: running"
 
 
 def test_a_stopped_job_is_told_at_its_next_batch() -> None:

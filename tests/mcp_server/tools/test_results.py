@@ -14,8 +14,6 @@ from pydantic import BaseModel
 import discovery
 from discovery.tasks import load_task
 from mcp_server.server.server import CircuitScoutServer
-from mcp_server.session import DeviceJob
-from mcp_server.tools.circuits import evaluate_circuit
 from mcp_server.tools.result import Listing, fit_to_limit, round_number, round_numbers
 from tests.mcp_server.servers import (
     INDUCTION_CIRCUIT,
@@ -188,23 +186,6 @@ async def test_evaluation_of_the_true_circuit_and_of_half_of_it(client: Client) 
     )
     assert half["evaluation"]["conditions"]["a"]["resample"] == "fails"
     assert any("(a)" in reason for reason in half["reasons"])
-
-
-def test_the_share_that_is_done_never_shrinks() -> None:
-    work, shares = DeviceJob(), [0.0]
-    told = evaluate_circuit._scale_to_whole(work, 100.0)
-    for label, pieces in (
-        ("a", (0, 10, 20)),
-        ("b", (0, 5)),
-        ("b", (0, 40)),
-        ("c", (0, 30, 60, 90)),
-    ):  # more than was expected
-        for done in pieces:
-            told(done, 2 * done, label)
-            shares.append(work.progress[0] / work.progress[1])
-    assert shares == sorted(shares)
-    assert shares[3] == 0.2
-    assert work.progress[:2] == (155.0, 155.0)
 
 
 async def test_faults_name_cause_and_cure(client: Client) -> None:

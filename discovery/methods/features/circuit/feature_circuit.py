@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Meter, Progress
+from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
@@ -56,6 +56,7 @@ from discovery.methods.features.circuit.record import (
 )
 from discovery.methods.features.circuit.split import SplitMeasurement, excludes_zero
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
+from discovery.progress import ProgressCallback
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task
 
@@ -100,7 +101,7 @@ def add_features(
     seed: int = 0,
     metric: MetricName | None = None,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> FeatureCircuit:
     """Put the features of a dictionary that hold beside a circuit's heads and MLPs.
 

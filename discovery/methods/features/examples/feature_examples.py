@@ -21,7 +21,6 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from discovery.backends.base import Backend
-from discovery.engine import Progress
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
@@ -30,6 +29,7 @@ from discovery.methods.features.examples.disk_cache import DiskCache
 from discovery.methods.features.examples.documents import DocumentStream, TextInput
 from discovery.methods.features.examples.reader import TextReader
 from discovery.methods.features.examples.sampling import Sampling
+from discovery.progress import ProgressCallback
 from discovery.tasks import BUILTIN, load_task
 
 MAX_FEATURES = 256
@@ -66,7 +66,7 @@ def feature_examples(
     field: str = "text",
     sampling: Sampling | None = None,
     cache: Path | str | bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> FeatureExamples:
     """Look for features in a text.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
-from discovery.engine import Progress, prompt_macs, row_macs
+from discovery.engine import prompt_macs, row_macs
 from discovery.engine.cached_runs import TOKENS_PER_BATCH
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.features import SAE
@@ -21,6 +21,7 @@ from discovery.methods.features.examples.sampling import (
     Sampling,
     context_key,
 )
+from discovery.progress import Progress, ProgressCallback, report_progress
 
 MAX_CODES_BYTES = 256 << 20  # of one batch's codes, about
 
@@ -43,7 +44,7 @@ class TextReader:
         sae: SAE,
         features: tuple[int, ...],
         how: Sampling,
-        progress: Progress | None,
+        progress: ProgressCallback | None,
     ) -> None:
         self.model, self.sae, self.sampling, self._progress = model, sae, how, progress
         self.collectors = {
@@ -145,13 +146,13 @@ class TextReader:
         self._fired += (z != 0).sum((0, 1))
         self._sum += z.double().sum((0, 1))
         self._offer(windows, z)
-        if self._progress is not None:
-            share = windows[-1].read
-            self._progress(
-                self.forward_equivalents,
-                self.forward_equivalents / share if share else self.forward_equivalents,
-                f"examples, document {windows[-1].document}",
-            )
+        share = windows[-1].read
+        progress = Progress(
+            step=f"examples, document {windows[-1].document}",
+            done=self.forward_equivalents,
+            total=self.forward_equivalents / share if share else self.forward_equivalents,
+        )
+        report_progress(self._progress, progress)
 
     def _codes(self, windows: Sequence[TokenWindow]) -> Float[Tensor, "row pos k"]:
         """Activations of the features, 0 where a position does not count; on the CPU."""
