@@ -358,7 +358,7 @@ def _write_result(args: argparse.Namespace, console: Console, trained: TrainedSA
         return
     rows = [("sae", str(trained.directory)), ("run", str(trained.path))]
     console.write_result(
-        f"{recipe.d_sae:,} features of {recipe.site} ({recipe.architecture}): {scores.told()}.\n\n{format_columns(rows, indent=0)}"
+        f"{recipe.d_sae:,} features of {recipe.site} ({recipe.architecture}): {scores.describe()}.\n\n{format_columns(rows, indent=0)}"
     )
 
 

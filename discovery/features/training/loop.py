@@ -234,7 +234,7 @@ class TrainingLoop:
             "heldout": scores,
             "seconds": round(self.seconds, 1),
         }
-        concluded = f"step {trainer.n_training_steps} of {self.recipe.steps}: {scores.told()}"
+        concluded = f"step {trainer.n_training_steps} of {self.recipe.steps}: {scores.describe()}"
         self.record_event(
             "train",
             measured,

@@ -269,7 +269,7 @@ def _save_and_score(job: TrainingLoop, trainer: Trainer) -> TrainedSAE:
     job.record_event(
         "scores",
         scores.model_dump(mode="json"),
-        scores.told(),
+        scores.describe(),
         f"{scores.tokens:,} held-out positions, the dictionary as saved",
     )
     return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, scores)

@@ -54,7 +54,7 @@ class Scores(JsonModel):
     loss_recovered: Number = None
     loss_recovered_mean: Number = None
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In a few words."""
         parts = [
             ("variance explained", self.variance_explained, ".3f"),

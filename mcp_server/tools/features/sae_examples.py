@@ -122,7 +122,7 @@ async def sae_examples(
             _resolve_text(session, loaded, text),
             features,
             field=field,
-            sampling=lazy_discovery.Sampling(n_strongest=most),
+            sampling=lazy_discovery.Sampling(most=most),
             cache=not session.settings.read_only,
             progress=work,
         )

@@ -63,8 +63,8 @@ def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
     return model, open_run(tmp_path / "runs", run.id), sae, tmp_path / "runs"
 
 
-def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
-    model, run, sae, runs = done
+def test_a_run_gets_features_and_keeps_its_verdict(finished_run) -> None:
+    model, run, sae, runs = finished_run
     before = run.load_circuit()
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     opened = open_run(runs, run.id)
@@ -87,10 +87,10 @@ def test_a_run_gets_features_and_keeps_its_verdict(done) -> None:
 
 @pytest.mark.slow
 def test_the_command_does_the_same_with_the_runs_own_model(
-    done,
+    finished_run,
     scout: Callable[..., CommandResult],  # noqa: F811
 ) -> None:
-    model, run, sae, runs = done
+    model, run, sae, runs = finished_run
     made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
     told = shown.partition("\nFeatures of sae beside the circuit:\n")[2].splitlines()
@@ -130,8 +130,8 @@ def test_the_command_does_the_same_with_the_runs_own_model(
     assert len(found["circuit"]["graph"]["dictionaries"]) == 1
 
 
-def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(done) -> None:
-    model, run, sae, runs = done
+def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(finished_run) -> None:
+    model, run, sae, runs = finished_run
     with create_run(runs, "sae-x", ModelSource(), {}, kind="sae") as training:
         with pytest.raises(FeatureError, match="is running, and has no dictionary yet"):
             add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
@@ -146,8 +146,8 @@ def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(do
     assert f"train_sae(run_id='{training.id}')" in fault.value.cure
 
 
-def test_stopped_it_leaves_the_run_as_it_was(done) -> None:
-    model, run, sae, runs = done
+def test_stopped_it_leaves_the_run_as_it_was(finished_run) -> None:
+    model, run, sae, runs = finished_run
     before = run.load_circuit()
 
     def stop(done: float, total: float, label: str) -> None:

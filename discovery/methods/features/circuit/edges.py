@@ -174,7 +174,9 @@ def _join_blocks(same: Sequence[FeatureEdgeEffect]) -> FeatureEdgeEffect:
     one = same[0]
     inputs = {slot: torch.cat([part.inputs[slot] for part in same]) for slot in one.inputs}
     whole = torch.cat([part.whole for part in same])
-    falls, owns = ([getattr(part, name) for part in same] for name in ("activation", "own"))
+    falls, owns = (
+        [getattr(part, name) for part in same] for name in ("activation_change", "activation_gap")
+    )
     if one.activation_change is None:
         return FeatureEdgeEffect(one.source, one.target, whole, inputs)
     return FeatureEdgeEffect(

@@ -87,7 +87,7 @@ class TextReader:
             yield f"windows have {self._width} tokens: the model takes no more"
 
     def _windows(self, texts: DocumentStream) -> Iterator[TokenWindow]:
-        left = self.sampling.n_strongest
+        left = self.sampling.most
         for document in texts:
             self.documents += 1
             ids = self._ids(document)

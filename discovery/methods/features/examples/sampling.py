@@ -34,7 +34,7 @@ class Sampling:
     window: int = 128
     around: int = 10
     skip: int = 1
-    n_strongest: int | None = None
+    most: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Sampling:
             **{
                 name: (getattr(self, name), bound)
                 for name, bound in least.items()
-                if name != "most" or self.n_strongest is not None
+                if name != "most" or self.most is not None
             }
         )
         if self.skip >= self.window:
@@ -100,8 +100,8 @@ class ContextCollector:
         seen: contexts offered, repetitions included. full: whether the sample had to leave some out.
     """
 
-    most: int
-    sample: int
+    n_strongest: int
+    sample_size: int
     n_offered: int = 0
     has_overflowed: bool = False
     _top: dict[bytes, PeakContext] = field(default_factory=dict)
@@ -113,17 +113,17 @@ class ContextCollector:
         """A context with its peak's size; it is only made where it is kept."""
         self.n_offered += 1
         size = abs(value)
-        if len(self._top) < self.most or key in self._top or size > self._least:
+        if len(self._top) < self.n_strongest or key in self._top or size > self._least:
             _put(self._top, key, size, make_context)
-            if len(self._top) > self.most:
+            if len(self._top) > self.n_strongest:
                 del self._top[min(self._top, key=lambda one: (abs(self._top[one].value), one))]
             self._least = min(abs(context.value) for context in self._top.values())
-        if len(self._even) < self.sample or key in self._even or key < self._last:
+        if len(self._even) < self.sample_size or key in self._even or key < self._last:
             _put(self._even, key, size, make_context)
-            if len(self._even) > self.sample:
+            if len(self._even) > self.sample_size:
                 self.has_overflowed = True
                 del self._even[max(self._even)]
-            self._last = max(self._even) if len(self._even) == self.sample else b""
+            self._last = max(self._even) if len(self._even) == self.sample_size else b""
         else:
             self.has_overflowed = True
 

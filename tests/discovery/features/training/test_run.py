@@ -59,14 +59,14 @@ def _few_reports():
 
 
 @pytest.fixture(scope="module")
-def whole(reader, text, tmp_path_factory):
+def whole(word_model, text, tmp_path_factory):
     """A training that nobody stopped."""
     return train_sae(
-        reader, text, "resid_post.1", runs_dir=tmp_path_factory.mktemp("runs"), **SMALL
+        word_model, text, "resid_post.1", runs_dir=tmp_path_factory.mktemp("runs"), **SMALL
     )
 
 
-def test_what_it_leaves(whole, reader, text):
+def test_what_it_leaves(whole, word_model, text):
     run = open_run(whole.path.parent, whole.run_id)
     assert (run.record.kind, run.status) == ("sae", "completed")
     assert run.record.scores == whole.scores.model_dump(mode="json")
@@ -96,36 +96,40 @@ def test_what_it_leaves(whole, reader, text):
     assert (again.scores, again.recipe) == (whole.scores, whole.recipe)
 
 
-def test_its_id_names_the_dictionary(whole, reader, monkeypatch, tmp_path):
+def test_its_id_names_the_dictionary(whole, word_model, monkeypatch, tmp_path):
     """Wherever one is named: in the runs directory that is given, or in the default one."""
     runs = whole.path.parent
-    opened = load_sae(whole.run_id, reader, runs_dir=runs)
+    opened = load_sae(whole.run_id, word_model, runs_dir=runs)
     assert (opened.name, opened.fingerprint) == (whole.run_id, whole.sae.fingerprint)
     with pytest.raises(FeatureError, match=r"is no directory, no run in"):
-        load_sae(whole.run_id, reader)
+        load_sae(whole.run_id, word_model)
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs))
     found = [
-        sae_top_features(reader, sae, prompt="the cat sees", k=2, controls=0)
+        sae_top_features(word_model, sae, prompt="the cat sees", k=2, controls=0)
         for sae in (whole.run_id, whole.path, whole.sae)
     ]
     assert found[0].sae == whole.run_id
     assert found[0].features == found[1].features == found[2].features
     text = ["the dog sees the fish"]
     assert (
-        feature_examples(reader, whole.run_id, text, [1]).features
-        == feature_examples(reader, whole.sae, text, [1]).features
+        feature_examples(word_model, whole.run_id, text, [1]).features
+        == feature_examples(word_model, whole.sae, text, [1]).features
     )
     assert edit_features(
-        reader, as_task(random_pairs((4, 4))), whole.run_id, {0: 1.0}
+        word_model, as_task(random_pairs((4, 4))), whole.run_id, {0: 1.0}
     ).change.features == (0,)
-    assert generate_with_features(reader, whole.run_id, "the cat", {0: 1.0}, tokens=1).prompt
+    assert generate_with_features(word_model, whole.run_id, "the cat", {0: 1.0}, tokens=1).prompt
 
 
-def test_it_is_saelens_own(whole, reader):
+def test_it_is_saelens_own(whole, word_model):
     theirs = saelens().SAE.load_from_disk(whole.directory)
     assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
     x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
-    for ours in (whole.sae, load_sae(whole.directory, reader), load_sae(whole.path, reader)):
+    for ours in (
+        whole.sae,
+        load_sae(whole.directory, word_model),
+        load_sae(whole.path, word_model),
+    ):
         torch.testing.assert_close(ours.encode(x), theirs.encode(x), atol=0, rtol=0)
         torch.testing.assert_close(ours.codes(x).reconstruction, theirs(x), atol=0, rtol=0)
         torch.testing.assert_close(ours.decode(ours.encode(x), x), theirs.decode(theirs.encode(x)))
@@ -142,7 +146,9 @@ def test_another_model_is_refused(whole, tmp_path):
 @pytest.mark.parametrize(
     "asks", [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)]
 )
-def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader, text, tmp_path):
+def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(
+    asks, whole, word_model, text, tmp_path
+):
     left = asks
 
     def progress(done: float, total: float, what: str) -> None:
@@ -152,7 +158,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader,
             raise Interrupted("stopped by the test")
 
     with pytest.raises(Interrupted) as stopped:
-        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, progress=progress, **SMALL)
+        train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, progress=progress, **SMALL)
     assert open_run(tmp_path, stopped.value.run_id).status == "interrupted"
     assert same(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
     assert open_run(tmp_path, stopped.value.run_id).status == "completed"
@@ -160,7 +166,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(asks, whole, reader,
 
 @pytest.mark.slow
 def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
-    whole, reader, text, tmp_path, monkeypatch
+    whole, word_model, text, tmp_path, monkeypatch
 ):
     """Ctrl-C may come between two halves of a step: the last checkpoint counts."""
     from discovery.features.training import loop
@@ -177,14 +183,16 @@ def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
 
     monkeypatch.setattr(loop, "step", broken)
     with pytest.raises(Interrupted) as stopped:
-        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, checkpoint_seconds=0.0, **SMALL)
+        train_sae(
+            word_model, text, "resid_post.1", runs_dir=tmp_path, checkpoint_seconds=0.0, **SMALL
+        )
     assert (tmp_path / stopped.value.run_id / "checkpoint.safetensors").exists()
     assert same(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
 
 
 @pytest.mark.slow
 def test_killed_without_a_word_it_goes_on_to_the_same_dictionary(
-    whole, reader, text, tmp_path, root
+    whole, word_model, text, tmp_path, root
 ):
     program = f"""
 import time
@@ -195,7 +203,7 @@ def slow(trainer, batch):
     time.sleep(0.02)
     return honest(trainer, batch)
 job.step = slow
-train_sae(load_model({reader.info.source!r}, device="cpu"), {str(text)!r}, "resid_post.1", runs_dir={str(tmp_path)!r},
+train_sae(load_model({word_model.info.source!r}, device="cpu"), {str(text)!r}, "resid_post.1", runs_dir={str(tmp_path)!r},
           checkpoint_seconds=0.0, **{SMALL!r})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -220,16 +228,16 @@ train_sae(load_model({reader.info.source!r}, device="cpu"), {str(text)!r}, "resi
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_and_another_gives_another(whole, reader, text, tmp_path):
+def test_the_same_seed_gives_the_same_and_another_gives_another(whole, word_model, text, tmp_path):
     assert same(
-        train_sae(reader, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole
+        train_sae(word_model, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole
     )
     assert not same(
-        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole
+        train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole
     )
 
 
-def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_path):
+def test_a_text_or_a_model_that_changed_is_not_gone_on_with(word_model, text, tmp_path):
     own = tmp_path / "text.txt"
     own.write_text(text.read_text())
 
@@ -239,7 +247,7 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(reader, text, tmp_pa
 
     with pytest.raises(Interrupted) as stopped:
         train_sae(
-            reader, own, "resid_post.1", runs_dir=tmp_path / "runs", progress=progress, **SMALL
+            word_model, own, "resid_post.1", runs_dir=tmp_path / "runs", progress=progress, **SMALL
         )
     run_id = stopped.value.run_id
     own.write_text(text.read_text() + "the cat sees\n")
@@ -294,9 +302,9 @@ def test_a_task_is_a_text_and_the_other_backend_reads_the_same(tiny_models, tmp_
 
 
 @pytest.mark.slow
-def test_the_standard_architecture(reader, text, tmp_path):
+def test_the_standard_architecture(word_model, text, tmp_path):
     trained = train_sae(
-        reader,
+        word_model,
         text,
         "resid_post.1",
         runs_dir=tmp_path,
@@ -340,28 +348,28 @@ def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
     assert resolve_text(model, Path("greater_than")).path == Path("greater_than").absolute()
 
 
-def test_what_does_not_fit_leaves_nothing(reader, text, tmp_path):
+def test_what_does_not_fit_leaves_nothing(word_model, text, tmp_path):
     with pytest.raises(
         MemoryLimitError,
         match=r"Training 24 features with batches of 32 takes about .* GB, and 0.00 GB are allowed",
     ):
-        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, memory=1000, **SMALL)
+        train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, memory=1000, **SMALL)
     with pytest.raises(MemoryLimitError, match="Training 24 features"):
-        estimate_training(reader, text, "resid_post.1", memory=1000, **SMALL)
+        estimate_training(word_model, text, "resid_post.1", memory=1000, **SMALL)
     with pytest.raises(FeatureError, match="There is no file"):
-        train_sae(reader, "no/such/text.txt", "resid_post.1", runs_dir=tmp_path, **SMALL)
+        train_sae(word_model, "no/such/text.txt", "resid_post.1", runs_dir=tmp_path, **SMALL)
     assert run_ids(tmp_path) == []
 
 
-def test_a_loss_that_is_no_number_says_so(reader, text, tmp_path):
+def test_a_loss_that_is_no_number_says_so(word_model, text, tmp_path):
     with pytest.raises(FeatureError, match="The loss is no number at step") as fault:
-        train_sae(reader, text, "resid_post.1", runs_dir=tmp_path, learning_rate=1e30, **SMALL)
+        train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, learning_rate=1e30, **SMALL)
     assert "1e+30" in fault.value.cure
     [run] = list_runs(tmp_path)
     assert (run.status, run.problem) == ("interrupted", fault.value.cause)
 
 
-def test_a_discovery_is_not_gone_on_with_as_a_training(reader, text, tmp_path):
+def test_a_discovery_is_not_gone_on_with_as_a_training(word_model, text, tmp_path):
     from discovery.store import ModelSource, create_run
 
     with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {}) as run:
@@ -370,8 +378,8 @@ def test_a_discovery_is_not_gone_on_with_as_a_training(reader, text, tmp_path):
         resume_training(found, runs_dir=tmp_path)
 
 
-def test_the_estimate(reader, text):
-    recipe, found = estimate_training(reader, text, "resid_post.1", **SMALL)
+def test_the_estimate(word_model, text):
+    recipe, found = estimate_training(word_model, text, "resid_post.1", **SMALL)
     assert (found.steps, found.tokens, found.documents) == (81, 2592, 190)
     assert recipe.steps == 81
     assert found.seconds >= found.seconds_per_step * 81 + 2592 / found.tokens_per_second
@@ -380,7 +388,7 @@ def test_the_estimate(reader, text):
     assert found.epochs == pytest.approx(2592 / (190 * per_document), rel=0.15)
     parameters = 4 * 24 * 2 * 16
     assert found.memory_bytes > 10 * parameters
-    _, wider = estimate_training(reader, text, "resid_post.1", **{**SMALL, "d_sae": 2400})
+    _, wider = estimate_training(word_model, text, "resid_post.1", **{**SMALL, "d_sae": 2400})
     assert wider.memory_bytes - found.memory_bytes > 10 * 4 * (2400 - 24) * 32
 
 

@@ -24,16 +24,16 @@ from discovery.features.training.text import (
 from tests.discovery.features.training.conftest import token_rows
 
 
-def test_the_index_of_a_text(reader, tmp_path):
+def test_the_index_of_a_text(word_model, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(
         "the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8"
     )
     pieces = DocumentIndex.of(path, 4)
     assert pieces.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
-    encode = reader.tokenizer.encode
+    encode = word_model.tokenizer.encode
     long = encode("the dog sees the fish bones")
-    assert list(pieces.rows(reader, [2, 0, 1, 3], 4)) == [
+    assert list(pieces.rows(word_model, [2, 0, 1, 3], 4)) == [
         [tuple(long[:4]), tuple(long[4:])], [tuple(encode("the cat sees"))], [], [tuple(encode("bones the"))],
     ]  # fmt: skip
 
@@ -51,11 +51,11 @@ def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
     assert len(parts) > 2
 
 
-def test_json_lines(reader, tmp_path):
+def test_json_lines(word_model, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "the cat", "more": 1}\n{"tokens": [3, 4, 5]}\n')
-    assert list(DocumentIndex.of(path, 12).rows(reader, [0, 1], 12)) == [
-        [tuple(reader.tokenizer.encode("the cat"))],
+    assert list(DocumentIndex.of(path, 12).rows(word_model, [0, 1], 12)) == [
+        [tuple(word_model.tokenizer.encode("the cat"))],
         [(3, 4, 5)],
     ]
 
@@ -71,11 +71,11 @@ def test_json_lines(reader, tmp_path):
         (b'{"text": "\xff"}', "document 1, is not UTF-8"),
     ],
 )
-def test_json_lines_that_are_none(content, said, reader, tmp_path):
+def test_json_lines_that_are_none(content, said, word_model, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_bytes(content + b"\n")
     with pytest.raises(FeatureError, match=said):
-        list(DocumentIndex.of(path, 12).rows(reader, [0], 12))
+        list(DocumentIndex.of(path, 12).rows(word_model, [0], 12))
 
 
 def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
@@ -100,25 +100,25 @@ def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
         ("the cat\nthe cat\n", "has nothing to train on"),
     ],
 )
-def test_a_text_that_is_too_short(lines, said, reader, tmp_path):
+def test_a_text_that_is_too_short(lines, said, word_model, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(lines)
-    recipe = make_recipe(reader)
+    recipe = make_recipe(word_model)
     with pytest.raises(FeatureError, match=said):
-        TrainingRows(reader, DocumentIndex.of(path, 12), recipe).take(Cursor(), 10, 0)
+        TrainingRows(word_model, DocumentIndex.of(path, 12), recipe).take(Cursor(), 10, 0)
 
 
-def test_a_folder_is_no_text(reader, tmp_path):
+def test_a_folder_is_no_text(word_model, tmp_path):
     with pytest.raises(FeatureError, match="cannot be read: Is a directory"):
         DocumentIndex.of(tmp_path, 12)
 
 
-def test_tasks_and_prompts_are_not_mixed(reader):
+def test_tasks_and_prompts_are_not_mixed(word_model):
     task = as_task(random_pairs())
     with pytest.raises(FeatureError, match="together"):
-        resolve_text(reader, [task, (1, 2)])
+        resolve_text(word_model, [task, (1, 2)])
     with pytest.raises(FeatureError, match="is no prompt"):
-        resolve_text(reader, [(1, 2.5)])
+        resolve_text(word_model, [(1, 2.5)])
 
 
 def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_models, tmp_path):
@@ -145,7 +145,7 @@ def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_model
     assert piecewise[: len(first)] == first
 
 
-def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(reader, tmp_path):
+def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(word_model, tmp_path):
     path = tmp_path / "text.txt"
     rng = random.Random(0)
     path.write_text(
@@ -154,7 +154,7 @@ def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(reader, tmp_p
             for _ in range(60)
         )
     )
-    rows = TrainingRows(reader, DocumentIndex.of(path, 12), make_recipe(reader))
+    rows = TrainingRows(word_model, DocumentIndex.of(path, 12), make_recipe(word_model))
     found, _ = rows.take(Cursor(), 60, 0)
     assert found
     assert not set(found) & set(rows.heldout)
@@ -194,6 +194,6 @@ def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(t
     assert len(set(distances.argmin(dim=1).tolist())) == 32
 
 
-def test_the_text_is_where_it_was(reader):
+def test_the_text_is_where_it_was(word_model):
     with pytest.raises(FeatureError, match=r"There is no file 'nowhere\.txt'"):
         DocumentIndex.of(Path("nowhere.txt"), 12)

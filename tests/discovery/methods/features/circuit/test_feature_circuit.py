@@ -142,7 +142,9 @@ class FeaturePatchingOracle:
             message = (
                 self.at_positions(pair, there[:, feature] - here[:, feature])[:, None] * direction
             )
-            rows.append(self.metric(pair, self.native.told(clean, target, slots, message)))
+            rows.append(
+                self.metric(pair, self.native.logits_with_message(clean, target, slots, message))
+            )
         return torch.stack(rows)
 
 
@@ -186,7 +188,7 @@ def test_every_number_is_what_a_slow_computation_gives(random_case, hook, layer)
     features, hand = (2, 7), case.hand
     found = measure_exchange(case.engine, case.sae, case.places, features, draws=0, seed=0, top=2)
     for i, feature in enumerate(features):
-        wanted = hand.exchanged(feature)
+        wanted = hand.exchange_effects(feature)
         for values, expected in zip(
             (found.noised, found.denoised, found.removed, found.activation), wanted, strict=True
         ):
@@ -222,11 +224,14 @@ def test_attribution_is_the_slope_of_the_exchange(random_case):
     for i, feature in list(enumerate(found.features))[:4]:
         rows = []
         for pair in hand.pairs:
-            clean, _ = hand.both(pair)
+            clean, _ = hand.sides(pair)
             (_, here), (_, there) = hand.contributions(pair)
             step = 1e-4 * (here - there)[:, feature]
             rows.append(
-                (hand.moved(pair, clean, step, feature) - hand.moved(pair, clean, -step, feature))
+                (
+                    hand.metric_after_push(pair, clean, step, feature)
+                    - hand.metric_after_push(pair, clean, -step, feature)
+                )
                 / 2e-4
             )
         torch.testing.assert_close(
@@ -239,9 +244,9 @@ def test_attribution_is_the_slope_of_the_exchange(random_case):
     )
     whole = []
     for pair in hand.pairs:
-        clean, _ = hand.both(pair)
+        clean, _ = hand.sides(pair)
         (_, here), (_, there) = hand.contributions(pair)
-        push = hand.chosen(pair, there - here) @ hand.w["W_dec"]
+        push = hand.at_positions(pair, there - here) @ hand.w["W_dec"]
         whole.append(
             hand.metric(pair, hand.native.sites(clean)[0])
             - hand.metric(pair, hand.native.sites(clean, {hand.writes: push})[0])
@@ -361,7 +366,7 @@ def test_the_planted_features_are_the_ones_between_the_heads(planted):
     )  # and all of it goes to the keys
     assert not any((edge.source, edge.target) == (node.id, "logits") for edge in circuit.edges)
     assert node.feature.link == f"https://neuronpedia.org/toy/1/{node.feature.index}"
-    assert node.evidence == (made.result,)
+    assert node.evidence == (made.result_id,)
 
 
 def test_the_verdict_and_the_circuit_stay_as_they_were(planted):

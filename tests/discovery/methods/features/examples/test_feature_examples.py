@@ -51,17 +51,17 @@ def case(tmp_path_factory):
     )
 
 
-def contexts_by_brute_force(place, feature, how):
+def contexts_by_brute_force(case, feature, how):
     """Every context with its largest activation: key -> (value, tokens); and every activation that counts."""
     best, every, windows = defaultdict(float), [], 0
     site = Site("resid_pre", 1)
-    for row in place.rows:
+    for row in case.rows:
         for first in range(0, len(row), how.window):
             part = row[first : first + how.window]
-            stream = place.model.run(Batch(torch.tensor([part]), stop=2), [site]).activations[site][
+            stream = case.model.run(Batch(torch.tensor([part]), stop=2), [site]).activations[site][
                 0
             ]
-            z = (stream @ place.directions[feature]).relu()[how.skip :].tolist()
+            z = (stream @ case.directions[feature]).relu()[how.skip :].tolist()
             every += z
             if not any(z):
                 continue
@@ -73,12 +73,10 @@ def contexts_by_brute_force(place, feature, how):
     return best, every, windows
 
 
-def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
-    found = feature_examples(
-        place.model, place.sae, place.text, FEATURES, sampling=HOW, cache=False
-    )
+def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(case):
+    found = feature_examples(case.model, case.sae, case.text, FEATURES, sampling=HOW, cache=False)
     for card, feature in zip(found.features, FEATURES, strict=True):
-        best, every, windows = contexts_by_brute_force(place, feature, HOW)
+        best, every, windows = contexts_by_brute_force(case, feature, HOW)
         fired = [value for value in every if value]
         assert card.feature == feature
         assert card.density == pytest.approx(len(fired) / len(every))
@@ -102,19 +100,19 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(place):
                 part.low - 1e-6 <= example.value <= part.high + 1e-6 for example in part.examples
             )
         assert card.link == f"https://neuronpedia.org/toy/1/{feature}"
-    assert found.documents == len(place.rows)
+    assert found.documents == len(case.rows)
 
 
-def test_a_planted_token_is_what_the_feature_shows(tmp_path, place):
+def test_a_planted_token_is_what_the_feature_shows(tmp_path, case):
     """The dictionary's first directions are the tokens' own: whatever is read, the examples of feature t peak on token t."""
     sae = load_sae(
         save(
-            directions_module(signed_basis(place.sae.d_in), "blocks.0.hook_resid_pre"),
+            directions_module(signed_basis(case.sae.d_in), "blocks.0.hook_resid_pre"),
             tmp_path / "sae",
         ),
-        place.model,
+        case.model,
     )
-    found = feature_examples(place.model, sae, place.text, range(1, 6), sampling=HOW, cache=False)
+    found = feature_examples(case.model, sae, case.text, range(1, 6), sampling=HOW, cache=False)
     for card in found.features:
         shown = [*card.top, *(example for part in card.bins for example in part.examples)]
         assert shown
@@ -173,11 +171,11 @@ def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path
     assert list(tmp_path.glob("*.json")) == []
 
 
-def test_it_is_found_once_and_given_again(place, tmp_path):
+def test_it_is_found_once_and_given_again(case, tmp_path):
     def ask(features=FEATURES, **more):
         how = Sampling(**{"k": 3, "window": 8, **more})
         return feature_examples(
-            place.model, place.sae, place.text, features, sampling=how, cache=tmp_path
+            case.model, case.sae, case.text, features, sampling=how, cache=tmp_path
         )
 
     first = ask()
@@ -201,13 +199,13 @@ def test_it_is_found_once_and_given_again(place, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
-def test_the_same_weights_under_another_card_are_another_question(place, tmp_path):
+def test_the_same_weights_under_another_card_are_another_question(case, tmp_path):
     """The link and what is doubtful are the dictionary's own, and no other's that has its weights."""
     for name in ("toy/1", "toy/2"):
-        module = directions_module(place.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
-        sae = load_sae(save(module, tmp_path / name), place.model)
+        module = directions_module(case.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
+        sae = load_sae(save(module, tmp_path / name), case.model)
         found = feature_examples(
-            place.model, sae, place.text, [3], sampling=HOW, cache=tmp_path / "cache"
+            case.model, sae, case.text, [3], sampling=HOW, cache=tmp_path / "cache"
         )
         assert (found.features[0].link, found.cached) == (
             f"https://neuronpedia.org/{name}/3",
@@ -215,24 +213,24 @@ def test_the_same_weights_under_another_card_are_another_question(place, tmp_pat
         )
 
 
-def test_another_text_is_another_question(place, tmp_path):
+def test_another_text_is_another_question(case, tmp_path):
     text = tmp_path / "text.jsonl"
-    text.write_text(place.text.read_text())
-    first = feature_examples(place.model, place.sae, text, [3], sampling=HOW, cache=tmp_path)
+    text.write_text(case.text.read_text())
+    first = feature_examples(case.model, case.sae, text, [3], sampling=HOW, cache=tmp_path)
     assert (
         first.fingerprint
         == feature_examples(
-            place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path
+            case.model, case.sae, case.text, [3], sampling=HOW, cache=tmp_path
         ).fingerprint
     )
     with text.open("a") as file:
         file.write('{"tokens": [1, 2, 3]}\n')
     assert not feature_examples(
-        place.model, place.sae, text, [3], sampling=HOW, cache=tmp_path
+        case.model, case.sae, text, [3], sampling=HOW, cache=tmp_path
     ).cached
 
 
-def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path, monkeypatch):
+def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(case, tmp_path, monkeypatch):
     monkeypatch.setattr("discovery.methods.features.examples.reader.TOKENS_PER_BATCH", {"cpu": 64})
     told = []
 
@@ -243,15 +241,15 @@ def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path,
 
     with pytest.raises(Interrupted):
         feature_examples(
-            place.model, place.sae, place.text, [3], sampling=HOW, cache=tmp_path, progress=stop
+            case.model, case.sae, case.text, [3], sampling=HOW, cache=tmp_path, progress=stop
         )
     assert list(tmp_path.iterdir()) == []
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     whole = []
     found = feature_examples(
-        place.model,
-        place.sae,
-        place.text,
+        case.model,
+        case.sae,
+        case.text,
         [3],
         sampling=HOW,
         cache=False,
@@ -263,14 +261,14 @@ def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(place, tmp_path,
     assert all(0 < done <= total for done, total, _ in whole)
 
 
-def test_reading_ends_where_it_is_told_to(place):
-    how = Sampling(k=2, window=8, n_strongest=30)
-    found = feature_examples(place.model, place.sae, place.text, [3], sampling=how, cache=False)
+def test_reading_ends_where_it_is_told_to(case):
+    how = Sampling(k=2, window=8, most=30)
+    found = feature_examples(case.model, case.sae, case.text, [3], sampling=how, cache=False)
     assert found.positions == 30
     assert any("30 positions" in warning for warning in found.warnings)
 
 
-def test_a_task_gives_both_sides_of_its_pairs(place):
+def test_a_task_gives_both_sides_of_its_pairs(case):
     def within(pair):
         return replace(
             pair,
@@ -281,13 +279,13 @@ def test_a_task_gives_both_sides_of_its_pairs(place):
         )
 
     task = as_task(tuple(map(within, random_pairs((6, 6, 5)))))
-    found = feature_examples(place.model, place.sae, task, [3], cache=False)
+    found = feature_examples(case.model, case.sae, task, [3], cache=False)
     assert (found.documents, found.windows) == (6, 6)
     assert found.positions == 2 * (5 + 5 + 4)
 
 
 def test_a_name_of_a_built_in_task_is_a_text() -> None:
-    """In the bundled model, whose dictionary is taken where none is named."""
+    """In the bundled model, whose dictionary is used if none is named."""
     model = load_model("bundled", device="cpu")
     named, loaded = (
         feature_examples(model, None, text, [60], cache=False)
@@ -326,14 +324,14 @@ def test_a_task_file_and_long_lines_are_texts_too(tmp_path, monkeypatch):
         (b"\xff\xfe\n", "not UTF-8"),
     ],
 )
-def test_texts_that_cannot_be_read(place, tmp_path, content, said):
+def test_texts_that_cannot_be_read(case, tmp_path, content, said):
     text = tmp_path / "text.jsonl"
     text.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(MeasurementError, match=said):
-        feature_examples(place.model, place.sae, text, [3], cache=False)
+        feature_examples(case.model, case.sae, text, [3], cache=False)
 
 
-def test_bad_input(place):
+def test_bad_input(case):
     for settings, said in (
         ({"k": 0}, "k is 0"),
         ({"window": 4, "skip": 4}, "skip is 4"),
@@ -344,19 +342,19 @@ def test_bad_input(place):
             Sampling(**settings)
     for absent in (10_000, -1, 1.5, "3", True):
         with pytest.raises(FeatureError, match=f"Feature {absent!r} does not exist"):
-            feature_examples(place.model, place.sae, place.text, [absent])
+            feature_examples(case.model, case.sae, case.text, [absent])
     for features, said in (([], "0 features"), (3, "features is 3"), ("3", "features is '3'")):
         with pytest.raises(MeasurementError, match=said):
-            feature_examples(place.model, place.sae, place.text, features)
+            feature_examples(case.model, case.sae, case.text, features)
     for text, said in (
         (None, "The text is None"),
         (5, "The text is 5"),
         ([1, 2], "1 is no prompt"),
     ):
         with pytest.raises(MeasurementError, match=said):
-            feature_examples(place.model, place.sae, text, [3], cache=False)
+            feature_examples(case.model, case.sae, text, [3], cache=False)
     with pytest.raises(MeasurementError, match="no text file"):
-        feature_examples(place.model, place.sae, place.folder / "nothing.txt", [3])
+        feature_examples(case.model, case.sae, case.folder / "nothing.txt", [3])
 
 
 def test_contexts_read_as_the_text_does() -> None:
