@@ -25,7 +25,7 @@ def keep_every_word(kind: str, words: Sequence[str], least: int) -> tuple[str, .
 
 def make_samplers() -> dict[str, PairSampler]:
     """Behaviour -> the function that draws its pairs over all words."""
-    return {name: task.prepare(keep_every_word) for name, task in BUILTIN.items()}
+    return {name: task.make_sampler(keep_every_word) for name, task in BUILTIN.items()}
 
 
 def sentences(seed: int, exclude_held_out: bool = True) -> Iterator[str]:
@@ -35,7 +35,7 @@ def sentences(seed: int, exclude_held_out: bool = True) -> Iterator[str]:
     wordings = {
         name: [
             w
-            for w in BUILTIN[name].wordings
+            for w in BUILTIN[name].templates
             if not (exclude_held_out and w in HELDOUT_TEMPLATES[name])
         ]
         for name in names
@@ -62,7 +62,14 @@ def _with_any_year(pair: MarkedPair, rng: random.Random) -> MarkedPair:
     """The same pair with a first year from the whole century, not only those a task can ask about."""
     end = pair.marks["YY"]
     clean = pair.clean[: end - 2] + rng.choice(YEARS[:-1]) + pair.clean[end:]
-    return MarkedPair(clean, pair.corrupted, pair.answer, pair.wrong, pair.template, pair.marks)
+    return MarkedPair(
+        clean=clean,
+        corrupted=pair.corrupted,
+        answer=pair.answer,
+        wrong=pair.wrong,
+        template=pair.template,
+        marks=pair.marks,
+    )
 
 
 def _ending(name: str, pair: MarkedPair, rng: random.Random) -> str:

@@ -74,7 +74,7 @@ def measure_behaviour(
 ) -> dict[str, object]:
     """Everything the card says of one behaviour."""
     known = [
-        wording for wording in BUILTIN[name].wordings if wording not in HELDOUT_TEMPLATES[name]
+        wording for wording in BUILTIN[name].templates if wording not in HELDOUT_TEMPLATES[name]
     ]
     sets = {
         "new_combinations": sample_unseen(name, sieve, 500, known, True),

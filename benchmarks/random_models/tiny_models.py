@@ -412,12 +412,12 @@ def random_pairs(
             labels["middle"] = length // 2
         made.append(
             EncodedPair(
-                tuple(clean),
-                tuple(corrupted),
-                tuple(answer),
-                tuple(wrong),
-                f"t{number % templates}",
-                labels,
+                clean=tuple(clean),
+                corrupted=tuple(corrupted),
+                answer=tuple(answer),
+                wrong=tuple(wrong),
+                template=f"t{number % templates}",
+                labels=labels,
             )
         )
     return tuple(made)
@@ -466,4 +466,10 @@ def as_task(
 ) -> Task:
     """All pairs as one task, all of them in the discovery split."""
     split: SplitName = "discovery"
-    return Task(name, tuple(pairs), tuple(split for _ in pairs), "none", metric)
+    return Task(
+        name=name,
+        pairs=tuple(pairs),
+        splits=tuple(split for _ in pairs),
+        split_method="none",
+        metric=metric,
+    )

@@ -198,12 +198,12 @@ def read_saved_task(run: Run, model: Backend) -> Task:
     try:
         written = [
             PromptPair(
-                tuple(p["clean"]),
-                tuple(p["corrupted"]),
-                tuple(p["answer"]),
-                tuple(p["wrong"]),
-                p["template"],
-                p["labels"],
+                clean=tuple(p["clean"]),
+                corrupted=tuple(p["corrupted"]),
+                answer=tuple(p["answer"]),
+                wrong=tuple(p["wrong"]),
+                template=p["template"],
+                labels=p["labels"],
             )
             for p in lines
         ]
@@ -214,12 +214,12 @@ def read_saved_task(run: Run, model: Backend) -> Task:
         ) from None
     again = load_task(written, model, seed=settings.seed)
     return Task(
-        settings.task_name,
-        again.pairs,
-        splits,
-        settings.split_method,
-        settings.task_metric,
-        settings.seed,
+        name=settings.task_name,
+        pairs=again.pairs,
+        splits=splits,
+        split_method=settings.split_method,
+        metric=settings.task_metric,
+        seed=settings.seed,
     )
 
 

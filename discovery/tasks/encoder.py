@@ -1,4 +1,8 @@
-"""From written pairs to token ids, and the lint of what came out, with the line and a cure in each message."""
+"""Encoding prompt pairs as token ids, and checking the result.
+
+A pair that breaks a rule is an error. The message names the line or the pair, what is wrong, and a
+fix. What is only suspicious, such as one answer that serves most pairs, becomes a warning.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,23 @@ from discovery.tasks.pairs import (
 )
 from discovery.tasks.task import EncodedPair
 
-MIN_PAIRS_PER_TEMPLATE = 5  # pairs of a template: fewer say little of its spread
+MIN_PAIRS_PER_TEMPLATE = 5
+"""With fewer pairs of a template, the spread within it cannot be estimated."""
+
+MAX_ANSWER_SHARE = 0.6
+"""If one answer serves a larger share of the pairs, a constant guess looks like the behaviour."""
 
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """What turns written pairs into token ids for one model.
+    """Encodes prompt pairs as token ids for one model.
 
     Attributes:
-        tokenizer: the model's, or None where its directory has none (then prompts are token ids).
-        d_vocab: how many token ids there are. n_logits: how many of them can be answers.
-        n_ctx: the longest prompt the model takes.
+        tokenizer: The model's tokenizer, or None if the model has none. Prompts must then be token
+            ids.
+        d_vocab: The number of token ids that a prompt may hold.
+        n_logits: The number of token ids that may be answers.
+        n_ctx: The number of tokens of the longest prompt that the model takes.
     """
 
     tokenizer: Tokenizer | None
@@ -36,83 +46,87 @@ class PairEncoder:
     n_ctx: int
 
     def encode_all(
-        self, written: Mapping[str, PromptPair]
+        self, prompt_pairs: Mapping[str, PromptPair]
     ) -> tuple[tuple[EncodedPair, ...], tuple[str, ...]]:
-        """Encode and lint pairs.
+        """Encode and check pairs.
 
         Args:
-            written: the pairs, each under what a message calls it, e.g. "line 3".
+            prompt_pairs: The pairs by location, which is how an error names them, e.g. "line 3".
 
         Returns:
-            The pairs, and the warnings.
+            The encoded pairs, and the warnings.
 
         Raises:
-            TaskError: for the first pair that breaks a rule; says how many others do.
+            TaskError: If a pair breaks a rule. The message describes the first such pair and counts
+                the others.
         """
-        pairs: dict[str, EncodedPair] = {}
+        encoded: dict[str, EncodedPair] = {}
         faults: list[TaskError] = []
-        for at, item in written.items():
+        for location, pair in prompt_pairs.items():
             try:
-                pairs[at] = self._encode(item, at)
+                encoded[location] = self._encode(pair, location)
             except TaskError as fault:
                 faults.append(fault)
-        faults += _duplicates(pairs) if not faults else []
+        if not faults:
+            faults = _find_duplicates(encoded)
         if faults:
             more = f" ({len(faults) - 1} more pairs have faults.)" if len(faults) > 1 else ""
             raise TaskError(faults[0].cause + more, faults[0].cure)
-        found = tuple(pairs.values())
-        strange = [
-            at
-            for at, item in written.items()
-            if any(self._has_unknown_words(side) for side in (item.clean, item.corrupted))
+        pairs = tuple(encoded.values())
+        return pairs, (*self._warn_of_unknown_words(prompt_pairs), *find_warnings(pairs))
+
+    def _warn_of_unknown_words(self, prompt_pairs: Mapping[str, PromptPair]) -> Iterator[str]:
+        locations = [
+            location
+            for location, pair in prompt_pairs.items()
+            if self._has_unknown_words(pair.clean) or self._has_unknown_words(pair.corrupted)
         ]
-        notes = (
-            [
-                f"{len(strange)} pairs, first {strange[0]}, hold words that the tokenizer does not know: they all read alike."
-            ]
-            if strange
-            else []
-        )
-        return found, (*notes, *find_warnings(found))
+        if locations:
+            yield (
+                f"{len(locations)} pairs, first {locations[0]}, hold words that the tokenizer does "
+                "not know. All unknown words become the same token."
+            )
 
     def _has_unknown_words(self, text: Prompt) -> bool:
-        """Whether a text holds words that become the unknown token."""
-        return (
-            isinstance(text, str)
-            and self.tokenizer is not None
-            and self.tokenizer.has_unknown(text)
-        )
+        """Whether a prompt is a text with words that become the unknown token."""
+        if not isinstance(text, str) or self.tokenizer is None:
+            return False
+        return self.tokenizer.has_unknown(text)
 
-    def _encode(self, item: PromptPair, location: str) -> EncodedPair:
-        _check_name_lengths(item, location)
-        clean, corrupted = (
-            self._encode_prompt(item.clean, f"{location}, clean"),
-            self._encode_prompt(item.corrupted, f"{location}, corrupted"),
-        )
+    def _encode(self, pair: PromptPair, location: str) -> EncodedPair:
+        _check_name_lengths(pair, location)
+        clean = self._encode_prompt(pair.clean, f"{location}, clean")
+        corrupted = self._encode_prompt(pair.corrupted, f"{location}, corrupted")
         if len(clean) != len(corrupted):
             raise TaskError(
                 f"{location}: clean has {len(clean)} tokens and corrupted {len(corrupted)}.",
-                "The two sides of a pair must have the same number of tokens: exchange words for words of as many tokens.",
+                "The two sides of a pair must have the same number of tokens. Replace words by "
+                "words with as many tokens.",
             )
         if clean == corrupted:
             raise TaskError(
                 f"{location}: clean and corrupted are the same.",
                 "Change the words that carry the behaviour in `corrupted`.",
             )
-        answer, wrong = (
-            self._encode_answers(item.answer, item, clean, f"{location}, answer"),
-            self._encode_answers(item.wrong, item, clean, f"{location}, wrong"),
-        )
+        answer = self._encode_answers(pair.answer, pair, clean, f"{location}, answer")
+        wrong = self._encode_answers(pair.wrong, pair, clean, f"{location}, wrong")
         if shared := set(answer) & set(wrong):
             raise TaskError(
                 f"{location}: token {min(shared)} is both answer and wrong.",
                 "Give two answers that differ.",
             )
         labels = {
-            name: self._encode_position(name, position, len(clean), location)
-            for name, position in item.labels.items()
+            name: _normalise_position(name, position, len(clean), location)
+            for name, position in pair.labels.items()
         }
-        return EncodedPair(clean, corrupted, answer, wrong, item.template or "", labels)
+        return EncodedPair(
+            clean=clean,
+            corrupted=corrupted,
+            answer=answer,
+            wrong=wrong,
+            template=pair.template or "",
+            labels=labels,
+        )
 
     def _encode_prompt(self, prompt: Prompt, location: str) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -137,10 +151,10 @@ class PairEncoder:
         return self.tokenizer
 
     def _encode_answers(
-        self, answer: Answer, item: PromptPair, prompt: tuple[int, ...], location: str
+        self, answer: Answer, pair: PromptPair, prompt: tuple[int, ...], location: str
     ) -> tuple[int, ...]:
         members = answer if isinstance(answer, tuple) else (answer,)
-        ids = tuple(self._encode_answer(member, item, prompt, location) for member in members)
+        ids = tuple(self._encode_answer(member, pair, prompt, location) for member in members)
         if not ids:
             raise TaskError(f"{location}: the set is empty.", "Give at least one token.")
         if len(set(ids)) != len(ids):
@@ -150,44 +164,65 @@ class PairEncoder:
         return ids
 
     def _encode_answer(
-        self, answer: str | int, item: PromptPair, prompt: tuple[int, ...], location: str
+        self, answer: str | int, pair: PromptPair, prompt: tuple[int, ...], location: str
     ) -> int:
+        """Return the one token that `answer` adds to the clean prompt, whose ids are `prompt`."""
         if isinstance(answer, int):
             return _require_token_id(answer, self.n_logits, location)
-        if not isinstance(item.clean, str):
+        if not isinstance(pair.clean, str):
             raise TaskError(
                 f"{location}: {shorten_repr(answer)} is text after a prompt of token ids.",
                 "Give the answer as a token id too.",
             )
-        ids = tuple(self._require_tokenizer(location).encode(item.clean + answer))
-        if self._has_unknown_words(item.clean + answer) and not self._has_unknown_words(item.clean):
+        continued = pair.clean + answer
+        ids = tuple(self._require_tokenizer(location).encode(continued))
+        if self._has_unknown_words(continued) and not self._has_unknown_words(pair.clean):
             raise TaskError(
                 f"{location}: the tokenizer does not know {shorten_repr(answer)}.",
                 "Use a word of the model's vocabulary, or give a token id.",
             )
         if ids[: len(prompt)] != prompt or len(ids) != len(prompt) + 1:
             raise TaskError(
-                f"{location}: {shorten_repr(answer)} does not continue the prompt by exactly one token (it makes {len(prompt)} tokens into {len(ids)}).",
-                "Use a word that is one token, mind the space before it, or give a token id.",
+                f"{location}: {shorten_repr(answer)} does not continue the prompt by exactly one "
+                f"token (the prompt has {len(prompt)} tokens, and {len(ids)} with the answer).",
+                "Use a word that is one token, check the space before it, or give a token id.",
             )
         return _require_token_id(ids[-1], self.n_logits, location)
 
-    def _encode_position(self, name: str, position: int, length: int, location: str) -> int:
-        if not -length <= position < length:
-            raise TaskError(
-                f"{location}: label {name!r} is at {position}, and the prompt has {length} tokens.",
-                f"Use a position from 0 to {length - 1}, or from -{length} to -1.",
-            )
-        return position % length
+
+def find_warnings(pairs: Sequence[EncodedPair]) -> Iterator[str]:
+    """Yield a warning for everything about the pairs that is suspicious but allowed."""
+    differing = sum(pair.clean[-1] != pair.corrupted[-1] for pair in pairs)
+    if differing:
+        yield (
+            f"{differing} of {len(pairs)} pairs end in different tokens on the two sides: "
+            "the last position then carries the corruption itself."
+        )
+    # The members of a set are sorted, so that a set in any order is one answer.
+    answers = Counter(tuple(sorted(pair.answer)) for pair in pairs)
+    answer, count = answers.most_common(1)[0]
+    if len(pairs) > 1 and count > MAX_ANSWER_SHARE * len(pairs):
+        tokens = f"token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}"
+        yield (
+            f"One answer ({tokens}) serves {count} of {len(pairs)} pairs: "
+            "a model that always gives it would seem to do the task."
+        )
+    sizes = Counter(pair.template for pair in pairs)
+    small = [name for name, size in sizes.items() if size < MIN_PAIRS_PER_TEMPLATE]
+    if small and len(sizes) > 1:
+        yield (
+            f"{len(small)} of {len(sizes)} templates have fewer than {MIN_PAIRS_PER_TEMPLATE} "
+            "pairs. Intervals resample pairs within their template, and are too narrow with so few."
+        )
 
 
-def _check_name_lengths(item: PromptPair, location: str) -> None:
-    for what, names in (("template", [item.template or ""]), ("label", item.labels)):
+def _check_name_lengths(pair: PromptPair, location: str) -> None:
+    for kind, names in (("template", [pair.template or ""]), ("label", list(pair.labels))):
         for name in names:
             if len(name) > MAX_NAME_LENGTH:
                 raise TaskError(
-                    f"{location}: the {what} {name[:40]!r}… is {len(name)} characters long.",
-                    f"Name a {what} in at most {MAX_NAME_LENGTH} characters.",
+                    f"{location}: the {kind} {name[:40]!r}… is {len(name)} characters long.",
+                    f"Name a {kind} in at most {MAX_NAME_LENGTH} characters.",
                 )
 
 
@@ -199,35 +234,24 @@ def _require_token_id(token: int, count: int, location: str) -> int:
     return token
 
 
-def _duplicates(pairs: Mapping[str, EncodedPair]) -> list[TaskError]:
-    seen: dict[tuple[object, ...], str] = {}
+def _normalise_position(name: str, position: int, length: int, location: str) -> int:
+    """Return a label's position counted from 0."""
+    if not -length <= position < length:
+        raise TaskError(
+            f"{location}: label {name!r} is at {position}, and the prompt has {length} tokens.",
+            f"Use a position from 0 to {length - 1}, or from -{length} to -1.",
+        )
+    return position % length
+
+
+def _find_duplicates(pairs: Mapping[str, EncodedPair]) -> list[TaskError]:
+    """Return an error for each pair that repeats an earlier one."""
+    first_locations: dict[tuple[object, ...], str] = {}
     faults = []
-    for at, pair in pairs.items():
+    for location, pair in pairs.items():
         key = (pair.clean, pair.corrupted, tuple(sorted(pair.answer)), tuple(sorted(pair.wrong)))
-        if key in seen:
-            faults.append(TaskError(f"{at} repeats {seen[key]}.", "Remove one of them."))
-        seen.setdefault(key, at)
+        if key in first_locations:
+            first = first_locations[key]
+            faults.append(TaskError(f"{location} repeats {first}.", "Remove one of them."))
+        first_locations.setdefault(key, location)
     return faults
-
-
-def find_warnings(pairs: Sequence[EncodedPair]) -> Iterator[str]:
-    """What the lint says of pairs that is no error."""
-    differ = sum(pair.clean[-1] != pair.corrupted[-1] for pair in pairs)
-    if differ:
-        yield (
-            f"{differ} of {len(pairs)} pairs end in different tokens on the two sides: "
-            "the last position then carries the corruption itself."
-        )
-    answer, count = Counter(tuple(sorted(pair.answer)) for pair in pairs).most_common(1)[
-        0
-    ]  # a set is one answer
-    if len(pairs) > 1 and count > 0.6 * len(pairs):
-        tokens = f"token{'s' * (len(answer) > 1)} {', '.join(map(str, answer[:5]))}"
-        yield f"One answer ({tokens}) serves {count} of {len(pairs)} pairs: a constant guess looks right."
-    sizes = Counter(pair.template for pair in pairs)
-    small = [name for name, size in sizes.items() if size < MIN_PAIRS_PER_TEMPLATE]
-    if small and len(sizes) > 1:
-        yield (
-            f"{len(small)} of {len(sizes)} templates have fewer than {MIN_PAIRS_PER_TEMPLATE} pairs: intervals resample pairs within their template, "
-            "and are too narrow with so few."
-        )

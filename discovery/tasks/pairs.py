@@ -1,8 +1,9 @@
-"""A prompt pair as it is written: one line of a task file, before any tokenizer has seen it.
+"""A prompt pair as a user writes it: one line of a task file, before any tokenizer has encoded it.
 
-A behaviour is a set of clean prompts, each beside a corrupted one that differs where the behaviour
-lives, with the token that should follow and one that should not (Meng et al. 2022; Zhang & Nanda 2023,
-arXiv 2309.16042, on symmetric token replacement). Needs no torch.
+A behaviour is a set of clean prompts. Each has a corrupted prompt beside it that differs only in
+the tokens that cause the behaviour, an answer that should follow, and an answer that should not.
+The corrupted prompts replace tokens by other tokens of the same kind (symmetric token replacement:
+Meng et al. 2022; Zhang & Nanda 2023, arXiv 2309.16042). This module needs no torch.
 """
 
 from __future__ import annotations
@@ -11,44 +12,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-MAX_NAME_LENGTH = 100  # characters of a template or label: results and records name them
+MAX_NAME_LENGTH = 100
+"""The most characters of a template name or a label: results and records repeat these names."""
+
 Prompt = str | tuple[int, ...]
+"""A text, or token ids that are used exactly as given."""
+
 Answer = str | int | tuple[str | int, ...]
+"""A text that adds exactly one token to the prompt, a token id, or a set of these."""
 
 
 def shorten_repr(value: object) -> str:
-    """A value in a message."""
+    """Return the `repr` of a value, cut to a length that fits into an error message."""
     text = repr(value)
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}…"
 
 
 class Tokenizer(Protocol):
-    """The little that a task needs of a tokenizer."""
+    """The part of a tokenizer that tasks use."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` with the tokenizer's default special tokens."""
+        """Return the token ids of `text`, with the tokenizer's default special tokens."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, special tokens included."""
+        """Return the text of `ids`, special tokens included."""
         ...
 
     def has_unknown(self, text: str) -> bool:
-        """Whether some of `text` becomes the token for what the tokenizer does not know."""
+        """Whether some part of `text` becomes the tokenizer's token for unknown words."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptPair:
-    """One line of a task file.
+    """One prompt pair, as one line of a task file gives it.
 
     Attributes:
-        clean: the prompt that shows the behaviour: text, or token ids used exactly as given.
-        corrupted: the prompt that does not; as many tokens as `clean`.
-        answer: what should follow `clean`: a text that adds exactly one token, a token id, or a set of these.
-        wrong: what should not; same forms.
-        template: which wording the pair comes from; whole templates can be held out.
-        labels: named token positions, negative ones counted from the end.
+        clean: The prompt that shows the behaviour: text, or token ids that are used exactly as
+            given.
+        corrupted: The prompt that does not show it. It has as many tokens as `clean`.
+        answer: What should follow `clean`: a text that adds exactly one token, a token id, or a set
+            of these.
+        wrong: What should not follow `clean`, in the same forms.
+        template: The name of the wording that the pair comes from. The split can hold out whole
+            templates.
+        labels: Token positions by name. Negative positions count from the end.
     """
 
     clean: Prompt
@@ -59,12 +68,17 @@ class PromptPair:
     labels: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MarkedPair:
-    """A generated pair whose labels are still places in the text, so that it serves any tokenizer.
+    """A generated pair whose labels are still character positions, so that it suits any tokenizer.
 
     Attributes:
-        marks: label -> index one past the last character, in `clean`, of the word that it names.
+        clean: The prompt that shows the behaviour.
+        corrupted: The prompt that does not show it.
+        answer: The text, or the set of texts, that should follow `clean`.
+        wrong: The text, or the set of texts, that should not.
+        template: The name of the template that the pair was made from.
+        marks: For each label, the index in `clean` just after the last character of its word.
     """
 
     clean: str
@@ -75,23 +89,28 @@ class MarkedPair:
     marks: Mapping[str, int]
 
     def with_token_labels(self, tokenizer: Tokenizer) -> PromptPair:
-        """The pair with each mark turned into the position of the token that ends there."""
-        whole = tokenizer.encode(self.clean)
+        """Return the pair with each mark replaced by the position of the token that ends there."""
+        tokens = tokenizer.encode(self.clean)
         labels = {
-            name: _count_shared_prefix(whole, tokenizer.encode(self.clean[:end])) - 1
+            name: _count_shared_prefix(tokens, tokenizer.encode(self.clean[:end])) - 1
             for name, end in self.marks.items()
         }
         labels["end"] = -1
         return PromptPair(
-            self.clean, self.corrupted, self.answer, self.wrong, self.template, labels
+            clean=self.clean,
+            corrupted=self.corrupted,
+            answer=self.answer,
+            wrong=self.wrong,
+            template=self.template,
+            labels=labels,
         )
 
 
-def _count_shared_prefix(a: list[int], b: list[int]) -> int:
-    """How many leading tokens two encodings share (trailing special tokens fall away)."""
+def _count_shared_prefix(first: list[int], second: list[int]) -> int:
+    """Count the leading tokens that two encodings share. This ignores special tokens at the end."""
     count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
+    for one, other in zip(first, second, strict=False):
+        if one != other:
             break
         count += 1
     return count

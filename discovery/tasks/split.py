@@ -1,8 +1,12 @@
-"""Which pairs select a circuit and which test it.
+"""The split of a task: which pairs select a circuit, and which pairs test it.
 
-With at least three templates whole templates are held out, because circuits track the wording of a data set
-(Miller et al. 2024, arXiv 2407.08734; 2605.09129): a circuit that only holds for the wording it was found on is no
-circuit of the behaviour. With fewer, each template is cut in half.
+With at least three templates, whole templates are held out. A circuit tracks the wording of its
+data set (Miller et al. 2024, arXiv 2407.08734; 2605.09129), so a circuit that only holds for the
+wording that selected it is not a circuit of the behaviour. With fewer templates, each template is
+halved.
+
+A pair and its reverse (clean and corrupted exchanged) count as one pair, and only one of them is
+used.
 """
 
 from __future__ import annotations
@@ -13,11 +17,17 @@ from collections.abc import Sequence
 
 from discovery.tasks.task import EncodedPair, SplitName
 
-MIN_HELDOUT_SHARE, MAX_HELDOUT_SHARE = (
-    0.4,
-    0.6,
-)  # the share of pairs that may be held out when whole templates are
-MAX_NAMED_TEMPLATES = 8  # templates that the method names
+MIN_HELDOUT_SHARE = 0.4
+"""The smallest share of the pairs that whole templates may hold out."""
+
+MAX_HELDOUT_SHARE = 0.6
+"""The largest share of the pairs that whole templates may hold out."""
+
+MIN_TEMPLATES = 3
+"""With fewer templates, none is held out as a whole."""
+
+MAX_NAMED_TEMPLATES = 8
+"""How many held-out templates the description of the split names before it counts the rest."""
 
 
 def split_pairs(
@@ -26,92 +36,96 @@ def split_pairs(
     """Assign each pair to a split, by seed.
 
     Returns:
-        One split name for each pair (None for a pair that repeats another or is the reverse of one that is kept), and how it was done.
+        The split of each pair, and a description of how the pairs were divided. The split is None
+        for a pair that repeats another one, or that is the reverse of a pair in use.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index in _drop_repeats_and_reverses(pairs):
         groups[pairs[index].template].append(index)
     rng = random.Random(f"split-{seed}")
-    held, method = _hold_out_templates(groups, rng)
-    if not held:
-        held, why = _hold_out_halves(groups, rng), method
-        method = f"50/50 within each template ({why})"
-    kept = {index for members in groups.values() for index in members}
-    names: list[SplitName | None] = [
-        ("heldout" if i in held else "discovery") if i in kept else None for i in range(len(pairs))
-    ]
-    return tuple(names), method
+    heldout, method = _hold_out_templates(groups, rng)
+    if not heldout:
+        method = f"50/50 within each template ({method})"
+        heldout = _hold_out_halves(groups, rng)
+    splits: list[SplitName | None] = [None] * len(pairs)
+    for index in (index for members in groups.values() for index in members):
+        splits[index] = "heldout" if index in heldout else "discovery"
+    return tuple(splits), method
 
 
 def _drop_repeats_and_reverses(pairs: Sequence[EncodedPair]) -> list[int]:
-    """Each pair once: of a pair and its reverse now the one and now the other is kept, in each template, or all answers would be alike."""
-    same: dict[object, list[int]] = defaultdict(list)
+    """Return the indices of the pairs to use: one of each group of repeats and reverses.
+
+    Within a template, the pair as written and its reverse are used in turn. Otherwise all answers
+    could be the same, and a constant answer would be as accurate as the model.
+    """
+    same_key: dict[object, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
-        same[pair.key].append(index)
-    kept, turns = [], Counter[str]()
-    for first, *others in same.values():
-        back = next(
-            (index for index in others if pairs[index].clean == pairs[first].corrupted), None
-        )
+        same_key[pair.key].append(index)
+    indices = []
+    reversed_pairs = Counter[str]()
+    for first, *repeats in same_key.values():
+        reverses = [index for index in repeats if pairs[index].clean == pairs[first].corrupted]
         template = pairs[first].template
-        kept.append(first if back is None or turns[template] % 2 == 0 else back)
-        turns[template] += back is not None
-    return sorted(kept)
+        use_first = not reverses or reversed_pairs[template] % 2 == 0
+        indices.append(first if use_first else reverses[0])
+        reversed_pairs[template] += bool(reverses)
+    return sorted(indices)
 
 
 def _hold_out_templates(groups: dict[str, list[int]], rng: random.Random) -> tuple[set[int], str]:
-    if len(groups) < 3:
-        return (
-            set(),
-            f"{len(groups)} template{'s' * (len(groups) != 1)}, and whole ones are held out from three on",
-        )
-    total = sum(len(members) for members in groups.values())
+    """Return the held-out pairs and how they were chosen, or an empty set and the reason for it."""
+    if len(groups) < MIN_TEMPLATES:
+        count = f"{len(groups)} template{'s' * (len(groups) != 1)}"
+        return set(), f"{count}, and whole ones are held out from three on"
     names = sorted(groups)
     rng.shuffle(names)
-    chosen: list[str] = []
-    for name in names:
-        held = sum(len(groups[other]) for other in chosen)
-        if (
-            held < MIN_HELDOUT_SHARE * total
-            and held + len(groups[name]) <= MAX_HELDOUT_SHARE * total
-        ):
-            chosen.append(name)
-    if (
-        sum(len(groups[name]) for name in chosen) < MIN_HELDOUT_SHARE * total
-    ):  # the greedy choice got stuck: look at every sum
-        reached: dict[int, list[str]] = {0: []}
-        for name in names:
-            for size, members in list(reached.items()):
-                reached.setdefault(size + len(groups[name]), [*members, name])
-        chosen = next(
-            (
-                members
-                for size, members in reached.items()
-                if MIN_HELDOUT_SHARE * total <= size <= MAX_HELDOUT_SHARE * total
-            ),
-            [],
-        )
-    if not chosen:
+    heldout_names = _choose_templates({name: len(groups[name]) for name in names})
+    if not heldout_names:
         return set(), "no choice of whole templates holds 40-60% of the pairs"
-    held_pairs = {index for name in chosen for index in groups[name]}
-    more = (
-        f" and {len(chosen) - MAX_NAMED_TEMPLATES} more"
-        if len(chosen) > MAX_NAMED_TEMPLATES
-        else ""
-    )
-    return (
-        held_pairs,
-        f"whole templates held out: {', '.join(sorted(chosen)[:MAX_NAMED_TEMPLATES])}{more}",
-    )
+    heldout = {index for name in heldout_names for index in groups[name]}
+    listed = ", ".join(sorted(heldout_names)[:MAX_NAMED_TEMPLATES])
+    unnamed = len(heldout_names) - MAX_NAMED_TEMPLATES
+    more = f" and {unnamed} more" if unnamed > 0 else ""
+    return heldout, f"whole templates held out: {listed}{more}"
+
+
+def _choose_templates(sizes: dict[str, int]) -> list[str]:
+    """Choose templates that together hold an allowed share of the pairs.
+
+    Args:
+        sizes: The number of pairs of each template, in the order in which templates are considered.
+
+    Returns:
+        The names, or an empty list if no choice fits.
+    """
+    total = sum(sizes.values())
+    smallest, largest = MIN_HELDOUT_SHARE * total, MAX_HELDOUT_SHARE * total
+    names: list[str] = []
+    heldout = 0
+    for name, size in sizes.items():
+        if heldout < smallest and heldout + size <= largest:
+            names.append(name)
+            heldout += size
+    if heldout >= smallest:
+        return names
+    # The greedy choice got stuck below the smallest share: compare every sum that can be reached.
+    names_by_sum: dict[int, list[str]] = {0: []}
+    for name, size in sizes.items():
+        for reached, members in list(names_by_sum.items()):
+            names_by_sum.setdefault(reached + size, [*members, name])
+    fitting = (members for count, members in names_by_sum.items() if smallest <= count <= largest)
+    return next(fitting, [])
 
 
 def _hold_out_halves(groups: dict[str, list[int]], rng: random.Random) -> set[int]:
-    held: set[int] = set()
-    spare = 0  # odd templates give their extra pair to each side in turn
+    """Return one half of each template's pairs."""
+    heldout: set[int] = set()
+    extra = 0  # templates with an odd number give their extra pair to each side in turn
     for name in sorted(groups):
         members = list(groups[name])
         rng.shuffle(members)
         half, odd = divmod(len(members), 2)
-        held.update(members[: half + (odd and spare)])
-        spare ^= odd
-    return held
+        heldout.update(members[: half + (odd and extra)])
+        extra ^= odd
+    return heldout

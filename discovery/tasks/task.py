@@ -1,6 +1,6 @@
-"""A task: prompt pairs as token ids, with their answers, their split, and where they came from.
+"""The task as a value: prompt pairs as token ids, with their answers, their split and their origin.
 
-A task is a value: the same pairs, metric and split give the same fingerprint, whatever file they came from.
+The same pairs in the same order have the same fingerprint, whatever file they came from.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Literal
 from discovery.sites import MetricName
 
 SplitName = Literal["discovery", "heldout"]
+"""The pairs that select a circuit, and the pairs that test it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodedPair:
-    """One prompt pair in token ids.
+    """One prompt pair as token ids.
 
     Attributes:
-        clean, corrupted: token ids of the two sides; equally many.
-        answer, wrong: token ids; one of several where the task gives sets.
-        template: which wording it comes from ("" where the task names none).
-        labels: label -> position, counted from 0.
+        clean: The token ids of the clean prompt.
+        corrupted: The token ids of the corrupted prompt, as many as in `clean`.
+        answer: The token ids of the right answer. There are several if the task gives a set.
+        wrong: The token ids of the wrong answer, likewise.
+        template: The name of the template that the pair comes from, or "" if the task names none.
+        labels: The position of each label, counted from 0.
     """
 
     clean: tuple[int, ...]
@@ -36,33 +39,37 @@ class EncodedPair:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for a pair and its reverse, so that no pair is in both splits."""
-        sides = sorted(
-            [(self.clean, tuple(sorted(self.answer))), (self.corrupted, tuple(sorted(self.wrong)))]
-        )
-        return tuple(sides)
+        """A key that a pair shares with its reverse, so that no pair gets into both splits."""
+        sides = [
+            (self.clean, tuple(sorted(self.answer))),
+            (self.corrupted, tuple(sorted(self.wrong))),
+        ]
+        return tuple(sorted(sides))
 
     @property
     def first_difference(self) -> int:
-        """The first position at which the two sides differ; everything before it is equal in a causal model."""
-        return next(
-            (i for i, (a, b) in enumerate(zip(self.clean, self.corrupted, strict=True)) if a != b),
-            len(self.clean),
-        )
+        """The first position at which the two sides differ.
+
+        A causal model computes the same values on both sides at every earlier position.
+        """
+        for position, (clean, corrupted) in enumerate(zip(self.clean, self.corrupted, strict=True)):
+            if clean != corrupted:
+                return position
+        return len(self.clean)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """Prompt pairs that show one behaviour.
 
     Attributes:
-        name: built-in name, stem of the task file, or "inline".
-        pairs: every pair, in order.
-        splits: for each pair, which split it is in; None for a repeat or the reverse of another pair, which is in neither.
-        split_method: how the pairs were divided, in words.
-        metric: the metric used unless a caller names another.
-        seed: what drew the pairs and the split.
-        warnings: what the lint found that is not an error.
+        name: The built-in name, the stem of the task file, or "inline".
+        pairs: Every pair, in order.
+        splits: The split of each pair. It is None for a pair that repeats or reverses another one.
+        split_method: How the pairs were divided, in words.
+        metric: The metric that is used if the caller names no other.
+        seed: The seed that drew the pairs and the split.
+        warnings: What is suspicious about the pairs but allowed.
     """
 
     name: str
@@ -83,18 +90,18 @@ class Task:
 
     @property
     def heldout(self) -> Task:
-        """The pairs that a frozen circuit is tested on."""
+        """The pairs that test a circuit after it is frozen."""
         return self._pairs_of_split("heldout")
 
     def _pairs_of_split(self, name: SplitName) -> Task:
-        kept = tuple(
+        pairs = tuple(
             pair for pair, split in zip(self.pairs, self.splits, strict=True) if split == name
         )
-        return replace(self, pairs=kept, splits=(name,) * len(kept))
+        return replace(self, pairs=pairs, splits=(name,) * len(pairs))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the pairs, in order (not of the name or the split)."""
+        """The sha256 of the pairs in their order. The name and the split are not part of it."""
         rows = [
             [p.clean, p.corrupted, p.answer, p.wrong, p.template, sorted(p.labels.items())]
             for p in self.pairs

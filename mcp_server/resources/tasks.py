@@ -50,7 +50,7 @@ def _describe_task(name: str) -> str:
         "summary": found.summary,
         "metric": found.metric,
         "pairs": found.default_pairs,
-        "templates": list(found.wordings),
+        "templates": list(found.templates),
         "fields of a pair": ["clean", "corrupted", "answer", "wrong", "template", "labels"],
     }
     return json.dumps(facts, indent=2)

@@ -21,10 +21,26 @@ from discovery.tasks.task import EncodedPair
 
 def test_nulls_change_what_they_say_and_nothing_else() -> None:
     pairs = [
-        EncodedPair((1, n, 9, 2), (1, 30 + n, 9, 2), (5,), (6,), "t", {"subject": 1, "end": 3})
+        EncodedPair(
+            clean=(1, n, 9, 2),
+            corrupted=(1, 30 + n, 9, 2),
+            answer=(5,),
+            wrong=(6,),
+            template="t",
+            labels={"subject": 1, "end": 3},
+        )
         for n in range(10, 20)
     ]
-    pairs += [EncodedPair((1, 25, 8, 2), (1, 26, 8, 2), (5,), (6,), "t", {"subject": 1, "end": 3})]
+    pairs += [
+        EncodedPair(
+            clean=(1, 25, 8, 2),
+            corrupted=(1, 26, 8, 2),
+            answer=(5,),
+            wrong=(6,),
+            template="t",
+            labels={"subject": 1, "end": 3},
+        )
+    ]
     changed = corrupt_irrelevant_token(pairs[0], random.Random(0), pairs)
     assert changed.corrupted == (1, 10, 8, 2), (
         "the one free word that another prompt of the wording has"

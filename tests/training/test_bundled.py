@@ -35,7 +35,7 @@ def test_it_is_right_on_what_it_never_saw(name: str, new_wording: bool, model: A
     wordings = (
         sorted(HELDOUT_TEMPLATES[name])
         if new_wording
-        else [w for w in BUILTIN[name].wordings if w not in HELDOUT_TEMPLATES[name]]
+        else [w for w in BUILTIN[name].templates if w not in HELDOUT_TEMPLATES[name]]
     )
     pairs = sample_unseen(
         name, TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True
@@ -60,8 +60,8 @@ def test_there_is_at_least_one_whole_wording_held_out_of_each() -> None:
     assert set(HELDOUT_TEMPLATES) == set(BUILTIN)
     for name, held in HELDOUT_TEMPLATES.items():
         assert held
-        assert held < set(BUILTIN[name].wordings)
-    assert len(BUILTIN["ioi"].wordings) >= 8
+        assert held < set(BUILTIN[name].templates)
+    assert len(BUILTIN["ioi"].templates) >= 8
 
 
 def test_its_card_is_of_these_weights_and_it_is_small() -> None:

@@ -24,7 +24,7 @@ def test_every_behaviour_holds_out_whole_wordings_that_exist() -> None:
     """At least one a behaviour, and never all."""
     for name, task in BUILTIN.items():
         assert HELDOUT_TEMPLATES[name]
-        assert HELDOUT_TEMPLATES[name] < set(task.wordings)
+        assert HELDOUT_TEMPLATES[name] < set(task.templates)
 
 
 def test_no_training_sentence_has_a_held_out_wording() -> None:
@@ -49,7 +49,7 @@ def test_no_training_sentence_has_a_held_out_wording() -> None:
 def test_about_a_tenth_of_the_combinations_is_held_out(name: str) -> None:
     """By hash; an induction list has several pairs of neighbours, so more of its prompts fall."""
     rng, draw = random.Random(0), make_samplers()[name]
-    wording = BUILTIN[name].wordings[0]
+    wording = BUILTIN[name].templates[0]
     share = sum(is_held_out(name, draw(rng, wording)) for _ in range(3000)) / 3000
     low, high = (0.25, 0.55) if name == "induction" else (0.06, 0.16)
     assert low < share < high

@@ -59,7 +59,7 @@ def print_tasks(args: argparse.Namespace, console: Console) -> None:
                 "summary": task.summary,
                 "metric": task.metric,
                 "pairs": task.default_pairs,
-                "templates": len(task.wordings),
+                "templates": len(task.templates),
             }
             for task in BUILTIN.values()
         ]

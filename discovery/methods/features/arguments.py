@@ -46,8 +46,10 @@ def make_prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
     """
     seen = run_with_cache(model, prompt, top=2)
     best, second = (prediction.token for prediction in seen.predictions)
-    pair = EncodedPair(seen.tokens, seen.tokens, (best,), (second,))
-    return Task("prompt", (pair,), (None,), "a single prompt"), seen.cost.forward_equivalents
+    pair = EncodedPair(clean=seen.tokens, corrupted=seen.tokens, answer=(best,), wrong=(second,))
+    return Task(
+        name="prompt", pairs=(pair,), splits=(None,), split_method="a single prompt"
+    ), seen.cost.forward_equivalents
 
 
 def resolve_positions(task: Task, positions: Positions) -> PairPositions:

@@ -1,9 +1,11 @@
-"""Behaviours that come with their own prompts: `BUILTIN` names them, `generate` makes pairs for a tokenizer.
+"""Behaviours that come with their own prompts.
+
+`BUILTIN` holds them by name, and `generate` makes the pairs of one of them for a tokenizer.
 
     >>> sorted(BUILTIN)
     ['agreement', 'greater_than', 'induction', 'ioi']
 
-Needs no torch: a tokenizer is anything with `encode` and `decode`.
+This package needs no torch: a tokenizer is any object with the methods of `Tokenizer`.
 """
 
 from __future__ import annotations
@@ -15,27 +17,29 @@ from discovery.errors import TaskError
 from discovery.tasks.builtin import agreement, greater_than, induction, ioi
 from discovery.tasks.builtin.builtin_task import BuiltinTask
 from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
-from discovery.tasks.pairs import PromptPair, Tokenizer
+from discovery.tasks.pairs import MarkedPair, PromptPair, Tokenizer
 
-BUILTIN = MappingProxyType(
-    {module.TASK.name: module.TASK for module in (ioi, induction, greater_than, agreement)}
-)
-"""Name -> task."""
+_TASKS: tuple[BuiltinTask, ...] = (ioi.TASK, induction.TASK, greater_than.TASK, agreement.TASK)
+
+BUILTIN = MappingProxyType({task.name: task for task in _TASKS})
+"""The built-in tasks by name."""
 
 __all__ = ["BUILTIN", "BuiltinTask", "generate"]
 
 
 def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[PromptPair, ...]:
-    """Exactly `pairs` distinct pairs of a built-in behaviour, the wordings in turn.
+    """Make distinct pairs of a built-in behaviour, from each of its templates in turn.
 
     Args:
-        name: a key of `BUILTIN`.
-        tokenizer: decides which words and answers are used; the same seed gives other pairs with another tokenizer.
-        pairs: how many; a pair and its reverse count as one.
-        seed: of the random source.
+        name: A key of `BUILTIN`.
+        tokenizer: The tokenizer that decides which words and answers can be used. With another
+            tokenizer, the same seed gives other pairs.
+        pairs: The exact number of pairs. A pair and its reverse count as one.
+        seed: The seed of the random source.
 
     Raises:
-        TaskError: an unknown name, a number of pairs below one, or a tokenizer that leaves too few words.
+        TaskError: If the name is unknown, if `pairs` is below one, or if the tokenizer leaves too
+            few words.
     """
     if name not in BUILTIN:
         raise TaskError(
@@ -48,8 +52,11 @@ def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[Pr
             f"A task needs at least one pair; {pairs} were asked for.",
             f"Ask for 1 or more (default {task.default_pairs}).",
         )
-    rng, sieve = random.Random(seed), TokenizerFilter(tokenizer, name)
-    draw = task.prepare(sieve.keep_words)
-    return sieve.collect_pairs(
-        lambda place: draw(rng, task.wordings[place % len(task.wordings)]), pairs
-    )
+    rng = random.Random(seed)
+    tokenizer_filter = TokenizerFilter(tokenizer, name)
+    sample_pair = task.make_sampler(tokenizer_filter.keep_words)
+
+    def propose(index: int) -> MarkedPair:
+        return sample_pair(rng, task.templates[index % len(task.templates)])
+
+    return tokenizer_filter.collect_pairs(propose, pairs)

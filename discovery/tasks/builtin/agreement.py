@@ -1,8 +1,9 @@
 """Subject-verb agreement past a distractor: 'The key near the cabinets' -> ' is', ' was' or ' has'.
 
-Linzen et al. 2016 (arXiv 1611.01368). The verb agrees with the subject and not with the nearer noun, which most often has
-the other number. The corrupted prompt changes the subject's number and nothing else. The answer is the set of three
-verbs in the subject's number, the wrong answer the same three in the other.
+Linzen et al. 2016 (arXiv 1611.01368). The verb agrees with the subject and not with the nearer
+noun, the distractor, which most often has the other number. The corrupted prompt changes the
+subject's number and nothing else. The answer is the set of three verbs in the subject's number. The
+wrong answer is the set of the same three verbs in the other number.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ PATTERNS: dict[str, str] = {
     "outside_that_saw": "Near the {place} the {adjective} {subject} that {saw} the {distractor}",
     "two_nouns": "The {subject} near the {distractor} behind the {further}",
 }
-"""Wording -> pattern. Only the subject's number counts."""
+"""The pattern of each template. Only the subject's number decides the answer."""
 
 SINGULAR = (" is", " was", " has")
 PLURAL = (" are", " were", " have")
 
 OPPOSITE_NUMBER_PROBABILITY = 0.8
-"""How often the distractor has the other number."""
+"""How often the distractor has the other number than the subject."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _AgreementWords:
-    """The words that may be used, by slot; a noun is kept with its plural."""
+    """The words that may be used, by field. Each noun may be used in the plural too."""
 
     nouns: tuple[str, ...]
     places: tuple[str, ...]
@@ -47,30 +48,42 @@ class _AgreementWords:
     adjectives: tuple[str, ...]
     meetings: tuple[str, ...]
 
-    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
-        """One pair in the given wording."""
+    def sample_pair(self, rng: random.Random, template: str) -> MarkedPair:
+        """Draw one pair of the given template."""
         subject, distractor, further = rng.sample(self.nouns, 3)
         plural = rng.random() < 0.5
         adjective, other = rng.sample(self.adjectives, 2)
+        distractor_is_plural = plural != (rng.random() < OPPOSITE_NUMBER_PROBABILITY)
         values = {
-            "distractor": _number(distractor, plural != (rng.random() < OPPOSITE_NUMBER_PROBABILITY)), "further": _number(further, rng.random() < 0.5),
-            "subject": _number(subject, plural), "place": rng.choice(self.places), "name": rng.choice(self.names),
-            "adjective": adjective, "other": other, "saw": rng.choice(self.meetings),
-        }  # fmt: skip
-        clean, ends = fill(PATTERNS[wording], values)
-        corrupted, _ = fill(PATTERNS[wording], {**values, "subject": _number(subject, not plural)})
-        answer, wrong = (PLURAL, SINGULAR) if plural else (SINGULAR, PLURAL)
-        marks = {"subject": ends["subject"], "distractor": ends["distractor"]}
-        return MarkedPair(clean, corrupted, answer, wrong, wording, marks)
+            "distractor": _in_number(distractor, distractor_is_plural),
+            "further": _in_number(further, rng.random() < 0.5),
+            "subject": _in_number(subject, plural),
+            "place": rng.choice(self.places),
+            "name": rng.choice(self.names),
+            "adjective": adjective,
+            "other": other,
+            "saw": rng.choice(self.meetings),
+        }
+        pattern = PATTERNS[template]
+        clean, ends = fill(pattern, values)
+        corrupted, _ = fill(pattern, {**values, "subject": _in_number(subject, not plural)})
+        return MarkedPair(
+            clean=clean,
+            corrupted=corrupted,
+            answer=PLURAL if plural else SINGULAR,
+            wrong=SINGULAR if plural else PLURAL,
+            template=template,
+            marks={"subject": ends["subject"], "distractor": ends["distractor"]},
+        )
 
 
-def _number(noun: str, plural: bool) -> str:
-    """The noun in the given number."""
+def _in_number(noun: str, plural: bool) -> str:
+    """Return the noun in the plural or in the singular."""
     return f"{noun}s" if plural else noun
 
 
 def make_sampler(keep_words: WordFilter) -> PairSampler:
-    """The drawing function over the words that may be used."""
+    """Return the function that draws a pair from the words that may be used."""
     nouns = words.PEOPLE + words.THINGS
     plurals = set(keep_words("plural nouns", [f"{noun}s" for noun in nouns], 10))
     return _AgreementWords(
@@ -86,7 +99,10 @@ def make_sampler(keep_words: WordFilter) -> PairSampler:
 
 TASK = BuiltinTask(
     name="agreement",
-    summary="Subject-verb agreement past a distractor noun; corrupted, the subject has the other number.",
+    summary=(
+        "Subject-verb agreement past a distractor noun. "
+        "In the corrupted prompt, the subject has the other number."
+    ),
     metric="logit_difference",
     default_pairs=240,
     templates=tuple(PATTERNS),

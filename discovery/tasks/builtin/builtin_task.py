@@ -1,8 +1,9 @@
-"""What a built-in behaviour is: its wordings, and how one of them is told.
+"""The parts of a built-in behaviour: its templates, and how a prompt pair is made from one of them.
 
-A behaviour draws `MarkedPair`s, texts whose labels are still places in the text. It asks its caller which words
-may be used (`Keep`), so that one source serves both a task, whose words a tokenizer must render as one
-token each, and the corpus that the bundled model is trained on, whose words are all allowed.
+A behaviour draws `MarkedPair`s, in which labels are still character positions. Its caller decides
+which words may be used (`WordFilter`). So the same behaviour serves a task, whose words must be one
+token each for the model's tokenizer, and the corpus that the bundled model is trained on, which may
+use every word.
 """
 
 from __future__ import annotations
@@ -13,41 +14,44 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
+from discovery.sites import MetricName
 from discovery.tasks.pairs import MarkedPair
 
 WordFilter = Callable[[str, Sequence[str], int], tuple[str, ...]]
-"""(kind, words, least) -> the words that may be used; raises where fewer than `least` are left."""
+"""(kind, words, minimum) -> the words that may be used. Raises if fewer than `minimum` remain."""
 
 PairSampler = Callable[[random.Random, str], MarkedPair]
-"""(random source, wording) -> one pair told in that wording."""
+"""(random source, template name) -> one pair made from that template."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuiltinTask:
-    """A behaviour that ships with its own prompts.
+    """A behaviour that comes with its own prompts.
 
     Attributes:
-        name: what a user types.
-        summary: one sentence: what the model must do, and what the corrupted prompt changes.
-        metric: the metric that suits it when none is asked for.
-        default_pairs: how many pairs a task has when no number is asked for.
-        wordings: the names of its templates, each a `template` of the pairs.
-        prepare: given the words that may be used, the function that draws a pair.
+        name: The name that a user types.
+        summary: One sentence that says what the model must do and what the corrupted prompt
+            changes.
+        metric: The metric that is used if the caller names no other.
+        default_pairs: The number of pairs if the caller asks for no number.
+        templates: The names of its templates. Each pair names the one it was made from.
+        make_sampler: A function that takes a word filter and returns the function that draws a
+            pair.
     """
 
     name: str
     summary: str
-    metric: str
+    metric: MetricName
     default_pairs: int
     templates: tuple[str, ...]
     make_sampler: Callable[[WordFilter], PairSampler]
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> tuple[str, dict[str, int]]:
-    """A pattern with its {fields} filled in, and where each field's (first) value ends.
+    """Fill in the {fields} of a pattern.
 
     Returns:
-        the text, and field -> index one past the last character of its value.
+        The text, and for each field the index just after the last character of its first value.
     """
     text = ""
     ends: dict[str, int] = {}
@@ -60,8 +64,8 @@ def fill(pattern: str, values: Mapping[str, str]) -> tuple[str, dict[str, int]]:
 
 
 def next_word(text: str, end: int) -> int:
-    """Where the word or punctuation mark that follows position `end` ends."""
-    found = re.compile(r"\s*(\w+|[^\w\s])").match(text, end)
-    if found is None:
-        raise ValueError(f"nothing follows position {end} of {text!r}")
-    return found.end()
+    """Return the index just after the word or punctuation mark that follows index `end`."""
+    following = re.compile(r"\s*(\w+|[^\w\s])").match(text, end)
+    if following is None:
+        raise ValueError(f"nothing follows index {end} of {text!r}")
+    return following.end()

@@ -1,8 +1,9 @@
-"""Induction: in 'lamp river stone apple tiger lamp river' the next word is ' stone', as it was the first time.
+"""Induction: in 'lamp river stone apple tiger lamp river' the next word is ' stone', as before.
 
-Olsson et al. 2022 (arXiv 2209.11895). A list of random nouns is said once and begun again, from any place in it; the
-word A that ends the prompt was followed by B before. In the corrupted prompt A and another word C change places
-in the first list, so that A is followed by C's successor D: what must move is which word came before which.
+Olsson et al. 2022 (arXiv 2209.11895). A prompt lists random nouns once and repeats a part of the
+list, from any position. Its last word A was followed by B in the first list. In the corrupted
+prompt, A and another word C change places in the first list, so that A is followed by the word D
+that came after C. The same words occur on both sides; only the order of the first list differs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from discovery.tasks.pairs import MarkedPair
 
 @dataclass(frozen=True)
 class ListShape:
-    """How a list is said and begun again.
+    """The form of a list and of its repetition.
 
     Attributes:
-        opening: the word that announces the list.
-        length: words in the list.
-        repeated: words said again, A included.
-        joint: what stands between the two.
+        opening: The word that announces the list.
+        length: The number of words in the list.
+        repeated: The number of words that are repeated, A included.
+        joint: The text between the list and its repetition.
     """
 
     opening: str
@@ -43,52 +44,58 @@ LIST_SHAPES: dict[str, ListShape] = {
     "seven_then_three": ListShape("Words:", 7, 3, ", then"),
     "ten_and_three": ListShape("List:", 10, 3),
 }
-"""Wording -> shape."""
+"""The shape of each template."""
 
 NOUNS = words.OTHER_NOUNS + words.OBJECTS + words.THINGS
-"""What the lists are made of."""
+"""The words that the lists are made of."""
 
 
 @dataclass(frozen=True)
 class _InductionWords:
-    """The nouns that may be used."""
+    """The nouns that may be used in a list."""
 
     nouns: tuple[str, ...]
 
-    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
-        """One pair in the given wording."""
-        shape = LIST_SHAPES[wording]
-        listed = rng.sample(self.nouns, shape.length)
+    def sample_pair(self, rng: random.Random, template: str) -> MarkedPair:
+        """Draw one pair of the given template."""
+        shape = LIST_SHAPES[template]
+        nouns = rng.sample(self.nouns, shape.length)
         begin = rng.randrange(shape.length - shape.repeated)
+        # A ends the repeated part. C must lie outside it and not next to it.
         a = begin + shape.repeated - 1
         c = rng.choice([i for i in range(shape.length - 1) if not (begin - 1 <= i <= a + 1)])
-        swapped = list(listed)
+        swapped = list(nouns)
         swapped[a], swapped[c] = swapped[c], swapped[a]
-        again = f"{shape.joint} " + " ".join(listed[begin : a + 1])
-        named = (("A1", a), ("B1", a + 1), ("C1", c), ("D1", c + 1))
-        marks = {name: len(_announce_list(shape, listed[: i + 1])) for name, i in named}
-        clean, corrupted = (
-            _announce_list(shape, listed) + again,
-            _announce_list(shape, swapped) + again,
-        )
+        repetition = f"{shape.joint} " + " ".join(nouns[begin : a + 1])
+        indices = {"A1": a, "B1": a + 1, "C1": c, "D1": c + 1}
         return MarkedPair(
-            clean, corrupted, f" {listed[a + 1]}", f" {listed[c + 1]}", wording, marks
+            clean=_announce(shape, nouns) + repetition,
+            corrupted=_announce(shape, swapped) + repetition,
+            answer=f" {nouns[a + 1]}",
+            wrong=f" {nouns[c + 1]}",
+            template=template,
+            marks={
+                label: len(_announce(shape, nouns[: index + 1])) for label, index in indices.items()
+            },
         )
 
 
-def _announce_list(shape: ListShape, listed: list[str]) -> str:
-    """The list as it is announced."""
-    return f"{shape.opening} {' '.join(listed)}"
+def _announce(shape: ListShape, nouns: list[str]) -> str:
+    """Return the first list with the word that announces it."""
+    return f"{shape.opening} {' '.join(nouns)}"
 
 
 def make_sampler(keep_words: WordFilter) -> PairSampler:
-    """The drawing function over the words that may be used."""
+    """Return the function that draws a pair from the words that may be used."""
     return _InductionWords(keep_words("nouns", NOUNS, 30)).sample_pair
 
 
 TASK = BuiltinTask(
     name="induction",
-    summary="Induction: go on with a random list said before; corrupted, the last word stood elsewhere in that list.",
+    summary=(
+        "Induction: continue a random list that was given before. "
+        "In the corrupted prompt, the last word was elsewhere in that list."
+    ),
     metric="logit_difference",
     default_pairs=240,
     templates=tuple(LIST_SHAPES),

@@ -1,9 +1,12 @@
-"""Indirect object identification: 'When Mary and John went to the store, John gave a drink to' -> ' Mary'.
+"""Indirect object identification (IOI).
 
-Wang et al. 2022 (arXiv 2211.00593). The corrupted prompt names the other person as the giver (symmetric token
-replacement), so the two names swap roles and the logit difference changes sign. Both orders of the names are mixed
-within a wording. Three quarters of the wordings begin with a sentence about other people, in which one of the
-two names may occur: the indirect object is then not simply the name that was said once.
+'When Mary and John went to the store, John gave a drink to' -> ' Mary'.
+
+Wang et al. 2022 (arXiv 2211.00593). The corrupted prompt names the other person as the giver
+(symmetric token replacement), so that the two names swap roles and the logit difference changes its
+sign. Each template mixes both orders of the names. Three quarters of the templates begin with a
+sentence about other people, in which one of the two names may occur. The indirect object is then
+not simply the only name that occurs once.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ _MET = "Then {A} and {B} met in the {place}. {S} {gave} a {object} to"
 _LUNCH = "Then {A} had lunch with {B} in the {place}, and {S} {gave} the {object} to"
 _HAD = "In the {place} {A} and {B} had lunch, and {S} {gave} the {object} to"
 _LATER = "Later {A} {saw} {B} at the {place}, so {S} {gave} a {object} to"
-
+_TODAY = "Today {A} and {B} waited in the {place}, and {S} {gave} the {object} to"
 _YESTERDAY = "Yesterday {X} {did} {Y} near the {other}. "
 
 PATTERNS: dict[str, str] = {
@@ -47,17 +50,21 @@ PATTERNS: dict[str, str] = {
     "lunch_after": "Then {X} had lunch with {Y} in the {other}. " + _AFTER,
     "met_while": "Today {X} and {Y} met near the {other}. " + _WHILE,
     "went_had": "When {X} {went} to the {other}, {Y} waited. " + _HAD,
-    "lunch_today": "After lunch {X} {did} {Y} near the {other}. Today {A} and {B} waited in the {place}, and {S} {gave} the {object} to",
+    "lunch_today": "After lunch {X} {did} {Y} near the {other}. " + _TODAY,
 }
-"""Wording -> pattern. A and B are the two names in order, S the giver, X and Y the people of the leading sentence."""
+"""The pattern of each template.
+
+A and B are the two names in their order, and S is the giver. X and Y are the people of the first
+sentence.
+"""
 
 SHARED_NAME_PROBABILITY = 0.3
-"""How often one of the two people of the leading sentence is the giver or the receiver."""
+"""How often one of the two people of the first sentence is the giver or the receiver."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _IoiWords:
-    """The words that may be used, by slot."""
+    """The words that may be used, by field."""
 
     names: tuple[str, ...]
     places: tuple[str, ...]
@@ -66,33 +73,49 @@ class _IoiWords:
     travels: tuple[str, ...]
     givings: tuple[str, ...]
 
-    def sample_pair(self, rng: random.Random, wording: str) -> MarkedPair:
-        """One pair in the given wording."""
+    def sample_pair(self, rng: random.Random, template: str) -> MarkedPair:
+        """Draw one pair of the given template."""
         io, subject, x, y = rng.sample(self.names, 4)
         if rng.random() < SHARED_NAME_PROBABILITY:
             shared = rng.choice((io, subject))
             x, y = (shared, y) if rng.random() < 0.5 else (x, shared)
-        first, second = (io, subject) if rng.random() < 0.5 else (subject, io)
+        io_comes_first = rng.random() < 0.5
         place, other = rng.sample(self.places, 2)
         values = {
-            "A": first, "B": second, "S": subject, "X": x, "Y": y, "place": place, "other": other,
-            "object": rng.choice(self.objects), "gave": rng.choice(self.givings), "went": rng.choice(self.travels),
-            "saw": rng.choice(self.meetings), "did": rng.choice(self.meetings),
-        }  # fmt: skip
-        clean, ends = fill(PATTERNS[wording], values)
-        corrupted, _ = fill(PATTERNS[wording], {**values, "S": io})
-        receiver, giver = ("A", "B") if first == io else ("B", "A")
+            "A": io if io_comes_first else subject,
+            "B": subject if io_comes_first else io,
+            "S": subject,
+            "X": x,
+            "Y": y,
+            "place": place,
+            "other": other,
+            "object": rng.choice(self.objects),
+            "gave": rng.choice(self.givings),
+            "went": rng.choice(self.travels),
+            "saw": rng.choice(self.meetings),
+            "did": rng.choice(self.meetings),
+        }
+        clean, ends = fill(PATTERNS[template], values)
+        corrupted, _ = fill(PATTERNS[template], {**values, "S": io})
+        receiver, giver = ("A", "B") if io_comes_first else ("B", "A")
         marks = {
             "IO": ends[receiver],
             "S1": ends[giver],
             "S1+1": next_word(clean, ends[giver]),
             "S2": ends["S"],
         }
-        return MarkedPair(clean, corrupted, f" {io}", f" {subject}", wording, marks)
+        return MarkedPair(
+            clean=clean,
+            corrupted=corrupted,
+            answer=f" {io}",
+            wrong=f" {subject}",
+            template=template,
+            marks=marks,
+        )
 
 
 def make_sampler(keep_words: WordFilter) -> PairSampler:
-    """The drawing function over the words that may be used."""
+    """Return the function that draws a pair from the words that may be used."""
     return _IoiWords(
         names=keep_words("first names", words.NAMES, 20),
         places=keep_words("places", words.PLACES, 5),
@@ -105,7 +128,10 @@ def make_sampler(keep_words: WordFilter) -> PairSampler:
 
 TASK = BuiltinTask(
     name="ioi",
-    summary="Indirect object identification: say the name that is not the giver's; corrupted, the other person gives.",
+    summary=(
+        "Indirect object identification: say the name that is not the giver's. "
+        "In the corrupted prompt, the other person gives."
+    ),
     metric="logit_difference",
     default_pairs=240,
     templates=tuple(PATTERNS),

@@ -1,7 +1,12 @@
-"""Holds generated pairs against a tokenizer: which words it renders as one token, which pairs are sound.
+"""Checks generated words and pairs against a tokenizer.
 
-A pair is sound when both sides have the same number of tokens and the same last token, each answer continues the clean
-prompt by exactly one known token, and each label's word ends a token. Members of an answer set that do not fit are dropped.
+A word can be used if it is one known token. A pair is sound if
+
+- both sides have the same number of tokens and the same last token,
+- each answer continues the clean prompt by exactly one known token, and
+- the word of each label ends a token.
+
+If the answer is a set, the members that do not fit are dropped.
 """
 
 from __future__ import annotations
@@ -13,97 +18,111 @@ from discovery.errors import TaskError
 from discovery.tasks.pairs import MarkedPair, PromptPair, Tokenizer
 
 _PREFIX = "The"
+"""The text before a word when its tokens are counted."""
+
 _MAX_TRIES = 200
-_OWN_TASK_ADVICE = "write a task file with prompts that suit this tokenizer (one JSON object a line: clean, corrupted, answer, wrong)."
+"""How many proposals in a row may fail before the task gives up."""
+
+_OWN_TASK_ADVICE = (
+    "write a task file with prompts that suit this tokenizer "
+    "(one JSON object a line: clean, corrupted, answer, wrong)."
+)
 
 
 @dataclass(frozen=True)
 class TokenizerFilter:
-    """One tokenizer, asked on behalf of one task.
+    """Decides which words and pairs of one task suit one tokenizer.
 
     Attributes:
-        tokenizer: the model's.
-        task: the name of the behaviour, for messages.
+        tokenizer: The model's tokenizer.
+        task: The name of the task, for messages.
     """
 
     tokenizer: Tokenizer
     task: str
 
-    def keep_words(self, kind: str, words: Sequence[str], least: int) -> tuple[str, ...]:
-        """The words that are one known token after a space, in the order given.
+    def keep_words(self, kind: str, words: Sequence[str], minimum: int) -> tuple[str, ...]:
+        """Return the words that are one known token after a space, in their order.
 
         Raises:
-            TaskError: fewer than `least` are.
+            TaskError: If there are fewer than `minimum` such words.
         """
-        kept = tuple(word for word in words if self._continues_by_one_token(_PREFIX, f" {word}"))
-        if len(kept) < least:
+        usable = tuple(word for word in words if self._continues_by_one_token(_PREFIX, f" {word}"))
+        if len(usable) < minimum:
             raise TaskError(
-                f"The task {self.task} needs at least {least} {kind} that are one token each; this tokenizer has {len(kept)}.",
+                f"The task {self.task} needs at least {minimum} {kind} that are one token each; "
+                f"this tokenizer has {len(usable)}.",
                 f"To study this behaviour with it, {_OWN_TASK_ADVICE}",
             )
-        return kept
+        return usable
 
     def collect_pairs(
-        self, draw: Callable[[int], MarkedPair], pairs: int
+        self, propose: Callable[[int], MarkedPair], pairs: int
     ) -> tuple[PromptPair, ...]:
-        """The first `pairs` distinct sound pairs; `draw(i)` proposes one for place i until it is sound.
+        """Collect distinct sound pairs.
+
+        Args:
+            propose: A function that takes an index and draws a pair for it. It is called again with
+                the same index until the pair is sound and new.
+            pairs: The number of pairs.
 
         Raises:
-            TaskError: a place stays empty after many proposals.
+            TaskError: If many proposals in a row fail.
         """
-        found: list[PromptPair] = []
-        seen: set[frozenset[str]] = set()
+        sound: list[PromptPair] = []
+        used: set[frozenset[str]] = set()
         tries = 0
-        while len(found) < pairs:
-            marked = draw(len(found))
-            both = frozenset((marked.clean, marked.corrupted))
-            pair = None if both in seen else self.fit_pair(marked)
+        while len(sound) < pairs:
+            marked = propose(len(sound))
+            prompts = frozenset((marked.clean, marked.corrupted))
+            pair = None if prompts in used else self.fit_pair(marked)
             tries += 1
             if pair is not None:
-                seen.add(both)
-                found.append(pair)
+                used.add(prompts)
+                sound.append(pair)
                 tries = 0
             elif tries == _MAX_TRIES:
                 raise TaskError(
-                    f"The task {self.task} found {len(found)} of {pairs} distinct pairs whose tokens agree; "
-                    f"its wording {marked.template} gave none in {_MAX_TRIES} tries.",
+                    f"The task {self.task} found {len(sound)} of {pairs} distinct pairs whose "
+                    f"tokens agree; its template {marked.template} gave none in {_MAX_TRIES} "
+                    "tries.",
                     f"Ask for fewer pairs, or {_OWN_TASK_ADVICE}",
                 )
-        return tuple(found)
+        return tuple(sound)
 
     def fit_pair(self, marked: MarkedPair) -> PromptPair | None:
-        """The pair with token labels and with the answers that fit, or None where it is not sound."""
-        clean, corrupted = (
-            self.tokenizer.encode(marked.clean),
-            self.tokenizer.encode(marked.corrupted),
-        )
+        """Return the pair with token labels and fitting answers, or None if it is not sound."""
+        clean = self.tokenizer.encode(marked.clean)
+        corrupted = self.tokenizer.encode(marked.corrupted)
         if len(clean) != len(corrupted) or clean[-1] != corrupted[-1] or clean == corrupted:
             return None
-        answer, wrong = (
-            self._fitting_answers(marked.clean, marked.answer),
-            self._fitting_answers(marked.clean, marked.wrong),
-        )
+        answer = self._fitting_answers(marked.clean, marked.answer)
+        wrong = self._fitting_answers(marked.clean, marked.wrong)
         if not answer or not wrong:
             return None
         pair = replace(marked, answer=answer, wrong=wrong).with_token_labels(self.tokenizer)
-        ends = all(
+        labels_end_tokens = all(
             self._ends_with_token(marked.clean[:end], clean[pair.labels[name]])
             for name, end in marked.marks.items()
         )
-        return pair if ends else None
+        return pair if labels_end_tokens else None
 
     def _fitting_answers(self, prompt: str, answer: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """Those answers that continue the prompt by one token; empty where none does."""
+        """Return the answers that continue the prompt by one token. The result may be empty."""
         if isinstance(answer, str):
             return answer if self._continues_by_one_token(prompt, answer) else ""
-        return tuple(one for one in answer if self._continues_by_one_token(prompt, one))
+        return tuple(member for member in answer if self._continues_by_one_token(prompt, member))
 
     def _ends_with_token(self, text: str, token: int) -> bool:
-        """Whether the text ends with this token (it does not where a tokenizer has merged two labelled words)."""
+        """Whether the text ends with this token.
+
+        It does not if the tokenizer has merged the labelled word with the next one.
+        """
         piece = self.tokenizer.decode([token]).strip()
         return bool(piece) and text.endswith(piece)
 
     def _continues_by_one_token(self, prompt: str, answer: str) -> bool:
-        """Whether `answer` adds exactly one token, and one that spells it (an unknown-word token does not)."""
-        before, after = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + answer)
+        """Whether `answer` adds exactly one token, and that token spells it, so is not <unk>."""
+        before = self.tokenizer.encode(prompt)
+        after = self.tokenizer.encode(prompt + answer)
         return after[:-1] == before and self.tokenizer.decode(after[-1:]).strip() == answer.strip()

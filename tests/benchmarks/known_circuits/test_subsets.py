@@ -36,7 +36,13 @@ def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(
         )
     ]
     read = load_task(pairs, model)
-    both = Task(read.name, read.pairs, ("discovery",) * len(read), "none", read.metric)
+    both = Task(
+        name=read.name,
+        pairs=read.pairs,
+        splits=("discovery",) * len(read),
+        split_method="none",
+        metric=read.metric,
+    )
     table = measure_all_subsets(model, both)
     assert table.f["resample"] == pytest.approx(
         tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4

@@ -112,7 +112,13 @@ def test_direct_logit_attribution_takes_the_mean_of_many_answers() -> None:
     bridge = load_model("bundled", device="cpu", backend="transformerlens").bridge  # type: ignore[attr-defined]
     bridge.enable_compatibility_mode()
     [pair] = task.pairs[:1]
-    one = Task(task.name, (pair,), ("discovery",), "none", task.metric)
+    one = Task(
+        name=task.name,
+        pairs=(pair,),
+        splits=("discovery",),
+        split_method="none",
+        metric=task.metric,
+    )
     expected: dict[str, float] = defaultdict(float)
     for answer, wrong in zip(pair.answer, pair.wrong, strict=True):
         _, cache = bridge.run_with_cache(torch.tensor([pair.clean]))

@@ -23,7 +23,11 @@ def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Tas
         logits = _logits(model, pair.clean)
         order = logits.argsort(descending=True).tolist()
         answer, wrong = (order[0], order[-1]) if number < right else (order[-1], order[0])
-        made.append(EncodedPair(pair.clean, pair.corrupted, (answer,), (wrong,)))
+        made.append(
+            EncodedPair(
+                clean=pair.clean, corrupted=pair.corrupted, answer=(answer,), wrong=(wrong,)
+            )
+        )
     return as_task(made)
 
 
@@ -127,8 +131,11 @@ def test_a_constant_answer_is_no_behaviour(tiny_models, monkeypatch):
     """19 of 20 right, and one answer serves them all."""
     model = tiny_models.load("native")
     pairs = [
-        EncodedPair((1, 2, n), (3, 2, n), (7, 8) if n % 2 else (8, 7), (9,)) for n in range(19)
-    ] + [EncodedPair((1, 2, 20), (3, 2, 20), (4,), (9,))]
+        EncodedPair(
+            clean=(1, 2, n), corrupted=(3, 2, n), answer=(7, 8) if n % 2 else (8, 7), wrong=(9,)
+        )
+        for n in range(19)
+    ] + [EncodedPair(clean=(1, 2, 20), corrupted=(3, 2, 20), answer=(4,), wrong=(9,))]
     task = as_task(pairs)
     assert best_constant_accuracy(task) == 0.95  # a set is one answer, in whatever order
     fix_baselines(monkeypatch, [4.0] * 20, [0.0] * 20)

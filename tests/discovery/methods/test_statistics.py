@@ -31,7 +31,7 @@ from discovery.tasks.task import EncodedPair
 def task_of(*sizes: int):
     """So many pairs of each template, interleaved."""
     pairs = [
-        EncodedPair((n, t), (n, t + 1), (1,), (2,), f"t{t}")
+        EncodedPair(clean=(n, t), corrupted=(n, t + 1), answer=(1,), wrong=(2,), template=f"t{t}")
         for t, size in enumerate(sizes)
         for n in range(size)
     ]

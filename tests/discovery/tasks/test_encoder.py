@@ -1,4 +1,4 @@
-"""What the lint says of pairs that is no error. (What is one: test_read.py, from the file to the message.)"""
+"""The warnings about pairs. Their errors are tested in test_task_file.py."""
 
 from __future__ import annotations
 
@@ -29,15 +29,13 @@ def test_one_answer_that_serves_most_pairs_is_a_warning():
     assert "serves 3 of 3 pairs" in warning
     others = [{**pair, "answer": 20 + n} for n, pair in enumerate(pairs)]
     assert load_task(others, FakeModel()).warnings == ()
-    assert (
-        load_task([*pairs, *({**pair, "wrong": 7} for pair in others[:2])], FakeModel()).warnings
-        == ()
-    )  # 3 of 5 is 60%, not over it
+    five = [*pairs, *({**pair, "wrong": 7} for pair in others[:2])]
+    assert load_task(five, FakeModel()).warnings == ()  # 3 of 5 is 60%, and not over it
 
 
-def test_words_that_are_not_known_are_a_warning():
-    strange = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
-    warning = load_task([TEXT, strange], FakeModel()).warnings[0]
+def test_unknown_words_are_a_warning():
+    unknown = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
+    warning = load_task([TEXT, unknown], FakeModel()).warnings[0]
     assert warning.startswith("1 pairs, first pair 2, hold words that the tokenizer does not know")
 
 
@@ -61,7 +59,7 @@ def test_templates_of_few_pairs_are_a_warning():
     assert load_task(pairs(3), FakeModel()).warnings == ()
 
 
-def test_warnings_are_of_the_pairs_that_are_used():
+def test_warnings_describe_the_pairs_that_are_used():
     ending = [
         {"clean": [1, n, 3], "corrupted": [1, 2, 4], "answer": n, "wrong": 2} for n in range(5, 15)
     ]

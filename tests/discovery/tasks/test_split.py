@@ -1,4 +1,4 @@
-"""Splits: whole templates where there are enough, halves otherwise, and no pair beside its reverse."""
+"""Splits: whole templates if there are enough, halves otherwise, and no pair beside its reverse."""
 
 from __future__ import annotations
 
@@ -13,16 +13,28 @@ from discovery.tasks.task import EncodedPair
 
 
 def pairs_of(*sizes: int) -> list[EncodedPair]:
-    """Different pairs, so many of each template."""
+    """Return different pairs, as many of each template as `sizes` says."""
     return [
-        EncodedPair((n, template), (n + 500, template), (1,), (2,), f"t{template}")
+        EncodedPair(
+            clean=(n, template),
+            corrupted=(n + 500, template),
+            answer=(1,),
+            wrong=(2,),
+            template=f"t{template}",
+        )
         for template, size in enumerate(sizes)
         for n in range(size)
     ]
 
 
 def reverse(pair: EncodedPair) -> EncodedPair:
-    return EncodedPair(pair.corrupted, pair.clean, pair.wrong, pair.answer, pair.template)
+    return EncodedPair(
+        clean=pair.corrupted,
+        corrupted=pair.clean,
+        answer=pair.wrong,
+        wrong=pair.answer,
+        template=pair.template,
+    )
 
 
 def held_templates(pairs: list[EncodedPair], names: tuple[str | None, ...]) -> set[str]:
@@ -31,38 +43,38 @@ def held_templates(pairs: list[EncodedPair], names: tuple[str | None, ...]) -> s
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 5))
-def test_held_out_is_whole_templates_of_40_to_60_percent_wherever_that_exists(sizes, seed):
+def test_whole_templates_of_40_to_60_percent_are_held_out_if_they_exist(sizes, seed):
     pairs = pairs_of(*sizes)
     names, method = split_pairs(pairs, seed)
-    held = names.count("heldout")
+    heldout = names.count("heldout")
     total = len(pairs)
     possible = len(sizes) >= 3 and any(
-        2 * total <= 5 * sum(chosen) <= 3 * total
+        2 * total <= 5 * sum(subset) <= 3 * total
         for count in range(len(sizes))
-        for chosen in combinations(sizes, count)
+        for subset in combinations(sizes, count)
     )
     assert method.startswith(
         "whole templates held out" if possible else "50/50 within each template"
     )
     if possible:
-        assert 2 * total <= 5 * held <= 3 * total
-        seen = {
+        assert 2 * total <= 5 * heldout <= 3 * total
+        discovery_templates = {
             pair.template for pair, name in zip(pairs, names, strict=True) if name == "discovery"
         }
-        assert not seen & held_templates(pairs, names)
+        assert not discovery_templates & held_templates(pairs, names)
     else:
-        assert total // 2 - 1 <= held <= (total + 1) // 2
+        assert total // 2 - 1 <= heldout <= (total + 1) // 2
         for template, size in enumerate(sizes):
-            here = [
+            template_names = [
                 name
                 for pair, name in zip(pairs, names, strict=True)
                 if pair.template == f"t{template}"
             ]
-            assert here.count("heldout") in (size // 2, (size + 1) // 2)
+            assert template_names.count("heldout") in (size // 2, (size + 1) // 2)
 
 
-def test_the_greedy_choice_that_gets_stuck_is_made_good():
-    """15 and 15 first leaves 30, and either 35 goes beyond 60: for some seeds only a second look finds 15 + 35."""
+def test_a_greedy_choice_that_gets_stuck_is_corrected():
+    """15 and 15 make 30, and 35 more is too much. Only a look at all sums finds 15 + 35."""
     pairs = pairs_of(15, 15, 35, 35)
     for seed in range(30):
         names, method = split_pairs(pairs, seed)
@@ -70,7 +82,7 @@ def test_the_greedy_choice_that_gets_stuck_is_made_good():
         assert names.count("heldout") == 50
 
 
-def test_why_there_are_no_whole_templates_is_said():
+def test_the_method_says_why_no_whole_templates_are_held_out():
     assert (
         "(1 template, and whole ones are held out from three on)" in split_pairs(pairs_of(4), 0)[1]
     )
@@ -101,19 +113,17 @@ def test_a_pair_and_its_reverse_are_one(sizes, seed, random):
     random.shuffle(mixed)
     names, _ = split_pairs(mixed, seed)
     sides = {
-        name: {pair.key for pair, given in zip(mixed, names, strict=True) if given == name}
+        name: {pair.key for pair, split in zip(mixed, names, strict=True) if split == name}
         for name in ("discovery", "heldout")
     }
     assert not sides["discovery"] & sides["heldout"]
     assert sum(name is not None for name in names) == len(pairs)
-    kept = [pair.key for pair, name in zip(mixed, names, strict=True) if name is not None]
-    assert len(kept) == len(set(kept))
+    used = [pair.key for pair, name in zip(mixed, names, strict=True) if name is not None]
+    assert len(used) == len(set(used))
 
 
-def test_of_pairs_that_all_come_with_their_reverse_half_are_kept_the_one_way_and_half_the_other() -> (
-    None
-):
-    """Or the answers left over would be all the same, and the best constant answer as good as the model."""
+def test_pairs_and_their_reverses_are_used_in_turn() -> None:
+    """Otherwise all answers could be the same, and a constant answer as accurate as the model."""
     pairs = [side for pair in pairs_of(6, 5, 4) for side in (pair, reverse(pair))]
     names, _ = split_pairs(pairs, 0)
     for template in range(3):
@@ -133,6 +143,6 @@ def test_a_single_pair_selects():
 
 def test_the_method_names_a_few_templates() -> None:
     _, method = split_pairs(pairs_of(*[1] * 40), 0)
-    named = method.removeprefix("whole templates held out: ")
-    assert named.endswith(" and 8 more")
-    assert named.count(",") == 7
+    templates = method.removeprefix("whole templates held out: ")
+    assert templates.endswith(" and 8 more")
+    assert templates.count(",") == 7

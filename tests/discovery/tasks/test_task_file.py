@@ -1,4 +1,4 @@
-"""Task files: what is read, and for everything that is wrong the line and a cure."""
+"""Task files: valid ones are read, and every error names its line and a fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish",
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
 
 
-def written(folder: Path, *lines: Any) -> Path:
+def write_task(folder: Path, *lines: Any) -> Path:
     path = folder / "animals.jsonl"
     path.write_text(
         "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
@@ -27,7 +27,8 @@ def written(folder: Path, *lines: Any) -> Path:
     return path
 
 
-def refuse(source: Any, model: Any = None) -> TaskError:
+def error_from(source: Any, model: Any = None) -> TaskError:
+    """Load a task that must be refused, and return the error."""
     with pytest.raises(TaskError) as caught:
         load_task(source, FakeModel() if model is None else model)
     fault = caught.value
@@ -39,7 +40,7 @@ def refuse(source: Any, model: Any = None) -> TaskError:
 
 def test_text_is_tokenised_as_the_tokenizer_does(tmp_path):
     model = FakeModel(ToyTokenizer(bos=True))
-    task = load_task(written(tmp_path, TEXT), model)
+    task = load_task(write_task(tmp_path, TEXT), model)
     (pair,) = task.pairs
     assert task.name == "animals"
     assert pair.clean == tuple(model.tokenizer.encode("the cat sees"))
@@ -51,7 +52,7 @@ def test_text_is_tokenised_as_the_tokenizer_does(tmp_path):
 
 def test_ids_are_used_exactly_as_given(tmp_path):
     (pair,) = load_task(
-        written(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}),
+        write_task(tmp_path, IDS | {"template": "x", "labels": {"animal": 1, "end": -1}}),
         FakeModel(tokenizer=None),
     ).pairs
     assert (pair.clean, pair.corrupted, pair.answer, pair.wrong) == (
@@ -67,14 +68,14 @@ def test_ids_are_used_exactly_as_given(tmp_path):
 def test_answers_may_be_sets_of_texts_and_ids(tmp_path):
     tokenizer = ToyTokenizer()
     (pair,) = load_task(
-        written(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}),
+        write_task(tmp_path, TEXT | {"answer": [" fish", 77], "wrong": [" bones", " sticks"]}),
         FakeModel(tokenizer),
     ).pairs
     assert pair.answer == (*tokenizer.encode(" fish"), 77)
     assert pair.wrong == (*tokenizer.encode(" bones"), *tokenizer.encode(" sticks"))
 
 
-def test_empty_lines_and_windows_line_ends_and_a_byte_order_mark_are_nothing(tmp_path):
+def test_empty_lines_windows_line_ends_and_a_byte_order_mark_are_ignored(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(
         b"\xef\xbb\xbf" + json.dumps(TEXT).encode() + b"\r\n\r\n \r\n" + json.dumps(IDS).encode()
@@ -83,23 +84,23 @@ def test_empty_lines_and_windows_line_ends_and_a_byte_order_mark_are_nothing(tmp
 
 
 def test_a_line_separator_within_a_text_ends_no_line(tmp_path):
-    strange = {**TEXT, "clean": "the\u2028cat sees", "corrupted": "the\u0085dog sees"}
-    (pair,) = read_task_file(written(tmp_path, json.dumps(strange, ensure_ascii=False))).values()
-    assert pair.clean == strange["clean"]
-    assert pair.corrupted == strange["corrupted"]
+    unusual = {**TEXT, "clean": "the\u2028cat sees", "corrupted": "the\u0085dog sees"}
+    (pair,) = read_task_file(write_task(tmp_path, json.dumps(unusual, ensure_ascii=False))).values()
+    assert pair.clean == unusual["clean"]
+    assert pair.corrupted == unusual["corrupted"]
 
 
 def test_inline_pairs_are_fields_or_values():
-    value = PromptPair((1, 2, 3), (1, 5, 3), 4, 6)
+    value = PromptPair(clean=(1, 2, 3), corrupted=(1, 5, 3), answer=4, wrong=6)
     assert load_task([value], FakeModel()).pairs == load_task([IDS], FakeModel()).pairs
     assert load_task([value], FakeModel()).name == "inline"
 
 
 LINES = {
     "not JSON": ("{clean: 1}", "not JSON"),
-    "a number beyond all measure": ('{"clean": ' + "9" * 5000 + "}", "not JSON"),
-    "nested beyond all measure": ("[" * 100_000, "not JSON"),
-    "no object": ("[1, 2]", "a list, not an object"),
+    "a number that is too long": ('{"clean": ' + "9" * 5000 + "}", "not JSON"),
+    "nested too deeply": ("[" * 100_000, "not JSON"),
+    "not an object": ("[1, 2]", "a list, not an object"),
     "a field missing": (
         {k: v for k, v in TEXT.items() if k != "wrong"},
         "the field 'wrong' is missing",
@@ -107,7 +108,7 @@ LINES = {
     "a field unknown": (TEXT | {"answers": " fish"}, "unknown field 'answers'"),
     "a prompt that is a number": (TEXT | {"clean": 5}, "5 is not a prompt"),
     "a prompt of texts": (TEXT | {"clean": ["the", "cat"]}, "is not a prompt"),
-    "a prompt of truths": (TEXT | {"clean": [True, False]}, "is not a prompt"),
+    "a prompt of booleans": (TEXT | {"clean": [True, False]}, "is not a prompt"),
     "half a character": (
         '{"clean": "\\ud800", "corrupted": "a", "answer": "b", "wrong": "c"}',
         "is not a prompt",
@@ -140,7 +141,7 @@ LINES = {
         TEXT | {"wrong": "fish"},
         "does not continue the prompt by exactly one token",
     ),
-    "an answer of none": (
+    "an answer without tokens": (
         TEXT | {"answer": ""},
         "does not continue the prompt by exactly one token",
     ),
@@ -181,68 +182,70 @@ LINES = {
 
 @pytest.mark.parametrize(("line", "cause"), LINES.values(), ids=LINES.keys())
 def test_a_fault_names_its_line_and_a_cure(tmp_path, line, cause):
-    fault = refuse(
-        written(tmp_path, TEXT | {"clean": "a cat sees", "corrupted": "a dog sees"}, "", line)
+    fault = error_from(
+        write_task(tmp_path, TEXT | {"clean": "a cat sees", "corrupted": "a dog sees"}, "", line)
     )
     assert fault.cause.startswith("line 3")
     assert cause in fault.cause
     assert len(fault.cause) < 300
 
 
-def test_an_answer_has_a_logit_where_a_prompt_may_hold_more_tokens():
-    """The model of modular addition: "=" stands in prompts and is never an answer."""
+def test_an_answer_needs_a_logit_but_a_token_of_a_prompt_does_not():
+    """As in a model of modular addition: "=" occurs in prompts and is never an answer."""
     model = FakeModel(None, d_vocab=8, n_logits=7)
     assert load_task(
         [{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 3, "wrong": 4}], model
     ).pairs[0].clean == (1, 2, 7)
     assert (
         "token id 7 does not exist"
-        in refuse(
+        in error_from(
             [{"clean": [1, 2, 7], "corrupted": [1, 3, 7], "answer": 7, "wrong": 4}], model
         ).cause
     )
 
 
 def test_inline_pairs_are_counted_from_1():
-    assert refuse([IDS, IDS | {"answer": 1000}]).cause.startswith("pair 2, answer")
+    assert error_from([IDS, IDS | {"answer": 1000}]).cause.startswith("pair 2, answer")
 
 
-def test_how_many_other_pairs_have_faults_is_said(tmp_path):
+def test_the_error_counts_the_other_pairs_with_faults(tmp_path):
     bad = IDS | {"answer": 1000}
-    assert "(2 more pairs have faults.)" in refuse(written(tmp_path, IDS, bad, bad, bad)).cause
+    assert (
+        "(2 more pairs have faults.)" in error_from(write_task(tmp_path, IDS, bad, bad, bad)).cause
+    )
 
 
 def test_a_pair_written_twice(tmp_path):
-    fault = refuse(written(tmp_path, IDS, IDS | {"wrong": 7}, IDS | {"template": "other"}))
+    fault = error_from(write_task(tmp_path, IDS, IDS | {"wrong": 7}, IDS | {"template": "other"}))
     assert fault.cause == "line 3 repeats line 1."
-    fault = refuse(written(tmp_path, IDS | {"answer": [20, 21]}, IDS | {"answer": [21, 20]}))
+    fault = error_from(write_task(tmp_path, IDS | {"answer": [20, 21]}, IDS | {"answer": [21, 20]}))
     assert fault.cause == "line 2 repeats line 1."
 
 
 def test_text_needs_a_tokenizer(tmp_path):
     assert (
         "this model has no tokenizer"
-        in refuse(written(tmp_path, TEXT), FakeModel(tokenizer=None)).cause
+        in error_from(write_task(tmp_path, TEXT), FakeModel(tokenizer=None)).cause
     )
-    assert "this model has no tokenizer" in refuse("ioi", FakeModel(tokenizer=None)).cause
+    assert "this model has no tokenizer" in error_from("ioi", FakeModel(tokenizer=None)).cause
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert "neither a built-in task nor a file" in refuse("no_such_task").cause
-    assert "ioi" in refuse("no_such_task").cure
-    assert "neither a built-in task nor a file" in refuse(tmp_path).cause
+    assert "neither a built-in task nor a file" in error_from("no_such_task").cause
+    assert "ioi" in error_from("no_such_task").cure
+    assert "neither a built-in task nor a file" in error_from(tmp_path).cause
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"clean": "é"}'.encode("latin-1"))
-    assert "is not UTF-8 text" in refuse(latin).cause
-    assert refuse(latin).cure == "Save it as UTF-8."
+    assert "is not UTF-8 text" in error_from(latin).cause
+    assert error_from(latin).cure == "Save it as UTF-8."
     empty = tmp_path / "empty.jsonl"
     empty.write_text(" \n\n")
-    assert "has no pairs" in refuse(empty).cause
+    assert "has no pairs" in error_from(empty).cause
     huge = tmp_path / "huge.jsonl"
     with huge.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)  # sparse: nothing is written
-    assert "larger than 64 MiB" in refuse(huge).cause
-    assert "The list of pairs is empty" in refuse([]).cause
+    assert "larger than 64 MiB" in error_from(huge).cause
+    assert "The list of pairs is empty" in error_from([]).cause
 
 
 @pytest.mark.parametrize("pairs", [0, -3])

@@ -99,7 +99,16 @@ def test_on_a_trained_model(
     )  # a piece of the name
     corrupted = tuple(another if token == name else token for token in clean)
     answer, wrong = torch.tensor(encode(" happy")[-1:]), torch.tensor(encode(" big")[-1:])
-    task = as_task([EncodedPair(clean, corrupted, tuple(answer.tolist()), tuple(wrong.tolist()))])
+    task = as_task(
+        [
+            EncodedPair(
+                clean=clean,
+                corrupted=corrupted,
+                answer=tuple(answer.tolist()),
+                wrong=tuple(wrong.tolist()),
+            )
+        ]
+    )
     got = patch_sweep(model, task, site)
     bridge: Any = model.bridge
     with torch.no_grad():

@@ -213,8 +213,10 @@ def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models,
     model = tiny_models.load("gpt2")
     task = as_task(
         [
-            EncodedPair((1, 2, 3, 4, 5, 6), (1, 2, 9, 4, 5, 6), (7,), (8,)),
-            EncodedPair((3, 2, 1, 9, 5), (3, 2, 1, 4, 5), (7,), (8,)),
+            EncodedPair(
+                clean=(1, 2, 3, 4, 5, 6), corrupted=(1, 2, 9, 4, 5, 6), answer=(7,), wrong=(8,)
+            ),
+            EncodedPair(clean=(3, 2, 1, 9, 5), corrupted=(3, 2, 1, 4, 5), answer=(7,), wrong=(8,)),
         ]
     )
     got = patch_sweep(model, task, site, direction=direction)
@@ -245,8 +247,8 @@ def test_identities(tiny_models, name):
         torch.testing.assert_close(post[:-1], pre[1:], atol=1e-5, rtol=0)
     changed_last = as_task(
         [
-            EncodedPair((1, 2, 3), (1, 2, 4), (5,), (6,)),
-            EncodedPair((7, 2, 3), (7, 2, 9), (5,), (6,)),
+            EncodedPair(clean=(1, 2, 3), corrupted=(1, 2, 4), answer=(5,), wrong=(6,)),
+            EncodedPair(clean=(7, 2, 3), corrupted=(7, 2, 9), answer=(5,), wrong=(6,)),
         ]
     )
     only = patch_sweep(model, changed_last, "resid_pre").values
@@ -279,7 +281,9 @@ def test_the_normalised_value_is_a_ratio_of_means():
 def test_where_there_is_nothing_to_normalise_by_values_are_nan_and_it_is_said(tiny_models):
     """Two pairs, one the other's reverse: the gaps cancel, the raw metric is there."""
     pair = random_pairs([5])[0]
-    reverse = EncodedPair(pair.corrupted, pair.clean, pair.answer, pair.wrong)
+    reverse = EncodedPair(
+        clean=pair.corrupted, corrupted=pair.clean, answer=pair.answer, wrong=pair.wrong
+    )
     model = tiny_models.load("native", dtype="float64")
     got = patch_sweep(model, as_task([pair, reverse]), "resid_pre")
     assert got.values.isnan().all()

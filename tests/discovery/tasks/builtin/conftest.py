@@ -1,4 +1,4 @@
-"""Tokenizers to hold the built-in behaviours against: one by words, GPT-2's, one by characters."""
+"""Tokenizers for the built-in behaviours: one token a word, GPT-2's, and one token a character."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ SHARED = Path(
 
 
 class WordTokenizer:
-    """Every word with its leading space is a token, digits fall in pairs; a word outside `known` (where given) is <unk>."""
+    """A tokenizer with one token for each word and its leading space, and for each pair of digits.
+
+    Args:
+        known: The only words that are not <unk>. If None, every word is known.
+    """
 
     def __init__(self, known: set[str] | None = None) -> None:
         self.known = known
         self.pieces = {"<unk>": 0}
 
     def encode(self, text: str) -> list[int]:
-        """Ids in order of first sight."""
+        """Return ids that count the pieces in the order in which they were first encoded."""
         ids = []
         for piece in re.findall(r" ?\d{1,2}| ?[A-Za-z]+| ?[^\sA-Za-z\d]", text):
             if self.known is not None and piece.strip() not in self.known:
@@ -35,47 +39,47 @@ class WordTokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The pieces joined."""
-        known = list(self.pieces)
-        return "".join(known[i] for i in ids)
+        """Join the pieces."""
+        pieces = list(self.pieces)
+        return "".join(pieces[i] for i in ids)
 
     def has_unknown(self, text: str) -> bool:
-        """Whether some piece is not known."""
+        """Whether some piece of the text is <unk>."""
         return 0 in self.encode(text)
 
 
 class LetterTokenizer:
-    """One token a character."""
+    """A tokenizer with one token for each character, so that no word is one token."""
 
     def encode(self, text: str) -> list[int]:
-        """Code points."""
+        """Return the code points."""
         return [ord(letter) for letter in text]
 
     def decode(self, ids: list[int]) -> str:
-        """The characters."""
+        """Return the characters."""
         return "".join(chr(i) for i in ids)
 
     def has_unknown(self, text: str) -> bool:
-        """Never: it knows all that it reads."""
+        """Return False: every text can be encoded."""
         return False
 
 
 class Gpt2Tokenizer:
-    """GPT-2's byte-pair encoding from its two published files."""
+    """GPT-2's byte-pair encoding, read from its two published files."""
 
     def __init__(self, folder: Path) -> None:
         self.inner = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
     def encode(self, text: str) -> list[int]:
-        """Ids."""
+        """Return the token ids."""
         return list(self.inner.encode(text).ids)
 
     def decode(self, ids: list[int]) -> str:
-        """Text."""
+        """Return the text."""
         return str(self.inner.decode(ids))
 
     def has_unknown(self, text: str) -> bool:
-        """Never: it knows all that it reads."""
+        """Return False: every text can be encoded."""
         return False
 
 
@@ -86,20 +90,20 @@ def by_words() -> WordTokenizer:
 
 
 @pytest.fixture
-def knowing() -> Callable[[set[str]], Tokenizer]:
-    """Makes a tokenizer that knows the given words, digits and marks only."""
+def tokenizer_that_knows() -> Callable[[set[str]], Tokenizer]:
+    """A function that makes a tokenizer which knows only the given words, digits and marks."""
     return WordTokenizer
 
 
 @pytest.fixture
 def by_letters() -> LetterTokenizer:
-    """A tokenizer that knows no word."""
+    """A tokenizer for which no word is one token."""
     return LetterTokenizer()
 
 
 @pytest.fixture(scope="session")
 def gpt2() -> Gpt2Tokenizer:
-    """GPT-2's own, where its files are at hand."""
+    """GPT-2's own tokenizer. Tests that need it are skipped if its files are not there."""
     folder = SHARED / "data" / "gpt2_bpe"
     if not (folder / "vocab.json").exists():
         pytest.skip(f"GPT-2's vocab.json and merges.txt are not in {folder}")
@@ -108,8 +112,8 @@ def gpt2() -> Gpt2Tokenizer:
 
 @pytest.fixture(params=["words", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> WordTokenizer | Gpt2Tokenizer:
-    """Each tokenizer that the behaviours must serve."""
+    """Each tokenizer that the behaviours must support."""
     if request.param == "words":
         return WordTokenizer()
-    served: Gpt2Tokenizer = request.getfixturevalue("gpt2")
-    return served
+    gpt2_tokenizer: Gpt2Tokenizer = request.getfixturevalue("gpt2")
+    return gpt2_tokenizer

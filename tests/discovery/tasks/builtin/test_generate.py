@@ -1,9 +1,7 @@
-"""What holds of every built-in behaviour, under every tokenizer that it serves."""
+"""Rules that every built-in behaviour follows with every tokenizer that it supports."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -16,14 +14,17 @@ NAMES = sorted(BUILTIN)
 
 
 def answers(pair: PromptPair, side: str) -> tuple[str, ...]:
-    """A side's answers as a tuple."""
-    given = getattr(pair, side)
-    return given if isinstance(given, tuple) else (given,)
+    """Return the right or the wrong answers as a tuple."""
+    value = getattr(pair, side)
+    return value if isinstance(value, tuple) else (value,)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pair_is_sound(name: str, tokenizer: Tokenizer) -> None:
-    """Same length, same last token, different prompts, one-token answers, no answer on both sides."""
+    """Both sides have the same length and the same last token, and they differ.
+
+    Each answer is one token, and no answer is both right and wrong.
+    """
     for pair in generate(name, tokenizer, 240, 3):
         assert isinstance(pair.clean, str)
         assert isinstance(pair.corrupted, str)
@@ -38,42 +39,40 @@ def test_every_pair_is_sound(name: str, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_as_many_distinct_pairs_as_asked_for_spread_over_all_wordings(
+def test_the_requested_number_of_distinct_pairs_is_spread_over_all_templates(
     name: str, tokenizer: Tokenizer
 ) -> None:
-    """A pair and its reverse count as one, and the wordings take turns."""
+    """A pair and its reverse count as one, and the templates take turns."""
     pairs = generate(name, tokenizer, 240, 0)
     assert len({frozenset((str(pair.clean), str(pair.corrupted))) for pair in pairs}) == 240
-    shares = Counter(pair.template for pair in pairs)
-    assert set(shares) == set(BUILTIN[name].wordings)
-    assert max(shares.values()) - min(shares.values()) <= 1
+    sizes = Counter(pair.template for pair in pairs)
+    assert set(sizes) == set(BUILTIN[name].templates)
+    assert max(sizes.values()) - min(sizes.values()) <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_constant_answer_serves_many_pairs(name: str, tokenizer: Tokenizer) -> None:
-    """Otherwise accuracy says nothing; agreement is a choice of two."""
+    """Otherwise accuracy means nothing. In agreement there are only two answers."""
     pairs = generate(name, tokenizer, 240, 1)
-    most = Counter(answer for pair in pairs for answer in answers(pair, "answer")).most_common(1)[
-        0
-    ][1]
-    assert most <= (0.6 if name == "agreement" else 0.3) * len(pairs)
+    counts = Counter(answer for pair in pairs for answer in answers(pair, "answer"))
+    assert max(counts.values()) <= (0.6 if name == "agreement" else 0.3) * len(pairs)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prompts_of_one_wording_have_one_length(
+def test_prompts_of_one_template_have_one_length(
     name: str, by_words: Tokenizer, gpt2: Tokenizer
 ) -> None:
-    """So that a mean by position is a mean over like words."""
+    """A mean by position is then a mean over words with the same role."""
     for tokenizer in (by_words, gpt2):
         lengths: dict[str | None, set[int]] = {}
         for pair in generate(name, tokenizer, 240, 2):
             lengths.setdefault(pair.template, set()).add(len(tokenizer.encode(str(pair.clean))))
-        assert all(len(seen) == 1 for seen in lengths.values()), lengths
+        assert all(len(counts) == 1 for counts in lengths.values()), lengths
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides(name: str, by_words: Tokenizer) -> None:
-    """Same seed, same pairs; another seed, others; fewer pairs are a beginning of more."""
+    """The same seed gives the same pairs, another seed gives others, and more extend fewer."""
     assert generate(name, by_words, 30, 5) == generate(name, by_words, 30, 5)
     assert generate(name, by_words, 30, 5) != generate(name, by_words, 30, 6)
     assert generate(name, by_words, 30, 5) == generate(name, by_words, 60, 5)[:30]
@@ -81,14 +80,14 @@ def test_the_seed_decides(name: str, by_words: Tokenizer) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_by_letters_is_refused_with_a_cure(name: str, by_letters: Tokenizer) -> None:
-    """The message names the task, how many words are needed and left, and the way out."""
+    """The message names the task, how many words it needs and has, and what to do instead."""
     with pytest.raises(TaskError, match=rf"task {name} needs at least \d+ .* has 0\.") as caught:
         generate(name, by_letters, 10, 0)
     assert "task file" in caught.value.cure
 
 
 def test_an_unknown_name_and_no_pairs_are_refused(by_words: Tokenizer) -> None:
-    """Bad arguments are errors of the caller, with what is allowed."""
+    """Bad arguments are errors of the caller, and the message says what is allowed."""
     with pytest.raises(TaskError, match=r"'iio'.*\n.*ioi, induction, greater_than, agreement"):
         generate("iio", by_words, 10, 0)
     with pytest.raises(TaskError, match="0 were asked for"):
@@ -96,16 +95,10 @@ def test_an_unknown_name_and_no_pairs_are_refused(by_words: Tokenizer) -> None:
 
 
 def test_defaults_are_large_enough_for_a_verdict() -> None:
-    """At least 200 pairs, and at least four wordings, so that whole wordings can be held out."""
+    """At least 200 pairs, and at least four templates, so that whole templates can be held out."""
     for task in BUILTIN.values():
         assert task.default_pairs >= 200
-        assert len(task.wordings) >= 4
+        assert len(task.templates) >= 4
         assert task.metric == (
             "probability_difference" if task.name == "greater_than" else "logit_difference"
         )
-
-
-def test_needs_no_torch() -> None:
-    """Task generation is in the light half."""
-    code = "import sys, discovery.tasks.builtin; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
