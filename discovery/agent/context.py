@@ -30,7 +30,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 Measurements = Mapping[Any, Any]  # JSON; keys may be any of the closed choices
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunContext:
     """One run's surroundings.
 

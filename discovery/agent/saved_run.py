@@ -1,36 +1,43 @@
-"""What was asked of a run, as it stands in run.json: enough to open the model and the task again."""
+"""What a run's folder says about the run: its settings, its task, its model and its last state.
+
+`discover` writes these values; resuming a run, verifying it and adding features to it read them back.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
+from pydantic import ValidationError
+
+from discovery.agent.state import State
+from discovery.backends.base import Backend
+from discovery.backends.loading.load_arguments import LoadArguments, reload_model
+from discovery.errors import StoreError
 from discovery.graph import JsonModel
-from discovery.sites import BackendName, MetricName, Universe
-
-
-class LoadArguments(JsonModel):
-    """How the model was opened. Further fields (the task, the number of pairs) are kept as they came.
-
-    Attributes:
-        device_map: its weights are spread over devices, memory and disk, by what is free.
-        remote: it computed on NDIF, or in nnsight's simulation of it.
-    """
-
-    model: str
-    backend: BackendName = "auto"
-    device: str = "auto"
-    dtype: str = "float32"
-    remote: bool | Literal["local"] = False
-    device_map: Literal["auto"] | None = None
+from discovery.graph.base import locate_first_error
+from discovery.sites import MetricName, Universe
+from discovery.store import Run
+from discovery.tasks import load_task
+from discovery.tasks.pairs import PromptPair
+from discovery.tasks.task import SplitName, Task
 
 
 class RunSettings(JsonModel):
-    """A run's configuration.
+    """The settings of a run, as run.json keeps them under `configuration`.
 
     Attributes:
-        metric: as asked for; None is the task's own, `task_metric`.
-        budget: forward-pass equivalents. memory: bytes.
-        task_name, split_method: of the task that was run. pairs: its fingerprint (None in runs that are older than it).
+        metric: The metric that was asked for; None means the task's own, `task_metric`.
+        seed: The seed of every random choice.
+        universe: What can be ablated: "all" heads and MLPs, or "heads".
+        budget: The most forward-pass equivalents that the run may take; None means no limit.
+        memory: The most bytes that the run may take beside the model; None means what is free.
+        exhaustive: Whether every cell of a sweep is measured, whatever it costs.
+        task_name: The name of the task.
+        task_metric: The task's own metric.
+        split_method: How the task's pairs were divided, in words.
+        pairs: The fingerprint of the pairs; None in runs that did not record it yet.
+        load: How the model was loaded.
     """
 
     metric: MetricName | None = None
@@ -44,3 +51,125 @@ class RunSettings(JsonModel):
     split_method: str
     pairs: str | None = None
     load: LoadArguments
+
+
+class SavedPair(JsonModel):
+    """One line of task.jsonl: a prompt pair in token ids, and the split that it is in.
+
+    Attributes:
+        clean: The token ids of the clean prompt.
+        corrupted: The token ids of the corrupted prompt; as many as of the clean one.
+        answer: The token ids of the right answers.
+        wrong: The token ids of the wrong answers.
+        template: The name of the pair's template; "" if the task names none.
+        labels: The position of each label, counted from 0.
+        split: "discovery", "heldout", or None for a repeat of another pair.
+    """
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    answer: tuple[int, ...]
+    wrong: tuple[int, ...]
+    template: str
+    labels: Mapping[str, int]
+    split: SplitName | None
+
+
+def describe_pairs(task: Task) -> list[dict[str, Any]]:
+    """Return the lines of task.jsonl for a task."""
+    saved = [
+        SavedPair(
+            clean=pair.clean,
+            corrupted=pair.corrupted,
+            answer=pair.answer,
+            wrong=pair.wrong,
+            template=pair.template,
+            labels=pair.labels,
+            split=split,
+        )
+        for pair, split in zip(task.pairs, task.splits, strict=True)
+    ]
+    return [pair.model_dump(mode="json") for pair in saved]
+
+
+def read_settings(run: Run) -> RunSettings:
+    """Return the settings that a run began with.
+
+    Raises:
+        StoreError: If run.json holds no settings that this version understands.
+    """
+    try:
+        return RunSettings.model_validate(run.record.configuration)
+    except ValidationError as fault:
+        place, message = locate_first_error(fault)
+        raise StoreError(
+            f"The configuration of run {run.id} is damaged at {place}.",
+            "Start a new run.",
+            detail=message,
+        ) from None
+
+
+def read_last_state(run: Run) -> State:
+    """Return the state after the last finished stage; an empty state if no stage was finished.
+
+    Raises:
+        StoreError: If events.jsonl holds a state that this version does not understand.
+    """
+    for event in reversed(run.events()):
+        if "state" in event:
+            try:
+                return State.model_validate(event["state"])
+            except ValidationError:
+                raise StoreError(
+                    f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run."
+                ) from None
+    return State()
+
+
+def read_saved_task(run: Run, model: Backend) -> Task:
+    """Return the task of a run, with the very pairs and splits that task.jsonl holds.
+
+    Raises:
+        StoreError: If task.jsonl is missing or damaged.
+    """
+    settings = read_settings(run)
+    try:
+        saved = [SavedPair.model_validate(line) for line in run.load_pairs()]
+    except ValidationError as fault:
+        place, message = locate_first_error(fault)
+        raise StoreError(
+            f"task.jsonl of run {run.id} is damaged at {place}.",
+            "Start a new run.",
+            detail=message,
+        ) from None
+    pairs = [
+        PromptPair(
+            clean=pair.clean,
+            corrupted=pair.corrupted,
+            answer=pair.answer,
+            wrong=pair.wrong,
+            template=pair.template,
+            labels=pair.labels,
+        )
+        for pair in saved
+    ]
+    return Task(
+        name=settings.task_name,
+        pairs=load_task(pairs, model, seed=settings.seed).pairs,
+        splits=tuple(pair.split for pair in saved),
+        split_method=settings.split_method,
+        metric=settings.task_metric,
+        seed=settings.seed,
+    )
+
+
+def reload_model_and_task(run: Run) -> tuple[Backend, Task]:
+    """Load the model and the very pairs of a run again.
+
+    Raises:
+        StoreError: If the settings or the pairs are damaged, or if the model's weights have
+            changed since the run began.
+    """
+    read_settings(run)  # damaged settings are reported before the model is loaded
+    model = reload_model(run)
+    return model, read_saved_task(run, model)

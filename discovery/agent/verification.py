@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery.agent.run import read_last_state, read_settings, reload_model_and_task
+from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
 from discovery.engine import Meter
 from discovery.errors import StoreError
 from discovery.evaluation import (

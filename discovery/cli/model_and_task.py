@@ -7,7 +7,6 @@ same model and task, under the same name.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from discovery.sites import METRIC_NAMES
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
+    from discovery.backends.loading.load_arguments import LoadArguments
     from discovery.tasks import Task
 
 DEFAULT_TASK = "ioi"
@@ -79,53 +79,54 @@ def add_sae_flag(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--sae", "SAE", parse_text, text, default="bundled")
 
 
-def load_request(args: argparse.Namespace) -> dict[str, Any]:
-    """How to open the model and the task again: model, backend, device, dtype, device_map, remote, task, pairs."""
+def load_request(args: argparse.Namespace) -> LoadArguments:
+    """Return how the flags and the environment ask for a model and a task to be loaded."""
+    from discovery.backends.loading.load_arguments import LoadArguments
+
     remote, spread = getattr(args, "remote", False), getattr(args, "device_map", None)
     plain = (
         ("backend", "device", "dtype") if remote else ("device",) if spread else ()
     )  # the environment's are for models loaded whole here
-    asked = {
+    asked: dict[str, Any] = {
         setting.name: setting.flag_value(args) or setting.default
         if setting.name in plain
         else setting.resolve_value(args)
         for setting in LOAD_SETTINGS
     }
-    return {
-        **asked,
-        "model": _absolute_model(asked["model"]),
-        "device_map": spread,
-        "remote": remote,
-        "task": _absolute_task(getattr(args, "task", None) or DEFAULT_TASK),
-        "pairs": getattr(args, "pairs", None),
-    }
+    return LoadArguments(
+        model=_absolute_model(asked["model"]),
+        backend=asked["backend"],
+        device=asked["device"],
+        dtype=asked["dtype"],
+        device_map=spread,
+        remote=remote,
+        task=_absolute_task(getattr(args, "task", None) or DEFAULT_TASK),
+        pairs=getattr(args, "pairs", None),
+    )
 
 
-def load_requested_model(load: Mapping[str, Any], console: Console) -> Backend:
-    """The model that `loading` names; a task that is not there is noticed before it is loaded."""
-    from discovery.backends.loading.load import load_model
+def load_requested_model(load: LoadArguments, console: Console) -> Backend:
+    """Load the model that was asked for. A task that does not exist is reported before that."""
+    from discovery.backends.loading.load_arguments import reload
     from discovery.backends.remote.status import listen_to_status
     from discovery.tasks import require_source
 
-    require_source(load["task"])
+    require_source(load.task or DEFAULT_TASK)
 
-    console.write_note(f"Loading the model {load['model']}{' on NDIF' if load['remote'] else ''} …")
-    how = {name: load[name] for name in ("backend", "device", "dtype", "device_map", "remote")}
+    console.write_note(f"Loading the model {load.model}{' on NDIF' if load.remote else ''} …")
     with listen_to_status(console.progress.show_status):
-        model = load_model(load["model"], **how)
+        model = reload(load)
     console.write_note(f"On {model.info.backend}: {model.info.backend_reason}.")
     for warning in model.info.warnings:
         console.write_note(f"warning: {warning}")
     return model
 
 
-def load_requested_task(
-    load: Mapping[str, Any], model: Backend, seed: int, console: Console
-) -> Task:
-    """The task that `loading` names, read for a model."""
+def load_requested_task(load: LoadArguments, model: Backend, seed: int, console: Console) -> Task:
+    """Read the task that was asked for, and print its warnings."""
     from discovery.tasks import load_task
 
-    task = load_task(load["task"], model, pairs=load["pairs"], seed=seed)
+    task = load_task(load.task or DEFAULT_TASK, model, pairs=load.pairs, seed=seed)
     for warning in task.warnings:
         console.write_note(f"warning: {warning}")
     return task

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     JsonValue,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
@@ -110,3 +111,9 @@ class Effect(JsonModel):
     mean: Number = None
     low: Number = None
     high: Number = None
+
+
+def locate_first_error(fault: ValidationError) -> tuple[str, str]:
+    """Return the place of the first error, such as "nodes.0.id" ("" for the whole), and its text."""
+    error = fault.errors(include_url=False, include_input=False)[0]
+    return ".".join(str(part) for part in error["loc"]), error["msg"]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
+from discovery.backends.loading.load_arguments import LoadArguments
 from discovery.errors import DiscoveryError, ModelError
 from discovery.sites import DTYPE_NAMES, BackendName
 from mcp_server.errors import UnknownModelError
@@ -67,20 +68,16 @@ class ModelRequest:
         )
 
     @property
-    def load_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `discovery.load_model`."""
-        return {
-            "backend": self.backend,
-            "device": self.device,
-            "dtype": self.dtype,
-            "remote": self.remote,
-            "device_map": "auto" if self.spread else None,
-        }
-
-    @property
-    def load_record(self) -> dict[str, Any]:
-        """What a run records in order to open the model again."""
-        return {"model": self.source, **self.load_arguments}
+    def load_arguments(self) -> LoadArguments:
+        """The arguments that load the model, now or when a run is resumed."""
+        return LoadArguments(
+            model=self.source,
+            backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            remote=self.remote,
+            device_map="auto" if self.spread else None,
+        )
 
 
 @dataclass(kw_only=True)
@@ -213,7 +210,7 @@ class ModelCache:
             if outline is not None:
                 # A second time, because others may have been loaded during the download.
                 self._unload_until_fits(request, outline)
-            backend = lazy_discovery.load_model(request.source, **request.load_arguments)
+            backend = lazy_discovery.load_model(request.source, **request.load_arguments.options)
             self._loaded[model_id] = LoadedModel(
                 model_id=model_id,
                 request=request,

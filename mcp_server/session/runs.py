@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from discovery.backends.base import Backend
+    from discovery.backends.loading.load_arguments import LoadArguments
     from discovery.features.training.text import TrainingInput
     from discovery.tasks.task import Task
 
@@ -94,7 +95,7 @@ class BackgroundRuns:
         self,
         loaded: LoadedModel,
         task: Task,
-        load: dict[str, Any],
+        load: LoadArguments,
         *,
         metric: MetricName | None,
         seed: int,
@@ -160,7 +161,7 @@ class BackgroundRuns:
                 runs_dir=self._settings.runs_dir,
                 progress=_TrainingProgress(background.job),
                 on_begin=begin,
-                load=loaded.request.load_record,
+                load=loaded.request.load_arguments,
             )
 
         return self._start_run(loaded, work)

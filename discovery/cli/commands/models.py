@@ -108,17 +108,13 @@ def print_info(args: argparse.Namespace, console: Console) -> None:
     from discovery.graph.strict_json import dumps
 
     asked = load_request(args)
-    device = choose_device(asked["device"])
+    device = choose_device(asked.device)
     free = read_free_memory(device)
-    spread, remote = (
-        Placement.from_arguments(
-            asked["device_map"], None, asked["device"], remote=asked["remote"]
-        ),
-        asked["remote"],
-    )
+    remote = bool(asked.remote)
+    spread = Placement.from_arguments(asked.device_map, None, asked.device, remote=remote)
     choice = choose_backend(
-        read_outline(asked["model"], dtype=asked["dtype"]),
-        asked["backend"],
+        read_outline(asked.model, dtype=asked.dtype),
+        asked.backend,
         free,
         spread=spread is not None,
         remote=remote,

@@ -36,6 +36,7 @@ from discovery.tasks import BUILTIN, TEXT_PAIRS
 
 if TYPE_CHECKING:
     from discovery.backends.base import Backend
+    from discovery.backends.loading.load_arguments import LoadArguments
     from discovery.features.training import TrainedSAE
     from discovery.features.training.text import TrainingInput
 
@@ -255,7 +256,7 @@ def print_info(args: argparse.Namespace, console: Console) -> None:
 
 def _load_model_and_text(
     args: argparse.Namespace, console: Console
-) -> tuple[Mapping[str, Any], TrainingInput, Backend]:
+) -> tuple[LoadArguments, TrainingInput, Backend]:
     """How the model was opened, what is trained on, and the model."""
     if (args.text is None) == (args.task is None):
         given = (
@@ -266,7 +267,7 @@ def _load_model_and_text(
         raise UsageError(
             f"--pairs {args.pairs} was given with --text.", "Leave it out: pairs belong to --task."
         )
-    from discovery.backends.loading.load_arguments import LOAD_ARGUMENTS
+    from discovery.backends.loading.load_arguments import LoadArguments
     from discovery.tasks import require_source
 
     named = args.task or []
@@ -280,20 +281,20 @@ def _load_model_and_text(
     for name in named:
         require_source(name)
     model = load_requested_model(load, console)
-    how = {name: load[name] for name in ("model", *LOAD_ARGUMENTS)}
+    model_arguments = LoadArguments(model=load.model, **load.options)
     if args.text is not None:
-        return how, absolute_path(args.text), model
+        return model_arguments, absolute_path(args.text), model
     pairs = {name: args.pairs or (TEXT_PAIRS if name in BUILTIN else None) for name in named}
-    return (
-        how,
-        [
-            load_requested_task(
-                {"task": name, "pairs": pairs[name]}, model, args.seed or 0, console
-            )
-            for name in named
-        ],
-        model,
-    )
+    tasks = [
+        load_requested_task(
+            load.model_copy(update={"task": name, "pairs": pairs[name]}),
+            model,
+            args.seed or 0,
+            console,
+        )
+        for name in named
+    ]
+    return model_arguments, tasks, model
 
 
 def _require_folder(word: str) -> None:

@@ -22,7 +22,12 @@ from pydantic import ValidationError
 
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import is_out_of_memory, read_peak_memory
-from discovery.backends.loading.load_arguments import load_arguments, reload
+from discovery.backends.loading.load_arguments import (
+    LoadArguments,
+    load_arguments,
+    model_source,
+    reload_model,
+)
 from discovery.errors import StoreError
 from discovery.features.directory import SAE_FOLDER
 from discovery.features.load import load_sae
@@ -43,7 +48,6 @@ from discovery.graph import Cost
 from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.store import (
-    ModelSource,
     Run,
     RunKind,
     collect_provenance,
@@ -84,7 +88,7 @@ def train_sae(
     on_event: OnEvent | None = None,
     on_begin: Callable[[str], None] | None = None,
     command: str | None = None,
-    load: Mapping[str, Any] | None = None,
+    load: LoadArguments | Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
     **asked: Any,
 ) -> TrainedSAE:
@@ -118,16 +122,18 @@ def train_sae(
             "fingerprint": rows.fingerprint,
         },
         "memory": memory,
-        "load": dict(load or load_arguments(model)),
+        "load": LoadArguments.model_validate(load or load_arguments(model)).model_dump(mode="json"),
     }
-    weights = ModelSource(
-        name=info.name, source=info.source, revision=info.revision, fingerprint=info.fingerprint
-    )
     made = collect_provenance(
         recipe.seed, info.remote or info.device, command, utc_timestamp(), ("sae-lens",)
     )
     with create_run(
-        runs_dir, f"sae-{recipe.site}", weights, configuration, provenance=made, kind=RUN_KIND
+        runs_dir,
+        f"sae-{recipe.site}",
+        model_source(info),
+        configuration,
+        provenance=made,
+        kind=RUN_KIND,
     ) as run:
         if source.content is not None:
             run.save_file(ROWS_FILE, source.content)
@@ -170,7 +176,7 @@ def resume_training(
     """
     finished = open_run(runs_dir, run_id)
     if finished.record.kind == RUN_KIND and finished.record.status == "completed":
-        return _load_finished(finished, _reload_model(finished))
+        return _load_finished(finished, reload_model(finished))
     with open_run(runs_dir, run_id, write=True) as run:
         return continue_training(run, progress=progress, on_event=on_event)
 
@@ -197,7 +203,7 @@ def continue_training(
             f"Go on with it: circuit-scout discover --resume {run.id}",
         )
     recipe, told = _read_configuration(run)
-    model = _reload_model(run)
+    model = reload_model(run)
     place = Path(str(told["path"])) if told["path"] else run.path / ROWS_FILE
     rows = TrainingRows(model, DocumentIndex.of(place, recipe.context), recipe)
     if rows.fingerprint != told["fingerprint"]:
@@ -291,17 +297,6 @@ def _load_finished(run: Run, model: Backend) -> TrainedSAE:
         recipe,
         Scores.model_validate(run.record.scores),
     )
-
-
-def _reload_model(run: Run) -> Backend:
-    how: Any = run.record.configuration.get("load") or {}
-    model = reload(how)
-    if model.info.fingerprint != run.record.model.fingerprint:
-        raise StoreError(
-            f"The model {how['model']!r} has other weights than run {run.id} began with.",
-            "Restore them, or start a new run.",
-        )
-    return model
 
 
 def _read_configuration(run: Run) -> tuple[SAERecipe, Mapping[str, Any]]:

@@ -169,11 +169,9 @@ async def discover_circuit(
                     f"{len(read)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it can be inconclusive at best."
                 )
             source = session.resolve_task_source(to_task_input(chosen))
-            load = {
-                **loaded.request.load_record,
-                "pairs": number,
-                "task": source if isinstance(source, str) else None,
-            }
+            load = loaded.request.load_arguments.model_copy(
+                update={"pairs": number, "task": source if isinstance(source, str) else None}
+            )
             return session.runs.start_discovery(
                 loaded, read, load, metric=metric, seed=seed, budget=budget
             )

@@ -27,25 +27,25 @@ def model_and_task(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def run_estimate(opened: Any) -> CostEstimate:
-    return estimate_cost(*opened)
+def run_estimate(model_and_task: Any) -> CostEstimate:
+    return estimate_cost(*model_and_task)
 
 
-def test_it_is_the_sum_of_its_stages(planned: CostEstimate) -> None:
-    assert planned.forward_equivalents == pytest.approx(sum(planned.stages.values()))
-    assert set(planned.stages) <= set(STAGES)
-    assert all(cost > 0 for cost in planned.stages.values())
-    assert json.loads(json.dumps(planned.to_dict())) == planned.to_dict()
+def test_it_is_the_sum_of_its_stages(run_estimate: CostEstimate) -> None:
+    assert run_estimate.forward_equivalents == pytest.approx(sum(run_estimate.stages.values()))
+    assert set(run_estimate.stages) <= set(STAGES)
+    assert all(cost > 0 for cost in run_estimate.stages.values())
+    assert json.loads(json.dumps(run_estimate.to_dict())) == run_estimate.to_dict()
 
 
-def test_it_costs_only_the_cached_passes(planned: CostEstimate, opened: Any) -> None:
+def test_it_costs_only_the_cached_passes(run_estimate: CostEstimate, model_and_task: Any) -> None:
     """Each side of each discovery prompt: once for the logits, once for all sites."""
-    assert planned.spent <= 1.5 * 2 * 2 * len(opened[1].discovery)  # 1.5: padding
+    assert run_estimate.spent <= 1.5 * 2 * 2 * len(model_and_task[1].discovery)  # 1.5: padding
 
 
-def test_sweeps_are_planned_to_the_row(planned: CostEstimate, opened: Any) -> None:
+def test_sweeps_are_planned_to_the_row(run_estimate: CostEstimate, model_and_task: Any) -> None:
     """The pass that caches their sites counts with the first of them."""
-    model, task = opened
+    model, task = model_and_task
     mlps: list[Any] = [] if model.info.attn_only else ["mlp_out"]
     both: Any = ("denoising", "noising")
     engine = Engine(model, task.discovery)
@@ -59,26 +59,28 @@ def test_sweeps_are_planned_to_the_row(planned: CostEstimate, opened: Any) -> No
         for site in sites:
             for direction in directions:
                 patch_sweep(model, task.discovery, site, direction=direction, engine=engine)
-        assert planned.stages[stage] == pytest.approx(engine.meter.spent - before, rel=1e-6), stage
+        assert run_estimate.stages[stage] == pytest.approx(engine.meter.spent - before, rel=1e-6), (
+            stage
+        )
 
 
 @pytest.mark.slow
 def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(
-    opened: Any, tmp_path: Path
+    model_and_task: Any, tmp_path: Path
 ) -> None:
     """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
-    model, task = opened
+    model, task = model_and_task
     width = max(len(pair.clean) for pair in task.pairs)
     memory = sweep_bytes(model.info, width, pairs=2 * len(task.discovery) // 3)
     assert len(list(Engine(model, task.discovery, memory=memory).blocks())) == 2
-    planned = estimate_cost(model, task, memory=memory)
+    run_estimate = estimate_cost(model, task, memory=memory)
     run = discover(model, task, memory=memory, runs_dir=tmp_path)
     spent = read_stage_costs(tmp_path, run.run_id)
     for stage in ("localise", "components", "heads"):
-        assert spent[stage] == pytest.approx(planned.stages[stage], rel=0.1), (
+        assert spent[stage] == pytest.approx(run_estimate.stages[stage], rel=0.1), (
             stage,
             spent,
-            dict(planned.stages),
+            dict(run_estimate.stages),
         )
     whole = discover(model, task, runs_dir=tmp_path)
     assert (run.circuit.verdict, run.circuit.members) == (
@@ -99,38 +101,47 @@ def read_stage_costs(runs_dir: Path, run_id: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_run_costs_about_that(planned: CostEstimate, opened: Any, tmp_path: Path) -> None:
+def test_a_run_costs_about_that(
+    run_estimate: CostEstimate, model_and_task: Any, tmp_path: Path
+) -> None:
     """The check and the sweeps to the row, the whole within a factor of three."""
-    run = discover(*opened, runs_dir=tmp_path)
+    run = discover(*model_and_task, runs_dir=tmp_path)
     spent = read_stage_costs(tmp_path, run.run_id)
     for stage in ("check", "localise", "components", "interpret"):
-        assert spent[stage] == pytest.approx(planned.stages[stage], rel=1e-6), stage
+        assert spent[stage] == pytest.approx(run_estimate.stages[stage], rel=1e-6), stage
     total = run.circuit.cost.forward_equivalents
     assert total is not None
-    assert planned.forward_equivalents / 3 < total < planned.forward_equivalents * 3, (
+    assert run_estimate.forward_equivalents / 3 < total < run_estimate.forward_equivalents * 3, (
         spent,
-        dict(planned.stages),
+        dict(run_estimate.stages),
     )
 
 
-def test_a_budget_that_will_not_do_is_named(opened: Any, planned: CostEstimate) -> None:
-    short = estimate_cost(*opened, budget=10.0)
+def test_a_budget_that_will_not_do_is_named(
+    model_and_task: Any, run_estimate: CostEstimate
+) -> None:
+    short = estimate_cost(*model_and_task, budget=10.0)
     assert "the run ends at the budget of 10" in short.note
     assert short.forward_equivalents == 10.0
-    assert "budget" not in planned.note
-    assert "budget" not in estimate_cost(*opened, budget=10 * planned.forward_equivalents).note
+    assert "budget" not in run_estimate.note
+    assert (
+        "budget"
+        not in estimate_cost(*model_and_task, budget=10 * run_estimate.forward_equivalents).note
+    )
 
 
-def test_fewer_nodes_and_fewer_pairs_cost_less(opened: Any, planned: CostEstimate) -> None:
-    model, task = opened
+def test_fewer_nodes_and_fewer_pairs_cost_less(
+    model_and_task: Any, run_estimate: CostEstimate
+) -> None:
+    model, task = model_and_task
     heads = estimate_cost(model, task, universe="heads").forward_equivalents
     assert (
-        heads < planned.forward_equivalents
+        heads < run_estimate.forward_equivalents
         if not model.info.attn_only
-        else heads == pytest.approx(planned.forward_equivalents)
+        else heads == pytest.approx(run_estimate.forward_equivalents)
     )
     few = estimate_cost(model, load_task([pair_record(pair) for pair in task.pairs[::2]], model))
-    assert few.forward_equivalents < planned.forward_equivalents
+    assert few.forward_equivalents < run_estimate.forward_equivalents
 
 
 def pair_record(pair: Any) -> dict[str, Any]:

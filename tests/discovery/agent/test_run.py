@@ -33,7 +33,7 @@ PAIRS = 120
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
+def model_and_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
     folder = build_known_circuit("induction").save(tmp_path_factory.mktemp("model"))
     model = load_model(folder)
     return model, load_task(folder / "task.jsonl", model, pairs=PAIRS)
@@ -41,9 +41,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Task]:
 
 @pytest.fixture(scope="module")
 def finished_run(
-    opened: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory
+    model_and_task: tuple[Backend, Task], tmp_path_factory: pytest.TempPathFactory
 ) -> DiscoveryResult:
-    return discover(*opened, runs_dir=tmp_path_factory.mktemp("runs"))
+    return discover(*model_and_task, runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 def stop_after(stage: str) -> Any:
@@ -62,19 +62,19 @@ def same_circuit(one: DiscoveryResult, other: DiscoveryResult) -> bool:
 
 @pytest.mark.parametrize("stage", [*STAGES][:-1])
 def test_stopped_after_any_stage_a_run_resumes_to_the_same_circuit(
-    stage: str, opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+    stage: str, model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted) as stopped:
-        discover(*opened, runs_dir=tmp_path, on_event=stop_after(stage))
+        discover(*model_and_task, runs_dir=tmp_path, on_event=stop_after(stage))
     assert stopped.value.run_id is not None
     assert open_run(tmp_path, stopped.value.run_id).record.status == "interrupted"
     again = resume(stopped.value.run_id, runs_dir=tmp_path)
-    assert same_circuit(again, whole)
+    assert same_circuit(again, finished_run)
     assert open_run(tmp_path, again.run_id).record.status == "completed"
 
 
 def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
-    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
 ) -> None:
     ticks = 0
 
@@ -85,54 +85,62 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as stopped:
-        discover(*opened, runs_dir=tmp_path, progress=progress)
+        discover(*model_and_task, runs_dir=tmp_path, progress=progress)
     assert stopped.value.run_id is not None
-    assert same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), whole)
+    assert same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), finished_run)
 
 
 def test_the_same_seed_gives_the_same_record(
-    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
 ) -> None:
-    assert discover(*opened, runs_dir=tmp_path).circuit.same_content(whole.circuit)
+    assert discover(*model_and_task, runs_dir=tmp_path).circuit.same_content(finished_run.circuit)
 
 
-def test_a_finished_run_is_returned_as_it_is(whole: DiscoveryResult) -> None:
-    assert resume(whole.run_id, runs_dir=whole.path.parent).circuit == whole.circuit
+def test_a_finished_run_is_returned_as_it_is(finished_run: DiscoveryResult) -> None:
+    assert (
+        resume(finished_run.run_id, runs_dir=finished_run.path.parent).circuit
+        == finished_run.circuit
+    )
 
 
-def test_verify_measures_the_record_again(whole: DiscoveryResult) -> None:
-    again = verify_run(whole.run_id, runs_dir=whole.path.parent)
+def test_verify_measures_the_record_again(finished_run: DiscoveryResult) -> None:
+    again = verify_run(finished_run.run_id, runs_dir=finished_run.path.parent)
     assert again.holds
     assert again.checked > 50
-    assert open_run(whole.path.parent, whole.run_id).load_circuit().evaluation.heldout_looks == 1
+    assert (
+        open_run(finished_run.path.parent, finished_run.run_id)
+        .load_circuit()
+        .evaluation.heldout_looks
+        == 1
+    )
 
 
-def test_verify_names_a_number_that_was_changed(whole: DiscoveryResult) -> None:
-    path = whole.path / "circuit.json"
+def test_verify_names_a_number_that_was_changed(finished_run: DiscoveryResult) -> None:
+    path = finished_run.path / "circuit.json"
     honest = path.read_text()
-    value = whole.circuit.evaluation.heldout.ablations.resample.faithfulness.value  # type: ignore[union-attr]  # a whole record
+    value = finished_run.circuit.evaluation.heldout.ablations.resample.faithfulness.value  # type: ignore[union-attr]  # a whole record
     try:
         path.write_text(honest.replace(repr(value), repr(value + 0.05)))
         assert path.read_text() != honest
-        tampered = verify_run(whole.run_id, runs_dir=whole.path.parent)
+        tampered = verify_run(finished_run.run_id, runs_dir=finished_run.path.parent)
         assert not tampered.holds
         assert any("faithfulness" in difference for difference in tampered.differences)
     finally:
         path.write_text(honest)
 
 
-def test_verify_names_a_test_that_was_changed(whole: DiscoveryResult) -> None:
+def test_verify_names_a_test_that_was_changed(finished_run: DiscoveryResult) -> None:
     """What stands beside the conditions gates nothing, and is a claim all the same."""
-    path = whole.path / "circuit.json"
+    path = finished_run.path / "circuit.json"
     honest = path.read_text()
-    found: Any = whole.circuit.evaluation.tests["hypotheses"]
+    found: Any = finished_run.circuit.evaluation.tests["hypotheses"]
     value = found["mean"]["equivalence"]["share_above"]
     try:
         path.write_text(
             honest.replace(f'"share_above": {value!r}', f'"share_above": {value / 2 + 0.1!r}')
         )
         assert path.read_text() != honest
-        tampered = verify_run(whole.run_id, runs_dir=whole.path.parent)
+        tampered = verify_run(finished_run.run_id, runs_dir=finished_run.path.parent)
         assert any(
             "tests.hypotheses" in difference and "share_above" in difference
             for difference in tampered.differences
@@ -142,17 +150,17 @@ def test_verify_names_a_test_that_was_changed(whole: DiscoveryResult) -> None:
 
 
 def test_a_budget_that_ends_early_is_inconclusive_and_says_where(
-    opened: tuple[Backend, Task], tmp_path: Path
+    model_and_task: tuple[Backend, Task], tmp_path: Path
 ) -> None:
-    run = discover(*opened, runs_dir=tmp_path, budget=1500.0)
+    run = discover(*model_and_task, runs_dir=tmp_path, budget=1500.0)
     assert run.circuit.verdict == "inconclusive"
     assert any("budget ended" in reason for reason in run.circuit.reasons)
     assert run.circuit.cost.forward_equivalents is not None
     assert run.circuit.cost.forward_equivalents <= 1500.0
 
 
-def test_a_run_writes_everything_it_says(whole: DiscoveryResult) -> None:
-    names = {path.name for path in whole.path.iterdir()}
+def test_a_run_writes_everything_it_says(finished_run: DiscoveryResult) -> None:
+    names = {path.name for path in finished_run.path.iterdir()}
     assert {
         "run.json",
         "task.jsonl",
@@ -162,12 +170,14 @@ def test_a_run_writes_everything_it_says(whole: DiscoveryResult) -> None:
         "figures",
         "report.html",
     } <= names
-    events = open_run(whole.path.parent, whole.run_id).events()
+    events = open_run(finished_run.path.parent, finished_run.run_id).events()
     assert [event["stage"] for event in events if event["kind"] == "stage"] == [*STAGES]
     assert all(event["concluded"] and event["why"] for event in events)
-    arrays = set(open_run(whole.path.parent, whole.run_id).array_ids())
+    arrays = set(open_run(finished_run.path.parent, finished_run.run_id).array_ids())
     cited = {
-        result for part in (*whole.circuit.nodes, *whole.circuit.edges) for result in part.evidence
+        result
+        for part in (*finished_run.circuit.nodes, *finished_run.circuit.edges)
+        for result in part.evidence
     }
     assert cited <= arrays
 
@@ -198,7 +208,7 @@ def test_a_record_says_that_heads_share_keys_and_values(
 
 
 def test_a_run_refuses_other_weights(
-    whole: DiscoveryResult, opened: tuple[Backend, Task], tmp_path: Path
+    finished_run: DiscoveryResult, model_and_task: tuple[Backend, Task], tmp_path: Path
 ) -> None:
     folder = build_known_circuit("or_mlp").save(tmp_path / "other")
     other = load_model(folder)
@@ -216,16 +226,16 @@ def test_a_run_refuses_other_weights(
 
 @pytest.mark.parametrize("bad", [{"budget": 0.0}, {"metric": "accuracy"}, {"universe": "mlps"}])
 def test_bad_arguments_are_refused_before_anything_is_written(
-    bad: dict[str, Any], opened: tuple[Backend, Task], tmp_path: Path
+    bad: dict[str, Any], model_and_task: tuple[Backend, Task], tmp_path: Path
 ) -> None:
     with pytest.raises(MeasurementError):
-        discover(*opened, runs_dir=tmp_path, **bad)
+        discover(*model_and_task, runs_dir=tmp_path, **bad)
     assert not list(tmp_path.iterdir())
 
 
 def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
-    opened: tuple[Backend, Task],
-    whole: DiscoveryResult,
+    model_and_task: tuple[Backend, Task],
+    finished_run: DiscoveryResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -237,27 +247,27 @@ def test_where_memory_ends_outside_the_batches_the_run_can_be_resumed(
     with monkeypatch.context() as patched:
         patched.setattr(sys.modules["discovery.agent.stages.edges"], "measure_edge_effects", full)
         with pytest.raises(MemoryLimitError, match="Memory ran out"):
-            discover(*opened, runs_dir=tmp_path)
+            discover(*model_and_task, runs_dir=tmp_path)
     (run_id,) = run_ids(tmp_path)
     record = open_run(tmp_path, run_id).record
     assert (record.status, record.problem) == ("interrupted", "out of memory")
-    assert same_circuit(resume(run_id, runs_dir=tmp_path), whole)
+    assert same_circuit(resume(run_id, runs_dir=tmp_path), finished_run)
 
 
 def test_a_bug_is_recorded_as_failed_and_raised(
-    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_and_task: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("not about memory")
 
     monkeypatch.setattr(sys.modules["discovery.agent.stages.behaviour"], "check_task", broken)
     with pytest.raises(RuntimeError, match="not about memory"):
-        discover(*opened, runs_dir=tmp_path)
+        discover(*model_and_task, runs_dir=tmp_path)
     assert open_run(tmp_path, run_ids(tmp_path)[0]).record.status == "failed"
 
 
 def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
-    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
 ) -> None:
     """A kill leaves what an exception without any clean-up leaves: the folder as it is then, its lock gone."""
 
@@ -265,10 +275,10 @@ def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        discover(*opened, runs_dir=tmp_path, on_begin=killed)
+        discover(*model_and_task, runs_dir=tmp_path, on_begin=killed)
     (run_id,) = run_ids(tmp_path)
     assert open_run(tmp_path, run_id).status == "interrupted"
-    assert same_circuit(resume(run_id, runs_dir=tmp_path), whole)
+    assert same_circuit(resume(run_id, runs_dir=tmp_path), finished_run)
 
 
 @pytest.mark.parametrize(
@@ -279,10 +289,10 @@ def test_killed_as_soon_as_its_folder_is_there_a_run_can_be_resumed(
     ],
 )
 def test_a_run_goes_on_with_its_own_pairs_only(
-    damage: Any, cause: str, opened: tuple[Backend, Task], tmp_path: Path
+    damage: Any, cause: str, model_and_task: tuple[Backend, Task], tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted) as stopped:
-        discover(*opened, runs_dir=tmp_path, on_event=stop_after("check"))
+        discover(*model_and_task, runs_dir=tmp_path, on_event=stop_after("check"))
     pairs = tmp_path / str(stopped.value.run_id) / "task.jsonl"
     pairs.write_text(damage(pairs.read_text()))
     with pytest.raises(StoreError, match=cause):
@@ -290,32 +300,32 @@ def test_a_run_goes_on_with_its_own_pairs_only(
 
 
 def test_verify_holds_for_a_record_that_the_budget_cut(
-    opened: tuple[Backend, Task], whole: DiscoveryResult, tmp_path: Path
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
 ) -> None:
     """Cut in the conditions or the edges, what was measured is measured again; cut before that, there is nothing to hold."""
     spent = {
         event["stage"]: event["forward_equivalents"]
-        for event in open_run(whole.path.parent, whole.run_id).events()
+        for event in open_run(finished_run.path.parent, finished_run.run_id).events()
         if "state" in event
     }
     inside = (spent["mend"] + spent["validate"]) / 2
     for budget in (inside, spent["validate"] + 1, spent["stability"] + 1):
-        run = discover(*opened, runs_dir=tmp_path, budget=budget)
+        run = discover(*model_and_task, runs_dir=tmp_path, budget=budget)
         assert any("budget ended" in reason for reason in run.circuit.reasons)
         again = verify_run(run.run_id, runs_dir=tmp_path)
         assert again.holds, again.differences
-    early = discover(*opened, runs_dir=tmp_path, budget=spent["localise"])
+    early = discover(*model_and_task, runs_dir=tmp_path, budget=spent["localise"])
     with pytest.raises(StoreError, match="before its circuit was evaluated"):
         verify_run(early.run_id, runs_dir=tmp_path)
 
 
 def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(
-    whole: DiscoveryResult,
+    finished_run: DiscoveryResult,
 ) -> None:
     """And comes after the conditions (a) to (e), so that a budget that ends in it leaves a verdict without (f)."""
     spent = {
         event["stage"]: event["forward_equivalents"]
-        for event in open_run(whole.path.parent, whole.run_id).events()
+        for event in open_run(finished_run.path.parent, finished_run.run_id).events()
     }
     assert list(spent).index("validate") + 1 == list(spent).index("stability")
     assert (
@@ -324,7 +334,7 @@ def test_repeating_the_search_takes_no_more_than_its_share_of_the_run(
 
 
 def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_without_it(
-    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_and_task: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spent(*args: Any) -> Any:
         raise BudgetError("unchanged prompts need more than is left.", "Raise the budget.")
@@ -332,13 +342,13 @@ def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_with
     monkeypatch.setattr(
         sys.modules["discovery.agent.stages.stability"], "draw_bootstrap_weights", spent
     )
-    circuit = discover(*opened, runs_dir=tmp_path).circuit
+    circuit = discover(*model_and_task, runs_dir=tmp_path).circuit
     assert circuit.verdict == "partial"
     assert circuit.reasons == ("not run: (f) stable", "the budget ended before stability")
 
 
 def test_searches_that_were_cut_are_recorded_without_a_mean(
-    opened: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_and_task: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the others chose is kept with each node; (f) is not run, and `verify` takes it so."""
     module = sys.modules["discovery.agent.stages.stability"]
@@ -349,7 +359,7 @@ def test_searches_that_were_cut_are_recorded_without_a_mean(
         return (frozenset(), "the share") if number % 2 else select(context, draw)
 
     monkeypatch.setattr(module, "_search_resample", cut)
-    run = discover(*opened, runs_dir=tmp_path)
+    run = discover(*model_and_task, runs_dir=tmp_path)
     found: Any = run.circuit.evaluation.tests["stability"]
     assert (found["mean_jaccard"], found["cut_searches"]) == (None, 10)
     assert found["inclusion"] == {
@@ -363,9 +373,9 @@ def test_searches_that_were_cut_are_recorded_without_a_mean(
 
 
 def test_a_run_that_could_measure_nothing_leaves_nothing(
-    opened: tuple[Backend, Task], tmp_path: Path
+    model_and_task: tuple[Backend, Task], tmp_path: Path
 ) -> None:
     with pytest.raises(MemoryLimitError):
-        discover(*opened, runs_dir=tmp_path, memory=1)
+        discover(*model_and_task, runs_dir=tmp_path, memory=1)
     assert run_ids(tmp_path) == []
     assert not list(tmp_path.iterdir())

@@ -74,8 +74,8 @@ def test_it_lies_on_the_disk_and_says_so(both):
         < whole.resident_weight_bytes
     )
     again = load_arguments(spread)
-    assert (again["device"], again["device_map"], again["backend"]) == ("auto", "auto", "nnsight")
-    assert "device_map" not in load_arguments(whole)
+    assert (again.device, again.device_map, again.backend) == ("auto", "auto", "nnsight")
+    assert load_arguments(whole).device_map is None
     assert reload(again).info.device_map == "auto"
     assert spread.abilities == whole.abilities
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery.backends.loading.load_arguments import LoadArguments
 from discovery.graph import CircuitGraph
 from discovery.store import list_runs
 from tests.discovery.cli.conftest import CommandResult, StubAgent
@@ -22,8 +23,16 @@ def test_without_arguments_the_bundled_model_and_ioi(
 ) -> None:
     assert scout("discover").status == 0
     [(name, (model, task), options)] = agent.asked
-    opened = {"model": "bundled", "backend": "auto", "device": "auto", "dtype": "float32"}
-    load = {**opened, "device_map": None, "remote": False, "task": "ioi", "pairs": None}
+    load = LoadArguments(
+        model="bundled",
+        backend="auto",
+        device="auto",
+        dtype="float32",
+        device_map=None,
+        remote=False,
+        task="ioi",
+        pairs=None,
+    )
     assert (name, model, task) == ("discover", ("model", load), ("task", 0))
     expected = {
         "metric": None,
@@ -49,13 +58,13 @@ def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
     for flag in ("--device-map=auto", "--remote"):
         assert scout("discover", flag).status == 0
     spread, remote = (options["load"] for _, _, options in agent.asked)
-    assert [spread[name] for name in ("device", "backend", "dtype", "device_map")] == [
+    assert [getattr(spread, name) for name in ("device", "backend", "dtype", "device_map")] == [
         "auto",
         "transformerlens",
         "float16",
         "auto",
     ]
-    assert [remote[name] for name in ("device", "backend", "dtype", "remote")] == [
+    assert [getattr(remote, name) for name in ("device", "backend", "dtype", "remote")] == [
         "auto",
         "auto",
         "float32",
@@ -69,16 +78,16 @@ def test_every_flag_arrives(
     line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64 --pairs 60 --seed 3 --metric kl_divergence"
     line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
     assert scout("discover", *line.split()).status == 0
-    load = {
-        "model": "gpt2",
-        "backend": "transformerlens",
-        "device": "cpu",
-        "dtype": "float64",
-        "device_map": None,
-        "remote": True,
-        "task": "induction",
-        "pairs": 60,
-    }
+    load = LoadArguments(
+        model="gpt2",
+        backend="transformerlens",
+        device="cpu",
+        dtype="float64",
+        device_map=None,
+        remote=True,
+        task="induction",
+        pairs=60,
+    )
     expected = {
         "metric": "kl_divergence",
         "seed": 3,
@@ -106,7 +115,7 @@ def test_the_environment_is_heard(
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
     scout("discover", "--device", "cpu")
     load = agent.options["load"]
-    assert [load[name] for name in ("model", "backend", "device", "dtype")] == [
+    assert [getattr(load, name) for name in ("model", "backend", "device", "dtype")] == [
         "gpt2",
         "nnsight",
         "cpu",
@@ -127,12 +136,12 @@ def test_files_are_named_so_that_a_run_resumes_from_anywhere(
     (tmp_path / "ioi").touch()
     (tmp_path / "bundled").mkdir()
     scout("discover", "my.jsonl", "--model", "gpt2")
-    assert (agent.options["load"]["model"], agent.options["load"]["task"]) == (
+    assert (agent.options["load"].model, agent.options["load"].task) == (
         str(tmp_path / "gpt2"),
         str(tmp_path / "my.jsonl"),
     )
     scout("discover", "ioi", "--model", "bundled")
-    assert (agent.options["load"]["model"], agent.options["load"]["task"]) == ("bundled", "ioi")
+    assert (agent.options["load"].model, agent.options["load"].task) == ("bundled", "ioi")
 
 
 def test_the_summary_is_on_stdout_and_the_journal_on_stderr(
