@@ -26,7 +26,7 @@ import torch
 
 from discovery import load_model, load_task, patch_sweep
 from discovery.backends.base import Backend, Batch
-from discovery.backends.loading.outline import Engine
+from discovery.backends.loading.outline import BackendKind
 from discovery.backends.loading.source import locate_model
 from discovery.engine import prompt_macs
 from discovery.interventions import Edit
@@ -244,7 +244,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=get_args(Engine),
+        choices=get_args(BackendKind),
         default="transformerlens",
         help="ours on which engine",
     )

@@ -40,7 +40,8 @@ Direction = Literal["denoising", "noising"]
 Ablation = Literal["resample", "mean", "zero"]
 MetricName = Literal["logit_difference", "probability_difference", "kl_divergence"]
 BackendName = Literal["auto", "transformerlens", "nnsight"]
-DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
+DtypeName = Literal["float32", "float64", "float16", "bfloat16"]
+DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
 Universe = Literal["all", "heads"]
 NodeKind = Literal["embed", "attention_head", "mlp", "feature", "logits"]
 Slot = Literal["q", "k", "v", "mlp", "feature", "logits"]
@@ -53,6 +54,7 @@ FeatureSite = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "res
 SITE_NAMES: tuple[SiteName, ...] = get_args(SiteName)
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
+DEVICE_KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
 SLOTS: tuple[Slot, ...] = get_args(Slot)
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")

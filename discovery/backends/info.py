@@ -1,4 +1,8 @@
-"""What is known of a model: its shape, where it lies, and which shortcuts hold for it."""
+"""What is known about a model: its sizes, where it is, and which shortcuts reproduce its numbers.
+
+`ModelDescription` follows from a configuration alone, `ModelInfo` from a loaded model, and
+`Abilities` from trying the shortcuts when the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,57 @@ from dataclasses import dataclass
 
 import torch
 
-from discovery.errors import SiteError
-from discovery.sites import Node, Site, Universe, head, key_value_group, key_value_place, mlp
+from discovery.errors import ModelError, SiteError
+from discovery.sites import (
+    DTYPE_NAMES,
+    Node,
+    Site,
+    Universe,
+    head,
+    key_value_group,
+    key_value_place,
+    mlp,
+)
 
-_MOST_GROUPS = 8  # so many groups or heads are written out in a message
+_MAX_LISTED_GROUPS = 8  # a message writes out at most this many groups or heads
+
+
+def require_dtype(dtype: str) -> None:
+    """Check that a dtype is one in which models can be loaded.
+
+    Raises:
+        ModelError: if it is not; the message lists the dtypes that are.
+    """
+    if dtype not in DTYPE_NAMES:
+        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
 
 
 def bytes_per_number(dtype: str) -> int:
-    """Bytes of one number."""
+    """Return how many bytes one number of this dtype takes."""
     return int(getattr(torch, dtype).itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What a configuration says of a model, loaded or not.
+    """What a configuration says about a model, whether the model is loaded or not.
 
     Attributes:
-        name: as the user gave it; source: directory or hub name; revision: commit of a hub name.
-        architecture: class name of the wrapped module.
-        n_kv_heads: fewer than n_heads where heads share keys and values (grouped-query attention).
-        d_vocab: how many token ids a prompt may hold; d_vocab_out: how many logits there are, where they are fewer.
-        n_params: tied weights count once; copied: how many of them the engine holds a second time.
-        attn_only: no MLPs.
-        macs_*: matmul multiply-adds for one position (attention scores apart).
+        name: the name that the user gave.
+        source: the directory or hub name that the model comes from.
+        revision: the commit, if the model comes from the hub.
+        architecture: the class name of the wrapped module.
+        dtype: the dtype of the weights in memory.
+        n_kv_heads: the number of key-value heads of a layer. It is below n_heads if heads share
+            keys and values (grouped-query attention).
+        d_vocab: the number of token ids that a prompt may contain.
+        d_vocab_out: the number of logits, if it differs from d_vocab.
+        n_ctx: the length of the longest prompt, in tokens.
+        n_params: the number of parameters; tied weights count once.
+        copied: how many of the parameters the backend holds a second time.
+        attn_only: whether the model has no MLPs.
+        macs_attention: matmul multiply-adds of one attention layer for one position, without the
+            attention scores.
+        macs_mlp: matmul multiply-adds of one MLP for one position.
     """
 
     name: str
@@ -53,7 +85,7 @@ class ModelDescription:
 
     @property
     def n_logits(self) -> int:
-        """How many tokens can be an answer."""
+        """The number of tokens that can be an answer."""
         return self.d_vocab_out or self.d_vocab
 
     @property
@@ -62,21 +94,24 @@ class ModelDescription:
         return self.n_kv_heads < self.n_heads
 
     def query_heads(self, index: int) -> tuple[int, ...]:
-        """The query heads that read a layer's key-value head: as many, side by side, for each."""
-        each = self.n_heads // self.n_kv_heads
-        return tuple(range(index * each, (index + 1) * each))
+        """Return the query heads that read key-value head `index` of a layer.
+
+        Every key-value head is read by the same number of adjacent query heads.
+        """
+        group_size = self.n_heads // self.n_kv_heads
+        return tuple(range(index * group_size, (index + 1) * group_size))
 
     def key_value_groups(self, site: str) -> tuple[tuple[int, ...], ...]:
-        """The query heads of each entry of a site's head axis, if that counts key-value heads.
+        """Return the query heads of each entry of a site's head axis, if it counts key-value heads.
 
-        Empty if the axis counts heads, or if there is none.
+        The result is empty if the axis counts query heads, or if the site has no head axis.
         """
         if site not in ("k", "v") or not self.shares_key_values:
             return ()
         return tuple(self.query_heads(index) for index in range(self.n_kv_heads))
 
     def axes(self, site: Site) -> tuple[str, ...]:
-        """The names of a site's axes within one prompt."""
+        """Return the names of a site's axes within one prompt."""
         if site.kind == "pattern":
             return ("head", "dst", "src")
         if site.kind in ("z", "q", "k", "v"):
@@ -84,42 +119,53 @@ class ModelDescription:
         return ("pos", "d_model")
 
     def key_value_warning(self, sites: Iterable[str]) -> tuple[str, ...]:
-        """What must be said of the sites whose head axis counts key-value heads."""
+        """Return a warning that names the sites whose head axis counts key-value heads.
+
+        The result is empty if no site does.
+        """
         shared = [site for site in dict.fromkeys(sites) if self.key_value_groups(site)]
         if not shared:
             return ()
-        shares = self.key_value_groups(shared[0])
-        groups = [key_value_group(index, heads) for index, heads in enumerate(shares)]
-        if len(groups) > _MOST_GROUPS:
+        query_heads = self.key_value_groups(shared[0])
+        groups = [key_value_group(index, heads) for index, heads in enumerate(query_heads)]
+        if len(groups) > _MAX_LISTED_GROUPS:
             groups = [*groups[:2], "…", groups[-1]]
         return (
             f"{' and '.join(shared)}: the rows are key-value heads shared by query heads "
-            f"({', '.join(groups)}), not heads. What one holds belongs to all its query heads; "
+            f"({', '.join(groups)}). What a row holds belongs to all its query heads; "
             "ablate_heads takes query heads only.",
         )
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number."""
+        """The number of bytes that one weight takes."""
         return bytes_per_number(self.dtype)
 
     @property
     def weights_bytes(self) -> int:
-        """What the loaded model takes, where all of it is held."""
+        """The bytes that the weights take if all of them are in memory."""
         return self.itemsize * (self.n_params + self.copied)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo(ModelDescription):
-    """What is known of a loaded model.
+    """What is known about a loaded model.
 
     Attributes:
-        fingerprint: sha256 of the weights' files.
-        parallel: attention and MLP read the same residual stream, so resid_mid does not exist.
-        weight_processing: "none": the weights are used as they are.
-        chosen: why this engine.
-        device_map: how the weights are spread over several places, as it was asked for; None where they are not.
-        remote: the server that computes; None is this machine. `device` is then where results are worked on, `fingerprint` a name.
+        fingerprint: sha256 of the weight files. For a remote model it is its name and commit.
+        backend: the backend that runs it.
+        device: the device that computes. For a remote model it is the device on which this
+            process works with the results.
+        parallel: whether attention and MLP read the same residual stream, so that resid_mid does
+            not exist.
+        positional_embedding: how tokens know their positions: standard, rotary or alibi.
+        normalization: the kind of the norms, as LN or RMS.
+        weight_processing: always "none": the weights are used as they are.
+        warnings: what a user should know before relying on the numbers.
+        backend_reason: why this backend runs the model, as a clause.
+        remote: the address of the server that computes, or None for this machine.
+        device_map: how the weights are spread over several devices, as it was asked for, or None
+            if they are not.
     """
 
     fingerprint: str
@@ -135,26 +181,27 @@ class ModelInfo(ModelDescription):
     device_map: str | None = None
 
     def nodes(self, universe: Universe = "all") -> tuple[Node, ...]:
-        """Every head and, unless `universe` is "heads", every MLP, in forward order."""
-        found = [head(layer, h) for layer in range(self.n_layers) for h in range(self.n_heads)]
+        """Return every head and, unless `universe` is "heads", every MLP, in forward order."""
+        nodes = [head(layer, h) for layer in range(self.n_layers) for h in range(self.n_heads)]
         if universe == "all" and not self.attn_only:
-            found += [mlp(layer) for layer in range(self.n_layers)]
-        return tuple(sorted(found))
+            nodes += [mlp(layer) for layer in range(self.n_layers)]
+        return tuple(sorted(nodes))
 
     def parse(self, name: str | Node) -> Node:
-        """The node of this model that has a name.
+        """Return the head or MLP of this model that has this name.
 
         Raises:
-            SiteError: the name is no head or MLP of this model; says what it is instead.
+            SiteError: if the name is not that of a head or MLP of this model; the message says
+                what it is instead.
         """
         if isinstance(name, Node):
             return self.require_node(name)
         if place := key_value_place(name):
-            raise self._no_head(name, *place)
+            raise self._key_value_head_error(name, *place)
         return self.require_node(Node.parse(name))
 
-    def _no_head(self, name: str, layer: int, index: int) -> SiteError:
-        """The refusal of a key-value head, which says whose it is."""
+    def _key_value_head_error(self, name: str, layer: int, index: int) -> SiteError:
+        """Build the error for the name of a key-value head; it says which query heads share it."""
         if layer >= self.n_layers or index >= self.n_kv_heads:
             return SiteError(
                 f"{name!r} is not a head, and this model has no such key-value head either.",
@@ -166,11 +213,13 @@ class ModelInfo(ModelDescription):
                 f"{name!r} is not a head: in this model each head has keys and values of its own.",
                 f"Write the head itself: {heads[0]}.",
             )
-        shared_by = f"query heads {heads[0].head} to {heads[-1].head}"
+        listed = ", ".join(map(str, heads[:_MAX_LISTED_GROUPS]))
+        if len(heads) > _MAX_LISTED_GROUPS:
+            listed += f" … {heads[-1]}"
         return SiteError(
-            f"{name!r} is not a head but a key-value head, shared by {shared_by}.",
-            f"Name the query heads that you mean: {', '.join(map(str, heads[:_MOST_GROUPS]))}"
-            f"{f' … {heads[-1]}' if len(heads) > _MOST_GROUPS else ''}.",
+            f"{name!r} is not a head but a key-value head, shared by query heads "
+            f"{heads[0].head} to {heads[-1].head}.",
+            f"Name the query heads that you mean: {listed}.",
         )
 
     @property
@@ -178,43 +227,46 @@ class ModelInfo(ModelDescription):
         return f"layers are 0 to {self.n_layers - 1}, heads 0 to {self.n_heads - 1}"
 
     def require_node(self, node: Node) -> Node:
-        """The node itself, if this model has it.
+        """Return the node if it is a head or MLP of this model.
 
         Raises:
-            SiteError: names what exists.
+            SiteError: if it is not; the message says what exists.
         """
         if node.kind == "feature":
             raise SiteError(
-                f"{node} is a feature, no head or MLP.",
+                f"{node} is a feature of a sparse autoencoder, not a head or an MLP.",
                 "Name heads and MLPs here; features are changed by edit_features.",
             )
-        if node.kind in ("embed", "logits") or (node.kind == "mlp" and self.attn_only):
-            why = (
-                "is never ablated"
-                if node.kind in ("embed", "logits")
-                else "does not exist in an attention-only model"
-            )
-            raise SiteError(
-                f"{node} {why}.", f"Name heads (a0.h0){'' if self.attn_only else ' or MLPs (m0)'}."
-            )
+        if node.kind in ("embed", "logits"):
+            raise SiteError(f"{node} is never ablated.", self._naming_cure)
+        if node.kind == "mlp" and self.attn_only:
+            raise SiteError(f"{node} does not exist in an attention-only model.", self._naming_cure)
         if not (0 <= (node.layer or 0) < self.n_layers and 0 <= (node.head or 0) < self.n_heads):
             raise SiteError(f"{node} does not exist in this model.", f"Its {self._range}.")
         return node
 
+    @property
+    def _naming_cure(self) -> str:
+        return "Name heads (a0.h0)." if self.attn_only else "Name heads (a0.h0) or MLPs (m0)."
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Abilities:
-    """Shortcuts that were tried at load and gave the plain forward pass's numbers.
+    """The shortcuts that reproduced the plain forward pass's numbers when the model was loaded.
 
     Attributes:
         prefix: keys and values of earlier positions can be reused.
-        columns: single columns of the unembedding give the logits (no soft cap or scale after it).
-        linear_heads: attn_out = Σ_h z_h·W_O[h] + b_O, and what a block adds is attn_out + mlp_out.
-        middle: a layer can be started after its attention.
-        pattern: a replaced attention pattern weighs the values (some engines only show it, and would ignore the replacement).
-        joins: rows can enter at different layers of one pass.
-        narrow: what the last layer does behind its attention can be done at the answer position only.
-        gradients: runs can be differentiated (known of an engine, and of how the weights lie; not tried).
+        columns: single columns of the unembedding give the logits; no soft cap or scale follows.
+        linear_heads: attn_out = Σ_h z_h·W_O[h] + b_O, and a block adds attn_out + mlp_out to the
+            residual stream.
+        after_attention: a run can start in a layer after its attention, from resid_mid.
+        pattern: a replaced attention pattern weighs the values. Some implementations only return
+            the pattern, and would ignore a replacement.
+        joins: rows can enter one pass at different layers.
+        last_position_only: what the last layer does after its attention can be computed at the
+            answer position only.
+        gradients: runs can be differentiated. This is not tried: it is known from the backend and
+            from where the weights are.
     """
 
     prefix: bool = False

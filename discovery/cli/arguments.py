@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 from discovery.errors import DiscoveryError
-from discovery.sites import DTYPE_NAMES, BackendName
-
-DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
+from discovery.sites import DEVICE_KINDS, DTYPE_NAMES, BackendName
 
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 
@@ -116,7 +114,7 @@ def parse_choice(allowed: Sequence[str], name: str, word: str) -> str:
 
 def parse_device(name: str, word: str) -> str:
     """A kind of device, or one CUDA device by number."""
-    return word if re.fullmatch(r"cuda:\d+", word) else parse_choice(DEVICE_NAMES, name, word)
+    return word if re.fullmatch(r"cuda:\d+", word) else parse_choice(DEVICE_KINDS, name, word)
 
 
 def parse_folder(name: str, word: str) -> Path:

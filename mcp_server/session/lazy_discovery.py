@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from discovery.backends.hardware.placement import Placement
     from discovery.backends.loading.backend_choice import (
         choose_backend,
-        describe_misfit,
         estimate_load_memory,
+        plan_load,
         require_fit,
     )
     from discovery.backends.loading.load import load_model
@@ -88,7 +88,7 @@ _MODULES = {
     "estimate_load_memory": "discovery.backends.loading.backend_choice",
     "top_cells": "discovery.methods.summary",
     "train_sae": "discovery.features.training",
-    "describe_misfit": "discovery.backends.loading.backend_choice",
+    "plan_load": "discovery.backends.loading.backend_choice",
 }
 
 __all__ = [
@@ -106,7 +106,6 @@ __all__ = [
     "choose_device",
     "compare_with_controls",
     "continue_training",
-    "describe_misfit",
     "discover",
     "draw_heatmap",
     "edit_features",
@@ -122,6 +121,7 @@ __all__ = [
     "open_sae",
     "pack_safetensors",
     "patch_sweep",
+    "plan_load",
     "read_free_memory",
     "read_outline",
     "release_memory",

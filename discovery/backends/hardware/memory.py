@@ -1,4 +1,4 @@
-"""Memory where a model runs: how much is free, how much was held, and what it looks like when it runs out."""
+"""The memory that models use: how much is free, how much was used, and errors when none is left."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ import psutil
 import torch
 
 from discovery.backends.hardware import containers
-from discovery.errors import DiscoveryError, MemoryLimitError
+from discovery.errors import DiscoveryError, MemoryLimitError, first_line
 
 
 def read_free_memory(device: torch.device | str) -> int:
-    """Bytes that are free where a model runs."""
+    """Return the free bytes of a GPU's memory, or of this machine's for every other device."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available, left = int(psutil.virtual_memory().available), containers.read_container_memory()
-    return available if left is None else min(available, left)
+    available = int(psutil.virtual_memory().available)
+    allowed = containers.read_container_memory()
+    return available if allowed is None else min(available, allowed)
 
 
 def release_memory() -> None:
-    """Let go of what nobody holds any more: a model's parts refer to one another, and a device and the C library keep what was freed."""
+    """Free the memory of objects that nothing refers to any more.
+
+    The parts of a model refer to one another, so that only the garbage collector frees them; torch
+    and the C library then keep freed memory for themselves until they are asked for it.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -34,22 +39,26 @@ def release_memory() -> None:
 
 
 def trim_heap() -> None:
-    """Return to the system what the C library keeps of freed memory."""
+    """Return freed memory that the C library keeps to the system (Linux only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def read_peak_memory() -> int:
-    """The most memory this process has held, in bytes (on cuda: on the device)."""
+    """Return the most bytes that this process has used: of the GPU if there is one, else of RAM."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return int(peak if sys.platform == "darwin" else peak * 1024)  # Linux counts kilobytes
 
 
 def is_out_of_memory(fault: Exception) -> bool:
-    """Whether memory ran out: only cuda has an exception of its own for it, cpu and mps say so in a RuntimeError."""
+    """Return whether an exception says that memory ran out.
+
+    torch has an exception class for this on cuda only; on cpu and mps it raises a RuntimeError
+    whose text says so.
+    """
     return isinstance(fault, torch.OutOfMemoryError | MemoryError) or any(
         words in str(fault)
         for words in ("can't allocate memory", "not enough memory", "backend out of memory")
@@ -58,14 +67,14 @@ def is_out_of_memory(fault: Exception) -> bool:
 
 @contextmanager
 def convert_out_of_memory(cause: str, cure: str) -> Iterator[None]:
-    """Say this where memory runs out in here.
+    """Raise an error with this cause and cure if memory runs out inside the `with` block.
 
     Raises:
-        MemoryLimitError: where it does.
+        MemoryLimitError: if memory runs out.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as fault:
         if isinstance(fault, DiscoveryError) or not is_out_of_memory(fault):
             raise
-        raise MemoryLimitError(cause, cure, detail=str(fault).partition("\n")[0]) from None
+        raise MemoryLimitError(cause, cure, detail=first_line(fault)) from None

@@ -38,7 +38,7 @@ def find_abilities(
         after_attention=_holds(lambda: _after_attention_error(backend, expected, plain), tolerance),
         pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
         joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
-        last_position_only="narrow" not in untried
+        last_position_only="last_position_only" not in untried
         and _holds(lambda: _last_position_error(backend, expected), tolerance),
     )
 

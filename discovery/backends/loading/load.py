@@ -26,6 +26,7 @@ from discovery.backends.hardware.placement import (
     input_device,
     is_offloaded,
 )
+from discovery.backends.info import require_dtype
 from discovery.backends.loading.abilities import find_abilities
 from discovery.backends.loading.backend_choice import REMOTE_REASON, choose_backend, require_fit
 from discovery.backends.loading.checks import require_causal, require_same_logits
@@ -45,7 +46,7 @@ from discovery.backends.loading.native import (
 )
 from discovery.backends.loading.outline import (
     BACKEND_LABELS,
-    Engine,
+    BackendKind,
     UnknownShapeError,
     build_empty_module,
     read_outline_at,
@@ -55,7 +56,7 @@ from discovery.backends.nnsight.backend import NnsightBackend
 from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
 from discovery.backends.transformerlens import TransformerLensBackend
 from discovery.errors import ModelError, first_line
-from discovery.sites import DTYPE_NAMES, BackendName
+from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 
 OUT_OF_MEMORY_CURE = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
@@ -89,8 +90,7 @@ def load_model(
         ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
         MemoryLimitError: memory ran out all the same.
     """
-    if dtype not in DTYPE_NAMES:
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
+    require_dtype(dtype)
     if backend not in get_args(BackendName):
         raise ModelError(
             f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}."
@@ -127,7 +127,7 @@ def _load_local(
 
 def _choose_fitting_backend(
     source: ModelLocation, backend: BackendName, device: str, dtype: str, spread: Placement | None
-) -> tuple[Engine, str]:
+) -> tuple[BackendKind, str]:
     """The engine and why it; refused where the weights do not fit.
 
     Raises:
@@ -143,7 +143,7 @@ def _choose_fitting_backend(
             "nnsight" if backend == "nnsight" else "transformerlens",
             "its configuration does not say how large it is",
         )
-    choice = choose_backend(found, backend, free, spread=spread is not None)
+    choice = choose_backend(found, backend, free, is_spread=spread is not None)
     if spread is None:
         require_fit(choice, device, free)
     else:
@@ -155,7 +155,7 @@ def _load_huggingface(
     source: ModelLocation,
     dtype: torch.dtype,
     device: str,
-    backend: Engine,
+    backend: BackendKind,
     spread: Placement | None,
 ) -> Backend:
     saved = None if spread is None else _require_parts(source, spread)
@@ -245,7 +245,7 @@ def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Back
 
 
 def _load_native(
-    source: ModelLocation, dtype: torch.dtype, device: str, backend: Engine
+    source: ModelLocation, dtype: torch.dtype, device: str, backend: BackendKind
 ) -> Backend:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 

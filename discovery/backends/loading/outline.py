@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from discovery.backends.info import ModelDescription, bytes_per_number
+from discovery.backends.info import ModelDescription, bytes_per_number, require_dtype
 from discovery.backends.loading.description import (
     ModelShape,
     count_copied_weights,
@@ -39,13 +39,16 @@ from discovery.backends.loading.native import (
 from discovery.backends.loading.source import ModelLocation, locate_model, require_supported_config
 from discovery.backends.nnsight.layout import find_layout
 from discovery.errors import ModelError, first_line
-from discovery.sites import DTYPE_NAMES, BackendName
+from discovery.sites import BackendName
 
-Engine = Literal["transformerlens", "nnsight"]
-BACKEND_LABELS: Mapping[Engine, str] = {"transformerlens": "TransformerLens", "nnsight": "nnsight"}
+BackendKind = Literal["transformerlens", "nnsight"]
+BACKEND_LABELS: Mapping[BackendKind, str] = {
+    "transformerlens": "TransformerLens",
+    "nnsight": "nnsight",
+}
 
 
-def find_supporting_backends(config: Any) -> tuple[tuple[Engine, ...], str]:
+def find_supporting_backends(config: Any) -> tuple[tuple[BackendKind, ...], str]:
     """Which engines know a Hugging Face configuration, and why the other does not. Whether they reproduce it is found out at load."""
     try:
         find_layout(config)
@@ -128,7 +131,7 @@ class Outline(ModelDescription):
     stacked: int
     saved: str
     quantised: str | None
-    backends: tuple[Engine, ...]
+    backends: tuple[BackendKind, ...]
     unknown: str
     tokenizer: bool
 
@@ -159,11 +162,11 @@ class Outline(ModelDescription):
             bytes_per_number(self.saved) * self.n_params + self.itemsize * made, self.weights_bytes
         )
 
-    def as_held_by(self, engine: Engine) -> Outline:
+    def as_held_by(self, engine: BackendKind) -> Outline:
         """As one engine would hold it."""
         return self if engine == "transformerlens" else replace(self, copied=0)
 
-    def resolve_backend(self, backend: BackendName) -> Engine:
+    def resolve_backend(self, backend: BackendName) -> BackendKind:
         """The first that knows it, or the one that is asked for. `backends.choose` weighs them.
 
         Raises:
@@ -186,8 +189,7 @@ def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Out
     Raises:
         ModelError: the name is no model, or not one that can be run.
     """
-    if dtype not in DTYPE_NAMES:
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
+    require_dtype(dtype)
     source = locate_model(str(name), weights=False)
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
         return read_outline_at(source, dtype)
@@ -243,7 +245,7 @@ def _outline_native(source: ModelLocation, dtype: str) -> Outline:
         vocabularies,
         torch.float32,
         0,
-        (get_args(Engine), ""),
+        (get_args(BackendKind), ""),
         is_converted=dtype == "float32",
     )
 
@@ -256,7 +258,7 @@ def _make_outline(
     vocabularies: tuple[int, int, int],
     saved: torch.dtype,
     copied: int,
-    engines: tuple[tuple[Engine, ...], str],
+    engines: tuple[tuple[BackendKind, ...], str],
     *,
     is_converted: bool = False,  # every weight is made anew from the files'
 ) -> Outline:

@@ -57,7 +57,7 @@ from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
 RemoteMode = Literal[True, "local"]
-UNTRIED_ABILITIES = ("prefix", "narrow")
+UNTRIED_ABILITIES = ("prefix", "last_position_only")
 MAX_WEIGHT_BYTES = 64 * 2**20  # of W_O in one request: a small model's layers come together
 NO_REMOTE_GRADIENTS = (
     "A remote model gives no gradients: NDIF runs what is sent apart from the model."

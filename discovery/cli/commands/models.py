@@ -26,7 +26,7 @@ from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import add_placement_flags, load_request
 
 if TYPE_CHECKING:
-    from discovery.backends.loading.outline import Outline
+    from discovery.backends.loading.backend_choice import LoadPlan
 
 _MAX_DEPTH = 3
 _FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
@@ -96,41 +96,32 @@ def print_models(args: argparse.Namespace, console: Console) -> None:
 
 def print_info(args: argparse.Namespace, console: Console) -> None:
     """What a model is and what memory it takes, from its configuration alone."""
-    from discovery.backends.hardware.devices import choose_device
-    from discovery.backends.hardware.memory import read_free_memory
     from discovery.backends.hardware.placement import Placement
-    from discovery.backends.loading.backend_choice import (
-        choose_backend,
-        describe_misfit,
-        estimate_load_memory,
-    )
+    from discovery.backends.loading.backend_choice import plan_load
     from discovery.backends.loading.outline import read_outline
     from discovery.graph.strict_json import dumps
 
     asked = load_request(args)
-    device = choose_device(asked.device)
-    free = read_free_memory(device)
     remote = bool(asked.remote)
-    spread = Placement.from_arguments(asked.device_map, None, asked.device, remote=remote)
-    choice = choose_backend(
+    placement = Placement.from_arguments(asked.device_map, None, asked.device, remote=remote)
+    plan = plan_load(
         read_outline(asked.model, dtype=asked.dtype),
-        asked.backend,
-        free,
-        spread=spread is not None,
+        backend=asked.backend,
+        device=asked.device,
+        placement=placement,
         remote=remote,
     )
-    found = choice.outline
+    outline = plan.choice.outline
     facts = {
-        **dataclasses.asdict(found),
-        "n_nodes": found.n_nodes,
-        "backend": choice.backend,
-        "chosen": choice.reason,
+        **dataclasses.asdict(outline),
+        "n_nodes": outline.n_nodes,
+        "backend": plan.choice.backend,
+        "chosen": plan.choice.reason,
     }
-    memory = _memory_facts(found, estimate_load_memory(found, spread, remote=remote), free)
-    trouble = None if spread or remote else describe_misfit(choice, device, free)
+    memory = _memory_facts(plan)
     if args.json:
         console.write_document(
-            dumps({**facts, "memory": memory, "fits": trouble is None}, indent=2) + "\n"
+            dumps({**facts, "memory": memory, "fits": plan.misfit is None}, indent=2) + "\n"
         )
         return
     console.write_result(
@@ -153,23 +144,23 @@ def print_info(args: argparse.Namespace, console: Console) -> None:
     console.write_result(
         f"With --memory {memory['limit']} or more all these pairs are swept together."
     )
-    console.write_result(f"Free on {device}: {_format_megabytes(free)}.")
-    if trouble is not None:
-        console.write_result(str(trouble))
+    console.write_result(f"Free on {plan.device}: {_format_megabytes(plan.free_bytes)}.")
+    if plan.misfit is not None:
+        console.write_result(str(plan.misfit))
 
 
-def _memory_facts(found: Outline, taken: tuple[int, int], free: int) -> dict[str, Any]:
-    """Bytes: what a model takes, and what is free."""
+def _memory_facts(plan: LoadPlan) -> dict[str, Any]:
+    """Return what a model takes of the memory and what is free, in bytes."""
     from discovery.engine import MemoryNeed
 
-    loading, weights = taken
-    need = dataclasses.asdict(MemoryNeed.of(found))
+    outline = plan.choice.outline
+    on_disk = outline.weights_bytes - plan.resident_bytes if plan.loading_bytes else 0
     return {
-        "loading": loading,
-        "weights": weights,
-        **need,
-        "disk": found.weights_bytes - weights if loading else 0,
-        "free": free,
+        "loading": plan.loading_bytes,
+        "weights": plan.resident_bytes,
+        **dataclasses.asdict(MemoryNeed.of(outline)),
+        "disk": on_disk,
+        "free": plan.free_bytes,
     }
 
 

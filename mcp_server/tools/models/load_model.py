@@ -266,30 +266,29 @@ def _make_outline_result(asked: ModelRequest, model_id: str, found: Outline) -> 
     Raises:
         ModelError: where the backend that was asked for does not know it.
     """
-    device = lazy_discovery.choose_device(asked.device)
-    free = lazy_discovery.read_free_memory(device)
-    spread = asked.build_placement()
-    choice = lazy_discovery.choose_backend(
-        found, asked.backend, free, spread=asked.spread, remote=asked.remote
+    plan = lazy_discovery.plan_load(
+        found,
+        backend=asked.backend,
+        device=asked.device,
+        placement=asked.build_placement(),
+        remote=asked.remote,
     )
-    found, elsewhere = choice.outline, asked.remote or asked.spread
-    loading, weights = lazy_discovery.estimate_load_memory(found, spread, remote=asked.remote)
-    trouble = None if elsewhere else lazy_discovery.describe_misfit(choice, device, free)
+    found = plan.choice.outline
     return LoadModelResult(
         **_shape_fields(found),
         model_id=model_id,
         model=asked.model,
         already_loaded=False,
         loaded=False,
-        backend=choice.backend,
-        chosen=choice.reason,
-        device=device,
+        backend=plan.choice.backend,
+        chosen=plan.choice.reason,
+        device=plan.device,
         n_nodes=found.n_nodes,
         tokenizer=found.tokenizer,
         fingerprint=None,
-        memory=_memory_view(found, loading, weights, device),
+        memory=_memory_view(found, plan.loading_bytes, plan.resident_bytes, plan.device),
         seconds=None,
-        warnings=[] if trouble is None else [str(trouble)],
+        warnings=[] if plan.misfit is None else [str(plan.misfit)],
     )
 
 

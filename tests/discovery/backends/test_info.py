@@ -24,16 +24,16 @@ def test_nodes_are_every_head_and_every_mlp_in_forward_order(tiny_models):
 
 def test_a_node_is_checked_against_the_model(tiny_models):
     info = tiny_models.load("gpt2").info
-    assert [info.check(node) for node in info.nodes()] == list(info.nodes())
+    assert [info.require_node(node) for node in info.nodes()] == list(info.nodes())
     for node in (head(3, 0), head(0, 2), mlp(3)):
         with pytest.raises(SiteError, match="does not exist in this model") as caught:
-            info.check(node)
+            info.require_node(node)
         assert "layers are 0 to 2, heads 0 to 1" in caught.value.cure
     for node in (EMBED, LOGITS):
         with pytest.raises(SiteError, match="is never ablated"):
-            info.check(node)
+            info.require_node(node)
     with pytest.raises(SiteError, match="attention-only"):
-        tiny_models.load("attn_only").info.check(mlp(0))
+        tiny_models.load("attn_only").info.require_node(mlp(0))
 
 
 def test_fewer_logits_than_token_ids(tiny_models):

@@ -23,7 +23,7 @@ from tests.mcp_server.servers import (
 )
 
 pytestmark = pytest.mark.anyio
-SPREAD = "only it runs a model that is spread over devices"
+SPREAD = "only nnsight runs a model that is spread over devices"
 
 
 def known_models(models_dir: Path, **more: Any) -> ModelCache:

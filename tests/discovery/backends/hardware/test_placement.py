@@ -48,7 +48,7 @@ def test_a_mapping_says_where_each_part_lies(tiny_models):
     )
     assert {name for name, weight in model.module.named_parameters() if weight.is_meta} == {
         name
-        for name, _ in whole.cut_module_input.named_parameters()
+        for name, _ in whole.module.named_parameters()
         if name.startswith(("model.layers", "lm_head"))
     }
     assert torch.allclose(
@@ -61,8 +61,8 @@ def test_it_lies_on_the_disk_and_says_so(both):
     whole, spread = both
     assert any(parameter.is_meta for parameter in spread.module.parameters())
     assert "on disk" in spread.info.warnings[-1]
-    assert (spread.info.chosen, spread.info.fingerprint) == (
-        "only it runs a model that is spread over devices",
+    assert (spread.info.backend_reason, spread.info.fingerprint) == (
+        "only nnsight runs a model that is spread over devices",
         whole.info.fingerprint,
     )
     assert spread.info.n_params == whole.info.n_params
@@ -204,32 +204,32 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatc
         ({"device_map": "auto", "max_memory": 10**9}, "max_memory is 1000000000"),
         (
             {"device_map": {"": "cpu"}, "max_memory": {"cpu": 10}},
-            "says itself where each part lies",
+            "says itself where each part goes",
         ),
-        ({"device_map": {"": ["cpu"]}}, "cannot lie on"),
+        ({"device_map": {"": ["cpu"]}}, "cannot be on"),
         (
             {"device_map": {"transformer.g": "cpu", "": "disk"}},
-            "'transformer.g', which is no part of a GPT2LMHeadModel",
+            "'transformer.g', which is not a part of a GPT2LMHeadModel",
         ),
-        ({"device_map": {0: "cpu"}}, "names 0, which is no part"),
+        ({"device_map": {0: "cpu"}}, "names 0, which is not a part"),
         (
             {"device_map": {"transformer.h": "cpu", "": "disk"}},
-            "'transformer.h' and '', which holds it",
+            "'transformer.h' and '', which contains it",
         ),
         (
             {"device_map": {"transformer.h.1": "cpu"}},
-            "does not say where 'transformer.wte.weight' lies",
+            "does not say where 'transformer.wte.weight' goes",
         ),
         (
             {"device_map": {"transformer": "disk", "lm_head": "cpu"}},
             "or not this device_map",
         ),  # one weight in two places
         ({"device_map": "auto", "max_memory": {"cpu": True}}, "True"),
-        ({"device_map": "auto", "max_memory": {"gpu": 10}}, "cannot lie on 'gpu'"),
-        ({"device_map": {"": "nowhere"}}, "cannot lie on 'nowhere'"),
+        ({"device_map": "auto", "max_memory": {"gpu": 10}}, "cannot be on 'gpu'"),
+        ({"device_map": {"": "nowhere"}}, "cannot be on 'nowhere'"),
         ({"device_map": {}}, "not known"),
         ({"device_map": "auto", "remote": True}, "one of remote and device_map"),
-        ({"device_map": "auto", "device": "cpu"}, "one place"),
+        ({"device_map": "auto", "device": "cpu"}, "one device"),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "'much'"),
         ({"device_map": "auto", "backend": "transformerlens"}, "takes weights apart"),
     ],

@@ -1,4 +1,4 @@
-"""Each shortcut is tried by itself, and dropped by itself."""
+"""Each shortcut is tried on its own, and a shortcut that fails is dropped without the others."""
 
 from __future__ import annotations
 
@@ -9,42 +9,58 @@ import pytest
 import torch
 
 from discovery.backends.base import Batch, BatchResult
-from discovery.backends.info import Abilities
 from discovery.backends.loading.abilities import find_abilities
 from discovery.errors import BackendMismatchError, SiteError
-from tests.discovery.backends.loading.faulty_backend import FaultyBackend, shift_logits
+from tests.discovery.backends.loading.faulty_backend import (
+    ALL_ABILITIES,
+    FaultyBackend,
+    shift_logits,
+)
 
 
 def test_a_sound_backend_has_them_all(tiny_models, expected):
-    assert find_abilities(tiny_models.load("gpt2"), expected) == Abilities(
-        True, True, True, True, True, True, True
-    )
+    assert find_abilities(tiny_models.load("gpt2"), expected) == ALL_ABILITIES
+
+
+def shift_if(attribute: str) -> Any:
+    """A change of the answers to batches that use a shortcut."""
+
+    def alter(batch: Batch, edits: Any, out: BatchResult) -> BatchResult:
+        value = getattr(batch, attribute)
+        return out if value is None or value is False or value == {} else shift_logits(out)
+
+    return alter
+
+
+def shift_edited(batch: Batch, edits: Any, out: BatchResult) -> BatchResult:
+    if not edits:
+        return out
+    return replace(out, activations={site: value + 1 for site, value in out.activations.items()})
+
+
+def scale_attn_out(batch: Batch, edits: Any, out: BatchResult) -> BatchResult:
+    activations = {
+        site: value * 1.01 if site.kind == "attn_out" else value
+        for site, value in out.activations.items()
+    }
+    return replace(out, activations=activations)
 
 
 WRONG_ANSWERS = {
-    "prefix": lambda batch, edits, out: shift_logits(out) if batch.prefix is not None else out,
-    "columns": lambda batch, edits, out: shift_logits(out) if batch.columns is not None else out,
-    "joins": lambda batch, edits, out: shift_logits(out) if batch.joins else out,
-    "narrow": lambda batch, edits, out: shift_logits(out) if batch.narrow else out,
-    "middle": lambda batch, edits, out: shift_logits(out) if batch.middle else out,
-    "pattern": lambda batch, edits, out: (
-        replace(out, activations={k: v + 1 for k, v in out.activations.items()}) if edits else out
-    ),
-    "linear_heads": lambda batch, edits, out: replace(
-        out,
-        activations={
-            k: v * 1.01 if k.kind == "attn_out" else v for k, v in out.activations.items()
-        },
-    ),
+    "prefix": shift_if("prefix"),
+    "columns": shift_if("columns"),
+    "joins": shift_if("joins"),
+    "last_position_only": shift_if("last_position_only"),
+    "after_attention": shift_if("after_attention"),
+    "pattern": shift_edited,
+    "linear_heads": scale_attn_out,
 }
 
 
 @pytest.mark.parametrize("ability", WRONG_ANSWERS)
 def test_each_shortcut_is_dropped_by_itself(tiny_models, expected, ability):
-    found = find_abilities(
-        FaultyBackend(tiny_models.load("gpt2"), WRONG_ANSWERS[ability]), expected
-    )
-    assert found == replace(Abilities(True, True, True, True, True, True, True), **{ability: False})
+    faulty = FaultyBackend(tiny_models.load("gpt2"), WRONG_ANSWERS[ability])
+    assert find_abilities(faulty, expected) == replace(ALL_ABILITIES, **{ability: False})
 
 
 @pytest.mark.parametrize(
@@ -63,9 +79,14 @@ def test_a_shortcut_that_fails_is_not_taken(tiny_models, expected, error):
             raise error
         return out
 
-    assert find_abilities(FaultyBackend(tiny_models.load("gpt2"), fail), expected) == Abilities(
-        False, True, True, True, True, True, True
-    )
+    faulty = FaultyBackend(tiny_models.load("gpt2"), fail)
+    assert find_abilities(faulty, expected) == replace(ALL_ABILITIES, prefix=False)
+
+
+@pytest.mark.parametrize("ability", ["prefix", "last_position_only"])
+def test_a_shortcut_that_is_not_to_be_tried_is_not_taken(tiny_models, expected, ability):
+    abilities = find_abilities(tiny_models.load("gpt2"), expected, untried=(ability,))
+    assert abilities == replace(ALL_ABILITIES, **{ability: False})
 
 
 def test_too_little_memory_is_no_verdict_on_a_shortcut(tiny_models, expected):
@@ -79,9 +100,9 @@ def test_too_little_memory_is_no_verdict_on_a_shortcut(tiny_models, expected):
 
 
 def test_a_backend_that_cannot_start_in_the_middle_is_refused(tiny_models, expected):
-    lie = FaultyBackend(
+    faulty = FaultyBackend(
         tiny_models.load("gpt2"),
         lambda batch, edits, out: shift_logits(out) if batch.start else out,
     )
     with pytest.raises(BackendMismatchError, match="cannot be started in the middle"):
-        find_abilities(lie, expected)
+        find_abilities(faulty, expected)

@@ -110,14 +110,14 @@ def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
     chosen = choose_backend(found, "auto", PLENTY)
     assert (chosen.backend, chosen.reason) == (
         "transformerlens",
-        "only TransformerLens knows CodeGenForCausalLM",
+        "only TransformerLens supports CodeGenForCausalLM",
     )
     for backend, spread, word in (
         ("nnsight", False, "'codegen'"),
-        ("auto", True, "CodeGenForCausalLM is not for it"),
+        ("auto", True, "does not support CodeGenForCausalLM"),
     ):
         with pytest.raises(ModelError, match=word):
-            choose_backend(found, backend, PLENTY, spread=spread)
+            choose_backend(found, backend, PLENTY, is_spread=spread)
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_choices(tiny_models):

@@ -20,12 +20,12 @@ from benchmarks.random_models.tiny_models import (
     save_tokenizer,
 )
 from discovery.backends.base import Backend, Batch
-from discovery.backends.info import Abilities
 from discovery.backends.loading.load import load_model
 from discovery.errors import BackendMismatchError
 from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
+from tests.discovery.backends.loading.faulty_backend import ALL_ABILITIES
 from tests.oracles.hooked_module import HookedModule
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_what_is_known_of_a_model(tiny_models, backend, kind):
         info.n_kv_heads,
         info.d_head,
         info.parallel,
-        info.positions,
+        info.positional_embedding,
         info.normalization,
     )
     assert facts == FACTS[kind]
@@ -120,7 +120,7 @@ def test_every_shortcut_that_an_architecture_has_is_found(tiny_models, backend, 
     assert abilities.prefix
     assert abilities.columns
     assert abilities.linear_heads
-    assert abilities.middle == (kind != "neox")
+    assert abilities.after_attention == (kind != "neox")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_the_bundled_model(backend):
         model.info.fingerprint
         == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     )
-    assert model.abilities == Abilities(True, True, True, True, True, True, True)
+    assert model.abilities == ALL_ABILITIES
     assert model.tokenizer is not None
     ids = model.tokenizer.encode("When Mary and John went to the store, John gave a drink to")
     assert 0 < max(ids) < model.info.d_vocab

@@ -317,7 +317,13 @@ def test_what_is_known_of_a_native_model(tiny_models, backend):
         info.d_model,
         info.d_head,
     ) == ("NativeModel", 2, 3, 3, 12, 6)
-    assert (info.d_vocab, info.n_logits, info.n_ctx, info.positions, info.normalization) == (
+    assert (
+        info.d_vocab,
+        info.n_logits,
+        info.n_ctx,
+        info.positional_embedding,
+        info.normalization,
+    ) == (
         VOCAB,
         VOCAB,
         12,
