@@ -56,14 +56,13 @@ METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 DEVICE_KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
 SLOTS: tuple[Slot, ...] = get_args(Slot)
-
-_HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
-_KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
-_MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
-_FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
-_DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # a feature's site where its name gives none
-_FORWARD_ORDER = (
+# The activations and nodes of one layer, in the order in which a forward pass computes them.
+LAYER_ORDER = (
     "resid_pre",
+    "q",
+    "k",
+    "v",
+    "pattern",
     "attention_head",
     "z",
     "attn_out",
@@ -71,7 +70,13 @@ _FORWARD_ORDER = (
     "mlp",
     "mlp_out",
     "resid_post",
-)  # of a layer, in forward order
+)
+
+_HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
+_KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
+_MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
+_FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
+_DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # a feature's site where its name gives none
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
 
 
@@ -159,7 +164,7 @@ class Node:
             return (-1, 0, 0) if self.kind == "embed" else (1 << 30, 0, 0)
         return (
             self.layer,
-            _FORWARD_ORDER.index(self.site or self.kind),
+            LAYER_ORDER.index(self.site or self.kind),
             self.head or self.feature or 0,
         )
 

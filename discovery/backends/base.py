@@ -1,39 +1,115 @@
-"""The contract between the science and an engine that runs models.
+"""The contract between the measurements and a library that runs models.
 
-A backend does one thing: run these tokens, read these sites, apply these edits; optionally from a given layer's residual
-stream, optionally after a prefix whose keys and values are known, optionally only up to a layer, optionally with
-gradients. Algorithms never ask which backend they have. What a model allows (reusing a prefix, unembedding a few
-columns) is found out by trying it at load, and recorded in `Abilities`: a shortcut that does not reproduce the plain
-forward pass is not taken.
+A backend does one thing: it runs a batch of tokens, reads sites and applies edits. A run may start
+at a layer from a given residual stream, follow a prefix whose keys and values are known, stop at a
+layer, or keep the graph for gradients. Algorithms never ask which backend they have.
 
-What a backend is asked to run, and what it gives.
+Some shortcuts, such as reusing a prefix or unembedding a few columns, are not possible with every
+model. Each is tried when the model is loaded and recorded in `Abilities`: a shortcut that does not
+reproduce the plain forward pass is never taken.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from discovery.backends.info import Abilities, ModelInfo
+from discovery.backends.kv_cache import Prefix
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
-from discovery.sites import Site
+from discovery.sites import LAYER_ORDER, Site
 from discovery.tasks.pairs import Tokenizer
 
 
-class Backend(ABC):
-    """A loaded model behind one engine.
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of a run, where it starts and stops, and what is unembedded.
 
     Attributes:
-        info: what it is.
-        abilities: which shortcuts hold for it.
-        tokenizer: None where the model directory has none.
-        batch_tokens: beyond so many tokens a batch gains nothing; None: as the device has it.
+        tokens: token ids, right-padded; in a causal model no position sees the padding behind it.
+            After a prefix, these are the tokens that follow it.
+        answer_position: each row's answer position within `tokens`; None if no logits are wanted.
+        start: the first layer that is run, from `residual`. If it is n_layers, only the final norm
+            and the unembedding are run.
+        residual: resid_pre of the start layer [row pos d_model]; None at layer 0 means that the
+            tokens are embedded.
+        after_attention: `residual` is resid_mid of the start layer, whose attention is not run.
+        stop: the first layer that is not run; there are no logits then.
+        prefix: keys and values of the positions before `tokens`.
+        columns: the only vocabulary entries to unembed for each row; -1 is padding, and its logit
+            is unspecified.
+        joins: for some layers, resid_pre [row pos d_model] of further rows that enter there, after
+            the rows that are already in the run. One pass then serves rows that start at different
+            layers. `tokens`, `answer_position` and `columns` are those of all rows in that order.
+            `prefix` holds for each layer the rows that it works on (for skipped layers, any).
+            Nothing can be read or edited in such a run.
+        last_position_only: the last layer computes its output projection and its MLP at the answer
+            position only. What they write then cannot be read.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    answer_position: Int[Tensor, "row"] | None = None
+    _: KW_ONLY
+    start: int = 0
+    residual: Float[Tensor, "_ pos d_model"] | None = None
+    after_attention: bool = False
+    stop: int | None = None
+    prefix: Prefix | None = None
+    columns: Int[Tensor, "row k"] | None = None
+    joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
+    last_position_only: bool = False
+
+    @property
+    def input_ids(self) -> Int[Tensor, "_ pos"]:
+        """The tokens that the model is called with.
+
+        The model makes its masks and positions for these rows. If rows join on the way, it is
+        called with one row, whose mask serves any number of rows.
+        """
+        return self.tokens[:1] if self.joins else self.tokens
+
+    def require_answer_position(self) -> Int[Tensor, "row"]:
+        """Return each row's answer position.
+
+        Raises:
+            ValueError: if none was given.
+        """
+        if self.answer_position is None:
+            raise ValueError("these rows have no answer position")
+        return self.answer_position
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a run gives.
+
+    Attributes:
+        logits: [row d_vocab] at the answer positions, or [row k] if columns were asked for; None if
+            no logits were wanted.
+        activations: the sites that were asked for, after their edits.
+        prefix: the keys and values of every position, if they were asked for.
+    """
+
+    logits: Float[Tensor, "row k"] | None
+    activations: dict[Site, Float[Tensor, "..."]] = field(default_factory=dict)
+    prefix: Prefix | None = None
+
+
+class Backend(ABC):
+    """A loaded model behind the library that runs it.
+
+    Attributes:
+        info: the model's shape and origin.
+        abilities: the shortcuts that work with this model.
+        tokenizer: None if the model directory has none.
+        tokens_per_batch: the number of tokens beyond which a larger batch gains nothing; None means
+            the usual number for the device.
     """
 
     tokens_per_batch: int | None = None
@@ -54,46 +130,53 @@ class Backend(ABC):
         """Run a batch.
 
         Args:
-            reads: sites wanted, after their edits.
-            edits: applied in forward order.
-            keep_prefix: also return all keys and values.
-            grad: keep the graph: reads and logits are differentiable with respect to each other and to `residual`.
+            batch: what to run.
+            reads: the sites to return, with their edits applied.
+            edits: changes, applied in forward order.
+            keep_prefix: whether to return the keys and values of every position.
+            grad: whether to keep the graph. The logits and the activations that are read can then
+                be differentiated with respect to earlier activations and to `batch.residual`.
 
         Raises:
-            SiteError: where the model lacks a site.
-            torch.OutOfMemoryError: left to the caller, who halves the batch.
+            SiteError: if the model lacks a site.
+            MeasurementError: if gradients are asked for and this backend gives none.
+            torch.OutOfMemoryError: if memory runs out. The caller may try a smaller batch.
         """
 
     @abstractmethod
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of each head."""
+        """Return W_O of each head of a layer."""
 
     @property
     def d_vocab(self) -> int:
+        """The number of token ids that a prompt may hold."""
         return self.info.d_vocab
 
     @property
     def n_logits(self) -> int:
+        """The number of tokens that the model gives a logit for."""
         return self.info.n_logits
 
     @property
     def n_ctx(self) -> int:
+        """The number of tokens of the longest prompt."""
         return self.info.n_ctx
 
     @property
     def device(self) -> torch.device:
+        """The device on which tokens are given and results are returned."""
         return torch.device(self.info.device)
 
     @property
     def resident_weight_bytes(self) -> int:
-        """Bytes of its weights that lie where it computes."""
+        """Bytes of the weights that lie on the device that computes."""
         return self.info.weights_bytes
 
     def require_gradients(self) -> None:
         """Check that runs can be differentiated.
 
         Raises:
-            MeasurementError: where they cannot; says why, and what to do instead.
+            MeasurementError: if they cannot; the message says why, and what to do instead.
         """
         if not self.abilities.gradients:
             raise MeasurementError(
@@ -104,7 +187,7 @@ class Backend(ABC):
         """Check that this model has a site.
 
         Raises:
-            SiteError: where it does not.
+            SiteError: if it does not.
         """
         if not 0 <= site.layer < self.info.n_layers:
             raise SiteError(
@@ -117,115 +200,46 @@ class Backend(ABC):
                 "Use attn_out, head_out or a residual-stream site.",
             )
         if site.kind == "resid_mid" and (self.info.parallel or self.info.attn_only):
-            why = (
-                "attention and MLP run in parallel here"
-                if self.info.parallel
-                else "the model has no MLPs"
-            )
+            why = "the model has no MLPs"
+            if self.info.parallel:
+                why = "attention and MLP run in parallel in this model"
             raise SiteError(f"resid_mid does not exist: {why}.", "Use resid_pre or resid_post.")
 
+    def check_run(
+        self,
+        batch: Batch,
+        reads: Sequence[Site],
+        edits: Sequence[Edit],
+        *,
+        keep_prefix: bool,
+        grad: bool,
+    ) -> None:
+        """Check that a run is consistent and that the model allows it.
 
-ACTIVATION_ORDER = (
-    "resid_pre",
-    "q",
-    "k",
-    "v",
-    "pattern",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_out",
-    "resid_post",
-)
+        Raises:
+            SiteError: if the model lacks a site, or its attention pattern cannot be replaced.
+            ValueError: if the batch contradicts itself or what is asked for.
+            RuntimeError: if keys and values are asked for of a run that does not compute them all.
+            MeasurementError: if gradients are asked for and this backend gives none.
+        """
+        for site in (*reads, *(edit.site for edit in edits)):
+            self.require_site(site)
+        if batch.joins and (reads or edits or grad):
+            raise ValueError("a run that rows join on the way cannot read, edit or differentiate")
+        if (batch.start or batch.after_attention) and batch.residual is None:
+            raise ValueError("a run that starts at a layer needs a residual stream")
+        is_full = batch.answer_position is not None and batch.stop is None and batch.columns is None
+        if keep_prefix and not is_full:
+            raise RuntimeError("keys and values are only complete after a full run")
+        if not self.abilities.pattern and any(edit.site.kind == "pattern" for edit in edits):
+            raise SiteError(
+                "This model's attention pattern can be read but not replaced.",
+                "Patch z, q, k or v instead.",
+            )
+        if grad:
+            self.require_gradients()
 
 
 def forward_order(site: Site) -> tuple[int, int]:
-    """Sorts sites as a forward pass meets them."""
-    return site.layer, ACTIVATION_ORDER.index(site.kind)
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of earlier positions, layer by layer, as the attention uses them (rotated where it rotates).
-
-    Attributes:
-        keys, values: one [row kv_head prefix d_head] for each layer; as many rows as are at work there.
-    """
-
-    keys: tuple[Float[Tensor, "_ kv_head prefix d_head"], ...]
-    values: tuple[Float[Tensor, "_ kv_head prefix d_head"], ...]
-
-    def take(self, rows: Int[Tensor, "n"], length: int) -> Prefix:
-        """The first `length` positions of these rows."""
-        return Prefix(
-            tuple(k[rows, :, :length] for k in self.keys),
-            tuple(v[rows, :, :length] for v in self.values),
-        )
-
-    def take_by_layer(self, rows: Int[Tensor, "n"], counts: Sequence[int], length: int) -> Prefix:
-        """The first `length` positions; in each layer, of so many of the first rows (of one at least)."""
-        most = [rows[: max(count, 1)] for count in counts]
-        keys = tuple(k[own, :, :length] for k, own in zip(self.keys, most, strict=True))
-        return Prefix(
-            keys, tuple(v[own, :, :length] for v, own in zip(self.values, most, strict=True))
-        )
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in (*self.keys, *self.values))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What to run.
-
-    Attributes:
-        tokens: ids, right-padded; a causal model's earlier positions never see the padding. After a prefix: the rest.
-        last: each row's answer position within `tokens`; None where no logits are wanted.
-        start: the first layer that is run; `residual` is its resid_pre [row pos d_model]. n_layers: only norm and unembedding.
-        middle: `residual` is the start layer's resid_mid, and its attention is not run.
-        stop: the first layer that is not run (then there are no logits).
-        prefix: keys and values of the positions before `tokens`.
-        columns: unembed only these vocabulary entries of each row; -1 is padding (its logit is unspecified).
-        joins: layer -> resid_pre [row pos d_model] of further rows that enter there, behind those already at work. `tokens`, `last` and
-            `columns` are of all rows in that order; `prefix` holds, layer by layer, the rows that are at work (skipped layers: any).
-            Nothing is read or edited then. One pass over the layers serves rows that start at different ones.
-        narrow: the last layer's output projection and MLP are computed at the answer position only; nothing behind its z is read then.
-    """
-
-    tokens: Int[Tensor, "row pos"]
-    answer_position: Int[Tensor, "row"] | None = None
-    start: int = 0
-    residual: Float[Tensor, "_ pos d_model"] | None = None
-    after_attention: bool = False
-    stop: int | None = None
-    prefix: Prefix | None = None
-    columns: Int[Tensor, "row k"] | None = None
-    joins: Mapping[int, Float[Tensor, "_ pos d_model"]] = field(default_factory=dict)
-    last_position_only: bool = False
-
-    @property
-    def require_answer_position(self) -> Int[Tensor, "row"]:
-        """Each row's answer position.
-
-        Raises:
-            ValueError: where none was given.
-        """
-        if self.answer_position is None:
-            raise ValueError("these rows have no answer position")
-        return self.answer_position
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """What a run gave.
-
-    Attributes:
-        logits: [row d_vocab] at `last`, or [row k] where columns were asked for; None where none were.
-        activations: the sites read, after edits.
-        prefix: every position's keys and values, where asked for.
-    """
-
-    logits: Float[Tensor, "row k"] | None
-    activations: dict[Site, Float[Tensor, "..."]] = field(default_factory=dict)
-    prefix: Prefix | None = None
+    """Return a key that sorts sites in the order in which a forward pass computes them."""
+    return site.layer, LAYER_ORDER.index(site.kind)

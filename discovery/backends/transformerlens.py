@@ -1,10 +1,18 @@
-"""The contract on TransformerLens 3.9's `TransformerBridge`, which hooks the Hugging Face module itself.
+"""The backend contract on TransformerLens 3.9's `TransformerBridge`.
 
-The bridge keeps the weights as they are (no folding, no centring), so its logits are those of the module. Three things it
-does not offer are done here, and verified at load by `backends.check`: starting at a layer (the earlier blocks are
-replaced by the identity and the residual stream is put in at the start), reusing keys and values of earlier positions
-(through the Hugging Face cache), and unembedding only the answer position, or only some columns there.
-`resid_mid` is edited through attn_out, because the bridge's hook of that name feeds the MLP alone.
+The bridge hooks the Hugging Face module itself and keeps its weights as they are (no folding, no
+centring), so its logits are those of the module.
+
+Three things that the bridge does not offer are done here. They are verified when a model is loaded
+(`backends.loading.checks` and `backends.loading.abilities`):
+
+- Starting at a layer: the earlier blocks pass their input on, and the residual stream is put in at
+  the start.
+- Reusing keys and values of earlier positions, through the Hugging Face cache.
+- Unembedding only the answer position, or only some columns there.
+
+`resid_mid` is edited through attn_out, because the bridge's hook of that name changes only what the
+MLP reads.
 """
 
 from __future__ import annotations
@@ -22,8 +30,13 @@ from torch import Tensor, nn
 
 from discovery.backends.base import Backend, Batch, BatchResult, forward_order
 from discovery.backends.info import Abilities, ModelInfo
-from discovery.backends.kv_cache import from_dynamic_cache, to_dynamic_cache
-from discovery.backends.last_position import LastPosition, restrict_edits, take_answer_position
+from discovery.backends.kv_cache import forward_arguments, from_dynamic_cache
+from discovery.backends.last_position import (
+    LastPosition,
+    restrict_edits,
+    take_answer_position,
+    unembed_columns,
+)
 from discovery.errors import SiteError
 from discovery.interventions import Edit
 from discovery.sites import Site
@@ -43,7 +56,7 @@ class _Stop(Exception):  # noqa: N818  (leaves the forward pass early; never esc
 
 
 class TransformerLensBackend(Backend):
-    """A TransformerBridge behind the contract; one run at a time."""
+    """A TransformerBridge behind the contract; it runs one batch at a time."""
 
     def __init__(
         self,
@@ -51,19 +64,26 @@ class TransformerLensBackend(Backend):
         info: ModelInfo,
         tokenizer: Tokenizer | None,
         *,
-        block_returns: int | None,
-        cached: bool,
+        block_tuple_length: int | None,
+        takes_cache: bool,
     ) -> None:
-        """Take over a bridge.
+        """Wrap a bridge.
 
         Args:
-            block_returns: length of the tuple that a block returns, or None where it returns a tensor.
-            cached: whether the module takes and returns a Hugging Face cache.
+            bridge: the TransformerBridge.
+            info: the model's shape and origin.
+            tokenizer: None if the model directory has none.
+            block_tuple_length: the length of the tuple that a block returns; None if it returns a
+                tensor.
+            takes_cache: whether the module takes and returns a Hugging Face cache.
         """
-        self.bridge, self.info, self.tokenizer = bridge, info, tokenizer
-        self.abilities = Abilities(pattern=True)  # until it has been tried
-        self._block_returns, self._cached = block_returns, cached
-        self._points: dict[str, Any] = dict(bridge.hook_dict)
+        self.bridge = bridge
+        self.info = info
+        self.tokenizer = tokenizer
+        self.abilities = Abilities(pattern=True)  # until they have been tried
+        self._block_tuple_length = block_tuple_length
+        self._takes_cache = takes_cache
+        self._hook_points: dict[str, Any] = dict(bridge.hook_dict)
         self._lock = threading.RLock()
 
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -78,71 +98,57 @@ class TransformerLensBackend(Backend):
         keep_prefix: bool = False,
         grad: bool = False,
     ) -> BatchResult:
-        for site in (*reads, *(edit.site for edit in edits)):
-            self.require_site(site)
-        if batch.joins and (reads or edits or grad):
-            raise ValueError(
-                "nothing can be read, edited or differentiated where rows join on the way"
-            )
-        seen: dict[Site, Tensor] = {}
+        self.check_run(batch, reads, edits, keep_prefix=keep_prefix, grad=grad)
+        if batch.last_position_only:
+            edits = restrict_edits(self.info, batch, reads, edits)
         hidden: list[Tensor] = []
-        edits = (
-            restrict_edits(self.info, batch, reads, edits) if batch.last_position_only else edits
-        )
         with self._lock, torch.set_grad_enabled(grad), ExitStack() as stack:
             self._start(stack, batch, grad)
-            self._visit(stack, batch, reads, edits, seen, grad)
+            activations = self._hook_sites(stack, batch, reads, edits, grad)
             last_position = LastPosition(batch, stack)
             if batch.last_position_only and batch.start < self.info.n_layers:
                 self._restrict_to_last_position(last_position)
             self._finish(stack, batch, hidden)
-            # Masks and positions are made for these rows: of one row, they serve however many there are at a layer.
-            arguments: dict[str, Any] = {
-                "input_ids": batch.tokens[:1] if batch.joins else batch.tokens
-            }
-            if self._cached:
-                cached = keep_prefix or batch.prefix is not None
-                arguments |= {
-                    "use_cache": cached,
-                    "past_key_values": to_dynamic_cache(batch.prefix) if cached else None,
-                }
+            arguments = forward_arguments(
+                batch.input_ids,
+                batch.prefix,
+                takes_cache=self._takes_cache,
+                keep_prefix=keep_prefix,
+            )
             try:
-                out = self.bridge.original_model(**arguments)
+                output = self.bridge.original_model(**arguments)
             except _Stop:
-                out = None
+                output = None
         last_position.require_all_cut()
         logits = None
         if batch.columns is not None and batch.answer_position is not None:
-            logits = self._unembed_columns(hidden[0], batch.columns)
-        elif out is not None:
-            logits = (out if isinstance(out, Tensor) else out.logits)[:, 0]
-        if keep_prefix and out is None:
-            raise RuntimeError("keys and values are only complete after a full run")
+            unembed = self.bridge.unembed.original_component
+            logits = unembed_columns(unembed, hidden[0], batch.columns)
+        elif output is not None:
+            logits = (output if isinstance(output, Tensor) else output.logits)[:, 0]
         return BatchResult(
             logits,
-            {site: seen[site] for site in reads},
-            from_dynamic_cache(out.past_key_values) if keep_prefix else None,
+            {site: activations[site] for site in reads},
+            from_dynamic_cache(output.past_key_values) if keep_prefix else None,
         )
 
     def _start(self, stack: ExitStack, batch: Batch, grad: bool) -> None:
-        """Skip the blocks before `start` and put the residual stream in there."""
-        if (batch.start or batch.after_attention) and batch.residual is None:
-            raise ValueError("a start layer needs a residual stream")
+        """Skip the blocks before `start`, and put the residual stream in there."""
         blocks = list(self.bridge.blocks)
         for index, block in enumerate(blocks[: batch.start]):
-            handed_on = batch.residual if index == batch.start - 1 else None
-            stack.enter_context(_replace_forward(block, partial(self._pass_through, handed_on)))
+            replacement = batch.residual if index == batch.start - 1 else None
+            stack.enter_context(_replace_forward(block, partial(self._pass_through, replacement)))
         if batch.after_attention:
             stack.enter_context(_replace_forward(blocks[batch.start].attn, _skip_attention))
         if grad or (batch.residual is not None and batch.start == 0):
 
             def put(activation: Tensor, hook: Any) -> Tensor:
-                put_in = (
-                    activation if batch.residual is None else batch.residual.to(activation.dtype)
-                )
-                return (
-                    put_in if put_in.requires_grad or not grad else put_in.detach().requires_grad_()
-                )
+                stream = activation
+                if batch.residual is not None:
+                    stream = batch.residual.to(activation.dtype)
+                if grad and not stream.requires_grad:
+                    stream = stream.detach().requires_grad_()
+                return stream
 
             self._hook(stack, Site("resid_pre", batch.start), put)
 
@@ -153,67 +159,72 @@ class TransformerLensBackend(Backend):
 
             self._hook(stack, Site("resid_pre", layer), join)
 
-    def _pass_through(self, handed_on: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        arrived: Tensor = args[0] if args else kwargs["hidden_states"]
-        hidden = arrived if handed_on is None else handed_on.to(arrived.dtype)
-        return (
-            hidden if self._block_returns is None else (hidden, *[None] * (self._block_returns - 1))
-        )
+    def _pass_through(self, replacement: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass of a skipped block: it returns its input, or a replacement for it."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if replacement is not None:
+            hidden = replacement.to(hidden.dtype)
+        if self._block_tuple_length is None:
+            return hidden
+        return hidden, *[None] * (self._block_tuple_length - 1)
 
-    def _visit(
+    def _hook_sites(
         self,
         stack: ExitStack,
         batch: Batch,
         reads: Sequence[Site],
         edits: Sequence[Edit],
-        seen: dict[Site, Tensor],
         grad: bool,
-    ) -> None:
-        """Hook every site that is read or edited; reads see the edited value."""
-        by_site: dict[Site, list[Edit]] = defaultdict(list)
+    ) -> dict[Site, Tensor]:
+        """Hook every site that is read or edited.
+
+        Returns:
+            A dictionary that the forward pass fills with the edited value of each site.
+        """
+        activations: dict[Site, Tensor] = {}
+        edits_at: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
-            by_site[edit.site].append(edit)
-        for site in sorted(
-            {*reads, *by_site}, key=forward_order
-        ):  # an edited resid_mid stands on the edited resid_pre and attn_out
-            if site.kind == "resid_mid" and site in by_site:
-                self._edit_resid_mid(stack, site.layer, by_site.pop(site), batch)
-            changes = by_site.get(site, [])
-            if changes and site.kind == "pattern" and not self.abilities.pattern:
-                raise SiteError(
-                    "This model's attention pattern can be read but not replaced.",
-                    "Patch z, q, k or v instead.",
-                )
+            edits_at[edit.site].append(edit)
+        # In forward order: an edit of resid_mid sees the edited resid_pre and attn_out.
+        for site in sorted({*reads, *edits_at}, key=forward_order):
+            if site.kind == "resid_mid" and site in edits_at:
+                self._edit_resid_mid(stack, site.layer, edits_at.pop(site), batch)
 
             def visit(
-                activation: Tensor, hook: Any, site: Site = site, changes: list[Edit] = changes
+                activation: Tensor,
+                hook: Any,
+                site: Site = site,
+                site_edits: Sequence[Edit] = tuple(edits_at.get(site, ())),
             ) -> Tensor | None:
-                flat = activation.ndim == 2  # OPT's MLP works on [row·pos d_model]
-                seen[site] = activation.reshape(*batch.tokens.shape, -1) if flat else activation
-                for change in changes:
-                    seen[site] = change.apply(seen[site])
-                if not changes and not grad:
+                is_flat = activation.ndim == 2  # OPT's MLP works on [row·pos d_model]
+                value = activation.reshape(*batch.tokens.shape, -1) if is_flat else activation
+                for edit in site_edits:
+                    value = edit.apply(value)
+                activations[site] = value
+                if not site_edits and not grad:
                     return None
-                return (
-                    seen[site].flatten(0, 1) if flat else seen[site]
-                )  # what was read is then part of the graph
+                # With gradients, what was read becomes part of the graph.
+                return value.flatten(0, 1) if is_flat else value
 
             self._hook(stack, site, visit)
+        return activations
 
     def _edit_resid_mid(
-        self, stack: ExitStack, layer: int, changes: list[Edit], batch: Batch
+        self, stack: ExitStack, layer: int, edits: Sequence[Edit], batch: Batch
     ) -> None:
-        before: list[Tensor] = []
-        one = batch.last_position_only and layer == self.info.n_layers - 1
+        """Add to attn_out what the edits add to resid_mid."""
+        entered: list[Tensor] = []
+        is_restricted = batch.last_position_only and layer == self.info.n_layers - 1
 
         def remember(activation: Tensor, hook: Any) -> None:
-            before.append(take_answer_position(batch, activation) if one else activation)
+            entered.append(take_answer_position(batch, activation) if is_restricted else activation)
 
         def shift(activation: Tensor, hook: Any) -> Tensor:
-            middle = changed = before[-1] + activation
-            for change in changes:
-                changed = change.apply(changed)
-            return activation + (changed - middle)
+            resid_mid = entered[-1] + activation
+            edited = resid_mid
+            for edit in edits:
+                edited = edit.apply(edited)
+            return activation + (edited - resid_mid)
 
         self._hook(stack, Site("resid_pre", layer), remember)
         self._hook(stack, Site("attn_out", layer), shift)
@@ -221,16 +232,20 @@ class TransformerLensBackend(Backend):
     def _restrict_to_last_position(self, last_position: LastPosition) -> None:
         layer = self.info.n_layers - 1
         last_position.expect_cut("z")
-        self._hook(
-            last_position.stack,
-            Site("z", layer),
-            lambda activation, hook: last_position.cut("z", activation),
-        )  # behind z's own edits
+
+        def cut(activation: Tensor, hook: Any) -> Tensor:
+            return last_position.cut("z", activation)
+
+        self._hook(last_position.stack, Site("z", layer), cut)  # after the edits of z
         if not self.info.attn_only:
             last_position.cut_module_input("MLP", self.bridge.blocks[layer].mlp)
 
     def _finish(self, stack: ExitStack, batch: Batch, hidden: list[Tensor]) -> None:
-        """Stop early, or unembed the answer positions only."""
+        """Stop early, or unembed the answer positions only.
+
+        Args:
+            hidden: gets the input of the unembedding, if only some columns are unembedded.
+        """
         if batch.stop is not None or batch.answer_position is None:
             last = (self.info.n_layers if batch.stop is None else batch.stop) - 1
 
@@ -250,26 +265,21 @@ class TransformerLensBackend(Backend):
         handle = self.bridge.unembed.register_forward_pre_hook(gather)
         stack.callback(handle.remove)
 
-    def _unembed_columns(
-        self, hidden: Float[Tensor, "row d_model"], columns: Tensor
-    ) -> Float[Tensor, "row k"]:
-        unembed = self.bridge.unembed.original_component
-        weights = unembed.weight[columns.clamp(min=0)]  # [row k d_model]
-        logits = torch.einsum("rd,rkd->rk", hidden, weights)
-        return logits if unembed.bias is None else logits + unembed.bias[columns.clamp(min=0)]
-
     def _hook(self, stack: ExitStack, site: Site, visit: Callable[..., Tensor | None]) -> None:
-        point = self._points.get(
-            f"blocks.{site.layer}.{HOOK_NAMES.get(site.kind, 'hook_' + site.kind)}"
-        )
-        if point is None:
-            cause = f"This architecture ({self.info.architecture}) has no {site.kind}."
-            raise SiteError(cause, "Use resid_pre, attn_out, mlp_out or head_out.")
-        point.add_hook(visit)
-        stack.callback(point.remove_hooks, "fwd")
+        """Call `visit` on a site until the stack is closed."""
+        name = f"blocks.{site.layer}.{HOOK_NAMES.get(site.kind, 'hook_' + site.kind)}"
+        hook_point = self._hook_points.get(name)
+        if hook_point is None:
+            raise SiteError(
+                f"This architecture ({self.info.architecture}) has no {site.kind}.",
+                "Use resid_pre, attn_out, mlp_out or head_out.",
+            )
+        hook_point.add_hook(visit)
+        stack.callback(hook_point.remove_hooks, "fwd")
 
 
 def _skip_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """The forward pass of a skipped attention: it adds nothing to the residual stream."""
     hidden = args[0] if args else kwargs["hidden_states"]
     return torch.zeros_like(hidden), None
 

@@ -7,7 +7,7 @@ from discovery.engine.engine import Engine, engine_for
 from discovery.engine.gradients import attribute_sites, estimate_attributions
 from discovery.engine.memory import MemoryNeed, sweep_bytes
 from discovery.engine.prompts import SIDES, Prompts, Side, other_side
-from discovery.engine.rows import Rows, Window
+from discovery.engine.rows import Rows, Window, is_pointwise
 
 __all__ = [
     "BACKWARD_COST",
@@ -24,6 +24,7 @@ __all__ = [
     "engine_for",
     "estimate_attributions",
     "is_out_of_memory",
+    "is_pointwise",
     "other_side",
     "prompt_macs",
     "row_macs",

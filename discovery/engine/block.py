@@ -1,7 +1,7 @@
-"""A block: pairs whose cached runs fit in memory together, and the running of rows on them.
+"""A block: pairs whose cached runs fit in memory together, and the running of changed rows on them.
 
-One cached pass of each side of each prompt serves every sweep, ablation and control. All changed runs go through
-`Block.measure`, which is where work is saved, bounded in memory, and counted.
+All changed runs go through `Block.measure_all`. It decides what can be skipped, splits the rows into
+batches that fit in memory, and counts the work.
 """
 
 from __future__ import annotations
@@ -24,59 +24,56 @@ from discovery.interventions import Edit
 from discovery.metrics import PAD_TOKEN, measure
 from discovery.sites import MetricName, Site
 
-MAX_COLUMNS = 64  # beyond that, the whole vocabulary is as cheap
+MAX_COLUMNS = 64  # with more columns, unembedding the whole vocabulary is as cheap
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Block(CachedRuns):
-    """Pairs whose cached runs fit in memory together, and the running of changed rows on them."""
+    """Pairs whose cached runs fit in memory together, and the running of changed rows on them.
+
+    Attributes:
+        metric: what is measured on the logits of each row.
+    """
 
     metric: MetricName
 
     @property
     def metric_bytes(self) -> int:
+        """Bytes that the metric of one row takes beside its logits."""
         return metric_bytes(self.backend.info, self.metric)
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
-        """The metric of the unchanged prompts."""
+        """Return the metric of the unchanged prompts."""
         logits = self.logits(side)
-        most = max(1, self.memory // max(1, self.metric_bytes))
-        parts = torch.split(
-            torch.arange(len(self.prompts), device=self.prompts.length.device), most
-        )
-        return self._require_finite(
-            torch.cat([self._metric(logits[part], part, None) for part in parts])
-        )
+        size = max(1, self.memory // max(1, self.metric_bytes))
+        pairs = torch.arange(len(self.prompts), device=self.prompts.length.device)
+        metrics = [self._metric(logits[part], part, None) for part in torch.split(pairs, size)]
+        return self._require_finite(torch.cat(metrics))
 
     def measure(self, rows: Rows) -> Float[Tensor, "row"]:
-        """Run rows and give each one's metric."""
+        """Run rows and return the metric of each."""
         return self.measure_all([rows])[0]
 
     def measure_all(self, jobs: Sequence[Rows]) -> list[Float[Tensor, "row"]]:
-        """Run several jobs, together where that can be, and give each one's metrics.
+        """Run several jobs, in one pass where possible, and return the metrics of each job's rows.
 
         Raises:
-            MemoryLimitError: where not even one row fits.
-            NotFiniteError: where the model gives no number.
-            Interrupted: from the meter's progress.
+            MemoryLimitError: if not even one row fits.
+            NotFiniteError: if a metric is NaN or infinite.
+            Interrupted: if the meter's progress callback raises it.
         """
-        out: dict[int, Tensor] = {}
+        metrics: dict[int, Tensor] = {}
         for numbers, rows in self._group_jobs(jobs):
-            found = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
+            values = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
             for window in self._windows(rows):
-                for part, values in self._run_in_parts(rows, window):
-                    found[part.index] = values
-            out |= dict(
-                zip(
-                    numbers,
-                    torch.split(self._require_finite(found), [len(jobs[n]) for n in numbers]),
-                    strict=True,
-                )
-            )
-        return [out[n] for n in range(len(jobs))]
+                for part, part_values in self._run_in_parts(rows, window):
+                    values[part.index] = part_values
+            by_job = torch.split(self._require_finite(values), [len(jobs[n]) for n in numbers])
+            metrics |= dict(zip(numbers, by_job, strict=True))
+        return [metrics[n] for n in range(len(jobs))]
 
     def estimate(self, *jobs: Rows) -> float:
-        """Forward-pass equivalents that `measure_all` will count for these jobs."""
+        """Return the forward-pass equivalents that `measure_all` will count for these jobs."""
         return sum(
             self._equivalents(rows, window)
             for _, rows in self._group_jobs(jobs)
@@ -84,21 +81,27 @@ class Block(CachedRuns):
         )
 
     def _group_jobs(self, jobs: Sequence[Rows]) -> Iterable[tuple[list[int], Rows | JoinedRows]]:
-        """Jobs that can go up the layers in one pass, and the others by themselves, with their numbers."""
-        ready: dict[Side, list[tuple[int, Rows]]] = {}
+        """Join the jobs that can share one pass over the layers; yield the others as they are.
+
+        Each group comes with the numbers of its jobs.
+        """
+        joinable: dict[Side, list[tuple[int, Rows]]] = {}
         for number, job in enumerate(jobs):
-            joined = self._as_layer_input(job)
-            if joined is None:
+            at_input = self._as_layer_input(job)
+            if at_input is None:
                 yield [number], job
             else:
-                ready.setdefault(job.base, []).append((number, joined))
-        for group in ready.values():
-            group.sort(key=lambda pair: pair[1].start)
+                joinable.setdefault(job.base, []).append((number, at_input))
+        for group in joinable.values():
+            group.sort(key=lambda numbered: numbered[1].start)
             rows = JoinedRows(tuple(job for _, job in group)) if len(group) > 1 else group[0][1]
             yield [number for number, _ in group], rows
 
     def _as_layer_input(self, job: Rows) -> Rows | None:
-        """A job as residual streams at a layer's input: those behind an attention go through its layer's MLP first."""
+        """Return a job as residual streams at a layer's input, or None if it cannot be joined.
+
+        A job that starts after an attention is first run through the rest of that layer.
+        """
         info = self.backend.info
         if (
             not self.backend.abilities.joins
@@ -110,12 +113,11 @@ class Block(CachedRuns):
         if not job.after_attention:
             return job
 
-        def behind(window: Window) -> Tensor:
+        def run_mlp(window: Window) -> Tensor:
             assert job.residual is not None
             site = Site("resid_post", job.start)
-            tokens = self.prompts.tokens(job.base)[window.pair, window.first : window.end]
             batch = Batch(
-                tokens,
+                self.prompts.tokens(job.base)[window.pair, window.first : window.end],
                 start=job.start,
                 residual=job.residual(window),
                 after_attention=True,
@@ -127,7 +129,7 @@ class Block(CachedRuns):
             job,
             start=job.start + 1,
             after_attention=False,
-            residual=behind,
+            residual=run_mlp,
             residual_macs=job.residual_macs + info.macs_mlp,
         )
 
@@ -143,7 +145,7 @@ class Block(CachedRuns):
     def _run_in_parts(
         self, rows: Rows | JoinedRows, window: Window
     ) -> Iterable[tuple[Window, Tensor]]:
-        """Run a window; where memory does not suffice, in halves, and remember what fits."""
+        """Run a window, in halves if it does not fit in memory, and yield each part's metrics."""
         waiting = [window]
         while waiting:
             part = waiting.pop()
@@ -151,75 +153,70 @@ class Block(CachedRuns):
                 values = self._run(rows, part)
             except (RuntimeError, MemoryError) as fault:
                 half = self.halve_batch(len(part.index), part.end, fault)
-                waiting += [
-                    Window(part.index[half:], part.pair[half:], part.first, part.end),
-                    Window(part.index[:half], part.pair[:half], part.first, part.end),
-                ]
+                waiting += [part.part(slice(half, None)), part.part(slice(None, half))]
                 continue
             self.heap.trim_if_grown()
             self.meter.add(self._equivalents(rows, part))
             yield part, values
 
     def _run(self, rows: Rows | JoinedRows, window: Window) -> Float[Tensor, "n"]:
-        batch, edits = (
-            self._joined_batch(rows, window)
-            if isinstance(rows, JoinedRows)
-            else self._single_batch(rows, window)
-        )
+        if isinstance(rows, JoinedRows):
+            batch, edits = self._joined_batch(rows, window), []
+        else:
+            batch = self._single_batch(rows, window)
+            edits = rows.edits(window) if rows.edits else []
         logits = self.run(batch, edits=edits).logits
         assert logits is not None
         return self._metric(logits, window.pair, batch.columns)
 
-    def _single_batch(self, rows: Rows, window: Window) -> tuple[Batch, Sequence[Edit]]:
-        residual = (
-            rows.residual(window) if rows.residual else self.residual(rows.base, rows.start, window)
-        )
+    def _single_batch(self, rows: Rows, window: Window) -> Batch:
+        if rows.residual:
+            residual: Tensor | None = rows.residual(window)
+        else:
+            residual = self.residual(rows.base, rows.start, window)
         prefix = None
         if window.first and not rows.is_pointwise(self.backend.info.n_layers):
             prefix = self.prefix(rows.base).take(window.pair, window.first)
-        batch = Batch(
+        return Batch(
             self.prompts.tokens(rows.base)[window.pair, window.first : window.end],
             self.prompts.answer_position[window.pair] - window.first,
-            rows.start,
-            residual,
-            rows.after_attention,
+            start=rows.start,
+            residual=residual,
+            after_attention=rows.after_attention,
             prefix=prefix,
             columns=self._columns(window),
             last_position_only=self._last_position_only(rows, window),
         )
-        return batch, rows.edits(window) if rows.edits else ()
 
-    def _joined_batch(self, stairs: JoinedRows, window: Window) -> tuple[Batch, Sequence[Edit]]:
-        """Rows in the order of their start, so that each layer works on the first of them."""
-        entering: dict[int, list[Tensor]] = {}
-        for job, part in stairs.split(window):
+    def _joined_batch(self, rows: JoinedRows, window: Window) -> Batch:
+        """Order the rows by their start, so that each layer works on the first ones of them."""
+        streams: dict[int, list[Tensor]] = {}
+        for job, part in rows.split(window):
             assert job.residual is not None
-            entering.setdefault(job.start, []).append(job.residual(part))
-        arriving = {start: torch.cat(streams) for start, streams in entering.items()}
-        start = min(arriving)
+            streams.setdefault(job.start, []).append(job.residual(part))
+        arriving = {start: torch.cat(parts) for start, parts in streams.items()}
         counts = [
-            sum(len(stream) for at, stream in arriving.items() if at <= layer)
+            sum(len(stream) for start, stream in arriving.items() if start <= layer)
             for layer in range(self.backend.info.n_layers)
         ]
-        prefix = (
-            self.prefix(stairs.base).take_by_layer(window.pair, counts, window.first)
-            if window.first
-            else None
-        )
-        batch = Batch(
-            self.prompts.tokens(stairs.base)[window.pair, window.first : window.end],
+        prefix = None
+        if window.first:
+            prefix = self.prefix(rows.base).take_by_layer(window.pair, counts, window.first)
+        start = min(arriving)
+        residual = arriving.pop(start)
+        return Batch(
+            self.prompts.tokens(rows.base)[window.pair, window.first : window.end],
             self.prompts.answer_position[window.pair] - window.first,
-            start,
-            arriving.pop(start),
+            start=start,
+            residual=residual,
             prefix=prefix,
             columns=self._columns(window),
             joins=arriving,
-            last_position_only=self._last_position_only(stairs, window),
+            last_position_only=self._last_position_only(rows, window),
         )
-        return batch, ()
 
     def _last_position_only(self, rows: Rows | JoinedRows, window: Window) -> bool:
-        """Whether the last layer has positions that nothing needs behind its attention."""
+        """Whether the last layer can skip positions after its attention: only the answer's counts."""
         return (
             self.backend.abilities.last_position_only
             and window.width > 1
@@ -227,11 +224,12 @@ class Block(CachedRuns):
         )
 
     def _columns(self, window: Window) -> Tensor | None:
-        wanted = self.prompts.answer.shape[1] + self.prompts.wrong.shape[1]
+        """The vocabulary entries that the metric needs, or None if it needs all of them."""
+        count = self.prompts.answer.shape[1] + self.prompts.wrong.shape[1]
         if (
             self.metric != "logit_difference"
             or not self.backend.abilities.columns
-            or wanted > MAX_COLUMNS
+            or count > MAX_COLUMNS
         ):
             return None
         return torch.cat([self.prompts.answer[window.pair], self.prompts.wrong[window.pair]], 1)
@@ -246,38 +244,41 @@ class Block(CachedRuns):
         return measure(self.metric, logits, answer, wrong, clean)
 
     def _require_finite(self, metric: Tensor) -> Tensor:
-        """The metric itself. A NaN of the model's would pass for a cell that a pair does not have."""
-        if not bool(metric.isfinite().all()):
-            lost, info = int((~metric.isfinite()).sum()), self.backend.info
-            cause = f"{info.name} gives no finite number on {lost} of {len(metric)} rows in {info.dtype}."
+        """Return the metric itself if all of it is finite.
+
+        NaN marks missing grid cells, so it is never returned as a measurement.
+        """
+        not_finite = int((~metric.isfinite()).sum())
+        if not_finite:
+            info = self.backend.info
             raise NotFiniteError(
-                cause,
-                "Use dtype float32 or bfloat16 (float16 ends at 65504), and look at the weights if it stays so.",
+                f"{info.name} in {info.dtype} gives a metric that is NaN or infinite "
+                f"on {not_finite} of {len(metric)} rows.",
+                "Use dtype float32 or bfloat16 (the largest float16 is 65504); "
+                "if that does not help, check the weights.",
             )
         return metric
 
     def _equivalents(self, rows: Rows | JoinedRows, window: Window) -> float:
+        """The forward-pass equivalents that a window costs."""
         if isinstance(rows, JoinedRows):
             return sum(self._equivalents(job, part) for job, part in rows.split(window))
         info = self.backend.info
-        before = 0 if rows.is_pointwise(info.n_layers) else window.first
         columns = self._columns(window)
-        n_columns = info.n_logits if columns is None else columns.shape[1]
-        narrow = self._last_position_only(rows, window)
-        one = row_macs(
+        macs = row_macs(
             info,
             window.width,
-            before,
+            0 if rows.is_pointwise(info.n_layers) else window.first,
             start=rows.start,
             after_attention=rows.after_attention,
-            last_position_only=narrow,
-            columns=n_columns,
+            last_position_only=self._last_position_only(rows, window),
+            columns=info.n_logits if columns is None else columns.shape[1],
         )
-        one += window.width * rows.residual_macs
+        macs += window.width * rows.residual_macs
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
         return float(
             sum(
-                one * n / prompt_macs(info, length)
-                for length, n in zip(lengths.tolist(), counts.tolist(), strict=True)
+                macs * count / prompt_macs(info, length)
+                for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
             )
         )

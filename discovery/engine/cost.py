@@ -10,6 +10,7 @@ What a measurement cost.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from discovery.backends.info import ModelInfo
@@ -55,6 +56,17 @@ def row_macs(
 def prompt_macs(info: ModelInfo, length: int) -> int:
     """Multiply-adds of one prompt: one forward-pass equivalent."""
     return row_macs(info, length, columns=info.n_logits)
+
+
+def forward_equivalents(info: ModelInfo, macs: int, lengths: Iterable[int]) -> float:
+    """Return the forward-pass equivalents of one row for each prompt.
+
+    Args:
+        info: the model.
+        macs: multiply-adds that each row takes.
+        lengths: the number of tokens of each row's prompt; the row counts as a share of its pass.
+    """
+    return sum(macs / prompt_macs(info, length) for length in lengths)
 
 
 @dataclass

@@ -121,12 +121,12 @@ class Engine:
                 self._current = (
                     first,
                     Block(
-                        self.backend,
-                        prompts,
-                        self.meter,
-                        self.memory * BATCH_PERCENT // 100,
-                        self._heap,
-                        self.metric,
+                        backend=self.backend,
+                        prompts=prompts,
+                        meter=self.meter,
+                        memory=self.memory * BATCH_PERCENT // 100,
+                        heap=self._heap,
+                        metric=self.metric,
                     ),
                 )
             yield self._current

@@ -1,9 +1,11 @@
 """First-order effects of every site at once: attribution patching with integrated gradients.
 
-The difference between the two runs at a site, times the gradient of the metric there, is what patching that site would do were the
-model linear (Nanda 2023, "Attribution patching"). The gradient is averaged over runs whose input embedding lies between the two prompts'
-(EAP-IG-inputs; Hanna et al. 2024, arXiv 2403.17806), since a single gradient vanishes where attention or a metric is saturated. One
-forward and one backward pass per step give every layer's sites. An estimate, never a measurement.
+The difference between the two runs at a site, times the gradient of the metric there, is what
+patching that site would do if the model were linear (Nanda 2023, "Attribution patching"). A single
+gradient vanishes where attention or a metric is saturated. So the gradient is averaged over runs
+whose input embedding lies between those of the two prompts (EAP-IG-inputs; Hanna et al. 2024,
+arXiv 2403.17806). One forward and one backward pass per step give the sites of every layer.
+The result is an estimate and is never reported as a measurement.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from discovery.backends.base import Batch
 from discovery.engine.block import Block
-from discovery.engine.cost import BACKWARD_COST, prompt_macs, row_macs
+from discovery.engine.cost import BACKWARD_COST, forward_equivalents, row_macs
 from discovery.engine.prompts import Side, other_side
 from discovery.metrics import measure
 from discovery.sites import ActivationKind, Site
@@ -25,70 +27,66 @@ INTEGRATION_STEPS = 5
 def attribute_sites(
     block: Block, base: Side, kind: ActivationKind, steps: int = INTEGRATION_STEPS
 ) -> Float[Tensor, "pair layer pos ..."]:
-    """Σ (source − base) · ∂m/∂site at each layer and position (q, k, v, z, pattern: and head), the gradient averaged over `steps`.
+    """Estimate what patching each cell of a site would add to the metric.
+
+    An estimate is Σ (source − base) · ∂m/∂site, summed over the numbers of a cell. A cell is a
+    position of a layer; q, k, v, z and pattern have one for each head too.
 
     Args:
-        base: the run that would be patched; the other side is the source.
-        steps: input embeddings between the two, at the middle of as many equal parts.
+        block: the pairs.
+        base: the side whose run would be patched; the other side is the source.
+        kind: the site.
+        steps: how many input embeddings between the two the gradient is averaged over. They lie at
+            the middles of as many equal parts of the way.
 
     Raises:
-        MeasurementError: where the backend gives no gradients.
+        MeasurementError: if the backend gives no gradients.
     """
     prompts, info = block.prompts, block.backend.info
     block.backend.require_gradients()
-    behind: ActivationKind = (
-        "attn_out" if kind == "resid_mid" else kind
-    )  # resid_mid = resid_pre + attn_out: the same gradient
-    sites = [Site(behind, layer) for layer in range(info.n_layers)]
-    change = [
+    # resid_mid = resid_pre + attn_out, so its gradient is that of attn_out.
+    gradient_kind: ActivationKind = "attn_out" if kind == "resid_mid" else kind
+    gradient_sites = [Site(gradient_kind, layer) for layer in range(info.n_layers)]
+    differences = [
         block.activation(other_side(base), Site(kind, n)) - block.activation(base, Site(kind, n))
         for n in range(info.n_layers)
     ]
-    near, far = (block.activation(side, Site("resid_pre", 0)) for side in (base, other_side(base)))
+    base_inputs = block.activation(base, Site("resid_pre", 0))
+    source_inputs = block.activation(other_side(base), Site("resid_pre", 0))
     block.meter.begin(f"{kind} screen", estimate_attributions(block, steps))
-    one = _pass_macs(block)
-    out: list[Tensor] = []
-    begin, most = (
-        0,
-        max(1, block.rows_that_fit(0, prompts.width) // (2 * info.n_layers)),
-    )  # the graph holds every layer
-    while begin < len(prompts):
-        part = slice(begin, min(begin + most, len(prompts)))
-        try:
-            total = [torch.zeros_like(delta[part]) for delta in change]
-            for step in range(steps):
-                inputs = near[part] + (step + 0.5) / steps * (far[part] - near[part])
-                total = [
-                    a + b
-                    for a, b in zip(
-                        total, _run_backward(block, base, part, inputs, sites), strict=True
-                    )
-                ]
-        except (RuntimeError, MemoryError) as fault:
-            most = block.halve_batch(part.stop - begin, prompts.width, fault)
-            continue
-        block.meter.add(
-            steps * sum(one / prompt_macs(info, n) for n in prompts.length[part].tolist())
-        )
-        parts = [
-            _sum_cells(kind, delta[part] * slope / steps)
-            for delta, slope in zip(change, total, strict=True)
+
+    def sum_gradients(part: slice) -> list[Tensor]:
+        totals = [torch.zeros_like(difference[part]) for difference in differences]
+        for step in range(steps):
+            share = (step + 0.5) / steps
+            inputs = base_inputs[part] + share * (source_inputs[part] - base_inputs[part])
+            gradients = _run_backward(block, base, part, inputs, gradient_sites)
+            totals = [a + b for a, b in zip(totals, gradients, strict=True)]
+        return totals
+
+    macs = _pass_macs(block)
+    estimates: list[Tensor] = []
+    # The graph of a backward pass holds the activations of every layer.
+    max_rows = max(1, block.rows_that_fit(0, prompts.width) // (2 * info.n_layers))
+    for part, totals in block.in_batches(sum_gradients, max_rows):
+        lengths = prompts.length[part].tolist()
+        block.meter.add(steps * forward_equivalents(info, macs, lengths))
+        by_layer = [
+            _sum_cells(kind, difference[part] * total / steps)
+            for difference, total in zip(differences, totals, strict=True)
         ]
-        out.append(torch.stack(parts, 1))
-        begin = part.stop
-    return torch.cat(out)
+        estimates.append(torch.stack(by_layer, 1))
+    return torch.cat(estimates)
 
 
 def estimate_attributions(block: Block, steps: int = INTEGRATION_STEPS) -> float:
-    """Forward-pass equivalents of `attribute_sites`."""
-    return steps * sum(
-        _pass_macs(block) / prompt_macs(block.backend.info, n)
-        for n in block.prompts.length.tolist()
-    )
+    """Return the forward-pass equivalents that `attribute_sites` will count."""
+    lengths = block.prompts.length.tolist()
+    return steps * forward_equivalents(block.backend.info, _pass_macs(block), lengths)
 
 
 def _pass_macs(block: Block) -> int:
-    """Of one prompt's pass and its way back."""
+    """The multiply-adds of one forward and one backward pass of a prompt."""
     info = block.backend.info
     return (1 + BACKWARD_COST) * row_macs(info, block.prompts.width, columns=info.n_logits)
 
@@ -96,30 +94,23 @@ def _pass_macs(block: Block) -> int:
 def _run_backward(
     block: Block, base: Side, part: slice, inputs: Tensor, sites: list[Site]
 ) -> list[Tensor]:
+    """The gradient of the metric at each site, of a run from these input embeddings."""
     prompts = block.prompts
+    batch = Batch(
+        prompts.tokens(base)[part],
+        prompts.answer_position[part],
+        residual=inputs.detach().requires_grad_(),
+    )
+    clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
     with torch.enable_grad():
-        outcome = block.run(
-            Batch(
-                prompts.tokens(base)[part],
-                prompts.answer_position[part],
-                0,
-                inputs.detach().requires_grad_(),
-            ),
-            sites,
-            grad=True,
-        )
-        assert outcome.logits is not None
-        clean = block.logits("clean")[part] if block.metric == "kl_divergence" else None
-        metric = measure(
-            block.metric, outcome.logits, prompts.answer[part], prompts.wrong[part], clean
-        )
-        return list(
-            torch.autograd.grad(
-                metric.sum(), [outcome.activations[site] for site in sites], materialize_grads=True
-            )
-        )
+        result = block.run(batch, sites, grad=True)
+        assert result.logits is not None
+        answer, wrong = prompts.answer[part], prompts.wrong[part]
+        metric = measure(block.metric, result.logits, answer, wrong, clean)
+        activations = [result.activations[site] for site in sites]
+        return list(torch.autograd.grad(metric.sum(), activations, materialize_grads=True))
 
 
 def _sum_cells(kind: ActivationKind, product: Tensor) -> Tensor:
-    """Over what a cell holds: features, and for a pattern the positions looked at."""
+    """Sum over a cell: over its numbers, or for a pattern over the positions looked at."""
     return product.sum(-1).transpose(1, 2) if kind == "pattern" else product.sum(-1)

@@ -182,7 +182,7 @@ class SetMetric:
             return [_edit(site, value, where[chosen], window) for site, value, where in values]
 
         start_at = block.prompts.first_difference[pair] if same_before else torch.zeros_like(pair)
-        return Rows("clean", pair, start_at, start, edits=edits)
+        return Rows("clean", pair, start_at, start=start, edits=edits)
 
 
 def _edit(site: Site, value: Tensor, where: Tensor, window: Window) -> Edit:

@@ -22,7 +22,9 @@ def node_attributions_by_autograd(model: Backend, task: Task, side: Side) -> dic
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():
         outcome = model.run(
-            Batch(prompts.tokens(side), prompts.answer_position, 0, inputs), order, grad=True
+            Batch(prompts.tokens(side), prompts.answer_position, start=0, residual=inputs),
+            order,
+            grad=True,
         )
         assert outcome.logits is not None
         metric = measure(block.metric, outcome.logits, prompts.answer, prompts.wrong, None).sum()

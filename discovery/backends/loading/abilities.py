@@ -69,7 +69,7 @@ def _require_restart(
     assert plain.logits is not None
     worst = 0.0
     for start, residual in ((layer, plain.activations[inputs]), (layer + 1, after)):
-        again = backend.run(Batch(expected.tokens, last, start, residual)).logits
+        again = backend.run(Batch(expected.tokens, last, start=start, residual=residual)).logits
         assert again is not None
         worst = max(worst, float((again - plain.logits).abs().max()))
     if not worst <= tolerance:
@@ -92,7 +92,13 @@ def _prefix_error(backend: Backend, expected: ReferenceLogits, plain: BatchResul
     for start in {0, backend.info.n_layers - 1}:
         residual = plain.activations[Site("resid_pre", start)][rows, cut:]
         again = backend.run(
-            Batch(expected.tokens[rows, cut:], last, start, residual, prefix=prefix.take(rows, cut))
+            Batch(
+                expected.tokens[rows, cut:],
+                last,
+                start=start,
+                residual=residual,
+                prefix=prefix.take(rows, cut),
+            )
         ).logits
         assert again is not None
         worst = max(worst, float((again - expected.logits[0, cut:]).abs().max()))
@@ -122,8 +128,8 @@ def _join_error(
         batch = Batch(
             expected.tokens[rows, cut:],
             last,
-            0,
-            stream[0].expand(2, -1, -1),
+            start=0,
+            residual=stream[0].expand(2, -1, -1),
             prefix=whole.take_by_layer(rows, counts, cut) if whole is not None and cut else None,
             joins={layers - 1: stream[layers - 1]} if layers > 1 else {},
         )
@@ -142,7 +148,9 @@ def _after_attention_error(
     )
     site = Site("resid_mid", layer)
     residual = backend.run(Batch(expected.tokens), [site]).activations[site]
-    again = backend.run(Batch(expected.tokens, last, layer, residual, after_attention=True)).logits
+    again = backend.run(
+        Batch(expected.tokens, last, start=layer, residual=residual, after_attention=True)
+    ).logits
     assert again is not None
     assert plain.logits is not None
     return float((again - plain.logits).abs().max())
@@ -161,7 +169,7 @@ def _last_position_error(backend: Backend, expected: ReferenceLogits) -> float:
         [] if info.attn_only else [scale(Site("mlp_out", info.n_layers - 1), 2.0)]
     )
     worst = 0.0
-    for batch in (Batch(rows, last), Batch(rows, last, info.n_layers - 1, stream)):
+    for batch in (Batch(rows, last), Batch(rows, last, start=info.n_layers - 1, residual=stream)):
         for changes in ([], edits):
             whole, narrow = (
                 backend.run(each, edits=changes).logits

@@ -247,7 +247,7 @@ def describe_module(plain: UnwrappedModel, layout: ModuleLayout) -> ModelInfo:
         **vars(shape),
         backend="nnsight",
         parallel=layout.resid_mid is None,
-        positional_embedding=layout.positions
+        positional_embedding=layout.positional_embedding
         if layout.takes_cache
         else str(module.cfg.positional_embedding_type or "standard"),
         normalization=_normalization(block)

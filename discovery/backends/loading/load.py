@@ -98,7 +98,7 @@ def load_model(
     spread = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
     with convert_out_of_memory(f"Memory ran out while {name} was loaded.", OUT_OF_MEMORY_CURE):
         if remote:
-            from discovery.backends.remote.backend import load_remote
+            from discovery.backends.remote.load import load_remote
 
             made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
             made.info = replace(made.info, backend_reason=REMOTE_REASON)
@@ -225,8 +225,8 @@ def _wrap_in_transformerlens(plain: UnwrappedModel, tokenizer: Tokenizer | None)
         bridge,
         describe_bridge(plain, bridge),
         tokenizer,
-        block_returns=plain.block_tuple_length,
-        cached=True,
+        block_tuple_length=plain.block_tuple_length,
+        takes_cache=True,
     )
 
 
@@ -240,7 +240,7 @@ def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Back
         layout,
         describe_module(plain, layout),
         tokenizer,
-        block_returns=plain.block_tuple_length,
+        block_tuple_length=plain.block_tuple_length,
     )
 
 
@@ -261,7 +261,7 @@ def _load_native(
             NATIVE_LAYOUT,
             describe_module(plain, NATIVE_LAYOUT),
             None,
-            block_returns=plain.block_tuple_length,
+            block_tuple_length=plain.block_tuple_length,
         )
     else:
         bridge = build_bridge_from_module(
@@ -272,8 +272,8 @@ def _load_native(
             bridge,
             describe_bridge(plain, bridge),
             None,
-            block_returns=plain.block_tuple_length,
-            cached=False,
+            block_tuple_length=plain.block_tuple_length,
+            takes_cache=False,
         )
     made.info = replace(made.info, warnings=(*made.info.warnings, *describe_unknown_fields(config)))
     require_same_logits(made, plain.expected)

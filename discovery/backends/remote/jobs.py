@@ -1,9 +1,9 @@
-"""A batch, what is read of it and what is changed in it, as the plain data that `backends.shipped` works on elsewhere.
+"""Jobs for a server, which are plain data, and the checks of what comes back.
 
-Small, for it goes over a network: a residual stream or a reference value is sent as its different vectors and where each stands (the rows
-of a sweep differ in one position each), of an edit by index only the pairs that the batch has, and prompts as token ids.
-
-What a server sends back, read and held against the jobs that it answers, before anything is computed from it.
+A job tells `remote.server_code` what to run, read and change. It is kept small, because it goes over
+a network. A residual stream or a reference value is sent as its distinct vectors and where each
+belongs, because the rows of a sweep differ in one position each. Of an edit by index, only the pairs
+of the batch are sent.
 """
 
 from __future__ import annotations
@@ -21,19 +21,55 @@ from torch import Tensor
 
 from discovery.backends.base import Batch, forward_order
 from discovery.backends.info import ModelInfo
-from discovery.backends.nnsight.layout import SHARED_PATTERN, WRAPPED_PATTERN, ModuleLayout
-from discovery.backends.nnsight.traced_model import QKV
+from discovery.backends.nnsight.layout import QKV, ModuleLayout
 from discovery.interventions import Edit
 from discovery.sites import Site
 
 
+Job = dict[str, Any]
+
+
+def build_reference_job(layout: ModuleLayout, tokens: Tensor) -> Job:
+    """Return a job that reads the model's own logits, and what a block returns."""
+    return {
+        "work": "reference",
+        "arguments": _forward_arguments(tokens),
+        "block": _block_path(layout, 0),
+    }
+
+
+def build_weights_job(layout: ModuleLayout, layers: Collection[int]) -> Job:
+    """Return a job that reads W_O of some layers."""
+    linears = [
+        (layer, _block_path(layout, layer, layout.output_projection)) for layer in sorted(layers)
+    ]
+    return {
+        "work": "weights",
+        "arguments": _forward_arguments(torch.zeros(1, 1, dtype=torch.long)),
+        "linears": linears,
+    }
+
+
+def _forward_arguments(tokens: Tensor) -> dict[str, Any]:
+    """Return what the model is called with."""
+    return {"input_ids": _copy_to_cpu(tokens), "use_cache": False}
+
+
+def _block_path(layout: ModuleLayout, layer: int, path: str = "") -> str:
+    """Return the path of a block, or of a module inside it."""
+    return ".".join(part for part in (layout.blocks, str(layer), path) if part)
+
+
 @dataclass(frozen=True)
 class JobBuilder:
-    """Where a model's sites are, by name.
+    """Writes the jobs for one model.
 
     Attributes:
-        unembed: path of its last Linear.
-        returns: length of the tuple that a block returns, or None where it returns a tensor.
+        info: the model's shape.
+        layout: where the model keeps its sites.
+        unembed: the path of its last Linear.
+        block_tuple_length: the length of the tuple that a block returns; None if it returns a
+            tensor.
     """
 
     info: ModelInfo
@@ -41,154 +77,112 @@ class JobBuilder:
     unembed: str
     block_tuple_length: int | None
 
-    def build_walk(
-        self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]
-    ) -> dict[str, Any]:
-        """One run. What is read is then found under its number in `reads`."""
-        patterns = {
-            site.layer
-            for site in (*reads, *(edit.site for edit in edits))
-            if site.kind == "pattern"
-        }
-        opened = [
-            self._path(layer, str(self.layout.pattern).partition(".source.")[0])
-            for layer in sorted(patterns)
-        ]
+    def build_walk(self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]) -> Job:
+        """Return a job that runs a batch. The answer numbers what is read as `reads` does."""
+        sites = [*reads, *(edit.site for edit in edits)]
+        pattern_layers = {site.layer for site in sites if site.kind == "pattern"}
+        source_module = self.layout.source_traced_module
+        wants_logits = batch.stop is None and batch.answer_position is not None
         return {
             "work": "walk",
-            "arguments": self.build_arguments(batch.tokens[:1] if batch.joins else batch.tokens),
-            "open": opened
-            if self.layout.pattern is not None and ".source." in self.layout.pattern
+            "arguments": _forward_arguments(batch.input_ids),
+            "open": [self._path(layer, source_module) for layer in sorted(pattern_layers)]
+            if source_module is not None
             else [],
             "residual": pack_tensor(batch.residual),
             "returns": self.block_tuple_length,
             "skip": [self._path(layer) for layer in range(batch.start)],
-            "steps": self._steps(batch, reads, edits),
-            "last": None
-            if batch.stop is not None or batch.answer_position is None
-            else batch.answer_position.detach().cpu().clone(),
+            "steps": self._build_steps(batch, reads, edits),
+            "last": _copy_to_cpu(batch.answer_position) if wants_logits else None,
             "unembed": self.unembed,
-            "columns": None if batch.columns is None else batch.columns.detach().cpu().clone(),
+            "columns": _copy_to_cpu(batch.columns),
         }
 
-    def build_reference(self, tokens: Tensor) -> dict[str, Any]:
-        """The model's own logits."""
-        return {
-            "work": "reference",
-            "arguments": self.build_arguments(tokens),
-            "block": self._path(0),
-        }
+    def build_weights(self, layers: Collection[int]) -> Job:
+        """Return a job that reads W_O of some layers."""
+        return build_weights_job(self.layout, layers)
 
-    def build_weights(self, layers: Collection[int]) -> dict[str, Any]:
-        """W_O of some layers."""
-        linears = [(layer, self._path(layer, self.layout.out)) for layer in sorted(layers)]
-        return {
-            "work": "weights",
-            "arguments": self.build_arguments(torch.zeros(1, 1, dtype=torch.long)),
-            "linears": linears,
-        }
+    def _path(self, layer: int, path: str = "") -> str:
+        return _block_path(self.layout, layer, path)
 
-    def build_arguments(self, tokens: Tensor) -> dict[str, Any]:
-        """What the model is called with."""
-        return {"input_ids": tokens.detach().cpu().clone(), "use_cache": False}
-
-    def _path(self, layer: int, part: str = "") -> str:
-        return ".".join(word for word in (self.layout.blocks, str(layer), part) if word)
-
-    def _steps(
+    def _build_steps(
         self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]
     ) -> list[dict[str, Any]]:
-        """Every site to stop at, in forward order."""
-        by_site: dict[Site, list[Edit]] = defaultdict(list)
+        """Return every site to visit, in forward order, and what to do there."""
+        edits_at: dict[Site, list[Edit]] = defaultdict(list)
         for edit in edits:
-            by_site[edit.site].append(edit)
-        middles = {
-            site.layer for site in by_site if site.kind == "resid_mid"
-        }  # is changed through what it is the sum of
-        enters = (
+            edits_at[edit.site].append(edit)
+        # An edit of resid_mid changes attn_out, by what it changes of resid_pre + attn_out.
+        edited_mid = {site.layer for site in edits_at if site.kind == "resid_mid"}
+        puts_residual_in = (
             batch.start < self.info.n_layers
             and batch.residual is not None
             and (batch.start == 0 or batch.after_attention)
         )
-        kept = middles | ({batch.start} if batch.after_attention else set())
-        starts = kept | set(batch.joins) | ({batch.start} if enters else set())
-        wanted = {
+        stored_layers = edited_mid | ({batch.start} if batch.after_attention else set())
+        entry_layers = stored_layers | set(batch.joins)
+        if puts_residual_in:
+            entry_layers.add(batch.start)
+        visits = {
             *reads,
-            *by_site,
-            *(Site("resid_pre", n) for n in starts),
-            *(Site("attn_out", n) for n in middles),
+            *edits_at,
+            *(Site("resid_pre", layer) for layer in entry_layers),
+            *(Site("attn_out", layer) for layer in edited_mid),
         }
         steps = []
-        for site in sorted(wanted, key=forward_order):
-            here = site == Site("resid_pre", batch.start)
-            steps.append(
-                {
-                    **self.place(site),
-                    "layer": site.layer,
-                    "shape": tuple(batch.tokens.shape),
-                    "cut": self._cut(site),
-                    "enter": here and enters,
-                    "join": pack_tensor(batch.joins.get(site.layer))
-                    if site.kind == "resid_pre"
-                    else None,
-                    "edits": []
-                    if site.kind == "resid_mid"
-                    else [pack_edit(edit) for edit in by_site.get(site, ())],
-                    "middle": [pack_edit(e) for e in by_site.get(Site("resid_mid", site.layer), ())]
-                    if site.kind == "attn_out"
-                    else [],
-                    "keep": site.kind == "resid_pre" and site.layer in kept,
-                    "read": reads.index(site) if site in reads else None,
-                    "skip": self._path(site.layer, self.layout.attn)
-                    if here and batch.after_attention
-                    else None,
-                }
-            )
+        for site in sorted(visits, key=forward_order):
+            is_input = site.kind == "resid_pre"
+            is_start = is_input and site.layer == batch.start
+            skips_attention = is_start and batch.after_attention
+            mid_edits = edits_at.get(Site("resid_mid", site.layer), [])
+            step = {
+                **self._locate(site),
+                "layer": site.layer,
+                "shape": tuple(batch.tokens.shape),
+                "cut": self._describe_heads(site),
+                "enter": is_start and puts_residual_in,
+                "join": pack_tensor(batch.joins.get(site.layer)) if is_input else None,
+                "edits": _pack_edits([] if site.kind == "resid_mid" else edits_at.get(site, [])),
+                "middle": _pack_edits(mid_edits if site.kind == "attn_out" else []),
+                "keep": is_input and site.layer in stored_layers,
+                "read": reads.index(site) if site in reads else None,
+                "skip": self._path(site.layer, self.layout.attn) if skips_attention else None,
+            }
+            steps.append(step)
         return steps
 
-    def place(self, site: Site) -> dict[str, Any]:
-        """Which module, and which side of it, carries a site. Of several paths the first is taken that there is."""
-        layout = self.layout
-        inputs, outputs = (
-            {"z": layout.out, "resid_mid": layout.resid_mid},
-            {"attn_out": layout.attn_out, "mlp_out": layout.mlp_out},
-        )
-        if site.kind in QKV:
-            part = layout.qkv[QKV.index(site.kind) % len(layout.qkv)]
-        elif site.kind in ("resid_pre", "resid_post"):
-            part = ""
-        else:
-            part = str(
-                layout.pattern if site.kind == "pattern" else {**inputs, **outputs}[site.kind]
-            )
-        side = "input" if site.kind == "resid_pre" or site.kind in inputs else "output"
-        parts = (
-            [part, part.removesuffix(SHARED_PATTERN) + WRAPPED_PATTERN]
-            if part.endswith(SHARED_PATTERN)
-            else [part]
-        )
-        return {"paths": [self._path(site.layer, one) for one in parts], "side": side}
+    def _locate(self, site: Site) -> dict[str, Any]:
+        """Return which module carries a site, and on which side.
 
-    def _cut(self, site: Site) -> dict[str, Any] | None:
-        """How a site's heads lie in what carries it."""
-        info, fused = self.info, site.kind != "z" and len(self.layout.qkv) == 1
+        The first path that exists is meant.
+        """
+        paths, side = self.layout.locate(site.kind)
+        return {"paths": [self._path(site.layer, path) for path in paths], "side": side}
+
+    def _describe_heads(self, site: Site) -> dict[str, Any] | None:
+        """Return how a site's heads lie in the module that carries it; None if it has no heads."""
         if site.kind not in ("z", *QKV):
             return None
-        ends = (
-            [info.n_heads * info.d_head, (info.n_heads + info.n_kv_heads) * info.d_head]
-            if fused and not self.layout.by_head
-            else None
-        )
+        info = self.info
+        is_fused = site.kind != "z" and len(self.layout.qkv) == 1
+        is_by_head = is_fused and self.layout.qkv_is_by_head
+        ends = None
+        if is_fused and not is_by_head:
+            ends = [info.n_heads * info.d_head, (info.n_heads + info.n_kv_heads) * info.d_head]
         return {
             "d_head": info.d_head,
-            "by_head": fused and self.layout.by_head,
+            "by_head": is_by_head,
             "ends": ends,
-            "slot": QKV.index(site.kind) if fused else 0,
+            "slot": QKV.index(site.kind) if is_fused else 0,
         }
+
+
+def _pack_edits(edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    return [pack_edit(edit) for edit in edits]
 
 
 def pack_edit(edit: Edit) -> dict[str, Any]:
-    """A change as plain data."""
+    """Return an edit as plain data."""
     value, index = edit.value, edit.index
     if index is not None:
         used, index = torch.unique(index, return_inverse=True)
@@ -196,42 +190,54 @@ def pack_edit(edit: Edit) -> dict[str, Any]:
     return {
         "operation": edit.operation,
         "value": pack_tensor(value),
-        "where": None if edit.where is None else edit.where.detach().cpu().clone(),
+        "where": _copy_to_cpu(edit.where),
         "index": None if index is None else index.cpu(),
     }
 
 
 def pack_tensor(tensor: Tensor | None) -> Any:
-    """A tensor, or its different vectors and where each stands, where those are fewer."""
+    """Return a tensor as its distinct vectors and where each belongs, if that is much smaller.
+
+    Otherwise the tensor is copied, so that a view does not bring its whole storage along.
+    """
     if tensor is None or tensor.ndim < 2:
-        return None if tensor is None else tensor.detach().cpu().clone()
+        return _copy_to_cpu(tensor)
     vectors = tensor.detach().cpu().reshape(-1, tensor.shape[-1]).contiguous()
-    number: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
     index = [
-        number.setdefault(row.tobytes(), len(number)) for row in vectors.view(torch.uint8).numpy()
+        numbers.setdefault(row.tobytes(), len(numbers)) for row in vectors.view(torch.uint8).numpy()
     ]
-    if 2 * len(number) > len(index) or not index:
-        return tensor.detach().cpu().clone()
-    first = {found: place for place, found in reversed(list(enumerate(index)))}
+    if 2 * len(numbers) > len(index) or not index:
+        return _copy_to_cpu(tensor)
+    first_row: dict[int, int] = {}
+    for row, number in enumerate(index):
+        first_row.setdefault(number, row)
     return {
-        "rows": vectors[[first[n] for n in range(len(number))]].clone(),
+        "rows": vectors[[first_row[number] for number in range(len(numbers))]].clone(),
         "index": torch.tensor(index).reshape(tensor.shape[:-1]),
     }
 
 
+def _copy_to_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().cpu().clone()
+
+
 class UnreadableAnswerError(Exception):
-    """What came is no answer."""
+    """What a server sent is damaged, or is no answer to the jobs."""
 
 
 def wrap_reader(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """nnsight's reading of a message or a result, whose faults are told from those of the code that was sent.
+    """Wrap a function of nnsight that reads a message, so that its errors can be told apart.
+
+    The code that was sent may raise the same kinds of error on the server.
 
     Raises:
-        UnreadableError: from what is returned, where the bytes are damaged or something else than expected.
+        UnreadableAnswerError: (by the function that is returned) if the bytes are damaged, or hold
+            something else than expected.
     """
     from zstandard import ZstdError
 
-    def reading(content: Any) -> Any:
+    def read_or_raise(content: Any) -> Any:
         try:
             return read(content)
         except (ValidationError, JSONDecodeError):
@@ -249,47 +255,46 @@ def wrap_reader(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
         ) as fault:
             raise UnreadableAnswerError(f"{type(fault).__name__}: {fault}") from fault
 
-    return reading
+    return read_or_raise
 
 
-def require_complete_answers(jobs: list[dict[str, Any]], answers: Any) -> None:
-    """Check that each job has an answer, and each answer what the job asks for.
+def require_complete_answers(jobs: list[Job], answers: Any) -> None:
+    """Check that each job has an answer, and that each answer holds what its job asks for.
 
     Raises:
-        UnreadableError: where it has not.
+        UnreadableAnswerError: if something is missing.
     """
     if not isinstance(answers, list) or len(answers) != len(jobs):
         raise UnreadableAnswerError(f"no list of {len(jobs)} answers came back")
-    for job, one in zip(jobs, answers, strict=True):
-        if not isinstance(one, dict) or not isinstance(one.get("seen"), dict):
-            raise UnreadableAnswerError("an answer holds nothing that was seen")
-        seen, wanted = one["seen"], _requested_sites(job)
-        if lacking := sorted(
-            wanted - {number for number, tensor in seen.items() if isinstance(tensor, torch.Tensor)}
-        ):
-            raise UnreadableAnswerError(
-                f"an answer lacks {len(lacking)} of {len(wanted)} activations"
-            )
-        if _logit_rows(job) is not None and (
-            not isinstance(logits := one.get("logits"), torch.Tensor)
-            or len(logits) != _logit_rows(job)
-        ):
-            raise UnreadableAnswerError(f"an answer lacks the logits of {_logit_rows(job)} rows")
-        if job["work"] == "reference" and "returns" not in one:
-            raise UnreadableAnswerError(
-                "an answer does not say how a block hands on the residual stream"
-            )
+    for job, answer in zip(jobs, answers, strict=True):
+        _require_complete_answer(job, answer)
 
 
-def _requested_sites(job: dict[str, Any]) -> set[int]:
-    """The numbers of what is to be seen."""
+def _require_complete_answer(job: Job, answer: Any) -> None:
+    if not isinstance(answer, dict) or not isinstance(answer.get("seen"), dict):
+        raise UnreadableAnswerError("an answer holds no activations")
+    requested = _requested_numbers(job)
+    tensors = {n for n, value in answer["seen"].items() if isinstance(value, Tensor)}
+    if missing := requested - tensors:
+        raise UnreadableAnswerError(
+            f"an answer lacks {len(missing)} of {len(requested)} activations"
+        )
+    rows, logits = _logit_rows(job), answer.get("logits")
+    if rows is not None and (not isinstance(logits, Tensor) or len(logits) != rows):
+        raise UnreadableAnswerError(f"an answer lacks the logits of {rows} rows")
+    if job["work"] == "reference" and "returns" not in answer:
+        raise UnreadableAnswerError("an answer does not say what a block returns")
+
+
+def _requested_numbers(job: Job) -> set[int]:
+    """Return the numbers under which an answer must hold activations or weights."""
     if job["work"] == "walk":
         return {step["read"] for step in job["steps"] if step["read"] is not None}
     return {number for number, _ in job["linears"]} if job["work"] == "weights" else set()
 
 
-def _logit_rows(job: dict[str, Any]) -> int | None:
-    """How many rows of logits there are to be; None where none are."""
+def _logit_rows(job: Job) -> int | None:
+    """Return how many rows of logits an answer must hold; None if it holds none."""
     if job["work"] == "walk":
         return None if job["last"] is None else len(job["last"])
     return len(job["arguments"]["input_ids"]) if job["work"] == "reference" else None

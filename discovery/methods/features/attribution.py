@@ -99,7 +99,12 @@ def _metric(view: SplicedBlock, part: Tensor, value: Tensor) -> Float[Tensor, "n
         edits = [Edit(site, value.reshape(*value.shape[:2], *inner))]
         residual = block.activation("clean", stream)[part]
     outcome = block.run(
-        Batch(prompts.clean[part], prompts.answer_position[part], stream.layer, residual),
+        Batch(
+            prompts.clean[part],
+            prompts.answer_position[part],
+            start=stream.layer,
+            residual=residual,
+        ),
         edits=edits,
         grad=True,
     )

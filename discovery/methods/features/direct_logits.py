@@ -82,7 +82,10 @@ def _logits_along(
     stream = block.activation("clean", site)[rows, last].unsqueeze(1).detach().requires_grad_()
     start = block.activation("clean", before)[rows, last].unsqueeze(1)
     batch = Batch(
-        prompts.clean[rows, last].unsqueeze(1), torch.zeros_like(last), before.layer, start
+        prompts.clean[rows, last].unsqueeze(1),
+        torch.zeros_like(last),
+        start=before.layer,
+        residual=start,
     )
     with torch.enable_grad():
         logits = model.run(batch, edits=[Edit(site, stream)], grad=True).logits

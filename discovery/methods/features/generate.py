@@ -204,7 +204,9 @@ class _ContinuationWriter:
             list(dict.fromkeys([stream, sae.reads, sae.writes])),
         ).activations
         edit = Edit(sae.writes, self._value(seen[sae.reads], seen[sae.writes]))
-        logits = self.model.run(Batch(rows, last, stream.layer, seen[stream]), edits=[edit]).logits
+        logits = self.model.run(
+            Batch(rows, last, start=stream.layer, residual=seen[stream]), edits=[edit]
+        ).logits
         assert logits is not None
         before = row_macs(info, length, stop=stream.layer + 1, columns=0)
         behind = row_macs(info, length, start=stream.layer, columns=info.d_vocab)

@@ -87,7 +87,7 @@ class SplicedBlock:
         site, earliest = self.sae.writes, self.mask.int().argmax(1)[pair]
         if site.kind in ("resid_pre", "resid_post"):
             return Rows(
-                side, pair, earliest, site.layer + (site.kind == "resid_post"), residual=value
+                side, pair, earliest, start=site.layer + (site.kind == "resid_post"), residual=value
             )
         inner = self.block.activation(side, site).shape[2:]
 
@@ -95,7 +95,7 @@ class SplicedBlock:
             put = value(window)
             return [Edit(site, put.reshape(*put.shape[:2], *inner))]
 
-        return Rows(side, pair, earliest, site.layer, edits=edits)
+        return Rows(side, pair, earliest, start=site.layer, edits=edits)
 
 
 def spliced_blocks(engine: Engine, sae: SAE, places: PairPositions) -> Iterator[SplicedBlock]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Rows, Side, Window
+from discovery.engine import Block, Rows, Side, Window, is_pointwise
 from discovery.errors import MeasurementError
 from discovery.interventions import Edit
 from discovery.sites import Direction, Site, SiteName
@@ -122,7 +122,7 @@ def _stream_cells(
     start, middle = entry
 
     def residual(window: Window) -> Tensor:
-        here = _base_stream(block, base, start, middle, window)
+        here = block.stream(base, start, window, after_attention=middle)
         at = position[window.index] - window.first
         rows = torch.arange(len(at), device=at.device)
         changed = here.clone()
@@ -135,12 +135,16 @@ def _stream_cells(
             changed[rows, at] += difference
         return changed
 
-    if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
+    if is_pointwise(start, middle, model.info.n_layers):
         kept = (
             position == block.prompts.answer_position[pair]
         )  # nothing moves between positions any more
         pair, column, position = pair[kept], column[kept], position[kept]
-    return LayerCells(exists, Rows(base, pair, position, start, middle, residual), (pair, column))
+    return LayerCells(
+        exists,
+        Rows(base, pair, position, start=start, after_attention=middle, residual=residual),
+        (pair, column),
+    )
 
 
 def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
@@ -159,23 +163,13 @@ def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
     return (site.layer, True) if can.after_attention else None
 
 
-def _base_stream(
-    block: Block, side: Side, start: int, middle: bool, window: Window
-) -> Float[Tensor, "n pos d_model"]:
-    if start == 0 and not middle:
-        return block.activation(side, Site("resid_pre", 0))[window.pair, window.first : window.end]
-    found = block.residual(side, start, window, after_attention=middle)
-    assert found is not None
-    return found
-
-
 def _edit_rows(site: Site, base: Side, after: Tensor, pair: Tensor, position: Tensor) -> Rows:
     def edits(window: Window) -> list[Edit]:
         span = torch.arange(window.first, window.end, device=position.device)
         where = span == position[window.index].unsqueeze(1)
         return [Edit(site, after[:, window.first : window.end], where, index=window.pair)]
 
-    return Rows(base, pair, position, site.layer, edits=edits)
+    return Rows(base, pair, position, start=site.layer, edits=edits)
 
 
 def _head_cells(
@@ -218,7 +212,7 @@ def _head_cells(
     def edits(window: Window) -> list[Edit]:
         return [_head_edit(site, after, window, head, position)]
 
-    return LayerCells(exists, Rows(base, pair, first, site.layer, edits=edits), place)
+    return LayerCells(exists, Rows(base, pair, first, start=site.layer, edits=edits), place)
 
 
 def _head_edit(
@@ -254,7 +248,7 @@ def _head_cells_in_stream(
     change = block.activation(source, site) - block.activation(base, site)  # [pair pos head d_head]
     output = model.head_weights(site.layer).to(change.dtype)
     pair, head = place[0], place[1]
-    if start == model.info.n_layers or (middle and start == model.info.n_layers - 1):
+    if is_pointwise(start, middle, model.info.n_layers):
         kept = (
             first == block.prompts.answer_position[pair]
             if position is not None
@@ -265,7 +259,7 @@ def _head_cells_in_stream(
         position = None if position is None else position[kept]
 
     def residual(window: Window) -> Tensor:
-        here = _base_stream(block, base, start, middle, window)
+        here = block.stream(base, start, window, after_attention=middle)
         heads = head[window.index]
         if position is None:
             moved = change[window.pair, window.first : window.end, heads]  # [row pos d_head]
@@ -281,5 +275,15 @@ def _head_cells_in_stream(
     # the output projection of one head; at one position only, it is as good as nothing beside the row
     making = change.shape[-1] * model.info.d_model if position is None else 0
     return LayerCells(
-        exists, Rows(base, pair, first, start, middle, residual, residual_macs=making), place
+        exists,
+        Rows(
+            base,
+            pair,
+            first,
+            start=start,
+            after_attention=middle,
+            residual=residual,
+            residual_macs=making,
+        ),
+        place,
     )

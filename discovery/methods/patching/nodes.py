@@ -117,7 +117,7 @@ def _mlp_rows(block: Block, engine: Engine, layer: int, base: Side) -> Rows:
             base,
             pair,
             first,
-            layer,
+            start=layer,
             edits=lambda w: [Edit(site, after[:, w.first : w.end], index=w.pair)],
         )
 
@@ -127,4 +127,4 @@ def _mlp_rows(block: Block, engine: Engine, layer: int, base: Side) -> Rows:
         span = slice(window.first, window.end)
         return here + after[window.pair, span] - before[window.pair, span]
 
-    return Rows(base, pair, first, layer + 1, residual=residual)
+    return Rows(base, pair, first, start=layer + 1, residual=residual)

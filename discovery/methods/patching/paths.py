@@ -201,7 +201,14 @@ def _run_layer(
     for first in range(0, len(prompts), size):
         part = slice(first, first + size)
         here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
-        batch = Batch(prompts.clean[part], None, layer, residual[part], middle, stop=layer + 1)
+        batch = Batch(
+            prompts.clean[part],
+            None,
+            start=layer,
+            residual=residual[part],
+            after_attention=middle,
+            stop=layer + 1,
+        )
         seen = block.run(batch, reads, here).activations
         for site in reads:
             found[site].append(seen[site])
@@ -217,16 +224,19 @@ def _metric_after(
     """The metric with `change` added to the clean residual stream at a start, and everything behind it running freely."""
 
     def residual(window: Window) -> Tensor:
-        here = block.residual("clean", start, window, after_attention=middle)
-        if here is None:
-            here = block.activation("clean", Site("resid_pre", 0))[
-                window.pair, window.first : window.end
-            ]
+        here = block.stream("clean", start, window, after_attention=middle)
         return here + change[window.pair, window.first : window.end]
 
     pair = torch.arange(len(block.prompts), device=change.device)
     return block.measure(
-        Rows("clean", pair, block.prompts.first_difference, start, middle, residual)
+        Rows(
+            "clean",
+            pair,
+            block.prompts.first_difference,
+            start=start,
+            after_attention=middle,
+            residual=residual,
+        )
     )
 
 
@@ -241,7 +251,7 @@ def _metric_with(
         return [Edit(site, value[:, window.first : window.end], where, index=window.pair)]
 
     return block.measure(
-        Rows("clean", pair, block.prompts.first_difference, site.layer, edits=edits)
+        Rows("clean", pair, block.prompts.first_difference, start=site.layer, edits=edits)
     )
 
 

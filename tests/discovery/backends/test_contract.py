@@ -292,12 +292,14 @@ def test_a_layer_can_be_the_start(tiny_models, backend, plains, kind):
     for start in range(n + 1):
         site = Site("resid_post", n - 1) if start == n else Site("resid_pre", start)
         _, seen = plains(kind).run(tokens_of(), reads=[site])
-        own = model.run(Batch(tokens_of(), last, start, seen[site])).logits
+        own = model.run(Batch(tokens_of(), last, start=start, residual=seen[site])).logits
         torch.testing.assert_close(own, at_last(plains(kind).run(tokens_of())[0]), **CLOSE)
         changed = 2 * seen[site].flip(0) + 0.3
         logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
         torch.testing.assert_close(
-            model.run(Batch(tokens_of(), last, start, changed)).logits, at_last(logits), **CLOSE
+            model.run(Batch(tokens_of(), last, start=start, residual=changed)).logits,
+            at_last(logits),
+            **CLOSE,
         )
 
 
@@ -310,7 +312,9 @@ def test_edits_and_reads_after_a_start_are_the_plain_ones(tiny_models, backend, 
     logits, seen = plains(kind).run(
         tokens_of(), {start: lambda _: residual, z: change}, [start, post]
     )
-    out = model.run(Batch(tokens_of(), LENGTHS - 1, 1, residual), [start, post], [edit])
+    out = model.run(
+        Batch(tokens_of(), LENGTHS - 1, start=1, residual=residual), [start, post], [edit]
+    )
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
     for site in (start, post):
         torch.testing.assert_close(out.activations[site], seen[site], **CLOSE)
@@ -319,7 +323,7 @@ def test_edits_and_reads_after_a_start_are_the_plain_ones(tiny_models, backend, 
 @pytest.mark.parametrize("kind", SEQUENTIAL)
 def test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains, kind):
     model = tiny_models.load(kind, backend, "float64")
-    assert model.abilities.middle
+    assert model.abilities.after_attention
     for layer in range(model.info.n_layers):
         site = Site("resid_mid", layer)
         changed = torch.randn(
@@ -330,7 +334,9 @@ def test_a_layer_can_be_started_after_its_attention(tiny_models, backend, plains
             dtype=torch.float64,
         )
         logits, _ = plains(kind).run(tokens_of(), {site: lambda _, changed=changed: changed})
-        out = model.run(Batch(tokens_of(), LENGTHS - 1, layer, changed, after_attention=True))
+        out = model.run(
+            Batch(tokens_of(), LENGTHS - 1, start=layer, residual=changed, after_attention=True)
+        )
         torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
 
 
@@ -389,14 +395,18 @@ def test_a_prefix_stands_for_the_positions_before(tiny_models, backend, plains, 
     )
     _, seen = plains(kind).run(tokens_of(), reads=[site])
     torch.testing.assert_close(
-        model.run(Batch(rest, last, 1, seen[site][rows, cut:], prefix=prefix)).logits,
+        model.run(
+            Batch(rest, last, start=1, residual=seen[site][rows, cut:], prefix=prefix)
+        ).logits,
         expected,
         **CLOSE,
     )
     mixed[:] = seen[site]
     mixed[:, cut:] = mixed[:, cut:].flip(0)  # a change at and after the cut only
     logits, _ = plains(kind).run(tokens_of(), {site: lambda _: mixed})
-    changed = model.run(Batch(rest, last, 1, mixed[rows, cut:], prefix=prefix)).logits
+    changed = model.run(
+        Batch(rest, last, start=1, residual=mixed[rows, cut:], prefix=prefix)
+    ).logits
     torch.testing.assert_close(changed, at_last(logits)[rows], **CLOSE)
     again = model.run(Batch(rest, last, prefix=prefix)).logits
     torch.testing.assert_close(again, expected, **CLOSE)  # the prefix was not written to
@@ -425,9 +435,9 @@ def test_rows_that_join_at_a_layer_are_the_plain_ones(tiny_models, backend, plai
         batch = Batch(
             tokens_of()[order, cut:],
             LENGTHS[order] - 1 - cut,
-            layers[0],
-            streams[0],
-            prefix=whole.stairs(order, counts, cut) if whole is not None else None,
+            start=layers[0],
+            residual=streams[0],
+            prefix=whole.take_by_layer(order, counts, cut) if whole is not None else None,
             joins=dict(zip(layers[1:], streams[1:], strict=True)),
         )
         torch.testing.assert_close(
@@ -449,7 +459,7 @@ def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains
         torch.Generator().manual_seed(seed),
         random.Random(seed),
     )
-    assert model.abilities.narrow
+    assert model.abilities.last_position_only
     n = model.info.n_layers
     sites = [Site(site, layer) for layer in (0, n - 1, n - 1) for site in KINDS if has(kind, site)]
     edits, changes, index = [], {}, torch.arange(ROWS)
@@ -467,7 +477,7 @@ def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains
     read = [Site("resid_pre", n - 1)]
     out = model.run(Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), read, edits)
     torch.testing.assert_close(out.logits, at_last(logits), **CLOSE)
-    with pytest.raises(ValueError, match="done at one position only"):
+    with pytest.raises(ValueError, match="computed at one position only"):
         model.run(
             Batch(tokens_of(seed), LENGTHS - 1, last_position_only=True), [Site("attn_out", n - 1)]
         )
@@ -476,7 +486,7 @@ def test_a_narrow_last_layer_gives_the_plain_logits(tiny_models, backend, plains
 def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(tiny_models, backend):
     """OPT's flattens rows and positions."""
     model = tiny_models.load("opt", backend)
-    assert not model.abilities.narrow
+    assert not model.abilities.last_position_only
     with pytest.raises((RuntimeError, IndexError)):
         model.run(Batch(tokens_of(), LENGTHS - 1, last_position_only=True))
 
@@ -484,7 +494,9 @@ def test_an_mlp_that_cannot_be_given_one_position_is_run_whole(tiny_models, back
 def test_nothing_is_read_or_edited_where_rows_join(tiny_models, backend):
     model = tiny_models.load("gpt2", backend)
     stream = torch.zeros(ROWS, WIDTH, model.info.d_model)
-    batch = Batch(tokens_of().repeat(2, 1), LENGTHS.repeat(2) - 1, 0, stream, joins={1: stream})
+    batch = Batch(
+        tokens_of().repeat(2, 1), LENGTHS.repeat(2) - 1, start=0, residual=stream, joins={1: stream}
+    )
     for wrong in ({"reads": [Site("z", 0)]}, {"edits": [scale(Site("z", 0), 0.0)]}, {"grad": True}):
         with pytest.raises(ValueError, match="where rows join"):
             model.run(batch, **wrong)
@@ -537,7 +549,9 @@ def test_gradients_are_the_plain_modules(tiny_models, backend, plains, kind, sta
     model, site = tiny_models.load(kind, backend, "float64"), Site("z", 1)
     _, seen = plains(kind).run(tokens_of(), reads=[Site("resid_pre", start)])
     residual = seen[Site("resid_pre", start)].detach().requires_grad_()
-    out = model.run(Batch(tokens_of(), LENGTHS - 1, start, residual), [site], grad=True)
+    out = model.run(
+        Batch(tokens_of(), LENGTHS - 1, start=start, residual=residual), [site], grad=True
+    )
     assert out.logits is not None
     got = torch.autograd.grad(out.logits[:, 3].sum(), [residual, out.activations[site]])
     leaf, held = seen[Site("resid_pre", start)].detach().requires_grad_(), []
@@ -601,7 +615,7 @@ def test_a_run_that_fails_leaves_nothing_behind(tiny_models, backend, kind):
 
 def test_a_start_without_its_residual_stream_is_a_bug(tiny_models, backend, kind):
     with pytest.raises(ValueError, match="residual"):
-        tiny_models.load(kind, backend, "float64").run(Batch(tokens_of(), LENGTHS - 1, 1))
+        tiny_models.load(kind, backend, "float64").run(Batch(tokens_of(), LENGTHS - 1, start=1))
 
 
 def test_weights_want_no_gradients(tiny_models, backend, kind):

@@ -145,7 +145,7 @@ def test_one_pass_brings_a_site_at_every_layer_the_logits_and_the_prefix(tiny_mo
         block.activation("clean", Site(kind, 0))
     block.activation("clean", Site("resid_post", 2))  # the stream's end; its starts are resid_pre
     block.baseline("clean")
-    block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), 1))
+    block.measure(Rows("clean", torch.tensor([0]), torch.tensor([3]), start=1))
     assert calls == [2, 1]  # one cached pass, and the one row
     assert engine.meter.passes == 2
     calls.clear()
@@ -205,7 +205,9 @@ def test_an_unchanged_row_is_the_baseline(tiny_models):
         ((_, block),) = Engine(model, task, metric=metric).blocks()
         for side in SIDES:
             for start in range(model.info.n_layers + 1):
-                rows = Rows(side, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 5, 6]), start)  # type: ignore[arg-type]
+                rows = Rows(
+                    side, torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 5, 6]), start=start
+                )  # type: ignore[arg-type]
                 torch.testing.assert_close(
                     block.measure(rows), block.baseline(side)[[0, 1, 2, 2]], atol=1e-7, rtol=1e-7
                 )  # type: ignore[arg-type]
@@ -250,7 +252,7 @@ def test_changed_rows_are_full_passes(tiny_models, name, lengths, count, start, 
             Edit(site, values[window.index, span], from_first[window.index, span].unsqueeze(-1))
         ]
 
-    rows = Rows("clean", pair, first, layer, edits=edits)
+    rows = Rows("clean", pair, first, start=layer, edits=edits)
     expected_work = block.estimate(rows)
     block.load("clean", [Site("resid_pre", layer)])  # whose pass is counted apart
     before = block.meter.spent
@@ -275,7 +277,7 @@ def test_sets_too_large_for_columns_use_the_whole_vocabulary(tiny_models, monkey
         tiny_models.load("gpt2", dtype="float64"),
         as_task(random_pairs([5, 5], seed=3, sets=3)),
     )
-    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([1, 1]), 1)
+    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([1, 1]), start=1)
     ((_, block),) = Engine(model, task).blocks()
     by_columns, work = block.measure(rows), block.estimate(rows)
     monkeypatch.setattr("discovery.engine.block.MAX_COLUMNS", 1)
@@ -350,7 +352,7 @@ def test_an_interruption_leaves_the_engine_usable(tiny_models):
 
     engine = Engine(model, task, meter=Meter(progress=stop))
     ((_, block),) = engine.blocks()
-    rows = Rows("clean", torch.tensor([0, 1, 2] * 4), torch.tensor([0, 1, 2] * 4), 1)
+    rows = Rows("clean", torch.tensor([0, 1, 2] * 4), torch.tensor([0, 1, 2] * 4), start=1)
     block.memory = 1  # one row a batch
     with pytest.raises(Interrupted):
         block.measure(rows)
@@ -391,7 +393,7 @@ def test_what_is_no_number_is_not_taken_for_a_cell_that_a_pair_lacks(tiny_models
 
     monkeypatch.setattr(model, "run", overflow)
     with pytest.raises(
-        MeasurementError, match=r"no finite number on 1 of \d+ rows in float32"
+        MeasurementError, match=r"NaN or infinite on 1 of \d+ rows in float32"
     ) as caught:
         patch_sweep(model, as_task(random_pairs([6, 6, 6])), "resid_pre")
     assert "bfloat16" in caught.value.cure
@@ -423,7 +425,7 @@ def test_a_prompt_of_one_token(tiny_models):
         as_task(random_pairs([1, 1], same_end=False)),
     )
     ((_, block),) = Engine(model, task).blocks()
-    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([0, 0]), 1)
+    rows = Rows("clean", torch.tensor([0, 1]), torch.tensor([0, 0]), start=1)
     torch.testing.assert_close(block.measure(rows), block.baseline("clean"))
 
 

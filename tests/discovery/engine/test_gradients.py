@@ -70,7 +70,7 @@ def slope(
         for sign in (1, -1):
             edit = Edit(site, sign * step * change, where, "add")
             logits = block.backend.run(
-                Batch(prompts.tokens(base), prompts.last, 0, stream), edits=[edit]
+                Batch(prompts.tokens(base), prompts.last, start=0, residual=stream), edits=[edit]
             ).logits
             clean = block.logits("clean") if block.metric == "kl_divergence" else None
             total += (

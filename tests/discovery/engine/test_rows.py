@@ -62,7 +62,7 @@ def test_where_nothing_moves_between_positions_only_the_answer_is_computed(
     lengths, count, most, start, reuse, seed
 ):
     prompts = prompts_of(lengths)
-    rows = rows_of(prompts, seed, count, start=start[0], middle=start[1])
+    rows = rows_of(prompts, seed, count, start=start[0], after_attention=start[1])
     assert rows.is_pointwise(3)
     windows = list(
         cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most)
@@ -77,8 +77,8 @@ def test_what_is_pointwise():
     prompts = prompts_of([4])
     assert not rows_of(prompts, 0, 1, start=2).is_pointwise(3)
     assert rows_of(prompts, 0, 1, start=3).is_pointwise(3)
-    assert not rows_of(prompts, 0, 1, start=1, middle=True).is_pointwise(3)
-    assert rows_of(prompts, 0, 1, start=2, middle=True).is_pointwise(3)
+    assert not rows_of(prompts, 0, 1, start=1, after_attention=True).is_pointwise(3)
+    assert rows_of(prompts, 0, 1, start=2, after_attention=True).is_pointwise(3)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -120,7 +120,7 @@ def test_a_pass_is_saved_where_few_positions_are_lost_and_not_where_many_are():
     assert group_spans([(0, 8), (2, 8)], [1000, 1000]) == [[0], [1]]
 
 
-def stairs_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
+def joined_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
     return JoinedRows(
         tuple(
             rows_of(prompts, layer, count, start=layer, residual=lambda window: window)
@@ -131,14 +131,14 @@ def stairs_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(LENGTHS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7))
-def test_a_window_of_stairs_is_split_by_job_in_the_order_of_their_start(lengths, counts, most):
+def test_a_window_of_joined_is_split_by_job_in_the_order_of_their_start(lengths, counts, most):
     prompts = prompts_of(lengths)
-    stairs = stairs_of(prompts, counts)
+    joined = joined_of(prompts, counts)
     seen: list[tuple[int, int]] = []
     for window in cut_windows(
-        stairs, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most
+        joined, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most
     ):
-        parts = stairs.split(window)
+        parts = joined.split(window)
         assert [job.start for job, _ in parts] == sorted(job.start for job, _ in parts)
         assert torch.equal(torch.cat([part.pair for _, part in parts]), window.pair)
         for job, part in parts:
@@ -150,7 +150,7 @@ def test_a_window_of_stairs_is_split_by_job_in_the_order_of_their_start(lengths,
 def test_what_cannot_go_up_together_is_refused():
     prompts = prompts_of([4])
     one = rows_of(prompts, 0, 1, residual=lambda window: window)
-    for bad in ({"residual": None}, {"edits": lambda window: []}, {"middle": True}):
+    for bad in ({"residual": None}, {"edits": lambda window: []}, {"after_attention": True}):
         with pytest.raises(ValueError, match="at a layer's input"):
             JoinedRows((replace(one, **bad),))
     with pytest.raises(ValueError, match="order of their start"):

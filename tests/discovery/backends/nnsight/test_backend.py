@@ -23,7 +23,7 @@ UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")
 KNOWN = [name for name in OTHER_ARCHITECTURES if name not in UNKNOWN]
 QUICK = ("gemma2", "mixtral", "phi", "qwen2_moe", "qwen3")
 # Found by nnsight inside the attention, where TransformerLens shows a copy or cannot resume (a difference that is right).
-MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix", "xglm": "narrow"}
+MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix", "xglm": "last_position_only"}
 IN_A_FRESH_PROCESS = """
 import sys
 from discovery import load_model
@@ -169,7 +169,7 @@ def test_the_pass_ends_with_the_last_site_that_is_wanted(tiny_models):
     ran: list[int] = []
     handles = [
         block._module.register_forward_hook(lambda m, i, o, n=n: ran.append(n))
-        for n, block in enumerate(model.parts.blocks)
+        for n, block in enumerate(model.traced_model.blocks)
     ]
     try:
         model.run(Batch(TOKENS, stop=3), [Site("attn_out", 1)])

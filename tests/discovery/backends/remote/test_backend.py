@@ -105,7 +105,7 @@ def test_every_site_of_every_architecture(tiny_models, name):
     )  # the server's logits are capped before they are picked
     assert {
         k for k, v in vars(ours.abilities).items() if v and not getattr(theirs.abilities, k)
-    } - {"narrow"} == {"prefix", "gradients"}
+    } - {"last_position_only"} == {"prefix", "gradients"}
     assert {
         k for k, v in vars(theirs.abilities).items() if v and not getattr(ours.abilities, k)
     } == more

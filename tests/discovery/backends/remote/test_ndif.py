@@ -122,8 +122,8 @@ def test_what_is_known_of_it(served, model, here):
         for name, value in vars(here.abilities).items()
         if value and not getattr(model.abilities, name)
     }
-    assert lost == {"prefix", "narrow", "gradients"}
-    assert all(parameter.is_meta for parameter in model.net._module.parameters())
+    assert lost == {"prefix", "last_position_only", "gradients"}
+    assert all(parameter.is_meta for parameter in model.model._module.parameters())
     assert (model.resident_weight_bytes, here.resident_weight_bytes) == (0, 4 * info.n_params)
 
 
@@ -215,7 +215,12 @@ def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
 
 
 def test_a_job_that_fails(served, model):
-    broken = Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2]), 1, torch.zeros(1, 3, 7))
+    broken = Batch(
+        torch.zeros(1, 3, dtype=torch.long),
+        torch.tensor([2]),
+        start=1,
+        residual=torch.zeros(1, 3, 7),
+    )
     with pytest.raises(RemoteError, match=r"failed on NDIF \(RuntimeError\)") as caught:
         model.run(broken)
     assert "128" in caught.value.detail
@@ -294,7 +299,7 @@ def test_a_server_that_never_answered_is_not_asked_again(served, monkeypatch):
 def test_a_server_that_hands_out_no_session(model, monkeypatch):
     """It takes connections and says nothing: nnsight's client alone would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        monkeypatch.setattr(model.service, "place", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        monkeypatch.setattr(model.service, "address", f"http://127.0.0.1:{mute.getsockname()[1]}")
         monkeypatch.setattr(ndif, "CONNECT_SECONDS", 0.2)
         monkeypatch.setattr(ndif, "RETRY_PAUSES", ())
         with pytest.raises(ModelError, match=r"does not answer \(WebSocketTimeoutException\)"):
