@@ -140,7 +140,9 @@ def score_by_eap_ig(bench: SplitEvaluator) -> Scores:
             )
             with torch.enable_grad():
                 outcome = block.run(
-                    Batch(prompts.clean, prompts.answer_position, start=0, residual=inputs), kinds, grad=True
+                    Batch(prompts.clean, prompts.answer_position, start=0, residual=inputs),
+                    kinds,
+                    grad=True,
                 )
                 assert outcome.logits is not None
                 metric = measure(

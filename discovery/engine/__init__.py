@@ -1,4 +1,8 @@
-"""The sweep engine: turns changed prompts into batches, computes only what can matter, and counts the work."""
+"""The engine runs changed prompts in batches, skips what cannot differ, and counts the work.
+
+Methods describe changed prompts as `Rows`. An `Engine` cuts the pairs of a task into `Block`s whose
+cached runs fit in memory; a block runs rows and returns the metric of each.
+"""
 
 from discovery.backends.hardware.memory import is_out_of_memory
 from discovery.engine.block import Block

@@ -1,7 +1,7 @@
 """A block: pairs whose cached runs fit in memory together, and the running of changed rows on them.
 
-All changed runs go through `Block.measure_all`. It decides what can be skipped, splits the rows into
-batches that fit in memory, and counts the work.
+All changed runs go through `Block.measure_all`. It decides what can be skipped, splits the rows
+into batches that fit in memory, and counts the work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from discovery.engine.memory import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import JoinedRows, Rows, Window, cut_windows
 from discovery.errors import NotFiniteError
-from discovery.interventions import Edit
 from discovery.metrics import PAD_TOKEN, measure
 from discovery.sites import MetricName, Site
 
@@ -216,7 +215,7 @@ class Block(CachedRuns):
         )
 
     def _last_position_only(self, rows: Rows | JoinedRows, window: Window) -> bool:
-        """Whether the last layer can skip positions after its attention: only the answer's counts."""
+        """Whether the last layer need compute only the answer position after its attention."""
         return (
             self.backend.abilities.last_position_only
             and window.width > 1
@@ -252,8 +251,8 @@ class Block(CachedRuns):
         if not_finite:
             info = self.backend.info
             raise NotFiniteError(
-                f"{info.name} in {info.dtype} gives a metric that is NaN or infinite "
-                f"on {not_finite} of {len(metric)} rows.",
+                f"{info.name} gives a metric that is NaN or infinite "
+                f"on {not_finite} of {len(metric)} rows in {info.dtype}.",
                 "Use dtype float32 or bfloat16 (the largest float16 is 65504); "
                 "if that does not help, check the weights.",
             )

@@ -74,10 +74,11 @@ class CachedRuns:
         return self._logits[side]
 
     def activation(self, side: Side, site: Site) -> Float[Tensor, "pair pos ..."]:
-        """Return a site of the unchanged prompts, right-padded; values after a prompt's end are void.
+        """Return a site of the unchanged prompts, right-padded.
 
-        Whoever asks for a site at one layer soon asks for it at the others. So one pass loads it at
-        every layer, together with the sites that other sweeps will ask for.
+        The values after a prompt's end mean nothing. Whoever asks for a site at one layer soon asks
+        for it at the others, so one pass loads it at every layer, together with the sites that
+        other sweeps will ask for.
         """
         if site.kind == "resid_post" and site.layer < self.backend.info.n_layers - 1:
             site = Site("resid_pre", site.layer + 1)
@@ -184,7 +185,7 @@ class CachedRuns:
     def in_batches(
         self, run: Callable[[slice], Result], max_rows: int
     ) -> Iterator[tuple[slice, Result]]:
-        """Run something on all prompts in order, batch by batch, and halve a batch that is too large.
+        """Run something on all prompts, batch by batch; a batch that does not fit is halved.
 
         Args:
             run: is given the slice of the prompts that form a batch.

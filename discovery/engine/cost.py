@@ -1,10 +1,9 @@
-"""What a computation costs, in multiply-adds of matmuls, and the meter that adds it up.
+"""What a computation costs, in multiply-adds of matrix products, and the meter that adds it up.
 
-A *forward-pass equivalent* is the work of one prompt through all layers and positions, attention scores included, with
-unembedding at the answer position only (INTERFACES). It does not depend on the machine, so two methods can be compared
-by it anywhere. A backward pass counts 2.
-
-What a measurement cost.
+A *forward-pass equivalent* is the work of one prompt through all layers and positions, attention
+scores included, with unembedding at the answer position only (docs/definitions.md). It does not
+depend on the machine, so methods can be compared by it. A backward pass counts as two forward
+passes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from discovery.backends.remote.status import StatusListener
 from discovery.errors import BudgetError
 from discovery.progress import Progress, ProgressCallback, report_progress
 
-BACKWARD_COST = 2  # forward passes that one backward pass counts
+BACKWARD_COST = 2  # forward passes that one backward pass counts as
 
 
 def row_macs(
@@ -32,53 +31,56 @@ def row_macs(
     last_position_only: bool = False,
     columns: int,
 ) -> int:
-    """Multiply-adds of one row.
+    """Return the multiply-adds of one row.
 
     Args:
-        positions: how many are computed.
-        before: earlier positions whose keys and values are reused.
-        start, stop, middle, narrow: as in `Batch`.
-        columns: vocabulary entries unembedded at the answer position.
+        info: the model.
+        positions: the number of positions that are computed.
+        n_prefix: the number of earlier positions whose keys and values are reused.
+        start: the first layer that is run.
+        stop: the first layer that is not run; None means that all later ones are.
+        after_attention: whether the start layer's attention is skipped.
+        last_position_only: whether the last layer computes its output projection and its MLP at
+            one position only.
+        columns: the number of vocabulary entries that are unembedded at the answer position.
     """
     layers = (info.n_layers if stop is None else stop) - start
     scores = 2 * info.n_heads * info.d_head * positions * (n_prefix + positions)
     attention = positions * info.macs_attention + scores
     skipped = attention if after_attention and layers > 0 else 0
-    behind = (
-        info.n_heads * info.d_head * info.d_model + info.macs_mlp
-    )  # the last layer's output projection and MLP, at one position
-    spared = (positions - 1) * behind if last_position_only and layers > 0 else 0
-    return (
-        layers * (attention + positions * info.macs_mlp) - skipped - spared + info.d_model * columns
-    )
+    projection_and_mlp = info.n_heads * info.d_head * info.d_model + info.macs_mlp
+    is_restricted = last_position_only and layers > 0
+    spared = (positions - 1) * projection_and_mlp if is_restricted else 0
+    blocks = layers * (attention + positions * info.macs_mlp)
+    return blocks - skipped - spared + info.d_model * columns
 
 
 def prompt_macs(info: ModelInfo, length: int) -> int:
-    """Multiply-adds of one prompt: one forward-pass equivalent."""
+    """Return the multiply-adds of one prompt, which are one forward-pass equivalent."""
     return row_macs(info, length, columns=info.n_logits)
 
 
 def forward_equivalents(info: ModelInfo, macs: int, lengths: Iterable[int]) -> float:
-    """Return the forward-pass equivalents of one row for each prompt.
+    """Return the forward-pass equivalents of several rows.
 
     Args:
         info: the model.
-        macs: multiply-adds that each row takes.
-        lengths: the number of tokens of each row's prompt; the row counts as a share of its pass.
+        macs: the multiply-adds of each row.
+        lengths: for each row, the number of tokens of its prompt.
     """
     return sum(macs / prompt_macs(info, length) for length in lengths)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Meter:
-    """Adds up work and stops it where a budget ends.
+    """Adds up the work that is done, and refuses work that a budget does not allow.
 
     Attributes:
-        limit: forward-pass equivalents allowed; None is unlimited.
-        spent: forward-pass equivalents done so far.
-        passes: batches run.
-        progress: told after each batch; may raise Interrupted.
-        expected: what the present piece of work was estimated to cost, for progress.
+        limit: the forward-pass equivalents that are allowed; None means no limit.
+        spent: the forward-pass equivalents that have been done.
+        passes: the number of batches that have been run.
+        progress: is called after each batch. It may raise Interrupted.
+        label: the name of the step that is running.
     """
 
     limit: float | None = None
@@ -91,10 +93,14 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self, label: str, expected: float) -> None:
-        """Name the piece of work that starts now and what it is estimated to cost.
+        """Announce the step that starts now.
+
+        Args:
+            label: its name, for the progress.
+            expected: the forward-pass equivalents that it is estimated to cost.
 
         Raises:
-            BudgetError: where the budget does not reach it; nothing has been run then.
+            BudgetError: if that is more than is left. Nothing of the step has been run then.
         """
         if self.limit is not None and expected > 0 and self.spent + expected > self.limit:
             raise BudgetError(
@@ -106,7 +112,7 @@ class Meter:
         self._report()
 
     def add(self, equivalents: float) -> None:
-        """Count work that was done."""
+        """Count a batch that was run."""
         with self._lock:
             self.spent += equivalents
             self.passes += 1
@@ -130,11 +136,11 @@ class Meter:
 
 @dataclass(frozen=True)
 class MeasurementCost:
-    """Work and time.
+    """What a measurement cost.
 
     Attributes:
-        forward_equivalents: matmul multiply-adds, in full passes of the same prompts, cached passes included.
-        seconds: wall-clock time.
+        forward_equivalents: the work in forward-pass equivalents, cached passes included.
+        seconds: the wall-clock time.
     """
 
     forward_equivalents: float

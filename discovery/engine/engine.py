@@ -1,8 +1,9 @@
 """One model and one task, made ready for any number of measurements.
 
-The engine decides how many pairs are cached together, keeps what was computed once (cached runs, means), and counts. Peak memory
-is bounded by `memory` whatever the number of pairs: where the caches of all pairs do not fit in half of it, pairs are
-taken block by block.
+The engine decides how many pairs are cached together, keeps what was computed once (cached runs,
+baselines, means), and counts the work. Peak memory is bounded by `memory` whatever the number of
+pairs: if the caches of all pairs do not fit in `CACHE_PERCENT` of it, the pairs are taken block by
+block.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Site, SiteName
 from discovery.tasks.task import Task
 
+# The share of the free memory that an engine takes if no limit is given.
 FREE_MEMORY_SHARE = 0.6
 
 
@@ -33,9 +35,11 @@ class Engine:
     """Runs measurements of one task on one model.
 
     Attributes:
-        metric: the task's own unless another was named.
-        meter: what all of it costs.
-        memory: bytes that caches and batches together may take.
+        backend: the model.
+        task: the pairs.
+        metric: what is measured; the task's own metric unless another was named.
+        meter: counts what all measurements cost.
+        memory: the bytes that caches and batches together may take.
     """
 
     def __init__(
@@ -47,53 +51,70 @@ class Engine:
         memory: int | None = None,
         meter: Meter | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare to measure a task.
+
+        Args:
+            backend: the model.
+            task: the pairs.
+            metric: what to measure; None means the task's own metric.
+            memory: the bytes that caches and batches may take; None means a share of what is free.
+            meter: counts the work; None means a new meter.
 
         Raises:
-            MeasurementError: for an unknown metric or a task without pairs.
-            MemoryLimitError: where the memory does not hold one pair.
+            MeasurementError: if the metric is unknown or the task has no pairs.
+            MemoryLimitError: if the memory does not hold one pair.
         """
         if metric is not None and metric not in get_args(MetricName):
             raise MeasurementError(
-                f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}."
+                f"The metric {metric!r} is not known.",
+                f"Allowed: {', '.join(get_args(MetricName))}.",
             )
         if not task.pairs:
             raise MeasurementError(
                 f"The task {task.name!r} has no pairs to measure.",
                 "Give a task with at least one pair.",
             )
-        self.backend, self.task = backend, task
+        self.backend = backend
+        self.task = task
         self.metric: MetricName = metric or task.metric
         self.meter = meter or Meter()
         self.memory = memory or int(FREE_MEMORY_SHARE * read_free_memory(backend.device))
         self._heap = HeapTrimmer(self.memory)
-        self._extra = 0  # numbers a layer and position that sites beyond the shared ones take
+        # Numbers for each layer and position that sites beside the shared ones take.
+        self._extra = 0
         self._block_bounds = self._cut_blocks()
         self._current: tuple[int, Block] | None = None
         self._baselines: dict[Side, Tensor] = {}
         self._means: dict[Site, MeanReference] = {}
-        self._mean_values: dict[Site, Tensor] = {}  # of the block that is kept
+        self._mean_values: dict[Site, Tensor] = {}  # of the current block
         self._plan: ReferencePlan | None = None
 
     def __len__(self) -> int:
         return len(self.task.pairs)
 
     def block_label(self, label: str, first: int, block: Block) -> str:
-        """What is done on a block, for progress: which pairs, where they are not all."""
+        """Return the name of a step on a block; it says which pairs, if they are not all.
+
+        Args:
+            label: the name of the step.
+            first: the number of the block's first pair.
+            block: the block.
+        """
         count = len(block.prompts)
-        return (
-            label
-            if count == len(self)
-            else f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
-        )
+        if count == len(self):
+            return label
+        return f"{label}, pairs {first + 1} to {first + count} of {len(self)}"
 
     def reserve_memory(self, site: SiteName) -> None:
-        """Take fewer pairs at a time where a site that no other measurement caches (q, k, v, pattern) needs the room.
+        """Take fewer pairs at a time if a site needs more memory than the shared ones.
+
+        These are q, k, v and pattern, which no other measurement caches.
 
         Raises:
-            MemoryLimitError: where the memory does not hold one pair.
+            MemoryLimitError: if the memory does not hold one pair.
         """
-        info, width = self.backend.info, max(len(pair.clean) for pair in self.task.pairs)
+        info = self.backend.info
+        width = max(len(pair.clean) for pair in self.task.pairs)
         heads = {
             "q": info.n_heads * info.d_head,
             "k": info.n_kv_heads * info.d_head,
@@ -104,42 +125,45 @@ class Engine:
             self._extra = needed
             bounds = self._cut_blocks()
             if bounds != self._block_bounds:
-                self._block_bounds, self._current = bounds, None
+                self._block_bounds = bounds
+                self._current = None
                 self._mean_values.clear()
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
-        """Each block of pairs, with the number of its first pair."""
-        for first, last in self._block_bounds:
+        """Yield each block of pairs, with the number of its first pair.
+
+        One block is kept at a time, and reused if it is the next one asked for.
+        """
+        for first, end in self._block_bounds:
             if self._current is None or self._current[0] != first:
                 if self._current is not None:
-                    self._current = (
-                        None  # frees the earlier block's caches before the next are made
-                    )
+                    # The earlier block's caches are freed before those of the next are made.
+                    self._current = None
                     self._mean_values.clear()
                     trim_heap()
-                prompts = Prompts.of(self.task.pairs[first:last], self.backend.device)
-                self._current = (
-                    first,
-                    Block(
-                        backend=self.backend,
-                        prompts=prompts,
-                        meter=self.meter,
-                        memory=self.memory * BATCH_PERCENT // 100,
-                        heap=self._heap,
-                        metric=self.metric,
-                    ),
+                block = Block(
+                    backend=self.backend,
+                    prompts=Prompts.of(self.task.pairs[first:end], self.backend.device),
+                    meter=self.meter,
+                    memory=self.memory * BATCH_PERCENT // 100,
+                    heap=self._heap,
+                    metric=self.metric,
                 )
+                self._current = (first, block)
             yield self._current
 
     def baseline(self, side: Side) -> Float[Tensor, "pair"]:
-        """The metric of every pair's unchanged prompt; computed once, since with many blocks it takes a pass over all of them."""
+        """Return the metric of every pair's unchanged prompt.
+
+        It is computed once, because with several blocks it takes a pass over all pairs.
+        """
         if side not in self._baselines:
             self._baselines[side] = torch.cat([block.baseline(side) for _, block in self.blocks()])
         return self._baselines[side]
 
     @property
     def reference_plan(self) -> ReferencePlan:
-        """What means are taken over."""
+        """The prompts and positions that means are taken over."""
         if self._plan is None:
             self._plan = plan_reference(self.task.pairs)
         return self._plan
@@ -147,7 +171,14 @@ class Engine:
     def reference_values(
         self, ablation: Ablation, first: int, block: Block, site: Site
     ) -> Float[Tensor, "pair pos ..."]:
-        """What an ablation puts at a site, for the pairs of a block."""
+        """Return what an ablation puts at a site, for the pairs of a block.
+
+        Args:
+            ablation: zero, resample (the pair's own corrupted run) or mean.
+            first: the number of the block's first pair.
+            block: the block.
+            site: the site. For mean ablation, `prepare_means` must have been called with it.
+        """
         if ablation == "zero":
             info = self.backend.info
             shape = (info.n_heads, info.d_head) if site.kind == "z" else (info.d_model,)
@@ -166,26 +197,28 @@ class Engine:
         return self._mean_values[site]
 
     def prepare_means(self, sites: Sequence[Site]) -> None:
-        """Sum the sites over every pair's corrupted run, where that has not been done."""
+        """Sum sites over the corrupted runs of all pairs; sites that are done are left out."""
         missing = [site for site in sites if site not in self._means]
         if not missing:
             return
-        made = {site: MeanReference(self.reference_plan) for site in missing}
+        means = {site: MeanReference(self.reference_plan) for site in missing}
         for first, block in self.blocks():
             block.load("corrupted", missing)
-            for site, mean in made.items():
+            for site, mean in means.items():
                 mean.add(first, block.activation("corrupted", site))
-        self._means.update(made)
+        self._means.update(means)
 
     def _cut_blocks(self) -> list[tuple[int, int]]:
+        """Return the first pair of each block, and the pair after its last."""
         pairs = self.task.pairs
         width = max(len(pair.clean) for pair in pairs)
-        one = pair_bytes(self.backend.info, width, self._extra)
-        count = self.memory * CACHE_PERCENT // (100 * one)
+        needed = pair_bytes(self.backend.info, width, self._extra)
+        count = self.memory * CACHE_PERCENT // (100 * needed)
         if count < 1:
+            limit = -(-100 * needed // CACHE_PERCENT)
             raise MemoryLimitError(
-                f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one pair of {width} tokens "
-                f"({-(-100 * one // CACHE_PERCENT):,} needed).",
+                f"A memory limit of {self.memory:,} bytes does not hold the cached runs of one "
+                f"pair of {width} tokens ({limit:,} needed).",
                 "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
@@ -199,16 +232,19 @@ def engine_for(
     memory: int | None,
     progress: ProgressCallback | None,
 ) -> Engine:
-    """The engine that a caller gave, or a new one.
+    """Return the engine that a caller gave, or a new one.
+
+    Args:
+        engine: the engine that a caller gave; None means a new one with the other arguments.
 
     Raises:
-        MeasurementError: where another metric is asked for than the given engine's.
+        MeasurementError: if an engine is given and another metric than its own is asked for.
     """
     if engine is None:
         return Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
     if metric is not None and metric != engine.metric:
         raise MeasurementError(
-            f"metric {metric!r} is asked for, and the engine given measures {engine.metric!r}.",
+            f"The metric {metric!r} is asked for, and the given engine measures {engine.metric!r}.",
             "Leave out one of the two.",
         )
     return engine

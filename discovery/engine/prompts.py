@@ -1,4 +1,4 @@
-"""A task's pairs as padded tensors on a device."""
+"""The pairs of a task as padded tensors on a device."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ Side = Literal["clean", "corrupted"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Pairs, right-padded: a causal model's positions never see what stands after them.
+    """Pairs as right-padded tensors. In a causal model, no position sees the padding behind it.
 
     Attributes:
-        pairs: as they came.
-        clean, corrupted: token ids; padding is token 0.
-        length: of each prompt. last: its answer position. first: the first position that differs between the sides.
-        answer, wrong: token ids, padded with -1.
+        pairs: the pairs in their order.
+        clean: the token ids of the clean prompts, padded with token 0.
+        corrupted: the token ids of the corrupted prompts, padded with token 0.
+        length: the number of tokens of each side of a pair.
+        first_difference: the first position at which the two sides differ.
+        answer: the token ids of the answers, padded with -1.
+        wrong: the token ids of the wrong answers, padded with -1.
     """
 
     pairs: tuple[EncodedPair, ...]
@@ -38,26 +41,29 @@ class Prompts:
 
     @classmethod
     def of(cls, pairs: Sequence[EncodedPair], device: torch.device) -> Prompts:
-        """Stack pairs."""
+        """Pad pairs and move them to a device."""
         return cls(
-            tuple(pairs),
-            _stack([pair.clean for pair in pairs], 0, device),
-            _stack([pair.corrupted for pair in pairs], 0, device),
-            torch.tensor([len(pair.clean) for pair in pairs], device=device),
-            torch.tensor([pair.first_difference for pair in pairs], device=device),
-            _stack([pair.answer for pair in pairs], PAD_TOKEN, device),
-            _stack([pair.wrong for pair in pairs], PAD_TOKEN, device),
+            pairs=tuple(pairs),
+            clean=_stack([pair.clean for pair in pairs], 0, device),
+            corrupted=_stack([pair.corrupted for pair in pairs], 0, device),
+            length=torch.tensor([len(pair.clean) for pair in pairs], device=device),
+            first_difference=torch.tensor([pair.first_difference for pair in pairs], device=device),
+            answer=_stack([pair.answer for pair in pairs], PAD_TOKEN, device),
+            wrong=_stack([pair.wrong for pair in pairs], PAD_TOKEN, device),
         )
 
     def tokens(self, side: Side) -> Int[Tensor, "pair pos"]:
+        """Return the token ids of a side."""
         return self.clean if side == "clean" else self.corrupted
 
     @property
     def answer_position(self) -> Int[Tensor, "pair"]:
+        """The last position of each prompt, at which the answer is predicted."""
         return self.length - 1
 
     @property
     def width(self) -> int:
+        """The number of tokens of the longest prompt."""
         return self.clean.shape[1]
 
     def __len__(self) -> int:
@@ -65,7 +71,7 @@ class Prompts:
 
 
 def other_side(side: Side) -> Side:
-    """The other side of a pair."""
+    """Return the other side of a pair."""
     return "corrupted" if side == "clean" else "clean"
 
 

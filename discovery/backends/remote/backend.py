@@ -1,9 +1,9 @@
-"""The backend contract on a model that computes elsewhere: on NDIF, or in nnsight's simulation of it.
+"""The backend contract on a model that computes on NDIF, or in nnsight's simulation of it.
 
 Each run is one request. Token ids, residual streams and reference values are sent; the sites that
-are read, and logits at the answer positions, come back. Keys and values are not reused, and the last
-layer is not restricted to the answer position, because either would send more than it saves. There
-are no gradients, because NDIF runs what is sent apart from the model.
+are read, and logits at the answer positions, come back. Keys and values are not reused, and the
+last layer is not restricted to the answer position, because either would send more than it saves.
+There are no gradients, because NDIF runs what is sent apart from the model.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class RemoteBackend(Backend):
         return self._head_weights[layer]
 
     def store_head_weights(self, weights: Mapping[int, Tensor]) -> None:
-        """Keep W_O of some layers, as a server returned it: [head·d_head d_model] for each layer."""
+        """Keep W_O of some layers; a server returns [head·d_head d_model] for each."""
         shape = (self.info.n_heads, self.info.d_head, self.info.d_model)
         self._head_weights |= {layer: weight.reshape(shape) for layer, weight in weights.items()}
 

@@ -1,9 +1,9 @@
 """Jobs for a server, which are plain data, and the checks of what comes back.
 
-A job tells `remote.server_code` what to run, read and change. It is kept small, because it goes over
-a network. A residual stream or a reference value is sent as its distinct vectors and where each
-belongs, because the rows of a sweep differ in one position each. Of an edit by index, only the pairs
-of the batch are sent.
+A job tells `remote.server_code` what to run, read and change. It is kept small, because it goes
+over a network. A residual stream or a reference value is sent as its distinct vectors and where
+each belongs, because the rows of a sweep differ in one position each. Of an edit by index, only the
+pairs of the batch are sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from discovery.backends.info import ModelInfo
 from discovery.backends.nnsight.layout import QKV, ModuleLayout
 from discovery.interventions import Edit
 from discovery.sites import Site
-
 
 Job = dict[str, Any]
 

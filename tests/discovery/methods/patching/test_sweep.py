@@ -524,7 +524,7 @@ def test_an_engine_measures_its_own_metric(tiny_models):
         lambda: _ablate(model, task, engine),
     ):
         with pytest.raises(
-            MeasurementError, match="the engine given measures 'probability_difference'"
+            MeasurementError, match="the given engine measures 'probability_difference'"
         ):
             call()
 
