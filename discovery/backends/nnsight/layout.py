@@ -83,7 +83,7 @@ class ModuleLayout:
 
     @property
     def source_traced_module(self) -> str | None:
-        """The module in whose source code the pattern is traced; None if the pattern is a module."""
+        """The module in whose source code the pattern is traced; None if it is a module itself."""
         if self.pattern is None or ".source." not in self.pattern:
             return None
         return self.pattern.partition(".source.")[0]

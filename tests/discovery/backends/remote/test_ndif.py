@@ -113,7 +113,7 @@ def test_what_is_known_of_it(served, model, here):
     )
     assert "computed at" in info.warnings[0]
     assert str(model.device) == "cpu"
-    changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "chosen"}
+    changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "backend_reason"}
     assert {k: v for k, v in vars(info).items() if k not in changed} == {
         k: v for k, v in vars(here.info).items() if k not in changed
     }
