@@ -1,8 +1,9 @@
-"""Circuit Scout's science: find the circuit behind a language model's behaviour, and prove it.
-
-Public names are loaded on first use (PEP 562), because importing any submodule runs this file.
+"""Find the circuit behind a language model's behaviour, and test whether the claim holds.
 
     from discovery import load_model, load_task, patch_sweep, ablate_heads, discover
+
+The names of this package are loaded when they are first used (PEP 562). Importing any submodule
+runs this file, so it must not import torch or a model library.
 """
 
 from __future__ import annotations

@@ -1,37 +1,37 @@
-"""Everything a caller can fix, as one exception tree.
+"""The errors that a caller can fix, as one tree of exceptions.
 
-    DiscoveryError                 what was given, what is allowed, what to do next
-    ├── SiteError                  a site or node name that does not exist (in this model)
-    ├── TaskError                  a task file or pair that breaks a rule, with its line
-    ├── ModelError                 a directory or name that is not a model we can load
+    DiscoveryError                 the base class
+    ├── SiteError                  a site or node does not exist (in this model)
+    ├── TaskError                  a task file or a pair breaks a rule
+    ├── ModelError                 a directory or name is not a model that can be loaded
     │   ├── BackendMismatchError   the backend computes other logits than Hugging Face does
-    │   └── RemoteError            a job that failed on another machine
-    ├── FeatureError               a sparse autoencoder that cannot be loaded, or does not fit the model
-    ├── MeasurementError           arguments of a measurement that cannot hold
-    │   └── NotFiniteError         a model that gives no number
-    ├── BudgetError                the budget does not reach, with the estimate
-    ├── MemoryLimitError           not even one row fits the memory allowed
-    └── StoreError                 a run folder that is locked, missing or damaged
+    │   └── RemoteError            a job failed on another machine
+    ├── FeatureError               a sparse autoencoder cannot be loaded or does not fit the model
+    ├── MeasurementError           the arguments of a measurement do not fit together
+    │   └── NotFiniteError         a metric is NaN or infinite
+    ├── BudgetError                the budget is smaller than the estimated cost
+    ├── MemoryLimitError           not even one row fits in the allowed memory
+    └── StoreError                 a run folder is locked, missing or damaged
 
-    Interrupted                    the user stopped the work (Ctrl-C, SIGTERM, a cancel): not an error
+    Interrupted                    the user stopped the work (Ctrl-C, SIGTERM, a cancel); no error
 
-Anything else that is raised is a bug. Each message is one line of cause and one of cure.
+Any other exception is a bug. A message has two lines: the cause, and the cure, which says what to
+do about it.
 """
 
 from __future__ import annotations
 
 
 class DiscoveryError(Exception):
-    """A fault of the input that the caller can mend.
-
-    Args:
-        cause: one sentence that names the value given and what is allowed.
-        cure: one sentence that says what to do next.
-        detail: what another library said, where the fault came from one. The command line and a notebook show it; the server, whose
-            reader is not always the machine's owner, writes it into its log alone.
+    """An error in the input, which the caller can fix.
 
     Attributes:
-        run_id: the run that it ended, where there is one that can be resumed.
+        cause: one sentence that names the value that was given and what is allowed.
+        cure: one sentence that says what to do next.
+        detail: the message of another library, if the error came from one. The command line and a
+            notebook show it. The server only logs it, because whoever reads its answers may not own
+            the machine.
+        run_id: the run that the error ended, if it can be resumed.
     """
 
     run_id: str | None = None
@@ -42,43 +42,49 @@ class DiscoveryError(Exception):
         self.cure = cure
         self.detail = detail
         if detail:
-            self.add_note(f"It was told: {detail}")
+            self.add_note(f"Details: {detail}")
 
 
 class SiteError(DiscoveryError):
-    """A site or node that is misspelt, or that this model does not have."""
+    """A site or node is misspelt, or this model does not have it."""
 
 
 class TaskError(DiscoveryError):
-    """A task, a pair or a split that breaks a rule."""
+    """A task, a pair or a split breaks a rule."""
 
 
 class ModelError(DiscoveryError):
-    """A name or directory that is not a model we can load."""
+    """A name or directory is not a model that can be loaded."""
 
 
 class BackendMismatchError(ModelError):
-    """The backend's logits are not those of the Hugging Face module it wraps."""
+    """The backend's logits differ from those of the Hugging Face module that it wraps."""
 
 
 class RemoteError(ModelError, RuntimeError):
-    """What was sent to a server raised an exception there; in this process it would have been a RuntimeError or its like."""
+    """The code that was sent to a server raised an exception there.
+
+    It is a RuntimeError too, because in this process the code would have raised such an error.
+    """
 
 
 class FeatureError(DiscoveryError):
-    """A sparse autoencoder that cannot be loaded or does not fit the model, or a feature it does not have."""
+    """A sparse autoencoder cannot be loaded, does not fit the model, or lacks a feature."""
 
 
 class MeasurementError(DiscoveryError):
-    """A measurement whose arguments contradict one another or the model."""
+    """The arguments of a measurement contradict one another or the model."""
 
 
 class NotFiniteError(MeasurementError):
-    """A metric that is infinite or no number: of a cell that would pass for one that a pair does not have."""
+    """A metric was NaN or infinite.
+
+    NaN marks missing grid cells, so it is never stored as a measurement.
+    """
 
 
 class BudgetError(DiscoveryError):
-    """The budget is smaller than what must be done."""
+    """The budget is smaller than the cost of what must be done."""
 
 
 class MemoryLimitError(DiscoveryError):
@@ -86,20 +92,23 @@ class MemoryLimitError(DiscoveryError):
 
 
 class StoreError(DiscoveryError):
-    """A run folder that is missing, damaged, or held by another process."""
+    """A run folder is missing, damaged, or locked by another process."""
 
 
 class Interrupted(Exception):  # noqa: N818  (an event, not an error)
-    """The work was stopped from outside; what was finished is on disk and can be resumed.
+    """The user stopped the work. What was finished is on disk, and the run can be resumed.
 
     Attributes:
-        run_id: the run to resume, where there is one.
+        run_id: the run to resume, if there is one.
     """
 
     run_id: str | None = None
 
 
 def first_line(fault: Exception) -> str:
-    """What an exception of another library says first, or its name."""
+    """Return the first line of another library's exception, or the exception's name.
+
+    If that line only announces the next one (it ends with a colon), the next is added.
+    """
     lines = [line.strip() for line in str(fault).strip().splitlines()] or [type(fault).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

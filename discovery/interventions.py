@@ -1,9 +1,15 @@
-"""Interventions are values: at this site, in these rows, positions and heads, put that tensor.
+"""Interventions as values: an `Edit` says which tensor to put at a site, and where in it.
 
-An `Edit` is all that a backend knows of interventions. Everything named in the literature is one of them:
-activation patching replaces with the value of another run, resample ablation with that of the pair's own corrupted
-run, mean ablation with a mean over corrupted runs, zero ablation with nothing, steering adds, path patching adds to
-the input of one reader. What the reference values are is decided here, once (`MeanReference`), so that no method does it twice.
+An `Edit` is all that a backend knows of interventions. Those of the literature differ only in the
+tensor and the operation:
+
+- Activation patching replaces a site by its value in another run.
+- Resample ablation replaces it by its value in the pair's own corrupted run.
+- Mean ablation replaces it by a mean over corrupted runs, and zero ablation by 0.
+- Steering adds a direction.
+- Path patching adds a difference to the input of one node.
+
+The values of mean ablation are computed here (`MeanReference`), so that all methods use the same.
 """
 
 from __future__ import annotations
@@ -20,9 +26,9 @@ from torch import Tensor
 from discovery.sites import Site
 from discovery.tasks.task import EncodedPair
 
-MIN_REFERENCE_PROMPTS = (
-    8  # other prompts needed for a mean at the same position; below that, by label
-)
+# The number of other prompts that a mean at the same position needs. If there are fewer, positions
+# are aligned by label.
+MIN_REFERENCE_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,14 @@ class Edit:
     """A change of one activation in every row of a batch.
 
     Attributes:
-        site: which activation.
-        value: [row pos …] as the site's shape, or anything that broadcasts to it; with `index`, [pair pos …].
-        where: True where the change applies: [row pos] (z, q, k, v: [row pos head]) or broadcastable; None is everywhere.
-        operation: replace by the value, add it, or scale by it.
-        index: each row's pair; the values are then gathered only when they are needed.
+        site: the activation.
+        value: a tensor of the site's shape [row pos …], or one that broadcasts to it. With `index`
+            it is [pair pos …].
+        where: True where the change applies, [row pos] or [row pos head] (for z, q, k and v), or a
+            tensor that broadcasts to it. None means everywhere.
+        operation: replace the activation by the value, add the value, or multiply by it.
+        index: each row's pair, if the value is stored by pair. The rows' values are then gathered
+            only when they are needed.
     """
 
     site: Site
@@ -44,10 +53,9 @@ class Edit:
     index: Int[Tensor, "row"] | None = None
 
     def apply(self, activation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The activation with this change made."""
-        value = (self.value if self.index is None else self.value[self.index]).to(
-            activation
-        )  # its device and dtype
+        """Return the activation with this change applied."""
+        by_row = self.value if self.index is None else self.value[self.index]
+        value = by_row.to(activation)  # its device and dtype
         if self.operation == "add":
             changed = activation + value
         elif self.operation == "scale":
@@ -59,64 +67,63 @@ class Edit:
         return torch.where(self.where.unsqueeze(-1), changed, activation)
 
     def at_position(self, position: Int[Tensor, "row"], ndim: int) -> Edit:
-        """The same change for a batch that holds one position of each row.
+        """Return the same change for an activation that holds one position of each row.
 
         Args:
-            position: of each row.
-            ndim: of the activation, whose second dimension is then 1.
+            position: the position of each row.
+            ndim: the number of dimensions of the activation, whose second one has length 1.
         """
         value = _take_position(self.value, position, ndim, self.index)
-        return replace(
-            self,
-            value=value,
-            where=None if self.where is None else _take_position(self.where, position, ndim - 1),
-            index=None,
-        )
+        where = self.where
+        if where is not None:
+            where = _take_position(where, position, ndim - 1)
+        return replace(self, value=value, where=where, index=None)
 
 
 def _take_position(
     values: Tensor, position: Int[Tensor, "row"], ndim: int, index: Tensor | None = None
 ) -> Tensor:
-    """[row 1 …] of what broadcasts to [row pos …]."""
+    """Return one position of each row [row 1 …] of values that broadcast to [row pos …]."""
     if values.ndim < ndim - 1:
         return values
-    rows = values if values.ndim == ndim else values[None]
-    own = (
-        torch.zeros_like(position)
-        if len(rows) == 1
-        else torch.arange(len(position), device=position.device)
-        if index is None
-        else index
-    )
-    return rows[own, torch.zeros_like(position) if rows.shape[1] == 1 else position].unsqueeze(1)
+    by_row = values if values.ndim == ndim else values[None]
+    if len(by_row) == 1:  # the same for every row
+        row = torch.zeros_like(position)
+    elif index is not None:
+        row = index
+    else:
+        row = torch.arange(len(position), device=position.device)
+    if by_row.shape[1] == 1:  # the same at every position
+        position = torch.zeros_like(position)
+    return by_row[row, position].unsqueeze(1)
 
 
 def replace_with(
     site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None
 ) -> Edit:
-    """Put `value` at the site."""
+    """Return an edit that puts `value` at the site."""
     return Edit(site, value, where)
 
 
 def add(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Edit:
-    """Add `value` at the site."""
+    """Return an edit that adds `value` at the site."""
     return Edit(site, value, where, "add")
 
 
 def scale(site: Site, factor: float, where: Bool[Tensor, "..."] | None = None) -> Edit:
-    """Multiply the site by a factor; 0 is zero ablation."""
+    """Return an edit that multiplies the site by a factor; 0 is zero ablation."""
     return Edit(site, torch.tensor(float(factor)), where, "scale")
 
 
 @dataclass(frozen=True)
 class ReferencePlan:
-    """Which corrupted positions are averaged for each pair and position, and how that was decided.
+    """Which corrupted positions are averaged for each pair and position, and why.
 
     Attributes:
-        group: for each pair, the key of the mean that each of its positions gets.
-        members: for each key, how often each pair is in it: the (pair, position) list.
-        alignment: "position", "label", "all", or several joined by "+", as recorded.
-        size: the smallest number of other prompts' values behind a mean.
+        group: for each pair and each of its positions, the number of the group whose mean it gets.
+        members: for each group, the (pair, position) values that are averaged.
+        alignment: "position", "label", "all", or several of them joined by "+". It is recorded.
+        size: the smallest number of other prompts' values in any mean.
     """
 
     group: tuple[tuple[int, ...], ...]
@@ -126,51 +133,62 @@ class ReferencePlan:
 
 
 def plan_reference(pairs: Sequence[EncodedPair]) -> ReferencePlan:
-    """Decide what each mean is over (INTERFACES, "Mean").
+    """Decide over which positions of which prompts each mean is taken (docs/definitions.md).
 
-    At the same position over corrupted prompts of the same template and token count, leaving the pair itself out; with
-    fewer than 8 such prompts, aligned by label (unlabelled positions: over all unlabelled positions); with no labels,
-    over prompts and positions.
+    A mean is taken at the same position over the corrupted prompts of the same template and token
+    count, without the pair itself. If there are fewer than 8 such prompts, positions are aligned by
+    label, and all unlabelled positions form one group. If no pair has labels, the mean is taken
+    over all prompts and positions.
     """
     peers = Counter((pair.template, len(pair.clean)) for pair in pairs)
-    labelled = any(pair.labels for pair in pairs)
+    has_labels = any(pair.labels for pair in pairs)
     members: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
     keys: list[list[tuple[object, ...]]] = []
     for index, pair in enumerate(pairs):
-        enough = peers[pair.template, len(pair.clean)] - 1 >= MIN_REFERENCE_PROMPTS
+        has_peers = peers[pair.template, len(pair.clean)] - 1 >= MIN_REFERENCE_PROMPTS
         names = {position: name for name, position in sorted(pair.labels.items(), reverse=True)}
         keys.append([])
         for position in range(len(pair.clean)):
             same_position = ("position", pair.template, len(pair.clean), position)
-            same_label = ("label", names.get(position)) if labelled else ("all",)
+            same_label = ("label", names.get(position)) if has_labels else ("all",)
             members[same_position].append((index, position))
             members[same_label].append((index, position))
-            keys[index].append(same_position if enough else same_label)
-    used = list(dict.fromkeys(key for row in keys for key in row))
-    number = {key: n for n, key in enumerate(used)}
-    sizes = {key: len(members[key]) for key in used}
-    own = Counter((key, pair) for key in used for pair, _ in members[key])
+            keys[index].append(same_position if has_peers else same_label)
+    groups = list(dict.fromkeys(key for row in keys for key in row))
+    number = {key: n for n, key in enumerate(groups)}
+    own_count = Counter((key, pair) for key in groups for pair, _ in members[key])
+    other_counts = [
+        len(members[key]) - own_count[key, index] for index, row in enumerate(keys) for key in row
+    ]
     return ReferencePlan(
-        tuple(tuple(number[key] for key in row) for row in keys),
-        tuple(tuple(members[key]) for key in used),
-        "+".join(sorted({str(key[0]) for key in used})),
-        min(sizes[key] - own[key, index] for index, row in enumerate(keys) for key in row),
+        group=tuple(tuple(number[key] for key in row) for row in keys),
+        members=tuple(tuple(members[key]) for key in groups),
+        alignment="+".join(sorted({str(key[0]) for key in groups})),
+        size=min(other_counts),
     )
 
 
 class MeanReference:
-    """Mean-ablation values of one site: summed over all pairs first, then, for any of them, its own share taken out.
+    """The mean-ablation values of one site.
 
-    Where leaving a pair out leaves nothing (`plan.size` is 0: a single pair), its own corrupted values are the mean.
+    The values of all pairs are summed first. The mean for a pair is then computed from the sum
+    without the pair's own values. If nothing is left (`plan.size` is 0: a group of a single pair),
+    its own corrupted values are the mean.
     """
 
     def __init__(self, plan: ReferencePlan) -> None:
+        """Start with no values; `add` must be called with those of every pair."""
         self.plan = plan
         self._sums: Tensor | None = None
         self._counts = torch.tensor([len(group) for group in plan.members])
 
     def add(self, first: int, corrupted: Float[Tensor, "pair pos ..."]) -> None:
-        """Add the site's values in the corrupted runs of the pairs from `first` on, right-padded."""
+        """Add the site's values in the corrupted runs of some pairs.
+
+        Args:
+            first: the number of the first of these pairs.
+            corrupted: their values, right-padded.
+        """
         flat, places, groups = self._flat(first, corrupted)
         if self._sums is None:
             self._sums = flat.new_zeros(len(self.plan.members), flat.shape[1])
@@ -179,41 +197,59 @@ class MeanReference:
     def values(
         self, first: int, corrupted: Float[Tensor, "pair pos ..."]
     ) -> Float[Tensor, "pair pos ..."]:
-        """What replaces the site for the pairs from `first` on, given their own corrupted values."""
+        """Return what mean ablation puts at the site, for some pairs.
+
+        Args:
+            first: the number of the first of these pairs.
+            corrupted: their own values, right-padded.
+
+        Raises:
+            RuntimeError: if no values have been added.
+        """
         if self._sums is None:
             raise RuntimeError("add every pair's values before asking for a mean")
         flat, places, groups = self._flat(first, corrupted)
         count, width = corrupted.shape[:2]
+        # The sum and the number of each pair's own values in each of its groups.
         slot = groups * count + places // width  # one for each (group, pair)
-        own, inverse = torch.unique(slot, return_inverse=True)
-        sums = flat.new_zeros(len(own), flat.shape[1]).index_add_(0, inverse, flat[places])
-        counts = torch.zeros(len(own), device=flat.device).index_add_(
+        slots, inverse = torch.unique(slot, return_inverse=True)
+        own_sums = flat.new_zeros(len(slots), flat.shape[1]).index_add_(0, inverse, flat[places])
+        own_counts = torch.zeros(len(slots), device=flat.device).index_add_(
             0, inverse, torch.ones_like(places, dtype=torch.float)
         )
-        wanted = [
-            (row, t, g) for row in range(count) for t, g in enumerate(self.plan.group[first + row])
+        targets = [
+            (row, position, group)
+            for row in range(count)
+            for position, group in enumerate(self.plan.group[first + row])
         ]
-        rows, positions, wanted_groups = (
-            torch.tensor(column, device=flat.device) for column in zip(*wanted, strict=True)
+        rows, positions, target_groups = (
+            torch.tensor(column, device=flat.device) for column in zip(*targets, strict=True)
         )
-        mine = torch.searchsorted(own, wanted_groups * count + rows)
-        left = self._counts.to(flat.device)[wanted_groups] - counts[mine]
-        others = (self._sums[wanted_groups] - sums[mine]) / left.clamp(min=1).unsqueeze(1)
-        mean = torch.where(left.unsqueeze(1) > 0, others, sums[mine] / counts[mine].unsqueeze(1))
-        out = torch.zeros_like(flat)
-        out[rows * width + positions] = mean
-        return out.to(corrupted.dtype).reshape(corrupted.shape)
+        own = torch.searchsorted(slots, target_groups * count + rows)
+        other_counts = self._counts.to(flat.device)[target_groups] - own_counts[own]
+        other_sums = self._sums[target_groups] - own_sums[own]
+        other_means = other_sums / other_counts.clamp(min=1).unsqueeze(1)
+        own_means = own_sums[own] / own_counts[own].unsqueeze(1)
+        means = torch.where(other_counts.unsqueeze(1) > 0, other_means, own_means)
+        values = torch.zeros_like(flat)
+        values[rows * width + positions] = means
+        return values.to(corrupted.dtype).reshape(corrupted.shape)
 
     def _flat(self, first: int, corrupted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The values as [pair·pos feature], and (place, group) of every membership of these pairs."""
+        """Return the values as [pair·pos feature], and the groups that they belong to.
+
+        The second and third tensor hold, for each membership of these pairs, the row of the value
+        and the number of the group.
+        """
         count, width = corrupted.shape[:2]
-        found = [
-            ((p - first) * width + t, g)
-            for g, group in enumerate(self.plan.members)
-            for p, t in group
-            if first <= p < first + count
+        memberships = [
+            ((pair - first) * width + position, number)
+            for number, members in enumerate(self.plan.members)
+            for pair, position in members
+            if first <= pair < first + count
         ]
         places, groups = (
-            torch.tensor(column, device=corrupted.device) for column in zip(*found, strict=True)
+            torch.tensor(column, device=corrupted.device)
+            for column in zip(*memberships, strict=True)
         )
         return corrupted.reshape(count * width, -1).double(), places, groups

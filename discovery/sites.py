@@ -1,16 +1,21 @@
-"""The field's grammar for places in a transformer: sites, nodes, edges, and the closed choices.
+"""The names of places in a transformer: sites, nodes and edges; and the closed choices.
 
-A *node* is a unit of a circuit: an attention head (``a9.h6``, printed L9H6), an MLP (``m5``), or one of
-the two ends, ``embed`` and ``logits``; beside them may stand a *feature* of a sparse autoencoder: ``f8.1234``
-(L8F1234) of the residual stream before layer 8, ``f8.1234@mlp_out`` of another site of that layer. An *edge* runs
-from a node to one input of a later node: ``a9.h6->a10.h0<q>``. A *site* is an activation that can be read or replaced.
-If several heads share their keys and values (grouped-query attention), the sites ``k`` and ``v``
-are by *key-value head* (``a23.kv1``, printed L23KV1). That is not a head and no node, and nothing
-that takes a head takes it.
-Needs no torch, so that tool signatures and the command line can use it at once.
+- A *site* is an activation that can be read or replaced.
+- A *node* is a unit of a circuit: an attention head (``a9.h6``, printed L9H6), an MLP (``m5``), or
+  one of the two ends, ``embed`` and ``logits``. A *feature* of a sparse autoencoder can be a node
+  too: ``f8.1234`` (L8F1234) is a feature of the residual stream before layer 8, ``f8.1234@mlp_out``
+  one of another site of that layer.
+- An *edge* runs from a node to one input of a later node: ``a9.h6->a10.h0<q>``.
+- If several heads share their keys and values (grouped-query attention), the sites ``k`` and ``v``
+  are by *key-value head* (``a23.kv1``, printed L23KV1). A key-value head is not a node, and no
+  function that takes heads takes one.
 
-    >>> Node.parse("L9H6").head, Node.parse("9.6").label, str(Edge.parse("m5->a10.h0<q>")), str(Node.parse("L8F12@mlp_out"))
-    (6, 'L9H6', 'm5->a10.h0<q>', 'f8.12@mlp_out')
+This module needs no torch, so that tool signatures and the command line can import it quickly.
+
+    >>> Node.parse("L9H6").head, Node.parse("9.6").label
+    (6, 'L9H6')
+    >>> str(Edge.parse("m5->a10.h0<q>")), str(Node.parse("L8F12@mlp_out"))
+    ('m5->a10.h0<q>', 'f8.12@mlp_out')
 """
 
 from __future__ import annotations
@@ -84,8 +89,9 @@ _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>
 class Site:
     """One activation of one layer, as a backend reads and replaces it.
 
-    Shapes: residual stream, attn_out and mlp_out [row pos d_model]; z and q [row pos head d_head]; k and v
-    [row pos kv_head d_head], before any rotation; pattern [row head dst src]. A head's output is z·W_O[head].
+    Shapes: residual stream, attn_out and mlp_out [row pos d_model]; z and q [row pos head d_head];
+    k and v [row pos kv_head d_head]; pattern [row head dst src]. q and k are taken before any
+    rotary embedding. A head's output is z·W_O[head].
     """
 
     kind: ActivationKind
@@ -99,10 +105,10 @@ class Node:
 
     Attributes:
         kind: embed, attention_head, mlp, feature or logits.
-        layer: of a head, an MLP or a feature, else None.
-        head: of a head, else None.
-        feature: its number in its dictionary, else None.
-        site: where a feature is written, else None.
+        layer: the layer of a head, an MLP or a feature; None for the two ends.
+        head: the number of a head in its layer; None for other nodes.
+        feature: the number of a feature in its dictionary; None for other nodes.
+        site: the site that a feature is written to; None for other nodes.
     """
 
     kind: NodeKind
@@ -113,24 +119,29 @@ class Node:
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Read ``a9.h6``, ``L9H6``, ``9.6``, ``m5``, ``f8.1234``, ``L8F1234@mlp_out``, ``embed`` or ``logits``.
+        """Parse the name of a node.
+
+        Args:
+            text: for example ``a9.h6``, ``L9H6``, ``9.6``, ``m5``, ``f8.1234``,
+                ``L8F1234@mlp_out``, ``embed`` or ``logits``.
 
         Raises:
-            SiteError: for anything else.
+            SiteError: if it is not the name of a node.
         """
         word = text.strip()
         if word == "embed":
             return EMBED
         if word == "logits":
             return LOGITS
-        if found := _HEAD.fullmatch(word):
-            layer, head = (int(part) for part in found.groups() if part is not None)
+        if match := _HEAD.fullmatch(word):
+            layer, head = (int(part) for part in match.groups() if part is not None)
             return cls("attention_head", layer, head)
-        if found := _MLP.fullmatch(word):
-            return cls("mlp", int(found[1] or found[2]))
-        if found := _FEATURE.fullmatch(word):
-            layer, number = (int(part) for part in found.groups()[:4] if part is not None)
-            return feature(layer, number, found[5] or _DEFAULT_FEATURE_SITE)  # type: ignore[arg-type]  # one of the sites in the pattern
+        if match := _MLP.fullmatch(word):
+            return cls("mlp", int(match[1] or match[2]))
+        if match := _FEATURE.fullmatch(word):
+            layer, number = (int(part) for part in match.groups()[:4] if part is not None)
+            site: FeatureSite = match[5] or _DEFAULT_FEATURE_SITE  # type: ignore[assignment]  # _FEATURE lists the sites
+            return feature(layer, number, site)
         if key_value_place(word):
             raise SiteError(
                 f"{text!r} is a key-value head, which several query heads share, and not a head.",
@@ -138,7 +149,8 @@ class Node:
             )
         raise SiteError(
             f"{text!r} is not the name of a node.",
-            "Write a head as a9.h6 (L9H6 and 9.6 are understood too), an MLP as m5, a feature as f8.1234.",
+            "Write a head as a9.h6 (L9H6 and 9.6 are understood too), an MLP as m5, "
+            "a feature as f8.1234.",
         )
 
     def __str__(self) -> str:
@@ -150,7 +162,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How people write it: L9H6, MLP5, L8F1234."""
+        """The name that people read: L9H6, MLP5 or L8F1234."""
         if self.kind == "attention_head":
             return f"L{self.layer}H{self.head}"
         if self.kind == "feature":
@@ -159,7 +171,11 @@ class Node:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Forward order: embed, then layer by layer the heads before the MLP, a feature where it is written, then logits."""
+        """A key that sorts nodes in forward order.
+
+        embed comes first and logits last. Within a layer, heads come before the MLP, and a feature
+        comes where its site is computed.
+        """
         if self.layer is None:
             return (-1, 0, 0) if self.kind == "embed" else (1 << 30, 0, 0)
         return (
@@ -176,23 +192,28 @@ class Node:
         return self.order < other.order
 
     def feeds(self, other: Node) -> bool:
-        """Whether this node's output can reach an input of `other` (heads of one layer do not see each other)."""
+        """Return whether this node's output can reach an input of `other`.
+
+        The heads of one layer do not feed each other.
+        """
         return self.order[:2] < other.order[:2]
 
 
 @dataclass(frozen=True)
 class KeyValueHead:
-    """Keys or values that several query heads of a layer share (grouped-query attention).
+    """Keys and values that several query heads of a layer share (grouped-query attention).
 
-    It is no node of a circuit: a head's output belongs to one query head, but these keys and values
-    belong to all of them.
+    It is not a node of a circuit: a head's output belongs to one query head, but these keys and
+    values belong to several.
 
         >>> shared = KeyValueHead(23, 1, (3, 4, 5))
         >>> str(shared), shared.label, shared.group
         ('a23.kv1', 'L23KV1', 'KV1 = heads 3–5')
 
     Attributes:
-        query_heads: the heads that read it; they stand side by side.
+        layer: its layer.
+        index: its number among the layer's key-value heads.
+        query_heads: the heads that read it, which have consecutive numbers.
     """
 
     layer: int
@@ -204,31 +225,34 @@ class KeyValueHead:
 
     @property
     def label(self) -> str:
-        """How people write it: L23KV1."""
+        """The name that people read: L23KV1."""
         return f"L{self.layer}KV{self.index}"
 
     @property
     def group(self) -> str:
-        """Which heads share it, whatever the layer: KV1 = heads 3–5."""
+        """The heads that share it, without the layer: KV1 = heads 3–5."""
         return key_value_group(self.index, self.query_heads)
 
 
 def key_value_group(index: int, query_heads: Sequence[int]) -> str:
-    """Which query heads share the key-value head `index` of a layer: KV1 = heads 3–5."""
+    """Return which query heads share a key-value head: KV1 = heads 3–5."""
     return f"KV{index} = heads {query_heads[0]}–{query_heads[-1]}"
 
 
 def key_value_place(text: str) -> tuple[int, int] | None:
-    """Layer and number of the key-value head that ``a23.kv1`` or ``L23KV1`` names, else None."""
-    found = _KEY_VALUE_HEAD.fullmatch(text.strip())
-    if not found:
+    """Return layer and number of a key-value head such as ``a23.kv1``; None for other names."""
+    match = _KEY_VALUE_HEAD.fullmatch(text.strip())
+    if not match:
         return None
-    layer, index = (int(part) for part in found.groups() if part is not None)
+    layer, index = (int(part) for part in match.groups() if part is not None)
     return layer, index
 
 
-def output_sites(node: Node) -> Site:
-    """The site whose value a head or an MLP is: of heads [row pos head d_head], of MLPs [row pos d_model]."""
+def output_site(node: Node) -> Site:
+    """Return the site that holds a node's output.
+
+    It is z [row pos head d_head] for a head, and mlp_out [row pos d_model] for an MLP.
+    """
     return Site("z" if node.kind == "attention_head" else "mlp_out", node.layer or 0)
 
 
@@ -237,23 +261,29 @@ LOGITS = Node("logits")
 
 
 def head(layer: int, index: int) -> Node:
-    """The attention head `index` of `layer`."""
+    """Return the attention head `index` of `layer`."""
     return Node("attention_head", layer, index)
 
 
 def mlp(layer: int) -> Node:
-    """The MLP of `layer`."""
+    """Return the MLP of `layer`."""
     return Node("mlp", layer)
 
 
 def feature(layer: int, number: int, site: FeatureSite = _DEFAULT_FEATURE_SITE) -> Node:
-    """Feature `number` of the dictionary at a site of `layer`."""
+    """Return feature `number` of the dictionary at a site of `layer`."""
     return Node("feature", layer, None, number, site)
 
 
 @dataclass(frozen=True)
 class Edge:
-    """One node's output arriving at one input of a later node."""
+    """The connection from a node's output to one input of a later node.
+
+    Attributes:
+        source: the node whose output it is.
+        target: the node that reads it.
+        slot: which of the target's inputs it is.
+    """
 
     source: Node
     target: Node
@@ -261,26 +291,23 @@ class Edge:
 
     @classmethod
     def parse(cls, text: str) -> Edge:
-        """Read ``a9.h6->a10.h0<q>``.
+        """Parse the name of an edge, for example ``a9.h6->a10.h0<q>``.
 
         Raises:
-            SiteError: for anything else, or where the source comes after the target.
+            SiteError: if it is not the name of an edge, or if the edge cannot exist.
         """
-        found = _EDGE.fullmatch(text.strip())
-        if not found or found["slot"] not in SLOTS:
+        match = _EDGE.fullmatch(text.strip())
+        if not match or match["slot"] not in SLOTS:
             raise SiteError(
                 f"{text!r} is not an edge.",
                 f"Write source->target<slot>, the slot one of {', '.join(SLOTS)}.",
             )
-        source, target, slot = (
-            Node.parse(found["source"]),
-            Node.parse(found["target"]),
-            found["slot"],
-        )
+        source, target = Node.parse(match["source"]), Node.parse(match["target"])
+        slot = match["slot"]
         if slot not in slots_of(target) or not source.feeds(target):
             raise SiteError(
                 f"The edge {text!r} cannot exist.",
-                "The source must come before the target, and have one of its inputs.",
+                "The source must come before the target, and the slot must be one of its inputs.",
             )
         return cls(source, target, slot)
 
@@ -289,7 +316,7 @@ class Edge:
 
 
 def slots_of(node: Node) -> tuple[Slot, ...]:
-    """The inputs of a node: q, k, v of a head; mlp; feature; logits."""
+    """Return the inputs of a node: q, k and v of a head; one input of any other node but embed."""
     if node.kind == "attention_head":
         return ("q", "k", "v")
     return () if node.kind == "embed" else (node.kind,)

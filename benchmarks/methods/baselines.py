@@ -28,7 +28,7 @@ from discovery.engine import SIDES
 from discovery.evaluation import Faithfulness, SplitEvaluator
 from discovery.methods.ablation import NodeSet
 from discovery.metrics import measure
-from discovery.sites import Site, output_sites
+from discovery.sites import Site, output_site
 
 ACDC_THRESHOLDS = tuple(2.0**-n for n in range(1, 11))  # of m(U) − m(∅)
 INTEGRATION_STEPS = 5  # of integrated gradients
@@ -125,7 +125,7 @@ def score_by_acdc(bench: SplitEvaluator) -> Scores:
 
 def score_by_eap_ig(bench: SplitEvaluator) -> Scores:
     """STEPS gradients, k/STEPS of the way from corrupted to clean, as the authors' code has it."""
-    sites = {node: output_sites(node) for node in bench.engine.backend.info.nodes()}
+    sites = {node: output_site(node) for node in bench.engine.backend.info.nodes()}
     kinds = sorted(set(sites.values()), key=forward_order)
     found = dict.fromkeys(sites, 0.0)
     for _, block in bench.engine.blocks():

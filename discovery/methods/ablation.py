@@ -28,7 +28,7 @@ from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.interventions import Edit
 from discovery.progress import ProgressCallback
-from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_sites
+from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_site
 from discovery.tasks.task import Task
 
 NodeSet = frozenset[Node]
@@ -192,7 +192,7 @@ def _edit(site: Site, value: Tensor, where: Tensor, window: Window) -> Edit:
 
 
 def _sites(nodes: NodeSet) -> list[Site]:
-    return sorted({output_sites(node) for node in nodes})
+    return sorted({output_site(node) for node in nodes})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from benchmarks.recovery import new_evaluator
 from discovery.backends.base import Backend, Batch, forward_order
 from discovery.engine import Side
 from discovery.metrics import measure
-from discovery.sites import Node, Site, output_sites
+from discovery.sites import Node, Site, output_site
 from discovery.tasks.task import Task
 
 
@@ -17,7 +17,7 @@ def node_attributions_by_autograd(model: Backend, task: Task, side: Side) -> dic
     """(clean − corrupted) · ∂m/∂node on one side's run, summed over positions and pairs, by autograd on our own pass."""
     [(_, block)] = new_evaluator(model, task).engine.blocks()
     prompts = block.prompts
-    sites = {node: output_sites(node) for node in model.info.nodes()}
+    sites = {node: output_site(node) for node in model.info.nodes()}
     order = sorted(set(sites.values()), key=forward_order)
     inputs = block.activation(side, Site("resid_pre", 0)).clone().requires_grad_()
     with torch.enable_grad():

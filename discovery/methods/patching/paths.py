@@ -23,7 +23,7 @@ from torch import Tensor
 from discovery.backends.base import Batch
 from discovery.engine import Block, Engine, Rows, Window, prompt_macs, row_macs
 from discovery.interventions import Edit
-from discovery.sites import EMBED, LOGITS, Node, Site, Slot, output_sites, slots_of
+from discovery.sites import EMBED, LOGITS, Node, Site, Slot, output_site, slots_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def compute_output_change(
     if source == EMBED:
         site = Site("resid_pre", 0)
         return block.activation("corrupted", site) - block.activation("clean", site)
-    site = output_sites(source)
+    site = output_site(source)
     change = block.activation("corrupted", site) - block.activation("clean", site)
     if source.kind == "mlp":
         return change
