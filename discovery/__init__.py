@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
-    from discovery.methods.patching.sweep import patch_sweep
+    from discovery.methods.patching import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
     from discovery.tasks import load_task
 
@@ -44,7 +44,7 @@ _MODULE_OF = {
     "load_model": "discovery.backends.loading.load",
     "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
-    "patch_sweep": "discovery.methods.patching.sweep",
+    "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.prompt_run",
     "sae_top_features": "discovery.methods.features",
     "train_sae": "discovery.features.training",

@@ -42,6 +42,7 @@ SiteName = Literal[
     "pattern",
 ]
 Direction = Literal["denoising", "noising"]
+Alignment = Literal["position", "label"]  # what the position axis of a grid counts
 Ablation = Literal["resample", "mean", "zero"]
 MetricName = Literal["logit_difference", "probability_difference", "kl_divergence"]
 BackendName = Literal["auto", "transformerlens", "nnsight"]

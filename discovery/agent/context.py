@@ -152,7 +152,7 @@ class RunContext:
 
 def save_set_metrics(run: Run, bench: SplitEvaluator) -> None:
     """Write arrays/sets-<ablation>: the metric of each set on all pairs, and of those measured on the first pairs only."""
-    for ablation, f in bench.cache.items():
+    for ablation, f in bench.measured_f_by_ablation.items():
         whole, parts = f.set_metric.measurements()
         width = max((len(values) for values in parts.values()), default=0)
         parts = {nodes: values for nodes, values in parts.items() if len(values) == width}

@@ -18,8 +18,7 @@ from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import thresholds
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import SetMetric
-from discovery.methods.patching.nodes import estimate_node_effects
-from discovery.methods.patching.sweep import plan_sweep
+from discovery.methods.patching import estimate_node_effects, plan_sweep
 from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 

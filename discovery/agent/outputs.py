@@ -40,12 +40,12 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
             state.splits,
-            state.gates,
-            state.curve,
-            len(state.circuit),
-            len(task.heldout),
-            state.cut_short,
-            context.universe,
+            gates=state.gates,
+            curve=state.curve,
+            size=len(state.circuit),
+            n_heldout=len(task.heldout),
+            cut_short=state.cut_short,
+            universe=context.universe,
         )
     shown = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(

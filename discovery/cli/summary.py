@@ -10,7 +10,14 @@ from pathlib import Path
 
 from discovery.cli.console import format_columns
 from discovery.cli.suggested_commands import format_runs_command
-from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, SAEFacts, SplitEvaluation
+from discovery.graph import (
+    CONDITION_MEANINGS,
+    CONDITIONS,
+    EVIDENCE_ABLATIONS,
+    CircuitGraph,
+    SAEFacts,
+    SplitEvaluation,
+)
 from discovery.report import formatting
 from discovery.sites import Node
 
@@ -187,7 +194,7 @@ def _describe_conditions(circuit: CircuitGraph) -> Iterable[str]:
     ):
         told = (
             (
-                f"({name}) {formatting.CONDITION_MEANINGS[name][0]}",
+                f"({name}) {CONDITION_MEANINGS[name].name}",
                 *(formatting.OUTCOME_MEANINGS[outcome.under(a)].word for a in EVIDENCE_ABLATIONS),
             )
             for name, outcome in outcomes.items()

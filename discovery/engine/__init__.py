@@ -10,7 +10,7 @@ from discovery.engine.cost import BACKWARD_COST, Meter, prompt_macs, row_macs
 from discovery.engine.engine import Engine, engine_for
 from discovery.engine.gradients import attribute_sites, estimate_attributions
 from discovery.engine.memory import MemoryNeed, sweep_bytes
-from discovery.engine.prompts import SIDES, Prompts, Side, other_side
+from discovery.engine.prompts import SIDES, Prompts, Side, base_side, other_side
 from discovery.engine.rows import Rows, Window, is_pointwise
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Side",
     "Window",
     "attribute_sites",
+    "base_side",
     "engine_for",
     "estimate_attributions",
     "is_out_of_memory",

@@ -9,6 +9,7 @@ passes.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -145,3 +146,26 @@ class MeasurementCost:
 
     forward_equivalents: float
     seconds: float
+
+
+class CostTimer:
+    """Measures what the work on one meter costs from the moment the timer is made."""
+
+    def __init__(self, meter: Meter, began: float | None = None) -> None:
+        """Start the timer.
+
+        Args:
+            meter: counts the work.
+            began: a `time.monotonic()` from which the seconds are counted instead, for a
+                measurement that did something before it had a meter.
+        """
+        self._meter = meter
+        self._spent_before = meter.spent
+        self._began = time.monotonic() if began is None else began
+
+    @property
+    def cost(self) -> MeasurementCost:
+        """The forward-pass equivalents and seconds so far."""
+        return MeasurementCost(
+            self._meter.spent - self._spent_before, time.monotonic() - self._began
+        )

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from discovery.metrics import PAD_TOKEN
+from discovery.sites import Direction
 from discovery.tasks.task import EncodedPair
 
 Side = Literal["clean", "corrupted"]
@@ -73,6 +74,15 @@ class Prompts:
 def other_side(side: Side) -> Side:
     """Return the other side of a pair."""
     return "corrupted" if side == "clean" else "clean"
+
+
+def base_side(direction: Direction) -> Side:
+    """Return the side of a pair whose run is patched; the values that are put in come from the other.
+
+    Denoising patches the corrupted run with clean values; noising patches the clean run with
+    corrupted ones.
+    """
+    return "corrupted" if direction == "denoising" else "clean"
 
 
 def _stack(rows: Sequence[Sequence[int]], padding: int, device: torch.device) -> Tensor:

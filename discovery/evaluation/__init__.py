@@ -1,44 +1,55 @@
-"""Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone."""
+"""Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone.
+
+- `faithfulness` measures f of any sets of nodes.
+- `completeness`, `minimality` and `alternatives` measure conditions (c), (d) and (e); `conditions`
+  runs (a) to (e) within a budget.
+- `verdict` decides what the measurements mean, by the bounds in `thresholds`.
+- `evaluate` puts all of it together for a given circuit; `ranking` orders nodes for a search.
+"""
 
 from discovery.evaluation.alternatives import beats_alternatives, find_rivals
-from discovery.evaluation.completeness import (
-    is_complete,
-    measure_completeness,
-    measure_gaps_in,
-    measure_gaps_out,
-)
+from discovery.evaluation.completeness import measure_gaps_in, measure_gaps_out
 from discovery.evaluation.conditions import (
     PartialEvidence,
-    SplitEvaluator,
     choose_contexts,
     measure_conditions,
 )
 from discovery.evaluation.curve_areas import integrate_curves
 from discovery.evaluation.evaluate import (
     CircuitEvaluation,
+    build_split_evaluation,
     circuit_key,
-    combine_directions,
     conclude,
     conclude_without_circuit,
     evaluate_circuit,
     heldout_key,
-    sort_by_effect,
 )
-from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
-from discovery.evaluation.minimality import (
-    find_contexts,
-    find_largest_drops,
-    is_needed,
-    measure_minimality,
+from discovery.evaluation.faithfulness import (
+    Faithfulness,
+    FaithfulnessByAblation,
+    ResampledFaithfulness,
+    SetFunction,
+    SplitEvaluator,
+)
+from discovery.evaluation.minimality import find_contexts, find_largest_drops
+from discovery.evaluation.ranking import (
+    EffectsByNode,
+    combine_directions,
+    measure_single_nodes,
+    sort_by_effect,
 )
 
 __all__ = [
     "CircuitEvaluation",
+    "EffectsByNode",
     "Faithfulness",
+    "FaithfulnessByAblation",
     "PartialEvidence",
     "ResampledFaithfulness",
+    "SetFunction",
     "SplitEvaluator",
     "beats_alternatives",
+    "build_split_evaluation",
     "choose_contexts",
     "circuit_key",
     "combine_directions",
@@ -50,12 +61,9 @@ __all__ = [
     "find_rivals",
     "heldout_key",
     "integrate_curves",
-    "is_complete",
-    "is_needed",
-    "measure_completeness",
     "measure_conditions",
     "measure_gaps_in",
     "measure_gaps_out",
-    "measure_minimality",
+    "measure_single_nodes",
     "sort_by_effect",
 ]

@@ -1,7 +1,8 @@
-"""Condition (c): the circuit leaves nothing out and carries nothing along (Wang et al. 2023, completeness, in single steps).
+"""Condition (c): the circuit leaves nothing out and carries nothing along.
 
-Taking a node out must hurt the circuit as much as it hurts the model (else something outside backs it up); putting a node
-in must change nothing (else something that matters was left out).
+This is the completeness of Wang et al. (2023, arXiv 2211.00593), in single steps. Taking a node out
+must hurt the circuit as much as it hurts the model; if not, something outside backs it up. Putting a
+node in must change nothing; if it does, something that matters was left out.
 """
 
 from __future__ import annotations
@@ -10,77 +11,90 @@ import random
 from collections.abc import Sequence
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
+from discovery.evaluation.faithfulness import Faithfulness, SetFunction
 from discovery.graph import Completeness
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 
 def measure_gaps_in(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, pairs: int | None = None
+    f: SetFunction, circuit: NodeSet, pairs: int | None = None
 ) -> dict[Node, float]:
-    """|f(C∖u) − f(U∖u)| for every u in C."""
+    """Return |f(C∖u) − f(U∖u)| for every u in C, over all pairs or the first so many."""
     nodes = sorted(circuit)
-    without = f(
-        [circuit - {u} for u in nodes] + [f.everything - {u} for u in nodes], "completeness", pairs
-    )
-    half = len(nodes)
-    return {u: abs(float(without[n] - without[half + n])) for n, u in enumerate(nodes)}
+    circuit_without = [circuit - {u} for u in nodes]
+    model_without = [f.everything - {u} for u in nodes]
+    values = f([*circuit_without, *model_without], "completeness", pairs)
+    n_nodes = len(nodes)
+    return {u: abs(float(values[n] - values[n_nodes + n])) for n, u in enumerate(nodes)}
 
 
 def measure_gaps_out(
-    f: Faithfulness | ResampledFaithfulness,
-    circuit: NodeSet,
-    outside: Sequence[Node],
-    pairs: int | None = None,
+    f: SetFunction, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None
 ) -> dict[Node, float]:
-    """|f(C∪v) − f(C)| for the v given."""
+    """Return |f(C∪v) − f(C)| for each v in `outside`, over all pairs or the first so many."""
     values = f([circuit, *(circuit | {v} for v in outside)], "completeness", pairs)
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}
 
 
 def choose_outside_nodes(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
+    f: SetFunction, circuit: NodeSet, ranking: Sequence[Node], seed: int
 ) -> tuple[list[Node], str | None]:
-    """Which nodes outside are put in: all, or of more than 64 the 32 of largest screened effect and 32 at random.
+    """Choose which nodes outside the circuit are put in.
+
+    Of at most 64 nodes all are, of more the 32 that rank highest and 32 at random.
 
     Args:
-        screened: all nodes, those of largest effect first.
+        f: gives the universe.
+        circuit: the circuit.
+        ranking: all nodes, largest screened effect first.
+        seed: of the random nodes.
+
+    Returns:
+        The nodes, and how they were chosen; None if all are taken.
     """
     outside = sorted(f.everything - circuit)
     if len(outside) <= thresholds.MAX_OUTSIDE_NODES:
         return outside, None
-    first = [node for node in ranking if node in set(outside)][: thresholds.N_OUTSIDE_BY_RANK]
-    rest = [node for node in outside if node not in first]
+    is_outside = set(outside)
+    ranked = [node for node in ranking if node in is_outside][: thresholds.N_OUTSIDE_BY_RANK]
+    rest = [node for node in outside if node not in ranked]
     drawn = random.Random(f"completeness-{seed}").sample(rest, thresholds.N_OUTSIDE_AT_RANDOM)
-    return sorted(
-        [*first, *drawn]
-    ), f"the {len(first)} of largest screened effect and {len(drawn)} at random"
+    how = f"the {len(ranked)} of largest screened effect and {len(drawn)} at random"
+    return sorted([*ranked, *drawn]), how
 
 
 def measure_completeness(
     f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
 ) -> Completeness | None:
-    """The largest gaps; None where f is null."""
+    """Measure the largest gap inside the circuit and the largest outside; None if f is null.
+
+    Args:
+        f: f on one split under one ablation.
+        circuit: the circuit.
+        ranking: all nodes, largest screened effect first.
+        seed: of the nodes outside that are chosen at random.
+    """
     if not f.is_defined:
         return None
-    tried, chosen = choose_outside_nodes(f, circuit, ranking, seed)
-    inside, out = measure_gaps_in(f, circuit), measure_gaps_out(f, circuit, tried)
-    worst_in = max(inside, key=lambda node: inside[node], default=None)
-    worst_out = max(out, key=lambda node: out[node], default=None)
+    outside, how_chosen = choose_outside_nodes(f, circuit, ranking, seed)
+    gaps_in = measure_gaps_in(f, circuit)
+    gaps_out = measure_gaps_out(f, circuit, outside)
+    worst_in = max(gaps_in, key=lambda node: gaps_in[node], default=None)
+    worst_out = max(gaps_out, key=lambda node: gaps_out[node], default=None)
     return Completeness(
-        max_gap_in=0.0 if worst_in is None else inside[worst_in],
+        max_gap_in=0.0 if worst_in is None else gaps_in[worst_in],
         node_in=None if worst_in is None else str(worst_in),
-        max_gap_out=0.0 if worst_out is None else out[worst_out],
+        max_gap_out=0.0 if worst_out is None else gaps_out[worst_out],
         node_out=None if worst_out is None else str(worst_out),
-        n_out=len(tried),
+        n_out=len(outside),
         n_out_possible=len(f.everything - circuit),
-        chosen=chosen,
+        chosen=how_chosen,
     )
 
 
-def is_complete(found: Completeness) -> bool:
-    """Whether (c) holds, as point values."""
-    return (found.max_gap_in or 0.0) <= thresholds.MAX_GAP_IN and (
-        found.max_gap_out or 0.0
-    ) <= thresholds.MAX_GAP_OUT
+def is_complete(completeness: Completeness) -> bool:
+    """Whether condition (c) holds, by point values; a gap that was not measured counts as 0."""
+    gap_in = completeness.max_gap_in or 0.0
+    gap_out = completeness.max_gap_out or 0.0
+    return gap_in <= thresholds.MAX_GAP_IN and gap_out <= thresholds.MAX_GAP_OUT

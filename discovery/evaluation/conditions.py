@@ -1,85 +1,39 @@
-"""Running the conditions on a frozen circuit, in order of what they decide, within the budget."""
+"""Measuring conditions (a) to (e) of a frozen circuit, within a budget.
+
+The order is that of how much a condition decides: (a) and (b) first, then (c), (d) and (e). If the
+budget ends, what was measured until then is kept. Tests that are reported beside the conditions
+follow at no further cost.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
 from discovery.evaluation.alternatives import measure_random_controls
 from discovery.evaluation.completeness import measure_completeness
-from discovery.evaluation.faithfulness import Faithfulness
+from discovery.evaluation.faithfulness import SplitEvaluator
 from discovery.evaluation.hypothesis_tests import run_hypothesis_tests
 from discovery.evaluation.minimality import find_contexts, measure_minimality
-from discovery.graph import (
-    EVIDENCE_ABLATIONS,
-    AblationEvidence,
-    EvidenceAblation,
-    EvidenceByAblation,
-    SplitEvaluation,
-)
+from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
-from discovery.methods.behaviour import BehaviourCheck
-from discovery.sites import MetricName, Node, Universe
-from discovery.tasks.task import Task
+from discovery.sites import Node
 
 PartialEvidence = dict[EvidenceAblation, AblationEvidence]
-PerAblation = Mapping[EvidenceAblation, Faithfulness]
-
-
-@dataclass(frozen=True)
-class SplitEvaluator:
-    """One split, ready to be evaluated on: its engine, and f under each ablation (made when first asked for)."""
-
-    engine: Engine
-    universe: Universe
-    cache: dict[EvidenceAblation, Faithfulness]
-
-    @classmethod
-    def of(
-        cls,
-        model: Backend,
-        task: Task,
-        universe: Universe,
-        seed: int,
-        *,
-        metric: MetricName | None,
-        memory: int | None,
-        meter: Meter,
-    ) -> SplitEvaluator:
-        """A bench on these pairs, in an order drawn by seed, so that the first so many are a fair sample."""
-        order = list(range(len(task.pairs)))
-        random.Random(f"order-{seed}").shuffle(order)
-        shuffled = replace(
-            task,
-            pairs=tuple(task.pairs[i] for i in order),
-            splits=tuple(task.splits[i] for i in order),
-        )
-        return cls(Engine(model, shuffled, metric=metric, memory=memory, meter=meter), universe, {})
-
-    def f(self, ablation: EvidenceAblation) -> Faithfulness:
-        """f under an ablation."""
-        if ablation not in self.cache:
-            self.cache[ablation] = Faithfulness(self.engine, ablation, self.universe)
-        return self.cache[ablation]
-
-    @property
-    def f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
-        """f under each ablation that enters a verdict."""
-        return {ablation: self.f(ablation) for ablation in EVIDENCE_ABLATIONS}
+"""The evidence under each ablation that has been measured so far."""
 
 
 @dataclass(frozen=True)
 class ConditionMeasurements:
-    """What was measured.
+    """What was measured of a circuit's conditions.
 
     Attributes:
-        evidence: under each ablation. cut_short: what the budget ended before.
-        tests: what is reported beside the conditions and gates nothing.
+        evidence: the evidence under each ablation.
+        cut_short: the condition that the budget did not reach, such as "(c)"; None if all were
+            measured.
+        tests: tests that are reported beside the conditions and decide nothing.
     """
 
     evidence: PartialEvidence
@@ -88,84 +42,76 @@ class ConditionMeasurements:
 
 
 def measure_conditions(
-    bench: SplitEvaluator,
-    circuit: NodeSet,
-    contexts_for: Callable[[EvidenceAblation], Mapping[Node, NodeSet]],
-    screened: Sequence[Node],
-    seed: int,
-) -> ConditionMeasurements:
-    """Conditions (a) to (e) of a frozen circuit.
-
-    Args:
-        chosen: the contexts of minimality, per ablation, chosen on discovery pairs.
-        screened: all nodes, largest effect first.
-    """
-    evidence: PartialEvidence = {}
-    at = "(a) and (b)"
-    try:
-        for ablation in EVIDENCE_ABLATIONS:
-            evidence[ablation] = bench.f(ablation).measure_circuit(circuit)
-        for at, field, measure in (  # noqa: B007  (`at` is what the budget ended in)
-            (
-                "(c)",
-                "completeness",
-                lambda a: measure_completeness(bench.f(a), circuit, screened, seed),
-            ),
-            (
-                "(d)",
-                "minimality",
-                lambda a: measure_minimality(bench.f(a), circuit, contexts_for(a), seed),
-            ),
-            (
-                "(e)",
-                "random_controls",
-                lambda a: measure_random_controls(bench.f(a), circuit, screened, seed),
-            ),
-        ):
-            for ablation in EVIDENCE_ABLATIONS:
-                evidence[ablation] = evidence[ablation].model_copy(
-                    update={field: measure(ablation)}
-                )
-    except BudgetError:
-        return ConditionMeasurements(evidence, at)
-    return ConditionMeasurements(evidence, None, _tests(bench, circuit, evidence, screened, seed))
-
-
-def _tests(
     evaluator: SplitEvaluator,
     circuit: NodeSet,
-    evidence: PartialEvidence,
-    screened: Sequence[Node],
+    contexts_for: Callable[[EvidenceAblation], Mapping[Node, NodeSet]],
+    ranking: Sequence[Node],
     seed: int,
-) -> dict[str, Json]:
-    """Every set that these need has been measured for the conditions: they cost nothing."""
-    found: dict[str, Json] = {
-        a: dict(run_hypothesis_tests(evaluator.f(a), circuit, screened, seed))
-        for a in EVIDENCE_ABLATIONS
-    }
-    shares: dict[str, Json] = {
-        a: score.share_in_band for a, e in evidence.items() if (score := e.faithfulness) is not None
-    }
-    return {"hypotheses": found, "share_in_band": shares}
+) -> ConditionMeasurements:
+    """Measure conditions (a) to (e) of a frozen circuit on one split.
+
+    Args:
+        evaluator: the split.
+        circuit: the circuit.
+        contexts_for: gives the contexts of minimality for an ablation; they are chosen on discovery
+            pairs (see `choose_contexts`).
+        ranking: all nodes, largest effect first.
+        seed: of what is drawn at random.
+    """
+    evidence: PartialEvidence = {}
+    condition = "(a) and (b)"
+    try:
+        for ablation in EVIDENCE_ABLATIONS:
+            evidence[ablation] = evaluator.f(ablation).measure_circuit(circuit)
+        condition = "(c)"
+        for ablation in EVIDENCE_ABLATIONS:
+            f = evaluator.f(ablation)
+            completeness = measure_completeness(f, circuit, ranking, seed)
+            _add(evidence, ablation, completeness=completeness)
+        condition = "(d)"
+        for ablation in EVIDENCE_ABLATIONS:
+            f = evaluator.f(ablation)
+            minimality = measure_minimality(f, circuit, contexts_for(ablation), seed)
+            _add(evidence, ablation, minimality=minimality)
+        condition = "(e)"
+        for ablation in EVIDENCE_ABLATIONS:
+            f = evaluator.f(ablation)
+            random_controls = measure_random_controls(f, circuit, ranking, seed)
+            _add(evidence, ablation, random_controls=random_controls)
+    except BudgetError:
+        return ConditionMeasurements(evidence, condition)
+    tests = _run_tests(evaluator, circuit, evidence, ranking, seed)
+    return ConditionMeasurements(evidence, None, tests)
 
 
 def choose_contexts(
     evaluator: SplitEvaluator, circuit: NodeSet, ablation: EvidenceAblation
 ) -> dict[Node, NodeSet]:
-    """Minimality's contexts, chosen on this bench's pairs."""
-    return {
-        node: context
-        for node, (context, _) in find_contexts(evaluator.f(ablation), circuit).items()
+    """Choose the context of each node for minimality, on the evaluator's pairs."""
+    contexts = find_contexts(evaluator.f(ablation), circuit)
+    return {node: context for node, (context, _) in contexts.items()}
+
+
+def _add(evidence: PartialEvidence, ablation: EvidenceAblation, **measured: object) -> None:
+    """Put measured fields into the evidence under one ablation."""
+    evidence[ablation] = evidence[ablation].model_copy(update=measured)
+
+
+def _run_tests(
+    evaluator: SplitEvaluator,
+    circuit: NodeSet,
+    evidence: PartialEvidence,
+    ranking: Sequence[Node],
+    seed: int,
+) -> dict[str, Json]:
+    """Run the tests beside the conditions, which have measured every set that these need."""
+    hypotheses: dict[str, Json] = {
+        ablation: dict(run_hypothesis_tests(evaluator.f(ablation), circuit, ranking, seed))
+        for ablation in EVIDENCE_ABLATIONS
     }
-
-
-def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence) -> SplitEvaluation:
-    """A split's part of the record."""
-    return SplitEvaluation(
-        n=behaviour.n,
-        metric_clean=behaviour.metric_clean,
-        metric_corrupted=behaviour.metric_corrupted,
-        accuracy=behaviour.accuracy,
-        top1=behaviour.top1,
-        ablations=EvidenceByAblation.model_validate(dict(evidence)),
-    )
+    share_in_band: dict[str, Json] = {
+        ablation: measured.faithfulness.share_in_band
+        for ablation, measured in evidence.items()
+        if measured.faithfulness is not None
+    }
+    return {"hypotheses": hypotheses, "share_in_band": share_in_band}

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from discovery.backends.base import Backend
 from discovery.engine import Meter
-from discovery.engine.cost import MeasurementCost
+from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
-from discovery.evaluation.conditions import (
-    PartialEvidence,
-    SplitEvaluator,
-    build_split_evaluation,
-    choose_contexts,
-    measure_conditions,
-)
+from discovery.evaluation.conditions import PartialEvidence, choose_contexts, measure_conditions
+from discovery.evaluation.faithfulness import SplitEvaluator
+from discovery.evaluation.ranking import combine_directions, sort_by_effect
 from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks
 from discovery.graph import (
     EVIDENCE_ABLATIONS,
+    AblationEvidence,
     Conditions,
     CurvePoint,
     Evaluation,
     EvidenceAblation,
+    EvidenceByAblation,
     SplitEvaluation,
     Verdict,
 )
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import BehaviourCheck, check_task
-from discovery.methods.patching.nodes import NodeEffects, measure_node_effects
+from discovery.methods.patching import measure_node_effects
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import record_heldout_look
 from discovery.tasks.task import Task
 
-EffectsByNode = Mapping[Node, tuple[float, float]]  # of each node alone: noising, denoising
 NOT_FINAL_REASON = "the held-out pairs were not looked at (final=False): these are discovery pairs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CircuitEvaluation:
-    """A circuit's evaluation, and the verdict computed from it."""
+    """A circuit's evaluation, and the verdict computed from it.
+
+    Attributes:
+        nodes: the circuit's heads and MLPs, in forward order.
+        evaluation: every number that the verdict rests on.
+        verdict: the verdict.
+        reasons: why, with the numbers.
+        cost: the work and the time that it took.
+    """
 
     nodes: tuple[str, ...]
     evaluation: Evaluation
@@ -70,80 +75,79 @@ def evaluate_circuit(
 ) -> CircuitEvaluation:
     """Measure conditions (a) to (e) of a circuit, and compute the verdict.
 
-    It is at most `partial`: (f) repeats the search that found a circuit, and this one was given. `discover` runs it.
+    The verdict is at most `partial`: condition (f) repeats the search that found a circuit, and
+    this circuit was given. `discover` measures (f) too.
 
     Args:
+        model: the model.
+        task: the pairs; they are split into discovery and held-out pairs.
         nodes: the circuit's heads and MLPs.
-        final: look at the held-out pairs. Each further circuit that does so in this runs directory is counted and named.
-            Otherwise discovery pairs are used, and `reasons` says so.
-        budget: forward-pass equivalents; where they end before the last condition, the verdict is `inconclusive` and says so.
+        final: look at the held-out pairs. Each further circuit that does so in this runs directory
+            is counted and named. Otherwise discovery pairs are used, and `reasons` says so.
+        metric: what is measured; the task's own by default.
+        universe: what can be ablated: "all", or "heads" with the MLPs kept.
+        seed: of what is drawn at random.
+        memory: bytes that caches and batches may take; 60% of the free memory by default.
+        budget: forward-pass equivalents. If they end before the last condition, the verdict is
+            `inconclusive` and says so.
+        runs_dir: the directory in which looks at held-out pairs are counted; the default runs
+            directory if None.
+        progress: a function that hears how far the measurement is.
 
     Raises:
-        SiteError: for a node this model lacks.
-        MeasurementError: where a split has no pairs.
-        BudgetError: where the budget does not reach the conditions at all.
+        SiteError: if the model lacks a node.
+        MeasurementError: if a node is not in the universe, or if a split has no pairs.
+        BudgetError: if the budget does not reach the conditions at all.
     """
-    began, circuit = time.monotonic(), parse_nodes(model, nodes)
-    if outside := circuit - set(model.info.nodes(universe)):
-        raise MeasurementError(
-            f"{min(outside)} is not in the universe {universe!r}.",
-            "Leave it out, or use universe='all'.",
-        )
-    if not task.discovery.pairs or (final and not task.heldout.pairs):
-        raise MeasurementError(
-            f"The task has {len(task)} pairs, which leaves a split empty.",
-            "Give at least 2 pairs; a verdict needs 96.",
-        )
+    began = time.monotonic()
+    circuit = parse_nodes(model, nodes)
+    _check_request(model, task, circuit, universe, final=final)
     meter = Meter(limit=budget, progress=progress)
-    search = SplitEvaluator.of(
-        model, task.discovery, universe, seed, metric=metric, memory=memory, meter=meter
-    )
-    bench = (
-        SplitEvaluator.of(
-            model, task.heldout, universe, seed, metric=metric, memory=memory, meter=meter
+    timer = CostTimer(meter, began)
+
+    def prepare(split: Task) -> SplitEvaluator:
+        return SplitEvaluator.of(
+            model, split, universe, seed, metric=metric, memory=memory, meter=meter
         )
-        if final
-        else search
-    )
+
+    discovery = prepare(task.discovery)
+    judging = prepare(task.heldout) if final else discovery
     behaviour = {
-        name: check_task(model, b.engine.task, metric=metric, engine=b.engine)
-        for name, b in (("discovery", search), ("heldout", bench))
+        split: check_task(model, evaluator.engine.task, metric=metric, engine=evaluator.engine)
+        for split, evaluator in (("discovery", discovery), ("heldout", judging))
     }
-    noising, denoising = (
-        measure_node_effects(search.engine, direction, universe)
-        for direction in ("noising", "denoising")
-    )
-    screened = sort_by_effect(combine_directions(noising, denoising))
-    own: PartialEvidence = (
-        {ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS}
-        if final
-        else {}
-    )
-    looks = (
-        record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))
-        if final
-        else None
-    )
-    judged = measure_conditions(
-        bench, circuit, lambda ablation: choose_contexts(search, circuit, ablation), screened, seed
-    )
-    discovery, heldout = (own, judged.evidence) if final else (judged.evidence, None)
+    ranking = _rank_nodes(discovery, universe)
+    evidence_on_discovery: PartialEvidence = {}
+    looks = None
+    if final:
+        evidence_on_discovery = discovery.measure_circuit(circuit)
+        looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))
+    contexts_for = partial(choose_contexts, discovery, circuit)
+    measured = measure_conditions(judging, circuit, contexts_for, ranking, seed)
     evaluation, verdict, reasons = conclude(
-        behaviour, discovery, heldout, len(circuit), judged.cut_short, judged.tests, looks, universe
+        behaviour,
+        discovery=evidence_on_discovery if final else measured.evidence,
+        heldout=measured.evidence if final else None,
+        size=len(circuit),
+        cut_short=measured.cut_short,
+        tests=measured.tests,
+        looks=looks,
+        universe=universe,
     )
     if not final and verdict != "no_behaviour":
         reasons = (NOT_FINAL_REASON, *reasons)
     return CircuitEvaluation(
-        tuple(map(str, sorted(circuit))),
-        evaluation,
-        verdict,
-        reasons,
-        MeasurementCost(meter.spent, time.monotonic() - began),
+        nodes=tuple(map(str, sorted(circuit))),
+        evaluation=evaluation,
+        verdict=verdict,
+        reasons=reasons,
+        cost=timer.cost,
     )
 
 
 def conclude(
     behaviour: Mapping[str, BehaviourCheck],
+    *,
     discovery: PartialEvidence,
     heldout: PartialEvidence | None,
     size: int,
@@ -152,31 +156,44 @@ def conclude(
     looks: int | None,
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
-    """Put the record's evaluation together and compute the verdict (on discovery pairs where `heldout` is None)."""
-    evidence = discovery if heldout is None else heldout
-    judged: dict[EvidenceAblation, object] = {a: evidence.get(a) for a in EVIDENCE_ABLATIONS}
-    conditions = decide_conditions(judged, None)  # type: ignore[arg-type]  # AblationEvidence or None
-    looked_at = {
-        name: found
-        for name, found in behaviour.items()
-        if name == "discovery" or heldout is not None
+    """Put the record's evaluation together and compute the verdict.
+
+    Args:
+        behaviour: what the model does on each split.
+        discovery: the evidence on discovery pairs.
+        heldout: the evidence on held-out pairs, which then decide; None if the discovery pairs do.
+        size: the number of heads and MLPs in the circuit.
+        cut_short: what the budget did not reach; None if it sufficed.
+        tests: what is reported beside the conditions.
+        looks: how many circuits have looked at the held-out pairs; None if they were not looked at.
+        universe: what could be ablated.
+
+    Returns:
+        The evaluation, the verdict, and its reasons.
+    """
+    deciding = discovery if heldout is None else heldout
+    evidence: dict[EvidenceAblation, AblationEvidence | None] = {
+        ablation: deciding.get(ablation) for ablation in EVIDENCE_ABLATIONS
     }
+    conditions = decide_conditions(evidence, None)
+    used_splits = ("discovery",) if heldout is None else tuple(behaviour)
     verdict, reasons = decide_verdict(
-        failed_gates=tuple(
-            f"{name}: {reason}" for name, found in looked_at.items() for reason in found.reasons
-        ),
+        failed_gates=_name_gates({split: behaviour[split].reasons for split in used_splits}),
         n_heldout=thresholds.MIN_HELDOUT if heldout is None else behaviour["heldout"].n,
         size=size,
-        evidence=judged,  # type: ignore[arg-type]  # as above
+        evidence=evidence,
         conditions=conditions,
         stability=None,
         cut_short=cut_short,
     )
     reasons += explain_repeated_looks(looks)
+    heldout_split = None
+    if heldout is not None:
+        heldout_split = build_split_evaluation(behaviour["heldout"], heldout)
     evaluation = Evaluation(
         universe=universe,
         discovery=build_split_evaluation(behaviour["discovery"], discovery),
-        heldout=None if heldout is None else build_split_evaluation(behaviour["heldout"], heldout),
+        heldout=heldout_split,
         conditions=conditions,
         tests=tests,
         thresholds=thresholds.as_record(),
@@ -185,51 +202,9 @@ def conclude(
     return evaluation, verdict, reasons
 
 
-def sort_by_effect(*singles: EffectsByNode) -> list[Node]:
-    """Nodes by the effect that they have alone, noising and denoising combined (one direction alone misses an OR); ties by node.
-
-    A node is a candidate where either direction reaches 0.02, what minimality counts, under the first ablation, or else under the next.
-    Below that all are ties, last: their order would be noise.
-
-    Args:
-        singles: under each ablation, the most trusted first.
-    """
-
-    def size(node: Node) -> float:
-        found = (
-            tuple(abs(value) if math.isfinite(value) else 0.0 for value in effects[node])
-            for effects in singles
-        )
-        return next(
-            (round(sum(both), 9) for both in found if max(both) >= thresholds.MIN_DROP), 0.0
-        )
-
-    return sorted(singles[0], key=lambda node: (-size(node), node))
-
-
-def combine_directions(noising: NodeEffects, denoising: NodeEffects) -> EffectsByNode:
-    """Each node's effects alone, by resample ablation."""
-    return dict(
-        zip(
-            noising.nodes,
-            zip(noising.values.tolist(), denoising.values.tolist(), strict=True),
-            strict=True,
-        )
-    )
-
-
-def circuit_key(circuit: NodeSet) -> str:
-    """The same for the same nodes."""
-    return " ".join(map(str, sorted(circuit)))
-
-
-def heldout_key(model: Backend, task: Task) -> str:
-    """The same for the same model and held-out pairs."""
-    return f"{model.info.fingerprint[:16]}-{task.heldout.fingerprint[:32]}"
-
-
 def conclude_without_circuit(
     splits: Mapping[str, SplitEvaluation],
+    *,
     gates: Mapping[str, Sequence[str]],
     curve: Sequence[CurvePoint],
     size: int,
@@ -237,11 +212,22 @@ def conclude_without_circuit(
     cut_short: str | None,
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
-    """The verdict of a run that ended before its circuit was evaluated."""
+    """Compute the verdict of a run that ended before its circuit was evaluated.
+
+    Args:
+        splits: what was measured on each split.
+        gates: the gates of the behaviour that do not hold, by split.
+        curve: faithfulness against size.
+        size: the number of heads and MLPs in the candidate.
+        n_heldout: the number of held-out pairs.
+        cut_short: what the budget did not reach; None if it sufficed.
+        universe: what could be ablated.
+
+    Returns:
+        The evaluation, the verdict, and its reasons.
+    """
     verdict, reasons = decide_verdict(
-        failed_gates=tuple(
-            f"{split}: {reason}" for split, found in gates.items() for reason in found
-        ),
+        failed_gates=_name_gates(gates),
         n_heldout=n_heldout,
         size=size,
         evidence={},
@@ -257,3 +243,52 @@ def conclude_without_circuit(
         thresholds=thresholds.as_record(),
     )
     return evaluation, verdict, reasons
+
+
+def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence) -> SplitEvaluation:
+    """Build the part of a record that belongs to one split."""
+    return SplitEvaluation(
+        n=behaviour.n,
+        metric_clean=behaviour.metric_clean,
+        metric_corrupted=behaviour.metric_corrupted,
+        accuracy=behaviour.accuracy,
+        top1=behaviour.top1,
+        ablations=EvidenceByAblation.model_validate(dict(evidence)),
+    )
+
+
+def circuit_key(circuit: NodeSet) -> str:
+    """Return a text that is the same for the same nodes."""
+    return " ".join(map(str, sorted(circuit)))
+
+
+def heldout_key(model: Backend, task: Task) -> str:
+    """Return a text that is the same for the same model and held-out pairs."""
+    return f"{model.info.fingerprint[:16]}-{task.heldout.fingerprint[:32]}"
+
+
+def _check_request(
+    model: Backend, task: Task, circuit: NodeSet, universe: Universe, *, final: bool
+) -> None:
+    if outside := circuit - set(model.info.nodes(universe)):
+        raise MeasurementError(
+            f"{min(outside)} is not in the universe {universe!r}.",
+            "Leave it out, or use universe='all'.",
+        )
+    if not task.discovery.pairs or (final and not task.heldout.pairs):
+        raise MeasurementError(
+            f"The task has {len(task)} pairs, which leaves a split empty.",
+            "Give at least 2 pairs; a verdict needs 96.",
+        )
+
+
+def _rank_nodes(evaluator: SplitEvaluator, universe: Universe) -> list[Node]:
+    """Rank the universe by the effect that each node has alone."""
+    noising = measure_node_effects(evaluator.engine, "noising", universe)
+    denoising = measure_node_effects(evaluator.engine, "denoising", universe)
+    return sort_by_effect(combine_directions(noising, denoising))
+
+
+def _name_gates(gates: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Put the split's name before each gate that does not hold on it."""
+    return tuple(f"{split}: {reason}" for split, reasons in gates.items() for reason in reasons)

@@ -1,31 +1,76 @@
-"""f(S) = (m(S) − m(∅)) / (m(U) − m(∅)) on one split under one ablation.
+"""f(S) = (m(S) − m(∅)) / (m(U) − m(∅)): how much of the behaviour a set of nodes keeps.
 
-Means over the split's pairs first, then the ratio (Miller et al. 2024: a mean of ratios is ruled by a few prompts). f(U) = 1 and
-f(∅) = 0 by definition. Where the lower bound of m(U) − m(∅) is not above 0 the ablation removes nothing, and f is null.
+m(S) is the metric with every node outside S ablated (see `methods.ablation`), U the universe of
+heads and MLPs. f is measured on one split under one ablation. Means over the split's pairs come
+first, then the ratio, because a mean of ratios is ruled by a few prompts (Miller et al. 2024).
+f(U) = 1 and f(∅) = 0 by definition. If the lower bound of m(U) − m(∅) is not above 0, the ablation
+removes nothing, and f is null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.engine import Engine
+from discovery.backends.base import Backend
+from discovery.engine import Engine, Meter
 from discovery.evaluation import thresholds
-from discovery.graph import AblationEvidence, Reference, Score
+from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation, Score
 from discovery.methods.ablation import NodeSet, SetMetric, describe_reference
 from discovery.methods.statistics import Resamples, interval_of_mean, interval_of_ratio
-from discovery.sites import Ablation, Universe
+from discovery.sites import Ablation, MetricName, Universe
+from discovery.tasks.task import Task
+
+
+@runtime_checkable
+class SetFunction(Protocol):
+    """f as the search and the conditions use it, whether measured plainly or on a resample."""
+
+    @property
+    def everything(self) -> NodeSet:
+        """The universe."""
+        ...
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether f means anything under this ablation."""
+        ...
+
+    @property
+    def n_pairs(self) -> int:
+        """The number of pairs."""
+        ...
+
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
+        """Return f of each set, over all pairs or the first so many."""
+        ...
+
+
+FaithfulnessByAblation = Mapping[EvidenceAblation, SetFunction]
 
 
 class Faithfulness:
-    """f of any sets of nodes.
+    """f of any sets of nodes, on the pairs of one engine under one ablation.
 
     Attributes:
-        sets: m(S), memoised. full, empty: m(U) and m(∅) of each pair.
-        defined: whether f means anything here; `gap_low` is the lower bound of m(U) − m(∅).
+        engine: the model and the pairs.
+        ablation: resample, mean or zero.
+        set_metric: m(S), each set measured once.
+        everything: the universe.
+        resamples: draws of the pairs, for intervals.
+        full: m(U) of each pair.
+        empty: m(∅) of each pair.
+        sign: −1 for a metric of which less means more of the behaviour, else 1.
+        gap_low: the lower bound of m(U) − m(∅), times `sign`.
+        is_defined: whether that bound is above 0; f is null if not.
     """
 
     def __init__(
@@ -35,14 +80,19 @@ class Faithfulness:
         universe: Universe = "all",
         resamples: Resamples | None = None,
     ) -> None:
-        self.engine, self.ablation = engine, ablation
+        """Measure m(U) and m(∅).
+
+        Raises:
+            MeasurementError: if the ablation is unknown.
+            BudgetError: if the engine's meter has a budget that does not suffice.
+        """
+        self.engine = engine
+        self.ablation = ablation
         self.set_metric = SetMetric(engine, ablation, universe)
         self.everything = self.set_metric.everything
         self.resamples = Resamples.of(engine.task) if resamples is None else resamples
         self.full, self.empty = self._measure([self.everything, frozenset()])
-        self.sign = (
-            -1.0 if engine.metric == "kl_divergence" else 1.0
-        )  # there, smaller is more of the behaviour
+        self.sign = -1.0 if engine.metric == "kl_divergence" else 1.0
         gap = interval_of_mean(self.sign * (self.full - self.empty), self.resamples)
         self.gap_low = gap.low
         self.is_defined = gap.low > 0
@@ -50,60 +100,69 @@ class Faithfulness:
     def __call__(
         self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
     ) -> Float[Tensor, "set"]:
-        """f of each set, as point values.
+        """Return f of each set, as point values.
 
         Args:
-            pairs: over the first so many pairs only.
+            sets: the sets of nodes that are kept.
+            label: names the work for progress and errors.
+            pairs: measure only the first so many pairs.
+
+        Raises:
+            BudgetError: if the meter's budget does not suffice.
         """
         if not sets:
             return torch.empty(0, dtype=torch.float64)
         metric = self._measure(sets, label, pairs)
         full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
-        found: Tensor = (metric.mean(1) - empty) / (full - empty)
-        return found
+        values: Tensor = (metric.mean(1) - empty) / (full - empty)
+        return values
 
     @property
     def n_pairs(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return len(self.engine)
 
-    def per_pair_difference(self, one: NodeSet, other: NodeSet) -> Float[Tensor, "pair"]:
-        """Each pair's share of f(one) − f(other): its mean is the difference."""
-        first, second = self._measure([one, other])
-        share: Tensor = (first - second) / (self.full.mean() - self.empty.mean())
+    def per_pair_difference(self, first: NodeSet, second: NodeSet) -> Float[Tensor, "pair"]:
+        """Return what each pair adds to f(first) − f(second); the mean is that difference."""
+        metric_first, metric_second = self._measure([first, second])
+        share: Tensor = (metric_first - metric_second) / (self.full.mean() - self.empty.mean())
         return share
 
     def score(self, kept: NodeSet, band: tuple[float, float]) -> Score | None:
-        """f with its interval; None where f is null."""
+        """Return f of a set with its interval; None if f is null.
+
+        Args:
+            kept: the set of nodes that are kept.
+            band: the bounds for which the score counts the pairs inside.
+        """
         if not self.is_defined:
             return None
         metric = self._measure([kept])[0]
         interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
-        single = (metric - self.empty) / (self.full - self.empty)
-        single = single[single.isfinite()]
-        share = (
-            float(((single >= band[0]) & (single <= band[1])).double().mean())
-            if len(single)
-            else None
-        )
-        median = float(single.quantile(0.5)) if len(single) else None
+        per_pair = (metric - self.empty) / (self.full - self.empty)
+        per_pair = per_pair[per_pair.isfinite()]
+        median, share_in_band = None, None
+        if len(per_pair):
+            is_inside = (per_pair >= band[0]) & (per_pair <= band[1])
+            median = float(per_pair.quantile(0.5))
+            share_in_band = float(is_inside.double().mean())
         return Score(
             value=interval.mean,
             low=interval.low,
             high=interval.high,
             median=median,
-            share_in_band=share,
+            share_in_band=share_in_band,
         )
 
     def measure_circuit(self, circuit: NodeSet) -> AblationEvidence:
-        """f(C), f(U∖C) and what they are relative to."""
+        """Measure f(C) and f(U∖C), and say what they are relative to."""
         self.set_metric([circuit, self.everything - circuit], "circuit")
         return AblationEvidence(
             metric_full=float(self.full.mean()),
             metric_empty=float(self.empty.mean()),
             faithfulness=self.score(circuit, thresholds.FAITHFULNESS_BAND),
             knockout=self.score(self.everything - circuit, thresholds.KNOCKOUT_BAND),
-            reference=Reference.model_validate(describe_reference(self.engine, self.ablation)),
+            reference=describe_reference(self.engine, self.ablation),
         )
 
     def _measure(
@@ -113,32 +172,107 @@ class Faithfulness:
 
 
 class ResampledFaithfulness:
-    """f with the pairs weighted as in one bootstrap resample; the sets are measured once for all resamples."""
+    """f with the pairs weighted as in one bootstrap resample.
+
+    The sets are measured once for all resamples.
+
+    Attributes:
+        faithfulness: f on the pairs themselves.
+        weights: the weight of each pair; they sum to 1.
+        everything: the universe.
+        is_defined: whether f means anything under this ablation.
+    """
 
     def __init__(self, f: Faithfulness, weights: Float[Tensor, "pair"]) -> None:
-        self.faithfulness, self.weights = f, weights
-        self.everything, self.is_defined = f.everything, f.is_defined
+        self.faithfulness = f
+        self.weights = weights
+        self.everything = f.everything
+        self.is_defined = f.is_defined
         self._empty = f.empty @ weights
         self._gap = f.full @ weights - self._empty
 
     def __call__(
         self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
     ) -> Float[Tensor, "set"]:
-        """f of each set; with `pairs`, over the first so many as they are drawn here."""
+        """Return f of each set; with `pairs`, over the first so many, as often as they are drawn.
+
+        Raises:
+            BudgetError: if the meter's budget does not suffice.
+        """
         if not sets:
             return torch.empty(0, dtype=torch.float64)
         metric = self.faithfulness.set_metric(sets, label, pairs).double().cpu()
         if pairs is None:
-            whole: Tensor = (metric @ self.weights - self._empty) / self._gap
-            return whole
+            on_all_pairs: Tensor = (metric @ self.weights - self._empty) / self._gap
+            return on_all_pairs
         weights = self.weights[:pairs] / self.weights[:pairs].sum()
         empty = self.faithfulness.empty[:pairs] @ weights
-        part: Tensor = (metric @ weights - empty) / (
-            self.faithfulness.full[:pairs] @ weights - empty
-        )
-        return part
+        gap = self.faithfulness.full[:pairs] @ weights - empty
+        on_first_pairs: Tensor = (metric @ weights - empty) / gap
+        return on_first_pairs
 
     @property
     def n_pairs(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return self.faithfulness.n_pairs
+
+
+class SplitEvaluator:
+    """One split, ready to be evaluated on: its engine, and f under each ablation.
+
+    Attributes:
+        engine: the model and the split's pairs.
+        universe: what can be ablated.
+    """
+
+    def __init__(self, engine: Engine, universe: Universe) -> None:
+        self.engine = engine
+        self.universe = universe
+        self._f_by_ablation: dict[EvidenceAblation, Faithfulness] = {}
+
+    @classmethod
+    def of(
+        cls,
+        model: Backend,
+        task: Task,
+        universe: Universe,
+        seed: int,
+        *,
+        metric: MetricName | None,
+        memory: int | None,
+        meter: Meter,
+    ) -> SplitEvaluator:
+        """Prepare a split's pairs, in an order drawn by seed.
+
+        The first so many pairs are then a fair sample of all of them.
+        """
+        order = list(range(len(task.pairs)))
+        random.Random(f"order-{seed}").shuffle(order)
+        shuffled = replace(
+            task,
+            pairs=tuple(task.pairs[i] for i in order),
+            splits=tuple(task.splits[i] for i in order),
+        )
+        return cls(Engine(model, shuffled, metric=metric, memory=memory, meter=meter), universe)
+
+    def f(self, ablation: EvidenceAblation) -> Faithfulness:
+        """Return f under an ablation; m(U) and m(∅) are measured when it is first asked for."""
+        if ablation not in self._f_by_ablation:
+            self._f_by_ablation[ablation] = Faithfulness(self.engine, ablation, self.universe)
+        return self._f_by_ablation[ablation]
+
+    @property
+    def f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
+        """f under each ablation that enters a verdict."""
+        return {ablation: self.f(ablation) for ablation in EVIDENCE_ABLATIONS}
+
+    @property
+    def measured_f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
+        """f under each ablation that has been asked for so far."""
+        return dict(self._f_by_ablation)
+
+    def measure_circuit(self, circuit: NodeSet) -> dict[EvidenceAblation, AblationEvidence]:
+        """Measure f(C) and f(U∖C) under each ablation that enters a verdict."""
+        return {
+            ablation: self.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS
+        }

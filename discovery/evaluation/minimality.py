@@ -1,155 +1,136 @@
-"""Condition (d): every node of the circuit is needed in some context (Wang et al. 2023, minimality; Holm over nodes).
+"""Condition (d): every node of the circuit is needed in some context.
 
-A node that has a backup inside the circuit changes nothing alone, but does once the backup is out. So each node gets the
-context K in which it matters most, chosen on discovery pairs and tested on held-out ones: nothing out, one node out, or two
-(the second added greedily).
+This is the minimality of Wang et al. (2023, arXiv 2211.00593), with Holm's correction over the
+nodes. A node with a backup inside the circuit changes nothing alone, but does so once the backup is
+taken out. So each node gets the context K (other nodes taken out with it) in which it matters most.
+K is nothing, one node, or two nodes of which the second is added greedily; it is chosen on discovery
+pairs and tested on held-out ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from scipy.stats import permutation_test
-
 from discovery.evaluation import thresholds
-from discovery.evaluation.faithfulness import Faithfulness, ResampledFaithfulness
+from discovery.evaluation.faithfulness import Faithfulness, SetFunction
 from discovery.graph import Minimality
 from discovery.methods.ablation import NodeSet
+from discovery.methods.statistics import holm, sign_flip_test
 from discovery.sites import Node
 
-MIN_IMPROVEMENT = 1e-9  # a larger context must be better by more than rounding
+MIN_IMPROVEMENT = 1e-9  # a later context must be better by more than rounding
 
 
-def find_contexts(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet
-) -> dict[Node, tuple[NodeSet, float]]:
-    """For each node of the circuit, the context in which taking it out changes f most, and by how much."""
+def find_contexts(f: SetFunction, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:
+    """For each node of the circuit, find the context in which taking it out changes f most.
+
+    Returns:
+        The context of each node, and how much f changes in it.
+    """
     nodes = sorted(circuit)
-    singles = [circuit - {a} for a in nodes]
-    doubles = [circuit - {a, b} for i, a in enumerate(nodes) for b in nodes[i + 1 :]]
-    f([circuit, *singles, *doubles], "minimality")
-    best: dict[Node, tuple[NodeSet, float]] = {}
+    without_one = [circuit - {a} for a in nodes]
+    without_two = [circuit - {a, b} for i, a in enumerate(nodes) for b in nodes[i + 1 :]]
+    f([circuit, *without_one, *without_two], "minimality")
+    best: dict[Node, tuple[NodeSet, float]] = {
+        v: _largest_drop(f, circuit, v, [frozenset(), *_single_contexts(nodes, v)]) for v in nodes
+    }
+    # A second node is added to the best context of one node. All sets that this needs are measured
+    # in one batch first.
+    contexts_of_two: dict[Node, list[NodeSet]] = {}
     for v in nodes:
-        options: list[NodeSet] = [frozenset(), *(frozenset({w}) for w in nodes if w != v)]
-        best[v] = _largest_drop(f, circuit, v, options)
-    triples = []
-    for v in nodes:
-        first = _best_single_context(f, circuit, v, nodes)
-        if first is not None:
-            triples += [circuit - first - {x} for x in nodes if x != v and x not in first]
-            triples += [circuit - first - {x, v} for x in nodes if x != v and x not in first]
-    f(triples, "minimality")
-    for v in nodes:
-        first = _best_single_context(f, circuit, v, nodes)
-        if first is not None:
-            options = [first | {x} for x in nodes if x != v and x not in first]
-            further = _largest_drop(f, circuit, v, options) if options else (frozenset(), 0.0)
-            if further[1] > best[v][1] + MIN_IMPROVEMENT:
-                best[v] = further
+        if len(nodes) > 1:
+            single, _ = _largest_drop(f, circuit, v, _single_contexts(nodes, v))
+            contexts_of_two[v] = _extend_context(nodes, v, single)
+    without_three: list[NodeSet] = []
+    for v, contexts in contexts_of_two.items():
+        without_three += [circuit - context for context in contexts]
+        without_three += [circuit - context - {v} for context in contexts]
+    f(without_three, "minimality")
+    for v, contexts in contexts_of_two.items():
+        if contexts:
+            context, drop = _largest_drop(f, circuit, v, contexts)
+            if drop > best[v][1] + MIN_IMPROVEMENT:
+                best[v] = context, drop
     return best
 
 
-def find_largest_drops(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet
-) -> dict[Node, float]:
-    """How much each node of the circuit matters, looking no further than the first context that shows it does (0.02).
+def find_largest_drops(f: SetFunction, circuit: NodeSet) -> dict[Node, float]:
+    """Return how much each node of the circuit matters, for a search.
 
-    For searching: a node that matters alone is not tried in larger contexts, which are the dear part of `contexts`.
+    A node that reaches the minimal drop (0.02) is not tried in larger contexts, which are the
+    expensive part of `find_contexts`.
     """
     nodes = sorted(circuit)
-    found = {v: _largest_drop(f, circuit, v, [frozenset()])[1] for v in nodes}
+    drops = {v: _largest_drop(f, circuit, v, [frozenset()])[1] for v in nodes}
     for v in nodes:
-        if found[v] < thresholds.MIN_DROP and len(nodes) > 1:
-            first, drop = _largest_drop(f, circuit, v, [frozenset({w}) for w in nodes if w != v])
-            found[v] = max(found[v], drop)
-            if found[v] < thresholds.MIN_DROP and len(nodes) > 2:
-                options = [first | {x} for x in nodes if x != v and x not in first]
-                found[v] = max(found[v], _largest_drop(f, circuit, v, options)[1])
-    return found
+        if drops[v] < thresholds.MIN_DROP and len(nodes) > 1:
+            single, drop = _largest_drop(f, circuit, v, _single_contexts(nodes, v))
+            drops[v] = max(drops[v], drop)
+            if drops[v] < thresholds.MIN_DROP and len(nodes) > 2:
+                contexts = _extend_context(nodes, v, single)
+                drops[v] = max(drops[v], _largest_drop(f, circuit, v, contexts)[1])
+    return drops
 
 
-def _best_single_context(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, nodes: Sequence[Node]
-) -> NodeSet | None:
-    """The best context of one node, to which a second is added."""
-    options = [frozenset({w}) for w in nodes if w != v]
-    return _largest_drop(f, circuit, v, options)[0] if options else None
+def _single_contexts(nodes: Sequence[Node], v: Node) -> list[NodeSet]:
+    return [frozenset({w}) for w in nodes if w != v]
+
+
+def _extend_context(nodes: Sequence[Node], v: Node, context: NodeSet) -> list[NodeSet]:
+    """Return the context with each further node but `v`."""
+    return [context | {x} for x in nodes if x != v and x not in context]
 
 
 def _largest_drop(
-    f: Faithfulness | ResampledFaithfulness, circuit: NodeSet, v: Node, options: Sequence[NodeSet]
+    f: SetFunction, circuit: NodeSet, v: Node, contexts: Sequence[NodeSet]
 ) -> tuple[NodeSet, float]:
-    values = f([s for k in options for s in (circuit - k, circuit - k - {v})], "minimality")
+    """Find the context in which taking `v` out changes f most, and how much it changes it."""
+    sets = [kept for k in contexts for kept in (circuit - k, circuit - k - {v})]
+    values = f(sets, "minimality")
     drops = (values[0::2] - values[1::2]).abs().tolist()
     best = 0
-    for n, drop in enumerate(drops):
+    for number, drop in enumerate(drops):
         if drop > drops[best] + MIN_IMPROVEMENT:
-            best = n
-    return options[best], drops[best]
+            best = number
+    return contexts[best], drops[best]
 
 
 def measure_minimality(
     f: Faithfulness, circuit: NodeSet, contexts: Mapping[Node, NodeSet], seed: int
 ) -> tuple[Minimality, ...] | None:
-    """Each node's drop in its context, with p-values; None where f is null."""
+    """Measure each node's drop in its context, with p-values; None if f is null.
+
+    Args:
+        f: f on one split under one ablation.
+        circuit: the circuit.
+        contexts: the context of each node.
+        seed: of the sign-flip tests.
+    """
     if not f.is_defined:
         return None
     nodes = sorted(circuit)
-    f(
-        [s for v in nodes for s in (circuit - contexts[v], circuit - contexts[v] - {v})],
-        "minimality",
-    )
-    rows = []
+    kept_with = {v: circuit - contexts[v] for v in nodes}
+    kept_without = {v: circuit - contexts[v] - {v} for v in nodes}
+    f([kept for v in nodes for kept in (kept_with[v], kept_without[v])], "minimality")
+    drops, p_values = [], []
     for v in nodes:
-        share = f.per_pair_difference(circuit - contexts[v], circuit - contexts[v] - {v}).numpy()
-        rows.append((v, abs(float(share.mean())), sign_flip_test(share, seed)))
-    corrected = holm([p for _, _, p in rows])
+        share = f.per_pair_difference(kept_with[v], kept_without[v]).numpy()
+        drops.append(abs(float(share.mean())))
+        p_values.append(sign_flip_test(share, seed, thresholds.MINIMALITY_FLIPS))
     return tuple(
         Minimality(
             node=str(v),
             context=tuple(str(w) for w in sorted(contexts[v])),
             drop=drop,
             p=p,
-            p_holm=q,
+            p_holm=p_holm,
         )
-        for (v, drop, p), q in zip(rows, corrected, strict=True)
+        for v, drop, p, p_holm in zip(nodes, drops, p_values, holm(p_values), strict=True)
     )
-
-
-def sign_flip_test(differences: np.ndarray, seed: int) -> float:
-    """Two-sided p of a paired sign-flip test: how often do random signs give as large a mean?"""
-    if len(differences) < 2 or not np.any(differences):  # one pair: both signs are as large
-        return 1.0
-    generator = np.random.default_rng(seed)
-    test = permutation_test(
-        (differences,),
-        _mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=thresholds.MINIMALITY_FLIPS,
-        alternative="two-sided",
-        rng=generator,
-    )
-    return float(test.pvalue)
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(values.mean(axis=axis))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction."""
-    order = sorted(range(len(p_values)), key=lambda n: p_values[n])
-    corrected, running = [0.0] * len(p_values), 0.0
-    for rank, n in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[n]))
-        corrected[n] = running
-    return corrected
 
 
 def is_needed(row: Minimality) -> bool:
-    """Whether a node passes (d)."""
-    return (row.drop or 0.0) >= thresholds.MIN_DROP and (
-        row.p_holm if row.p_holm is not None else 1.0
-    ) <= thresholds.ALPHA
+    """Whether a node passes condition (d); a number that was not measured does not pass."""
+    drop = row.drop or 0.0
+    p_holm = 1.0 if row.p_holm is None else row.p_holm
+    return drop >= thresholds.MIN_DROP and p_holm <= thresholds.ALPHA

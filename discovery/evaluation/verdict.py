@@ -1,38 +1,45 @@
-"""The verdict, computed from the evaluation alone: the first that matches, each failure named with its numbers."""
+"""The verdict on a circuit, computed from its evaluation alone.
+
+The verdicts are tried in a fixed order, and the first that matches is given (see
+docs/definitions.md). Its reasons name every condition that fails, is undecided or was not run, with
+the numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from discovery.evaluation import thresholds
 from discovery.evaluation.alternatives import beats_alternatives
 from discovery.evaluation.completeness import is_complete
 from discovery.evaluation.minimality import is_needed
 from discovery.graph import (
+    CONDITION_MEANINGS,
     CONDITIONS,
     EVIDENCE_ABLATIONS,
     AblationEvidence,
+    Completeness,
     Condition,
     Conditions,
     EvidenceAblation,
+    Minimality,
     Outcome,
     OutcomeByAblation,
+    RandomControls,
     Score,
     Verdict,
 )
 
-CONDITION_MEANINGS: dict[Condition, str] = {
-    "a": "sufficient",
-    "b": "necessary",
-    "c": "complete",
-    "d": "minimal",
-    "e": "better than alternatives",
-    "f": "stable",
-}
+EvidenceOrNone = Mapping[EvidenceAblation, AblationEvidence | None]
+"""The evidence under each ablation; None or missing if nothing was measured."""
 
 
 def decide_band(score: Score | None, band: tuple[float, float]) -> Outcome:
-    """Holds where the interval lies inside the band, fails where it lies outside, else undecided."""
+    """Decide a condition on f by its interval.
+
+    It holds if the interval lies inside the band, fails if the interval lies outside, and is
+    undecided otherwise.
+    """
     if score is None or score.low is None or score.high is None:
         return "not_run"
     if band[0] <= score.low and score.high <= band[1]:
@@ -43,40 +50,43 @@ def decide_band(score: Score | None, band: tuple[float, float]) -> Outcome:
 def decide_outcomes(
     evidence: AblationEvidence | None, stability: float | None
 ) -> dict[Condition, Outcome]:
-    """The conditions under one ablation."""
-    out: dict[Condition, Outcome] = dict.fromkeys(CONDITIONS, "not_run")
+    """Decide every condition under one ablation.
+
+    Args:
+        evidence: what was measured under the ablation; None if nothing was.
+        stability: the mean Jaccard of condition (f); None if it was not run.
+    """
+    outcomes: dict[Condition, Outcome] = dict.fromkeys(CONDITIONS, "not_run")
     if evidence is None:
-        return out
-    out["a"] = decide_band(evidence.faithfulness, thresholds.FAITHFULNESS_BAND)
-    out["b"] = decide_band(evidence.knockout, thresholds.KNOCKOUT_BAND)
+        return outcomes
+    outcomes["a"] = decide_band(evidence.faithfulness, thresholds.FAITHFULNESS_BAND)
+    outcomes["b"] = decide_band(evidence.knockout, thresholds.KNOCKOUT_BAND)
     if evidence.completeness is not None:
-        out["c"] = "holds" if is_complete(evidence.completeness) else "fails"
+        outcomes["c"] = _holds_if(is_complete(evidence.completeness))
     if evidence.minimality is not None:
-        out["d"] = "holds" if all(is_needed(row) for row in evidence.minimality) else "fails"
-    controls = (
-        [c for c in (evidence.random_controls.size, evidence.random_controls.layer) if c]
-        if evidence.random_controls
-        else []
-    )
-    if controls:
-        out["e"] = "holds" if all(beats_alternatives(control) for control in controls) else "fails"
+        outcomes["d"] = _holds_if(all(is_needed(row) for row in evidence.minimality))
+    if evidence.random_controls is not None:
+        kinds = (evidence.random_controls.size, evidence.random_controls.layer)
+        controls = [control for control in kinds if control is not None]
+        if controls:
+            outcomes["e"] = _holds_if(all(beats_alternatives(control) for control in controls))
     if stability is not None:
-        out["f"] = "holds" if stability >= thresholds.MIN_JACCARD else "fails"
-    return out
+        outcomes["f"] = _holds_if(stability >= thresholds.MIN_JACCARD)
+    return outcomes
 
 
-def decide_conditions(
-    evidence: dict[EvidenceAblation, AblationEvidence | None], stability: float | None
-) -> Conditions:
-    """All conditions under both ablations."""
-    judged = {
+def decide_conditions(evidence: EvidenceOrNone, stability: float | None) -> Conditions:
+    """Decide every condition under both ablations."""
+    outcomes = {
         ablation: decide_outcomes(evidence.get(ablation), stability)
         for ablation in EVIDENCE_ABLATIONS
     }
     return Conditions(
         **{
-            c: OutcomeByAblation(resample=judged["resample"][c], mean=judged["mean"][c])
-            for c in CONDITIONS
+            condition: OutcomeByAblation(
+                resample=outcomes["resample"][condition], mean=outcomes["mean"][condition]
+            )
+            for condition in CONDITIONS
         }
     )
 
@@ -86,46 +96,38 @@ def decide_verdict(
     failed_gates: Sequence[str],
     n_heldout: int,
     size: int,
-    evidence: dict[EvidenceAblation, AblationEvidence | None],
+    evidence: EvidenceOrNone,
     conditions: Conditions,
     stability: float | None,
     cut_short: str | None,
     undefined: Sequence[str] = (),
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and its reasons.
+    """Decide the verdict, and give its reasons.
 
     Args:
-        behaviour: the gates that do not hold, on either split.
-        size: heads and MLPs in the circuit.
-        cut_short: what the budget ended before, if it did.
-        undefined: ablations under which f is null on discovery pairs, so that nothing could be searched for.
+        failed_gates: the gates of the behaviour that do not hold, on either split.
+        n_heldout: the number of held-out pairs.
+        size: the number of heads and MLPs in the circuit.
+        evidence: what was measured under each ablation.
+        conditions: the outcome of every condition.
+        stability: the mean Jaccard of condition (f); None if it was not run.
+        cut_short: what the budget did not reach; None if it sufficed.
+        undefined: the ablations under which f is null on discovery pairs, so that nothing could be
+            searched for.
     """
     if failed_gates:
         return "no_behaviour", tuple(failed_gates)
     reasons = _explain(evidence, conditions, stability)
-    blocking = []
-    if n_heldout < thresholds.MIN_HELDOUT:
-        blocking.append(f"{n_heldout} held-out pairs; {thresholds.MIN_HELDOUT} are needed")
-    blocking += [
-        f"f is null under {ablation}: ablating everything does not lower the metric reliably"
-        for ablation, found in evidence.items()
-        if found is not None and found.faithfulness is None
-    ]
-    blocking += [
-        f"f is null under {a} on discovery pairs: ablating everything does not lower the metric reliably"
-        for a in undefined
-    ]
-    if cut_short:
-        blocking.append(f"the budget ended before {cut_short}")
+    blocking = _blocking_reasons(n_heldout, evidence, undefined, cut_short)
     if blocking:
         return "inconclusive", (*blocking, *reasons)
     if size == 0:
         return "rejected", ("the circuit is empty", *reasons)
     failing = {
-        a: {c for c in CONDITIONS if conditions.of(c).under(a) == "fails"}
-        for a in EVIDENCE_ABLATIONS
+        ablation: {c for c in CONDITIONS if conditions.of(c).under(ablation) == "fails"}
+        for ablation in EVIDENCE_ABLATIONS
     }
-    if all({"a", "b"} <= failing[a] or "e" in failing[a] for a in EVIDENCE_ABLATIONS):
+    if all({"a", "b"} <= failed or "e" in failed for failed in failing.values()):
         return "rejected", reasons
     outcomes = {conditions.of(c).under(a) for c in CONDITIONS for a in EVIDENCE_ABLATIONS}
     if outcomes == {"holds"}:
@@ -136,84 +138,145 @@ def decide_verdict(
 
 
 def explain_repeated_looks(looks: int | None) -> tuple[str, ...]:
-    """The reason that is added where other circuits have looked at the held-out pairs too; it changes no verdict."""
+    """Return the reason to add if other circuits have looked at the held-out pairs too.
+
+    It changes no verdict.
+
+    Args:
+        looks: how many circuits have looked at them, this one included; None if none has.
+    """
     if looks is None or looks < 2:
         return ()
     return (
-        f"these held-out pairs have been looked at with {looks} circuits: draw fresh pairs (--seed)",
+        f"these held-out pairs have been looked at with {looks} circuits: "
+        "draw fresh pairs (--seed)",
     )
 
 
+def _holds_if(is_met: bool) -> Outcome:
+    return "holds" if is_met else "fails"
+
+
+def _blocking_reasons(
+    n_heldout: int, evidence: EvidenceOrNone, undefined: Sequence[str], cut_short: str | None
+) -> list[str]:
+    """Return why nothing can be concluded, if that is so."""
+    reasons = []
+    if n_heldout < thresholds.MIN_HELDOUT:
+        reasons.append(f"{n_heldout} held-out pairs; {thresholds.MIN_HELDOUT} are needed")
+    reasons += [
+        f"f is null under {ablation}: ablating everything does not lower the metric reliably"
+        for ablation, measured in evidence.items()
+        if measured is not None and measured.faithfulness is None
+    ]
+    reasons += [
+        f"f is null under {ablation} on discovery pairs: "
+        "ablating everything does not lower the metric reliably"
+        for ablation in undefined
+    ]
+    if cut_short:
+        reasons.append(f"the budget ended before {cut_short}")
+    return reasons
+
+
 def _explain(
-    evidence: dict[EvidenceAblation, AblationEvidence | None],
-    conditions: Conditions,
-    stability: float | None,
+    evidence: EvidenceOrNone, conditions: Conditions, stability: float | None
 ) -> tuple[str, ...]:
-    said, not_run = [], []
+    """Name every condition that fails, is undecided or was not run, and every missing control."""
+    reasons: list[str] = []
+    not_run: list[str] = []
     for condition in CONDITIONS:
-        outcomes = {
-            ablation: conditions.of(condition).under(ablation) for ablation in EVIDENCE_ABLATIONS
-        }
-        for ablation, outcome in outcomes.items():
-            if outcome in ("fails", "undecided"):
-                said.append(
-                    f"({condition}) {CONDITION_MEANINGS[condition]}, {ablation}: {outcome}{_numbers(condition, evidence.get(ablation), stability)}"
-                )
-        if missing := [ablation for ablation, outcome in outcomes.items() if outcome == "not_run"]:
-            not_run.append(
-                f"({condition}) {CONDITION_MEANINGS[condition]}"
-                + (f" under {missing[0]}" if len(missing) == 1 else "")
-            )
+        title = f"({condition}) {CONDITION_MEANINGS[condition].name}"
+        missing: list[EvidenceAblation] = []
+        for ablation in EVIDENCE_ABLATIONS:
+            outcome = conditions.of(condition).under(ablation)
+            if outcome == "not_run":
+                missing.append(ablation)
+            elif outcome != "holds":
+                numbers = _numbers(condition, evidence.get(ablation), stability)
+                reasons.append(f"{title}, {ablation}: {outcome}{numbers}")
+        if missing:
+            not_run.append(title + (f" under {missing[0]}" if len(missing) == 1 else ""))
     if not_run:
-        said.append(f"not run: {', '.join(not_run)}")
-    for ablation, found in evidence.items():
-        controls = found.random_controls if found else None
-        for name in ("size", "layer"):
-            if controls is not None and getattr(controls, name) is None:
-                said.append(
-                    f"(e) {ablation}: there is no other {name}-matched circuit, so that control is null"
+        reasons.append(f"not run: {', '.join(not_run)}")
+    reasons += _missing_controls(evidence)
+    return tuple(dict.fromkeys(reasons))
+
+
+def _missing_controls(evidence: EvidenceOrNone) -> list[str]:
+    reasons = []
+    for ablation, measured in evidence.items():
+        if measured is None or measured.random_controls is None:
+            continue
+        controls = measured.random_controls
+        for kind, control in (("size", controls.size), ("layer", controls.layer)):
+            if control is None:
+                reasons.append(
+                    f"(e) {ablation}: there is no other {kind}-matched circuit, "
+                    "so that control is null"
                 )
-    return tuple(dict.fromkeys(said))
+    return reasons
 
 
-def _numbers(condition: Condition, found: AblationEvidence | None, stability: float | None) -> str:
-    if condition == "f" and stability is not None:
+def _numbers(
+    condition: Condition, evidence: AblationEvidence | None, stability: float | None
+) -> str:
+    """Return the numbers behind an outcome, in parentheses; empty if there are none."""
+    if condition == "f":
+        if stability is None:
+            return ""
         return f" (mean Jaccard {stability:.2f}, needed {thresholds.MIN_JACCARD})"
-    if found is None:
+    if evidence is None:
         return ""
-    if condition in "ab":
-        score, band = (
-            (found.faithfulness, thresholds.FAITHFULNESS_BAND)
-            if condition == "a"
-            else (found.knockout, thresholds.KNOCKOUT_BAND)
-        )
-        name = "f(C)" if condition == "a" else "f(U∖C)"
-        return (
-            f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], bounds {band[0]} to {band[1]})"
-            if score
-            else ""
-        )
-    if condition == "c" and found.completeness:
-        c = found.completeness
-        parts = (
-            [f"without {c.node_in} the gap is {c.max_gap_in:.3f}"]
-            if (c.max_gap_in or 0) > thresholds.MAX_GAP_IN
-            else []
-        )
-        parts += (
-            [f"with {c.node_out} f changes by {c.max_gap_out:.3f}"]
-            if (c.max_gap_out or 0) > thresholds.MAX_GAP_OUT
-            else []
-        )
-        return f" ({'; '.join(parts)})"
-    if condition == "d" and found.minimality is not None:
-        weak = [
-            f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}"
-            for row in found.minimality
-            if not is_needed(row)
-        ]
-        return f" ({'; '.join(weak)})"
-    if condition == "e" and found.random_controls:
-        named = (("size", found.random_controls.size), ("layer", found.random_controls.layer))
-        return f" ({'; '.join(f'{n}-matched: {c.as_good} of {c.n} as good, p {c.p:.3f}' for n, c in named if c and not beats_alternatives(c))})"
-    return ""
+    if condition == "a":
+        return _score_numbers("f(C)", evidence.faithfulness, thresholds.FAITHFULNESS_BAND)
+    if condition == "b":
+        return _score_numbers("f(U∖C)", evidence.knockout, thresholds.KNOCKOUT_BAND)
+    if condition == "c":
+        return _completeness_numbers(evidence.completeness)
+    if condition == "d":
+        return _minimality_numbers(evidence.minimality)
+    return _control_numbers(evidence.random_controls)
+
+
+def _score_numbers(name: str, score: Score | None, band: tuple[float, float]) -> str:
+    if score is None:
+        return ""
+    return (
+        f" ({name} = {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], "
+        f"bounds {band[0]} to {band[1]})"
+    )
+
+
+def _completeness_numbers(completeness: Completeness | None) -> str:
+    if completeness is None:
+        return ""
+    gap_in, gap_out = completeness.max_gap_in or 0, completeness.max_gap_out or 0
+    parts = []
+    if gap_in > thresholds.MAX_GAP_IN:
+        parts.append(f"without {completeness.node_in} the gap is {gap_in:.3f}")
+    if gap_out > thresholds.MAX_GAP_OUT:
+        parts.append(f"with {completeness.node_out} f changes by {gap_out:.3f}")
+    return f" ({'; '.join(parts)})"
+
+
+def _minimality_numbers(rows: Sequence[Minimality] | None) -> str:
+    if rows is None:
+        return ""
+    parts = [
+        f"{row.node} drop {row.drop:.3f}, Holm p {row.p_holm:.3g}"
+        for row in rows
+        if not is_needed(row)
+    ]
+    return f" ({'; '.join(parts)})"
+
+
+def _control_numbers(controls: RandomControls | None) -> str:
+    if controls is None:
+        return ""
+    parts = [
+        f"{kind}-matched: {control.as_good} of {control.n} as good, p {control.p:.3f}"
+        for kind, control in (("size", controls.size), ("layer", controls.layer))
+        if control is not None and not beats_alternatives(control)
+    ]
+    return f" ({'; '.join(parts)})"

@@ -13,12 +13,14 @@ from __future__ import annotations
 from discovery.graph.base import Effect, JsonModel
 from discovery.graph.circuit import SCHEMA, CircuitGraph, ExportFormat
 from discovery.graph.evaluation import (
+    CONDITION_MEANINGS,
     CONDITIONS,
     EVIDENCE_ABLATIONS,
     VERDICTS,
     AblationEvidence,
     Completeness,
     Condition,
+    ConditionMeaning,
     Conditions,
     Control,
     CurvePoint,
@@ -48,6 +50,7 @@ from discovery.graph.record import (
 
 __all__ = [
     "CONDITIONS",
+    "CONDITION_MEANINGS",
     "EVIDENCE_ABLATIONS",
     "SCHEMA",
     "VERDICTS",
@@ -57,6 +60,7 @@ __all__ = [
     "CircuitNode",
     "Completeness",
     "Condition",
+    "ConditionMeaning",
     "Conditions",
     "Control",
     "Cost",

@@ -8,6 +8,7 @@ U the universe of heads and MLPs. None is "not measured"; a condition that was n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -24,6 +25,33 @@ EvidenceAblation = Literal["resample", "mean"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 EVIDENCE_ABLATIONS: tuple[EvidenceAblation, ...] = get_args(EvidenceAblation)
+
+
+@dataclass(frozen=True)
+class ConditionMeaning:
+    """What a condition asks of a circuit.
+
+    Attributes:
+        name: the condition in one or a few words.
+        explanation: what holds if it is met.
+    """
+
+    name: str
+    explanation: str
+
+
+CONDITION_MEANINGS: Mapping[Condition, ConditionMeaning] = {
+    "a": ConditionMeaning(
+        "sufficient", "with all else ablated the circuit keeps the behaviour: f(C) near 1"
+    ),
+    "b": ConditionMeaning("necessary", "without the circuit the behaviour is gone: f(U∖C) near 0"),
+    "c": ConditionMeaning("complete", "nothing that matters is left out or carried along"),
+    "d": ConditionMeaning("minimal", "every node is needed in some context"),
+    "e": ConditionMeaning(
+        "better than alternatives", "random circuits of the same size do not do as well"
+    ),
+    "f": ConditionMeaning("stable", "other draws of the pairs select the same nodes"),
+}
 
 
 class Score(JsonModel):

@@ -1,9 +1,9 @@
-"""One prompt looked into: what the model predicts, and any of its activations.
+"""What the model does on one prompt: its predictions, and any of its activations.
 
 from discovery import load_model, run_with_cache
 model = load_model("bundled")
-seen = run_with_cache(model, "When Anna and John went to the park, John gave a book to", ["z"])
-seen.predictions[0]
+run = run_with_cache(model, "When Anna and John went to the park, John gave a book to", ["z"])
+run.predictions[0]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Backend, Batch
+from discovery.backends.base import Backend, Batch, BatchResult
 from discovery.backends.hardware.memory import convert_out_of_memory
 from discovery.engine import prompt_macs, row_macs
 from discovery.engine.cost import MeasurementCost
@@ -28,7 +28,14 @@ from discovery.tasks.pairs import Prompt
 
 @dataclass(frozen=True)
 class Prediction:
-    """A next token."""
+    """One predicted next token.
+
+    Attributes:
+        token: its id.
+        text: its text; None if the model has no tokenizer.
+        probability: over the whole vocabulary.
+        logit: as the model gives it.
+    """
 
     token: int
     text: str | None
@@ -36,16 +43,21 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptRun:
-    """What one prompt does in the model.
+    """What the model does on one prompt.
 
     Attributes:
-        tokens: ids, and their texts where the model has a tokenizer.
+        tokens: the token ids of the prompt.
+        texts: the text of each token; None if the model has no tokenizer.
         predictions: the most likely next tokens after the last one.
-        residual_norm: L2 norm of resid_post, [layer pos]. attention_norm, mlp_norm: of what each layer adds.
-        activations: the sites asked for, without the batch axis.
-        axes: the names of each one's axes; "kv_head" for k and v if query heads share them.
+        residual_norm: the L2 norm of resid_post, [layer pos].
+        attention_norm: the L2 norm of what each attention adds, [layer pos].
+        mlp_norm: the L2 norm of what each MLP adds, [layer pos]; None if the model has no MLPs.
+        activations: the sites that were asked for, without the batch axis.
+        cost: the work and the time that it took.
+        axes: the names of the axes of each activation; "kv_head" for k and v if query heads share
+            them.
         warnings: says which query heads share them.
     """
 
@@ -61,61 +73,111 @@ class PromptRun:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationSummary:
+    """The moments of an activation, over its finite entries; each is None if it has none.
+
+    Attributes:
+        shape: the shape of the activation.
+        mean: the mean.
+        std: the standard deviation, with n in the denominator.
+        low: the smallest entry.
+        high: the largest entry.
+        norm: the L2 norm of the last position's vector, or of the whole activation if it has no
+            position axis; entries that are not finite count as 0.
+        n_nonfinite: how many entries are NaN or infinite.
+    """
+
+    shape: tuple[int, ...]
+    mean: float | None
+    std: float | None
+    low: float | None
+    high: float | None
+    norm: float | None
+    n_nonfinite: int
+
+
 def run_with_cache(
     model: Backend, prompt: Prompt, sites: Sequence[str | Site] = (), *, top: int = 10
 ) -> PromptRun:
-    """Run one prompt and keep what is asked for.
+    """Run one prompt and keep some of its activations.
 
     Args:
-        prompt: text, or token ids used exactly as given.
-        sites: kinds ("resid_pre", "z", "pattern" …: every layer), or single sites.
-        top: how many predictions.
+        model: the model.
+        prompt: text, or token ids, which are used exactly as given.
+        sites: what to keep: kinds of activation ("resid_pre", "z", "pattern" …; every layer is
+            kept), or single sites.
+        top: how many predictions to return.
 
     Raises:
-        MeasurementError: a prompt that is empty, too long, or text for a model without a tokenizer.
-        SiteError: a site this model lacks.
-        MemoryLimitError: memory ran out.
+        MeasurementError: if the prompt is empty, too long, or text for a model without a tokenizer.
+        SiteError: if the model lacks a site.
+        MemoryLimitError: if the memory does not suffice.
     """
     began = time.monotonic()
     ids = _encode_prompt(model, prompt)
-    wanted = [site for name in sites for site in _expand_sites(model, name)]
+    kept_sites = [site for name in sites for site in _expand_sites(model, name)]
     info = model.info
-    kinds: list[ActivationKind] = ["resid_post", "attn_out"]
+    summary_kinds: list[ActivationKind] = ["resid_post", "attn_out"]
     if not info.attn_only:
-        kinds.append("mlp_out")
-    summary = [Site(kind, layer) for kind in kinds for layer in range(info.n_layers)]
+        summary_kinds.append("mlp_out")
+    summary_sites = [Site(kind, layer) for kind in summary_kinds for layer in range(info.n_layers)]
     tokens = torch.tensor([ids], device=model.device)
+    batch = Batch(tokens, torch.tensor([len(ids) - 1], device=model.device))
     with convert_out_of_memory(
-        f"Memory does not suffice for {len(ids)} tokens and {len(wanted)} sites.",
-        "Free memory, shorten it, or ask for less.",
+        f"There is not enough memory for {len(ids)} tokens and {len(kept_sites)} sites.",
+        "Free memory, shorten the prompt, or ask for fewer sites.",
     ):
-        outcome = model.run(
-            Batch(tokens, torch.tensor([len(ids) - 1], device=model.device)),
-            [*dict.fromkeys([*summary, *wanted])],
-        )
-    assert outcome.logits is not None
-    norms = {
-        kind: torch.stack(
-            [
-                outcome.activations[Site(kind, layer)][0].float().norm(dim=-1)
-                for layer in range(info.n_layers)
-            ]
-        )
-        for kind in kinds
-    }
+        result = model.run(batch, [*dict.fromkeys([*summary_sites, *kept_sites])])
+    assert result.logits is not None
+    norms = {kind: _norms(result, kind, info.n_layers) for kind in summary_kinds}
     work = row_macs(info, len(ids), columns=info.n_logits) / prompt_macs(info, len(ids))
     texts = tuple(model.tokenizer.decode([token]) for token in ids) if model.tokenizer else None
     return PromptRun(
-        ids,
-        texts,
-        _top_predictions(model, outcome.logits[0], top),
-        norms["resid_post"],
-        norms["attn_out"],
-        norms.get("mlp_out"),
-        {site: outcome.activations[site][0] for site in wanted},
-        MeasurementCost(work, time.monotonic() - began),
-        {site: info.axes(site) for site in wanted},
-        info.key_value_warning(site.kind for site in wanted),
+        tokens=ids,
+        texts=texts,
+        predictions=_top_predictions(model, result.logits[0], top),
+        residual_norm=norms["resid_post"],
+        attention_norm=norms["attn_out"],
+        mlp_norm=norms.get("mlp_out"),
+        activations={site: result.activations[site][0] for site in kept_sites},
+        cost=MeasurementCost(work, time.monotonic() - began),
+        axes={site: info.axes(site) for site in kept_sites},
+        warnings=info.key_value_warning(site.kind for site in kept_sites),
+    )
+
+
+def summarise_activation(
+    values: Float[Tensor, "..."], position_axis: int | None = 0
+) -> ActivationSummary:
+    """Return the moments of an activation.
+
+    Args:
+        values: the activation.
+        position_axis: the axis of positions, whose last entry gives `norm`; None if there is none.
+    """
+    wide = values.detach().to("cpu", torch.float64)
+    finite = wide[wide.isfinite()]
+    shape, n_nonfinite = tuple(wide.shape), wide.numel() - len(finite)
+    if not len(finite):
+        return ActivationSummary(
+            shape=shape,
+            mean=None,
+            std=None,
+            low=None,
+            high=None,
+            norm=None,
+            n_nonfinite=n_nonfinite,
+        )
+    last = wide if position_axis is None else wide.select(position_axis, -1)
+    return ActivationSummary(
+        shape=shape,
+        mean=float(finite.mean()),
+        std=float(finite.std(unbiased=False)),
+        low=float(finite.min()),
+        high=float(finite.max()),
+        norm=float(last.nan_to_num(0.0, 0.0, 0.0).norm()),
+        n_nonfinite=n_nonfinite,
     )
 
 
@@ -133,9 +195,9 @@ def _encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
         raise MeasurementError(
             f"The prompt has {len(ids)} tokens.", f"This model takes 1 to {model.n_ctx}."
         )
-    if bad := [token for token in ids if not 0 <= token < model.d_vocab]:
+    if unknown := [token for token in ids if not 0 <= token < model.d_vocab]:
         raise MeasurementError(
-            f"Token id {bad[0]} does not exist.", f"Use ids from 0 to {model.d_vocab - 1}."
+            f"Token id {unknown[0]} does not exist.", f"Use ids from 0 to {model.d_vocab - 1}."
         )
     return ids
 
@@ -149,7 +211,14 @@ def _expand_sites(model: Backend, name: str | Site) -> list[Site]:
             f"site {name!r} is not known.",
             f"Allowed: head_out, {', '.join(get_args(ActivationKind))}.",
         )
-    return [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # checked above
+    # The check above makes `kind` an activation kind.
+    return [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]
+
+
+def _norms(result: BatchResult, kind: ActivationKind, n_layers: int) -> Float[Tensor, "layer pos"]:
+    """Return the L2 norm of a kind of activation at each layer and position."""
+    by_layer = [result.activations[Site(kind, layer)][0] for layer in range(n_layers)]
+    return torch.stack([activation.float().norm(dim=-1) for activation in by_layer])
 
 
 def _top_predictions(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from discovery.graph import Condition, Effect, Outcome, Score, Verdict
+from discovery.graph import Effect, Outcome, Score, Verdict
 from discovery.graph.captions import format_signed
 from discovery.report.markup import Html, element
 
@@ -55,15 +55,6 @@ OUTCOME_MEANINGS: Mapping[Outcome, Meaning] = {
     "fails": Meaning("✘", "bad", "fails"),
     "undecided": Meaning("?", "unsure", "undecided"),
     "not_run": Meaning("…", "unsure", "not run"),
-}
-
-CONDITION_MEANINGS: Mapping[Condition, tuple[str, str]] = {
-    "a": ("sufficient", "with all else ablated the circuit keeps the behaviour: f(C) near 1"),
-    "b": ("necessary", "without the circuit the behaviour is gone: f(U∖C) near 0"),
-    "c": ("complete", "nothing that matters is left out or carried along"),
-    "d": ("minimal", "every node is needed in some context"),
-    "e": ("better than alternatives", "random circuits of the same size do not do as well"),
-    "f": ("stable", "other draws of the pairs select the same nodes"),
 }
 
 

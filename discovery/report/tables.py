@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from discovery.graph import (
+    CONDITION_MEANINGS,
     CONDITIONS,
     EVIDENCE_ABLATIONS,
     AblationEvidence,
@@ -21,7 +22,6 @@ from discovery.graph import (
     SplitEvaluation,
 )
 from discovery.graph.strict_json import dumps
-from discovery.report.formatting import CONDITION_MEANINGS as MEANINGS
 from discovery.report.formatting import (
     UNKNOWN_MARK,
     format_effect,
@@ -39,11 +39,12 @@ def conditions_table(evaluation: Evaluation) -> Html:
     """(a) to (f) under each ablation: outcome, then the held-out numbers behind it."""
     rows = []
     for name in CONDITIONS:
-        word, sense = MEANINGS[name]
+        meaning = CONDITION_MEANINGS[name]
         cells = [_condition_cell(evaluation, name, ablation) for ablation in EVIDENCE_ABLATIONS]
         bounds = _format_bounds(evaluation, name)
-        says = f"{sense} ({bounds})" if bounds else sense
-        rows.append([join([f"({name}) {word}", element("div", says, class_="soft")]), *cells])
+        explanation = f"{meaning.explanation} ({bounds})" if bounds else meaning.explanation
+        title = join([f"({name}) {meaning.name}", element("div", explanation, class_="soft")])
+        rows.append([title, *cells])
     head = ["condition", *(f"{ablation} ablation" for ablation in EVIDENCE_ABLATIONS)]
     return table("Conditions, on held-out pairs, with 95% intervals", head, rows)
 

@@ -44,13 +44,12 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
-    from discovery.methods.patching.sweep import patch_sweep
-    from discovery.methods.prompt_run import run_with_cache
-    from discovery.methods.summary import Cell, summarise_activation, top_cells
+    from discovery.methods.patching import Cell, patch_sweep, top_cells
+    from discovery.methods.prompt_run import run_with_cache, summarise_activation
     from discovery.report import draw_heatmap
 
 _MODULES = {
-    "Cell": "discovery.methods.summary",
+    "Cell": "discovery.methods.patching",
     "DiscoveryResult": "discovery.agent",
     "Engine": "discovery.engine",
     "Meter": "discovery.engine",
@@ -80,13 +79,13 @@ _MODULES = {
     "load_model": "discovery.backends.loading.load",
     "open_sae": "discovery.features",
     "read_outline": "discovery.backends.loading.outline",
-    "patch_sweep": "discovery.methods.patching.sweep",
+    "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.prompt_run",
     "require_fit": "discovery.backends.loading.backend_choice",
     "sae_top_features": "discovery.methods.features",
-    "summarise_activation": "discovery.methods.summary",
+    "summarise_activation": "discovery.methods.prompt_run",
     "estimate_load_memory": "discovery.backends.loading.backend_choice",
-    "top_cells": "discovery.methods.summary",
+    "top_cells": "discovery.methods.patching",
     "train_sae": "discovery.features.training",
     "plan_load": "discovery.backends.loading.backend_choice",
 }

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from discovery.errors import StoreError
 from discovery.graph import (
+    CONDITION_MEANINGS,
     CONDITIONS,
     EVIDENCE_ABLATIONS,
     CircuitEdge,
@@ -87,7 +88,7 @@ def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
     return [
         ConditionView(
             condition=name,
-            meaning=MEANING[name],
+            meaning=CONDITION_MEANINGS[name].name,
             resample=conditions.of(name).resample,
             mean=conditions.of(name).mean,
         )
@@ -197,20 +198,10 @@ def _mean(effect: Effect | None) -> float | None:
     return round_number(effect.mean, 4) if effect else None
 
 
-MEANING = {
-    "a": "sufficient",
-    "b": "necessary",
-    "c": "complete",
-    "d": "minimal",
-    "e": "better than alternatives",
-    "f": "stable",
-}
-
-
 def evaluation_block(evaluation: Evaluation, *, detailed: bool) -> dict[str, Any]:
     """`evaluation` as in circuit.json; concise leaves out minimality rows, thresholds and the curve's node lists."""
     block: dict[str, Any] = round_numbers(evaluation.model_dump(mode="json", by_alias=True), 4)
-    block["meaning"] = {name: MEANING[name] for name in CONDITIONS}
+    block["meaning"] = {name: CONDITION_MEANINGS[name].name for name in CONDITIONS}
     if detailed:
         return block
     block.pop("thresholds", None)

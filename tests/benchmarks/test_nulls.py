@@ -73,6 +73,10 @@ def test_a_set_that_was_given_counts_as_verified_where_all_but_f_holds(
     }
     conditions = Conditions(**held, f=OutcomeByAblation(resample="not_run", mean="not_run"))
     found = CircuitEvaluation(
-        (), Evaluation(conditions=conditions), verdict, (), MeasurementCost(0.0, 0.0)
+        nodes=(),
+        evaluation=Evaluation(conditions=conditions),
+        verdict=verdict,
+        reasons=(),
+        cost=MeasurementCost(0.0, 0.0),
     )
     assert verdict_without_f(found) == expected

@@ -6,14 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.errors import BudgetError
-from discovery.evaluation import Faithfulness, ResampledFaithfulness, thresholds
+from discovery.evaluation import FaithfulnessByAblation, thresholds
 from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
-
-FaithfulnessByAblation = (
-    Mapping[EvidenceAblation, Faithfulness] | Mapping[EvidenceAblation, ResampledFaithfulness]
-)
 
 
 def get_universe(f_by_ablation: FaithfulnessByAblation) -> NodeSet:
@@ -46,16 +42,6 @@ def measure_fits(
         found = f([s for made in sets for s in (made, f.everything - made)], label).tolist()
         values[ablation] = [Fit(found[2 * n], found[2 * n + 1]) for n in range(len(sets))]
     return [{ablation: values[ablation][n] for ablation in f_by_ablation} for n in range(len(sets))]
-
-
-def measure_single_nodes(
-    f: Faithfulness | ResampledFaithfulness, nodes: Sequence[Node], label: str
-) -> dict[Node, tuple[float, float]]:
-    """What each node does alone: 1 − f without it (noising), and f of it alone (denoising)."""
-    found = f(
-        [*(f.everything - {node} for node in nodes), *(frozenset({node}) for node in nodes)], label
-    ).tolist()
-    return {node: (1 - found[n], found[len(nodes) + n]) for n, node in enumerate(nodes)}
 
 
 def total_excess(fit: Mapping[EvidenceAblation, Fit]) -> float:

@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from discovery.agent.search.fit import (
-    FaithfulnessByAblation,
     get_universe,
     measure_fits,
     total_excess,
 )
 from discovery.errors import BudgetError
-from discovery.evaluation import find_largest_drops, measure_gaps_in, measure_gaps_out, thresholds
+from discovery.evaluation import (
+    FaithfulnessByAblation,
+    find_largest_drops,
+    measure_gaps_in,
+    measure_gaps_out,
+    thresholds,
+)
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.search.fit import FaithfulnessByAblation
 from discovery.agent.search.mend import STOPPED_BY_BUDGET, OnDecision, find_faults, mend, names_of
 from discovery.agent.search.shrink import shrink
 from discovery.errors import BudgetError
-from discovery.evaluation import beats_alternatives, find_rivals, thresholds
+from discovery.evaluation import FaithfulnessByAblation, beats_alternatives, find_rivals, thresholds
 from discovery.graph import Control, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node

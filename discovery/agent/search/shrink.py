@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 
 from discovery.agent.search.fit import (
-    FaithfulnessByAblation,
     measure_fits,
     total_distance,
     total_excess,
@@ -23,7 +22,7 @@ from discovery.agent.search.mend import (
     names_of,
 )
 from discovery.errors import BudgetError
-from discovery.evaluation import thresholds
+from discovery.evaluation import FaithfulnessByAblation, thresholds
 from discovery.methods.ablation import NodeSet
 
 

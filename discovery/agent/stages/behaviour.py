@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from discovery.agent.context import RunContext
 from discovery.agent.state import State
-from discovery.evaluation.conditions import build_split_evaluation
+from discovery.evaluation import build_split_evaluation
 from discovery.methods.behaviour import BehaviourCheck, check_task
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from discovery.agent.context import RunContext
-from discovery.agent.stages.nodes import effect_with_interval
 from discovery.agent.state import State
 from discovery.graph import CircuitEdge
-from discovery.methods.patching.paths import measure_edge_effects
-from discovery.methods.statistics import Resamples
+from discovery.methods.patching import measure_edge_effects
+from discovery.methods.statistics import Resamples, effect_with_interval
 
 MAX_LISTED_EDGES = 8
 RESULT_ID = "edges"

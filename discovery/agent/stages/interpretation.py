@@ -5,7 +5,7 @@ from __future__ import annotations
 from discovery.agent.context import RunContext
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.methods.patching.sweep import align_by_label, patch_sweep
+from discovery.methods.patching import align_by_label, patch_sweep
 from discovery.sites import Node
 
 MIN_POSITION_SHARE = 0.25  # of the node's strongest position

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from discovery.agent.context import RunContext
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.methods.patching.sweep import Sweep, align_by_label, patch_sweep, plan_sweep
+from discovery.methods.patching import Sweep, align_by_label, patch_sweep, plan_sweep
 from discovery.sites import Direction, SiteName
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from discovery.agent.context import RunContext
-from discovery.agent.search.fit import measure_single_nodes
 from discovery.agent.state import State
-from discovery.evaluation import combine_directions, sort_by_effect
-from discovery.graph import Effect, NodeEffect
-from discovery.methods.patching.nodes import NodeEffects, measure_node_effects
-from discovery.methods.statistics import Resamples, interval_of_ratio
+from discovery.evaluation import combine_directions, measure_single_nodes, sort_by_effect
+from discovery.graph import Effect
+from discovery.methods.patching import measure_node_effects, node_effects_with_intervals
+from discovery.methods.statistics import Resamples
 
 MAX_LISTED_NODES = 10
 
@@ -37,7 +35,8 @@ def rank_nodes(state: State, context: RunContext) -> State:
         {"effects": torch.tensor(list(by_mean.values()))},
         {"nodes": ",".join(map(str, by_mean))},
     )
-    effects = _node_effects(noising, denoising, clean, corrupted, Resamples.of(bench.engine.task))
+    resamples = Resamples.of(bench.engine.task)
+    effects = node_effects_with_intervals(noising, denoising, clean, corrupted, resamples)
     order = sort_by_effect(combine_directions(noising, denoising), by_mean)
     names = [str(node) for node in order]
     measured = {
@@ -57,32 +56,5 @@ def rank_nodes(state: State, context: RunContext) -> State:
     )
 
 
-def _node_effects(
-    noising: NodeEffects,
-    denoising: NodeEffects,
-    clean: Tensor,
-    corrupted: Tensor,
-    resamples: Resamples,
-) -> dict[str, NodeEffect]:
-    gap = clean - corrupted
-    made = {}
-    for n, node in enumerate(noising.nodes):
-        made[str(node)] = NodeEffect(
-            noising=_effect(clean - noising.per_pair[:, n], gap, resamples),
-            denoising=_effect(denoising.per_pair[:, n] - corrupted, gap, resamples),
-        )
-    return made
-
-
-def _effect(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
-    interval, _ = interval_of_ratio(change, gap, resamples)
-    return Effect(mean=interval.mean, low=interval.low, high=interval.high)
-
-
 def _mean(effect: Effect | None) -> float | None:
     return effect.mean if effect else None
-
-
-def effect_with_interval(change: Tensor, gap: Tensor, resamples: Resamples) -> Effect:
-    """A normalised effect with its interval; constant data give a zero-width one."""
-    return _effect(change, torch.as_tensor(gap), resamples)

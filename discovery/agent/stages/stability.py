@@ -15,21 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.context import RunContext
-from discovery.agent.search.fit import choose_start, find_smallest_size, measure_single_nodes
+from discovery.agent.search.fit import choose_start, find_smallest_size
 from discovery.agent.search.mend import STOPPED_BY_BUDGET
 from discovery.agent.search.rivals import search_circuit
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
-from discovery.engine import SIDES
+from discovery.engine import SIDES, base_side
 from discovery.errors import BudgetError
 from discovery.evaluation import (
     ResampledFaithfulness,
     combine_directions,
+    measure_single_nodes,
     sort_by_effect,
     thresholds,
 )
 from discovery.methods.ablation import NodeSet
-from discovery.methods.patching.nodes import NodeEffects
+from discovery.methods.patching import NodeEffects, effect_change
 from discovery.methods.statistics import draw_bootstrap_weights
 from discovery.sites import Direction, Node
 
@@ -166,7 +167,7 @@ def _resampled_effects(
     per_pair = torch.from_numpy(context.run.load_arrays(name)["per_pair"]).double()
     nodes = tuple(Node.parse(node) for node in context.run.array_metadata(name)["nodes"].split(","))
     engine = context.evaluator("discovery").engine
-    base = engine.baseline("clean" if direction == "noising" else "corrupted").double().cpu() @ draw
+    base = engine.baseline(base_side(direction)).double().cpu() @ draw
     patched = per_pair.T @ draw
-    values = (base - patched if direction == "noising" else patched - base) / gap
+    values = effect_change(patched, base, direction) / gap
     return NodeEffects(direction, nodes, per_pair, values)

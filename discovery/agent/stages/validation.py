@@ -8,7 +8,6 @@ from discovery.agent.context import RunContext
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.evaluation import (
-    PartialEvidence,
     choose_contexts,
     circuit_key,
     heldout_key,
@@ -16,7 +15,7 @@ from discovery.evaluation import (
     measure_conditions,
     thresholds,
 )
-from discovery.graph import EVIDENCE_ABLATIONS, Evaluation, EvidenceByAblation
+from discovery.graph import Evaluation, EvidenceByAblation
 from discovery.graph.base import Json
 from discovery.methods.statistics import max_statistic_test
 from discovery.store import record_heldout_look
@@ -32,9 +31,7 @@ def validate(state: State, context: RunContext) -> State:
     looks = record_heldout_look(
         context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit)
     )
-    own: PartialEvidence = {
-        ablation: search.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS
-    }
+    own = search.measure_circuit(circuit)
     judgement = measure_conditions(
         bench,
         circuit,

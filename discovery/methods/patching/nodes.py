@@ -1,7 +1,8 @@
 """What patching each single node does, over the whole universe, at all positions.
 
-The same quantity as a `head_out` sweep, with the MLPs beside the heads: one number per pair and node. A screen, not a
-verdict: a node of an OR gate moves nothing alone in one of the directions, hidden backups in both.
+This is the quantity of a `head_out` sweep, with the MLPs beside the heads: one number per pair and
+node. It ranks nodes and gives no verdict: a node of an OR gate changes nothing alone in one of the
+directions, and a node with a hidden backup changes nothing in either.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.engine import Block, Engine, Rows, Side, Window
+from discovery.engine import Block, Engine, Rows, Side, Window, base_side, other_side
+from discovery.graph import NodeEffect
 from discovery.interventions import Edit
-from discovery.methods.patching.cells import build_cells
-from discovery.methods.patching.sweep import normalise
+from discovery.methods.patching.cells import build_all_cells
+from discovery.methods.patching.grid import effect_change, normalise
+from discovery.methods.statistics import Resamples, effect_with_interval
 from discovery.sites import Direction, Node, Site, Universe, head, mlp
 
 
 @dataclass(frozen=True)
 class NodeEffects:
-    """Effects of single nodes in one direction.
+    """The effects of single nodes in one direction.
 
     Attributes:
-        nodes: in forward order.
+        direction: denoising or noising.
+        nodes: the nodes, in forward order.
         per_pair: the raw metric with each node patched, [pair node].
-        values: normalised as in `methods.patching`, [node].
+        values: the normalised effects (see `methods.patching.grid`), [node].
     """
 
     direction: Direction
@@ -35,12 +39,24 @@ class NodeEffects:
     values: Float[Tensor, "node"]
 
 
+@dataclass(frozen=True)
+class _NodeJob:
+    """Rows to measure, with the pair of each and the column of its node."""
+
+    rows: Rows
+    pair: Int[Tensor, "row"]
+    column: Int[Tensor, "row"]
+
+
 def measure_node_effects(
     engine: Engine, direction: Direction, universe: Universe = "all"
 ) -> NodeEffects:
-    """Patch every node of the universe, one at a time, at all positions, in every pair."""
-    info = engine.backend.info
-    nodes = info.nodes(universe)
+    """Patch every node of the universe, one at a time, at all positions, in every pair.
+
+    Raises:
+        BudgetError: if the meter's budget does not suffice for a block of pairs.
+    """
+    nodes = engine.backend.info.nodes(universe)
     parts = [
         _measure_block(first, block, engine, direction, nodes) for first, block in engine.blocks()
     ]
@@ -54,77 +70,102 @@ def measure_node_effects(
 def estimate_node_effects(
     engine: Engine, direction: Direction, universe: Universe = "all"
 ) -> float:
-    """Forward-pass equivalents that the rows of `measure_node_effects` will cost beyond the cached passes."""
+    """Return the forward-pass equivalents of `measure_node_effects` beyond cached passes."""
     nodes = engine.backend.info.nodes(universe)
     return sum(
-        block.estimate(*(rows for rows, _, _ in _jobs(block, engine, direction, nodes)))
+        block.estimate(*(job.rows for job in _jobs(block, engine, direction, nodes)))
         for _, block in engine.blocks()
     )
+
+
+def node_effects_with_intervals(
+    noising: NodeEffects,
+    denoising: NodeEffects,
+    clean: Float[Tensor, "pair"],
+    corrupted: Float[Tensor, "pair"],
+    resamples: Resamples,
+) -> dict[str, NodeEffect]:
+    """Return the effect of each node in both directions, with 95% intervals, by node name.
+
+    Args:
+        noising: the effects in one direction.
+        denoising: the effects of the same nodes in the other direction.
+        clean: the metric of the clean runs.
+        corrupted: the metric of the corrupted runs.
+        resamples: draws of the same pairs.
+    """
+    gap = clean - corrupted
+    effects = {}
+    for number, node in enumerate(noising.nodes):
+        noising_change = effect_change(noising.per_pair[:, number], clean, "noising")
+        denoising_change = effect_change(denoising.per_pair[:, number], corrupted, "denoising")
+        effects[str(node)] = NodeEffect(
+            noising=effect_with_interval(noising_change, gap, resamples),
+            denoising=effect_with_interval(denoising_change, gap, resamples),
+        )
+    return effects
 
 
 def _measure_block(
     first: int, block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]
 ) -> Float[Tensor, "pair node"]:
-    base: Side = "corrupted" if direction == "denoising" else "clean"
-    out = block.baseline(base).unsqueeze(1).repeat(1, len(nodes))
+    metric = block.baseline(base_side(direction)).unsqueeze(1).repeat(1, len(nodes))
     jobs = _jobs(block, engine, direction, nodes)
+    all_rows = [job.rows for job in jobs]
     block.meter.begin(
-        engine.block_label(f"nodes {direction}", first, block),
-        block.estimate(*(rows for rows, _, _ in jobs)),
+        engine.block_label(f"nodes {direction}", first, block), block.estimate(*all_rows)
     )
-    for (_, pair, place), found in zip(
-        jobs, block.measure_all([rows for rows, _, _ in jobs]), strict=True
-    ):
-        out[pair, place] = found
-    return out
+    for job, measured in zip(jobs, block.measure_all(all_rows), strict=True):
+        metric[job.pair, job.column] = measured
+    return metric
 
 
 def _jobs(
     block: Block, engine: Engine, direction: Direction, nodes: tuple[Node, ...]
-) -> list[tuple[Rows, Tensor, Tensor]]:
-    """Rows, and of each its pair and its node's column."""
-    base: Side = "corrupted" if direction == "denoising" else "clean"
-    column = {node: n for n, node in enumerate(nodes)}
-    jobs: list[tuple[Rows, Tensor, Tensor]] = []
-    for layer in range(engine.backend.info.n_layers):
-        cells = build_cells(block, engine.backend, "head_out", layer, direction, ())
+) -> list[_NodeJob]:
+    """List the rows of every layer's heads, then of its MLP; jobs without rows are left out."""
+    info = engine.backend.info
+    base = base_side(direction)
+    column = {node: number for number, node in enumerate(nodes)}
+    jobs: list[_NodeJob] = []
+    layers = build_all_cells(block, engine.backend, "head_out", direction, ())
+    for layer, cells in enumerate(layers):
         pair, heads = cells.index
-        where = torch.tensor(
-            [column[head(layer, h)] for h in range(engine.backend.info.n_heads)], device=pair.device
+        column_of_head = torch.tensor(
+            [column[head(layer, h)] for h in range(info.n_heads)], device=pair.device
         )
-        jobs.append((cells.rows, pair, where[heads]))
+        jobs.append(_NodeJob(cells.rows, pair, column_of_head[heads]))
         if mlp(layer) in column:
             rows = _mlp_rows(block, engine, layer, base)
-            jobs.append((rows, rows.pair, torch.full_like(rows.pair, column[mlp(layer)])))
-    return [job for job in jobs if len(job[0])]
+            columns = torch.full_like(rows.pair, column[mlp(layer)])
+            jobs.append(_NodeJob(rows, rows.pair, columns))
+    return [job for job in jobs if len(job.rows)]
 
 
 def _mlp_rows(block: Block, engine: Engine, layer: int, base: Side) -> Rows:
-    """An MLP's whole output exchanged: added right behind it where the stream is a plain sum, else edited in place."""
+    """Exchange the whole output of an MLP.
+
+    The difference is added right behind the MLP if the residual stream is a plain sum; otherwise
+    the output is edited in its layer.
+    """
     site = Site("mlp_out", layer)
-    before, after = (
-        block.activation(base, site),
-        block.activation("clean" if base == "corrupted" else "corrupted", site),
-    )
+    before = block.activation(base, site)
+    after = block.activation(other_side(base), site)
     positions = torch.arange(before.shape[1], device=before.device)
     inside = (positions < block.prompts.length.unsqueeze(1)) & (
         positions >= block.prompts.first_difference.unsqueeze(1)
     )
     pair = ((before != after).any(-1) & inside).any(1).nonzero(as_tuple=True)[0]
     first = block.prompts.first_difference[pair]
-    if not engine.backend.abilities.linear_heads:
-        return Rows(
-            base,
-            pair,
-            first,
-            start=layer,
-            edits=lambda w: [Edit(site, after[:, w.first : w.end], index=w.pair)],
-        )
+
+    def edits(window: Window) -> list[Edit]:
+        return [Edit(site, after[:, window.first : window.end], index=window.pair)]
 
     def residual(window: Window) -> Tensor:
-        here = block.residual(base, layer + 1, window)
-        assert here is not None
+        unchanged = block.stream(base, layer + 1, window)
         span = slice(window.first, window.end)
-        return here + after[window.pair, span] - before[window.pair, span]
+        return unchanged + after[window.pair, span] - before[window.pair, span]
 
-    return Rows(base, pair, first, start=layer + 1, residual=residual)
+    if not engine.backend.abilities.linear_heads:
+        return Rows(base=base, pair=pair, first=first, start=layer, edits=edits)
+    return Rows(base=base, pair=pair, first=first, start=layer + 1, residual=residual)

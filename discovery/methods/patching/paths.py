@@ -1,14 +1,18 @@
-"""Edges: what one node tells another through one of its inputs.
+"""Edges: what one node passes on to another through one of the other's inputs.
 
-Path patching (Goldowsky-Dill et al. 2023, arXiv 2304.05969) between two nodes of the clean run: the input of the target d through
-one slot alone gets (s corrupted − s clean) added, d is recomputed, and what follows runs freely. Effect: the
-noising-normalised change of the metric, so 1 is "this edge alone carries the behaviour". Slots: q, k, v of a head, the input of an MLP, the
-final residual stream of the logits. `all` adds it to every input of d at once. If several query
-heads share keys and values, d reads a copy of its own for an edge into its k or v: the other query
-heads of the group read what they read before.
+Path patching (Goldowsky-Dill et al. 2023, arXiv 2304.05969) between two nodes of the clean run: the
+output change of the source, s corrupted − s clean, is added to one input slot of the target alone.
+The target is recomputed, and everything behind it runs freely. The effect is the
+noising-normalised change of the metric, so 1 means that this edge alone carries the behaviour.
 
-Nothing here needs a forward pass through the whole model: a slot's new value is read from one layer, the target's new
-output from the same layer, and only the layers behind the target are run again.
+The slots are q, k and v of a head, the input of an MLP, and the final residual stream for the
+logits; `EdgeEffect.whole` changes all slots of the target at once. If several query heads share
+keys and values, an edge into k or v gives the target a copy of its own: the other query heads of
+the group read what they read before.
+
+Nothing here needs a forward pass through the whole model: the new value of a slot and the new
+output of the target are computed from one layer, and only the layers behind the target are run
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Batch
@@ -28,11 +32,13 @@ from discovery.sites import EMBED, LOGITS, Node, Site, Slot, output_site, slots_
 
 @dataclass(frozen=True)
 class EdgeEffect:
-    """One ordered pair of nodes.
+    """The effect of the edge between one ordered pair of nodes.
 
     Attributes:
-        whole: metric of each pair with all inputs of the target changed together, [pair].
-        inputs: the same through each slot alone.
+        source: the node whose output changes.
+        target: the node that reads the change.
+        whole: the metric of each pair with all inputs of the target changed together, [pair].
+        inputs: the metric of each pair with one slot of the target changed, by slot.
     """
 
     source: Node
@@ -42,48 +48,49 @@ class EdgeEffect:
 
 
 def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tuple[Node, Node]]:
-    """Every ordered pair among these nodes, embed and logits in which the first can feed the second.
+    """List every ordered pair among these nodes, embed and logits whose first can feed its second.
 
     Args:
-        parallel: attention and MLP of a layer read the same stream, so that its heads do not feed its MLP.
+        nodes: the nodes.
+        parallel: whether the attention and the MLP of a layer read the same stream, so that the
+            heads of a layer do not feed its MLP.
     """
     ends = sorted({EMBED, LOGITS, *nodes})
-    beside = {
-        (s, t)
-        for s in ends
-        for t in ends
-        if parallel and s.layer is not None and s.layer == t.layer
-    }
-    return [
-        (source, target)
-        for target in ends
-        for source in ends
-        if source.feeds(target) and (source, target) not in beside
-    ]
+
+    def can_feed(source: Node, target: Node) -> bool:
+        is_same_layer = source.layer is not None and source.layer == target.layer
+        return source.feeds(target) and not (parallel and is_same_layer)
+
+    return [(source, target) for target in ends for source in ends if can_feed(source, target)]
 
 
 def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
-    """Measure every edge among `nodes`, embed and logits."""
-    wanted = edges_between(nodes, parallel=engine.backend.info.parallel)
-    parts: list[list[EdgeEffect]] = []
+    """Measure every edge among these nodes, embed and logits.
+
+    Raises:
+        BudgetError: if the meter's budget does not suffice for a block of pairs.
+    """
+    edges = edges_between(nodes, parallel=engine.backend.info.parallel)
+    effects_by_block: list[list[EdgeEffect]] = []
     for _, block in engine.blocks():
-        block.meter.begin(
-            "edges", sum(_estimate_edge(block, engine, target) for _, target in wanted)
-        )
-        parts.append([_edge(block, engine, source, target) for source, target in wanted])
-    joined = []
-    for same in zip(*parts, strict=True):
-        inputs = {slot: torch.cat([part.inputs[slot] for part in same]) for slot in same[0].inputs}
-        joined.append(
-            EdgeEffect(
-                same[0].source, same[0].target, torch.cat([part.whole for part in same]), inputs
-            )
-        )
-    return joined
+        cost = sum(_estimate_edge(block, engine, target) for _, target in edges)
+        block.meter.begin("edges", cost)
+        effects = []
+        for source, target in edges:
+            change = compute_output_change(block, engine, source)
+            effects.append(measure_edge(block, engine, source, target, change))
+        effects_by_block.append(effects)
+    return [_join_blocks(parts) for parts in zip(*effects_by_block, strict=True)]
 
 
-def _edge(block: Block, engine: Engine, source: Node, target: Node) -> EdgeEffect:
-    return measure_edge(block, engine, source, target, compute_output_change(block, engine, source))
+def _join_blocks(parts: Sequence[EdgeEffect]) -> EdgeEffect:
+    """Join the effects of one edge on several blocks of pairs."""
+    return EdgeEffect(
+        source=parts[0].source,
+        target=parts[0].target,
+        whole=torch.cat([part.whole for part in parts]),
+        inputs={slot: torch.cat([part.inputs[slot] for part in parts]) for slot in parts[0].inputs},
+    )
 
 
 def measure_edge(
@@ -93,40 +100,43 @@ def measure_edge(
     target: Node,
     delta: Float[Tensor, "pair pos d_model"],
 ) -> EdgeEffect:
-    """What `delta`, added to the residual stream that the target's inputs read and nowhere else, does to the metric."""
+    """Measure what `delta` does to the metric if only the inputs of the target read it.
+
+    Args:
+        block: the pairs.
+        engine: the model.
+        source: the node that the result names as the source.
+        target: the node whose inputs read `delta`.
+        delta: added to the clean residual stream as the target's inputs read it.
+    """
     if target == LOGITS:
-        whole = _metric_after(block, engine, engine.backend.info.n_layers, False, delta)
+        whole = _metric_with_change(block, engine.backend.info.n_layers, False, delta)
         return EdgeEffect(source, target, whole, {"logits": whole})
     assert target.layer is not None
-    if target.kind == "mlp":
-        site = Site("mlp_out", target.layer)
-        said = _mlp_output(block, engine, target.layer, delta)
-        if engine.backend.abilities.linear_heads:
-            whole = _metric_after(
-                block, engine, target.layer + 1, False, said - block.activation("clean", site)
-            )
-        else:
-            whole = _metric_with(block, site, said)
-        return EdgeEffect(source, target, whole, {"mlp": whole})
-    return _measure_head_edge(block, engine, source, target, delta)
+    if target.kind != "mlp":
+        return _measure_head_edge(block, engine, source, target, delta)
+    site = Site("mlp_out", target.layer)
+    output = _mlp_output(block, engine, target.layer, delta)
+    if engine.backend.abilities.linear_heads:
+        change = output - block.activation("clean", site)
+        whole = _metric_with_change(block, target.layer + 1, False, change)
+    else:
+        whole = _metric_with_value(block, site, output)
+    return EdgeEffect(source, target, whole, {"mlp": whole})
 
 
 def compute_output_change(
     block: Block, engine: Engine, source: Node
 ) -> Float[Tensor, "pair pos d_model"]:
-    """s corrupted − s clean, as it stands in the residual stream."""
-    if source == EMBED:
-        site = Site("resid_pre", 0)
-        return block.activation("corrupted", site) - block.activation("clean", site)
-    site = output_site(source)
+    """Return s corrupted − s clean of a node, as it enters the residual stream."""
+    site = Site("resid_pre", 0) if source == EMBED else output_site(source)
     change = block.activation("corrupted", site) - block.activation("clean", site)
-    if source.kind == "mlp":
+    if source == EMBED or source.kind == "mlp":
         return change
     assert source.layer is not None
     assert source.head is not None
-    return change[:, :, source.head] @ engine.backend.head_weights(source.layer)[source.head].to(
-        change.dtype
-    )
+    output_weights = engine.backend.head_weights(source.layer)[source.head]
+    return change[:, :, source.head] @ output_weights.to(change.dtype)
 
 
 def _measure_head_edge(
@@ -137,48 +147,54 @@ def _measure_head_edge(
     layer = target.layer
     stream = block.activation("clean", Site("resid_pre", layer))
     slots = slots_of(target)
-    reads = [Site(slot, layer) for slot in slots] + [Site("z", layer)]  # type: ignore[arg-type]  # q, k, v are kinds
-    changed = _run_layer(block, engine, layer, stream + delta, reads, [])
-    found: dict[str, Tensor] = {"whole": changed[reads[-1]]}
-    for slot, site in zip(slots, reads[:-1], strict=True):
+    slot_sites = [Site(slot, layer) for slot in slots]  # type: ignore[arg-type]  # q, k, v are kinds
+    output = Site("z", layer)
+    changed = _run_layer(block, engine, layer, stream + delta, [*slot_sites, output], [])
+    z_by_slot: dict[Slot, Tensor] = {}
+    for slot, site in zip(slots, slot_sites, strict=True):
         edit = Edit(site, changed[site])
-        found[slot] = _run_layer(block, engine, layer, stream, [reads[-1]], [edit])[reads[-1]]
-    metric = {name: _metric_of_head(block, engine, target, z) for name, z in found.items()}
-    whole = metric.pop("whole")
-    return EdgeEffect(source, target, whole, {slot: metric[slot] for slot in slots})
+        z_by_slot[slot] = _run_layer(block, engine, layer, stream, [output], [edit])[output]
+    whole = _metric_with_head_output(block, engine, target, changed[output])
+    inputs = {
+        slot: _metric_with_head_output(block, engine, target, z) for slot, z in z_by_slot.items()
+    }
+    return EdgeEffect(source, target, whole, inputs)
 
 
-def _metric_of_head(
+def _metric_with_head_output(
     block: Block, engine: Engine, target: Node, z: Float[Tensor, "pair pos head d_head"]
 ) -> Float[Tensor, "pair"]:
-    """The metric with one head's z changed: added right behind the attention where the stream is a plain sum, else put in its place."""
+    """Measure the metric with the z of one head changed.
+
+    The change is added right behind the attention if the residual stream is a plain sum; otherwise
+    z is edited in its layer.
+    """
     assert target.layer is not None
     assert target.head is not None
-    info, can, layer = engine.backend.info, engine.backend.abilities, target.layer
-    at_once = info.attn_only or info.parallel  # nothing of the layer reads what its heads say
-    if not can.linear_heads or not (at_once or can.after_attention):
-        return _metric_with(
-            block, Site("z", layer), z, torch.arange(info.n_heads, device=z.device) == target.head
-        )
+    info, abilities, layer = engine.backend.info, engine.backend.abilities, target.layer
+    ends_layer = info.attn_only or info.parallel  # nothing else in the layer reads the heads
+    if not abilities.linear_heads or not (ends_layer or abilities.after_attention):
+        is_target = torch.arange(info.n_heads, device=z.device) == target.head
+        return _metric_with_value(block, Site("z", layer), z, is_target)
     difference = (z - block.activation("clean", Site("z", layer)))[:, :, target.head]
-    change = difference @ engine.backend.head_weights(layer)[target.head].to(difference.dtype)
-    return _metric_after(block, engine, layer + 1 if at_once else layer, not at_once, change)
+    output_weights = engine.backend.head_weights(layer)[target.head]
+    change = difference @ output_weights.to(difference.dtype)
+    return _metric_with_change(block, layer + 1 if ends_layer else layer, not ends_layer, change)
 
 
 def _mlp_output(
     block: Block, engine: Engine, layer: int, delta: Tensor
 ) -> Float[Tensor, "pair pos d_model"]:
-    """What an MLP says when `delta` is added to its input."""
+    """Compute the output of an MLP when `delta` is added to its input."""
     info, out = engine.backend.info, Site("mlp_out", layer)
-    before = block.activation("clean", Site("resid_pre", layer))
+    layer_input = block.activation("clean", Site("resid_pre", layer))
     if info.parallel:
-        return _run_layer(block, engine, layer, before + delta, [out], [])[out]
-    heard = block.activation("clean", Site("resid_mid", layer)) + delta
+        return _run_layer(block, engine, layer, layer_input + delta, [out], [])[out]
+    mlp_input = block.activation("clean", Site("resid_mid", layer)) + delta
     if engine.backend.abilities.after_attention:
-        return _run_layer(block, engine, layer, heard, [out], [], middle=True)[out]
-    return _run_layer(block, engine, layer, before, [out], [Edit(Site("resid_mid", layer), heard)])[
-        out
-    ]
+        return _run_layer(block, engine, layer, mlp_input, [out], [], after_attention=True)[out]
+    edit = Edit(Site("resid_mid", layer), mlp_input)
+    return _run_layer(block, engine, layer, layer_input, [out], [edit])[out]
 
 
 def _run_layer(
@@ -189,77 +205,87 @@ def _run_layer(
     reads: Sequence[Site],
     edits: Sequence[Edit],
     *,
-    middle: bool = False,
+    after_attention: bool = False,
 ) -> dict[Site, Tensor]:
-    """One layer run on a changed residual stream, in batches."""
-    backend, prompts = engine.backend, block.prompts
-    found: dict[Site, list[Tensor]] = {site: [] for site in reads}
-    size = max(1, block.rows_that_fit(0, prompts.width))
-    one = row_macs(
-        backend.info, prompts.width, start=layer, stop=layer + 1, after_attention=middle, columns=0
+    """Run one layer on a changed residual stream, in batches, and read some of its sites."""
+    info, prompts = engine.backend.info, block.prompts
+    parts: dict[Site, list[Tensor]] = {site: [] for site in reads}
+    batch_size = max(1, block.rows_that_fit(0, prompts.width))
+    macs = row_macs(
+        info,
+        prompts.width,
+        start=layer,
+        stop=layer + 1,
+        after_attention=after_attention,
+        columns=0,
     )
-    for first in range(0, len(prompts), size):
-        part = slice(first, first + size)
-        here = [Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits]
+    for first in range(0, len(prompts), batch_size):
+        part = slice(first, first + batch_size)
+        batch_edits = [
+            Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits
+        ]
         batch = Batch(
-            prompts.clean[part],
-            None,
+            tokens=prompts.clean[part],
+            answer_position=None,
             start=layer,
             residual=residual[part],
-            after_attention=middle,
+            after_attention=after_attention,
             stop=layer + 1,
         )
-        seen = block.run(batch, reads, here).activations
+        activations = block.run(batch, reads, batch_edits).activations
         for site in reads:
-            found[site].append(seen[site])
-        block.meter.add(
-            sum(one / prompt_macs(backend.info, n) for n in prompts.length[part].tolist())
-        )
-    return {site: torch.cat(parts) for site, parts in found.items()}
+            parts[site].append(activations[site])
+        block.meter.add(sum(macs / prompt_macs(info, n) for n in prompts.length[part].tolist()))
+    return {site: torch.cat(values) for site, values in parts.items()}
 
 
-def _metric_after(
-    block: Block, engine: Engine, start: int, middle: bool, change: Tensor
+def _metric_with_change(
+    block: Block, start: int, after_attention: bool, change: Float[Tensor, "pair pos d_model"]
 ) -> Float[Tensor, "pair"]:
-    """The metric with `change` added to the clean residual stream at a start, and everything behind it running freely."""
+    """Measure the metric with `change` added to the clean residual stream at a start.
+
+    Everything behind the start runs freely.
+    """
 
     def residual(window: Window) -> Tensor:
-        here = block.stream("clean", start, window, after_attention=middle)
-        return here + change[window.pair, window.first : window.end]
+        unchanged = block.stream("clean", start, window, after_attention=after_attention)
+        return unchanged + change[window.pair, window.first : window.end]
 
-    pair = torch.arange(len(block.prompts), device=change.device)
-    return block.measure(
-        Rows(
-            "clean",
-            pair,
-            block.prompts.first_difference,
-            start=start,
-            after_attention=middle,
-            residual=residual,
-        )
+    rows = Rows(
+        base="clean",
+        pair=torch.arange(len(block.prompts), device=change.device),
+        first=block.prompts.first_difference,
+        start=start,
+        after_attention=after_attention,
+        residual=residual,
     )
+    return block.measure(rows)
 
 
-def _metric_with(
-    block: Block, site: Site, value: Tensor, heads: Tensor | None = None
+def _metric_with_value(
+    block: Block, site: Site, value: Tensor, heads: Bool[Tensor, "head"] | None = None
 ) -> Float[Tensor, "pair"]:
-    """The metric with a site of the clean run replaced (in these heads of it)."""
+    """Measure the metric with a site of the clean run replaced, or only some of its heads."""
     where = None if heads is None else heads.expand(1, 1, -1)  # [row pos head]
-    pair = torch.arange(len(block.prompts), device=value.device)
 
     def edits(window: Window) -> list[Edit]:
         return [Edit(site, value[:, window.first : window.end], where, index=window.pair)]
 
-    return block.measure(
-        Rows("clean", pair, block.prompts.first_difference, start=site.layer, edits=edits)
+    rows = Rows(
+        base="clean",
+        pair=torch.arange(len(block.prompts), device=value.device),
+        first=block.prompts.first_difference,
+        start=site.layer,
+        edits=edits,
     )
+    return block.measure(rows)
 
 
 def _estimate_edge(block: Block, engine: Engine, target: Node) -> float:
-    """Forward-pass equivalents of one edge into `target`, about."""
-    info, n = engine.backend.info, len(block.prompts)
+    """Estimate the forward-pass equivalents of one edge into a target."""
+    info, n_pairs = engine.backend.info, len(block.prompts)
     if target == LOGITS or target.layer is None:
         return 0.0
-    behind = (info.n_layers - target.layer) / info.n_layers
+    layers_behind = (info.n_layers - target.layer) / info.n_layers
     runs = 4 if target.kind == "attention_head" else 1
-    return n * runs * (behind + 1 / info.n_layers)
+    return n_pairs * runs * (layers_behind + 1 / info.n_layers)

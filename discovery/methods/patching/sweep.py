@@ -1,113 +1,36 @@
 """Activation patching over a grid of sites: which part of the clean run carries the behaviour?
 
-Denoising puts the clean run's activation into the corrupted run and asks what it restores (sufficient); noising puts the
-corrupted one into the clean run and asks what it destroys (necessary). They are not mirror images: one direction alone misses
-redundant or jointly needed parts (Heimersheim & Nanda 2024, arXiv 2404.15255). With m(·) the mean over pairs,
-
-    denoising: (m(patched) − m(corrupted)) / (m(clean) − m(corrupted))
-    noising:   (m(clean) − m(patched)) / (m(clean) − m(corrupted))
-
-so 1 is the whole behaviour and 0 none of it, and a negative value is a part that works against it.
+Denoising puts the clean run's activation into the corrupted run and asks what it restores (is the
+part sufficient?). Noising puts the corrupted activation into the clean run and asks what it
+destroys (is the part necessary?). The two are not mirror images: one direction alone misses parts
+that are redundant or only needed jointly (Heimersheim & Nanda 2024, arXiv 2404.15255). `grid`
+defines how effects are normalised.
 
     from discovery import load_model, load_task, patch_sweep
     model = load_model("bundled"); task = load_task("ioi", model)
     patch_sweep(model, task, "resid_pre", direction="denoising").values     # [layer position]
-
-A sweep's positions by name: prompts of unequal length share labels, and what no label names counts from the end.
-
-A sweep by label alone is blind to a behaviour that passes through an unlabelled token; one by position from the end mixes different
-words. Here each pair's own token decides: its label where it has one, else its place from the end. No new pass is run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Block, Engine, engine_for
-from discovery.engine.cost import MeasurementCost
+from discovery.engine import Block, Engine, base_side, engine_for
+from discovery.engine.cost import CostTimer
 from discovery.errors import MeasurementError, SiteError
-from discovery.methods.patching.cells import LayerCells, build_cells, list_columns
-from discovery.methods.patching.screening import ScreenReport, estimate_screen, plan_screen
+from discovery.methods.patching.cells import LayerCells, build_all_cells, list_columns
+from discovery.methods.patching.grid import Sweep, normalise
+from discovery.methods.patching.screening import ScreenPlan, estimate_screen, plan_screen
 from discovery.progress import ProgressCallback
-from discovery.sites import (
-    SITE_NAMES,
-    Direction,
-    KeyValueHead,
-    MetricName,
-    Node,
-    SiteName,
-    head,
-    key_value_group,
-    mlp,
-)
-from discovery.tasks.task import EncodedPair, Task
-
-MIN_METRIC_GAP = 1e-6  # below this, m(clean) − m(corrupted) normalises nothing
-Alignment = Literal["position", "label"]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A grid of patching effects.
-
-    Attributes:
-        values: [layer position], [layer head], [layer kv_head] or [layer head position]; normalised
-            as in the module's docstring; NaN if no pair has the cell, or if there is nothing to
-            normalise by.
-        per_pair: the raw metric of each patched run, [pair …] with the same cells; NaN where the pair lacks the cell.
-        metric_clean, metric_corrupted: [pair].
-        positions: what the position axis counts (from 0; from the end, −1 being last; or labels); empty where there is none.
-        screen: where the sweep was screened: what was estimated, and which cells were measured. `values` and `per_pair` hold measured
-            numbers only, NaN elsewhere.
-        query_heads: of k and v, if heads share them: the query heads of each key-value head. The
-            second axis then counts key-value heads. Empty if it counts heads.
-    """
-
-    site: SiteName
-    direction: Direction
-    metric: MetricName
-    values: Float[Tensor, "..."]
-    per_pair: Float[Tensor, "pair ..."]
-    metric_clean: Float[Tensor, "pair"]
-    metric_corrupted: Float[Tensor, "pair"]
-    positions: tuple[int | str, ...]
-    cost: MeasurementCost
-    warnings: tuple[str, ...] = ()
-    screen: ScreenReport | None = None
-    query_heads: tuple[tuple[int, ...], ...] = ()
-
-    def unit(self, layer: int, index: int | None = None) -> Node | KeyValueHead | None:
-        """What a cell patches: the head or key-value head at `index`, or the layer's MLP.
-
-        None if it is a place in the stream, or the attention as a whole.
-        """
-        if index is None:
-            return mlp(layer) if self.site == "mlp_out" else None
-        if self.query_heads:
-            return KeyValueHead(layer, index, self.query_heads[index])
-        return head(layer, index)
-
-    @property
-    def head_labels(self) -> list[str]:
-        """Labels along the head axis: 0, or KV0 = heads 0–2; empty if there is no such axis."""
-        if self.query_heads:
-            return [key_value_group(index, heads) for index, heads in enumerate(self.query_heads)]
-        return [str(index) for index in range(self.values.shape[1])] if "head" in self.axes else []
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """Names of the axes of `values`; "kv_head" instead of "head" where heads share the site."""
-        by_head = "kv_head" if self.query_heads else "head"
-        middle = (by_head,) if self.values.ndim == 3 or not self.positions else ()
-        return ("layer", *middle, *(("position",) if self.positions else ()))
+from discovery.sites import SITE_NAMES, Alignment, Direction, MetricName, SiteName
+from discovery.tasks.task import Task
 
 
 def patch_sweep(
@@ -124,57 +47,48 @@ def patch_sweep(
     progress: ProgressCallback | None = None,
     engine: Engine | None = None,
 ) -> Sweep:
-    """Patch every cell of a site, one at a time, in every pair.
+    """Patch every cell of a site, one at a time, in every pair of a task.
 
     Args:
-        site: resid_pre, resid_mid, resid_post, attn_out, mlp_out (layer × position), head_out (layer × head, all positions),
-            head_out_by_position (layer × head × position), q, pattern (layer × head, all
-            positions), k, v (layer × key-value head, all positions; if several query heads share
-            one, `Sweep.query_heads` says which, and a warning says so too).
+        model: the model that is patched.
+        task: the pairs; all of them are measured.
+        site: by layer and position: resid_pre, resid_mid, resid_post, attn_out, mlp_out. By layer
+            and head, at all positions: head_out, q, pattern. By layer and key-value head, at all
+            positions: k, v; if several query heads share one, `Sweep.query_heads` and a warning
+            say which. By layer, head and position: head_out_by_position.
         direction: denoising (clean into corrupted) or noising (corrupted into clean).
-        metric: the task's own where None.
+        metric: what is measured; the task's own by default.
         by: "position", or "label" to align pairs of different wording by their named positions.
-        screen: rank the cells by a gradient first, and measure only the largest and a random sample of the rest, which bounds what
-            was missed (see `methods.screen`). For models whose whole grid is too dear.
-        seed: of that sample.
-        memory: bytes that caches and batches may take; 60% of what is free where None.
+        screen: rank the cells by a gradient first, and measure only the highest ranked and a
+            random sample of the rest, which bounds what was missed (see `screening`). For models
+            whose whole grid is too expensive.
+        seed: the seed of that sample.
+        memory: bytes that caches and batches may take; 60% of the free memory by default.
+        progress: a function that hears how far the measurement is.
         engine: a prepared engine of the same model and task, whose caches are reused.
 
     Returns:
-        The grid; every number in it is exact, and every pair is measured.
+        The grid. Every number in it is measured exactly.
 
     Raises:
-        SiteError: a site that this model lacks.
-        MeasurementError: unknown choices, or labels asked for where no pair has any.
+        SiteError: if the site is unknown or this model lacks it.
+        MeasurementError: if another choice is unknown, or if `by` is "label" and no pair has any.
+        BudgetError: if the engine's meter has a budget that does not suffice.
+        MemoryLimitError: if the caches do not fit.
     """
     _check_choices(site, direction, by)
     began = time.monotonic()
     engine = engine_for(engine, model, task, metric, memory, progress)
-    before = engine.meter.spent
+    timer = CostTimer(engine.meter, began)
     columns = list_columns(task, site, by)
     engine.reserve_memory(site)
-    chosen = plan_screen(engine, site, direction, columns, seed) if screen else None
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for first, block in engine.blocks():
-        piece = engine.block_label(f"{site} {direction}", first, block)
-        grid = _sweep_block(
-            block,
-            model,
-            site,
-            direction,
-            columns,
-            None if chosen is None else chosen.measured,
-            piece,
-        )
-        parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
-    per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
+    plan = plan_screen(engine, site, direction, columns, seed) if screen else None
+    per_pair, clean, corrupted = _sweep_blocks(engine, site, direction, columns, plan)
     values, warnings = normalise(per_pair, clean, corrupted, direction)
-    cost = MeasurementCost(engine.meter.spent - before, time.monotonic() - began)
-    report = None if chosen is None else chosen.report(values)
+    cost = timer.cost
+    report = None if plan is None else plan.report(values)
     if report is not None:
         warnings += (report.caution,)
-    info = model.info
-    warnings = (*info.key_value_warning([site]), *warnings)
     return Sweep(
         site=site,
         direction=direction,
@@ -185,24 +99,21 @@ def patch_sweep(
         metric_corrupted=corrupted,
         positions=columns,
         cost=cost,
-        warnings=warnings,
+        warnings=(*model.info.key_value_warning([site]), *warnings),
         screen=report,
-        query_heads=info.key_value_groups(site),
+        query_heads=model.info.key_value_groups(site),
     )
 
 
 def estimate_sweep(
     engine: Engine, site: SiteName, direction: Direction, by: Alignment = "position"
 ) -> float:
-    """Forward-pass equivalents that the rows of a sweep will cost beyond the cached passes."""
+    """Return the forward-pass equivalents that a sweep will cost beyond its cached passes."""
     columns = list_columns(engine.task, site, by)
     engine.reserve_memory(site)
     return sum(
         block.estimate(
-            *(
-                cells.rows
-                for cells in _cells_with_rows(block, engine.backend, site, direction, columns)
-            )
+            *(cells.rows for cells in _cells_with_rows(block, engine, site, direction, columns))
         )
         for _, block in engine.blocks()
     )
@@ -211,139 +122,89 @@ def estimate_sweep(
 def plan_sweep(
     engine: Engine, site: SiteName, direction: Direction, max_cost: float | None
 ) -> tuple[float, bool]:
-    """What a sweep will cost beyond the cached passes, and whether it is screened: where it costs more than `most`, and a screen less.
+    """Decide whether a sweep is to be screened.
 
-    Without gradients none is.
+    It is screened if measuring the whole grid costs more than `max_cost` and a screened sweep costs
+    less than that. It never is on a model without gradients.
+
+    Returns:
+        The forward-pass equivalents that the sweep will cost beyond its cached passes, and whether
+        it is to be screened.
     """
-    rows = estimate_sweep(engine, site, direction)
-    if max_cost is None or rows <= max_cost or not engine.backend.abilities.gradients:
-        return rows, False
-    screened = estimate_screen(
-        engine, site, direction, list_columns(engine.task, site, "position"), rows
-    )
-    return (screened, True) if screened < rows else (rows, False)
-
-
-def normalise(
-    per_pair: Float[Tensor, "pair ..."],
-    clean: Float[Tensor, "pair"],
-    corrupted: Float[Tensor, "pair"],
-    direction: Direction,
-) -> tuple[Float[Tensor, "..."], tuple[str, ...]]:
-    """Ratio of means over the pairs that have each cell; NaN, with a warning, where the gap is below 1e-6."""
-    have = ~per_pair.isnan()
-    shape = (-1, *[1] * (per_pair.ndim - 1))
-    count = have.sum(0)
-    wide = per_pair.double()
-
-    def mean(values: Tensor) -> Tensor:
-        return torch.where(have, values, 0.0).sum(0) / count
-
-    gap = mean((clean - corrupted).double().reshape(shape))
-    change = (
-        wide - corrupted.double().reshape(shape)
-        if direction == "denoising"
-        else clean.double().reshape(shape) - wide
-    )
-    values = mean(change) / torch.where(gap.abs() < MIN_METRIC_GAP, float("nan"), gap)
-    warnings: tuple[str, ...] = ()
-    if bool(((gap.abs() < MIN_METRIC_GAP) & (count > 0)).any()):
-        warnings = (
-            "m(clean) − m(corrupted) is below 1e-6: nothing to normalise by, so values are NaN there; per_pair holds the raw metric.",
-        )
-    return values.float(), warnings
+    cost = estimate_sweep(engine, site, direction)
+    if max_cost is None or cost <= max_cost or not engine.backend.abilities.gradients:
+        return cost, False
+    columns = list_columns(engine.task, site, "position")
+    screened_cost = estimate_screen(engine, site, direction, columns, cost)
+    return (screened_cost, True) if screened_cost < cost else (cost, False)
 
 
 def _check_choices(site: str, direction: str, by: str) -> None:
     if site not in SITE_NAMES:
         raise SiteError(f"site {site!r} is not known.", f"Allowed: {', '.join(SITE_NAMES)}.")
-    if direction not in get_args(Direction):
-        raise MeasurementError(
-            f"direction {direction!r} is not known.", f"Allowed: {', '.join(get_args(Direction))}."
-        )
-    if by not in get_args(Alignment):
-        raise MeasurementError(
-            f"by {by!r} is not known.", f"Allowed: {', '.join(get_args(Alignment))}."
-        )
+    for name, value, choices in (
+        ("direction", direction, get_args(Direction)),
+        ("by", by, get_args(Alignment)),
+    ):
+        if value not in choices:
+            raise MeasurementError(
+                f"{name} {value!r} is not known.", f"Allowed: {', '.join(choices)}."
+            )
 
 
 def _cells_with_rows(
     block: Block,
-    model: Backend,
+    engine: Engine,
     site: SiteName,
     direction: Direction,
     columns: tuple[int | str, ...],
 ) -> Iterator[LayerCells]:
-    for layer in range(model.info.n_layers):
-        cells = build_cells(block, model, site, layer, direction, columns)
+    for cells in build_all_cells(block, engine.backend, site, direction, columns):
         if len(cells.rows):
             yield cells
 
 
-def _sweep_block(
-    block: Block,
-    model: Backend,
+def _sweep_blocks(
+    engine: Engine,
     site: SiteName,
     direction: Direction,
     columns: tuple[int | str, ...],
-    measured: Bool[Tensor, "layer ..."] | None,
-    label: str,
-) -> Float[Tensor, "pair ..."]:
-    """The metric of every cell; cells that cannot change anything keep the base run's without a pass; NaN where not to be measured."""
-    layers = [
-        build_cells(block, model, site, layer, direction, columns)
-        for layer in range(model.info.n_layers)
-    ]
-    if measured is not None:
-        layers = [cells.restrict_to(some) for cells, some in zip(layers, measured, strict=True)]
-    base = block.baseline(
-        "corrupted" if direction == "denoising" else "clean"
-    )  # after: the pass that cached the site gave it too
+    plan: ScreenPlan | None,
+) -> tuple[Float[Tensor, "pair ..."], Float[Tensor, "pair"], Float[Tensor, "pair"]]:
+    """Measure every block of pairs: the metric of every cell, m(clean) and m(corrupted)."""
+    measured_cells = None if plan is None else plan.measured
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for first, block in engine.blocks():
+        layers = list(build_all_cells(block, engine.backend, site, direction, columns))
+        if measured_cells is not None:
+            layers = [
+                cells.restrict_to(mask) for cells, mask in zip(layers, measured_cells, strict=True)
+            ]
+        label = engine.block_label(f"{site} {direction}", first, block)
+        grid = _sweep_block(block, layers, direction, label)
+        parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))
+    per_pair, clean, corrupted = (torch.cat(part) for part in zip(*parts, strict=True))
+    return per_pair, clean, corrupted
+
+
+def _sweep_block(
+    block: Block, layers: list[LayerCells], direction: Direction, label: str
+) -> Float[Tensor, "pair layer ..."]:
+    """Measure the metric of every cell of these layers; NaN if a pair lacks the cell.
+
+    A cell that cannot change anything has the metric of the base run, without a pass.
+    """
+    # The pass that cached the site's activations has computed this baseline too.
+    base = block.baseline(base_side(direction))
     grids = [
         torch.where(cells.exists, base.reshape(-1, *[1] * (cells.exists.ndim - 1)), float("nan"))
         for cells in layers
     ]
-    busy = [(grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)]
-    jobs = [cells.rows for _, cells in busy]
+    to_measure = [
+        (grid, cells) for grid, cells in zip(grids, layers, strict=True) if len(cells.rows)
+    ]
+    jobs = [cells.rows for _, cells in to_measure]
     block.meter.begin(label, block.estimate(*jobs))
-    for (grid, cells), found in zip(busy, block.measure_all(jobs), strict=True):
-        grid[cells.index] = found
+    for (grid, cells), metric in zip(to_measure, block.measure_all(jobs), strict=True):
+        grid[cells.index] = metric
     return torch.stack(grids, 1)
-
-
-def align_by_label(sweep: Sweep, task: Task) -> Sweep:
-    """The same measurements with the position axis named; each cell averages the pairs that have it.
-
-    Args:
-        sweep: by position, over every pair of the task. Where the prompts have one length, or the sweep was screened (its cells were
-            chosen by position), it is returned as it is.
-    """
-    if task.has_one_length or not sweep.positions or sweep.screen is not None:
-        return sweep
-    names = [_names(pair) for pair in task.pairs]
-    places: dict[str | int, list[int]] = {}
-    for own in names:
-        for place, name in own.items():
-            places.setdefault(name, []).append(place)
-    columns = sorted(places, key=lambda name: (sum(places[name]) / len(places[name]), str(name)))
-    shape = (*sweep.per_pair.shape[:-1], len(columns))
-    per_pair = sweep.per_pair.new_full(shape, float("nan"))
-    at = {position: n for n, position in enumerate(sweep.positions)}
-    for number, own in enumerate(names):
-        for place, name in own.items():
-            per_pair[number, ..., columns.index(name)] = sweep.per_pair[number, ..., at[place]]
-    values, warnings = normalise(
-        per_pair, sweep.metric_clean, sweep.metric_corrupted, sweep.direction
-    )
-    return replace(
-        sweep, per_pair=per_pair, values=values, positions=tuple(columns), warnings=warnings
-    )
-
-
-def _names(pair: EncodedPair) -> dict[int, str | int]:
-    """Place from the end -> its label, or itself."""
-    length = len(pair.clean)
-    labels = {
-        position - length: name for name, position in sorted(pair.labels.items(), reverse=True)
-    }
-    return {place: labels.get(place, place) for place in range(-length, 0)}

@@ -126,7 +126,7 @@ async def ablate_heads(
             read,
             nodes,
             ablation=ablation,
-            each=per_node,
+            per_node=per_node,
             controls=controls,
             seed=seed,
             engine=engine,
@@ -162,7 +162,7 @@ async def ablate_heads(
             )
             if others
             else None,
-            reference=ReferenceView.model_validate(found.reference),
+            reference=ReferenceView.model_validate(found.reference.model_dump()),
             warnings=notes,
             total=len(found.nodes),
             cost=CostView(

@@ -38,7 +38,7 @@ from mcp_server.tools.result import (
 )
 
 if TYPE_CHECKING:
-    from discovery.methods.patching.sweep import Sweep
+    from discovery.methods.patching import Sweep
     from discovery.tasks.task import Task
 
 _MAX_COLUMNS = 160  # columns of a picture

@@ -19,7 +19,7 @@ from benchmarks.methods.transformer_lens_tools import (
 from benchmarks.recovery import new_evaluator
 from discovery import load_model, load_task
 from discovery.engine import Side
-from discovery.methods.patching.nodes import measure_node_effects
+from discovery.methods.patching import measure_node_effects
 from discovery.sites import Node
 from discovery.tasks.task import Task
 from tests.oracles.node_gradients import node_attributions_by_autograd

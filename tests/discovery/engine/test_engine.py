@@ -19,7 +19,7 @@ from discovery.engine.block import MAX_COLUMNS, Block
 from discovery.engine.cached_runs import is_out_of_memory
 from discovery.errors import BudgetError, Interrupted, MeasurementError, MemoryLimitError
 from discovery.interventions import Edit
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import Site
 from tests.oracles.mean_reference import mean_by_definition
 from tests.oracles.patching import METRICS, metric_of

@@ -24,7 +24,7 @@ from discovery.engine import Engine, MemoryNeed, sweep_bytes
 from discovery.engine import memory as module
 from discovery.engine.memory import HeapTrimmer
 from discovery.errors import MemoryLimitError
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import SiteName
 
 ROOT = Path(__file__).resolve().parents[3]

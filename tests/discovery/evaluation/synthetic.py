@@ -1,4 +1,7 @@
-"""An f that is a plain function of the set: what evaluation and search see of a model, with every set's value known."""
+"""An f that is a plain function of the set.
+
+It is what evaluation and search see of a model, with the value of every set known.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,53 @@ import torch
 from torch import Tensor
 
 from discovery.errors import BudgetError
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
-
-Set = frozenset[Node]
 
 
 class SyntheticFaithfulness:
-    """Stands for a `Faithfulness`.
+    """Replaces a `Faithfulness` in tests.
 
-    Args:
-        everything: the universe. value: f of a set.
-        budget: sets that may be measured; each counts once; a request that goes beyond it runs nothing, and is counted in `refused`.
+    Attributes:
+        everything: the universe.
+        value: gives f of a set.
+        n_pairs: the number of pairs it claims to have.
+        is_defined: whether f means anything.
+        budget: how many sets may be measured; each counts once. A request that goes beyond the
+            budget measures nothing, and `refused` counts it.
+        measured: f of every set that was asked for.
     """
 
     def __init__(
         self,
         everything: Iterable[Node],
-        value: Callable[[Set], float],
+        value: Callable[[NodeSet], float],
         *,
         n_pairs: int = 8,
-        defined: bool = True,
+        is_defined: bool = True,
         budget: int | None = None,
     ) -> None:
-        self.everything: Set = frozenset(everything)
-        self.value, self.n_pairs, self.defined, self.budget = value, n_pairs, defined, budget
-        self.measured: dict[Set, float] = {}
+        self.everything: NodeSet = frozenset(everything)
+        self.value = value
+        self.n_pairs = n_pairs
+        self.is_defined = is_defined
+        self.budget = budget
+        self.measured: dict[NodeSet, float] = {}
         self.refused = 0
 
     def __call__(
-        self, sets: Sequence[Set], label: str = "ablation", pairs: int | None = None
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
     ) -> Tensor:
-        fresh = {frozenset(kept) for kept in sets} - self.measured.keys()
-        if self.budget is not None and len(self.measured) + len(fresh) > self.budget:
+        new_sets = {frozenset(kept) for kept in sets} - self.measured.keys()
+        if self.budget is not None and len(self.measured) + len(new_sets) > self.budget:
             self.refused += 1
-            raise BudgetError(f"{label} needs {len(fresh)} sets.", "Raise the budget.")
-        self.measured |= {kept: float(self.value(kept)) for kept in fresh}
+            raise BudgetError(f"{label} needs {len(new_sets)} sets.", "Raise the budget.")
+        self.measured |= {kept: float(self.value(kept)) for kept in new_sets}
         return torch.tensor([self.measured[frozenset(kept)] for kept in sets], dtype=torch.float64)
 
 
-def subsets(universe: Iterable[Node]) -> Iterator[Set]:
-    """All of them."""
+def subsets(universe: Iterable[Node]) -> Iterator[NodeSet]:
+    """Yield every subset of a universe, smaller ones first."""
     members = sorted(universe)
     for size in range(len(members) + 1):
         yield from map(frozenset, itertools.combinations(members, size))

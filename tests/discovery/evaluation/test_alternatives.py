@@ -21,8 +21,9 @@ from discovery.evaluation.alternatives import (
     measure_random_controls,
 )
 from discovery.graph import Control
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness, subsets
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness, subsets
 from tests.oracles.faithfulness import nodes
 
 
@@ -34,11 +35,11 @@ def universe(layers: int, heads: int) -> list[Node]:
     ]
 
 
-def shape(made: Set, *, by_layer: bool) -> Counter[Any]:
+def shape(made: NodeSet, *, by_layer: bool) -> Counter[Any]:
     return Counter((node.kind, node.layer if by_layer else None) for node in made)
 
 
-def matched_sets(f: Any, circuit: Set, *, by_layer: bool) -> list[Set]:
+def matched_sets(f: Any, circuit: NodeSet, *, by_layer: bool) -> list[NodeSet]:
     """Every other set of the same shape, by going through all subsets."""
     wanted = shape(circuit, by_layer=by_layer)
     return [
@@ -103,7 +104,7 @@ def test_drawn_alternatives_keep_each_groups_number() -> None:
         )
 
 
-def two_answers(kept: Set) -> float:
+def two_answers(kept: NodeSet) -> float:
     """Either of two heads and the MLP do it all (that is: two circuits of the same shape)."""
     return float(bool(kept & nodes("a0.h0", "a0.h1")) and mlp(0) in kept)
 
@@ -128,8 +129,8 @@ def test_each_of_b_and_c_alone_disqualifies() -> None:
     circuit, other = nodes("a0.h0"), nodes("a0.h1")
     everything = nodes("a0.h0", "a0.h1", "a0.h2", "a0.h3")
 
-    def with_changes(changes: dict[Set, float]) -> list[Set]:
-        def value(kept: Set) -> float:
+    def with_changes(changes: dict[NodeSet, float]) -> list[NodeSet]:
+        def value(kept: NodeSet) -> float:
             if kept in changes:
                 return changes[kept]
             return (
@@ -196,7 +197,7 @@ def test_no_alternative_is_null() -> None:
     assert (found.size.n, found.size.n_possible) == (5, 5)
     assert (
         measure_random_controls(
-            SyntheticFaithfulness(f.everything, len, defined=False), heads, [], 0
+            SyntheticFaithfulness(f.everything, len, is_defined=False), heads, [], 0
         )
         is None
     )

@@ -63,7 +63,7 @@ def test_half_of_an_or_is_not_complete(name: str, place: Callable[[str], Any]) -
 def test_null_where_f_is_null() -> None:
     assert (
         measure_completeness(
-            SyntheticFaithfulness(nodes("a0.h0"), len, defined=False), nodes("a0.h0"), [], 0
+            SyntheticFaithfulness(nodes("a0.h0"), len, is_defined=False), nodes("a0.h0"), [], 0
         )
         is None
     )

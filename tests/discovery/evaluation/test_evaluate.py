@@ -22,7 +22,7 @@ from discovery.evaluation import (
     sort_by_effect,
 )
 from discovery.evaluation.evaluate import NOT_FINAL_REASON
-from discovery.methods.patching.nodes import NodeEffects
+from discovery.methods.patching import NodeEffects
 from discovery.sites import Node, head
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
 
@@ -271,13 +271,25 @@ def test_keys(place: Callable[[str], Any]) -> None:
 
 def test_a_run_that_ended_before_its_circuit() -> None:
     evaluation, verdict, reasons = conclude_without_circuit(
-        {}, {"heldout": ["accuracy 0.5"]}, (), 0, 60, None, "heads"
+        {},
+        gates={"heldout": ["accuracy 0.5"]},
+        curve=(),
+        size=0,
+        n_heldout=60,
+        cut_short=None,
+        universe="heads",
     )
     assert verdict == "no_behaviour"
     assert reasons == ("heldout: accuracy 0.5",)
     assert evaluation.universe == "heads"
     assert evaluation.heldout is None
-    assert (
-        conclude_without_circuit({}, {"heldout": []}, (), 0, 60, "heads", "all")[1]
-        == "inconclusive"
+    _, verdict, _ = conclude_without_circuit(
+        {},
+        gates={"heldout": []},
+        curve=(),
+        size=0,
+        n_heldout=60,
+        cut_short="heads",
+        universe="all",
     )
+    assert verdict == "inconclusive"

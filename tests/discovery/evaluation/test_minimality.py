@@ -23,11 +23,11 @@ from discovery.evaluation.minimality import (
     sign_flip_test,
 )
 from discovery.graph import Minimality
-from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
 
 
-def drop_by_hand(hand: FaithfulnessOracle, circuit: Set, context: Set, v: Any) -> float:
+def drop_by_hand(hand: FaithfulnessOracle, circuit: NodeSet, context: NodeSet, v: Any) -> float:
     with_v, without = hand.f(circuit - context, circuit - context - {v})
     return abs(with_v - without)
 
@@ -96,7 +96,7 @@ def test_of_nothing_and_of_one() -> None:
 def test_null_where_f_is_null() -> None:
     assert (
         measure_minimality(
-            SyntheticFaithfulness(nodes("m0"), len, defined=False),
+            SyntheticFaithfulness(nodes("m0"), len, is_defined=False),
             nodes("m0"),
             {min(nodes("m0")): frozenset()},
             0,

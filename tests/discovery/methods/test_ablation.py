@@ -309,16 +309,16 @@ def test_what_a_mean_was_taken_over_is_recorded(tiny_models, lengths, options, a
         ["m0"],
         ablation="mean",
     )
-    assert (out.reference["alignment"], out.reference["size"]) == (alignment, size)
-    assert "corrupted" in str(out.reference["source"])
+    assert (out.reference.alignment, out.reference.size) == (alignment, size)
+    assert "corrupted" in str(out.reference.source)
 
 
 def test_what_else_nodes_are_replaced_by_is_recorded(tiny_models):
     model, task = tiny_models.load("native"), as_task(random_pairs([5]))
-    assert ablate_heads(model, task, ["m0"], ablation="zero").reference["source"] == "zero"
+    assert ablate_heads(model, task, ["m0"], ablation="zero").reference.source == "zero"
     resampled = ablate_heads(model, task, ["m0"], ablation="resample").reference
-    assert "own corrupted run" in str(resampled["source"])
-    assert resampled["size"] == 1
+    assert "own corrupted run" in str(resampled.source)
+    assert resampled.size == 1
 
 
 def test_zero_needs_no_corrupted_run(tiny_models):

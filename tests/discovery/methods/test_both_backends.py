@@ -13,7 +13,7 @@ from benchmarks.random_models.tiny_models import (
 )
 from discovery.errors import SiteError
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import SITE_NAMES, Ablation
 
 CLOSE = 1e-4

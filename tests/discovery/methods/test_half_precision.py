@@ -11,8 +11,7 @@ from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.loading.checks import TOLERANCE
 from discovery.engine import Engine
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.nodes import measure_node_effects
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import measure_node_effects, patch_sweep
 
 WIDTHS = ("bfloat16", "float16")
 

@@ -22,10 +22,8 @@ from discovery.errors import SiteError
 from discovery.evaluation import evaluate_circuit
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.controls import compare_with_controls
-from discovery.methods.patching.paths import measure_edge_effects
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import measure_edge_effects, patch_sweep, top_cells
 from discovery.methods.prompt_run import run_with_cache
-from discovery.methods.summary import top_cells
 from discovery.sites import (
     ActivationKind,
     BackendName,

@@ -14,7 +14,7 @@ from benchmarks.random_models.tiny_models import (
 from discovery.engine import Engine
 from discovery.errors import SiteError
 from discovery.methods.ablation import SetMetric
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import SITE_NAMES, Site
 from tests.oracles import patching
 

@@ -1,4 +1,4 @@
-"""One prompt looked into, against the weights."""
+"""What the model does on one prompt, compared with the weights themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from benchmarks.known_circuits.forward import run_forward
 from benchmarks.random_models.tiny_models import VOCAB, save_hugging_face, save_tokenizer
 from discovery.errors import MeasurementError, MemoryLimitError, SiteError
-from discovery.methods.prompt_run import run_with_cache
+from discovery.methods.prompt_run import run_with_cache, summarise_activation
 from discovery.sites import ActivationKind, Site
 
 PROMPT = (3, 17, 5, 5, 28)
@@ -172,7 +172,16 @@ def test_where_memory_ends(tiny_models: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(model, "run", run_out)
     with pytest.raises(
-        MemoryLimitError, match="does not suffice for 7 tokens and 2 sites"
+        MemoryLimitError, match="not enough memory for 7 tokens and 2 sites"
     ) as caught:
         run_with_cache(model, (1,) * 7, ["resid_pre"])
     assert "2.00 GiB" in caught.value.detail
+
+
+def test_moments_leave_out_what_is_not_finite() -> None:
+    summary = summarise_activation(torch.tensor([[1.0, float("inf")], [3.0, 4.0]]))
+    assert (summary.shape, summary.n_nonfinite) == ((2, 2), 1)
+    assert summary.mean == pytest.approx(8 / 3)
+    assert (summary.low, summary.high, summary.norm) == (1.0, 4.0, 5.0)
+    empty = summarise_activation(torch.tensor([float("nan")]), None)
+    assert (empty.mean, empty.n_nonfinite) == (None, 1)

@@ -23,7 +23,7 @@ from discovery.methods.features.circuit.exchange import contributions
 from discovery.methods.features.direct_logits import to_residual_stream
 from discovery.methods.features.pushes import push
 from discovery.methods.features.splice import SplicedBlock, spliced_blocks
-from discovery.methods.patching.paths import compute_output_change, measure_edge
+from discovery.methods.patching import compute_output_change, measure_edge
 from discovery.sites import EMBED, LOGITS, FeatureSite, Node, Site, Slot, feature
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post")

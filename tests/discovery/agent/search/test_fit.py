@@ -17,14 +17,15 @@ from discovery.agent.search.fit import (
     total_excess,
 )
 from discovery.errors import BudgetError
+from discovery.methods.ablation import NodeSet
 from discovery.sites import head
-from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 
 UNIVERSE = [head(0, h) for h in range(5)]
 A, B, C, D, E = UNIVERSE
 
 
-def gate(kept: Set) -> float:
+def gate(kept: NodeSet) -> float:
     return float({A, B} <= kept)
 
 

@@ -23,12 +23,13 @@ from discovery.agent.search.mend import (
 from discovery.evaluation import find_contexts
 from discovery.evaluation.minimality import find_largest_drops
 from discovery.evaluation.thresholds import MIN_DROP
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness, subsets
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness, subsets
 
 UNIVERSE = [head(0, 0), head(0, 1), mlp(0), head(1, 0), head(1, 1), mlp(1), head(2, 0), mlp(2)]
 A, B, M, C, D, E, G, H = UNIVERSE
-Value = Callable[[Set], float]
+Value = Callable[[NodeSet], float]
 
 
 def ignore_decision(measured: dict[str, object], concluded: str, why: str) -> None:
@@ -49,7 +50,7 @@ def f_under_both_ablations(
         rng = random.Random(seed)
         little = {node: rng.uniform(-noise, noise) for node in sorted(universe)}
 
-        def noisy(kept: Set) -> float:
+        def noisy(kept: NodeSet) -> float:
             return function(kept) + sum(little[node] for node in kept)
 
         empty, full = noisy(frozenset()), noisy(frozenset(universe))
@@ -60,34 +61,34 @@ def f_under_both_ablations(
     return {"resample": made(value, 1), "mean": made(other or value, 2)}
 
 
-def and_gate(kept: Set) -> float:
+def and_gate(kept: NodeSet) -> float:
     return float({A, E} <= kept)
 
 
-def or_gate(kept: Set) -> float:
+def or_gate(kept: NodeSet) -> float:
     """An OR of two heads into an MLP."""
     return float(M in kept and bool({A, B} & kept))
 
 
-def backup(kept: Set) -> float:
+def backup(kept: NodeSet) -> float:
     """D at 0.9 once C is out."""
     return float(A in kept) * (1.0 if C in kept else 0.9 * (G in kept))
 
 
-def stand_in_pair(kept: Set) -> float:
+def stand_in_pair(kept: NodeSet) -> float:
     """Only two nodes together stand in for A."""
     return float(E in kept and (A in kept or {B, D} <= kept))
 
 
-def twins(kept: Set) -> float:
+def twins(kept: NodeSet) -> float:
     return float(A in kept) * (1.0 + 0.4 * (C in kept) - 0.4 * (D in kept))
 
 
-def opposing(kept: Set) -> float:
+def opposing(kept: NodeSet) -> float:
     return float(A in kept) * (1.0 - 0.3 * (H in kept))
 
 
-def chain(kept: Set) -> float:
+def chain(kept: NodeSet) -> float:
     return float({A, M, C, E, G} <= kept)
 
 
@@ -243,9 +244,9 @@ class ExaminedSets:
     """Which sets the search examined, and what it held against them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: dict[Set, Faults] = {}
+        self.seen: dict[NodeSet, Faults] = {}
 
-        def examined(both: Any, circuit: Set) -> Faults:
+        def examined(both: Any, circuit: NodeSet) -> Faults:
             found = find_faults(both, circuit)
             self.seen[circuit] = found
             return found

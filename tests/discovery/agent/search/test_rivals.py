@@ -30,12 +30,12 @@ from tests.discovery.agent.search.test_mend import (
     ignore_decision,
     tables,
 )
-from tests.discovery.evaluation.synthetic import Set, SyntheticFaithfulness
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 
 A, X, Y, Z = (head(0, h) for h in range(4))
 
 
-def slight(kept: Set) -> float:
+def slight(kept: NodeSet) -> float:
     """Two bystanders of 0.03 each beside the node that does it: enough to be needed, too little to be missed."""
     return (A in kept) + 0.03 * (X in kept) + 0.03 * (Y in kept)
 
@@ -165,7 +165,7 @@ def test_condition_e_has_to_hold_under_both_ablations() -> None:
 def test_a_rival_that_is_better_replaces_the_circuit() -> None:
     """A bystander where another node belongs."""
 
-    def value(kept: Set) -> float:
+    def value(kept: NodeSet) -> float:
         return (A in kept) + 0.15 * (X in kept)
 
     assert choose_among_rivals(
@@ -205,7 +205,7 @@ def test_the_whole_selection_finds_the_gate(name: str) -> None:
 
 
 def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
-    def mean(kept: Set) -> float:
+    def mean(kept: NodeSet) -> float:
         return (A in kept) + 0.03 * (X in kept) + 0.02 * (Y in kept)
 
     f = f_under_both_ablations(slight, mean, universe=[A, X, Y, Z])

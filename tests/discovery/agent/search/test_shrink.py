@@ -12,6 +12,7 @@ from discovery.agent.search import shrink as module
 from discovery.agent.search.fit import measure_fits, total_excess
 from discovery.agent.search.mend import STOPPED_BY_BUDGET, find_faults
 from discovery.agent.search.shrink import shrink
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from tests.discovery.agent.search.test_mend import (
     FEW,
@@ -22,10 +23,9 @@ from tests.discovery.agent.search.test_mend import (
     tables,
 )
 from tests.discovery.agent.search.test_rivals import A, X, Y, f_over_heads
-from tests.discovery.evaluation.synthetic import Set
 
 
-def slight(kept: Set) -> float:
+def slight(kept: NodeSet) -> float:
     """Two bystanders of 0.03 and 0.04: each is needed by (d), and the circuit meets every condition without both."""
     return (A in kept) + 0.04 * (X in kept) + 0.03 * (Y in kept)
 

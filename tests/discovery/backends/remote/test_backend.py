@@ -28,7 +28,7 @@ from discovery.backends.remote.status import report_status
 from discovery.errors import MeasurementError, ModelError, SiteError
 from discovery.interventions import Edit
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import SITE_NAMES, ActivationKind, Site
 from discovery.store import open_run
 from discovery.tasks import load_task

@@ -28,7 +28,7 @@ from discovery.engine import Engine
 from discovery.errors import Interrupted, MemoryLimitError, ModelError, RemoteError
 from discovery.interventions import add
 from discovery.methods.ablation import ablate_heads
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.mcp_server.servers import call_tool_ok, make_server

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.loading.load import load_model
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import patch_sweep
 from discovery.sites import Direction, SiteName
 from discovery.tasks.task import EncodedPair
 

@@ -19,8 +19,7 @@ from discovery.backends.base import Batch
 from discovery.engine import Engine
 from discovery.interventions import replace_with
 from discovery.methods.ablation import SetMetric, ablate_heads
-from discovery.methods.patching.nodes import measure_node_effects
-from discovery.methods.patching.sweep import patch_sweep
+from discovery.methods.patching import measure_node_effects, patch_sweep
 from discovery.sites import Direction, Site
 from tests.oracles.patching import metric_of
 
@@ -185,7 +184,7 @@ def test_a_task_of_a_single_pair(tiny_models: Any, ablation: Any) -> None:
     assert out.metric_ablated == pytest.approx(
         float(logits[pair.answer[0]] - logits[pair.wrong[0]]), abs=1e-4
     )
-    assert out.reference["size"] == (1 if ablation == "resample" else 0)
+    assert out.reference.size == (1 if ablation == "resample" else 0)
 
 
 def test_sides_that_do_not_differ_give_nothing_to_normalise_by(tiny_models: Any) -> None:

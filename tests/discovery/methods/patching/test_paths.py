@@ -16,8 +16,12 @@ from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
-from discovery.methods.patching.nodes import measure_node_effects
-from discovery.methods.patching.paths import EdgeEffect, edges_between, measure_edge_effects
+from discovery.methods.patching import (
+    EdgeEffect,
+    edges_between,
+    measure_edge_effects,
+    measure_node_effects,
+)
 from discovery.sites import EMBED, LOGITS, Node, head, mlp, slots_of
 from discovery.tasks.task import EncodedPair
 from tests.oracles.path_patching import PathPatchingOracle

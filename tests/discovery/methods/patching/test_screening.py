@@ -14,9 +14,8 @@ from benchmarks.known_circuits.truth import load_truth
 from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery import load_model, load_task, patch_sweep
 from discovery.engine import Engine
-from discovery.methods.patching import screening
+from discovery.methods.patching import estimate_sweep, plan_sweep, screening
 from discovery.methods.patching.screening import bound_missed_share
-from discovery.methods.patching.sweep import estimate_sweep, plan_sweep
 
 
 @pytest.fixture
