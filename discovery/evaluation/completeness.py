@@ -1,8 +1,8 @@
 """Condition (c): the circuit leaves nothing out and carries nothing along.
 
-This is the completeness of Wang et al. (2023, arXiv 2211.00593), in single steps. Taking a node out
-must hurt the circuit as much as it hurts the model; if not, something outside backs it up. Putting a
-node in must change nothing; if it does, something that matters was left out.
+This is the completeness of Wang et al. (2023, arXiv 2211.00593), in single steps. Taking a node
+out must hurt the circuit as much as it hurts the model; if not, something outside backs it up.
+Putting a node in must change nothing; if it does, something that matters was left out.
 """
 
 from __future__ import annotations

@@ -2,18 +2,18 @@
 
 They are reported beside the conditions and decide nothing.
 
-- *Equivalence*: is the circuit as often above the model as below it? H0: |P(m(C) > m(U)) − ½| < 0.1
-  over pairs; ties count one half.
+- *Equivalence*: is the circuit as often above the model as below it? H0: |P(m(C) > m(U)) − ½| is
+  below 0.1 over pairs; ties count one half.
 - *Independence*: does what is left without the circuit still follow the model? H0: m(U∖C) is
   independent of m(U) over pairs, by HSIC.
-- *Inflated circuit*: is each node worth more than a bystander (a node outside)? The effect of taking
-  a node out of C is compared with that of putting a bystander into C. H0: at least the share 0.9 of
-  bystanders has a smaller effect. A small p says that the node may be superfluous (Holm's correction
-  over nodes).
+- *Inflated circuit*: is each node worth more than a bystander (a node outside)? The effect of
+  taking a node out of C is compared with that of putting a bystander into C. H0: at least the share
+  0.9 of bystanders has a smaller effect. A small p says that the node may be superfluous (Holm's
+  correction over nodes).
 
 A circuit passes each test by *not* rejecting H0, so a large p proves nothing. The code of the
-authors compares means where the first test needs shares, and leaves out the correction of the third;
-this module follows the definitions of the paper.
+authors compares means in the first test, which needs shares, and leaves out the correction of the
+third; this module follows the definitions of the paper.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 This is the minimality of Wang et al. (2023, arXiv 2211.00593), with Holm's correction over the
 nodes. A node with a backup inside the circuit changes nothing alone, but does so once the backup is
 taken out. So each node gets the context K (other nodes taken out with it) in which it matters most.
-K is nothing, one node, or two nodes of which the second is added greedily; it is chosen on discovery
-pairs and tested on held-out ones.
+K is nothing, one node, or two nodes of which the second is added greedily; it is chosen on
+discovery pairs and tested on held-out ones.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class SetMetric:
         return measured[kept][:pairs]
 
     def measurements(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
-        """Return every set measured on all pairs, and every set measured on the first pairs only."""
+        """Return the sets measured on all pairs, and those measured on the first pairs only."""
         return dict(self._on_all_pairs), dict(self._on_first_pairs)
 
     def restore(

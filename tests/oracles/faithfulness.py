@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.known_circuits.forward import Replacement, node_names, run_forward
+from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.tasks.task import EncodedPair
 
@@ -92,6 +93,11 @@ class FaithfulnessOracle:
     def f1(self, kept: Iterable[Any]) -> float:
         """f of one set."""
         return self.f(kept)[0]
+
+    def drop(self, circuit: NodeSet, context: NodeSet, v: Node) -> float:
+        """|f(C∖K) − f(C∖K∖v)|."""
+        with_v, without_v = self.f(circuit - context, circuit - context - {v})
+        return abs(with_v - without_v)
 
     def table(self) -> list[float]:
         """f of every subset, by bit mask over the universe."""

@@ -1,4 +1,4 @@
-"""Hand-built models on the evaluator's bench, and beside it the same numbers by hand."""
+"""Hand-built models, ready to be evaluated, with an oracle for the same numbers."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ PAIRS = 48
 
 @dataclass
 class LoadedCase:
-    """A hand-built case, loaded: the bench of its discovery pairs, and the same by hand."""
+    """A known circuit, its loaded model, and an evaluator of its discovery pairs."""
 
-    case: KnownCircuit
+    known_circuit: KnownCircuit
     model: Any
     task: Any
-    bench: Any
-    _hands: dict[str, FaithfulnessOracle] = field(default_factory=dict)
+    evaluator: Any
+    _oracles: dict[str, FaithfulnessOracle] = field(default_factory=dict)
 
     def f(self, ablation: Any) -> Any:
-        return self.bench.f(ablation)
+        return self.evaluator.f(ablation)
 
     def oracle(self, ablation: str) -> FaithfulnessOracle:
-        """By hand, the pairs in the bench's order."""
-        if ablation not in self._hands:
-            self._hands[ablation] = FaithfulnessOracle(
-                self.case.config, self.case.state, self.bench.engine.task.pairs, ablation
+        """The same numbers from the weights, with the pairs in the evaluator's order."""
+        if ablation not in self._oracles:
+            self._oracles[ablation] = FaithfulnessOracle(
+                self.known_circuit.config,
+                self.known_circuit.state,
+                self.evaluator.engine.task.pairs,
+                ablation,
             )
-        return self._hands[ablation]
+        return self._oracles[ablation]
 
 
 @pytest.fixture(scope="session")
 def load_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedCase]:
-    """A hand-built case by name, loaded once."""
+    """Loads a known circuit by name, once in a session."""
     from benchmarks.known_circuits.hand_built import build_known_circuit
     from discovery import load_model, load_task
     from discovery.engine import Meter
     from discovery.evaluation import SplitEvaluator
 
-    made: dict[str, LoadedCase] = {}
+    cases: dict[str, LoadedCase] = {}
 
-    def of(name: str) -> LoadedCase:
-        if name not in made:
-            case = build_known_circuit(name)
-            folder = case.save(tmp_path_factory.mktemp(name))
+    def load(name: str) -> LoadedCase:
+        if name not in cases:
+            known_circuit = build_known_circuit(name)
+            folder = known_circuit.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
             task = load_task(folder / "task.jsonl", model, pairs=PAIRS)
-            bench = SplitEvaluator.of(
+            evaluator = SplitEvaluator.of(
                 model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
             )
-            made[name] = LoadedCase(case, model, task, bench)
-        return made[name]
+            cases[name] = LoadedCase(known_circuit, model, task, evaluator)
+        return cases[name]
 
-    return of
+    return load

@@ -23,7 +23,8 @@ from discovery.evaluation.alternatives import (
 from discovery.graph import Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
-from tests.discovery.evaluation.synthetic import SyntheticFaithfulness, subsets
+from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
+from tests.oracles.alternatives import matched_sets, rivals_by_definition, shape
 from tests.oracles.faithfulness import nodes
 
 
@@ -32,20 +33,6 @@ def universe(layers: int, heads: int) -> list[Node]:
         node
         for layer in range(layers)
         for node in (*(head(layer, h) for h in range(heads)), mlp(layer))
-    ]
-
-
-def shape(made: NodeSet, *, by_layer: bool) -> Counter[Any]:
-    return Counter((node.kind, node.layer if by_layer else None) for node in made)
-
-
-def matched_sets(f: Any, circuit: NodeSet, *, by_layer: bool) -> list[NodeSet]:
-    """Every other set of the same shape, by going through all subsets."""
-    wanted = shape(circuit, by_layer=by_layer)
-    return [
-        made
-        for made in subsets(f.everything)
-        if made != circuit and shape(made, by_layer=by_layer) == wanted
     ]
 
 
@@ -58,7 +45,7 @@ def test_every_alternative_is_tried_once_where_they_are_few(
     members = universe(2, 3)
     circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
     f = SyntheticFaithfulness(members, lambda kept: 1.0 - len(kept ^ circuit))
-    expected = matched_sets(f, circuit, by_layer=by_layer)
+    expected = matched_sets(f.everything, circuit, by_layer=by_layer)
     found, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
     assert control == (
         Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected)))
@@ -152,36 +139,29 @@ def test_each_of_b_and_c_alone_disqualifies() -> None:
     assert with_changes({other: 1.00005}) == [other]
 
 
-def test_both_controls_of_a_hand_built_circuit(place: Callable[[str], Any]) -> None:
-    """Counted from full tables of f on the first 32 pairs (here: all): nothing of its shape is as good as the circuit."""
-    here = place("induction")
-    f, hand = here.f("resample"), here.hand("resample")
+def test_both_controls_of_a_hand_built_circuit(load_case: Callable[[str], Any]) -> None:
+    """No set of the circuit's shape is as good, counted from the full table of f."""
+    case = load_case("induction")
+    f, oracle = case.f("resample"), case.oracle("resample")
     circuit = nodes(*load_truth("induction").nodes)
     found = measure_random_controls(f, circuit, sorted(f.everything), 0)
-    own = abs(1 - hand.f1(circuit))
+    own = abs(1 - oracle.f1(circuit))
     for control, by_layer in ((found.size, False), (found.layer, True)):
-        expected = matched_sets(f, circuit, by_layer=by_layer)
+        expected = matched_sets(f.everything, circuit, by_layer=by_layer)
         assert (control.n, control.n_possible) == (len(expected), len(expected))
-        close = [made for made in expected if abs(1 - hand.f1(made)) <= own + 1e-4]
+        close = [made for made in expected if abs(1 - oracle.f1(made)) <= own + 1e-4]
         assert control.as_good == len(close) == 0
         assert control.p == pytest.approx(1 / (1 + len(expected)))
 
 
-def test_a_distractor_beside_the_circuit_has_rivals(place: Callable[[str], Any]) -> None:
+def test_a_distractor_beside_the_circuit_has_rivals(load_case: Callable[[str], Any]) -> None:
     """By the full definition, over every set of the same shape, from the weights."""
-    here = place("induction")
-    f, hand = here.f("mean"), here.hand("mean")
+    case = load_case("induction")
+    f, oracle = case.f("mean"), case.oracle("mean")
     circuit = nodes(*load_truth("induction").nodes) | nodes("a1.h3")
-    everything = f.everything
-    own, good = abs(1 - hand.f1(circuit)) + 1e-4, []
-    for made in matched_sets(f, circuit, by_layer=False):
-        if abs(1 - hand.f1(made)) > own or abs(hand.f1(everything - made)) > 0.2:
-            continue
-        inside = [abs(a - b) for u in made for a, b in [hand.f(made - {u}, everything - {u})]]
-        outside = [abs(a - b) for v in everything - made for a, b in [hand.f(made | {v}, made)]]
-        if max(inside) <= 0.2 and max(outside) <= 0.1:
-            good.append(made)
-    assert set(find_rivals(f, circuit, sorted(everything), 0, by_layer=False)[0]) == set(good)
+    expected = rivals_by_definition(oracle, f.everything, circuit, by_layer=False)
+    rivals, _ = find_rivals(f, circuit, sorted(f.everything), 0, by_layer=False)
+    assert set(rivals) == set(expected)
 
 
 def test_no_alternative_is_null() -> None:

@@ -28,15 +28,17 @@ from tests.oracles.faithfulness import nodes
     [("induction", 0), ("or_mlp", 0), ("or_mlp", 1), ("induction_layernorm", 1)],
 )
 def test_gaps_are_what_the_weights_give(
-    name: str, left_out: int, ablation: Any, place: Callable[[str], Any]
+    name: str, left_out: int, ablation: Any, load_case: Callable[[str], Any]
 ) -> None:
-    here = place(name)
-    f, hand = here.f(ablation), here.hand(ablation)
+    case = load_case(name)
+    f, oracle = case.f(ablation), case.oracle(ablation)
     circuit = nodes(*load_truth(name).nodes[: len(load_truth(name).nodes) - left_out])
     everything = f.everything
-    inside = {u: abs(a - b) for u in circuit for a, b in [hand.f(circuit - {u}, everything - {u})]}
+    inside = {
+        u: abs(a - b) for u in circuit for a, b in [oracle.f(circuit - {u}, everything - {u})]
+    }
     outside = {
-        v: abs(a - b) for v in everything - circuit for a, b in [hand.f(circuit | {v}, circuit)]
+        v: abs(a - b) for v in everything - circuit for a, b in [oracle.f(circuit | {v}, circuit)]
     }
     assert measure_gaps_in(f, circuit) == pytest.approx(inside, abs=1e-4)
     assert measure_gaps_out(f, circuit, sorted(outside)) == pytest.approx(outside, abs=1e-4)
@@ -50,11 +52,11 @@ def test_gaps_are_what_the_weights_give(
 
 
 @pytest.mark.parametrize("name", ["or_mlp", "backup"])
-def test_half_of_an_or_is_not_complete(name: str, place: Callable[[str], Any]) -> None:
+def test_half_of_an_or_is_not_complete(name: str, load_case: Callable[[str], Any]) -> None:
     """Faithful, and f with one input out is 0 where the model still works by the other."""
-    here = place(name)
+    case = load_case(name)
     redundant = {"or_mlp": "a1.h2", "backup": "a2.h0"}[name]
-    f, circuit = here.f("resample"), nodes(*load_truth(name).nodes) - nodes(redundant)
+    f, circuit = case.f("resample"), nodes(*load_truth(name).nodes) - nodes(redundant)
     assert float(f([circuit])[0]) > 0.8
     assert not is_complete(measure_completeness(f, circuit, [], 0))
     assert is_complete(measure_completeness(f, circuit | nodes(redundant), [], 0))

@@ -22,12 +22,12 @@ from tests.oracles.faithfulness import nodes
 FIELDS = ("completeness", "minimality", "random_controls")
 
 
-def measure(here: Any, circuit: frozenset[Node], bench: Any = None) -> Any:
-    bench = bench or here.bench
+def measure(case: Any, circuit: frozenset[Node], evaluator: Any = None) -> Any:
+    evaluator = evaluator or case.evaluator
     return measure_conditions(
-        bench,
+        evaluator,
         circuit,
-        lambda ablation: choose_contexts(here.bench, circuit, ablation),
+        lambda ablation: choose_contexts(case.evaluator, circuit, ablation),
         sorted(circuit),
         0,
     )
@@ -46,12 +46,12 @@ def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
 @pytest.mark.parametrize("ablation", EVIDENCE_ABLATIONS)
 @pytest.mark.parametrize("name", ["induction", pytest.param("or_mlp", marks=pytest.mark.slow)])
 def test_every_condition_comes_out_as_over_the_full_table(
-    name: str, ablation: Any, place: Callable[[str], Any]
+    name: str, ablation: Any, load_case: Callable[[str], Any]
 ) -> None:
     """The truth, the truth with each other node joined, with each of its own left out, half of it, and all."""
-    here = place(name)
-    f, hand = here.f(ablation), here.hand(ablation)
-    table = ConditionsBySubset(hand.universe, hand.table())
+    case = load_case(name)
+    f, oracle = case.f(ablation), case.oracle(ablation)
+    table = ConditionsBySubset(oracle.universe, oracle.table())
     truth, everything = nodes(*load_truth(name).nodes), f.everything
     tried = [
         truth,
@@ -61,7 +61,7 @@ def test_every_condition_comes_out_as_over_the_full_table(
         *(truth - {u} for u in truth),
     ]
     for circuit in dict.fromkeys(tried):
-        mask = hand.mask(circuit)
+        mask = oracle.mask(circuit)
         expected = {
             "suffices": table.is_sufficient(mask),
             "complete": table.is_complete(mask),
@@ -72,16 +72,16 @@ def test_every_condition_comes_out_as_over_the_full_table(
 
 
 @pytest.mark.parametrize("name", ["induction", "or_mlp"])
-def test_the_truth_holds_and_half_of_it_fails(name: str, place: Callable[[str], Any]) -> None:
-    here = place(name)
+def test_the_truth_holds_and_half_of_it_fails(name: str, load_case: Callable[[str], Any]) -> None:
+    case = load_case(name)
     truth = nodes(*load_truth(name).nodes)
-    whole = measure(here, truth)
+    whole = measure(case, truth)
     assert whole.cut_short is None
     for ablation in EVIDENCE_ABLATIONS:
         assert {
             c: o for c, o in decide_outcomes(whole.evidence[ablation], 1.0).items() if o != "holds"
         } == {}
-    half = measure(here, truth - {max(truth)})
+    half = measure(case, truth - {max(truth)})
     for ablation in EVIDENCE_ABLATIONS:
         outcomes = decide_outcomes(half.evidence[ablation], None)
         assert outcomes["a"] == outcomes["c"] == "fails"
@@ -92,18 +92,18 @@ def test_the_truth_holds_and_half_of_it_fails(name: str, place: Callable[[str], 
 
 
 def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
-    place: Callable[[str], Any],
+    load_case: Callable[[str], Any],
 ) -> None:
     """or_mlp: each induction head's context is the other one; the drop is that of the held-out pairs."""
-    here = place("or_mlp")
+    case = load_case("or_mlp")
     circuit = nodes(*load_truth("or_mlp").nodes)
     heldout = SplitEvaluator.of(
-        here.model, here.task.heldout, "all", 0, metric=None, memory=None, meter=Meter()
+        case.model, case.task.heldout, "all", 0, metric=None, memory=None, meter=Meter()
     )
     rows = {
-        row.node: row for row in measure(here, circuit, heldout).evidence["resample"].minimality
+        row.node: row for row in measure(case, circuit, heldout).evidence["resample"].minimality
     }
-    chosen = choose_contexts(here.bench, circuit, "resample")
+    chosen = choose_contexts(case.evaluator, circuit, "resample")
     assert rows.keys() == {str(node) for node in circuit}
     for name, row in rows.items():
         (v,) = nodes(name)
@@ -115,10 +115,10 @@ def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
     assert rows["a1.h2"].context == ("a1.h0",)
 
 
-def test_an_empty_circuit_and_the_whole_universe(place: Callable[[str], Any]) -> None:
-    here = place("induction")
-    for circuit, kept in ((frozenset(), 0.0), (here.f("resample").everything, 1.0)):
-        found = measure(here, circuit)
+def test_an_empty_circuit_and_the_whole_universe(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
+    for circuit, kept in ((frozenset(), 0.0), (case.f("resample").everything, 1.0)):
+        found = measure(case, circuit)
         for ablation in EVIDENCE_ABLATIONS:
             evidence = found.evidence[ablation]
             assert evidence.faithfulness.value == pytest.approx(kept, abs=1e-9)
@@ -132,22 +132,24 @@ def test_an_empty_circuit_and_the_whole_universe(place: Callable[[str], Any]) ->
             assert len(evidence.minimality) == len(circuit)
 
 
-def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str], Any]) -> None:
+def test_wherever_the_budget_ends_what_was_measured_is_kept(
+    load_case: Callable[[str], Any],
+) -> None:
     """It ends before (a) and (b), (c), (d) or (e), never goes beyond, and what is there is what an unlimited run measures."""
-    here = place("induction")
+    case = load_case("induction")
     circuit = nodes(*load_truth("induction").nodes)
     meter = Meter()
 
-    def bench() -> Any:
+    def evaluator() -> Any:
         return SplitEvaluator.of(
-            here.model, here.task.discovery, "all", 0, metric=None, memory=None, meter=meter
+            case.model, case.task.discovery, "all", 0, metric=None, memory=None, meter=meter
         )
 
-    free = measure(here, circuit, bench())
+    free = measure(case, circuit, evaluator())
     whole, ends, overhead = meter.spent, set(), 0.0
     for share in (0.0, 0.05, 0.08, 0.1, 0.13, 0.17, 0.25, 0.5, 0.9, 1.01):
         meter = Meter(limit=share * whole)
-        found = measure(here, circuit, bench())
+        found = measure(case, circuit, evaluator())
         ends.add(found.cut_short)
         overhead = max(overhead, meter.spent - share * whole)
         for ablation, evidence in found.evidence.items():
@@ -162,19 +164,4 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(place: Callable[[str
         assert missing == sorted(missing), "in order of what they decide"
         assert (found.cut_short is None) == (len(found.evidence) == 2 and not any(missing))
     assert ends >= {"(a) and (b)", "(c)", "(e)", None}
-    assert overhead <= 2 * len(here.bench.engine) + 1e-6, "cached passes only"
-
-
-def test_a_bench_shuffles_its_pairs_by_seed(place: Callable[[str], Any]) -> None:
-    here = place("induction")
-    made = {
-        seed: SplitEvaluator.of(
-            here.model, here.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()
-        ).engine.task.pairs
-        for seed in (0, 1)
-    }
-    assert made[0] == here.bench.engine.task.pairs
-    assert made[0] != made[1]
-    assert sorted(pair.clean for pair in made[0]) == sorted(
-        pair.clean for pair in here.task.discovery.pairs
-    )
+    assert overhead <= 2 * len(case.evaluator.engine) + 1e-6, "cached passes only"

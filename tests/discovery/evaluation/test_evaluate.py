@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.known_circuits.truth import load_truth
 from benchmarks.random_models.tiny_models import as_task
@@ -16,28 +16,24 @@ from discovery import evaluate_circuit
 from discovery.errors import BudgetError, MeasurementError, SiteError
 from discovery.evaluation import (
     circuit_key,
-    combine_directions,
     conclude_without_circuit,
     heldout_key,
-    sort_by_effect,
 )
 from discovery.evaluation.evaluate import NOT_FINAL_REASON
-from discovery.methods.patching import NodeEffects
-from discovery.sites import Node, head
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
 
 TRUTH = load_truth("induction").nodes
 
 
 @pytest.fixture(scope="module")
-def wide(place: Callable[[str], Any]) -> tuple[Any, Any]:
+def wide(load_case: Callable[[str], Any]) -> tuple[Any, Any]:
     """Induction with at least 48 held-out pairs."""
     from benchmarks.known_circuits.hand_built import build_known_circuit
     from discovery import load_task
 
-    here = place("induction")
-    return here.model, load_task(
-        [pair.record() for pair in build_known_circuit("induction").pairs], here.model, pairs=120
+    case = load_case("induction")
+    return case.model, load_task(
+        [pair.record() for pair in build_known_circuit("induction").pairs], case.model, pairs=120
     )
 
 
@@ -47,7 +43,7 @@ def final(wide: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 def test_the_truth_on_held_out_pairs(
-    wide: tuple[Any, Any], final: Any, place: Callable[[str], Any]
+    wide: tuple[Any, Any], final: Any, load_case: Callable[[str], Any]
 ) -> None:
     """All holds but stability, which takes a search: partial, and `reasons` says nothing else."""
     _, task = wide
@@ -55,17 +51,17 @@ def test_the_truth_on_held_out_pairs(
     assert final.verdict == "partial"
     assert final.reasons == ("not run: (f) stable",)
     assert final.evaluation.heldout_looks == 1
-    case = place("induction").case
+    known_circuit = load_case("induction").known_circuit
     for name, pairs in (("discovery", task.discovery.pairs), ("heldout", task.heldout.pairs)):
         split = getattr(final.evaluation, name)
-        hand = FaithfulnessOracle(case.config, case.state, pairs, "mean")
-        empty, full = hand.metrics([(), hand.universe])
+        oracle = FaithfulnessOracle(known_circuit.config, known_circuit.state, pairs, "mean")
+        empty, full = oracle.metrics([(), oracle.universe])
         assert (split.n, split.accuracy) == (len(pairs), float((full > 0).double().mean()))
         assert split.metric_clean == pytest.approx(float(full.mean()), abs=1e-4)
         assert split.ablations.mean.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
-        assert split.ablations.mean.faithfulness.value == pytest.approx(hand.f1(TRUTH), abs=1e-4)
+        assert split.ablations.mean.faithfulness.value == pytest.approx(oracle.f1(TRUTH), abs=1e-4)
         assert split.ablations.mean.knockout.value == pytest.approx(
-            hand.f1(set(hand.universe) - set(TRUTH)), abs=1e-4
+            oracle.f1(set(oracle.universe) - set(TRUTH)), abs=1e-4
         )
     assert final.evaluation.discovery.ablations.mean.minimality is None, (
         "(c) to (e) are judged on held-out pairs"
@@ -110,46 +106,42 @@ def test_another_circuit_is_another_look_and_changes_no_verdict(
     )
 
 
-def test_few_discovery_pairs_are_not_called_held_out(place: Callable[[str], Any]) -> None:
-    here = place("induction")
-    found = evaluate_circuit(here.model, here.task, TRUTH)
-    assert found.evaluation.discovery.n == len(here.task.discovery) < 48
+def test_few_discovery_pairs_are_not_called_held_out(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
+    found = evaluate_circuit(case.model, case.task, TRUTH)
+    assert found.evaluation.discovery.n == len(case.task.discovery) < 48
     assert found.verdict == "partial"
     assert not any("held-out pairs;" in reason for reason in found.reasons)
-    few = evaluate_circuit(here.model, here.task, TRUTH, final=True)
+    few = evaluate_circuit(case.model, case.task, TRUTH, final=True)
     assert few.verdict == "inconclusive"
-    assert few.reasons[0] == f"{len(here.task.heldout)} held-out pairs; 48 are needed"
+    assert few.reasons[0] == f"{len(case.task.heldout)} held-out pairs; 48 are needed"
 
 
 def test_no_behaviour_is_named_once_per_split_that_was_looked_at(
-    place: Callable[[str], Any],
+    load_case: Callable[[str], Any],
 ) -> None:
-    from dataclasses import replace
-
-    here = place("induction")
+    case = load_case("induction")
     turned = replace(
-        here.task,
+        case.task,
         pairs=tuple(
-            replace(pair, answer=pair.wrong, wrong=pair.answer) for pair in here.task.pairs
+            replace(pair, answer=pair.wrong, wrong=pair.answer) for pair in case.task.pairs
         ),
     )
     for final, expected in ((False, {"discovery"}), (True, {"discovery", "heldout"})):
-        found = evaluate_circuit(here.model, turned, TRUTH, final=final)
+        found = evaluate_circuit(case.model, turned, TRUTH, final=final)
         assert found.verdict == "no_behaviour"
         assert {reason.split(":")[0] for reason in found.reasons} == expected
 
 
 @pytest.mark.parametrize("final", [False, True])
-def test_two_pairs_are_enough_to_be_measured(final: bool, place: Callable[[str], Any]) -> None:
+def test_two_pairs_are_enough_to_be_measured(final: bool, load_case: Callable[[str], Any]) -> None:
     """One in each split: every number is there, with intervals of no width and no warning."""
-    here = place("induction")
-    pairs = (here.task.discovery.pairs[0], here.task.heldout.pairs[0])
-    from dataclasses import replace
-
+    case = load_case("induction")
+    pairs = (case.task.discovery.pairs[0], case.task.heldout.pairs[0])
     task = replace(as_task(pairs), splits=("discovery", "heldout"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluate_circuit(here.model, task, TRUTH, final=final)
+        found = evaluate_circuit(case.model, task, TRUTH, final=final)
     assert found.verdict == "no_behaviour"
     split = found.evaluation.heldout if final else found.evaluation.discovery
     for ablation in (split.ablations.resample, split.ablations.mean):
@@ -158,25 +150,25 @@ def test_two_pairs_are_enough_to_be_measured(final: bool, place: Callable[[str],
         assert ablation.random_controls.layer.n == 15
 
 
-def test_with_the_mlps_kept(place: Callable[[str], Any]) -> None:
+def test_with_the_mlps_kept(load_case: Callable[[str], Any]) -> None:
     """universe="heads": f(∅) = 0 now is the model with its MLPs, so they are in no control and in no circuit."""
-    here = place("or_mlp")
+    case = load_case("or_mlp")
     heads = [name for name in load_truth("or_mlp").nodes if name.startswith("a")]
-    found = evaluate_circuit(here.model, here.task, heads, universe="heads")
+    found = evaluate_circuit(case.model, case.task, heads, universe="heads")
     assert found.evaluation.universe == "heads"
-    hand = here.hand("resample")
+    oracle = case.oracle("resample")
     mlps = {"m0", "m1"}
-    empty, full, kept = hand.f(mlps, hand.universe, {*heads, *mlps})
+    empty, full, kept = oracle.f(mlps, oracle.universe, {*heads, *mlps})
     own = found.evaluation.discovery.ablations.resample
     assert own.faithfulness.value == pytest.approx((kept - empty) / (full - empty), abs=1e-4)
     assert own.completeness.n_out_possible == 8 - len(heads)
     with pytest.raises(MeasurementError, match="not in the universe 'heads'"):
-        evaluate_circuit(here.model, here.task, [*heads, "m1"], universe="heads")
+        evaluate_circuit(case.model, case.task, [*heads, "m1"], universe="heads")
 
 
-def test_by_kl_divergence_the_truth_still_holds(place: Callable[[str], Any]) -> None:
-    here = place("induction")
-    found = evaluate_circuit(here.model, here.task, TRUTH, metric="kl_divergence")
+def test_by_kl_divergence_the_truth_still_holds(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
+    found = evaluate_circuit(case.model, case.task, TRUTH, metric="kl_divergence")
     own = found.evaluation.discovery.ablations.resample
     assert own.metric_full == pytest.approx(0, abs=1e-5)
     assert own.metric_empty > 0
@@ -185,16 +177,16 @@ def test_by_kl_divergence_the_truth_still_holds(place: Callable[[str], Any]) -> 
     assert found.verdict != "no_behaviour"
 
 
-def test_bad_input(place: Callable[[str], Any]) -> None:
-    here = place("induction")
+def test_bad_input(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
     with pytest.raises(SiteError):
-        evaluate_circuit(here.model, here.task, ["a7.h0"])
+        evaluate_circuit(case.model, case.task, ["a7.h0"])
     with pytest.raises(SiteError):
-        evaluate_circuit(here.model, here.task, ["m0"])
+        evaluate_circuit(case.model, case.task, ["m0"])
     with pytest.raises(MeasurementError, match="leaves a split empty"):
-        evaluate_circuit(here.model, as_task(here.task.pairs), TRUTH, final=True)
+        evaluate_circuit(case.model, as_task(case.task.pairs), TRUTH, final=True)
     with pytest.raises(BudgetError):
-        evaluate_circuit(here.model, here.task, TRUTH, budget=10.0)
+        evaluate_circuit(case.model, case.task, TRUTH, budget=10.0)
 
 
 def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: Path) -> None:
@@ -208,65 +200,16 @@ def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: P
     assert found.evaluation.discovery.ablations == whole.evaluation.discovery.ablations
 
 
-def effects(direction: Any, values: Mapping[Node, float]) -> NodeEffects:
-    return NodeEffects(
-        direction, tuple(values), torch.zeros(1, len(values)), torch.tensor(list(values.values()))
-    )
-
-
-def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
-    """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
-    noising = effects(
-        "noising",
-        {
-            head(0, 0): 0.004,
-            head(0, 1): 0.0,
-            head(1, 0): -0.3,
-            head(1, 1): 0.5,
-            head(1, 2): float("nan"),
-        },
-    )
-    denoising = effects(
-        "denoising",
-        {head(0, 0): 0.004, head(0, 1): 0.9, head(1, 0): -0.2, head(1, 1): 0.0, head(1, 2): 0.015},
-    )
-    assert sort_by_effect(combine_directions(noising, denoising)) == [
-        head(0, 1),
-        head(1, 0),
-        head(1, 1),
-        head(0, 0),
-        head(1, 2),
-    ]
-
-
-def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
-    """0.015 + 0.012 is none; what only mean ablation sees comes by its size there."""
-    resample = {
-        head(0, 0): (0.015, 0.012),
-        head(0, 1): (0.0, 0.02),
-        head(1, 0): (0.01, 0.0),
-        head(1, 1): (0.0, 0.0),
-    }
-    mean = {
-        head(0, 0): (0.0, 0.0),
-        head(0, 1): (9.0, 9.0),
-        head(1, 0): (float("inf"), -0.3),
-        head(1, 1): (0.5, 0.0),
-    }
-    assert sort_by_effect(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
-    assert sort_by_effect(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
-
-
-def test_keys(place: Callable[[str], Any]) -> None:
-    here = place("induction")
+def test_keys(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
     assert (
         circuit_key(nodes("m0", "a1.h0", "a0.h3"))
         == circuit_key(nodes("a0.h3", "m0", "a1.h0"))
         == "a0.h3 m0 a1.h0"
     )
-    other = place("or_mlp")
-    assert heldout_key(here.model, here.task) != heldout_key(other.model, here.task)
-    assert heldout_key(here.model, here.task) != heldout_key(here.model, here.task.discovery)
+    other = load_case("or_mlp")
+    assert heldout_key(case.model, case.task) != heldout_key(other.model, case.task)
+    assert heldout_key(case.model, case.task) != heldout_key(case.model, case.task.discovery)
 
 
 def test_a_run_that_ended_before_its_circuit() -> None:

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.known_circuits.truth import load_truth
 from benchmarks.random_models.tiny_models import as_task
-from discovery.engine import Engine
-from discovery.evaluation import Faithfulness, ResampledFaithfulness
+from discovery.engine import Engine, Meter
+from discovery.evaluation import Faithfulness, ResampledFaithfulness, SplitEvaluator
 from discovery.methods.statistics import Resamples, draw_bootstrap_weights, interval_of_mean
 from discovery.sites import Node
 
@@ -33,24 +33,29 @@ def some_sets(names: Iterable[str], truth: Iterable[str]) -> list[frozenset[Node
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["induction", "induction_layernorm", "or_mlp", "opposing_030"])
-def test_f_is_what_the_weights_give(name: str, ablation: Any, place: Callable[[str], Any]) -> None:
-    here = place(name)
-    f, hand = here.f(ablation), here.hand(ablation)
-    sets = some_sets(hand.universe, load_truth(name).nodes)
-    assert f(sets).tolist() == pytest.approx(hand.f(*sets), abs=1e-4)
+def test_f_is_what_the_weights_give(
+    name: str, ablation: Any, load_case: Callable[[str], Any]
+) -> None:
+    case = load_case(name)
+    f, oracle = case.f(ablation), case.oracle(ablation)
+    sets = some_sets(oracle.universe, load_truth(name).nodes)
+    assert f(sets).tolist() == pytest.approx(oracle.f(*sets), abs=1e-4)
     scale = float((f.full - f.empty).mean())
-    measured = f.sets(sets).double()
-    torch.testing.assert_close(measured, hand.metrics(sets), atol=1e-4 * abs(scale), rtol=0)
+    measured = f.set_metric(sets).double()
+    torch.testing.assert_close(measured, oracle.metrics(sets), atol=1e-4 * abs(scale), rtol=0)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -> None:
-    """f(C) and f(U∖C); the interval is the percentile bootstrap of the ratio, recomputed here draw by draw; median and share by pair."""
-    here = place("induction")
-    f, hand = here.f(ablation), here.hand(ablation)
+def test_the_evidence_of_a_circuit(ablation: Any, load_case: Callable[[str], Any]) -> None:
+    """The interval is the percentile bootstrap of the ratio, recomputed draw by draw.
+
+    The median and the share in the band are those of the pairs' own ratios.
+    """
+    case = load_case("induction")
+    f, oracle = case.f(ablation), case.oracle(ablation)
     circuit = frozenset(map(Node.parse, load_truth("induction").nodes))
-    found = f.evidence(circuit)
-    empty, full = hand.metrics([(), hand.universe])
+    found = f.measure_circuit(circuit)
+    empty, full = oracle.metrics([(), oracle.universe])
     assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
     assert found.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
     resamples = Resamples.of(f.engine.task)
@@ -58,8 +63,8 @@ def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -
         (found.faithfulness, circuit, (0.8, 1.2)),
         (found.knockout, f.everything - circuit, (-0.2, 0.2)),
     ):
-        (metric,) = hand.metrics([kept])
-        assert score.value == pytest.approx(hand.f1(kept), abs=1e-4)
+        (metric,) = oracle.metrics([kept])
+        assert score.value == pytest.approx(oracle.f1(kept), abs=1e-4)
         draws = sorted(
             float((row @ (metric - empty)) / (row @ (full - empty))) for row in resamples.weights
         )
@@ -78,15 +83,15 @@ def test_the_evidence_of_a_circuit(ablation: Any, place: Callable[[str], Any]) -
         assert score.share_in_band == pytest.approx(inside, abs=1.01 / len(single))
     assert found.reference.alignment == "position"
     assert found.reference.size == (
-        1 if ablation == "resample" else min(map(len, hand.groups.values())) - 1
+        1 if ablation == "resample" else min(map(len, oracle.groups.values())) - 1
     )
 
 
 def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(
-    place: Callable[[str], Any],
+    load_case: Callable[[str], Any],
 ) -> None:
-    here = place("induction")
-    f = Faithfulness(Engine(here.model, as_task(here.task.discovery.pairs[:2])), "resample")
+    case = load_case("induction")
+    f = Faithfulness(Engine(case.model, as_task(case.task.discovery.pairs[:2])), "resample")
     kept = f.everything - frozenset({Node.parse("a0.h2")})
     (metric,) = f.set_metric([kept]).double()
     one, other = ((metric - f.empty) / (f.full - f.empty)).tolist()
@@ -94,64 +99,53 @@ def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(
     assert f.score(kept, (0.8, 1.2)).median == pytest.approx((one + other) / 2, abs=1e-9)
 
 
-def test_difference_is_each_pairs_share(place: Callable[[str], Any]) -> None:
-    f = place("induction").f("resample")
+def test_difference_is_each_pairs_share(load_case: Callable[[str], Any]) -> None:
+    f = load_case("induction").f("resample")
     one, other = f.everything, f.everything - {min(f.everything)}
-    assert float(f.difference(one, other).mean()) == pytest.approx(
+    assert float(f.per_pair_difference(one, other).mean()) == pytest.approx(
         float(f([one])[0] - f([other])[0]), abs=1e-9
     )
 
 
-def test_over_the_first_pairs_only(place: Callable[[str], Any]) -> None:
+def test_over_the_first_pairs_only(load_case: Callable[[str], Any]) -> None:
     """The means of numerator and denominator alike are over those pairs; measuring a part first changes nothing of the whole."""
-    here = place("induction")
-    hand = here.hand("resample")
-    f = Faithfulness(here.bench.engine, "resample")
-    kept = frozenset(map(Node.parse, hand.universe[2:7]))
+    case = load_case("induction")
+    oracle = case.oracle("resample")
+    f = Faithfulness(case.evaluator.engine, "resample")
+    kept = frozenset(map(Node.parse, oracle.universe[2:7]))
     part = float(f([kept], "part", 10)[0])
-    metric, empty, full = (row[:10].mean() for row in hand.metrics([kept, (), hand.universe]))
+    metric, empty, full = (row[:10].mean() for row in oracle.metrics([kept, (), oracle.universe]))
     assert part == pytest.approx(float((metric - empty) / (full - empty)), abs=1e-4)
-    assert float(f([kept])[0]) == pytest.approx(hand.f1(kept), abs=1e-4)
+    assert float(f([kept])[0]) == pytest.approx(oracle.f1(kept), abs=1e-4)
     assert float(f([kept], "part", 10)[0]) == pytest.approx(part, abs=1e-9)
 
 
-def test_a_resample_weighs_the_pairs(place: Callable[[str], Any]) -> None:
+def test_a_resample_weighs_the_pairs(load_case: Callable[[str], Any]) -> None:
     """f with each pair counted as often as it was drawn; equal weights give f itself."""
-    here = place("induction")
-    f, hand, n = here.f("mean"), here.hand("mean"), len(here.bench.engine)
-    kept = frozenset(map(Node.parse, hand.universe[:5]))
+    case = load_case("induction")
+    f, oracle, n = case.f("mean"), case.oracle("mean"), len(case.evaluator.engine)
+    kept = frozenset(map(Node.parse, oracle.universe[:5]))
     even = ResampledFaithfulness(f, torch.full((n,), 1 / n, dtype=torch.float64))
     assert float(even([kept])[0]) == pytest.approx(float(f([kept])[0]), abs=1e-9)
-    draw = draw_bootstrap_weights(here.bench.engine.task, 1, seed=5)[0]
+    draw = draw_bootstrap_weights(case.evaluator.engine.task, 1, seed=5)[0]
     counts = (draw * n).round().int().tolist()
     drawn = [index for index, count in enumerate(counts) for _ in range(count)]
     assert len(drawn) == n
-    metric, empty, full = (row[drawn].mean() for row in hand.metrics([kept, (), hand.universe]))
+    metric, empty, full = (row[drawn].mean() for row in oracle.metrics([kept, (), oracle.universe]))
     assert float(ResampledFaithfulness(f, draw)([kept])[0]) == pytest.approx(
         float((metric - empty) / (full - empty)), abs=1e-4
     )
     first = [index for index in drawn if index < 12]
-    metric, empty, full = (row[first].mean() for row in hand.metrics([kept, (), hand.universe]))
+    metric, empty, full = (row[first].mean() for row in oracle.metrics([kept, (), oracle.universe]))
     assert float(ResampledFaithfulness(f, draw)([kept], "part", 12)[0]) == pytest.approx(
         float((metric - empty) / (full - empty)), abs=1e-4
     )
 
 
-def test_resamples_keep_each_templates_share(place: Callable[[str], Any]) -> None:
-    task = place("induction").bench.engine.task
-    weights = draw_bootstrap_weights(task, 50, seed=1)
-    for template in {pair.template for pair in task.pairs}:
-        members = [n for n, pair in enumerate(task.pairs) if pair.template == template]
-        torch.testing.assert_close(
-            weights[:, members].sum(1),
-            torch.full((50,), len(members) / len(task.pairs), dtype=torch.float64),
-        )
-
-
-def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str], Any]) -> None:
+def test_by_kl_divergence_smaller_is_more_of_the_behaviour(load_case: Callable[[str], Any]) -> None:
     """m(U) = 0 and m(∅) > 0, and f is still defined, 1 at U, 0 at ∅, near 1 for the circuit."""
-    here = place("induction")
-    f = Faithfulness(Engine(here.model, here.task.discovery, metric="kl_divergence"), "resample")
+    case = load_case("induction")
+    f = Faithfulness(Engine(case.model, case.task.discovery, metric="kl_divergence"), "resample")
     circuit = frozenset(map(Node.parse, load_truth("induction").nodes))
     assert float(f.full.abs().max()) < 1e-5
     assert float(f.empty.min()) > 0
@@ -167,14 +161,14 @@ def test_by_kl_divergence_smaller_is_more_of_the_behaviour(place: Callable[[str]
     assert score.low <= score.value <= score.high
 
 
-def test_f_is_null_where_ablation_removes_nothing(place: Callable[[str], Any]) -> None:
+def test_f_is_null_where_ablation_removes_nothing(load_case: Callable[[str], Any]) -> None:
     """Clean and corrupted sides exchanged: ablating everything then raises the metric."""
-    here = place("induction")
+    case = load_case("induction")
     swapped = [
         replace(pair, clean=pair.corrupted, corrupted=pair.clean)
-        for pair in here.task.discovery.pairs
+        for pair in case.task.discovery.pairs
     ]
-    f = Faithfulness(Engine(here.model, as_task(swapped)), "resample")
+    f = Faithfulness(Engine(case.model, as_task(swapped)), "resample")
     assert f.gap_low < 0
     assert not f.is_defined
     assert f.score(f.everything, (0.8, 1.2)) is None
@@ -185,14 +179,16 @@ def test_f_is_null_where_ablation_removes_nothing(place: Callable[[str], Any]) -
 
 
 @pytest.mark.parametrize("copies", [1, 12])
-def test_constant_data_have_intervals_of_no_width(copies: int, place: Callable[[str], Any]) -> None:
+def test_constant_data_have_intervals_of_no_width(
+    copies: int, load_case: Callable[[str], Any]
+) -> None:
     """The same pair again and again (once: a single pair): no NaN, no width, no warning."""
-    here = place("induction")
-    task = as_task(here.task.discovery.pairs[:1] * copies)
+    case = load_case("induction")
+    task = as_task(case.task.discovery.pairs[:1] * copies)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for ablation in ABLATIONS:
-            f = Faithfulness(Engine(here.model, task), ablation)
+            f = Faithfulness(Engine(case.model, task), ablation)
             gap = interval_of_mean(f.full - f.empty, f.resamples)
             assert gap.low == gap.mean == gap.high
             assert f.is_defined
@@ -202,3 +198,18 @@ def test_constant_data_have_intervals_of_no_width(copies: int, place: Callable[[
                 assert math.isfinite(score.value)
                 assert score.median == pytest.approx(score.value, abs=1e-6)
                 assert score.share_in_band in (0.0, 1.0)
+
+
+def test_an_evaluator_shuffles_its_pairs_by_seed(load_case: Callable[[str], Any]) -> None:
+    case = load_case("induction")
+    pairs = {
+        seed: SplitEvaluator.of(
+            case.model, case.task.discovery, "all", seed, metric=None, memory=None, meter=Meter()
+        ).engine.task.pairs
+        for seed in (0, 1)
+    }
+    assert pairs[0] == case.evaluator.engine.task.pairs
+    assert pairs[0] != pairs[1]
+    assert sorted(pair.clean for pair in pairs[0]) == sorted(
+        pair.clean for pair in case.task.discovery.pairs
+    )

@@ -22,6 +22,7 @@ from discovery.evaluation.hypothesis_tests import (
 )
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
+from tests.oracles.statistics import hsic_by_definition
 
 
 def p_of(found: Any) -> float:
@@ -78,17 +79,10 @@ def test_independence_of_what_is_independent() -> None:
 
 
 def test_hsic_by_definition() -> None:
-    x, y = np.array([0.0, 1.0, 3.0, 4.0]), np.array([1.0, 0.0, 2.0, 5.0])
+    x = np.array([0.0, 1.0, 3.0, 4.0])
+    y = np.array([1.0, 0.0, 2.0, 5.0])
 
-    def kernel(v: np.ndarray) -> np.ndarray:
-        apart = np.abs(v[:, None] - v)
-        width = np.median(apart[np.triu_indices(4, 1)])
-        return np.exp(-(apart**2) / (2 * width**2))
-
-    h = np.eye(4) - 0.25
-    assert independence_test(x, y, 0)["hsic"] == pytest.approx(
-        np.trace(kernel(x) @ h @ kernel(y) @ h) / 16
-    )
+    assert independence_test(x, y, 0)["hsic"] == pytest.approx(hsic_by_definition(x, y))
 
 
 def test_constant_data_say_nothing_and_warn_of_nothing() -> None:
@@ -102,16 +96,16 @@ def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
     """Every node of the truth matters more than any bystander; a bystander that was carried along does not."""
     model = load_model(build_known_circuit("induction").save(tmp_path / "induction"), device="cpu")
     task = load_task(tmp_path / "induction" / "task.jsonl", model, pairs=60)
-    bench = SplitEvaluator.of(
+    evaluator = SplitEvaluator.of(
         model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
     )
     nodes = model.info.nodes()
     truth = frozenset({Node.parse("a0.h2"), Node.parse("a1.h1")})
-    found: Any = run_hypothesis_tests(bench.f("resample"), truth, nodes, 0)
+    found: Any = run_hypothesis_tests(evaluator.f("resample"), truth, nodes, 0)
     rows = {row["node"]: row for row in found["inflated_circuit"]["nodes"]}
     assert {name: row["share"] for name, row in rows.items()} == {"a0.h2": 1.0, "a1.h1": 1.0}
     extra = Node.parse("a1.h3")
-    found = run_hypothesis_tests(bench.f("resample"), truth | {extra}, nodes, 0)
+    found = run_hypothesis_tests(evaluator.f("resample"), truth | {extra}, nodes, 0)
     rows = {row["node"]: row for row in found["inflated_circuit"]["nodes"]}
     assert rows["a1.h3"]["share"] < 0.9
 

@@ -1,11 +1,11 @@
-"""Intervals: resampled within templates, the ratio as a whole, and no width where nothing varies.
+"""Intervals over pairs, and the tests with their corrections.
 
-The max-statistic by hand, under its null, and at its edges.
+Intervals are resampled within templates, a ratio as a whole, and constant data have no width. Each
+test is compared with an enumeration, and checked under its null and at its edges.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import warnings
@@ -21,11 +21,14 @@ from discovery.methods.statistics import (
     BOOTSTRAP_DRAWS,
     Resamples,
     draw_bootstrap_weights,
+    holm,
     interval_of_mean,
     interval_of_ratio,
     max_statistic_test,
+    sign_flip_test,
 )
 from discovery.tasks.task import EncodedPair
+from tests.oracles.statistics import max_statistic_by_enumeration, sign_flip_by_enumeration
 
 
 def task_of(*sizes: int):
@@ -214,28 +217,53 @@ def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale
         assert theirs == pytest.approx(mine * scale + shift, abs=1e-6)
 
 
-def max_statistic_by_enumeration(effects: np.ndarray) -> np.ndarray:
-    """The same over every choice of signs, written out."""
-    size = np.sqrt((effects**2).sum(0))
-    own = np.abs(effects.sum(0)) / size
-    largest = [
-        max(
-            abs(sum(s * x for s, x in zip(signs, effects[:, c], strict=True))) / size[c]
-            for c in range(effects.shape[1])
+@pytest.mark.parametrize("n", range(1, 11))
+def test_sign_flip_p_is_that_of_every_sign_pattern(n: int) -> None:
+    rng = random.Random(n)
+    for centre in (0.0, 0.5, -2.0):
+        differences = [rng.gauss(centre, 1.0) for _ in range(n)]
+        assert sign_flip_test(np.array(differences), 0) == pytest.approx(
+            sign_flip_by_enumeration(differences)
         )
-        for signs in itertools.product((1, -1), repeat=len(effects))
-    ]
-    return np.array([np.mean([value >= one - 1e-9 for value in largest]) for one in own])
+    assert sign_flip_test(np.ones(n), 0) == pytest.approx(min(1.0, 2 / 2**n))
+    assert sign_flip_test(np.zeros(n), 0) == 1.0
+    assert sign_flip_test(np.array([1.0, -1.0] * n), 0) == 1.0
 
 
-def test_against_every_choice_of_signs() -> None:
+def test_sign_flip_with_many_pairs_draws_ten_thousand() -> None:
+    """No smaller p than 2/10001; the same seed gives the same p; near the enumeration where that is feasible."""
+    rng = np.random.default_rng(0)
+    assert sign_flip_test(rng.normal(1.0, 0.1, 60), 0) == pytest.approx(2 / 10001)
+    some = rng.normal(0.25, 1.0, 16)
+    assert sign_flip_test(some, 3) == sign_flip_test(some, 3)
+    assert sign_flip_test(some, 3) == pytest.approx(
+        sign_flip_by_enumeration(some.tolist()), abs=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.04, 0.001, 0.02, 0.9], [0.08, 0.004, 0.06, 0.9]),
+        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+    ],
+)
+def test_holm(p: list[float], corrected: list[float]) -> None:
+    assert holm(p) == pytest.approx(corrected)
+
+
+def test_the_max_statistic_is_that_of_every_choice_of_signs() -> None:
     effects = np.random.default_rng(0).normal(size=(8, 3)) + np.array([1.5, 0.3, 0.0])
     assert max_statistic_test(effects, flips=20_000) == pytest.approx(
         max_statistic_by_enumeration(effects), abs=0.012
     )
 
 
-def test_by_hand() -> None:
+def test_the_max_statistic_by_hand() -> None:
     """Three pairs of one sign: of eight choices of signs two are as large, so p is 1/4, whatever the size."""
     assert max_statistic_test(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(
         0.25, abs=0.01

@@ -146,7 +146,9 @@ def test_no_shortcut_and_no_block_changes_a_number(
     monkeypatch.setattr(
         model,
         "abilities",
-        replace(model.abilities, middle=False, prefix=False, columns=False, linear_heads=False),
+        replace(
+            model.abilities, after_attention=False, prefix=False, columns=False, linear_heads=False
+        ),
     )
     torch.testing.assert_close(
         measure_node_effects(Engine(model, task), direction).per_pair,
