@@ -1,4 +1,8 @@
-"""Which shortcuts hold for a loaded model: each is tried on the probe, and taken where it gives the plain forward pass's numbers."""
+"""Which shortcuts hold for a loaded model.
+
+Each shortcut is tried on the probe prompt when the model is loaded. It is used only if it gives the
+numbers of the plain forward pass.
+"""
 
 from __future__ import annotations
 
@@ -6,223 +10,251 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, BatchResult
 from discovery.backends.info import Abilities
 from discovery.backends.loading.checks import TOLERANCE, ReferenceLogits
 from discovery.errors import BackendMismatchError, SiteError
-from discovery.interventions import replace_with, scale
+from discovery.interventions import Edit, replace_with, scale
 from discovery.sites import Site
 
-SHORTCUT_TOLERANCE = TOLERANCE | {
-    "float32": 2e-5
-}  # the same prompt on the same engine: only the order of sums differs
+# The same prompt runs on the same backend, so in float32 only the order of sums may differ.
+SHORTCUT_TOLERANCE = TOLERANCE | {"float32": 2e-5}
 
 
 @torch.no_grad()
 def find_abilities(
     backend: Backend, expected: ReferenceLogits, *, untried: Collection[str] = ()
 ) -> Abilities:
-    """Try each shortcut and keep those that give the plain numbers; some need not be tried."""
+    """Try each shortcut, and return those that give the plain numbers.
+
+    Args:
+        backend: the loaded model.
+        expected: the logits of the unwrapped module.
+        untried: names of the abilities prefix and last_position_only that are not to be tried;
+            they count as absent.
+
+    Raises:
+        BackendMismatchError: if a run cannot start at a later layer, which all sweeps rely on.
+    """
     tolerance = SHORTCUT_TOLERANCE[backend.info.dtype] * float(expected.logits.abs().max())
     plain = _run_plain(backend, expected)
     _require_restart(backend, expected, plain, tolerance)
-    prefix = "prefix" not in untried and _holds(
-        lambda: _prefix_error(backend, expected, plain), tolerance
-    )
+
+    def holds(error: Callable[[], float]) -> bool:
+        return _reproduces(error, tolerance)
+
+    prefix = "prefix" not in untried and holds(lambda: _prefix_error(backend, expected, plain))
     return Abilities(
         prefix=prefix,
         columns=expected.unembedding_is_linear
-        and _holds(lambda: _column_error(backend, expected, plain), tolerance),
-        linear_heads=_holds(lambda: _head_error(backend, expected), tolerance),
-        after_attention=_holds(lambda: _after_attention_error(backend, expected, plain), tolerance),
-        pattern=_holds(lambda: _pattern_error(backend, expected), tolerance),
-        joins=_holds(lambda: _join_error(backend, expected, plain, prefix=prefix), tolerance),
+        and holds(lambda: _column_error(backend, expected, plain)),
+        linear_heads=holds(lambda: _head_error(backend, expected)),
+        after_attention=holds(lambda: _after_attention_error(backend, expected, plain)),
+        pattern=holds(lambda: _pattern_error(backend, expected)),
+        joins=holds(lambda: _join_error(backend, expected, plain, prefix=prefix)),
         last_position_only="last_position_only" not in untried
-        and _holds(lambda: _last_position_error(backend, expected), tolerance),
+        and holds(lambda: _last_position_error(backend, expected)),
     )
 
 
 def _run_plain(backend: Backend, expected: ReferenceLogits) -> BatchResult:
-    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
+    """Run the probe without a shortcut: logits at its last position, and each layer's input."""
     sites = [Site("resid_pre", layer) for layer in range(backend.info.n_layers)]
-    return backend.run(Batch(expected.tokens, last), sites)
+    return backend.run(Batch(expected.tokens, expected.last_position), sites)
 
 
-def _holds(error: Callable[[], float], tolerance: float) -> bool:
+def _run_logits(backend: Backend, batch: Batch, edits: list[Edit] | None = None) -> Tensor:
+    """Return the logits of a batch that has answer positions."""
+    logits = backend.run(batch, edits=edits or []).logits
+    assert logits is not None
+    return logits
+
+
+def _reproduces(error: Callable[[], float], tolerance: float) -> bool:
+    """Return whether a shortcut runs and its error is within the tolerance."""
     try:
         return error() <= tolerance
     except torch.OutOfMemoryError:
         raise
     except (SiteError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        return False  # the architecture has no such shortcut: the plain way is used
+        return False  # the architecture does not have this shortcut
 
 
 def _require_restart(
     backend: Backend, expected: ReferenceLogits, plain: BatchResult, tolerance: float
 ) -> None:
-    """Starting at the last layer, or after it, from its own residual stream must change nothing."""
+    """Check that a run can start at the last layer, and after it, from its own residual stream.
+
+    Raises:
+        BackendMismatchError: if the logits then change.
+    """
     layer = backend.info.n_layers - 1
-    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
-    inputs, outputs = Site("resid_pre", layer), Site("resid_post", layer)
+    outputs = Site("resid_post", layer)
     after = backend.run(Batch(expected.tokens), [outputs]).activations[outputs]
     assert plain.logits is not None
-    worst = 0.0
-    for start, residual in ((layer, plain.activations[inputs]), (layer + 1, after)):
-        again = backend.run(Batch(expected.tokens, last, start=start, residual=residual)).logits
-        assert again is not None
-        worst = max(worst, float((again - plain.logits).abs().max()))
-    if not worst <= tolerance:
+    residuals = {layer: plain.activations[Site("resid_pre", layer)], layer + 1: after}
+    error = 0.0
+    for start, residual in residuals.items():
+        batch = Batch(expected.tokens, expected.last_position, start=start, residual=residual)
+        again = _run_logits(backend, batch)
+        error = max(error, float((again - plain.logits).abs().max()))
+    if not error <= tolerance:
         raise BackendMismatchError(
-            f"{backend.info.architecture} cannot be started in the middle on {backend.info.backend}.",
+            f"{backend.info.architecture} cannot be started in the middle on "
+            f"{backend.info.backend}.",
             "Use the other backend.",
         )
 
 
 def _prefix_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
-    """At every position after the prefix: where attention is local, only the first of them see it."""
-    length, device = expected.tokens.shape[1], expected.tokens.device
-    cut, rows = length // 2, torch.zeros(length - length // 2, dtype=torch.long, device=device)
-    last = torch.arange(length - cut, device=device)
-    prefix = backend.run(
-        Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True
-    ).prefix
+    """Return the error of runs after a cached prefix, at every position after it.
+
+    All positions are tested because with local attention only the first of them see the prefix.
+    """
+    cut = expected.length // 2
+    n_rest = expected.length - cut
+    device = expected.tokens.device
+    rows = torch.zeros(n_rest, dtype=torch.long, device=device)
+    positions = torch.arange(n_rest, device=device)
+    batch = Batch(expected.tokens, expected.last_position)
+    prefix = backend.run(batch, keep_prefix=True).prefix
     assert prefix is not None
-    worst = 0.0
+    error = 0.0
     for start in {0, backend.info.n_layers - 1}:
         residual = plain.activations[Site("resid_pre", start)][rows, cut:]
-        again = backend.run(
-            Batch(
-                expected.tokens[rows, cut:],
-                last,
-                start=start,
-                residual=residual,
-                prefix=prefix.take(rows, cut),
-            )
-        ).logits
-        assert again is not None
-        worst = max(worst, float((again - expected.logits[0, cut:]).abs().max()))
-    return worst
+        rest = Batch(
+            expected.tokens[rows, cut:],
+            positions,
+            start=start,
+            residual=residual,
+            prefix=prefix.take(rows, cut),
+        )
+        again = _run_logits(backend, rest)
+        error = max(error, float((again - expected.logits[0, cut:]).abs().max()))
+    return error
 
 
 def _join_error(
     backend: Backend, expected: ReferenceLogits, plain: BatchResult, *, prefix: bool
 ) -> float:
-    """Rows that enter at different layers, with and without a prefix, each at another answer position."""
-    length, device, layers = expected.tokens.shape[1], expected.tokens.device, backend.info.n_layers
-    whole = (
-        backend.run(
-            Batch(expected.tokens, torch.tensor([length - 1], device=device)), keep_prefix=True
-        ).prefix
-        if prefix
-        else None
-    )
-    worst = 0.0
-    for cut in (0, length // 2) if whole is not None else (0,):
-        counts = [3 if layer == layers - 1 and layers > 1 else 2 for layer in range(layers)]
-        rows = torch.zeros(counts[-1], dtype=torch.long, device=device)
-        last = torch.tensor([length - cut - 1, 0, (length - cut) // 2], device=device)[: counts[-1]]
-        stream = {
-            layer: plain.activations[Site("resid_pre", layer)][:, cut:] for layer in (0, layers - 1)
-        }
+    """Return the error of rows that enter at different layers, each with its own answer position.
+
+    It is tested without a prefix and, if the backend can reuse one, with a prefix too.
+    """
+    device = expected.tokens.device
+    top = backend.info.n_layers - 1
+    # Two rows start at the first layer; a third joins at the last one, if that is another.
+    counts = [3 if layer == top and top > 0 else 2 for layer in range(top + 1)]
+    n_rows = counts[-1]
+    rows = torch.zeros(n_rows, dtype=torch.long, device=device)
+    cached = None
+    if prefix:
+        batch = Batch(expected.tokens, expected.last_position)
+        cached = backend.run(batch, keep_prefix=True).prefix
+    error = 0.0
+    for cut in (0, expected.length // 2) if cached is not None else (0,):
+        n_rest = expected.length - cut
+        positions = torch.tensor([n_rest - 1, 0, n_rest // 2], device=device)[:n_rows]
+        stream = {layer: plain.activations[Site("resid_pre", layer)][:, cut:] for layer in (0, top)}
         batch = Batch(
             expected.tokens[rows, cut:],
-            last,
+            positions,
             start=0,
             residual=stream[0].expand(2, -1, -1),
-            prefix=whole.take_by_layer(rows, counts, cut) if whole is not None and cut else None,
-            joins={layers - 1: stream[layers - 1]} if layers > 1 else {},
+            prefix=cached.take_by_layer(rows, counts, cut) if cached is not None and cut else None,
+            joins={top: stream[top]} if top > 0 else {},
         )
-        again = backend.run(batch).logits
-        assert again is not None
-        worst = max(worst, float((again - expected.logits[0, cut + last]).abs().max()))
-    return worst
+        again = _run_logits(backend, batch)
+        error = max(error, float((again - expected.logits[0, cut + positions]).abs().max()))
+    return error
 
 
 def _after_attention_error(
     backend: Backend, expected: ReferenceLogits, plain: BatchResult
 ) -> float:
-    layer, last = (
-        backend.info.n_layers // 2,
-        torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device),
-    )
+    """Return the error of a run that starts after the attention of the middle layer."""
+    layer = backend.info.n_layers // 2
     site = Site("resid_mid", layer)
     residual = backend.run(Batch(expected.tokens), [site]).activations[site]
-    again = backend.run(
-        Batch(expected.tokens, last, start=layer, residual=residual, after_attention=True)
-    ).logits
-    assert again is not None
+    batch = Batch(
+        expected.tokens,
+        expected.last_position,
+        start=layer,
+        residual=residual,
+        after_attention=True,
+    )
+    again = _run_logits(backend, batch)
     assert plain.logits is not None
     return float((again - plain.logits).abs().max())
 
 
 def _last_position_error(backend: Backend, expected: ReferenceLogits) -> float:
-    """At every answer position, from the first layer and from the last, unchanged and with what the last layer adds changed."""
-    info, length = backend.info, expected.tokens.shape[1]
-    rows, last = (
-        expected.tokens.expand(length, -1),
-        torch.arange(length, device=expected.tokens.device),
-    )
-    site = Site("resid_pre", info.n_layers - 1)
+    """Return the error of computing the last layer at the answer position only.
+
+    It is tested for every answer position, for runs from the first layer and from the last, and
+    with the last layer's outputs unchanged and changed.
+    """
+    info = backend.info
+    layer = info.n_layers - 1
+    rows = expected.tokens.expand(expected.length, -1)
+    positions = torch.arange(expected.length, device=expected.tokens.device)
+    site = Site("resid_pre", layer)
     stream = backend.run(Batch(rows), [site]).activations[site]
-    edits = [scale(Site("attn_out", info.n_layers - 1), 0.5)] + (
-        [] if info.attn_only else [scale(Site("mlp_out", info.n_layers - 1), 2.0)]
-    )
-    worst = 0.0
-    for batch in (Batch(rows, last), Batch(rows, last, start=info.n_layers - 1, residual=stream)):
-        for changes in ([], edits):
-            whole, narrow = (
-                backend.run(each, edits=changes).logits
-                for each in (batch, replace(batch, last_position_only=True))
-            )
-            assert whole is not None
-            assert narrow is not None
-            worst = max(worst, float((whole - narrow).abs().max()))
-    return worst
+    changes = [scale(Site("attn_out", layer), 0.5)]
+    if not info.attn_only:
+        changes.append(scale(Site("mlp_out", layer), 2.0))
+    error = 0.0
+    for batch in (Batch(rows, positions), Batch(rows, positions, start=layer, residual=stream)):
+        for edits in ([], changes):
+            whole = _run_logits(backend, batch, edits)
+            narrow = _run_logits(backend, replace(batch, last_position_only=True), edits)
+            error = max(error, float((whole - narrow).abs().max()))
+    return error
 
 
 def _column_error(backend: Backend, expected: ReferenceLogits, plain: BatchResult) -> float:
-    last = torch.tensor([expected.tokens.shape[1] - 1], device=expected.tokens.device)
-    columns = torch.arange(backend.info.n_logits, device=last.device)[None]
-    logits = backend.run(Batch(expected.tokens, last, columns=columns)).logits
-    assert logits is not None
+    """Return the error of logits from single columns of the unembedding, over all columns."""
+    columns = torch.arange(backend.info.n_logits, device=expected.tokens.device)[None]
+    batch = Batch(expected.tokens, expected.last_position, columns=columns)
+    logits = _run_logits(backend, batch)
     assert plain.logits is not None
     return float((logits - plain.logits.gather(1, columns)).abs().max())
 
 
 def _pattern_error(backend: Backend, expected: ReferenceLogits) -> float:
-    """Between z under a uniform pattern and the mean of the values so far."""
-    info, layer = backend.info, backend.info.n_layers - 1
-    pattern, v, z = (Site(kind, layer) for kind in ("pattern", "v", "z"))
-    values = (
-        backend.run(Batch(expected.tokens), [v])
-        .activations[v]
-        .repeat_interleave(info.n_heads // info.n_kv_heads, 2)
-    )
+    """Return how far z under a uniform attention pattern is from the mean of the values so far."""
+    info = backend.info
+    pattern, v, z = (Site(kind, info.n_layers - 1) for kind in ("pattern", "v", "z"))
+    values = backend.run(Batch(expected.tokens), [v]).activations[v]
+    values = values.repeat_interleave(info.n_heads // info.n_kv_heads, 2)
     length = values.shape[1]
     uniform = torch.ones(length, length, dtype=values.dtype, device=values.device).tril()
     uniform = (uniform / uniform.sum(1, keepdim=True)).expand(1, info.n_heads, length, length)
-    seen = backend.run(Batch(expected.tokens), [z], [replace_with(pattern, uniform)]).activations[z]
-    return float((seen - torch.einsum("rhds,rshe->rdhe", uniform, values)).abs().max())
+    edits = [replace_with(pattern, uniform)]
+    heads = backend.run(Batch(expected.tokens), [z], edits).activations[z]
+    return float((heads - torch.einsum("rhds,rshe->rdhe", uniform, values)).abs().max())
 
 
 def _head_error(backend: Backend, expected: ReferenceLogits) -> float:
-    """Between resid_post − resid_pre − mlp_out and Σ z·W_O, up to the same bias at every position."""
-    info, worst = backend.info, 0.0
+    """Return how far the residual stream is from a sum of head and MLP outputs.
+
+    Two differences count: between attn_out and Σ_h z_h·W_O[h], up to a bias that is the same at
+    every position; and between resid_post and resid_pre + attn_out + mlp_out.
+    """
+    info = backend.info
+    error = 0.0
     for layer in {0, info.n_layers - 1}:
-        kinds = ["resid_pre", "resid_post", "attn_out", "z"] + (
-            [] if info.attn_only else ["mlp_out"]
-        )
-        sites = {kind: Site(kind, layer) for kind in kinds}  # type: ignore[arg-type]  # each kind is an ActivationKind
-        seen = backend.run(Batch(expected.tokens), list(sites.values())).activations
-        heads = torch.einsum(
-            "rphd,hdm->rpm",
-            seen[sites["z"]],
-            backend.head_weights(layer).to(seen[sites["z"]].dtype),
-        )
-        bias = seen[sites["attn_out"]] - heads
-        added = seen[sites["resid_pre"]] + seen[sites["attn_out"]] - seen[sites["resid_post"]]
+        resid_pre, resid_post = Site("resid_pre", layer), Site("resid_post", layer)
+        attn_out, z, mlp_out = Site("attn_out", layer), Site("z", layer), Site("mlp_out", layer)
+        sites = [resid_pre, resid_post, attn_out, z] + ([] if info.attn_only else [mlp_out])
+        read = backend.run(Batch(expected.tokens), sites).activations
+        weights = backend.head_weights(layer).to(read[z].dtype)
+        heads = torch.einsum("rphd,hdm->rpm", read[z], weights)
+        bias = read[attn_out] - heads
+        rest = read[resid_pre] + read[attn_out] - read[resid_post]
         if not info.attn_only:
-            added = added + seen[sites["mlp_out"]]
-        worst = max(worst, float((bias - bias[:, :1]).abs().max()), float(added.abs().max()))
-    return worst
+            rest = rest + read[mlp_out]
+        error = max(error, float((bias - bias[:, :1]).abs().max()), float(rest.abs().max()))
+    return error

@@ -1,13 +1,18 @@
-"""`load_model`: a name or a directory becomes a backend that has proved itself.
+"""`load_model`: turn a name or a directory into a backend that has proved itself.
 
-from discovery import load_model
-model = load_model("bundled")              # or a directory, or a hub name
-model.info.n_layers, model.info.fingerprint
+    from discovery import load_model
+    model = load_model("bundled")              # or a directory, or a hub name
+    model.info.n_layers, model.info.fingerprint
+
+The backend is chosen from the model's outline, before any weight is read. The module is loaded and
+run once as it is; then the backend wraps it, and must give the same logits. Last, the shortcuts are
+tried.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -39,7 +44,6 @@ from discovery.backends.loading.description import (
 )
 from discovery.backends.loading.huggingface import build_module, build_tokenizer
 from discovery.backends.loading.native import (
-    NATIVE_CONFIG,
     build_native,
     describe_unknown_fields,
     read_native_config,
@@ -59,7 +63,10 @@ from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 
-OUT_OF_MEMORY_CURE = "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model; where a server's ran out, try later."
+OUT_OF_MEMORY_CURE = (
+    "Free memory, or choose a smaller dtype, device_map auto, another device or a smaller model. "
+    "If a server ran out of memory, try later."
+)
 
 
 def load_model(
@@ -72,153 +79,186 @@ def load_model(
     max_memory: Mapping[str | int, int] | None = None,
     remote: bool | Literal["local"] = False,
 ) -> Backend:
-    """Open a model.
+    """Load a model.
 
     Args:
-        name: "bundled", a Hugging Face or TransformerLens-native directory, or a hub name.
-        backend: which engine runs it; "auto" chooses by size, architecture and memory (`backends.choose`), and `info.chosen` says why.
-        device: auto, cpu, cuda (or cuda:1 …), or mps (accepted, recorded, untested).
+        name: "bundled", a directory in Hugging Face or TransformerLens-native format, or a hub
+            name.
+        backend: the backend that runs the model. "auto" chooses by size, architecture and memory;
+            `info.backend_reason` then says why.
+        device: auto, cpu, cuda (or one GPU, as cuda:1), or mps (accepted and recorded, but
+            untested).
         dtype: float32, float64, bfloat16 or float16.
-        device_map: "auto" spreads the weights over this machine's devices, memory and disk, as transformers does (nnsight only).
-        max_memory: then, bytes that they may take of each device and of "cpu"; the rest lies on the disk.
-        remote: run it on NDIF (True; see `backends.remote`), or "local" on nnsight's simulation of it. Nothing is sent anywhere otherwise.
+        device_map: "auto" spreads the weights over this machine's devices, memory and disk, as
+            transformers does. A mapping says where each part goes. Only nnsight runs such a model.
+        max_memory: with device_map, how many bytes the weights may take of each device and of
+            "cpu"; the rest goes to the disk.
+        remote: True runs the model on NDIF, and "local" on nnsight's simulation of it. With False,
+            nothing is sent anywhere.
 
     Returns:
-        A backend whose logits were held against the unwrapped module's.
+        A backend that gave the same logits as the unwrapped module.
 
     Raises:
-        ModelError: the name is no model, or not one that can be run, or it does not fit; says why and what to do.
-        MemoryLimitError: memory ran out all the same.
+        ModelError: if there is no such model, or if it cannot be run or does not fit. The message
+            says why and what to do.
+        MemoryLimitError: if memory runs out although the weights seemed to fit.
     """
     require_dtype(dtype)
     if backend not in get_args(BackendName):
         raise ModelError(
             f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}."
         )
-    spread = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
+    placement = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
     with convert_out_of_memory(f"Memory ran out while {name} was loaded.", OUT_OF_MEMORY_CURE):
         if remote:
+            # The remote backend imports this package, so it is imported only when it is needed.
             from discovery.backends.remote.load import load_remote
 
-            made = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
-            made.info = replace(made.info, backend_reason=REMOTE_REASON)
-            return made
-        return _load_local(str(name), backend, choose_device(device), dtype, spread)
+            model = load_remote(str(name), remote, backend=backend, device=device, dtype=dtype)
+            model.info = replace(model.info, backend_reason=REMOTE_REASON)
+            return model
+        return _load_local(str(name), backend, choose_device(device), dtype, placement)
 
 
 def _load_local(
-    name: str, backend: BackendName, device: str, dtype: str, spread: Placement | None
+    name: str, backend: BackendName, device: str, dtype: str, placement: Placement | None
 ) -> Backend:
-    """As `load_model`, on this machine."""
-    said = locate_model(name, weights=False)
-    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        engine, reason = _choose_fitting_backend(
-            said, backend, device, dtype, spread
-        )  # before the weights are read, or fetched
-        source = locate_model(name)
-        width: torch.dtype = getattr(torch, dtype)
-        if (source.directory / NATIVE_CONFIG).is_file():
-            made = _load_native(source, width, device, engine)
+    """Load a model on this machine, as `load_model` does."""
+    location = locate_model(name, weights=False)
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints
+        # The choice comes first: a model that does not fit is refused before its weights are read
+        # or downloaded.
+        kind, reason = _choose_fitting_backend(location, backend, device, dtype, placement)
+        location = locate_model(name)
+        torch_dtype: torch.dtype = getattr(torch, dtype)
+        if location.is_native:
+            model = _load_native(location, torch_dtype, device, kind)
         else:
-            made = _load_huggingface(source, width, device, engine, spread)
-    made.info = replace(made.info, backend_reason=reason)
-    return made
+            model = _load_hugging_face(location, torch_dtype, device, kind, placement)
+    model.info = replace(model.info, backend_reason=reason)
+    return model
 
 
 def _choose_fitting_backend(
-    source: ModelLocation, backend: BackendName, device: str, dtype: str, spread: Placement | None
+    location: ModelLocation,
+    backend: BackendName,
+    device: str,
+    dtype: str,
+    placement: Placement | None,
 ) -> tuple[BackendKind, str]:
-    """The engine and why it; refused where the weights do not fit.
+    """Return the backend that runs a model, and the reason for it.
 
     Raises:
-        ModelError: as `choose` and `require_fit`.
+        ModelError: if no backend can run the model, or if its weights do not fit.
     """
     free = read_free_memory(device)
     try:
-        found = read_outline_at(source, dtype)
+        outline = read_outline_at(location, dtype)
     except UnknownShapeError:
-        if spread is not None:
+        if placement is not None:
             raise
-        return (
-            "nnsight" if backend == "nnsight" else "transformerlens",
-            "its configuration does not say how large it is",
-        )
-    choice = choose_backend(found, backend, free, is_spread=spread is not None)
-    if spread is None:
+        kind: BackendKind = "nnsight" if backend == "nnsight" else "transformerlens"
+        return kind, "its configuration does not say how large it is"
+    choice = choose_backend(outline, backend, free, is_spread=placement is not None)
+    if placement is None:
         require_fit(choice, device, free)
     else:
-        spread.require_disk_space(found.name, found.stacked_bytes)
+        placement.require_disk_space(outline.name, outline.stacked_bytes)
     return choice.backend, choice.reason
 
 
-def _load_huggingface(
-    source: ModelLocation,
+def _load_hugging_face(
+    location: ModelLocation,
     dtype: torch.dtype,
     device: str,
-    backend: BackendKind,
-    spread: Placement | None,
+    kind: BackendKind,
+    placement: Placement | None,
 ) -> Backend:
-    saved = None if spread is None else _require_parts(source, spread)
-    module: Any = build_module(source.directory, dtype, device, spread)
-    device = device if spread is None else input_device(module)
-    tokenizer = build_tokenizer(source.directory)
-    kind = type(module).__name__
-    with _as_model_error(f"{source.directory.name} does not run"):
-        plain = UnwrappedModel.of(
-            source,
+    """Load a model in Hugging Face format and verify the backend that wraps it."""
+    file_dtype = None
+    if placement is not None:
+        empty_module, file_dtype = build_empty_module(location.directory)
+        placement.require_modules(empty_module)
+    module: Any = build_module(location.directory, dtype, device, placement)
+    if placement is not None:
+        device = input_device(module)
+    tokenizer = build_tokenizer(location.directory)
+    with _as_model_error(f"{location.directory.name} does not run"):
+        plain = UnwrappedModel.of_module(
+            location,
             module,
-            read_vocabulary_size(module),
-            read_module_context_length(module),
-            dtype,
-            device,
+            d_vocab=read_vocabulary_size(module),
+            n_ctx=read_module_context_length(module),
+            dtype=dtype,
+            device=device,
         )
-    with _as_model_error(f"{BACKEND_LABELS[backend]} cannot wrap {kind}"):
-        made = (
-            _wrap_in_nnsight(plain, tokenizer)
-            if backend == "nnsight"
-            else _wrap_in_transformerlens(plain, tokenizer)
-        )
-    with _as_model_error(f"{BACKEND_LABELS[backend]} cannot run {kind}"):
-        require_same_logits(made, plain.expected)
-        require_causal(made, plain.expected)
-    made.abilities = find_abilities(made, plain.expected)
-    if spread is not None:
-        warnings = (*made.info.warnings, *describe_placement(module))
-        made.abilities = replace(
-            made.abilities, gradients=(device, dtype) == ("cpu", saved) or not is_offloaded(module)
-        )
-        made.info = replace(
-            made.info,
-            warnings=warnings,
-            device_map="auto" if spread.device_map == "auto" else str(dict(spread.device_map)),
-        )
-    return made
+    architecture = type(module).__name__
+    wrap = _wrap_in_nnsight if kind == "nnsight" else _wrap_in_transformerlens
+    with _as_model_error(f"{BACKEND_LABELS[kind]} cannot wrap {architecture}"):
+        model = wrap(plain, tokenizer)
+    with _as_model_error(f"{BACKEND_LABELS[kind]} cannot run {architecture}"):
+        require_same_logits(model, plain.expected)
+        require_causal(model, plain.expected)
+    model.abilities = find_abilities(model, plain.expected)
+    if placement is not None:
+        _record_placement(model, module, placement, file_dtype or torch.float32)
+    return model
 
 
-def _require_parts(source: ModelLocation, spread: Placement) -> torch.dtype:
-    """Check how weights are to lie; returns the dtype of the files.
-
-    Raises:
-        ModelError: as `Placement.require_parts`.
-    """
-    empty, saved = build_empty_module(source.directory)
-    spread.require_modules(empty)
-    return saved or torch.float32
+def _record_placement(
+    model: Backend, module: Any, placement: Placement, file_dtype: torch.dtype
+) -> None:
+    """Record how the weights of a model are spread, and whether it gives gradients."""
+    info = model.info
+    is_mapped = info.device == "cpu" and info.dtype == str(file_dtype).removeprefix("torch.")
+    gradients = is_mapped or not is_offloaded(module)
+    model.abilities = replace(model.abilities, gradients=gradients)
+    device_map = placement.device_map
+    model.info = replace(
+        info,
+        warnings=(*info.warnings, *describe_placement(module)),
+        device_map="auto" if device_map == "auto" else str(dict(device_map)),
+    )
 
 
 def _wrap_in_transformerlens(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Backend:
-    """A Hugging Face module in TransformerLens."""
-    import copy
-
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    """Wrap a Hugging Face module in TransformerLens."""
     from transformer_lens.model_bridge.sources.transformers import (
         determine_architecture_from_hf_config,
     )
 
-    module, place = plain.module, {"dtype": plain.dtype, "device": plain.device}
-    architecture = determine_architecture_from_hf_config(module.config)
+    config = plain.module.config
+    return _build_bridge(
+        plain,
+        tokenizer,
+        determine_architecture_from_hf_config(config),
+        takes_cache=True,
+        hf_config=copy.deepcopy(config),
+    )
+
+
+def _build_bridge(
+    plain: UnwrappedModel,
+    tokenizer: Tokenizer | None,
+    architecture: str,
+    *,
+    takes_cache: bool,
+    **configuration: Any,
+) -> Backend:
+    """Build a TransformerLens bridge around a module.
+
+    Args:
+        plain: the model.
+        tokenizer: its tokenizer, if it has one.
+        architecture: the name by which TransformerLens knows its architecture.
+        takes_cache: whether its blocks take and return a Hugging Face cache.
+        configuration: the model's configuration, under the name that TransformerLens expects.
+    """
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
     bridge = build_bridge_from_module(
-        module, architecture, hf_config=copy.deepcopy(module.config), **place
+        plain.module, architecture, dtype=plain.dtype, device=plain.device, **configuration
     )
     bridge.requires_grad_(False)  # wrapping makes new parameters
     return TransformerLensBackend(
@@ -226,17 +266,16 @@ def _wrap_in_transformerlens(plain: UnwrappedModel, tokenizer: Tokenizer | None)
         describe_bridge(plain, bridge),
         tokenizer,
         block_tuple_length=plain.block_tuple_length,
-        takes_cache=True,
+        takes_cache=takes_cache,
     )
 
 
 def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Backend:
-    """A Hugging Face module in nnsight."""
+    """Wrap a Hugging Face module in nnsight."""
     layout = find_layout(plain.module.config)
-    unembed = plain.module.get_output_embeddings()
     return NnsightBackend(
         plain.module,
-        unembed,
+        plain.module.get_output_embeddings(),
         layout,
         describe_module(plain, layout),
         tokenizer,
@@ -245,51 +284,50 @@ def _wrap_in_nnsight(plain: UnwrappedModel, tokenizer: Tokenizer | None) -> Back
 
 
 def _load_native(
-    source: ModelLocation, dtype: torch.dtype, device: str, backend: BackendKind
+    location: ModelLocation, dtype: torch.dtype, device: str, kind: BackendKind
 ) -> Backend:
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    config = read_native_config(source.directory)
-    module: Any
-    module, cfg = build_native(source.directory, dtype, device)
-    plain = UnwrappedModel.of(source, module, config["d_vocab"], config["n_ctx"], dtype, device)
-    made: Backend
-    if backend == "nnsight":
-        made = NnsightBackend(
-            module,
-            module.head,
+    """Load a model in TransformerLens's native format and verify the backend that wraps it."""
+    config = read_native_config(location.directory)
+    module, cfg = build_native(config, location.directory, dtype, device)
+    plain = UnwrappedModel.of_module(
+        location, module, d_vocab=config.d_vocab, n_ctx=config.n_ctx, dtype=dtype, device=device
+    )
+    model: Backend
+    if kind == "nnsight":
+        model = NnsightBackend(
+            plain.module,
+            plain.module.head,
             NATIVE_LAYOUT,
             describe_module(plain, NATIVE_LAYOUT),
             None,
             block_tuple_length=plain.block_tuple_length,
         )
     else:
-        bridge = build_bridge_from_module(
-            module, "TransformerLensNative", tl_config=cfg, dtype=dtype, device=device
+        model = _build_bridge(
+            plain, None, "TransformerLensNative", takes_cache=False, tl_config=cfg
         )
-        bridge.requires_grad_(False)
-        made = TransformerLensBackend(
-            bridge,
-            describe_bridge(plain, bridge),
-            None,
-            block_tuple_length=plain.block_tuple_length,
-            takes_cache=False,
-        )
-    made.info = replace(made.info, warnings=(*made.info.warnings, *describe_unknown_fields(config)))
-    require_same_logits(made, plain.expected)
-    made.abilities = find_abilities(made, plain.expected)
-    return made
+    warnings = (*model.info.warnings, *describe_unknown_fields(config))
+    model.info = replace(model.info, warnings=warnings)
+    # There is nothing to check as to causality: another attention_dir is refused before.
+    require_same_logits(model, plain.expected)
+    model.abilities = find_abilities(model, plain.expected)
+    return model
 
 
 @contextlib.contextmanager
-def _as_model_error(what: str) -> Iterator[None]:
-    """Other libraries say in many ways that they cannot take a model."""
+def _as_model_error(failure: str) -> Iterator[None]:
+    """Turn what other libraries raise on a model that they cannot take into a ModelError.
+
+    Raises:
+        ModelError: in place of the library's exception, whose first line is the detail.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as fault:
-        cure = "Check its config.json, or use another dtype or another model."
         raise ModelError(
-            f"{what} ({type(fault).__name__}).", cure, detail=first_line(fault)
+            f"{failure} ({type(fault).__name__}).",
+            "Check its config.json, or use another dtype or another model.",
+            detail=first_line(fault),
         ) from fault

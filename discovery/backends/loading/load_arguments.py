@@ -1,4 +1,4 @@
-"""How a model was loaded, as a value that a run records, so that the same model can be loaded again.
+"""How a model was loaded: a value that a run records, so that it can load the same model again.
 
 `LoadArguments` is what the command line, the server and `discover` hand to a run; run.json keeps it
 under `configuration.load`. Importing this module loads no torch.

@@ -1,11 +1,11 @@
-"""The engines there are, and which of them knows a model.
+"""What a model is before its weights are loaded.
 
-A model's module as its configuration describes it, on torch's meta device: with shapes, and no numbers.
+A model's module is built from its configuration alone, on torch's meta device, where tensors have
+shapes and no numbers. From this module follow the sizes, the memory that loading takes, and which
+backends support the architecture. Of a hub model everything but the weights is downloaded.
 
-What a model is before its weights are loaded: from its configuration alone, on torch's meta device, which holds shapes and no numbers.
-
-from discovery.backends.loading.outline import outline
-outline("bundled").n_params            # 882304; of a hub name all but the weights is fetched
+    from discovery.backends.loading.outline import read_outline
+    read_outline("bundled").n_params            # 882304
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ from discovery.backends.loading.description import (
     ModelShape,
     count_copied_weights,
     count_macs,
+    count_parameters,
     count_stacked_weights,
     read_module_context_length,
     read_vocabulary_size,
 )
-from discovery.backends.loading.huggingface import TOKENIZER_FILES
+from discovery.backends.loading.huggingface import CONFIG_ERRORS, has_tokenizer
 from discovery.backends.loading.native import (
-    NATIVE_CONFIG,
+    NATIVE_WEIGHTS,
     build_uninitialised_native,
     read_native_config,
 )
-from discovery.backends.loading.source import ModelLocation, locate_model, require_supported_config
+from discovery.backends.loading.source import (
+    ModelLocation,
+    damaged_weights_error,
+    locate_model,
+    require_supported_config,
+)
 from discovery.backends.nnsight.layout import find_layout
 from discovery.errors import ModelError, first_line
 from discovery.sites import BackendName
@@ -48,84 +54,22 @@ BACKEND_LABELS: Mapping[BackendKind, str] = {
 }
 
 
-def find_supporting_backends(config: Any) -> tuple[tuple[BackendKind, ...], str]:
-    """Which engines know a Hugging Face configuration, and why the other does not. Whether they reproduce it is found out at load."""
-    try:
-        find_layout(config)
-    except ModelError as fault:
-        return ("transformerlens",), fault.cause
-    return ("transformerlens", "nnsight"), ""
-
-
-def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
-    """The module that the directory's config.json describes, with shapes and no weights, and the width its weights were saved in.
-
-    Raises:
-        ModelError: where transformers does not take the configuration.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        saved = config.dtype
-        with torch.device("meta"):
-            # float32 is torch's default: another would be everybody's for a moment, in a server that measures meanwhile
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=torch.float32
-            ), saved
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OSError,
-        StrictDataclassError,
-    ) as fault:
-        cause = f"{directory.name}: transformers does not take its config.json ({type(fault).__name__})."
-        raise ModelError(
-            cause, "Check that it is that of a causal language model.", detail=first_line(fault)
-        ) from fault
-
-
-def add_output_biases(module: Any, directory: Path) -> None:
-    """Loading gives a native module the output biases that its checkpoint has and its own layers lack."""
-    path = directory / "model.safetensors"
-    names: set[str] = set()
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:  # its header only
-                names = set(file.keys())
-        except SafetensorError as fault:
-            raise ModelError(
-                f"{directory.name}/model.safetensors is damaged.",
-                "Save or download it again.",
-                detail=str(fault),
-            ) from None
-    linears = [module.head] if "unembed.b_U" in names else []
-    linears += [
-        layer.mlp.out for layer in module.layers if hasattr(getattr(layer, "mlp", None), "gate")
-    ]
-    for linear in linears:
-        if linear.bias is None:
-            linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
-
-
 class UnknownShapeError(ModelError):
-    """A model whose configuration does not say how large its parts are. It may load all the same."""
+    """A configuration does not say how large the model's parts are; the model may still load."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline(ModelDescription):
-    """A model that is not loaded; `copied` is for TransformerLens.
+    """A model that is not loaded. `copied` is counted for TransformerLens.
 
     Attributes:
-        stacked: how many weights are put together from several of the files'.
-        saved: dtype of the files; quantised: how they are packed beyond that, as their configuration names it.
-        backends: those that know the architecture, by its name alone: whether they reproduce it is found out at load.
-        unknown: why another does not.
-        tokenizer: the directory has one; else prompts are token ids.
+        stacked: how many weights are stacked from several of the files'.
+        saved: the dtype of the weights in the files.
+        quantised: how the weights are quantised, as the configuration names it, or None.
+        backends: the backends that support the architecture, going by its name. Whether they
+            reproduce the model's numbers is tested when it is loaded.
+        unknown: why the other backend does not support it, or "".
+        tokenizer: whether the directory has a tokenizer; if not, prompts must be token ids.
     """
 
     stacked: int
@@ -137,40 +81,42 @@ class Outline(ModelDescription):
 
     @property
     def n_nodes(self) -> int:
-        """Heads and MLPs: the universe that a circuit is found in."""
+        """The number of heads and MLPs, among which a circuit is sought."""
         return self.n_layers * (self.n_heads + (0 if self.attn_only else 1))
 
     @property
     def copied_bytes(self) -> int:
-        """Of what the loaded model takes, what is held twice."""
+        """The bytes of the loaded model that hold weights a second time."""
         return self.itemsize * self.copied
 
     @property
     def stacked_bytes(self) -> int:
-        """What is put together from several of the files' weights."""
+        """The bytes of the weights that are stacked from several of the files'."""
         return self.itemsize * self.stacked
 
     @property
     def loading_bytes(self) -> int:
-        """The most in use while it is loaded on a CPU.
+        """The most bytes in use while the model is loaded on a CPU.
 
-        Weights that are saved as they are wanted stay in their files, which are mapped; others are made beside these, and so are
-        those that are put together.
+        Weights that are saved in the dtype that is asked for stay in their files, which are mapped
+        into memory. Weights of another dtype are made anew beside the files' own, and so are
+        stacked ones.
         """
-        made = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
-        return max(
-            bytes_per_number(self.saved) * self.n_params + self.itemsize * made, self.weights_bytes
-        )
+        n_new = self.stacked if self.saved == self.dtype else self.n_params + self.stacked
+        peak = bytes_per_number(self.saved) * self.n_params + self.itemsize * n_new
+        return max(peak, self.weights_bytes)
 
-    def as_held_by(self, engine: BackendKind) -> Outline:
-        """As one engine would hold it."""
-        return self if engine == "transformerlens" else replace(self, copied=0)
+    def as_held_by(self, backend: BackendKind) -> Outline:
+        """Return the outline with the weights that this backend would hold."""
+        return self if backend == "transformerlens" else replace(self, copied=0)
 
     def resolve_backend(self, backend: BackendName) -> BackendKind:
-        """The first that knows it, or the one that is asked for. `backends.choose` weighs them.
+        """Return the backend that was asked for, or the first that supports the model for "auto".
+
+        `choose_backend` also weighs size and memory.
 
         Raises:
-            ModelError: where the backend that is asked for does not know it.
+            ModelError: if the backend that was asked for does not support the model.
         """
         if backend == "auto":
             return self.backends[0]
@@ -183,125 +129,217 @@ def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Out
     """Describe a model without loading its weights.
 
     Args:
-        name: as in `load_model`.
-        dtype: in which the weights would be loaded.
+        name: the model, as `load_model` takes it.
+        dtype: the dtype in which the weights would be loaded.
 
     Raises:
-        ModelError: the name is no model, or not one that can be run.
+        ModelError: if there is no such model, or if it cannot be run.
     """
     require_dtype(dtype)
-    source = locate_model(str(name), weights=False)
-    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-        return read_outline_at(source, dtype)
+    location = locate_model(str(name), weights=False)
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints
+        return read_outline_at(location, dtype)
 
 
-def read_outline_at(source: ModelLocation, dtype: str) -> Outline:
-    """Describe the model at a place.
+def read_outline_at(location: ModelLocation, dtype: str) -> Outline:
+    """Describe the model in a directory.
 
     Raises:
-        ModelError: as `outline`.
+        UnknownShapeError: if the configuration does not say how large the model's parts are.
+        ModelError: if the model cannot be run.
     """
-    if (source.directory / NATIVE_CONFIG).is_file():
-        return _outline_native(source, dtype)
-    return _outline_hugging_face(source, dtype)
+    if location.is_native:
+        return _outline_native(location, dtype)
+    return _outline_hugging_face(location, dtype)
 
 
-def _outline_hugging_face(source: ModelLocation, dtype: str) -> Outline:
-    require_supported_config(source.directory, weights=False)
-    module, saved = build_empty_module(source.directory)
+def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
+    """Build the Hugging Face module that config.json describes, without weights.
+
+    Returns:
+        The module on the meta device, and the dtype in which its weights were saved.
+
+    Raises:
+        ModelError: if transformers does not take the configuration.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        shape, d_vocab = ModelShape.of_hugging_face(module.config), read_vocabulary_size(module)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        saved = config.dtype
+        # transformers sets torch's default dtype while it builds a module, and the default belongs
+        # to the whole process: a server that measures meanwhile must not see another than float32.
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", dtype=torch.float32
+            )
+    except (*CONFIG_ERRORS, OSError, StrictDataclassError) as fault:
+        raise ModelError(
+            f"{directory.name}: transformers does not take its config.json "
+            f"({type(fault).__name__}).",
+            "Check that it is that of a causal language model.",
+            detail=first_line(fault),
+        ) from fault
+    return module, saved
+
+
+def find_supporting_backends(config: Any) -> tuple[tuple[BackendKind, ...], str]:
+    """Return the backends that support a Hugging Face configuration, and why nnsight does not.
+
+    Whether they reproduce the model's numbers is tested when it is loaded.
+    """
+    try:
+        find_layout(config)
+    except ModelError as fault:
+        return ("transformerlens",), fault.cause
+    return ("transformerlens", "nnsight"), ""
+
+
+def add_output_biases(module: Any, directory: Path) -> None:
+    """Give an empty native module the output biases that loading the checkpoint gives it.
+
+    Raises:
+        ModelError: if the weight file is damaged.
+    """
+    linears = [module.head] if "unembed.b_U" in _read_weight_names(directory) else []
+    for layer in module.layers:
+        mlp: Any = getattr(layer, "mlp", None)
+        if hasattr(mlp, "gate"):
+            linears.append(mlp.out)
+    for linear in linears:
+        if linear.bias is None:
+            linear.bias = nn.Parameter(torch.empty(linear.out_features, device="meta"))
+
+
+def _read_weight_names(directory: Path) -> set[str]:
+    """Read the names of a native checkpoint's weights from the header of its file."""
+    path = directory / NATIVE_WEIGHTS
+    if not path.is_file():
+        return set()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as fault:
+        raise damaged_weights_error(f"{directory.name}/{NATIVE_WEIGHTS}", fault) from None
+
+
+def _outline_hugging_face(location: ModelLocation, dtype: str) -> Outline:
+    directory = location.directory
+    require_supported_config(directory, weights=False)
+    module, saved = build_empty_module(directory)
+    try:
+        shape = ModelShape.of_hugging_face(module.config)
+        d_vocab = read_vocabulary_size(module)
         n_logits = int(module.get_output_embeddings().weight.shape[0])
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
-        cause = f"{source.directory.name}/config.json does not say how a {type(module).__name__} has its heads ({type(fault).__name__})."
         raise UnknownShapeError(
-            cause, "Load it to see what it is.", detail=first_line(fault)
+            f"{directory.name}/config.json does not give the sizes of a "
+            f"{type(module).__name__} in a known way ({type(fault).__name__}).",
+            "Load it to see what it is.",
+            detail=first_line(fault),
         ) from fault
-    twice = count_copied_weights(str(module.config.model_type), shape)
+    backends, unknown = find_supporting_backends(module.config)
     return _make_outline(
-        source,
+        location,
         module,
         shape,
-        dtype,
-        (d_vocab, n_logits, read_module_context_length(module)),
-        saved or torch.float32,
-        twice,
-        find_supporting_backends(module.config),
+        dtype=dtype,
+        saved=saved or torch.float32,
+        d_vocab=d_vocab,
+        n_logits=n_logits,
+        n_ctx=read_module_context_length(module),
+        copied=count_copied_weights(str(module.config.model_type), shape),
+        stacked=count_stacked_weights(module),
+        backends=backends,
+        unknown=unknown,
     )
 
 
-def _outline_native(source: ModelLocation, dtype: str) -> Outline:
-    config = read_native_config(source.directory)
+def _outline_native(location: ModelLocation, dtype: str) -> Outline:
+    config = read_native_config(location.directory)
     module: Any
     with torch.device("meta"):
-        module, cfg = build_uninitialised_native(config, source.directory.name, torch.float32)
-    add_output_biases(module, source.directory)
-    vocabularies = config["d_vocab"], int(module.head.out_features), config["n_ctx"]
+        module, cfg = build_uninitialised_native(config, torch.float32)
+    add_output_biases(module, location.directory)
+    # The conversion makes all weights anew in float32, the dtype of its result.
+    stacked = count_parameters(module) if dtype == "float32" else count_stacked_weights(module)
     return _make_outline(
-        source,
+        location,
         module,
-        ModelShape.of_native(cfg),
-        dtype,
-        vocabularies,
-        torch.float32,
-        0,
-        (get_args(BackendKind), ""),
-        is_converted=dtype == "float32",
+        ModelShape.of_transformerlens(cfg),
+        dtype=dtype,
+        saved=torch.float32,
+        d_vocab=config.d_vocab,
+        n_logits=int(module.head.out_features),
+        n_ctx=config.n_ctx,
+        copied=0,
+        stacked=stacked,
+        backends=get_args(BackendKind),
+        unknown="",
     )
 
 
 def _make_outline(
-    source: ModelLocation,
+    location: ModelLocation,
     module: Any,
     shape: ModelShape,
-    dtype: str,
-    vocabularies: tuple[int, int, int],
-    saved: torch.dtype,
-    copied: int,
-    engines: tuple[tuple[BackendKind, ...], str],
     *,
-    is_converted: bool = False,  # every weight is made anew from the files'
+    dtype: str,
+    saved: torch.dtype,
+    d_vocab: int,
+    n_logits: int,
+    n_ctx: int,
+    copied: int,
+    stacked: int,
+    backends: tuple[BackendKind, ...],
+    unknown: str,
 ) -> Outline:
-    d_vocab, n_logits, n_ctx = vocabularies
-    n_params = sum(parameter.numel() for parameter in module.parameters())
-    blocks = next(
-        (
-            part
-            for part in module.modules()
-            if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers
-        ),
-        None,
-    )
-    if blocks is None:
-        raise UnknownShapeError(
-            f"A {type(module).__name__} has no list of its {shape.n_layers} layers.",
-            "Load it to see what it is.",
-        )
+    """Build the outline of an empty module.
+
+    Raises:
+        UnknownShapeError: if the module has no list of its layers.
+    """
     return Outline(
         **vars(shape),
-        name=source.name,
-        source=source.name
-        if source.name == "bundled" or source.revision
-        else str(source.directory),
-        revision=source.revision,
+        name=location.name,
+        source=location.source,
+        revision=location.revision,
         architecture=type(module).__name__,
         dtype=dtype,
         d_vocab=d_vocab,
         d_vocab_out=None if n_logits == d_vocab else n_logits,
         n_ctx=n_ctx,
-        n_params=n_params,
+        n_params=count_parameters(module),
         copied=copied,
-        stacked=n_params if is_converted else count_stacked_weights(module),
+        stacked=stacked,
         saved=str(saved).removeprefix("torch."),
         quantised=_quantisation_method(getattr(module, "config", None)),
         macs_attention=shape.macs_attention,
-        macs_mlp=0 if shape.attn_only else count_macs([blocks[0]], module) - shape.macs_attention,
-        backends=engines[0],
-        unknown=engines[1],
-        tokenizer=any((source.directory / name).is_file() for name in TOKENIZER_FILES),
+        macs_mlp=_count_mlp_macs(module, shape),
+        backends=backends,
+        unknown=unknown,
+        tokenizer=has_tokenizer(location.directory),
+    )
+
+
+def _count_mlp_macs(module: Any, shape: ModelShape) -> int:
+    """Count an MLP's multiply-adds at one position: those of a block without its attention's.
+
+    Raises:
+        UnknownShapeError: if the module has no list of its layers.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == shape.n_layers:
+            return 0 if shape.attn_only else count_macs([part[0]], module) - shape.macs_attention
+    raise UnknownShapeError(
+        f"A {type(module).__name__} has no list of its {shape.n_layers} layers.",
+        "Load it to see what it is.",
     )
 
 
 def _quantisation_method(config: Any) -> str | None:
-    said = getattr(config, "quantization_config", None)
-    return str(said.get("quant_method", "unknown")) if isinstance(said, dict) and said else None
+    settings = getattr(config, "quantization_config", None)
+    if not isinstance(settings, dict) or not settings:
+        return None
+    return str(settings.get("quant_method", "unknown"))

@@ -1,8 +1,8 @@
-"""Where a model comes from: a directory, or a hub name that is first brought into the local cache, so that both are checked alike.
+"""Where a model comes from: the bundled one, a directory, or a name on the Hugging Face hub.
 
-Weights as safetensors only, and no code from the directory is ever run.
-
-Where a model is: the bundled one, a directory, or a hub name whose files are fetched.
+The files of a hub model are first downloaded into the local cache, so that directories and hub
+models are checked alike. Weights are read as safetensors only, and code from a model directory is
+never run. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -10,42 +10,131 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from discovery.backends.loading.native import NATIVE_CONFIG
 from discovery.errors import ModelError
 
+HUGGING_FACE_CONFIG = "config.json"
+NATIVE_CONFIG = "tl_config.json"
+MODEL_FORMATS: Mapping[str, str] = {HUGGING_FACE_CONFIG: "huggingface", NATIVE_CONFIG: "native"}
 WEIGHT_FILES = "*.safetensors"
-DOWNLOAD_PATTERNS = ["*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja"]
+PICKLE_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DOWNLOAD_PATTERNS = ("*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """Where a model comes from: a directory, and for a hub name its revision."""
+    """The directory that holds a model.
+
+    Attributes:
+        name: the name that the user gave.
+        directory: where the files are.
+        revision: the commit, if the model comes from the hub.
+    """
 
     name: str
     directory: Path
     revision: str | None = None
 
     @property
+    def source(self) -> str:
+        """Where the model comes from, as a record names it: a name if others have it too."""
+        if self.name == "bundled" or self.revision:
+            return self.name
+        return str(self.directory)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the directory is in TransformerLens's native format."""
+        return (self.directory / NATIVE_CONFIG).is_file()
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 of the weights' file; of several files, of their digests in the order of their names."""
+        """The sha256 of the weight file.
+
+        With several files it is the sha256 of their joined digests, in the order of their names.
+        """
         digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHT_FILES))]
-        return (
-            digests[0]
-            if len(digests) == 1
-            else hashlib.sha256("".join(digests).encode()).hexdigest()
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
+    """Return where a model is, and download its files if the name is one of the hub.
+
+    Args:
+        name: "bundled", the path of a directory, or a hub name.
+        weights: whether to download the weights too.
+
+    Raises:
+        ModelError: if the name is neither a model directory nor a model of the hub.
+    """
+    if name == "bundled":
+        return _locate_bundled()
+    try:
+        directory = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(
+            f"{name!r} names a user that does not exist.", "Write the path out."
+        ) from None
+    if directory.is_dir():
+        if not any((directory / file).is_file() for file in MODEL_FORMATS):
+            raise ModelError(
+                f"{name!r} is a directory without {' or '.join(MODEL_FORMATS)}.",
+                "Give the directory that save_pretrained wrote, "
+                "or one in TransformerLens's native format.",
+            )
+        return ModelLocation(name, directory)
+    if directory.is_file():
+        raise ModelError(
+            f"{name!r} is a file.", "Give the directory that holds config.json and the weights."
         )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
+    return fetch_hub_model(name, weights=weights)
+
+
+def bundled_directory() -> Path:
+    """Return the directory of the bundled model, whether it is installed or not."""
+    return Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+
+
+def _locate_bundled() -> ModelLocation:
+    directory = bundled_directory()
+    if not (directory / HUGGING_FACE_CONFIG).is_file():
+        raise ModelError(
+            "This installation lacks the bundled model.",
+            "Install the package again, or give a model directory.",
+        )
+    return ModelLocation("bundled", directory)
 
 
 def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
-    """Bring a hub model into the local cache, or all but its weights.
+    """Download a hub model into the local cache, unless it is there already.
+
+    Args:
+        name: the hub name.
+        weights: whether to download the weights too.
 
     Raises:
-        ModelError: where the name does not exist or the hub cannot be reached.
+        ModelError: if the hub has no such model, has no safetensors of it, or cannot be reached.
+    """
+    directory = _download(name, weights=weights)
+    if weights and not any(directory.glob(WEIGHT_FILES)):
+        raise _no_safetensors_error(name)
+    return ModelLocation(name, directory, revision=directory.name)
+
+
+def _download(name: str, *, weights: bool) -> Path:
+    """Download the files of a hub model and return their directory, which is named by the commit.
+
+    Raises:
+        ModelError: if the name is invalid or unknown, or if the hub cannot be reached.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -56,9 +145,9 @@ def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
         RepositoryNotFoundError,
     )
 
+    patterns = [pattern for pattern in DOWNLOAD_PATTERNS if weights or pattern != WEIGHT_FILES]
     try:
-        wanted = [pattern for pattern in DOWNLOAD_PATTERNS if weights or pattern != WEIGHT_FILES]
-        directory = Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError:
         raise ModelError(
             f"{name!r} is neither a directory nor a hub name.",
@@ -75,52 +164,56 @@ def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as fault:
         if constants.is_offline_mode():
-            cause = f"{name!r} is not a directory here, nor a hub model in the cache, and downloads are switched off."
             raise ModelError(
-                cause,
+                f"{name!r} is not a directory here, nor a hub model in the cache, "
+                "and downloads are switched off.",
                 "Give a directory, or unset HF_HUB_OFFLINE (a server that is --read-only sets it).",
             ) from None
         raise ModelError(
-            f"{name!r} is not a directory here, and the hub could not be reached ({type(fault).__name__}).",
+            f"{name!r} is not a directory here, and the hub could not be reached "
+            f"({type(fault).__name__}).",
             "Check the connection and HF_HUB_OFFLINE, or give the path of a downloaded model.",
         ) from None
-    if weights and not any(directory.glob(WEIGHT_FILES)):
-        if constants.is_offline_mode():
-            cause = f"The cache has no *.safetensors file of the hub model {name!r}, and downloads are switched off."
-            raise ModelError(
-                cause,
-                "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.",
-            )
-        raise ModelError(
-            f"The hub model {name!r} has no *.safetensors file; pickled weights can run code when opened, and are not fetched.",
-            f'If you trust it, convert it and load the folder: python -c "from transformers import AutoModelForCausalLM as M, '
-            f"AutoTokenizer as T; [c.from_pretrained('{name}').save_pretrained('folder') for c in (M, T)]\"",
+
+
+def _no_safetensors_error(name: str) -> ModelError:
+    """Build the error for a hub model of which the cache holds no safetensors."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return ModelError(
+            f"The cache has no *.safetensors file of the hub model {name!r}, "
+            "and downloads are switched off.",
+            "Unset HF_HUB_OFFLINE (a server that is --read-only sets it), or give a directory.",
         )
-    return ModelLocation(name, directory, revision=directory.name)
+    return ModelError(
+        f"The hub model {name!r} has no *.safetensors file. Pickled weights can run code when "
+        "they are opened, so they are not downloaded.",
+        "If you trust the model, convert it and load the folder: "
+        'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"[c.from_pretrained('{name}').save_pretrained('folder') for c in (M, T)]\"",
+    )
 
 
-def require_supported_config(directory: Path, *, weights: bool = True) -> dict[str, Any]:
-    """The directory's config.json, refused where it cannot be a causal language model we load; its weights may be left for later.
+def require_supported_config(directory: Path, *, weights: bool = True) -> None:
+    """Check that a directory's config.json describes a causal language model that can be loaded.
+
+    Args:
+        directory: the model directory.
+        weights: whether to check also that the weights are safetensors.
 
     Raises:
-        ModelError: damaged JSON, custom code, an encoder-decoder, or pickled weights.
+        ModelError: if the JSON is damaged, if the model is not a causal language model that
+            transformers has, if it asks to run code of its own, or if its weights are pickles.
     """
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        cause = f"{directory.name}/config.json is not JSON ({type(fault).__name__})."
-        raise ModelError(cause, "Download or save the model again.") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(
-            f"{directory.name}/config.json names no model_type.",
-            "Save the model with save_pretrained.",
-        )
-    for name in ("config.json", "tokenizer_config.json"):
+    config = _read_config(directory)
+    for name in (HUGGING_FACE_CONFIG, "tokenizer_config.json"):
         path = directory / name
         if path.is_file() and '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
             raise ModelError(
                 f"{directory.name}/{name} asks to run code from the model directory (auto_map).",
-                "Code from a model is never run here: use an architecture that transformers itself has.",
+                "Code from a model is never run here: use an architecture that transformers "
+                "itself has.",
             )
     if config.get("is_encoder_decoder"):
         raise ModelError(
@@ -130,19 +223,44 @@ def require_supported_config(directory: Path, *, weights: bool = True) -> dict[s
     _require_causal_architecture(directory.name, str(config["model_type"]))
     if weights:
         _require_safetensors(directory)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises:
+        ModelError: if it is not a JSON object, or if it names no model_type.
+    """
+    try:
+        config = json.loads((directory / HUGGING_FACE_CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ModelError(
+            f"{directory.name}/config.json is not JSON ({type(fault).__name__}).",
+            "Download or save the model again.",
+        ) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(
+            f"{directory.name}/config.json names no model_type.",
+            "Save the model with save_pretrained.",
+        )
     return config
 
 
-def _require_causal_architecture(name: str, kind: str) -> None:
-    """transformers has a causal language model of this kind."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+def _require_causal_architecture(name: str, model_type: str) -> None:
+    """Check that transformers has a causal language model of this type.
 
-    if kind in KNOWN:
+    Raises:
+        ModelError: if it has none; the message gives similar types.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
-    near = get_close_matches(kind, KNOWN, n=3)
-    cause = f"{name}/config.json: transformers has no causal language model of type {kind!r}"
+    similar = get_close_matches(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=3)
+    hint = f"; similar types: {', '.join(similar)}" if similar else ""
     raise ModelError(
-        f"{cause}{'; near it: ' + ', '.join(near) if near else ''}.",
+        f"{name}/config.json: transformers has no causal language model of type "
+        f"{model_type!r}{hint}.",
         "Correct model_type, or use a newer transformers.",
     )
 
@@ -151,20 +269,19 @@ def _require_safetensors(directory: Path) -> None:
     """Check that the weights are safetensors.
 
     Raises:
-        ModelError: gives the command that converts a pickle.
+        ModelError: if they are not; for a pickle, the message gives the command that converts it.
     """
     if any(directory.glob(WEIGHT_FILES)):
         return
-    pickles = sorted(
-        path.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-        for path in directory.glob(pattern)
-    )
+    pickles = sorted(path.name for pattern in PICKLE_FILES for path in directory.glob(pattern))
     if pickles:
         raise ModelError(
-            f"{directory.name} holds its weights as a pickle ({pickles[0]}), which can run code when opened.",
-            f'If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{directory}', use_safetensors=False).save_pretrained('{directory}')\"",
+            f"{directory.name} holds its weights as a pickle ({pickles[0]}), "
+            "which can run code when it is opened.",
+            "If you trust the model, convert it: "
+            'python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{directory}', use_safetensors=False)"
+            f".save_pretrained('{directory}')\"",
         )
     raise ModelError(
         f"{directory.name} has no *.safetensors file.",
@@ -172,42 +289,13 @@ def _require_safetensors(directory: Path) -> None:
     )
 
 
+def damaged_weights_error(label: str, fault: Exception) -> ModelError:
+    """Build the error for a weight file that safetensors cannot read; `label` names the file."""
+    return ModelError(
+        f"The weights of {label} are damaged.", "Save or download them again.", detail=str(fault)
+    )
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
-    """Where a model is; of a hub name its files are fetched, without the weights where they are not wanted.
-
-    Raises:
-        ModelError: where the name is no model directory, and not on the hub either.
-    """
-    if name == "bundled":
-        bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
-        if not (bundled / "config.json").is_file():
-            raise ModelError(
-                "This installation lacks the bundled model.",
-                "Install the package again, or give a model directory.",
-            )
-        return ModelLocation(name, bundled)
-    try:
-        directory = Path(name).expanduser()
-    except RuntimeError:
-        raise ModelError(
-            f"{name!r} names a user that does not exist.", "Write the path out."
-        ) from None
-    if directory.is_dir():
-        if not any((directory / file).is_file() for file in ("config.json", NATIVE_CONFIG)):
-            raise ModelError(
-                f"{name!r} is a directory without config.json or tl_config.json.",
-                "Give the directory that save_pretrained wrote, or one in TransformerLens's native format.",
-            )
-        return ModelLocation(name, directory)
-    if directory.is_file():
-        raise ModelError(
-            f"{name!r} is a file.", "Give the directory that holds config.json and the weights."
-        )
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
-    return fetch_hub_model(name, weights=weights)

@@ -34,6 +34,7 @@ from discovery.backends.loading.checks import (
 from discovery.backends.loading.description import (
     ModelShape,
     UnwrappedModel,
+    count_parameters,
     describe_module,
     read_module_context_length,
     read_vocabulary_size,
@@ -173,7 +174,7 @@ def _load_simulated(name: str, dtype: str) -> _UnverifiedModel:
     from discovery.backends.loading.source import locate_model
 
     source = locate_model(name)
-    if (source.directory / "tl_config.json").is_file():
+    if source.is_native:
         raise ModelError(
             f"{name!r} is in TransformerLens's native format, which NDIF does not run.",
             "Load it without remote.",
@@ -225,11 +226,11 @@ def _build_verified(model: _UnverifiedModel, dtype: str) -> Backend:
         )
     expected = ReferenceLogits(tokens, reference["logits"], d_vocab)
     plain = UnwrappedModel(
-        source=model.source,
+        location=model.source,
         module=module,
         expected=expected,
         n_ctx=model.n_ctx,
-        n_params=sum(parameter.numel() for parameter in module.parameters()),
+        n_params=count_parameters(module),
         block_tuple_length=reference["returns"],
         dtype=reference["logits"].dtype,
         device="cpu",

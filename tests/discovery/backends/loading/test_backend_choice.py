@@ -200,7 +200,7 @@ def test_a_package_that_a_model_needs_is_named(tiny_models, monkeypatch):
         raise ImportError("Using this needs the package `nowhere`")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lack)
-    with pytest.raises(ModelError, match="a package that is not here") as caught:
+    with pytest.raises(ModelError, match="a package that is not installed") as caught:
         load_model(tiny_models.path("gpt2"), device="cpu")
     assert "nowhere" in caught.value.detail
 

@@ -87,7 +87,7 @@ def test_a_configuration_that_makes_no_model(gpt2, fields):
 
 def test_a_kind_of_model_that_transformers_lacks(gpt2):
     change(gpt2 / "config.json", model_type="gpt3")
-    assert "no causal language model of type 'gpt3'; near it: " in refuse(gpt2).cause
+    assert "no causal language model of type 'gpt3'; similar types: " in refuse(gpt2).cause
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -409,7 +409,7 @@ def test_a_native_pickle(folder):
 def test_damaged_native_weights(folder):
     path = save_native(folder).path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
-    assert "model.safetensors is damaged" in refuse(folder).cause
+    assert "model.safetensors are damaged" in refuse(folder).cause
 
 
 @pytest.mark.parametrize("text", ["{", "", "\xff"])

@@ -107,7 +107,7 @@ def test_info_says_what_memory_a_model_takes_where_it_lies(
     scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: Any
 ) -> None:
     path = str(save_hugging_face(tmp_path / "gpt2", "gpt2"))
-    monkeypatch.setattr(Placement, "room", {"cpu": 1000})
+    monkeypatch.setattr(Placement, "allowed_bytes", {"cpu": 1000})
     memory = json.loads(scout("models", "info", path, "--device-map", "auto", "--json").out)[
         "memory"
     ]
