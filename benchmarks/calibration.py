@@ -1,17 +1,18 @@
-"""Which conditions hold on trained models, and how far from their bounds? `python -m benchmarks.calibration [--models DIR]`
+"""Which conditions hold on trained models, and how far are they from their bounds?
 
-The four built-in tasks on the bundled model, and small trained models. A margin is the distance to the bound in the condition's own unit,
-negative where it does not hold (undecided or failed); for (a) and (b) of the interval's nearer end. (d) names the largest Holm p where
-that is above 0.05. (e) is how many alternatives are as good, size-matched and layer-matched, with the distance of p to 0.05 where there
-are 19 or more. Prints Markdown.
+    python -m benchmarks.calibration [--models DIR]
+
+The cases are the four built-in tasks on the bundled model, and small trained models. A margin is
+the distance to the bound in the condition's own unit. It is negative if the condition does not hold
+(undecided or failed). For (a) and (b) it is measured from the nearer end of the interval. (d) names
+the largest Holm p if that is above 0.05. (e) shows how many alternatives are as good, size-matched
+and layer-matched, and, if there are 19 or more of them, the distance of p to 0.05. Prints a
+Markdown table, and then the reasons behind the verdicts.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from benchmarks.known_circuits.trained import (
     add_model_flags,
     iterate_trained_cases,
 )
-from benchmarks.output import format_header
+from benchmarks.output import format_header, format_list, format_row, open_output
 from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds
@@ -28,100 +29,103 @@ from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, CircuitGraph, 
 from discovery.tasks import BUILTIN
 from discovery.tasks.task import Task
 
+COLUMNS = ("model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef"))
 
-def format_margins(found: AblationEvidence | None) -> list[str]:
-    """Of (a) to (e) under one ablation."""
-    if found is None or found.faithfulness is None or found.knockout is None:
+
+def format_margins(evidence: AblationEvidence | None) -> list[str]:
+    """Return the margins of (a) to (e) under one ablation."""
+    if evidence is None or evidence.faithfulness is None or evidence.knockout is None:
         return ["–"] * 5
-    scores = (
-        (found.faithfulness, thresholds.FAITHFULNESS_BAND),
-        (found.knockout, thresholds.KNOCKOUT_BAND),
+    bands = (
+        (evidence.faithfulness, thresholds.FAITHFULNESS_BAND),
+        (evidence.knockout, thresholds.KNOCKOUT_BAND),
     )
-    out = [
-        _signed(min((score.low or 0.0) - low, high - (score.high or 0.0)))
-        for score, (low, high) in scores
+    band_margins = [
+        min((score.low or 0.0) - low, high - (score.high or 0.0)) for score, (low, high) in bands
     ]
-    c = found.completeness
-    out.append(
-        "–"
-        if c is None
-        else _signed(
-            min(
-                thresholds.MAX_GAP_IN - (c.max_gap_in or 0.0),
-                thresholds.MAX_GAP_OUT - (c.max_gap_out or 0.0),
-            )
-        )
-    )
-    drop = min(
-        ((row.drop or 0.0) - thresholds.MIN_DROP for row in found.minimality or ()), default=None
-    )
-    p = max(
-        (row.p_holm if row.p_holm is not None else 1.0 for row in found.minimality or ()),
-        default=0.0,
-    )
-    out.append(
-        "–" if drop is None else _signed(drop) + (f", p {p:.2f}" if p > thresholds.ALPHA else "")
-    )
-    controls = found.random_controls
-    worst = (
-        [_control(control) for control in (controls.size, controls.layer) if control]
-        if controls
-        else []
-    )
-    out.append("; ".join(worst) or "–")
-    return out
+    return [
+        *map(_format_signed, band_margins),
+        _format_completeness(evidence),
+        _format_minimality(evidence),
+        _format_controls(evidence),
+    ]
 
 
-def _signed(value: float) -> str:
+def _format_completeness(evidence: AblationEvidence) -> str:
+    completeness = evidence.completeness
+    if completeness is None:
+        return "–"
+    margin_in = thresholds.MAX_GAP_IN - (completeness.max_gap_in or 0.0)
+    margin_out = thresholds.MAX_GAP_OUT - (completeness.max_gap_out or 0.0)
+    return _format_signed(min(margin_in, margin_out))
+
+
+def _format_minimality(evidence: AblationEvidence) -> str:
+    rows = evidence.minimality
+    if not rows:
+        return "–"
+    margin = min((row.drop or 0.0) - thresholds.MIN_DROP for row in rows)
+    p = max(row.p_holm if row.p_holm is not None else 1.0 for row in rows)
+    return _format_signed(margin) + (f", p {p:.2f}" if p > thresholds.ALPHA else "")
+
+
+def _format_controls(evidence: AblationEvidence) -> str:
+    controls = evidence.random_controls
+    if controls is None:
+        return "–"
+    measured = [control for control in (controls.size, controls.layer) if control]
+    return "; ".join(map(_format_control, measured)) or "–"
+
+
+def _format_control(control: Control) -> str:
+    text = f"{control.as_good} of {control.n}"
+    if (control.n or 0) < thresholds.MIN_ALTERNATIVES_FOR_P:
+        return text  # with so few alternatives none may be as good, and p plays no part
+    return f"{text} ({_format_signed(thresholds.ALPHA - (control.p or 0.0))})"
+
+
+def _format_signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def _control(control: Control) -> str:
-    """How many alternatives are as good, and the distance of p to its bound; where there are fewer than 19, none may be."""
-    few = (control.n or 0) < thresholds.MIN_ALTERNATIVES_FOR_P
-    return f"{control.as_good} of {control.n}" + (
-        "" if few else f" ({_signed(thresholds.ALPHA - (control.p or 0.0))})"
-    )
-
-
-def format_rows(name: str, circuit: CircuitGraph) -> Iterator[str]:
-    """A line for each ablation."""
-    held = circuit.evaluation.heldout
+def format_case(name: str, circuit: CircuitGraph) -> str:
+    """Return one case's rows, one for each ablation."""
+    heldout = circuit.evaluation.heldout
     stability = circuit.evaluation.tests.get("stability")
     jaccard = stability.get("mean_jaccard") if isinstance(stability, dict) else None
-    last = f"{jaccard - thresholds.MIN_JACCARD:+.2f}" if isinstance(jaccard, float) else "–"
+    stability_margin = "–"
+    if isinstance(jaccard, float):
+        stability_margin = f"{jaccard - thresholds.MIN_JACCARD:+.2f}"
+    rows = []
     for ablation in EVIDENCE_ABLATIONS:
-        evidence = held.ablations.under(ablation) if held else None
-        yield f"| {name} | {circuit.verdict} | {circuit.size} | {ablation} | {' | '.join(format_margins(evidence))} | {last} |"
+        evidence = heldout.ablations.under(ablation) if heldout else None
+        facts = (name, circuit.verdict, circuit.size, ablation)
+        rows.append(format_row(*facts, *format_margins(evidence), stability_margin))
+    return "".join(rows)
 
 
-def iterate_cases(models: Path, most: int) -> Iterator[tuple[str, Backend, Task]]:
-    """All cases."""
+def iterate_cases(models: Path, limit: int) -> Iterator[tuple[str, Backend, Task]]:
+    """Yield name, model and task of every case."""
     model = load_model("bundled")
     for name in BUILTIN:
         yield name, model, load_task(name, model)
-    yield from iterate_trained_cases(models, DEVELOPMENT_SEEDS[:most])
+    yield from iterate_trained_cases(models, DEVELOPMENT_SEEDS[:limit])
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_flags(parser)
-    chosen = parser.parse_args()
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(
-            format_header(
-                "model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef")
-            )
-        )
+    arguments = parser.parse_args()
+    with open_output() as output:
+        models = arguments.models or output.folder
+        output.write(format_header(*COLUMNS))
         reasons = []
-        for name, model, task in iterate_cases(chosen.models or Path(made), chosen.trained):
-            circuit = discover(model, task, runs_dir=Path(made) / "runs").circuit
-            out.write("".join(f"{line}\n" for line in format_rows(name, circuit)))
-            out.flush()
-            reasons += [f"- {name}: {reason}" for reason in circuit.reasons]
-        out.write("\n" + "".join(f"{line}\n" for line in reasons))
+        for name, model, task in iterate_cases(models, arguments.trained):
+            circuit = discover(model, task, runs_dir=output.folder / "runs").circuit
+            output.write(format_case(name, circuit))
+            reasons += [f"{name}: {reason}" for reason in circuit.reasons]
+        output.write("\n" + format_list(reasons))
 
 
 if __name__ == "__main__":

@@ -1,48 +1,56 @@
-"""The hand-built models, whose circuits are known: is the truth found, with what verdict, at what cost? `python -m benchmarks.known`
+"""The hand-built models, whose circuits are known: does the agent find them?
 
-Truth is by brute force over all subsets (`tests/handbuilt`). Prints Markdown.
+    python -m benchmarks.known
+
+The truth is found by brute force over all subsets (`benchmarks/known_circuits/truth.py`). Prints a
+Markdown table: whether the truth is found, with what verdict and at what cost.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from benchmarks.known_circuits.truth import load_truth
-from discovery import discover, load_model, load_task
+from benchmarks.output import format_header, format_row, open_output
+from discovery import discover
 
 PAIRS = 240
+COLUMNS = (
+    "model",
+    "nodes in the truth, of all",
+    "found",
+    "verdict",
+    "forward-pass equivalents",
+    "seconds",
+)
 
 
-def format_row(name: str, folder: Path) -> str:
-    """One model's line."""
-    model = load_model(build_known_circuit(name).save(folder / name))
-    circuit = discover(
-        model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS), runs_dir=folder / "runs"
-    ).circuit
-    found, truth = {str(node) for node in circuit.members}, set(load_truth(name, "resample").nodes)
-    same = (
-        "exactly"
-        if found == truth
-        else f"missing {sorted(truth - found)}, beside it {sorted(found - truth)}"
+def format_model(name: str, folder: Path) -> str:
+    """Return one model's row."""
+    model, task = build_known_circuit(name).load(folder / name, PAIRS)
+    circuit = discover(model, task, runs_dir=folder / "runs").circuit
+    nodes = {str(node) for node in circuit.members}
+    truth = set(load_truth(name, "resample").nodes)
+    outcome = "exactly"
+    if nodes != truth:
+        outcome = f"missing {sorted(truth - nodes)}, beside it {sorted(nodes - truth)}"
+    return format_row(
+        name,
+        f"{len(truth)} of {len(model.info.nodes())}",
+        outcome,
+        f"**{circuit.verdict}**",
+        f"{circuit.cost.forward_equivalents:,.0f}",
+        f"{circuit.cost.seconds:.0f}",
     )
-    cost = f"{circuit.cost.forward_equivalents:,.0f} | {circuit.cost.seconds:.0f}"
-    return f"| {name} | {len(truth)} of {len(model.info.nodes())} | {same} | **{circuit.verdict}** | {cost} |"
 
 
 def main() -> None:
-    """Every case."""
-    out = sys.stdout
-    out.write(
-        "| model | nodes in the truth, of all | found | verdict | forward-pass equivalents | seconds |\n|---|---|---|---|---|---|\n"
-    )
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+    """Print the table."""
+    with open_output() as output:
+        output.write(format_header(*COLUMNS))
         for name in sorted(KNOWN_CIRCUITS):
-            out.write(format_row(name, Path(folder)) + "\n")
-            out.flush()
+            output.write(format_model(name, output.folder))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Our circuits beside the best there are, by brute force over every subset: `python -m benchmarks.optimum [--models DIR]`
+"""Our circuits beside the best there are, found by brute force over every subset.
 
-The hand-built models and small trained ones. The optimum is every smallest set that meets (a) to (d) under both ablations on discovery
-pairs, point values; all are scored again on held-out pairs. Prints Markdown: sizes, |1 − f| on held-out pairs (the larger of both
-ablations'), and whether ours is among the optima.
+    python -m benchmarks.optimum [--models DIR]
+
+The models are the hand-built ones and small trained ones. The optimum is every smallest set that
+meets (a) to (d) under both ablations on discovery pairs, as point values. All circuits are scored
+again on held-out pairs. Prints a Markdown table: sizes, |1 − f| on held-out pairs (the larger of
+the two ablations'), and whether our circuit is one of the optima.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from benchmarks.known_circuits.trained import (
     add_model_flags,
     iterate_trained_cases,
 )
-from benchmarks.output import format_header
-from discovery import discover, load_model, load_task
+from benchmarks.output import format_header, format_row, open_output
+from discovery import discover
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
 
-PAIRS = 128  # 2^12 subsets of twelve nodes are 4,096 passes a pair; whole templates are held out, and a verdict needs 48 pairs
+# The 2^12 subsets of twelve nodes take 4,096 passes a pair, so pairs are few. Whole templates are
+# held out, and a verdict needs 48 pairs.
+PAIRS = 128
 COLUMNS = (
     "model",
     "nodes",
@@ -42,35 +44,42 @@ COLUMNS = (
 )
 
 
-def format_row(name: str, model: Backend, task: Task, folder: Path) -> str:
-    """One case's line."""
+def format_case(name: str, model: Backend, task: Task, folder: Path) -> str:
+    """Return one case's row."""
     circuit = discover(model, task, runs_dir=folder / "runs").circuit
     ours = frozenset(circuit.members)
-    table, held = (
-        measure_all_subsets(model, task.discovery),
-        measure_all_subsets(model, task.heldout),
-    )
-    passing = table.passing_sets()
-    best = find_smallest(passing)
-    facts = f"| {name} | {len(table.nodes)} | {len(ours)} | {circuit.verdict}"
+    discovery_table = measure_all_subsets(model, task.discovery)
+    heldout_table = measure_all_subsets(model, task.heldout)
+    facts = (name, len(discovery_table.nodes), len(ours), circuit.verdict)
+    passing = discovery_table.passing_sets()
+    our_distance = heldout_table.distance(ours)
     if not passing:
-        return f"{facts} | none meets (a)–(d) | | | | {held.distance(ours):.3f} | | |"
-    size, distance = (
-        f"{len(best[0])} ({len(best)} of {len(passing)} that pass)",
-        min(held.distance(made) for made in best),
-    )
+        outcome = ("none meets (a)–(d)", "", "", "", f"{our_distance:.3f}", "", "")
+        return format_row(*facts, *outcome)
+    optima = find_smallest(passing)
+    size = len(optima[0])
+    optimum = f"{size} ({len(optima)} of {len(passing)} that pass)"
+    best_distance = min(heldout_table.distance(nodes) for nodes in optima)
     if not ours:
-        return f"{facts} | {size} | none given: {circuit.reasons[0]} | | | | {distance:.3f} | |"
-    own, apart = held.distance(ours), min(len(ours ^ made) for made in best)
-    beyond = f"{'yes' if ours in best else 'no'} | {len(ours) - len(best[0]):+d}"
-    return f"{facts} | {size} | {beyond} | {apart} | {own:.3f} | {distance:.3f} | {own - distance:+.3f} |"
+        why = f"none given: {circuit.reasons[0]}"
+        return format_row(*facts, optimum, why, "", "", "", f"{best_distance:.3f}", "")
+    return format_row(
+        *facts,
+        optimum,
+        "yes" if ours in optima else "no",
+        f"{len(ours) - size:+d}",
+        min(len(ours ^ nodes) for nodes in optima),
+        f"{our_distance:.3f}",
+        f"{best_distance:.3f}",
+        f"{our_distance - best_distance:+.3f}",
+    )
 
 
 def iterate_cases(folder: Path, models: Path, limit: int) -> Iterator[tuple[str, Backend, Task]]:
-    """All cases."""
+    """Yield name, model and task of every case."""
     for name in sorted(KNOWN_CIRCUITS):
-        model = load_model(build_known_circuit(name).save(folder / name))
-        yield name, model, load_task(folder / name / "task.jsonl", model, pairs=PAIRS)
+        model, task = build_known_circuit(name).load(folder / name, PAIRS)
+        yield name, model, task
     yield from iterate_trained_cases(models, DEVELOPMENT_SEEDS[:limit], PAIRS)
 
 
@@ -78,15 +87,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_flags(parser)
-    chosen = parser.parse_args()
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as made:
-        out.write(format_header(*COLUMNS))
-        for name, model, task in iterate_cases(
-            Path(made), chosen.models or Path(made), chosen.trained
-        ):
-            out.write(format_row(name, model, task, Path(made)) + "\n")
-            out.flush()
+    arguments = parser.parse_args()
+    with open_output() as output:
+        models = arguments.models or output.folder
+        output.write(format_header(*COLUMNS))
+        for name, model, task in iterate_cases(output.folder, models, arguments.trained):
+            output.write(format_case(name, model, task, output.folder))
 
 
 if __name__ == "__main__":

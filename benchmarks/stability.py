@@ -1,22 +1,52 @@
-"""Do other pairs give the same circuit? Full re-runs over ten seeds: `python -m benchmarks.stability [--seeds N]`
+"""Do other pairs give the same circuit? Whole runs over ten seeds.
 
-Each seed draws other pairs, another split and other random choices. Prints Markdown: verdicts, the mean Jaccard between the seeds'
-circuits, how often each node is in them, and what the runs that were not verified say.
+    python -m benchmarks.stability [--seeds N]
+
+Each seed draws other pairs, another split and other random choices. Prints a Markdown table: the
+verdicts, the mean Jaccard index between the circuits of two seeds, and how often each node is in a
+circuit. The reasons of the runs that were not verified follow.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from benchmarks.output import format_header
+from benchmarks.output import format_header, format_list, format_row, open_output
 from discovery import discover, load_model, load_task
+from discovery.graph import CircuitGraph
 from discovery.tasks import BUILTIN
+
+COLUMNS = (
+    "task",
+    "verdicts",
+    "mean Jaccard between seeds",
+    "sizes",
+    "inclusion of each node",
+)
+
+
+def format_task(name: str, circuits: Sequence[CircuitGraph]) -> str:
+    """Return one task's row."""
+    node_sets = [frozenset(circuit.members) for circuit in circuits]
+    verdicts = Counter(circuit.verdict for circuit in circuits).most_common()
+    set_pairs = combinations(node_sets, 2)
+    jaccard = mean(len(a & b) / len(a | b) for a, b in set_pairs if a | b)
+    n_circuits_with = Counter(node for nodes in node_sets for node in nodes)
+    sizes = [len(nodes) for nodes in node_sets]
+    return format_row(
+        name,
+        ", ".join(f"{count} {verdict}" for verdict, count in verdicts),
+        f"{jaccard:.2f}",
+        f"{min(sizes)}–{max(sizes)}",
+        ", ".join(
+            f"{node.label} {count / len(circuits):.0%}"
+            for node, count in sorted(n_circuits_with.items(), key=lambda item: -item[1])
+        ),
+    )
 
 
 def main() -> None:
@@ -24,43 +54,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     seeds = range(parser.parse_args().seeds)
-    out = sys.stdout
     reasons: list[str] = []
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
+    with open_output() as output:
         model = load_model("bundled")
-        out.write(
-            format_header(
-                "task", "verdicts", "mean Jaccard between seeds", "sizes", "inclusion of each node"
-            )
-        )
+        output.write(format_header(*COLUMNS))
         for name in BUILTIN:
-            made = [
-                discover(model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs).circuit
-                for seed in seeds
+            circuits = []
+            for seed in seeds:
+                task = load_task(name, model, seed=seed)
+                circuits.append(discover(model, task, seed=seed, runs_dir=output.folder).circuit)
+            output.write(format_task(name, circuits))
+            reasons += [
+                f"{name}, seed {seed}, {circuit.verdict}: {reason}"
+                for seed, circuit in zip(seeds, circuits, strict=True)
+                if circuit.verdict != "verified"
+                for reason in circuit.reasons
             ]
-            circuits = [frozenset(circuit.members) for circuit in made]
-            verdicts = ", ".join(
-                f"{count} {verdict}"
-                for verdict, count in Counter(circuit.verdict for circuit in made).most_common()
-            )
-            jaccard = mean(len(a & b) / len(a | b) for a, b in combinations(circuits, 2) if a | b)
-            often = Counter(node for circuit in circuits for node in circuit)
-            shown = ", ".join(
-                f"{node.label} {count / len(made):.0%}"
-                for node, count in sorted(often.items(), key=lambda pair: -pair[1])
-            )
-            sizes = [len(circuit) for circuit in circuits]
-            out.write(
-                f"| {name} | {verdicts} | {jaccard:.2f} | {min(sizes)}–{max(sizes)} | {shown} |\n"
-            )
-            out.flush()
-            for seed, circuit in zip(seeds, made, strict=True):
-                if circuit.verdict != "verified":
-                    reasons += [
-                        f"- {name}, seed {seed}, {circuit.verdict}: {reason}\n"
-                        for reason in circuit.reasons
-                    ]
-        out.write("\n" + "".join(reasons))
+        output.write("\n" + format_list(reasons))
 
 
 if __name__ == "__main__":

@@ -1,172 +1,178 @@
-"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process: `python -m benchmarks.sweeps [--only ROWS]`
+"""Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process.
 
-All compute the same grid on the same weights: ours through the engine, transformer_lens with one full forward pass of the bridge for
-each cell, nnsight with one trace for each layer whose invokes, one for each cell, it batches. The others are timed on a sample of
-their cells where a whole grid takes minutes (they run every cell alike), and the table says so. Prints Markdown: median ratio and spread
-over repetitions, largest difference on the cells that were computed twice, forward-pass equivalents, achieved GFLOP/s over the
-machine's measured matmul rate, and peak memory.
+    python -m benchmarks.sweeps [--only ROWS]
+
+All three compute the same grid on the same weights: ours through the engine; transformer_lens with
+one full forward pass of the bridge for each cell; nnsight with one trace for each layer, which
+batches one invoke for each cell. If a whole grid would take minutes, the other two are timed on a
+sample of their cells, which all cost the same, and the table says so. Prints a Markdown table: the
+median ratio and its range over repetitions, the largest difference on the cells that were computed
+twice, forward-pass equivalents, achieved GFLOP/s as a share of the machine's measured matmul rate,
+and peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 import resource
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
-from discovery import load_model, load_task, patch_sweep
+from benchmarks.output import format_header, format_row, open_output
+from benchmarks.random_models.timing_models import random_task, save_small_gpt2
+from discovery import load_model, patch_sweep
 from discovery.backends.base import Backend, Batch
 from discovery.backends.loading.outline import BackendKind
 from discovery.backends.loading.source import locate_model
 from discovery.engine import prompt_macs
 from discovery.interventions import Edit
-from discovery.sites import Direction, Site, SiteName
+from discovery.methods.patching.grid import Sweep
+from discovery.sites import Site, SiteName
 from discovery.tasks import Task
 
-MAX_WARMUP_SECONDS = 60.0  # seconds; a longer first sweep counts, a shorter one warms up
-FIRST_DIFFERENCE = 5  # pairs differ from the sixth token on
-Grid = dict[tuple[int, ...], torch.Tensor]
+MAX_WARMUP_SECONDS = 60.0  # a first sweep that takes longer counts as a repetition
+SITES: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
+SHAPES = ((1, 15), (32, 15), (8, 128))  # pairs and tokens
+LONG_SHAPE = (8, 128)  # swept at the first site alone
+COLUMNS = (
+    "model",
+    "site",
+    "pairs",
+    "tokens",
+    "ours",
+    "over transformer_lens (range)",
+    "over nnsight (range)",
+    "cells of theirs timed",
+    "largest difference",
+    "forward-pass equivalents, ours of plain",
+    "GFLOP/s (of matmul)",
+    "peak memory",
+)
+Grid = dict[tuple[int, ...], Tensor]  # (layer, column) -> metric of every pair
 
 
 @dataclass(frozen=True)
 class SweepCase:
-    """One line of the table."""
+    """One row of the table."""
 
     model: str
     site: SiteName
     pairs: int
     tokens: int
-    direction: Direction = "denoising"
-
-
-def save_small_gpt2(folder: Path) -> Path:
-    """GPT-2-small geometry, seeded random weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
-    return folder
-
-
-def random_pairs(model: Backend, pairs: int, tokens: int, seed: int = 0) -> Task:
-    """Random token ids; the sides differ in about half of the tokens from the sixth on, the last apart."""
-    rng = random.Random(seed)
-    made = []
-    for _ in range(pairs):
-        clean = [rng.randrange(model.d_vocab) for _ in range(tokens)]
-        corrupted = list(clean)
-        for position in range(FIRST_DIFFERENCE, tokens - 1):
-            if position == FIRST_DIFFERENCE or rng.random() < 0.5:
-                corrupted[position] = (
-                    corrupted[position] + 1 + rng.randrange(model.d_vocab - 2)
-                ) % model.d_vocab
-        answer, wrong = rng.sample(range(model.d_vocab), 2)
-        made.append({"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
-    return load_task(made, model)
 
 
 def sample_cells(case: SweepCase, model: Backend) -> list[tuple[int, int]]:
-    """The cells that the others are timed on: six of each layer for one pair, one of each layer for more."""
+    """Draw the cells on which the others are timed.
+
+    They are six of each layer for a single pair, and one of each layer for more pairs.
+    """
     width = model.info.n_heads if case.site == "head_out" else case.tokens
+    per_layer = min(6 if case.pairs == 1 else 1, width)
     rng = random.Random(1)
     return [
-        (layer, c)
+        (layer, column)
         for layer in range(model.info.n_layers)
-        for c in sorted(rng.sample(range(width), min(6 if case.pairs == 1 else 1, width)))
+        for column in sorted(rng.sample(range(width), per_layer))
     ]
 
 
-class Baselines:
-    """The other libraries on one model and task.
+class OtherLibraries:
+    """The sweeps of the other libraries on one model and task.
 
     Args:
-        directory: the model's, which nnsight loads for itself.
+        model: our own model.
+        directory: the model's directory, from which nnsight loads it for itself.
+        task: the pairs.
+        case: the sweep.
     """
 
     def __init__(self, model: Backend, directory: Path, task: Task, case: SweepCase) -> None:
-        self.model, self.case, self.cells = model, case, sample_cells(case, model)
-        wrapped = (
-            model
-            if model.info.backend == "transformerlens"
-            else load_model(directory, backend="transformerlens")
-        )
-        self.bridge = wrapped.bridge  # type: ignore[attr-defined]  # the TransformerLens backend
-        self.clean = torch.tensor([pair.clean for pair in task.pairs])
+        self.model = model
+        self.case = case
+        self.cells = sample_cells(case, model)
+        wrapped = model
+        if model.info.backend != "transformerlens":
+            wrapped = load_model(directory, backend="transformerlens")
+        self.bridge = wrapped.bridge  # type: ignore[attr-defined]  # of the TransformerLens backend
         self.corrupted = torch.tensor([pair.corrupted for pair in task.pairs])
-        self.answer, self.wrong = (
-            torch.tensor([p.answer for p in task.pairs]),
-            torch.tensor([p.wrong for p in task.pairs]),
-        )
+        self.answer = torch.tensor([pair.answer for pair in task.pairs])
+        self.wrong = torch.tensor([pair.wrong for pair in task.pairs])
         self.kind = "z" if case.site == "head_out" else case.site
         self.width = model.info.n_heads if case.site == "head_out" else case.tokens
-        last = torch.full((len(task.pairs),), case.tokens - 1)
-        sites = [Site(self.kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]  # a kind
-        self.source = model.run(Batch(self.clean, last), sites).activations
+        clean = Batch(
+            tokens=torch.tensor([pair.clean for pair in task.pairs]),
+            answer_position=torch.full((len(task.pairs),), case.tokens - 1),
+        )
+        sites = [self.site(layer) for layer in range(model.info.n_layers)]
+        self.source = model.run(clean, sites).activations
         self.nnsight = load_in_nnsight(directory)
 
-    def metric(self, logits: torch.Tensor) -> torch.Tensor:
+    def site(self, layer: int) -> Site:
+        """Return the site of the sweep in a layer."""
+        return Site(self.kind, layer)  # type: ignore[arg-type]  # a kind of site
+
+    def metric(self, logits: Tensor) -> Tensor:
+        """Return the logit difference of every pair, [pair]."""
         return logits.gather(1, self.answer)[:, 0] - logits.gather(1, self.wrong)[:, 0]
 
     def sweep_with_transformer_lens(self) -> Grid:
-        """One full forward pass of the bridge per cell, all pairs in a batch, as `transformer_lens.patching` does it."""
-        found: Grid = {}
+        """Run a full forward pass of the bridge per cell, with all pairs in one batch.
+
+        `transformer_lens.patching` does the same.
+        """
+        grid: Grid = {}
         for layer, column in self.cells:
-            site = Site(self.kind, layer)  # type: ignore[arg-type]  # a kind
-            axis = torch.arange(self.width) == column
-            edit = Edit(
-                site, self.source[site], axis[None, None] if self.kind == "z" else axis[None]
-            )
+            site = self.site(layer)
+            mask = torch.arange(self.width) == column
+            mask = mask[None, None] if self.kind == "z" else mask[None]
+            edit = Edit(site, self.source[site], mask)
             name = f"blocks.{layer}.{'attn.hook_z' if self.kind == 'z' else 'hook_' + self.kind}"
+            hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
             with torch.no_grad():
-                hooks = [(name, lambda value, hook, edit=edit: edit.apply(value))]
-                found[layer, column] = self.metric(
-                    self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)[:, -1]
-                )
-        return found
+                logits = self.bridge.run_with_hooks(self.corrupted, fwd_hooks=hooks)
+                grid[layer, column] = self.metric(logits[:, -1])
+        return grid
 
     def sweep_with_nnsight(self) -> Grid:
-        """One trace per layer, one invoke per cell (GPT-2's module names)."""
+        """Run one trace per layer with one invoke per cell. The module names are GPT-2's."""
         from nnsight import save  # the function: our backend takes the method of every object back
 
-        net, kind, d_head = self.nnsight, self.kind, self.model.info.d_head
-        found: Grid = {}
+        net = self.nnsight
+        grid: Grid = {}
         for layer in sorted({layer for layer, _ in self.cells}):
-            columns = [c for at, c in self.cells if at == layer]
-            source = self.source[Site(kind, layer)].flatten(2)  # type: ignore[arg-type]  # a kind
+            columns = [column for cell_layer, column in self.cells if cell_layer == layer]
+            source = self.source[self.site(layer)].flatten(2)
             with torch.no_grad(), net.trace() as tracer:
-                logits: Any = save([])  # nnsight's way to bring values out
-                for c in columns:
+                logits: Any = save([])  # nnsight's way to bring values out of a trace
+                for column in columns:
                     with tracer.invoke(self.corrupted):
-                        if kind == "resid_pre":
-                            net.transformer.h[layer].input[:, c] = source[:, c]
-                        elif kind == "attn_out":
-                            net.transformer.h[layer].attn.output[0][:, c] = source[:, c]
-                        elif kind == "mlp_out":
-                            net.transformer.h[layer].mlp.output[:, c] = source[:, c]
+                        block = net.transformer.h[layer]
+                        if self.kind == "resid_pre":
+                            block.input[:, column] = source[:, column]
+                        elif self.kind == "attn_out":
+                            block.attn.output[0][:, column] = source[:, column]
+                        elif self.kind == "mlp_out":
+                            block.mlp.output[:, column] = source[:, column]
                         else:
-                            heads = slice(c * d_head, (c + 1) * d_head)
-                            net.transformer.h[layer].attn.c_proj.input[:, :, heads] = source[
-                                :, :, heads
-                            ]
+                            d_head = self.model.info.d_head
+                            head = slice(column * d_head, (column + 1) * d_head)
+                            block.attn.c_proj.input[:, :, head] = source[:, :, head]
                         logits.append(net.lm_head.output[:, -1])
-            found |= {
-                (layer, c): self.metric(values) for c, values in zip(columns, logits, strict=True)
-            }
-        return found
+            for column, values in zip(columns, logits, strict=True):
+                grid[layer, column] = self.metric(values)
+        return grid
 
 
 def load_in_nnsight(directory: Path) -> Any:
-    """The model in nnsight."""
+    """Load the model in nnsight."""
     from nnsight import TransformersModel
 
     return TransformersModel(
@@ -175,107 +181,133 @@ def load_in_nnsight(directory: Path) -> Any:
 
 
 def matmul_rate() -> float:
-    """GFLOP/s of a large matmul on this machine."""
-    a = torch.randn(2048, 2048)
-    best = 0.0
-    for _ in range(8):
-        began = time.perf_counter()
-        a @ a
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - began) / 1e9)
-    return best
-
-
-def format_row(case: SweepCase, model: Backend, directory: Path, repetitions: int) -> str:
-    """One line."""
-    task = random_pairs(model, case.pairs, case.tokens)
-    others = Baselines(model, directory, task, case)
-    runs = (others.sweep_with_transformer_lens, others.sweep_with_nnsight)
-    values = [run() for run in runs]  # warm
-    began = time.perf_counter()
-    grid = patch_sweep(model, task, case.site, direction=case.direction)
-    share = grid.per_pair[0].numel() / len(others.cells)
-    ours = (
-        [first] if (first := time.perf_counter() - began) > MAX_WARMUP_SECONDS else []
-    )  # the weights of a long sweep are read a thousand times
-    ratios = [[measure_seconds(run) * share / seconds for seconds in ours] for run in runs]
-    while len(ours) < repetitions:
-        ours.append(
-            measure_seconds(lambda: patch_sweep(model, task, case.site, direction=case.direction))
-        )
-        for run, found in zip(runs, ratios, strict=True):
-            found.append(measure_seconds(run) * share / ours[-1])
-    worst = max(
-        float((grid.per_pair[:, layer, c] - value).abs().max())
-        for found in values
-        for (layer, c), value in found.items()
-    )
-    flops = 2 * grid.cost.forward_equivalents * prompt_macs(model.info, case.tokens)
-    rate = flops / statistics.median(ours) / 1e9
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    plain = grid.per_pair[0].numel() * case.pairs + 2 * case.pairs
-    told = " | ".join(
-        f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in ratios
-    )
-    return (
-        f"| {case.model} | {case.site} | {case.pairs} | {case.tokens} | {statistics.median(ours):.2f} s | {told} | "
-        f"{len(others.cells)}/{grid.per_pair[0].numel()} | {worst:.0e} | {grid.cost.forward_equivalents:,.0f} of {plain:,} | "
-        f"{rate:.0f} ({rate / matmul_rate():.0%}) | {memory:.1f} GiB |"
-    )
+    """Measure the GFLOP/s of a large matmul on this machine."""
+    matrix = torch.randn(2048, 2048)
+    seconds = min(measure_seconds(lambda: matrix @ matrix) for _ in range(8))
+    return 2 * 2048**3 / seconds / 1e9
 
 
 def measure_seconds(run: Callable[[], object]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
     run()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class SweepTimes:
+    """What was measured of one case.
+
+    Attributes:
+        grid: our grid.
+        seconds: ours, in each repetition.
+        ratios: the seconds of each other library for the whole grid, divided by ours, in each
+            repetition.
+        largest_difference: between our metric and theirs, on their cells.
+    """
+
+    grid: Sweep
+    seconds: list[float]
+    ratios: list[list[float]]
+    largest_difference: float
+
+
+def measure_case(
+    case: SweepCase, model: Backend, task: Task, others: OtherLibraries, repetitions: int
+) -> SweepTimes:
+    """Time our sweep and the others' in turn."""
+
+    def sweep() -> Sweep:
+        return patch_sweep(model, task, case.site)
+
+    runs = (others.sweep_with_transformer_lens, others.sweep_with_nnsight)
+    their_grids = [run() for run in runs]  # the first runs warm up
+    start = time.perf_counter()
+    grid = sweep()
+    first_seconds = time.perf_counter() - start
+    cells_per_sampled = grid.per_pair[0].numel() / len(others.cells)
+    # A long sweep reads the weights a thousand times, so it needs no warm-up.
+    seconds = [first_seconds] if first_seconds > MAX_WARMUP_SECONDS else []
+    ratios = [
+        [measure_seconds(run) * cells_per_sampled / our_seconds for our_seconds in seconds]
+        for run in runs
+    ]
+    while len(seconds) < repetitions:
+        seconds.append(measure_seconds(sweep))
+        for run, own_ratios in zip(runs, ratios, strict=True):
+            own_ratios.append(measure_seconds(run) * cells_per_sampled / seconds[-1])
+    largest_difference = max(
+        float((grid.per_pair[:, layer, column] - value).abs().max())
+        for their_grid in their_grids
+        for (layer, column), value in their_grid.items()
+    )
+    return SweepTimes(grid, seconds, ratios, largest_difference)
+
+
+def format_case(case: SweepCase, model: Backend, directory: Path, repetitions: int) -> str:
+    """Measure one case and return its row."""
+    task = random_task(model, case.pairs, case.tokens)
+    others = OtherLibraries(model, directory, task, case)
+    times = measure_case(case, model, task, others, repetitions)
+    cost = times.grid.cost.forward_equivalents
+    n_cells = times.grid.per_pair[0].numel()
+    plain_cost = n_cells * case.pairs + 2 * case.pairs
+    seconds = statistics.median(times.seconds)
+    rate = 2 * cost * prompt_macs(model.info, case.tokens) / seconds / 1e9
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return format_row(
+        case.model,
+        case.site,
+        case.pairs,
+        case.tokens,
+        f"{seconds:.2f} s",
+        *(f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in times.ratios),
+        f"{len(others.cells)}/{n_cells}",
+        f"{times.largest_difference:.0e}",
+        f"{cost:,.0f} of {plain_cost:,}",
+        f"{rate:.0f} ({rate / matmul_rate():.0%})",
+        f"{peak_gib:.1f} GiB",
+    )
+
+
+def iterate_cases(name: str, model: Backend, only: str) -> Iterator[SweepCase]:
+    """Yield the cases of a model whose name contains `only`."""
+    for pairs, tokens in SHAPES:
+        for site in SITES if (pairs, tokens) != LONG_SHAPE else SITES[:1]:
+            if tokens <= model.n_ctx and only in f"{name} {site} {pairs}x{tokens}":
+                yield SweepCase(name, site, pairs, tokens)
 
 
 def main() -> None:
-    """Run all cases."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="the bundled model only, one repetition"
+        "--quick", action="store_true", help="the bundled model only, with one repetition"
     )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument(
         "--only",
         default="",
-        help="rows whose 'model site pairs x tokens' holds this, as in 'head_out 32x15'",
+        help="rows whose 'MODEL SITE PAIRSxTOKENS' contains this, as in 'head_out 32x15'",
     )
     parser.add_argument(
         "--backend",
         choices=get_args(BackendKind),
         default="transformerlens",
-        help="ours on which engine",
+        help="the backend of our own sweeps",
     )
-    chosen = parser.parse_args()
-    out = sys.stdout
-    sites: tuple[SiteName, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out")
-    shapes = ((1, 15), (32, 15), (8, 128))
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        places = {"bundled": locate_model("bundled").directory}
-        if not chosen.quick:
-            places = {"gpt2-small": save_small_gpt2(Path(folder))} | places
-        out.write(
-            "| model | site | pairs | tokens | ours | over transformer_lens (range) | over nnsight (range) | cells of theirs timed | "
-            "largest difference | forward-pass equivalents, ours of plain | GFLOP/s (of matmul) | peak memory |\n"
-            "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
-        )
-        for name, place in places.items():
-            model = load_model("bundled" if name == "bundled" else place, backend=chosen.backend)
-            for pairs, tokens in shapes:
-                for site in sites if (pairs, tokens) != (8, 128) else sites[:1]:
-                    if tokens <= model.n_ctx and chosen.only in f"{name} {site} {pairs}x{tokens}":
-                        out.write(
-                            format_row(
-                                SweepCase(name, site, pairs, tokens),
-                                model,
-                                place,
-                                1 if chosen.quick else chosen.repetitions,
-                            )
-                            + "\n"
-                        )
-                        out.flush()
+    arguments = parser.parse_args()
+    repetitions = 1 if arguments.quick else arguments.repetitions
+    with open_output() as output:
+        directories = {"bundled": locate_model("bundled").directory}
+        if not arguments.quick:
+            directories = {"gpt2-small": save_small_gpt2(output.folder)} | directories
+        output.write(format_header(*COLUMNS))
+        for name, directory in directories.items():
+            source = "bundled" if name == "bundled" else directory
+            model = load_model(source, backend=arguments.backend)
+            for case in iterate_cases(name, model, arguments.only):
+                output.write(format_case(case, model, directory, repetitions))
 
 
 if __name__ == "__main__":

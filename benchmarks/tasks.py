@@ -1,68 +1,80 @@
-"""The four built-in tasks on the bundled model: verdict, circuit and cost, as a table. `python -m benchmarks.tasks [seed]`
+"""The four built-in tasks on the bundled model: verdict, circuit and cost.
 
-Runs are kept in a temporary directory, so that the held-out pairs are looked at once. Prints Markdown.
+    python -m benchmarks.tasks [SEED]
+
+Runs are kept in a temporary directory, so that each run is the first to look at its held-out pairs.
+Prints a Markdown table, and then the reasons behind the verdicts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
 import time
+from typing import Any
 
+from benchmarks.output import format_header, format_list, format_row, open_output
 from discovery import discover, load_model, load_task
-from discovery.graph import CONDITIONS, CircuitGraph
+from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, EvidenceAblation
 from discovery.report.formatting import format_score
 from discovery.tasks import BUILTIN
 
+COLUMNS = (
+    "task",
+    "verdict",
+    "circuit",
+    "f(C) / f(U∖C), resample",
+    "mean",
+    "conditions",
+    "(f) Jaccard",
+    "forward-pass equivalents",
+    "seconds",
+)
 
-def format_row(name: str, circuit: CircuitGraph, seconds: float) -> str:
-    """One task's line."""
-    held = circuit.evaluation.heldout
-    cells = [name, f"**{circuit.verdict}**", ", ".join(node.label for node in circuit.members)]
-    for ablation in ("resample", "mean"):
-        found = getattr(held.ablations, ablation) if held else None
-        if found is None or found.faithfulness is None or found.knockout is None:
-            cells.append("not measured")
-            continue
-        f, k = found.faithfulness, found.knockout
-        cells.append(f"{format_score(f)} / {format_score(k)}")
+
+def format_task(name: str, circuit: CircuitGraph, seconds: float) -> str:
+    """Return one task's row."""
     missed = [
-        f"{c} {a}"
-        for c in CONDITIONS
-        for a in ("resample", "mean")
-        if getattr(circuit.evaluation.conditions.of(c), a) != "holds"
+        f"{condition} {ablation}"
+        for condition in CONDITIONS
+        for ablation in EVIDENCE_ABLATIONS
+        if circuit.evaluation.conditions.of(condition).under(ablation) != "holds"
     ]
-    stability = (circuit.evaluation.tests.get("stability") or {}).get("mean_jaccard")  # type: ignore[union-attr]
-    cells += [
-        "all hold" if not missed else "not: " + ", ".join(missed),
-        "–" if stability is None else f"{stability:.2f}",
-    ]
-    cells += [f"{circuit.cost.forward_equivalents:,.0f}", f"{seconds:.0f}"]
-    return "| " + " | ".join(cells) + " |"
+    stability: Any = circuit.evaluation.tests.get("stability") or {}
+    jaccard = stability.get("mean_jaccard")
+    return format_row(
+        name,
+        f"**{circuit.verdict}**",
+        ", ".join(node.label for node in circuit.members),
+        *(_format_scores(circuit, ablation) for ablation in EVIDENCE_ABLATIONS),
+        "not: " + ", ".join(missed) if missed else "all hold",
+        "–" if jaccard is None else f"{jaccard:.2f}",
+        f"{circuit.cost.forward_equivalents:,.0f}",
+        f"{seconds:.0f}",
+    )
+
+
+def _format_scores(circuit: CircuitGraph, ablation: EvidenceAblation) -> str:
+    heldout = circuit.evaluation.heldout
+    evidence = heldout.ablations.under(ablation) if heldout else None
+    if evidence is None or evidence.faithfulness is None or evidence.knockout is None:
+        return "not measured"
+    return f"{format_score(evidence.faithfulness)} / {format_score(evidence.knockout)}"
 
 
 def main() -> None:
     """Run every task and print the table."""
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as runs:
+    with open_output() as output:
         model = load_model("bundled")
-        lines = [
-            "| task | verdict | circuit | f(C) / f(U∖C), resample | mean | conditions | (f) Jaccard | forward-pass equivalents | seconds |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        output.write(format_header(*COLUMNS))
         reasons: list[str] = []
         for name in BUILTIN:
-            began = time.monotonic()
-            circuit = discover(
-                model, load_task(name, model, seed=seed), seed=seed, runs_dir=runs
-            ).circuit
-            lines.append(format_row(name, circuit, time.monotonic() - began))
-            reasons += [f"- {name}: {reason}" for reason in circuit.reasons]
-            out.write(f"{lines[-1]}\n")
-            out.flush()
-    out.write("\n" + "\n".join([*lines, "", *reasons]) + "\n")
+            start = time.monotonic()
+            task = load_task(name, model, seed=seed)
+            circuit = discover(model, task, seed=seed, runs_dir=output.folder).circuit
+            output.write(format_task(name, circuit, time.monotonic() - start))
+            reasons += [f"{name}: {reason}" for reason in circuit.reasons]
+        output.write("\n" + format_list(reasons))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A plain forward pass of a TransformerLens-native model: the slow, independent computation that others are checked against.
+"""A plain forward pass of a TransformerLens-native model, to check the project's fast code against.
 
-It shares no code with `discovery`. Every head is computed by itself, in the order in which the paper writes it (Elhage et al. 2021,
-"A Mathematical Framework for Transformer Circuits"): per head q, k, v, scores divided by sqrt(d_head), causal softmax, z = pattern · v,
-value = z · W_O[head]. Conventions: a head's value includes b_V and excludes b_O; an MLP's value includes its output bias; a
-replacement takes the place of the node's value, and everything downstream is recomputed, norms included.
+It is slow and shares no code with `discovery`. Every head is computed by itself, in the order of
+Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits": q, k and v; scores divided
+by sqrt(d_head); a causal softmax; z = pattern · v; value = z · W_O[head].
+
+Conventions: a head's value includes b_V and excludes b_O. An MLP's value includes its output bias.
+A replacement takes the place of a node's value, and everything downstream is recomputed, norms
+included.
 """
 
 from __future__ import annotations
@@ -25,17 +28,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     ),
     "silu": functional.silu,
 }
-CENTRED_NORMS, SCALED_NORMS = ("LN", "LNPre"), ("RMS", "RMSPre")
+CENTRED_NORMS = ("LN", "LNPre")
+SCALED_NORMS = ("RMS", "RMSPre")
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one forward pass saw.
+    """The logits and every node's value in one forward pass.
 
     Attributes:
         logits: [batch pos d_vocab].
-        nodes: the value of every head ("a0.h1") and MLP ("m0"), [batch pos d_model]; where it was replaced, the replacement.
-        patterns: attention of every head, [batch dst src].
+        nodes: the value of every head ("a0.h1") and MLP ("m0"), [batch pos d_model]. In the rows in
+            which a node was replaced, this is the replacement.
+        patterns: the attention pattern of every head, [batch dst src].
     """
 
     logits: Tensor
@@ -45,17 +50,23 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A value [batch pos d_model] for one node, in the rows of the batch where `rows` [batch] is true (all rows where None)."""
+    """A value that takes the place of what one node computes.
+
+    Attributes:
+        value: [batch pos d_model].
+        rows: which rows of the batch to replace, as booleans [batch]. None replaces all rows.
+    """
 
     value: Tensor
     rows: Tensor | None = None
 
     def apply_to(self, computed: Tensor) -> Tensor:
-        """The computed value with the replacement in its rows."""
+        """Return the computed value with the replacement in its rows."""
         value = self.value.to(computed.dtype)
         if value.shape != computed.shape:
             raise ValueError(
-                f"a replacement of shape {tuple(value.shape)} for a node of shape {tuple(computed.shape)}"
+                f"A replacement of shape {tuple(value.shape)} was given for a node whose value"
+                f" has shape {tuple(computed.shape)}. The shapes must be equal."
             )
         return (
             value if self.rows is None else torch.where(self.rows[:, None, None], value, computed)
@@ -63,7 +74,7 @@ class Replacement:
 
 
 def node_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Every head and every MLP, layer by layer."""
+    """Return the name of every head and every MLP, layer by layer."""
     names: list[str] = []
     for layer in range(config["n_layers"]):
         names += [f"a{layer}.h{head}" for head in range(config["n_heads"])]
@@ -79,17 +90,17 @@ def run_forward(
     replace: Mapping[str, Tensor | Replacement] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ForwardPass:
-    """Run token ids [batch pos] through the model, some nodes replaced.
+    """Run token ids [batch pos] through the model, with some nodes replaced.
 
     Args:
         config: the fields of tl_config.json.
-        state: TransformerLens parameter names; absent biases are zero.
-        tokens: ids [batch pos], no padding.
+        state: the weights under their TransformerLens names. Absent biases are zero.
+        tokens: the token ids [batch pos], without padding.
         replace: node name -> its value [batch pos d_model], or a `Replacement` for some rows only.
-        dtype: what everything is computed in.
+        dtype: the dtype in which everything is computed.
 
     Raises:
-        ValueError: a node that does not exist, or a replacement of another shape.
+        ValueError: if a node does not exist or a replacement has another shape than the node.
     """
     edits = {
         name: edit if isinstance(edit, Replacement) else Replacement(edit)
@@ -97,29 +108,32 @@ def run_forward(
     }
     unknown = set(edits) - set(node_names(config))
     if unknown:
-        raise ValueError(f"no such nodes: {sorted(unknown)}")
+        raise ValueError(
+            f"The model has no such nodes: {sorted(unknown)}."
+            f" It has {', '.join(node_names(config))}."
+        )
     weights = {name: tensor.to(dtype) for name, tensor in state.items()}
     nodes: dict[str, Tensor] = {}
     patterns: dict[str, Tensor] = {}
 
-    def settle(name: str, computed: Tensor) -> Tensor:
+    def record(name: str, computed: Tensor) -> Tensor:
         nodes[name] = edits[name].apply_to(computed) if name in edits else computed
         return nodes[name]
 
     resid = _embed(config, weights, tokens)
     for layer in range(config["n_layers"]):
         block = f"blocks.{layer}"
-        read = _norm(config, weights, f"{block}.ln1", resid)
+        read = apply_norm(config, weights, f"{block}.ln1", resid)
         written = torch.zeros_like(resid)
         for head in range(config["n_heads"]):
             name = f"a{layer}.h{head}"
             value, patterns[name] = _head(config, weights, f"{block}.attn", head, read)
-            written = written + settle(name, value)
+            written = written + record(name, value)
         resid = resid + written + weights.get(f"{block}.attn.b_O", torch.zeros((), dtype=dtype))
         if not config["attn_only"]:
-            read = _norm(config, weights, f"{block}.ln2", resid)
-            resid = resid + settle(f"m{layer}", _mlp(config, weights, f"{block}.mlp", read))
-    final = _norm(config, weights, "ln_final", resid)
+            read = apply_norm(config, weights, f"{block}.ln2", resid)
+            resid = resid + record(f"m{layer}", _mlp(config, weights, f"{block}.mlp", read))
+    final = apply_norm(config, weights, "ln_final", resid)
     logits = final @ weights["unembed.W_U"] + weights.get(
         "unembed.b_U", torch.zeros((), dtype=dtype)
     )
@@ -127,26 +141,27 @@ def run_forward(
 
 
 def _embed(config: Mapping[str, Any], weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-    """Token plus learned position, [batch pos d_model]."""
+    """Return the token embedding plus the learned position embedding, [batch pos d_model]."""
     resid = weights["embed.W_E"][tokens]
     kind = config["positional_embedding_type"]
     if kind == "standard":
         return resid + weights["pos_embed.W_pos"][: tokens.shape[1]]
     if kind is None:
         return resid
-    raise ValueError(f"positional embedding {kind!r}: this forward pass knows 'standard' and None")
+    raise ValueError(f"The positional embedding {kind!r} is unknown here: use 'standard' or None.")
 
 
-def _norm(
+def apply_norm(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str, resid: Tensor
 ) -> Tensor:
-    """LayerNorm or RMS norm over d_model, with its weight and bias where the model has them."""
+    """Apply LayerNorm or RMS norm over d_model, with the weight and bias that the model has."""
     kind = config["normalization_type"]
     if kind is None:
         return resid
     if kind not in CENTRED_NORMS + SCALED_NORMS:
         raise ValueError(
-            f"normalisation {kind!r}: this forward pass knows {(*CENTRED_NORMS, *SCALED_NORMS)} and None"
+            f"The normalisation {kind!r} is unknown here:"
+            f" use one of {(*CENTRED_NORMS, *SCALED_NORMS)} or None."
         )
     if kind in CENTRED_NORMS:
         resid = resid - resid.mean(-1, keepdim=True)
@@ -159,7 +174,7 @@ def _norm(
 def _head(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], attn: str, head: int, read: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One head's value [batch pos d_model] and its pattern [batch dst src]."""
+    """Return one head's value [batch pos d_model] and its pattern [batch dst src]."""
 
     def project(letter: str) -> Tensor:  # [batch pos d_head]
         projected = read @ weights[f"{attn}.W_{letter}"][head]
@@ -175,7 +190,7 @@ def _head(
 def _mlp(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], mlp: str, read: Tensor
 ) -> Tensor:
-    """An MLP's value [batch pos d_model], output bias included."""
+    """Return an MLP's value [batch pos d_model], its output bias included."""
     zero = torch.zeros((), dtype=read.dtype)
     hidden = ACTIVATIONS[config["act_fn"]](
         read @ weights[f"{mlp}.W_in"] + weights.get(f"{mlp}.b_in", zero)

@@ -1,4 +1,4 @@
-"""A hand-built model with its task: the case that a circuit search is given, and that we know the circuit of."""
+"""A hand-built model with its task: what a circuit search is given when its circuit is known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,28 +17,37 @@ from benchmarks.known_circuits.forward import node_names
 from benchmarks.known_circuits.prompts import TokenPair
 from benchmarks.known_circuits.weights import Array, Head, Mlp, ResidualLayout
 
+if TYPE_CHECKING:
+    from discovery.backends.base import Backend
+    from discovery.tasks.task import Task
+
 LOGIT_GAIN = 6.0
 BIAS_STD = 0.02
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The heads of one layer, in order, and its MLP (all layers of a model have one, or none has)."""
+    """The heads of one layer, in order, and its MLP.
+
+    Either all layers of a model have an MLP or none has.
+    """
 
     heads: tuple[Head, ...]
     mlp: Mlp | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KnownCircuit:
-    """A model in TransformerLens's native format, its task, and what each node is.
+    """A model in TransformerLens's native format, its task, and the part that each node plays.
 
     Attributes:
+        name: the name of the model.
+        summary: one or two sentences that describe the circuit.
         config: the fields of tl_config.json.
-        state: float32 weights under their TransformerLens names.
-        pairs: the task, several templates, pairs of one template equally long.
-        roles: node -> what it does ("distractor" where it does nothing on purpose).
-        layout: the subspaces the weights are written in.
+        state: the float32 weights under their TransformerLens names.
+        pairs: the pairs of the task, in several templates; all pairs of a template have one length.
+        roles: node -> its part in the circuit; "distractor" for a node that has none.
+        layout: the subspaces in which the weights are written.
     """
 
     name: str
@@ -55,11 +64,11 @@ class KnownCircuit:
         return node_names(self.config)
 
     def nodes(self, role: str) -> tuple[str, ...]:
-        """The nodes of one role, in order."""
+        """Return the nodes of one role, in the order of the universe."""
         return tuple(node for node in self.universe if self.roles[node] == role)
 
     def save(self, directory: Path) -> Path:
-        """Write tl_config.json, model.safetensors and task.jsonl; return the directory."""
+        """Write tl_config.json, model.safetensors and task.jsonl, and return the directory."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "tl_config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
         save_file(
@@ -71,17 +80,25 @@ class KnownCircuit:
         )
         return directory
 
-    def random_twin(self, seed: int) -> KnownCircuit:
-        """The same shapes and the same task with untrained weights: N(0, 1/fan in), unit norm gains, zero biases.
+    def load(self, directory: Path, pairs: int, device: str = "auto") -> tuple[Backend, Task]:
+        """Save the model in a directory, and load it with `pairs` pairs of its task."""
+        from discovery import load_model, load_task
 
-        No circuit is in it: its accuracy is near chance.
+        model = load_model(self.save(directory), device=device)
+        return model, load_task(directory / "task.jsonl", model, pairs=pairs)
+
+    def random_twin(self, seed: int) -> KnownCircuit:
+        """Return a model with the same shapes and task and with untrained weights.
+
+        The weights are drawn from N(0, 1/fan in), norm gains are 1 and biases 0. The twin has no
+        circuit, and its accuracy is near chance.
         """
         rng = np.random.default_rng(seed)
-        drawn = {name: _untrained(name, tensor, rng) for name, tensor in self.state.items()}
+        state = {name: _draw_untrained(name, tensor, rng) for name, tensor in self.state.items()}
         return replace(
             self,
             name=f"{self.name}-random{seed}",
-            state=drawn,
+            state=state,
             roles=dict.fromkeys(self.roles, "untrained"),
         )
 
@@ -89,6 +106,7 @@ class KnownCircuit:
 def assemble(
     name: str,
     summary: str,
+    *,
     layout: ResidualLayout,
     layers: Sequence[LayerWeights],
     pairs: tuple[TokenPair, ...],
@@ -98,15 +116,30 @@ def assemble(
     """Stack the layers into a model.
 
     Args:
+        name: the name of the model.
+        summary: one or two sentences that describe the circuit.
+        layout: the subspaces in which the layers are written.
+        layers: the weights of each layer.
+        pairs: the pairs of the task.
         rng: draws the small biases b_O and b_U.
-        norm: None for a model without normalisation; else a LayerNorm model whose norm weights all have this value.
+        norm: None for a model without normalisation. A number gives a LayerNorm model in which all
+            norm weights have this value.
     """
     d_mlp = layers[0].mlp.W_in.shape[1] if layers[0].mlp is not None else None
     config = {
-        "n_layers": len(layers), "d_model": layout.d_model, "n_heads": len(layers[0].heads), "d_head": layout.d_head, "d_mlp": d_mlp,
-        "n_ctx": layout.n_ctx, "d_vocab": layout.d_vocab, "act_fn": None if d_mlp is None else "relu", "attn_only": d_mlp is None,
-        "normalization_type": None if norm is None else "LN", "eps": 1e-5, "positional_embedding_type": "standard",
-    }  # fmt: skip
+        "n_layers": len(layers),
+        "d_model": layout.d_model,
+        "n_heads": len(layers[0].heads),
+        "d_head": layout.d_head,
+        "d_mlp": d_mlp,
+        "n_ctx": layout.n_ctx,
+        "d_vocab": layout.d_vocab,
+        "act_fn": None if d_mlp is None else "relu",
+        "attn_only": d_mlp is None,
+        "normalization_type": None if norm is None else "LN",
+        "eps": 1e-5,
+        "positional_embedding_type": "standard",
+    }
     arrays: dict[str, Array] = {
         "embed.W_E": _identity(layout.d_vocab, layout.dims("tok"), layout.d_model),
         "pos_embed.W_pos": _identity(layout.n_ctx, layout.dims("pos"), layout.d_model),
@@ -119,14 +152,16 @@ def assemble(
         roles |= {f"a{index}.h{number}": head.role for number, head in enumerate(layer.heads)}
         roles |= {} if layer.mlp is None else {f"m{index}": layer.mlp.role}
     if norm is not None:
-        norms = ("ln1",) if d_mlp is None else ("ln1", "ln2")
-        places = [f"blocks.{index}.{name}" for index in range(len(layers)) for name in norms] + [
-            "ln_final"
-        ]
-        arrays |= {f"{place}.w": np.full(layout.d_model, norm) for place in places}
-        arrays |= {f"{place}.b": np.zeros(layout.d_model) for place in places}
-    state = {key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()}
-    return KnownCircuit(name, summary, config, state, pairs, roles, layout)
+        arrays |= _norm_arrays(len(layers), d_mlp is not None, layout.d_model, norm)
+    return KnownCircuit(
+        name=name,
+        summary=summary,
+        config=config,
+        state={key: torch.tensor(value, dtype=torch.float32) for key, value in arrays.items()},
+        pairs=pairs,
+        roles=roles,
+        layout=layout,
+    )
 
 
 def _block_arrays(block: str, layer: LayerWeights, b_O: Array) -> dict[str, Array]:
@@ -144,14 +179,23 @@ def _block_arrays(block: str, layer: LayerWeights, b_O: Array) -> dict[str, Arra
     return arrays
 
 
+def _norm_arrays(n_layers: int, has_mlps: bool, d_model: int, gain: float) -> dict[str, Array]:
+    """Return the weights (all equal to `gain`) and biases (zero) of every norm."""
+    kinds = ("ln1", "ln2") if has_mlps else ("ln1",)
+    norms = [f"blocks.{index}.{kind}" for index in range(n_layers) for kind in kinds]
+    norms.append("ln_final")
+    weights = {f"{norm}.w": np.full(d_model, gain) for norm in norms}
+    return weights | {f"{norm}.b": np.zeros(d_model) for norm in norms}
+
+
 def _identity(rows: int, dims: range, width: int) -> Array:
     matrix = np.zeros((rows, width))
     matrix[range(rows), list(dims)] = 1.0
     return matrix
 
 
-def _untrained(name: str, tensor: Tensor, rng: np.random.Generator) -> Tensor:
-    """An ordinary initialisation for one parameter."""
+def _draw_untrained(name: str, tensor: Tensor, rng: np.random.Generator) -> Tensor:
+    """Draw one parameter as an ordinary initialisation would."""
     parameter = name.rsplit(".", 1)[-1]
     if parameter == "w":
         return torch.ones_like(tensor)

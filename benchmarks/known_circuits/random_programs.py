@@ -1,32 +1,39 @@
-"""Random programs compiled to weights: any number of models whose circuits are known, from a seed each.
+"""Random programs compiled to weights: any number of models whose circuits are known.
 
-A program is drawn in the terms of RASP (Weiss et al. 2021): one or two *carriers* select the previous position and write what stands there
-(where there is a cue, a third head fetches what to look for), *readers* select the positions whose carried token is the one asked for
-and aggregate what stands there, and what they write goes to the output or through an MLP that saturates (one reader is enough) or
-has a threshold (two are needed). Gains, signs, places, numbers of layers and heads, noise and LayerNorm are drawn too; every other
-node is a distractor, now and then a loud one without effect. Truth is brute force over all subsets, as for the cases written by
-hand. A program is refused where brute force leaves a doubt (a node between CLEAR_BELOW and CLEAR_ABOVE, or the two ablations disagree) or
-where the model is not always right.
+A seed draws a program in the terms of RASP (Weiss et al. 2021). One or two *carriers* select the
+previous position and write its token. If there is a cue, a third head fetches the token to look
+for. *Readers* select the positions whose carried token is the one asked for, and aggregate the
+tokens there. Their output goes to the logits, or through an MLP that saturates (one reader is
+enough) or has a threshold (two readers are needed). Gains, signs, places, the numbers of layers and
+heads, noise and LayerNorm are drawn too. Every other node is a distractor, sometimes a loud one
+without effect.
 
-    python -m benchmarks.known_circuits.random_programs        recomputes programs.json (about fifty minutes on one core)
+The truth is found by brute force over all subsets, as for the hand-built models. A program is
+refused if brute force leaves a doubt (the effect of a node lies between MAX_FALSE_EFFECT and
+MIN_CLEAR_EFFECT, or the two ablations disagree), or if the model is not always right.
+
+    python -m benchmarks.known_circuits.random_programs
+
+recomputes programs.json in about fifty minutes on one core.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.known_circuits.forward import run_forward
 from benchmarks.known_circuits.hand_built import BROKEN, CUED, SWAPPED, TO_PREV
 from benchmarks.known_circuits.known_circuit import KnownCircuit, LayerWeights, assemble
-from benchmarks.known_circuits.prompts import write_pairs
+from benchmarks.known_circuits.prompts import Scheme, TokenPair, write_pairs
 from benchmarks.known_circuits.truth import (
     ABLATIONS,
     compute_fingerprint,
@@ -47,16 +54,15 @@ from benchmarks.known_circuits.weights import (
     saturating_mlp,
 )
 
-MAX_FALSE_EFFECT, MIN_CLEAR_EFFECT = 0.06, 0.15  # of the largest |f(S ∪ v) − f(S)| over S
+# A program is refused if a node's largest |f(S ∪ v) − f(S)| over all S lies between these bounds.
+MAX_FALSE_EFFECT = 0.06
+MIN_CLEAR_EFFECT = 0.15
 PAIRS_PER_TEMPLATE = 60
 N_PROGRAMS = 178
 PROGRAMS_FILE = Path(__file__).with_name("programs.json")
-MODEL_SHAPES = (
-    (2, 4, False),
-    (3, 4, False),
-    (2, 4, True),
-    (3, 3, True),
-)  # layers, heads a layer, whether there are MLPs
+# Numbers of layers and of heads in each layer, and whether there are MLPs.
+MODEL_SHAPES = ((2, 4, False), (3, 4, False), (2, 4, True), (3, 3, True))
+COMMAND = "python -m benchmarks.known_circuits.random_programs"
 
 
 @dataclass(frozen=True)
@@ -69,188 +75,217 @@ class Program:
 
 
 def load_programs() -> Iterator[Program]:
-    """The programs whose truth has been computed, in the order of their seeds.
+    """Yield the programs whose truth has been computed, in the order of their seeds.
 
     Raises:
-        ValueError: where a seed does not give the weights that the truth was computed for.
+        ValueError: if a seed does not give the weights for which the truth was computed.
     """
     for seed, record in json.loads(PROGRAMS_FILE.read_text())["accepted"].items():
-        case = compile_program(int(seed))
-        if compute_fingerprint(case) != record["fingerprint"]:
+        circuit = compile_program(int(seed))
+        if compute_fingerprint(circuit) != record["fingerprint"]:
             raise ValueError(
-                f"program {seed} is another than the one whose truth is stored: run python -m benchmarks.known_circuits.random_programs"
+                f"Program {seed} is not the one whose truth is stored in {PROGRAMS_FILE.name}."
+                f" To compute all truths again, run {COMMAND}."
             )
-        yield Program(int(seed), case, frozenset(record["truth"]))
+        yield Program(int(seed), circuit, frozenset(record["truth"]))
 
 
 def compute_program(seed: int) -> Program | None:
-    """The program of a seed with its truth, unless that leaves a doubt."""
-    case = compile_program(seed)
-    if not does_task(case):
+    """Return the program of a seed with its truth, or None if there is a doubt about it."""
+    circuit = compile_program(seed)
+    if not does_task(circuit):
         return None
-    parts, found = group_pairs(case), set()
+    groups = group_pairs(circuit)
+    truths = set()
     for ablation in ABLATIONS:
-        truth = find_truth(case.universe, tabulate_f(case, parts, ablation))
+        truth = find_truth(circuit.universe, tabulate_f(circuit, groups, ablation))
         if any(MAX_FALSE_EFFECT < gap < MIN_CLEAR_EFFECT for gap in truth.largest.values()):
             return None
-        found.add(frozenset(truth.nodes))
-    return Program(seed, case, found.pop()) if len(found) == 1 else None
+        truths.add(frozenset(truth.nodes))
+    return Program(seed, circuit, truths.pop()) if len(truths) == 1 else None
 
 
-def does_task(case: KnownCircuit) -> bool:
-    """Whether the answer beats the wrong answer on every clean prompt, and the corruption lowers the metric."""
-    for length in {len(pair.clean) for pair in case.pairs}:
-        pairs = [pair for pair in case.pairs if len(pair.clean) == length]
-        rows, answer, wrong = (
-            torch.arange(len(pairs)),
-            [p.answer for p in pairs],
-            [p.wrong for p in pairs],
-        )
-        metrics = []
-        for side in ("clean", "corrupted"):
-            last = run_forward(
-                case.config, case.state, torch.tensor([getattr(pair, side) for pair in pairs])
-            ).logits[:, -1]
-            metrics.append(last[rows, answer] - last[rows, wrong])
-        if bool((metrics[0] <= 0).any()) or float((metrics[0] - metrics[1]).mean()) < 0.5 * float(
-            metrics[0].mean()
-        ):
+def does_task(circuit: KnownCircuit) -> bool:
+    """Return whether the model is right on every clean prompt and the corruption hurts.
+
+    "Right" means that the answer beats the wrong answer. The corruption has to lower the mean
+    metric by at least half.
+    """
+    for length in {len(pair.clean) for pair in circuit.pairs}:
+        pairs = [pair for pair in circuit.pairs if len(pair.clean) == length]
+        clean = _metric_by_pair(circuit, pairs, "clean")
+        corrupted = _metric_by_pair(circuit, pairs, "corrupted")
+        if bool((clean <= 0).any()):
+            return False
+        if float((clean - corrupted).mean()) < 0.5 * float(clean.mean()):
             return False
     return True
 
 
+def _metric_by_pair(circuit: KnownCircuit, pairs: Sequence[TokenPair], side: str) -> Tensor:
+    """Return logit(answer) − logit(wrong) at the last position of one side, [pair]."""
+    tokens = torch.tensor([getattr(pair, side) for pair in pairs])
+    last = run_forward(circuit.config, circuit.state, tokens).logits[:, -1]
+    rows = torch.arange(len(pairs))
+    return last[rows, [p.answer for p in pairs]] - last[rows, [p.wrong for p in pairs]]
+
+
 def compile_program(seed: int) -> KnownCircuit:
-    """The program of a seed, compiled."""
+    """Draw the program of a seed and write its weights."""
     rng = np.random.default_rng([seed, 20])
     n_layers, n_heads, has_mlps = MODEL_SHAPES[rng.integers(len(MODEL_SHAPES))]
-    cued, norm = bool(rng.random() < 0.25), bool(rng.random() < 0.4)
-    through = has_mlps and not norm and bool(rng.random() < 0.6)
-    carriers = 1 if norm or rng.random() < 0.6 else 2
-    layout = ResidualLayout(
-        16 if cued else 20,
-        14,
-        ("prev", *(("qry",) if cued else ()), *(("hit",) if through else ()), "dead"),
-        ("fired",),
-        cued,
-    )
-    plan = _HeadPlacement(layout, rng, n_layers, n_heads, {}, [])
-    for _ in range(carriers):
-        plan.place(0, previous_token_head(layout, TO_PREV))
+    cued = bool(rng.random() < 0.25)
+    norm = bool(rng.random() < 0.4)
+    through_mlp = has_mlps and not norm and bool(rng.random() < 0.6)
+    n_carriers = 1 if norm or rng.random() < 0.6 else 2
+    layout = _make_layout(cued=cued, through_mlp=through_mlp)
+    placement = _HeadPlacement(layout=layout, rng=rng, n_layers=n_layers, n_heads=n_heads)
+    for _ in range(n_carriers):
+        placement.place(0, previous_token_head(layout, TO_PREV))
     if cued:
-        plan.place(0, cue_mover_head(layout, "qry"))
-    mlps = _readers(plan, "qry" if cued else "tok", through=through, norm=norm)
+        placement.place(0, cue_mover_head(layout, "qry"))
+    mlps = _place_readers(placement, "qry" if cued else "tok", through_mlp=through_mlp, norm=norm)
     if rng.random() < 0.3:
-        plan.place(
-            0,
-            previous_token_head(
-                layout, (HeadOutput("dead", 3.0 if norm else 20.0),), role="loud without effect"
-            ),
-        )
+        to_dead = (HeadOutput("dead", 3.0 if norm else 20.0),)
+        placement.place(0, previous_token_head(layout, to_dead, role="loud without effect"))
     noise = float(rng.uniform(0.02, 0.08))
-    scheme = (
-        CUED
-        if cued
-        else SWAPPED
-        if carriers == 1 and not through and not plan.spare and rng.random() < 0.5
-        else BROKEN
+    may_swap = n_carriers == 1 and not through_mlp and not placement.backups
+    scheme = _choose_scheme(rng, cued=cued, may_swap=may_swap)
+    layers = _fill_layers(placement, mlps, noise, has_mlps=has_mlps)
+    roles = [
+        f"a{layer}.h{head} {weights.role}"
+        for (layer, head), weights in sorted(placement.heads.items())
+    ]
+    return assemble(
+        f"program-{seed}",
+        "; ".join(roles),
+        layout=layout,
+        layers=layers,
+        pairs=write_pairs(scheme, layout, PAIRS_PER_TEMPLATE, seed),
+        rng=rng,
+        norm=0.17 if norm else None,
     )
-    layers = []
-    for layer in range(n_layers):
-        heads = tuple(
-            plan.heads.get((layer, h)) or distractor_head(layout, rng, noise, ("dead",))
-            for h in range(n_heads)
-        )
-        width = 2 * layout.n_content if has_mlps else None
-        layers.append(
-            LayerWeights(
-                heads,
-                None
-                if width is None
-                else mlps.get(layer) or distractor_mlp(layout, rng, noise / 2, width),
-            )
-        )
-    pairs = write_pairs(scheme, layout, PAIRS_PER_TEMPLATE, seed)
-    words = "; ".join(
-        f"a{layer}.h{h} {head.role}" for (layer, h), head in sorted(plan.heads.items())
-    )
-    return assemble(f"program-{seed}", words, layout, layers, pairs, rng, 0.17 if norm else None)
 
 
-@dataclass
+def _make_layout(*, cued: bool, through_mlp: bool) -> ResidualLayout:
+    extra = ["prev"]
+    if cued:
+        extra.append("qry")
+    if through_mlp:
+        extra.append("hit")
+    extra.append("dead")
+    return ResidualLayout(
+        n_content=16 if cued else 20, n_ctx=14, extra=tuple(extra), flags=("fired",), cued=cued
+    )
+
+
+def _choose_scheme(rng: np.random.Generator, *, cued: bool, may_swap: bool) -> Scheme:
+    """Choose the corruption. Redundant circuits need the broken one: see `hand_built`."""
+    if cued:
+        return CUED
+    return SWAPPED if may_swap and rng.random() < 0.5 else BROKEN
+
+
+@dataclass(kw_only=True)
 class _HeadPlacement:
-    """Which head stands where; places are drawn."""
+    """The heads that have been placed so far, by layer and number. The numbers are drawn."""
 
     layout: ResidualLayout
     rng: np.random.Generator
     n_layers: int
     n_heads: int
-    heads: dict[tuple[int, int], Head]
-    spare: list[Head]
+    heads: dict[tuple[int, int], Head] = field(default_factory=dict)
+    backups: list[Head] = field(default_factory=list)
 
     def place(self, layer: int, head: Head) -> None:
-        """Into a free place of a layer; where there is none, left out."""
-        free = [h for h in range(self.n_heads) if (layer, h) not in self.heads]
+        """Put a head into a free place of a layer. If the layer is full, leave the head out."""
+        free = [number for number in range(self.n_heads) if (layer, number) not in self.heads]
         if free:
             self.heads[layer, int(self.rng.choice(free))] = head
 
-    def later(self) -> int:
-        """A layer after the carriers'."""
+    def draw_later_layer(self) -> int:
+        """Draw a layer behind the carriers' layer."""
         return int(self.rng.integers(1, self.n_layers))
 
 
-def _readers(plan: _HeadPlacement, query: str, *, through: bool, norm: bool) -> Mapping[int, Mlp]:
-    """Place the readers; the MLPs that they write through, by layer."""
-    layout, rng = plan.layout, plan.rng
+def _place_readers(
+    placement: _HeadPlacement, query: str, *, through_mlp: bool, norm: bool
+) -> Mapping[int, Mlp]:
+    """Place the readers and return the MLPs through which they write, by layer."""
+    layout = placement.layout
+    rng = placement.rng
     sharp: dict[str, Any] = {"score": 24.0, "sink": 8.0} if norm else {}
 
-    def reader(writes: tuple[HeadOutput, ...], role: str, silenced_by: str | None = None) -> Head:
-        return matching_head(
-            layout, writes, query=query, role=role, silenced_by=silenced_by, **sharp
-        )
+    def make_reader(output: tuple[HeadOutput, ...], role: str, **options: Any) -> Head:
+        return matching_head(layout, output, query=query, role=role, **options, **sharp)
 
-    if through:  # one head is enough, or it takes two
-        layer, count = plan.later(), int(rng.integers(1, 3))
-        gain = 1.5 if rng.random() < 0.5 else 0.7 if count == 2 else 1.2
-        for _ in range(count):
-            plan.place(layer, reader((HeadOutput("hit", gain),), "reader"))
+    def place_weaker_reader(role: str, sign: int, low: float, high: float) -> None:
+        layer = placement.draw_later_layer()
+        output = HeadOutput("out", sign * float(rng.uniform(low, high)))
+        placement.place(layer, make_reader((output,), role))
+
+    if through_mlp:
+        layer = placement.draw_later_layer()
+        n_readers = int(rng.integers(1, 3))
+        if rng.random() < 0.5:
+            gain = 1.5  # one reader is enough
+        else:
+            gain = 0.7 if n_readers == 2 else 1.2  # two readers are needed, or there is only one
+        for _ in range(n_readers):
+            placement.place(layer, make_reader((HeadOutput("hit", gain),), "reader"))
         return {layer: saturating_mlp(layout, "hit")}
-    plan.place(plan.later(), reader((HeadOutput("out"), HeadOutput("fired")), "reader"))
+    first_outputs = (HeadOutput("out"), HeadOutput("fired"))
+    placement.place(placement.draw_later_layer(), make_reader(first_outputs, "reader"))
     if rng.random() < 0.4:
-        plan.place(
-            plan.later(),
-            reader((HeadOutput("out", float(rng.uniform(0.3, 0.8))),), "second reader"),
-        )
+        place_weaker_reader("second reader", 1, 0.3, 0.8)
     if rng.random() < 0.3:
-        plan.place(
-            plan.later(), reader((HeadOutput("out", -float(rng.uniform(0.25, 0.45))),), "opposing")
-        )
-    if not norm and plan.n_layers == 3 and rng.random() < 0.4:
-        spare = reader((HeadOutput("out", 0.8),), "backup", "fired")
-        plan.spare.append(spare)
-        plan.place(2, spare)
+        place_weaker_reader("opposing", -1, 0.25, 0.45)
+    if not norm and placement.n_layers == 3 and rng.random() < 0.4:
+        backup = make_reader((HeadOutput("out", 0.8),), "backup", silenced_by="fired")
+        placement.backups.append(backup)
+        placement.place(2, backup)
     return {}
 
 
+def _fill_layers(
+    placement: _HeadPlacement, mlps: Mapping[int, Mlp], noise: float, *, has_mlps: bool
+) -> list[LayerWeights]:
+    """Put distractors in all places that are still free."""
+    layout = placement.layout
+    layers = []
+    for layer in range(placement.n_layers):
+        heads = tuple(
+            placement.heads.get((layer, number))
+            or distractor_head(layout, placement.rng, noise, ("dead",))
+            for number in range(placement.n_heads)
+        )
+        mlp = mlps.get(layer)
+        if has_mlps and mlp is None:
+            mlp = distractor_mlp(layout, placement.rng, noise / 2, 2 * layout.n_content)
+        layers.append(LayerWeights(heads, mlp))
+    return layers
+
+
 def main() -> None:
-    """Go through seeds until enough programs are accepted; what is there already is kept."""
-    found: dict[str, Any] = (
-        json.loads(PROGRAMS_FILE.read_text())
-        if PROGRAMS_FILE.exists()
-        else {"tried": 0, "accepted": {}}
-    )
-    while len(found["accepted"]) < N_PROGRAMS:
-        seed = found["tried"]
-        made = compute_program(seed)
-        found["tried"] += 1
-        if made is not None:
-            found["accepted"][str(seed)] = {
-                "fingerprint": compute_fingerprint(made.known_circuit),
-                "truth": sorted(made.truth),
+    """Go through the seeds until enough programs are accepted. Stored programs are kept."""
+    record: dict[str, Any] = {"tried": 0, "accepted": {}}
+    if PROGRAMS_FILE.exists():
+        record = json.loads(PROGRAMS_FILE.read_text())
+    while len(record["accepted"]) < N_PROGRAMS:
+        seed = record["tried"]
+        program = compute_program(seed)
+        record["tried"] += 1
+        if program is not None:
+            circuit = program.known_circuit
+            truth = sorted(program.truth)
+            record["accepted"][str(seed)] = {
+                "fingerprint": compute_fingerprint(circuit),
+                "truth": truth,
             }
             sys.stdout.write(
-                f"{seed} {len(made.known_circuit.universe)} {' '.join(sorted(made.truth))}: {made.known_circuit.summary}\n"
+                f"{seed} {len(circuit.universe)} {' '.join(truth)}: {circuit.summary}\n"
             )
-        PROGRAMS_FILE.write_text(json.dumps(found, indent=1) + "\n")
+        PROGRAMS_FILE.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""The project's conditions (a) to (d) on a circuit, by point values, over a table of f for every subset: which sets would pass?
+"""Conditions (a) to (d) on every set of nodes, from a table of f: which sets would pass?
 
-(a) 0.8 ≤ f(C) ≤ 1.2; (b) |f(U∖C)| ≤ 0.2; (c) |f(C∖u) − f(U∖u)| ≤ 0.2 for u in C and |f(C∪v) − f(C)| ≤ 0.1 for v outside;
-(d) for each v in C some context K ⊆ C has |f(C∖K) − f(C∖K∖v)| ≥ 0.02: none, any single node, or the best single node and one more.
+The conditions are taken as point values:
+(a) 0.8 ≤ f(C) ≤ 1.2.
+(b) |f(U∖C)| ≤ 0.2.
+(c) |f(C∖u) − f(U∖u)| ≤ 0.2 for every u in C, and |f(C∪v) − f(C)| ≤ 0.1 for every v outside C.
+(d) Each v in C has a context K ⊆ C with |f(C∖K) − f(C∖K∖v)| ≥ 0.02. The contexts that are tried are
+    none, any single node, and the best single node together with one more.
+
+(d) is the rule of version 1, with a fixed bound of 0.02 and smaller contexts than the agent tries.
 """
 
 from __future__ import annotations
@@ -12,13 +18,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConditionsBySubset:
-    """The table `f` is indexed by bit masks over `universe`."""
+    """The conditions on subsets of a universe, each given as a bit mask.
+
+    Attributes:
+        universe: the names of the nodes; node i is bit i of a mask.
+        f: f of every subset, indexed by its mask.
+    """
 
     universe: Sequence[str]
     f: Sequence[float]
 
     def passing_sets(self) -> list[tuple[str, ...]]:
-        """Every set of nodes that meets all four of (a) to (d), its nodes in universe order."""
+        """Return every set that meets (a) to (d), its nodes in the order of the universe."""
         masks = [
             mask
             for mask in range(len(self.f))
@@ -27,36 +38,36 @@ class ConditionsBySubset:
         return [tuple(self.universe[bit] for bit in self._bits(mask)) for mask in masks]
 
     def is_sufficient(self, circuit: int) -> bool:
-        """(a) and (b)."""
+        """Return whether (a) and (b) hold."""
         return 0.8 <= self.f[circuit] <= 1.2 and abs(self.f[self._all ^ circuit]) <= 0.2
 
     def is_complete(self, circuit: int) -> bool:
-        """(c)."""
-        inside = (
+        """Return whether (c) holds."""
+        gaps_inside = (
             abs(self.f[circuit ^ 1 << bit] - self.f[self._all ^ 1 << bit])
             for bit in self._bits(circuit)
         )
-        outside = (
+        gaps_outside = (
             abs(self.f[circuit | 1 << bit] - self.f[circuit])
             for bit in self._bits(self._all ^ circuit)
         )
-        return max(inside, default=0.0) <= 0.2 and max(outside, default=0.0) <= 0.1
+        return max(gaps_inside, default=0.0) <= 0.2 and max(gaps_outside, default=0.0) <= 0.1
 
     def is_minimal(self, circuit: int) -> bool:
-        """(d)."""
+        """Return whether (d) holds."""
         return all(self._largest_drop(circuit, bit) >= 0.02 for bit in self._bits(circuit))
 
     def _largest_drop(self, circuit: int, bit: int) -> float:
-        others = [1 << other for other in self._bits(circuit) if other != bit]
+        other_nodes = [1 << other for other in self._bits(circuit) if other != bit]
 
         def drop(context: int) -> float:
             rest = circuit & ~context
             return abs(self.f[rest] - self.f[rest ^ 1 << bit])
 
-        if not others:
+        if not other_nodes:
             return drop(0)
-        first = max(others, key=drop)
-        return max(drop(0), drop(first), *(drop(first | other) for other in others))
+        first = max(other_nodes, key=drop)
+        return max(drop(0), drop(first), *(drop(first | other) for other in other_nodes))
 
     @property
     def _all(self) -> int:

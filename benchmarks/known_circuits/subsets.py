@@ -1,7 +1,8 @@
-"""f of every subset of a small model's nodes, and which circuits are the best: what a search is judged by.
+"""f of every subset of a small model's nodes, and the best circuits among them.
 
-One table of 2^N subsets under each ablation gives knockouts too, as complements. The optimum is every smallest set that meets (a) to (d)
-under both ablations on discovery pairs, as point values.
+This is what a search is judged by. One table of 2^N subsets under each ablation gives the knockouts
+too, as complements. The optimum is every smallest set that meets (a) to (d) under both ablations on
+discovery pairs, as point values.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
+from benchmarks.methods.evaluator import new_evaluator
 from discovery.backends.base import Backend
-from discovery.engine import Meter
-from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.tasks.task import Task
 
-SUBSETS_PER_CALL = 2048  # subsets at a time
+MAX_NODES = 16
+SUBSETS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
@@ -32,54 +33,56 @@ class SubsetTable:
     forward_equivalents: float
 
     def f_of(self, circuit: NodeSet, ablation: EvidenceAblation) -> float:
-        """f of one set."""
-        return self.f[ablation][
-            sum(1 << bit for bit, node in enumerate(self.nodes) if node in circuit)
-        ]
+        """Return f of one set."""
+        mask = sum(1 << bit for bit, node in enumerate(self.nodes) if node in circuit)
+        return self.f[ablation][mask]
 
     def distance(self, circuit: NodeSet) -> float:
-        """|1 − f|, the larger of the two ablations'."""
+        """Return |1 − f|, the larger of the two ablations'."""
         return max(abs(1 - self.f_of(circuit, ablation)) for ablation in EVIDENCE_ABLATIONS)
 
     def passing_sets(self) -> list[NodeSet]:
-        """Every set that meets (a) to (d) under both ablations, the smallest first."""
+        """Return every set that meets (a) to (d) under both ablations, the smallest first."""
         names = [str(node) for node in self.nodes]
-        both = [
+        passing_by_ablation = [
             set(ConditionsBySubset(names, self.f[ablation]).passing_sets())
             for ablation in EVIDENCE_ABLATIONS
         ]
-        found = [frozenset(map(Node.parse, circuit)) for circuit in set.intersection(*both)]
-        return sorted(found, key=lambda circuit: (len(circuit), sorted(circuit)))
+        passing_both = set.intersection(*passing_by_ablation)
+        circuits = [frozenset(map(Node.parse, circuit)) for circuit in passing_both]
+        return sorted(circuits, key=lambda circuit: (len(circuit), sorted(circuit)))
 
 
 def measure_all_subsets(model: Backend, task: Task, seed: int = 0) -> SubsetTable:
-    """Measure every subset on all pairs of a task.
+    """Measure f of every subset on all pairs of a task.
 
     Raises:
-        ValueError: for more than 16 nodes.
+        ValueError: if the model has more than 16 nodes.
     """
     nodes = model.info.nodes()
-    if len(nodes) > 16:
+    n_subsets = 2 ** len(nodes)
+    if len(nodes) > MAX_NODES:
         raise ValueError(
-            f"{len(nodes)} nodes have {2 ** len(nodes):,} subsets, too many to tabulate"
+            f"{len(nodes)} nodes have {n_subsets:,} subsets, which are too many to measure:"
+            f" use a model of at most {MAX_NODES} nodes."
         )
-    meter = Meter()
-    bench = SplitEvaluator.of(model, task, "all", seed, metric=None, memory=None, meter=meter)
-    found: dict[EvidenceAblation, list[float]] = {}
+    evaluator = new_evaluator(model, task, seed)
+    f_by_ablation: dict[EvidenceAblation, list[float]] = {}
     for ablation in EVIDENCE_ABLATIONS:
-        f, values = bench.f(ablation), []
-        for begin in range(0, 2 ** len(nodes), SUBSETS_PER_CALL):
-            masks = range(begin, min(begin + SUBSETS_PER_CALL, 2 ** len(nodes)))
+        f = evaluator.f(ablation)
+        values = []
+        for begin in range(0, n_subsets, SUBSETS_PER_CALL):
+            masks = range(begin, min(begin + SUBSETS_PER_CALL, n_subsets))
             values.append(f([nodes_of_mask(nodes, mask) for mask in masks], "every subset"))
-        found[ablation] = torch.cat(values).tolist()
-    return SubsetTable(nodes, found, meter.spent)
+        f_by_ablation[ablation] = torch.cat(values).tolist()
+    return SubsetTable(nodes, f_by_ablation, evaluator.engine.meter.spent)
 
 
 def find_smallest(passing: Sequence[NodeSet]) -> list[NodeSet]:
-    """The optima among the sets that pass, which come smallest first."""
+    """Return the smallest of the sets that pass, which are given smallest first."""
     return [circuit for circuit in passing if len(circuit) == len(passing[0])]
 
 
 def nodes_of_mask(nodes: Sequence[Node], mask: int) -> NodeSet:
-    """The nodes of a bit mask."""
+    """Return the nodes of a bit mask."""
     return frozenset(node for bit, node in enumerate(nodes) if mask >> bit & 1)

@@ -1,7 +1,12 @@
-"""Small trained models for the benchmarks: few enough nodes that every subset can be measured. `python -m benchmarks.known_circuits.trained DIR`
+"""Small trained models, with few enough nodes that every subset can be measured.
 
-GPT-2s of two layers with four heads and an MLP each (ten nodes), trained on the sentences of `training/corpus.py` from several seeds, five
-minutes each; and the tasks that each of them does, on discovery and held-out pairs.
+They are GPT-2s of two layers with four heads and one MLP each (ten nodes), trained from several
+seeds on the sentences of `training/corpus.py`. Training takes five minutes a model. A model's cases
+are the built-in tasks that it does, on discovery and on held-out pairs.
+
+    python -m benchmarks.known_circuits.trained DIR
+
+trains the models that DIR does not hold yet and lists their cases.
 """
 
 from __future__ import annotations
@@ -18,58 +23,57 @@ from discovery.tasks.task import Task
 from training import vocabulary
 from training.train_bundled import ModelRecipe, train
 
-DEVELOPMENT_SEEDS = tuple(range(1, 11))  # the agent was written while these were there
-FRESH_SEEDS = tuple(range(11, 21))  # these were trained after
+DEVELOPMENT_SEEDS = tuple(range(1, 11))  # these models existed while the agent was written
+FRESH_SEEDS = tuple(range(11, 21))  # these were trained afterwards
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The options that say where these models are kept, and how many are used."""
+    """Add the options that say where the models are kept and how many are used."""
     parser.add_argument(
         "--models",
         type=Path,
-        help="where the small trained models are kept; trained anew where it is left out",
+        help="the folder of the small trained models; without it they are trained again",
     )
     parser.add_argument(
         "--trained",
         type=int,
         default=len(DEVELOPMENT_SEEDS),
-        help="how many of them, the first seeds (ten)",
+        help="how many of the trained models to use, counted from the first seed (ten)",
     )
 
 
 def small_recipe(seed: int) -> ModelRecipe:
-    """How a small model is trained."""
+    """Return how a small model is trained."""
     return ModelRecipe(seed=seed, steps=4000, layers=2, heads=4, width=64, context=40)
 
 
 def ensure_trained(seed: int, folder: Path) -> Path:
-    """The model of a seed, trained where it is not there yet."""
-    place = folder / f"small-{seed}"
-    if not (place / "model.safetensors").exists():
-        made = small_recipe(seed)
-        tokenizer = vocabulary.build_word_tokenizer(0, made.context)
-        trained, _ = train(tokenizer, made)
-        place.mkdir(parents=True, exist_ok=True)
-        vocabulary.save_tokenizer(tokenizer, place)
-        trained.save_pretrained(place)
-    return place
+    """Return the directory of a seed's model, and train the model if it is not there yet."""
+    directory = folder / f"small-{seed}"
+    if not (directory / "model.safetensors").exists():
+        recipe = small_recipe(seed)
+        tokenizer = vocabulary.build_word_tokenizer(0, recipe.context)
+        model, _ = train(tokenizer, recipe)
+        directory.mkdir(parents=True, exist_ok=True)
+        vocabulary.save_tokenizer(tokenizer, directory)
+        model.save_pretrained(directory)
+    return directory
 
 
 def iterate_trained_cases(
     folder: Path, seeds: Sequence[int] = DEVELOPMENT_SEEDS, pairs: int | None = None
 ) -> Iterator[tuple[str, Backend, Task]]:
-    """Each model with each task that it does."""
+    """Yield each model with each task that it does, under the name "small-SEED TASK"."""
     for seed in seeds:
         model = load_model(ensure_trained(seed, folder))
-        for name in BUILTIN:  # not every model does the first two, which nearly take three layers
+        # Not every model does ioi and induction, for which two layers barely suffice.
+        for name in BUILTIN:
             task = load_task(name, model, pairs=pairs)
-            if (
-                check_task(model, task.discovery).is_present
-                and check_task(model, task.heldout).is_present
-            ):
+            splits = (task.discovery, task.heldout)
+            if all(check_task(model, split).is_present for split in splits):
                 yield f"small-{seed} {name}", model, task
 
 
 if __name__ == "__main__":
-    for found in iterate_trained_cases(Path(sys.argv[1])):
-        sys.stdout.write(f"{found[0]}\n")
+    for case_name, _model, _task in iterate_trained_cases(Path(sys.argv[1])):
+        sys.stdout.write(f"{case_name}\n")

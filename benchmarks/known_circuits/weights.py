@@ -1,9 +1,10 @@
-"""A residual stream cut into named one-hot subspaces, so that every weight can be written down by hand.
+"""Weights of hand-built heads and MLPs, and the subspaces of the residual stream they use.
 
-Heads and MLPs written by hand: each constructor returns the weights of one node and says what the node does.
+The residual stream is cut into named one-hot subspaces, so that every weight can be written down by
+hand. Each constructor returns the weights of one node together with the node's role.
 
-Attention scores are divided by sqrt(d_head) in the model, so the key weights carry that factor and a `score` below is the
-score that the softmax sees.
+The model divides attention scores by sqrt(d_head). The key weights carry that factor, so a `score`
+below is the score that the softmax sees.
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+POSITION_SCORE = 12.0
+MATCH_SCORE = 12.0
+SINK_SCORE = 6.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResidualLayout:
     """The subspaces of the residual stream, in order, and the vocabulary.
 
-    Ids: 0 is the first token ("^"); 1..n_content are content tokens, which a task asks about; then, where the vocabulary has
-    them, as many cue tokens (cue c' stands for content token c) and the query mark "=".
-    Subspaces `tok`, `pos` and `out` are always there; each subspace named in `extra` has one dimension per content token,
-    and each in `flags` a single one.
+    Token ids: 0 is the first token of every prompt ("^"); 1 to n_content are the content tokens,
+    which a task asks about. A cued vocabulary continues with one cue token for each content token
+    and ends with the query mark "=".
+
+    Attributes:
+        n_content: the number of content tokens.
+        n_ctx: the largest number of positions.
+        extra: subspaces beside `tok`, `pos` and `out`, with one dimension for each content token.
+        flags: subspaces with a single dimension.
+        cued: whether the vocabulary has cue tokens and the query mark.
     """
 
     n_content: int
@@ -36,10 +46,12 @@ class ResidualLayout:
 
     @property
     def d_vocab(self) -> int:
+        """The size of the vocabulary."""
         return 1 + self.n_content + (self.n_content + 1 if self.cued else 0)
 
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:
+        """The name and size of every subspace, in order."""
         always = (("tok", self.d_vocab), ("pos", self.n_ctx), ("out", self.d_vocab))
         return (
             always
@@ -49,44 +61,43 @@ class ResidualLayout:
 
     @property
     def d_model(self) -> int:
+        """The width of the residual stream."""
         return sum(size for _, size in self.sizes)
 
     @property
     def d_head(self) -> int:
-        """Wide enough for a match on content tokens plus a sink, and for a match on positions."""
+        """A width that suffices to match content tokens plus a sink, and to match positions."""
         return max(self.n_content + 1, self.n_ctx)
 
     def dims(self, name: str) -> range:
-        """The dimensions of one subspace."""
+        """Return the dimensions of one subspace."""
         start = 0
-        for other, size in self.sizes:
-            if other == name:
+        for subspace, size in self.sizes:
+            if subspace == name:
                 return range(start, start + size)
             start += size
         raise KeyError(name)
 
     def content(self, name: str) -> range:
-        """The dimensions that stand for the content tokens in a subspace, in the order of their ids."""
+        """Return the dimensions of a subspace that stand for the content tokens, in order of id."""
         dims = self.dims(name)
         return dims[1 : 1 + self.n_content] if name in ("tok", "out") else dims
 
     def cues(self) -> range:
-        """The dimensions of `tok` that stand for the cue tokens."""
+        """Return the dimensions of `tok` that stand for the cue tokens."""
         return self.dims("tok")[1 + self.n_content : 1 + 2 * self.n_content]
 
     def first(self) -> int:
-        """The dimension of `tok` that stands for the first token, where attention rests when nothing matches."""
+        """Return the dimension of `tok` for the first token, where attention rests by default."""
         return self.dims("tok")[0]
 
 
-POSITION_SCORE = 12.0
-MATCH_SCORE = 12.0
-SINK_SCORE = 6.0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Head:
-    """One head: W_Q, W_K, W_V [d_model d_head], W_O [d_head d_model], b_Q, b_K, b_V [d_head], and its role."""
+    """The weights of one head and its role.
+
+    W_Q, W_K and W_V are [d_model d_head], W_O is [d_head d_model], and the biases are [d_head].
+    """
 
     role: str
     W_Q: Array
@@ -98,9 +109,12 @@ class Head:
     b_V: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """One MLP: W_in [d_model d_mlp], b_in, W_out [d_mlp d_model], b_out, and its role."""
+    """The weights of one MLP and its role.
+
+    W_in is [d_model d_mlp], b_in [d_mlp], W_out [d_mlp d_model] and b_out [d_model].
+    """
 
     role: str
     W_in: Array
@@ -111,7 +125,14 @@ class Mlp:
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """An output of a head: the content token it attends to, times `gain`, into a subspace; or, where `uniform`, into all of its dims."""
+    """One thing that a head writes: the content token that it attends to, scaled, into a subspace.
+
+    Attributes:
+        target: the subspace that is written to.
+        gain: the factor on what is written.
+        uniform: whether the head writes `gain` into all dimensions of the subspace instead of the
+            dimension of the token.
+    """
 
     target: str
     gain: float = 1.0
@@ -120,31 +141,34 @@ class HeadOutput:
 
 def previous_token_head(
     layout: ResidualLayout,
-    writes: Sequence[HeadOutput],
+    outputs: Sequence[HeadOutput],
     offset: int = 1,
     role: str = "previous-token",
 ) -> Head:
-    """Attends from position i to i − offset and copies its content token."""
-    query, key = _zeros(layout), _zeros(layout)
+    """Make a head that attends from position i to i − offset and copies its content token."""
+    query = _zeros(layout)
+    key = _zeros(layout)
     positions = layout.dims("pos")
     for position, dim in enumerate(positions):
         query[dim, position] = 1.0
         if position + offset < len(positions):
             key[dim, position + offset] = POSITION_SCORE * math.sqrt(layout.d_head)
-    return _head(layout, role, query, key, layout.content("tok"), writes)
+    return _copying_head(layout, role, query, key, layout.content("tok"), outputs)
 
 
 def cue_mover_head(layout: ResidualLayout, target: str) -> Head:
-    """Attends from everywhere to position 1 and writes the content token that the cue there stands for."""
-    query, key = _zeros(layout), _zeros(layout)
+    """Make a head that attends to position 1 and writes the content token of the cue there."""
+    query = _zeros(layout)
+    key = _zeros(layout)
     query[list(layout.dims("pos")), 0] = 1.0
     key[layout.dims("pos")[1], 0] = POSITION_SCORE * math.sqrt(layout.d_head)
-    return _head(layout, "cue mover", query, key, layout.cues(), [HeadOutput(target)])
+    return _copying_head(layout, "cue mover", query, key, layout.cues(), [HeadOutput(target)])
 
 
 def matching_head(
     layout: ResidualLayout,
-    writes: Sequence[HeadOutput],
+    outputs: Sequence[HeadOutput],
+    *,
     query: str = "tok",
     key: str = "prev",
     sink: float = SINK_SCORE,
@@ -152,98 +176,127 @@ def matching_head(
     score: float = MATCH_SCORE,
     role: str = "induction",
 ) -> Head:
-    """Attends to the positions whose `key` subspace holds the token of the query position's `query` subspace; else to the first token.
+    """Make a head that attends to matching positions, and to the first token if nothing matches.
 
-    With `query="tok"` and `key="prev"` this is an induction head (Olsson et al. 2022). `silenced_by` names a flag that, where it is
-    set at the query position, sends the attention to the first token whatever matches.
+    A position matches if its `key` subspace holds the token that the `query` subspace holds at the
+    query position. With `query="tok"` and `key="prev"` this is an induction head (Olsson et al.
+    2022).
+
+    Args:
+        layout: the subspaces of the residual stream.
+        outputs: what the head writes.
+        query: the subspace that is read at the query position.
+        key: the subspace that is read at the source positions.
+        sink: the score of the first token.
+        silenced_by: a flag that, when it is set at the query position, sends the attention to the
+            first token whatever matches.
+        score: the score of a match.
+        role: the role of the head.
     """
     scale = math.sqrt(layout.d_head)
-    W_Q, W_K = _zeros(layout), _zeros(layout)
-    for index, (asked, held) in enumerate(
-        zip(layout.content(query), layout.content(key), strict=True)
-    ):
-        W_Q[asked, index] = 1.0
-        W_K[held, index] = score * scale
-    rest = layout.n_content
-    W_K[layout.first(), rest] = scale
+    W_Q = _zeros(layout)
+    W_K = _zeros(layout)
+    read_dims = zip(layout.content(query), layout.content(key), strict=True)
+    for index, (query_dim, key_dim) in enumerate(read_dims):
+        W_Q[query_dim, index] = 1.0
+        W_K[key_dim, index] = score * scale
+    sink_dim = layout.n_content
+    W_K[layout.first(), sink_dim] = scale
     b_Q = np.zeros(layout.d_head)
-    b_Q[rest] = sink
+    b_Q[sink_dim] = sink
     if silenced_by is not None:
-        W_Q[layout.dims(silenced_by)[0], rest] = 1.5 * score
-    return _head(layout, role, W_Q, W_K, layout.content("tok"), writes, b_Q)
+        W_Q[layout.dims(silenced_by)[0], sink_dim] = 1.5 * score
+    return _copying_head(layout, role, W_Q, W_K, layout.content("tok"), outputs, b_Q)
 
 
 def distractor_head(
     layout: ResidualLayout, rng: np.random.Generator, std: float, blind_to: Sequence[str]
 ) -> Head:
-    """Small random weights, biases included, over all of the stream but the subspaces in `blind_to`."""
+    """Make a head with small random weights and biases that does not read `blind_to` subspaces."""
     W_Q, W_K, W_V, W_O = (rng.normal(0.0, std, (layout.d_model, layout.d_head)) for _ in range(4))
     for name in blind_to:
         for weight in (W_Q, W_K, W_V):
             weight[list(layout.dims(name))] = 0.0
     b_Q, b_K, b_V = (rng.normal(0.0, std, layout.d_head) for _ in range(3))
-    return Head("distractor", W_Q, W_K, W_V, W_O.T, b_Q, b_K, b_V)
+    return Head(role="distractor", W_Q=W_Q, W_K=W_K, W_V=W_V, W_O=W_O.T, b_Q=b_Q, b_K=b_K, b_V=b_V)
 
 
 def distractor_mlp(layout: ResidualLayout, rng: np.random.Generator, std: float, d_mlp: int) -> Mlp:
-    """An MLP with small random weights and biases."""
-    W_in, b_in = rng.normal(0.0, std, (layout.d_model, d_mlp)), rng.normal(0.0, std, d_mlp)
-    return Mlp(
-        "distractor",
-        W_in,
-        b_in,
-        rng.normal(0.0, std, (d_mlp, layout.d_model)),
-        rng.normal(0.0, std, layout.d_model),
-    )
+    """Make an MLP with small random weights and biases."""
+    W_in = rng.normal(0.0, std, (layout.d_model, d_mlp))
+    b_in = rng.normal(0.0, std, d_mlp)
+    W_out = rng.normal(0.0, std, (d_mlp, layout.d_model))
+    b_out = rng.normal(0.0, std, layout.d_model)
+    return Mlp(role="distractor", W_in=W_in, b_in=b_in, W_out=W_out, b_out=b_out)
 
 
 def saturating_mlp(layout: ResidualLayout, source: str) -> Mlp:
-    """Per content token x: 2·relu(x − 1/2) − 2·relu(x − 1), which is 0 below 1/2 and 1 from 1 on, from `source` into `out`."""
+    """Make an MLP that is 0 up to 1/2 and saturates at 1, for each content token on its own.
+
+    It computes 2·relu(x − 1/2) − 2·relu(x − 1), read from `source` and written to `out`.
+    """
     count = layout.n_content
-    W_in, W_out = np.zeros((layout.d_model, 2 * count)), np.zeros((2 * count, layout.d_model))
+    W_in = np.zeros((layout.d_model, 2 * count))
+    W_out = np.zeros((2 * count, layout.d_model))
     b_in = np.concatenate([np.full(count, -0.5), np.full(count, -1.0)])
-    for index, (read, written) in enumerate(
-        zip(layout.content(source), layout.content("out"), strict=True)
-    ):
-        W_in[read, [index, count + index]] = 1.0
-        W_out[[index, count + index], written] = 2.0, -2.0
-    return Mlp("saturating MLP (OR)", W_in, b_in, W_out, np.zeros(layout.d_model))
+    dims = zip(layout.content(source), layout.content("out"), strict=True)
+    for index, (source_dim, out_dim) in enumerate(dims):
+        W_in[source_dim, [index, count + index]] = 1.0
+        W_out[index, out_dim] = 2.0
+        W_out[count + index, out_dim] = -2.0
+    b_out = np.zeros(layout.d_model)
+    return Mlp(role="saturating MLP (OR)", W_in=W_in, b_in=b_in, W_out=W_out, b_out=b_out)
 
 
 def and_mlp(
     layout: ResidualLayout, sources: tuple[str, str], threshold: float, gain: float, d_mlp: int
 ) -> Mlp:
-    """Per content token: gain · relu(x + y − threshold), above zero only where both features are present, into `out`."""
-    W_in, W_out = np.zeros((layout.d_model, d_mlp)), np.zeros((d_mlp, layout.d_model))
+    """Make an MLP that writes a content token to `out` only if both source features are present.
+
+    It computes gain · relu(x + y − threshold) for each content token.
+    """
+    W_in = np.zeros((layout.d_model, d_mlp))
+    W_out = np.zeros((d_mlp, layout.d_model))
     b_in = np.zeros(d_mlp)
-    for index, written in enumerate(layout.content("out")):
+    for index, out_dim in enumerate(layout.content("out")):
         W_in[[layout.content(source)[index] for source in sources], index] = 1.0
         b_in[index] = -threshold
-        W_out[index, written] = gain
-    return Mlp("AND MLP", W_in, b_in, W_out, np.zeros(layout.d_model))
+        W_out[index, out_dim] = gain
+    b_out = np.zeros(layout.d_model)
+    return Mlp(role="AND MLP", W_in=W_in, b_in=b_in, W_out=W_out, b_out=b_out)
 
 
 def _zeros(layout: ResidualLayout) -> Array:
     return np.zeros((layout.d_model, layout.d_head))
 
 
-def _head(
+def _copying_head(
     layout: ResidualLayout,
     role: str,
-    query: Array,
-    key: Array,
-    read: range,
-    writes: Sequence[HeadOutput],
+    W_Q: Array,
+    W_K: Array,
+    source: range,
+    outputs: Sequence[HeadOutput],
     b_Q: Array | None = None,
 ) -> Head:
-    """A head that moves the one-hot token it reads at the source into the targets of `writes`."""
-    value, output = _zeros(layout), _zeros(layout).T
-    value[list(read), range(layout.n_content)] = 1.0
-    for write in writes:
-        dims = layout.dims(write.target)
-        if write.uniform or len(dims) == 1:
-            output[: layout.n_content, list(dims)] += write.gain
+    """Make a head that copies the one-hot token in the `source` dimensions to its outputs."""
+    W_V = _zeros(layout)
+    W_O = _zeros(layout).T
+    W_V[list(source), range(layout.n_content)] = 1.0
+    for output in outputs:
+        dims = layout.dims(output.target)
+        if output.uniform or len(dims) == 1:
+            W_O[: layout.n_content, list(dims)] += output.gain
         else:
-            output[range(layout.n_content), list(layout.content(write.target))] += write.gain
+            W_O[range(layout.n_content), list(layout.content(output.target))] += output.gain
     zero = np.zeros(layout.d_head)
-    return Head(role, query, key, value, output, zero if b_Q is None else b_Q, zero, zero)
+    return Head(
+        role=role,
+        W_Q=W_Q,
+        W_K=W_K,
+        W_V=W_V,
+        W_O=W_O,
+        b_Q=zero if b_Q is None else b_Q,
+        b_K=zero,
+        b_V=zero,
+    )

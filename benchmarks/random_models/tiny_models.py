@@ -1,16 +1,16 @@
-"""Tiny random models, saved as users save them, and random prompt pairs: everything seeded.
+"""Tiny random models, saved as users save theirs, and random prompt pairs. Everything is seeded.
 
-Weights are drawn large enough (fan-in scaled, biases and norm gains included) that every part of a model moves its logits. `TinyModels` keeps
-what a session has built and loaded; a loaded backend carries no state from one run to the next.
+The weights, biases and norm gains are drawn large enough (scaled by the fan-in) that every part of
+a model moves its logits. `TinyModels` keeps the models that a session has built and loaded. A
+loaded backend carries no state from one run to the next.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,22 @@ from torch import Tensor, nn
 from discovery.sites import BackendName, MetricName
 from discovery.tasks.task import EncodedPair, SplitName, Task
 
-VOCAB, CONTEXT = 31, 12
+VOCAB = 31
+CONTEXT = 12
 NATIVE_FIELDS: Mapping[str, Any] = {
-    "n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 6, "d_mlp": 20, "n_ctx": CONTEXT, "d_vocab": VOCAB, "act_fn": "gelu_new",
-    "attn_only": False, "normalization_type": "LN", "eps": 1e-5, "positional_embedding_type": "standard",
-}  # fmt: skip
+    "n_layers": 2,
+    "d_model": 12,
+    "n_heads": 3,
+    "d_head": 6,
+    "d_mlp": 20,
+    "n_ctx": CONTEXT,
+    "d_vocab": VOCAB,
+    "act_fn": "gelu_new",
+    "attn_only": False,
+    "normalization_type": "LN",
+    "eps": 1e-5,
+    "positional_embedding_type": "standard",
+}
 
 
 def _gpt2(c: Any, **changes: Any) -> Any:
@@ -98,7 +109,8 @@ def _config_factory(kind: str, sizes: Mapping[str, Any], **more: Any) -> Callabl
     return lambda c, **changes: getattr(c, kind)(**{"vocab_size": VOCAB, **sizes, **more} | changes)
 
 
-# Beyond those that every test runs on: norms behind the attention, residual streams that are scaled, biases by distance, experts …
+# Not every test runs on these. They have, for example, norms behind the attention, scaled residual
+# streams, biases by distance, or experts.
 OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
     "bloom": _config_factory("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),
     "codegen": _config_factory("CodeGenConfig", _CLASSIC, n_head=4, rotary_dim=4),
@@ -160,8 +172,8 @@ OTHER_ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
         max_position_embeddings=CONTEXT,
     ),
 }
-# Query heads and key-value heads of Llamas, by name.
-GROUPED: Mapping[str, tuple[int, int]] = {
+# The numbers of query heads and of key-value heads of Llamas, by name.
+GROUPED_LLAMAS: Mapping[str, tuple[int, int]] = {
     "llama_9_3": (9, 3),
     "llama_8_4": (8, 4),
     "llama_8_1": (8, 1),
@@ -171,7 +183,7 @@ SPECIAL_TOKEN_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
 def save_hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
-    """Save a random Hugging Face model of an architecture; without a tokenizer."""
+    """Save a random Hugging Face model of an architecture, without a tokenizer."""
     import transformers
 
     config = {**ARCHITECTURES, **OTHER_ARCHITECTURES}[kind](
@@ -183,9 +195,9 @@ def save_hugging_face(folder: Path, kind: str, seed: int = 0, **changes: Any) ->
     return folder
 
 
-def grouped(folder: Path, name: str) -> Path:
-    """Save a random Llama of `GROUPED`, two layers deep; without a tokenizer."""
-    heads, kv_heads = GROUPED[name]
+def save_grouped_llama(folder: Path, name: str) -> Path:
+    """Save a random Llama of `GROUPED_LLAMAS` with two layers, without a tokenizer."""
+    heads, kv_heads = GROUPED_LLAMAS[name]
     sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
     sizes |= {"num_hidden_layers": 2, "hidden_size": 4 * heads, "head_dim": 4}
     return save_hugging_face(folder, "llama", **sizes)
@@ -197,29 +209,25 @@ def save_tokenizer(
     *,
     bos: bool = False,
 ) -> Path:
-    """Save a word tokenizer beside a model; ids 0 and 1 are <s> and <unk>."""
+    """Save a word tokenizer beside a model. Ids 0 and 1 are <s> and <unk>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(
-        models.WordLevel(
-            {word: number for number, word in enumerate(("<s>", "<unk>", *words))},
-            unk_token="<unk>",
-        )
-    )
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary = {word: number for number, word in enumerate(("<s>", "<unk>", *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
-        made.post_processor = processors.TemplateProcessing(
+        tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]
         )
     PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
     return folder
 
 
 def load_plain_module(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A Hugging Face directory's module as transformers loads it: the reference, never wrapped."""
+    """Load a Hugging Face directory's module as transformers does, unwrapped, as a reference."""
     import transformers
 
     module = transformers.AutoModelForCausalLM.from_pretrained(
@@ -230,7 +238,10 @@ def load_plain_module(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int) -> None:
-    """Draw every parameter: matrices by fan-in, embeddings and norm gains about 1, biases about 0.1."""
+    """Draw every parameter.
+
+    Matrices are scaled by their fan-in. Embeddings and norm gains are about 1, biases about 0.1.
+    """
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         drawn = torch.randn(parameter.shape, generator=rng)
@@ -243,14 +254,14 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 @dataclass(frozen=True)
 class NativeCheckpoint:
-    """A random model in TransformerLens's format, and where it is saved."""
+    """A random model in TransformerLens's format, and the directory in which it is saved."""
 
     path: Path
     config: dict[str, Any]
     state: dict[str, Tensor]
 
     def save(self) -> Path:
-        """Write it (again, after a change)."""
+        """Write the model, which may have been changed, and return its directory."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "tl_config.json").write_text(json.dumps(self.config))
         save_file(
@@ -266,8 +277,10 @@ def save_native(
     """Save a random native model.
 
     Args:
-        without: endings of the weights to leave out, e.g. "b_O".
-        changes: fields of tl_config.json that differ from `NATIVE`.
+        folder: the model's directory.
+        seed: draws the weights.
+        without: endings of the names of weights to leave out, for example "b_O".
+        changes: fields of tl_config.json that differ from `NATIVE_FIELDS`.
     """
     config = {**NATIVE_FIELDS, **changes}
     rng = torch.Generator().manual_seed(seed)
@@ -283,17 +296,18 @@ def save_native(
             drawn = 1.5 * drawn / shape[-2] ** 0.5
         if not name.endswith(tuple(without)):
             state[name] = drawn
-    made = NativeCheckpoint(folder, config, state)
-    made.save()
-    return made
+    checkpoint = NativeCheckpoint(folder, config, state)
+    checkpoint.save()
+    return checkpoint
 
 
 def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every weight that a native model of this configuration may have."""
+    """Return the shape of every weight that a native model of this configuration may have."""
     d_model, d_head, heads, d_mlp, vocab = (
         config[name] for name in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab")
     )
-    kv_heads, kind = config.get("n_key_value_heads") or heads, config["normalization_type"]
+    kv_heads = config.get("n_key_value_heads") or heads
+    kind = config["normalization_type"]
     shared = "_" if kv_heads != heads else ""
     shapes: dict[str, tuple[int, ...]] = {
         "embed.W_E": (vocab, d_model),
@@ -327,11 +341,11 @@ def native_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 class TinyModels:
-    """Models built once in a folder and loaded once, by name.
+    """Models that are built once in a folder and loaded once, by name.
 
-    Names: an architecture of `ARCHITECTURES` or `OTHER_ARCHITECTURES`, a Llama of `GROUPED`, "native"
-    (sequential, LayerNorm, learned positions), "attn_only" (no MLP, no norm) or "rotary" (native,
-    RMS norm, grouped keys).
+    A name is an architecture of `ARCHITECTURES` or `OTHER_ARCHITECTURES`, a Llama of
+    `GROUPED_LLAMAS`, or one of three native models: "native" (sequential, LayerNorm, learned
+    positions), "attn_only" (no MLP, no norm) and "rotary" (RMS norm, grouped keys).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -340,16 +354,18 @@ class TinyModels:
         self._natives: dict[str, NativeCheckpoint] = {}
 
     def path(self, name: str) -> Path:
-        """The model's directory, made where it is not there yet."""
+        """Return the model's directory, and save the model if it is not there yet."""
         if name in ("native", "attn_only", "rotary"):
             return self.native(name).path
         folder = self.folder / name
         if folder.is_dir():
             return folder
-        return grouped(folder, name) if name in GROUPED else save_hugging_face(folder, name)
+        if name in GROUPED_LLAMAS:
+            return save_grouped_llama(folder, name)
+        return save_hugging_face(folder, name)
 
     def native(self, name: str) -> NativeCheckpoint:
-        """The weights of a native model."""
+        """Return the weights of a native model."""
         changes: dict[str, dict[str, Any]] = {
             "native": {},
             "attn_only": {"attn_only": True, "normalization_type": None, "act_fn": None},
@@ -367,7 +383,7 @@ class TinyModels:
     def load(
         self, name: str, backend: BackendName = "transformerlens", dtype: str = "float32"
     ) -> Any:
-        """The loaded backend."""
+        """Return the loaded backend."""
         from discovery.backends.loading.load import load_model
 
         if (name, backend, dtype) not in self._loaded:
@@ -388,83 +404,50 @@ def random_pairs(
     labelled: bool = False,
     d_vocab: int = VOCAB,
 ) -> tuple[EncodedPair, ...]:
-    """Pairs of random tokens, one for each length.
+    """Draw pairs of random tokens, one for each length.
 
     Args:
-        changed: how many positions of the corrupted side differ (fewer where the prompt is short).
-        same_end: the last tokens agree.
-        sets: how many answers and wrong answers each pair has, at most (at least one).
-        labelled: "first" names the first changed position, "end" the last one, and every other pair has "middle".
+        lengths: the number of tokens of each pair.
+        seed: draws the tokens.
+        changed: how many positions of the corrupted side differ, or fewer if the prompt is short.
+        same_end: whether the last tokens agree.
+        sets: the largest number of answers and of wrong answers of a pair. The smallest is 1.
+        templates: the number of templates.
+        labelled: whether positions have labels: "first" is the first changed position, "end" the
+            last position, and every second pair has "middle".
+        d_vocab: the size of the vocabulary.
     """
     rng = random.Random(seed)
-    made = []
+    pairs = []
     for number, length in enumerate(lengths):
         clean = [rng.randrange(d_vocab) for _ in range(length)]
-        room = list(range(length - 1 if same_end and length > 1 else length))
-        places = sorted(rng.sample(room, min(changed, len(room))))
+        changeable = list(range(length - 1 if same_end and length > 1 else length))
+        positions = sorted(rng.sample(changeable, min(changed, len(changeable))))
         corrupted = list(clean)
-        for place in places:
-            corrupted[place] = (clean[place] + rng.randrange(1, d_vocab)) % d_vocab
-        drawn = rng.sample(range(d_vocab), 2 * sets)
-        answer, wrong = drawn[: rng.randint(1, sets)], drawn[sets : sets + rng.randint(1, sets)]
-        labels = {"first": places[0], "end": length - 1} if labelled else {}
+        for position in positions:
+            corrupted[position] = (clean[position] + rng.randrange(1, d_vocab)) % d_vocab
+        tokens = rng.sample(range(d_vocab), 2 * sets)
+        answer = tokens[: rng.randint(1, sets)]
+        wrong = tokens[sets : sets + rng.randint(1, sets)]
+        labels = {"first": positions[0], "end": length - 1} if labelled else {}
         if labelled and number % 2 == 0:
             labels["middle"] = length // 2
-        made.append(
-            EncodedPair(
-                clean=tuple(clean),
-                corrupted=tuple(corrupted),
-                answer=tuple(answer),
-                wrong=tuple(wrong),
-                template=f"t{number % templates}",
-                labels=labels,
-            )
+        pair = EncodedPair(
+            clean=tuple(clean),
+            corrupted=tuple(corrupted),
+            answer=tuple(answer),
+            wrong=tuple(wrong),
+            template=f"t{number % templates}",
+            labels=labels,
         )
-    return tuple(made)
-
-
-@dataclass
-class ToyTokenizer:
-    """A tokenizer: every word with the space before it is a token, and one of more than six letters is two; ids by first sight."""
-
-    bos: bool = False
-
-    def __post_init__(self) -> None:
-        self.pieces = {"<s>": 0}
-
-    def encode(self, text: str) -> list[int]:
-        """Ids, after <s> where it has one."""
-        found = [
-            piece
-            for word in re.findall(r" ?[^ ]+| ", text)
-            for piece in (word[:7], word[7:])
-            if piece
-        ]
-        return [0] * self.bos + [self.pieces.setdefault(piece, len(self.pieces)) for piece in found]
-
-    def decode(self, ids: list[int]) -> str:
-        """Text."""
-        return "".join(list(self.pieces)[i] for i in ids)
-
-    def has_unknown(self, text: str) -> bool:
-        """Whether it holds the one word that is not known."""
-        return "Xyzzy" in text
-
-
-@dataclass(frozen=True)
-class FakeModel:
-    """What a task needs of a model."""
-
-    tokenizer: ToyTokenizer | None = field(default_factory=ToyTokenizer)
-    d_vocab: int = 1000
-    n_logits: int = 1000
-    n_ctx: int = 20
+        pairs.append(pair)
+    return tuple(pairs)
 
 
 def as_task(
     pairs: Sequence[EncodedPair], metric: MetricName = "logit_difference", name: str = "tiny"
 ) -> Task:
-    """All pairs as one task, all of them in the discovery split."""
+    """Return the pairs as a task that has all of them in the discovery split."""
     split: SplitName = "discovery"
     return Task(
         name=name,

@@ -1,4 +1,4 @@
-"""Draws from a population."""
+"""The shares of templates in a sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs that show nothing, and what is judged without (f)."""
+"""Pairs that show no behaviour, and verdicts without (f)."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def test_nulls_change_what_they_say_and_nothing_else() -> None:
     ]
     changed = corrupt_irrelevant_token(pairs[0], random.Random(0), pairs)
     assert changed.corrupted == (1, 10, 8, 2), (
-        "the one free word that another prompt of the wording has"
+        "the one word without a label that another prompt of the template has"
     )
     assert (changed.clean, changed.answer) == (pairs[0].clean, pairs[0].answer)
-    back = reverse_answers(pairs[0], random.Random(0), pairs)
-    assert (back.answer, back.wrong) == ((6,), (5,))
-    tossed = [
+    reversed_pair = reverse_answers(pairs[0], random.Random(0), pairs)
+    assert (reversed_pair.answer, reversed_pair.wrong) == ((6,), (5,))
+    shuffled = [
         shuffle_answers(pair, random.Random(n), pairs).answer for n, pair in enumerate(pairs * 20)
     ]
-    assert 70 < tossed.count((6,)) < 150
+    assert 70 < shuffled.count((6,)) < 150
 
 
 @pytest.mark.parametrize(
@@ -64,19 +64,21 @@ def test_nulls_change_what_they_say_and_nothing_else() -> None:
         ({}, "inconclusive", "inconclusive"),
     ],
 )
-def test_a_set_that_was_given_counts_as_verified_where_all_but_f_holds(
+def test_a_given_set_counts_as_verified_if_all_but_f_holds(
     outcomes: Any, verdict: Any, expected: str
 ) -> None:
-    held = {
+    outcomes_by_condition = {
         name: OutcomeByAblation(resample="holds", mean=outcomes.get(name, "holds"))
         for name in "abcde"
     }
-    conditions = Conditions(**held, f=OutcomeByAblation(resample="not_run", mean="not_run"))
-    found = CircuitEvaluation(
+    conditions = Conditions(
+        **outcomes_by_condition, f=OutcomeByAblation(resample="not_run", mean="not_run")
+    )
+    evaluation = CircuitEvaluation(
         nodes=(),
         evaluation=Evaluation(conditions=conditions),
         verdict=verdict,
         reasons=(),
         cost=MeasurementCost(0.0, 0.0),
     )
-    assert verdict_without_f(found) == expected
+    assert verdict_without_f(evaluation) == expected

@@ -1,4 +1,4 @@
-"""The optimum of a known model, and scores that were computed elsewhere."""
+"""Regrets of circuits, and scores that were computed elsewhere."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ def test_the_optimum_of_a_known_model_is_its_truth(case: tuple[Backend, Task]) -
     table = measure_all_subsets(model, task.discovery)
     truth = nodes(*load_truth("induction", "resample").nodes)
     assert table.passing_sets()[0] == truth
-    best = find_smallest(table.passing_sets())
-    assert best == [truth]
-    found = measure_regrets(
-        model, task.discovery, [truth, frozenset(), frozenset(table.nodes)], best
-    )
-    assert found == pytest.approx([0.0, 1 - table.distance(truth), 0.0]), (
-        "closer to 1 than the optimum, for being larger, earns nothing"
+    optima = find_smallest(table.passing_sets())
+    assert optima == [truth]
+    circuits = [truth, frozenset(), frozenset(table.nodes)]
+    regrets = measure_regrets(model, task.discovery, circuits, optima)
+    assert regrets == pytest.approx([0.0, 1 - table.distance(truth), 0.0]), (
+        "the whole model is nearer to f = 1 than the optimum, and that earns nothing"
     )
 
 

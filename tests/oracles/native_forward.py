@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.known_circuits.forward import ACTIVATIONS, _norm
+from benchmarks.known_circuits.forward import ACTIVATIONS, apply_norm
 
 
 def native_logits(
@@ -29,12 +29,12 @@ def native_logits(
     if config["positional_embedding_type"] == "standard":
         resid = resid + weights["pos_embed.W_pos"][: len(tokens)]
     for layer in range(config["n_layers"]):
-        read = _norm(config, weights, f"blocks.{layer}.ln1", resid)
+        read = apply_norm(config, weights, f"blocks.{layer}.ln1", resid)
         heads = [_head(config, weights, layer, head, read) for head in range(config["n_heads"])]
         resid = resid + torch.stack(heads).sum(0) + bias(f"blocks.{layer}.attn.b_O")
         if not config["attn_only"]:
             at = f"blocks.{layer}.mlp"
-            read = _norm(config, weights, f"blocks.{layer}.ln2", resid)
+            read = apply_norm(config, weights, f"blocks.{layer}.ln2", resid)
             act = ACTIVATIONS[config["act_fn"]]
             if config.get("gated_mlp"):  # HookedTransformer adds b_in behind the product
                 hidden = act(read @ weights[f"{at}.W_gate"]) * (
@@ -43,7 +43,9 @@ def native_logits(
             else:
                 hidden = act(read @ weights[f"{at}.W_in"] + bias(f"{at}.b_in"))
             resid = resid + hidden @ weights[f"{at}.W_out"] + bias(f"{at}.b_out")
-    return _norm(config, weights, "ln_final", resid) @ weights["unembed.W_U"] + bias("unembed.b_U")
+    return apply_norm(config, weights, "ln_final", resid) @ weights["unembed.W_U"] + bias(
+        "unembed.b_U"
+    )
 
 
 def _head(

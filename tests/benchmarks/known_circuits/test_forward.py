@@ -1,4 +1,4 @@
-"""The reference forward pass: numbers worked out by hand, and identities that hold for any model."""
+"""The plain forward pass: numbers worked out by hand, and identities that hold for any model."""
 
 from __future__ import annotations
 
@@ -14,40 +14,53 @@ from benchmarks.known_circuits.truth import group_pairs
 from benchmarks.known_circuits.weights import MATCH_SCORE, POSITION_SCORE, SINK_SCORE
 
 ONE_HEAD = {
-    "n_layers": 1, "n_heads": 1, "d_model": 2, "d_head": 1, "attn_only": False, "act_fn": "relu",
-    "normalization_type": None, "positional_embedding_type": None,
-}  # fmt: skip
+    "n_layers": 1,
+    "n_heads": 1,
+    "d_model": 2,
+    "d_head": 1,
+    "attn_only": False,
+    "act_fn": "relu",
+    "normalization_type": None,
+    "positional_embedding_type": None,
+}
 
 
 def test_one_head_and_one_mlp_by_hand():
-    """Two tokens a = (1, 0), b = (0, 1); the head's q = k = first coordinate, its v = first coordinate + 0.5, written to the second."""
-    column, row = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0]]])
+    """The tokens are embedded as a = (1, 0) and b = (0, 1).
+
+    The head's q and k are the first coordinate (plus 1 for q). Its v is the first coordinate plus
+    0.5, which it writes to the second coordinate.
+    """
+    column = torch.tensor([[[1.0], [0.0]]])
     attn = "blocks.0.attn"
     state = {
-        "embed.W_E": torch.eye(2), "unembed.W_U": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
-        f"{attn}.W_Q": column, f"{attn}.W_K": column, f"{attn}.W_V": column, f"{attn}.W_O": row,
-        f"{attn}.b_Q": torch.tensor([[1.0]]), f"{attn}.b_V": torch.tensor([[0.5]]), f"{attn}.b_O": torch.tensor([0.25, 0.0]),
-        "blocks.0.mlp.W_in": torch.tensor([[1.0], [-1.0]]), "blocks.0.mlp.W_out": torch.tensor([[3.0, 0.0]]),
+        "embed.W_E": torch.eye(2),
+        "unembed.W_U": torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+        f"{attn}.W_Q": column,
+        f"{attn}.W_K": column,
+        f"{attn}.W_V": column,
+        f"{attn}.W_O": torch.tensor([[[0.0, 1.0]]]),
+        f"{attn}.b_Q": torch.tensor([[1.0]]),
+        f"{attn}.b_V": torch.tensor([[0.5]]),
+        f"{attn}.b_O": torch.tensor([0.25, 0.0]),
+        "blocks.0.mlp.W_in": torch.tensor([[1.0], [-1.0]]),
+        "blocks.0.mlp.W_out": torch.tensor([[3.0, 0.0]]),
         "blocks.0.mlp.b_out": torch.tensor([0.0, 7.0]),
-    }  # fmt: skip
-    seen = run_forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
+    }
+    result = run_forward(ONE_HEAD, state, torch.tensor([[0, 1]]))
     on_a = math.e / (math.e + 1)  # at b, q = 0 + 1; k = 1 at a and 0 at b
     torch.testing.assert_close(
-        seen.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64)
+        result.patterns["a0.h0"][0, 1], torch.tensor([on_a, 1 - on_a], dtype=torch.float64)
     )
-    head = torch.tensor(
-        [[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64
-    )  # with b_V, without b_O
-    torch.testing.assert_close(seen.nodes["a0.h0"][0], head)
-    mid = torch.tensor(
-        [[1.25, 1.5], [0.25, 1.5 + on_a]], dtype=torch.float64
-    )  # b_O is added after the heads
-    mlp = torch.tensor(
-        [[0.0, 7.0], [0.0, 7.0]], dtype=torch.float64
-    )  # relu(1.25 − 1.5) = relu(0.25 − 1.5 − …) = 0: b_out alone
-    torch.testing.assert_close(seen.nodes["m0"][0], mlp)
+    # A head's value includes b_V and excludes b_O, which is added after the heads.
+    head = torch.tensor([[0.0, 1.5], [0.0, on_a + 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(result.nodes["a0.h0"][0], head)
+    mid = torch.tensor([[1.25, 1.5], [0.25, 1.5 + on_a]], dtype=torch.float64)
+    # relu(1.25 − 1.5) = relu(0.25 − 1.5 − …) = 0, so the MLP writes b_out alone.
+    mlp = torch.tensor([[0.0, 7.0], [0.0, 7.0]], dtype=torch.float64)
+    torch.testing.assert_close(result.nodes["m0"][0], mlp)
     torch.testing.assert_close(
-        seen.logits[0], (mid + mlp) * torch.tensor([1.0, 2.0], dtype=torch.float64)
+        result.logits[0], (mid + mlp) * torch.tensor([1.0, 2.0], dtype=torch.float64)
     )
 
 
@@ -62,9 +75,8 @@ def test_scores_are_divided_by_the_root_of_d_head():
         "blocks.0.attn.W_O": wide.transpose(1, 2),
         **names,
     }
-    pattern = run_forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][
-        0, -1
-    ]  # raw score 4 at the two a's, 0 at b
+    # The raw score is 4 at the two a's and 0 at b.
+    pattern = run_forward(config, state, torch.tensor([[1, 0, 0]])).patterns["a0.h0"][0, -1]
     torch.testing.assert_close(
         pattern, torch.tensor([0.0, 4 / 2, 4 / 2], dtype=torch.float64).softmax(0)
     )
@@ -95,36 +107,38 @@ def test_norms_agree_with_torch(kind):
 
 
 def test_the_induction_model_attends_as_its_weights_say():
-    """Without distractors every score is a number we chose, so the two patterns can be written down position by position."""
+    """Without distractors every score is a known number, so both patterns can be written down."""
     case = build_known_circuit("induction", noise=0.0)
     pair = case.pairs[0]
-    tokens, last = pair.clean, len(pair.clean) - 1
-    seen = run_forward(case.config, case.state, torch.tensor([tokens]))
-    previous = []  # weights of position dst on src: the one before has score 12, all others 0; position 0 has only itself
+    tokens = pair.clean
+    last = len(tokens) - 1
+    result = run_forward(case.config, case.state, torch.tensor([tokens]))
+    # The weight of src at dst: the position before has a score of 12, all others of 0, and position
+    # 0 has only itself.
+    previous = []
     for dst in range(len(tokens)):
         raw = [math.exp(POSITION_SCORE) if src == dst - 1 else 1.0 for src in range(dst + 1)]
         previous.append([weight / sum(raw) for weight in raw])
         written = torch.tensor(previous[-1], dtype=torch.float64)
         torch.testing.assert_close(
-            seen.patterns["a0.h2"][0, dst, : dst + 1], written, atol=1e-6, rtol=0
+            result.patterns["a0.h2"][0, dst, : dst + 1], written, atol=1e-6, rtol=0
         )
-    drift = case.state[
-        "blocks.0.attn.b_O"
-    ].double()  # the output bias sits in the stream that layer 1 reads
+    # Layer 1 also reads the output bias of layer 0.
+    drift = case.state["blocks.0.attn.b_O"].double()
     query = torch.zeros(24, dtype=torch.float64)
     query[tokens[last] - 1] = 1.0
     query += drift[list(case.layout.content("tok"))]
     scores = []
     for src in range(len(tokens)):
-        held = torch.zeros(24, dtype=torch.float64)
-        for place, weight in enumerate(previous[src]):
-            if tokens[place] != 0:
-                held[tokens[place] - 1] += weight
-        held += drift[list(case.layout.content("prev"))]
+        key = torch.zeros(24, dtype=torch.float64)
+        for position, weight in enumerate(previous[src]):
+            if tokens[position] != 0:
+                key[tokens[position] - 1] += weight
+        key += drift[list(case.layout.content("prev"))]
         first = (1.0 if src == 0 else 0.0) + float(drift[case.layout.first()])
-        scores.append(MATCH_SCORE * float(query @ held) + SINK_SCORE * first)
+        scores.append(MATCH_SCORE * float(query @ key) + SINK_SCORE * first)
     expected = torch.tensor(scores, dtype=torch.float64).softmax(0)
-    torch.testing.assert_close(seen.patterns["a1.h1"][0, last], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.patterns["a1.h1"][0, last], expected, atol=1e-5, rtol=0)
     assert int(expected.argmax()) == pair.labels["B1"]
     assert expected[pair.labels["B1"]] > 0.98
 
@@ -133,14 +147,14 @@ def test_the_induction_model_attends_as_its_weights_say():
 def test_replacing_nothing_changes_nothing(name):
     case = build_known_circuit(name)
     part = group_pairs(case)[0]
-    seen = run_forward(case.config, case.state, part.clean)
-    again = run_forward(case.config, case.state, part.clean, seen.nodes)
-    torch.testing.assert_close(again.logits, seen.logits, atol=0, rtol=0)
+    result = run_forward(case.config, case.state, part.clean)
+    repeated = run_forward(case.config, case.state, part.clean, result.nodes)
+    torch.testing.assert_close(repeated.logits, result.logits, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_replacing_all_by_corrupted_values_gives_the_corrupted_logits_at_the_last_position(name):
-    """The last tokens agree, so does their embedding; all that other positions can say is in the node values."""
+    """The last tokens agree, so whatever differs at the last position is in the node values."""
     case = build_known_circuit(name)
     for part in group_pairs(case):
         assert torch.equal(part.clean[:, -1], part.corrupted[:, -1])
@@ -187,5 +201,5 @@ def test_unknown_nodes_and_wrong_shapes_are_refused():
     )
     with pytest.raises(ValueError, match=r"no such nodes: \['m0'\]"):
         run_forward(case.config, case.state, tokens, {"m0": torch.zeros(1, 8, 88)})
-    with pytest.raises(ValueError, match="a replacement of shape"):
+    with pytest.raises(ValueError, match="A replacement of shape"):
         run_forward(case.config, case.state, tokens, {"a0.h0": torch.zeros(1, 1, 88)})

@@ -1,4 +1,4 @@
-"""Each case does its task, its corruption removes it, and its files are in the formats that the project reads."""
+"""Each model does its task, the corruption removes it, and the project can read its files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from benchmarks.known_circuits.hand_built import (
 from benchmarks.known_circuits.known_circuit import KnownCircuit
 from benchmarks.known_circuits.truth import ABLATIONS, group_pairs, measure_f, measure_subsets
 
-LIMIT = 10**6
+ALL_PAIRS = 10**6
 
 
 def behaviour(case: KnownCircuit) -> tuple[torch.Tensor, torch.Tensor]:
-    """The metric of every pair, clean and corrupted."""
-    clean, corrupted = [], []
-    for part in group_pairs(case, LIMIT):
+    """Return the metric of every pair on the clean and on the corrupted side."""
+    clean = []
+    corrupted = []
+    for part in group_pairs(case, ALL_PAIRS):
         clean.append(part.metric(run_forward(case.config, case.state, part.clean).logits)[0])
         corrupted.append(
             part.metric(run_forward(case.config, case.state, part.corrupted).logits)[0]
@@ -61,9 +62,8 @@ def test_a_random_twin_does_not_do_the_task(name):
     assert twin.pairs == case.pairs
     clean, corrupted = behaviour(twin)
     assert 0.35 < (clean > 0).double().mean() < 0.65
-    assert (
-        clean - corrupted
-    ).abs().mean() > 0.05  # not dead either: the corruption reaches its logits
+    # The twin is not dead: the corruption reaches its logits.
+    assert (clean - corrupted).abs().mean() > 0.05
     assert not torch.equal(case.random_twin(4).state["embed.W_E"], twin.state["embed.W_E"])
     assert torch.equal(case.random_twin(3).state["embed.W_E"], twin.state["embed.W_E"])
 
@@ -123,34 +123,31 @@ def test_the_big_heads_are_the_biggest_and_their_values_change():
     changes = {
         node: float((value - corrupted[node]).norm(dim=-1).max()) for node, value in clean.items()
     }
-    big = set(case.nodes("large without effect"))
-    assert len(big) == 2
+    big_heads = set(case.nodes("large without effect"))
+    assert len(big_heads) == 2
     for size in (norms, changes):
-        assert min(size[node] for node in big) > 10 * max(
-            size[node] for node in case.universe if node not in big
-        )
+        largest_of_others = max(size[node] for node in case.universe if node not in big_heads)
+        assert min(size[node] for node in big_heads) > 10 * largest_of_others
 
 
 def test_the_twins_cancel():
-    """Each writes 0.4 of the answer; the layer's attention output holds nothing of either."""
+    """Each twin writes 0.4 of the answer, and together they write nothing."""
     case = build_known_circuit("cancelling_twins", noise=0.0)
     nodes = run_forward(case.config, case.state, group_pairs(case)[0].clean).nodes
-    one, other = (nodes[node] for node in case.nodes("twin"))
-    assert one[:, -1].abs().max() > 0.39
-    torch.testing.assert_close(one, -other)
+    plus, minus = (nodes[node] for node in case.nodes("twin"))
+    assert plus[:, -1].abs().max() > 0.39
+    torch.testing.assert_close(plus, -minus)
 
 
 def test_the_backup_is_silent_until_the_main_head_is_gone():
     case = build_known_circuit("backup", noise=0.0)
     part = group_pairs(case)[0]
-    (main,), (spare,) = case.nodes("induction"), case.nodes("backup")
+    (main,) = case.nodes("induction")
+    (spare,) = case.nodes("backup")
     corrupted = run_forward(case.config, case.state, part.corrupted).nodes
-    awake = run_forward(case.config, case.state, part.clean, {main: corrupted[main]})
-    asleep = run_forward(case.config, case.state, part.clean)
-    last = (
-        torch.arange(len(part.answers)),
-        -1,
-        [case.layout.dims("out")[token] for token in part.answers],
-    )
-    assert asleep.nodes[spare][last].abs().max() < 0.05
-    assert awake.nodes[spare][last].min() > 0.78
+    with_main = run_forward(case.config, case.state, part.clean)
+    without_main = run_forward(case.config, case.state, part.clean, {main: corrupted[main]})
+    rows = torch.arange(len(part.answers))
+    answer_dims = [case.layout.dims("out")[token] for token in part.answers]
+    assert with_main.nodes[spare][rows, -1, answer_dims].abs().max() < 0.05
+    assert without_main.nodes[spare][rows, -1, answer_dims].min() > 0.78

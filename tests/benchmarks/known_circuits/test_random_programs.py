@@ -1,4 +1,4 @@
-"""Random programs: the same from the same seed, with a truth that brute force gives again."""
+"""A seed always gives the same program, and brute force gives its stored truth again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.known_circuits.random_programs import (
 )
 from benchmarks.known_circuits.truth import compute_fingerprint
 
-LEAST = 100
+MIN_PROGRAMS = 100
 
 
 def test_a_seed_gives_one_program() -> None:
@@ -25,16 +25,18 @@ def test_a_seed_gives_one_program() -> None:
 
 
 def test_there_are_many_and_they_differ() -> None:
-    found = list(load_programs())
-    assert LEAST <= len(found) <= N_PROGRAMS
-    assert len({compute_fingerprint(program.known_circuit) for program in found}) == len(found)
-    norms = [program.known_circuit.config["normalization_type"] for program in found]
-    assert min(norms.count("LN"), norms.count(None)) >= LEAST // 5
-    assert {len(program.truth) for program in found} >= {2, 3, 4, 5}
-    assert {len(program.known_circuit.universe) for program in found} == {8, 10, 12}
+    programs = list(load_programs())
+    assert MIN_PROGRAMS <= len(programs) <= N_PROGRAMS
+    assert len({compute_fingerprint(program.known_circuit) for program in programs}) == len(
+        programs
+    )
+    norms = [program.known_circuit.config["normalization_type"] for program in programs]
+    assert min(norms.count("LN"), norms.count(None)) >= MIN_PROGRAMS // 5
+    assert {len(program.truth) for program in programs} >= {2, 3, 4, 5}
+    assert {len(program.known_circuit.universe) for program in programs} == {8, 10, 12}
 
 
-def test_the_nodes_that_were_placed_are_the_truth_or_known_to_do_nothing() -> None:
+def test_no_distractor_is_in_the_truth() -> None:
     for program in islice(load_programs(), 30):
         for node, role in program.known_circuit.roles.items():
             if role == "distractor":
@@ -43,7 +45,9 @@ def test_the_nodes_that_were_placed_are_the_truth_or_known_to_do_nothing() -> No
 
 @pytest.mark.parametrize("nodes", [8, 10])
 def test_a_stored_truth_is_what_brute_force_gives(nodes: int) -> None:
-    program = next(made for made in load_programs() if len(made.known_circuit.universe) == nodes)
-    again = compute_program(program.seed)
-    assert again is not None
-    assert again.truth == program.truth
+    program = next(
+        program for program in load_programs() if len(program.known_circuit.universe) == nodes
+    )
+    recomputed = compute_program(program.seed)
+    assert recomputed is not None
+    assert recomputed.truth == program.truth

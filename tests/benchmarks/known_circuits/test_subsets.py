@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.subsets import SubsetTable, measure_all_subsets
-from benchmarks.known_circuits.truth import group_pairs
-from benchmarks.known_circuits.truth import tabulate_f as tabulate_plainly
+from benchmarks.known_circuits.truth import group_pairs, tabulate_f
+from benchmarks.methods.evaluator import as_one_split
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.sites import Node
@@ -18,34 +18,26 @@ from tests.oracles.faithfulness import nodes
 def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(
     case: tuple[Backend, Task],
 ) -> None:
-    """Means are over other pairs there, so resample alone is compared, on the pairs that both have."""
-    model, _ = case
+    """Only resample is compared, since the means of the two tables are over different pairs."""
+    model, task = case
     built = build_known_circuit("induction")
     names = [str(node) for node in model.info.nodes()]
     assert tuple(names) == built.universe
-    parts = group_pairs(built)
+    groups = group_pairs(built)
     pairs = [
-        {"clean": c, "corrupted": k, "answer": a, "wrong": w}
-        for part in parts
-        for c, k, a, w in zip(
-            part.clean.tolist(),
-            part.corrupted.tolist(),
-            part.answers.tolist(),
-            part.wrongs.tolist(),
+        {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
+        for group in groups
+        for clean, corrupted, answer, wrong in zip(
+            group.clean.tolist(),
+            group.corrupted.tolist(),
+            group.answers.tolist(),
+            group.wrongs.tolist(),
             strict=True,
         )
     ]
-    read = load_task(pairs, model)
-    both = Task(
-        name=read.name,
-        pairs=read.pairs,
-        splits=("discovery",) * len(read),
-        split_method="none",
-        metric=read.metric,
-    )
-    table = measure_all_subsets(model, both)
+    table = measure_all_subsets(model, as_one_split(task, load_task(pairs, model).pairs))
     assert table.f["resample"] == pytest.approx(
-        tabulate_plainly(built, parts, "resample").tolist(), abs=1e-4
+        tabulate_f(built, groups, "resample").tolist(), abs=1e-4
     )
     circuit = nodes("a0.h2", "a1.h1")
     assert (

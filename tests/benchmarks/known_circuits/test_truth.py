@@ -1,4 +1,7 @@
-"""The stored truth is the truth: every membership has its witness, random subsets find nothing else, and brute force agrees."""
+"""The stored truth is right.
+
+Every true node has its witness, random subsets find no other node, and brute force agrees.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ from benchmarks.known_circuits.truth import (
     tabulate_f,
 )
 
-CLEAR_ABOVE, CLEAR_BELOW = 0.13, 0.07
-NO_PART = {"distractor", "large without effect", "slight"}
+MIN_CLEAR_EFFECT = 0.13
+MAX_FALSE_EFFECT = 0.07
+ROLES_WITHOUT_PART = {"distractor", "large without effect", "slight"}
 HIDDEN = {"or_softmax_gated": ("a0.h1", "a0.h2"), "backup": ("a2.h0",)}
 
 
@@ -45,7 +49,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def tables():
-    """f of every subset, per case and ablation: computed when first asked for."""
+    """f of every subset, by model and ablation, computed when it is first used."""
     return _TablesOnDemand()
 
 
@@ -53,22 +57,24 @@ def tables():
 def test_the_stored_truth_is_of_these_weights_and_pairs(name, stored):
     assert list(stored) == list(KNOWN_CIRCUITS)
     assert stored[name]["fingerprint"] == compute_fingerprint(build_known_circuit(name)), (
-        "the cases changed: run python -m benchmarks.known_circuits.truth"
+        "the models changed: run python -m benchmarks.known_circuits.truth"
     )
 
 
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_truth_is_what_was_constructed(name):
-    """The same under both ablations, with clear margins: every node with a part, and no other."""
+    """It holds every node with a part and no other, under both ablations, with clear margins."""
     case = build_known_circuit(name)
-    constructed = tuple(node for node in case.universe if case.roles[node] not in NO_PART)
+    constructed = tuple(
+        node for node in case.universe if case.roles[node] not in ROLES_WITHOUT_PART
+    )
     for ablation in ABLATIONS:
         truth = load_truth(name, ablation)
         assert truth.nodes == constructed
-        assert min(truth.largest[node] for node in constructed) >= CLEAR_ABOVE
+        assert min(truth.largest[node] for node in constructed) >= MIN_CLEAR_EFFECT
         assert (
             max(gap for node, gap in truth.largest.items() if node not in constructed)
-            <= CLEAR_BELOW
+            <= MAX_FALSE_EFFECT
         )
     assert load_hidden_nodes(name) == HIDDEN.get(name, ())
 
@@ -76,8 +82,9 @@ def test_the_truth_is_what_was_constructed(name):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_every_member_has_a_witness(name, ablation):
-    """With the stored set S, |f(S ∪ v) − f(S)| is the stored number."""
-    case, truth = build_known_circuit(name), load_truth(name, ablation)
+    """The stored set S gives the stored |f(S ∪ v) − f(S)|."""
+    case = build_known_circuit(name)
+    truth = load_truth(name, ablation)
     subsets = [extra + truth.witness[node] for node in truth.nodes for extra in ((), (node,))]
     f = measure_f(case, group_pairs(case), ablation, subsets).view(-1, 2)  # [node without/with]
     largest = torch.tensor([truth.largest[node] for node in truth.nodes], dtype=torch.float64)
@@ -88,41 +95,42 @@ def test_every_member_has_a_witness(name, ablation):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_random_subsets_stay_within_the_stored_maximum(name, ablation):
-    case, truth, rng = (
-        build_known_circuit(name),
-        load_truth(name, ablation),
-        random.Random(name + ablation),
-    )
+    case = build_known_circuit(name)
+    truth = load_truth(name, ablation)
+    rng = random.Random(name + ablation)
     subsets: list[tuple[str, ...]] = []
-    tried = [node for node in case.universe for _ in range(3)]
-    for node in tried:
-        others = tuple(other for other in case.universe if other != node and rng.random() < 0.5)
-        subsets += [others, (*others, node)]
+    tested_nodes = [node for node in case.universe for _ in range(3)]
+    for node in tested_nodes:
+        subset = tuple(other for other in case.universe if other != node and rng.random() < 0.5)
+        subsets += [subset, (*subset, node)]
     f = measure_f(case, group_pairs(case), ablation, subsets).view(-1, 2)
-    for node, (without, with_it) in zip(tried, f.tolist(), strict=True):
+    for node, (without, with_it) in zip(tested_nodes, f.tolist(), strict=True):
         assert abs(with_it - without) <= truth.largest[node] + 1e-5
 
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_hidden_nodes_show_in_sets_only(name):
-    """Alone they do nothing in either direction; with the right others gone they carry the behaviour."""
+    """Alone they have no effect, but with certain nodes ablated they carry the behaviour."""
     case = build_known_circuit(name)
     parts = group_pairs(case)
     singles = measure_single_effects(case, parts)
     for node in HIDDEN[name]:
         assert max(map(abs, singles[node])) < MAX_HIDDEN_EFFECT
-        rivals = {"a2.h0": ["a1.h3"], "a0.h1": ["a0.h2"], "a0.h2": ["a0.h1"]}[node]
-        without = [other for other in case.universe if other not in rivals]
+        partners = {"a2.h0": ["a1.h3"], "a0.h1": ["a0.h2"], "a0.h2": ["a0.h1"]}[node]
+        with_node = [other for other in case.universe if other not in partners]
+        without_node = [other for other in with_node if other != node]
         for ablation in ABLATIONS:
-            kept, gone = measure_f(
-                case, parts, ablation, [without, [other for other in without if other != node]]
-            ).tolist()
-            assert kept > 0.6
-            assert abs(gone) < 0.1
+            f_with, f_without = measure_f(case, parts, ablation, [with_node, without_node]).tolist()
+            assert f_with > 0.6
+            assert abs(f_without) < 0.1
 
 
 def test_opposing_and_twin_effects_are_what_their_gains_say():
-    """Net gain 1 − g: removing the opposing head gives f = 1 / (1 − g), and a twin of gain ±0.4 moves f by 0.4."""
+    """The effects follow from the gains.
+
+    An opposing head of gain g leaves a net gain of 1 − g, so f = 1 / (1 − g) without it. A twin of
+    gain ±0.4 moves f by 0.4.
+    """
     for name, gain in (("opposing_030", 0.30), ("opposing_015", 0.15)):
         case = build_known_circuit(name, noise=0.0)
         rest = [node for node in case.universe if case.roles[node] != "opposing"]
@@ -134,8 +142,8 @@ def test_opposing_and_twin_effects_are_what_their_gains_say():
     plus, minus = case.nodes("twin")
     for ablation in ABLATIONS:
         subsets = [
-            [node for node in case.universe if node not in gone]
-            for gone in ((plus,), (minus,), (plus, minus))
+            [node for node in case.universe if node not in ablated]
+            for ablated in ((plus,), (minus,), (plus, minus))
         ]
         f = measure_f(case, group_pairs(case), ablation, subsets).tolist()
         assert f == pytest.approx([0.6, 1.4, 1.0], abs=0.02)
@@ -145,18 +153,20 @@ def test_opposing_and_twin_effects_are_what_their_gains_say():
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_brute_force_gives_the_stored_truth(name, ablation, tables):
-    case, truth = build_known_circuit(name), load_truth(name, ablation)
-    found = find_truth(case.universe, tables[name, ablation])
-    assert found.nodes == truth.nodes
-    assert found.largest == pytest.approx(truth.largest, abs=1e-5)
+    case = build_known_circuit(name)
+    truth = load_truth(name, ablation)
+    recomputed = find_truth(case.universe, tables[name, ablation])
+    assert recomputed.nodes == truth.nodes
+    assert recomputed.largest == pytest.approx(truth.largest, abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN_CIRCUITS)
 def test_the_truth_is_the_only_circuit_that_meets_the_conditions(name, tables):
-    """Of all subsets of the universe: so a search that proves (a) to (d) under both ablations has found the truth, and nothing else has.
+    """So a search that proves (a) to (d) under both ablations has found the truth.
 
-    The exception is the head whose effect, 0.05, is too small to have to be in a circuit and too large to have to be out of it.
+    The exception is a head with an effect of 0.05. It is too small to be needed in a circuit, and
+    too large to be forbidden in one.
     """
     case = build_known_circuit(name)
     circuits = [

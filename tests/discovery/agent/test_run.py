@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
-from benchmarks.random_models.tiny_models import GROUPED, grouped, random_pairs
+from benchmarks.random_models.tiny_models import GROUPED_LLAMAS, random_pairs, save_grouped_llama
 from discovery import discover, load_model, load_task
 from discovery.agent import DiscoveryResult, resume, verify_run
 from discovery.agent.stages import STAGES
@@ -189,7 +189,7 @@ def test_a_record_says_that_heads_share_keys_and_values(
     tmp_path: Path,
 ) -> None:
     """And so do the exports that can be read back."""
-    model = load_model(grouped(tmp_path / name, name))
+    model = load_model(save_grouped_llama(tmp_path / name, name))
     pairs = [
         {
             "clean": list(pair.clean),
@@ -201,7 +201,7 @@ def test_a_record_says_that_heads_share_keys_and_values(
     ]
     run = discover(model, load_task(pairs, model), runs_dir=tmp_path / "runs")
     circuit = run.circuit
-    assert (circuit.model.n_heads, circuit.model.n_kv_heads) == (GROUPED[name][0], kv_heads)
+    assert (circuit.model.n_heads, circuit.model.n_kv_heads) == (GROUPED_LLAMAS[name][0], kv_heads)
     written = json.loads(circuit.to_json())["graph"]["model"]
     assert ("n_kv_heads" in written) is (kv_heads is not None)
     assert CircuitGraph.from_graphml(circuit.to_graphml()).model == circuit.model

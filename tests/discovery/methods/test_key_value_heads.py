@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.random_models.tiny_models import (
-    GROUPED,
+    GROUPED_LLAMAS,
     TinyModels,
     as_task,
     load_plain_module,
@@ -38,12 +38,12 @@ from tests.oracles import grouped_heads
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")
-SHARED = [name for name, (heads, kv_heads) in GROUPED.items() if kv_heads < heads]
+SHARED = [name for name, (heads, kv_heads) in GROUPED_LLAMAS.items() if kv_heads < heads]
 
 
 def groups(name: str) -> list[tuple[int, ...]]:
     """The query heads of each key-value head, counted out."""
-    heads, kv_heads = GROUPED[name]
+    heads, kv_heads = GROUPED_LLAMAS[name]
     found: list[list[int]] = [[] for _ in range(kv_heads)]
     for query_head in range(heads):
         found[query_head * kv_heads // heads].append(query_head)
@@ -51,7 +51,7 @@ def groups(name: str) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 @pytest.mark.parametrize("site", ["k", "v"])
 def test_a_cell_is_the_key_value_head_that_it_is_named_after(
     tiny_models: TinyModels,
@@ -65,7 +65,7 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
     directions: tuple[Direction, ...] = ("denoising", "noising")
     for direction in directions:
         found = patch_sweep(model, as_task(PAIRS), site, direction=direction)
-        assert found.values.shape == (2, GROUPED[name][1])
+        assert found.values.shape == (2, GROUPED_LLAMAS[name][1])
         cells = top_cells(found, 100)
         assert len(cells) == found.values.numel()
         for cell in cells:
@@ -115,7 +115,7 @@ def test_what_belongs_to_one_head_stays_named_after_it(
     found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
     assert found.axes == ("layer", "head")
     assert found.query_heads == found.warnings == ()
-    assert found.head_labels == [str(n) for n in range(GROUPED[name][0])]
+    assert found.head_labels == [str(n) for n in range(GROUPED_LLAMAS[name][0])]
     for cell in top_cells(found, 100):
         assert cell.head is not None
         assert (cell.unit, cell.kv_head, cell.query_heads) == (
@@ -125,7 +125,7 @@ def test_what_belongs_to_one_head_stays_named_after_it(
         )
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 def test_a_small_screened_grid_has_a_column_for_each_key_value_head(
     tiny_models: TinyModels,
     name: str,
@@ -134,7 +134,7 @@ def test_a_small_screened_grid_has_a_column_for_each_key_value_head(
     model, task = tiny_models.load(name), as_task(PAIRS)
     whole, screened = (patch_sweep(model, task, "v", screen=screen) for screen in (False, True))
     assert screened.screen is not None
-    assert screened.screen.estimates.shape == whole.values.shape == (2, GROUPED[name][1])
+    assert screened.screen.estimates.shape == whole.values.shape == (2, GROUPED_LLAMAS[name][1])
     torch.testing.assert_close(screened.values, whole.values)
     assert screened.query_heads == whole.query_heads
 
@@ -212,14 +212,14 @@ def test_many_heads_are_not_all_written_out(tiny_models: TinyModels, tmp_path: P
     assert "KV0 = heads 0–1, KV1 = heads 2–3, …, KV11 = heads 22–23" in said
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_kept_of_a_prompt_is_by_key_value_head(
     tiny_models: TinyModels,
     name: str,
     backend: BackendName,
 ) -> None:
-    heads, kv_heads = GROUPED[name]
+    heads, kv_heads = GROUPED_LLAMAS[name]
     kinds: tuple[ActivationKind, ...] = ("q", "k", "v", "pattern", "resid_pre")
     seen = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, kinds)
     axis = "kv_head" if kv_heads < heads else "head"
@@ -250,7 +250,7 @@ def test_what_is_kept_of_a_prompt_is_by_key_value_head(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
     tiny_models: TinyModels,
     name: str,
@@ -261,7 +261,7 @@ def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
         tiny_models.load(name, backend, dtype="float64"),
         load_plain_module(tiny_models.path(name), torch.float64),
     )
-    last = GROUPED[name][0] - 1
+    last = GROUPED_LLAMAS[name][0] - 1
     source, targets = head(0, 1), [head(1, 0), head(1, last)]
     edges = measure_edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
     found = {(edge.source, edge.target): edge for edge in edges}

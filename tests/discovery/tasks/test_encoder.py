@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.random_models.tiny_models import FakeModel
 from discovery.tasks import load_task
+from tests.discovery.tasks.stand_ins import FakeModel
 
 TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.random_models.tiny_models import FakeModel, ToyTokenizer, as_task, random_pairs
+from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.tasks import load_task
 from discovery.tasks.pairs import MarkedPair
 from discovery.tasks.task import EncodedPair, Task
+from tests.discovery.tasks.stand_ins import FakeModel, ToyTokenizer
 
 
 def ids(count: int, templates: int = 1) -> list[dict[str, object]]:

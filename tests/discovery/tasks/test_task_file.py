@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.random_models.tiny_models import FakeModel, ToyTokenizer
 from discovery.errors import TaskError
 from discovery.tasks import load_task
 from discovery.tasks.pairs import PromptPair
 from discovery.tasks.task_file import MAX_FILE_BYTES, read_task_file
+from tests.discovery.tasks.stand_ins import FakeModel, ToyTokenizer
 
 TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}

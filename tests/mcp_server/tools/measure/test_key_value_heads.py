@@ -13,7 +13,7 @@ from mcp import Client
 from safetensors.torch import load
 
 import discovery.report
-from benchmarks.random_models.tiny_models import GROUPED, grouped, random_pairs
+from benchmarks.random_models.tiny_models import GROUPED_LLAMAS, random_pairs, save_grouped_llama
 from tests.mcp_server.servers import call_tool_error, call_tool_ok, make_server
 
 pytestmark = pytest.mark.anyio
@@ -33,8 +33,8 @@ BACKENDS = ("transformerlens", "nnsight")
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("grouped")
-    for name in GROUPED:
-        grouped(place / name, name)
+    for name in GROUPED_LLAMAS:
+        save_grouped_llama(place / name, name)
     return place
 
 
@@ -55,14 +55,14 @@ async def resource(client: Client, uri: str) -> Any:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 async def test_cells_of_k_and_v(
     client: Client,
     name: str,
     backend: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heads, kv_heads = GROUPED[name]
+    heads, kv_heads = GROUPED_LLAMAS[name]
     each = heads // kv_heads
     drawn: list[tuple[list[str], str]] = []
     heatmap = discovery.report.draw_heatmap
@@ -121,9 +121,9 @@ async def test_a_cell_of_v_is_refused_where_heads_are_taken(client: Client, tool
     )
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", GROUPED_LLAMAS)
 async def test_what_is_cached_of_k_and_v(client: Client, name: str) -> None:
-    heads, kv_heads = GROUPED[name]
+    heads, kv_heads = GROUPED_LLAMAS[name]
     model_id = await loaded(client, name)
     prompt = [3, 4, 5]
     found = await call_tool_ok(
