@@ -1,9 +1,10 @@
-"""The command line: `circuit-scout discover | tasks | runs | models | sae`.
+"""The command line: `circuit-scout discover | tasks | runs | models | sae | doctor`.
 
-Results go to standard output and everything else to standard error, whatever the libraries below print: see
-`console`. The exit status is 0 where the command completed (whatever a verdict says, and where the reader of a
-pipe went away), 2 for bad input, 130 where it was interrupted and 1 for a bug: see `faults`. What a command
-needs is imported by that command, so that the light ones answer at once.
+Results go to standard output. Everything else goes to standard error, also what libraries print
+(see `console`). The exit status is 0 if the command completed, whatever the verdict, 2 for bad
+input, 130 if it was interrupted, and 1 for a bug (see `exit_status`). A command imports what it
+needs only when it runs, so that light commands answer at once. `mcp_server` runs `circuit-scout
+serve`.
 
     >>> main(["tasks", "lst"])
     2
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after `circuit-scout`; by default those of this process.
+        argv: The words after `circuit-scout`. If None, those of this process.
 
     Returns:
         The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.

@@ -1,11 +1,12 @@
-"""What the words of a command line may be, and what is said of those that may not.
+"""Flags, settings, and the parsing of their values.
 
-A *setting* is a flag with a twin in the environment: ``--runs-dir`` and ``CIRCUIT_SCOUT_RUNS_DIR``. The flag
-comes before the twin, the twin before the default. Every message names the value given, what is allowed and a fix.
+A *setting* is a flag that an environment variable can also give: ``--runs-dir`` or
+``CIRCUIT_SCOUT_RUNS_DIR``. The flag overrides the variable, and the variable overrides the default.
+Every error message names the value, what is allowed, and a fix.
 
-    >>> byte_count("--memory", "4GB"), byte_count("--memory", "512MiB"), byte_count("--memory", "123456")
-    (4000000000, 536870912, 123456)
-    >>> one_of(("cpu", "cuda"), "--device", "gpu")
+    >>> [parse_byte_count("--memory", word) for word in ("4GB", "512MiB", "123456")]
+    [4000000000, 536870912, 123456]
+    >>> parse_choice(("cpu", "cuda"), "--device", "gpu")
     Traceback (most recent call last):
     discovery.cli.arguments.UsageError: --device is 'gpu'; allowed: cpu, cuda.
     Write --device cpu.
@@ -30,25 +31,25 @@ from discovery.sites import DEVICE_KINDS, DTYPE_NAMES, BackendName
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
 
 ValueParser = Callable[[str, str], Any]
-"""(what a message calls it, the word) -> the value; raises UsageError."""
+"""(the name for messages, the word) -> the value. Raises UsageError if the word is not allowed."""
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
-"""Where a noun or a verb is added."""
+"""The commands of a parser, or the verbs of a command."""
 
 
 class UsageError(DiscoveryError):
-    """A command line that breaks a rule."""
+    """A command line that is not valid."""
 
 
 def parse_text(name: str, word: str) -> str:
-    """The word itself, if there is one."""
+    """Return the word if it is not empty."""
     if not word.strip():
         raise UsageError(f"{name} is empty.", f"Give a value after {name}, or leave it out.")
     return word
 
 
 def parse_whole_number(minimum: int, name: str, word: str) -> int:
-    """A whole number of at least `least`."""
+    """Return a whole number that is at least `minimum`."""
     if not re.fullmatch(r"[+-]?\d+", word) or int(word) < minimum:
         raise UsageError(
             f"{name} is {word!r}, and must be a whole number of at least {minimum}.",
@@ -58,7 +59,7 @@ def parse_whole_number(minimum: int, name: str, word: str) -> int:
 
 
 def parse_positive_number(name: str, word: str) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0."""
     try:
         number = float(word)
     except ValueError:
@@ -72,58 +73,65 @@ def parse_positive_number(name: str, word: str) -> float:
 
 
 def parse_byte_count(name: str, word: str) -> int:
-    """A number of bytes: plain, or with a unit: kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024; the B may be left out."""
-    found = _BYTES.fullmatch(word.strip())
-    if found:
-        scale = (1024 if found[3] else 1000) ** (" kmgt".index(found[2].lower()) if found[2] else 0)
-        size = float(found[1]) * scale
-        if size >= 1 and (size.is_integer() or found[2]):
-            return int(found[1]) * scale if found[1].isdigit() else int(size)
+    """Return a number of bytes.
+
+    The word is a number, with or without a unit: kB, MB, GB and TB are powers of 1000, and KiB,
+    MiB, GiB and TiB are powers of 1024. The B may be left out.
+    """
+    match = _BYTES.fullmatch(word.strip())
+    if match:
+        number, prefix, is_binary = match.groups()
+        exponent = " kmgt".index(prefix.lower()) if prefix else 0
+        scale = (1024 if is_binary else 1000) ** exponent
+        size = float(number) * scale
+        if size >= 1 and (size.is_integer() or prefix):
+            # Whole numbers are not rounded to a float.
+            return int(number) * scale if number.isdigit() else int(size)
     raise UsageError(
-        f"{name} is {word!r}, which is no number of bytes.",
+        f"{name} is {word!r}, which is not a number of bytes.",
         "Write a whole number of bytes, or a number with a unit: 4GB (10^9), 512MiB (2^20).",
     )
 
 
 def _name_before_value(name: str) -> str:
-    """A setting as it is written before its value: a flag, or a variable."""
+    """Return the name of a flag or a variable as it is written before its value."""
     return f"{name} " if name.startswith("-") else f"{name}="
 
 
 def parse_positions(name: str, word: str) -> list[int | str]:
-    """Positions by number or label, with commas between."""
+    """Return positions, which are numbers or labels with commas between them."""
     parts = [part.strip() for part in word.split(",")]
     if not all(parts):
         raise UsageError(
-            f"{name} is {word!r}, which lacks a position.",
-            f"Write positions with commas between: {_name_before_value(name)}end,S2,-1.",
+            f"{name} is {word!r}, in which a position is missing.",
+            f"Write positions with commas between them: {_name_before_value(name)}end,S2,-1.",
         )
     return [int(part) if re.fullmatch(r"-?\d+", part) else part for part in parts]
 
 
 def parse_choice(allowed: Sequence[str], name: str, word: str) -> str:
-    """One of the words that are allowed."""
+    """Return the word if it is one of those that are allowed."""
     if word not in allowed:
-        near = difflib.get_close_matches(word, allowed, n=1)
+        similar = difflib.get_close_matches(word, allowed, n=1)
         raise UsageError(
             f"{name} is {word!r}; allowed: {', '.join(allowed)}.",
-            f"Write {_name_before_value(name)}{near[0] if near else allowed[0]}.",
+            f"Write {_name_before_value(name)}{similar[0] if similar else allowed[0]}.",
         )
     return word
 
 
 def parse_device(name: str, word: str) -> str:
-    """A kind of device, or one CUDA device by number."""
+    """Return a kind of device, or one CUDA device such as cuda:1."""
     return word if re.fullmatch(r"cuda:\d+", word) else parse_choice(DEVICE_KINDS, name, word)
 
 
 def parse_folder(name: str, word: str) -> Path:
-    """An absolute path, which need not exist."""
+    """Return an absolute path, which does not have to exist."""
     return absolute_path(parse_text(name, word))
 
 
 def absolute_path(word: str) -> Path:
-    """The absolute path that a word names."""
+    """Return the absolute path that a word names."""
     return Path(os.path.abspath(os.path.expanduser(word)))
 
 
@@ -133,30 +141,47 @@ def add_flag(
     metavar: str,
     parse_value: ValueParser,
     text: str,
-    **more: Any,
+    **options: Any,
 ) -> None:
-    """Give a parser a flag with a value.
+    """Add a flag that takes a value.
 
     Args:
-        parser: gets it.
-        name: with its dashes.
-        metavar: what the help calls the value.
-        read: checks and turns the word.
-        text: what the help says.
+        parser: The parser that gets the flag.
+        name: The name of the flag, with its dashes.
+        metavar: What the help calls the value.
+        parse_value: The function that checks and converts the word.
+        text: The description in the help.
+        options: Further arguments of `ArgumentParser.add_argument`.
     """
-    parser.add_argument(name, metavar=metavar, type=partial(parse_value, name), help=text, **more)
+    parser.add_argument(
+        name, metavar=metavar, type=partial(parse_value, name), help=text, **options
+    )
 
 
-@dataclass(frozen=True)
+def add_json_flag(parser: argparse.ArgumentParser, *, is_verb: bool = False) -> None:
+    """Add --json.
+
+    Args:
+        parser: The parser that gets the flag.
+        is_verb: Whether the parser belongs to a verb. If the flag is not given after the verb, the
+            value from before the verb is kept.
+    """
+    default = argparse.SUPPRESS if is_verb else False
+    parser.add_argument(
+        "--json", action="store_true", default=default, help="print one JSON document"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A flag that the environment can give too.
+    """A flag that an environment variable can also give.
 
     Attributes:
-        name: of the flag, without dashes.
-        metavar: what the help calls its value.
-        help: one line.
-        read: turns the word into a value.
-        default: where neither is given.
+        name: The name of the flag, without dashes.
+        metavar: What the help calls its value.
+        help: The description in the help: one line.
+        parse_value: The function that checks and converts the word.
+        default: The value if neither the flag nor the variable is given.
     """
 
     name: str
@@ -167,11 +192,11 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """The twin in the environment."""
+        """The name of the environment variable."""
         return f"CIRCUIT_SCOUT_{self.name.replace('-', '_').upper()}"
 
-    def add_to(self, parser: argparse.ArgumentParser, **more: Any) -> None:
-        """Give a parser this flag."""
+    def add_to(self, parser: argparse.ArgumentParser, **options: Any) -> None:
+        """Add this flag to a parser."""
         default = "" if self.default is None else f"; default {self.default}"
         add_flag(
             parser,
@@ -179,46 +204,71 @@ class Setting:
             self.metavar,
             self.parse_value,
             f"{self.help} (or {self.variable}{default})",
-            **more,
+            **options,
         )
 
     def flag_value(self, args: argparse.Namespace) -> Any:
-        """The flag's value, None where it was not given."""
+        """Return the value of the flag, or None if it was not given."""
         return getattr(args, self.name.replace("-", "_"), None)
 
     def resolve_value(self, args: argparse.Namespace) -> Any:
-        """The flag's value, else that of the environment, else the default.
+        """Return the value of the flag, else that of the variable, else the default.
 
         Raises:
-            UsageError: where the environment's is not allowed.
+            UsageError: If the value of the variable is not allowed.
         """
-        if (given := self.flag_value(args)) is not None:
-            return given
+        value = self.flag_value(args)
+        if value is not None:
+            return value
         word = os.environ.get(self.variable)
         return self.parse_value(self.variable, word) if word else self.default
 
 
-MODEL = Setting("model", "M", "bundled, a hub name, or a model directory", default="bundled")
+MODEL = Setting(
+    name="model",
+    metavar="M",
+    help="bundled, a hub name, or a model directory",
+    default="bundled",
+)
 BACKEND = Setting(
-    "backend",
-    "auto|transformerlens|nnsight",
-    "what runs the model",
-    partial(parse_choice, get_args(BackendName)),
-    "auto",
+    name="backend",
+    metavar="auto|transformerlens|nnsight",
+    help="the library that runs the model",
+    parse_value=partial(parse_choice, get_args(BackendName)),
+    default="auto",
 )
 DEVICE = Setting(
-    "device", "auto|cpu|cuda|mps", "where it runs; mps is untested", parse_device, "auto"
+    name="device",
+    metavar="auto|cpu|cuda|mps",
+    help="the device that the model runs on; mps is untested",
+    parse_value=parse_device,
+    default="auto",
 )
 DTYPE = Setting(
-    "dtype",
-    "D",
-    f"the numbers it computes in: {', '.join(DTYPE_NAMES)}",
-    partial(parse_choice, DTYPE_NAMES),
-    "float32",
+    name="dtype",
+    metavar="D",
+    help=f"the dtype that the model computes in: {', '.join(DTYPE_NAMES)}",
+    parse_value=partial(parse_choice, DTYPE_NAMES),
+    default="float32",
 )
-RUNS_DIR = Setting("runs-dir", "DIR", "where runs are kept", parse_folder)
-MODELS_DIR = Setting("models-dir", "DIR", "where model directories are looked for", parse_folder)
-MEMORY = Setting("memory", "BYTES", "the most memory to use, as in 4GB or 512MiB", parse_byte_count)
+RUNS_DIR = Setting(
+    name="runs-dir",
+    metavar="DIR",
+    help="the directory of the runs",
+    parse_value=parse_folder,
+)
+MODELS_DIR = Setting(
+    name="models-dir",
+    metavar="DIR",
+    help="a directory that is searched for model directories",
+    parse_value=parse_folder,
+)
+MEMORY = Setting(
+    name="memory",
+    metavar="BYTES",
+    help="the most memory to use, as in 4GB or 512MiB",
+    parse_value=parse_byte_count,
+)
 
 LOAD_SETTINGS = (MODEL, BACKEND, DEVICE, DTYPE)
 SETTINGS = (*LOAD_SETTINGS, RUNS_DIR, MODELS_DIR, MEMORY)

@@ -1,10 +1,9 @@
-"""What a command says, and where: results to standard output, everything else to standard error.
+"""The output of a command: results go to standard output, and everything else to standard error.
 
-TransformerLens and its friends print. While a command runs, file descriptor 1 and `sys.stdout` lead to standard
-error, and only `Console` still has the standard output that was there before. What a person reads is shown
-without control characters, which a prompt or a file's name might carry.
-
-Rows of words as columns of text.
+TransformerLens and other libraries print. While a command runs, file descriptor 1 and `sys.stdout`
+therefore lead to standard error, and only the `Console` can write to the real standard output. In a
+text for a person, control characters are written as escapes, because a prompt or a file name may
+contain them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 
@@ -23,16 +22,16 @@ _TQDM_VARIABLE = "TQDM_DISABLE"
 
 
 class Console:
-    """The voice of one command.
+    """The output of one command.
 
     Args:
-        results: descriptor of the real standard output.
-        encoding: of what a person reads there.
-        verbose: say more.
-        quiet: say only results and errors.
+        results: The file descriptor of the real standard output.
+        encoding: The encoding of texts for a person.
+        verbose: Whether single decisions of a run are shown too.
+        quiet: Whether only results, warnings and errors are shown.
 
     Attributes:
-        progress: to be given to a measurement.
+        progress: The progress line, which a command gives to a measurement.
     """
 
     def __init__(
@@ -45,76 +44,91 @@ class Console:
         self.progress = ProgressLine(sys.stderr, quiet=quiet)
 
     def write_document(self, document: str) -> None:
-        """A document for a program, as it is, in UTF-8.
+        """Write a document for a program, unchanged and in UTF-8.
 
         Raises:
-            BrokenPipeError: where its reader went away.
-            StoreError: where it cannot be written for another reason.
+            BrokenPipeError: If the reader of standard output is gone.
+            StoreError: If standard output cannot be written for another reason.
         """
         self._send(document.encode("utf-8", "backslashreplace"))
 
+    def write_json(self, value: object) -> None:
+        """Write a value as one strict JSON document. Raises as `write_document` does."""
+        from discovery.graph.strict_json import dumps
+
+        self.write_document(dumps(value, indent=2) + "\n")
+
     def write_result(self, text: str) -> None:
-        """A result for a person; raises as `write` does."""
+        """Write a result for a person. Raises as `write_document` does."""
         self._send(f"{escape_unprintable(text)}\n".encode(self._encoding, "backslashreplace"))
 
     def write_note(self, text: str) -> None:
-        """Something about the work, unless quiet is wanted."""
+        """Write a message about the work to standard error, unless the console is quiet."""
         if not self.quiet:
             self.write_warning(text)
 
     def write_warning(self, text: str) -> None:
-        """Something that must be known even where quiet is wanted."""
+        """Write a message to standard error, even if the console is quiet."""
         self.progress.clear()
         write_to_stderr(text)
 
+    def write_warning_notes(self, warnings: Iterable[str]) -> None:
+        """Write the warnings about a model, a task or a text, unless the console is quiet."""
+        for warning in warnings:
+            self.write_note(f"warning: {warning}")
+
     def report_event(self, event: Mapping[str, Any]) -> None:
-        """What a stage of a run concluded, and why; single decisions within a stage only where more is wanted."""
+        """Write what a stage of a run concluded, and why.
+
+        Single decisions within a stage are shown only if the console is verbose.
+        """
         if event.get("kind") == "decision" and not self.verbose:
             return
-        stage, concluded, why = (
-            str(event.get(name) or "") for name in ("stage", "concluded", "why")
-        )
+        stage = str(event.get("stage") or "")
+        concluded = str(event.get("concluded") or "")
+        why = str(event.get("why") or "")
         self.write_note(": ".join(part for part in (stage, concluded) if part))
         if why:
             self.write_note(f"    {why}")
 
     def _send(self, content: bytes) -> None:
         self.progress.clear()
-        rest = memoryview(content)
+        unwritten = memoryview(content)
         try:
-            while rest:
-                rest = rest[os.write(self._results, rest) :]
+            while unwritten:
+                unwritten = unwritten[os.write(self._results, unwritten) :]
         except BrokenPipeError:
             raise
         except OSError as fault:
             raise StoreError(
                 f"Standard output cannot be written: {fault.strerror}.",
-                "Send it elsewhere; a finished run is on disk.",
+                "Redirect it to another file; a finished run is on disk.",
             ) from fault
 
 
 @contextmanager
 def divert_stdout(*, verbose: bool, quiet: bool) -> Iterator[Console]:
-    """Standard output leads to standard error in here, but for the `Console` that is given."""
-    _flush()
-    results, errors = _duplicate(1), _duplicate(2)
+    """Send standard output to standard error, except for what the yielded `Console` writes."""
+    _flush_stdout()
+    results = _duplicate(1)
+    errors = _duplicate(2)
     os.dup2(errors, 1)
-    console = Console(
-        results, getattr(sys.stdout, "encoding", None) or "utf-8", verbose=verbose, quiet=quiet
-    )
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    console = Console(results, encoding, verbose=verbose, quiet=quiet)
     try:
         with redirect_stdout(sys.stderr), _suppress_library_output() if quiet else nullcontext():
             yield console
     finally:
         console.progress.clear()
-        _flush()  # what a library kept in the buffer of sys.stdout, before descriptor 1 is itself again
+        # What a library left in the buffer of sys.stdout must not reach the real standard output.
+        _flush_stdout()
         os.dup2(results, 1)
         os.close(results)
         os.close(errors)
 
 
 def write_to_stderr(text: str) -> None:
-    """One message on standard error; where that is gone, nothing."""
+    """Write one message to standard error, or nothing if it is closed."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{escape_unprintable(text)}\n")
         sys.stderr.flush()
@@ -122,8 +136,8 @@ def write_to_stderr(text: str) -> None:
 
 @contextmanager
 def _suppress_library_output() -> Iterator[None]:
-    """No warnings and no progress bars of libraries that are first imported in here."""
-    before = os.environ.get(_TQDM_VARIABLE)
+    """Hide warnings, and the progress bars of libraries that are imported inside the context."""
+    previous = os.environ.get(_TQDM_VARIABLE)
     os.environ[_TQDM_VARIABLE] = "1"
     try:
         with warnings.catch_warnings():
@@ -131,17 +145,20 @@ def _suppress_library_output() -> Iterator[None]:
             yield
     finally:
         os.environ.pop(_TQDM_VARIABLE)
-        if before is not None:
-            os.environ[_TQDM_VARIABLE] = before
+        if previous is not None:
+            os.environ[_TQDM_VARIABLE] = previous
 
 
-def _flush() -> None:
-    with suppress(OSError, AttributeError):  # nobody listens, or there is none
+def _flush_stdout() -> None:
+    with suppress(OSError, AttributeError):  # its reader is gone, or there is no sys.stdout
         sys.stdout.flush()
 
 
 def escape_unprintable(text: str) -> str:
-    """`text` with what cannot be printed, escape sequences of a terminal among it, written as escapes."""
+    """Return the text with everything unprintable written as escapes.
+
+    This includes the escape sequences of a terminal.
+    """
     return "".join(
         letter
         if letter.isprintable() or letter in "\n\t"
@@ -151,20 +168,19 @@ def escape_unprintable(text: str) -> str:
 
 
 def _duplicate(descriptor: int) -> int:
-    """Another descriptor for the same file, or for nowhere where the descriptor is closed."""
+    """Return another descriptor for the same file, or for os.devnull if that is closed."""
     try:
         return os.dup(descriptor)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        return (
-            os.dup(nowhere) if nowhere == descriptor else nowhere
-        )  # it took the closed one's place
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        # The new file may have got the number of the closed descriptor.
+        return os.dup(devnull) if devnull == descriptor else devnull
 
 
 def format_columns(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
-    """The rows under one another, each column as wide as its widest cell, the last one ragged.
+    """Return rows of words as a table, in which each column is as wide as its widest cell.
 
-    >>> columns([("ioi", "names"), ("induction", "copies")], indent=0).splitlines()
+    >>> format_columns([("ioi", "names"), ("induction", "copies")], indent=0).splitlines()
     ['ioi        names', 'induction  copies']
     """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

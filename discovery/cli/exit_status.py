@@ -1,9 +1,11 @@
-"""How a command ends: its exit status, and what is said when it did not complete.
+"""How a command ends: its exit status, and what it prints if it did not complete.
 
-0 completed, or the reader of standard output went away; 2 something that the caller can mend, told as one line
-of cause and one of cure; 130 interrupted, with the command that goes on; 1 a bug, whose traceback is kept.
+- 0: the command completed, or the reader of standard output is gone.
+- 2: the caller can fix the problem. One line gives the cause, and one line the fix.
+- 130: the command was interrupted. The message gives the command that resumes the run.
+- 1: a bug. The traceback is written to a file.
 
-SIGTERM, taken as Ctrl-C is, so that a run which is told to stop closes its folder and can be resumed.
+SIGTERM interrupts a command as Ctrl-C does, so that a run closes its folder and can be resumed.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ from discovery.cli.console import Console, write_to_stderr
 from discovery.cli.suggested_commands import DISCOVER_COMMAND, format_resume_command
 from discovery.errors import DiscoveryError, Interrupted
 
-EXIT_COMPLETED, EXIT_BUG, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_COMPLETED = 0
+EXIT_BUG = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def run_command(args: argparse.Namespace, console: Console) -> int:
-    """Do what was asked for.
+    """Run one command, and report how it ended.
 
     Args:
-        args: `run` does it, given `args` and `console`.
-        console: where it speaks.
+        args: The parsed command line. Its `run` is the function of the command, which gets `args`
+            and `console`.
+        console: The output of the command.
 
     Returns:
-        the exit status.
+        The exit status.
     """
     try:
         args.run(args, console)
@@ -50,16 +56,17 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     except (KeyboardInterrupt, Interrupted) as event:
         console.write_warning(_interruption_message(args, event))
         return EXIT_INTERRUPTED
-    except Exception as fault:  # noqa: BLE001  # a bug: the one place where it is told instead of shown
+    # A bug. This is the one place that reports it in a sentence instead of with a traceback.
+    except Exception as fault:  # noqa: BLE001
         console.write_warning(_bug_message(args, fault, verbose=console.verbose))
         return EXIT_BUG
     return EXIT_COMPLETED
 
 
 def report_error(fault: DiscoveryError) -> int:
-    """Say what the caller can mend; returns the exit status."""
-    said = f"\n  ({fault.detail})" if fault.detail else ""
-    write_to_stderr(f"error: {fault.cause}{said}\nfix: {fault.cure}")
+    """Print an error that the caller can fix, and return the exit status."""
+    detail = f"\n  ({fault.detail})" if fault.detail else ""
+    write_to_stderr(f"error: {fault.cause}{detail}\nfix: {fault.cure}")
     return EXIT_BAD_INPUT
 
 
@@ -71,48 +78,50 @@ def _interruption_message(args: argparse.Namespace, event: BaseException) -> str
 
 
 def _resume_hint(args: argparse.Namespace, run_id: str) -> str:
-    again = format_resume_command(
-        run_id, RUNS_DIR.flag_value(args), getattr(args, "resumed_by", DISCOVER_COMMAND)
-    )
-    return f"What was finished is kept; go on with:\n  {again}"
+    command = getattr(args, "resumed_by", DISCOVER_COMMAND)
+    resume_command = format_resume_command(run_id, RUNS_DIR.flag_value(args), command)
+    return f"The finished part is kept. To resume, run:\n  {resume_command}"
 
 
 def _bug_message(args: argparse.Namespace, fault: Exception, *, verbose: bool) -> str:
     trace = "".join(traceback.format_exception(fault))
-    short = f"This is a bug in Circuit Scout: {type(fault).__name__}: {str(fault).strip().partition(chr(10))[0][:200]}"
+    first_line = str(fault).strip().partition("\n")[0][:200]
+    summary = f"This is a bug in Circuit Scout: {type(fault).__name__}: {first_line}"
     if verbose:
-        return f"{trace}{short}"
+        return f"{trace}{summary}"
     try:
-        return f"{short}\nThe traceback is in {_write_bug_log(args, trace)}; please report it with the command that you gave."
-    except DiscoveryError:  # nowhere to write
-        return f"{trace}{short}"
+        log = _write_bug_log(args, trace)
+    except DiscoveryError:  # the log cannot be written
+        return f"{trace}{summary}"
+    return f"{summary}\nThe traceback is in {log}; please report it with the command that you gave."
 
 
 def _write_bug_log(args: argparse.Namespace, trace: str) -> Path:
-    """Write a traceback into the runs directory, beside the runs."""
+    """Write a traceback into the runs directory, and return the path of the file."""
     from discovery.store import default_runs_dir
     from discovery.store.files import write_bytes
 
-    moment = datetime.now(UTC)
-    path = (
-        RUNS_DIR.resolve_value(args) or default_runs_dir()
-    ) / f"bug-{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.log"
-    heading = f"{args.command}\n{moment:%Y-%m-%dT%H:%M:%SZ}, Python {platform.python_version()} on {platform.platform()}\n\n"
+    now = datetime.now(UTC)
+    folder = RUNS_DIR.resolve_value(args) or default_runs_dir()
+    path = folder / f"bug-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}.log"
+    system = f"Python {platform.python_version()} on {platform.platform()}"
+    heading = f"{args.command}\n{now:%Y-%m-%dT%H:%M:%SZ}, {system}\n\n"
     write_bytes(path, (heading + trace).encode("utf-8", "backslashreplace"))
     return path
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in here: not an Exception, so that no library takes it for a fault and goes on.
+    """Raise KeyboardInterrupt inside the context when SIGTERM arrives.
 
-    Where this is not the main thread, which alone may say so, nothing changes.
+    KeyboardInterrupt is not an Exception, so that no library catches it and continues. Only the
+    main thread may handle signals: in another thread, the context does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,7 +1,7 @@
-"""What a working installation needs, each thing tried: `circuit-scout doctor`.
+"""The checks of an installation, which `circuit-scout doctor` runs.
 
-A check finds something out and says what it found; where that is not enough it says what to do. It never raises: what goes wrong while
-it looks is what it found.
+Each check returns what it found, and what to do if something is wrong. A check that fails with an
+expected error counts as failed, and the error is what it found.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ MIN_PYTHON = (3, 11)
 MIN_FREE_MEMORY = 2 * 2**30
 HUB_TIMEOUT_SECONDS = 5.0
 TEST_PROMPT = "When Mary and John went to the store, John gave a drink to"
-MAX_LOGIT_DIFFERENCE = 1e-4  # of the largest logit, as in the tests of both backends
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""How far the logits of two backends may differ, relative to the largest logit."""
+
 EXPECTED_ERRORS = (
     DiscoveryError,
     ImportError,
@@ -46,8 +48,10 @@ class Finding:
     """What a check found.
 
     Attributes:
-        status: failed: something will not work; warning: something that not everybody needs.
-        cure: what to do; None where nothing is.
+        check: The name of the check.
+        status: "failed" if something will not work, and "warning" if not everybody needs it.
+        found: The outcome, in words.
+        cure: What to do, or None if there is nothing to do.
     """
 
     check: str
@@ -57,90 +61,78 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """The interpreter is recent enough."""
-    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    """Check that Python is recent enough."""
+    version = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < MIN_PYTHON:
-        return Finding(
-            "python", "failed", found, f"Install Python {'.'.join(map(str, MIN_PYTHON))} or later."
-        )
-    return Finding("python", "ok", found)
+        cure = f"Install Python {'.'.join(map(str, MIN_PYTHON))} or later."
+        return Finding("python", "failed", version, cure)
+    return Finding("python", "ok", version)
 
 
 def check_versions() -> Finding:
-    """Every library that is needed is there, in its range."""
+    """Check that every required library is installed, in a version that works."""
     from packaging.requirements import Requirement
 
-    wrong, count = [], 0
+    problems = []
+    count = 0
     for line in metadata.requires(DISTRIBUTION) or ():
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         count += 1
         try:
-            version = metadata.version(wanted.name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
+            problems.append(f"{requirement.name} is missing")
             continue
-        if not wanted.specifier.contains(version, prereleases=True):
-            wrong.append(f"{wanted.name} is {version}, not {wanted.specifier}")
-    if wrong:
-        return Finding(
-            "versions",
-            "failed",
-            "; ".join(wrong),
-            f"Install again: python -m pip install --upgrade {DISTRIBUTION}",
-        )
-    return Finding(
-        "versions",
-        "ok",
-        f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}; {count} libraries in their ranges",
-    )
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} is {version}, not {requirement.specifier}")
+    if problems:
+        cure = f"Install again: python -m pip install --upgrade {DISTRIBUTION}"
+        return Finding("versions", "failed", "; ".join(problems), cure)
+    own_version = f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    return Finding("versions", "ok", f"{own_version}; {count} libraries in their ranges")
 
 
 def check_package_names() -> Finding:
-    """No other distribution owns a package of ours."""
+    """Check that no other distribution owns one of our packages."""
     owners = metadata.packages_distributions()
-    others = {
+    other_owners = {
         name: sorted({*owners.get(name, ())} - {DISTRIBUTION})
         for name in ("discovery", "mcp_server")
     }
-    clashes = [
-        f"{name} also belongs to {', '.join(found)}" for name, found in others.items() if found
-    ]
+    clashes = {name: others for name, others in other_owners.items() if others}
     if clashes:
-        other = next(found[0] for found in others.values() if found)
-        return Finding(
-            "names",
-            "failed",
-            "; ".join(clashes),
-            f"Uninstall {other}, or use an environment of its own for one of the two.",
-        )
+        texts = [f"{name} also belongs to {', '.join(others)}" for name, others in clashes.items()]
+        first = next(iter(clashes.values()))[0]
+        cure = f"Uninstall {first}, or use an environment of its own for one of the two."
+        return Finding("names", "failed", "; ".join(texts), cure)
     return Finding("names", "ok", f"discovery and mcp_server belong to {DISTRIBUTION} alone")
 
 
 def check_backend(name: BackendName) -> Finding:
-    """A backend runs the bundled model, which is held against the plain module when it is loaded."""
+    """Check that a backend runs the bundled model and computes the same logits as the other one."""
     logits = _bundled_logits(name)
     try:
         reference = _bundled_logits("transformerlens")
     except EXPECTED_ERRORS:
+        outcome = "runs the bundled model; there is no other backend to compare it with"
+        return Finding(name, "ok", outcome)
+    scale = max(map(abs, reference))
+    differences = [abs(a - b) / scale for a, b in zip(logits, reference, strict=True)]
+    largest = max(differences)
+    # max() may skip a NaN, so that each difference is compared with the bound.
+    if not all(difference <= MAX_LOGIT_DIFFERENCE for difference in differences):
         return Finding(
-            name, "ok", "runs the bundled model; there is no other backend to compare it with"
+            name,
+            "failed",
+            f"its logits differ from the other backend's by {largest:.1e}",
+            "Report it with the output of `circuit-scout doctor --json`; use the other backend "
+            "meanwhile.",
         )
-    largest = max(map(abs, reference))
-    apart = [abs(a - b) / largest for a, b in zip(logits, reference, strict=True)]
-    difference = max(apart)
-    if not all(one <= MAX_LOGIT_DIFFERENCE for one in apart):  # a NaN is no largest of anything
-        cure = "Report it with the output of `circuit-scout doctor --json`; use the other backend meanwhile."
-        return Finding(
-            name, "failed", f"its logits differ from the other backend's by {difference:.1e}", cure
-        )
-    return Finding(
-        name,
-        "ok",
-        "runs the bundled model"
-        + ("" if name == "transformerlens" else f"; logits within {difference:.0e}"),
-    )
+    if name == "transformerlens":
+        return Finding(name, "ok", "runs the bundled model")
+    return Finding(name, "ok", f"runs the bundled model; logits within {largest:.0e}")
 
 
 @cache
@@ -154,84 +146,81 @@ def _bundled_logits(name: BackendName) -> list[float]:
     assert model.tokenizer is not None  # the bundled model has one
     ids = model.tokenizer.encode(TEST_PROMPT)
     logits = model.run(Batch(torch.tensor([ids]), torch.tensor([len(ids) - 1]))).logits
-    assert logits is not None  # asked for by an answer position
+    assert logits is not None  # a batch with answer positions has logits
     return logits[0].tolist()
 
 
 def check_memory() -> Finding:
-    """Enough is free for the bundled model, and how much for others."""
+    """Check that there is enough free memory for the bundled model, and report how much."""
     import psutil
 
     from discovery.backends.hardware import containers
 
-    free, whole, left = (
-        psutil.virtual_memory().available,
-        psutil.virtual_memory().total,
-        containers.read_container_memory(),
-    )
-    found = f"{free / 1e9:.1f} of {whole / 1e9:.1f} GB free"
-    if left is not None and left < free:
-        free, found = left, f"{found}, of which this container or job may take {left / 1e9:.1f} GB"
+    memory = psutil.virtual_memory()
+    free = memory.available
+    limit = containers.read_container_memory()
+    outcome = f"{free / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    if limit is not None and limit < free:
+        free = limit
+        outcome += f", of which this container or job may take {limit / 1e9:.1f} GB"
     if free < MIN_FREE_MEMORY:
-        cure = "Close other programs, or keep measurements small with --memory; `circuit-scout models info M` says what a model takes."
-        return Finding("memory", "warning", found, cure)
-    return Finding("memory", "ok", found)
+        return Finding(
+            "memory",
+            "warning",
+            outcome,
+            "Close other programs, or keep measurements small with --memory; "
+            "`circuit-scout models info M` says how much memory a model needs.",
+        )
+    return Finding("memory", "ok", outcome)
 
 
 def check_devices() -> Finding:
-    """What can compute."""
+    """Check that every GPU computes, and report the devices."""
     import torch
 
-    found = [f"cpu with {torch.get_num_threads()} threads"]
-    found += (
-        [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    for number in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
+    devices = [f"cpu with {torch.get_num_threads()} threads"]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    devices += [torch.cuda.get_device_name(number) for number in gpus]
+    for number in gpus:
         try:
             torch.ones(2, 2, device=f"cuda:{number}").sum().item()
-        except (
-            RuntimeError
-        ) as fault:  # as where this torch has no kernels for so new, or so old, a GPU
-            words = f"{torch.cuda.get_device_name(number)} does not compute: {_first_line(fault)}"
+        except RuntimeError as fault:  # e.g. this torch has no kernels for a GPU so new or so old
+            name = torch.cuda.get_device_name(number)
             return Finding(
                 "devices",
                 "failed",
-                words,
+                f"{name} does not compute: {_first_line(fault)}",
                 "Install a torch that is built for this GPU, or use --device cpu meanwhile.",
             )
-    found += ["mps (untested)"] if torch.backends.mps.is_available() else []
-    if (
-        torch.version.cuda is not None
-        and not torch.cuda.is_available()
-        and Path("/proc/driver/nvidia").exists()
-    ):
+    if torch.backends.mps.is_available():
+        devices.append("mps (untested)")
+    has_driver = Path("/proc/driver/nvidia").exists()
+    if torch.version.cuda is not None and not torch.cuda.is_available() and has_driver:
         return Finding(
             "devices",
             "warning",
-            f"{found[0]}; the GPU here is not usable",
+            f"{devices[0]}; the GPU here is not usable",
             "Install a driver that fits torch, see `nvidia-smi`.",
         )
-    return Finding("devices", "ok", ", ".join(found))
+    return Finding("devices", "ok", ", ".join(devices))
 
 
 def check_writable(runs_dir: Path | None = None) -> Finding:
-    """Runs, temporary files and downloaded models can be written."""
+    """Check that runs, temporary files and downloaded models can be written."""
     from huggingface_hub import constants
 
-    places = {
-        "runs": (runs_dir or default_runs_dir(), "--runs-dir or CIRCUIT_SCOUT_RUNS_DIR"),
+    runs_folder = runs_dir or default_runs_dir()
+    folders = {
+        "runs": (runs_folder, "--runs-dir or CIRCUIT_SCOUT_RUNS_DIR"),
         "temporary files": (_temporary_folder(), "TMPDIR"),
+        "downloaded models": (Path(constants.HF_HUB_CACHE), "HF_HOME"),
     }
-    places["downloaded models"] = (Path(constants.HF_HUB_CACHE), "HF_HOME")
-    for what, (place, setting) in places.items():
-        if (fault := _write_refusal(place)) is not None:
+    for content, (folder, setting) in folders.items():
+        if (reason := _write_refusal(folder)) is not None:
+            outcome = f"{content} cannot be written to {folder} ({reason})"
             cure = f"Give another folder with {setting}, or make this one writable."
-            return Finding(
-                "writing", "failed", f"{what} cannot be written to {place} ({fault})", cure
-            )
-    return Finding("writing", "ok", f"runs go to {places['runs'][0]}")
+            return Finding("writing", "failed", outcome, cure)
+    return Finding("writing", "ok", f"runs go to {runs_folder}")
 
 
 def _temporary_folder() -> Path:
@@ -241,9 +230,13 @@ def _temporary_folder() -> Path:
         return Path(os.environ.get("TMPDIR", "/tmp"))
 
 
-def _write_refusal(place: Path) -> str | None:
-    """Why nothing can be written there; folders that do not exist yet are judged by the one they would be made in."""
-    nearest = next((folder for folder in (place, *place.parents) if folder.exists()), place)
+def _write_refusal(folder: Path) -> str | None:
+    """Return why a folder cannot be written to, or None if it can.
+
+    A folder that does not exist can be written to if the folder in which it would be made can.
+    """
+    existing = (path for path in (folder, *folder.parents) if path.exists())
+    nearest = next(existing, folder)
     try:
         with tempfile.TemporaryFile(dir=nearest):
             return None
@@ -252,35 +245,28 @@ def _write_refusal(place: Path) -> str | None:
 
 
 def check_hub() -> Finding:
-    """Models can be downloaded."""
+    """Check that models can be downloaded."""
     from huggingface_hub import constants, get_session
 
-    local = "Only hub names need it: the bundled model and local directories work without."
+    need = "Only hub names need it: the bundled model and local directories work without."
     if constants.is_offline_mode():
-        return Finding(
-            "hub",
-            "warning",
-            "downloads are switched off (HF_HUB_OFFLINE)",
-            f"Unset HF_HUB_OFFLINE. {local}",
-        )
+        outcome = "downloads are switched off (HF_HUB_OFFLINE)"
+        return Finding("hub", "warning", outcome, f"Unset HF_HUB_OFFLINE. {need}")
     fault = ""
     try:
         status = get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS).status_code
         fault = f"answers with status {status}" if status >= 500 else ""
-    except Exception as error:  # noqa: BLE001  # the client's errors share no base class with anything we import
+    # The errors of the HTTP client have no base class in common with anything that we import.
+    except Exception as error:  # noqa: BLE001
         fault = type(error).__name__
     if fault:
-        return Finding(
-            "hub",
-            "warning",
-            f"{constants.ENDPOINT} cannot be reached ({fault})",
-            f"Check the connection and proxy. {local}",
-        )
+        outcome = f"{constants.ENDPOINT} cannot be reached ({fault})"
+        return Finding("hub", "warning", outcome, f"Check the connection and proxy. {need}")
     return Finding("hub", "ok", f"{constants.ENDPOINT} answers")
 
 
 def run_checks(runs_dir: Path | None = None) -> Iterator[Finding]:
-    """All checks, one after another."""
+    """Run all checks, and yield what each of them found."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("python", check_python),
         ("versions", check_versions),
@@ -292,20 +278,19 @@ def run_checks(runs_dir: Path | None = None) -> Iterator[Finding]:
         ("hub", check_hub),
     ]
     for name, check in checks:
-        with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and its friends print
-            found = _run_check(name, check)
-        yield found
+        with contextlib.redirect_stdout(sys.stderr):  # TransformerLens and other libraries print
+            finding = _run_check(name, check)
+        yield finding
 
 
 def _run_check(name: str, check: Callable[[], Finding]) -> Finding:
-    """What a check found; where it cannot even look, for a library that is missing or damaged, that is what it found."""
+    """Run a check. It fails if it cannot run, e.g. because a library is missing or damaged."""
     try:
         return check()
     except EXPECTED_ERRORS as fault:
-        return Finding(
-            name, "failed", f"{type(fault).__name__}: {_first_line(fault)}", REINSTALL_ADVICE
-        )
+        outcome = f"{type(fault).__name__}: {_first_line(fault)}"
+        return Finding(name, "failed", outcome, REINSTALL_ADVICE)
 
 
 def _first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or ["no more is said"])[0]
+    return (str(fault).strip().splitlines() or ["no details"])[0]

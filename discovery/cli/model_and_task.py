@@ -1,19 +1,22 @@
-"""What a command is about: the model and the task that its flags name.
+"""The model and the task that the flags of a command name.
 
-A directory or file is made absolute before it is opened, so that a run which is resumed from elsewhere finds the
-same model and task, under the same name.
+Paths are made absolute before anything is loaded, so that a run can be resumed from another
+directory.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discovery.cli.arguments import (
     LOAD_SETTINGS,
     MEMORY,
     MODEL,
+    UsageError,
     absolute_path,
     add_flag,
     parse_choice,
@@ -30,9 +33,12 @@ if TYPE_CHECKING:
 
 DEFAULT_TASK = "ioi"
 
+_NOT_SETTINGS = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command")
+"""The values of a parsed command line that are not settings of a run."""
+
 
 def add_model_and_task_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose a model, the pairs of a task, and how it is measured."""
+    """Add the flags that choose a model, the pairs of a task, and how the task is measured."""
     for setting in LOAD_SETTINGS:
         setting.add_to(parser)
     add_placement_flags(parser)
@@ -41,14 +47,14 @@ def add_model_and_task_flags(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         "N",
         partial(parse_whole_number, 1),
-        "how many prompt pairs (default: all, or the built-in task's own number)",
+        "the number of prompt pairs (default: all, or the default of the built-in task)",
     )
     add_flag(
         parser,
         "--seed",
         "S",
         partial(parse_whole_number, 0),
-        "draws the pairs, the split and every resample (default 0)",
+        "the seed of the pairs, the split and every resample (default 0)",
     )
     add_flag(
         parser,
@@ -61,7 +67,7 @@ def add_model_and_task_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placement_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags for a model that is larger than one device, or than this machine."""
+    """Add the flags for a model that is too large for one device, or for this machine."""
     text = (
         "auto: spread the weights over this machine's devices, memory and disk (slow; nnsight only)"
     )
@@ -69,13 +75,16 @@ def add_placement_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remote",
         action="store_true",
-        help="run the model on NDIF, with the key in NDIF_API_KEY: prompts are sent there",
+        help="run the model on NDIF, with the key in NDIF_API_KEY; prompts are sent there",
     )
 
 
 def add_sae_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag that names a sparse autoencoder."""
-    text = "a SAELens directory, the id or the folder of a training, or release/sae_id of the hub (default: the bundled model's)"
+    """Add the flag that names a sparse autoencoder."""
+    text = (
+        "a SAELens directory, the id or the folder of a training, or release/sae_id of the hub "
+        "(default: the SAE of the bundled model)"
+    )
     add_flag(parser, "--sae", "SAE", parse_text, text, default="bundled")
 
 
@@ -83,22 +92,26 @@ def load_request(args: argparse.Namespace) -> LoadArguments:
     """Return how the flags and the environment ask for a model and a task to be loaded."""
     from discovery.backends.loading.load_arguments import LoadArguments
 
-    remote, spread = getattr(args, "remote", False), getattr(args, "device_map", None)
-    plain = (
-        ("backend", "device", "dtype") if remote else ("device",) if spread else ()
-    )  # the environment's are for models loaded whole here
-    asked: dict[str, Any] = {
-        setting.name: setting.flag_value(args) or setting.default
-        if setting.name in plain
-        else setting.resolve_value(args)
-        for setting in LOAD_SETTINGS
-    }
+    remote = getattr(args, "remote", False)
+    device_map = getattr(args, "device_map", None)
+    # The variables in the environment are for models that one device of this machine holds.
+    ignored_variables: tuple[str, ...] = ()
+    if remote:
+        ignored_variables = ("backend", "device", "dtype")
+    elif device_map:
+        ignored_variables = ("device",)
+    values: dict[str, Any] = {}
+    for setting in LOAD_SETTINGS:
+        if setting.name in ignored_variables:
+            values[setting.name] = setting.flag_value(args) or setting.default
+        else:
+            values[setting.name] = setting.resolve_value(args)
     return LoadArguments(
-        model=_absolute_model(asked["model"]),
-        backend=asked["backend"],
-        device=asked["device"],
-        dtype=asked["dtype"],
-        device_map=spread,
+        model=_absolute_model(values["model"]),
+        backend=values["backend"],
+        device=values["device"],
+        dtype=values["dtype"],
+        device_map=device_map,
         remote=remote,
         task=_absolute_task(getattr(args, "task", None) or DEFAULT_TASK),
         pairs=getattr(args, "pairs", None),
@@ -112,13 +125,11 @@ def load_requested_model(load: LoadArguments, console: Console) -> Backend:
     from discovery.tasks import require_source
 
     require_source(load.task or DEFAULT_TASK)
-
     console.write_note(f"Loading the model {load.model}{' on NDIF' if load.remote else ''} …")
     with listen_to_status(console.progress.show_status):
         model = reload(load)
     console.write_note(f"On {model.info.backend}: {model.info.backend_reason}.")
-    for warning in model.info.warnings:
-        console.write_note(f"warning: {warning}")
+    console.write_warning_notes(model.info.warnings)
     return model
 
 
@@ -127,9 +138,53 @@ def load_requested_task(load: LoadArguments, model: Backend, seed: int, console:
     from discovery.tasks import load_task
 
     task = load_task(load.task or DEFAULT_TASK, model, pairs=load.pairs, seed=seed)
-    for warning in task.warnings:
-        console.write_note(f"warning: {warning}")
+    console.write_warning_notes(task.warnings)
     return task
+
+
+def require_no_settings(
+    args: argparse.Namespace,
+    what: str,
+    *,
+    allowed: Collection[str] = (),
+    positional: str | None = None,
+) -> None:
+    """Check that --resume was given without the flags of a new run.
+
+    Args:
+        args: The parsed command line.
+        what: What is resumed, for the message: "run" or "training".
+        allowed: Further values of the command line that --resume may be given with.
+        positional: The value that is given without a flag, if there is one.
+
+    Raises:
+        UsageError: If there are other flags.
+    """
+    given = [
+        name
+        for name, value in vars(args).items()
+        if name not in (*_NOT_SETTINGS, *allowed) and value is not None and value is not False
+    ]
+    if given:
+        flags = (
+            name.upper() if name == positional else f"--{name.replace('_', '-')}" for name in given
+        )
+        raise UsageError(
+            f"--resume {args.resume} was given with {', '.join(flags)}.",
+            f"Leave them out: a {what} is resumed with the settings that it began with.",
+        )
+
+
+def require_text_file(word: str, advice: str) -> Path:
+    """Return the absolute path of the file that --text names.
+
+    Raises:
+        UsageError: If there is no such file. `advice` is the fix.
+    """
+    path = absolute_path(word)
+    if not path.is_file():
+        raise UsageError(f"--text is {word!r}, and there is no such file.", advice)
+    return path
 
 
 def _absolute_model(name: str) -> str:

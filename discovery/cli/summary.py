@@ -1,11 +1,12 @@
-"""What a run found, for a person at a terminal: the verdict and why, the nodes, the evidence, the cost, what to do next.
+"""The summary of a run for a person at a terminal.
 
-The words and number formats are the report's.
+It gives the verdict and its reasons, the nodes, the edges, the evidence, the cost, and the commands
+to continue with. The words and the formats of numbers are those of the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from discovery.cli.console import format_columns
@@ -21,98 +22,92 @@ from discovery.graph import (
 from discovery.report import formatting
 from discovery.sites import Node
 
-_MAX_EDGES, _MIN_EDGE_EFFECT = (
-    12,
-    0.01,
-)  # so many edges are shown, and none below this effect; the rest is counted
+_MAX_EDGES = 12
+"""How many edges are shown. The others are counted."""
+
+_MIN_EDGE_EFFECT = 0.01
+"""The smallest effect of an edge that is shown. The others are counted."""
 
 
 def describe_circuit(circuit: CircuitGraph, folder: Path | None = None) -> str:
-    """A record as text.
+    """Return the summary of a record.
 
     Args:
-        circuit: the record.
-        folder: its run's.
+        circuit: The record.
+        folder: The folder of its run, if it has one.
     """
-    found = (
+    parts = [
+        _describe_verdict(circuit),
         _describe_nodes(circuit),
         describe_features(circuit),
         _describe_edges(circuit),
         _describe_evidence(circuit),
-    )
-    parts = (
-        _describe_verdict(circuit),
-        *found,
         _describe_cost(circuit),
-        _next_commands(circuit, folder),
-    )
+        _next_commands(folder),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _describe_verdict(circuit: CircuitGraph) -> str:
-    task, model, meaning = circuit.task, circuit.model, formatting.VERDICT_MEANINGS[circuit.verdict]
-    lines = [
-        f"{task.name or 'A task'} in {model.name or 'a model'}: {circuit.verdict or 'not evaluated'}",
-        f"  {meaning.sense}",
-    ]
+    meaning = formatting.VERDICT_MEANINGS[circuit.verdict]
+    title = formatting.format_title(circuit)
+    lines = [f"{title}: {circuit.verdict or 'not evaluated'}", f"  {meaning.sense}"]
     lines += [f"  - {reason}" for reason in circuit.reasons]
     return "\n".join(lines)
 
 
 def _describe_nodes(circuit: CircuitGraph) -> str:
-    members = [node for node in circuit.nodes if node.kind in ("attention_head", "mlp")]
-    if not members:
+    rows = [("node", "denoising", "noising", "role", "at")]
+    for node in circuit.nodes:
+        if node.kind in ("attention_head", "mlp"):
+            denoising = formatting.format_effect(node.effect.denoising if node.effect else None)
+            noising = formatting.format_effect(node.effect.noising if node.effect else None)
+            positions = ", ".join(map(str, node.positions or ()))
+            rows.append((node.label, denoising, noising, node.role or "", positions))
+    if len(rows) == 1:
         return ""
-    effects = [node.effect for node in members]
-    cells = [
-        (
-            node.label,
-            formatting.format_effect(effect.denoising if effect else None),
-            formatting.format_effect(effect.noising if effect else None),
-            node.role or "",
-            ", ".join(map(str, node.positions or ())),
-        )
-        for node, effect in zip(members, effects, strict=True)
-    ]
-    size = f"The circuit has {circuit.size} {'nodes' if circuit.size > 1 else 'node'}; effects are shares of m(clean) − m(corrupted):"
-    return f"{size}\n{format_columns([('node', 'denoising', 'noising', 'role', 'at'), *cells])}"
+    size = f"{circuit.size} {'nodes' if circuit.size > 1 else 'node'}"
+    heading = f"The circuit has {size}; effects are shares of m(clean) − m(corrupted):"
+    return f"{heading}\n{format_columns(rows)}"
 
 
 def describe_features(circuit: CircuitGraph) -> str:
-    """The features beside the circuit, by dictionary; nothing where there is none."""
-    return "\n".join(
-        line for known in circuit.dictionaries for line in _describe_dictionary(circuit, known)
-    )
+    """Return the SAE features beside a circuit, by SAE. The text is empty if there are none."""
+    return "\n".join(line for sae in circuit.dictionaries for line in _describe_sae(circuit, sae))
 
 
-def _describe_dictionary(circuit: CircuitGraph, known: SAEFacts) -> Iterable[str]:
-    nodes = [
-        node
+def _describe_sae(circuit: CircuitGraph, sae: SAEFacts) -> Iterator[str]:
+    features = [
+        (node, node.feature)
         for node in circuit.nodes
-        if node.feature and (node.layer, node.feature.site) == (known.layer, known.site)
+        if node.feature and (node.layer, node.feature.site) == (sae.layer, sae.site)
     ]
-    yield f"Features of {known.sae} beside the circuit:"
-    yield from (f"  - {warning}" for warning in known.warnings)
-    explained, left = (
-        formatting.format_share(known.variance_explained),
-        formatting.format_number(known.share),
+    yield f"Features of {sae.sae} beside the circuit:"
+    yield from (f"  - {warning}" for warning in sae.warnings)
+    explained = formatting.format_share(sae.variance_explained)
+    sparsity = formatting.format_number(sae.l0, 1)
+    kept = formatting.format_number(sae.share)
+    yield (
+        f"  {explained} of the variance explained, L0 {sparsity}; "
+        f"the reconstruction keeps {kept} of the metric"
     )
-    yield f"  {explained} of the variance explained, L0 {formatting.format_number(known.l0, 1)}; spliced in it leaves {left} of the metric"
-    yield f"  {len(nodes)} of {len(known.candidates)} candidates hold; they enter no verdict"
-    rows = [
-        (
-            node.label,
-            formatting.format_effect(node.effect.noising if node.effect else None),
-            f"fires on {_join_quoted(node.feature.fires_on)}",
-            f"promotes {_join_quoted(node.feature.promotes)}",
-            f"from {_join_labels(edge.source for edge in circuit.edges if edge.target == node.id)}",
-            f"to {_join_labels(edge.target for edge in circuit.edges if edge.source == node.id)}",
+    yield f"  {len(features)} of {len(sae.candidates)} candidates hold; they enter no verdict"
+    rows = [("feature", "noising", "", "", "", "")]
+    for node, feature in features:
+        sources = (edge.source for edge in circuit.edges if edge.target == node.id)
+        targets = (edge.target for edge in circuit.edges if edge.source == node.id)
+        rows.append(
+            (
+                node.label,
+                formatting.format_effect(node.effect.noising if node.effect else None),
+                f"fires on {_join_quoted(feature.fires_on)}",
+                f"promotes {_join_quoted(feature.promotes)}",
+                f"from {_join_labels(sources)}",
+                f"to {_join_labels(targets)}",
+            )
         )
-        for node in nodes
-        if node.feature
-    ]
-    if rows:
-        yield format_columns([("feature", "noising", "", "", "", ""), *rows])
+    if features:
+        yield format_columns(rows)
 
 
 def _join_labels(nodes: Iterable[str]) -> str:
@@ -124,116 +119,98 @@ def _join_quoted(tokens: Iterable[str]) -> str:
 
 
 def _describe_edges(circuit: CircuitGraph) -> str:
-    measured = [
+    sizes = [
         (abs(edge.effect.mean), edge)
         for edge in circuit.edges
         if edge.effect and edge.effect.mean is not None
     ]
-    if not measured:
+    if not sizes:
         return ""
-    ranked = sorted(measured, key=lambda pair: -pair[0])
-    strongest = [edge for size, edge in ranked[:_MAX_EDGES] if size >= _MIN_EDGE_EFFECT]
+    strongest = sorted(sizes, key=lambda pair: -pair[0])[:_MAX_EDGES]
     rows = [
         (
             f"{Node.parse(edge.source).label} → {Node.parse(edge.target).label}",
             formatting.format_effect(edge.effect),
             " ".join(edge.inputs),
         )
-        for edge in strongest
+        for size, edge in strongest
+        if size >= _MIN_EDGE_EFFECT
     ]
-    rest = len(measured) - len(strongest)
-    more = (
-        [f"  and {rest} {'that are weaker' if rows else f'below {_MIN_EDGE_EFFECT}'}"]
-        if rest
-        else []
-    )
-    table = [format_columns(rows)] if rows else []
-    return "\n".join(["Edges, the strongest first:", *table, *more, *_add_shared_flags(circuit)])
-
-
-def _add_shared_flags(circuit: CircuitGraph) -> list[str]:
-    """What an edge into k or v means if heads share them."""
-    return [f"  {formatting.SHARED_EDGES}"] if circuit.model.shares_key_values else []
+    lines = ["Edges, the strongest first:"]
+    if rows:
+        lines.append(format_columns(rows))
+    hidden = len(sizes) - len(rows)
+    if hidden:
+        kind = "that are weaker" if rows else f"below {_MIN_EDGE_EFFECT}"
+        lines.append(f"  and {hidden} {kind}")
+    if circuit.model.shares_key_values:
+        lines.append(f"  {formatting.SHARED_EDGES}")
+    return "\n".join(lines)
 
 
 def _describe_evidence(circuit: CircuitGraph) -> str:
     evaluation = circuit.evaluation
-    split, name = (
-        (evaluation.heldout, "held-out")
-        if evaluation.heldout
-        else (evaluation.discovery, "discovery")
-    )
+    split = evaluation.heldout or evaluation.discovery
     if split is None:
         return ""
+    name = "held-out" if evaluation.heldout else "discovery"
+    accuracy = formatting.format_share(split.accuracy)
+    clean = formatting.format_number(split.metric_clean)
+    corrupted = formatting.format_number(split.metric_corrupted)
     behaviour = (
-        f"On {split.n} {name} pairs: accuracy {formatting.format_share(split.accuracy)}, "
-        f"metric {formatting.format_number(split.metric_clean)} clean and {formatting.format_number(split.metric_corrupted)} corrupted."
+        f"On {split.n} {name} pairs: accuracy {accuracy}, "
+        f"metric {clean} clean and {corrupted} corrupted."
     )
     return "\n".join([behaviour, *_describe_scores(split), *_describe_conditions(circuit)])
 
 
-def _describe_scores(split: SplitEvaluation) -> Iterable[str]:
-    found = [(name, split.ablations.under(name)) for name in EVIDENCE_ABLATIONS]
-    rows = [
-        (name, formatting.format_score(part.faithfulness), formatting.format_score(part.knockout))
-        for name, part in found
-        if part
-    ]
-    if rows:
-        yield format_columns(
-            [("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated"), *rows]
-        )
+def _describe_scores(split: SplitEvaluation) -> Iterator[str]:
+    rows = [("ablation", "f(C): circuit alone", "f(U∖C): circuit ablated")]
+    for ablation in EVIDENCE_ABLATIONS:
+        evidence = split.ablations.under(ablation)
+        if evidence:
+            faithfulness = formatting.format_score(evidence.faithfulness)
+            rows.append((ablation, faithfulness, formatting.format_score(evidence.knockout)))
+    if len(rows) > 1:
+        yield format_columns(rows)
 
 
-def _describe_conditions(circuit: CircuitGraph) -> Iterable[str]:
-    outcomes = {name: circuit.evaluation.conditions.of(name) for name in CONDITIONS}
-    if any(
-        outcome.under(ablation) != "not_run"
-        for outcome in outcomes.values()
-        for ablation in EVIDENCE_ABLATIONS
-    ):
-        told = (
-            (
-                f"({name}) {CONDITION_MEANINGS[name].name}",
-                *(formatting.OUTCOME_MEANINGS[outcome.under(a)].word for a in EVIDENCE_ABLATIONS),
-            )
-            for name, outcome in outcomes.items()
-        )
-        yield format_columns([("condition", *EVIDENCE_ABLATIONS), *told])
+def _describe_conditions(circuit: CircuitGraph) -> Iterator[str]:
+    rows: list[tuple[str, ...]] = [("condition", *EVIDENCE_ABLATIONS)]
+    was_run = False
+    for name in CONDITIONS:
+        by_ablation = circuit.evaluation.conditions.of(name)
+        outcomes = [by_ablation.under(ablation) for ablation in EVIDENCE_ABLATIONS]
+        was_run = was_run or any(outcome != "not_run" for outcome in outcomes)
+        words = (formatting.OUTCOME_MEANINGS[outcome].word for outcome in outcomes)
+        rows.append((f"({name}) {CONDITION_MEANINGS[name].name}", *words))
+    if was_run:
+        yield format_columns(rows)
 
 
 def _describe_cost(circuit: CircuitGraph) -> str:
     cost = circuit.cost
-    work = (
-        None
-        if cost.forward_equivalents is None
-        else f"{cost.forward_equivalents:,.0f} forward-pass equivalents"
-    )
-    memory = formatting.format_bytes(cost.peak_memory_bytes)
-    told = [
-        part
-        for part in (
-            work,
-            formatting.format_duration(cost.seconds),
-            memory and f"peak memory {memory}",
-        )
-        if part
-    ]
-    return f"Cost: {', '.join(told)}" if told else ""
+    parts = []
+    if cost.forward_equivalents is not None:
+        parts.append(f"{cost.forward_equivalents:,.0f} forward-pass equivalents")
+    if duration := formatting.format_duration(cost.seconds):
+        parts.append(duration)
+    if memory := formatting.format_bytes(cost.peak_memory_bytes):
+        parts.append(f"peak memory {memory}")
+    return f"Cost: {', '.join(parts)}" if parts else ""
 
 
-def _next_commands(circuit: CircuitGraph, folder: Path | None) -> str:
+def _next_commands(folder: Path | None) -> str:
     if folder is None:
         return ""
-    run_id, place = folder.name, folder.parent
-    report = [("report", str(folder / "report.html"))] if (folder / "report.html").exists() else []
-    return format_columns(
-        [
-            ("run", str(folder)),
-            *report,
-            ("again", format_runs_command("show", run_id, place)),
-            ("check", format_runs_command("verify", run_id, place)),
-            ("graph", format_runs_command("export", run_id, place, "--format", "mermaid")),
-        ],
-        indent=0,
-    )
+    run_id = folder.name
+    runs_dir = folder.parent
+    rows = [("run", str(folder))]
+    if (folder / "report.html").exists():
+        rows.append(("report", str(folder / "report.html")))
+    rows += [
+        ("again", format_runs_command("show", run_id, runs_dir)),
+        ("check", format_runs_command("verify", run_id, runs_dir)),
+        ("graph", format_runs_command("export", run_id, runs_dir, "--format", "mermaid")),
+    ]
+    return format_columns(rows, indent=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from discovery.graph import Effect, Outcome, Score, Verdict
+from discovery.graph import CircuitGraph, Effect, Outcome, Score, Verdict
 from discovery.graph.captions import format_signed
 from discovery.report.markup import Html, element
 
@@ -56,6 +56,11 @@ OUTCOME_MEANINGS: Mapping[Outcome, Meaning] = {
     "undecided": Meaning("?", "unsure", "undecided"),
     "not_run": Meaning("…", "unsure", "not run"),
 }
+
+
+def format_title(circuit: CircuitGraph) -> str:
+    """Return what a record is about: its task and its model."""
+    return f"{circuit.task.name or 'A task'} in {circuit.model.name or 'a model'}"
 
 
 def format_outcome(value: Outcome) -> Html:

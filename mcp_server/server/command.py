@@ -76,35 +76,35 @@ def _parse_host_names(name: str, word: str) -> tuple[str, ...]:
 
 
 HTTP_FLAG = Setting(
-    "http",
-    "HOST:PORT",
-    "serve over HTTP at http://HOST:PORT/mcp instead of standard input and output",
-    _parse_address,
+    name="http",
+    metavar="HOST:PORT",
+    help="serve over HTTP at http://HOST:PORT/mcp instead of standard input and output",
+    parse_value=_parse_address,
 )
 TOKEN_FLAG = Setting(
-    "token",
-    "T",
-    "the bearer token that HTTP clients must send; required beyond this machine",
-    _parse_token,
+    name="token",
+    metavar="T",
+    help="the bearer token that HTTP clients must send; required beyond this machine",
+    parse_value=_parse_token,
 )
 ALLOWED_HOSTS_FLAG = Setting(
-    "allowed-hosts",
-    "NAMES",
-    "further host names by which HTTP clients reach it, with commas",
-    _parse_host_names,
+    name="allowed-hosts",
+    metavar="NAMES",
+    help="further host names by which HTTP clients reach it, with commas",
+    parse_value=_parse_host_names,
 )
 TOOLSETS_FLAG = Setting(
-    "toolsets",
-    "NAMES",
-    f"which groups of tools: all, or some of {', '.join(TOOLSETS)}",
-    _parse_toolsets,
+    name="toolsets",
+    metavar="NAMES",
+    help=f"which groups of tools: all, or some of {', '.join(TOOLSETS)}",
+    parse_value=_parse_toolsets,
 )
 IMAGES_FLAG = Setting(
-    "images",
-    "include|omit",
-    "whether results carry pictures",
-    lambda name, word: parse_choice(("include", "omit"), name, word),
-    "include",
+    name="images",
+    metavar="include|omit",
+    help="whether results carry pictures",
+    parse_value=lambda name, word: parse_choice(("include", "omit"), name, word),
+    default="include",
 )
 READ_ONLY_VARIABLE = "CIRCUIT_SCOUT_READ_ONLY"
 

@@ -27,9 +27,15 @@ from mcp_server.tools.registry import build_tools
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS = [*PAGES, *sorted((ROOT / "skills").rglob("*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
+DOCUMENTS = [
+    *PAGES,
+    *sorted((ROOT / "skills").rglob("*.md")),
+    *sorted(ROOT.glob("benchmarks/*.md")),
+]
 MAX_README_LINES = 150
-COMMAND = re.compile(r"^ *circuit-scout ((?:discover|tasks|runs|models|sae|doctor)\b[^`\n|#]*)", re.M)
+COMMAND = re.compile(
+    r"^ *circuit-scout ((?:discover|tasks|runs|models|sae|doctor)\b[^`\n|#]*)", re.M
+)
 CITATION = re.compile(r"docs/(\w+)\.md(?:, \"([^\"]+)\")?")
 
 
@@ -163,12 +169,16 @@ def fences(page: Path) -> list[str]:
 def test_the_usage_in_the_interfaces_lists_every_command_and_verb() -> None:
     usage = fences(ROOT / "docs" / "interfaces.md")[0]
     parser = build_parser()
-    for command, flags in re.findall(r"circuit-scout (\w+) +((?:.|\n)*?)(?=circuit-scout|\Z)", usage):
+    for command, flags in re.findall(
+        r"circuit-scout (\w+) +((?:.|\n)*?)(?=circuit-scout|\Z)", usage
+    ):
         if command == "serve":
             continue
         with pytest.raises(TextRequested):
             parser.parse_args([command, "--help"])
-        for verb in re.findall(r"(?:\[|\| )(list|show|verify|features|export|check|info|train)\b", flags):
+        for verb in re.findall(
+            r"(?:\[|\| )(list|show|verify|features|export|check|info|train)\b", flags
+        ):
             with pytest.raises(TextRequested):
                 parser.parse_args([command, verb, "--help"])
 

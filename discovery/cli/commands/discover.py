@@ -1,4 +1,4 @@
-"""`circuit-scout discover`: find the circuit behind a behaviour, judge it, and keep the run."""
+"""`circuit-scout discover`: find the circuit behind a behaviour, test it, and keep the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from discovery.cli.arguments import (
     MEMORY,
     RUNS_DIR,
     Subparsers,
-    UsageError,
     add_flag,
     parse_choice,
     parse_positive_number,
@@ -23,27 +22,29 @@ from discovery.cli.model_and_task import (
     load_request,
     load_requested_model,
     load_requested_task,
+    require_no_settings,
 )
 from discovery.sites import Universe
 
 if TYPE_CHECKING:
     from discovery.agent import CostEstimate, DiscoveryResult
 
-_NOT_SETTINGS = ("resume", "runs_dir", "json", "verbose", "quiet", "run", "parser", "command")
-_ABOUT = """Find the circuit behind a behaviour and judge it on held-out prompts. Without arguments: the task ioi in the bundled model.
-The run is kept in a folder of its own as it goes; interrupted, it is resumed with --resume."""
+_ABOUT = """Find the circuit behind a behaviour, and test it on held-out prompts. Without
+arguments, this is the task ioi in the bundled model. The run is written to a folder of its own
+as it goes. If it is interrupted, --resume continues it."""
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command to the grammar."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
-        "discover", parents=parents, help="find a circuit and judge it", description=_ABOUT
+        "discover", parents=parents, help="find a circuit and test it", description=_ABOUT
     )
     parser.add_argument(
         "task",
         metavar="TASK",
         nargs="?",
-        help=f"a built-in task (see `circuit-scout tasks`) or the path of a task file; default {DEFAULT_TASK}",
+        help="a built-in task (see `circuit-scout tasks`) or the path of a task file; "
+        f"default {DEFAULT_TASK}",
     )
     add_model_and_task_flags(parser)
     add_flag(
@@ -63,7 +64,7 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--exhaustive",
         action="store_true",
-        help="never screen a sweep that is dear for the budget by gradients: measure every cell",
+        help="measure every cell, also if that is expensive; never screen a sweep by gradients",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only estimate what the run would cost"
@@ -77,17 +78,18 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
         "--resume",
         "RUN_ID",
         parse_text,
-        "go on with an interrupted run, with the settings that it began with",
+        "continue an interrupted run, with the settings that it began with",
     )
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
-    """Discover, resume or estimate."""
+    """Start a run, resume one, or only estimate its cost."""
     if args.resume is not None:
         _write_result(args, console, _resume_run(args, console))
         return
-    load, options = load_request(args), _options(args)
+    load = load_request(args)
+    options = _options(args)
     model = load_requested_model(load, console)
     task = load_requested_task(load, model, args.seed or 0, console)
     _warn_of_few_pairs(len(task.heldout), console)
@@ -98,24 +100,18 @@ def run(args: argparse.Namespace, console: Console) -> None:
         return
     from discovery.agent import discover
 
-    seeded: dict[str, Any] = {
-        "seed": args.seed or 0,
-        "runs_dir": RUNS_DIR.resolve_value(args),
-        "command": args.command,
-        "load": load,
-    }
-    _write_result(
-        args,
-        console,
-        discover(
-            model,
-            task,
-            **options,
-            **seeded,
-            progress=console.progress,
-            on_event=console.report_event,
-        ),
+    result = discover(
+        model,
+        task,
+        **options,
+        seed=args.seed or 0,
+        runs_dir=RUNS_DIR.resolve_value(args),
+        command=args.command,
+        load=load,
+        progress=console.progress,
+        on_event=console.report_event,
     )
+    _write_result(args, console, result)
 
 
 def _warn_of_few_pairs(heldout: int, console: Console) -> None:
@@ -123,24 +119,13 @@ def _warn_of_few_pairs(heldout: int, console: Console) -> None:
 
     if heldout < MIN_HELDOUT:
         console.write_note(
-            f"warning: {heldout} held-out pairs: the verdict will be inconclusive, for it needs {MIN_HELDOUT}. Give more pairs."
+            f"warning: {heldout} held-out pairs: the verdict will be inconclusive, because it "
+            f"needs {MIN_HELDOUT}. Give more pairs."
         )
 
 
 def _resume_run(args: argparse.Namespace, console: Console) -> DiscoveryResult:
-    given = [
-        name
-        for name, value in vars(args).items()
-        if name not in _NOT_SETTINGS and value is not None and value is not False
-    ]
-    if given:
-        words = ", ".join(
-            "TASK" if name == "task" else f"--{name.replace('_', '-')}" for name in given
-        )
-        raise UsageError(
-            f"--resume {args.resume} was given with {words}.",
-            "Leave them out: a run goes on with the settings that it began with.",
-        )
+    require_no_settings(args, "run", positional="task")
     from discovery.agent import resume
 
     return resume(
@@ -161,24 +146,23 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_result(args: argparse.Namespace, console: Console, found: DiscoveryResult) -> None:
+def _write_result(args: argparse.Namespace, console: Console, result: DiscoveryResult) -> None:
     from discovery.cli.summary import describe_circuit
 
     if args.json:
-        console.write_document(found.circuit.to_json())
+        console.write_document(result.circuit.to_json())
     else:
-        console.write_result(describe_circuit(found.circuit, found.path))
+        console.write_result(describe_circuit(result.circuit, result.path))
 
 
 def _write_estimate(args: argparse.Namespace, console: Console, estimate: CostEstimate) -> None:
-    from discovery.graph.strict_json import dumps
-
     if args.json:
-        console.write_document(dumps(estimate.to_dict(), indent=2) + "\n")
+        console.write_json(estimate.to_dict())
         return
+    total = f"{estimate.forward_equivalents:,.0f} forward-pass equivalents"
+    lines = [f"About {total}, summed over prompts:"]
     width = max((len(stage) for stage in estimate.stages), default=0)
-    lines = [f"  {stage:<{width}}  {work:>12,.0f}" for stage, work in estimate.stages.items()]
-    total = (
-        f"About {estimate.forward_equivalents:,.0f} forward-pass equivalents, summed over prompts:"
-    )
-    console.write_result("\n".join([total, *lines, *([estimate.note] if estimate.note else [])]))
+    lines += [f"  {stage:<{width}}  {work:>12,.0f}" for stage, work in estimate.stages.items()]
+    if estimate.note:
+        lines.append(estimate.note)
+    console.write_result("\n".join(lines))

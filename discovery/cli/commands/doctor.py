@@ -1,32 +1,32 @@
-"""`circuit-scout doctor`: is everything here that is needed, and does it work?"""
+"""`circuit-scout doctor`: check the installation and suggest fixes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 
-from discovery.cli.arguments import RUNS_DIR, Subparsers
+from discovery.cli.arguments import RUNS_DIR, Subparsers, add_json_flag
 from discovery.cli.console import Console
 
 _MARKS = {"ok": "ok", "warning": "!", "failed": "FAILED"}
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the noun to the grammar."""
-    noun = commands.add_parser(
-        "doctor",
-        parents=parents,
-        help="check the installation, and say what to do where something is wrong",
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "doctor", parents=parents, help="check the installation and suggest fixes"
     )
-    noun.add_argument("--json", action="store_true", help="print one JSON document")
-    RUNS_DIR.add_to(noun)
-    noun.set_defaults(run=print_findings, parser=noun)
+    add_json_flag(parser)
+    RUNS_DIR.add_to(parser)
+    parser.set_defaults(run=print_findings, parser=parser)
 
 
 def print_findings(args: argparse.Namespace, console: Console) -> None:
-    """Try everything, and say what was found. It completes with status 0 whatever that is: `ok` in the JSON says which."""
+    """Run every check, and print what it found.
+
+    The exit status is 0 whatever the checks find. `ok` in the JSON says whether they all passed.
+    """
     from discovery.cli.installation import run_checks
-    from discovery.graph.strict_json import dumps
 
     findings = []
     for finding in run_checks(RUNS_DIR.resolve_value(args)):
@@ -37,14 +37,9 @@ def print_findings(args: argparse.Namespace, console: Console) -> None:
                 console.write_result(f"{'':24} {finding.cure}")
     failed = [finding.check for finding in findings if finding.status == "failed"]
     if args.json:
-        console.write_document(
-            dumps(
-                {"ok": not failed, "checks": [dataclasses.asdict(finding) for finding in findings]},
-                indent=2,
-            )
-            + "\n"
-        )
+        checks = [dataclasses.asdict(finding) for finding in findings]
+        console.write_json({"ok": not failed, "checks": checks})
+    elif failed:
+        console.write_result(f"\nFailed: {', '.join(failed)}.")
     else:
-        console.write_result(
-            f"\n{'Failed: ' + ', '.join(failed) if failed else 'Everything that is needed works'}."
-        )
+        console.write_result("\nEverything that is needed works.")

@@ -1,7 +1,8 @@
-"""`circuit-scout models`: the models that are at hand, and what one of them is.
+"""`circuit-scout models`: list the models on this machine, and describe one of them.
 
-A model directory is one that holds `config.json` (Hugging Face) or `tl_config.json` (TransformerLens native); those
-in the models directory are found up to three folders down. `model` is what `--model` takes.
+A model directory holds `config.json` (Hugging Face) or `tl_config.json` (TransformerLens native).
+The models directory is searched for them up to three folders down. In the output, `model` is the
+value to give to `--model`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from discovery.cli.arguments import (
     MODELS_DIR,
     Subparsers,
     UsageError,
+    add_json_flag,
 )
 from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import add_placement_flags, load_request
@@ -33,124 +35,125 @@ _FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser("models", parents=parents, help="models at hand, and what one is")
-    noun.add_argument("--json", action="store_true", help="print one JSON document")
-    MODELS_DIR.add_to(noun)
-    noun.set_defaults(run=print_models, parser=noun)
-    verbs = noun.add_subparsers(title="verbs", metavar="VERB")
-    for name, act, text in (
-        ("list", print_models, "the bundled model and those in the models directory"),
-        (
-            "info",
-            print_info,
-            "what a model is and what memory it takes, from its configuration alone",
-        ),
-    ):
-        verb = verbs.add_parser(name, parents=parents, help=text)
-        verb.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
-        )
+    """Add the command and its verbs to the parser."""
+    parser = commands.add_parser(
+        "models", parents=parents, help="list the models on this machine, or describe a model"
+    )
+    add_json_flag(parser)
+    MODELS_DIR.add_to(parser)
+    parser.set_defaults(run=print_models, parser=parser)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    list_verb = verbs.add_parser(
+        "list",
+        parents=parents,
+        help="list the bundled model and those in the models directory",
+    )
+    info_verb = verbs.add_parser(
+        "info",
+        parents=parents,
+        help="describe a model and the memory that it needs, from its configuration alone",
+    )
+    for verb, run in ((list_verb, print_models), (info_verb, print_info)):
+        add_json_flag(verb, is_verb=True)
         MODELS_DIR.add_to(verb, default=argparse.SUPPRESS)
-        verb.set_defaults(run=act, parser=verb)
-        if name == "info":
-            verb.add_argument("model", metavar="M", help=MODEL.help)
-            for setting in (BACKEND, DEVICE, DTYPE):
-                setting.add_to(verb)
-            add_placement_flags(verb)
+        verb.set_defaults(run=run, parser=verb)
+    info_verb.add_argument("model", metavar="M", help=MODEL.help)
+    for setting in (BACKEND, DEVICE, DTYPE):
+        setting.add_to(info_verb)
+    add_placement_flags(info_verb)
 
 
 def print_models(args: argparse.Namespace, console: Console) -> None:
-    """The bundled model, and every model directory under the models directory."""
-    from discovery.graph.strict_json import dumps
-
-    place: Path | None = MODELS_DIR.resolve_value(args)
-    if place is not None and not place.is_dir():
+    """Print the bundled model, and every model directory under the models directory."""
+    folder: Path | None = MODELS_DIR.resolve_value(args)
+    if folder is not None and not folder.is_dir():
         raise UsageError(
-            f"The models directory {str(place)!r} is not a directory.",
+            f"The models directory {str(folder)!r} is not a directory.",
             f"Give one with --models-dir or {MODELS_DIR.variable}.",
         )
     bundled = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
-    found = [
+    models = [
         {**_directory_facts(bundled), "model": MODEL.default},
-        *(_directory_facts(directory) for directory in _find_model_directories(place)),
+        *(_directory_facts(directory) for directory in _find_model_directories(folder)),
     ]
     if args.json:
-        console.write_document(
-            dumps({"models_dir": str(place) if place else None, "models": found}, indent=2) + "\n"
-        )
+        console.write_json({"models_dir": str(folder) if folder else None, "models": models})
         return
-    console.write_result(
-        format_columns(
-            [
-                (row["model"], row["format"] or "not installed", _format_megabytes(row["bytes"]))
-                for row in found
-            ]
-        )
-    )
-    if place is None:
+    rows = [
+        (model["model"], model["format"] or "not installed", _format_megabytes(model["bytes"]))
+        for model in models
+    ]
+    console.write_result(format_columns(rows))
+    if folder is None:
         console.write_note(
-            f"Any hub name or model directory works too; --models-dir or {MODELS_DIR.variable} lists a directory's models here."
+            "Any hub name or model directory works too; --models-dir or "
+            f"{MODELS_DIR.variable} lists the models of a directory here."
         )
 
 
 def print_info(args: argparse.Namespace, console: Console) -> None:
-    """What a model is and what memory it takes, from its configuration alone."""
+    """Print what a model is and the memory that it needs, from its configuration alone."""
     from discovery.backends.hardware.placement import Placement
     from discovery.backends.loading.backend_choice import plan_load
     from discovery.backends.loading.outline import read_outline
-    from discovery.graph.strict_json import dumps
 
-    asked = load_request(args)
-    remote = bool(asked.remote)
-    placement = Placement.from_arguments(asked.device_map, None, asked.device, remote=remote)
+    load = load_request(args)
+    remote = bool(load.remote)
     plan = plan_load(
-        read_outline(asked.model, dtype=asked.dtype),
-        backend=asked.backend,
-        device=asked.device,
-        placement=placement,
+        read_outline(load.model, dtype=load.dtype),
+        backend=load.backend,
+        device=load.device,
+        placement=Placement.from_arguments(load.device_map, None, load.device, remote=remote),
         remote=remote,
     )
-    outline = plan.choice.outline
-    facts = {
-        **dataclasses.asdict(outline),
-        "n_nodes": outline.n_nodes,
-        "backend": plan.choice.backend,
-        "chosen": plan.choice.reason,
-    }
+    facts = _model_facts(plan)
     memory = _memory_facts(plan)
     if args.json:
-        console.write_document(
-            dumps({**facts, "memory": memory, "fits": plan.misfit is None}, indent=2) + "\n"
-        )
+        console.write_json({**facts, "memory": memory, "fits": plan.misfit is None})
         return
-    console.write_result(
-        format_columns([(name, _format_value(value)) for name, value in facts.items()])
-    )
-    pairs = "{pairs} pairs of {tokens} tokens".format(**memory)
-    if remote:
-        console.write_result("Memory: none for the weights, which are not loaded here.")
-    else:
-        console.write_result(
-            f"Memory: {_format_megabytes(memory['loading'])} at most while it is loaded, {_format_megabytes(memory['weights'])} from then on."
-        )
-    if memory["disk"]:
-        console.write_result(
-            f"{_format_megabytes(memory['disk'])} of the weights lie on the disk, and are read again in every pass."
-        )
-    console.write_result(
-        f"Beside it a sweep of {pairs} takes {_format_megabytes(memory['sweep'])}, or {_format_megabytes(memory['sweep_pair'])} pair by pair."
-    )
-    console.write_result(
-        f"With --memory {memory['limit']} or more all these pairs are swept together."
-    )
+    rows = [(name, _format_value(value)) for name, value in facts.items()]
+    console.write_result(format_columns(rows))
+    for line in _describe_memory(memory, remote=remote):
+        console.write_result(line)
     console.write_result(f"Free on {plan.device}: {_format_megabytes(plan.free_bytes)}.")
     if plan.misfit is not None:
         console.write_result(str(plan.misfit))
 
 
+def _model_facts(plan: LoadPlan) -> dict[str, Any]:
+    outline = plan.choice.outline
+    return {
+        **dataclasses.asdict(outline),
+        "n_nodes": outline.n_nodes,
+        "backend": plan.choice.backend,
+        "chosen": plan.choice.reason,
+    }
+
+
+def _describe_memory(memory: dict[str, Any], *, remote: bool) -> Iterator[str]:
+    """Yield sentences about the memory that a model and a sweep need."""
+    if remote:
+        yield "Memory: none for the weights, which are not loaded here."
+    else:
+        yield (
+            f"Memory: at most {_format_megabytes(memory['loading'])} while the model is loaded, "
+            f"and {_format_megabytes(memory['weights'])} after that."
+        )
+    if memory["disk"]:
+        yield (
+            f"{_format_megabytes(memory['disk'])} of the weights lie on the disk, and are read "
+            "again in every pass."
+        )
+    yield (
+        f"In addition, a sweep of {memory['pairs']} pairs of {memory['tokens']} tokens takes "
+        f"{_format_megabytes(memory['sweep'])}, or {_format_megabytes(memory['sweep_pair'])} "
+        "pair by pair."
+    )
+    yield f"With --memory {memory['limit']} or more, all these pairs are swept together."
+
+
 def _memory_facts(plan: LoadPlan) -> dict[str, Any]:
-    """Return what a model takes of the memory and what is free, in bytes."""
+    """Return the memory that a model needs and the memory that is free, in bytes."""
     from discovery.engine import MemoryNeed
 
     outline = plan.choice.outline
@@ -164,29 +167,28 @@ def _memory_facts(plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _find_model_directories(place: Path | None, deep: int = _MAX_DEPTH) -> Iterator[Path]:
-    """The model directories in `place` and below, by name."""
-    if place is None:
+def _find_model_directories(folder: Path | None, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+    """Yield the model directories in a folder and up to `depth` folders below it, by name."""
+    if folder is None:
         return
-    if _model_format(place):
-        yield place
+    if _model_format(folder):
+        yield folder
         return
-    for entry in sorted(place.iterdir()) if deep else ():
+    for entry in sorted(folder.iterdir()) if depth else ():
         if entry.is_dir() and not entry.name.startswith("."):
-            yield from _find_model_directories(entry, deep - 1)
+            yield from _find_model_directories(entry, depth - 1)
 
 
 def _directory_facts(directory: Path) -> dict[str, Any]:
-    size = (
-        sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-        if directory.is_dir()
-        else 0
-    )
+    size = 0
+    if directory.is_dir():
+        size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     return {"model": str(directory), "format": _model_format(directory), "bytes": size or None}
 
 
 def _model_format(directory: Path) -> str | None:
-    return next((kind for file, kind in _FORMATS.items() if (directory / file).is_file()), None)
+    formats = (name for file, name in _FORMATS.items() if (directory / file).is_file())
+    return next(formats, None)
 
 
 def _format_megabytes(count: int | None) -> str:

@@ -1,11 +1,12 @@
-"""`circuit-scout runs`: the runs that are kept: list, show, measure again, put features beside the circuit, export."""
+"""`circuit-scout runs`: list runs, show one, verify it, export it, or add SAE features to it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from discovery.cli.arguments import (
     MEMORY,
@@ -13,6 +14,7 @@ from discovery.cli.arguments import (
     Subparsers,
     UsageError,
     add_flag,
+    add_json_flag,
     parse_choice,
     parse_positions,
     parse_whole_number,
@@ -25,89 +27,80 @@ if TYPE_CHECKING:
     from discovery.store import Run
 
 FORMATS = ("json", "graphml", "dot", "mermaid")
-_ABOUT = {
-    "verify": "Measure a run's circuit again and compare. The exit status is 0 whether it holds or not: `holds` in the JSON says which.",
-    "features": "Find features by attribution, verify them by exact ablation on held-out pairs, and write those that hold into the record, "
-    "with their edges. The verdict stays as it is.",
-}
+
+Command = Callable[[argparse.Namespace, Console], None]
+"""The function of a verb."""
+
+_VERIFY = """Measure the circuit of a run again, and compare. The exit status is 0 whether the
+record holds or not: `holds` in the JSON says which."""
+_FEATURES = """Find features by attribution, verify them by exact ablation on held-out pairs, and
+write those that hold into the record, with their edges. The verdict does not change."""
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser(
-        "runs", parents=parents, help="kept runs: list, show, verify, export, features"
+    """Add the command and its verbs to the parser."""
+    parser = commands.add_parser(
+        "runs", parents=parents, help="the runs: list, show, verify, export, features"
     )
-    _add_shared_flags(noun)
-    noun.set_defaults(run=print_runs, parser=noun)
-    verbs = noun.add_subparsers(title="verbs", metavar="VERB")
-    kinds = {
-        "list": (print_runs, "every run, the newest first"),
-        "show": (show, "what a run found"),
-        "verify": (verify, "measure a circuit again"),
-    }
-    others = {
-        "export": (export, "the circuit in another format"),
-        "features": (attach_features, "put the features of an SAE beside a circuit"),
-    }
-    for name, (act, text) in {**kinds, **others}.items():
-        verb = verbs.add_parser(name, parents=parents, help=text, description=_ABOUT.get(name))
-        _add_shared_flags(verb, default=argparse.SUPPRESS)
-        verb.set_defaults(run=act, parser=verb)
+    RUNS_DIR.add_to(parser)
+    add_json_flag(parser)
+    parser.set_defaults(run=print_runs, parser=parser)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    def add_verb(
+        name: str, run: Command, text: str, description: str | None = None
+    ) -> argparse.ArgumentParser:
+        verb: argparse.ArgumentParser = verbs.add_parser(
+            name, parents=parents, help=text, description=description
+        )
+        RUNS_DIR.add_to(verb, default=argparse.SUPPRESS)
+        add_json_flag(verb, is_verb=True)
+        verb.set_defaults(run=run, parser=verb)
         if name != "list":
-            verb.add_argument(
-                "id", metavar="ID", help="of a run, as `circuit-scout runs list` shows it"
-            )
-        if name == "features":
-            add_sae_flag(verb)
-            add_flag(
-                verb,
-                "--positions",
-                "LIST",
-                parse_positions,
-                "which positions, as in end,S2,-1 (default: all)",
-            )
-            add_flag(
-                verb,
-                "--candidates",
-                "N",
-                partial(parse_whole_number, 1),
-                "how many features are tried (default 16)",
-            )
-            MEMORY.add_to(verb)
-        if name == "export":
-            add_flag(
-                verb,
-                "--format",
-                "|".join(FORMATS),
-                partial(parse_choice, FORMATS),
-                "default json; json and graphml can be read back",
-            )
+            id_help = "the id of a run, as `circuit-scout runs list` shows it"
+            verb.add_argument("id", metavar="ID", help=id_help)
+        return verb
+
+    add_verb("list", print_runs, "list every run, the newest first")
+    add_verb("show", print_run, "show what a run found")
+    add_verb("verify", verify_circuit, "measure the circuit of a run again", _VERIFY)
+    export_verb = add_verb("export", export_circuit, "print the circuit in another format")
+    format_help = "default json; json and graphml can be read back"
+    parse_format = partial(parse_choice, FORMATS)
+    add_flag(export_verb, "--format", "|".join(FORMATS), parse_format, format_help)
+    _add_feature_flags(
+        add_verb("features", attach_features, "add features of an SAE to a circuit", _FEATURES)
+    )
 
 
-def _add_shared_flags(parser: argparse.ArgumentParser, **more: Any) -> None:
-    RUNS_DIR.add_to(parser, **more)
-    parser.add_argument("--json", action="store_true", help="print one JSON document", **more)
+def _add_feature_flags(verb: argparse.ArgumentParser) -> None:
+    add_sae_flag(verb)
+    positions_help = "the positions, as in end,S2,-1 (default: all)"
+    add_flag(verb, "--positions", "LIST", parse_positions, positions_help)
+    add_flag(
+        verb,
+        "--candidates",
+        "N",
+        partial(parse_whole_number, 1),
+        "the number of features to try (default 16)",
+    )
+    MEMORY.add_to(verb)
 
 
 def print_runs(args: argparse.Namespace, console: Console) -> None:
-    """Every run."""
-    from discovery.graph.strict_json import dumps
+    """Print every run."""
     from discovery.store import default_runs_dir, list_runs
 
-    place = RUNS_DIR.resolve_value(args) or default_runs_dir()
-    found = list_runs(place)
+    folder = RUNS_DIR.resolve_value(args) or default_runs_dir()
+    runs = list_runs(folder)
     if args.json:
-        console.write_document(
-            dumps(
-                {"runs_dir": str(place), "runs": [dataclasses.asdict(run) for run in found]},
-                indent=2,
-            )
-            + "\n"
-        )
-    elif not found:
-        console.write_note(f"There are no runs in {place}; `circuit-scout discover` makes one.")
+        facts = [dataclasses.asdict(run) for run in runs]
+        console.write_json({"runs_dir": str(folder), "runs": facts})
+    elif not runs:
+        console.write_note(f"There are no runs in {folder}; `circuit-scout discover` makes one.")
     else:
-        rows = [
+        rows = [("run", "status", "verdict", "task", "model", "")]
+        rows += [
             (
                 run.id,
                 run.status,
@@ -116,40 +109,35 @@ def print_runs(args: argparse.Namespace, console: Console) -> None:
                 run.model or "",
                 run.problem or "",
             )
-            for run in found
+            for run in runs
         ]
-        console.write_result(
-            format_columns([("run", "status", "verdict", "task", "model", ""), *rows], indent=0)
-        )
+        console.write_result(format_columns(rows, indent=0))
 
 
-def show(args: argparse.Namespace, console: Console) -> None:
-    """One run: what it found, or how far it is."""
+def print_run(args: argparse.Namespace, console: Console) -> None:
+    """Print what a run found, or how far it is."""
     from discovery.cli.summary import describe_circuit
-    from discovery.graph.strict_json import dumps
     from discovery.store import open_run
 
     run = open_run(RUNS_DIR.resolve_value(args), args.id)
     circuit = run.load_circuit() if (run.path / "circuit.json").exists() else None
     if args.json:
         record = run.record.model_dump(mode="json", by_alias=True)
-        found = circuit.to_node_link() if circuit else None
-        console.write_document(
-            dumps(
-                {**record, "status": run.status, "path": str(run.path), "circuit": found}, indent=2
-            )
-            + "\n"
+        record.update(
+            status=run.status,
+            path=str(run.path),
+            circuit=circuit.to_node_link() if circuit else None,
         )
+        console.write_json(record)
+    elif circuit and run.status == "completed":
+        console.write_result(describe_circuit(circuit, run.path))
     else:
-        console.write_result(
-            describe_circuit(circuit, run.path)
-            if circuit and run.status == "completed"
-            else _format_journal(run)
-        )
+        console.write_result(_format_journal(run))
 
 
 def _format_journal(run: Run) -> str:
-    record, status = run.record, run.status
+    record = run.record
+    status = run.status
     lines = [f"{run.id}: {status}, begun {record.created}, last written {record.updated}"]
     if record.problem:
         lines.append(f"  {record.problem}")
@@ -159,41 +147,44 @@ def _format_journal(run: Run) -> str:
         if "stage" in event
     ]
     if status == "completed":
-        lines.append(f"  the dictionary: {run.path / 'sae'}")
+        lines.append(f"  the SAE: {run.path / 'sae'}")
     elif status != "running":
         command = TRAIN_COMMAND if record.kind == "sae" else DISCOVER_COMMAND
-        lines += ["go on with:", f"  {format_resume_command(run.id, run.path.parent, command)}"]
+        resume_command = format_resume_command(run.id, run.path.parent, command)
+        lines += ["To resume, run:", f"  {resume_command}"]
     return "\n".join(lines)
 
 
-def verify(args: argparse.Namespace, console: Console) -> None:
-    """Measure a run's circuit again."""
-    from discovery.agent import verify_run as measure_again
-    from discovery.graph.strict_json import dumps
+def verify_circuit(args: argparse.Namespace, console: Console) -> None:
+    """Measure the circuit of a run again, and print the differences."""
+    from discovery.agent import verify_run
 
-    found = measure_again(args.id, runs_dir=RUNS_DIR.resolve_value(args), progress=console.progress)
+    verification = verify_run(
+        args.id, runs_dir=RUNS_DIR.resolve_value(args), progress=console.progress
+    )
     if args.json:
-        console.write_document(dumps(dataclasses.asdict(found), indent=2) + "\n")
+        console.write_json(dataclasses.asdict(verification))
         return
-    verdict = (
-        "holds: its evaluation, measured again, is the same"
-        if found.holds
-        else "does not hold: its evaluation, measured again, differs"
+    if verification.holds:
+        outcome = "holds: its evaluation, measured again, is the same"
+    else:
+        outcome = "does not hold: its evaluation, measured again, differs"
+    work = f"{verification.forward_equivalents:,.0f} forward-pass equivalents"
+    lines = [f"{verification.run_id} {outcome} ({verification.checked} numbers, {work})."]
+    lines += [f"  - {difference}" for difference in verification.differences]
+    lines.append(
+        "Not measured again: the curve, the stability of the selection (f), effects of single "
+        "nodes, edges, and the words of the reasons."
     )
-    heading = f"{found.run_id} {verdict} ({found.checked} numbers, {found.forward_equivalents:,.0f} forward-pass equivalents)."
-    left = "Not measured again: the curve, the stability of the selection (f), effects of single nodes, edges, and the words of the reasons."
-    console.write_result(
-        "\n".join([heading, *(f"  - {difference}" for difference in found.differences), left])
-    )
+    console.write_result("\n".join(lines))
 
 
 def attach_features(args: argparse.Namespace, console: Console) -> None:
-    """Put an SAE's features beside a run's circuit."""
+    """Add the features of an SAE to the circuit of a run."""
     from discovery.agent import add_features_to_run
-    from discovery.cli.summary import describe_features as described
-    from discovery.graph.strict_json import dumps
+    from discovery.cli.summary import describe_features
 
-    found = add_features_to_run(
+    result = add_features_to_run(
         args.id,
         args.sae,
         positions=args.positions,
@@ -204,23 +195,24 @@ def attach_features(args: argparse.Namespace, console: Console) -> None:
     )
     if args.json:
         candidates = [
-            {**dataclasses.asdict(one), "node": str(one.node)} for one in found.candidates
+            {**dataclasses.asdict(candidate), "node": str(candidate.node)}
+            for candidate in result.candidates
         ]
-        console.write_document(
-            dumps({"circuit": found.circuit.to_node_link(), "candidates": candidates}, indent=2)
-            + "\n"
-        )
+        console.write_json({"circuit": result.circuit.to_node_link(), "candidates": candidates})
         return
-    lacking = [f"  {one.node.label} does not: {one.why}" for one in found.candidates if one.why]
-    console.write_result("\n".join([described(found.circuit), *lacking]))
+    rejected = [
+        f"  {candidate.node.label} does not hold: {candidate.why}"
+        for candidate in result.candidates
+        if candidate.why
+    ]
+    console.write_result("\n".join([describe_features(result.circuit), *rejected]))
 
 
-def export(args: argparse.Namespace, console: Console) -> None:
-    """A run's circuit as text."""
+def export_circuit(args: argparse.Namespace, console: Console) -> None:
+    """Print the circuit of a run in another format."""
     from discovery.store import open_run
 
     if args.json and args.format not in (None, "json"):
         raise UsageError(f"--json was given with --format {args.format}.", "Give one of them.")
-    console.write_document(
-        open_run(RUNS_DIR.resolve_value(args), args.id).load_circuit().export(args.format or "json")
-    )
+    circuit = open_run(RUNS_DIR.resolve_value(args), args.id).load_circuit()
+    console.write_document(circuit.export(args.format or "json"))

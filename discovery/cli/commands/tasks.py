@@ -1,11 +1,11 @@
-"""`circuit-scout tasks`: the behaviours that come with their own prompts, and whether a model does a task."""
+"""`circuit-scout tasks`: list the built-in tasks, and check whether a model does a task."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import MEMORY, Subparsers
+from discovery.cli.arguments import MEMORY, Subparsers, add_json_flag
 from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import (
     add_model_and_task_flags,
@@ -18,42 +18,37 @@ if TYPE_CHECKING:
     from discovery.methods.behaviour import BehaviourCheck
     from discovery.tasks import Task
 
-_CHECK = """Lint a task against a model's tokenizer, and measure whether the model does it: a circuit can only be found for what is there."""
+_CHECK = """Check the prompts of a task with a model's tokenizer, and measure whether the model
+does the task. Only then can there be a circuit for it."""
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the noun and its verbs to the grammar."""
-    noun = commands.add_parser(
-        "tasks", parents=parents, help="built-in tasks, and whether a model does one"
+    """Add the command and its verbs to the parser."""
+    parser = commands.add_parser(
+        "tasks", parents=parents, help="list the built-in tasks, or check a task with a model"
     )
-    noun.add_argument("--json", action="store_true", help="print one JSON document")
-    noun.set_defaults(run=print_tasks, parser=noun)
-    verbs = noun.add_subparsers(title="verbs", metavar="VERB")
-    for name, act, text in (
-        ("list", print_tasks, "the built-in tasks"),
-        ("check", print_check, "does a model do a task?"),
-    ):
-        verb = verbs.add_parser(
-            name, parents=parents, help=text, description=_CHECK if name == "check" else None
-        )
-        if name == "check":
-            verb.add_argument(
-                "task", metavar="TASK", help="a built-in task or the path of a task file"
-            )
-            add_model_and_task_flags(verb)
-        verb.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
-        )
-        verb.set_defaults(run=act, parser=verb)
+    add_json_flag(parser)
+    parser.set_defaults(run=print_tasks, parser=parser)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    list_verb = verbs.add_parser("list", parents=parents, help="list the built-in tasks")
+    check_verb = verbs.add_parser(
+        "check", parents=parents, help="check whether a model does a task", description=_CHECK
+    )
+    check_verb.add_argument(
+        "task", metavar="TASK", help="a built-in task or the path of a task file"
+    )
+    add_model_and_task_flags(check_verb)
+    for verb, run in ((list_verb, print_tasks), (check_verb, print_check)):
+        add_json_flag(verb, is_verb=True)
+        verb.set_defaults(run=run, parser=verb)
 
 
 def print_tasks(args: argparse.Namespace, console: Console) -> None:
-    """Every built-in task."""
-    from discovery.graph.strict_json import dumps
+    """Print every built-in task."""
     from discovery.tasks import BUILTIN
 
     if args.json:
-        rows = [
+        facts = [
             {
                 "name": task.name,
                 "summary": task.summary,
@@ -63,27 +58,23 @@ def print_tasks(args: argparse.Namespace, console: Console) -> None:
             }
             for task in BUILTIN.values()
         ]
-        console.write_document(dumps({"tasks": rows}, indent=2) + "\n")
+        console.write_json({"tasks": facts})
         return
-    console.write_result(
-        format_columns(
-            [
-                (task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})")
-                for task in BUILTIN.values()
-            ]
-        )
-    )
+    rows = [
+        (task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})")
+        for task in BUILTIN.values()
+    ]
+    console.write_result(format_columns(rows))
 
 
 def print_check(args: argparse.Namespace, console: Console) -> None:
-    """Lint, then measure on all pairs."""
+    """Check the prompts of a task, then measure it on all pairs."""
     load = load_request(args)
     model = load_requested_model(load, console)
     task = load_requested_task(load, model, args.seed or 0, console)
-    from discovery.graph.strict_json import dumps
     from discovery.methods.behaviour import check_task
 
-    found = check_task(
+    check = check_task(
         model,
         task,
         metric=args.metric,
@@ -91,63 +82,54 @@ def print_check(args: argparse.Namespace, console: Console) -> None:
         progress=console.progress,
     )
     if args.json:
-        console.write_document(
-            dumps({"model": model.info.name, **check_facts(task, found)}, indent=2) + "\n"
-        )
+        console.write_json({"model": model.info.name, **check_facts(task, check)})
     else:
-        console.write_result(f"{task.name} in {model.info.name}\n{_format_check(task, found)}")
+        console.write_result(f"{task.name} in {model.info.name}\n{_format_check(task, check)}")
 
 
-def check_facts(task: Task, found: BehaviourCheck) -> dict[str, Any]:
-    """What was found, as JSON data."""
-    gap = {"mean": found.gap.mean, "low": found.gap.low, "high": found.gap.high}
+def check_facts(task: Task, check: BehaviourCheck) -> dict[str, Any]:
+    """Return the outcome of a check as JSON data."""
+    gap = {"mean": check.gap.mean, "low": check.gap.low, "high": check.gap.high}
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
-        "behaviour": found.is_present,
-        "reasons": list(found.reasons),
+        "behaviour": check.is_present,
+        "reasons": list(check.reasons),
         "lint": {"warnings": list(task.warnings)},
-        "n": found.n,
+        "n": check.n,
         "n_discovery": len(task.discovery),
         "n_heldout": len(task.heldout),
         "split": task.split_method,
-        "metric": found.metric,
-        "metric_clean": found.metric_clean,
-        "metric_corrupted": found.metric_corrupted,
+        "metric": check.metric,
+        "metric_clean": check.metric_clean,
+        "metric_corrupted": check.metric_corrupted,
         "gap": gap,
-        "accuracy": found.accuracy,
-        "accuracy_low": found.accuracy_low,
-        "best_constant": found.best_constant,
-        "top1": found.top1,
+        "accuracy": check.accuracy,
+        "accuracy_low": check.accuracy_low,
+        "best_constant": check.best_constant,
+        "top1": check.top1,
         "cost": {
-            "forward_equivalents": found.cost.forward_equivalents,
-            "seconds": found.cost.seconds,
+            "forward_equivalents": check.cost.forward_equivalents,
+            "seconds": check.cost.seconds,
         },
     }
 
 
-def _format_check(task: Task, found: BehaviourCheck) -> str:
-    verdict = "The model does the task." if found.is_present else "The model does not do the task:"
+def _format_check(task: Task, check: BehaviourCheck) -> str:
+    verdict = "The model does the task." if check.is_present else "The model does not do the task:"
+    pairs = f"{len(task.discovery)} to find a circuit, {len(task.heldout)} to test it"
+    bounds = f"95% lower bound {check.accuracy_low:.1%}"
+    chance = f"best constant answer {check.best_constant:.1%}, chance 50%"
+    clean = f"{check.metric_clean:.3f} on clean prompts"
+    corrupted = f"{check.metric_corrupted:.3f} on corrupted ones"
+    work = f"{check.cost.forward_equivalents:,.0f} forward-pass equivalents"
     rows = [
-        (
-            "pairs",
-            f"{found.n}: {len(task.discovery)} to find a circuit, {len(task.heldout)} to judge it; {task.split_method}",
-        ),
-        (
-            "accuracy",
-            f"{found.accuracy:.1%} (95% lower bound {found.accuracy_low:.1%}; best constant answer {found.best_constant:.1%}, chance 50%)",
-        ),
-        ("top-1", f"{found.top1:.1%}"),
-        (
-            found.metric.replace("_", " "),
-            f"{found.metric_clean:.3f} on clean prompts, {found.metric_corrupted:.3f} on corrupted ones",
-        ),
-        ("gap", f"{found.gap.mean:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]"),
-        (
-            "cost",
-            f"{found.cost.forward_equivalents:,.0f} forward-pass equivalents, {found.cost.seconds:.1f} s",
-        ),
+        ("pairs", f"{check.n}: {pairs}; {task.split_method}"),
+        ("accuracy", f"{check.accuracy:.1%} ({bounds}; {chance})"),
+        ("top-1", f"{check.top1:.1%}"),
+        (check.metric.replace("_", " "), f"{clean}, {corrupted}"),
+        ("gap", f"{check.gap.mean:.3f} [{check.gap.low:.3f}, {check.gap.high:.3f}]"),
+        ("cost", f"{work}, {check.cost.seconds:.1f} s"),
     ]
-    return "\n".join(
-        [verdict, *(f"  - {reason}" for reason in found.reasons), "", format_columns(rows)]
-    )
+    reasons = [f"  - {reason}" for reason in check.reasons]
+    return "\n".join([verdict, *reasons, "", format_columns(rows)])

@@ -39,22 +39,22 @@ def test_bytes(word: str, size: int) -> None:
 @pytest.mark.parametrize(
     "word", ["", "GB", "-1", "0", "4XB", "1e9", "4 apples", "0.5", "nan", "1.5", "0MB"]
 )
-def test_what_is_no_number_of_bytes(word: str) -> None:
-    with pytest.raises(UsageError) as told:
+def test_words_that_are_not_a_number_of_bytes(word: str) -> None:
+    with pytest.raises(UsageError) as caught:
         parse_byte_count("--memory", word)
-    assert repr(word) in told.value.cause
-    assert "4GB" in told.value.cure
-    assert "512MiB" in told.value.cure
+    assert repr(word) in caught.value.cause
+    assert "4GB" in caught.value.cure
+    assert "512MiB" in caught.value.cure
 
 
 @pytest.mark.parametrize("word", ["0", "-3", "1.5", "many", "", "²"])
-def test_what_is_no_number_of_pairs(word: str) -> None:
+def test_words_that_are_not_a_number_of_pairs(word: str) -> None:
     with pytest.raises(UsageError, match="whole number of at least 1"):
         parse_whole_number(1, "--pairs", word)
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "1e999", "much", ""])
-def test_what_is_no_budget(word: str) -> None:
+def test_words_that_are_not_a_budget(word: str) -> None:
     with pytest.raises(UsageError, match="number above 0"):
         parse_positive_number("--budget", word)
 
@@ -83,21 +83,22 @@ def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         parse_folder("--runs-dir", " ")
 
 
-def test_the_flag_comes_before_the_environment_and_that_before_the_default(
+def test_the_flag_overrides_the_environment_and_that_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    none, given = argparse.Namespace(model=None), argparse.Namespace(model="gpt2")
-    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == (
+    absent = argparse.Namespace(model=None)
+    given = argparse.Namespace(model="gpt2")
+    assert (arguments.MODEL.resolve_value(absent), arguments.MODEL.resolve_value(given)) == (
         "bundled",
         "gpt2",
     )
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "pythia")
-    assert (arguments.MODEL.resolve_value(none), arguments.MODEL.resolve_value(given)) == (
+    assert (arguments.MODEL.resolve_value(absent), arguments.MODEL.resolve_value(given)) == (
         "pythia",
         "gpt2",
     )
     monkeypatch.setenv("CIRCUIT_SCOUT_MODEL", "")
-    assert arguments.MODEL.resolve_value(none) == "bundled"
+    assert arguments.MODEL.resolve_value(absent) == "bundled"
 
 
 def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +107,12 @@ def test_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None
         arguments.MEMORY.resolve_value(argparse.Namespace(memory=None))
 
 
-def test_every_setting_of_these_commands_has_a_twin() -> None:
+def test_every_setting_has_a_variable() -> None:
     names = {"MODEL", "BACKEND", "DEVICE", "DTYPE", "RUNS_DIR", "MODELS_DIR", "MEMORY"}
     assert {setting.variable for setting in SETTINGS} == {f"CIRCUIT_SCOUT_{name}" for name in names}
 
 
-def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_ask() -> None:
+def test_the_choices_are_those_of_the_modules_that_are_too_heavy_to_import() -> None:
     from typing import get_args
 
     from discovery.backends import info

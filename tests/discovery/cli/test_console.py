@@ -18,9 +18,13 @@ def test_whatever_is_printed_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -
         console.write_result("the result")
     sys.stdout.write("after\n")
     os.write(1, b"and below\n")
-    told = capfd.readouterr()
-    assert sorted(told.out.splitlines()) == ["after", "and below", "the result"]
-    assert sorted(told.err.splitlines()) == ["a library in C", "a library's greeting", "a program"]
+    result = capfd.readouterr()
+    assert sorted(result.out.splitlines()) == ["after", "and below", "the result"]
+    assert sorted(result.err.splitlines()) == [
+        "a library in C",
+        "a library's greeting",
+        "a program",
+    ]
 
 
 def test_standard_output_is_back_after_a_fault(capfd: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +36,7 @@ def test_standard_output_is_back_after_a_fault(capfd: pytest.CaptureFixture[str]
     assert before is None or len(os.listdir("/dev/fd")) == len(before)
 
 
-def test_a_document_is_written_as_it_is_and_text_is_made_visible(
+def test_a_document_is_written_unchanged_and_text_is_escaped(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with divert_stdout(verbose=False, quiet=False) as console:
@@ -42,13 +46,13 @@ def test_a_document_is_written_as_it_is_and_text_is_made_visible(
     assert escape_unprintable("a\tb\nc\x00\u202e") == "a\tb\nc\\x00\\u202e"
 
 
-def test_what_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+def test_characters_that_the_encoding_lacks_are_escaped(tmp_path: Path) -> None:
     with open(tmp_path / "out", "wb") as file:
         Console(file.fileno(), "ascii").write_result("m(∅)")
     assert (tmp_path / "out").read_bytes() == b"m(\\u2205)\n"
 
 
-def test_quiet_leaves_only_complaints(
+def test_quiet_leaves_only_warnings(
     capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     import warnings
@@ -59,13 +63,13 @@ def test_quiet_leaves_only_complaints(
         console.report_event({"stage": "heads", "concluded": "two", "why": "so"})
         console.progress(1, 2, "heads")
         warnings.warn("a warning", stacklevel=1)
-        console.write_warning("a complaint")
+        console.write_warning("a warning to keep")
     assert "TQDM_DISABLE" not in os.environ
-    assert capfd.readouterr() == ("", "a complaint\n")
+    assert capfd.readouterr() == ("", "a warning to keep\n")
     assert len(recwarn) == 0
 
 
-def test_an_event_says_its_reason_and_a_decision_only_where_more_is_wanted(
+def test_an_event_shows_its_reason_and_a_decision_only_if_verbose(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     for verbose, lines in (
@@ -83,7 +87,7 @@ def test_an_event_says_its_reason_and_a_decision_only_where_more_is_wanted(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_is_the_callers_to_mend() -> None:
+def test_a_full_disk_is_an_error_of_the_caller() -> None:
     with (
         open("/dev/full", "wb", buffering=0) as full,
         pytest.raises(StoreError, match="Standard output cannot be written"),

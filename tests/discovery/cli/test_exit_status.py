@@ -16,7 +16,7 @@ from discovery.cli.commands import tasks
 from discovery.cli.exit_status import sigterm_as_interrupt
 from discovery.errors import BudgetError, Interrupted, ModelError
 from discovery.store import list_runs
-from tests.discovery.cli.conftest import CommandResult, StubAgent
+from tests.discovery.cli.stand_ins import CommandResult, StubAgent
 
 
 def interrupted(run_id: str | None) -> Interrupted:
@@ -25,39 +25,40 @@ def interrupted(run_id: str | None) -> Interrupted:
     return event
 
 
-def test_what_the_caller_can_mend_is_a_cause_and_a_cure(
+def test_an_error_of_the_caller_shows_a_cause_and_a_fix(
     scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
     agent.fault = BudgetError("A budget of 3 does not reach.", "Raise --budget.")
-    told = scout("-v", "discover", "--budget", "3")
-    assert (told.status, told.out) == (2, "")
-    assert told.err.endswith("error: A budget of 3 does not reach.\nfix: Raise --budget.\n")
-    assert "Traceback" not in told.err
+    result = scout("-v", "discover", "--budget", "3")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.endswith("error: A budget of 3 does not reach.\nfix: Raise --budget.\n")
+    assert "Traceback" not in result.err
 
 
-def test_a_fault_that_ended_a_run_says_how_to_go_on(
+def test_an_error_that_ends_a_run_shows_how_to_resume_it(
     scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
     agent.fault = ModelError("NDIF does not answer.", "Try again later.")
     agent.fault.run_id = "ioi-x-1"
-    told = scout("-q", "discover")
-    assert told.status == 2
-    assert told.err.endswith(
-        "fix: Try again later.\nWhat was finished is kept; go on with:\n  circuit-scout discover --resume ioi-x-1\n"
+    result = scout("-q", "discover")
+    assert result.status == 2
+    assert result.err.endswith(
+        "fix: Try again later.\nThe finished part is kept. To resume, run:\n"
+        "  circuit-scout discover --resume ioi-x-1\n"
     )
 
 
 @pytest.mark.parametrize("words", [(), ("-q",)])
-def test_an_interruption_says_how_to_go_on(
+def test_an_interruption_shows_how_to_resume(
     words: tuple[str, ...], scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
     agent.fault = interrupted("ioi-x-1")
-    told = scout("discover", *words)
-    assert (told.status, told.out) == (130, "")
-    assert told.err.endswith("circuit-scout discover --resume ioi-x-1\n")
+    result = scout("discover", *words)
+    assert (result.status, result.out) == (130, "")
+    assert result.err.endswith("circuit-scout discover --resume ioi-x-1\n")
 
 
-def test_an_interruption_names_a_runs_directory_that_is_not_the_usual_one(
+def test_an_interruption_names_a_runs_directory_that_is_not_the_default(
     scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
 ) -> None:
     agent.fault = interrupted("ioi-x-1")
@@ -72,20 +73,22 @@ def test_an_interruption_before_there_is_a_run(
     event: BaseException, scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
     agent.fault = event
-    told = scout("discover", "-q")
-    assert (told.status, told.err) == (130, "Interrupted.\n")
+    result = scout("discover", "-q")
+    assert (result.status, result.err) == (130, "Interrupted.\n")
 
 
 def test_a_bug_is_short_and_its_traceback_is_kept_beside_the_runs(
     scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
 ) -> None:
     agent.fault = ZeroDivisionError("division\nby zero")
-    told = scout("-q", "discover")
+    result = scout("-q", "discover")
     [log] = runs_dir.glob("bug-*.log")
-    assert (told.status, told.out) == (1, "")
-    assert told.err.splitlines()[0] == "This is a bug in Circuit Scout: ZeroDivisionError: division"
-    assert str(log) in told.err
-    assert "Traceback" not in told.err
+    assert (result.status, result.out) == (1, "")
+    assert (
+        result.err.splitlines()[0] == "This is a bug in Circuit Scout: ZeroDivisionError: division"
+    )
+    assert str(log) in result.err
+    assert "Traceback" not in result.err
     text = log.read_text(encoding="utf-8")
     assert text.startswith("circuit-scout -q discover\n")
     assert "Traceback" in text
@@ -93,24 +96,24 @@ def test_a_bug_is_short_and_its_traceback_is_kept_beside_the_runs(
     assert list_runs(runs_dir) == []
 
 
-def test_a_bug_shows_its_traceback_where_more_is_wanted(
+def test_a_bug_shows_its_traceback_if_verbose(
     scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
 ) -> None:
     agent.fault = ZeroDivisionError("division by zero")
-    told = scout("-v", "discover")
-    assert told.status == 1
-    assert "Traceback (most recent call last)" in told.err
+    result = scout("-v", "discover")
+    assert result.status == 1
+    assert "Traceback (most recent call last)" in result.err
     assert not list(runs_dir.glob("bug-*")) if runs_dir.exists() else True
 
 
-def test_a_bug_shows_its_traceback_where_it_cannot_be_kept(
+def test_a_bug_shows_its_traceback_if_no_log_can_be_written(
     scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     agent.fault = ZeroDivisionError("division by zero")
-    told = scout("discover", "--runs-dir", str(tmp_path / "file"))
-    assert told.status == 1
-    assert "Traceback (most recent call last)" in told.err
+    result = scout("discover", "--runs-dir", str(tmp_path / "file"))
+    assert result.status == 1
+    assert "Traceback (most recent call last)" in result.err
 
 
 def test_sigterm_is_an_interruption(
@@ -123,23 +126,23 @@ def test_sigterm_is_an_interruption(
 
 
 def test_a_thread_leaves_signals_alone() -> None:
-    def look() -> None:
+    def read_handler() -> None:
         with sigterm_as_interrupt():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
-    seen: list[Any] = []
-    thread = threading.Thread(target=look)
+    handlers: list[Any] = []
+    thread = threading.Thread(target=read_handler)
     thread.start()
     thread.join()
-    assert seen == [signal.getsignal(signal.SIGTERM)]
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_a_reader_that_goes_away_is_no_fault(root: Path) -> None:
+def test_a_reader_that_is_gone_is_not_an_error(root: Path) -> None:
     command = [sys.executable, "-m", "mcp_server", "tasks", "--json"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")

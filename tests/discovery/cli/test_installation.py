@@ -1,4 +1,4 @@
-"""Each check of `circuit-scout doctor`, in a sound installation and in one where what it looks for is wrong."""
+"""Each check of `circuit-scout doctor`, in a sound installation and in a broken one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from discovery.cli import installation
 from discovery.errors import ModelError
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
 
 @pytest.fixture(autouse=True)
@@ -29,17 +29,16 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_finds_this_installation_sound(
     scout: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
-    told = scout("doctor", "--json", "--runs-dir", str(tmp_path / "new" / "runs"))
-    assert told.status == 0, told.err
-    found = json.loads(told.out)
-    assert found["ok"] is True, found
-    assert [check["check"] for check in found["checks"]] == [
-        "python", "versions", "names", "memory", "devices", "writing", "transformerlens", "nnsight", "hub",
-    ]  # fmt: skip
-    assert not (tmp_path / "new").exists(), "looking is not making"
-    told = scout("doctor")
-    assert "nnsight          runs the bundled model; logits within" in told.out
-    assert told.out.endswith("Everything that is needed works.\n")
+    result = scout("doctor", "--json", "--runs-dir", str(tmp_path / "new" / "runs"))
+    assert result.status == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["ok"] is True, facts
+    names = "python versions names memory devices writing transformerlens nnsight hub".split()
+    assert [check["check"] for check in facts["checks"]] == names
+    assert not (tmp_path / "new").exists(), "doctor only reads"
+    result = scout("doctor")
+    assert "nnsight          runs the bundled model; logits within" in result.out
+    assert result.out.endswith("Everything that is needed works.\n")
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,19 +57,19 @@ def test_a_library_that_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
         "pytest>=99; extra == 'dev'",
     ]
     monkeypatch.setattr(installation.metadata, "requires", lambda name: wanted)
-    found = installation.check_versions()
-    assert found.status == "failed"
-    assert found.found.startswith("nothing-of-this-name is missing; networkx is ")
-    assert "not >=99" in found.found
-    assert "pytest" not in found.found
+    finding = installation.check_versions()
+    assert finding.status == "failed"
+    assert finding.found.startswith("nothing-of-this-name is missing; networkx is ")
+    assert "not >=99" in finding.found
+    assert "pytest" not in finding.found
 
 
 def test_another_distribution_with_our_name(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"discovery": ["circuit-scout", "other-tool"], "mcp_server": ["circuit-scout"]}
     monkeypatch.setattr(installation.metadata, "packages_distributions", lambda: owners)
-    found = installation.check_package_names()
-    assert (found.status, found.found) == ("failed", "discovery also belongs to other-tool")
-    assert "Uninstall other-tool" in (found.cure or "")
+    finding = installation.check_package_names()
+    assert (finding.status, finding.found) == ("failed", "discovery also belongs to other-tool")
+    assert "Uninstall other-tool" in (finding.cure or "")
 
 
 def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +77,14 @@ def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.Monk
         raise ModelError("It cannot be wrapped.", "Use another.")
 
     monkeypatch.setattr(installation, "_bundled_logits", refuse)
-    found = next(one for one in installation.run_checks() if one.check == "nnsight")
-    assert found.status == "failed"
-    assert "It cannot be wrapped." in found.found
-    assert "pip install" in (found.cure or "")
+    finding = next(finding for finding in installation.run_checks() if finding.check == "nnsight")
+    assert finding.status == "failed"
+    assert "It cannot be wrapped." in finding.found
+    assert "pip install" in (finding.cure or "")
     monkeypatch.setattr(
         installation, "_bundled_logits", lambda name: [1.0] if name == "nnsight" else refuse(name)
     )
-    assert [(one.check, one.status) for one in installation.run_checks()][-3:-1] == [
+    assert [(finding.check, finding.status) for finding in installation.run_checks()][-3:-1] == [
         ("transformerlens", "failed"),
         ("nnsight", "ok"),
     ]
@@ -116,12 +115,12 @@ def test_a_library_that_cannot_be_imported_is_a_finding(
 ) -> None:
     monkeypatch.setattr(installation, "_bundled_logits", lambda name: [1.0])
     monkeypatch.setitem(sys.modules, library, None)
-    found = list(installation.run_checks())
-    assert {one.check for one in found if one.status == "failed"} == failed
+    findings = list(installation.run_checks())
+    assert {finding.check for finding in findings if finding.status == "failed"} == failed
     assert all(
-        library in one.found and "pip install" in (one.cure or "")
-        for one in found
-        if one.status == "failed"
+        library in finding.found and "pip install" in (finding.cure or "")
+        for finding in findings
+        if finding.status == "failed"
     )
 
 
@@ -132,9 +131,9 @@ def test_an_installation_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(installation, "_bundled_logits", lambda name: [1.0])
     monkeypatch.setattr(installation.metadata, "requires", lack)
     assert [
-        (one.check, "circuit-scout" in one.found)
-        for one in installation.run_checks()
-        if one.status == "failed"
+        (finding.check, "circuit-scout" in finding.found)
+        for finding in installation.run_checks()
+        if finding.status == "failed"
     ] == [("versions", True)]
 
 
@@ -151,10 +150,10 @@ def test_a_gpu_that_this_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch, "ones", refuse)
-    found = installation.check_devices()
-    assert (found.status, found.found.endswith("on the device")) == ("failed", True)
-    assert "GPU 9000 does not compute" in found.found
-    assert "--device cpu" in (found.cure or "")
+    finding = installation.check_devices()
+    assert (finding.status, finding.found.endswith("on the device")) == ("failed", True)
+    assert "GPU 9000 does not compute" in finding.found
+    assert "--device cpu" in (finding.cure or "")
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,19 +168,19 @@ def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(
     os.name != "posix",
-    reason="a file in the way is refused alike everywhere else, with other words",
+    reason="other systems refuse a file in the way too, but with another message",
 )
 def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(installation.tempfile, "TemporaryFile", refuse)
-    found = installation.check_writable(tmp_path)
-    assert (found.status, found.cure) == (
+    finding = installation.check_writable(tmp_path)
+    assert (finding.status, finding.cure) == (
         "failed",
         "Give another folder with --runs-dir or CIRCUIT_SCOUT_RUNS_DIR, or make this one writable.",
     )
-    assert "Permission denied" in found.found
+    assert "Permission denied" in finding.found
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_a_hub_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "switched off" in installation.check_hub().found
     monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=fail))
-    found = installation.check_hub()
-    assert found.status == "warning"
-    assert "(ConnectionError)" in found.found
-    assert "local directories work without" in (found.cure or "")
+    finding = installation.check_hub()
+    assert finding.status == "warning"
+    assert "(ConnectionError)" in finding.found
+    assert "local directories work without" in (finding.cure or "")

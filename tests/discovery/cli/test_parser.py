@@ -7,12 +7,13 @@ import pytest
 
 from discovery.cli.arguments import UsageError
 from discovery.cli.parser import parse_command_line
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
-# The interface that holds, word for word; --json after the brackets goes with each verb in them.
-DISCOVER = """circuit-scout discover [TASK] [--model M] [--backend auto|transformerlens|nnsight] [--device auto|cpu|cuda|mps] [--dtype D]
-    [--device-map auto] [--remote] [--pairs N] [--seed S] [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES]
-    [--exhaustive] [--dry-run] [--runs-dir DIR] [--json] [--resume RUN_ID]"""
+# The documented interface of `discover`.
+DISCOVER = """circuit-scout discover [TASK] [--model M] [--backend auto|transformerlens|nnsight]
+    [--device auto|cpu|cuda|mps] [--dtype D] [--device-map auto] [--remote] [--pairs N] [--seed S]
+    [--metric NAME] [--universe all|heads] [--budget F] [--memory BYTES] [--exhaustive] [--dry-run]
+    [--runs-dir DIR] [--json] [--resume RUN_ID]"""
 VALUES = {
     "--model": "gpt2",
     "--backend": "nnsight",
@@ -48,7 +49,8 @@ LINES = [
     "runs features ID --sae saes/one",
     "runs features ID --sae saes/one --positions=-1,end --candidates 4 --memory 4GB --json",
     "sae examples --sae saes/one --text corpus.txt --features 1,2",
-    "sae examples --sae saes/one --text corpus.jsonl --features 1 --field body --top 3 --bins 0 --window 64 --json",
+    "sae examples --sae saes/one --text corpus.jsonl --features 1 --field body --top 3 --bins 0"
+    " --window 64 --json",
     *(
         "models",
         "models list",
@@ -138,7 +140,7 @@ def test_flags_stand_before_the_verb_too() -> None:
             "--budget is 'none', and must be a number above 0",
             "--budget 5000",
         ),
-        ("discover --memory much", "--memory is 'much', which is no number of bytes", "4GB"),
+        ("discover --memory much", "--memory is 'much', which is not a number of bytes", "4GB"),
         (
             "discover --metric logit_diff",
             "--metric is 'logit_diff'; allowed: logit_difference, prob",
@@ -152,14 +154,14 @@ def test_flags_stand_before_the_verb_too() -> None:
         ),
         (
             "discover --dtype single",
-            "--dtype is 'single'; allowed: float32, float16",
+            "--dtype is 'single'; allowed: float32, float64",
             "--dtype float32",
         ),
         ("discover --model", "--model", "circuit-scout discover --help"),
         ("discover a b", "does not take b", "circuit-scout discover --help"),
         (
             "runs features x --sae y --positions a,,b",
-            "--positions is 'a,,b', which lacks a position",
+            "--positions is 'a,,b', in which a position is missing",
             "end,S2,-1",
         ),
         (
@@ -179,19 +181,19 @@ def test_flags_stand_before_the_verb_too() -> None:
         ("runs -v list -q", "-v and -q", "one of them"),
     ],
 )
-def test_what_is_not_allowed_names_the_value_and_a_cure(
+def test_a_bad_command_line_names_the_value_and_a_fix(
     line: str, cause: str, cure: str, scout: Callable[..., CommandResult]
 ) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         parse_command_line(line.split())
-    assert cause in told.value.cause
-    assert cure in told.value.cure
+    assert cause in caught.value.cause
+    assert cure in caught.value.cure
     assert scout(*line.split()) == CommandResult(
-        2, "", f"error: {told.value.cause}\nfix: {told.value.cure}\n"
+        2, "", f"error: {caught.value.cause}\nfix: {caught.value.cure}\n"
     )
 
 
-def test_nothing_at_all_is_a_question_for_help(scout: Callable[..., CommandResult]) -> None:
+def test_no_command_prints_the_help(scout: Callable[..., CommandResult]) -> None:
     bare = scout()
     assert (bare.status, bare.err) == (0, "")
     assert bare == scout("--help") == scout("-h")

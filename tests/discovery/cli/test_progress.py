@@ -68,7 +68,7 @@ def test_without_an_estimate_there_is_no_share(clock: list[float]) -> None:
     assert terminal.getvalue().endswith("      measuring: 7 forward-pass equivalents")
 
 
-def test_nobody_listens(clock: list[float]) -> None:
+def test_a_stream_that_is_closed_or_missing(clock: list[float]) -> None:
     log = Terminal()
     log.close()
     for line in (ProgressLine(None), ProgressLine(Terminal(), quiet=True)):
@@ -80,7 +80,7 @@ def test_nobody_listens(clock: list[float]) -> None:
     line(0, 1, "x")
 
 
-def test_what_is_waited_for_has_no_numbers(clock: list[float]) -> None:
+def test_a_status_has_no_numbers(clock: list[float]) -> None:
     terminal = Terminal()
     ProgressLine(terminal).show_status("NDIF: queued: position 2")
     assert terminal.getvalue() == "\r\x1b[K      NDIF: queued: position 2"

@@ -9,7 +9,7 @@ from discovery.graph import VERDICTS, CircuitEdge, CircuitGraph, Effect, Evaluat
 from tests.discovery.graph.example import ioi_circuit
 
 
-def test_all_that_a_person_needs(tmp_path: Path) -> None:
+def test_the_summary_of_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "ioi-bundled-1"
     folder.mkdir()
     (folder / "report.html").touch()
@@ -32,7 +32,7 @@ def test_all_that_a_person_needs(tmp_path: Path) -> None:
         assert part in text, part
 
 
-def test_before_held_out_pairs_are_looked_at_it_says_whose_numbers_these_are() -> None:
+def test_before_held_out_pairs_are_used_it_shows_the_discovery_pairs() -> None:
     evaluation = ioi_circuit().evaluation
     early = Evaluation(discovery=evaluation.discovery)
     text = describe_circuit(ioi_circuit(evaluation=early, verdict="inconclusive"))
@@ -54,13 +54,13 @@ def test_slight_edges_are_only_counted() -> None:
 
 
 @pytest.mark.parametrize("verdict", [*VERDICTS, None])
-def test_the_least_that_a_record_can_say(verdict: str | None) -> None:
+def test_the_summary_of_an_empty_record(verdict: str | None) -> None:
     text = describe_circuit(CircuitGraph.model_validate({"verdict": verdict}))
     assert text.startswith(f"A task in a model: {verdict or 'not evaluated'}\n")
     assert "None" not in text
 
 
-def test_shared_keys_and_values_are_said_below_the_edges() -> None:
+def test_shared_keys_and_values_are_explained_below_the_edges() -> None:
     model = ioi_circuit().model
     shared = describe_circuit(ioi_circuit(model=model.model_copy(update={"n_kv_heads": 3})))
     assert "changes the copy that this head reads" in shared

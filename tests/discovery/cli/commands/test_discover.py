@@ -13,16 +13,16 @@ import pytest
 from discovery.backends.loading.load_arguments import LoadArguments
 from discovery.graph import CircuitGraph
 from discovery.store import list_runs
-from tests.discovery.cli.conftest import CommandResult, StubAgent
+from tests.discovery.cli.stand_ins import CommandResult, StubAgent, StubTask
 
-FRESH = "ioi-bundled-20261120-153012-a1b2"
+RUN_ID = "ioi-bundled-20261120-153012-a1b2"
 
 
 def test_without_arguments_the_bundled_model_and_ioi(
     scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
 ) -> None:
     assert scout("discover").status == 0
-    [(name, (model, task), options)] = agent.asked
+    [(name, (model, task), options)] = agent.calls
     load = LoadArguments(
         model="bundled",
         backend="auto",
@@ -50,14 +50,14 @@ def test_without_arguments_the_bundled_model_and_ioi(
     )
 
 
-def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
+def test_a_spread_or_remote_model_ignores_the_environment(
     scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, word in (("DEVICE", "cpu"), ("BACKEND", "transformerlens"), ("DTYPE", "float16")):
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", word)
     for flag in ("--device-map=auto", "--remote"):
         assert scout("discover", flag).status == 0
-    spread, remote = (options["load"] for _, _, options in agent.asked)
+    spread, remote = (options["load"] for _, _, options in agent.calls)
     assert [getattr(spread, name) for name in ("device", "backend", "dtype", "device_map")] == [
         "auto",
         "transformerlens",
@@ -75,8 +75,9 @@ def test_what_is_spread_or_remote_takes_no_place_from_the_environment(
 def test_every_flag_arrives(
     scout: Callable[..., CommandResult], agent: StubAgent, tmp_path: Path
 ) -> None:
-    line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64 --pairs 60 --seed 3 --metric kl_divergence"
-    line += f" --universe heads --budget 5000 --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
+    line = "induction --model gpt2 --backend transformerlens --device cpu --dtype float64"
+    line += " --pairs 60 --seed 3 --metric kl_divergence --universe heads --budget 5000"
+    line += f" --memory 512MiB --exhaustive --remote --runs-dir {tmp_path}/kept"
     assert scout("discover", *line.split()).status == 0
     load = LoadArguments(
         model="gpt2",
@@ -102,7 +103,7 @@ def test_every_flag_arrives(
     assert agent.options["command"] == f"circuit-scout discover {line}"
 
 
-def test_the_environment_is_heard(
+def test_the_environment_gives_settings(
     scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
@@ -124,7 +125,7 @@ def test_the_environment_is_heard(
     assert agent.options["memory"] == 10**9
 
 
-def test_files_are_named_so_that_a_run_resumes_from_anywhere(
+def test_paths_are_absolute_so_that_a_run_resumes_from_anywhere(
     scout: Callable[..., CommandResult],
     agent: StubAgent,
     tmp_path: Path,
@@ -147,26 +148,26 @@ def test_files_are_named_so_that_a_run_resumes_from_anywhere(
 def test_the_summary_is_on_stdout_and_the_journal_on_stderr(
     scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
-    told = scout("discover")
-    assert "ioi in bundled: partial" in told.out
-    assert f"circuit-scout runs show {FRESH}" in told.out
-    assert "heads: two heads\n    they move the metric\n" in told.err
-    assert "added L1H1" not in told.err
+    result = scout("discover")
+    assert "ioi in bundled: partial" in result.out
+    assert f"circuit-scout runs show {RUN_ID}" in result.out
+    assert "heads: two heads\n    they move the metric\n" in result.err
+    assert "added L1H1" not in result.err
     assert "added L1H1" in scout("discover", "-v").err
 
 
 def test_json_is_the_record_and_nothing_else(
     scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
-    told = scout("discover", "--json", "-q")
-    assert told.err == ""
-    assert CircuitGraph.from_json(told.out).verdict == "partial"
-    assert told.out.isascii()
+    result = scout("discover", "--json", "-q")
+    assert result.err == ""
+    assert CircuitGraph.from_json(result.out).verdict == "partial"
+    assert result.out.isascii()
 
 
 def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: StubAgent) -> None:
-    told = scout("discover", "--dry-run", "--budget", "10", "--universe", "heads")
-    assert [name for name, _, _ in agent.asked] == ["estimate"]
+    result = scout("discover", "--dry-run", "--budget", "10", "--universe", "heads")
+    assert [name for name, _, _ in agent.calls] == ["estimate_cost"]
     assert agent.options == {
         "metric": None,
         "universe": "heads",
@@ -174,8 +175,8 @@ def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: St
         "memory": None,
         "exhaustive": False,
     }
-    assert "1,234" in told.out
-    assert "a guess" in told.out
+    assert "1,234" in result.out
+    assert "a guess" in result.out
     assert json.loads(scout("discover", "--dry-run", "--json").out)["stages"] == {
         "heads": 1000.0,
         "validate": 234.5,
@@ -185,10 +186,10 @@ def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: St
 def test_a_run_is_resumed(
     scout: Callable[..., CommandResult], agent: StubAgent, runs_dir: Path
 ) -> None:
-    told = scout("discover", "--resume", FRESH, "--json", "-q")
-    [(name, run_id, options)] = agent.asked
-    assert (name, run_id, options["runs_dir"]) == ("resume", FRESH, runs_dir)
-    assert json.loads(told.out)["graph"]["run_id"] == FRESH
+    result = scout("discover", "--resume", RUN_ID, "--json", "-q")
+    [(name, run_id, options)] = agent.calls
+    assert (name, run_id, options["runs_dir"]) == ("resume", RUN_ID, runs_dir)
+    assert json.loads(result.out)["graph"]["run_id"] == RUN_ID
 
 
 @pytest.mark.parametrize(
@@ -205,10 +206,10 @@ def test_a_run_is_resumed(
 def test_a_resumed_run_takes_no_other_settings(
     words: list[str], scout: Callable[..., CommandResult], agent: StubAgent
 ) -> None:
-    told = scout("discover", "--resume", FRESH, *words)
-    assert (told.status, agent.asked) == (2, [])
-    assert ("TASK" if words == ["ioi"] else words[0]) in told.err
-    assert "Leave them out" in told.err
+    result = scout("discover", "--resume", RUN_ID, *words)
+    assert (result.status, agent.calls) == (2, [])
+    assert ("TASK" if words == ["ioi"] else words[0]) in result.err
+    assert "Leave them out" in result.err
 
 
 @pytest.mark.slow
@@ -247,14 +248,12 @@ def test_a_real_run_is_interrupted_and_resumed(
     assert (runs_dir / summary.id / "circuit.json").read_text() == done.stdout
 
 
-def test_a_split_too_small_for_a_verdict_is_said_before_anything_is_measured(
+def test_a_split_too_small_for_a_verdict_is_a_warning_before_anything_is_measured(
     scout: Callable[..., CommandResult], agent: StubAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.discovery.cli.conftest import StubTask
-
     assert "held-out pairs" not in scout("discover").err
     monkeypatch.setattr(StubTask, "heldout", range(42))
     assert (
-        "warning: 42 held-out pairs: the verdict will be inconclusive, for it needs 48"
+        "warning: 42 held-out pairs: the verdict will be inconclusive, because it needs 48"
         in scout("discover").err
     )

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.random_models.tiny_models import save_hugging_face
 from discovery.backends.hardware.placement import Placement
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def tiny_models(tmp_path: Path) -> Path:
 
 
 def test_the_bundled_model_is_always_there(scout: Callable[..., CommandResult]) -> None:
-    told = scout("models")
-    assert told.out.split()[0] == "bundled"
-    assert "--models-dir" in told.err
+    result = scout("models")
+    assert result.out.split()[0] == "bundled"
+    assert "--models-dir" in result.err
     assert [
         row["model"] for row in json.loads(scout("models", "list", "--json").out)["models"]
     ] == ["bundled"]
@@ -40,31 +40,31 @@ def test_the_bundled_model_is_always_there(scout: Callable[..., CommandResult]) 
 def test_local_models(
     scout: Callable[..., CommandResult], tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = scout("models", "list", "--models-dir", str(tiny_models), "--json")
-    found = json.loads(told.out)
-    assert found["models_dir"] == str(tiny_models)
-    assert [(row["model"], row["format"], row["bytes"]) for row in found["models"][1:]] == [
+    result = scout("models", "list", "--models-dir", str(tiny_models), "--json")
+    facts = json.loads(result.out)
+    assert facts["models_dir"] == str(tiny_models)
+    assert [(row["model"], row["format"], row["bytes"]) for row in facts["models"][1:]] == [
         (str(tiny_models / "a"), "native", None),
         (str(tiny_models / "owner/b"), "huggingface", 2_000_000),
     ]
     monkeypatch.setenv("CIRCUIT_SCOUT_MODELS_DIR", str(tiny_models))
-    assert scout("models", "--json").out == told.out
+    assert scout("models", "--json").out == result.out
     lines = scout("models", "list").out.splitlines()
     assert lines[2].split() == [str(tiny_models / "owner/b"), "huggingface", "2.0", "MB"]
 
 
-def test_a_models_directory_that_is_none(
+def test_a_models_directory_that_does_not_exist(
     scout: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
-    told = scout("models", "--models-dir", str(tmp_path / "nowhere"))
-    assert (told.status, told.out) == (2, "")
-    assert "nowhere" in told.err
+    result = scout("models", "--models-dir", str(tmp_path / "nowhere"))
+    assert (result.status, result.out) == (2, "")
+    assert "nowhere" in result.err
 
 
 def test_info(scout: Callable[..., CommandResult], model_directory: Path) -> None:
-    told = scout("models", "info", str(model_directory), "--json", "--device", "cpu")
-    assert told.status == 0, told.err
-    facts = json.loads(told.out)
+    result = scout("models", "info", str(model_directory), "--json", "--device", "cpu")
+    assert result.status == 0, result.err
+    facts = json.loads(result.out)
     assert (facts["n_layers"], facts["n_heads"], facts["attn_only"], facts["tokenizer"]) == (
         2,
         4,
@@ -75,10 +75,10 @@ def test_info(scout: Callable[..., CommandResult], model_directory: Path) -> Non
     assert (facts["backend"], facts["fits"]) == ("transformerlens", True)
     assert "up to 2 billion" in facts["chosen"]
     assert facts["memory"]["loading"] > facts["memory"]["weights"] == 4 * facts["n_params"]
-    told = scout("models", "info", str(model_directory), "--device", "cpu")
-    assert "  n_heads         4\n" in told.out
-    assert "Beside it a sweep of 32 pairs" in told.out
-    assert "Free on cpu" in told.out
+    result = scout("models", "info", str(model_directory), "--device", "cpu")
+    assert "  n_heads         4\n" in result.out
+    assert "In addition, a sweep of 32 pairs" in result.out
+    assert "Free on cpu" in result.out
 
 
 def test_info_of_a_model_that_is_to_be_spread(
@@ -99,11 +99,11 @@ def test_info_of_a_model_that_is_to_be_spread(
         True,
         True,
     )
-    told = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
-    assert (told.status, "allowed: auto" in told.err) == (2, True)
+    result = scout("models", "info", str(tmp_path / "gpt2"), "--device-map", "balanced")
+    assert (result.status, "allowed: auto" in result.err) == (2, True)
 
 
-def test_info_says_what_memory_a_model_takes_where_it_lies(
+def test_info_counts_the_memory_on_each_device(
     scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: Any
 ) -> None:
     path = str(save_hugging_face(tmp_path / "gpt2", "gpt2"))
@@ -122,25 +122,27 @@ def test_info_says_what_memory_a_model_takes_where_it_lies(
         "of the weights lie on the disk"
         in scout("models", "info", path, "--device-map", "auto").out
     )
-    told = scout("models", "info", path, "--remote")
-    assert (told.status, "runs models of the hub" in told.err) == (2, True)
+    result = scout("models", "info", path, "--remote")
+    assert (result.status, "runs models of the hub" in result.err) == (2, True)
 
 
 def test_info_for_a_backend_that_does_not_know_the_model(
     scout: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
-    told = scout(
+    result = scout(
         "models",
         "info",
         str(save_hugging_face(tmp_path / "granite", "granite")),
         "--backend",
         "nnsight",
     )
-    assert (told.status, told.out) == (2, "")
-    assert "Use backend 'transformerlens'" in told.err
+    assert (result.status, result.out) == (2, "")
+    assert "Use backend 'transformerlens'" in result.err
 
 
-def test_info_of_what_is_no_model(scout: Callable[..., CommandResult], tmp_path: Path) -> None:
-    told = scout("models", "info", str(tmp_path))
-    assert (told.status, told.out) == (2, "")
-    assert "config.json" in told.err
+def test_info_about_a_directory_without_a_model(
+    scout: Callable[..., CommandResult], tmp_path: Path
+) -> None:
+    result = scout("models", "info", str(tmp_path))
+    assert (result.status, result.out) == (2, "")
+    assert "config.json" in result.err

@@ -12,13 +12,13 @@ import pytest
 
 from discovery.graph import CircuitGraph
 from discovery.store import open_run
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
 
 def test_no_runs(scout: Callable[..., CommandResult], runs_dir: Path) -> None:
-    told = scout("runs")
-    assert (told.status, told.out) == (0, "")
-    assert "circuit-scout discover" in told.err
+    result = scout("runs")
+    assert (result.status, result.out) == (0, "")
+    assert "circuit-scout discover" in result.err
     assert json.loads(scout("runs", "--json").out) == {"runs_dir": str(runs_dir), "runs": []}
 
 
@@ -26,15 +26,15 @@ def test_the_list(
     scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path
 ) -> None:
     (runs_dir / "ruin").mkdir()
-    told = scout("runs", "list")
-    lines = told.out.splitlines()
+    result = scout("runs", "list")
+    lines = result.out.splitlines()
     assert lines[0].split() == ["run", "status", "verdict", "task", "model"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert rows[finished] == ["completed", "partial", "ioi", "bundled"]
     assert rows[unfinished] == ["interrupted", "induction", "bundled"]
     assert rows["ruin"][0] == "damaged"
-    listed = json.loads(scout("runs", "list", "--json").out)["runs"]
-    assert {row["id"]: (row["status"], row["verdict"]) for row in listed}[finished] == (
+    runs = json.loads(scout("runs", "list", "--json").out)["runs"]
+    assert {row["id"]: (row["status"], row["verdict"]) for row in runs}[finished] == (
         "completed",
         "partial",
     )
@@ -49,42 +49,42 @@ def test_another_directory(
 ) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(tmp_path / "empty"))
     assert finished in scout("runs", "list", "--runs-dir", str(runs_dir)).out
-    told = scout("runs", "--runs-dir", str(runs_dir), "show", finished)
-    assert f"runs verify {finished} --runs-dir {runs_dir}" in told.out
+    result = scout("runs", "--runs-dir", str(runs_dir), "show", finished)
+    assert f"runs verify {finished} --runs-dir {runs_dir}" in result.out
     assert scout("runs", "show", finished).status == 2
 
 
 def test_show_a_finished_run(scout: Callable[..., CommandResult], finished: str) -> None:
-    told = scout("runs", "show", finished)
-    assert (told.status, told.err) == (0, "")
-    assert "ioi in bundled: partial" in told.out
-    assert "report.html" in told.out
+    result = scout("runs", "show", finished)
+    assert (result.status, result.err) == (0, "")
+    assert "ioi in bundled: partial" in result.out
+    assert "report.html" in result.out
 
 
 def test_show_an_unfinished_run(scout: Callable[..., CommandResult], unfinished: str) -> None:
-    told = scout("runs", "show", unfinished)
-    assert f"{unfinished}: interrupted" in told.out
-    assert "check: the model does the task" in told.out
-    assert f"circuit-scout discover --resume {unfinished}" in told.out
+    result = scout("runs", "show", unfinished)
+    assert f"{unfinished}: interrupted" in result.out
+    assert "check: the model does the task" in result.out
+    assert f"circuit-scout discover --resume {unfinished}" in result.out
 
 
 def test_show_as_json(
     scout: Callable[..., CommandResult], finished: str, unfinished: str, runs_dir: Path
 ) -> None:
-    found = json.loads(scout("runs", "show", finished, "--json").out)
-    assert (found["run_id"], found["status"], found["path"]) == (
+    facts = json.loads(scout("runs", "show", finished, "--json").out)
+    assert (facts["run_id"], facts["status"], facts["path"]) == (
         finished,
         "completed",
         str(runs_dir / finished),
     )
-    assert found["circuit"]["graph"]["verdict"] == "partial"
+    assert facts["circuit"]["graph"]["verdict"] == "partial"
     assert json.loads(scout("runs", "show", unfinished, "--json").out)["circuit"] is None
 
 
 def test_a_run_that_is_not_there(scout: Callable[..., CommandResult], finished: str) -> None:
-    told = scout("runs", "show", finished[:-1] + "x")
-    assert (told.status, told.out) == (2, "")
-    assert f"Did you mean {finished}?" in told.err
+    result = scout("runs", "show", finished[:-1] + "x")
+    assert (result.status, result.out) == (2, "")
+    assert f"Did you mean {finished}?" in result.err
     assert scout("runs", "show", "../../etc").status == 2
 
 
@@ -94,11 +94,11 @@ def test_a_run_that_is_not_there(scout: Callable[..., CommandResult], finished: 
 def test_export(
     name: str, start: str, scout: Callable[..., CommandResult], finished: str, runs_dir: Path
 ) -> None:
-    told = scout("runs", "export", finished, "--format", name)
-    assert (told.status, told.err) == (0, "")
-    assert told.out.startswith(start)
+    result = scout("runs", "export", finished, "--format", name)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith(start)
     circuit = open_run(runs_dir, finished).load_circuit()
-    assert told.out == circuit.export(name)  # type: ignore[arg-type]  # parametrised
+    assert result.out == circuit.export(name)  # type: ignore[arg-type]  # parametrised
 
 
 def test_export_as_json(
@@ -126,23 +126,23 @@ def test_verify(
     finished: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[Any] = []
+    verified: list[Any] = []
 
-    def verify(run_id: str, **options: Any) -> StubVerification:
-        asked.append((run_id, options["runs_dir"]))
+    def verify_run(run_id: str, **options: Any) -> StubVerification:
+        verified.append((run_id, options["runs_dir"]))
         return StubVerification(run_id, not differences, differences)
 
-    fake: Any = types.ModuleType("discovery.agent")
-    fake.verify = verify
-    monkeypatch.setitem(sys.modules, "discovery.agent", fake)
-    told = scout("runs", "verify", finished)
-    assert told.status == 0
-    assert ("does not hold" in told.out) == bool(differences)
-    assert all(difference in told.out for difference in differences)
-    found = json.loads(scout("runs", "verify", finished, "--json").out)
-    assert (found["holds"], found["differences"], found["checked"]) == (
+    module: Any = types.ModuleType("discovery.agent")
+    module.verify_run = verify_run
+    monkeypatch.setitem(sys.modules, "discovery.agent", module)
+    result = scout("runs", "verify", finished)
+    assert result.status == 0
+    assert ("does not hold" in result.out) == bool(differences)
+    assert all(difference in result.out for difference in differences)
+    facts = json.loads(scout("runs", "verify", finished, "--json").out)
+    assert (facts["holds"], facts["differences"], facts["checked"]) == (
         not differences,
         list(differences),
         7,
     )
-    assert [run_id for run_id, _ in asked] == [finished, finished]
+    assert [run_id for run_id, _ in verified] == [finished, finished]

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.random_models.tiny_models import save_hugging_face, save_tokenizer
 from discovery.store import run_ids
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
 WORDS = ("the", "cat", "dog", "sees", "fish", "bones")
 SMALL = ("--features", "24", "--tokens", "640", "--batch", "32", "--site", "resid_post.1")
@@ -20,7 +20,7 @@ SMALL = ("--features", "24", "--tokens", "640", "--batch", "32", "--site", "resi
 
 @pytest.fixture(autouse=True)
 def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than what they report on."""
+    """Reports take longer than the training of these small SAEs."""
     from discovery.features.training import loop
 
     monkeypatch.setattr(loop, "REPORTS_PER_TRAINING", 2)
@@ -41,7 +41,7 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_training_and_what_it_left(
+def test_a_training_and_its_files(
     scout: Callable[..., CommandResult],
     model: str,
     text: str,
@@ -49,7 +49,7 @@ def test_training_and_what_it_left(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = scout(
+    result = scout(
         "sae",
         "train",
         "--model",
@@ -61,21 +61,21 @@ def test_training_and_what_it_left(
         str(tmp_path / "mine"),
         "--json",
     )
-    assert told.status == 0, told.err
-    found = json.loads(told.out)
-    assert found["recipe"]["d_sae"] == 24
-    assert Path(found["sae"]) == runs_dir / found["run_id"] / "sae"
-    assert "estimate: 640 tokens in 20 steps" in told.err
-    assert "loss recovered" in told.err or "variance explained" in told.err
+    assert result.status == 0, result.err
+    trained = json.loads(result.out)
+    assert trained["recipe"]["d_sae"] == 24
+    assert Path(trained["sae"]) == runs_dir / trained["run_id"] / "sae"
+    assert "estimate: 640 tokens in 20 steps" in result.err
+    assert "loss recovered" in result.err or "variance explained" in result.err
     facts = json.loads(scout("sae", "info", str(tmp_path / "mine"), "--json").out)
     assert (facts["hook"], facts["features"], facts["scores"]) == (
         "blocks.1.hook_resid_post",
         24,
-        found["scores"],
+        trained["scores"],
     )
-    assert facts["recipe"] == found["recipe"]
-    for place in (found["run_id"], found["path"], found["sae"]):
-        assert json.loads(scout("sae", "info", place, "--json").out)["bytes"] == facts["bytes"]
+    assert facts["recipe"] == trained["recipe"]
+    for name in (trained["run_id"], trained["path"], trained["sae"]):
+        assert json.loads(scout("sae", "info", name, "--json").out)["bytes"] == facts["bytes"]
     words = (
         "sae",
         "examples",
@@ -91,33 +91,33 @@ def test_training_and_what_it_left(
         "--sae",
     )
     by_id, by_path = (
-        json.loads(scout(*words, place).out) for place in (found["run_id"], found["sae"])
+        json.loads(scout(*words, name).out) for name in (trained["run_id"], trained["sae"])
     )
-    assert (by_id["sae"], by_id["features"]) == (found["run_id"], by_path["features"])
+    assert (by_id["sae"], by_id["features"]) == (trained["run_id"], by_path["features"])
     monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR")
-    assert "is no directory, no run in" in scout(*words, found["run_id"]).err
+    assert "is no directory, no run in" in scout(*words, trained["run_id"]).err
     elsewhere = ("--runs-dir", str(runs_dir))
-    assert scout(*words, found["run_id"], *elsewhere).status == 0
-    assert scout("sae", "info", found["run_id"]).status == 2
-    assert scout("sae", "info", found["run_id"], *elsewhere).status == 0
+    assert scout(*words, trained["run_id"], *elsewhere).status == 0
+    assert scout("sae", "info", trained["run_id"]).status == 2
+    assert scout("sae", "info", trained["run_id"], *elsewhere).status == 0
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs_dir))
-    shown = scout("runs", "show", found["run_id"])
+    shown = scout("runs", "show", trained["run_id"])
     assert "completed" in shown.out
-    assert f"the dictionary: {found['sae']}" in shown.out
+    assert f"the SAE: {trained['sae']}" in shown.out
     assert json.loads(scout("runs", "--json").out)["runs"][0]["kind"] == "sae"
     for words in (
-        ("runs", "export", found["run_id"]),
-        ("runs", "verify", found["run_id"]),
-        ("discover", "--resume", found["run_id"]),
+        ("runs", "export", trained["run_id"]),
+        ("runs", "verify", trained["run_id"]),
+        ("discover", "--resume", trained["run_id"]),
     ):
-        refused = scout(*words)
-        assert (refused.status, refused.out) == (2, "")
-        assert "SAE" in refused.err
-    again = scout("sae", "train", "--resume", found["run_id"], "--json")
-    assert json.loads(again.out) == found
+        refusal = scout(*words)
+        assert (refusal.status, refusal.out) == (2, "")
+        assert "SAE" in refusal.err
+    again = scout("sae", "train", "--resume", trained["run_id"], "--json")
+    assert json.loads(again.out) == trained
 
 
-def test_an_interruption_is_gone_on_with(
+def test_an_interrupted_training_is_resumed(
     scout: Callable[..., CommandResult],
     model: str,
     text: str,
@@ -126,35 +126,36 @@ def test_an_interruption_is_gone_on_with(
 ) -> None:
     from discovery.features.training import loop
 
-    honest, steps = loop.step, 0
+    original_step = loop.step
+    steps = 0
 
-    def broken(trainer: Any, batch: Any) -> Any:
+    def interrupted_step(trainer: Any, batch: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 9:
             raise KeyboardInterrupt
-        return honest(trainer, batch)
+        return original_step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "step", broken)
-        told = scout("sae", "train", "--model", model, "--text", text, *SMALL)
+        patch.setattr(loop, "step", interrupted_step)
+        result = scout("sae", "train", "--model", model, "--text", text, *SMALL)
     [run_id] = run_ids(runs_dir)
-    assert (told.status, told.out) == (130, "")
-    assert told.err.endswith(f"go on with:\n  circuit-scout sae train --resume {run_id}\n")
+    assert (result.status, result.out) == (130, "")
+    assert result.err.endswith(f"To resume, run:\n  circuit-scout sae train --resume {run_id}\n")
     assert f"circuit-scout sae train --resume {run_id}" in scout("runs", "show", run_id).out
-    told = scout("sae", "train", "--resume", run_id)
-    assert told.status == 0, told.err
-    assert "24 features of resid_post.1 (topk): variance explained" in told.out
+    result = scout("sae", "train", "--resume", run_id)
+    assert result.status == 0, result.err
+    assert "24 features of resid_post.1 (topk): variance explained" in result.out
 
 
 def test_only_an_estimate(
     scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path
 ) -> None:
-    told = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
-    assert told.status == 0, told.err
-    found = json.loads(told.out)
-    assert found["estimate"]["steps"] == 20
-    assert found["estimate"]["memory_bytes"] > 0
+    result = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
+    assert result.status == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["estimate"]["steps"] == 20
+    assert facts["estimate"]["memory_bytes"] > 0
     assert (
         "640 tokens in 20 steps"
         in scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run").out
@@ -163,7 +164,7 @@ def test_only_an_estimate(
 
 
 def test_a_task_of_the_bundled_model(scout: Callable[..., CommandResult]) -> None:
-    told = scout(
+    result = scout(
         "sae",
         "train",
         "--task",
@@ -176,15 +177,15 @@ def test_a_task_of_the_bundled_model(scout: Callable[..., CommandResult]) -> Non
         "16",
         "--dry-run",
     )
-    assert told.status == 0, told.err
-    assert "16 features of resid_pre.2 (topk)" in told.out
+    assert result.status == 0, result.err
+    assert "16 features of resid_pre.2 (topk)" in result.out
 
 
-def test_the_bundled_dictionary(scout: Callable[..., CommandResult]) -> None:
-    told = scout("sae", "info", "bundled")
-    assert told.status == 0
-    assert "blocks.2.hook_resid_pre" in told.out
-    assert told == scout("sae")
+def test_the_bundled_sae(scout: Callable[..., CommandResult]) -> None:
+    result = scout("sae", "info", "bundled")
+    assert result.status == 0
+    assert "blocks.2.hook_resid_pre" in result.out
+    assert result == scout("sae")
     assert json.loads(scout("sae", "info", "bundled", "--json").out)["features"] == 1024
 
 
@@ -251,9 +252,9 @@ def test_the_bundled_dictionary(scout: Callable[..., CommandResult]) -> None:
 def test_what_is_wrong_names_the_value_and_a_cure(
     words: tuple[str, ...], cause: str, cure: str, scout: Callable[..., CommandResult]
 ) -> None:
-    told = scout("sae", *words)
-    assert (told.status, told.out) == (2, "")
-    [said, fix] = told.err.partition("error: ")[2].splitlines()[:2]
-    assert cause in said
+    result = scout("sae", *words)
+    assert (result.status, result.out) == (2, "")
+    [error, fix] = result.err.partition("error: ")[2].splitlines()[:2]
+    assert cause in error
     assert fix.startswith("fix: ")
     assert cure in fix

@@ -1,4 +1,4 @@
-"""`circuit-scout sae examples`: what it says, what it keeps, what it refuses."""
+"""`circuit-scout sae examples`: its output, its cache, and its errors."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 from tests.tiny_saes import directions_module, save, signed_basis
 
 
 @pytest.fixture
 def words(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A model, a dictionary of its stream's own directions, and a text of ids."""
+    """A command with a model, an SAE of the directions of its stream, and a text of token ids."""
     monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path / "cache"))
     width = json.loads((model_directory / "tl_config.json").read_text())["d_model"]
     sae = save(directions_module(signed_basis(width), "blocks.0.hook_resid_pre"), tmp_path / "sae")
     text = tmp_path / "text.jsonl"
-    text.write_text(
-        "".join(json.dumps({"ids": [0, n % 5 + 1, n % 7 + 1]}) + "\n" for n in range(20)).replace(
-            "ids", "tokens"
-        )
-    )
+    documents = [{"tokens": [0, n % 5 + 1, n % 7 + 1]} for n in range(20)]
+    text.write_text("".join(json.dumps(document) + "\n" for document in documents))
     return [
         "sae",
         "examples",
@@ -38,19 +35,19 @@ def words(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_it_shows_contexts_and_finds_them_again(
+def test_contexts_are_shown_and_cached(
     scout: Callable[..., CommandResult], words: list[str]
 ) -> None:
-    told = scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q")
-    assert told.status == 0, told.err
-    assert told.out.startswith("40 positions of 20 documents of text.jsonl\n")
-    assert "feature 3: fires at " in told.out
-    assert "«" in told.out
-    again = json.loads(
+    result = scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q")
+    assert result.status == 0, result.err
+    assert result.out.startswith("40 positions of 20 documents of text.jsonl\n")
+    assert "feature 3: fires at " in result.out
+    assert "«" in result.out
+    cached = json.loads(
         scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q", "--json").out
     )
-    assert again["cached"]
-    assert [card["feature"] for card in again["features"]] == [3, 4]
+    assert cached["cached"]
+    assert [card["feature"] for card in cached["features"]] == [3, 4]
     assert not json.loads(
         scout(
             *words, "--features", "3,4", "--top", "2", "--bins", "2", "-q", "--json", "--no-cache"
@@ -61,9 +58,9 @@ def test_it_shows_contexts_and_finds_them_again(
 def test_the_prompts_of_a_built_in_task_are_a_text(
     scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the bundled model, whose dictionary is taken where none is named: feature 60 fires on the last word of an ioi prompt."""
+    """The bundled model and its SAE are the default. Feature 60 fires on the end of ioi prompts."""
     monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path / "cache"))
-    told = scout(
+    result = scout(
         "sae",
         "examples",
         "--text",
@@ -77,14 +74,14 @@ def test_the_prompts_of_a_built_in_task_are_a_text(
         "-q",
         "--json",
     )
-    assert told.status == 0, told.err
-    found = json.loads(told.out)
-    assert (found["sae"], found["text"], found["documents"]) == ("bundled", "ioi", 480)
-    assert found["features"][0]["top"][0]["texts"][-1].strip() == "to"
+    assert result.status == 0, result.err
+    facts = json.loads(result.out)
+    assert (facts["sae"], facts["text"], facts["documents"]) == ("bundled", "ioi", 480)
+    assert facts["features"][0]["top"][0]["texts"][-1].strip() == "to"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("flags", "message"),
     [
         (["--features", "x"], "--features is 'x'"),
         (["--features", "3", "--text", "nothing.txt"], "there is no such file"),
@@ -92,9 +89,9 @@ def test_the_prompts_of_a_built_in_task_are_a_text(
         (["--features", "3", "--window", "1"], "--window is '1'"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    scout: Callable[..., CommandResult], words: list[str], change: list[str], said: str
+def test_bad_flags_are_refused(
+    scout: Callable[..., CommandResult], words: list[str], flags: list[str], message: str
 ) -> None:
-    told = scout(*words, *change, "-q")
-    assert told.status == 2
-    assert said in told.err
+    result = scout(*words, *flags, "-q")
+    assert result.status == 2
+    assert message in result.err

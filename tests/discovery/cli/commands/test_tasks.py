@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from discovery.tasks import BUILTIN
-from tests.discovery.cli.conftest import CommandResult
+from tests.discovery.cli.stand_ins import CommandResult
 
 
 def test_the_list(scout: Callable[..., CommandResult]) -> None:
-    told = scout("tasks")
-    assert told == scout("tasks", "list")
-    assert [line.split()[0] for line in told.out.splitlines()] == list(BUILTIN)
-    assert all(task.summary in told.out for task in BUILTIN.values())
+    result = scout("tasks")
+    assert result == scout("tasks", "list")
+    assert [line.split()[0] for line in result.out.splitlines()] == list(BUILTIN)
+    assert all(task.summary in result.out for task in BUILTIN.values())
     rows = json.loads(scout("tasks", "list", "--json").out)["tasks"]
     assert {row["name"]: row["summary"] for row in rows} == {
         task.name: task.summary for task in BUILTIN.values()
@@ -20,7 +20,7 @@ def test_the_list(scout: Callable[..., CommandResult]) -> None:
 
 
 def test_check(scout: Callable[..., CommandResult], model_directory: Path) -> None:
-    told = scout(
+    result = scout(
         "tasks",
         "check",
         str(model_directory / "task.jsonl"),
@@ -31,9 +31,9 @@ def test_check(scout: Callable[..., CommandResult], model_directory: Path) -> No
         "--pairs",
         "20",
     )
-    assert told.status == 0, told.err
-    assert "The model does the task." in told.out
-    assert "100.0%" in told.out
+    assert result.status == 0, result.err
+    assert "The model does the task." in result.out
+    assert "100.0%" in result.out
 
 
 def test_check_as_json(scout: Callable[..., CommandResult], model_directory: Path) -> None:
@@ -48,21 +48,21 @@ def test_check_as_json(scout: Callable[..., CommandResult], model_directory: Pat
         "--json",
         "-q",
     ]
-    told = scout("tasks", "check", *words)
-    assert (told.status, told.err) == (0, "")
-    found = json.loads(told.out)
-    assert (found["behaviour"], found["n"], found["accuracy"], found["metric"]) == (
+    result = scout("tasks", "check", *words)
+    assert (result.status, result.err) == (0, "")
+    facts = json.loads(result.out)
+    assert (facts["behaviour"], facts["n"], facts["accuracy"], facts["metric"]) == (
         True,
         40,
         1.0,
         "logit_difference",
     )
-    assert found["metric_clean"] > found["metric_corrupted"]
-    assert found["gap"]["low"] <= found["gap"]["mean"] <= found["gap"]["high"]
-    assert found["lint"]["warnings"] == []
+    assert facts["metric_clean"] > facts["metric_corrupted"]
+    assert facts["gap"]["low"] <= facts["gap"]["mean"] <= facts["gap"]["high"]
+    assert facts["lint"]["warnings"] == []
 
 
-def test_a_fault_of_the_lint_names_its_line(
+def test_an_error_in_a_task_file_names_its_line(
     scout: Callable[..., CommandResult], model_directory: Path, tmp_path: Path
 ) -> None:
     pairs = (model_directory / "task.jsonl").read_text().splitlines()[:3]
@@ -70,6 +70,6 @@ def test_a_fault_of_the_lint_names_its_line(
     task.write_text(
         "\n".join([*pairs, '{"clean": [0, 12], "corrupted": [0, 11, 1], "answer": 14, "wrong": 1}'])
     )
-    told = scout("tasks", "check", str(task), "--model", str(model_directory), "--device", "cpu")
-    assert (told.status, told.out) == (2, "")
-    assert "line 4: clean has 2 tokens and corrupted 3" in told.err
+    result = scout("tasks", "check", str(task), "--model", str(model_directory), "--device", "cpu")
+    assert (result.status, result.out) == (2, "")
+    assert "line 4: clean has 2 tokens and corrupted 3" in result.err
