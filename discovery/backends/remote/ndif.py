@@ -1,9 +1,12 @@
-"""NDIF, the field's shared cluster, through nnsight's remote execution.
+"""NDIF, a public cluster that runs large models, through nnsight's remote execution.
 
-A request holds the functions of `backends.shipped` as source, jobs that are plain data, and the model's name. The API key goes into its
-header and nowhere else: it is neither recorded nor logged. Each status of a job is told to `backends.waiting`, whose listener may end
-the waiting (the server goes on with a job that it has begun; nobody collects it). A job changes nothing there, so one that is lost on the
-way is sent again, a few times, once the server has answered another.
+A request holds the functions of `remote.server_code` as source, jobs that are plain data, and the
+model's name. The API key is put into its header and nowhere else: it is neither recorded nor logged.
+
+Each status of a job is reported to `remote.status`, whose listener may end the waiting. The server
+then finishes a job that it has begun, and nobody collects the result. A job changes nothing on the
+server. So once the server has answered one request, later ones that are lost are sent again a few
+times.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pydantic import ValidationError
 
 from discovery.backends.nnsight.backend import import_nnsight
 from discovery.backends.remote.jobs import (
+    Job,
     UnreadableAnswerError,
     require_complete_answers,
     wrap_reader,
@@ -31,27 +35,32 @@ from discovery.backends.remote.service import run_session
 from discovery.backends.remote.status import report_status
 from discovery.errors import ModelError, RemoteError, first_line
 
-STATUS_SECONDS = 70.0  # NDIF asks its cluster, for at most 60
-CONNECT_SECONDS = 60.0  # until it hands out a session; nnsight's client sets no end to that
-RETRY_PAUSES = (2.0, 10.0, 30.0)  # seconds before a job that was lost on the way is sent again
-RETRY_STATUSES = (429, 502, 503, 504)  # HTTP statuses that pass
+# How long to wait for the list of running models: NDIF asks its cluster for at most 60 seconds.
+STATUS_SECONDS = 70.0
+# How long to wait for a session; nnsight's client itself sets no limit.
+CONNECT_SECONDS = 60.0
+RETRY_PAUSES = (2.0, 10.0, 30.0)  # seconds before a request that was lost is sent again
+RETRY_STATUSES = (429, 502, 503, 504)  # HTTP statuses of faults that are temporary
 OUT_OF_MEMORY_TEXTS = (
     "OutOfMemoryError",
     "CUDA out of memory",
     "not enough memory",
     "can't allocate memory",
 )
+MAX_MODELS_SHOWN = 12  # in a message
+# The line of a traceback that names the exception.
 _EXCEPTION_LINE = re.compile(r"^(?:[\w.]*\.)?(\w+(?:Error|Exception)): ?(.*)", re.MULTILINE)
 _KEY_CURE = "Get a key at login.ndif.us and set NDIF_API_KEY, or run `nnsight login` once."
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NdifService:
     """A server that runs NDIF.
 
     Attributes:
-        address: its address.
-        model_key: the model's name there.
+        address: the server's address.
+        model_key: the model's name on the server.
+        requests: the number of requests that have been sent.
     """
 
     address: str
@@ -62,10 +71,10 @@ class NdifService:
 
     @classmethod
     def from_environment(cls) -> NdifService:
-        """The server and the key that NDIF_HOST and NDIF_API_KEY name, or else nnsight's own configuration.
+        """Return the service that NDIF_HOST and NDIF_API_KEY name, or else nnsight's configuration.
 
         Raises:
-            ModelError: where there is no key; nothing has been sent then.
+            ModelError: if the address or the key is missing or malformed. Nothing has been sent.
         """
         import_nnsight()
         from nnsight.schema.config import CONFIG
@@ -74,72 +83,66 @@ class NdifService:
         if not _is_address(host):
             raise ModelError(
                 f"NDIF_HOST is {host!r}, which is no address.",
-                "Write it with http:// or https://, or unset it.",
+                "Give an address with http:// or https://, or unset it.",
             )
         key = (os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip()
         if not key:
             raise ModelError("A remote model needs an NDIF API key, and there is none.", _KEY_CURE)
-        if not (
-            key.isascii() and key.isprintable() and " " not in key
-        ):  # whoever sends it would repeat it in an error
+        # A malformed key is refused here, because the HTTP client would repeat it in its error.
+        if not (key.isascii() and key.isprintable() and " " not in key):
             raise ModelError(
-                "The NDIF API key holds characters that no key has, as a space or the end of a line.",
+                "The NDIF API key holds characters that no key has, such as a space or a line end.",
                 _KEY_CURE,
             )
-        return cls(host, _key=key)
+        return cls(address=host, _key=key)
 
     def running_models(self) -> list[str] | None:
-        """The models that run there now; None where it did not say so in time.
+        """Return the models that run on the server now; None if it does not say so in time.
 
         Raises:
-            ModelError: where it does not answer.
+            ModelError: if the server does not answer.
         """
         import httpx  # nnsight's own client
 
         try:
-            answer = httpx.get(
-                f"{self.address}/status", timeout=httpx.Timeout(10.0, read=STATUS_SECONDS)
-            )
+            timeout = httpx.Timeout(10.0, read=STATUS_SECONDS)
+            answer = httpx.get(f"{self.address}/status", timeout=timeout)
             if answer.status_code == httpx.codes.GATEWAY_TIMEOUT:
                 return None
             answer.raise_for_status()
-            found = answer.json().get("deployments", {}).values()
-            return sorted(
-                {
-                    str(one.get("repo_id"))
-                    for one in found
-                    if one.get("application_state") == "RUNNING"
-                }
-            )
+            deployments = answer.json().get("deployments", {}).values()
+            running = [item for item in deployments if item.get("application_state") == "RUNNING"]
+            return sorted({str(item.get("repo_id")) for item in running})
         except httpx.ReadTimeout:
             return None
         except (httpx.HTTPError, ValueError, AttributeError) as fault:
             raise self._unreachable_error(fault) from fault
 
-    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Send jobs and wait for what they found.
+    def run(self, model: Any, jobs: list[Job]) -> list[dict[str, Any]]:
+        """Send jobs and wait for their answers.
 
         Raises:
-            ModelError: the server cannot be reached, refuses the request, or sends what is no answer.
-            RemoteError: a job failed there.
-            torch.OutOfMemoryError: its memory did not suffice.
-            Interrupted: from the listener.
+            ModelError: if the server cannot be reached, refuses the request, or sends something
+                that is no answer.
+            RemoteError: if a job failed there.
+            torch.OutOfMemoryError: if the server ran out of memory.
+            Interrupted: if the listener of the status raises it.
         """
         for pause in RETRY_PAUSES if self._has_answered else ():
             try:
-                return self._send_once(net, jobs)
+                return self._send_once(model, jobs)
             except _TransientError as fault:
                 self._wait(pause, fault.error)
         try:
-            return self._send_once(net, jobs)
+            return self._send_once(model, jobs)
         except _TransientError as fault:
             raise fault.error from fault.__cause__
 
-    def _send_once(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One request.
+    def _send_once(self, model: Any, jobs: list[Job]) -> list[dict[str, Any]]:
+        """Send one request.
 
         Raises:
-            _PassingError: the same request may do better in a moment.
+            _TransientError: if the same request may succeed in a moment.
         """
         import httpx
         import websocket
@@ -157,25 +160,19 @@ class NdifService:
         self.requests += 1
         try:
             with _connection_timeout(websocket, CONNECT_SECONDS):
-                found = run_session(net, jobs, client)
-            require_complete_answers(jobs, found)
+                answers = run_session(model, jobs, client)
+            require_complete_answers(jobs, answers)
         except NnsightRemoteError as fault:
-            meant, why = self._failure_error(str(fault)), fault.__cause__
-            if isinstance(why, httpx.TransportError) or (
-                isinstance(why, httpx.HTTPStatusError)
-                and why.response.status_code in RETRY_STATUSES
-            ):
-                raise _TransientError(meant) from why
-            raise meant from None
+            error = self._failure_error(str(fault))
+            cause = fault.__cause__
+            is_transient = isinstance(cause, httpx.TransportError)
+            if isinstance(cause, httpx.HTTPStatusError):
+                is_transient = cause.response.status_code in RETRY_STATUSES
+            if is_transient:
+                raise _TransientError(error) from cause
+            raise error from None
         except UnreadableAnswerError as fault:
-            cure = "Try again later; a run can be resumed. If it stays so, tell those who run it: its nnsight may be of another version."
-            raise _TransientError(
-                ModelError(
-                    f"NDIF at {self.address} sent what is no answer.",
-                    cure,
-                    detail=self._redact_key(fault),
-                )
-            ) from fault
+            raise _TransientError(self._unreadable_error(fault)) from fault
         except (
             httpx.HTTPError,
             websocket.WebSocketException,
@@ -185,128 +182,143 @@ class NdifService:
         ) as fault:
             raise _TransientError(self._unreachable_error(fault)) from fault
         self._has_answered = True
-        return found
+        return answers
 
-    def _wait(self, seconds: float, meant: Exception) -> None:
-        """Let some time pass; the listener is told why, and may have had enough."""
+    def _wait(self, seconds: float, error: Exception) -> None:
+        """Wait before the next try. The listener gets the reason, and may end the waiting."""
+        cause = str(error).splitlines()[0]
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            report_status(f"{str(meant).partition(chr(10))[0]} Sent again in {left:.0f} s")
+            report_status(f"{cause} Sent again in {left:.0f} s")
             time.sleep(min(left, 0.1))
+
+    def _unreadable_error(self, fault: Exception) -> ModelError:
+        return ModelError(
+            f"NDIF at {self.address} sent something that is no answer.",
+            "Try again later; a run can be resumed. If it happens again, tell those who run the "
+            "server: its nnsight may have another version.",
+            detail=self._redact_key(fault),
+        )
 
     def _unreachable_error(self, fault: Exception) -> ModelError:
         cause = f"NDIF at {self.address} does not answer ({type(fault).__name__})."
-        if isinstance(
-            fault, ValidationError | JSONDecodeError
-        ):  # where it closed in good order, the client takes an empty message for one
+        # If the server closes the connection normally, the client reads an empty message.
+        if isinstance(fault, ValidationError | JSONDecodeError):
             cause = f"NDIF at {self.address} closed the connection, or sent what is no status."
         cure = "Check the connection and NDIF_HOST, and try again later; a run can be resumed."
         return ModelError(cause, cure, detail=self._redact_key(first_line(fault)))
 
-    def _failure_error(self, said: str) -> Exception:
-        """What a refusal or a failed job means here."""
-        said = self._redact_key(said)
-        first = next(
-            (line.strip() for line in said.splitlines() if line.strip()), "nothing was said"
-        )
-        if any(words in said for words in OUT_OF_MEMORY_TEXTS):
-            return torch.OutOfMemoryError(f"NDIF ran out of memory: {_last_line(said)}")
-        if said.startswith("Failed to send request"):
-            why = first.partition(":")[2].strip()
-            if "API key" in said:
+    def _failure_error(self, message: str) -> Exception:
+        """Return the error that a refusal or a failed job means here."""
+        message = self._redact_key(message)
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        first = lines[0] if lines else "the server gave no reason"
+        if any(text in message for text in OUT_OF_MEMORY_TEXTS):
+            return torch.OutOfMemoryError(f"NDIF ran out of memory: {lines[-1][:300]}")
+        if message.startswith("Failed to send request"):
+            reason = first.partition(":")[2].strip()
+            if "API key" in message:
                 return ModelError(
-                    f"NDIF at {self.address} refuses the API key.", _KEY_CURE, detail=why
+                    f"NDIF at {self.address} refuses the API key.", _KEY_CURE, detail=reason
                 )
-            cure = "Look up the message in NDIF's documentation, and try again later; a run can be resumed."
-            return ModelError(f"NDIF at {self.address} refuses the request.", cure, detail=why)
-        faults = _EXCEPTION_LINE.findall(said)
-        if faults:  # the code that was sent
-            name, words = faults[-1]
+            return ModelError(
+                f"NDIF at {self.address} refuses the request.",
+                "Look up the message in NDIF's documentation, and try again later; "
+                "a run can be resumed.",
+                detail=reason,
+            )
+        exceptions = _EXCEPTION_LINE.findall(message)
+        if exceptions:  # raised by the code that was sent
+            name, text = exceptions[-1]
             return RemoteError(
                 f"A job failed on NDIF ({name}).",
-                "Use a local backend where the model fits.",
-                detail=words or name,
+                "Use a local backend if the model fits on your machine.",
+                detail=text or name,
             )
         return ModelError(
             f"NDIF did not run {self._model_name()}.", self._suggest_alternatives(), detail=first
         )
 
     def _suggest_alternatives(self) -> str:
-        """What to do where a model did not run, by what runs now."""
-        found = None
+        """Say what to do if a model did not run, by what runs on the server now."""
+        running = None
         with contextlib.suppress(ModelError):
-            found = self.running_models()
-        if found is not None and self._model_name() in found:
-            return "The model runs there now: try again later, or with less in a request (--memory); a run can be resumed."
-        offer = "what its status page names"
-        if found is not None:
-            offer = ", ".join([*found[:12], *["…"][: len(found) > 12]]) or "no model now"
+            running = self.running_models()
+        if running is None:
+            offer = "what its status page lists"
+        elif self._model_name() in running:
+            return (
+                "The model runs there now: try again later, or with smaller requests (--memory); "
+                "a run can be resumed."
+            )
+        else:
+            shown = running[:MAX_MODELS_SHOWN]
+            if len(running) > len(shown):
+                shown.append("…")
+            offer = ", ".join(shown) or "no model now"
         return f"It runs {offer}. Choose one of them, or try again later; a run can be resumed."
 
     def _model_name(self) -> str:
-        found = re.search(r'"repo_id": "([^"]+)"', self.model_key)
-        return found[1] if found else self.model_key
+        match = re.search(r'"repo_id": "([^"]+)"', self.model_key)
+        return match[1] if match else self.model_key
 
-    def _redact_key(self, said: object) -> str:
-        """Without the key, which a server may repeat."""
-        return str(said).replace(self._key, "…") if self._key else str(said)
+    def _redact_key(self, message: object) -> str:
+        """Return a message without the API key, which a server may repeat."""
+        return str(message).replace(self._key, "…") if self._key else str(message)
 
 
 class _TransientError(Exception):
-    """A request that may do better in a moment.
+    """A request failed that may succeed in a moment.
 
     Attributes:
-        meant: what to raise where it does not.
+        error: the error to raise if it does not.
     """
 
-    def __init__(self, meant: Exception) -> None:
-        super().__init__(str(meant))
-        self.error = meant
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _StatusDisplay:
-    """In the place of nnsight's status line, which writes to standard output."""
+    """Replaces nnsight's status line, which writes to standard output."""
 
     def __init__(self) -> None:
-        self.enabled = True  # so that the waiting looks up ten times a second
+        # While it is enabled, nnsight's client calls `refresh` ten times a second as it waits.
+        self.enabled = True
         self.status = "sent"
 
     def update(self, response: Any) -> None:
-        """A status has come."""
-        status, text = response.status.value, " ".join(str(response.description).split())
+        """Report a status that has come."""
+        status = response.status.value
+        text = " ".join(str(response.description).split())
         if status == "LOG":
             return
         if status in ("COMPLETED", "ERROR"):
-            self.enabled = False  # nor a bar of its own for the download
+            self.enabled = False  # so that the client shows no bar for the download
             return
         self.status = f"{status.lower()}: {text[:200]}" if text else status.lower()
         report_status(f"NDIF: {self.status}")
 
     def refresh(self) -> None:
-        """Nothing new; the listener may have had enough."""
+        """Report the same status again, so that the listener can end the waiting."""
         report_status(f"NDIF: {self.status}")
 
 
 def _is_address(host: str) -> bool:
     try:
         parts = urlsplit(host)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        )  # the port is read, and may be none
+        port = parts.port  # reading it raises ValueError if it is malformed
     except ValueError:
         return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 @contextlib.contextmanager
 def _connection_timeout(websocket: Any, seconds: float) -> Iterator[None]:
-    """How long the client's own library waits for a connection and its first message, where nobody says."""
+    """Limit how long the client's websocket library waits for a connection and its first message."""
     before = websocket.getdefaulttimeout()
     websocket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
         websocket.setdefaulttimeout(before)
-
-
-def _last_line(text: str) -> str:
-    return [line.strip() for line in text.splitlines() if line.strip()][-1][:300]

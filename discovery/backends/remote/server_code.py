@@ -1,10 +1,13 @@
-"""What runs on another machine: these few functions travel there as source, with a list of jobs that is plain data.
+"""The functions that run on another machine: they are sent there as source, with a list of jobs.
 
-Nothing else of this package is there, so they use torch and builtins only. The model's weights may not be beside them either: NDIF runs
-a block in a process of its own, which sees an activation only where it asks for one. So a weight is never read here (a Linear is shown
-the unit vectors), nothing is differentiated, and sites are met in the order of the forward pass. `backends.chart` writes the jobs.
+Nothing else of this package exists there, so they use torch and builtins only. The model's weights
+may not be in the same process either: NDIF runs what is sent in a process of its own, which gets an
+activation only when it asks for one. So a weight is never read here (a Linear is applied to the unit
+vectors), nothing is differentiated, and sites are visited in forward order. `remote.jobs` writes the
+jobs.
 
-A tensor in a job is itself, or {"rows": [n d], "index": [...]}: the rows of a sweep repeat most of their vectors.
+A tensor in a job is either a tensor or {"rows": [n d], "index": [...]}, because the rows of a sweep
+repeat most of their vectors.
 """
 
 from __future__ import annotations
@@ -15,57 +18,60 @@ import torch
 
 
 def run_jobs(net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each job found."""
+    """Run jobs one after another, and return the answer of each."""
     return [run_job(net, job) for job in jobs]
 
 
 def run_job(net: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """One forward pass, or the part of it that is needed, and what was seen there."""
-    found: dict[str, Any] = {"seen": {}}
-    work = {"reference": read_reference, "weights": read_output_weights, "walk": run_walk}[
-        job["work"]
-    ]
+    """Run one forward pass, or the part of it that is needed, and return the answer."""
+    answer: dict[str, Any] = {"seen": {}}
+    kinds = {"reference": read_reference, "weights": read_output_weights, "walk": run_walk}
+    work = kinds[job["work"]]
     with net.trace(**job["arguments"]) as tracer:
-        work(net, tracer, job, found)
-    return found
+        work(net, tracer, job, answer)
+    return answer
 
 
 def resolve(net: Any, path: str) -> Any:
-    """The traced module at a dotted path."""
+    """Return the traced module at a dotted path."""
     for name in path.split("."):
         net = net[int(name)] if name.isdigit() else getattr(net, name)
     return net
 
 
 def unpack_tensor(tensor: Any) -> Any:
-    """A tensor of a job, as it was before it was packed."""
+    """Return a tensor of a job as it was before it was packed."""
     return tensor["rows"][tensor["index"]] if isinstance(tensor, dict) else tensor
 
 
-def read_reference(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
-    """The model's own logits at every position, nothing touched, and how a block hands on the residual stream."""
+def read_reference(net: Any, tracer: Any, job: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Read the model's own logits at every position, and the length of the tuple a block returns."""
     stream = resolve(net, job["block"]).output
-    found["returns"] = len(stream) if isinstance(stream, tuple) else None
-    out = net.output
-    logits = out if isinstance(out, torch.Tensor) else out.logits
-    found["dtype"] = str(logits.dtype)
-    found["logits"] = logits.detach().cpu()
+    answer["returns"] = len(stream) if isinstance(stream, tuple) else None
+    output = net.output
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    answer["logits"] = logits.detach().cpu()
 
 
-def read_output_weights(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
-    """The matrices of some Linears [in out], in forward order: what they make of the unit vectors, less their bias."""
+def read_output_weights(net: Any, tracer: Any, job: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Read the matrices of some Linears [in out], in forward order.
+
+    A matrix is what the Linear makes of the unit vectors, minus its bias.
+    """
     for number, path in job["linears"]:
         linear = resolve(net, path)
-        given = linear.input
-        units = torch.eye(given.shape[-1], dtype=given.dtype, device=given.device)
-        found["seen"][number] = (linear(units) - linear(torch.zeros_like(units[:1]))).detach().cpu()
+        hidden = linear.input
+        units = torch.eye(hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
+        weight = linear(units) - linear(torch.zeros_like(units[:1]))
+        answer["seen"][number] = weight.detach().cpu()
     tracer.stop()
 
 
-def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) -> None:
-    """Visit what is wanted, in the order of the forward pass, and stop it once all of it is had."""
+def run_walk(net: Any, tracer: Any, job: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Visit sites in forward order, and stop once everything has been read."""
     for path in job["open"]:
-        resolve(net, path).source  # noqa: B018  # a property that instruments; too late once the layer has begun
+        # Reading this property lets the source be traced, if the layer has not begun yet.
+        resolve(net, path).source  # noqa: B018
     residual = unpack_tensor(job["residual"])
     for number, path in enumerate(job["skip"]):
         block = resolve(net, path)
@@ -76,34 +82,35 @@ def run_walk(net: Any, tracer: Any, job: dict[str, Any], found: dict[str, Any]) 
         )
     entered: dict[int, Any] = {}
     for step in job["steps"]:
-        visit_site(net, step, residual, entered, found)
-        if step["skip"] is not None:  # the attention of a layer that is started behind it
+        visit_site(net, step, residual, entered, answer)
+        if step["skip"] is not None:  # the attention of a layer that is started after it
             resolve(net, step["skip"]).skip((torch.zeros_like(entered[step["layer"]]), None))
     if job["last"] is None:
         tracer.stop()
     unembed = resolve(net, job["unembed"])
     hidden, last = unembed.input, job["last"]
-    unembed.input = hidden[
-        torch.arange(len(last)).to(hidden.device), last.to(hidden.device)
-    ].unsqueeze(1)
-    out = net.output
-    logits = (out if isinstance(out, torch.Tensor) else out.logits)[:, 0]
+    rows = torch.arange(len(last)).to(hidden.device)
+    unembed.input = hidden[rows, last.to(hidden.device)].unsqueeze(1)
+    output = net.output
+    logits = (output if isinstance(output, torch.Tensor) else output.logits)[:, 0]
     if job["columns"] is not None:
         logits = logits.gather(1, job["columns"].clamp(min=0).to(logits.device))
-    found["logits"] = logits.detach().cpu()
+    answer["logits"] = logits.detach().cpu()
 
 
 def visit_site(
-    net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], found: dict[str, Any]
+    net: Any, step: dict[str, Any], residual: Any, entered: dict[int, Any], answer: dict[str, Any]
 ) -> None:
-    """Read a site, change it, and put it back where it changed."""
+    """Read a site, apply its edits, and put the result back if it has changed.
+
+    `entered` holds for some layers the residual stream that entered them.
+    """
     envoy = resolve_first(net, step["paths"])
-    given = getattr(envoy, step["side"])
-    whole = given[0] if isinstance(given, tuple) else given
-    flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
-    parts = split_heads(
-        step["cut"], whole.reshape(*step["shape"], whole.shape[-1]) if flat else whole
-    )
+    io = getattr(envoy, step["side"])
+    whole = io[0] if isinstance(io, tuple) else io
+    is_flat = whole.ndim == 2  # OPT's MLP works on [row·pos d_model]
+    shaped = whole.reshape(*step["shape"], whole.shape[-1]) if is_flat else whole
+    parts = split_heads(step["cut"], shaped)
     value = parts[0]
     if step["enter"]:
         value = residual.to(value)
@@ -111,26 +118,25 @@ def visit_site(
         value = torch.cat([value, unpack_tensor(step["join"]).to(value)])
     for edit in step["edits"]:
         value = apply_edit(edit, value)
-    if step[
-        "middle"
-    ]:  # the residual stream behind the attention is changed through what is added to it
-        before = value + entered[step["layer"]]
-        after = before
+    if step["middle"]:  # edits of resid_mid change attn_out by what they add
+        resid_mid = value + entered[step["layer"]]
+        edited = resid_mid
         for edit in step["middle"]:
-            after = apply_edit(edit, after)
-        value = value + (after - before)
+            edited = apply_edit(edit, edited)
+        value = value + (edited - resid_mid)
     if step["keep"]:
         entered[step["layer"]] = value
     if step["read"] is not None:
-        found["seen"][step["read"]] = value.detach().contiguous().cpu()
+        answer["seen"][step["read"]] = value.detach().contiguous().cpu()
     if value is not parts[0]:
-        put = merge_heads(step["cut"], value, parts)
-        put = put.flatten(0, 1) if flat else put
-        setattr(envoy, step["side"], (put, *given[1:]) if isinstance(given, tuple) else put)
+        merged = merge_heads(step["cut"], value, parts)
+        if is_flat:
+            merged = merged.flatten(0, 1)
+        setattr(envoy, step["side"], (merged, *io[1:]) if isinstance(io, tuple) else merged)
 
 
 def resolve_first(net: Any, paths: list[str]) -> Any:
-    """The traced module or operation at the first of these paths that there is."""
+    """Return the traced module or operation at the first of these paths that exists."""
     for path in paths[:-1]:
         before, _, name = path.rpartition(".")
         if hasattr(resolve(net, before), name):
@@ -139,7 +145,7 @@ def resolve_first(net: Any, paths: list[str]) -> Any:
 
 
 def apply_edit(edit: dict[str, Any], activation: Any) -> Any:
-    """An activation with one change made, as `discovery.interventions.Edit` says."""
+    """Return an activation with one edit applied, as `discovery.interventions.Edit` does it."""
     value = unpack_tensor(edit["value"])
     value = (value if edit["index"] is None else value[edit["index"]]).to(activation)
     if edit["operation"] == "add":
@@ -149,15 +155,13 @@ def apply_edit(edit: dict[str, Any], activation: Any) -> Any:
     else:
         value = value.expand_as(activation)
     where = edit["where"]
-    return (
-        value
-        if where is None
-        else torch.where(where.to(activation.device).unsqueeze(-1), value, activation)
-    )
+    if where is None:
+        return value
+    return torch.where(where.to(activation.device).unsqueeze(-1), value, activation)
 
 
 def split_heads(cut: Any, whole: Any) -> list[Any]:
-    """The site first, [row pos head d_head] where it has heads; behind it all that one Linear made along with it."""
+    """Split what a module reads or writes into heads, as `HeadLayout.split` does it."""
     if cut is None:
         return [whole]
     if cut["ends"] is None and not cut["by_head"]:
@@ -165,22 +169,18 @@ def split_heads(cut: Any, whole: Any) -> list[Any]:
     if cut["by_head"]:
         parts = list(whole.unflatten(-1, (-1, 3, cut["d_head"])).unbind(-2))
     else:
-        parts = [
-            part.reshape(*part.shape[:-1], -1, cut["d_head"])
-            for part in torch.tensor_split(whole, cut["ends"], -1)
-        ]
+        slices = torch.tensor_split(whole, cut["ends"], -1)
+        parts = [part.reshape(*part.shape[:-1], -1, cut["d_head"]) for part in slices]
     return [parts[cut["slot"]], *parts]
 
 
 def merge_heads(cut: Any, value: Any, parts: list[Any]) -> Any:
-    """What stands in the module once the site has this value."""
+    """Return what the module must hold so that the site has this value."""
     if cut is None:
         return value
     if len(parts) == 1:
         return value.flatten(-2)
-    made = [value if slot == cut["slot"] else part for slot, part in enumerate(parts[1:])]
-    return (
-        torch.stack(made, -2).flatten(-3)
-        if cut["by_head"]
-        else torch.cat([part.flatten(-2) for part in made], -1)
-    )
+    merged = [value if slot == cut["slot"] else old for slot, old in enumerate(parts[1:])]
+    if cut["by_head"]:
+        return torch.stack(merged, -2).flatten(-3)
+    return torch.cat([part.flatten(-2) for part in merged], -1)

@@ -1,4 +1,4 @@
-"""How jobs travel: as one session of nnsight, to a server or to nnsight's own simulation of one in this process."""
+"""How jobs are run: in one nnsight session, on a server or in nnsight's own simulation of one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 
 from discovery.backends.nnsight.backend import import_nnsight
 from discovery.backends.remote import server_code
+from discovery.backends.remote.jobs import Job
 
 
 class Service(Protocol):
-    """What runs jobs on a model.
+    """Something that runs jobs on a model.
 
     Attributes:
-        address: where it computes, as it is recorded; None in this process.
-        requests: how many were sent.
+        address: where it computes, as it is recorded; None if that is this process.
+        requests: the number of requests that have been sent.
     """
 
     @property
@@ -27,39 +28,49 @@ class Service(Protocol):
     @property
     def requests(self) -> int: ...
 
-    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What each job found."""
+    def run(self, model: Any, jobs: list[Job]) -> list[dict[str, Any]]:
+        """Run jobs on nnsight's wrapper of a model, and return the answer of each."""
 
 
 @dataclass
 class SimulatedService:
-    """Serialised as for a server, deserialised with this project's modules hidden, and run in this process."""
+    """Runs jobs in this process as a server would.
+
+    They are serialised, and deserialised while this project's modules are hidden.
+    """
 
     address: str | None = None
     requests: int = 0
 
-    def run(self, net: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def run(self, model: Any, jobs: list[Job]) -> list[dict[str, Any]]:
         from nnsight.intervention.backends.local import LocalSimulationBackend
 
         self.requests += 1
         with _restore_sys_path(), torch.no_grad():
-            return run_session(net, jobs, LocalSimulationBackend(net))
+            return run_session(model, jobs, LocalSimulationBackend(model))
 
 
-def run_session(net: Any, jobs: list[dict[str, Any]], backend: Any) -> list[dict[str, Any]]:
-    """One session: its body, the functions and the jobs travel."""
+def run_session(model: Any, jobs: list[Job], backend: Any) -> list[dict[str, Any]]:
+    """Run jobs in one nnsight session; its body, the server code and the jobs are sent.
+
+    Args:
+        model: nnsight's wrapper of the model.
+        jobs: what to run.
+        backend: nnsight's backend, which sends the session.
+    """
     nnsight = import_nnsight()
     nnsight.register(server_code.__name__)
-    save, serve = nnsight.save, server_code.run_jobs
+    # The session's body is sent with its local variables, so all that it uses must be local.
+    save, run_jobs = nnsight.save, server_code.run_jobs
     answers: list[dict[str, Any]] = []
-    with net.session(backend=backend):
-        answers = save(serve(net, jobs))
+    with model.session(backend=backend):
+        answers = save(run_jobs(model, jobs))
     return answers
 
 
 @contextlib.contextmanager
 def _restore_sys_path() -> Iterator[None]:
-    """The simulation puts what it hid behind everything else in sys.path."""
+    """Restore the order of sys.path, to whose end the simulation moves what it had hidden."""
     before = list(sys.path)
     try:
         yield

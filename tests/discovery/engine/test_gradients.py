@@ -1,19 +1,18 @@
-"""Attributions against finite differences: the slope of the metric along each cell's own change, at the interpolated input."""
+"""Attributions against finite differences along each cell's change, at interpolated inputs."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, get_args
 
 import pytest
 import torch
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs
-from discovery.backends.base import Batch
-from discovery.engine import Engine, attribute_sites, estimate_attributions, prompt_macs
+from discovery.engine import SIDES, Engine, attribute_sites, estimate_attributions, prompt_macs
 from discovery.errors import SiteError
-from discovery.interventions import Edit
-from discovery.metrics import measure
-from discovery.sites import BackendName, Site
+from discovery.sites import METRIC_NAMES, BackendName, Site
+from tests.oracles.finite_differences import attribute_cell
 
 KINDS = (
     "resid_pre",
@@ -28,9 +27,12 @@ KINDS = (
     "pattern",
 )
 MODELS = ("gpt2", "llama", "neox", "native", "attn_only")
-STEP, CLOSE = 1e-4, {"atol": 1e-7, "rtol": 1e-4}
-SINGLE, NEAR = 2e-3, {"atol": 3e-3, "rtol": 2e-2}
-# In single precision whatever the weights are: llama's norm, and GPT-NeoX's own softmax (TransformerLens has one of its own there).
+STEP = 1e-4
+TOLERANCE = {"atol": 1e-7, "rtol": 1e-4}
+# Some parts compute in single precision whatever the weights are: llama's norm, and the softmax of
+# GPT-NeoX (TransformerLens replaces it).
+ROUNDED_STEP = 2e-3
+ROUNDED_TOLERANCE = {"atol": 3e-3, "rtol": 2e-2}
 ROUNDED = {("llama", "transformerlens"), ("llama", "nnsight"), ("neox", "nnsight")}
 
 
@@ -39,84 +41,42 @@ def block_of(model: Any, lengths: tuple[int, ...], metric: Any) -> Any:
     return next(iter(engine.blocks()))[1]
 
 
-def slope(
-    block: Any,
-    base: Any,
-    kind: Any,
-    layer: int,
-    position: int,
-    head: int | None,
-    steps: int,
-    step: float,
-) -> torch.Tensor:
-    """Central differences of every pair's metric along (source − base) at one cell, the mean over inputs between the two."""
-    prompts, site = block.prompts, Site(kind, layer)
-    source = "clean" if base == "corrupted" else "corrupted"
-    change = block.activation(source, site) - block.activation(base, site)
-    positions = change.shape[2 if kind == "pattern" else 1]
-    here = torch.arange(positions) == position
-    where = (
-        here[None]
-        if head is None
-        else here[None, :, None]
-        & (torch.arange(change.shape[1 if kind == "pattern" else 2]) == head)
-    )
-    if kind == "pattern":
-        where = where.transpose(1, 2)
-    near, far = (block.activation(side, Site("resid_pre", 0)) for side in (base, source))
-    total = torch.zeros(len(prompts), dtype=near.dtype)
-    for n in range(steps):
-        stream = near + (n + 0.5) / steps * (far - near)
-        for sign in (1, -1):
-            edit = Edit(site, sign * step * change, where, "add")
-            logits = block.backend.run(
-                Batch(prompts.tokens(base), prompts.last, start=0, residual=stream), edits=[edit]
-            ).logits
-            clean = block.logits("clean") if block.metric == "kl_divergence" else None
-            total += (
-                sign
-                * measure(block.metric, logits, prompts.answer, prompts.wrong, clean)
-                / (2 * step * steps)
-            )
-    return total
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", get_args(BackendName)[1:])
 def test_the_slope_along_each_cells_change(
     tiny_models: Any, backend: BackendName, name: str, kind: Any
 ) -> None:
-    model, rounded = tiny_models.load(name, backend, "float64"), (name, backend) in ROUNDED
+    model = tiny_models.load(name, backend, "float64")
+    is_rounded = (name, backend) in ROUNDED
     number = MODELS.index(name) + KINDS.index(kind)
-    metric, base = (
-        ("logit_difference", "kl_divergence", "probability_difference")[number % 3],
-        ("clean", "corrupted")[number % 2],
-    )
-    block, steps = block_of(model, (5, 3, 6), metric), 1 + number % 2
+    metric = METRIC_NAMES[number % 3]
+    base = SIDES[number % 2]
+    steps = 1 + number % 2
+    block = block_of(model, (5, 3, 6), metric)
     if kind == "pattern" and not model.abilities.pattern:
-        pytest.skip("this engine's pattern cannot be edited")
+        pytest.skip("this backend cannot edit the pattern of this model")
     try:
         model.require_site(Site(kind, 0))
     except SiteError:
         with pytest.raises(SiteError):
             attribute_sites(block, base, kind, steps)
         return
-    found = attribute_sites(block, base, kind, steps)
-    heads = range(found.shape[3]) if found.ndim == 4 else (None,)
-    for layer in range(model.info.n_layers):
-        for position in range(block.prompts.width):
-            for head in heads:
-                expected = slope(
-                    block, base, kind, layer, position, head, steps, SINGLE if rounded else STEP
-                )
-                inside = (
-                    position < block.prompts.length
-                )  # behind a prompt's end nothing is promised
-                got = found[:, layer, position] if head is None else found[:, layer, position, head]
-                torch.testing.assert_close(
-                    got[inside], expected[inside], **NEAR if rounded else CLOSE
-                )
+    estimates = attribute_sites(block, base, kind, steps)
+    heads = range(estimates.shape[3]) if estimates.ndim == 4 else (None,)
+    step_size = ROUNDED_STEP if is_rounded else STEP
+    tolerance = ROUNDED_TOLERANCE if is_rounded else TOLERANCE
+    for layer, position, head in product(
+        range(model.info.n_layers), range(block.prompts.width), heads
+    ):
+        expected = attribute_cell(
+            block, base, Site(kind, layer), position, head, steps=steps, step_size=step_size
+        )
+        cell = estimates[:, layer, position]
+        if head is not None:
+            cell = cell[:, head]
+        is_inside = position < block.prompts.length  # values after a prompt's end mean nothing
+        torch.testing.assert_close(cell[is_inside], expected[is_inside], **tolerance)
 
 
 def test_the_work_is_counted_as_three_passes_a_step(tiny_models: Any) -> None:
@@ -136,7 +96,7 @@ def test_the_work_is_counted_as_three_passes_a_step(tiny_models: Any) -> None:
 
 
 @pytest.mark.parametrize("fits", [1, 2])
-def test_where_memory_runs_out_the_batch_is_halved(
+def test_if_memory_runs_out_the_batch_is_halved(
     tiny_models: Any, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     model = tiny_models.load("gpt2", dtype="float64")

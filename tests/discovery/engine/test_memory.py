@@ -1,8 +1,8 @@
-"""The memory limit holds, measured from outside; and the cost is linear in pairs.
+"""Memory: the limit holds, the stated need is what the engine uses, and freed memory is returned.
 
-What is said to be needed is what the engine asks for, and is known before the model is loaded.
-
-What is freed is given back where much of it is kept, and not after every batch.
+The limit is measured from outside the process. The cost is linear in pairs, however the limit cuts
+them into blocks. The need is known before the model is loaded. Freed memory is given back if much of
+it is kept, and not after every batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.random_models.tiny_models import TinyModels, as_task, random_pai
 from discovery.backends.hardware.memory import trim_heap
 from discovery.backends.loading.outline import read_outline
 from discovery.engine import Engine, MemoryNeed, sweep_bytes
-from discovery.engine import memory as module
+from discovery.engine import memory as engine_memory
 from discovery.engine.memory import HeapTrimmer
 from discovery.errors import MemoryLimitError
 from discovery.methods.patching import patch_sweep
@@ -44,15 +44,15 @@ model = load_model(sys.argv[1], device="cpu")
 
 def task(pairs, tokens):
     rng = random.Random(pairs)
-    made = []
+    pairs_of_task = []
     for _ in range(pairs):
         clean = [rng.randrange(2000) for _ in range(tokens)]
         corrupted = clean[:5] + [rng.randrange(2000) for _ in range(tokens - 6)] + clean[-1:]
         answer, wrong = rng.sample(range(2000), 2)
-        made.append({"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
-    return load_task(made, model)
+        pairs_of_task.append({"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
+    return load_task(pairs_of_task, model)
 
-found = {}
+growth = {}
 for name, pairs, tokens, limit, measure in (
     ("resid_pre", 48, 32, 48, lambda t, m: patch_sweep(model, t, "resid_pre", memory=m)),
     ("head_out", 48, 64, 64, lambda t, m: patch_sweep(model, t, "head_out", memory=m)),
@@ -63,24 +63,26 @@ for name, pairs, tokens, limit, measure in (
     ("long pattern", 8, 250, 128, lambda t, m: patch_sweep(model, t, "pattern", memory=m)),
     ("keys", 48, 64, 64, lambda t, m: patch_sweep(model, t, "k", memory=m)),
 ):
-    big, memory = task(pairs, tokens), limit * 2**20
-    measure(task(4, tokens), memory)  # libraries' own buffers are there from now on
+    big = task(pairs, tokens)
+    memory = limit * 2**20
+    measure(task(4, tokens), memory)  # libraries make their own buffers
     gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark starts anew
+        file.write("5")  # resets the high-water mark
     before = resident("VmRSS")
     measure(big, memory)
-    found[name] = [resident("VmHWM") - before, memory]
+    growth[name] = [resident("VmHWM") - before, memory]
 GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50257, n_positions=16)).save_pretrained(sys.argv[1] + "/wide")
 model = load_model(sys.argv[1] + "/wide", device="cpu")
 patch_sweep(model, task(4, 8), "resid_pre", metric="kl_divergence", memory=200 * 2**20)
 gc.collect()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
-before, big = resident("VmRSS"), task(400, 8)
+before = resident("VmRSS")
+big = task(400, 8)
 patch_sweep(model, big, "resid_pre", metric="kl_divergence", memory=200 * 2**20)
-found["divergence over a large vocabulary"] = [resident("VmHWM") - before, 200 * 2**20]
-json.dump(found, sys.stdout)
+growth["divergence over a large vocabulary"] = [resident("VmHWM") - before, 200 * 2**20]
+json.dump(growth, sys.stdout)
 """
 
 
@@ -89,26 +91,30 @@ json.dump(found, sys.stdout)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_process_grows_by_no_more_than_the_limit(tmp_path: Path) -> None:
     """Every kind of measurement, on more pairs than the limit holds at once."""
-    command, alone = (
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
-        os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=580,
     )
-    done = subprocess.run(
-        command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False, timeout=580
-    )
-    assert done.returncode == 0, done.stderr
-    grown = json.loads(done.stdout.splitlines()[-1])
-    assert len(grown) == 9
-    assert {
-        name: (peak // MIB, limit // MIB) for name, (peak, limit) in grown.items() if peak > limit
-    } == {}
+    assert process.returncode == 0, process.stderr
+    growth = json.loads(process.stdout.splitlines()[-1])
+    assert len(growth) == 9
+    beyond = {name: numbers for name, numbers in growth.items() if numbers[0] > numbers[1]}
+    assert beyond == {}
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "head_out", "mlp_out"])
 def test_cost_is_linear_in_pairs_however_they_are_cut(
     tiny_models: TinyModels, site: SiteName
 ) -> None:
-    """Two halves cost about what the whole costs, and so do the blocks of a small limit: only how rows share windows differs."""
+    """Two halves cost about as much as the whole, and so do the blocks of a small limit.
+
+    Only how rows share windows differs.
+    """
     model, pairs = tiny_models.load("gpt2"), random_pairs((9,) * 12)
     engine = Engine(model, as_task(pairs))
     whole = patch_sweep(model, engine.task, site, engine=engine).cost.forward_equivalents
@@ -125,7 +131,9 @@ def test_cost_is_linear_in_pairs_however_they_are_cut(
 
 
 MODELS = ("gpt2", "llama", "native", "attn_only")
-MANY, TOKENS = 100, 6  # of so many pairs the caches decide, not the batch
+# With so many pairs, the caches and not the batch decide on the limit.
+MANY = 100
+TOKENS = 6
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,32 +170,33 @@ MB = 10**6
 def test_it_is_given_back_only_beyond_its_share_of_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held, given = [100 * MB], list[int]()
-    monkeypatch.setattr(HeapTrimmer, "_held", lambda _: held[0])
-    monkeypatch.setattr(module, "trim_heap", lambda: given.append(held[0]))
+    held = [100 * MB]
+    trimmed_at: list[int] = []
+    monkeypatch.setattr(HeapTrimmer, "_resident_bytes", lambda _: held[0])
+    monkeypatch.setattr(engine_memory, "trim_heap", lambda: trimmed_at.append(held[0]))
     heap = HeapTrimmer(100 * MB)
     held[0] += 49 * MB
     heap.trim_if_grown()
-    assert given == []
+    assert trimmed_at == []
     held[0] += 2 * MB
     heap.trim_if_grown()
-    assert given == [151 * MB]
-    heap.trim_if_grown()  # what is truly held is not tried for again, until there is more of it
-    assert given == [151 * MB]
+    assert trimmed_at == [151 * MB]
+    heap.trim_if_grown()  # the process truly holds so much: no new try until it has grown
+    assert trimmed_at == [151 * MB]
     held[0] += 6 * MB
     heap.trim_if_grown()
-    assert given == [151 * MB, 157 * MB]
+    assert trimmed_at == [151 * MB, 157 * MB]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own call")
 def test_what_the_library_keeps_goes_back_to_the_system() -> None:
-    """Small blocks with one in a hundred kept: the heap cannot shrink by itself."""
-    before = HeapTrimmer(MB)._held()
+    """One in a hundred small blocks stays in use, so that the heap cannot shrink by itself."""
+    before = HeapTrimmer(MB)._resident_bytes()
     blocks = [torch.ones(2500) for _ in range(6000)]
-    kept = blocks[::100]
-    grown = HeapTrimmer(MB)._held() - before
+    in_use = blocks[::100]
+    grown = HeapTrimmer(MB)._resident_bytes() - before
     del blocks
     trim_heap()
     assert grown > 40 * MB
-    assert HeapTrimmer(MB)._held() - before < grown / 2
-    assert len(kept) == 60
+    assert HeapTrimmer(MB)._resident_bytes() - before < grown / 2
+    assert len(in_use) == 60

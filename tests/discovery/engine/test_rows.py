@@ -1,4 +1,7 @@
-"""Cutting rows into batches: every row once, every position that can change inside, no batch too large or too wasteful."""
+"""Cutting rows into batches: each row once, with every position that can change.
+
+No batch is larger than allowed, and the total cost is the smallest.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,18 @@ def rows_of(prompts: Prompts, seed: int, count: int, **options: object) -> Rows:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(LENGTHS, st.integers(1, 30), st.integers(1, 7), st.booleans(), st.integers(0, 10**6))
-def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, most, reuse, seed):
+def test_every_row_is_in_one_window_that_holds_what_can_change(
+    lengths, count, max_rows, reuse, seed
+):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count)
     windows = list(
-        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most)
+        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: max_rows)
     )
     assert sorted(torch.cat([window.index for window in windows]).tolist()) == list(range(count))
     for window in windows:
         assert torch.equal(window.pair, rows.pair[window.index])
-        assert 1 <= len(window.index) <= most
+        assert 1 <= len(window.index) <= max_rows
         length = prompts.length[window.pair]
         assert window.end == int(length.max())
         assert window.first < int(length.min())  # the answer position of every row is inside
@@ -58,14 +63,14 @@ def test_every_row_is_in_one_window_that_holds_what_can_change(lengths, count, m
     st.booleans(),
     st.integers(0, 10**6),
 )
-def test_where_nothing_moves_between_positions_only_the_answer_is_computed(
-    lengths, count, most, start, reuse, seed
+def test_after_the_last_attention_only_the_answer_is_computed(
+    lengths, count, max_rows, start, reuse, seed
 ):
     prompts = prompts_of(lengths)
     rows = rows_of(prompts, seed, count, start=start[0], after_attention=start[1])
     assert rows.is_pointwise(3)
     windows = list(
-        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: most)
+        cut_windows(rows, prompts, 3, reuse_prefix=reuse, max_rows=lambda first, end: max_rows)
     )
     assert sum(len(window.index) for window in windows) == count
     for window in windows:
@@ -89,10 +94,10 @@ def test_what_is_pointwise():
         max_size=7,
     )
 )
-def test_the_segments_are_the_cheapest(drawn):
-    """Against every way to cut a short list."""
-    spans = sorted((first, first + width) for first, width, _ in drawn)
-    sizes = [size for _, _, size in drawn]
+def test_the_groups_are_the_cheapest(triples):
+    """Compared with every way to group a short list."""
+    spans = sorted((first, first + width) for first, width, _ in triples)
+    sizes = [size for _, _, size in triples]
 
     def cost(groups: list[list[int]]) -> float:
         return sum(
@@ -101,21 +106,21 @@ def test_the_segments_are_the_cheapest(drawn):
             for group in groups
         )
 
-    def ways(begin: int) -> list[list[list[int]]]:
+    def all_groupings(begin: int) -> list[list[list[int]]]:
         if begin == len(spans):
             return [[]]
         return [
             [list(range(begin, stop)), *rest]
             for stop in range(begin + 1, len(spans) + 1)
-            for rest in ways(stop)
+            for rest in all_groupings(stop)
         ]
 
-    found = group_spans(spans, sizes)
-    assert [n for group in found for n in group] == list(range(len(spans)))
-    assert cost(found) == min(map(cost, ways(0)))
+    groups = group_spans(spans, sizes)
+    assert [n for group in groups for n in group] == list(range(len(spans)))
+    assert cost(groups) == min(map(cost, all_groupings(0)))
 
 
-def test_a_pass_is_saved_where_few_positions_are_lost_and_not_where_many_are():
+def test_spans_share_a_pass_only_if_few_positions_are_wasted():
     assert group_spans([(0, 8), (2, 8)], [1, 1]) == [[0, 1]]
     assert group_spans([(0, 8), (2, 8)], [1000, 1000]) == [[0], [1]]
 
@@ -131,12 +136,14 @@ def joined_of(prompts: Prompts, counts: list[int]) -> JoinedRows:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(LENGTHS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7))
-def test_a_window_of_joined_is_split_by_job_in_the_order_of_their_start(lengths, counts, most):
+def test_a_window_of_joined_rows_is_split_by_job_in_the_order_of_their_start(
+    lengths, counts, max_rows
+):
     prompts = prompts_of(lengths)
     joined = joined_of(prompts, counts)
     seen: list[tuple[int, int]] = []
     for window in cut_windows(
-        joined, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: most
+        joined, prompts, len(counts) + 1, reuse_prefix=True, max_rows=lambda first, end: max_rows
     ):
         parts = joined.split(window)
         assert [job.start for job, _ in parts] == sorted(job.start for job, _ in parts)
@@ -147,16 +154,16 @@ def test_a_window_of_joined_is_split_by_job_in_the_order_of_their_start(lengths,
     assert sorted(seen) == [(start, n) for start, count in enumerate(counts) for n in range(count)]
 
 
-def test_what_cannot_go_up_together_is_refused():
+def test_jobs_that_cannot_be_joined_are_refused():
     prompts = prompts_of([4])
-    one = rows_of(prompts, 0, 1, residual=lambda window: window)
-    for bad in ({"residual": None}, {"edits": lambda window: []}, {"after_attention": True}):
+    job = rows_of(prompts, 0, 1, residual=lambda window: window)
+    for change in ({"residual": None}, {"edits": lambda window: []}, {"after_attention": True}):
         with pytest.raises(ValueError, match="at a layer's input"):
-            JoinedRows((replace(one, **bad),))
-    with pytest.raises(ValueError, match="order of their start"):
-        JoinedRows((replace(one, start=2), one))
+            JoinedRows((replace(job, **change),))
+    with pytest.raises(ValueError, match="an order by start"):
+        JoinedRows((replace(job, start=2), job))
     with pytest.raises(ValueError, match="one base"):
-        JoinedRows((one, replace(one, base="corrupted")))
+        JoinedRows((job, replace(job, base="corrupted")))
 
 
 def test_the_limit_may_depend_on_the_window():

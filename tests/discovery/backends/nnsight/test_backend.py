@@ -90,7 +90,7 @@ def test_other_architectures_are_transformer_lens_site_for_site(tiny_models, nam
                 )
     for layer in range(ours.info.n_layers if ours.abilities.linear_heads else 0):
         assert torch.equal(ours.head_weights(layer), theirs.head_weights(layer))
-    own = {"backend": "", "copied": 0, "chosen": ""}
+    own = {"backend": "", "copied": 0, "backend_reason": ""}
     assert {**vars(ours.info), **own} == {**vars(theirs.info), **own}
     more = {MORE[name]} if name in MORE else set()
     assert {
@@ -112,7 +112,7 @@ def test_an_architecture_that_is_not_known_is_refused_at_load(folder, name):
     [("opt", {"do_layer_norm_before": False}), ("gpt_bigcode", {"multi_query": False})],
 )
 def test_a_setting_that_moves_the_parts_is_refused_at_load(folder, name, changes):
-    with pytest.raises(ModelError, match=f"{next(iter(changes))} = True only"):
+    with pytest.raises(ModelError, match=f"only with {next(iter(changes))} = True"):
         load_model(save_hugging_face(folder, name, **changes), backend="nnsight", device="cpu")
 
 

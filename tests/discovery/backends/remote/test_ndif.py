@@ -59,7 +59,7 @@ class NdifProcess:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
+def ndif_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
     """A process of its own; and a hub's cache that has the model's configuration and tokenizer, but no weights."""
     script = Path(__file__).with_name("ndif_server.py")
     process = subprocess.Popen(
@@ -94,7 +94,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
 
 
 @pytest.fixture(scope="module")
-def model(served: NdifProcess) -> Any:
+def model(ndif_process: NdifProcess) -> Any:
     return load_model(REPO, remote=True)
 
 
@@ -103,10 +103,10 @@ def here() -> Any:
     return load_model("bundled", backend="nnsight", device="cpu")
 
 
-def test_what_is_known_of_it(served, model, here):
+def test_what_is_known_of_it(ndif_process, model, here):
     info = model.info
     assert (info.remote, info.source, info.revision, info.fingerprint) == (
-        served.address,
+        ndif_process.address,
         REPO,
         COMMIT,
         f"{REPO}@{COMMIT}",
@@ -127,10 +127,10 @@ def test_what_is_known_of_it(served, model, here):
     assert (model.resident_weight_bytes, here.resident_weight_bytes) == (0, 4 * info.n_params)
 
 
-def test_what_is_sent(served, model):
+def test_what_is_sent(ndif_process, model):
     """The name as nnsight's own wrapper writes it, the key in the header alone, and a few thousand bytes."""
-    assert len(served.told()) >= model.service.requests
-    for told in served.told()[: model.service.requests]:
+    assert len(ndif_process.received_requests()) >= model.service.requests
+    for told in ndif_process.received_requests()[: model.service.requests]:
         assert (told["key"], told["key_inside"], told["env"]) == (
             KEY,
             False,
@@ -182,8 +182,8 @@ def test_its_queue_is_told_as_progress(model):
     assert any(what.endswith(" · NDIF: running") and what.startswith("resid_pre") for what in seen)
 
 
-def test_an_interruption_ends_the_waiting(served, model):
-    served.next("wait")
+def test_an_interruption_ends_the_waiting(ndif_process, model):
+    ndif_process.fail_next("wait")
 
     def stop(done: float, total: float, what: str) -> None:
         if "position 2" in what:
@@ -193,8 +193,8 @@ def test_an_interruption_ends_the_waiting(served, model):
         patch_sweep(model, load_task("ioi", model, pairs=4), "resid_pre", progress=stop)
 
 
-def test_where_its_memory_ends_at_load(served):
-    served.next("memory")
+def test_where_its_memory_ends_at_load(ndif_process):
+    ndif_process.fail_next("memory")
     with pytest.raises(
         MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\."
     ) as caught:
@@ -203,10 +203,10 @@ def test_where_its_memory_ends_at_load(served):
 
 
 @pytest.mark.slow
-def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
+def test_where_its_memory_ends_a_batch_is_halved(ndif_process, model, here):
     task = load_task("ioi", model, pairs=8)
     before = model.service.requests
-    served.next("memory")
+    ndif_process.fail_next("memory")
     found = patch_sweep(model, task, "resid_pre").values
     torch.testing.assert_close(
         found, patch_sweep(here, task, "resid_pre").values, atol=1e-5, rtol=0
@@ -214,7 +214,7 @@ def test_where_its_memory_ends_a_batch_is_halved(served, model, here):
     assert model.service.requests - before > 4
 
 
-def test_a_job_that_fails(served, model):
+def test_a_job_that_fails(ndif_process, model):
     broken = Batch(
         torch.zeros(1, 3, dtype=torch.long),
         torch.tensor([2]),
@@ -224,7 +224,7 @@ def test_a_job_that_fails(served, model):
     with pytest.raises(RemoteError, match=r"failed on NDIF \(RuntimeError\)") as caught:
         model.run(broken)
     assert "128" in caught.value.detail
-    served.next("late")
+    ndif_process.fail_next("late")
     with pytest.raises(ModelError, match="did not run tiny/bundled") as caught:
         model.run(Batch(torch.zeros(1, 3, dtype=torch.long), torch.tensor([2])))
     assert "exceeded the execution timeout" in caught.value.detail
@@ -248,16 +248,18 @@ def at_once(monkeypatch):
     [
         ("close", "closed the connection", "validation error"),
         ("busy", "refuses the request", "Too many requests"),
-        ("nothing", "what is no answer", "no list of 1 answers"),
-        ("garbage", "what is no answer", "ZstdError"),
-        ("half", "what is no answer", "ZstdError"),
-        ("lacking", "what is no answer", "lacks 1 of 1 activations"),
+        ("nothing", "something that is no answer", "no list of 1 answers"),
+        ("garbage", "something that is no answer", "ZstdError"),
+        ("half", "something that is no answer", "ZstdError"),
+        ("lacking", "something that is no answer", "lacks 1 of 1 activations"),
     ],
 )
-def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how, words, detail):
+def test_what_is_lost_on_the_way_is_sent_again(
+    ndif_process, model, here, at_once, how, words, detail
+):
     """A job changes nothing at the server. After some times it is given up, and the next one goes through."""
     before, told = model.service.requests, []
-    served.next(how)
+    ndif_process.fail_next(how)
     with listen_to_status(told.append):
         found = one_run(model)
     assert model.service.requests - before == 2
@@ -265,7 +267,7 @@ def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how
     torch.testing.assert_close(
         found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0
     )
-    served.next(how, how, how)
+    ndif_process.fail_next(how, how, how)
     with pytest.raises(ModelError, match=words) as caught:
         one_run(model)
     assert not isinstance(caught.value, RemoteError)
@@ -276,23 +278,23 @@ def test_what_is_lost_on_the_way_is_sent_again(served, model, here, at_once, how
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_wait_before_another_try_can_be_ended(served, model, monkeypatch):
+def test_the_wait_before_another_try_can_be_ended(ndif_process, model, monkeypatch):
     monkeypatch.setattr(ndif, "RETRY_PAUSES", (60.0,))
 
     def stop(status: str) -> None:
         if "Sent again" in status:
             raise Interrupted("enough")
 
-    served.next("busy")
+    ndif_process.fail_next("busy")
     with listen_to_status(stop), pytest.raises(Interrupted):
         one_run(model)
     gc.collect()
 
 
-def test_a_server_that_never_answered_is_not_asked_again(served, monkeypatch):
+def test_a_server_that_never_answered_is_not_asked_again(ndif_process, monkeypatch):
     monkeypatch.setattr(ndif, "RETRY_PAUSES", (60.0,))
-    served.next("garbage")
-    with pytest.raises(ModelError, match="what is no answer"):
+    ndif_process.fail_next("garbage")
+    with pytest.raises(ModelError, match="something that is no answer"):
         load_model(REPO, remote=True)
 
 
@@ -306,16 +308,16 @@ def test_a_server_that_hands_out_no_session(model, monkeypatch):
             one_run(model)
 
 
-def test_without_a_key_nothing_is_sent(served, monkeypatch):
+def test_without_a_key_nothing_is_sent(ndif_process, monkeypatch):
     from nnsight.schema.config import CONFIG
 
-    before = len(served.told())
+    before = len(ndif_process.received_requests())
     monkeypatch.delenv("NDIF_API_KEY")
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
     with pytest.raises(ModelError, match="needs an NDIF API key") as caught:
         load_model(REPO, remote=True)
     assert "NDIF_API_KEY" in caught.value.cure
-    assert len(served.told()) == before
+    assert len(ndif_process.received_requests()) == before
 
 
 def test_a_wrong_key_is_not_repeated(monkeypatch):
@@ -326,13 +328,13 @@ def test_a_wrong_key_is_not_repeated(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["sec\rret", "sécret", "sec ret"])
-def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(served, monkeypatch, key):
-    before = len(served.told())
+def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(ndif_process, monkeypatch, key):
+    before = len(ndif_process.received_requests())
     monkeypatch.setenv("NDIF_API_KEY", key)
     with pytest.raises(ModelError, match="holds characters that no key has") as caught:
         load_model(REPO, remote=True)
     assert "ret" not in f"{caught.value} {caught.value.detail}".replace("characters", "")
-    assert len(served.told()) == before
+    assert len(ndif_process.received_requests()) == before
     monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as a file or a secret of a container has it
     assert ndif.NdifService.from_environment()._key == KEY
 
@@ -370,34 +372,34 @@ def test_what_a_server_decides_cannot_be_asked_for(model):
 
 
 @pytest.mark.anyio
-async def test_the_server(served, tmp_path):
+async def test_the_server(ndif_process, tmp_path):
     """It sends nothing until a call says so; then the model waits in NDIF's queue, not in that of this machine's device."""
-    before = len(served.told())
+    before = len(ndif_process.received_requests())
     async with Client(make_server(tmp_path, tmp_path / "runs")) as client:
         said = await call_tool_ok(client, "load_model", model=REPO, remote=True, load=False)
         assert (
             said["loaded"],
             said["model_id"],
             said["memory"]["loading"],
-            len(served.told()),
+            len(ndif_process.received_requests()),
         ) == (False, f"{REPO}@remote", 0, before)
         loaded = await call_tool_ok(client, "load_model", model=REPO, remote=True)
         assert (loaded["device"], loaded["backend"], loaded["memory"]["weights"]) == (
-            served.address,
+            ndif_process.address,
             "nnsight",
             0,
         )
-        sent = len(served.told())
+        sent = len(ndif_process.received_requests())
         assert sent > before
         await call_tool_ok(client, "load_model", model=REPO, remote=True)
-        assert len(served.told()) == sent
+        assert len(ndif_process.received_requests()) == sent
         found = await call_tool_ok(
             client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12
         )
         assert found["metric_clean"] > 0
 
 
-def test_the_command_line(served, capfd):
+def test_the_command_line(ndif_process, capfd):
     assert (
         cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--pairs", "12", "--json"])
         == 0
