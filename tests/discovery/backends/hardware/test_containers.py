@@ -1,4 +1,4 @@
-"""What control groups leave of the memory, from files laid out as Linux has them."""
+"""The memory that control groups leave, read from files in the layout of Linux."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from discovery.backends.hardware import containers
 from discovery.backends.hardware.memory import read_free_memory
 from discovery.cli import installation
 
-V1, V2 = (
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ("memory.max", "memory.current", ""),
-)
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+V2 = ("memory.max", "memory.current", "")
 
 
 @pytest.fixture
@@ -23,9 +21,10 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def group(
+def write_group(
     folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int = 0
 ) -> None:
+    """Write a group's files; `names` are those of limit and usage, and a prefix in memory.stat."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
@@ -36,24 +35,24 @@ def group(
 
 def test_the_narrowest_of_the_groups_above_counts(groups: Path) -> None:
     (groups / "own").write_text("0::/job/step\n")
-    group(groups / "cgroup" / "job" / "step", V2, "max", 500)
+    write_group(groups / "cgroup" / "job" / "step", V2, "max", 500)
     assert containers.read_container_memory() is None
-    group(groups / "cgroup" / "job", V2, "1000", 700, cached=100)
+    write_group(groups / "cgroup" / "job", V2, "1000", 700, cached=100)
     assert containers.read_container_memory() == 1000 - 700 + 101
-    group(groups / "cgroup" / "job" / "step", V2, "600", 590)
+    write_group(groups / "cgroup" / "job" / "step", V2, "600", 590)
     assert containers.read_container_memory() == 11
-    group(groups / "cgroup" / "job" / "step", V2, "600", 900)
+    write_group(groups / "cgroup" / "job" / "step", V2, "600", 900)
     assert containers.read_container_memory() == 0
 
 
 def test_the_first_version_and_a_container_that_sees_only_the_top(groups: Path) -> None:
     (groups / "own").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/0123\n")
-    group(groups / "cgroup" / "memory", V1, "2000", 500)
-    group(groups / "cgroup" / "cpu,cpuacct", V1, "1", 1)
+    write_group(groups / "cgroup" / "memory", V1, "2000", 500)
+    write_group(groups / "cgroup" / "cpu,cpuacct", V1, "1", 1)
     assert containers.read_container_memory() == 1501
 
 
-def test_where_there_are_no_groups(groups: Path) -> None:
+def test_without_groups_nothing_is_limited(groups: Path) -> None:
     assert containers.read_container_memory() is None
     (groups / "own").write_text("0::/\n")
     assert containers.read_container_memory() is None
@@ -62,7 +61,7 @@ def test_where_there_are_no_groups(groups: Path) -> None:
 def test_it_bounds_what_is_free(groups: Path) -> None:
     unbounded = read_free_memory("cpu")
     (groups / "own").write_text("0::/\n")
-    group(groups / "cgroup", V2, "3000000", 1000000, cached=0)
+    write_group(groups / "cgroup", V2, "3000000", 1000000, cached=0)
     assert read_free_memory("cpu") == 2000001 < unbounded
-    found = installation.check_memory()
-    assert (found.status, "may take 0.0 GB" in found.found) == ("warning", True)
+    check = installation.check_memory()
+    assert (check.status, "may take 0.0 GB" in check.found) == ("warning", True)

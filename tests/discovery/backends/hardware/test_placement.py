@@ -1,4 +1,4 @@
-"""A model larger than the memory it may take: part of it lies on the disk, and nothing that is measured changes."""
+"""A model larger than the memory it may take: part of it is on the disk, and no number changes."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from discovery.errors import MeasurementError, ModelError
 
 
 def limit_of(path, share):
-    """Bytes for a share of the weights."""
+    """Limit the memory to a share of the bytes of the weights."""
     return {"cpu": int(share * sum(file.stat().st_size for file in path.glob("*.safetensors")))}
 
 
 @pytest.fixture(params=["gpt2", "llama"])
-def both(request, tiny_models):
-    """A model whole, and the same with half of it on the disk."""
+def whole_and_spread(request, tiny_models):
+    """A model in memory, and the same model with almost half of it on the disk."""
     path = tiny_models.path(request.param)
-    return load_model(path, device="cpu", backend="nnsight"), load_model(
-        path, device_map="auto", max_memory=limit_of(path, 0.6)
-    )
+    whole = load_model(path, device="cpu", backend="nnsight")
+    spread = load_model(path, device_map="auto", max_memory=limit_of(path, 0.6))
+    return whole, spread
 
 
 def test_a_mapping_says_where_each_part_lies(tiny_models):
-    path, task = tiny_models.path("llama"), as_task(random_pairs((5, 5)))
-    places = {
+    path = tiny_models.path("llama")
+    task = as_task(random_pairs((5, 5)))
+    device_map = {
         "model.embed_tokens": "cpu",
         "model.layers": "disk",
         "model.norm": "cpu",
         "model.rotary_emb": "cpu",
         "lm_head": "disk",
     }
-    model, whole = (
-        load_model(path, device_map=places),
-        load_model(path, device="cpu", backend="nnsight"),
-    )
+    model = load_model(path, device_map=device_map)
+    whole = load_model(path, device="cpu", backend="nnsight")
     assert {name for name, weight in model.module.named_parameters() if weight.is_meta} == {
         name
         for name, _ in whole.module.named_parameters()
@@ -56,9 +55,9 @@ def test_a_mapping_says_where_each_part_lies(tiny_models):
     )
 
 
-@pytest.mark.parametrize("both", ["gpt2"], indirect=True)
-def test_it_lies_on_the_disk_and_says_so(both):
-    whole, spread = both
+@pytest.mark.parametrize("whole_and_spread", ["gpt2"], indirect=True)
+def test_it_lies_on_the_disk_and_says_so(whole_and_spread):
+    whole, spread = whole_and_spread
     assert any(parameter.is_meta for parameter in spread.module.parameters())
     assert "on disk" in spread.info.warnings[-1]
     assert (spread.info.backend_reason, spread.info.fingerprint) == (
@@ -81,8 +80,8 @@ def test_it_lies_on_the_disk_and_says_so(both):
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "head_out", "mlp_out", "q", "pattern"])
-def test_sweeps_are_the_same(both, site):
-    whole, spread = both
+def test_sweeps_are_the_same(whole_and_spread, site):
+    whole, spread = whole_and_spread
     task = as_task(random_pairs((6, 6)))
     assert torch.allclose(
         patch_sweep(spread, task, site).per_pair,
@@ -92,8 +91,8 @@ def test_sweeps_are_the_same(both, site):
     )
 
 
-def test_ablations_and_head_weights_are_the_same(both):
-    whole, spread = both
+def test_ablations_and_head_weights_are_the_same(whole_and_spread):
+    whole, spread = whole_and_spread
     task = as_task(random_pairs((6,) * 10))
     for ablation in ("resample", "mean"):
         ours, theirs = (
@@ -105,7 +104,7 @@ def test_ablations_and_head_weights_are_the_same(both):
         assert torch.equal(spread.head_weights(layer), whole.head_weights(layer))
 
 
-def test_another_width_is_the_same(tiny_models):
+def test_another_dtype_is_the_same(tiny_models):
     path = tiny_models.path("llama")
     model = load_model(path, device_map="auto", max_memory=limit_of(path, 0.3), dtype="float64")
     whole = load_model(path, device="cpu", backend="nnsight", dtype="float64")
@@ -115,14 +114,15 @@ def test_another_width_is_the_same(tiny_models):
     )
 
 
-def test_gradients_are_the_same_where_they_hold_no_more_than_the_files():
-    """Weights of the files' own dtype are mapped; of another every one that a gradient went through would be held."""
+def test_gradients_are_the_same_if_they_hold_no_more_than_the_files():
+    """Weights in the files' dtype are mapped, so a gradient that went through them is possible.
+
+    Weights in another dtype would all be held in memory.
+    """
     whole = load_model("bundled", device="cpu", backend="nnsight")
     limit = {"cpu": 1_500_000}
-    half, task = (
-        load_model("bundled", device_map="auto", max_memory=limit),
-        load_task("ioi", whole, pairs=4),
-    )
+    half = load_model("bundled", device_map="auto", max_memory=limit)
+    task = load_task("ioi", whole, pairs=4)
     assert "on disk" in half.info.warnings[-1]
     theirs, ours = (
         patch_sweep(model, task, "head_out_by_position", screen=True) for model in (whole, half)
@@ -132,8 +132,8 @@ def test_gradients_are_the_same_where_they_hold_no_more_than_the_files():
         sae_top_features(model, task=task, positions=["end"], k=2).features
         for model in (whole, half)
     )
-    assert [(one.index, one.ablation.mean) for one in ours] == [
-        (one.index, pytest.approx(one.ablation.mean, abs=1e-5)) for one in theirs
+    assert [(feature.index, feature.ablation.mean) for feature in ours] == [
+        (feature.index, pytest.approx(feature.ablation.mean, abs=1e-5)) for feature in theirs
     ]
     other = load_model("bundled", device_map="auto", max_memory=limit, dtype="bfloat16")
     assert other.abilities.gradients is False
@@ -146,7 +146,7 @@ def test_gradients_are_the_same_where_they_hold_no_more_than_the_files():
             measure()
     assert load_model(
         "bundled", device_map="auto", dtype="bfloat16"
-    ).abilities.gradients  # all of it lies in memory
+    ).abilities.gradients  # all of it is in memory
 
 
 @pytest.fixture
@@ -156,13 +156,14 @@ def temporary(tmp_path, monkeypatch):
 
 
 def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, tiny_models):
-    """Experts are put together from several weights, so they are written anew."""
+    """Experts are stacked from several weights, so they are written anew."""
     path = tiny_models.path("mixtral")
     model = load_model(path, device_map="auto", max_memory=limit_of(path, 0.1))
     [folder] = temporary.iterdir()
     assert folder.name.startswith("circuit-scout-offload-")
     assert len(list(folder.iterdir())) == 2 * model.info.n_layers
-    whole, task = load_model(path, device="cpu", backend="nnsight"), as_task(random_pairs((5, 5)))
+    whole = load_model(path, device="cpu", backend="nnsight")
+    task = as_task(random_pairs((5, 5)))
     assert torch.allclose(
         patch_sweep(model, task).per_pair, patch_sweep(whole, task).per_pair, atol=1e-6
     )
@@ -172,9 +173,7 @@ def test_what_is_made_for_the_disk_goes_when_the_module_goes(temporary, tiny_mod
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("unusable")])
-def test_what_is_made_for_the_disk_goes_where_loading_ends(
-    temporary, tiny_models, monkeypatch, fault
-):
+def test_what_is_made_for_the_disk_goes_if_loading_ends(temporary, tiny_models, monkeypatch, fault):
     def fail(*_):
         assert len(list(temporary.glob("*/*"))) > 0
         raise fault
@@ -196,7 +195,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("arguments", "words"),
     [
         ({"device_map": "balanced please"}, "balanced please"),
         ({"max_memory": {"cpu": 10}}, "device_map is not given"),
@@ -234,9 +233,9 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatc
         ({"device_map": "auto", "backend": "transformerlens"}, "takes weights apart"),
     ],
 )
-def test_contradictions_are_refused(tiny_models, how, words):
+def test_contradictions_are_refused(tiny_models, arguments, words):
     with pytest.raises(ModelError, match=words):
-        load_model(tiny_models.path("gpt2"), **how)
+        load_model(tiny_models.path("gpt2"), **arguments)
 
 
 def test_what_lies_in_one_place_is_not_called_spread(tiny_models):

@@ -1,4 +1,4 @@
-"""Which engine runs a model, why, and what is said where it does not fit."""
+"""Which backend runs a model, why, and what an error says if it does not fit."""
 
 from __future__ import annotations
 
@@ -38,53 +38,54 @@ PLENTY = 10**15
 
 def storages(module: nn.Module) -> dict[int, int]:
     """Bytes of every storage that a module holds."""
-    held = [
+    tensors = [
         tensor
         for part in module.modules()
         for tensor in (*part._parameters.values(), *part._buffers.values())
         if tensor is not None
     ]
     return {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
 def test_what_transformerlens_holds_twice_is_known_before(tiny_models, name, monkeypatch):
     before = {}
-    bridged = load._wrap_in_transformerlens
+    wrap = load._wrap_in_transformerlens
 
-    def counted(plain, tokenizer):
+    def wrap_and_count(plain, tokenizer):
         before.update(storages(plain.module))
-        return bridged(plain, tokenizer)
+        return wrap(plain, tokenizer)
 
-    monkeypatch.setattr(load, "_wrap_in_transformerlens", counted)
+    monkeypatch.setattr(load, "_wrap_in_transformerlens", wrap_and_count)
     model = load_model(tiny_models.path(name), device="cpu", backend="transformerlens")
     new = sum(size for place, size in storages(model.bridge).items() if place not in before)
-    found = read_outline(tiny_models.path(name))
-    small = 4 * found.n_layers * 3 * found.n_heads * found.d_head + 256  # biases, positions
-    assert found.copied_bytes <= new <= found.copied_bytes + small
-    assert model.info.copied == found.copied
-    assert found.weights_bytes == 4 * (found.n_params + found.copied)
-    assert found.as_held_by("nnsight").weights_bytes == 4 * found.n_params
+    outline = read_outline(tiny_models.path(name))
+    small = 4 * outline.n_layers * 3 * outline.n_heads * outline.d_head + 256  # biases, positions
+    assert outline.copied_bytes <= new <= outline.copied_bytes + small
+    assert model.info.copied == outline.copied
+    assert outline.weights_bytes == 4 * (outline.n_params + outline.copied)
+    assert outline.as_held_by("nnsight").weights_bytes == 4 * outline.n_params
 
 
-def test_both_engines_know_every_architecture_that_nnsight_has_a_layout_of():
-    """So whether TransformerLens knows a model is asked only where nnsight does not."""
+def test_both_backends_support_every_architecture_that_nnsight_has_a_layout_of():
+    """So if nnsight supports a model, TransformerLens does too."""
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    assert {kind for kind in LAYOUTS if CLASSES[kind] not in SUPPORTED_ARCHITECTURES} == set()
+    classes = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind in LAYOUTS}
+    assert classes <= set(SUPPORTED_ARCHITECTURES)
 
 
 def test_small_models_run_on_transformerlens_and_large_ones_on_nnsight(tiny_models):
     small = read_outline(tiny_models.path("llama"))
-    chosen = choose_backend(small, "auto", PLENTY)
-    assert (chosen.backend, "up to 2 billion" in chosen.reason) == ("transformerlens", True)
-    chosen = choose_backend(
+    choice = choose_backend(small, "auto", PLENTY)
+    assert (choice.backend, "up to 2 billion" in choice.reason) == ("transformerlens", True)
+    choice = choose_backend(
         replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "auto", PLENTY
     )
-    assert (chosen.backend, "2.0 billion parameters" in chosen.reason) == ("nnsight", True)
+    assert (choice.backend, "2.0 billion parameters" in choice.reason) == ("nnsight", True)
     assert (
         choose_backend(
             replace(small, n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1), "transformerlens", PLENTY
@@ -93,42 +94,42 @@ def test_small_models_run_on_transformerlens_and_large_ones_on_nnsight(tiny_mode
     )
 
 
-def test_where_memory_is_short_the_engine_that_holds_nothing_twice(tiny_models):
-    found = read_outline(tiny_models.path("neox"))
-    assert found.copied
-    chosen = choose_backend(found, "auto", found.as_held_by("nnsight").weights_bytes)
-    assert (chosen.backend, "twice" in chosen.reason) == ("nnsight", True)
-    require_fit(chosen, "cpu", chosen.outline.weights_bytes)
-    assert choose_backend(found, "auto", found.weights_bytes).backend == "transformerlens"
+def test_if_memory_is_short_the_backend_that_holds_nothing_twice_is_chosen(tiny_models):
+    outline = read_outline(tiny_models.path("neox"))
+    assert outline.copied
+    choice = choose_backend(outline, "auto", outline.as_held_by("nnsight").weights_bytes)
+    assert (choice.backend, "twice" in choice.reason) == ("nnsight", True)
+    require_fit(choice, "cpu", choice.outline.weights_bytes)
+    assert choose_backend(outline, "auto", outline.weights_bytes).backend == "transformerlens"
 
 
-def test_what_only_one_knows_runs_on_it_whatever_its_size(folder):
-    found = replace(
+def test_what_only_one_backend_supports_runs_on_it_whatever_its_size(folder):
+    outline = replace(
         read_outline(save_hugging_face(folder, "codegen")),
         n_params=MAX_TRANSFORMERLENS_PARAMETERS + 1,
     )
-    chosen = choose_backend(found, "auto", PLENTY)
-    assert (chosen.backend, chosen.reason) == (
+    choice = choose_backend(outline, "auto", PLENTY)
+    assert (choice.backend, choice.reason) == (
         "transformerlens",
         "only TransformerLens supports CodeGenForCausalLM",
     )
-    for backend, spread, word in (
+    for backend, is_spread, word in (
         ("nnsight", False, "'codegen'"),
         ("auto", True, "does not support CodeGenForCausalLM"),
     ):
         with pytest.raises(ModelError, match=word):
-            choose_backend(found, backend, PLENTY, is_spread=spread)
+            choose_backend(outline, backend, PLENTY, is_spread=is_spread)
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_choices(tiny_models):
-    found = replace(
+    outline = replace(
         read_outline(tiny_models.path("llama")),
         n_params=70 * 10**9,
         revision="0123",
         tokenizer=True,
     )
-    trouble = describe_misfit(choose_backend(found, "auto", 200 * 10**9), "cpu", 200 * 10**9)
-    assert trouble is not None
+    misfit = describe_misfit(choose_backend(outline, "auto", 200 * 10**9), "cpu", 200 * 10**9)
+    assert misfit is not None
     for said in (
         "280.0 GB in float32 with nnsight",
         "200.0 GB are free on cpu",
@@ -136,43 +137,43 @@ def test_what_does_not_fit_is_refused_with_numbers_and_choices(tiny_models):
         "device_map auto",
         "--remote",
     ):
-        assert said in str(trouble)
-    trouble = describe_misfit(
-        choose_backend(replace(found, revision=None), "auto", 10**9), "cpu", 10**9
+        assert said in str(misfit)
+    misfit = describe_misfit(
+        choose_backend(replace(outline, revision=None), "auto", 10**9), "cpu", 10**9
     )
-    assert trouble is not None
-    assert "bfloat16" not in str(trouble)
-    assert "remote" not in str(trouble)
-    assert describe_misfit(choose_backend(found, "auto", 280 * 10**9), "cpu", 280 * 10**9) is None
+    assert misfit is not None
+    assert "bfloat16" not in str(misfit)
+    assert "remote" not in str(misfit)
+    assert describe_misfit(choose_backend(outline, "auto", 280 * 10**9), "cpu", 280 * 10**9) is None
     wide = describe_misfit(
-        choose_backend(replace(found, dtype="float64"), "auto", 300 * 10**9), "cpu", 300 * 10**9
+        choose_backend(replace(outline, dtype="float64"), "auto", 300 * 10**9), "cpu", 300 * 10**9
     )
     assert "dtype float32 (280.0 GB)" in str(wide)  # the widest that fits
 
 
 def test_what_runs_elsewhere_runs_on_nnsight(tiny_models):
-    found = replace(read_outline(tiny_models.path("llama")), revision="0123", tokenizer=True)
+    outline = replace(read_outline(tiny_models.path("llama")), revision="0123", tokenizer=True)
     assert (
-        choose_backend(found, "auto", 0, remote=True).backend,
-        choose_backend(found, "auto", 0, remote=True).reason,
+        choose_backend(outline, "auto", 0, remote=True).backend,
+        choose_backend(outline, "auto", 0, remote=True).reason,
     ) == ("nnsight", REMOTE_REASON)
     with pytest.raises(ModelError, match="NDIF serves nnsight"):
-        choose_backend(found, "transformerlens", 0, remote=True)
+        choose_backend(outline, "transformerlens", 0, remote=True)
     with pytest.raises(ModelError, match="models of the hub"):
-        choose_backend(replace(found, revision=None), "auto", 0, remote=True)
+        choose_backend(replace(outline, revision=None), "auto", 0, remote=True)
     with pytest.raises(ModelError, match="has no tokenizer"):
-        choose_backend(replace(found, tokenizer=False), "auto", 0, remote=True)
+        choose_backend(replace(outline, tokenizer=False), "auto", 0, remote=True)
 
 
 def test_what_cannot_run_elsewhere_is_not_sent_there(tiny_models, folder):
     there = {"revision": "0123", "tokenizer": True}
-    for found, offered in (
+    for outline, offered in (
         (replace(read_outline(tiny_models.path("llama")), **there), True),
         (replace(read_outline(tiny_models.path("llama")), revision="0123"), False),
         (replace(read_outline(save_hugging_face(folder, "codegen")), **there), False),
     ):
-        trouble = describe_misfit(choose_backend(found, "auto", 0), "cpu", 0)
-        assert ("--remote" in str(trouble)) == offered
+        misfit = describe_misfit(choose_backend(outline, "auto", 0), "cpu", 0)
+        assert ("--remote" in str(misfit)) == offered
 
 
 def test_quantised_weights_are_refused_but_elsewhere(folder, monkeypatch):
@@ -206,19 +207,19 @@ def test_a_package_that_a_model_needs_is_named(tiny_models, monkeypatch):
 
 
 def test_what_a_model_takes_of_the_memory_where_it_lies(tiny_models):
-    found = read_outline(tiny_models.path("llama"), dtype="float64")
-    assert estimate_load_memory(found, None, remote=False) == (
-        found.loading_bytes,
-        found.weights_bytes,
+    outline = read_outline(tiny_models.path("llama"), dtype="float64")
+    assert estimate_load_memory(outline, None, remote=False) == (
+        outline.loading_bytes,
+        outline.weights_bytes,
     )
-    assert estimate_load_memory(found, None, remote=True) == (0, 0)
-    assert estimate_load_memory(found, Placement("auto", {"cpu": 1000}), remote=False) == (
+    assert estimate_load_memory(outline, None, remote=True) == (0, 0)
+    assert estimate_load_memory(outline, Placement("auto", {"cpu": 1000}), remote=False) == (
         1000,
         1000,
     )
-    assert estimate_load_memory(found, Placement("auto", {"cpu": PLENTY}), remote=False) == (
-        found.loading_bytes,
-        found.weights_bytes,
+    assert estimate_load_memory(outline, Placement("auto", {"cpu": PLENTY}), remote=False) == (
+        outline.loading_bytes,
+        outline.weights_bytes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Loading Hugging Face directories: the same logits as transformers alone, and the facts that everything else relies on."""
+"""Loaded Hugging Face directories give the logits of transformers alone, and the right facts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from benchmarks.random_models.tiny_models import (
     VOCAB,
     load_plain_module,
     save_hugging_face,
+    save_native,
     save_tokenizer,
 )
 from discovery.backends.base import Backend, Batch
@@ -26,6 +27,7 @@ from discovery.interventions import scale
 from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.discovery.backends.loading.faulty_backend import ALL_ABILITIES
+from tests.discovery.backends.loading.refusals import refuse
 from tests.oracles.hooked_module import HookedModule
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
@@ -34,10 +36,10 @@ TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_s
 def every_position(model: Backend, tokens: Tensor) -> Tensor:
     """Logits [row pos d_vocab], one answer position at a time."""
     rows, width = tokens.shape
-    found = [
+    logits = [
         model.run(Batch(tokens, torch.full((rows,), position))).logits for position in range(width)
     ]
-    return torch.stack([logits for logits in found if logits is not None], 1)
+    return torch.stack([each for each in logits if each is not None], 1)
 
 
 def assert_plain(
@@ -99,19 +101,19 @@ def test_what_is_known_of_a_model(tiny_models, backend, kind):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_work_of_a_block_is_that_of_its_matrices(tiny_models, backend, kind):
-    """Counted where it happens: inputs times outputs of every matmul with a weight, for one position."""
+    """Hooks count inputs times outputs of every matmul with a weight, for one position."""
     info, module = tiny_models.load(kind, backend).info, load_plain_module(tiny_models.path(kind))
-    done = []
+    macs = []
 
     def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        done.append(inputs[0].shape[-1] * output.shape[-1])
+        macs.append(inputs[0].shape[-1] * output.shape[-1])
 
     blocks = max((part for part in module.modules() if isinstance(part, nn.ModuleList)), key=len)
     for part in blocks[1].modules():
         if hasattr(part, "weight") and part.weight.ndim == 2:
             part.register_forward_hook(count)
     module(input_ids=TOKENS[:1])
-    assert sum(done) == info.macs_attention + info.macs_mlp
+    assert sum(macs) == info.macs_attention + info.macs_mlp
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -127,7 +129,7 @@ def test_every_shortcut_that_an_architecture_has_is_found(tiny_models, backend, 
     ("dtype", "close"), [("float64", 1e-6), ("bfloat16", 2e-2), ("float16", 5e-3)]
 )
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_other_widths(tiny_models, backend, kind, dtype, close):
+def test_other_dtypes(tiny_models, backend, kind, dtype, close):
     model = tiny_models.load(kind, backend, dtype)
     width = getattr(torch, dtype)
     assert model.info.dtype == dtype
@@ -203,7 +205,7 @@ def test_weights_want_no_gradients(tiny_models, backend):
 
 
 def test_a_wrapper_that_changes_the_model_is_caught(folder, monkeypatch):
-    """The reference is older than the wrapping: what the wrapper does to the module in place is seen."""
+    """The reference is computed before the wrapping, so changes to the module in place show."""
     from transformer_lens.model_bridge.sources import _bridge_builder
 
     build = _bridge_builder.build_bridge_from_module
@@ -245,7 +247,7 @@ def windowed(folder: Path, kind: str) -> Path:
         "num_key_value_heads": 1,
         "head_dim": 6,
     }
-    made: Any = getattr(transformers, kind)(
+    config: Any = getattr(transformers, kind)(
         vocab_size=VOCAB,
         max_position_embeddings=CONTEXT,
         sliding_window=3,
@@ -254,7 +256,7 @@ def windowed(folder: Path, kind: str) -> Path:
         pad_token_id=None,
         **sizes,
     )
-    module = transformers.AutoModelForCausalLM.from_config(made)
+    module = transformers.AutoModelForCausalLM.from_config(config)
     tiny_models.randomise(module, 0)
     module.save_pretrained(folder)
     return folder
@@ -262,7 +264,7 @@ def windowed(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["mistral", "Gemma2Config", "Gemma3TextConfig"])
 def test_attention_in_a_window_can_be_resumed_after_any_prefix(folder, backend, kind):
-    """Hugging Face's own cache forgets what has left the window; positions of a prefix must keep their place."""
+    """The prefix must keep all positions: Hugging Face's cache drops those outside the window."""
     model = load_model(windowed(folder, kind), backend=backend, device="cpu", dtype="float64")
     expected = load_plain_module(folder, torch.float64)(input_ids=TOKENS).logits
     assert model.abilities.prefix
@@ -323,3 +325,61 @@ def test_the_bundled_model(backend):
     ids = model.tokenizer.encode("When Mary and John went to the store, John gave a drink to")
     assert 0 < max(ids) < model.info.d_vocab
     assert_plain(model, folder, torch.tensor([ids]))
+
+
+def test_a_model_that_looks_back_and_forth(folder):
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    transformers.BertLMHeadModel(config).save_pretrained(folder)
+    assert "is not causal" in refuse(folder).cause
+
+
+def test_an_architecture_that_the_backend_does_not_support(folder):
+    import transformers
+
+    config = transformers.CTRLConfig(
+        vocab_size=VOCAB, n_positions=12, n_embd=16, dff=24, n_layer=1, n_head=2
+    )
+    transformers.CTRLLMHeadModel(config).save_pretrained(folder)
+    assert "TransformerLens cannot wrap CTRLLMHeadModel" in refuse(folder).cause
+
+
+def test_a_configuration_that_does_not_fit_itself(folder):
+    import transformers
+
+    config = transformers.StableLmConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )  # its default of 32 key heads is left
+    transformers.StableLmForCausalLM(config).save_pretrained(folder)
+    assert "does not run" in refuse(folder).cause
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float", "torch.float32", ""])
+def test_an_unknown_dtype(dtype):
+    fault = refuse("anything", dtype=dtype)
+    assert f"dtype {dtype!r} is not known" in fault.cause
+    assert "float32" in fault.cure
+
+
+def test_an_unknown_backend():
+    assert "backend 'jax' is not known" in refuse("anything", backend="jax").cause
+
+
+def test_a_sound_model_is_not_refused(folder, tmp_path):
+    assert load_model(save_native(folder).path, device="cpu").info.n_layers == 2
+    assert (
+        load_model(str(save_hugging_face(tmp_path / "hf", "gpt2")), device="cpu").info.n_layers == 3
+    )

@@ -1,4 +1,4 @@
-"""Native directories: the numbers of an independent forward pass, and of HookedTransformer, whose format it is."""
+"""Native directories give the numbers of an independent forward pass, and of HookedTransformer."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def every_position(folder: Path, dtype: str = "float64") -> Tensor:
     """Logits [pos d_vocab] of the prompt."""
     model = load_model(folder, device="cpu", dtype=dtype)
     rows = torch.tensor([PROMPT] * len(PROMPT))
-    found = model.run(Batch(rows, torch.arange(len(PROMPT)))).logits
-    assert found is not None
-    return found
+    logits = model.run(Batch(rows, torch.arange(len(PROMPT)))).logits
+    assert logits is not None
+    return logits
 
 
 @pytest.mark.parametrize("norm", ["LN", "LNPre", "RMS", "RMSPre", None])
 @pytest.mark.parametrize("attn_only", [False, True])
 def test_norms_with_and_without_mlps(folder, norm, attn_only):
-    made = save_native(
+    checkpoint = save_native(
         folder,
         normalization_type=norm,
         attn_only=attn_only,
         act_fn=None if attn_only else "gelu_new",
     )
-    expected = run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0]
+    expected = run_forward(checkpoint.config, checkpoint.state, torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(every_position(folder), expected, **CLOSE)
     torch.testing.assert_close(
-        native_forward.native_logits(made.config, made.state, PROMPT), expected, **CLOSE
+        native_forward.native_logits(checkpoint.config, checkpoint.state, PROMPT), expected, **CLOSE
     )  # both references agree
     torch.testing.assert_close(
         every_position(folder, "float32").double(),
@@ -61,20 +61,20 @@ def test_norms_with_and_without_mlps(folder, norm, attn_only):
 
 @pytest.mark.parametrize("act_fn", ["relu", "gelu", "gelu_new", "silu"])
 def test_activations(folder, act_fn):
-    made = save_native(folder, act_fn=act_fn)
+    checkpoint = save_native(folder, act_fn=act_fn)
     torch.testing.assert_close(
         every_position(folder),
-        run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0],
+        run_forward(checkpoint.config, checkpoint.state, torch.tensor([PROMPT])).logits[0],
         **CLOSE,
     )
 
 
 @pytest.mark.parametrize("d_head", [4, 6, 2])
 def test_heads_wider_and_narrower_than_the_stream(folder, d_head):
-    made = save_native(folder, d_head=d_head)
+    checkpoint = save_native(folder, d_head=d_head)
     torch.testing.assert_close(
         every_position(folder),
-        run_forward(made.config, made.state, torch.tensor([PROMPT])).logits[0],
+        run_forward(checkpoint.config, checkpoint.state, torch.tensor([PROMPT])).logits[0],
         **CLOSE,
     )
 
@@ -91,16 +91,16 @@ def test_heads_wider_and_narrower_than_the_stream(folder, d_head):
     ],
 )
 def test_absent_biases_are_zero(folder, without):
-    made = save_native(folder, without=without)
+    checkpoint = save_native(folder, without=without)
     zeros = {
         name: torch.zeros_like(value)
         for name, value in save_native(folder.with_name("whole")).state.items()
-        if name not in made.state
+        if name not in checkpoint.state
     }
     assert zeros
     torch.testing.assert_close(
         every_position(folder),
-        native_forward.native_logits(made.config, made.state | zeros, PROMPT),
+        native_forward.native_logits(checkpoint.config, checkpoint.state | zeros, PROMPT),
         **CLOSE,
     )
 
@@ -139,17 +139,17 @@ VARIETIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", VARIETIES.values(), ids=VARIETIES.keys())
 def test_varieties_by_hand(folder, changes):
-    made = save_native(folder, **changes)
+    checkpoint = save_native(folder, **changes)
     torch.testing.assert_close(
         every_position(folder),
-        native_forward.native_logits(made.config, made.state, PROMPT),
+        native_forward.native_logits(checkpoint.config, checkpoint.state, PROMPT),
         **CLOSE,
     )
 
 
 def test_every_variety_is_another_model(folder):
-    """So that none of them passes by doing nothing: same weights, other numbers."""
-    made = save_native(folder)
+    """The same weights give other numbers, so no variety passes because it is ignored."""
+    checkpoint = save_native(folder)
     for changes in (
         {"attn_scale": 5.0},
         {"use_attn_scale": False},
@@ -157,35 +157,35 @@ def test_every_variety_is_another_model(folder):
         {"eps": 0.1},
     ):
         plain, other = (
-            native_forward.native_logits(config, made.state, PROMPT)
-            for config in (made.config, made.config | changes)
+            native_forward.native_logits(config, checkpoint.state, PROMPT)
+            for config in (checkpoint.config, checkpoint.config | changes)
         )
         assert (plain - other).abs().max() > 1e-2
 
 
 def test_buffers_of_a_hooked_transformer_are_ignored(folder):
-    made = save_native(folder, positional_embedding_type="rotary")
+    checkpoint = save_native(folder, positional_embedding_type="rotary")
     expected = every_position(folder)
     for layer in range(2):
         at = f"blocks.{layer}.attn."
-        made.state.update(
+        checkpoint.state.update(
             {f"{at}mask": torch.ones(12, 12).tril().bool(), f"{at}IGNORE": torch.tensor(-1e5)}
         )
-        made.state.update(
+        checkpoint.state.update(
             {f"{at}rotary_sin": torch.zeros(12, 6), f"{at}rotary_cos": torch.zeros(12, 6)}
         )
-    made.save()
+    checkpoint.save()
     torch.testing.assert_close(every_position(folder), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("width", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_saved_in_another_width(folder, width):
-    made = save_native(folder)
-    made.state.update({name: value.to(width) for name, value in made.state.items()})
-    made.save()
+    checkpoint = save_native(folder)
+    checkpoint.state.update({name: value.to(width) for name, value in checkpoint.state.items()})
+    checkpoint.save()
     torch.testing.assert_close(
         every_position(folder),
-        native_forward.native_logits(made.config, made.state, PROMPT),
+        native_forward.native_logits(checkpoint.config, checkpoint.state, PROMPT),
         **CLOSE,
     )
 
@@ -214,7 +214,7 @@ HOOKED: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("changes", HOOKED, ids=lambda changes: ", ".join(changes) or "plain")
 def test_a_hooked_transformer_saved_as_it_is(folder, changes):
-    """Its whole configuration and its whole state dict, buffers included."""
+    """Its whole configuration and state dict are saved, buffers included."""
     sizes = {
         "n_layers": 2,
         "d_model": 12,
@@ -226,7 +226,7 @@ def test_a_hooked_transformer_saved_as_it_is(folder, changes):
         "act_fn": "gelu_new",
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it is deprecated
+        warnings.simplefilter("ignore")  # a warning that the class is deprecated
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         hooked = HookedTransformer(HookedTransformerConfig(**sizes | changes, device="cpu", seed=0))
@@ -266,13 +266,13 @@ def test_hand_built_models(folder, name):
 def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(
     tiny_models, backend, name
 ):
-    """With b_V, without b_O: replacing z, or mlp_out, is replacing the node of the independent pass."""
-    model, made = tiny_models.load(name, backend, "float64"), tiny_models.native(name)
+    """Replacing z or mlp_out replaces the node of the independent pass: with b_V, without b_O."""
+    model, checkpoint = tiny_models.load(name, backend, "float64"), tiny_models.native(name)
     tokens, other = (
         torch.tensor([pair.clean for pair in random_pairs([7, 7], seed)]) for seed in (0, 1)
     )
     last = torch.tensor([6, 4])
-    seen = run_forward(made.config, made.state, other)
+    seen = run_forward(checkpoint.config, checkpoint.state, other)
     rng = torch.Generator().manual_seed(2)
     for node in model.info.nodes():
         layer = node.layer or 0
@@ -284,16 +284,16 @@ def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(
             value = z @ model.head_weights(layer)[node.head]
             torch.testing.assert_close(
                 model.head_weights(layer)[node.head],
-                made.state[f"blocks.{layer}.attn.W_O"][node.head].double(),
+                checkpoint.state[f"blocks.{layer}.attn.W_O"][node.head].double(),
             )
             edit = replace_with(
                 Site("z", layer),
                 z.unsqueeze(2).expand(2, 7, 3, 6),
                 torch.arange(3).reshape(1, 1, 3) == node.head,
             )
-        expected = run_forward(made.config, made.state, tokens, {str(node): value}).logits[
-            torch.arange(2), last
-        ]
+        expected = run_forward(
+            checkpoint.config, checkpoint.state, tokens, {str(node): value}
+        ).logits[torch.arange(2), last]
         torch.testing.assert_close(
             model.run(Batch(tokens, last), edits=[edit]).logits, expected, **CLOSE
         )
@@ -343,15 +343,15 @@ def test_what_is_known_of_a_native_model(tiny_models, backend):
 
 
 def test_fewer_answers_than_tokens(folder):
-    made = save_native(folder)
-    made.config["d_vocab_out"] = 7
-    made.state.update(
+    checkpoint = save_native(folder)
+    checkpoint.config["d_vocab_out"] = 7
+    checkpoint.state.update(
         {
-            "unembed.W_U": made.state["unembed.W_U"][:, :7],
-            "unembed.b_U": made.state["unembed.b_U"][:7],
+            "unembed.W_U": checkpoint.state["unembed.W_U"][:, :7],
+            "unembed.b_U": checkpoint.state["unembed.b_U"][:7],
         }
     )
-    made.save()
+    checkpoint.save()
     model = load_model(folder, device="cpu")
     assert (model.info.d_vocab, model.info.n_logits, model.n_logits) == (VOCAB, 7, 7)
     (pair,) = load_task(
@@ -363,9 +363,9 @@ def test_fewer_answers_than_tokens(folder):
 
 
 def test_d_head_and_d_mlp_have_their_usual_sizes_where_they_are_not_given(folder):
-    made = save_native(folder, d_head=4, d_mlp=48)
+    checkpoint = save_native(folder, d_head=4, d_mlp=48)
     for name in ("d_head", "d_mlp"):
-        del made.config[name]
-    made.save()
+        del checkpoint.config[name]
+    checkpoint.save()
     info = load_model(folder, device="cpu").info
     assert (info.d_head, info.macs_mlp) == (4, 2 * 12 * 48)

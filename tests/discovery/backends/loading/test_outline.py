@@ -1,4 +1,4 @@
-"""What a configuration says of a model is what the loaded model says of itself."""
+"""What an outline says about a model is what the loaded model says."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ KNOWN_TO_BOTH = ("transformerlens", "nnsight")
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *NATIVE, *MORE])
 def test_an_outline_is_what_is_then_loaded(tiny_models, name):
-    info, found = tiny_models.load(name).info, asdict(read_outline(tiny_models.path(name)))
-    for said in ("stacked", "saved", "quantised", "backends", "unknown", "tokenizer"):
-        found.pop(said)
-    assert found == {field: getattr(info, field) for field in found}
+    info = tiny_models.load(name).info
+    outline = asdict(read_outline(tiny_models.path(name)))
+    for field in ("stacked", "saved", "quantised", "backends", "unknown", "tokenizer"):
+        outline.pop(field)
+    assert outline == {field: getattr(info, field) for field in outline}
     assert read_outline(tiny_models.path(name)).n_nodes == len(info.nodes())
 
 
@@ -51,23 +52,24 @@ def test_biases_that_a_native_checkpoint_adds_are_counted(folder, gated):
 def test_loading_takes_the_files_and_what_is_made_of_them(
     folder, tiny_models, dtype, width, saved, wide
 ):
-    """The files are mapped; weights that are saved as they are wanted stay in them."""
+    """The files are mapped, and weights that are saved in the wanted dtype stay in them."""
     shutil.copytree(tiny_models.path("llama"), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": saved}))
-    found = read_outline(folder, dtype=dtype)
-    assert (found.dtype, found.loading_bytes) == (
+    outline = read_outline(folder, dtype=dtype)
+    assert (outline.dtype, outline.loading_bytes) == (
         dtype,
-        (wide if dtype == saved else width + wide) * found.n_params,
+        (wide if dtype == saved else width + wide) * outline.n_params,
     )
 
 
-def test_torchs_own_width_stays_as_it_was(folder, monkeypatch):
-    """It is the whole process's: what is measured meanwhile would be of another width."""
-    path, seen = save_hugging_face(folder, "llama", dtype="bfloat16"), []
-    monkeypatch.setattr(torch, "set_default_dtype", seen.append)
+def test_the_default_dtype_of_torch_stays_float32(folder, monkeypatch):
+    """It belongs to the whole process, so another thread would measure in another dtype."""
+    path = save_hugging_face(folder, "llama", dtype="bfloat16")
+    dtypes = []
+    monkeypatch.setattr(torch, "set_default_dtype", dtypes.append)
     read_outline(path)
-    assert set(seen) <= {torch.float32}
+    assert set(dtypes) <= {torch.float32}
 
 
 def test_no_weights_are_read(folder):
@@ -79,7 +81,7 @@ def test_no_weights_are_read(folder):
 
 
 def test_a_model_that_no_machine_here_could_load(folder):
-    """405 billion parameters, as its configuration has them."""
+    """The configuration describes 405 billion parameters."""
     sizes = {
         "hidden_size": 16384,
         "intermediate_size": 53248,
@@ -94,10 +96,10 @@ def test_a_model_that_no_machine_here_could_load(folder):
         "max_position_embeddings": 131072,
     }
     (folder / "config.json").write_text(json.dumps({**kind, **sizes, "num_key_value_heads": 8}))
-    found = read_outline(folder, dtype="bfloat16")
-    assert found.n_params == pytest.approx(405.9e9, rel=1e-3)
-    assert found.loading_bytes == (2 + 4) * found.n_params
-    assert (found.n_kv_heads, found.d_head, found.n_ctx, found.backends) == (
+    outline = read_outline(folder, dtype="bfloat16")
+    assert outline.n_params == pytest.approx(405.9e9, rel=1e-3)
+    assert outline.loading_bytes == (2 + 4) * outline.n_params
+    assert (outline.n_kv_heads, outline.d_head, outline.n_ctx, outline.backends) == (
         8,
         128,
         131072,
@@ -112,23 +114,23 @@ def test_of_a_hub_model_all_but_the_weights_is_fetched(monkeypatch, tiny_models,
     shutil.copytree(
         tiny_models.path("gpt2"), commit, ignore=shutil.ignore_patterns("*.safetensors")
     )
-    asked = {}
+    options = {}
     monkeypatch.setattr(
         huggingface_hub,
         "snapshot_download",
-        lambda name, **options: asked.update(options) or str(commit),
+        lambda name, **arguments: options.update(arguments) or str(commit),
     )
-    found = read_outline("someone/tiny")
-    assert (found.name, found.source, found.revision) == (
+    outline = read_outline("someone/tiny")
+    assert (outline.name, outline.source, outline.revision) == (
         "someone/tiny",
         "someone/tiny",
         "0123abcd",
     )
-    assert "*.json" in asked["allow_patterns"]
-    assert "*.safetensors" not in asked["allow_patterns"]
+    assert "*.json" in options["allow_patterns"]
+    assert "*.safetensors" not in options["allow_patterns"]
 
 
-def test_what_sees_too_is_described_by_the_half_that_speaks(folder):
+def test_a_model_that_also_sees_is_described_by_its_language_model(folder):
     from transformers import Gemma3Config
 
     text = {
@@ -139,7 +141,7 @@ def test_what_sees_too_is_described_by_the_half_that_speaks(folder):
         "num_attention_heads": 2,
         "head_dim": 6,
     }
-    seen = {
+    vision = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 3,
@@ -150,18 +152,24 @@ def test_what_sees_too_is_described_by_the_half_that_speaks(folder):
     folder.mkdir()
     (folder / "config.json").write_text(
         Gemma3Config(
-            text_config={**text, "num_key_value_heads": 1}, vision_config=seen
+            text_config={**text, "num_key_value_heads": 1}, vision_config=vision
         ).to_json_string()
     )
-    found = read_outline(folder)
-    assert (found.n_layers, found.n_heads, found.n_kv_heads, found.d_head, found.d_vocab) == (
+    outline = read_outline(folder)
+    assert (
+        outline.n_layers,
+        outline.n_heads,
+        outline.n_kv_heads,
+        outline.d_head,
+        outline.d_vocab,
+    ) == (
         2,
         2,
         1,
         6,
         31,
     )
-    assert found.n_ctx == 131072  # as Gemma3TextConfig has it: config.json leaves it out
+    assert outline.n_ctx == 131072  # as Gemma3TextConfig has it: config.json leaves it out
 
 
 def test_the_larger_falcons_share_keys_and_values_though_they_say_multi_query(folder):
@@ -172,7 +180,7 @@ def test_the_larger_falcons_share_keys_and_values_though_they_say_multi_query(fo
 
 
 def test_the_context_is_bounded_whatever_it_is_called(tiny_models):
-    """MPT's biases by distance are made for so many positions."""
+    """MPT's position biases are made for a fixed number of positions."""
     assert read_outline(tiny_models.path("mpt")).n_ctx == CONTEXT
 
 
