@@ -65,7 +65,7 @@ class CircuitScoutServer(MCPServer[Session]):
             if tool is not None and isinstance(fault.__cause__, ValidationError):
                 raise ToolError(explain_argument_errors(tool, fault.__cause__)) from None
             if tool is None:
-                if name in {offer.function.__name__ for offer in TOOL_SPECS}:
+                if name in {spec.name for spec in TOOL_SPECS}:
                     raise ToolError(
                         f"{name} is switched off here.\n{describe_missing_tools(self.session.settings)}"
                     ) from None

@@ -1,11 +1,12 @@
-"""What outlives a call: loaded models, the devices' queues, runs in the background, results to be fetched.
+"""What outlives a call: loaded models, queues of the devices, runs, and files of results.
 
-Imports nothing that needs torch; `science` brings that in on the first call that measures.
+This package imports nothing that needs torch. `lazy_discovery` imports what measures, on the first
+call that uses it.
 """
 
 from mcp_server.session.allowed_paths import AllowedPaths
-from mcp_server.session.devices import DeviceJob, DeviceQueues
+from mcp_server.session.devices import DeviceJob
 from mcp_server.session.session import Session
 from mcp_server.session.settings import ServerSettings
 
-__all__ = ["AllowedPaths", "DeviceJob", "DeviceQueues", "ServerSettings", "Session"]
+__all__ = ["AllowedPaths", "DeviceJob", "ServerSettings", "Session"]

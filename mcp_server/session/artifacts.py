@@ -1,6 +1,7 @@
-"""What a result leaves to be fetched: full grids and pictures, in memory, the oldest first to go.
+"""Files that results leave in memory for clients to fetch: full grids, activations and pictures.
 
-A result's id says what was measured, so the same call gives the same id.
+The id of a result says what was measured, so that the same call gives the same id. When the files
+take too much memory, the oldest are dropped.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections import OrderedDict
 from mcp_server.errors import ServerError
 
 MAX_BYTES = 128 * 2**20
+_MAX_WORD = 60  # characters of one part of a result's id
 
 
 class ArtifactStore:
-    """Files of results by id and name."""
+    """The files of results, by the result's id and the file's name."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._files: OrderedDict[tuple[str, str], bytes] = OrderedDict()
@@ -24,7 +26,7 @@ class ArtifactStore:
         self._lock = threading.Lock()
 
     def add(self, result_id: str, name: str, content: bytes) -> str:
-        """Keep a file; returns its URI."""
+        """Keep a file, and return its URI."""
         with self._lock:
             self._files[result_id, name] = content
             self._files.move_to_end((result_id, name))
@@ -33,28 +35,33 @@ class ArtifactStore:
         return f"scout://results/{result_id}/{name}"
 
     def get(self, result_id: str, name: str) -> bytes:
-        """A file that was kept.
+        """Return a file.
 
         Raises:
-            ServerError: where it is not there any more.
+            ServerError: if it is not kept, or not any more.
         """
         with self._lock:
             if (result_id, name) not in self._files:
                 raise ServerError(
-                    f"There is no result {result_id}/{name} here now.",
+                    f"There is no result {result_id}/{name} in this server's memory.",
                     "Make the same call again: it gives the same link.",
                 )
             return self._files[result_id, name]
 
     def list_ids(self) -> list[str]:
-        """Every result, the newest last."""
+        """Return the id of every result, the newest last."""
         with self._lock:
-            return list(dict.fromkeys(result for result, _ in self._files))
+            return list(dict.fromkeys(result_id for result_id, _ in self._files))
 
 
 def make_result_id(*parts: object) -> str:
-    """A readable id: what was measured, on what, and how; its end tells apart what the words, which are cut, may not."""
+    """Return a readable id that says what was measured, on what, and how.
+
+    The words are cut, so the id ends with a hash that tells apart what the words may not.
+    """
     words = [
-        re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:60] for part in parts if str(part)
+        re.sub(r"[^A-Za-z0-9._]+", "_", str(part)).strip("_")[:_MAX_WORD]
+        for part in parts
+        if str(part)
     ]
     return "-".join([*words, hashlib.sha256(repr(parts).encode()).hexdigest()[:8]])

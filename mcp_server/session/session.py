@@ -1,4 +1,4 @@
-"""The session: one for each server process, shared by all its clients."""
+"""The session of a server process, shared by all its clients."""
 
 from __future__ import annotations
 
@@ -21,9 +21,20 @@ if TYPE_CHECKING:
 
 TaskInput = str | Sequence[Mapping[str, Any]]
 
+_MAX_SOURCE = 4096  # characters of a task's name or path
+
 
 class Session:
-    """Everything that outlives a call."""
+    """Everything that outlives a call.
+
+    Attributes:
+        settings: how the server was asked to run.
+        allowed_paths: which paths a call may name.
+        devices: the queue of each device.
+        models: the loaded models.
+        runs: the runs of this process.
+        artifacts: files of results that clients can fetch.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -36,41 +47,43 @@ class Session:
     def get_task(
         self, loaded: LoadedModel, source: TaskInput, pairs: int | None, seed: int
     ) -> Task:
-        """A task for a model: built-in, from a file that may be read, or inline pairs.
+        """Return a task for a model: built-in, from a file that may be read, or inline pairs.
+
+        Built-in tasks are kept with the model, because drawing their pairs takes time.
 
         Raises:
-            TaskError: what is wrong with it, with the line or pair.
+            TaskError: if something is wrong with the task; gives the line or the pair.
         """
-        place = self.resolve_task_source(source)
-        key = (place, pairs, seed) if isinstance(place, str) and place in BUILTIN else None
-        if key is not None and key in loaded.tasks:
+        resolved = self.resolve_task_source(source)
+        if not isinstance(resolved, str) or resolved not in BUILTIN:
+            return load_task(resolved, loaded.backend, pairs=pairs, seed=seed)
+        key = (resolved, pairs, seed)
+        if key in loaded.tasks:
             return loaded.tasks[key]
-        task = load_task(place, loaded.backend, pairs=pairs, seed=seed)
-        if key is not None:
-            if len(loaded.tasks) >= MAX_CACHED_TASKS:
-                loaded.tasks.pop(next(iter(loaded.tasks)))
-            loaded.tasks[key] = task
+        task = load_task(resolved, loaded.backend, pairs=pairs, seed=seed)
+        if len(loaded.tasks) >= MAX_CACHED_TASKS:
+            loaded.tasks.pop(next(iter(loaded.tasks)))
+        loaded.tasks[key] = task
         return task
 
     def resolve_task_source(self, source: TaskInput) -> TaskInput:
-        """What `load_task` is to be given.
+        """Return the source in the form that `load_task` takes: a file as its absolute path.
 
         Raises:
-            TaskError: for a text that is neither a built-in task nor a file that may be read.
+            TaskError: if the source is an empty or overlong text.
+            PathNotAllowedError: if it is neither a built-in task nor a file that may be read.
         """
-        if not isinstance(source, str):
+        if not isinstance(source, str) or source in BUILTIN:
             return source
-        if source in BUILTIN:
-            return source
-        if not source.strip() or len(source) > 4096:
+        if not source.strip() or len(source) > _MAX_SOURCE:
             raise TaskError(
                 "The task is an empty or overlong text.",
-                f"Built-in: {', '.join(BUILTIN)}; or a task file, or inline pairs.",
+                f"Give a built-in task ({', '.join(BUILTIN)}), a task file, or inline pairs.",
             )
         return str(self.allowed_paths.resolve_task_file(source))
 
     def list_run_summaries(self) -> list[RunSummary]:
-        """Every run in the runs directory, the newest first, without the paths of this machine."""
+        """Return every run, the newest first, without the paths of this machine."""
         return [self._redact_summary(run) for run in list_runs(self.settings.runs_dir)]
 
     def _redact_summary(self, run: RunSummary) -> RunSummary:
@@ -81,6 +94,6 @@ class Session:
             problem=problem,
         )
 
-    def close(self, seconds: float = 1.5) -> bool:
-        """Stop what is at work; whether it ended in time."""
+    def close(self, seconds: float) -> bool:
+        """Stop every run, and return whether all of them ended within these seconds."""
         return self.runs.close(seconds)

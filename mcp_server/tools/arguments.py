@@ -1,37 +1,30 @@
-"""The arguments that several tools share, each with its description and bounds."""
+"""The arguments that several tools share, each with its description and its bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sized
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
-from discovery.tasks import BUILTIN
-from discovery.tasks.task_file import read_task_file
+from discovery.sites import MetricName
 from mcp_server.session import Session
-from mcp_server.session.models import LoadedModel
-
-if TYPE_CHECKING:
-    from discovery.tasks.task import Task
 
 ToolContext = Context[Session, Any]
 Detail = Literal["concise", "detailed"]
 Axis = Literal["position", "label"]
 
 MAX_PAIRS = 2000
-CONTROL_DIRECTIONS = (
-    19  # of a shuffled-decoder control: the fewest with which a p of 0.05 can be reached
-)
+DEFAULT_PAIRS = 32  # pairs of a built-in task, if a call does not say
 MIN_VERDICT_PAIRS = 96  # pairs that a verdict needs
-DEFAULT_PAIRS = 32  # pairs of a built-in task, where a call does not say
-MAX_LENGTH = 20_000  # characters or token ids
+MAX_LENGTH = 20_000  # characters of a text, or token ids of a prompt
+# Directions in the control of a feature: the fewest with which a p of 0.05 can be reached.
+CONTROL_DIRECTIONS = 19
 
 
 def _check_length(value: Sized) -> Sized:
-    """Checked here instead of in the schema, which a model has to read."""
+    """Check a length here and not in the schema, which a model has to read."""
     if len(value) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH:,}")
     return value
@@ -51,10 +44,12 @@ class PairArgument(BaseModel):
         description="Prompt that shows the behaviour, or its token ids."
     )
     corrupted: BoundedText | TokenIds = Field(
-        description="Same prompt with the words changed that carry it."
+        description="The same prompt with the words changed that carry the behaviour."
     )
-    answer: AnswerTokens = Field(description="What follows `clean`, one token; a list is a set.")
-    wrong: AnswerTokens = Field(description="What should not.")
+    answer: AnswerTokens = Field(
+        description="What follows `clean`, one token; a list is a set of answers."
+    )
+    wrong: AnswerTokens = Field(description="What should not follow.")
     template: BoundedText | None = None
     labels: Annotated[dict[str, StrictInt], AfterValidator(_check_length)] | None = None
 
@@ -71,18 +66,25 @@ PairList = Annotated[list[PairArgument], Field(min_length=1, max_length=MAX_PAIR
 TaskSource = Annotated[
     TaskName | PairList,
     Field(
-        description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl task file, or inline pairs."
+        description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl "
+        "task file, or inline pairs."
     ),
 ]
-PairCount = Annotated[
-    int, Field(description="How many prompt pairs are drawn of the task.", ge=1, le=MAX_PAIRS)
+MetricChoice = Annotated[
+    MetricName | None,
+    Field(description="What is measured at the answer; default: the task's own metric."),
 ]
-Seed = Annotated[int, Field(description="Draws the pairs and their split.", ge=0, le=2**31 - 1)]
+PairCount = Annotated[
+    int, Field(description="How many prompt pairs of the task to use.", ge=1, le=MAX_PAIRS)
+]
+Seed = Annotated[
+    int, Field(description="Seed for drawing and splitting the pairs.", ge=0, le=2**31 - 1)
+]
 RowLimit = Annotated[int, Field(description="How many rows to list.", ge=1, le=500)]
 NodeNames = Annotated[
     list[Annotated[str, Field(max_length=40)]],
     Field(
-        description='Heads and MLPs: "a9.h6" (L9H6 and 9.6 too), "m5".',
+        description='Heads and MLPs: "a9.h6" (also "L9H6" or "9.6"), "m5".',
         min_length=1,
         max_length=2000,
     ),
@@ -90,30 +92,18 @@ NodeNames = Annotated[
 DetailLevel = Annotated[
     Detail, Field(description="detailed: up to 40,000 characters instead of 10,000.")
 ]
-SaeName = Annotated[str | None, Field(description="As in sae_top_features.", max_length=1000)]
+SaeName = Annotated[str | None, Field(description="SAE, as in sae_top_features.", max_length=1000)]
 Budget = Annotated[
     float,
     Field(
-        description="Most forward-pass equivalents to spend.", gt=0, le=1e12, allow_inf_nan=False
+        description="Forward-pass equivalents that may be spent.",
+        gt=0,
+        le=1e12,
+        allow_inf_nan=False,
     ),
 ]
 
 
 def to_task_input(task: TaskName | PairList) -> str | list[dict[str, Any]]:
-    """A task argument as `load_task` takes it."""
+    """Return a task argument in the form that `load_task` takes."""
     return task if isinstance(task, str) else [pair.model_dump(exclude_none=True) for pair in task]
-
-
-def load_task_with_notes(
-    session: Session, loaded: LoadedModel, task: TaskName | PairList, pairs: int, seed: int
-) -> tuple[Task, list[str]]:
-    """The pairs to measure, and a note where the caller's own are not all taken: how many those are is no accident."""
-    source = to_task_input(task)
-    read = session.get_task(loaded, source, pairs, seed)
-    if (isinstance(source, str) and source in BUILTIN) or len(read) < pairs:
-        return read, []
-    place = session.resolve_task_source(source)
-    given = len(read_task_file(Path(place))) if isinstance(place, str) else len(place)
-    return read, [
-        f"{len(read)} of {given} pairs were drawn; pairs={given} takes all."
-    ] if given > len(read) else []

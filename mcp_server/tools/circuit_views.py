@@ -1,12 +1,13 @@
-"""A circuit record as an assistant reads it.
+"""How a circuit record and its evaluation are shown to an assistant.
 
-The evaluation of a circuit as an assistant reads it: the `evaluation` block of circuit.json, its bulk left out unless asked for.
+The `evaluation` block is the one of circuit.json. Its bulky parts are left out unless a call asks
+for detail.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from mcp.types import ContentBlock
 from pydantic import Field
@@ -25,6 +26,10 @@ from discovery.graph import (
 from discovery.store import Run
 from mcp_server.session import Session
 from mcp_server.tools.result import Result, make_image, make_link, round_number, round_numbers
+
+_DIGITS = 4
+_MAX_CURVE_POINTS = 40
+_SMALLEST_DROPS_SHOWN = 3  # rows of condition (d)
 
 
 class NodeView(Result):
@@ -58,7 +63,7 @@ class ConditionView(Result):
 
 
 class ScoreView(Result):
-    """f(C) and f(U∖C) on held-out pairs (on discovery pairs where those were not looked at)."""
+    """f(C) and f(U∖C) on held-out pairs, or on discovery pairs if nothing was held out."""
 
     ablation: str
     faithfulness: float | None
@@ -67,23 +72,29 @@ class ScoreView(Result):
     knockout: float | None
 
 
+class RunLink(NamedTuple):
+    """A file of a run as a resource."""
+
+    uri: str
+    name: str
+    mime_type: str
+
+
 def node_views(circuit: CircuitGraph) -> list[NodeView]:
-    """The circuit's heads and MLPs, largest effect first."""
-    members = [node for node in circuit.nodes if node.id not in ("embed", "logits")]
-    return [
-        _node_view(node)
-        for node in sorted(members, key=lambda node: (-_effect_size(node), node.node))
-    ]
+    """Return the circuit's heads, MLPs and features, the largest effect first."""
+    nodes = [node for node in circuit.nodes if node.id not in ("embed", "logits")]
+    nodes.sort(key=lambda node: (-_effect_size(node), node.node))
+    return [_node_view(node) for node in nodes]
 
 
 def edge_views(circuit: CircuitGraph) -> list[EdgeView]:
-    """The circuit's edges, largest effect first."""
-    ordered = sorted(circuit.edges, key=lambda edge: -abs(_mean(edge.effect) or 0.0))
-    return [_edge_view(edge) for edge in ordered]
+    """Return the circuit's edges, the largest effect first."""
+    edges = sorted(circuit.edges, key=lambda edge: -abs(_mean(edge.effect) or 0.0))
+    return [_edge_view(edge) for edge in edges]
 
 
 def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
-    """(a) to (f)."""
+    """Return the outcomes of the conditions (a) to (f)."""
     conditions = circuit.evaluation.conditions
     return [
         ConditionView(
@@ -97,65 +108,72 @@ def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
 
 
 def score_views(circuit: CircuitGraph) -> list[ScoreView]:
-    """Faithfulness and knockout under each ablation."""
+    """Return faithfulness and knockout under each ablation that was measured."""
     split = circuit.evaluation.heldout or circuit.evaluation.discovery
+    if split is None:
+        return []
     views = []
-    for ablation in EVIDENCE_ABLATIONS if split else ():
-        found = split.ablations.under(ablation) if split else None
-        if found is None:
+    for ablation in EVIDENCE_ABLATIONS:
+        evidence = split.ablations.under(ablation)
+        if evidence is None:
             continue
-        kept, knocked = found.faithfulness, found.knockout
+        faithfulness = evidence.faithfulness
+        knockout = evidence.knockout
         views.append(
             ScoreView(
                 ablation=ablation,
-                faithfulness=round_number(kept.value, 4) if kept else None,
-                faithfulness_low=round_number(kept.low, 4) if kept else None,
-                faithfulness_high=round_number(kept.high, 4) if kept else None,
-                knockout=round_number(knocked.value, 4) if knocked else None,
+                faithfulness=round_number(faithfulness.value, _DIGITS) if faithfulness else None,
+                faithfulness_low=round_number(faithfulness.low, _DIGITS) if faithfulness else None,
+                faithfulness_high=round_number(faithfulness.high, _DIGITS)
+                if faithfulness
+                else None,
+                knockout=round_number(knockout.value, _DIGITS) if knockout else None,
             )
         )
     return views
 
 
 def run_content(session: Session, run: Run, *, image: bool) -> list[ContentBlock]:
-    """The circuit's drawing, and links to what the run left."""
+    """Return the drawing of the circuit, if wanted, and links to every file of the run."""
     blocks: list[ContentBlock] = []
-    names = run.figure_names()
-    if image and session.settings.images == "include" and "circuit" in names:
+    if image and session.settings.images == "include" and "circuit" in run.figure_names():
         blocks.append(make_image(run.load_figure("circuit")))
-    return blocks + [make_link(uri, name, kind) for uri, name, kind in run_links(run)]
+    return blocks + [make_link(*link) for link in run_links(run)]
 
 
-def run_links(run: Run) -> list[tuple[str, str, str]]:
-    """URI, name and MIME type of a finished run's files."""
+def run_links(run: Run) -> list[RunLink]:
+    """Return the files of a finished run as resources."""
     base = f"scout://runs/{run.id}"
-    links = [(f"{base}/run.json", "run.json", "application/json")]
-    if (run.path / "circuit.json").exists():
-        links.insert(0, (f"{base}/circuit.json", "circuit.json", "application/json"))
-    if (run.path / "report.html").exists():
-        links.append((f"{base}/report.html", "report.html", "text/html"))
-    links += [
-        (f"{base}/figures/{name}.png", f"figure {name}", "image/png") for name in run.figure_names()
+    documents = {
+        "circuit.json": "application/json",
+        "run.json": "application/json",
+        "report.html": "text/html",
+    }
+    links = [
+        RunLink(f"{base}/{name}", name, mime_type)
+        for name, mime_type in documents.items()
+        if name == "run.json" or (run.path / name).exists()
     ]
-    return links + [
-        (f"{base}/arrays/{name}.safetensors", f"array {name}", "application/octet-stream")
-        for name in run.array_ids()
-    ]
+    for name in run.figure_names():
+        links.append(RunLink(f"{base}/figures/{name}.png", f"figure {name}", "image/png"))
+    for name in run.array_ids():
+        uri = f"{base}/arrays/{name}.safetensors"
+        links.append(RunLink(uri, f"array {name}", "application/octet-stream"))
+    return links
 
 
 def load_circuit_if_any(run: Run) -> CircuitGraph | None:
-    """The record, where the run is that far."""
+    """Return the circuit record; None if the run has none yet.
+
+    Raises:
+        StoreError: if the record is damaged.
+    """
     try:
         return run.load_circuit()
     except StoreError:
         if (run.path / "circuit.json").exists():
             raise
         return None
-
-
-def facts_of(circuit: CircuitGraph) -> dict[str, Any]:
-    """Model and task in brief."""
-    return {"model": circuit.model.name, "task": circuit.task.name, "metric": circuit.task.metric}
 
 
 def _node_view(node: CircuitNode) -> NodeView:
@@ -172,10 +190,12 @@ def _node_view(node: CircuitNode) -> NodeView:
 
 
 def _describe_feature(node: CircuitNode) -> str | None:
-    """What is known of a feature, in a few words."""
+    """Return what is known of a feature in a few words; None for other nodes."""
     if node.feature is None:
         return None
-    return f"feature; fires on {' '.join(node.feature.fires_on)}; promotes {' '.join(node.feature.promotes)}"
+    fires_on = " ".join(node.feature.fires_on)
+    promotes = " ".join(node.feature.promotes)
+    return f"feature; fires on {fires_on}; promotes {promotes}"
 
 
 def _edge_view(edge: CircuitEdge) -> EdgeView:
@@ -188,49 +208,61 @@ def _edge_view(edge: CircuitEdge) -> EdgeView:
 
 
 def _effect_size(node: CircuitNode) -> float:
-    effect = node.effect
-    return (
-        abs(_mean(effect.denoising) or 0.0) + abs(_mean(effect.noising) or 0.0) if effect else 0.0
-    )
+    """Return the sum of a node's absolute effects in both directions, for sorting."""
+    if not node.effect:
+        return 0.0
+    return abs(_mean(node.effect.denoising) or 0.0) + abs(_mean(node.effect.noising) or 0.0)
 
 
 def _mean(effect: Effect | None) -> float | None:
-    return round_number(effect.mean, 4) if effect else None
+    return round_number(effect.mean, _DIGITS) if effect else None
 
 
 def evaluation_block(evaluation: Evaluation, *, detailed: bool) -> dict[str, Any]:
-    """`evaluation` as in circuit.json; concise leaves out minimality rows, thresholds and the curve's node lists."""
-    block: dict[str, Any] = round_numbers(evaluation.model_dump(mode="json", by_alias=True), 4)
+    """Return `evaluation` as in circuit.json, with the meaning of each condition.
+
+    Unless `detailed`, it leaves out the thresholds, the reference prompts, the node lists of the
+    curve, and all rows of condition (d) but those with the smallest drops.
+    """
+    block: dict[str, Any] = round_numbers(
+        evaluation.model_dump(mode="json", by_alias=True), _DIGITS
+    )
     block["meaning"] = {name: CONDITION_MEANINGS[name].name for name in CONDITIONS}
     if detailed:
         return block
     block.pop("thresholds", None)
+    points = block.get("curve", [])[:_MAX_CURVE_POINTS]
     block["curve"] = [
-        {k: point[k] for k in ("ablation", "size", "faithfulness")}
-        for point in block.get("curve", [])
-    ][:40]
+        {name: point[name] for name in ("ablation", "size", "faithfulness")} for point in points
+    ]
     for split in ("discovery", "heldout"):
-        for found in ((block.get(split) or {}).get("ablations") or {}).values():
-            if found:
-                found.pop("reference", None)
-                rows = found.pop("minimality", None)
-                if rows:
-                    found["minimality_smallest_drops"] = sorted(
-                        rows, key=lambda row: row["drop"] or 0.0
-                    )[:3]
+        for evidence in ((block.get(split) or {}).get("ablations") or {}).values():
+            if evidence:
+                _drop_bulk(evidence)
     return block
 
 
+def _drop_bulk(evidence: dict[str, Any]) -> None:
+    """Remove what is long from the evidence under one ablation."""
+    evidence.pop("reference", None)
+    rows = evidence.pop("minimality", None)
+    if rows:
+        rows = sorted(rows, key=lambda row: row["drop"] or 0.0)
+        evidence["minimality_smallest_drops"] = rows[:_SMALLEST_DROPS_SHOWN]
+
+
 def shorten_evaluation(block: dict[str, Any], limit: int) -> dict[str, Any]:
-    """The block within so many characters: first the curve goes, then the discovery split's evidence."""
-    for cut in ("curve", "discovery", "tests", "heldout"):
+    """Return the block within so many characters.
+
+    First the curve is left out, then the evidence on the discovery pairs, the tests, and at last
+    the evidence on the held-out pairs. A block that fits is returned as it is.
+    """
+    for part in ("curve", "discovery", "tests", "heldout"):
         if len(json.dumps(block)) <= limit:
             break
-        if cut in ("discovery", "heldout") and block.get(cut):
-            block = {
-                **block,
-                cut: {key: value for key, value in block[cut].items() if key != "ablations"},
-            }
+        if part in ("discovery", "heldout") and block.get(part):
+            summary = {key: value for key, value in block[part].items() if key != "ablations"}
+            block = {**block, part: summary}
         else:
-            block = {key: value for key, value in block.items() if key != cut}
+            block = {key: value for key, value in block.items() if key != part}
     return block

@@ -1,6 +1,7 @@
-"""The tools: each measures through `discovery`, shapes what came of it, and holds no mathematics of its own.
+"""The tools, and which of them a server offers.
 
-A tool is a function whose signature is its input schema and whose docstring is written to the assistant.
+A tool is a function. Its signature is its input schema, and its docstring is written to the
+assistant. It measures through `discovery` and shapes the result; it does no mathematics of its own.
 """
 
 from __future__ import annotations
@@ -14,33 +15,42 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from mcp_server.session.settings import TOOLSETS, ServerSettings, Toolset
-from mcp_server.tools.circuits import discover_circuit, evaluate_circuit
-from mcp_server.tools.features import (
-    circuit_features,
-    edit_features,
-    sae_examples,
-    sae_top_features,
-    train_sae,
-)
-from mcp_server.tools.measure import ablate_heads, check_task, patch_sweep, run_with_cache
-from mcp_server.tools.models import load_model
-from mcp_server.tools.runs import list_runs, run_status
+from mcp_server.tools.circuits.discover_circuit import discover_circuit
+from mcp_server.tools.circuits.evaluate_circuit import evaluate_circuit
+from mcp_server.tools.features.circuit_features import circuit_features
+from mcp_server.tools.features.edit_features import edit_features
+from mcp_server.tools.features.sae_examples import sae_examples
+from mcp_server.tools.features.sae_top_features import sae_top_features
+from mcp_server.tools.features.train_sae import train_sae
+from mcp_server.tools.measure.ablate_heads import ablate_heads
+from mcp_server.tools.measure.check_task import check_task
+from mcp_server.tools.measure.patch_sweep import patch_sweep
+from mcp_server.tools.measure.run_with_cache import run_with_cache
+from mcp_server.tools.models.list_models import list_models
+from mcp_server.tools.models.load_model import load_model
+from mcp_server.tools.models.unload_model import unload_model
+from mcp_server.tools.runs.cancel_run import cancel_run
+from mcp_server.tools.runs.get_circuit import get_circuit
+from mcp_server.tools.runs.list_runs import list_runs
+from mcp_server.tools.runs.run_status import run_status
 from mcp_server.tools.schema import close_schema
 
 __all__ = ["TOOL_SPECS", "ToolSpec", "build_tools", "describe_missing_tools"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ToolSpec:
-    """A tool and what is said of it.
+    """A tool, and what clients are told about it.
 
     Attributes:
-        toolset: the group it is switched on and off with.
-        reads: it changes nothing outside this server's memory.
-        destroys: it takes something away that another call does not bring back.
-        repeats: the same call again changes nothing more.
-        open_world: it may reach beyond this machine.
-        writes: it is left out where the server is read-only.
+        function: the tool itself; its name is the tool's name.
+        title: the name that people see.
+        toolset: the group with which it is switched on and off.
+        is_read_only: it changes nothing outside this server's memory.
+        is_destructive: it takes something away that another call does not bring back.
+        is_idempotent: the same call again changes nothing more.
+        is_open_world: it may reach beyond this machine.
+        needs_write_access: a read-only server does not offer it.
     """
 
     function: Callable[..., Awaitable[Any]]
@@ -52,8 +62,13 @@ class ToolSpec:
     is_open_world: bool = False
     needs_write_access: bool = False
 
+    @property
+    def name(self) -> str:
+        """The name of the tool."""
+        return self.function.__name__
+
     def build_tool(self) -> Tool:
-        """The tool as the SDK has it, refusing arguments that it does not know."""
+        """Return the tool as the SDK has it; it refuses arguments that it does not know."""
         hints = ToolAnnotations(
             title=self.title,
             read_only_hint=self.is_read_only,
@@ -61,86 +76,117 @@ class ToolSpec:
             idempotent_hint=self.is_idempotent,
             open_world_hint=self.is_open_world,
         )
-        description = inspect.cleandoc(self.function.__doc__ or "")
-        return close_schema(
-            Tool.from_function(
-                self.function, title=self.title, description=description, annotations=hints
-            )
+        tool = Tool.from_function(
+            self.function,
+            title=self.title,
+            description=inspect.cleandoc(self.function.__doc__ or ""),
+            annotations=hints,
         )
+        return close_schema(tool)
 
 
 TOOL_SPECS: tuple[ToolSpec, ...] = (
     ToolSpec(
-        load_model.load_model, "Load a model", "models", is_read_only=False, is_open_world=True
+        function=load_model,
+        title="Load a model",
+        toolset="models",
+        is_read_only=False,
+        is_open_world=True,
     ),
-    ToolSpec(load_model.list_models, "List models", "models"),
-    ToolSpec(load_model.unload_model, "Unload a model", "models", is_read_only=False),
-    ToolSpec(check_task.check_task, "Does the model do the task?", "measure"),
-    ToolSpec(run_with_cache.run_with_cache, "Look into one prompt", "measure"),
-    ToolSpec(patch_sweep.patch_sweep, "Activation patching sweep", "measure"),
-    ToolSpec(ablate_heads.ablate_heads, "Ablate heads and MLPs", "measure"),
+    ToolSpec(function=list_models, title="List models", toolset="models"),
+    ToolSpec(function=unload_model, title="Unload a model", toolset="models", is_read_only=False),
+    ToolSpec(function=check_task, title="Does the model do the task?", toolset="measure"),
+    ToolSpec(function=run_with_cache, title="Look into one prompt", toolset="measure"),
+    ToolSpec(function=patch_sweep, title="Activation patching sweep", toolset="measure"),
+    ToolSpec(function=ablate_heads, title="Ablate heads and MLPs", toolset="measure"),
     ToolSpec(
-        sae_top_features.sae_top_features, "Top features of an SAE", "features", is_open_world=True
+        function=sae_top_features,
+        title="Top features of an SAE",
+        toolset="features",
+        is_open_world=True,
     ),
     ToolSpec(
-        edit_features.edit_features, "Change features of an SAE", "features", is_open_world=True
+        function=edit_features,
+        title="Change features of an SAE",
+        toolset="features",
+        is_open_world=True,
     ),
-    ToolSpec(sae_examples.sae_examples, "Where features fire", "features", is_open_world=True),
     ToolSpec(
-        circuit_features.circuit_features,
-        "Features beside a circuit",
-        "features",
+        function=sae_examples, title="Where features fire", toolset="features", is_open_world=True
+    ),
+    ToolSpec(
+        function=circuit_features,
+        title="Features beside a circuit",
+        toolset="features",
         is_read_only=False,
         is_open_world=True,
         needs_write_access=True,
     ),
     ToolSpec(
-        train_sae.train_sae,
-        "Train an SAE",
-        "features",
+        function=train_sae,
+        title="Train an SAE",
+        toolset="features",
         is_read_only=False,
         is_idempotent=False,
         needs_write_access=True,
     ),
     ToolSpec(
-        evaluate_circuit.evaluate_circuit, "Evaluate a circuit", "circuits", is_read_only=False
+        function=evaluate_circuit,
+        title="Evaluate a circuit",
+        toolset="circuits",
+        is_read_only=False,
     ),
     ToolSpec(
-        discover_circuit.discover_circuit,
-        "Discover a circuit",
-        "circuits",
+        function=discover_circuit,
+        title="Discover a circuit",
+        toolset="circuits",
         is_read_only=False,
         is_idempotent=False,
         needs_write_access=True,
     ),
-    ToolSpec(run_status.run_status, "How far is a run?", "runs"),
+    ToolSpec(function=run_status, title="How far is a run?", toolset="runs"),
     ToolSpec(
-        run_status.cancel_run, "Stop a run", "runs", is_read_only=False, needs_write_access=True
+        function=cancel_run,
+        title="Stop a run",
+        toolset="runs",
+        is_read_only=False,
+        needs_write_access=True,
     ),
-    ToolSpec(run_status.get_circuit, "The circuit of a run", "runs"),
-    ToolSpec(list_runs.list_runs, "List runs", "runs"),
+    ToolSpec(function=get_circuit, title="The circuit of a run", toolset="runs"),
+    ToolSpec(function=list_runs, title="List runs", toolset="runs"),
 )
 
 
 def build_tools(settings: ServerSettings) -> list[Tool]:
-    """The tools that these settings switch on, in a fixed order: models always, and the runs with what starts one."""
-    starts = {"circuits", "features"} & set(settings.toolsets)
-    on = {"models", *settings.toolsets, *(("runs",) if starts else ())}
+    """Return the tools that these settings switch on, in a fixed order.
+
+    The tools on models are always there. The tools on runs are there with any tool that starts one.
+    """
+    switched_on = {"models", *settings.toolsets}
+    if {"circuits", "features"} & switched_on:
+        switched_on.add("runs")
     return [
-        offer.build_tool()
-        for offer in TOOL_SPECS
-        if offer.toolset in on and not (settings.read_only and offer.needs_write_access)
+        spec.build_tool()
+        for spec in TOOL_SPECS
+        if spec.toolset in switched_on and not (settings.read_only and spec.needs_write_access)
     ]
 
 
 def describe_missing_tools(settings: ServerSettings) -> str:
-    """Which tools these settings leave out, and how the user would have them; nothing where there are all."""
-    here = {tool.name for tool in build_tools(settings)}
-    missing = [
-        offer.function.__name__ for offer in TOOL_SPECS if offer.function.__name__ not in here
-    ]
+    """Return which tools these settings leave out, and how the user can have them.
+
+    The text is empty if no tool is left out.
+    """
+    offered = {tool.name for tool in build_tools(settings)}
+    missing = [spec.name for spec in TOOL_SPECS if spec.name not in offered]
     if not missing:
         return ""
-    flags = ["without --read-only"] if settings.read_only else []
-    flags += ["with --toolsets all"] if set(settings.toolsets) != set(TOOLSETS) else []
-    return f"This server was started without {', '.join(missing)}; to have them the user starts it {' and '.join(flags)}."
+    changes = []
+    if settings.read_only:
+        changes.append("without --read-only")
+    if set(settings.toolsets) != set(TOOLSETS):
+        changes.append("with --toolsets all")
+    return (
+        f"This server was started without {', '.join(missing)}; to have them the user starts it "
+        f"{' and '.join(changes)}."
+    )

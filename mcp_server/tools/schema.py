@@ -1,6 +1,7 @@
-"""Schemas that refuse what they do not know, and faults of arguments told briefly.
+"""Input schemas that refuse unknown arguments, and short explanations of faulty arguments.
 
-The SDK drops unknown arguments silently, so that ``{"haed": 5}`` would measure head 0. Here they are an error that names what is allowed.
+The SDK drops unknown arguments silently, so that ``{"haed": 5}`` would measure head 0. Here an
+unknown argument is an error that names what is allowed.
 """
 
 from __future__ import annotations
@@ -13,22 +14,31 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-_MAX_ERRORS = 5  # faults told
+ErrorDetails = Mapping[str, Any]  # one error, as pydantic reports it
+
+_MAX_ERRORS = 5  # that are explained
+_MAX_MESSAGE = 300  # characters of one message of pydantic
+_MAX_PATH_PARTS = 6
+_MAX_PATH_PART = 40  # characters
 _MESSAGE_PREFIX = "Input should be "
 
 
 def close_schema(tool: Tool) -> Tool:
-    """The tool with a closed input schema, and without the titles and nulls that pydantic adds to its fields."""
+    """Return the tool with a closed input schema.
+
+    The schemas also lose the titles and nulls that pydantic adds to every field, because a model
+    has to read them.
+    """
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
     for field in model.model_fields.values():
-        field.metadata.append(
-            BeforeValidator(_require_bool if field.annotation is bool else refuse_bool)
-        )
+        check = _require_bool if field.annotation is bool else refuse_bool
+        field.metadata.append(BeforeValidator(check))
     model.model_rebuild(force=True)
     schema = _strip_schema(model.model_json_schema(by_alias=True))
+    properties = schema.get("properties", {})
     schema["properties"] = {
-        name: _drop_null_option(facts) for name, facts in schema.get("properties", {}).items()
+        name: _drop_null_option(field_schema) for name, field_schema in properties.items()
     }
     tool.parameters = schema
     if tool.fn_metadata.output_schema is not None:
@@ -36,104 +46,125 @@ def close_schema(tool: Tool) -> Tool:
     return tool
 
 
-def _drop_null_option(facts: dict[str, Any]) -> dict[str, Any]:
-    """An argument as it is given; one that may be left out need not say that null, which it then is, is allowed too."""
-    kinds = [kind for kind in facts.get("anyOf", []) if kind != {"type": "null"}]
-    if not kinds or len(kinds) == len(facts["anyOf"]):
-        return facts
-    rest = {key: value for key, value in facts.items() if key != "anyOf"}
+def _drop_null_option(field_schema: dict[str, Any]) -> dict[str, Any]:
+    """Return an argument's schema without null.
+
+    An argument that may be left out is null then, which the schema need not say.
+    """
+    options = field_schema.get("anyOf", [])
+    kinds = [kind for kind in options if kind != {"type": "null"}]
+    if not kinds or len(kinds) == len(options):
+        return field_schema
+    rest = {key: value for key, value in field_schema.items() if key != "anyOf"}
     return {**kinds[0], **rest} if len(kinds) == 1 else {"anyOf": kinds, **rest}
 
 
-def explain_argument_errors(tool: Tool, fault: ValidationError) -> str:
-    """What is wrong with a call's arguments, what is allowed, and what to do."""
-    known = list(tool.parameters.get("properties", {}))
-    faults = fault.errors(include_url=False, include_context=False, include_input=False)
-    fields = _collect_descriptions(tool.parameters)
-    by_place: dict[str, list[Mapping[str, Any]]] = {}
-    for found in faults:
-        by_place.setdefault(_error_path(found, fields), []).append(found)
-    deepest = [
-        place for place in by_place if not any(other.startswith(f"{place}.") for other in by_place)
+def explain_argument_errors(tool: Tool, error: ValidationError) -> str:
+    """Return what is wrong with a call's arguments, what is allowed, and what to do."""
+    arguments = list(tool.parameters.get("properties", {}))
+    descriptions = _collect_descriptions(tool.parameters)
+    errors_by_path: dict[str, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False, include_context=False, include_input=False):
+        path = _error_path(details, descriptions)
+        errors_by_path.setdefault(path, []).append(details)
+    deepest_paths = [
+        path
+        for path in errors_by_path
+        if not any(other.startswith(f"{path}.") for other in errors_by_path)
     ]
-    lines = [_format_error(place, by_place[place], fields, known) for place in deepest]
-    more = [f"… and {len(lines) - _MAX_ERRORS} more."] if len(lines) > _MAX_ERRORS else []
+    lines = [
+        _format_error(path, errors_by_path[path], descriptions, arguments) for path in deepest_paths
+    ]
+    if len(lines) > _MAX_ERRORS:
+        lines[_MAX_ERRORS:] = [f"… and {len(lines) - _MAX_ERRORS} more."]
     required = ", ".join(tool.parameters.get("required", [])) or "none"
-    return "\n".join(
-        [
-            *lines[:_MAX_ERRORS],
-            *more,
-            f"{tool.name} takes: {', '.join(known)}; required: {required}.",
-        ]
-    )
+    lines.append(f"{tool.name} takes: {', '.join(arguments)}; required: {required}.")
+    return "\n".join(lines)
 
 
-def _error_path(found: Mapping[str, Any], fields: Mapping[str, str]) -> str:
-    """Where a fault is: names of fields and numbers of items, without pydantic's names for the branches of a union."""
-    last = len(found["loc"]) - 1 if found["type"] == "extra_forbidden" else -1
-    named = [
+def _error_path(details: ErrorDetails, descriptions: Mapping[str, str]) -> str:
+    """Return where an error is: names of fields and numbers of items, joined by dots.
+
+    Pydantic also lists the branches of a union, which mean nothing to the caller.
+    """
+    location = details["loc"]
+    is_unknown = details["type"] == "extra_forbidden"
+    parts = [
         part
-        for n, part in enumerate(found["loc"])
-        if n == last or isinstance(part, int) or part in fields
+        for index, part in enumerate(location)
+        if isinstance(part, int)
+        or part in descriptions
+        or (is_unknown and index == len(location) - 1)
     ]
-    return ".".join(str(part)[:40] for part in named[:6])
+    return ".".join(str(part)[:_MAX_PATH_PART] for part in parts[:_MAX_PATH_PARTS])
 
 
 def _format_error(
-    place: str, faults: list[Mapping[str, Any]], fields: Mapping[str, str], known: list[str]
+    path: str, errors: list[ErrorDetails], descriptions: Mapping[str, str], arguments: list[str]
 ) -> str:
-    if faults[0]["type"] == "extra_forbidden" and len(faults[0]["loc"]) == 1:
-        near = difflib.get_close_matches(place, known, n=1)
-        return f"There is no argument {place!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
-    said = list(dict.fromkeys(fault["msg"][:300] for fault in faults))
-    meant = next((fields[part] for part in reversed(place.split(".")) if fields.get(part)), "")
-    return f"{place}: {' / '.join([said[0], *(more.removeprefix(_MESSAGE_PREFIX) for more in said[1:])])}.{f' ({meant})' if meant else ''}"
+    """Return one line on the errors of one field."""
+    first = errors[0]
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        similar = difflib.get_close_matches(path, arguments, n=1)
+        suggestion = f" Did you mean {similar[0]!r}?" if similar else ""
+        return f"There is no argument {path!r}.{suggestion}"
+    messages = list(dict.fromkeys(details["msg"][:_MAX_MESSAGE] for details in errors))
+    options = [message.removeprefix(_MESSAGE_PREFIX) for message in messages[1:]]
+    parts = [part for part in reversed(path.split(".")) if descriptions.get(part)]
+    meaning = f" ({descriptions[parts[0]]})" if parts else ""
+    return f"{path}: {' / '.join([messages[0], *options])}.{meaning}"
 
 
 def _collect_descriptions(schema: Mapping[str, Any]) -> dict[str, str]:
-    """Each field of a tool, and of what it takes, with its description; the tool's own win."""
+    """Return the description of each argument, and of each field inside the arguments.
+
+    If a name occurs twice, the description of the argument counts.
+    """
     holders = [*schema.get("$defs", {}).values(), schema]
     return {
-        name: _find_description(facts)
+        name: _find_description(field_schema)
         for holder in holders
-        for name, facts in holder.get("properties", {}).items()
+        for name, field_schema in holder.get("properties", {}).items()
     }
 
 
-def _find_description(facts: Mapping[str, Any]) -> str:
-    parts = [facts, *facts.get("anyOf", [])]
-    return next((str(part["description"]) for part in parts if part.get("description")), "")
+def _find_description(field_schema: Mapping[str, Any]) -> str:
+    candidates = [field_schema, *field_schema.get("anyOf", [])]
+    descriptions = (str(part["description"]) for part in candidates if part.get("description"))
+    return next(descriptions, "")
 
 
 def _require_bool(value: Any) -> Any:
-    """True or false, and no number that stands for it."""
+    """Accept true and false, and no number that stands for them."""
     if not isinstance(value, bool):
         raise PydanticCustomError("bool_type", "Input should be true or false")
     return value
 
 
 def refuse_bool(value: Any) -> Any:
-    """No true that would count as 1."""
+    """Refuse true and false, which would otherwise count as 1 and 0."""
     if isinstance(value, bool):
         raise PydanticCustomError("not_bool", "Input should not be true or false")
     return value
 
 
 def _strip_schema(schema: Any) -> Any:
-    """A schema without generated titles, and without defaults of null: what is left out is null; a property that is called title stays."""
+    """Return a schema without generated titles, and without defaults of null.
+
+    What is left out of a call is null anyway. A property that is called title stays.
+    """
     if isinstance(schema, list):
         return [_strip_schema(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {
-        key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)
-    }
-    if "default" in kept and kept["default"] is None:
-        del kept["default"]
-    named = ("properties", "$defs")
-    return {
-        key: {name: _strip_schema(inner) for name, inner in value.items()}
-        if key in named
-        else _strip_schema(value)
-        for key, value in kept.items()
-    }
+    stripped = {}
+    for key, value in schema.items():
+        is_title = key == "title" and isinstance(value, str)
+        is_null_default = key == "default" and value is None
+        if is_title or is_null_default:
+            continue
+        if key in ("properties", "$defs"):  # the keys inside are names, not keywords
+            stripped[key] = {name: _strip_schema(inner) for name, inner in value.items()}
+        else:
+            stripped[key] = _strip_schema(value)
+    return stripped

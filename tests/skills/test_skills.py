@@ -116,7 +116,9 @@ def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
         for node in json.loads(nodes)
     }
     assert named <= circuit
-    [judged] = re.findall(r"Example: .*nodes=(\[.*?\])", TOOLS["evaluate_circuit"].description)
+    [judged] = re.findall(
+        r"Example: .*nodes=(\[.*?\])", TOOLS["evaluate_circuit"].description, flags=re.DOTALL
+    )
     assert set(json.loads(judged)) == circuit
 
 

@@ -1,4 +1,8 @@
-"""What discover_circuit asks its user before it begins, where the client can put a form to them."""
+"""What discover_circuit asks the user before it begins, if the client can put a form to them.
+
+The questions are resolved before the tool itself runs: which behaviour is meant, whether to use as
+many pairs as a verdict needs, and whether the budget may be raised to the estimate.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from mcp.server.mcpserver import AcceptedElicitation, Elicit, ElicitationResult,
 from pydantic import BaseModel, Field
 
 from discovery.tasks import BUILTIN
-from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
 from mcp_server.tools.arguments import (
     MIN_VERDICT_PAIRS,
@@ -18,8 +21,9 @@ from mcp_server.tools.arguments import (
     ToolContext,
     to_task_input,
 )
+from mcp_server.tools.measurement import Measurement, run_measurement, session_of
 
-BUDGET_FACTOR = 2  # a run can take so many times what it is estimated at
+BUDGET_FACTOR = 2  # a run can take this many times its estimate
 
 
 class BehaviourForm(BaseModel):
@@ -41,47 +45,48 @@ class BudgetForm(BaseModel):
 
 
 class PairCountForm(BaseModel):
-    """Whether to take as many pairs as a verdict needs."""
+    """Whether to use as many pairs as a verdict needs."""
 
     use_enough: bool = Field(
         default=True,
-        description="Take the task's own number of pairs; with fewer the verdict is inconclusive at best.",
+        description="Use the task's own number of pairs; with fewer the verdict is inconclusive "
+        "at best.",
     )
 
 
 def ask_behaviour(
-    call: ToolContext, model_id: str | None, task: TaskName | PairList | None, run_id: str | None
+    context: ToolContext, model_id: str | None, task: TaskName | PairList | None, run_id: str | None
 ) -> BehaviourForm | Elicit[BehaviourForm]:
-    """Ask the user which behaviour is meant, where the call does not say and the client can ask."""
-    if task is not None or not _can_ask(call, model_id, run_id):
+    """Ask which behaviour is meant, if the call does not say and the client can ask."""
+    if task is not None or not _can_ask(context, model_id, run_id):
         return BehaviourForm()
-    known = "; ".join(f"{name}: {built.summary}" for name, built in BUILTIN.items())
-    return Elicit(f"Which behaviour should the circuit explain? {known}", BehaviourForm)
+    tasks = "; ".join(f"{name}: {builtin.summary}" for name, builtin in BUILTIN.items())
+    return Elicit(f"Which behaviour should the circuit explain? {tasks}", BehaviourForm)
 
 
 BehaviourAnswer = Annotated[ElicitationResult[BehaviourForm], Resolve(ask_behaviour)]
 
 
 def ask_pair_count(
-    call: ToolContext,
-    asked: BehaviourAnswer,
+    context: ToolContext,
+    behaviour_answer: BehaviourAnswer,
     model_id: str | None,
     task: TaskName | PairList | None,
     run_id: str | None,
     pairs: int | None,
 ) -> PairCountForm | Elicit[PairCountForm]:
-    """Ask whether more pairs may be drawn, where a built-in task is asked for with too few for a verdict and the client can ask."""
-    chosen = choose_task(asked, task)
-    few = (
-        isinstance(chosen, str)
-        and chosen in BUILTIN
-        and pairs is not None
-        and pairs < MIN_VERDICT_PAIRS
-    )
-    if not few or not _can_ask(call, model_id, run_id):
+    """Ask whether to use more pairs, if the call asks for too few and the client can ask.
+
+    Only a built-in task can draw more pairs.
+    """
+    source = choose_task(behaviour_answer, task)
+    can_draw_more = isinstance(source, str) and source in BUILTIN
+    has_too_few = pairs is not None and pairs < MIN_VERDICT_PAIRS
+    if not can_draw_more or not has_too_few or not _can_ask(context, model_id, run_id):
         return PairCountForm(use_enough=False)
     return Elicit(
-        f"{pairs} pairs are too few for a verdict, which needs {MIN_VERDICT_PAIRS}. Take {BUILTIN[str(chosen)].default_pairs}?",
+        f"{pairs} pairs are too few for a verdict, which needs {MIN_VERDICT_PAIRS}. "
+        f"Take {BUILTIN[str(source)].default_pairs}?",
         PairCountForm,
     )
 
@@ -90,9 +95,9 @@ PairCountAnswer = Annotated[ElicitationResult[PairCountForm], Resolve(ask_pair_c
 
 
 async def ask_budget(
-    call: ToolContext,
-    asked: BehaviourAnswer,
-    drawn: PairCountAnswer,
+    context: ToolContext,
+    behaviour_answer: BehaviourAnswer,
+    pair_count_answer: PairCountAnswer,
     model_id: str | None,
     task: TaskName | PairList | None,
     run_id: str | None,
@@ -100,71 +105,78 @@ async def ask_budget(
     pairs: int | None,
     seed: int,
 ) -> BudgetForm | Elicit[BudgetForm]:
-    """Ask whether the budget may be raised, where the estimate for the task and pairs settled on is above it and the client can ask."""
-    chosen = choose_task(asked, task)
-    if chosen is None or budget is None or not _can_ask(call, model_id, run_id):
+    """Ask whether to raise the budget, if the estimate is above it and the client can ask.
+
+    The estimate is for the task and the pairs that the earlier answers settled.
+    """
+    source = choose_task(behaviour_answer, task)
+    if source is None or budget is None or not _can_ask(context, model_id, run_id):
         return BudgetForm(raise_budget=False)
-    expected = await estimate_run_cost(
-        call, str(model_id), chosen, choose_pair_count(drawn, pairs), seed
-    )
-    if expected <= budget:
+    n_pairs = choose_pair_count(pair_count_answer, pairs)
+    estimate = await estimate_run_cost(context, str(model_id), source, n_pairs, seed)
+    if estimate <= budget:
         return BudgetForm(raise_budget=False)
     return Elicit(
-        f"This discovery is estimated at {expected:,.0f} forward-pass equivalents, and can take twice that; the budget is {budget:,.0f}. "
-        f"Raise the budget to {BUDGET_FACTOR * expected:,.0f}?",
+        f"This discovery is estimated at {estimate:,.0f} forward-pass equivalents, and can take "
+        f"twice that; the budget is {budget:,.0f}. "
+        f"Raise the budget to {BUDGET_FACTOR * estimate:,.0f}?",
         BudgetForm,
     )
 
 
+BudgetAnswer = Annotated[ElicitationResult[BudgetForm], Resolve(ask_budget)]
+
+
 async def estimate_run_cost(
-    call: ToolContext, model_id: str, task: TaskName | PairList, pairs: int | None, seed: int
+    context: ToolContext, model_id: str, task: TaskName | PairList, pairs: int | None, seed: int
 ) -> float:
-    """What the run is estimated to cost."""
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
+    """Return the forward-pass equivalents that a discovery is estimated to take."""
 
-    def job(work: Job) -> float:
-        read = session.get_task(loaded, to_task_input(task), pairs, seed)
-        return math.ceil(
-            float(
-                lazy_discovery.estimate_cost(
-                    loaded.backend, read, memory=session.settings.memory
-                ).forward_equivalents
-            )
+    def measure(measurement: Measurement) -> float:
+        loaded_task = measurement.session.get_task(
+            measurement.model, to_task_input(task), pairs, seed
         )
+        estimate = lazy_discovery.estimate_cost(
+            measurement.backend, loaded_task, memory=measurement.memory
+        )
+        return math.ceil(float(estimate.forward_equivalents))
 
-    return await session.devices.run(call, loaded.device, "estimate", job)
-
-
-def _can_ask(call: ToolContext, model_id: str | None, run_id: str | None) -> bool:
-    """Whether a question makes sense: the client can put a form to its user, and the call can lead to a new run."""
-    capabilities: Any = call.client_capabilities
-    ability = None if capabilities is None else capabilities.elicitation
-    form = ability is not None and (ability.form is not None or ability.url is None)
-    return (
-        form
-        and run_id is None
-        and model_id is not None
-        and call.request_context.lifespan_context.models.is_loaded(model_id)
-    )
+    return await run_measurement(context, model_id, "estimate", measure)
 
 
 def choose_task(
-    asked: ElicitationResult[BehaviourForm], task: TaskName | PairList | None
+    answer: ElicitationResult[BehaviourForm], task: TaskName | PairList | None
 ) -> TaskName | PairList | None:
-    """The task of the call, else the user's."""
-    return (
-        task
-        if task is not None
-        else (asked.data.task or None)
-        if isinstance(asked, AcceptedElicitation)
-        else None
+    """Return the task of the call, or else the one that the user chose, or None."""
+    if task is not None or not isinstance(answer, AcceptedElicitation):
+        return task
+    return answer.data.task or None
+
+
+def choose_pair_count(answer: ElicitationResult[PairCountForm], pairs: int | None) -> int | None:
+    """Return how many pairs to use after the user's answer; None is the task's own number."""
+    wants_enough = isinstance(answer, AcceptedElicitation) and answer.data.use_enough
+    return None if wants_enough else pairs
+
+
+def wants_higher_budget(answer: ElicitationResult[BudgetForm]) -> bool:
+    """Return whether the user agreed to raise the budget."""
+    return isinstance(answer, AcceptedElicitation) and answer.data.raise_budget
+
+
+def _can_ask(context: ToolContext, model_id: str | None, run_id: str | None) -> bool:
+    """Return whether a question makes sense.
+
+    The client must be able to put a form to its user, and the call must be able to start a new run.
+    """
+    capabilities: Any = context.client_capabilities
+    elicitation = None if capabilities is None else capabilities.elicitation
+    has_forms = elicitation is not None and (
+        elicitation.form is not None or elicitation.url is None
     )
-
-
-def choose_pair_count(drawn: ElicitationResult[PairCountForm], pairs: int | None) -> int | None:
-    """How many pairs, after the user's word; None is the task's own number."""
-    return None if isinstance(drawn, AcceptedElicitation) and drawn.data.use_enough else pairs
-
-
-BudgetAnswer = Annotated[ElicitationResult[BudgetForm], Resolve(ask_budget)]
+    return (
+        has_forms
+        and run_id is None
+        and model_id is not None
+        and session_of(context).models.is_loaded(model_id)
+    )

@@ -1,4 +1,4 @@
-"""Changing features: ablate, clamp or steer, and see what it does to the metric and to what the model writes."""
+"""Changing features, and what that does to the metric and to what the model writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from mcp.types import CallToolResult
 from pydantic import BeforeValidator, Field, StrictInt
 
 from mcp_server.errors import ServerError
-from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
 from mcp_server.tools.arguments import (
     CONTROL_DIRECTIONS,
@@ -20,11 +19,17 @@ from mcp_server.tools.arguments import (
     TaskName,
     TokenIds,
     ToolContext,
-    load_task_with_notes,
 )
-from mcp_server.tools.features.sae_top_features import opened
-from mcp_server.tools.measure.check_task import IntervalView
-from mcp_server.tools.result import CostView, Result, round_number, to_call_result
+from mcp_server.tools.measurement import Measurement, run_measurement
+from mcp_server.tools.result import (
+    CostView,
+    IntervalView,
+    Result,
+    cost_view,
+    interval_view,
+    round_number,
+    to_call_result,
+)
 from mcp_server.tools.schema import refuse_bool
 
 if TYPE_CHECKING:
@@ -40,13 +45,15 @@ class MetricEffectView(Result):
     metric: str
     metric_clean: float | None
     metric_base: float | None = Field(
-        description="What the effect is counted from: clean, or the reconstruction where error is dropped."
+        description="What the effect is counted from: clean, or the reconstruction if error is "
+        "dropped."
     )
     metric_edited: float | None
     effect: IntervalView
     share: float | None = Field(description="Of clean − corrupted.")
     control_p: float | None = Field(
-        description="By chance: equal changes along other features' directions that do as much, of 19."
+        description="How often, of 19, an equal change along another feature's direction does as "
+        "much."
     )
     variance_explained: float | None
 
@@ -78,12 +85,12 @@ FeatureAmount = Annotated[float, BeforeValidator(refuse_bool)]
 
 
 async def edit_features(
-    call: ToolContext,
+    context: ToolContext,
     model_id: ModelId,
     features: Annotated[
         dict[int, FeatureAmount],
         Field(
-            description='Amount of each, in its activation\'s units: {"1234": 0}.',
+            description='Amount for each feature, in units of its activation: {"1234": 0}.',
             min_length=1,
             max_length=100,
         ),
@@ -92,123 +99,125 @@ async def edit_features(
     operation: Annotated[
         Literal["set", "scale", "add"],
         Field(
-            description="set to the amount (0 ablates, else clamps), scale by it, or add it (steers)."
+            description="set to the amount (0 ablates, else clamps), scale by it, or add it "
+            "(steers)."
         ),
     ] = "set",
     task: Annotated[
         TaskName | None,
-        Field(description="Built-in task or path of a .jsonl: the effect on its metric."),
+        Field(description="Built-in task or path of a .jsonl: gives the effect on its metric."),
     ] = None,
     prompt: Annotated[
         BoundedText | TokenIds | None,
-        Field(description="To be continued with and without the change."),
+        Field(description="Text to continue with and without the change."),
     ] = None,
     positions: Annotated[
         list[StrictInt | str] | None,
-        Field(description="As in sae_top_features; for a prompt numbers alone.", max_length=500),
+        Field(description="As in sae_top_features; for a prompt only numbers.", max_length=500),
     ] = None,
     error: Annotated[
         Literal["keep", "drop"], Field(description="What the SAE does not explain.")
     ] = "keep",
-    tokens: Annotated[int, Field(description="How many to write.", ge=1, le=200)] = 20,
+    tokens: Annotated[int, Field(description="How many tokens to write.", ge=1, le=200)] = 20,
     pairs: PairCount = DEFAULT_PAIRS,
 ) -> Annotated[CallToolResult, EditFeaturesResult]:
-    """Ablates, clamps or steers features of a sparse autoencoder together, and measures what that does to a task's metric (with an
-    interval, beside equal pushes along other features' directions) and to what the model writes.
+    """Ablates, clamps or steers features of a sparse autoencoder together, and measures what that
+    does to a task's metric (with an interval, beside equal pushes along other features' directions)
+    and to what the model writes.
 
-    Use it to test what a feature does, after sae_top_features named it. Give task, prompt or both. A change that random directions
-    make too (control_p, controls) says nothing of the feature. Cost: a few passes per pair; a pass per token written.
+    Use it to test what a feature does, after sae_top_features named it. Give a task, a prompt or
+    both. Not as evidence by itself: a change that random directions make too (control_p, controls)
+    says nothing of the feature. Cost: a few passes per pair, and a pass per token written.
 
     Example: edit_features(model_id="bundled", features={"60": 0}, task="ioi").
     """
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
     if task is None and prompt is None:
         raise ServerError(
             "edit_features needs a task, a prompt, or both.",
             "Give a task for the effect on its metric, a prompt for text.",
         )
 
-    def job(work: Job) -> EditFeaturesResult:
-        source = session.allowed_paths.resolve_sae(sae)
-        dictionary = opened(source, loaded.backend)
-        on_metric, on_text, warnings, costs = None, None, [*dictionary.warnings], []
-        how: dict[str, Any] = {
-            "operation": operation,
-            "positions": positions,
-            "error": error,
-            "progress": work,
-        }
+    def measure(measurement: Measurement) -> EditFeaturesResult:
+        dictionary, name = measurement.open_sae(sae)
+        warnings = list(dictionary.warnings)
+        on_metric = None
+        on_text = None
+        costs = []
         if task is not None:
-            read, notes = load_task_with_notes(session, loaded, task, pairs, 0)
+            loaded_task, notes = measurement.load_task(task, pairs, 0)
             edited = lazy_discovery.edit_features(
-                loaded.backend,
-                read,
+                measurement.backend,
+                loaded_task,
                 dictionary,
                 features,
+                operation=operation,
+                positions=positions,
+                error=error,
                 controls=CONTROL_DIRECTIONS,
-                memory=session.settings.memory,
-                **how,
+                memory=measurement.memory,
+                progress=measurement.job,
             )
-            on_metric, warnings, costs = (
-                _metric_view(read.name, len(read), edited),
-                [*edited.warnings, *notes],
-                [edited.cost],
-            )
+            on_metric = _metric_view(loaded_task.name, len(loaded_task), edited)
+            warnings = [*edited.warnings, *notes]
+            costs.append(edited.cost)
         if prompt is not None:
-            given = tuple(prompt) if isinstance(prompt, list) else prompt
-            written = lazy_discovery.generate_with_features(
-                loaded.backend, dictionary, given, features, tokens=tokens, **how
+            prompt_positions: Any = positions  # labels are refused with a message of their own
+            generated = lazy_discovery.generate_with_features(
+                measurement.backend,
+                dictionary,
+                tuple(prompt) if isinstance(prompt, list) else prompt,
+                features,
+                tokens=tokens,
+                operation=operation,
+                positions=prompt_positions,
+                error=error,
+                progress=measurement.job,
             )
-            on_text, costs = _text_view(written), [*costs, written.cost]
+            on_text = _text_view(generated)
+            costs.append(generated.cost)
         return EditFeaturesResult(
             warnings=warnings,
             model_id=model_id,
-            sae=session.allowed_paths.format_path(source),
+            sae=name,
             operation=operation,
             error=error,
             on_metric=on_metric,
             on_text=on_text,
-            cost=CostView(
-                forward_equivalents=round_number(sum(one.forward_equivalents for one in costs), 6),
-                seconds=round_number(sum(one.seconds for one in costs), 3),
-            ),
+            cost=cost_view(*costs),
         )
 
     return to_call_result(
-        await session.devices.run(call, loaded.device, f"edit_features {model_id}", job)
+        await run_measurement(context, model_id, f"edit_features {model_id}", measure)
     )
 
 
-def _metric_view(task: str, n: int, found: FeatureEditResult) -> MetricEffectView:
-    effect = found.effect
+def _metric_view(task: str, n: int, edited: FeatureEditResult) -> MetricEffectView:
     return MetricEffectView(
         task=task,
         n=n,
-        metric=found.metric,
-        metric_clean=round_number(found.metric_clean),
-        metric_base=round_number(found.metric_base),
-        metric_edited=round_number(found.metric_edited),
-        effect=IntervalView(
-            mean=round_number(effect.mean),
-            low=round_number(effect.low),
-            high=round_number(effect.high),
-        ),
-        share=round_number(found.share),
-        control_p=round_number(found.control.p, 3) if found.control else None,
-        variance_explained=round_number(found.reconstruction.variance_explained),
+        metric=edited.metric,
+        metric_clean=round_number(edited.metric_clean),
+        metric_base=round_number(edited.metric_base),
+        metric_edited=round_number(edited.metric_edited),
+        effect=interval_view(edited.effect),
+        share=round_number(edited.share),
+        control_p=round_number(edited.control.p, 3) if edited.control else None,
+        variance_explained=round_number(edited.reconstruction.variance_explained),
     )
 
 
-def _text_view(found: GenerationResult) -> TextEffectView:
+def _text_view(generated: GenerationResult) -> TextEffectView:
     return TextEffectView(
-        clean=_format_continuation(found.clean),
-        edited=_format_continuation(found.edited),
-        controls=[_format_continuation(other) for other in found.controls],
-        first_difference=found.first_difference,
-        kl=round_number(found.kl),
+        clean=_format_continuation(generated.clean),
+        edited=_format_continuation(generated.edited),
+        controls=[_format_continuation(control) for control in generated.controls],
+        first_difference=generated.first_difference,
+        kl=round_number(generated.kl),
     )
 
 
-def _format_continuation(written: Continuation) -> str:
-    return " ".join(map(str, written.tokens)) if written.text is None else written.text
+def _format_continuation(continuation: Continuation) -> str:
+    """Return the text, or the token ids if the model has no tokenizer."""
+    if continuation.text is None:
+        return " ".join(map(str, continuation.tokens))
+    return continuation.text

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field, StrictInt
 
 from discovery.tasks import BUILTIN
-from mcp_server.session import DeviceJob as Job
-from mcp_server.session import Session, lazy_discovery
-from mcp_server.session.models import LoadedModel
+from mcp_server.session import lazy_discovery
 from mcp_server.tools.arguments import (
     MAX_PAIRS,
     BoundedText,
+    Detail,
     DetailLevel,
     ModelId,
     SaeName,
     ToolContext,
 )
-from mcp_server.tools.features.sae_top_features import opened
+from mcp_server.tools.measurement import Measurement, run_measurement
 from mcp_server.tools.result import (
     CostView,
     Listing,
@@ -32,8 +32,11 @@ from mcp_server.tools.result import (
 if TYPE_CHECKING:
     from discovery.methods.features import FeatureExamples
     from discovery.methods.features.examples.dashboards import ActivatingExample, FeatureDashboard
+    from discovery.tasks.task import Task
 
-_EXAMPLES_LISTED = {"concise": (3, 1), "detailed": (10, 3)}  # of the strongest, of each bin
+_TOP_SHOWN: dict[Detail, int] = {"concise": 3, "detailed": 10}  # contexts of strongest activation
+_PER_BIN_SHOWN: dict[Detail, int] = {"concise": 1, "detailed": 3}  # contexts of each bin
+_MAX_CONTEXT_TEXT = 400  # characters
 
 
 class ExampleView(Result):
@@ -45,7 +48,7 @@ class ExampleView(Result):
 
 
 class BinView(Result):
-    """Contexts of a share of the peaks, between two sizes of activation."""
+    """Contexts whose peak lies between two sizes of activation."""
 
     low: float | None
     high: float | None
@@ -59,7 +62,7 @@ class CardView(Result):
     density: float | None = Field(description="Share of positions at which it fires.")
     mean: float | None
     top: list[ExampleView]
-    bins: list[BinView] = Field(description="Of equal share, the strongest first.")
+    bins: list[BinView] = Field(description="Of equally many peaks each, the strongest first.")
     link: str | None
 
 
@@ -77,110 +80,116 @@ class SaeExamplesResult(Listing):
     text: str
     documents: int
     positions: int
-    cached: bool = Field(description="Found before, and given again.")
+    cached: bool = Field(description="Found by an earlier call, and given again.")
     features: list[CardView]
     cost: CostView
 
 
 async def sae_examples(
-    call: ToolContext,
+    context: ToolContext,
     model_id: ModelId,
     features: Annotated[
-        list[StrictInt], Field(description="Their numbers.", min_length=1, max_length=50)
+        list[StrictInt], Field(description="Numbers of the features.", min_length=1, max_length=50)
     ],
     text: Annotated[
         Annotated[str, Field(max_length=4096)]
         | Annotated[list[BoundedText], Field(min_length=1, max_length=MAX_PAIRS)],
         Field(
-            description="Path of a text (a document a line) or .jsonl, a built-in task, or texts."
+            description="Path of a text file (a document a line) or .jsonl, a built-in task, or "
+            "the texts themselves."
         ),
     ],
     sae: SaeName = None,
     field: Annotated[
-        str, Field(description="Of .jsonl, what holds the text.", max_length=100)
+        str, Field(description="Field of .jsonl that holds the text.", max_length=100)
     ] = "text",
     most: Annotated[int, Field(description="Positions to read at most.", ge=1, le=10**8)] = 200_000,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, SaeExamplesResult]:
-    """Reads a text once and gives the contexts in which features fire most, repetitions left out, and contexts of lesser activation by
-    quantile: what a feature stands for shows in both.
+    """Reads a text once, and gives the contexts in which features fire most (repetitions left out)
+    and contexts of weaker activation by quantile: what a feature stands for must fit both.
 
-    Use it to name a feature that sae_top_features found. The text should be of the kind that the model was trained on. Kept on disk: the
-    same call again costs nothing. Cost: one pass over the text up to the SAE's layer.
+    Use it to name a feature that sae_top_features found. The text should be of the kind that the
+    model was trained on. Not for effects: edit_features measures them. Results are kept on disk, so
+    the same call again costs nothing. Cost: one pass over the text up to the SAE's layer.
 
     Example: sae_examples(model_id="bundled", features=[60], text="ioi").
     """
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
 
-    def job(work: Job) -> SaeExamplesResult:
-        source = session.allowed_paths.resolve_sae(sae)
-        dictionary = opened(source, loaded.backend)
-        found = lazy_discovery.feature_examples(
-            loaded.backend,
+    def measure(measurement: Measurement) -> SaeExamplesResult:
+        dictionary, name = measurement.open_sae(sae)
+        examples = lazy_discovery.feature_examples(
+            measurement.backend,
             dictionary,
-            _resolve_text(session, loaded, text),
+            _resolve_text(measurement, text),
             features,
             field=field,
             sampling=lazy_discovery.Sampling(most=most),
-            cache=not session.settings.read_only,
-            progress=work,
+            cache=not measurement.session.settings.read_only,
+            progress=measurement.job,
         )
-        return _make_result(model_id, session.allowed_paths.format_path(source), found, detail)
+        return _make_result(model_id, name, examples, detail)
 
-    return to_call_result(
-        await session.devices.run(call, loaded.device, f"sae_examples {model_id}", job),
-        detailed=detail == "detailed",
-    )
+    result = await run_measurement(context, model_id, f"sae_examples {model_id}", measure)
+    return to_call_result(result, detailed=detail == "detailed")
 
 
-def _resolve_text(session: Session, loaded: LoadedModel, text: str | list[str]) -> Any:
-    """What is read: the texts themselves, a task, or a file that may be read."""
+def _resolve_text(measurement: Measurement, text: str | list[str]) -> list[str] | Task | Path:
+    """Return what is read: the texts themselves, a task, or a file that may be read.
+
+    Raises:
+        PathNotAllowedError: if the file may not be read.
+    """
     if isinstance(text, list):
         return text
-    return (
-        session.get_task(loaded, text, None, 0)
-        if text in BUILTIN
-        else session.allowed_paths.resolve_text_file(
-            text, "Name a built-in task, give the texts themselves"
-        )
+    session = measurement.session
+    if text in BUILTIN:
+        return session.get_task(measurement.model, text, None, 0)
+    return session.allowed_paths.resolve_text_file(
+        text, "Name a built-in task, give the texts themselves"
     )
 
 
-def _make_result(model_id: str, sae: str, found: FeatureExamples, detail: str) -> SaeExamplesResult:
+def _make_result(
+    model_id: str, sae: str, examples: FeatureExamples, detail: Detail
+) -> SaeExamplesResult:
     return SaeExamplesResult(
-        warnings=list(found.warnings),
+        warnings=list(examples.warnings),
         model_id=model_id,
         sae=sae,
-        text=found.text,
-        documents=found.documents,
-        positions=found.positions,
-        cached=found.cached,
-        features=[_card_view(card, *_EXAMPLES_LISTED[detail]) for card in found.features],
-        total=len(found.features),
-        cost=cost_view(found.cost),
+        text=examples.text,
+        documents=examples.documents,
+        positions=examples.positions,
+        cached=examples.cached,
+        features=[_card_view(dashboard, detail) for dashboard in examples.features],
+        total=len(examples.features),
+        cost=cost_view(examples.cost),
     )
 
 
-def _card_view(card: FeatureDashboard, top: int, each: int) -> CardView:
+def _card_view(dashboard: FeatureDashboard, detail: Detail) -> CardView:
+    n_top = _TOP_SHOWN[detail]
+    n_per_bin = _PER_BIN_SHOWN[detail]
     return CardView(
-        index=card.feature,
-        density=round_number(card.density, 3),
-        mean=round_number(card.mean, 4),
-        top=[_example_view(example) for example in card.top[:top]],
+        index=dashboard.feature,
+        density=round_number(dashboard.density, 3),
+        mean=round_number(dashboard.mean, 4),
+        top=[_example_view(example) for example in dashboard.top[:n_top]],
         bins=[
             BinView(
                 low=round_number(part.low, 3),
                 high=round_number(part.high, 3),
-                examples=[_example_view(one) for one in part.examples[:each]],
+                examples=[_example_view(example) for example in part.examples[:n_per_bin]],
             )
-            for part in card.bins
+            for part in dashboard.bins
         ],
-        link=card.link,
+        link=dashboard.link,
     )
 
 
 def _example_view(example: ActivatingExample) -> ExampleView:
     return ExampleView(
-        value=round_number(example.value, 4), text=example.text[:400], document=example.document
+        value=round_number(example.value, 4),
+        text=example.text[:_MAX_CONTEXT_TEXT],
+        document=example.document,
     )

@@ -1,7 +1,8 @@
-"""Training a dictionary of one's own, in the background."""
+"""Training a sparse autoencoder, in the background."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,15 +11,27 @@ from pydantic import Field
 
 from discovery.tasks import BUILTIN, TEXT_PAIRS
 from mcp_server.errors import ServerError
-from mcp_server.session import DeviceJob as Job
 from mcp_server.session import Session, lazy_discovery
 from mcp_server.session.devices import run_in_thread
 from mcp_server.session.models import LoadedModel
-from mcp_server.session.runs import BackgroundRun
 from mcp_server.tools.arguments import MAX_PAIRS, Seed, TaskName, ToolContext
-from mcp_server.tools.circuits.discover_circuit import wait_for_run
-from mcp_server.tools.result import CostView, Result, cost_view, round_number, to_call_result
-from mcp_server.tools.runs.run_status import ProgressView, progress_view
+from mcp_server.tools.measurement import Measurement, run_measurement, session_of
+from mcp_server.tools.result import (
+    CostView,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+    to_megabytes,
+)
+from mcp_server.tools.run_state import (
+    ProgressView,
+    follow_hint,
+    read_run,
+    resume_hint,
+    resume_run,
+    wait_for_run,
+)
 
 if TYPE_CHECKING:
     from discovery.features.training.text import TrainingInput
@@ -41,11 +54,11 @@ class EstimateView(Result):
 
     seconds: float | None
     memory_megabytes: float | None
-    passes: float | None = Field(description="Over the text.")
+    passes: float | None = Field(description="How often the text is read.")
 
 
 class ScoresView(Result):
-    """The dictionary on held-out text; losses in nats a token, spliced: with the reconstruction in place of the activation."""
+    """The SAE on held-out text; losses in nats a token. Spliced: with the reconstruction put in."""
 
     tokens: int
     l0: float | None
@@ -67,7 +80,8 @@ class TrainSaeResult(Result):
 
     run_id: str | None
     status: str = Field(
-        description="estimated; running: poll run_status; completed; interrupted: call again with run_id; failed."
+        description="estimated; running: poll run_status; completed; interrupted: call again with "
+        "run_id; failed."
     )
     site: str
     architecture: str
@@ -84,7 +98,7 @@ class TrainSaeResult(Result):
 
 
 async def train_sae(
-    call: ToolContext,
+    context: ToolContext,
     model_id: Annotated[
         str | None,
         Field(description="Handle from load_model; needed unless run_id is given.", max_length=500),
@@ -92,7 +106,8 @@ async def train_sae(
     text: Annotated[
         str | None,
         Field(
-            description='Text file with a document a line (.jsonl: {"text"} or {"tokens"}); or give task.',
+            description='Text file with a document a line (.jsonl: {"text"} or {"tokens"}); or '
+            "give task.",
             max_length=4096,
         ),
     ] = None,
@@ -103,7 +118,7 @@ async def train_sae(
     site: Annotated[
         str | None,
         Field(
-            description="As in resid_pre.2; the residual stream in the middle where left out.",
+            description="For example resid_pre.2; default: the residual stream in the middle.",
             max_length=60,
         ),
     ] = None,
@@ -112,14 +127,17 @@ async def train_sae(
     ] = "topk",
     features: Annotated[
         int | None,
-        Field(description="8 for each number of the activation where left out.", ge=2, le=2**20),
+        Field(description="Default: 8 times the width of the activation.", ge=2, le=2**20),
     ] = None,
-    k: Annotated[int | None, Field(description="Features a position keeps (topk).", ge=1)] = None,
+    k: Annotated[
+        int | None, Field(description="Features kept at each position (topk).", ge=1)
+    ] = None,
     tokens: Annotated[
-        int | None, Field(description="1,000 for each feature where left out.", ge=64, le=2**40)
+        int | None,
+        Field(description="Tokens to train on; default: 1,000 a feature.", ge=64, le=2**40),
     ] = None,
     pairs: Annotated[
-        int | None, Field(description="Of the task.", ge=1, le=100 * MAX_PAIRS)
+        int | None, Field(description="Pairs of the task.", ge=1, le=100 * MAX_PAIRS)
     ] = None,
     seed: Seed = 0,
     dry_run: Annotated[bool, Field(description="Only estimate time and memory.")] = False,
@@ -130,21 +148,24 @@ async def train_sae(
         float, Field(description="How long to wait for the end.", ge=0, le=3600)
     ] = 45,
 ) -> Annotated[CallToolResult, TrainSaeResult]:
-    """Trains a sparse autoencoder on one site of the loaded model, through SAELens, as a run: memory and time are estimated first;
-    L0, variance explained, dead features and loss recovered are in its stages. Finished, run_id is an `sae` of sae_top_features.
+    """Trains a sparse autoencoder on one site of the loaded model, through SAELens, as a run.
+    Memory and time are estimated first. The run's stages say L0, variance explained, dead features
+    and loss recovered. When it is finished, its run_id is an `sae` for sae_top_features.
 
-    Use it where no dictionary exists for this model and site. Not for the bundled model's resid_pre.2, which has one. Text like the
-    prompts to be studied is best; a task's prompts alone are few. Cost: minutes for a small model, hours for gpt2 on a CPU; returns
-    after wait_seconds: poll run_status, cancel_run stops it.
+    Use it if there is no SAE for this model and site. Not for the bundled model's resid_pre.2,
+    which has one. Text like the prompts to be studied is best; a task's prompts alone are few.
+    Cost: minutes for a small model, hours for gpt2 on a CPU. It returns after wait_seconds at the
+    latest: then poll run_status; cancel_run stops it.
 
-    Example: train_sae(model_id="bundled", task="ioi", site="resid_pre.1", features=256, tokens=200000).
+    Example: train_sae(model_id="bundled", task="ioi", site="resid_pre.1", features=256,
+    tokens=200000).
     """
-    session = call.request_context.lifespan_context
+    session = session_of(context)
     if run_id is not None:
-        made = await run_in_thread(partial(_resumed, session, run_id))
-        if made is not None:
-            await wait_for_run(call, made, wait_seconds)
-        return await run_in_thread(partial(_make_result, session, run_id))
+        background = await run_in_thread(partial(resume_run, session, run_id, "sae"))
+        if background is not None:
+            await wait_for_run(context, background, wait_seconds)
+        return await run_in_thread(partial(_read_training, session, run_id))
     if model_id is None or (text is None) == (task is None):
         missing = "model_id" if model_id is None else "one of text and task"
         raise ServerError(
@@ -152,21 +173,20 @@ async def train_sae(
             "Call train_sae(model_id=..., text=...).",
         )
     loaded = session.models.get(model_id)
-    asked = {
+    recipe = {
+        "site": site,
         "architecture": architecture,
         "d_sae": features,
         "k": k,
         "tokens": tokens,
         "seed": seed,
     }
-    source = partial(_resolve_text, session, loaded, text, task, pairs, seed)
+    read_text = partial(_resolve_text, session, loaded, text, task, pairs, seed)
     if dry_run:
-        return await _estimate(call, session, loaded, source, site, asked)
-    made = await run_in_thread(
-        lambda: session.runs.start_training(loaded, source(), {"site": site, **asked})
-    )
-    await wait_for_run(call, made, wait_seconds)
-    return await run_in_thread(partial(_make_result, session, str(made.run_id)))
+        return await _estimate(context, model_id, read_text, recipe)
+    started = await run_in_thread(lambda: session.runs.start_training(loaded, read_text(), recipe))
+    await wait_for_run(context, started, wait_seconds)
+    return await run_in_thread(partial(_read_training, session, str(started.run_id)))
 
 
 def _resolve_text(
@@ -177,115 +197,103 @@ def _resolve_text(
     pairs: int | None,
     seed: int,
 ) -> TrainingInput:
-    """What is trained on."""
+    """Return what is trained on: a file that may be read, or the prompts of a task.
+
+    Raises:
+        PathNotAllowedError: if the file may not be read.
+        TaskError: if something is wrong with the task.
+    """
     if text is not None:
         return session.allowed_paths.resolve_text_file(text, "Give task='ioi' instead")
-    return session.get_task(
-        loaded, str(task), pairs or (TEXT_PAIRS if task in BUILTIN else None), seed
-    )
+    n_pairs = pairs or (TEXT_PAIRS if task in BUILTIN else None)
+    return session.get_task(loaded, str(task), n_pairs, seed)
 
 
 async def _estimate(
-    call: ToolContext,
-    session: Session,
-    loaded: LoadedModel,
-    source: Any,
-    site: str | None,
-    asked: dict[str, Any],
+    context: ToolContext,
+    model_id: str,
+    read_text: Callable[[], TrainingInput],
+    recipe: dict[str, Any],
 ) -> CallToolResult:
-    def job(work: Job) -> Any:
-        return lazy_discovery.estimate_training(
-            loaded.backend, source(), site, memory=session.settings.memory, **asked
-        )
+    """Return what the training would take, without starting it."""
 
-    recipe, expected = await session.devices.run(call, loaded.device, "estimate", job)
-    facts = expected.model_dump()
-    return to_call_result(
-        _build_result(
-            None,
-            "estimated",
-            recipe.model_dump(),
-            facts,
+    def measure(measurement: Measurement) -> TrainSaeResult:
+        full_recipe, estimate = lazy_discovery.estimate_training(
+            measurement.backend, read_text(), memory=measurement.memory, **recipe
+        )
+        facts = full_recipe.model_dump()
+        return TrainSaeResult(
+            **_recipe_fields(facts),
+            run_id=None,
+            status="estimated",
+            expected=_estimate_view(estimate.model_dump()),
+            scores=None,
+            progress=None,
+            problem=None,
+            folder=None,
             next="Call again without dry_run to train.",
+            cost=None,
         )
+
+    return to_call_result(await run_measurement(context, model_id, "estimate", measure))
+
+
+def _read_training(session: Session, run_id: str) -> CallToolResult:
+    """Return the present state of a training."""
+    state = read_run(session, run_id)
+    record = state.run.record
+    estimates = (
+        event["measured"] for event in state.run.events() if event.get("stage") == "estimate"
     )
-
-
-def _resumed(session: Session, run_id: str) -> BackgroundRun | None:
-    """The training, at work again; None where it is complete."""
-    at_work, run = session.runs.find(run_id), session.runs.open(run_id)
-    if run.record.kind != "sae":
-        raise ServerError(
-            f"The run {run_id} is no training of an SAE.",
-            f'Go on with it: discover_circuit(run_id="{run_id}").',
-        )
-    if at_work is not None:
-        return at_work
-    return None if run.status == "completed" else session.runs.resume(run_id)
-
-
-def _make_result(session: Session, run_id: str) -> CallToolResult:
-    run, background = session.runs.open(run_id), session.runs.find(run_id)
-    record, status = run.record, "running" if background else run.status
-    expected = next(
-        (event["measured"] for event in run.events() if event.get("stage") == "estimate"), None
-    )
-    problem = session.runs.problem(run_id)
-    told = str(problem) if problem is not None else record.problem
     following = {
-        "running": f'run_status(run_id="{run_id}") says how far it is; cancel_run stops it.',
+        "running": follow_hint(run_id),
         "completed": f'sae_top_features(model_id=..., sae="{run_id}", task=...) uses it.',
     }
     recipe: Any = record.configuration["recipe"]
-    result = _build_result(
-        run_id,
-        status,
-        recipe,
-        expected,
-        scores=ScoresView(**{name: _round_score(record.scores.get(name)) for name in _SCORE_FIELDS})
-        if record.scores
-        else None,
-        progress=progress_view(background) if background else None,
-        problem=session.allowed_paths.redact_run_text(told, record)
-        if told and status != "completed"
-        else None,
-        folder=str(run.path) if session.settings.is_local else None,
-        next=following.get(status, f'train_sae(run_id="{run_id}") goes on with it.'),
-        cost=cost_view(record.cost) if status != "running" else None,
+    result = TrainSaeResult(
+        **_recipe_fields(recipe),
+        run_id=run_id,
+        status=state.status,
+        expected=_estimate_view(next(estimates, None)),
+        scores=_scores_view(record.scores),
+        progress=state.progress,
+        problem=state.problem,
+        folder=state.folder,
+        next=following.get(state.status, resume_hint(run_id, "sae")),
+        cost=cost_view(record.cost) if state.status != "running" else None,
     )
     return to_call_result(result)
 
 
-def _build_result(
-    run_id: str | None,
-    status: str,
-    recipe: dict[str, Any],
-    expected: dict[str, Any] | None,
-    **more: Any,
-) -> TrainSaeResult:
-    """A result from a recipe and an estimate, as they stand in a run."""
-    about = (
-        EstimateView(
-            seconds=round_number(expected["seconds"], 3),
-            memory_megabytes=round_number(expected["memory_bytes"] / 1e6, 3),
-            passes=round_number(expected["epochs"], 3),
-        )
-        if expected
-        else None
-    )
-    empty: dict[str, Any] = dict.fromkeys(("scores", "progress", "problem", "folder", "cost"))
-    return TrainSaeResult(
-        run_id=run_id,
-        status=status,
-        site=recipe["site"],
-        architecture=recipe["architecture"],
-        features=recipe["d_sae"],
-        k=recipe["k"],
-        steps=recipe["tokens"] // recipe["batch"],
-        expected=about,
-        **{**empty, **more},
+def _recipe_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the result that a recipe gives, as it is recorded in a run."""
+    return {
+        "site": recipe["site"],
+        "architecture": recipe["architecture"],
+        "features": recipe["d_sae"],
+        "k": recipe["k"],
+        "steps": recipe["tokens"] // recipe["batch"],
+    }
+
+
+def _estimate_view(estimate: Mapping[str, Any] | None) -> EstimateView | None:
+    """Return an estimate as it is recorded in a run; None if there is none."""
+    if not estimate:
+        return None
+    return EstimateView(
+        seconds=round_number(estimate["seconds"], 3),
+        memory_megabytes=to_megabytes(estimate["memory_bytes"]),
+        passes=round_number(estimate["epochs"], 3),
     )
 
 
-def _round_score(value: Any) -> Any:
-    return round_number(value, 4) if isinstance(value, float) else value
+def _scores_view(scores: Mapping[str, Any] | None) -> ScoresView | None:
+    """Return the scores of a training; None if it has none yet."""
+    if not scores:
+        return None
+
+    def score(name: str) -> Any:
+        value = scores.get(name)
+        return round_number(value, 4) if isinstance(value, float) else value
+
+    return ScoresView(**{name: score(name) for name in _SCORE_FIELDS})

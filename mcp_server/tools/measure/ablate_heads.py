@@ -1,27 +1,40 @@
-"""Ablating heads and MLPs together, against what random sets do."""
+"""Ablating heads and MLPs together, compared with what random sets of the same size do."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field
 
 from discovery.sites import Ablation
-from mcp_server.session import DeviceJob as Job
 from mcp_server.session import lazy_discovery
 from mcp_server.tools.arguments import (
     DEFAULT_PAIRS,
+    MetricChoice,
     ModelId,
     NodeNames,
     PairCount,
     Seed,
     TaskSource,
     ToolContext,
-    load_task_with_notes,
 )
-from mcp_server.tools.measure.check_task import MetricChoice
-from mcp_server.tools.result import CostView, Listing, Result, round_number, to_call_result
+from mcp_server.tools.measurement import Measurement, run_measurement
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
+
+if TYPE_CHECKING:
+    from discovery.methods.ablation import AblationResult
+    from discovery.methods.controls import ControlComparison
+
+_MAX_EXACT_COUNT = 10**15  # of possible sets; more are shown as this many
+_MIN_METRIC = 1e-6  # below it, a share of the metric means nothing
 
 
 class SingleAblationView(Result):
@@ -33,7 +46,7 @@ class SingleAblationView(Result):
 
 
 class ControlsView(Result):
-    """Random sets of as many heads and as many MLPs, ablated likewise."""
+    """Random sets of as many heads and as many MLPs, ablated in the same way."""
 
     n: int
     n_possible: float
@@ -41,12 +54,13 @@ class ControlsView(Result):
     lowest: float | None
     highest: float | None
     as_large: int = Field(
-        description="Sets that change the metric at least as much: 0 of many speaks for these nodes."
+        description="Sets that change the metric at least as much: 0 of many speaks for these "
+        "nodes."
     )
 
 
 class ReferenceView(Result):
-    """What an ablated node was given."""
+    """What was put in place of an ablated node's value."""
 
     source: str
     alignment: str
@@ -79,14 +93,15 @@ class AblateHeadsResult(Listing):
 
 
 async def ablate_heads(
-    call: ToolContext,
+    context: ToolContext,
     model_id: ModelId,
     task: TaskSource,
     nodes: NodeNames,
     ablation: Annotated[
         Ablation,
         Field(
-            description="resample: the corrupted run's value; mean: mean over corrupted prompts; zero: depends on weights, proves little."
+            description="resample: the corrupted run's value; mean: the mean over corrupted "
+            "prompts; zero: depends on how weights were processed, proves little."
         ),
     ] = "resample",
     metric: MetricChoice = None,
@@ -97,33 +112,33 @@ async def ablate_heads(
     pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
 ) -> Annotated[CallToolResult, AblateHeadsResult]:
-    """Ablates heads and MLPs together, at all positions of the clean prompts, and compares the metric before and after with what random
-    sets of the same size do.
+    """Ablates heads and MLPs together, at all positions of the clean prompts, and compares the
+    metric before and after with what random sets of the same size do. All other nodes stay.
 
-    Use it to test whether nodes that a sweep found are needed, alone and together: where the set matters and no member does alone, they
-    back each other up. Not a verdict: evaluate_circuit tests sufficiency, completeness and minimality too. Nodes outside the set stay.
-    Cost: one forward pass per pair, one more for each node (`per_node`) and control; ioi in the bundled model about 1 s.
+    Use it to test whether nodes that a sweep found are needed, alone and together. If the set
+    matters and no member does alone, the members back each other up. Not for a verdict:
+    evaluate_circuit tests sufficiency, completeness and minimality too. Cost: one forward pass per
+    pair, and one more for each node (`per_node`) and each control; ioi in the bundled model about
+    1 s.
 
     Example: ablate_heads(model_id="bundled", task="ioi", nodes=["a0.h3", "a2.h0"], per_node=true).
     """
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
 
-    def job(work: Job) -> AblateHeadsResult:
-        read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
+    def measure(measurement: Measurement) -> AblateHeadsResult:
+        loaded_task, notes = measurement.load_task(task, pairs, seed)
         engine = lazy_discovery.Engine(
-            loaded.backend,
-            read,
+            measurement.backend,
+            loaded_task,
             metric=metric,
-            memory=session.settings.memory,
-            meter=lazy_discovery.Meter(progress=work),
+            memory=measurement.memory,
+            meter=lazy_discovery.Meter(progress=measurement.job),
         )
-        found = lazy_discovery.ablate_heads(
-            loaded.backend, read, nodes, ablation=ablation, engine=engine
+        ablated = lazy_discovery.ablate_heads(
+            measurement.backend, loaded_task, nodes, ablation=ablation, engine=engine
         )
-        beside = lazy_discovery.compare_with_controls(
-            loaded.backend,
-            read,
+        comparison = lazy_discovery.compare_with_controls(
+            measurement.backend,
+            loaded_task,
             nodes,
             ablation=ablation,
             per_node=per_node,
@@ -131,48 +146,58 @@ async def ablate_heads(
             seed=seed,
             engine=engine,
         )
-        clean = found.metric_clean
-        others = beside.controls
+        clean = ablated.metric_clean
         return AblateHeadsResult(
             model_id=model_id,
-            task=read.name,
-            n=len(read),
-            nodes=list(found.nodes),
+            task=loaded_task.name,
+            n=len(loaded_task),
+            nodes=list(ablated.nodes),
             ablation=ablation,
-            metric=found.metric,
+            metric=ablated.metric,
             metric_clean=round_number(clean),
-            metric_ablated=round_number(found.metric_ablated),
-            change=round_number(found.metric_ablated - clean),
-            share_left=round_number(found.metric_ablated / clean) if abs(clean) > 1e-6 else None,
-            per_node=[
-                SingleAblationView(
-                    node=node,
-                    metric_ablated=round_number(value),
-                    change=round_number(value - clean),
-                )
-                for node, value in sorted(beside.per_node, key=lambda row: -abs(row[1] - clean))
-            ],
-            controls=ControlsView(
-                n=len(others),
-                n_possible=float(min(beside.n_possible, 10**15)),
-                mean=round_number(sum(others) / len(others)),
-                lowest=round_number(min(others)),
-                highest=round_number(max(others)),
-                as_large=beside.as_large,
-            )
-            if others
-            else None,
-            reference=ReferenceView.model_validate(found.reference.model_dump()),
+            metric_ablated=round_number(ablated.metric_ablated),
+            change=round_number(ablated.metric_ablated - clean),
+            share_left=_share_left(ablated),
+            per_node=_single_views(comparison, clean),
+            controls=_controls_view(comparison),
+            reference=ReferenceView.model_validate(ablated.reference),
             warnings=notes,
-            total=len(found.nodes),
-            cost=CostView(
-                forward_equivalents=round_number(
-                    found.cost.forward_equivalents + beside.cost.forward_equivalents, 6
-                ),
-                seconds=round_number(found.cost.seconds + beside.cost.seconds, 3),
-            ),
+            total=len(ablated.nodes),
+            cost=cost_view(ablated.cost, comparison.cost),
         )
 
     return to_call_result(
-        await session.devices.run(call, loaded.device, f"ablate_heads {model_id}", job)
+        await run_measurement(context, model_id, f"ablate_heads {model_id}", measure)
+    )
+
+
+def _share_left(ablated: AblationResult) -> float | None:
+    if abs(ablated.metric_clean) <= _MIN_METRIC:
+        return None
+    return round_number(ablated.metric_ablated / ablated.metric_clean)
+
+
+def _single_views(comparison: ControlComparison, clean: float) -> list[SingleAblationView]:
+    """Return what each node changes alone, the largest change first."""
+    rows = sorted(comparison.per_node, key=lambda row: -abs(row[1] - clean))
+    return [
+        SingleAblationView(
+            node=node, metric_ablated=round_number(metric), change=round_number(metric - clean)
+        )
+        for node, metric in rows
+    ]
+
+
+def _controls_view(comparison: ControlComparison) -> ControlsView | None:
+    """Return what the random sets do; None if none were measured."""
+    metrics = comparison.controls
+    if not metrics:
+        return None
+    return ControlsView(
+        n=len(metrics),
+        n_possible=float(min(comparison.n_possible, _MAX_EXACT_COUNT)),
+        mean=round_number(sum(metrics) / len(metrics)),
+        lowest=round_number(min(metrics)),
+        highest=round_number(max(metrics)),
+        as_large=comparison.as_large,
     )

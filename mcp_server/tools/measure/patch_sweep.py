@@ -9,22 +9,21 @@ from mcp.types import CallToolResult, ContentBlock
 from pydantic import Field
 
 from discovery.sites import Direction, SiteName
-from mcp_server.session import DeviceJob as Job
-from mcp_server.session import Session, lazy_discovery
+from mcp_server.session import lazy_discovery
 from mcp_server.session.artifacts import make_result_id
 from mcp_server.tools.arguments import (
     DEFAULT_PAIRS,
     Axis,
     DetailLevel,
+    MetricChoice,
     ModelId,
     PairCount,
     RowLimit,
     Seed,
     TaskSource,
     ToolContext,
-    load_task_with_notes,
 )
-from mcp_server.tools.measure.check_task import MetricChoice
+from mcp_server.tools.measurement import Measurement, run_measurement, session_of
 from mcp_server.tools.result import (
     CostView,
     Listing,
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
     from discovery.methods.patching import Sweep
     from discovery.tasks.task import Task
 
-_MAX_COLUMNS = 160  # columns of a picture
+_MAX_COLUMNS = 160  # of a picture
+_LARGE_EFFECT = 0.1  # counted in the summary of the grid
 
 
 class CellView(Result):
@@ -70,7 +70,8 @@ class GridView(Result):
     smallest: float | None
     n_above_0_1: int = Field(description="Cells whose absolute effect is above 0.1.")
     n_nonfinite: int = Field(
-        description="Cells that no pair has, that a screen left out, or with nothing to normalise by."
+        description="Cells that no pair has, that a screen left out, or that have nothing to "
+        "normalise by."
     )
 
 
@@ -94,7 +95,7 @@ class PatchSweepResult(Listing):
     top: list[CellView]
     grid: GridView
     positions: list[int | str] = Field(
-        description="What the position axis counts; empty where there is none."
+        description="What the position axis counts; empty if there is none."
     )
     warnings: list[str]
     values: str = Field(description="URI of the full grid as JSON.")
@@ -103,13 +104,14 @@ class PatchSweepResult(Listing):
 
 
 async def patch_sweep(
-    call: ToolContext,
+    context: ToolContext,
     model_id: ModelId,
     task: TaskSource,
     site: Annotated[
         SiteName,
         Field(
-            description="Layer × position: resid_*, attn_out, mlp_out. Layer × head: head_out, q, pattern. k, v: layer × key-value head.",
+            description="Layer × position: resid_*, attn_out, mlp_out. Layer × head: head_out, q, "
+            "pattern. k, v: layer × key-value head.",
         ),
     ] = "resid_pre",
     direction: Annotated[
@@ -123,134 +125,140 @@ async def patch_sweep(
         Axis, Field(description="label: align pairs by their named positions.")
     ] = "position",
     screen: Annotated[
-        bool, Field(description="For large models: only large-gradient cells and a sample.")
+        bool,
+        Field(description="For large models: measure only large-gradient cells and a sample."),
     ] = False,
     pairs: PairCount = DEFAULT_PAIRS,
     seed: Seed = 0,
     top: RowLimit = 10,
     detail: DetailLevel = "concise",
 ) -> Annotated[CallToolResult, PatchSweepResult]:
-    """Activation patching: exchanges one activation at a time between clean and corrupted runs, for
-    every cell of `site`, and measures how much of the behaviour comes back (denoising) or is lost
-    (noising); 1 is all. Returns the largest cells, a heatmap, a link to the grid. Exact, on every
-    pair; what `screen` leaves out is null.
+    """Activation patching: exchanges one activation at a time between the clean and the corrupted
+    run, for every cell of `site`, and measures how much of the behaviour comes back (denoising) or
+    is lost (noising); 1 is all of it. Returns the largest cells, a heatmap and a link to the grid.
+    The numbers are exact and over all pairs; cells that `screen` leaves out are null.
 
-    Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or head_out_by_position. Run both directions:
-    redundant heads show in one, or in neither. An effect is no proof: ablate_heads and evaluate_circuit test. Not before check_task.
-    Cost: about a pass per cell and pair; ioi in the bundled model 1 to 5 s.
+    Use it to find where a behaviour sits: resid_pre first, then head_out, then q, k, v or
+    head_out_by_position. Run both directions: redundant heads show in one, or in neither. Not
+    before check_task, and not as a proof: ablate_heads and evaluate_circuit test. Cost: about a
+    forward pass per cell and pair; ioi in the bundled model 1 to 5 s.
 
     Example: patch_sweep(model_id="bundled", task="ioi", site="head_out").
     """
-    session = call.request_context.lifespan_context
-    loaded = session.models.get(model_id)
 
-    def job(work: Job) -> tuple[PatchSweepResult, bytes | None]:
-        read, notes = load_task_with_notes(session, loaded, task, pairs, seed)
-        work.show_status(f"{site} {direction}")
-        found = lazy_discovery.patch_sweep(
-            loaded.backend,
-            read,
+    def measure(measurement: Measurement) -> tuple[PatchSweepResult, bytes | None]:
+        loaded_task, notes = measurement.load_task(task, pairs, seed)
+        measurement.job.show_status(f"{site} {direction}")
+        sweep = lazy_discovery.patch_sweep(
+            measurement.backend,
+            loaded_task,
             site,
             direction=direction,
             metric=metric,
             by=by,
             screen=screen,
             seed=seed,
-            memory=session.settings.memory,
-            progress=work,
+            memory=measurement.memory,
+            progress=measurement.job,
         )
-        return _make_result(session, model_id, read, found, top, by, notes)
+        result_id = _make_result_id(model_id, loaded_task, sweep, by)
+        return _make_result(measurement, result_id, loaded_task, sweep, top, notes)
 
-    found, png = await session.devices.run(
-        call, loaded.device, f"patch_sweep {site} {model_id}", job
-    )
-    beside: list[ContentBlock] = (
-        [make_image(png)] if png is not None and session.settings.images == "include" else []
-    )
-    beside += [make_link(found.values, "full grid", "application/json")]
-    beside += (
-        [make_link(found.figure, "heatmap", "image/png", len(png))] if found.figure and png else []
-    )
-    return to_call_result(found, beside, detailed=detail == "detailed")
+    description = f"patch_sweep {site} {model_id}"
+    result, heatmap = await run_measurement(context, model_id, description, measure)
+    content: list[ContentBlock] = []
+    if heatmap is not None and session_of(context).settings.images == "include":
+        content.append(make_image(heatmap))
+    content.append(make_link(result.values, "full grid", "application/json"))
+    if heatmap is not None and result.figure is not None:
+        content.append(make_link(result.figure, "heatmap", "image/png", len(heatmap)))
+    return to_call_result(result, content, detailed=detail == "detailed")
 
 
-def _make_result(
-    session: Session, model_id: str, task: Task, found: Sweep, top: int, by: str, notes: list[str]
-) -> tuple[PatchSweepResult, bytes | None]:
-    name = make_result_id(
+def _make_result_id(model_id: str, task: Task, sweep: Sweep, by: str) -> str:
+    parts = (
         "sweep",
         model_id,
         task.name,
         task.fingerprint[:8],
-        found.site,
-        found.direction,
-        found.metric,
+        sweep.site,
+        sweep.direction,
+        sweep.metric,
         by if by != "position" else "",
-        f"screened{task.seed}" if found.screen else "",
+        f"screened{task.seed}" if sweep.screen else "",
     )
-    text = json.dumps(
-        {"result_id": name, **_grid_document(found)}, allow_nan=False, separators=(",", ":")
-    )
-    uri = session.artifacts.add(name, "grid.json", text.encode())
-    png = _draw_heatmap(found, task)
-    grid = _grid_view(found)
-    total = found.values.numel() - grid.n_nonfinite
-    return PatchSweepResult(
-        model_id=model_id,
-        result_id=name,
+    return make_result_id(*parts)
+
+
+def _make_result(
+    measurement: Measurement, result_id: str, task: Task, sweep: Sweep, top: int, notes: list[str]
+) -> tuple[PatchSweepResult, bytes | None]:
+    """Keep the grid and its heatmap as artifacts, and return the result with the heatmap."""
+    artifacts = measurement.session.artifacts
+    document = {"result_id": result_id, **_grid_document(sweep)}
+    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    values_uri = artifacts.add(result_id, "grid.json", text.encode())
+    heatmap = _draw_heatmap(sweep, task)
+    figure_uri = None if heatmap is None else artifacts.add(result_id, "heatmap.png", heatmap)
+    grid = _grid_view(sweep)
+    total = sweep.values.numel() - grid.n_nonfinite
+    result = PatchSweepResult(
+        model_id=measurement.model.model_id,
+        result_id=result_id,
         task=task.name,
         n=len(task),
-        site=found.site,
-        direction=found.direction,
-        metric=found.metric,
-        metric_clean=round_number(float(found.metric_clean.mean())),
-        metric_corrupted=round_number(float(found.metric_corrupted.mean())),
-        top=[_cell_view(cell) for cell in lazy_discovery.top_cells(found, top)],
+        site=sweep.site,
+        direction=sweep.direction,
+        metric=sweep.metric,
+        metric_clean=round_number(float(sweep.metric_clean.mean())),
+        metric_corrupted=round_number(float(sweep.metric_corrupted.mean())),
+        top=[_cell_view(cell) for cell in lazy_discovery.top_cells(sweep, top)],
         grid=grid,
-        positions=list(found.positions),
-        warnings=[*notes, *found.warnings],
-        values=uri,
-        figure=None if png is None else session.artifacts.add(name, "heatmap.png", png),
+        positions=list(sweep.positions),
+        warnings=[*notes, *sweep.warnings],
+        values=values_uri,
+        figure=figure_uri,
         total=total,
         truncated=total > top,
-        cost=cost_view(found.cost),
-    ), png
+        cost=cost_view(sweep.cost),
+    )
+    return result, heatmap
 
 
-def _grid_document(found: Sweep) -> dict[str, Any]:
-    """The whole grid; null where a cell has no number."""
+def _grid_document(sweep: Sweep) -> dict[str, Any]:
+    """Return the whole grid as JSON data, with null for a cell that has no number."""
     document = {
-        "site": found.site,
-        "direction": found.direction,
-        "metric": found.metric,
-        "axes": list(found.axes),
-        "positions": list(found.positions),
-        "values": round_numbers(found.values.tolist()),
-        "n_null": int((~found.values.isfinite()).sum()),
+        "site": sweep.site,
+        "direction": sweep.direction,
+        "metric": sweep.metric,
+        "axes": list(sweep.axes),
+        "positions": list(sweep.positions),
+        "values": round_numbers(sweep.values.tolist()),
+        "n_null": int((~sweep.values.isfinite()).sum()),
     }
-    if found.query_heads:
-        groups = enumerate(found.query_heads)
+    if sweep.query_heads:
+        groups = enumerate(sweep.query_heads)
         document["kv_heads"] = [{"kv_head": n, "query_heads": list(heads)} for n, heads in groups]
-    if found.screen is None:
+    if sweep.screen is None:
         return document
-    estimates = found.screen.estimates
+    estimates = sweep.screen.estimates
     return document | {
         "gradient_estimates": round_numbers(estimates.tolist()),
         "n_null_estimates": int((~estimates.isfinite()).sum()),
-        "screen": found.screen.caution,
+        "screen": sweep.screen.caution,
     }
 
 
-def _grid_view(found: Sweep) -> GridView:
-    known = found.values[~found.values.isnan()]
-    total = int(known.numel())
+def _grid_view(sweep: Sweep) -> GridView:
+    effects = sweep.values[~sweep.values.isnan()]
+    n_effects = int(effects.numel())
     return GridView(
-        shape=list(found.values.shape),
-        axes=list(found.axes),
-        largest=round_number(float(known.max())) if total else None,
-        smallest=round_number(float(known.min())) if total else None,
-        n_above_0_1=int((known.abs() > 0.1).sum()),
-        n_nonfinite=int(found.values.numel()) - total,
+        shape=list(sweep.values.shape),
+        axes=list(sweep.axes),
+        largest=round_number(float(effects.max())) if n_effects else None,
+        smallest=round_number(float(effects.min())) if n_effects else None,
+        n_above_0_1=int((effects.abs() > _LARGE_EFFECT).sum()),
+        n_nonfinite=int(sweep.values.numel()) - n_effects,
     )
 
 
@@ -267,22 +275,22 @@ def _cell_view(cell: lazy_discovery.Cell) -> CellView:
     )
 
 
-def _draw_heatmap(found: Sweep, task: Task) -> bytes | None:
-    """A heatmap of a grid of two axes."""
-    if (
-        found.values.ndim != 2
-        or not 0 < found.values.shape[1] <= _MAX_COLUMNS
-        or bool(found.values.isnan().all())
-    ):
+def _draw_heatmap(sweep: Sweep, task: Task) -> bytes | None:
+    """Return a heatmap of a grid with two axes; None for other grids and for empty ones."""
+    values = sweep.values
+    if values.ndim != 2 or not 0 < values.shape[1] <= _MAX_COLUMNS or bool(values.isnan().all()):
         return None
-    columns, axis = found.head_labels, "key-value head" if found.query_heads else "head"
-    if found.positions:
-        columns, axis = [str(position) for position in found.positions], "position"
+    if sweep.positions:
+        columns = [str(position) for position in sweep.positions]
+        column_axis = "position"
+    else:
+        columns = sweep.head_labels
+        column_axis = "key-value head" if sweep.query_heads else "head"
     return lazy_discovery.draw_heatmap(
-        found.values.detach().cpu().numpy(),
-        [str(layer) for layer in range(found.values.shape[0])],
+        values.detach().cpu().numpy(),
+        [str(layer) for layer in range(values.shape[0])],
         columns,
-        title=f"{task.name}: {found.site}, {found.direction}",
+        title=f"{task.name}: {sweep.site}, {sweep.direction}",
         row_axis="layer",
-        column_axis=axis,
+        column_axis=column_axis,
     )

@@ -1,4 +1,4 @@
-"""Which runs there are, page by page, the newest first."""
+"""The runs in the runs directory, page by page, the newest first."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from discovery.store import RunSummary
 from mcp_server.errors import ServerError
 from mcp_server.session.devices import run_in_thread
 from mcp_server.tools.arguments import RunId, ToolContext
+from mcp_server.tools.measurement import session_of
 from mcp_server.tools.result import Listing, Result, to_call_result
 
 StatusName = Literal["running", "interrupted", "completed", "failed", "damaged"]
@@ -22,7 +23,7 @@ class RunSummaryView(Result):
     """One run."""
 
     run_id: str
-    kind: str = Field(description="discovery, or sae: the training of one.")
+    kind: str = Field(description="discovery, or sae: the training of an SAE.")
     status: str
     verdict: str | None
     task: str | None
@@ -39,18 +40,16 @@ class ListRunsResult(Listing):
     runs: list[RunSummaryView]
 
     def make_narrowing_hint(self, facts: Mapping[str, Any]) -> str:
-        """The call for the next page."""
-        last = facts["runs"][-1]["run_id"] if facts["runs"] else None
-        return (
-            f'list_runs(before="{last}") gives older ones; or give status or task.'
-            if last
-            else self.narrowing_hint
-        )
+        """Return the call for the next page."""
+        if not facts["runs"]:
+            return self.narrowing_hint
+        last = facts["runs"][-1]["run_id"]
+        return f'list_runs(before="{last}") gives older ones; or give status or task.'
 
 
 async def list_runs(
-    call: ToolContext,
-    status: Annotated[StatusName | None, Field(description="Only these.")] = None,
+    context: ToolContext,
+    status: Annotated[StatusName | None, Field(description="Only runs with this status.")] = None,
     task: Annotated[
         str | None, Field(description="Only runs of this task.", max_length=200)
     ] = None,
@@ -59,17 +58,18 @@ async def list_runs(
     ] = None,
     top: Annotated[int, Field(description="How many, the newest first.", ge=1, le=200)] = 20,
 ) -> Annotated[CallToolResult, ListRunsResult]:
-    """Lists the runs (discoveries, trainings of SAEs) that are kept, the newest first, with status and verdict; `narrow` has the call
-    for older ones.
+    """Lists the runs that are kept (discoveries and trainings of SAEs), the newest first, with
+    status and verdict. `narrow` has the call for older ones.
 
-    Use it to find a run_id again, or to see whether a behaviour was studied already. Cost: none.
+    Use it to find a run_id again, or to see whether a behaviour was studied already. Not for
+    following one run: run_status. Cost: none.
 
     Example: list_runs(status="interrupted").
     """
-    session = call.request_context.lifespan_context
-    found = sorted(await run_in_thread(session.list_run_summaries), key=_start_time, reverse=True)
-    matching = [run for run in found if status in (None, run.status) and task in (None, run.task)]
-    older = matching if before is None else _runs_before(found, before, matching)
+    summaries = await run_in_thread(session_of(context).list_run_summaries)
+    runs = sorted(summaries, key=_start_time, reverse=True)
+    matching = [run for run in runs if status in (None, run.status) and task in (None, run.task)]
+    page = matching if before is None else _runs_before(runs, before, matching)
     rows = [
         RunSummaryView(
             run_id=run.id,
@@ -81,28 +81,32 @@ async def list_runs(
             created=run.created,
             problem=run.problem,
         )
-        for run in older[:top]
+        for run in page[:top]
     ]
-    return to_call_result(
-        ListRunsResult(runs=rows, total=len(matching), truncated=len(older) > top)
-    )
+    return to_call_result(ListRunsResult(runs=rows, total=len(matching), truncated=len(page) > top))
 
 
 def _start_time(run: RunSummary) -> str:
-    """When a run began, to be compared; of a damaged one its id says it."""
+    """Return when a run began, for sorting. For a damaged run only its id says it."""
+    if run.created:
+        return run.created
     stamp = re.search(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)", run.id)
-    return run.created or ("{}-{}-{}T{}:{}:{}".format(*stamp.groups()) if stamp else "")
+    return "{}-{}-{}T{}:{}:{}".format(*stamp.groups()) if stamp else ""
 
 
 def _runs_before(
-    found: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]
+    runs: Sequence[RunSummary], before: str, matching: Sequence[RunSummary]
 ) -> list[RunSummary]:
-    """Those of `matching` that come after the run `before`."""
-    ids = [run.id for run in found]
+    """Return those of `matching` that come after the run `before` in the list of all runs.
+
+    Raises:
+        ServerError: if there is no such run.
+    """
+    ids = [run.id for run in runs]
     if before not in ids:
         raise ServerError(
-            f"There is no run {before!r} to go on behind.",
-            "Take the last run_id of the page before, or leave out `before`.",
+            f"There is no run {before!r} whose older runs could be listed.",
+            "Give the last run_id of the previous page, or leave out `before`.",
         )
-    behind = set(ids[ids.index(before) + 1 :])
-    return [run for run in matching if run.id in behind]
+    older_ids = set(ids[ids.index(before) + 1 :])
+    return [run for run in matching if run.id in older_ids]

@@ -116,7 +116,7 @@ async def test_no_document_says_where_a_model_lies(
     models: Path, runs_dir: Path, elsewhere: tuple[Path, str]
 ) -> None:
     model, run_id = elsewhere
-    async with Client(make_server(models, runs_dir, local=False)) as client:
+    async with Client(make_server(models, runs_dir, is_local=False)) as client:
         texts = {
             uri: await read(client, uri)
             for uri in ("scout://runs", *(f"scout://runs/{run_id}/{name}" for name in DOCUMENTS))

@@ -28,15 +28,15 @@ def noise(where):
     sys.__stdout__.write("STRAY original\\n")
 noise("at start")
 def later():
-    from mcp_server.session import science
-    real = science.patch_sweep
-    def noisy(*words, **more):
+    from mcp_server.session import lazy_discovery
+    patch_sweep = lazy_discovery.patch_sweep
+    def noisy_patch_sweep(*arguments, **options):
         noise("in a tool")
         import tqdm
         list(tqdm.tqdm(range(3), file=sys.stdout))
         assert sys.stdin.read() == ""
-        return real(*words, **more)
-    science.patch_sweep = noisy
+        return patch_sweep(*arguments, **options)
+    lazy_discovery.patch_sweep = noisy_patch_sweep
 atexit.register(noise, "at exit")
 """
 
@@ -62,10 +62,10 @@ def test_stdout_carries_protocol_lines_only(
         f"{NOISE}\n"
         "from mcp_server.server import command\n"
         "sys.stdout.flush()\n"
-        "quieten = command.quieten\n"
-        "def both(settings):\n    quieten(settings); later()\n"
-        "command.quieten = both\n"
-        f"raise SystemExit(command.command_line(['--models-dir', {str(models)!r}]))\n"
+        "set_environment = command.set_library_environment\n"
+        "def set_environment_and_noise(settings):\n    set_environment(settings); later()\n"
+        "command.set_library_environment = set_environment_and_noise\n"
+        f"raise SystemExit(command.run_serve(['--models-dir', {str(models)!r}]))\n"
     )
     words = [sys.executable, str(tmp_path / "noisy.py")]
     noisy = server_environment(runs_dir, PYTHONPATH=str(root))

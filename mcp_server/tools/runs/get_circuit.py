@@ -1,0 +1,128 @@
+"""The circuit that a run found."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from discovery.graph import CircuitGraph
+from mcp_server.errors import ServerError
+from mcp_server.session import Session
+from mcp_server.session.devices import run_in_thread
+from mcp_server.tools.arguments import DetailLevel, RowLimit, RunId, ToolContext
+from mcp_server.tools.circuit_views import (
+    ConditionView,
+    EdgeView,
+    NodeView,
+    ScoreView,
+    condition_views,
+    edge_views,
+    evaluation_block,
+    load_circuit_if_any,
+    node_views,
+    run_content,
+    run_links,
+    score_views,
+    shorten_evaluation,
+)
+from mcp_server.tools.measurement import session_of
+from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
+from mcp_server.tools.run_state import RunState, read_run, require_kind, resume_hint
+
+_MAX_EVALUATION = 20_000  # characters of the evaluation, beside the nodes and edges
+
+
+class GetCircuitResult(Listing):
+    """What get_circuit gives."""
+
+    shortened_fields: ClassVar[tuple[str, ...]] = ("edges", "links", "nodes", "reasons")
+    narrowing_hint: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
+
+    run_id: str
+    verdict: str | None
+    reasons: list[str]
+    model: str | None
+    task: str | None
+    metric: str | None
+    n_discovery: int | None
+    n_heldout: int | None
+    nodes: list[NodeView]
+    edges: list[EdgeView]
+    n_edges: int
+    conditions: list[ConditionView]
+    scores: list[ScoreView]
+    heldout_looks: int | None
+    evaluation: dict[str, Any] | None = Field(
+        description="The whole block of circuit.json, if detail is detailed."
+    )
+    links: list[str] = Field(description="URIs of every file of the run.")
+    cost: CostView
+
+
+async def get_circuit(
+    context: ToolContext, run_id: RunId, top: RowLimit = 20, detail: DetailLevel = "concise"
+) -> Annotated[CallToolResult, GetCircuitResult]:
+    """Gives the circuit that a finished run found: the verdict with its reasons, nodes and edges
+    with their effects (largest first), the conditions of the verdict, a drawing, and links to the
+    record, the figures and the full grids.
+
+    Use it after discover_circuit completed, or for any run of list_runs. Quote the verdict as it
+    is: partial, rejected and inconclusive do not mean verified. Not for a run that is still at
+    work: run_status. Cost: none.
+
+    Example: get_circuit(run_id="ioi-bundled-20261120-153012-a1b2").
+    """
+    is_detailed = detail == "detailed"
+    return await run_in_thread(
+        partial(_read_circuit, session_of(context), run_id, top, is_detailed)
+    )
+
+
+def _read_circuit(session: Session, run_id: str, top: int, detailed: bool) -> CallToolResult:
+    state = read_run(session, run_id)
+    require_kind(state.run, "discovery")
+    circuit = load_circuit_if_any(state.run)
+    if circuit is None:
+        is_running = state.status == "running"
+        wait = f'Wait: run_status(run_id="{run_id}").'
+        raise ServerError(
+            f"The run {run_id} is {state.status} and has no circuit yet.",
+            wait if is_running else resume_hint(run_id, "discovery"),
+        )
+    result = _make_result(state, circuit, top, detailed)
+    return to_call_result(result, run_content(session, state.run, image=True), detailed=detailed)
+
+
+def _make_result(
+    state: RunState, circuit: CircuitGraph, top: int, detailed: bool
+) -> GetCircuitResult:
+    nodes = node_views(circuit)
+    edges = edge_views(circuit)
+    block = evaluation_block(circuit.evaluation, detailed=True) if detailed else None
+    evaluation = shorten_evaluation(block, _MAX_EVALUATION) if block else None
+    model_name = circuit.model.name
+    format_path = state.session.allowed_paths.format_path
+    return GetCircuitResult(
+        run_id=state.run.id,
+        verdict=circuit.verdict,
+        reasons=list(circuit.reasons),
+        model=format_path(model_name) if model_name else None,
+        task=circuit.task.name,
+        metric=circuit.task.metric,
+        n_discovery=circuit.task.n_discovery,
+        n_heldout=circuit.task.n_heldout,
+        nodes=nodes[:top],
+        edges=edges[: 2 * top],
+        n_edges=len(edges),
+        conditions=condition_views(circuit),
+        scores=score_views(circuit),
+        heldout_looks=circuit.evaluation.heldout_looks,
+        evaluation=evaluation,
+        links=[link.uri for link in run_links(state.run)],
+        total=len(nodes),
+        truncated=len(nodes) > top or len(edges) > 2 * top or evaluation is not block,
+        cost=cost_view(circuit.cost),
+    )
