@@ -1,1 +1,1 @@
-"""Circuit Scout's upper floor: the protocol. Thin, no mathematics; it imports `discovery`, never the other way round."""
+"""The MCP server of Circuit Scout: typed tools over `discovery`, which never imports it."""

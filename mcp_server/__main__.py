@@ -1,7 +1,7 @@
 """The console script `circuit-scout`, and `python -m mcp_server`.
 
-`serve` runs here, since the server is above the science. Every other command belongs to `discovery.cli`, which is imported only once
-one is to run.
+`serve` runs here, because the server is above `discovery`. Every other command belongs to
+`discovery.cli`, which is imported only if one of them is to run.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, and return its exit status.
 
     Args:
         argv: the words after `circuit-scout`; by default those of this process.
 
     Returns:
-        The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.
+        0 if the command completed, 2 for bad input, 3 if `runs verify` found that a record does
+        not hold, 130 if it was interrupted, 1 for a bug. `serve` over standard input and output
+        does not return: it ends the process.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     command = next((n for n, word in enumerate(words) if not word.startswith("-")), None)
     if command is not None and words[command] == "serve":
-        from mcp_server.server.command import run_serve as serve
+        from mcp_server.server.command import run_serve
 
-        return serve([*words[:command], *words[command + 1 :]])
-    from discovery.cli import main as command_line
+        return run_serve([*words[:command], *words[command + 1 :]])
+    from discovery import cli
 
-    return command_line(words)
+    return cli.main(words)
 
 
 if __name__ == "__main__":

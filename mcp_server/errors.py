@@ -1,13 +1,14 @@
-"""What an assistant can fix about a call to the server, on top of what `discovery.errors` already names.
+"""Errors that an assistant can fix, beyond those of `discovery.errors`.
 
     DiscoveryError
-    └── ServerError              a fault of the call, not of the model or the task
-        ├── UnknownModelError    a `model_id` that is not loaded: from before a restart, dropped, or misspelt
-        ├── PlaceError           a path outside the directories that may be read
-        └── BusyError            too much is waiting for the device already
+    └── ServerError                 a fault of the call, not of the model or the task
+        ├── UnknownModelError       a `model_id` that is not loaded: from before a restart, dropped,
+        │                           or misspelt
+        ├── PathNotAllowedError     a path outside the directories that may be read
+        └── BusyError               too many calls wait for the device already
 
-The server answers a `DiscoveryError` with its text. Anything else is a bug: its traceback goes to standard error under an id, and only
-the id to the assistant.
+The server answers a `DiscoveryError` with its text. Any other exception is a bug: its traceback
+goes to standard error under an id, and the assistant receives only the id.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class UnknownModelError(ServerError):
     """A `model_id` under which no model is loaded.
 
     Args:
-        model_id: the handle given.
-        loaded: the handles that would have worked.
-        call: the load_model call that gives this handle, where it can be told.
+        model_id: the handle that was given.
+        loaded: the handles that are loaded.
+        call: the load_model call that gives this handle, if it is known.
 
         >>> print(UnknownModelError("gpt2-cpu", ["bundled-cpu"]))
         No model is loaded as 'gpt2-cpu'; loaded: bundled-cpu.
@@ -39,10 +40,10 @@ class UnknownModelError(ServerError):
     """
 
     def __init__(self, model_id: str, loaded: Sequence[str], call: str | None = None) -> None:
-        how = f"Call {call}" if call else "Call load_model with the same `model` as before"
+        advice = f"Call {call}" if call else "Call load_model with the same `model` as before"
         super().__init__(
             f"No model is loaded as {model_id!r}; loaded: {', '.join(loaded) or 'none'}.",
-            f"{how}: the same arguments give the same model_id.",
+            f"{advice}: the same arguments give the same model_id.",
         )
         self.model_id = model_id
 
@@ -55,8 +56,17 @@ class BusyError(ServerError):
     """More calls than may wait for one device."""
 
 
-def log_bug(what: str, error: BaseException) -> str:
-    """Log a bug with its traceback; returns the text that may be shown, with the id to look for."""
+def log_bug(place: str, error: BaseException) -> str:
+    """Log a bug with its traceback, and return the text that may be shown.
+
+    Args:
+        place: what failed: the name of a tool, or "a run".
+        error: the exception.
+    """
     number = secrets.token_hex(4)
-    LOG.error("bug %s in %s", number, what, exc_info=(type(error), error, error.__traceback__))
-    return f"Internal error {number} in {what}: a bug in Circuit Scout, not in the call.\nThe server's log has its traceback under that id."
+    traceback = (type(error), error, error.__traceback__)
+    LOG.error("bug %s in %s", number, place, exc_info=traceback)
+    return (
+        f"Internal error {number} in {place}: a bug in Circuit Scout, not in the call.\n"
+        "The server's log has its traceback under that id."
+    )

@@ -1,4 +1,4 @@
-"""Prompts that a user picks: each sets an assistant to work by the skill, with the tools by name."""
+"""Prompts that a user picks. Each starts an assistant on one kind of work, with the tools by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mcp_server.session import Session
 BehaviourText = Annotated[
     str,
     Field(
-        description="What the model does, in words, or a built-in task: ioi, induction, greater_than, agreement."
+        description="What the model does, in words, or a built-in task: ioi, induction, "
+        "greater_than, agreement."
     ),
 ]
 HeadName = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
@@ -25,18 +26,20 @@ TaskChoice = Annotated[
 ]
 
 _REPORTING_RULES = (
-    "Quote verdicts and intervals as the tools give them. Say what would have falsified the claim, and what was not tested. "
-    "Where the pairs or the behaviour are unclear in a way that changes the answer, ask me first."
+    "Quote verdicts and intervals as the tools give them. Say what would have falsified the claim, "
+    "and what was not tested. If the pairs or the behaviour are unclear in a way that changes the "
+    "answer, ask me first."
 )
 
 
 def add_prompts(server: MCPServer[Session], missing_tools: str = "") -> None:
-    """Give a server its prompts.
+    """Add the prompts to a server.
 
     Args:
-        missing: what is to be said of tools that are switched off.
+        server: the server.
+        missing_tools: what to say about tools that are switched off; empty if all are there.
     """
-    honest = f"{_REPORTING_RULES} {missing_tools}".strip()
+    rules = f"{_REPORTING_RULES} {missing_tools}".strip()
 
     @server.prompt(title="Find the circuit behind a behaviour")
     def find_circuit(behaviour: BehaviourText, model: ModelName = "bundled") -> str:
@@ -45,26 +48,30 @@ def add_prompts(server: MCPServer[Session], missing_tools: str = "") -> None:
 
 Read the resource scout://skills/find-circuit and follow it:
 1. State the hypothesis and what would falsify it.
-2. load_model(model="{model}"). Use a built-in task where one fits; otherwise write at least 96 prompt pairs in three or more templates.
-3. check_task. If behaviour is false, stop and say why, or mend the pairs.
+2. load_model(model="{model}"). Use a built-in task if one fits; otherwise write at least 96
+   prompt pairs in three or more templates.
+3. check_task. If behaviour is false, stop and say why, or correct the pairs.
 4. discover_circuit; poll run_status while it runs; then get_circuit.
 5. Read the verdict with its reasons, consider alternatives, and write up.
-{honest}"""
+{rules}"""
 
     @server.prompt(title="What does this head do?")
     def what_does_this_head_do(
         head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled"
     ) -> str:
-        """Measure what one attention head contributes, and where."""
+        """Measure what one attention head contributes, and at which positions."""
         return f"""What does the head {head} of the model {model} do on the task {task}?
 
-1. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}", task="{task}").
-2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the others?
-3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through which input?
-   A cell of k or v named as a23.kv1 belongs to all its query_heads, not to {head} alone.
+1. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}",
+   task="{task}").
+2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the
+   others?
+3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through
+   which input? A cell of k or v named as a23.kv1 belongs to all its query_heads, not to {head}
+   alone.
 4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
 5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
-Say what is measured and what is conjecture; attention alone proves nothing. {honest}"""
+Say what is measured and what is conjecture; attention alone proves nothing. {rules}"""
 
     @server.prompt(title="Validate a claim about a circuit")
     def validate_claim(
@@ -74,8 +81,10 @@ Say what is measured and what is conjecture; attention alone proves nothing. {ho
         return f"""Test this claim about the model {model}, on the task {task}: {claim}
 
 1. Write down which nodes the claim names, and which result would refute it, before measuring.
-2. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}", task="{task}", pairs=200).
+2. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}",
+   task="{task}", pairs=200).
 3. ablate_heads with these nodes, per_node=true, controls=20, under resample and under mean.
-4. evaluate_circuit with these nodes, pairs=200, final=true, once: the held-out pairs judge honestly only the first time.
+4. evaluate_circuit with these nodes, pairs=200, final=true, once: the held-out pairs are an
+   honest test only the first time.
 5. Compare with what discover_circuit finds without knowing the claim.
-Downgrade the claim where a condition fails or is undecided. {honest}"""
+Downgrade the claim if a condition fails or is undecided. {rules}"""

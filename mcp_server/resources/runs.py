@@ -1,4 +1,8 @@
-"""The files of runs, and what results left to be fetched."""
+"""The files of runs, and files that results left in memory.
+
+A run or a file that does not exist raises a `DiscoveryError`. The server turns it into an error that
+the client can read, without the paths of this machine (`CircuitScoutServer.read_resource`).
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,27 @@ import dataclasses
 import json
 
 from mcp.server.mcpserver import MCPServer
-from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
-from discovery.errors import DiscoveryError
 from discovery.store.files import read_bytes, resolve_inside
 from mcp_server.session import Session
 
-JSON_TYPE, PNG_TYPE, SAFETENSORS_TYPE = "application/json", "image/png", "application/octet-stream"
+JSON_TYPE = "application/json"
+PNG_TYPE = "image/png"
+SAFETENSORS_TYPE = "application/octet-stream"
+_MAX_RUNS_LISTED = 200
 
 
 def add_run_resources(server: MCPServer[Session], session: Session) -> None:
-    """Runs and results as resources; a missing one is told with what there is."""
+    """Add the runs and the files of results to a server."""
+    _add_run_list(server, session)
+    _add_documents(server, session)
+    _add_run_files(server, session)
+    _add_result_file(server, session, "grid.json", JSON_TYPE, "Full grid")
+    _add_result_file(server, session, "heatmap.png", PNG_TYPE, "Heatmap")
+    _add_result_file(server, session, "activations.safetensors", SAFETENSORS_TYPE, "Activations")
 
-    def document(run_id: str, name: str) -> str:
-        try:
-            run = session.runs.open(run_id)
-            return session.allowed_paths.redact_run_text(
-                read_bytes(resolve_inside(run.path, name)).decode(), run.record
-            )
-        except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
 
+def _add_run_list(server: MCPServer[Session], session: Session) -> None:
     @server.resource(
         "scout://runs",
         name="runs",
@@ -35,23 +39,38 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
         description="Every run that is kept, the newest first.",
     )
     def runs() -> str:
-        return json.dumps(
-            {"runs": [dataclasses.asdict(run) for run in session.list_run_summaries()[:200]]}
-        )
+        summaries = session.list_run_summaries()[:_MAX_RUNS_LISTED]
+        return json.dumps({"runs": [dataclasses.asdict(summary) for summary in summaries]})
+
+
+def _add_documents(server: MCPServer[Session], session: Session) -> None:
+    """Add the texts of a run, in which the paths of this machine are not shown."""
+
+    def read_document(run_id: str, name: str) -> str:
+        run = session.runs.open(run_id)
+        text = read_bytes(resolve_inside(run.path, name)).decode()
+        return session.allowed_paths.redact_run_text(text, run.record)
 
     @server.resource(
-        "scout://runs/{run_id}/circuit.json", name="circuit", title="The circuit of a run", mime_type=JSON_TYPE,
-        description="networkx node-link data: the circuit with its evaluation, verdict and provenance.",
-    )  # fmt: skip
+        "scout://runs/{run_id}/circuit.json",
+        name="circuit",
+        title="The circuit of a run",
+        mime_type=JSON_TYPE,
+        description="networkx node-link data: the circuit with its evaluation, verdict and "
+        "provenance.",
+    )
     def circuit(run_id: str) -> str:
-        return document(run_id, "circuit.json")
+        return read_document(run_id, "circuit.json")
 
     @server.resource(
-        "scout://runs/{run_id}/run.json", name="run", title="What a run was asked", mime_type=JSON_TYPE,
+        "scout://runs/{run_id}/run.json",
+        name="run",
+        title="What a run was asked",
+        mime_type=JSON_TYPE,
         description="Configuration, model, status.",
-    )  # fmt: skip
+    )
     def record(run_id: str) -> str:
-        return document(run_id, "run.json")
+        return read_document(run_id, "run.json")
 
     @server.resource(
         "scout://runs/{run_id}/report.html",
@@ -61,7 +80,11 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
         description="One self-contained page.",
     )
     def report(run_id: str) -> str:
-        return document(run_id, "report.html")
+        return read_document(run_id, "report.html")
+
+
+def _add_run_files(server: MCPServer[Session], session: Session) -> None:
+    """Add the figures and arrays of a run."""
 
     @server.resource(
         "scout://runs/{run_id}/figures/{name}",
@@ -71,10 +94,7 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
         description="A picture.",
     )
     def figure(run_id: str, name: str) -> bytes:
-        try:
-            return session.runs.open(run_id).load_figure(name)
-        except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
+        return session.runs.open(run_id).load_figure(name)
 
     @server.resource(
         "scout://runs/{run_id}/arrays/{name}",
@@ -84,25 +104,13 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
         description="safetensors.",
     )
     def array(run_id: str, name: str) -> bytes:
-        try:
-            run = session.runs.open(run_id)
-            run.array_metadata(name)  # checks the name, and that it is there
-            return read_bytes(
-                run.path / "arrays" / f"{name.removesuffix('.safetensors')}.safetensors"
-            )
-        except DiscoveryError as fault:
-            raise ResourceNotFoundError(session.settings.redact_paths(str(fault))) from None
-
-    kinds = (
-        ("grid.json", JSON_TYPE, "Full grid"),
-        ("heatmap.png", PNG_TYPE, "Heatmap"),
-        ("activations.safetensors", SAFETENSORS_TYPE, "Activations"),
-    )
-    for name, mime_type, title in kinds:
-        _add_result(server, session, name, mime_type, title)
+        run = session.runs.open(run_id)
+        run.array_metadata(name)  # checks the name, and that the array exists
+        file_name = f"{name.removesuffix('.safetensors')}.safetensors"
+        return read_bytes(run.path / "arrays" / file_name)
 
 
-def _add_result(
+def _add_result_file(
     server: MCPServer[Session], session: Session, name: str, mime_type: str, title: str
 ) -> None:
     @server.resource(
@@ -112,9 +120,6 @@ def _add_result(
         mime_type=mime_type,
         description="Kept in memory until the server ends.",
     )
-    def result(result_id: str) -> bytes | str:
-        try:
-            content = session.artifacts.get(result_id, name)
-        except DiscoveryError as fault:
-            raise ResourceNotFoundError(str(fault)) from None
+    def result_file(result_id: str) -> bytes | str:
+        content = session.artifacts.get(result_id, name)
         return content.decode() if mime_type == JSON_TYPE else content

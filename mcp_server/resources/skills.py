@@ -1,4 +1,4 @@
-"""The skills: how an assistant should use the tools, as Agent Skills that travel with the server."""
+"""The skills: Agent Skills that say how to use the tools, and that travel with the server."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SKILL_NAME = re.compile(r"[a-z0-9][a-z0-9-]*(\.md)?")
 
 
 def find_skills_dir() -> Path:
-    """Where the skills are: the packaged copy, else the checkout's."""
+    """Return the folder of the skills: the packaged one, or else the one of the checkout."""
     packaged = Path(str(importlib.resources.files("mcp_server"))) / "skills"
     return packaged if packaged.is_dir() else packaged.parent.parent / "skills"
 
 
 def list_skills() -> list[str]:
-    """Every skill."""
+    """Return the name of every skill."""
     return sorted(path.parent.name for path in find_skills_dir().glob("*/SKILL.md"))
 
 
 def list_skill_pages(name: str | None = None) -> list[str]:
-    """The references of a skill; of every skill where None."""
+    """Return the reference pages of a skill; None stands for all skills."""
     return sorted(
         {
             path.name
@@ -40,10 +40,11 @@ def list_skill_pages(name: str | None = None) -> list[str]:
 
 
 def add_skills(server: MCPServer[Session]) -> None:
-    """Each skill and its references as a resource."""
-    for (
-        skill_name
-    ) in list_skills():  # by itself too, for clients that list resources and know no templates
+    """Add the skills and their reference pages to a server.
+
+    Each skill is also added under its own URI, for clients that know no templates.
+    """
+    for skill_name in list_skills():
         server.add_resource(
             FunctionResource(
                 uri=f"scout://skills/{skill_name}",
@@ -76,15 +77,16 @@ def add_skills(server: MCPServer[Session]) -> None:
 
 
 def _read_skill_file(name: str, *parts: str) -> str:
-    if not _SKILL_NAME.fullmatch(name) or not all(
-        _SKILL_NAME.fullmatch(part.lower()) for part in parts
-    ):
-        raise ResourceNotFoundError(
-            f"There is no skill {name[:80]!r}; there are {', '.join(list_skills())}."
-        )
+    """Return the text of a file of a skill.
+
+    Raises:
+        ResourceNotFoundError: if there is no such file; names the skills that there are.
+    """
+    skills = ", ".join(list_skills())
+    if not all(_SKILL_NAME.fullmatch(word) for word in (name, *map(str.lower, parts))):
+        raise ResourceNotFoundError(f"There is no skill {name[:80]!r}; there are {skills}.")
     path = find_skills_dir().joinpath(name, *parts)
     if not path.is_file():
-        raise ResourceNotFoundError(
-            f"There is no {'/'.join((name, *parts))[:120]}; skills: {', '.join(list_skills())}."
-        )
+        shown = "/".join((name, *parts))[:120]
+        raise ResourceNotFoundError(f"There is no {shown}; skills: {skills}.")
     return path.read_text(encoding="utf-8")

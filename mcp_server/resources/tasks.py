@@ -14,10 +14,11 @@ from mcp_server.session import Session
 
 
 def add_tasks(server: MCPServer[Session]) -> None:
-    """Each built-in task: what the model must do, how it is measured, and its wordings."""
-    for (
-        name
-    ) in BUILTIN:  # each by itself too, for clients that list resources and know no templates
+    """Add the built-in tasks to a server: what the model must do, the metric, and the wordings.
+
+    Each task is also added under its own URI, for clients that know no templates.
+    """
+    for name in BUILTIN:
         server.add_resource(
             FunctionResource(
                 uri=f"scout://tasks/{name}",
@@ -44,13 +45,13 @@ def _describe_task(name: str) -> str:
         raise ResourceNotFoundError(
             f"There is no task {name[:80]!r}; there are {', '.join(BUILTIN)}."
         )
-    found = BUILTIN[name]
+    task = BUILTIN[name]
     facts = {
-        "name": found.name,
-        "summary": found.summary,
-        "metric": found.metric,
-        "pairs": found.default_pairs,
-        "templates": list(found.templates),
+        "name": task.name,
+        "summary": task.summary,
+        "metric": task.metric,
+        "pairs": task.default_pairs,
+        "templates": list(task.templates),
         "fields of a pair": ["clean", "corrupted", "answer", "wrong", "template", "labels"],
     }
     return json.dumps(facts, indent=2)

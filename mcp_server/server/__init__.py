@@ -1,1 +1,1 @@
-"""The server itself: tools, resources and prompts put together, and the transports that carry it."""
+"""The server itself: tools, resources and prompts together, and the transports that carry it."""

@@ -1,12 +1,13 @@
-"""One server from settings: `build_server`.
+"""The server that `build_server` makes from settings.
 
-`CircuitScoutServer` is the SDK's server with one boundary: what a caller can mend is told as it is, anything else by the id under which its
-traceback stands in the log.
+`CircuitScoutServer` is the SDK's server with one boundary for errors. An error that a caller can fix
+is answered with its text. Any other exception is a bug: it is answered with the id under which the
+log holds its traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -20,6 +21,7 @@ from mcp.server.mcpserver.exceptions import (
     UnexpectedResourceError,
     UnexpectedToolError,
 )
+from mcp.server.mcpserver.prompts.base import PromptArgument
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult
 from pydantic import AnyUrl, ValidationError
@@ -33,18 +35,23 @@ from mcp_server.tools.registry import TOOL_SPECS, build_tools, describe_missing_
 from mcp_server.tools.schema import explain_argument_errors
 
 NAME = "circuit-scout"
-INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language model's behaviour and proves it.
+INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language model's
+behaviour and proves it.
 
-Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) -> discover_circuit, or by hand: patch_sweep
-site=resid_pre, then head_out in both directions, ablate_heads, evaluate_circuit -> get_circuit. The skill scout://skills/find-circuit
-says which measurement comes next and when to stop.
+Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) ->
+discover_circuit, or by hand: patch_sweep site=resid_pre, then head_out in both directions,
+ablate_heads, evaluate_circuit -> get_circuit. The skill scout://skills/find-circuit says which
+measurement comes next and when to stop.
 
-Handles (model_id, run_id) are plain arguments. A long discovery returns a run_id: poll run_status. Verdicts are computed from held-out
-pairs and controls: verified, partial, rejected, inconclusive, no_behaviour. Report them as they are, with their reasons."""
+Handles (model_id, run_id) are plain arguments. A long discovery returns a run_id: poll run_status.
+Verdicts are computed from held-out pairs and controls: verified, partial, rejected, inconclusive,
+no_behaviour. Report them as they are, with their reasons."""
+_MAX_SHOWN_NAME = 80  # characters of a name that does not exist
+_MAX_WRONG_ARGUMENTS = 5  # that are named
 
 
 class CircuitScoutServer(MCPServer[Session]):
-    """The server.
+    """The SDK's server, with errors that say what a caller can do.
 
     Attributes:
         session: what outlives a call.
@@ -55,38 +62,25 @@ class CircuitScoutServer(MCPServer[Session]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Session, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        """Call a tool; see the class for what a failure says."""
+        """Call a tool; the module docstring says how errors are answered."""
         try:
             return await super().call_tool(name, arguments, context)
-        except UnexpectedToolError as fault:
-            raise ToolError(self._explain_error(name, fault.__cause__ or fault)) from None
-        except ToolError as fault:
-            tool = self._tool_manager.get_tool(name)
-            if tool is not None and isinstance(fault.__cause__, ValidationError):
-                raise ToolError(explain_argument_errors(tool, fault.__cause__)) from None
-            if tool is None:
-                if name in {spec.name for spec in TOOL_SPECS}:
-                    raise ToolError(
-                        f"{name} is switched off here.\n{describe_missing_tools(self.session.settings)}"
-                    ) from None
-                known = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
-                raise ToolError(
-                    f"There is no tool {name[:80]!r} here.\nThe tools are {known}."
-                ) from None
-            raise ToolError(self.session.settings.redact_paths(str(fault))) from None
+        except UnexpectedToolError as error:
+            raise ToolError(self._explain_error(name, error.__cause__ or error)) from None
+        except ToolError as error:
+            raise ToolError(self._explain_refusal(name, error)) from None
 
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Session, Any] | None = None
     ) -> Iterable[ReadResourceContents] | InputRequiredResult:
-        """Read a resource; see the class for what a failure says."""
+        """Read a resource; the module docstring says how errors are answered."""
         try:
             return await super().read_resource(uri, context)
-        except UnexpectedResourceError as fault:
-            cause = _root_cause(fault)
+        except UnexpectedResourceError as error:
+            cause = _find_cause(error)
             if isinstance(cause, DiscoveryError):
-                raise ResourceNotFoundError(
-                    self.session.settings.redact_paths(str(cause))
-                ) from None
+                message = self.session.settings.redact_paths(str(cause))
+                raise ResourceNotFoundError(message) from None
             raise ResourceError(log_bug("a resource", cause)) from None
 
     async def get_prompt(
@@ -95,78 +89,102 @@ class CircuitScoutServer(MCPServer[Session]):
         arguments: dict[str, Any] | None = None,
         context: Context[Session, Any] | None = None,
     ) -> GetPromptResult | InputRequiredResult:
-        """Get a prompt; one that does not exist, or that takes other arguments, is told with what there is."""
-        known = {
+        """Get a prompt; an unknown prompt or a wrong argument is answered with what is allowed."""
+        prompts = {
             prompt.name: prompt.arguments or [] for prompt in self._prompt_manager.list_prompts()
         }
-        if name not in known:
+        if name not in prompts:
+            shown = name[:_MAX_SHOWN_NAME]
             raise MCPError(
                 INVALID_PARAMS,
-                f"There is no prompt {name[:80]!r} here. The prompts are {', '.join(known)}.",
+                f"There is no prompt {shown!r} here. The prompts are {', '.join(prompts)}.",
             )
-        takes = {argument.name: bool(argument.required) for argument in known[name]}
-        wrong = [
-            f"There is no argument {given[:80]!r}."
-            for given in list(arguments or {})[:5]
-            if given not in takes
-        ]
-        wrong += [
-            f"The argument {needed!r} is missing."
-            for needed in takes
-            if takes[needed] and needed not in (arguments or {})
-        ]
-        if wrong:
-            required = ", ".join(needed for needed in takes if takes[needed]) or "none"
-            raise MCPError(
-                INVALID_PARAMS,
-                " ".join([*wrong, f"{name} takes: {', '.join(takes)}; required: {required}."]),
-            )
+        problem = _explain_prompt_arguments(name, prompts[name], list(arguments or {}))
+        if problem is not None:
+            raise MCPError(INVALID_PARAMS, problem)
         return await super().get_prompt(name, arguments, context)
 
     def _explain_error(self, name: str, cause: BaseException) -> str:
+        """Return the answer to an exception that a tool raised."""
         if isinstance(cause, DiscoveryError):
             if cause.detail:
-                LOG.info("%s: %s It was told: %s", name, cause.cause, cause.detail)
+                LOG.info("%s: %s Detail: %s", name, cause.cause, cause.detail)
             return self.session.settings.redact_paths(str(cause))
         if isinstance(cause, Interrupted):
             return "The call was stopped before it was done, because the server ends.\nCall again."
         return log_bug(name, cause)
 
+    def _explain_refusal(self, name: str, error: ToolError) -> str:
+        """Return the answer to a call that the SDK refused before the tool ran."""
+        tool = self._tool_manager.get_tool(name)
+        if tool is not None:
+            if isinstance(error.__cause__, ValidationError):
+                return explain_argument_errors(tool, error.__cause__)
+            return self.session.settings.redact_paths(str(error))
+        if name in {spec.name for spec in TOOL_SPECS}:
+            reason = describe_missing_tools(self.session.settings)
+            return f"{name} is switched off here.\n{reason}"
+        tools = ", ".join(sorted(tool.name for tool in self._tool_manager.list_tools()))
+        return f"There is no tool {name[:_MAX_SHOWN_NAME]!r} here.\nThe tools are {tools}."
+
 
 def build_server(settings: ServerSettings | None = None) -> CircuitScoutServer:
-    """The production server.
+    """Return a server with all tools, resources and prompts that the settings allow.
 
     Args:
-        settings: as `circuit-scout serve` reads them; the defaults where None.
+        settings: as `circuit-scout serve` reads them; None takes the defaults.
     """
     session = Session(settings or ServerSettings())
 
     @asynccontextmanager
-    async def shared(_: MCPServer[Session]) -> AsyncIterator[Session]:
+    async def lifespan(_: MCPServer[Session]) -> AsyncIterator[Session]:
         yield session
 
+    missing_tools = describe_missing_tools(session.settings)
     server = CircuitScoutServer(
         NAME,
         title="Circuit Scout",
-        description="Mechanistic interpretability: find the circuit behind a behaviour, and prove it.",
-        instructions=" ".join(
-            filter(None, (INSTRUCTIONS, describe_missing_tools(session.settings)))
-        ),
+        description="Mechanistic interpretability: find the circuit behind a behaviour, and prove "
+        "it.",
+        instructions=" ".join(filter(None, (INSTRUCTIONS, missing_tools))),
         version=_version(),
         tools=build_tools(session.settings),
-        lifespan=shared,
+        lifespan=lifespan,
         log_level="WARNING",
     )
     server.session = session
     add_resources(server, session)
-    add_prompts(server, describe_missing_tools(session.settings))
+    add_prompts(server, missing_tools)
     return server
 
 
-def _root_cause(fault: BaseException) -> BaseException:
-    while fault.__cause__ is not None:
-        fault = fault.__cause__
-    return fault
+def _explain_prompt_arguments(
+    name: str, parameters: Sequence[PromptArgument], arguments: Sequence[str]
+) -> str | None:
+    """Return what is wrong with the arguments of a prompt; None if nothing is."""
+    names = [parameter.name for parameter in parameters]
+    required = [parameter.name for parameter in parameters if parameter.required]
+    problems = [
+        f"There is no argument {argument[:_MAX_SHOWN_NAME]!r}."
+        for argument in arguments[:_MAX_WRONG_ARGUMENTS]
+        if argument not in names
+    ]
+    for argument in required:
+        if argument not in arguments:
+            problems.append(f"The argument {argument!r} is missing.")
+    if not problems:
+        return None
+    takes = f"{name} takes: {', '.join(names)}; required: {', '.join(required) or 'none'}."
+    return " ".join([*problems, takes])
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Return the error that the SDK wrapped: the first that a caller can fix, or else the last."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        if isinstance(error, DiscoveryError):
+            break
+    return error
 
 
 def _version() -> str:

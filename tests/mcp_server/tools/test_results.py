@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mcp import Client
@@ -241,7 +241,7 @@ async def test_pictures_can_be_left_out(models: Path, tmp_path: Path) -> None:
 
 def test_a_result_is_cut_to_fit() -> None:
     class Many(Listing):
-        lists = ("rows",)
+        shortened_fields: ClassVar[tuple[str, ...]] = ("rows",)
         rows: list[str]
 
     facts = fit_to_limit(Many(rows=["x" * 90] * 1000, total=1000), 10_000)

@@ -108,7 +108,9 @@ def test_a_client_that_asks_by_url_only_is_not_asked() -> None:
         def __init__(self, **abilities: Any) -> None:
             self.client_capabilities = ClientCapabilities.model_validate({"elicitation": abilities})
             self.request_context = SimpleNamespace(
-                lifespan_context=SimpleNamespace(models=SimpleNamespace(is_loaded=lambda name: True))
+                lifespan_context=SimpleNamespace(
+                    models=SimpleNamespace(is_loaded=lambda name: True)
+                )
             )
 
     for abilities, asks in (
