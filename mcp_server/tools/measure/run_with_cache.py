@@ -24,8 +24,7 @@ from mcp_server.tools.result import (
 )
 
 if TYPE_CHECKING:
-    from discovery.methods.prompt_run import PromptRun
-    from discovery.methods.summary import ActivationSummary
+    from discovery.methods.prompt_run import ActivationSummary, PromptRun
     from discovery.sites import Site
 
 _MAX_TOKEN_TEXT = 40  # characters
