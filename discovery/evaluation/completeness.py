@@ -60,8 +60,8 @@ def choose_outside_nodes(
     ranked = [node for node in ranking if node in is_outside][: thresholds.N_OUTSIDE_BY_RANK]
     rest = [node for node in outside if node not in ranked]
     drawn = random.Random(f"completeness-{seed}").sample(rest, thresholds.N_OUTSIDE_AT_RANDOM)
-    how = f"the {len(ranked)} of largest screened effect and {len(drawn)} at random"
-    return sorted([*ranked, *drawn]), how
+    how_chosen = f"the {len(ranked)} of largest screened effect and {len(drawn)} at random"
+    return sorted([*ranked, *drawn]), how_chosen
 
 
 def measure_completeness(

@@ -112,21 +112,19 @@ def evaluate_circuit(
 
     discovery = prepare(task.discovery)
     judging = prepare(task.heldout) if final else discovery
-    behaviour = {
-        split: check_task(model, evaluator.engine.task, metric=metric, engine=evaluator.engine)
-        for split, evaluator in (("discovery", discovery), ("heldout", judging))
-    }
+    splits = {"discovery": discovery, "heldout": judging}
+    behaviour = {name: _check_split(evaluator, metric) for name, evaluator in splits.items()}
     ranking = _rank_nodes(discovery, universe)
-    evidence_on_discovery: PartialEvidence = {}
+    discovery_evidence: PartialEvidence | None = None
     looks = None
     if final:
-        evidence_on_discovery = discovery.measure_circuit(circuit)
+        discovery_evidence = discovery.measure_circuit(circuit)
         looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))
     contexts_for = partial(choose_contexts, discovery, circuit)
     measured = measure_conditions(judging, circuit, contexts_for, ranking, seed)
     evaluation, verdict, reasons = conclude(
         behaviour,
-        discovery=evidence_on_discovery if final else measured.evidence,
+        discovery=discovery_evidence or measured.evidence,
         heldout=measured.evidence if final else None,
         size=len(circuit),
         cut_short=measured.cut_short,
@@ -134,8 +132,6 @@ def evaluate_circuit(
         looks=looks,
         universe=universe,
     )
-    if not final and verdict != "no_behaviour":
-        reasons = (NOT_FINAL_REASON, *reasons)
     return CircuitEvaluation(
         nodes=tuple(map(str, sorted(circuit))),
         evaluation=evaluation,
@@ -188,6 +184,8 @@ def conclude(
     )
     reasons += explain_repeated_looks(looks)
     heldout_split = None
+    if heldout is None and verdict != "no_behaviour":
+        reasons = (NOT_FINAL_REASON, *reasons)
     if heldout is not None:
         heldout_split = build_split_evaluation(behaviour["heldout"], heldout)
     evaluation = Evaluation(
@@ -280,6 +278,12 @@ def _check_request(
             f"The task has {len(task)} pairs, which leaves a split empty.",
             "Give at least 2 pairs; a verdict needs 96.",
         )
+
+
+def _check_split(evaluator: SplitEvaluator, metric: MetricName | None) -> BehaviourCheck:
+    """Measure whether the model does the task on the pairs of a split."""
+    engine = evaluator.engine
+    return check_task(engine.backend, engine.task, metric=metric, engine=engine)
 
 
 def _rank_nodes(evaluator: SplitEvaluator, universe: Universe) -> list[Node]:

@@ -113,7 +113,8 @@ class Faithfulness:
         if not sets:
             return torch.empty(0, dtype=torch.float64)
         metric = self._measure(sets, label, pairs)
-        full, empty = self.full[:pairs].mean(), self.empty[:pairs].mean()
+        full = self.full[:pairs].mean()
+        empty = self.empty[:pairs].mean()
         values: Tensor = (metric.mean(1) - empty) / (full - empty)
         return values
 
@@ -141,7 +142,8 @@ class Faithfulness:
         interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
         per_pair = (metric - self.empty) / (self.full - self.empty)
         per_pair = per_pair[per_pair.isfinite()]
-        median, share_in_band = None, None
+        median = None
+        share_in_band = None
         if len(per_pair):
             is_inside = (per_pair >= band[0]) & (per_pair <= band[1])
             median = float(per_pair.quantile(0.5))

@@ -79,7 +79,8 @@ def equivalence_test(
         The share of pairs on which m(C) is above m(U), and p of H0: |P − ½| < 0.1. p is the chance
         of a share at least as far from one half if P is at the edge of H0.
     """
-    difference, n = circuit_metric - full_metric, len(circuit_metric)
+    difference = circuit_metric - full_metric
+    n = len(circuit_metric)
     n_above = float((difference > tie).sum() + 0.5 * (np.abs(difference) <= tie).sum())
     n_on_larger_side = max(n_above, n - n_above)
     edge = 0.5 + EQUIVALENCE_MARGIN
@@ -110,7 +111,8 @@ def independence_test(
         HSIC over the first 500 pairs at most, and its permutation p.
     """
     n = min(len(full_metric), MAX_HSIC_PAIRS)
-    rest_kernel, full_kernel = _kernel(rest_metric[:n]), _kernel(full_metric[:n])
+    rest_kernel = _kernel(rest_metric[:n])
+    full_kernel = _kernel(full_metric[:n])
     centred = (
         rest_kernel - rest_kernel.mean(0) - rest_kernel.mean(1, keepdims=True) + rest_kernel.mean()
     )
@@ -165,7 +167,8 @@ def inflation_test(
     inflated = [circuit | {r} for r in bystanders]
     values = f([circuit, *without_one, *inflated], "tests").numpy()
     effects = np.abs(values[1:] - values[0])
-    node_effects, bystander_effects = effects[: len(nodes)], effects[len(nodes) :]
+    node_effects = effects[: len(nodes)]
+    bystander_effects = effects[len(nodes) :]
     n = len(bystander_effects)
     if not n or not np.isfinite(values[0]):
         return {"n": n, "quantile": INFLATION_QUANTILE, "nodes": []}

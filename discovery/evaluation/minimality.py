@@ -112,7 +112,8 @@ def measure_minimality(
     kept_with = {v: circuit - contexts[v] for v in nodes}
     kept_without = {v: circuit - contexts[v] - {v} for v in nodes}
     f([kept for v in nodes for kept in (kept_with[v], kept_without[v])], "minimality")
-    drops, p_values = [], []
+    drops: list[float] = []
+    p_values: list[float] = []
     for v in nodes:
         share = f.per_pair_difference(kept_with[v], kept_without[v]).numpy()
         drops.append(abs(float(share.mean())))

@@ -251,7 +251,8 @@ def _score_numbers(name: str, score: Score | None, band: tuple[float, float]) ->
 def _completeness_numbers(completeness: Completeness | None) -> str:
     if completeness is None:
         return ""
-    gap_in, gap_out = completeness.max_gap_in or 0, completeness.max_gap_out or 0
+    gap_in = completeness.max_gap_in or 0
+    gap_out = completeness.max_gap_out or 0
     parts = []
     if gap_in > thresholds.MAX_GAP_IN:
         parts.append(f"without {completeness.node_in} the gap is {gap_in:.3f}")

@@ -100,7 +100,8 @@ def check_task(
     engine = _engine_of_difference(engine, model, task, metric, memory, progress)
     timer = CostTimer(engine.meter, began)
     clean, corrupted, right, top = _measure(engine)
-    n, n_right = len(right), int(right.sum())
+    n = len(right)
+    n_right = int(right.sum())
     accuracy_low = float(beta.ppf(ACCURACY_ALPHA, n_right, n - n_right + 1)) if n_right else 0.0
     gap = interval_of_mean((clean - corrupted).double(), Resamples.of(task))
     best_constant = best_constant_accuracy(task)
@@ -169,7 +170,8 @@ def _measure(
     """
     parts: list[tuple[Tensor, ...]] = []
     for _, block in engine.blocks():
-        logits, prompts = block.logits("clean"), block.prompts
+        logits = block.logits("clean")
+        prompts = block.prompts
         right = is_right(logits, prompts.answer, prompts.wrong)
         top = is_top(logits, prompts.answer)
         parts.append((block.baseline("clean"), block.baseline("corrupted"), right, top))

@@ -158,7 +158,8 @@ def summarise_activation(
     """
     wide = values.detach().to("cpu", torch.float64)
     finite = wide[wide.isfinite()]
-    shape, n_nonfinite = tuple(wide.shape), wide.numel() - len(finite)
+    shape = tuple(wide.shape)
+    n_nonfinite = wide.numel() - len(finite)
     if not len(finite):
         return ActivationSummary(
             shape=shape,

@@ -138,7 +138,8 @@ def interval_of_ratio(
     above: Float[Tensor, "pair"], below: Float[Tensor, "pair"], resamples: Resamples
 ) -> tuple[Interval, float]:
     """Return mean `above` over mean `below` with its interval, and the median of the draws."""
-    above, below = above.double().cpu(), below.double().cpu()
+    above = above.double().cpu()
+    below = below.double().cpu()
     draws = (resamples.weights @ above) / (resamples.weights @ below)
     interval = _interval(float(above.mean() / below.mean()), draws, resamples.tail)
     return interval, float(draws.median())

@@ -1,6 +1,7 @@
-"""m(S), f(S) and what follows from them, from the weights alone: the hand-built models' own forward pass in float64.
+"""m(S) and f(S) from the weights alone, by the hand-built models' own forward pass in float64.
 
-Every subset is a full forward pass of every clean prompt with the nodes outside it replaced; nothing is reused, skipped or padded.
+Every subset takes a full forward pass of every clean prompt with the nodes outside it replaced.
+Nothing is reused, skipped or padded.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from discovery.tasks.task import EncodedPair
 
-ROWS = 1024
+MAX_ROWS = 1024  # prompts in one forward pass
 
 
 class FaithfulnessOracle:
-    """One split's pairs on a native model, under one ablation ("resample" or "mean")."""
+    """The pairs of one split on a native model, under one ablation ("resample" or "mean").
+
+    Attributes:
+        config: the model's configuration.
+        state: its weights.
+        pairs: the pairs.
+        universe: the names of the nodes.
+        groups: the numbers of the pairs of each template and length.
+    """
 
     def __init__(
         self,
@@ -29,89 +38,95 @@ class FaithfulnessOracle:
         pairs: Sequence[EncodedPair],
         ablation: str,
     ) -> None:
-        self.config, self.state, self.pairs = config, state, pairs
+        self.config = config
+        self.state = state
+        self.pairs = pairs
         self.universe = node_names(config)
         self.groups: dict[tuple[str, int], list[int]] = {}
         for index, pair in enumerate(pairs):
             self.groups.setdefault((pair.template, len(pair.clean)), []).append(index)
-        self.values = {
+        self._references = {
             key: self._reference(members, ablation) for key, members in self.groups.items()
         }
-        self._known: dict[frozenset[str], Tensor] = {}
+        self._metrics: dict[frozenset[str], Tensor] = {}
 
     def _reference(self, members: Sequence[int], ablation: str) -> dict[str, Tensor]:
-        """node -> [pair pos d_model]; a mean is over the other pairs of the template."""
-        corrupted = run_forward(
-            self.config, self.state, torch.tensor([self.pairs[n].corrupted for n in members])
-        ).nodes
+        """Return what the nodes are replaced by, node -> [pair pos d_model].
+
+        A mean is over the other pairs of the template.
+        """
+        tokens = torch.tensor([self.pairs[n].corrupted for n in members])
+        corrupted = run_forward(self.config, self.state, tokens).nodes
         if ablation == "resample":
             return dict(corrupted)
         assert len(members) > 8, "fewer are aligned in another way"
         return {
-            node: torch.stack([torch.cat([v[:n], v[n + 1 :]]).mean(0) for n in range(len(members))])
-            for node, v in corrupted.items()
+            node: torch.stack(
+                [torch.cat([value[:n], value[n + 1 :]]).mean(0) for n in range(len(members))]
+            )
+            for node, value in corrupted.items()
         }
 
     def metrics(self, sets: Iterable[Iterable[Any]]) -> Tensor:
-        """The logit difference of every pair with only these nodes kept, [set pair]."""
-        wanted = [frozenset(map(str, kept)) for kept in sets]
-        fresh = [kept for kept in dict.fromkeys(wanted) if kept not in self._known]
-        found = torch.zeros(len(fresh), len(self.pairs), dtype=torch.float64)
+        """Return the logit difference of every pair with only these nodes kept, [set pair]."""
+        kept_sets = [frozenset(map(str, nodes)) for nodes in sets]
+        new_sets = [nodes for nodes in dict.fromkeys(kept_sets) if nodes not in self._metrics]
+        metrics = torch.zeros(len(new_sets), len(self.pairs), dtype=torch.float64)
         for key, members in self.groups.items():
-            clean = torch.tensor([self.pairs[n].clean for n in members])
-            step = max(1, ROWS // len(members))
-            for begin in range(0, len(fresh), step):
-                chunk = fresh[begin : begin + step]
-                out = {
-                    node: torch.tensor([node not in kept for kept in chunk])
-                    for node in self.universe
-                }
-                replace = {
-                    node: Replacement(
-                        value.repeat(len(chunk), 1, 1), out[node].repeat_interleave(len(members))
-                    )
-                    for node, value in self.values[key].items()
-                }
-                logits = run_forward(
-                    self.config, self.state, clean.repeat(len(chunk), 1), replace
-                ).logits[:, -1]
-                logits = logits.unflatten(0, (len(chunk), len(members)))
-                for place, n in enumerate(members):
-                    right, wrong = (
-                        logits[:, place, list(side)].logsumexp(-1)
-                        for side in (self.pairs[n].answer, self.pairs[n].wrong)
-                    )
-                    found[begin : begin + len(chunk), n] = right - wrong
-        self._known.update(zip(fresh, found, strict=True))
-        return torch.stack([self._known[kept] for kept in wanted])
+            batch_size = max(1, MAX_ROWS // len(members))
+            for begin in range(0, len(new_sets), batch_size):
+                batch = new_sets[begin : begin + batch_size]
+                metrics[begin : begin + len(batch), members] = self._measure(batch, key)
+        self._metrics.update(zip(new_sets, metrics, strict=True))
+        return torch.stack([self._metrics[nodes] for nodes in kept_sets])
+
+    def _measure(self, kept_sets: Sequence[frozenset[str]], key: tuple[str, int]) -> Tensor:
+        """Return the logit difference of the pairs of one group, [set pair]."""
+        members = self.groups[key]
+        n_sets, n_pairs = len(kept_sets), len(members)
+        clean = torch.tensor([self.pairs[n].clean for n in members])
+        replacements = {}
+        for node, value in self._references[key].items():
+            is_ablated = torch.tensor([node not in kept for kept in kept_sets])
+            replacements[node] = Replacement(
+                value.repeat(n_sets, 1, 1), is_ablated.repeat_interleave(n_pairs)
+            )
+        run = run_forward(self.config, self.state, clean.repeat(n_sets, 1), replacements)
+        logits = run.logits[:, -1].unflatten(0, (n_sets, n_pairs))
+        columns = []
+        for column, n in enumerate(members):
+            right = logits[:, column, list(self.pairs[n].answer)].logsumexp(-1)
+            wrong = logits[:, column, list(self.pairs[n].wrong)].logsumexp(-1)
+            columns.append(right - wrong)
+        return torch.stack(columns, 1)
 
     def f(self, *sets: Iterable[Any]) -> list[float]:
-        """f of each set: means first, then the ratio."""
+        """Return f of each set: means over pairs first, then the ratio."""
         empty, full, *means = self.metrics([(), self.universe, *sets]).mean(1).tolist()
         return [(mean - empty) / (full - empty) for mean in means]
 
-    def f1(self, kept: Iterable[Any]) -> float:
-        """f of one set."""
-        return self.f(kept)[0]
+    def f1(self, nodes: Iterable[Any]) -> float:
+        """Return f of one set."""
+        return self.f(nodes)[0]
 
     def drop(self, circuit: NodeSet, context: NodeSet, v: Node) -> float:
-        """|f(C∖K) − f(C∖K∖v)|."""
+        """Return |f(C∖K) − f(C∖K∖v)|."""
         with_v, without_v = self.f(circuit - context, circuit - context - {v})
         return abs(with_v - without_v)
 
     def table(self) -> list[float]:
-        """f of every subset, by bit mask over the universe."""
+        """Return f of every subset, by bit mask over the universe."""
         return self.f(*(self.names(mask) for mask in range(2 ** len(self.universe))))
 
     def names(self, mask: int) -> tuple[str, ...]:
-        """A bit mask's nodes."""
+        """Return the names of the nodes in a bit mask."""
         return tuple(node for bit, node in enumerate(self.universe) if mask >> bit & 1)
 
     def mask(self, nodes: Iterable[Any]) -> int:
-        """The bit mask of some nodes."""
+        """Return the bit mask of some nodes."""
         return sum(1 << self.universe.index(str(node)) for node in nodes)
 
 
 def nodes(*names: str) -> frozenset[Node]:
-    """Nodes by name."""
+    """Return nodes by name."""
     return frozenset(Node.parse(name) for name in names)

@@ -146,10 +146,12 @@ def build_cells(
     base = base_side(direction)
     if site in POSITION_SITES:
         # Every name in POSITION_SITES is an activation kind too.
-        return _stream_cells(block, model, Site(site, layer), base, columns)  # type: ignore[arg-type]
+        stream_site = Site(site, layer)  # type: ignore[arg-type]
+        return _stream_cells(block, model, stream_site, base, columns)
     # The remaining names (q, k, v, pattern) are activation kinds too.
     kind = "z" if site.startswith("head_out") else site
-    return _head_cells(block, model, Site(kind, layer), base, columns)  # type: ignore[arg-type]
+    head_site = Site(kind, layer)  # type: ignore[arg-type]
+    return _head_cells(block, model, head_site, base, columns)
 
 
 def locate_columns(
@@ -179,35 +181,32 @@ def _stream_cells(
     after = block.activation(other_side(base), site)
     positions, exists = locate_columns(block, columns)
     differs = (before != after).any(-1)  # [pair pos]
-    can_change = (
-        exists
-        & differs.gather(1, positions)
-        & (positions >= block.prompts.first_difference.unsqueeze(1))
-    )
+    is_late = positions >= block.prompts.first_difference.unsqueeze(1)
+    can_change = exists & differs.gather(1, positions) & is_late
     pair, column = can_change.nonzero(as_tuple=True)
     position = positions[pair, column]
     entry = _entry_point(model, site)
     if entry is None:
         return LayerCells(exists, _edit_rows(site, base, after, pair, position), (pair, column))
     start, after_attention = entry
+    if is_pointwise(start, after_attention, model.info.n_layers):
+        at_answer = position == block.prompts.answer_position[pair]
+        pair = pair[at_answer]
+        column = column[at_answer]
+        position = position[at_answer]
 
     def residual(window: Window) -> Tensor:
-        unchanged = block.stream(base, start, window, after_attention=after_attention)
+        changed = block.stream(base, start, window, after_attention=after_attention).clone()
         row_position = position[window.index]
         at = row_position - window.first
         rows = torch.arange(len(at), device=at.device)
-        changed = unchanged.clone()
         source_value = after[window.pair, row_position]
-        difference = source_value - before[window.pair, row_position]
         if site.kind.startswith("resid"):
             changed[rows, at] = source_value
         else:
-            changed[rows, at] += difference
+            changed[rows, at] += source_value - before[window.pair, row_position]
         return changed
 
-    if is_pointwise(start, after_attention, model.info.n_layers):
-        at_answer = position == block.prompts.answer_position[pair]
-        pair, column, position = pair[at_answer], column[at_answer], position[at_answer]
     rows = Rows(
         base=base,
         pair=pair,
@@ -226,7 +225,8 @@ def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
         The layer, and whether it is after that layer's attention. None if the site cannot be
         patched from there and must be edited inside its layer.
     """
-    info, abilities = model.info, model.abilities
+    info = model.info
+    abilities = model.abilities
     if site.kind == "resid_pre":
         return site.layer, False
     if site.kind == "resid_post":
@@ -256,13 +256,15 @@ def _head_cells(
     before = block.activation(base, site)
     after = block.activation(other_side(base), site)
     if site.kind == "pattern":  # [pair head dst src]: a position is a row of the pattern
-        before, after = before.transpose(1, 2), after.transpose(1, 2)
+        before = before.transpose(1, 2)
+        after = after.transpose(1, 2)
     head_rows = _find_head_rows(block, before, after, columns)
     if site.kind == "z":
         entry = _entry_point(model, Site("attn_out", site.layer))
         if entry is not None:
             return _head_cells_in_stream(block, model, site, base, head_rows, entry)
-    head, position = head_rows.index[1], head_rows.position
+    head = head_rows.index[1]
+    position = head_rows.position
 
     def edits(window: Window) -> list[Edit]:
         return [_head_edit(site, after, window, head, position)]
@@ -343,7 +345,7 @@ def _head_cells_in_stream(
     if head_rows.position is not None and is_pointwise(start, after_attention, model.info.n_layers):
         answer_position = block.prompts.answer_position[head_rows.index[0]]
         head_rows = head_rows.take(head_rows.first == answer_position)
-    pair, head = head_rows.index[0], head_rows.index[1]
+    pair, head = head_rows.index[:2]
     position = head_rows.position
 
     def residual(window: Window) -> Tensor:

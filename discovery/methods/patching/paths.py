@@ -147,7 +147,8 @@ def _measure_head_edge(
     layer = target.layer
     stream = block.activation("clean", Site("resid_pre", layer))
     slots = slots_of(target)
-    slot_sites = [Site(slot, layer) for slot in slots]  # type: ignore[arg-type]  # q, k, v are kinds
+    # The slots of a head (q, k, v) are activation kinds too.
+    slot_sites = [Site(slot, layer) for slot in slots]  # type: ignore[arg-type]
     output = Site("z", layer)
     changed = _run_layer(block, engine, layer, stream + delta, [*slot_sites, output], [])
     z_by_slot: dict[Slot, Tensor] = {}
@@ -171,7 +172,9 @@ def _metric_with_head_output(
     """
     assert target.layer is not None
     assert target.head is not None
-    info, abilities, layer = engine.backend.info, engine.backend.abilities, target.layer
+    info = engine.backend.info
+    abilities = engine.backend.abilities
+    layer = target.layer
     ends_layer = info.attn_only or info.parallel  # nothing else in the layer reads the heads
     if not abilities.linear_heads or not (ends_layer or abilities.after_attention):
         is_target = torch.arange(info.n_heads, device=z.device) == target.head
@@ -186,7 +189,8 @@ def _mlp_output(
     block: Block, engine: Engine, layer: int, delta: Tensor
 ) -> Float[Tensor, "pair pos d_model"]:
     """Compute the output of an MLP when `delta` is added to its input."""
-    info, out = engine.backend.info, Site("mlp_out", layer)
+    info = engine.backend.info
+    out = Site("mlp_out", layer)
     layer_input = block.activation("clean", Site("resid_pre", layer))
     if info.parallel:
         return _run_layer(block, engine, layer, layer_input + delta, [out], [])[out]
@@ -208,7 +212,8 @@ def _run_layer(
     after_attention: bool = False,
 ) -> dict[Site, Tensor]:
     """Run one layer on a changed residual stream, in batches, and read some of its sites."""
-    info, prompts = engine.backend.info, block.prompts
+    info = engine.backend.info
+    prompts = block.prompts
     parts: dict[Site, list[Tensor]] = {site: [] for site in reads}
     batch_size = max(1, block.rows_that_fit(0, prompts.width))
     macs = row_macs(
@@ -283,7 +288,8 @@ def _metric_with_value(
 
 def _estimate_edge(block: Block, engine: Engine, target: Node) -> float:
     """Estimate the forward-pass equivalents of one edge into a target."""
-    info, n_pairs = engine.backend.info, len(block.prompts)
+    info = engine.backend.info
+    n_pairs = len(block.prompts)
     if target == LOGITS or target.layer is None:
         return 0.0
     layers_behind = (info.n_layers - target.layer) / info.n_layers

@@ -97,7 +97,7 @@ def two_answers(kept: NodeSet) -> float:
 
 
 def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
-    """The other half of an OR is as faithful, but what is left of the model still works: it is no rival."""
+    """The other half of an OR is as faithful, but the model works without it: it is no rival."""
     f = SyntheticFaithfulness(universe(1, 3), two_answers)
     assert find_rivals(f, nodes("a0.h0", "m0"), [], 0, by_layer=True)[0] == []
     bystander = SyntheticFaithfulness(
@@ -112,7 +112,7 @@ def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
 
 
 def test_each_of_b_and_c_alone_disqualifies() -> None:
-    """Alternatives all as faithful; knocked out, or with one node out or in, they are not as the circuit."""
+    """The alternatives are as faithful; they differ when knocked out, or with a node out or in."""
     circuit, other = nodes("a0.h0"), nodes("a0.h1")
     everything = nodes("a0.h0", "a0.h1", "a0.h2", "a0.h3")
 

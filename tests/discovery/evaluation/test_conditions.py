@@ -1,4 +1,7 @@
-"""All conditions of a frozen circuit: their outcomes against `benchmarks.known_circuits.subset_conditions` on full tables, and the budget's end."""
+"""All conditions of a frozen circuit, and what is kept if the budget ends.
+
+The outcomes are compared with `benchmarks.known_circuits.subset_conditions` on full tables of f.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
 def test_every_condition_comes_out_as_over_the_full_table(
     name: str, ablation: Any, load_case: Callable[[str], Any]
 ) -> None:
-    """The truth, the truth with each other node joined, with each of its own left out, half of it, and all."""
+    """For the truth, the truth with one node more or less, everything, and nothing."""
     case = load_case(name)
     f, oracle = case.f(ablation), case.oracle(ablation)
     table = ConditionsBySubset(oracle.universe, oracle.table())
@@ -94,7 +97,7 @@ def test_the_truth_holds_and_half_of_it_fails(name: str, load_case: Callable[[st
 def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
     load_case: Callable[[str], Any],
 ) -> None:
-    """or_mlp: each induction head's context is the other one; the drop is that of the held-out pairs."""
+    """In or_mlp, the context of each induction head is the other; drops are on held-out pairs."""
     case = load_case("or_mlp")
     circuit = nodes(*load_truth("or_mlp").nodes)
     heldout = SplitEvaluator.of(
@@ -135,7 +138,7 @@ def test_an_empty_circuit_and_the_whole_universe(load_case: Callable[[str], Any]
 def test_wherever_the_budget_ends_what_was_measured_is_kept(
     load_case: Callable[[str], Any],
 ) -> None:
-    """It ends before (a) and (b), (c), (d) or (e), never goes beyond, and what is there is what an unlimited run measures."""
+    """The budget is never exceeded, and what was measured is what an unlimited run measures."""
     case = load_case("induction")
     circuit = nodes(*load_truth("induction").nodes)
     meter = Meter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from discovery.evaluation.curve_areas import CURVE_SHARES, integrate_curve, integrate_curves
@@ -39,9 +41,10 @@ def test_a_small_universe_rounds_shares_and_later_points_do_not_count() -> None:
     ]
     curve.append(
         CurvePoint(ablation="resample", size=5, nodes=(), faithfulness=1.0)
-    )  # the mended circuit, not the ranking's
+    )  # belongs to the mended circuit, not to the ranking
     curve.append(CurvePoint(ablation="mean", size=0, nodes=(), faithfulness=0.0))
     found = integrate_curves(curve, 10)
     assert set(found) == {"resample"}, "a curve that stops early has no area"
-    assert found["resample"]["cpr"] == pytest.approx(0.25)  # type: ignore[index, call-overload]  # JSON
+    resample: Any = found["resample"]
+    assert resample["cpr"] == pytest.approx(0.25)
     assert len(CURVE_SHARES) == 10

@@ -151,7 +151,7 @@ def test_two_pairs_are_enough_to_be_measured(final: bool, load_case: Callable[[s
 
 
 def test_with_the_mlps_kept(load_case: Callable[[str], Any]) -> None:
-    """universe="heads": f(∅) = 0 now is the model with its MLPs, so they are in no control and in no circuit."""
+    """With universe="heads" f is 0 for the MLPs alone, so they are in no control and no circuit."""
     case = load_case("or_mlp")
     heads = [name for name in load_truth("or_mlp").nodes if name.startswith("a")]
     found = evaluate_circuit(case.model, case.task, heads, universe="heads")

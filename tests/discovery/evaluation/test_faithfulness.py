@@ -108,7 +108,7 @@ def test_difference_is_each_pairs_share(load_case: Callable[[str], Any]) -> None
 
 
 def test_over_the_first_pairs_only(load_case: Callable[[str], Any]) -> None:
-    """The means of numerator and denominator alike are over those pairs; measuring a part first changes nothing of the whole."""
+    """All means are over those pairs, and measuring them first does not change f of all pairs."""
     case = load_case("induction")
     oracle = case.oracle("resample")
     f = Faithfulness(case.evaluator.engine, "resample")

@@ -93,7 +93,7 @@ def test_constant_data_say_nothing_and_warn_of_nothing() -> None:
 
 
 def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
-    """Every node of the truth matters more than any bystander; a bystander that was carried along does not."""
+    """Each node of the truth matters more than all bystanders; a bystander inside does not."""
     model = load_model(build_known_circuit("induction").save(tmp_path / "induction"), device="cpu")
     task = load_task(tmp_path / "induction" / "task.jsonl", model, pairs=60)
     evaluator = SplitEvaluator.of(
@@ -111,7 +111,7 @@ def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
 
 
 def test_the_inflated_circuits_p_by_hand() -> None:
-    """Of ten bystanders that change f by 0.01 to 0.10: A matters more than all, B more than four, C more than none."""
+    """Ten bystanders change f by 0.01 to 0.10; A exceeds all of them, B four, and C none."""
     a, b, c, *others = (head(0, h) for h in range(13))
     worth = {a: 0.5, b: 0.045, c: 0.001} | {v: 0.01 * n for n, v in enumerate(others, 1)}
     f: Any = SyntheticFaithfulness([a, b, c, *others], lambda kept: sum(worth[v] for v in kept))

@@ -27,7 +27,10 @@ from tests.oracles.faithfulness import nodes
 def test_contexts_and_drops_are_what_the_weights_give(
     name: str, ablation: Any, load_case: Callable[[str], Any]
 ) -> None:
-    """With one bystander in: each context is the best of ∅ and the single nodes, or the best single one with a second added."""
+    """Each context is the best of ∅, the single nodes, and the best single node with a second one.
+
+    One node that does nothing is in the circuit.
+    """
     case = load_case(name)
     f, oracle = case.f(ablation), case.oracle(ablation)
     circuit = nodes(*load_truth(name).nodes) | nodes("a0.h1" if name != "or_softmax" else "a0.h2")
@@ -107,7 +110,7 @@ def test_the_bounds_of_d(drop: float | None, p_holm: float | None, holds: bool) 
 
 @pytest.mark.parametrize("copies", [1, 2, 12])
 def test_constant_data(copies: int, load_case: Callable[[str], Any]) -> None:
-    """One pair again and again: drops as ever, p as small as so many signs allow, no warning; with a single pair p is 1."""
+    """With copies of one pair, p is as small as so many signs allow; with a single pair it is 1."""
     case = load_case("induction")
     f = Faithfulness(
         Engine(case.model, as_task(case.task.discovery.pairs[:1] * copies)), "resample"

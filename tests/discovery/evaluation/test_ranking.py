@@ -19,7 +19,7 @@ def effects(direction: Any, values: Mapping[Node, float]) -> NodeEffects:
 
 
 def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
-    """An OR shows in denoising only, an opposing head with its size; effects below 0.02 are ties, whatever their order."""
+    """An OR shows in denoising only; an opposing head counts by size; below 0.02 all are ties."""
     noising = effects(
         "noising",
         {
@@ -44,7 +44,7 @@ def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
 
 
 def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
-    """0.015 + 0.012 is none; what only mean ablation sees comes by its size there."""
+    """0.015 + 0.012 does not reach it; a node that only mean ablation shows comes after."""
     resample = {
         head(0, 0): (0.015, 0.012),
         head(0, 1): (0.0, 0.02),

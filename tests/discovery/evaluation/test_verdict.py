@@ -1,4 +1,8 @@
-"""The verdict from synthetic evidence: every row of INTERFACES' table, in its order, with reasons that name numbers."""
+"""The verdict from synthetic evidence.
+
+Every row of the table of verdicts (docs/definitions.md) is tried in its order, and the reasons name
+the numbers.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +124,7 @@ def test_no_behaviour_comes_first_whatever_else_is_wrong() -> None:
     ],
 )
 def test_inconclusive_before_it_is_rejected(made: dict[str, Any], words: list[str]) -> None:
-    """Few pairs, a null f or an early end weigh more than an empty circuit or failures under both ablations."""
+    """Few pairs, a null f and an ended budget come before an empty circuit and before failures."""
     for size in (0, 3):
         found, reasons = verdict(**{"size": size, **made})
         assert found == "inconclusive"

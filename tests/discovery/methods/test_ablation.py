@@ -1,4 +1,4 @@
-"""Sets of nodes ablated: the definition on an independent forward pass, and identities on every architecture."""
+"""Ablating sets of nodes: an independent forward pass, and identities on every architecture."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_ablating_nothing_is_the_clean_run(tiny_models, name):
 def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(
     tiny_models, name, metric
 ):
-    """All that the last position can know of the corruption is in its nodes; its embedding is the same."""
+    """The last token is the same on both sides, so only nodes can carry the corruption to it."""
     engine = Engine(
         tiny_models.load(name, dtype="float64"),
         as_task(random_pairs([6, 4, 7], seed=9)),
@@ -332,7 +332,7 @@ def test_zero_needs_no_corrupted_run(tiny_models):
 
 
 def test_many_nodes_need_no_more_cached_passes_than_one(tiny_models):
-    """A site is cached at all layers in one pass: z and mlp_out of the corrupted side, resid_pre of the clean one."""
+    """One pass caches z, one mlp_out (corrupted side), and one resid_pre (clean side)."""
     model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 6]))
     out = ablate_heads(model, task, ["a0.h0", "m0", "a1.h0", "m1", "a2.h0", "m2"], ablation="zero")
     assert out.cost.forward_equivalents <= 2 * 2 + 1e-9

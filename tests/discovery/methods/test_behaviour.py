@@ -17,7 +17,7 @@ from tests.oracles.patching import METRICS, metric_of
 
 
 def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Task:
-    """Pairs on `right` of which the model's most likely token is the answer, and its least likely one on the others."""
+    """Make pairs whose answer is the likeliest token on `right` of them, and else the unlikeliest."""
     made = []
     for number, pair in enumerate(random_pairs([5] * count, seed)):
         logits = _logits(model, pair.clean)
@@ -121,9 +121,9 @@ def test_chance_is_no_behaviour(tiny_models, monkeypatch):
     got = check_task(model, task_with_accuracy(model, 20, 13))
     assert not got.is_present
     (reason,) = got.reasons
-    assert (
-        reason
-        == f"accuracy 0.65 on 20 pairs (lower bound {got.accuracy_low:.2f}) is not above chance, 0.5"
+    lower_bound = f"{got.accuracy_low:.2f}"
+    assert reason == (
+        f"accuracy 0.65 on 20 pairs (lower bound {lower_bound}) is not above chance, 0.5"
     )
 
 

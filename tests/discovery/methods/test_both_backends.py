@@ -1,4 +1,7 @@
-"""Sweeps and ablations are the same with either backend: within 1e-4 of m(clean) − m(corrupted), in float32."""
+"""Sweeps and ablations agree between the backends, in float32.
+
+They differ by at most 1e-4 of m(clean) − m(corrupted).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half precision: the sweeps' shortcuts stay within the width's own rounding of the same model in single precision."""
+"""In half precision, shortcuts add no more error than the rounding of half precision itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_ablations_and_screens_run(
     monkeypatch.setattr("discovery.methods.patching.screening.SAMPLE_SIZE", 1)
     model, task = tiny_models.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))
     for ablation in ("zero", "mean", "resample"):
-        out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)  # type: ignore[arg-type]  # an ablation
+        out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)  # type: ignore[arg-type]
         assert torch.tensor(out.metric_ablated).isfinite()
     screened = patch_sweep(model, task, "head_out", screen=True)
     assert screened.screen is not None

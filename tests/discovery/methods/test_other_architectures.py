@@ -1,4 +1,4 @@
-"""Sweeps on architectures where some shortcut does not hold, or holds in another way: still the naive loop."""
+"""Sweeps equal the naive loop on architectures for which some shortcut does not hold."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_identities(tiny_models, name):
 
 @pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
 def test_edits_reach_the_plain_module(tiny_models, name):
-    """The residual stream between blocks, replaced on the unwrapped module by a hook of torch's own."""
+    """The stream between blocks is replaced by a plain torch hook on the unwrapped module."""
     from discovery.backends.base import Batch
     from discovery.interventions import replace_with
 

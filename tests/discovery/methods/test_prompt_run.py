@@ -101,7 +101,7 @@ def test_how_many_predictions(tiny_models: Any, top: int, shown: int) -> None:
 
 
 def test_a_prompt_in_words(tmp_path: Any) -> None:
-    """As the tokenizer has it, its first token included; each prediction has its text; ids give the same."""
+    """Text is tokenised with the first token; predictions have texts; the ids give the same."""
     from discovery import load_model
 
     folder = save_tokenizer(save_hugging_face(tmp_path / "words", "gpt2", vocab_size=8), bos=True)

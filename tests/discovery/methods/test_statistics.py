@@ -97,7 +97,7 @@ def test_one_pair_less_is_drawn_from_each_template_with_the_weight_of_all(sizes,
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (3, 5), (4, 4, 4)])
 def test_resamples_vary_as_much_as_a_stratified_mean_does(sizes):
-    """Σ (share of the template)² · its unbiased variance / its pairs, by hand; the plain bootstrap falls short of it."""
+    """That is Σ (template's share)² · its unbiased variance / its pairs; plain draws have less."""
     task = task_of(*sizes)
     values = torch.randn(len(task), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = 0.0
@@ -120,7 +120,10 @@ def test_the_tail_is_that_of_a_t_distribution():
 
 
 def test_few_pairs_of_many_templates_are_covered():
-    """48 pairs of 16 templates with another mean each: 95 of 100 intervals hold the true mean, give or take 3 standard errors."""
+    """48 pairs of 16 templates, each with its own mean: 95% of intervals hold the true mean.
+
+    The tolerance is 3 standard errors.
+    """
     task, held, tries = task_of(*[3] * 16), 0, 600
     generator = torch.Generator().manual_seed(0)
     templates = torch.tensor([int(pair.template.removeprefix("t")) for pair in task.pairs]).double()
@@ -178,7 +181,7 @@ def test_between_templates_nothing_varies():
 
 
 def test_a_ratio_is_resampled_as_a_whole():
-    """Numerator and denominator are proportional: their ratio does not vary, though each of them does."""
+    """Numerator and denominator vary in proportion, so their ratio does not vary."""
     resamples = Resamples.of(task_of(9))
     below = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
     ratio, median = interval_of_ratio(0.8 * below, below, resamples)
@@ -231,7 +234,7 @@ def test_sign_flip_p_is_that_of_every_sign_pattern(n: int) -> None:
 
 
 def test_sign_flip_with_many_pairs_draws_ten_thousand() -> None:
-    """No smaller p than 2/10001; the same seed gives the same p; near the enumeration where that is feasible."""
+    """p is at least 2/10001, depends on the seed alone, and is near the enumeration."""
     rng = np.random.default_rng(0)
     assert sign_flip_test(rng.normal(1.0, 0.1, 60), 0) == pytest.approx(2 / 10001)
     some = rng.normal(0.25, 1.0, 16)
@@ -264,7 +267,7 @@ def test_the_max_statistic_is_that_of_every_choice_of_signs() -> None:
 
 
 def test_the_max_statistic_by_hand() -> None:
-    """Three pairs of one sign: of eight choices of signs two are as large, so p is 1/4, whatever the size."""
+    """With three pairs of one sign, two of eight sign patterns are as large: p is 1/4."""
     assert max_statistic_test(np.array([[2.0, 1e-6]] * 3), flips=40_000) == pytest.approx(
         0.25, abs=0.01
     )

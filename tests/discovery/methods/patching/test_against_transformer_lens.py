@@ -1,7 +1,10 @@
-"""One pair, against `transformer_lens.patching` on the same bridge: the field's own implementation, one full forward pass for each cell.
+"""One pair, against `transformer_lens.patching` on the same model.
 
-Its functions put clean activations into the corrupted run (denoising); with the caches exchanged they are noising. Left out is
-get_act_patch_resid_mid: the bridge's hook of that name feeds the MLP alone, so that patching it leaves the residual stream unpatched.
+That is the field's own implementation, with one full forward pass for each cell.
+
+Its functions put clean activations into the corrupted run (denoising); with the caches exchanged
+they are noising. get_act_patch_resid_mid is left out: the hook of that name in the bridge feeds the
+MLP alone, so that patching it leaves the residual stream unpatched.
 """
 
 from __future__ import annotations

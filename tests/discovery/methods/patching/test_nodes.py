@@ -1,4 +1,4 @@
-"""Effects of single nodes: heads as `head_out` sweeps give them, MLPs as plain forward passes do."""
+"""Effects of single nodes: heads against `head_out` sweeps, MLPs against plain forward passes."""
 
 from __future__ import annotations
 
@@ -8,39 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.known_circuits.forward import run_forward
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.known_circuits.known_circuit import KnownCircuit
 from benchmarks.known_circuits.truth import group_pairs, measure_single_effects
 from benchmarks.random_models.tiny_models import as_task, random_pairs
-from discovery.backends.base import Batch
 from discovery.engine import Engine
-from discovery.interventions import replace_with
 from discovery.methods.ablation import SetMetric, ablate_heads
 from discovery.methods.patching import measure_node_effects, patch_sweep
-from discovery.sites import Direction, Site
-from tests.oracles.patching import metric_of
+from discovery.sites import Direction
+from tests.oracles.patching import mlp_effect
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 LENGTHS = (6, 4, 7)
 MODELS = ("native", "attn_only", "rotary", "gpt2", "llama", "neox")
-
-
-def mlp_effect(model: Any, task: Any, layer: int, direction: Direction, metric: Any) -> Tensor:
-    """One pair, one full pass, an MLP's output exchanged at all positions: [pair]."""
-    site, found = Site("mlp_out", layer), []
-    for pair in task.pairs:
-        clean, corrupted = (
-            Batch(torch.tensor([tokens]), torch.tensor([len(tokens) - 1]))
-            for tokens in (pair.clean, pair.corrupted)
-        )
-        base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-        value = model.run(source, [site]).activations[site]
-        logits = model.run(base, edits=[replace_with(site, value)]).logits[0]
-        found.append(metric_of(metric, logits, pair, model.run(clean).logits[0]))
-    return torch.tensor(found, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -50,13 +32,8 @@ def test_heads_are_the_sweep_and_mlps_the_plain_computation(
 ) -> None:
     """Prompts of unequal length whose last tokens differ, sets of answers."""
     model = tiny_models.load(name)
-    metric: Any = (
-        "probability_difference"
-        if name == "gpt2"
-        else "kl_divergence"
-        if name == "neox"
-        else "logit_difference"
-    )
+    metrics: dict[str, Any] = {"gpt2": "probability_difference", "neox": "kl_divergence"}
+    metric = metrics.get(name, "logit_difference")
     task = as_task(random_pairs(LENGTHS, seed=21, sets=2, same_end=False), metric)
     found = measure_node_effects(Engine(model, task), direction)
     assert found.nodes == model.info.nodes()
@@ -160,7 +137,10 @@ def test_no_shortcut_and_no_block_changes_a_number(
 
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
 def test_a_task_of_a_single_pair(tiny_models: Any, ablation: Any) -> None:
-    """Sweeps, single nodes and ablations alike; with no other pair, and no labels, the mean is over the pair's own positions."""
+    """Sweeps, single nodes and ablations work with one pair.
+
+    Without another pair and without labels, a mean is over the pair's own positions.
+    """
     model, task = tiny_models.load("native"), as_task(random_pairs((5,), seed=25))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

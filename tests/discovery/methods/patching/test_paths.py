@@ -115,7 +115,7 @@ def test_every_edge_and_slot_of_a_hand_built_circuit(name: str, hand_built: Any)
 
 
 def test_every_edge_and_slot_behind_layernorm(tiny_models: Any) -> None:
-    """A random model: MLPs, biases everywhere, prompts of different lengths, sets of answers, last tokens that differ."""
+    """On a random model with MLPs and biases, and on pairs that vary in every way."""
     model, weights = tiny_models.load("native"), tiny_models.native("native")
     pairs = random_pairs(LENGTHS, seed=4, sets=2, same_end=False, changed=3)
     found = measure_edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
@@ -125,8 +125,8 @@ def test_every_edge_and_slot_behind_layernorm(tiny_models: Any) -> None:
     assert_by_hand(found, PathPatchingOracle(weights.config, weights.state), pairs)
 
 
-def test_the_induction_circuit_talks_through_keys(hand_built: Any) -> None:
-    """The previous-token head moves the induction head's keys alone; nothing of it reaches the logits directly."""
+def test_the_edge_of_the_induction_circuit_enters_through_keys(hand_built: Any) -> None:
+    """The previous-token head moves only the induction head's keys, and not the logits directly."""
     model, _, pairs = hand_built("induction")
     before, after = parse(*load_truth("induction").nodes)
     engine = Engine(model, as_task(pairs))
@@ -145,7 +145,7 @@ def test_the_induction_circuit_talks_through_keys(hand_built: Any) -> None:
 
 
 def test_direct_effects_on_the_logits_add_up_without_a_norm(tiny_models: Any) -> None:
-    """The final stream is the sum of embed and every node, and the logit difference is linear in it."""
+    """The final stream is the sum of all nodes, and the logit difference is linear in it."""
     model = tiny_models.load("attn_only")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=5, same_end=False)))
     direct = [
@@ -162,8 +162,11 @@ def test_direct_effects_on_the_logits_add_up_without_a_norm(tiny_models: Any) ->
 
 
 @pytest.mark.parametrize("name", ["attn_only", "native", "gpt2", "llama", "rotary"])
-def test_all_that_a_node_hears_is_what_it_says(tiny_models: Any, name: str) -> None:
-    """embed -> a head of layer 0 gives its corrupted value; a node of the last layer speaks to the logits alone: noising either."""
+def test_an_edge_that_carries_everything_is_noising_the_node(tiny_models: Any, name: str) -> None:
+    """An edge that carries all of a node's input, or all of its output, is noising that node.
+
+    Those are the edges from embed to a head of layer 0, and from the last layer to the logits.
+    """
     model = tiny_models.load(name)
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=6, same_end=False)))
     noised = measure_node_effects(engine, "noising")
@@ -181,7 +184,7 @@ def test_all_that_a_node_hears_is_what_it_says(tiny_models: Any, name: str) -> N
         torch.testing.assert_close(edges[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
 
-def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(tiny_models: Any) -> None:
+def test_embed_has_no_effect_on_the_logits_if_the_last_tokens_agree(tiny_models: Any) -> None:
     model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=7)))
     found = {(e.source, e.target): e for e in measure_edge_effects(engine, [mlp(1)])}
@@ -190,8 +193,8 @@ def test_embed_says_nothing_to_the_logits_where_the_last_tokens_agree(tiny_model
     )
 
 
-def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: Any) -> None:
-    """Values that are the head's bias whatever it reads: its output is the same in both runs."""
+def test_a_node_that_does_not_differ_has_no_effect(tiny_models: Any, tmp_path: Any) -> None:
+    """The head's values are its bias whatever it reads, so its output is the same in both runs."""
     from benchmarks.random_models.tiny_models import save_native
     from discovery import load_model
 
@@ -222,19 +225,21 @@ def test_a_node_that_does_not_differ_says_nothing(tiny_models: Any, tmp_path: An
 def test_no_shortcut_changes_a_number(
     tiny_models: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that cannot be started after a layer's attention, or reuse a prefix, gives the same."""
+    """A model that cannot start after an attention, or reuse a prefix, gives the same numbers."""
     model, task = tiny_models.load(name), as_task(random_pairs(LENGTHS, seed=9))
     members = model.info.nodes()[-4:]
     quick = measure_edge_effects(Engine(model, task), members)
     run = type(model).run
 
-    def never_in_the_middle(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        assert not batch.middle
+    def never_after_attention(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        assert not batch.after_attention
         return run(self, batch, *args, **kwargs)
 
-    monkeypatch.setattr(type(model), "run", never_in_the_middle)
+    monkeypatch.setattr(type(model), "run", never_after_attention)
     monkeypatch.setattr(
-        model, "abilities", replace(model.abilities, middle=False, prefix=False, columns=False)
+        model,
+        "abilities",
+        replace(model.abilities, after_attention=False, prefix=False, columns=False),
     )
     plain = measure_edge_effects(Engine(model, task), members)
     monkeypatch.setattr(model, "abilities", Abilities())
@@ -263,10 +268,11 @@ def test_pairs_in_blocks_and_batches(tiny_models: Any) -> None:
 
 
 def test_which_edges_there_are() -> None:
-    """Every node before the other, heads of a layer before its MLP; heads of one layer do not hear each other."""
+    """Each node feeds later ones, and a head the MLP of its layer, but no head of its layer."""
     a, b, m, late = head(0, 0), head(0, 1), mlp(0), head(2, 0)
     expected = {
-        (EMBED, a), (EMBED, b), (EMBED, m), (EMBED, late), (EMBED, LOGITS), (a, m), (b, m), (a, late), (b, late), (m, late),
+        (EMBED, a), (EMBED, b), (EMBED, m), (EMBED, late), (EMBED, LOGITS),
+        (a, m), (b, m), (a, late), (b, late), (m, late),
         (a, LOGITS), (b, LOGITS), (m, LOGITS), (late, LOGITS),
     }  # fmt: skip
     found = edges_between([late, m, b, a])
@@ -278,7 +284,7 @@ def test_which_edges_there_are() -> None:
 def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(
     tiny_models: Any,
 ) -> None:
-    """Both read the same stream. What an earlier node says to that MLP is what noising all of it would."""
+    """Both read the same stream, so embed is all that the MLP of layer 0 reads."""
     model = tiny_models.load("neox")
     assert model.info.parallel
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=11)))
@@ -296,7 +302,7 @@ def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_t
 
 
 def test_what_it_costs_is_announced(tiny_models: Any) -> None:
-    """A budget that does not reach is refused before anything but the baselines is run; what is counted is near what was announced."""
+    """The work counted is near the estimate; a budget too small is refused before any edge."""
     model, task = tiny_models.load("native"), as_task(random_pairs((6,) * 6, seed=12))
     told: list[float] = []
     meter = Meter(

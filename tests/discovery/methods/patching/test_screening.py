@@ -1,4 +1,4 @@
-"""A screened sweep: what is measured is exact, what is not is said, and the sample bounds what was missed."""
+"""A screened sweep: measured cells are exact, and the random sample bounds what was missed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from discovery import load_model, load_task, patch_sweep
 from discovery.engine import Engine
 from discovery.methods.patching import estimate_sweep, plan_sweep, screening
 from discovery.methods.patching.screening import bound_missed_share
+from discovery.sites import Direction
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_measured_cells_are_the_whole_sweeps(
 
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out"])
 def test_a_screened_sweep_is_planned_as_such(tiny_models: Any, few: None, site: Any) -> None:
-    """Where it is too dear and a screen costs less; which cells rank first is not known, so the plan takes their mean."""
+    """A grid is screened if it is too expensive and a screen, at a cell's mean cost, is cheaper."""
     model, task = tiny_models.load("llama"), as_task(random_pairs([12] * 3, seed=5))
     engine = Engine(model, task)
     engine.baseline("clean"), engine.baseline("corrupted")
@@ -135,9 +136,10 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(
     model = load_model(build_known_circuit(name).save(tmp_path / "model"))
     task = load_task(tmp_path / "model" / "task.jsonl", model, pairs=24)
     alone = {}
-    for direction in ("denoising", "noising"):
-        whole = patch_sweep(model, task, "head_out", direction=direction)  # type: ignore[arg-type]  # a direction
-        found = patch_sweep(model, task, "head_out", direction=direction, screen=True)  # type: ignore[arg-type]  # a direction
+    directions: tuple[Direction, ...] = ("denoising", "noising")
+    for direction in directions:
+        whole = patch_sweep(model, task, "head_out", direction=direction)
+        found = patch_sweep(model, task, "head_out", direction=direction, screen=True)
         assert found.screen is not None
         for layer, head in (whole.values.abs() >= 0.1).nonzero().tolist():
             alone[f"a{layer}.h{head}", direction] = float(found.screen.estimates[layer, head])
@@ -149,7 +151,7 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(
     ("drawn", "rest"), [(59, 6), (59, 11), (59, 41), (59, 441), (20, 100), (3, 2)]
 )
 def test_the_bound_is_wrong_one_time_in_twenty_at_most(drawn: int, rest: int) -> None:
-    """However many of all cells have a sizeable effect: the chance that more of those left out have one than was claimed."""
+    """The bound fails with a chance of at most 5%, however many cells have a sizeable effect."""
     claims = [bound_missed_share(found, drawn, rest) * rest for found in range(drawn + 1)]
     for sizeable in range(drawn + rest + 1):
         found = range(max(0, sizeable - rest), min(drawn, sizeable) + 1)

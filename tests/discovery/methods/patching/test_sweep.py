@@ -1,7 +1,4 @@
-"""Patching sweeps against one full forward pass for each cell of each pair.
-
-Positions by name: labels where tokens have one, places from the end elsewhere, from the same measurements.
-"""
+"""Patching sweeps against one full forward pass for each cell of each pair."""
 
 from __future__ import annotations
 
@@ -62,7 +59,10 @@ def assert_equal(got: Sweep, truth: patching.NaiveSweep, metric: MetricName) -> 
     ],
 )
 def test_every_site_is_the_naive_loop(tiny_models, name, site):
-    """Unequal lengths, sets of answers, in float64; both directions and all metrics on one model, one of them by turns on others."""
+    """Prompts of unequal length with sets of answers, in float64.
+
+    One model takes both directions and all metrics; the others take turns.
+    """
     model = tiny_models.load(name, dtype="float64")
     task = as_task(random_pairs(LENGTHS, seed=1, sets=2))
     if lacks(model, site):
@@ -125,7 +125,7 @@ def test_in_single_precision(tiny_models, name, site):
 def test_any_shape_padding_and_corruption(
     tiny_models, name, site, lengths, changed, same_end, sets, by, seed
 ):
-    """Single tokens, prompts that differ everywhere or at their last token only, labels that some pairs lack."""
+    """Prompts of one token, differences everywhere or at the last token only, missing labels."""
     model = tiny_models.load(name, dtype="float64")
     if lacks(model, site):
         site = "attn_out"
@@ -148,7 +148,7 @@ def test_any_shape_padding_and_corruption(
         )
 
 
-def test_positions_count_from_0_where_all_prompts_are_equally_long_and_from_the_end_otherwise(
+def test_positions_count_from_0_if_all_prompts_have_one_length_and_from_the_end_if_not(
     tiny_models,
 ):
     model = tiny_models.load("native")
@@ -203,7 +203,7 @@ def test_labels_are_columns_in_the_order_of_their_mean_position(tiny_models):
     ],
 )
 def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models, site, direction):
-    """Before the first difference; and after the last layer's attention, everywhere but at the answer position."""
+    """They are before the first difference, or after the last attention but not the answer."""
     model = tiny_models.load("gpt2")
     task = as_task(
         [
@@ -230,7 +230,7 @@ def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models,
 
 @pytest.mark.parametrize("name", MODELS)
 def test_identities(tiny_models, name):
-    """The whole stream at the last position of the last layer restores, or destroys, everything; embeddings that agree do nothing."""
+    """The last position of the last layer's stream carries everything; equal embeddings nothing."""
     model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 5, 6], seed=3))
     for direction in DIRECTIONS:
         post = patch_sweep(model, task, "resid_post", direction=direction).values

@@ -19,7 +19,7 @@ DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 
 
 def blocks_of(tiny_models: TinyModels, name: str, task: Task, pairs_each: int) -> tuple[Any, int]:
-    """A model, and the memory that holds so many pairs at a time."""
+    """Return a model, and the least memory that holds so many pairs at a time."""
     model = tiny_models.load(name, dtype="float64")
     low, high = 1, 1 << 40
     while low < high:
@@ -77,7 +77,7 @@ def test_less_memory_than_one_pair_is_refused_with_what_is_needed(tiny_models):
         (RuntimeError("MPS backend out of memory"), 3),
     ],
 )
-def test_where_memory_runs_out_batches_are_halved_and_the_numbers_are_the_same(
+def test_batches_are_halved_if_memory_runs_out_and_the_numbers_are_the_same(
     tiny_models, monkeypatch, fits, fault
 ):
     model, task = (
@@ -100,7 +100,7 @@ def test_where_memory_runs_out_batches_are_halved_and_the_numbers_are_the_same(
     assert len(refused) <= 6  # what did not fit is remembered
 
 
-def test_one_row_that_does_not_fit_is_the_users_to_mend(tiny_models, monkeypatch):
+def test_one_row_that_does_not_fit_is_an_error_that_the_user_can_fix(tiny_models, monkeypatch):
     model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5]))
     engine = Engine(model, task)
 
@@ -145,7 +145,7 @@ def test_the_work_counted_is_the_work_estimated(tiny_models, name, site):
 
 
 def test_a_sweep_needs_few_cached_passes(tiny_models, monkeypatch):
-    """Not one for each layer: a site is cached at all layers at once, with the logits and the keys and values."""
+    """A site is cached at all layers in one pass, together with logits, keys and values."""
     model, task = tiny_models.load("gpt2"), as_task(random_pairs([5, 5]))
     for site, passes in (("resid_pre", 2), ("resid_post", 3), ("head_out", 4), ("mlp_out", 5)):
         engine = Engine(model, task)
@@ -193,7 +193,7 @@ def test_a_budget_that_does_not_reach_stops_before_the_rows(tiny_models):
     assert engine.meter.spent <= 5.0
 
 
-def test_progress_is_told_and_reaches_the_estimate(tiny_models):
+def test_progress_is_reported_and_reaches_the_estimate(tiny_models):
     told: list[tuple[float, float, str]] = []
     model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5, 7]))
     patch_sweep(
