@@ -170,7 +170,7 @@ def _patch_layer(
     *,
     alone: bool,
 ) -> tuple[dict[tuple[int, ...], Tensor], int]:
-    """Patch every cell of a layer, and return the logits by cell and the number of heads, if any."""
+    """Patch every cell of a layer; return the logits by cell, and the number of heads, if any."""
     source, base = _sides(pair, direction)
     kind: Any = "z" if site.startswith("head_out") else site
     at = Site(kind, layer)

@@ -46,13 +46,13 @@ def test_every_alternative_is_tried_once_where_they_are_few(
     circuit = frozenset(data.draw(st.sets(st.sampled_from(members))))
     f = SyntheticFaithfulness(members, lambda kept: 1.0 - len(kept ^ circuit))
     expected = matched_sets(f.everything, circuit, by_layer=by_layer)
-    found, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
+    rivals, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
     assert control == (
         Control(n=len(expected), n_possible=len(expected), as_good=0, p=1 / (1 + len(expected)))
         if expected
         else None
     )
-    assert found == []
+    assert rivals == []
     if expected:
         assert set(expected) <= set(f.measured)
 
@@ -62,13 +62,13 @@ def test_at_most_200_are_all_taken_beyond_that_200_different_ones() -> None:
     for count, size in ((201, 1), (202, 1), (24, 3)):
         members = [head(0, h) for h in range(count)]
         circuit = frozenset(members[:size])
-        made, possible = draw_alternatives([(members, size)], circuit, 0)
+        alternatives, possible = draw_alternatives([(members, size)], circuit, 0)
         assert possible == math.comb(count, size) - 1
-        assert len(made) == len(set(made)) == min(possible, 200)
-        assert circuit not in made
-        assert {len(one) for one in made} == {size}
-        assert draw_alternatives([(members, size)], circuit, 0)[0] == made
-    assert set(draw_alternatives([(members, 3)], circuit, 1)[0]) != set(made)
+        assert len(alternatives) == len(set(alternatives)) == min(possible, 200)
+        assert circuit not in alternatives
+        assert {len(nodes_of_set) for nodes_of_set in alternatives} == {size}
+        assert draw_alternatives([(members, size)], circuit, 0)[0] == alternatives
+    assert set(draw_alternatives([(members, 3)], circuit, 1)[0]) != set(alternatives)
 
 
 def test_drawn_alternatives_keep_each_groups_number() -> None:
@@ -79,15 +79,17 @@ def test_drawn_alternatives_keep_each_groups_number() -> None:
         f.measured.clear()
         _, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
         assert control is not None
-        others = f.measured.keys() - {circuit}
-        assert control.n == 200 == len(others)
+        alternatives = f.measured.keys() - {circuit}
+        assert control.n == 200 == len(alternatives)
         assert {
-            tuple(sorted(shape(made, by_layer=by_layer).items(), key=str)) for made in others
+            tuple(sorted(shape(candidate, by_layer=by_layer).items(), key=str))
+            for candidate in alternatives
         } == {tuple(sorted(shape(circuit, by_layer=by_layer).items(), key=str))}
         sizes = Counter((node.kind, node.layer if by_layer else None) for node in members)
-        taken = shape(circuit, by_layer=by_layer)
+        circuit_shape = shape(circuit, by_layer=by_layer)
         assert (
-            control.n_possible == math.prod(math.comb(sizes[key], taken[key]) for key in sizes) - 1
+            control.n_possible
+            == math.prod(math.comb(sizes[key], circuit_shape[key]) for key in sizes) - 1
         )
 
 
@@ -104,8 +106,8 @@ def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
         universe(1, 4), lambda kept: float({head(0, 0), mlp(0)} <= kept)
     )
     with_bystander = nodes("a0.h0", "a0.h2", "m0")
-    found = find_rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
-    assert set(found) == {nodes("a0.h0", other, "m0") for other in ("a0.h1", "a0.h3")}
+    rivals = find_rivals(bystander, with_bystander, [], 0, by_layer=True)[0]
+    assert set(rivals) == {nodes("a0.h0", other, "m0") for other in ("a0.h1", "a0.h3")}
     control = measure_random_controls(bystander, with_bystander, [], 0).layer
     assert (control.n, control.n_possible, control.as_good) == (5, 5, 2)
     assert control.p == pytest.approx(3 / 6)
@@ -113,7 +115,8 @@ def test_as_good_means_as_faithful_and_itself_necessary_and_complete() -> None:
 
 def test_each_of_b_and_c_alone_disqualifies() -> None:
     """The alternatives are as faithful; they differ when knocked out, or with a node out or in."""
-    circuit, other = nodes("a0.h0"), nodes("a0.h1")
+    circuit = nodes("a0.h0")
+    other = nodes("a0.h1")
     everything = nodes("a0.h0", "a0.h1", "a0.h2", "a0.h3")
 
     def with_changes(changes: dict[NodeSet, float]) -> list[NodeSet]:
@@ -142,14 +145,17 @@ def test_each_of_b_and_c_alone_disqualifies() -> None:
 def test_both_controls_of_a_hand_built_circuit(load_case: Callable[[str], Any]) -> None:
     """No set of the circuit's shape is as good, counted from the full table of f."""
     case = load_case("induction")
-    f, oracle = case.f("resample"), case.oracle("resample")
+    f = case.f("resample")
+    oracle = case.oracle("resample")
     circuit = nodes(*load_truth("induction").nodes)
-    found = measure_random_controls(f, circuit, sorted(f.everything), 0)
-    own = abs(1 - oracle.f1(circuit))
-    for control, by_layer in ((found.size, False), (found.layer, True)):
+    controls = measure_random_controls(f, circuit, sorted(f.everything), 0)
+    distance = abs(1 - oracle.f1(circuit))
+    for control, by_layer in ((controls.size, False), (controls.layer, True)):
         expected = matched_sets(f.everything, circuit, by_layer=by_layer)
         assert (control.n, control.n_possible) == (len(expected), len(expected))
-        close = [made for made in expected if abs(1 - oracle.f1(made)) <= own + 1e-4]
+        close = [
+            candidate for candidate in expected if abs(1 - oracle.f1(candidate)) <= distance + 1e-4
+        ]
         assert control.as_good == len(close) == 0
         assert control.p == pytest.approx(1 / (1 + len(expected)))
 
@@ -157,7 +163,8 @@ def test_both_controls_of_a_hand_built_circuit(load_case: Callable[[str], Any]) 
 def test_a_distractor_beside_the_circuit_has_rivals(load_case: Callable[[str], Any]) -> None:
     """By the full definition, over every set of the same shape, from the weights."""
     case = load_case("induction")
-    f, oracle = case.f("mean"), case.oracle("mean")
+    f = case.f("mean")
+    oracle = case.oracle("mean")
     circuit = nodes(*load_truth("induction").nodes) | nodes("a1.h3")
     expected = rivals_by_definition(oracle, f.everything, circuit, by_layer=False)
     rivals, _ = find_rivals(f, circuit, sorted(f.everything), 0, by_layer=False)
@@ -167,14 +174,14 @@ def test_a_distractor_beside_the_circuit_has_rivals(load_case: Callable[[str], A
 def test_no_alternative_is_null() -> None:
     f = SyntheticFaithfulness(universe(2, 2), lambda kept: len(kept) / 6)
     for circuit in (f.everything, frozenset()):
-        found = measure_random_controls(f, circuit, [], 0)
-        assert (found.size, found.layer) == (None, None)
+        controls = measure_random_controls(f, circuit, [], 0)
+        assert (controls.size, controls.layer) == (None, None)
     heads = frozenset(
         node for node in f.everything if node.kind == "attention_head" and node.layer == 0
     )
-    found = measure_random_controls(f, heads, [], 0)
-    assert found.layer is None
-    assert (found.size.n, found.size.n_possible) == (5, 5)
+    controls = measure_random_controls(f, heads, [], 0)
+    assert controls.layer is None
+    assert (controls.size.n, controls.size.n_possible) == (5, 5)
     assert (
         measure_random_controls(
             SyntheticFaithfulness(f.everything, len, is_defined=False), heads, [], 0
@@ -207,19 +214,19 @@ def test_below_19_none_may_be_as_good_from_19_on_p_decides(
 
 
 def test_only_the_first_32_pairs_are_asked_for() -> None:
-    asked = []
+    pairs_asked_for = []
 
     class Spy(SyntheticFaithfulness):
         def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
-            asked.append(pairs)
+            pairs_asked_for.append(pairs)
             return super().__call__(sets, label, pairs)
 
     for n_pairs, expected in ((100, 32), (10, 10)):
-        asked.clear()
+        pairs_asked_for.clear()
         measure_random_controls(
             Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
         )
-        assert set(asked) == {expected}
+        assert set(pairs_asked_for) == {expected}
 
 
 def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:

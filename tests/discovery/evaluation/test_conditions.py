@@ -53,9 +53,11 @@ def test_every_condition_comes_out_as_over_the_full_table(
 ) -> None:
     """For the truth, the truth with one node more or less, everything, and nothing."""
     case = load_case(name)
-    f, oracle = case.f(ablation), case.oracle(ablation)
+    f = case.f(ablation)
+    oracle = case.oracle(ablation)
     table = ConditionsBySubset(oracle.universe, oracle.table())
-    truth, everything = nodes(*load_truth(name).nodes), f.everything
+    truth = nodes(*load_truth(name).nodes)
+    everything = f.everything
     tried = [
         truth,
         everything,
@@ -106,14 +108,14 @@ def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
     rows = {
         row.node: row for row in measure(case, circuit, heldout).evidence["resample"].minimality
     }
-    chosen = choose_contexts(case.evaluator, circuit, "resample")
+    contexts = choose_contexts(case.evaluator, circuit, "resample")
     assert rows.keys() == {str(node) for node in circuit}
     for name, row in rows.items():
         (v,) = nodes(name)
-        context = chosen[v]
+        context = contexts[v]
         assert row.context == tuple(str(w) for w in sorted(context))
-        one, other = heldout.f("resample")([circuit - context, circuit - context - {v}]).tolist()
-        assert row.drop == pytest.approx(abs(one - other), abs=1e-9)
+        with_v, other = heldout.f("resample")([circuit - context, circuit - context - {v}]).tolist()
+        assert row.drop == pytest.approx(abs(with_v - other), abs=1e-9)
     assert rows["a1.h0"].context == ("a1.h2",)
     assert rows["a1.h2"].context == ("a1.h0",)
 
@@ -121,9 +123,9 @@ def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
 def test_an_empty_circuit_and_the_whole_universe(load_case: Callable[[str], Any]) -> None:
     case = load_case("induction")
     for circuit, kept in ((frozenset(), 0.0), (case.f("resample").everything, 1.0)):
-        found = measure(case, circuit)
+        measured = measure(case, circuit)
         for ablation in EVIDENCE_ABLATIONS:
-            evidence = found.evidence[ablation]
+            evidence = measured.evidence[ablation]
             assert evidence.faithfulness.value == pytest.approx(kept, abs=1e-9)
             assert (
                 evidence.faithfulness.low
@@ -149,22 +151,24 @@ def test_wherever_the_budget_ends_what_was_measured_is_kept(
         )
 
     free = measure(case, circuit, evaluator())
-    whole, ends, overhead = meter.spent, set(), 0.0
+    whole = meter.spent
+    ends = set()
+    overhead = 0.0
     for share in (0.0, 0.05, 0.08, 0.1, 0.13, 0.17, 0.25, 0.5, 0.9, 1.01):
         meter = Meter(limit=share * whole)
-        found = measure(case, circuit, evaluator())
-        ends.add(found.cut_short)
+        measured = measure(case, circuit, evaluator())
+        ends.add(measured.cut_short)
         overhead = max(overhead, meter.spent - share * whole)
-        for ablation, evidence in found.evidence.items():
+        for ablation, evidence in measured.evidence.items():
             full = free.evidence[ablation]
             assert isinstance(evidence, AblationEvidence)
             assert evidence.faithfulness == full.faithfulness
             for field in FIELDS:
                 assert getattr(evidence, field) in (None, getattr(full, field))
         missing = [
-            any(getattr(e, field) is None for e in found.evidence.values()) for field in FIELDS
+            any(getattr(e, field) is None for e in measured.evidence.values()) for field in FIELDS
         ]
         assert missing == sorted(missing), "in order of what they decide"
-        assert (found.cut_short is None) == (len(found.evidence) == 2 and not any(missing))
+        assert (measured.cut_short is None) == (len(measured.evidence) == 2 and not any(missing))
     assert ends >= {"(a) and (b)", "(c)", "(e)", None}
     assert overhead <= 2 * len(case.evaluator.engine) + 1e-6, "cached passes only"

@@ -73,17 +73,17 @@ def test_held_out_pairs_are_looked_at_only_when_final(
     wide: tuple[Any, Any], final: Any, tmp_path: Path
 ) -> None:
     """Without it, discovery pairs: at most partial, and nothing is counted."""
-    found = evaluate_circuit(*wide, TRUTH, runs_dir=tmp_path)
-    assert found.verdict == "partial"
-    assert found.reasons == (NOT_FINAL_REASON, *final.reasons)
-    assert found.evaluation.heldout is None
-    assert found.evaluation.heldout_looks is None
+    evaluation = evaluate_circuit(*wide, TRUTH, runs_dir=tmp_path)
+    assert evaluation.verdict == "partial"
+    assert evaluation.reasons == (NOT_FINAL_REASON, *final.reasons)
+    assert evaluation.evaluation.heldout is None
+    assert evaluation.evaluation.heldout_looks is None
     assert not list(tmp_path.iterdir())
     assert (
-        found.evaluation.discovery.ablations.mean.faithfulness
+        evaluation.evaluation.discovery.ablations.mean.faithfulness
         == final.evaluation.discovery.ablations.mean.faithfulness
     )
-    assert len(found.evaluation.discovery.ablations.mean.minimality) == 2
+    assert len(evaluation.evaluation.discovery.ablations.mean.minimality) == 2
 
 
 def test_another_circuit_is_another_look_and_changes_no_verdict(
@@ -108,10 +108,10 @@ def test_another_circuit_is_another_look_and_changes_no_verdict(
 
 def test_few_discovery_pairs_are_not_called_held_out(load_case: Callable[[str], Any]) -> None:
     case = load_case("induction")
-    found = evaluate_circuit(case.model, case.task, TRUTH)
-    assert found.evaluation.discovery.n == len(case.task.discovery) < 48
-    assert found.verdict == "partial"
-    assert not any("held-out pairs;" in reason for reason in found.reasons)
+    evaluation = evaluate_circuit(case.model, case.task, TRUTH)
+    assert evaluation.evaluation.discovery.n == len(case.task.discovery) < 48
+    assert evaluation.verdict == "partial"
+    assert not any("held-out pairs;" in reason for reason in evaluation.reasons)
     few = evaluate_circuit(case.model, case.task, TRUTH, final=True)
     assert few.verdict == "inconclusive"
     assert few.reasons[0] == f"{len(case.task.heldout)} held-out pairs; 48 are needed"
@@ -128,9 +128,9 @@ def test_no_behaviour_is_named_once_per_split_that_was_looked_at(
         ),
     )
     for final, expected in ((False, {"discovery"}), (True, {"discovery", "heldout"})):
-        found = evaluate_circuit(case.model, turned, TRUTH, final=final)
-        assert found.verdict == "no_behaviour"
-        assert {reason.split(":")[0] for reason in found.reasons} == expected
+        evaluation = evaluate_circuit(case.model, turned, TRUTH, final=final)
+        assert evaluation.verdict == "no_behaviour"
+        assert {reason.split(":")[0] for reason in evaluation.reasons} == expected
 
 
 @pytest.mark.parametrize("final", [False, True])
@@ -141,9 +141,9 @@ def test_two_pairs_are_enough_to_be_measured(final: bool, load_case: Callable[[s
     task = replace(as_task(pairs), splits=("discovery", "heldout"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluate_circuit(case.model, task, TRUTH, final=final)
-    assert found.verdict == "no_behaviour"
-    split = found.evaluation.heldout if final else found.evaluation.discovery
+        evaluation = evaluate_circuit(case.model, task, TRUTH, final=final)
+    assert evaluation.verdict == "no_behaviour"
+    split = evaluation.evaluation.heldout if final else evaluation.evaluation.discovery
     for ablation in (split.ablations.resample, split.ablations.mean):
         assert ablation.faithfulness.low == ablation.faithfulness.high
         assert [row.p for row in ablation.minimality] == [1.0, 1.0]
@@ -154,27 +154,27 @@ def test_with_the_mlps_kept(load_case: Callable[[str], Any]) -> None:
     """With universe="heads" f is 0 for the MLPs alone, so they are in no control and no circuit."""
     case = load_case("or_mlp")
     heads = [name for name in load_truth("or_mlp").nodes if name.startswith("a")]
-    found = evaluate_circuit(case.model, case.task, heads, universe="heads")
-    assert found.evaluation.universe == "heads"
+    evaluation = evaluate_circuit(case.model, case.task, heads, universe="heads")
+    assert evaluation.evaluation.universe == "heads"
     oracle = case.oracle("resample")
     mlps = {"m0", "m1"}
     empty, full, kept = oracle.f(mlps, oracle.universe, {*heads, *mlps})
-    own = found.evaluation.discovery.ablations.resample
-    assert own.faithfulness.value == pytest.approx((kept - empty) / (full - empty), abs=1e-4)
-    assert own.completeness.n_out_possible == 8 - len(heads)
+    evidence = evaluation.evaluation.discovery.ablations.resample
+    assert evidence.faithfulness.value == pytest.approx((kept - empty) / (full - empty), abs=1e-4)
+    assert evidence.completeness.n_out_possible == 8 - len(heads)
     with pytest.raises(MeasurementError, match="not in the universe 'heads'"):
         evaluate_circuit(case.model, case.task, [*heads, "m1"], universe="heads")
 
 
 def test_by_kl_divergence_the_truth_still_holds(load_case: Callable[[str], Any]) -> None:
     case = load_case("induction")
-    found = evaluate_circuit(case.model, case.task, TRUTH, metric="kl_divergence")
-    own = found.evaluation.discovery.ablations.resample
-    assert own.metric_full == pytest.approx(0, abs=1e-5)
-    assert own.metric_empty > 0
-    assert own.faithfulness.value > 0.8
-    assert own.random_controls.layer.as_good == 0
-    assert found.verdict != "no_behaviour"
+    evaluation = evaluate_circuit(case.model, case.task, TRUTH, metric="kl_divergence")
+    evidence = evaluation.evaluation.discovery.ablations.resample
+    assert evidence.metric_full == pytest.approx(0, abs=1e-5)
+    assert evidence.metric_empty > 0
+    assert evidence.faithfulness.value > 0.8
+    assert evidence.random_controls.layer.as_good == 0
+    assert evaluation.verdict != "no_behaviour"
 
 
 def test_bad_input(load_case: Callable[[str], Any]) -> None:
@@ -191,13 +191,13 @@ def test_bad_input(load_case: Callable[[str], Any]) -> None:
 
 def test_a_budget_that_ends_in_the_conditions(wide: tuple[Any, Any], tmp_path: Path) -> None:
     whole = evaluate_circuit(*wide, TRUTH, final=True, runs_dir=tmp_path)
-    found = evaluate_circuit(
+    evaluation = evaluate_circuit(
         *wide, TRUTH, final=True, runs_dir=tmp_path, budget=0.6 * whole.cost.forward_equivalents
     )
-    assert found.verdict == "inconclusive"
-    assert found.reasons[0].startswith("the budget ended before (")
-    assert found.cost.forward_equivalents <= 0.6 * whole.cost.forward_equivalents
-    assert found.evaluation.discovery.ablations == whole.evaluation.discovery.ablations
+    assert evaluation.verdict == "inconclusive"
+    assert evaluation.reasons[0].startswith("the budget ended before (")
+    assert evaluation.cost.forward_equivalents <= 0.6 * whole.cost.forward_equivalents
+    assert evaluation.evaluation.discovery.ablations == whole.evaluation.discovery.ablations
 
 
 def test_keys(load_case: Callable[[str], Any]) -> None:

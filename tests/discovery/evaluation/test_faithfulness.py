@@ -25,7 +25,8 @@ ABLATIONS = ("resample", "mean")
 
 def some_sets(names: Iterable[str], truth: Iterable[str]) -> list[frozenset[Node]]:
     """Nothing, everything, the truth and its rest, and a few at random."""
-    universe, rng = sorted(map(Node.parse, names)), random.Random(3)
+    universe = sorted(map(Node.parse, names))
+    rng = random.Random(3)
     circuit = frozenset(map(Node.parse, truth))
     drawn = [frozenset(node for node in universe if rng.random() < 0.5) for _ in range(6)]
     return [frozenset(), frozenset(universe), circuit, frozenset(universe) - circuit, *drawn]
@@ -37,7 +38,8 @@ def test_f_is_what_the_weights_give(
     name: str, ablation: Any, load_case: Callable[[str], Any]
 ) -> None:
     case = load_case(name)
-    f, oracle = case.f(ablation), case.oracle(ablation)
+    f = case.f(ablation)
+    oracle = case.oracle(ablation)
     sets = some_sets(oracle.universe, load_truth(name).nodes)
     assert f(sets).tolist() == pytest.approx(oracle.f(*sets), abs=1e-4)
     scale = float((f.full - f.empty).mean())
@@ -52,26 +54,25 @@ def test_the_evidence_of_a_circuit(ablation: Any, load_case: Callable[[str], Any
     The median and the share in the band are those of the pairs' own ratios.
     """
     case = load_case("induction")
-    f, oracle = case.f(ablation), case.oracle(ablation)
+    f = case.f(ablation)
+    oracle = case.oracle(ablation)
     circuit = frozenset(map(Node.parse, load_truth("induction").nodes))
-    found = f.measure_circuit(circuit)
+    evidence = f.measure_circuit(circuit)
     empty, full = oracle.metrics([(), oracle.universe])
-    assert found.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
-    assert found.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
+    assert evidence.metric_full == pytest.approx(float(full.mean()), abs=1e-4)
+    assert evidence.metric_empty == pytest.approx(float(empty.mean()), abs=1e-4)
     resamples = Resamples.of(f.engine.task)
     for score, kept, band in (
-        (found.faithfulness, circuit, (0.8, 1.2)),
-        (found.knockout, f.everything - circuit, (-0.2, 0.2)),
+        (evidence.faithfulness, circuit, (0.8, 1.2)),
+        (evidence.knockout, f.everything - circuit, (-0.2, 0.2)),
     ):
         (metric,) = oracle.metrics([kept])
         assert score.value == pytest.approx(oracle.f1(kept), abs=1e-4)
         draws = sorted(
             float((row @ (metric - empty)) / (row @ (full - empty))) for row in resamples.weights
         )
-        place_low, place_high = (
-            resamples.tail * (len(draws) - 1),
-            (1 - resamples.tail) * (len(draws) - 1),
-        )
+        place_low = resamples.tail * (len(draws) - 1)
+        place_high = (1 - resamples.tail) * (len(draws) - 1)
         low, high = (
             draws[math.floor(at)] + (at % 1) * (draws[math.ceil(at)] - draws[math.floor(at)])
             for at in (place_low, place_high)
@@ -81,8 +82,8 @@ def test_the_evidence_of_a_circuit(ablation: Any, load_case: Callable[[str], Any
         assert score.median == pytest.approx(statistics.median(single), abs=1e-4)
         inside = sum(band[0] <= value <= band[1] for value in single) / len(single)
         assert score.share_in_band == pytest.approx(inside, abs=1.01 / len(single))
-    assert found.reference.alignment == "position"
-    assert found.reference.size == (
+    assert evidence.reference.alignment == "position"
+    assert evidence.reference.size == (
         1 if ablation == "resample" else min(map(len, oracle.groups.values())) - 1
     )
 
@@ -94,16 +95,17 @@ def test_the_median_of_an_even_number_of_pairs_lies_between_the_middle_two(
     f = Faithfulness(Engine(case.model, as_task(case.task.discovery.pairs[:2])), "resample")
     kept = f.everything - frozenset({Node.parse("a0.h2")})
     (metric,) = f.set_metric([kept]).double()
-    one, other = ((metric - f.empty) / (f.full - f.empty)).tolist()
-    assert one != other
-    assert f.score(kept, (0.8, 1.2)).median == pytest.approx((one + other) / 2, abs=1e-9)
+    first, other = ((metric - f.empty) / (f.full - f.empty)).tolist()
+    assert first != other
+    assert f.score(kept, (0.8, 1.2)).median == pytest.approx((first + other) / 2, abs=1e-9)
 
 
 def test_difference_is_each_pairs_share(load_case: Callable[[str], Any]) -> None:
     f = load_case("induction").f("resample")
-    one, other = f.everything, f.everything - {min(f.everything)}
-    assert float(f.per_pair_difference(one, other).mean()) == pytest.approx(
-        float(f([one])[0] - f([other])[0]), abs=1e-9
+    first = f.everything
+    other = f.everything - {min(f.everything)}
+    assert float(f.per_pair_difference(first, other).mean()) == pytest.approx(
+        float(f([first])[0] - f([other])[0]), abs=1e-9
     )
 
 
@@ -123,7 +125,9 @@ def test_over_the_first_pairs_only(load_case: Callable[[str], Any]) -> None:
 def test_a_resample_weighs_the_pairs(load_case: Callable[[str], Any]) -> None:
     """f with each pair counted as often as it was drawn; equal weights give f itself."""
     case = load_case("induction")
-    f, oracle, n = case.f("mean"), case.oracle("mean"), len(case.evaluator.engine)
+    f = case.f("mean")
+    oracle = case.oracle("mean")
+    n = len(case.evaluator.engine)
     kept = frozenset(map(Node.parse, oracle.universe[:5]))
     even = ResampledFaithfulness(f, torch.full((n,), 1 / n, dtype=torch.float64))
     assert float(even([kept])[0]) == pytest.approx(float(f([kept])[0]), abs=1e-9)
@@ -172,10 +176,10 @@ def test_f_is_null_where_ablation_removes_nothing(load_case: Callable[[str], Any
     assert f.gap_low < 0
     assert not f.is_defined
     assert f.score(f.everything, (0.8, 1.2)) is None
-    found = f.measure_circuit(frozenset())
-    assert found.faithfulness is None
-    assert found.knockout is None
-    assert found.metric_full < found.metric_empty
+    evidence = f.measure_circuit(frozenset())
+    assert evidence.faithfulness is None
+    assert evidence.knockout is None
+    assert evidence.metric_full < evidence.metric_empty
 
 
 @pytest.mark.parametrize("copies", [1, 12])

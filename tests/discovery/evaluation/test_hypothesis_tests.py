@@ -31,9 +31,9 @@ def p_of(found: Any) -> float:
 
 def test_equivalence_counts_shares_not_sizes() -> None:
     """One large difference does not outweigh many small ones of the other sign."""
-    found: Any = equivalence_test(np.array([100.0, -1, -1, -1, -1]), np.zeros(5), 0.0)
-    assert found["share_above"] == 0.2
-    assert found["p"] == pytest.approx(
+    result: Any = equivalence_test(np.array([100.0, -1, -1, -1, -1]), np.zeros(5), 0.0)
+    assert result["share_above"] == 0.2
+    assert result["p"] == pytest.approx(
         binom.sf(3, 5, 0.6) + binom.cdf(1, 5, 0.6)
     )  # at least four of one sign, P = 0.6
 
@@ -101,27 +101,27 @@ def test_on_a_model_whose_circuit_is_known(tmp_path: Path) -> None:
     )
     nodes = model.info.nodes()
     truth = frozenset({Node.parse("a0.h2"), Node.parse("a1.h1")})
-    found: Any = run_hypothesis_tests(evaluator.f("resample"), truth, nodes, 0)
-    rows = {row["node"]: row for row in found["inflated_circuit"]["nodes"]}
+    tests: Any = run_hypothesis_tests(evaluator.f("resample"), truth, nodes, 0)
+    rows = {row["node"]: row for row in tests["inflated_circuit"]["nodes"]}
     assert {name: row["share"] for name, row in rows.items()} == {"a0.h2": 1.0, "a1.h1": 1.0}
     extra = Node.parse("a1.h3")
-    found = run_hypothesis_tests(evaluator.f("resample"), truth | {extra}, nodes, 0)
-    rows = {row["node"]: row for row in found["inflated_circuit"]["nodes"]}
+    tests = run_hypothesis_tests(evaluator.f("resample"), truth | {extra}, nodes, 0)
+    rows = {row["node"]: row for row in tests["inflated_circuit"]["nodes"]}
     assert rows["a1.h3"]["share"] < 0.9
 
 
 def test_the_inflated_circuits_p_by_hand() -> None:
     """Ten bystanders change f by 0.01 to 0.10; A exceeds all of them, B four, and C none."""
-    a, b, c, *others = (head(0, h) for h in range(13))
-    worth = {a: 0.5, b: 0.045, c: 0.001} | {v: 0.01 * n for n, v in enumerate(others, 1)}
-    f: Any = SyntheticFaithfulness([a, b, c, *others], lambda kept: sum(worth[v] for v in kept))
-    found: Any = inflation_test(f, frozenset({a, b, c}), others, 0)
+    a, b, c, *bystanders = (head(0, h) for h in range(13))
+    worth = {a: 0.5, b: 0.045, c: 0.001} | {v: 0.01 * n for n, v in enumerate(bystanders, 1)}
+    f: Any = SyntheticFaithfulness([a, b, c, *bystanders], lambda kept: sum(worth[v] for v in kept))
+    result: Any = inflation_test(f, frozenset({a, b, c}), bystanders, 0)
     p = [binom.cdf(10, 10, 0.9), binom.cdf(4, 10, 0.9), binom.cdf(0, 10, 0.9)]
-    assert found["n"] == 10
-    assert [(row["node"], row["share"]) for row in found["nodes"]] == [
+    assert result["n"] == 10
+    assert [(row["node"], row["share"]) for row in result["nodes"]] == [
         ("a0.h0", 1.0),
         ("a0.h1", 0.4),
         ("a0.h2", 0.0),
     ]
-    assert [row["p"] for row in found["nodes"]] == pytest.approx(p)
-    assert [row["p_holm"] for row in found["nodes"]] == pytest.approx([1.0, 2 * p[1], 3 * p[2]])
+    assert [row["p"] for row in result["nodes"]] == pytest.approx(p)
+    assert [row["p_holm"] for row in result["nodes"]] == pytest.approx([1.0, 2 * p[1], 3 * p[2]])

@@ -32,23 +32,26 @@ def test_contexts_and_drops_are_what_the_weights_give(
     One node that does nothing is in the circuit.
     """
     case = load_case(name)
-    f, oracle = case.f(ablation), case.oracle(ablation)
+    f = case.f(ablation)
+    oracle = case.oracle(ablation)
     circuit = nodes(*load_truth(name).nodes) | nodes("a0.h1" if name != "or_softmax" else "a0.h2")
-    found = find_contexts(f, circuit)
-    assert set(found) == circuit
-    for v, (context, drop) in found.items():
-        others = sorted(circuit - {v})
-        first = [frozenset[Any](), *(frozenset({w}) for w in others)]
+    contexts = find_contexts(f, circuit)
+    assert set(contexts) == circuit
+    for v, (context, drop) in contexts.items():
+        other_nodes = sorted(circuit - {v})
+        first = [frozenset[Any](), *(frozenset({w}) for w in other_nodes)]
         drops = {k: oracle.drop(circuit, k, v) for k in first}
         single = max(first[1:], key=lambda k: drops[k])
         drops |= {
-            single | {x}: oracle.drop(circuit, single | {x}, v) for x in others if x not in single
+            single | {x}: oracle.drop(circuit, single | {x}, v)
+            for x in other_nodes
+            if x not in single
         }
         assert v not in context
         assert context in drops
         assert drop == pytest.approx(max(drops.values()), abs=1e-4)
         assert drop == pytest.approx(drops[context], abs=1e-4)
-    rows = measure_minimality(f, circuit, {v: k for v, (k, _) in found.items()}, 0)
+    rows = measure_minimality(f, circuit, {v: k for v, (k, _) in contexts.items()}, 0)
     assert [row.node for row in rows] == [str(v) for v in sorted(circuit)]
     for row in rows:
         (v,) = nodes(row.node)

@@ -84,13 +84,13 @@ def verdict(
     size: int = 3,
     cut_short: str | None = None,
 ) -> tuple[str, tuple[str, ...]]:
-    found: Any = {"resample": resample or evidence(), "mean": mean or evidence()}
+    both_evidence: Any = {"resample": resample or evidence(), "mean": mean or evidence()}
     return decide_verdict(
         failed_gates=behaviour,
         n_heldout=n_heldout,
         size=size,
-        evidence=found,
-        conditions=decide_conditions(found, stability),
+        evidence=both_evidence,
+        conditions=decide_conditions(both_evidence, stability),
         stability=stability,
         cut_short=cut_short,
     )
@@ -126,12 +126,12 @@ def test_no_behaviour_comes_first_whatever_else_is_wrong() -> None:
 def test_inconclusive_before_it_is_rejected(made: dict[str, Any], words: list[str]) -> None:
     """Few pairs, a null f and an ended budget come before an empty circuit and before failures."""
     for size in (0, 3):
-        found, reasons = verdict(**{"size": size, **made})
-        assert found == "inconclusive"
+        outcome, reasons = verdict(**{"size": size, **made})
+        assert outcome == "inconclusive"
         assert all(word in reasons[0] for word in words)
     bad = evidence_with(FAIL["a"], FAIL["b"], FAIL["e"])
-    both = {"resample": bad, "mean": bad} | made
-    assert verdict(**both)[0] == "inconclusive"
+    arguments = {"resample": bad, "mean": bad} | made
+    assert verdict(**arguments)[0] == "inconclusive"
 
 
 def test_every_blocking_reason_is_given() -> None:
@@ -148,7 +148,7 @@ def test_every_blocking_reason_is_given() -> None:
 def test_a_run_without_any_evidence_has_a_verdict() -> None:
     """The budget ended before the circuit was looked at, or there is no circuit."""
     for cut_short, expected in (("heads", "inconclusive"), (None, "rejected")):
-        found, reasons = decide_verdict(
+        outcome, reasons = decide_verdict(
             failed_gates=(),
             n_heldout=100,
             size=0,
@@ -157,15 +157,15 @@ def test_a_run_without_any_evidence_has_a_verdict() -> None:
             stability=None,
             cut_short=cut_short,
         )
-        assert found == expected
+        assert outcome == expected
         assert reasons[0] == (
             "the budget ended before heads" if cut_short else "the circuit is empty"
         )
 
 
 def test_rejected_where_the_circuit_is_empty() -> None:
-    found, reasons = verdict(size=0)
-    assert found == "rejected"
+    outcome, reasons = verdict(size=0)
+    assert outcome == "rejected"
     assert reasons[0] == "the circuit is empty"
 
 
@@ -190,29 +190,29 @@ def test_rejected_where_the_circuit_is_empty() -> None:
 )
 def test_rejected_takes_both_ablations(resample: str, mean: str, expected: str) -> None:
     """(a) and (b) both, or (e), under each of them; anything less that fails is partial."""
-    found, reasons = verdict(
+    outcome, reasons = verdict(
         evidence_with(*(FAIL[c] for c in resample)), evidence_with(*(FAIL[c] for c in mean))
     )
-    assert found == expected
+    assert outcome == expected
     for ablation, failed in (("resample", resample), ("mean", mean)):
         for condition in "abcde":
-            said = [
+            matching = [
                 reason
                 for reason in reasons
                 if reason.startswith(f"({condition})") and f", {ablation}: fails" in reason
             ]
-            assert len(said) == (condition in failed)
+            assert len(matching) == (condition in failed)
 
 
 def test_failing_a_and_undecided_b_is_no_rejection() -> None:
-    made = evidence_with(FAIL["a"], UNDECIDED["b"])
-    assert verdict(made, made)[0] == "partial"
+    failing = evidence_with(FAIL["a"], UNDECIDED["b"])
+    assert verdict(failing, failing)[0] == "partial"
 
 
 @pytest.mark.parametrize("condition", sorted(UNDECIDED))
 def test_inconclusive_where_nothing_fails_and_something_is_undecided(condition: str) -> None:
-    found, reasons = verdict(evidence_with(UNDECIDED[condition]))
-    assert found == "inconclusive"
+    outcome, reasons = verdict(evidence_with(UNDECIDED[condition]))
+    assert outcome == "inconclusive"
     assert reasons[0].startswith(f"({condition})")
     assert "undecided" in reasons[0]
     other = next(c for c in "dce" if c != condition)
@@ -222,8 +222,8 @@ def test_inconclusive_where_nothing_fails_and_something_is_undecided(condition: 
 
 @pytest.mark.parametrize("condition", sorted(NOT_RUN))
 def test_what_was_not_run_caps_at_partial(condition: str) -> None:
-    found, reasons = verdict(evidence_with(NOT_RUN[condition]))
-    assert found == "partial"
+    outcome, reasons = verdict(evidence_with(NOT_RUN[condition]))
+    assert outcome == "partial"
     assert any(
         reason.startswith("not run: ")
         and f"({condition}) " in reason
@@ -233,8 +233,8 @@ def test_what_was_not_run_caps_at_partial(condition: str) -> None:
 
 
 def test_stability_that_was_not_measured_caps_at_partial_and_is_named_once() -> None:
-    found, reasons = verdict(stability=None)
-    assert found == "partial"
+    outcome, reasons = verdict(stability=None)
+    assert outcome == "partial"
     assert reasons == ("not run: (f) stable",)
 
 
@@ -243,21 +243,21 @@ def test_stability_that_was_not_measured_caps_at_partial_and_is_named_once() -> 
     [(0.8, "verified"), (1.0, "verified"), (0.7999, "partial"), (0.0, "partial")],
 )
 def test_stability(stability: float, expected: str) -> None:
-    found, reasons = verdict(stability=stability)
-    assert found == expected
+    outcome, reasons = verdict(stability=stability)
+    assert outcome == expected
     assert bool(reasons) is (expected == "partial")
     assert all("0.8" in reason for reason in reasons)
 
 
 def test_a_control_without_alternatives_is_named_and_the_other_decides() -> None:
-    one = evidence_with({"random_controls": RandomControls(size=GOOD, layer=None)})
-    found, reasons = verdict(one, one)
-    assert found == "verified"
+    half_null = evidence_with({"random_controls": RandomControls(size=GOOD, layer=None)})
+    outcome, reasons = verdict(half_null, half_null)
+    assert outcome == "verified"
     assert len(reasons) == 2
     assert all("no other layer-matched circuit" in reason for reason in reasons)
     none = evidence_with({"random_controls": RandomControls(size=None, layer=None)})
-    found, reasons = verdict(none, none)
-    assert found == "partial"
+    outcome, reasons = verdict(none, none)
+    assert outcome == "partial"
     assert sum("is null" in reason for reason in reasons) == 4
 
 
@@ -322,9 +322,9 @@ def test_knockout_is_bounded_on_both_sides() -> None:
 
 def test_conditions_without_evidence_are_not_run() -> None:
     assert set(decide_outcomes(None, 1.0).values()) == {"not_run"}
-    found = decide_conditions({"resample": evidence()}, 0.9)
-    assert {found.of(c).resample for c in CONDITIONS} == {"holds"}
-    assert {found.of(c).mean for c in "abcde"} == {"not_run"}
+    conditions = decide_conditions({"resample": evidence()}, 0.9)
+    assert {conditions.of(c).resample for c in CONDITIONS} == {"holds"}
+    assert {conditions.of(c).mean for c in "abcde"} == {"not_run"}
 
 
 def test_the_thresholds_are_those_of_the_interfaces() -> None:

@@ -48,14 +48,17 @@ def random_sets(nodes: tuple[Node, ...], count: int, seed: int = 0) -> list[Node
     ids=["position", "position and label", "label", "all", "templates", "single"],
 )
 def test_every_ablation_is_its_definition(tiny_models, name, ablation, lengths, options):
-    model, made = tiny_models.load(name, dtype="float64"), tiny_models.native(name)
+    model = tiny_models.load(name, dtype="float64")
+    checkpoint = tiny_models.native(name)
     pairs = random_pairs(lengths, seed=8, **options)
     sets = random_sets(model.info.nodes(), 4)
-    given = reference_activations(made, pairs, ablation)
+    references = reference_activations(checkpoint, pairs, ablation)
     got = SetMetric(Engine(model, as_task(pairs)), ablation)(sets)
     for kept, row in zip(sets, got, strict=True):
         ablated = {str(node) for node in model.info.nodes() if node not in kept}
-        torch.testing.assert_close(row, metric_with_ablated(made, pairs, given, ablated), **CLOSE)
+        torch.testing.assert_close(
+            row, metric_with_ablated(checkpoint, pairs, references, ablated), **CLOSE
+        )
 
 
 @settings(
@@ -65,17 +68,18 @@ def test_every_ablation_is_its_definition(tiny_models, name, ablation, lengths, 
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    st.sampled_from(["native", "attn_only"]),
-    st.sampled_from(ABLATIONS),
-    st.lists(st.integers(1, 6), min_size=1, max_size=11),
-    st.integers(1, 6),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from(METRICS),
-    st.integers(0, 10**6),
+    name=st.sampled_from(["native", "attn_only"]),
+    ablation=st.sampled_from(ABLATIONS),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=11),
+    changed=st.integers(1, 6),
+    same_end=st.booleans(),
+    labelled=st.booleans(),
+    metric=st.sampled_from(METRICS),
+    seed=st.integers(0, 10**6),
 )
 def test_any_task(tiny_models, name, ablation, lengths, changed, same_end, labelled, metric, seed):
-    model, made = tiny_models.load(name, dtype="float64"), tiny_models.native(name)
+    model = tiny_models.load(name, dtype="float64")
+    checkpoint = tiny_models.native(name)
     pairs = random_pairs(
         lengths,
         seed,
@@ -91,7 +95,7 @@ def test_any_task(tiny_models, name, ablation, lengths, changed, same_end, label
     torch.testing.assert_close(
         got,
         metric_with_ablated(
-            made, pairs, reference_activations(made, pairs, ablation), ablated, metric
+            checkpoint, pairs, reference_activations(checkpoint, pairs, ablation), ablated, metric
         ),
         **CLOSE,
     )
@@ -134,10 +138,8 @@ def test_where_the_last_tokens_differ_it_is_not(tiny_models):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "rotary"])
 def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch, name, ablation):
-    model, task = (
-        tiny_models.load(name, dtype="float64"),
-        as_task(random_pairs([6, 4, 7], seed=10, changed=1)),
-    )
+    model = tiny_models.load(name, dtype="float64")
+    task = as_task(random_pairs([6, 4, 7], seed=10, changed=1))
     sets = random_sets(model.info.nodes(), 6, seed=1)
     quick = SetMetric(Engine(model, task), ablation)(sets)
     monkeypatch.setattr(model, "abilities", Abilities())
@@ -147,10 +149,8 @@ def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch,
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_blocks_of_pairs_give_the_same_numbers(tiny_models, ablation):
     """Means are summed over all blocks before any is measured."""
-    model, task = (
-        tiny_models.load("gpt2", dtype="float64"),
-        as_task(random_pairs([6] * 10 + [4, 7], seed=11)),
-    )
+    model = tiny_models.load("gpt2", dtype="float64")
+    task = as_task(random_pairs([6] * 10 + [4, 7], seed=11))
     sets = random_sets(model.info.nodes(), 3, seed=2)
     whole = Engine(model, task)
     memory = next(
@@ -212,14 +212,17 @@ def test_the_first_pairs_alone_cost_less_and_are_no_full_result(tiny_models):
 
 
 def test_a_universe_of_heads_keeps_the_mlps(tiny_models):
-    model, made = tiny_models.load("native", dtype="float64"), tiny_models.native("native")
+    model = tiny_models.load("native", dtype="float64")
+    checkpoint = tiny_models.native("native")
     pairs = random_pairs([5, 6], seed=12)
     sets = SetMetric(Engine(model, as_task(pairs)), "resample", "heads")
     assert all(node.kind == "attention_head" for node in sets.everything)
     heads = {str(node) for node in sets.everything}
     torch.testing.assert_close(
         sets([frozenset()])[0],
-        metric_with_ablated(made, pairs, reference_activations(made, pairs, "resample"), heads),
+        metric_with_ablated(
+            checkpoint, pairs, reference_activations(checkpoint, pairs, "resample"), heads
+        ),
         **CLOSE,
     )
 
@@ -238,8 +241,9 @@ def test_faithfulness_of_a_hand_built_circuit(tmp_path, name):
     case = build_known_circuit(name)
     model = load_model(case.save(tmp_path / name), device="cpu", dtype="float64")
     task = load_task(tmp_path / name / "task.jsonl", model)
-    parts, pick = group_pairs(case), random.Random(0)
-    chosen = [
+    parts = group_pairs(case)
+    pick = random.Random(0)
+    sampled = [
         index
         for template in dict.fromkeys(pair.template for pair in case.pairs)
         for index in _first_four(case.pairs, template)
@@ -255,7 +259,7 @@ def test_faithfulness_of_a_hand_built_circuit(tmp_path, name):
             sets.everything,
             *(frozenset(map(Node.parse, subset)) for subset in subsets),
         ]
-        metrics = sets(kept)[:, chosen].mean(1)
+        metrics = sets(kept)[:, sampled].mean(1)
         torch.testing.assert_close(
             (metrics[2:] - metrics[0]) / (metrics[1] - metrics[0]), expected, atol=1e-5, rtol=0
         )
@@ -266,16 +270,17 @@ def _first_four(pairs: Any, template: str) -> list[int]:
 
 
 def test_ablate_heads_by_name(tiny_models):
-    model, made = tiny_models.load("native", dtype="float64"), tiny_models.native("native")
+    model = tiny_models.load("native", dtype="float64")
+    checkpoint = tiny_models.native("native")
     pairs = random_pairs([5, 6, 4], seed=13)
-    given = reference_activations(made, pairs, "resample")
+    references = reference_activations(checkpoint, pairs, "resample")
     out = ablate_heads(model, as_task(pairs), ["L1H2", "m0", "0.1", "a0.h1"])
     assert out.nodes == ("a0.h1", "m0", "a1.h2")
     torch.testing.assert_close(
-        out.per_pair, metric_with_ablated(made, pairs, given, out.nodes), **CLOSE
+        out.per_pair, metric_with_ablated(checkpoint, pairs, references, out.nodes), **CLOSE
     )
     torch.testing.assert_close(
-        out.per_pair_clean, metric_with_ablated(made, pairs, given, ()), **CLOSE
+        out.per_pair_clean, metric_with_ablated(checkpoint, pairs, references, ()), **CLOSE
     )
     assert out.metric_ablated == pytest.approx(float(out.per_pair.mean()))
     assert out.metric_clean == pytest.approx(float(out.per_pair_clean.mean()))
@@ -314,7 +319,8 @@ def test_what_a_mean_was_taken_over_is_recorded(tiny_models, lengths, options, a
 
 
 def test_what_else_nodes_are_replaced_by_is_recorded(tiny_models):
-    model, task = tiny_models.load("native"), as_task(random_pairs([5]))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs([5]))
     assert ablate_heads(model, task, ["m0"], ablation="zero").reference.source == "zero"
     resampled = ablate_heads(model, task, ["m0"], ablation="resample").reference
     assert "own corrupted run" in str(resampled.source)
@@ -322,7 +328,8 @@ def test_what_else_nodes_are_replaced_by_is_recorded(tiny_models):
 
 
 def test_zero_needs_no_corrupted_run(tiny_models):
-    model, task = tiny_models.load("native"), as_task(random_pairs([5, 5]))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs([5, 5]))
     costs = {
         ablation: ablate_heads(model, task, ["a0.h0"], ablation=ablation).cost.forward_equivalents
         for ablation in ABLATIONS
@@ -333,7 +340,8 @@ def test_zero_needs_no_corrupted_run(tiny_models):
 
 def test_many_nodes_need_no_more_cached_passes_than_one(tiny_models):
     """One pass caches z, one mlp_out (corrupted side), and one resid_pre (clean side)."""
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 6]))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([6, 6]))
     out = ablate_heads(model, task, ["a0.h0", "m0", "a1.h0", "m1", "a2.h0", "m2"], ablation="zero")
     assert out.cost.forward_equivalents <= 2 * 2 + 1e-9
     mean = ablate_heads(model, task, ["a0.h0", "m0", "a1.h0", "m1", "a2.h0", "m2"], ablation="mean")
@@ -358,11 +366,13 @@ def test_nodes_that_cannot_be_ablated(tiny_models, nodes, cause):
 
 
 def test_unknown_choices(tiny_models):
+    model = tiny_models.load("native")
     task = as_task(random_pairs([5]))
+    unknown: Any = "noise"
     with pytest.raises(MeasurementError, match="ablation 'noise' is not known"):
-        ablate_heads(tiny_models.load("native"), task, ["m0"], ablation="noise")  # type: ignore[arg-type]
-    with pytest.raises(MeasurementError, match="metric 'loss' is not known"):
-        ablate_heads(tiny_models.load("native"), task, ["m0"], metric="loss")  # type: ignore[arg-type]
+        ablate_heads(model, task, ["m0"], ablation=unknown)
+    with pytest.raises(MeasurementError, match="metric 'noise' is not known"):
+        ablate_heads(model, task, ["m0"], metric=unknown)
 
 
 def test_a_budget_that_does_not_reach(tiny_models):

@@ -17,18 +17,18 @@ from tests.oracles.patching import METRICS, metric_of
 
 
 def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Task:
-    """Make pairs whose answer is the likeliest token on `right` of them, and else the unlikeliest."""
-    made = []
+    """Make pairs; the answer is the likeliest token on `right` of them, else the unlikeliest."""
+    pairs = []
     for number, pair in enumerate(random_pairs([5] * count, seed)):
         logits = _logits(model, pair.clean)
         order = logits.argsort(descending=True).tolist()
         answer, wrong = (order[0], order[-1]) if number < right else (order[-1], order[0])
-        made.append(
+        pairs.append(
             EncodedPair(
                 clean=pair.clean, corrupted=pair.corrupted, answer=(answer,), wrong=(wrong,)
             )
         )
-    return as_task(made)
+    return as_task(pairs)
 
 
 def _logits(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -42,10 +42,8 @@ def _logits(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_numbers_are_those_of_each_prompt_alone(tiny_models, metric: MetricName):
-    model, task = (
-        tiny_models.load("native", dtype="float64"),
-        as_task(random_pairs([6, 4, 7, 5, 5], seed=1, sets=2)),
-    )
+    model = tiny_models.load("native", dtype="float64")
+    task = as_task(random_pairs([6, 4, 7, 5, 5], seed=1, sets=2))
     got = check_task(model, task, metric=metric)
     used: MetricName = (
         "logit_difference" if metric == "kl_divergence" else metric
@@ -168,10 +166,8 @@ def test_a_corruption_that_leaves_the_behaviour_is_none(tiny_models, monkeypatch
 
 
 def test_blocks_of_pairs_give_the_same_answer(tiny_models):
-    model, task = (
-        tiny_models.load("native", dtype="float64"),
-        as_task(random_pairs([6, 4, 7, 5, 5], seed=2)),
-    )
+    model = tiny_models.load("native", dtype="float64")
+    task = as_task(random_pairs([6, 4, 7, 5, 5], seed=2))
     whole = check_task(model, task)
     for memory in range(500, 10**6, 500):
         try:
@@ -187,7 +183,8 @@ def test_blocks_of_pairs_give_the_same_answer(tiny_models):
 
 
 def test_a_prepared_engine_pays_whatever_its_metric(tiny_models):
-    model, task = tiny_models.load("native"), as_task(random_pairs([5] * 4))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs([5] * 4))
     for metric in METRICS:
         engine = Engine(model, task, metric=metric, meter=Meter(limit=100.0))
         got = check_task(model, task, engine=engine)
@@ -197,10 +194,8 @@ def test_a_prepared_engine_pays_whatever_its_metric(tiny_models):
 
 
 def test_the_engines_metric_is_not_exchanged_for_the_tasks(tiny_models):
-    model, task = (
-        tiny_models.load("native"),
-        as_task(random_pairs([5] * 4), "probability_difference"),
-    )
+    model = tiny_models.load("native")
+    task = as_task(random_pairs([5] * 4), "probability_difference")
     engine = Engine(model, task)
     assert check_task(model, task, engine=engine).metric == "probability_difference"
     assert (

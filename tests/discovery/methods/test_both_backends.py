@@ -35,20 +35,18 @@ NAMES = [
 
 def gap(measured) -> float:
     """|m(clean) − m(corrupted)|, of means over pairs."""
-    found = abs(float((measured.metric_clean - measured.metric_corrupted).mean()))
-    assert found > 0.05
-    return found
+    difference = abs(float((measured.metric_clean - measured.metric_corrupted).mean()))
+    assert difference > 0.05
+    return difference
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_sweeps_agree(tiny_models, name, direction):
-    theirs, ours, task = (
-        tiny_models.load(name),
-        tiny_models.load(name, "nnsight"),
-        as_task(random_pairs([6, 4, 7, 7], seed=1)),
-    )
-    done = []
+    theirs = tiny_models.load(name)
+    ours = tiny_models.load(name, "nnsight")
+    task = as_task(random_pairs([6, 4, 7, 7], seed=1))
+    sites = []
     for site in SITE_NAMES:
         try:
             expected = patch_sweep(theirs, task, site, direction=direction)
@@ -72,7 +70,7 @@ def test_sweeps_agree(tiny_models, name, direction):
             "xglm",
         ):  # where only nnsight can resume after a prefix, or give the last MLP one position
             assert got.cost.forward_equivalents == pytest.approx(expected.cost.forward_equivalents)
-        done.append(site)
+        sites.append(site)
     assert {
         "resid_pre",
         "resid_post",
@@ -82,17 +80,15 @@ def test_sweeps_agree(tiny_models, name, direction):
         "q",
         "k",
         "v",
-    } <= set(done)
+    } <= set(sites)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
 def test_ablations_agree(tiny_models, name, ablation: Ablation):
-    theirs, ours, task = (
-        tiny_models.load(name),
-        tiny_models.load(name, "nnsight"),
-        as_task(random_pairs([6, 4, 7, 7], seed=1)),
-    )
+    theirs = tiny_models.load(name)
+    ours = tiny_models.load(name, "nnsight")
+    task = as_task(random_pairs([6, 4, 7, 7], seed=1))
     nodes = ["a0.h1", "a1.h0"] + ([] if theirs.info.attn_only else ["m1"])
     reference = patch_sweep(theirs, task, "resid_post")
     got, expected = (

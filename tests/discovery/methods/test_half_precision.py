@@ -12,6 +12,7 @@ from discovery.backends.loading.checks import TOLERANCE
 from discovery.engine import Engine
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching import measure_node_effects, patch_sweep
+from discovery.sites import Ablation
 
 WIDTHS = ("bfloat16", "float16")
 
@@ -23,8 +24,9 @@ def test_sweeps_are_those_of_single_precision(
     tiny_models: Any, name: str, site: Any, dtype: str
 ) -> None:
     task = as_task(random_pairs((6, 4, 7), seed=4))
-    wide, narrow = tiny_models.load(name), tiny_models.load(name, dtype=dtype)
-    expected, found = (
+    wide = tiny_models.load(name)
+    narrow = tiny_models.load(name, dtype=dtype)
+    expected, sweep = (
         patch_sweep(model, task, site, direction="noising") for model in (wide, narrow)
     )
     assert narrow.info.dtype == dtype
@@ -37,9 +39,9 @@ def test_sweeps_are_those_of_single_precision(
     )
     allowed = 2 * TOLERANCE[dtype] * float(logits.max())  # a difference of two logits
     torch.testing.assert_close(
-        found.per_pair.float(), expected.per_pair, atol=allowed, rtol=0, equal_nan=True
+        sweep.per_pair.float(), expected.per_pair, atol=allowed, rtol=0, equal_nan=True
     )
-    assert found.values.dtype == torch.float32
+    assert sweep.values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", WIDTHS)
@@ -48,9 +50,11 @@ def test_ablations_and_screens_run(
 ) -> None:
     monkeypatch.setattr("discovery.methods.patching.screening.MIN_RANKED", 1)
     monkeypatch.setattr("discovery.methods.patching.screening.SAMPLE_SIZE", 1)
-    model, task = tiny_models.load("gpt2", dtype=dtype), as_task(random_pairs((6, 4, 7), seed=4))
-    for ablation in ("zero", "mean", "resample"):
-        out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)  # type: ignore[arg-type]
+    model = tiny_models.load("gpt2", dtype=dtype)
+    task = as_task(random_pairs((6, 4, 7), seed=4))
+    ablations: tuple[Ablation, ...] = ("zero", "mean", "resample")
+    for ablation in ablations:
+        out = ablate_heads(model, task, ["a1.h0", "m2"], ablation=ablation)
         assert torch.tensor(out.metric_ablated).isfinite()
     screened = patch_sweep(model, task, "head_out", screen=True)
     assert screened.screen is not None

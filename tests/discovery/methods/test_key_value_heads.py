@@ -44,10 +44,10 @@ SHARED = [name for name, (heads, kv_heads) in GROUPED_LLAMAS.items() if kv_heads
 def groups(name: str) -> list[tuple[int, ...]]:
     """The query heads of each key-value head, counted out."""
     heads, kv_heads = GROUPED_LLAMAS[name]
-    found: list[list[int]] = [[] for _ in range(kv_heads)]
+    members: list[list[int]] = [[] for _ in range(kv_heads)]
     for query_head in range(heads):
-        found[query_head * kv_heads // heads].append(query_head)
-    return [tuple(group) for group in found]
+        members[query_head * kv_heads // heads].append(query_head)
+    return [tuple(group) for group in members]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -64,22 +64,22 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
     module = load_plain_module(tiny_models.path(name), torch.float64)
     directions: tuple[Direction, ...] = ("denoising", "noising")
     for direction in directions:
-        found = patch_sweep(model, as_task(PAIRS), site, direction=direction)
-        assert found.values.shape == (2, GROUPED_LLAMAS[name][1])
-        cells = top_cells(found, 100)
-        assert len(cells) == found.values.numel()
+        sweep = patch_sweep(model, as_task(PAIRS), site, direction=direction)
+        assert sweep.values.shape == (2, GROUPED_LLAMAS[name][1])
+        cells = top_cells(sweep, 100)
+        assert len(cells) == sweep.values.numel()
         for cell in cells:
             index = cell.kv_head if name in SHARED else cell.head
             assert index is not None
             at = (cell.layer, index)
             expected = [grouped_heads.patch(module, pair, site, *at, direction) for pair in PAIRS]
             torch.testing.assert_close(
-                found.per_pair[:, cell.layer, index].double(),
+                sweep.per_pair[:, cell.layer, index].double(),
                 torch.tensor(expected).double(),
                 atol=1e-5,
                 rtol=1e-5,
             )
-            assert cell.value == float(found.values[cell.layer, index])
+            assert cell.value == float(sweep.values[cell.layer, index])
 
 
 @pytest.mark.parametrize("site", ["k", "v"])
@@ -87,22 +87,22 @@ def test_a_cell_is_the_key_value_head_that_it_is_named_after(
 def test_shared_cells_are_named_with_their_query_heads(
     tiny_models: TinyModels, name: str, site: Any
 ) -> None:
-    found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
-    assert found.axes == ("layer", "kv_head")
-    assert found.query_heads == tuple(groups(name))
-    named = [f"KV{n} = heads {group[0]}–{group[-1]}" for n, group in enumerate(groups(name))]
-    assert found.head_labels == named
-    for cell in top_cells(found, 100):
+    sweep = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
+    assert sweep.axes == ("layer", "kv_head")
+    assert sweep.query_heads == tuple(groups(name))
+    labels = [f"KV{n} = heads {group[0]}–{group[-1]}" for n, group in enumerate(groups(name))]
+    assert sweep.head_labels == labels
+    for cell in top_cells(sweep, 100):
         assert cell.head is None
         assert cell.kv_head is not None
         assert str(cell.unit) == f"a{cell.layer}.kv{cell.kv_head}"
         assert isinstance(cell.unit, KeyValueHead)
         assert cell.unit.label == f"L{cell.layer}KV{cell.kv_head}"
-        assert cell.unit.group == found.head_labels[cell.kv_head]
+        assert cell.unit.group == sweep.head_labels[cell.kv_head]
         assert cell.query_heads == groups(name)[cell.kv_head]
-    said = [text for text in found.warnings if "key-value heads shared by query heads" in text]
-    assert len(said) == 1
-    assert all(label in said[0] for label in found.head_labels)
+    warnings = [text for text in sweep.warnings if "key-value heads shared by query heads" in text]
+    assert len(warnings) == 1
+    assert all(label in warnings[0] for label in sweep.head_labels)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_shared_cells_are_named_with_their_query_heads(
 def test_what_belongs_to_one_head_stays_named_after_it(
     tiny_models: TinyModels, name: str, site: Any
 ) -> None:
-    found = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
-    assert found.axes == ("layer", "head")
-    assert found.query_heads == found.warnings == ()
-    assert found.head_labels == [str(n) for n in range(GROUPED_LLAMAS[name][0])]
-    for cell in top_cells(found, 100):
+    sweep = patch_sweep(tiny_models.load(name), as_task(PAIRS), site)
+    assert sweep.axes == ("layer", "head")
+    assert sweep.query_heads == sweep.warnings == ()
+    assert sweep.head_labels == [str(n) for n in range(GROUPED_LLAMAS[name][0])]
+    for cell in top_cells(sweep, 100):
         assert cell.head is not None
         assert (cell.unit, cell.kv_head, cell.query_heads) == (
             head(cell.layer, cell.head),
@@ -131,7 +131,8 @@ def test_a_small_screened_grid_has_a_column_for_each_key_value_head(
     name: str,
 ) -> None:
     """It was laid out by query heads: 8 columns for one key-value head, else an error."""
-    model, task = tiny_models.load(name), as_task(PAIRS)
+    model = tiny_models.load(name)
+    task = as_task(PAIRS)
     whole, screened = (patch_sweep(model, task, "v", screen=screen) for screen in (False, True))
     assert screened.screen is not None
     assert screened.screen.estimates.shape == whole.values.shape == (2, GROUPED_LLAMAS[name][1])
@@ -164,9 +165,9 @@ def test_nothing_that_takes_a_head_takes_a_key_value_head(
         takers(model)[taker](["a0.h0", spelling])
     assert repr(spelling) in fault.value.cause
     assert f"key-value head, shared by query heads {group[0]} to {group[-1]}" in fault.value.cause
-    named = [str(head(1, query_head)) for query_head in group]
-    assert all(node in fault.value.cure for node in named)
-    ablate_heads(model, as_task(PAIRS), named)  # the fix works
+    names = [str(head(1, query_head)) for query_head in group]
+    assert all(node in fault.value.cure for node in names)
+    ablate_heads(model, as_task(PAIRS), names)  # the fix works
 
 
 @pytest.mark.parametrize(
@@ -208,8 +209,8 @@ def test_many_heads_are_not_all_written_out(tiny_models: TinyModels, tmp_path: P
     assert "a1.h12, a1.h13" in fault.value.cure
     assert fault.value.cure.endswith("… a1.h23.")
     wide = load_model(save_native(tmp_path / "wide", n_key_value_heads=12, **kind).path)
-    [said] = patch_sweep(wide, as_task(PAIRS), "v").warnings
-    assert "KV0 = heads 0–1, KV1 = heads 2–3, …, KV11 = heads 22–23" in said
+    [warnings] = patch_sweep(wide, as_task(PAIRS), "v").warnings
+    assert "KV0 = heads 0–1, KV1 = heads 2–3, …, KV11 = heads 22–23" in warnings
 
 
 @pytest.mark.parametrize("name", GROUPED_LLAMAS)
@@ -221,9 +222,9 @@ def test_what_is_kept_of_a_prompt_is_by_key_value_head(
 ) -> None:
     heads, kv_heads = GROUPED_LLAMAS[name]
     kinds: tuple[ActivationKind, ...] = ("q", "k", "v", "pattern", "resid_pre")
-    seen = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, kinds)
+    run = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, kinds)
     axis = "kv_head" if kv_heads < heads else "head"
-    assert [seen.axes[Site(kind, 1)] for kind in kinds] == [
+    assert [run.axes[Site(kind, 1)] for kind in kinds] == [
         ("pos", "head", "d_head"),
         ("pos", axis, "d_head"),
         ("pos", axis, "d_head"),
@@ -239,10 +240,10 @@ def test_what_is_kept_of_a_prompt_is_by_key_value_head(
         "src": 6,
         "d_model": 4 * heads,
     }
-    for site, value in seen.activations.items():
-        assert value.shape == tuple(sizes[axis] for axis in seen.axes[site])
-    assert len(seen.warnings) == (kv_heads < heads)
-    for text in seen.warnings:
+    for site, value in run.activations.items():
+        assert value.shape == tuple(sizes[axis] for axis in run.axes[site])
+    assert len(run.warnings) == (kv_heads < heads)
+    for text in run.warnings:
         assert "k and v" in text
         assert f"KV0 = heads 0–{heads // kv_heads - 1}" in text
     by_head = run_with_cache(tiny_models.load(name, backend), PAIRS[0].clean, ["q", "pattern"])
@@ -257,17 +258,16 @@ def test_an_edge_into_k_or_v_changes_the_copy_of_its_own_query_head(
     backend: BackendName,
 ) -> None:
     """Against the same model with a key-value head for each query head: one alone hears it."""
-    model, module = (
-        tiny_models.load(name, backend, dtype="float64"),
-        load_plain_module(tiny_models.path(name), torch.float64),
-    )
+    model = tiny_models.load(name, backend, dtype="float64")
+    module = load_plain_module(tiny_models.path(name), torch.float64)
     last = GROUPED_LLAMAS[name][0] - 1
-    source, targets = head(0, 1), [head(1, 0), head(1, last)]
+    source = head(0, 1)
+    targets = [head(1, 0), head(1, last)]
     edges = measure_edge_effects(Engine(model, as_task(PAIRS)), [source, *targets])
-    found = {(edge.source, edge.target): edge for edge in edges}
+    edge_by_ends = {(edge.source, edge.target): edge for edge in edges}
     slots: Sequence[grouped_heads.Slot] = ("q", "k", "v")
     for target in targets:
-        effect = found[source, target]
+        effect = edge_by_ends[source, target]
         measured = {"whole": effect.whole, **effect.inputs}
         for slot, changed in {"whole": tuple(slots), **{slot: (slot,) for slot in slots}}.items():
             at = (1, target.head or 0)
@@ -285,14 +285,14 @@ def test_a_copy_of_one_head_is_not_the_key_value_head_of_all(
     """The test above tells them apart: a message to the whole group moves the metric otherwise."""
     module = load_plain_module(tiny_models.path(name), torch.float64)
     [pair, *_] = PAIRS
-    delta = grouped_heads.spoken(module, pair.corrupted, 0, 1) - grouped_heads.spoken(
+    delta = grouped_heads.head_output(module, pair.corrupted, 0, 1) - grouped_heads.head_output(
         module, pair.clean, 0, 1
     )
     block = module.model.layers[1]
-    made = block.self_attn.v_proj
+    projection = block.self_attn.v_proj
     stream = grouped_heads.inputs(module, block.input_layernorm, pair.clean)
     with torch.no_grad():
-        read = made(block.input_layernorm(stream + delta))
-    with grouped_heads.replaced(made, grouped_heads.columns(module, 0), read):
+        read = projection(block.input_layernorm(stream + delta))
+    with grouped_heads.replaced(projection, grouped_heads.columns(module, 0), read):
         shared = grouped_heads.difference(module, pair.clean, pair)
     assert abs(shared - grouped_heads.edge(module, pair, (0, 1), (1, 0), ("v",))) > 1e-3

@@ -28,10 +28,8 @@ def width(name: str) -> str:
 
 @pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
 def test_sweeps_are_the_naive_loop(tiny_models, name):
-    model, task = (
-        tiny_models.load(name, dtype=width(name)),
-        as_task(random_pairs([6, 4, 7], seed=1)),
-    )
+    model = tiny_models.load(name, dtype=width(name))
+    task = as_task(random_pairs([6, 4, 7], seed=1))
     measured = []
     for site in SITE_NAMES:
         kind = "z" if site.startswith("head_out") else site
@@ -59,10 +57,8 @@ def test_sweeps_are_the_naive_loop(tiny_models, name):
 
 @pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
 def test_identities(tiny_models, name):
-    model, task = (
-        tiny_models.load(name, dtype=width(name)),
-        as_task(random_pairs([6, 4, 7], seed=2)),
-    )
+    model = tiny_models.load(name, dtype=width(name))
+    task = as_task(random_pairs([6, 4, 7], seed=2))
     assert patch_sweep(model, task, "resid_post").values[-1, -1] == pytest.approx(1, abs=1e-5)
     engine = Engine(model, task)
     sets = SetMetric(engine, "resample")
@@ -77,10 +73,8 @@ def test_edits_reach_the_plain_module(tiny_models, name):
     from discovery.backends.base import Batch
     from discovery.interventions import replace_with
 
-    model, module = (
-        tiny_models.load(name, dtype=width(name)),
-        load_plain_module(tiny_models.path(name), getattr(torch, width(name))),
-    )
+    model = tiny_models.load(name, dtype=width(name))
+    module = load_plain_module(tiny_models.path(name), getattr(torch, width(name)))
     tokens = torch.tensor([pair.clean for pair in random_pairs([6, 6])])
     blocks = max(
         (part for part in module.modules() if isinstance(part, torch.nn.ModuleList)), key=len

@@ -17,24 +17,32 @@ PROMPT = (3, 17, 5, 5, 28)
 
 
 @pytest.mark.parametrize("name", ["native", "attn_only"])
-def test_predictions_norms_and_nodes_are_what_the_weights_give(tiny_models: Any, name: str) -> None:
-    model, weights = tiny_models.load(name), tiny_models.native(name)
-    seen = run_with_cache(model, PROMPT, ["head_out", "pattern", "resid_pre"], top=5)
+def test_predictions_are_what_the_weights_give(tiny_models: Any, name: str) -> None:
+    weights = tiny_models.native(name)
+    run = run_with_cache(tiny_models.load(name), PROMPT, top=5)
     by_hand = run_forward(weights.config, weights.state, torch.tensor([PROMPT]))
     logits = by_hand.logits[0, -1]
     order = logits.argsort(descending=True)[:5].tolist()
-    assert seen.tokens == PROMPT
-    assert seen.texts is None
-    assert [p.token for p in seen.predictions] == order
-    assert [p.text for p in seen.predictions] == [None] * 5
-    assert [p.logit for p in seen.predictions] == pytest.approx(logits[order].tolist(), abs=1e-4)
-    assert [p.probability for p in seen.predictions] == pytest.approx(
+    assert run.tokens == PROMPT
+    assert run.texts is None
+    assert [p.token for p in run.predictions] == order
+    assert [p.text for p in run.predictions] == [None] * 5
+    assert [p.logit for p in run.predictions] == pytest.approx(logits[order].tolist(), abs=1e-4)
+    assert [p.probability for p in run.predictions] == pytest.approx(
         logits.softmax(0)[order].tolist(), abs=1e-5
     )
-    stream = seen.activations[Site("resid_pre", 0)].double()
+
+
+@pytest.mark.parametrize("name", ["native", "attn_only"])
+def test_norms_and_activations_are_what_the_weights_give(tiny_models: Any, name: str) -> None:
+    model = tiny_models.load(name)
+    weights = tiny_models.native(name)
+    run = run_with_cache(model, PROMPT, ["head_out", "pattern", "resid_pre"])
+    by_hand = run_forward(weights.config, weights.state, torch.tensor([PROMPT]))
+    stream = run.activations[Site("resid_pre", 0)].double()
     for layer in range(2):
         heads = torch.stack([by_hand.nodes[f"a{layer}.h{h}"][0] for h in range(3)])
-        z = seen.activations[Site("z", layer)]
+        z = run.activations[Site("z", layer)]
         assert z.shape == (5, 3, 6)
         torch.testing.assert_close(
             torch.einsum("phd,hdm->hpm", z, model.head_weights(layer)).double(),
@@ -44,33 +52,33 @@ def test_predictions_norms_and_nodes_are_what_the_weights_give(tiny_models: Any,
         )
         patterns = torch.stack([by_hand.patterns[f"a{layer}.h{h}"][0] for h in range(3)])
         torch.testing.assert_close(
-            seen.activations[Site("pattern", layer)].double(), patterns, atol=1e-5, rtol=1e-4
+            run.activations[Site("pattern", layer)].double(), patterns, atol=1e-5, rtol=1e-4
         )
         written = heads.sum(0) + weights.state[f"blocks.{layer}.attn.b_O"]
         torch.testing.assert_close(
-            seen.attention_norm[layer].double(), written.norm(dim=-1), atol=1e-4, rtol=1e-4
+            run.attention_norm[layer].double(), written.norm(dim=-1), atol=1e-4, rtol=1e-4
         )
         stream = stream + written
         if name == "native":
-            assert seen.mlp_norm is not None
+            assert run.mlp_norm is not None
             torch.testing.assert_close(
-                seen.mlp_norm[layer].double(),
+                run.mlp_norm[layer].double(),
                 by_hand.nodes[f"m{layer}"][0].norm(dim=-1),
                 atol=1e-4,
                 rtol=1e-4,
             )
             stream = stream + by_hand.nodes[f"m{layer}"][0]
         torch.testing.assert_close(
-            seen.residual_norm[layer].double(), stream.norm(dim=-1), atol=1e-4, rtol=1e-4
+            run.residual_norm[layer].double(), stream.norm(dim=-1), atol=1e-4, rtol=1e-4
         )
-    assert (seen.mlp_norm is None) is (name == "attn_only")
-    assert len(seen.activations) == 6
+    assert (run.mlp_norm is None) is (name == "attn_only")
+    assert len(run.activations) == 6
 
 
 def test_every_site_has_its_shape(tiny_models: Any) -> None:
-    seen = run_with_cache(tiny_models.load("native"), PROMPT, get_args(ActivationKind))
-    assert len(seen.activations) == 2 * len(get_args(ActivationKind))
-    for site, value in seen.activations.items():
+    run = run_with_cache(tiny_models.load("native"), PROMPT, get_args(ActivationKind))
+    assert len(run.activations) == 2 * len(get_args(ActivationKind))
+    for site, value in run.activations.items():
         shape = {
             "z": (5, 3, 6),
             "q": (5, 3, 6),
@@ -83,8 +91,8 @@ def test_every_site_has_its_shape(tiny_models: Any) -> None:
 
 def test_a_single_site_and_nothing_at_all(tiny_models: Any) -> None:
     model = tiny_models.load("native")
-    one = run_with_cache(model, list(PROMPT), [Site("v", 1)])
-    assert list(one.activations) == [Site("v", 1)]
+    run = run_with_cache(model, list(PROMPT), [Site("v", 1)])
+    assert list(run.activations) == [Site("v", 1)]
     none = run_with_cache(model, PROMPT)
     assert none.activations == {}
     assert none.residual_norm.shape == (2, 5)
@@ -93,11 +101,13 @@ def test_a_single_site_and_nothing_at_all(tiny_models: Any) -> None:
 
 @pytest.mark.parametrize(("top", "shown"), [(0, 1), (-3, 1), (3, 3), (1000, VOCAB)])
 def test_how_many_predictions(tiny_models: Any, top: int, shown: int) -> None:
-    found = run_with_cache(tiny_models.load("native"), PROMPT, top=top).predictions
-    assert len(found) == shown
-    assert [p.probability for p in found] == sorted((p.probability for p in found), reverse=True)
+    predictions = run_with_cache(tiny_models.load("native"), PROMPT, top=top).predictions
+    assert len(predictions) == shown
+    assert [p.probability for p in predictions] == sorted(
+        (p.probability for p in predictions), reverse=True
+    )
     if shown == VOCAB:
-        assert sum(p.probability for p in found) == pytest.approx(1.0, abs=1e-5)
+        assert sum(p.probability for p in predictions) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_prompt_in_words(tmp_path: Any) -> None:
@@ -106,11 +116,11 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
 
     folder = save_tokenizer(save_hugging_face(tmp_path / "words", "gpt2", vocab_size=8), bos=True)
     model = load_model(folder)
-    seen = run_with_cache(model, "the cat sees", top=8)
-    assert seen.texts is not None
-    assert seen.tokens == (0, 2, 3, 5)
-    assert [text.strip() for text in seen.texts] == ["<s>", "the", "cat", "sees"]
-    assert {str(p.text).strip() for p in seen.predictions} == {
+    run = run_with_cache(model, "the cat sees", top=8)
+    assert run.texts is not None
+    assert run.tokens == (0, 2, 3, 5)
+    assert [text.strip() for text in run.texts] == ["<s>", "the", "cat", "sees"]
+    assert {str(p.text).strip() for p in run.predictions} == {
         "<s>",
         "<unk>",
         "the",
@@ -120,9 +130,9 @@ def test_a_prompt_in_words(tmp_path: Any) -> None:
         "fish",
         "bones",
     }
-    again = run_with_cache(model, seen.tokens, top=8)
-    assert again.predictions == seen.predictions
-    assert again.texts == seen.texts
+    again = run_with_cache(model, run.tokens, top=8)
+    assert again.predictions == run.predictions
+    assert again.texts == run.texts
 
 
 def test_its_cost_is_about_one_pass(tiny_models: Any) -> None:

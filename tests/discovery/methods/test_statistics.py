@@ -104,12 +104,12 @@ def test_resamples_vary_as_much_as_a_stratified_mean_does(sizes):
     for template, size in enumerate(sizes):
         mine = values[torch.tensor([pair.template == f"t{template}" for pair in task.pairs])]
         expected += (size / len(task)) ** 2 * float(mine.var()) / size
-    found = [
+    variances = [
         float((weights @ values).var())
         for weights in (Resamples.of(task, 50_000).weights, draw_bootstrap_weights(task, 50_000))
     ]
-    assert found[0] == pytest.approx(expected, rel=0.03)
-    assert found[1] < 0.85 * expected
+    assert variances[0] == pytest.approx(expected, rel=0.03)
+    assert variances[1] < 0.85 * expected
 
 
 def test_the_tail_is_that_of_a_t_distribution():
@@ -124,7 +124,9 @@ def test_few_pairs_of_many_templates_are_covered():
 
     The tolerance is 3 standard errors.
     """
-    task, held, tries = task_of(*[3] * 16), 0, 600
+    task = task_of(*[3] * 16)
+    held = 0
+    tries = 600
     generator = torch.Generator().manual_seed(0)
     templates = torch.tensor([int(pair.template.removeprefix("t")) for pair in task.pairs]).double()
     for seed in range(tries):
@@ -205,10 +207,8 @@ def test_a_ratio_is_of_means_and_not_a_mean_of_ratios():
 def test_the_mean_lies_within_and_the_interval_moves_with_its_data(values, scale, shift):
     resamples = Resamples.of(task_of(len(values)), draws=200)
     data = torch.tensor(values, dtype=torch.float64)
-    plain, moved = (
-        interval_of_mean(data, resamples),
-        interval_of_mean(data * scale + shift, resamples),
-    )
+    plain = interval_of_mean(data, resamples)
+    moved = interval_of_mean(data * scale + shift, resamples)
     assert plain.low <= plain.mean <= plain.high
     assert min(values) - 1e-9 <= plain.low
     assert plain.high <= max(values) + 1e-9

@@ -57,7 +57,8 @@ def test_a_grid_is_theirs(
 ):
     from transformer_lens import patching
 
-    model, task = tiny_models.load(name), as_task(random_pairs([6], seed=2))
+    model = tiny_models.load(name)
+    task = as_task(random_pairs([6], seed=2))
     (pair,) = task.pairs
     got = patch_sweep(model, task, site, direction=direction)
     base, source = (
@@ -101,7 +102,8 @@ def test_on_a_trained_model(
         encode(" big")[-1],
     )  # a piece of the name
     corrupted = tuple(another if token == name else token for token in clean)
-    answer, wrong = torch.tensor(encode(" happy")[-1:]), torch.tensor(encode(" big")[-1:])
+    answer = torch.tensor(encode(" happy")[-1:])
+    wrong = torch.tensor(encode(" big")[-1:])
     task = as_task(
         [
             EncodedPair(

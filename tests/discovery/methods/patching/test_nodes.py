@@ -35,23 +35,26 @@ def test_heads_are_the_sweep_and_mlps_the_plain_computation(
     metrics: dict[str, Any] = {"gpt2": "probability_difference", "neox": "kl_divergence"}
     metric = metrics.get(name, "logit_difference")
     task = as_task(random_pairs(LENGTHS, seed=21, sets=2, same_end=False), metric)
-    found = measure_node_effects(Engine(model, task), direction)
-    assert found.nodes == model.info.nodes()
-    assert found.direction == direction
+    effects = measure_node_effects(Engine(model, task), direction)
+    assert effects.nodes == model.info.nodes()
+    assert effects.direction == direction
     sweep = patch_sweep(model, task, "head_out", direction=direction)
-    for n, node in enumerate(found.nodes):
+    for n, node in enumerate(effects.nodes):
         if node.kind == "attention_head":
             torch.testing.assert_close(
-                found.per_pair[:, n], sweep.per_pair[:, node.layer, node.head], atol=1e-5, rtol=1e-5
+                effects.per_pair[:, n],
+                sweep.per_pair[:, node.layer, node.head],
+                atol=1e-5,
+                rtol=1e-5,
             )
             torch.testing.assert_close(
-                found.values[n], sweep.values[node.layer, node.head], atol=1e-5, rtol=1e-4
+                effects.values[n], sweep.values[node.layer, node.head], atol=1e-5, rtol=1e-4
             )
         else:
             assert node.layer is not None
             expected = mlp_effect(model, task, node.layer, direction, metric)
             torch.testing.assert_close(
-                found.per_pair[:, n].double(), expected, atol=2e-5, rtol=1e-4
+                effects.per_pair[:, n].double(), expected, atol=2e-5, rtol=1e-4
             )
             clean, corrupted = (
                 row.double().mean() for row in (sweep.metric_clean, sweep.metric_corrupted)
@@ -59,7 +62,7 @@ def test_heads_are_the_sweep_and_mlps_the_plain_computation(
             change = (
                 expected.mean() - corrupted if direction == "denoising" else clean - expected.mean()
             )
-            assert float(found.values[n]) == pytest.approx(
+            assert float(effects.values[n]) == pytest.approx(
                 float(change / (clean - corrupted)), abs=1e-4, rel=1e-3
             )
 
@@ -100,10 +103,8 @@ def test_noising_a_node_is_ablating_it_by_resample(tiny_models: Any) -> None:
 def test_with_the_mlps_kept_only_heads_are_measured(tiny_models: Any) -> None:
     model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=23)))
-    every, heads = (
-        measure_node_effects(engine, "denoising"),
-        measure_node_effects(engine, "denoising", "heads"),
-    )
+    every = measure_node_effects(engine, "denoising")
+    heads = measure_node_effects(engine, "denoising", "heads")
     assert heads.nodes == tuple(node for node in every.nodes if node.kind == "attention_head")
     columns = [every.nodes.index(node) for node in heads.nodes]
     torch.testing.assert_close(heads.per_pair, every.per_pair[:, columns], atol=1e-6, rtol=1e-6)
@@ -113,7 +114,8 @@ def test_with_the_mlps_kept_only_heads_are_measured(tiny_models: Any) -> None:
 def test_no_shortcut_and_no_block_changes_a_number(
     tiny_models: Any, direction: Direction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, task = tiny_models.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=24))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs((6, 4, 7, 5, 6), seed=24))
     quick = measure_node_effects(Engine(model, task), direction)
     small = Engine(model, task, memory=80_000)
     assert len(list(small.blocks())) > 1
@@ -141,7 +143,8 @@ def test_a_task_of_a_single_pair(tiny_models: Any, ablation: Any) -> None:
 
     Without another pair and without labels, a mean is over the pair's own positions.
     """
-    model, task = tiny_models.load("native"), as_task(random_pairs((5,), seed=25))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs((5,), seed=25))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sweep = patch_sweep(model, task, "head_out", direction="noising")
@@ -174,6 +177,6 @@ def test_sides_that_do_not_differ_give_nothing_to_normalise_by(tiny_models: Any)
     model = tiny_models.load("native")
     same = [replace(pair, corrupted=pair.clean) for pair in random_pairs((5, 5), seed=26)]
     engine = Engine(model, as_task(same))
-    found = measure_node_effects(engine, "noising")
-    torch.testing.assert_close(found.per_pair, engine.baseline("clean").unsqueeze(1).expand(2, 8))
-    assert bool(found.values.isnan().all())
+    effects = measure_node_effects(engine, "noising")
+    torch.testing.assert_close(effects.per_pair, engine.baseline("clean").unsqueeze(1).expand(2, 8))
+    assert bool(effects.values.isnan().all())

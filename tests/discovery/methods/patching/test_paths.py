@@ -80,10 +80,10 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A hand-built case with two pairs of each template: model, weights, pairs."""
     from discovery import load_model, load_task
 
-    made: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
 
     def of(name: str) -> Any:
-        if name not in made:
+        if name not in loaded:
             case = build_known_circuit(name)
             folder = case.save(tmp_path_factory.mktemp(name))
             model = load_model(folder)
@@ -92,12 +92,12 @@ def hand_built(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 template: [pair for pair in every if pair.template == template][:2]
                 for template in {p.template for p in every}
             }
-            made[name] = (
+            loaded[name] = (
                 model,
                 PathPatchingOracle(case.config, case.state),
                 tuple(pair for pairs in by_template.values() for pair in pairs),
             )
-        return made[name]
+        return loaded[name]
 
     return of
 
@@ -109,20 +109,21 @@ def test_every_edge_and_slot_of_a_hand_built_circuit(name: str, hand_built: Any)
     members = parse(
         *load_truth(name).nodes, "a0.h0", "a1.h3", *(["m0"] if name == "or_mlp" else [])
     )
-    found = measure_edge_effects(Engine(model, as_task(pairs)), members)
-    assert [(edge.source, edge.target) for edge in found] == edges_between(members)
-    assert_by_hand(found, native, pairs)
+    edges = measure_edge_effects(Engine(model, as_task(pairs)), members)
+    assert [(edge.source, edge.target) for edge in edges] == edges_between(members)
+    assert_by_hand(edges, native, pairs)
 
 
 def test_every_edge_and_slot_behind_layernorm(tiny_models: Any) -> None:
     """On a random model with MLPs and biases, and on pairs that vary in every way."""
-    model, weights = tiny_models.load("native"), tiny_models.native("native")
+    model = tiny_models.load("native")
+    weights = tiny_models.native("native")
     pairs = random_pairs(LENGTHS, seed=4, sets=2, same_end=False, changed=3)
-    found = measure_edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
-    assert len(found) == 3 * 1 + 4 + 3 * 5 + 8 + 9, (
+    edges = measure_edge_effects(Engine(model, as_task(pairs)), model.info.nodes())
+    assert len(edges) == 3 * 1 + 4 + 3 * 5 + 8 + 9, (
         "into the heads, the MLP, the heads, the MLP, the logits"
     )
-    assert_by_hand(found, PathPatchingOracle(weights.config, weights.state), pairs)
+    assert_by_hand(edges, PathPatchingOracle(weights.config, weights.state), pairs)
 
 
 def test_the_edge_of_the_induction_circuit_enters_through_keys(hand_built: Any) -> None:
@@ -130,7 +131,8 @@ def test_the_edge_of_the_induction_circuit_enters_through_keys(hand_built: Any) 
     model, _, pairs = hand_built("induction")
     before, after = parse(*load_truth("induction").nodes)
     engine = Engine(model, as_task(pairs))
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
+    clean = engine.baseline("clean")
+    corrupted = engine.baseline("corrupted")
     gap = float((clean - corrupted).mean())
     edges = {(e.source, e.target): e for e in measure_edge_effects(engine, [before, after])}
     effect = {
@@ -152,7 +154,8 @@ def test_direct_effects_on_the_logits_add_up_without_a_norm(tiny_models: Any) ->
         edge for edge in measure_edge_effects(engine, model.info.nodes()) if edge.target == LOGITS
     ]
     assert len(direct) == 1 + len(model.info.nodes())
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
+    clean = engine.baseline("clean")
+    corrupted = engine.baseline("corrupted")
     torch.testing.assert_close(
         torch.stack([clean - edge.whole for edge in direct]).sum(0),
         clean - corrupted,
@@ -187,9 +190,9 @@ def test_an_edge_that_carries_everything_is_noising_the_node(tiny_models: Any, n
 def test_embed_has_no_effect_on_the_logits_if_the_last_tokens_agree(tiny_models: Any) -> None:
     model = tiny_models.load("native")
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=7)))
-    found = {(e.source, e.target): e for e in measure_edge_effects(engine, [mlp(1)])}
+    edges = {(e.source, e.target): e for e in measure_edge_effects(engine, [mlp(1)])}
     torch.testing.assert_close(
-        found[EMBED, LOGITS].whole, engine.baseline("clean"), atol=1e-5, rtol=1e-5
+        edges[EMBED, LOGITS].whole, engine.baseline("clean"), atol=1e-5, rtol=1e-5
     )
 
 
@@ -198,19 +201,19 @@ def test_a_node_that_does_not_differ_has_no_effect(tiny_models: Any, tmp_path: A
     from benchmarks.random_models.tiny_models import save_native
     from discovery import load_model
 
-    made = save_native(tmp_path / "model")
-    made.state["blocks.0.attn.W_V"][1] = 0.0
-    made.save()
-    model = load_model(made.path)
+    checkpoint = save_native(tmp_path / "model")
+    checkpoint.state["blocks.0.attn.W_V"][1] = 0.0
+    checkpoint.save()
+    model = load_model(checkpoint.path)
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=8)))
     clean = engine.baseline("clean")
-    found = [
+    edges = [
         edge
         for edge in measure_edge_effects(engine, model.info.nodes())
         if edge.source == head(0, 1)
     ]
-    assert len(found) == 6
-    for edge in found:
+    assert len(edges) == 6
+    for edge in edges:
         for values in (edge.whole, *edge.inputs.values()):
             torch.testing.assert_close(values, clean, atol=2e-5, rtol=1e-5)
     heard = next(
@@ -226,7 +229,8 @@ def test_no_shortcut_changes_a_number(
     tiny_models: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that cannot start after an attention, or reuse a prefix, gives the same numbers."""
-    model, task = tiny_models.load(name), as_task(random_pairs(LENGTHS, seed=9))
+    model = tiny_models.load(name)
+    task = as_task(random_pairs(LENGTHS, seed=9))
     members = model.info.nodes()[-4:]
     quick = measure_edge_effects(Engine(model, task), members)
     run = type(model).run
@@ -244,9 +248,9 @@ def test_no_shortcut_changes_a_number(
     plain = measure_edge_effects(Engine(model, task), members)
     monkeypatch.setattr(model, "abilities", Abilities())
     none = measure_edge_effects(Engine(model, task), members)
-    for one, two, three in zip(quick, plain, none, strict=True):
+    for first, two, three in zip(quick, plain, none, strict=True):
         for a, b, c in zip(
-            (one.whole, *one.inputs.values()),
+            (first.whole, *first.inputs.values()),
             (two.whole, *two.inputs.values()),
             (three.whole, *three.inputs.values()),
             strict=True,
@@ -256,28 +260,34 @@ def test_no_shortcut_changes_a_number(
 
 
 def test_pairs_in_blocks_and_batches(tiny_models: Any) -> None:
-    model, task = tiny_models.load("native"), as_task(random_pairs((6, 4, 7, 5, 6), seed=10))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs((6, 4, 7, 5, 6), seed=10))
     members = [head(0, 0), mlp(0), head(1, 2)]
     whole = measure_edge_effects(Engine(model, task), members)
     small = Engine(model, task, memory=80_000)
     assert len(list(small.blocks())) > 1
-    for one, other in zip(whole, measure_edge_effects(small, members), strict=True):
-        torch.testing.assert_close(one.whole, other.whole, atol=2e-5, rtol=1e-5)
-        for slot in one.inputs:
-            torch.testing.assert_close(one.inputs[slot], other.inputs[slot], atol=2e-5, rtol=1e-5)
+    for expected, other in zip(whole, measure_edge_effects(small, members), strict=True):
+        torch.testing.assert_close(expected.whole, other.whole, atol=2e-5, rtol=1e-5)
+        for slot in expected.inputs:
+            torch.testing.assert_close(
+                expected.inputs[slot], other.inputs[slot], atol=2e-5, rtol=1e-5
+            )
 
 
 def test_which_edges_there_are() -> None:
     """Each node feeds later ones, and a head the MLP of its layer, but no head of its layer."""
-    a, b, m, late = head(0, 0), head(0, 1), mlp(0), head(2, 0)
+    a = head(0, 0)
+    b = head(0, 1)
+    m = mlp(0)
+    late = head(2, 0)
     expected = {
         (EMBED, a), (EMBED, b), (EMBED, m), (EMBED, late), (EMBED, LOGITS),
         (a, m), (b, m), (a, late), (b, late), (m, late),
         (a, LOGITS), (b, LOGITS), (m, LOGITS), (late, LOGITS),
     }  # fmt: skip
-    found = edges_between([late, m, b, a])
-    assert set(found) == expected
-    assert len(found) == len(expected)
+    pairs = edges_between([late, m, b, a])
+    assert set(pairs) == expected
+    assert len(pairs) == len(expected)
     assert edges_between([]) == [(EMBED, LOGITS)]
 
 
@@ -288,31 +298,32 @@ def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_t
     model = tiny_models.load("neox")
     assert model.info.parallel
     engine = Engine(model, as_task(random_pairs(LENGTHS, seed=11)))
-    found = {(e.source, e.target): e for e in measure_edge_effects(engine, model.info.nodes())}
-    assert (head(0, 0), mlp(0)) not in found
-    assert (head(0, 0), mlp(1)) in found
+    edges = {(e.source, e.target): e for e in measure_edge_effects(engine, model.info.nodes())}
+    assert (head(0, 0), mlp(0)) not in edges
+    assert (head(0, 0), mlp(1)) in edges
     noised = measure_node_effects(engine, "noising")
     alone = dict(zip(noised.nodes, noised.per_pair.T, strict=True))
-    torch.testing.assert_close(found[EMBED, mlp(0)].whole, alone[mlp(0)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(edges[EMBED, mlp(0)].whole, alone[mlp(0)], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        found[EMBED, head(0, 1)].whole, alone[head(0, 1)], atol=1e-4, rtol=1e-4
+        edges[EMBED, head(0, 1)].whole, alone[head(0, 1)], atol=1e-4, rtol=1e-4
     )
     for node in (head(1, 0), mlp(1)):
-        torch.testing.assert_close(found[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(edges[node, LOGITS].whole, alone[node], atol=1e-4, rtol=1e-4)
 
 
 def test_what_it_costs_is_announced(tiny_models: Any) -> None:
     """The work counted is near the estimate; a budget too small is refused before any edge."""
-    model, task = tiny_models.load("native"), as_task(random_pairs((6,) * 6, seed=12))
-    told: list[float] = []
+    model = tiny_models.load("native")
+    task = as_task(random_pairs((6,) * 6, seed=12))
+    totals: list[float] = []
     meter = Meter(
-        progress=lambda done, total, what: told.append(total) if what == "edges" else None
+        progress=lambda done, total, what: totals.append(total) if what == "edges" else None
     )
     engine = Engine(model, task, meter=meter)
     engine.baseline("clean")
     before = meter.spent
     measure_edge_effects(engine, model.info.nodes())
-    assert meter.spent - before == pytest.approx(told[0], rel=1.0)
-    poor = Engine(model, task, meter=Meter(limit=told[0] / 2))
+    assert meter.spent - before == pytest.approx(totals[0], rel=1.0)
+    poor = Engine(model, task, meter=Meter(limit=totals[0] / 2))
     with pytest.raises(BudgetError):
         measure_edge_effects(poor, model.info.nodes())

@@ -44,7 +44,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measured_cells_are_the_whole_sweeps(
     tiny_models: Any, few: None, name: str, site: Any, direction: Any
 ) -> None:
-    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs((6, 4, 7), seed=5))
+    model = tiny_models.load(name, dtype="float64")
+    task = as_task(random_pairs((6, 4, 7), seed=5))
     whole = patch_sweep(model, task, site, direction=direction)
     some = patch_sweep(model, task, site, direction=direction, screen=True)
     report = some.screen
@@ -62,11 +63,11 @@ def test_measured_cells_are_the_whole_sweeps(
     )  # what nothing can change is known to be 0, not left out
     assert report.estimates.shape == whole.values.shape
     if report.n_unmeasured:
-        left = report.estimates[~measured].abs().max()
+        largest_unmeasured = report.estimates[~measured].abs().max()
         assert report.n_ranked >= 3
         assert report.n_sampled == 4
         assert (
-            int((report.estimates[measured].abs() >= left).sum()) >= 3
+            int((report.estimates[measured].abs() >= largest_unmeasured).sum()) >= 3
         )  # none that was left out had a place among the first
         assert 0 < report.missed_share <= 1
         assert "were not" in some.warnings[-1]
@@ -75,7 +76,8 @@ def test_measured_cells_are_the_whole_sweeps(
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out"])
 def test_a_screened_sweep_is_planned_as_such(tiny_models: Any, few: None, site: Any) -> None:
     """A grid is screened if it is too expensive and a screen, at a cell's mean cost, is cheaper."""
-    model, task = tiny_models.load("llama"), as_task(random_pairs([12] * 3, seed=5))
+    model = tiny_models.load("llama")
+    task = as_task(random_pairs([12] * 3, seed=5))
     engine = Engine(model, task)
     engine.baseline("clean"), engine.baseline("corrupted")
     rows = estimate_sweep(engine, site, "noising")
@@ -92,7 +94,8 @@ def test_a_screened_sweep_is_planned_as_such(tiny_models: Any, few: None, site: 
 
 
 def test_a_grid_smaller_than_the_screen_is_measured_whole(tiny_models: Any) -> None:
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs((4, 4), seed=1))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs((4, 4), seed=1))
     whole, all_the_same = (
         patch_sweep(model, task, "head_out", screen=screened) for screened in (False, True)
     )
@@ -120,7 +123,8 @@ def test_it_costs_less_than_a_large_grid(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_drawn_by_the_seed(tiny_models: Any, few: None) -> None:
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs((12,) * 3, seed=1))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs((12,) * 3, seed=1))
     drawn = [
         patch_sweep(model, task, "resid_pre", screen=True, seed=seed).values.isnan()
         for seed in (0, 0, 1)
@@ -139,10 +143,10 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(
     directions: tuple[Direction, ...] = ("denoising", "noising")
     for direction in directions:
         whole = patch_sweep(model, task, "head_out", direction=direction)
-        found = patch_sweep(model, task, "head_out", direction=direction, screen=True)
-        assert found.screen is not None
+        sweep = patch_sweep(model, task, "head_out", direction=direction, screen=True)
+        assert sweep.screen is not None
         for layer, head in (whole.values.abs() >= 0.1).nonzero().tolist():
-            alone[f"a{layer}.h{head}", direction] = float(found.screen.estimates[layer, head])
+            alone[f"a{layer}.h{head}", direction] = float(sweep.screen.estimates[layer, head])
     assert {node for node, _ in alone} <= set(load_truth(name, "resample").nodes)
     assert all(abs(estimate) > 0.02 for estimate in alone.values()), alone
 
@@ -152,12 +156,12 @@ def test_the_heads_of_a_known_circuit_are_ranked_first(
 )
 def test_the_bound_is_wrong_one_time_in_twenty_at_most(drawn: int, rest: int) -> None:
     """The bound fails with a chance of at most 5%, however many cells have a sizeable effect."""
-    claims = [bound_missed_share(found, drawn, rest) * rest for found in range(drawn + 1)]
+    claims = [bound_missed_share(counts, drawn, rest) * rest for counts in range(drawn + 1)]
     for sizeable in range(drawn + rest + 1):
-        found = range(max(0, sizeable - rest), min(drawn, sizeable) + 1)
+        counts = range(max(0, sizeable - rest), min(drawn, sizeable) + 1)
         wrong = sum(
             hypergeom.pmf(k, drawn + rest, sizeable, drawn)
-            for k in found
+            for k in counts
             if sizeable - k > claims[k] + 1e-9
         )
         assert wrong <= 0.05 + 1e-9
@@ -177,23 +181,21 @@ def test_where_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) 
     model = load_model(build_known_circuit("induction").save(tmp_path / "model"))
     pair = {"clean": [0, 5, 6, 7, 8, 5], "corrupted": [0, 7, 6, 5, 8, 5], "answer": 6, "wrong": 8}
     turned = {"clean": pair["corrupted"], "corrupted": pair["clean"], "answer": 6, "wrong": 8}
-    found = patch_sweep(
+    sweep = patch_sweep(
         model, load_task([pair, turned], model), "head_out_by_position", screen=True
     )
-    assert found.screen is not None
-    assert found.screen.n_unmeasured > 0
-    assert found.screen.missed_share == 1.0
-    assert "nothing bounds their effects" in found.screen.caution
+    assert sweep.screen is not None
+    assert sweep.screen.n_unmeasured > 0
+    assert sweep.screen.missed_share == 1.0
+    assert "nothing bounds their effects" in sweep.screen.caution
 
 
 def test_a_grid_that_is_measured_whole_pays_no_gradient(tmp_path: Path) -> None:
     model = load_model(build_known_circuit("induction").save(tmp_path / "model"))
     task = load_task(tmp_path / "model" / "task.jsonl", model, pairs=6)
-    whole, found = (
-        patch_sweep(model, task, "head_out"),
-        patch_sweep(model, task, "head_out", screen=True),
-    )
-    assert found.cost.forward_equivalents == whole.cost.forward_equivalents
-    assert torch.equal(found.values, whole.values)
-    assert found.screen is not None
-    assert (found.screen.n_unmeasured, found.screen.missed_share) == (0, 0.0)
+    whole = patch_sweep(model, task, "head_out")
+    screened = patch_sweep(model, task, "head_out", screen=True)
+    assert screened.cost.forward_equivalents == whole.cost.forward_equivalents
+    assert torch.equal(screened.values, whole.values)
+    assert screened.screen is not None
+    assert (screened.screen.n_unmeasured, screened.screen.missed_share) == (0, 0.0)

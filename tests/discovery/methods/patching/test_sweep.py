@@ -69,8 +69,10 @@ def test_every_site_is_the_naive_loop(tiny_models, name, site):
         with pytest.raises(SiteError):
             patch_sweep(model, task, site)
         return
-    both = name in ("native", "gpt2")
-    for direction in DIRECTIONS if both else DIRECTIONS[SITE_NAMES.index(site) % 2 :][:1]:
+    takes_everything = name in ("native", "gpt2")
+    for direction in (
+        DIRECTIONS if takes_everything else DIRECTIONS[SITE_NAMES.index(site) % 2 :][:1]
+    ):
         truth = None
         for metric in (
             patching.METRICS
@@ -91,7 +93,8 @@ def test_every_site_is_the_naive_loop(tiny_models, name, site):
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "head_out", "head_out_by_position"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "rotary"])
 def test_in_single_precision(tiny_models, name, site):
-    model, task = tiny_models.load(name), as_task(random_pairs(LENGTHS, seed=2))
+    model = tiny_models.load(name)
+    task = as_task(random_pairs(LENGTHS, seed=2))
     got = patch_sweep(model, task, site)
     truth = patching.naive_sweep(model, task.pairs, site, "denoising", got.positions)
     scale = float(truth.per_pair("logit_difference").nan_to_num().abs().max())
@@ -111,16 +114,16 @@ def test_in_single_precision(tiny_models, name, site):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    st.sampled_from(["native", "attn_only", "gpt2"]),
-    st.sampled_from(
+    name=st.sampled_from(["native", "attn_only", "gpt2"]),
+    site=st.sampled_from(
         ["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "head_out_by_position", "v"]
     ),
-    st.lists(st.integers(1, 8), min_size=1, max_size=4),
-    st.integers(1, 8),
-    st.booleans(),
-    st.integers(1, 3),
-    st.sampled_from(["position", "label"]),
-    st.integers(0, 10**6),
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    changed=st.integers(1, 8),
+    same_end=st.booleans(),
+    sets=st.integers(1, 3),
+    by=st.sampled_from(["position", "label"]),
+    seed=st.integers(0, 10**6),
 )
 def test_any_shape_padding_and_corruption(
     tiny_models, name, site, lengths, changed, same_end, sets, by, seed
@@ -167,8 +170,8 @@ def test_positions_count_from_0_if_all_prompts_have_one_length_and_from_the_end_
     ]
     heads = patch_sweep(model, as_task(random_pairs([5, 3])), "head_out")
     assert (heads.positions, heads.axes, heads.values.shape) == ((), ("layer", "head"), (2, 3))
-    both = patch_sweep(model, as_task(random_pairs([5, 3])), "head_out_by_position")
-    assert (both.axes, both.values.shape) == (("layer", "head", "position"), (2, 3, 5))
+    sweep = patch_sweep(model, as_task(random_pairs([5, 3])), "head_out_by_position")
+    assert (sweep.axes, sweep.values.shape) == (("layer", "head", "position"), (2, 3, 5))
 
 
 def test_labels_are_columns_in_the_order_of_their_mean_position(tiny_models):
@@ -231,7 +234,8 @@ def test_cells_that_cannot_change_anything_are_exactly_the_base_run(tiny_models,
 @pytest.mark.parametrize("name", MODELS)
 def test_identities(tiny_models, name):
     """The last position of the last layer's stream carries everything; equal embeddings nothing."""
-    model, task = tiny_models.load(name, dtype="float64"), as_task(random_pairs([6, 5, 6], seed=3))
+    model = tiny_models.load(name, dtype="float64")
+    task = as_task(random_pairs([6, 5, 6], seed=3))
     for direction in DIRECTIONS:
         post = patch_sweep(model, task, "resid_post", direction=direction).values
         assert post[-1, -1] == pytest.approx(1, abs=1e-6)
@@ -253,7 +257,8 @@ def test_identities(tiny_models, name):
 
 
 def test_a_single_pair(tiny_models):
-    model, task = tiny_models.load("native", dtype="float64"), as_task(random_pairs([5]))
+    model = tiny_models.load("native", dtype="float64")
+    task = as_task(random_pairs([5]))
     got = patch_sweep(model, task, "resid_pre")
     assert got.per_pair.shape == (1, 2, 5)
     expected = (got.per_pair[0] - got.metric_corrupted) / (got.metric_clean - got.metric_corrupted)
@@ -261,7 +266,8 @@ def test_a_single_pair(tiny_models):
 
 
 def test_the_tasks_metric_is_the_default(tiny_models):
-    model, pairs = tiny_models.load("native"), random_pairs([5, 5])
+    model = tiny_models.load("native")
+    pairs = random_pairs([5, 5])
     assert (
         patch_sweep(model, as_task(pairs, "probability_difference"), "head_out").metric
         == "probability_difference"
@@ -275,7 +281,8 @@ def test_the_tasks_metric_is_the_default(tiny_models):
 
 
 def test_divergence_is_from_the_clean_run_in_both_directions(tiny_models):
-    model, task = tiny_models.load("native", dtype="float64"), as_task(random_pairs([5, 5]))
+    model = tiny_models.load("native", dtype="float64")
+    task = as_task(random_pairs([5, 5]))
     for direction in DIRECTIONS:
         got = patch_sweep(model, task, "resid_post", direction=direction, metric="kl_divergence")
         torch.testing.assert_close(got.metric_clean, torch.zeros(2, dtype=torch.float64))
@@ -302,7 +309,8 @@ def test_unknown_choices(tiny_models, arguments, error, cause):
 
 
 def test_an_engine_measures_its_own_metric(tiny_models):
-    model, task = tiny_models.load("native"), as_task(random_pairs([5]))
+    model = tiny_models.load("native")
+    task = as_task(random_pairs([5]))
     engine = Engine(model, task, metric="probability_difference")
     assert patch_sweep(model, task, "head_out", engine=engine).metric == "probability_difference"
     assert (

@@ -21,7 +21,8 @@ DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 def blocks_of(tiny_models: TinyModels, name: str, task: Task, pairs_each: int) -> tuple[Any, int]:
     """Return a model, and the least memory that holds so many pairs at a time."""
     model = tiny_models.load(name, dtype="float64")
-    low, high = 1, 1 << 40
+    low = 1
+    high = 1 << 40
     while low < high:
         middle = (low + high) // 2
         try:
@@ -80,11 +81,11 @@ def test_less_memory_than_one_pair_is_refused_with_what_is_needed(tiny_models):
 def test_batches_are_halved_if_memory_runs_out_and_the_numbers_are_the_same(
     tiny_models, monkeypatch, fits, fault
 ):
-    model, task = (
-        tiny_models.load("gpt2", dtype="float64"),
-        as_task(random_pairs([6, 4, 7, 7, 5, 6], seed=5)),
-    )
-    expected, run, rows = patch_sweep(model, task, "resid_pre"), model.run, []
+    model = tiny_models.load("gpt2", dtype="float64")
+    task = as_task(random_pairs([6, 4, 7, 7, 5, 6], seed=5))
+    expected = patch_sweep(model, task, "resid_pre")
+    run = model.run
+    rows = []
 
     def scarce(batch: Any, *args: Any, **kwargs: Any) -> Any:
         rows.append(len(batch.tokens))
@@ -101,7 +102,8 @@ def test_batches_are_halved_if_memory_runs_out_and_the_numbers_are_the_same(
 
 
 def test_one_row_that_does_not_fit_is_an_error_that_the_user_can_fix(tiny_models, monkeypatch):
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5]))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([6, 5]))
     engine = Engine(model, task)
 
     def never(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +134,8 @@ def test_other_faults_are_bugs(tiny_models, monkeypatch):
 )
 @pytest.mark.parametrize("name", ["gpt2", "neox", "native"])
 def test_the_work_counted_is_the_work_estimated(tiny_models, name, site):
-    model, task = tiny_models.load(name), as_task(random_pairs([6, 4, 7], seed=6))
+    model = tiny_models.load(name)
+    task = as_task(random_pairs([6, 4, 7], seed=6))
     engine = Engine(model, task)
     for side in ("clean", "corrupted"):
         engine.baseline(side)
@@ -146,7 +149,8 @@ def test_the_work_counted_is_the_work_estimated(tiny_models, name, site):
 
 def test_a_sweep_needs_few_cached_passes(tiny_models, monkeypatch):
     """A site is cached at all layers in one pass, together with logits, keys and values."""
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([5, 5]))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([5, 5]))
     for site, passes in (("resid_pre", 2), ("resid_post", 3), ("head_out", 4), ("mlp_out", 5)):
         engine = Engine(model, task)
         cost = patch_sweep(model, task, site, engine=engine).cost.forward_equivalents
@@ -154,7 +158,8 @@ def test_a_sweep_needs_few_cached_passes(tiny_models, monkeypatch):
 
 
 def test_reusing_an_engine_costs_no_second_caching(tiny_models):
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 6]))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([6, 6]))
     engine = Engine(model, task)
     first = patch_sweep(model, task, "resid_pre", engine=engine)
     second = patch_sweep(model, task, "resid_pre", engine=engine)
@@ -165,10 +170,8 @@ def test_reusing_an_engine_costs_no_second_caching(tiny_models):
 
 
 def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch):
-    model, task = (
-        tiny_models.load("gpt2", dtype="float64"),
-        as_task(random_pairs([7, 6, 7], seed=7, changed=1)),
-    )
+    model = tiny_models.load("gpt2", dtype="float64")
+    task = as_task(random_pairs([7, 6, 7], seed=7, changed=1))
     for site in (
         "resid_pre",
         "resid_mid",
@@ -186,7 +189,8 @@ def test_shortcuts_change_the_cost_and_not_the_numbers(tiny_models, monkeypatch)
 
 
 def test_a_budget_that_does_not_reach_stops_before_the_rows(tiny_models):
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 6]))
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([6, 6]))
     engine = Engine(model, task, meter=Meter(limit=5.0))
     with pytest.raises(BudgetError, match="resid_pre denoising needs"):
         patch_sweep(model, task, "resid_pre", engine=engine)
@@ -194,14 +198,15 @@ def test_a_budget_that_does_not_reach_stops_before_the_rows(tiny_models):
 
 
 def test_progress_is_reported_and_reaches_the_estimate(tiny_models):
-    told: list[tuple[float, float, str]] = []
-    model, task = tiny_models.load("gpt2"), as_task(random_pairs([6, 5, 7]))
+    reports: list[tuple[float, float, str]] = []
+    model = tiny_models.load("gpt2")
+    task = as_task(random_pairs([6, 5, 7]))
     patch_sweep(
         model,
         task,
         "head_out_by_position",
-        progress=lambda done, total, label: told.append((done, total, label)),
+        progress=lambda spent, total, label: reports.append((spent, total, label)),
     )
-    assert told[-1][2] == "head_out_by_position denoising"
-    assert all(0 <= done <= total + 1e-9 for done, total, _ in told)
-    assert told[-1][0] == pytest.approx(told[-1][1])
+    assert reports[-1][2] == "head_out_by_position denoising"
+    assert all(0 <= spent <= total + 1e-9 for spent, total, _ in reports)
+    assert reports[-1][0] == pytest.approx(reports[-1][1])
