@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from discovery.backends.loading.source import MODEL_FORMATS
 from discovery.store import RunRecord
 from mcp_server.errors import PathNotAllowedError
 from mcp_server.session.settings import ServerSettings
@@ -21,7 +22,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
 _SAE_FOLDER = "sae"  # in the folder of its training
-_MODEL_FILES = ("config.json", "tl_config.json")
 _MAX_DEPTH, _MAX_MODELS, _MAX_DIRECTORIES = (
     3,
     200,
@@ -224,7 +224,7 @@ def _split_command(command: str) -> list[str]:
 def _find_model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Path]:
     if next(looked, None) is None:
         return []
-    if any((place / file).is_file() for file in _MODEL_FILES):
+    if any((place / file).is_file() for file in MODEL_FORMATS):
         return [place]
     if not deep:
         return []

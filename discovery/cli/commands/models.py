@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.resources
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from discovery.backends.loading.source import MODEL_FORMATS, bundled_directory
 from discovery.cli.arguments import (
     BACKEND,
     DEVICE,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from discovery.backends.loading.backend_choice import LoadPlan
 
 _MAX_DEPTH = 3
-_FORMATS = {"config.json": "huggingface", "tl_config.json": "native"}
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:
@@ -71,9 +70,8 @@ def print_models(args: argparse.Namespace, console: Console) -> None:
             f"The models directory {str(folder)!r} is not a directory.",
             f"Give one with --models-dir or {MODELS_DIR.variable}.",
         )
-    bundled = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
     models = [
-        {**_directory_facts(bundled), "model": MODEL.default},
+        {**_directory_facts(bundled_directory()), "model": MODEL.default},
         *(_directory_facts(directory) for directory in _find_model_directories(folder)),
     ]
     if args.json:
@@ -187,7 +185,7 @@ def _directory_facts(directory: Path) -> dict[str, Any]:
 
 
 def _model_format(directory: Path) -> str | None:
-    formats = (name for file, name in _FORMATS.items() if (directory / file).is_file())
+    formats = (name for file, name in MODEL_FORMATS.items() if (directory / file).is_file())
     return next(formats, None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from discovery import discover, load_model, load_task
 from discovery.agent import verify_run
+from discovery.backends.loading.source import bundled_directory
 from discovery.tasks import BUILTIN
 
 TWINS = range(10)
@@ -21,7 +21,7 @@ def untrained(folder: Path, seed: int) -> Path:
     """The bundled model's shape and tokenizer with untrained weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    bundled = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+    bundled = bundled_directory()
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(bundled)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from benchmarks.random_models.tiny_models import (
 )
 from discovery.backends.base import Backend, Batch
 from discovery.backends.loading.load import load_model
+from discovery.backends.loading.source import bundled_directory
 from discovery.errors import BackendMismatchError
 from discovery.interventions import scale
 from discovery.sites import Site
@@ -314,7 +314,7 @@ def test_trained_models(shared_models, backend, name):
 
 def test_the_bundled_model(backend):
     model = load_model(backend=backend, device="cpu")
-    folder = Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+    folder = bundled_directory()
     assert (model.info.name, model.info.source, model.info.revision) == ("bundled", "bundled", None)
     assert (
         model.info.fingerprint
