@@ -1,4 +1,9 @@
-"""Features of a sparse autoencoder: which are there, what they do to the metric, and what changing them does."""
+"""Measurements on the features of a sparse autoencoder (SAE).
+
+`sae_top_features` finds the features that matter on a prompt or a task, `edit_features` and
+`generate_with_features` change features, `feature_examples` shows where features fire in a text,
+and `add_features` puts features beside the heads of a circuit record.
+"""
 
 from discovery.methods.features.circuit.candidates import Candidate
 from discovery.methods.features.circuit.feature_circuit import FeatureCircuit, add_features

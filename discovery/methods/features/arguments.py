@@ -1,6 +1,8 @@
-"""Which positions of which prompts are looked at, and a single prompt as a task of one pair.
+"""Arguments that the feature measurements share: the task, the positions, numbers and choices.
 
-Arguments that count something.
+A measurement accepts a task in several forms, or a single prompt. `resolve_task` and
+`make_prompt_task` turn them into one `Task`, and `resolve_positions` turns the user's positions
+into whole numbers for each pair. The other functions check arguments and name what is wrong.
 """
 
 from __future__ import annotations
@@ -16,110 +18,132 @@ from discovery.tasks import PromptPair, load_task
 from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import EncodedPair, Task
 
-DEFAULT_TASK_PAIRS = 32  # pairs of a task that is given by its name
+DEFAULT_TASK_PAIRS = 32  # pairs that are loaded if a task is given by its name or path
 
-TaskLike = (
-    Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]
-)  # a task, or what `load_task` makes one of
+# A task, or anything that `load_task` accepts: a name, the path of a task file, or pairs.
+TaskLike = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]
+
+# Positions that count from 0 or (negative) from the end, labels of the task, a slice, or None for
+# all positions.
+Positions = Sequence[int | str] | slice | None
+
+PairPositions = tuple[tuple[int, ...], ...]  # for each pair, its chosen positions in order
 
 
 def resolve_task(
     task: TaskLike, model: Backend, seed: int, pairs: int | None = DEFAULT_TASK_PAIRS
 ) -> Task:
-    """A task; so many pairs of the built-in one, or of the file, of that name (None: all); or the pairs of a list."""
+    """Load a task unless it is loaded already.
+
+    Args:
+        task: a loaded task is returned as it is, and a list of pairs is used completely.
+        seed: seed of the pairs that a built-in task draws.
+        pairs: how many pairs of a built-in task or a task file are used; None uses as many as
+            `load_task` gives by default.
+    """
     if isinstance(task, Task):
         return task
     return load_task(task, model, pairs=pairs if isinstance(task, str | Path) else None, seed=seed)
 
 
-Positions = (
-    Sequence[int | str] | slice | None
-)  # from 0, from the end, labels of the task; a slice; None is all
-PairPositions = tuple[tuple[int, ...], ...]  # the chosen positions of each pair, in order
-
-
 def make_prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
-    """A prompt as a task: the most likely next token against the runner-up; and the forward passes that took.
+    """Make a task of one pair from a prompt, with the same prompt on both sides.
+
+    The answer is the model's most likely next token, and the wrong answer is the runner-up.
+
+    Returns:
+        The task, and the forward-pass equivalents that it took to find the two tokens.
 
     Raises:
-        MeasurementError: a prompt that is empty, too long, or text for a model without a tokenizer.
+        MeasurementError: if the prompt is empty, too long, or text for a model without a tokenizer.
     """
-    seen = run_with_cache(model, prompt, top=2)
-    best, second = (prediction.token for prediction in seen.predictions)
-    pair = EncodedPair(clean=seen.tokens, corrupted=seen.tokens, answer=(best,), wrong=(second,))
-    return Task(
-        name="prompt", pairs=(pair,), splits=(None,), split_method="a single prompt"
-    ), seen.cost.forward_equivalents
+    prompt_run = run_with_cache(model, prompt, top=2)
+    best, second = (prediction.token for prediction in prompt_run.predictions)
+    pair = EncodedPair(
+        clean=prompt_run.tokens, corrupted=prompt_run.tokens, answer=(best,), wrong=(second,)
+    )
+    task = Task(name="prompt", pairs=(pair,), splits=(None,), split_method="a single prompt")
+    return task, prompt_run.cost.forward_equivalents
 
 
 def resolve_positions(task: Task, positions: Positions) -> PairPositions:
-    """The chosen positions of each pair, in order.
+    """Return the chosen positions of each pair, in order and counted from 0.
 
     Raises:
-        MeasurementError: where a pair has none of them, or no pair has one of them.
+        MeasurementError: if the argument is malformed, if a pair has none of the positions, or if
+            no pair has one of them.
     """
-    listed: object = () if positions is None or isinstance(positions, slice) else positions
-    if (
-        isinstance(listed, str)
-        or not isinstance(listed, Collection)
-        or (listed is positions and not listed)
-    ):
+    items = _list_positions(positions)
+    by_pair = tuple(_positions_of_pair(pair, positions) for pair in task.pairs)
+    problems = [
+        f"Pair {number} has none of the positions {positions!r}."
+        for number, pair_positions in enumerate(by_pair, start=1)
+        if not pair_positions
+    ]
+    problems += [
+        f"No pair has the position {item!r}."
+        for item in items
+        if not any(_positions_of_pair(pair, [item]) for pair in task.pairs)
+    ]
+    if problems:
+        longest = max(len(pair.clean) for pair in task.pairs)
+        labels = sorted({name for pair in task.pairs for name in pair.labels})
+        raise MeasurementError(
+            problems[0],
+            f"Positions count from 0, or backwards from -1, in at most {longest} tokens; "
+            f"labels: {', '.join(labels) or 'none'}.",
+        )
+    return by_pair
+
+
+def _list_positions(positions: Positions) -> Collection[int | str]:
+    """Check the form of the argument, and return its items; there are none for a slice or None."""
+    if positions is None or isinstance(positions, slice):
+        return ()
+    items: object = positions
+    if isinstance(items, str) or not isinstance(items, Collection) or not items:
         raise MeasurementError(
             f"positions is {positions!r}.",
             "Give a list of positions or labels, a slice, or None for all.",
         )
-    if odd := [place for place in listed if type(place) not in (int, str)]:
+    if wrong := [item for item in items if type(item) not in (int, str)]:
         raise MeasurementError(
-            f"{odd[0]!r} is not a position.",
+            f"{wrong[0]!r} is not a position.",
             "Give whole numbers, from 0 or backwards from -1, or labels of the task.",
         )
-    found = tuple(_places(pair, positions) for pair in task.pairs)
-    lacking = [
-        f"Pair {number} has none of the positions {positions!r}."
-        for number, places in enumerate(found, start=1)
-        if not places
-    ]
-    lacking += [
-        f"No pair has the position {place!r}."
-        for place in listed
-        if not any(_places(pair, [place]) for pair in task.pairs)
-    ]
-    if lacking:
-        longest = max(len(pair.clean) for pair in task.pairs)
-        raise MeasurementError(
-            lacking[0],
-            f"Positions count from 0, or backwards from -1, in at most {longest} tokens; labels: {', '.join(_labels(task)) or 'none'}.",
-        )
-    return found
+    return items
 
 
-def _places(pair: EncodedPair, positions: Positions) -> tuple[int, ...]:
+def _positions_of_pair(pair: EncodedPair, positions: Positions) -> tuple[int, ...]:
     length = len(pair.clean)
     if positions is None or isinstance(positions, slice):
         return tuple(range(length)[positions or slice(None)])
-    named = [pair.labels.get(place) if isinstance(place, str) else place for place in positions]
-    return tuple(
-        sorted(
-            {place % length for place in named if place is not None and -length <= place < length}
-        )
-    )
-
-
-def _labels(task: Task) -> list[str]:
-    return sorted({name for pair in task.pairs for name in pair.labels})
+    numbers = [pair.labels.get(item) if isinstance(item, str) else item for item in positions]
+    existing = {n % length for n in numbers if n is not None and -length <= n < length}
+    return tuple(sorted(existing))
 
 
 def require_counts(**counts: tuple[object, int]) -> None:
-    """Check that each is a whole number and no less than its least.
+    """Check that each argument is a whole number and not below its minimum.
 
     Args:
-        counts: the value and its least, by the argument's name.
+        counts: for each argument name, the value and its minimum.
 
     Raises:
-        MeasurementError: names the first that is not.
+        MeasurementError: names the first argument that is wrong.
     """
-    for name, (value, least) in counts.items():
-        if type(value) is not int or value < least:
+    for name, (value, minimum) in counts.items():
+        if type(value) is not int or value < minimum:
             raise MeasurementError(
-                f"{name} is {value!r}.", f"Give a whole number of at least {least}."
+                f"{name} is {value!r}.", f"Give a whole number of at least {minimum}."
             )
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that an argument is one of its choices.
+
+    Raises:
+        MeasurementError: names the argument and what is allowed.
+    """
+    if value not in choices:
+        raise MeasurementError(f"{name} {value!r} is not known.", f"Allowed: {', '.join(choices)}.")

@@ -1,8 +1,9 @@
-"""What changing features does to the metric: ablate (set to 0), clamp (set to a value), scale, or steer (add).
+"""What changing features does to the metric: ablate (set to 0), clamp (set), scale, or steer (add).
 
-Error term kept: the activation is moved by s · Σ (z' − z) d, and nothing changed leaves every logit as it was. Dropped: the dictionary's
-reconstruction stands in for the activation, with the features changed in it; the effect is then counted from the unchanged reconstruction,
-so that it is the features' and not the dictionary's.
+If the error term is kept, the activation is moved by s · Σ (z' − z) d, so a change of nothing
+leaves every logit as it was. If it is dropped, the SAE's reconstruction replaces the activation,
+with the features changed in it. The effect then counts from the unchanged reconstruction, so that
+it is the effect of the features and not of the reconstruction.
 
     from discovery.methods.features import edit_features
     edit_features(model, task, sae, {1234: 0.0}, positions=["end"]).effect         # ablation
@@ -14,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -22,39 +24,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter
+from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
-from discovery.errors import MeasurementError, NotFiniteError
+from discovery.errors import NotFiniteError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
 from discovery.methods.features.arguments import (
-    PairPositions,
     Positions,
     TaskLike,
+    require_choice,
     require_counts,
-    resolve_positions,
     resolve_task,
 )
 from discovery.methods.features.pushes import ShuffledDecoderControl, draw_other_directions, push
 from discovery.methods.features.reconstruction import (
+    MIN_GAP,
     Reconstruction,
     measure_reconstruction,
     splice_reconstruction,
 )
-from discovery.methods.features.splice import cache_sites, spliced_blocks
-from discovery.methods.statistics import Interval, Resamples, interval_of_mean
+from discovery.methods.features.splice import SplicedTask
+from discovery.methods.statistics import Interval, interval_of_mean
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureEditResult:
-    """What a change of features does.
+    """What a change of features does to the metric.
 
     Attributes:
-        effect: m(edited) − m(base), mean over pairs with its 95% interval. share: of m(clean) − m(corrupted); None where that is 0.
-        per_pair: metric with the features changed, [pair]; per_pair_base what it is counted from: the clean run (error kept) or the
-            reconstruction (dropped).
-        control: the same change along other features' directions; None where there are none.
+        reconstruction: how well the SAE reconstructs these activations.
+        warnings: what to know first; a poor reconstruction stands at the beginning.
+        change: the features and their amounts.
+        error: whether the error term was kept or dropped.
+        metric: the metric's name.
+        metric_clean: its mean in the clean runs.
+        metric_base: its mean in the runs that the effect counts from.
+        metric_edited: its mean with the features changed.
+        effect: m(edited) − m(base), mean over pairs with its 95% interval.
+        share: the effect as a share of m(clean) − m(corrupted); None if that difference is 0.
+        per_pair: the metric of each pair with the features changed.
+        per_pair_base: the metric that the effect counts from: of the clean run (error kept) or of
+            the reconstruction (error dropped).
+        control: the same change along the directions of other features; None if there are none.
+        cost: the work done.
     """
 
     reconstruction: Reconstruction
@@ -88,94 +101,80 @@ def edit_features(
     memory: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> FeatureEditResult:
-    """Change features together in every pair's clean prompt.
+    """Change features together in the clean prompt of every pair, and measure the metric.
 
     Args:
-        task, sae: as in `sae_top_features`.
-        features: feature -> amount, in units of its activation (operation "scale": a factor). {f: 0.0} ablates.
-        operation: set, scale or add.
-        error: keep what the dictionary does not explain, or drop it.
+        task: as in `sae_top_features`.
+        sae: as in `sae_top_features`.
+        features: for each feature its amount, in units of its activation (for the operation
+            "scale" a factor). {f: 0.0} ablates the feature f.
+        operation: set to the amount, scale by it, or add it.
+        error: keep what the SAE does not reconstruct, or drop it.
         controls: draws of the shuffled-decoder control.
 
     Raises:
-        FeatureError: an SAE that does not fit, a feature it does not have, or an amount that is no finite number or so large that no
-            logits are left.
-        MeasurementError: unknown choices, or positions that a pair lacks.
+        FeatureError: if the SAE does not fit or lacks a feature, and if an amount is not finite or
+            so large that the logits are not finite.
+        MeasurementError: for unknown choices, and if a pair has none of the positions.
     """
-    began = time.monotonic()
-    if error not in get_args(ErrorTerm):
-        raise MeasurementError(
-            f"error {error!r} is not known.", f"Allowed: {', '.join(get_args(ErrorTerm))}."
-        )
+    started = time.monotonic()
+    require_choice("error", error, get_args(ErrorTerm))
     require_counts(controls=(controls, 0))
     sae = open_sae(sae, model)
     task = resolve_task(task, model, seed)
     change = FeatureChange.of(features, operation, sae.d_sae)
-    engine = Engine(model, task, metric=metric, memory=memory, meter=Meter(progress=progress))
-    places = resolve_positions(task, positions)
-    resamples = Resamples.of(task, seed=seed)
-    cache_sites(engine, sae)
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    found, rebuilt_metric = measure_reconstruction(engine, sae, places, corrupted, resamples)
-    base = clean if error == "keep" else rebuilt_metric
+    meter = Meter(progress=progress)
+    spliced = SplicedTask.of(
+        model, task, sae, positions, metric=metric, memory=memory, meter=meter, seed=seed
+    )
+    clean = spliced.engine.baseline("clean")
+    corrupted = spliced.engine.baseline("corrupted")
+    reconstruction, reconstructed_metric = measure_reconstruction(spliced, corrupted)
+    base = clean if error == "keep" else reconstructed_metric
+    drawn = draw_other_directions(sae, change.features, controls, seed)
     try:
-        metrics = _cases(
-            engine,
-            sae,
-            places,
-            change,
-            error,
-            draw_other_directions(sae, change.features, controls, seed),
-        )
-    except NotFiniteError:  # the unchanged prompts gave numbers
+        metrics = _metrics_with_draws(spliced, change, error, drawn)
+    except NotFiniteError:  # the unchanged prompts gave finite numbers
         raise change.too_large_error() from None
-    effects = (metrics - base).double().mean(1)
+    effect, *drawn_effects = (metrics - base).double().mean(1).tolist()
     gap = float((clean - corrupted).double().mean())
-    warnings = [f"POOR RECONSTRUCTION: {fault}" for fault in found.poor] + [
-        *found.notes,
-        *sae.warnings,
-    ]
     return FeatureEditResult(
-        found,
-        tuple(warnings),
-        change,
-        error,
-        engine.metric,
-        float(clean.double().mean()),
-        float(base.double().mean()),
-        float(metrics[0].double().mean()),
-        interval_of_mean(metrics[0] - base, resamples),
-        float(effects[0]) / gap if abs(gap) >= 1e-6 else None,
-        metrics[0],
-        base,
-        ShuffledDecoderControl.of(float(effects[0]), effects[1:].tolist())
-        if len(effects) > 1
-        else None,
-        MeasurementCost(engine.meter.spent, time.monotonic() - began),
+        reconstruction=reconstruction,
+        warnings=(*reconstruction.warnings, *sae.warnings),
+        change=change,
+        error=error,
+        metric=spliced.engine.metric,
+        metric_clean=float(clean.double().mean()),
+        metric_base=float(base.double().mean()),
+        metric_edited=float(metrics[0].double().mean()),
+        effect=interval_of_mean(metrics[0] - base, spliced.resamples),
+        share=effect / gap if abs(gap) >= MIN_GAP else None,
+        per_pair=metrics[0],
+        per_pair_base=base,
+        control=ShuffledDecoderControl.of(effect, drawn_effects) if drawn_effects else None,
+        cost=MeasurementCost(meter.spent, time.monotonic() - started),
     )
 
 
-def _cases(
-    engine: Engine,
-    sae: SAE,
-    places: PairPositions,
+def _metrics_with_draws(
+    spliced: SplicedTask,
     change: FeatureChange,
     error: ErrorTerm,
-    others: Float[Tensor, "draw changed d_out"],
+    drawn: Float[Tensor, "draw changed d_out"],
 ) -> Float[Tensor, "case pair"]:
-    """The metric with the change itself, then with the change along each draw's directions."""
+    """Measure the metric with the change, and then with it along the directions of each draw."""
     chosen = list(change.features)
-    directions = torch.cat([sae.directions(chosen).unsqueeze(0), others])
-    parts = []
-    for view in spliced_blocks(engine, sae, places):
+    directions = torch.cat([spliced.sae.directions(chosen).unsqueeze(0), drawn])
+    metrics = []
+    for view in spliced.blocks():
         amounts = []
-        for part in view.pair_batches():
-            codes = view.codes(part)
+        for pairs in view.pair_batches():
+            codes = view.codes(pairs)
             moved = change.difference(codes.features[..., chosen]) * codes.scale
-            amounts.append(torch.where(view.mask[part].unsqueeze(-1), moved, 0.0))
+            amounts.append(torch.where(view.mask[pairs].unsqueeze(-1), moved, 0.0))
         amount = torch.cat(amounts).unsqueeze(0).expand(len(directions), -1, -1, -1)
-        base = (
-            None if error == "keep" else lambda pair, view=view: splice_reconstruction(view, pair)
-        )
-        parts.append(push(view, amount, directions, base, "changed features"))
-    return torch.cat(parts, 1)
+        base = None
+        if error == "drop":
+            base = partial(splice_reconstruction, view)
+        metrics.append(push(view, amount, directions, base, "changed features"))
+    return torch.cat(metrics, 1)

@@ -1,7 +1,11 @@
-"""Exact effects: features moved along their decoder directions, and the shuffled-decoder control.
+"""Exact effects of features: the metric after a push along decoder directions, and a control.
 
-The control moves the activation just as far along the directions of other features, drawn at random: what any push of this size
-does to the metric is no effect of the feature.
+A push adds an amount of a feature's decoder direction to the activation at the SAE's site.
+Ablating, exchanging and steering a feature are all pushes.
+
+The shuffled-decoder control pushes just as far along the decoder directions of other features,
+which are drawn at random. If such pushes change the metric as much, the effect is that of any push
+of this size, and not of the feature.
 """
 
 from __future__ import annotations
@@ -17,16 +21,19 @@ from discovery.engine import Side, Window
 from discovery.features import SAE
 from discovery.methods.features.splice import SplicedBlock
 
-MAX_CONTROL_PAIRS = 32  # on which the control is drawn
+MAX_CONTROL_PAIRS = 32  # the control is measured on at most this many pairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShuffledDecoderControl:
-    """The same pushes along other features' directions.
+    """Effects of the same pushes along the directions of other features.
 
     Attributes:
-        n: draws. mean_absolute: mean of |effect| over the draws. largest: the largest |effect|.
-        as_large: draws whose |effect| is at least the feature's own, or no number. p: (1 + as_large) / (1 + n).
+        n: number of draws.
+        mean_absolute: mean of |effect| over the draws.
+        largest: the largest |effect|.
+        as_large: draws whose |effect| is at least the feature's own, or NaN.
+        p: (1 + as_large) / (1 + n).
     """
 
     n: int
@@ -36,19 +43,26 @@ class ShuffledDecoderControl:
     p: float
 
     @classmethod
-    def of(cls, own: float, draws: Sequence[float]) -> ShuffledDecoderControl:
-        """Compare an effect with those of the draws."""
+    def of(cls, effect: float, draws: Sequence[float]) -> ShuffledDecoderControl:
+        """Compare a feature's effect with the effects of the draws.
+
+        Effects are compared by size, up to a relative 1e-6. A comparison with NaN counts as a draw
+        that is as large, so that it speaks against the feature.
+        """
         sizes = [abs(draw) for draw in draws]
-        as_large = sum(
-            not size < abs(own) * (1 - 1e-6) for size in sizes
-        )  # what is no number speaks against the feature
+        as_large = sum(not size < abs(effect) * (1 - 1e-6) for size in sizes)
         return cls(
-            len(sizes),
-            sum(sizes) / len(sizes),
-            max(sizes),
-            as_large,
-            (1 + as_large) / (1 + len(sizes)),
+            n=len(sizes),
+            mean_absolute=sum(sizes) / len(sizes),
+            largest=max(sizes),
+            as_large=as_large,
+            p=(1 + as_large) / (1 + len(sizes)),
         )
+
+
+def one_case_each(amount: Float[Tensor, "pair pos k"]) -> Float[Tensor, "k pair pos 1"]:
+    """Arrange the amounts of k features as k cases for `push`, one for each feature."""
+    return amount.permute(2, 0, 1).unsqueeze(-1)
 
 
 def push(
@@ -59,75 +73,82 @@ def push(
     label: str = "feature ablation",
     side: Side = "clean",
 ) -> Float[Tensor, "case pair"]:
-    """The metric with the site moved, in several ways.
+    """Measure the metric after pushing the activation of every pair, in several ways.
 
     Args:
-        amount: how far along each direction, the dictionary's scale included; 0 outside the chosen positions.
-        base: what is moved; the activation of `side` where None, and pairs that are not moved are then not run.
+        amount: how far the activation is pushed along each direction, with the SAE's scale
+        included;
+            0 outside the mask.
+        directions: the directions of each case. base: computes what is pushed, for these pairs. The
+        default is the activation of `side`; pairs
+            that are not pushed are then not run.
+        label: the step that progress reports name.
+        side: the run that is changed.
     """
     count = len(view)
-    result = view.block.baseline(side)[:count].repeat(len(amount), 1)
-    moved = (
-        (amount != 0).flatten(2).any(2)
-        if base is None
-        else torch.ones_like(result, dtype=torch.bool)
-    )
-    case, pair = moved[:, :count].nonzero(as_tuple=True)
+    metric = view.block.baseline(side)[:count].repeat(len(amount), 1)
+    if base is None:
+        is_pushed = (amount != 0).flatten(2).any(2)
+    else:
+        is_pushed = torch.ones_like(metric, dtype=torch.bool)
+    case, pair = is_pushed[:, :count].nonzero(as_tuple=True)
     if not len(case):
-        return result
+        return metric
 
     def value(window: Window) -> Tensor:
         here = view.target_activation(window.pair, side) if base is None else base(window.pair)
-        chosen = case[window.index]
-        change = torch.bmm(amount[chosen, window.pair], directions[chosen]).to(
-            here
-        )  # [n pos d_out]
+        cases = case[window.index]
+        change = torch.bmm(amount[cases, window.pair], directions[cases]).to(here)  # [n pos d_out]
         return (here + change)[:, window.first : window.end]
 
-    result[case, pair] = view.measure(pair, value, label, side)
-    return result
+    metric[case, pair] = view.measure(pair, value, label, side)
+    return metric
 
 
 def measure_controls(
     view: SplicedBlock,
     features: Sequence[int],
     amount: Float[Tensor, "pair pos k"],
-    own: Float[Tensor, "pair k"],
+    effects: Float[Tensor, "pair k"],
     draws: int,
     seed: int,
 ) -> list[ShuffledDecoderControl | None]:
-    """The shuffled-decoder control of each feature, on a block's first pairs; None where there are no draws.
+    """Measure the shuffled-decoder control of each feature on the first pairs of a block.
 
     Args:
-        amount: how far each feature is moved along its own direction. own: what that does, m(clean) − m(moved).
+        amount: how far each feature's push goes along its own direction.
+        effects: what that push does, m(clean) − m(pushed).
+        draws: draws for each feature.
+
+    Returns:
+        For each feature its control; None if there are no draws.
     """
-    count, clean = min(MAX_CONTROL_PAIRS, len(view)), view.block.baseline("clean")
-    found: list[ShuffledDecoderControl | None] = []
+    count = min(MAX_CONTROL_PAIRS, len(view))
+    clean = view.block.baseline("clean")
+    controls: list[ShuffledDecoderControl | None] = []
     for i, feature in enumerate(features):
         directions = draw_other_directions(view.sae, [feature], draws, seed + feature)
         if not len(directions):
-            found.append(None)
+            controls.append(None)
             continue
-        moved = torch.zeros_like(amount[..., i])
-        moved[:count] = amount[:count, :, i]
-        pushed = push(
-            view,
-            moved[None, :, :, None].expand(len(directions), -1, -1, 1),
-            directions,
-            label="shuffled decoder",
-        )
-        effects = (clean - pushed)[:, :count].double().mean(1).tolist()
-        found.append(ShuffledDecoderControl.of(float(own[:count, i].double().mean()), effects))
-    return found
+        limited = torch.zeros_like(amount[..., i])
+        limited[:count] = amount[:count, :, i]
+        cases = limited[None, :, :, None].expand(len(directions), -1, -1, 1)
+        pushed = push(view, cases, directions, label="shuffled decoder")
+        drawn = (clean - pushed)[:, :count].double().mean(1).tolist()
+        own = float(effects[:count, i].double().mean())
+        controls.append(ShuffledDecoderControl.of(own, drawn))
+    return controls
 
 
 def draw_other_directions(
     sae: SAE, features: Sequence[int], draws: int, seed: int
 ) -> Float[Tensor, "draw changed d_out"]:
-    """For each draw, the directions of as many other features, made as long as those of `features`.
+    """Draw directions of other features, scaled to the lengths of those of `features`.
 
     Returns:
-        No draws where there are no other features.
+        For each draw, as many directions as there are `features`. There are no draws if the SAE has
+        no other features.
     """
     others = torch.tensor([f for f in range(sae.d_sae) if f not in set(features)])
     own = sae.directions(features)
@@ -138,13 +159,12 @@ def draw_other_directions(
         others[torch.randint(len(others), (len(features),), generator=generator)].tolist()
         for _ in range(draws)
     ]
-    if len(others) >= len(features):
+    if len(others) >= len(features):  # enough for draws without repetition
         picked = [
             others[torch.randperm(len(others), generator=generator)[: len(features)]].tolist()
             for _ in range(draws)
         ]
-    found = torch.stack([sae.directions(chosen) for chosen in picked])
-    length: Tensor = own.norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True).clamp(
-        min=1e-12
-    )
-    return found * length
+    drawn = torch.stack([sae.directions(chosen) for chosen in picked])
+    drawn_length = drawn.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    ratio: Tensor = own.norm(dim=-1, keepdim=True) / drawn_length
+    return drawn * ratio

@@ -1,13 +1,18 @@
-"""How well a dictionary stands for the activation here: a feature of a poor reconstruction explains little.
+"""How well an SAE reconstructs the activations of these prompts.
 
-    variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|², over the positions looked at, the mean taken over them
-    L0                    features that are not 0 at a position, mean
-    share of the metric   with x̂ in place of x at these positions: (m(x̂) − m(corrupted)) / (m(clean) − m(corrupted));
-                          of a single prompt m(x̂) / m(clean)
+If the reconstruction is poor, no feature of the SAE explains much here. Three numbers describe it:
 
-Poor is below 0.7 of the variance, or a share outside 0.7 to 1.3. The thresholds are ours: good dictionaries of the literature explain
-0.8 and more and keep over 0.9 of the loss (Gao et al. 2024, arXiv 2406.04093; Karvonen et al. 2025, arXiv 2503.09532), on
-their training text; prompts of a task are harder.
+    variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|², over the chosen positions, with the mean
+                          taken over the same positions
+    L0                    features that are not 0 at a position, mean over the positions
+    share of the metric   with x̂ in place of x at these positions:
+                          (m(x̂) − m(corrupted)) / (m(clean) − m(corrupted));
+                          for a single prompt m(x̂) / m(clean)
+
+A reconstruction is poor if it explains less than 0.7 of the variance, or if the share lies outside
+0.7 to 1.3. These thresholds are our own. Good SAEs of the literature explain 0.8 and more and keep
+over 0.9 of the loss on their training text (Gao et al. 2024, arXiv 2406.04093; Karvonen et al.
+2025, arXiv 2503.09532), but the prompts of a task are harder.
 """
 
 from __future__ import annotations
@@ -20,32 +25,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from discovery.engine import Engine, Window
-from discovery.features import SAE
-from discovery.methods.features.arguments import PairPositions
+from discovery.engine import Window
+from discovery.features.sae import OUTLIER_NORM_RATIO
 from discovery.methods.features.splice import (
     SplicedBlock,
+    SplicedTask,
     batch_pairs,
     max_pairs_encoded,
-    spliced_blocks,
 )
 from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 
 MIN_VARIANCE_EXPLAINED = 0.7
 METRIC_SHARE_BOUNDS = (0.7, 1.3)
-OUTLIER_NORM_RATIO = 10.0  # times the norm of the others: the first token that attention rests on
-TINY = 1e-6
+MIN_GAP = 1e-6  # a mean difference of the metric below this cannot be divided by
+MIN_RELATIVE_VARIANCE = 1e-9  # below this all positions have the same activation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """The dictionary on these prompts.
+    """How well the SAE reconstructs these prompts.
 
     Attributes:
-        variance_explained: None where all positions have the same activation. n_positions: over how many.
-        share: of the metric that survives; None where there is nothing to divide by. metric_spliced: its mean with x̂ spliced in.
-        poor: each measure below its threshold, with its numbers; empty where the reconstruction is good enough.
-        notes: what may mislead in these numbers.
+        variance_explained: None if all positions have the same activation.
+        l0: features that are not 0 at a position, mean over the positions.
+        share: share of the metric that survives; None if there is nothing to divide by.
+        metric_spliced: mean metric with x̂ in place of x.
+        n_positions: number of positions that were measured.
+        poor: one text for each measure outside its threshold, with its numbers. It is empty if the
+            reconstruction is good enough.
+        notes: what may be misleading about these numbers.
     """
 
     variance_explained: float | None
@@ -56,129 +64,142 @@ class Reconstruction:
     poor: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user: first that the reconstruction is poor, then the notes."""
+        poor = [
+            f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in self.poor
+        ]
+        return (*poor, *self.notes)
+
 
 def measure_reconstruction(
-    engine: Engine,
-    sae: SAE,
-    places: PairPositions,
-    base: Float[Tensor, "pair"],
-    resamples: Resamples,
+    spliced: SplicedTask, base: Float[Tensor, "pair"]
 ) -> tuple[Reconstruction, Float[Tensor, "pair"]]:
-    """Measure a dictionary on all pairs.
+    """Measure the SAE's reconstruction of all pairs.
 
     Args:
-        base: what the share is counted from, m(corrupted) of each pair or 0.
+        base: the metric that the share counts from: m(corrupted) of each pair, or 0.
 
     Returns:
-        What was found, and the metric of each pair with the reconstruction spliced in.
+        The measurement, and the metric of each pair with the reconstruction in place of the
+        activation.
     """
-    totals = _Totals(sae.d_out)
-    values = []
-    for view in spliced_blocks(engine, sae, places):
-        for part in view.pair_batches():
-            totals.add(view, part)
-        values.append(metric_of_reconstruction(view))
-    metric = torch.cat(values)
-    above, below = (metric - base).double(), (engine.baseline("clean") - base).double()
-    share = _share(above, below, resamples)
+    totals = _Totals(spliced.sae.d_out)
+    metrics = []
+    for view in spliced.blocks():
+        for pairs in view.pair_batches():
+            totals.add(view, pairs)
+        metrics.append(metric_of_reconstruction(view))
+    metric = torch.cat(metrics)
+    clean = spliced.engine.baseline("clean")
+    share = _share((metric - base).double(), (clean - base).double(), spliced.resamples)
     explained = totals.variance_explained
-    found = Reconstruction(
-        explained,
-        totals.active / totals.count,
-        share,
-        float(metric.double().mean()),
-        totals.count,
-        tuple(_faults(explained, share)),
-        totals.notes,
+    reconstruction = Reconstruction(
+        variance_explained=explained,
+        l0=totals.active / totals.count,
+        share=share,
+        metric_spliced=float(metric.double().mean()),
+        n_positions=totals.count,
+        poor=tuple(_faults(explained, share)),
+        notes=totals.notes,
     )
-    return found, metric
+    return reconstruction, metric
 
 
 def metric_of_reconstruction(view: SplicedBlock) -> Float[Tensor, "pair"]:
-    """The metric of each pair with the reconstruction in place of the activation."""
+    """Measure the metric of each pair with the reconstruction in place of the activation."""
+    size = max_pairs_encoded(view.block, view.sae)
 
     def value(window: Window) -> Tensor:
         return torch.cat(
             [
-                splice_reconstruction(view, pair)[:, window.first : window.end]
-                for pair in batch_pairs(window.pair, max_pairs_encoded(view.block, view.sae))
+                splice_reconstruction(view, pairs)[:, window.first : window.end]
+                for pairs in batch_pairs(window.pair, size)
             ]
         )
 
-    return view.measure(torch.arange(len(view), device=view.mask.device), value, "reconstruction")
+    return view.measure(view.all_pairs, value, "reconstruction")
 
 
 def splice_reconstruction(
     view: SplicedBlock, pair: Int[Tensor, "n"]
 ) -> Float[Tensor, "n pos d_out"]:
-    """The reconstruction at the chosen positions, the clean activation elsewhere."""
+    """Return the reconstruction at the chosen positions, and the clean activation elsewhere."""
     clean = view.target_activation(pair)
-    return torch.where(
-        view.mask[pair].unsqueeze(-1), view.codes(pair).reconstruction.to(clean), clean
-    )
+    mask = view.mask[pair].unsqueeze(-1)
+    return torch.where(mask, view.codes(pair).reconstruction.to(clean), clean)
 
 
-def _share(above: Tensor, below: Tensor, resamples: Resamples) -> Interval | None:
-    """The ratio of means; None where there is nothing to divide by, in the data or in a resample of it."""
-    if abs(float(below.mean())) < TINY:
+def _share(spliced: Tensor, clean: Tensor, resamples: Resamples) -> Interval | None:
+    """Return the ratio of means, or None if a denominator is 0, in the data or in a resample."""
+    if abs(float(clean.mean())) < MIN_GAP:
         return None
-    found, _ = interval_of_ratio(above, below, resamples)
-    return found if math.isfinite(found.low) and math.isfinite(found.high) else None
+    share, _ = interval_of_ratio(spliced, clean, resamples)
+    return share if math.isfinite(share.low) and math.isfinite(share.high) else None
 
 
 def _faults(explained: float | None, share: Interval | None) -> Sequence[str]:
+    low, high = METRIC_SHARE_BOUNDS
     faults = []
     if explained is not None and explained < MIN_VARIANCE_EXPLAINED:
         faults.append(
-            f"it explains {explained:.2f} of the variance here (below {MIN_VARIANCE_EXPLAINED})"
+            f"the SAE explains {explained:.2f} of the variance here "
+            f"(below {MIN_VARIANCE_EXPLAINED})"
         )
-    if share is not None and not METRIC_SHARE_BOUNDS[0] <= share.mean <= METRIC_SHARE_BOUNDS[1]:
+    if share is not None and not low <= share.mean <= high:
         faults.append(
-            f"{share.mean:.2f} of the metric survives splicing it in (outside {METRIC_SHARE_BOUNDS[0]} to {METRIC_SHARE_BOUNDS[1]})"
+            f"with its reconstruction in place of the activation, {share.mean:.2f} of the metric "
+            f"survives (outside {low} to {high})"
         )
     return faults
 
 
 class _Totals:
-    """Sums over positions, in double precision."""
+    """Sums over the chosen positions, in double precision."""
 
     def __init__(self, d_out: int) -> None:
-        self.count, self.active = 0, 0.0
-        self.residual, self.square = 0.0, 0.0
+        self.count = 0
+        self.active = 0.0
+        self.residual = 0.0
+        self.square = 0.0
         self.sum = torch.zeros(d_out, dtype=torch.float64)
-        self._norms: dict[bool, list[float]] = {
-            True: [],
-            False: [],
-        }  # of first positions, and of the others
+        self._first_norms: list[float] = []
+        self._other_norms: list[float] = []
 
-    def add(self, view: SplicedBlock, part: Tensor) -> None:
-        codes, where = view.codes(part), view.mask[part]
-        clean = view.target_activation(part).double()
-        wanted = clean[where]
-        self.count += len(wanted)
-        self.active += float((codes.features[where] != 0).sum())
-        self.residual += float((wanted - codes.reconstruction[where].double()).square().sum())
-        self.square += float(wanted.square().sum())
-        self.sum += wanted.sum(0).cpu()
+    def add(self, view: SplicedBlock, pairs: Tensor) -> None:
+        codes = view.codes(pairs)
+        mask = view.mask[pairs]
+        clean = view.target_activation(pairs).double()
+        chosen = clean[mask]
+        self.count += len(chosen)
+        self.active += float((codes.features[mask] != 0).sum())
+        self.residual += float((chosen - codes.reconstruction[mask].double()).square().sum())
+        self.square += float(chosen.square().sum())
+        self.sum += chosen.sum(0).cpu()
         norms = clean.norm(dim=-1)
-        self._norms[True] += norms[:, 0][where[:, 0]].tolist()
-        self._norms[False] += norms[:, 1:][where[:, 1:]].tolist()
+        self._first_norms += norms[:, 0][mask[:, 0]].tolist()
+        self._other_norms += norms[:, 1:][mask[:, 1:]].tolist()
 
     @property
     def variance_explained(self) -> float | None:
         variance = self.square - float(self.sum.square().sum()) / self.count
-        return 1 - self.residual / variance if variance > 1e-9 * max(self.square, 1e-300) else None
+        if variance > MIN_RELATIVE_VARIANCE * max(self.square, 1e-300):
+            return 1 - self.residual / variance
+        return None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        first, rest = self._norms[True], self._norms[False]
-        if (
-            not first
-            or not rest
-            or sum(first) / len(first) < OUTLIER_NORM_RATIO * sum(rest) / len(rest)
-        ):
+        """A note if the first position's activation is so long that it dominates every sum."""
+        first = self._first_norms
+        others = self._other_norms
+        if not first or not others:
             return ()
-        ratio = (sum(first) / len(first)) / max(sum(rest) / len(rest), 1e-300)
+        first_mean = sum(first) / len(first)
+        if first_mean < OUTLIER_NORM_RATIO * sum(others) / len(others):
+            return ()
+        ratio = first_mean / max(sum(others) / len(others), 1e-300)
         return (
-            f"the first position's activation is {ratio:.0f} times as long as the others' and rules these numbers: leave it out",
+            f"the first position's activation is {ratio:.0f} times as long as the others' and "
+            "dominates these numbers: leave it out",
         )

@@ -1,35 +1,112 @@
-"""A dictionary on a block of pairs: its codes in the cached clean runs, and rows in which its site is changed.
+"""An SAE spliced into a task's pairs: its features in the clean runs, and runs with its site
+changed.
 
-A changed residual stream is where a row starts, so nothing before it is run again; at the other sites the value is put in
-by an edit. Encoding and decoding are counted as the multiply-adds they are.
+`SplicedTask` holds what every feature measurement needs. `SplicedBlock` is one block of its pairs,
+small enough to be computed together: it encodes the cached activations, and it measures the metric
+of prompts in which the activation at the SAE's site is replaced.
+
+If the site is in the residual stream, a changed prompt starts at the changed stream, so no earlier
+layer runs again. At any other site an edit replaces the value. The work of encoding and decoding is
+counted in multiply-adds, as the work of the model is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from discovery.backends.base import Backend
 from discovery.backends.info import ModelInfo
-from discovery.engine import Block, Engine, Rows, Side, Window, prompt_macs
+from discovery.engine import Block, Engine, Meter, Rows, Side, Window, prompt_macs
 from discovery.features import SAE, Codes
 from discovery.interventions import Edit
-from discovery.methods.features.arguments import PairPositions
-from discovery.sites import Site
+from discovery.methods.features.arguments import PairPositions, Positions, resolve_positions
+from discovery.methods.statistics import Resamples
+from discovery.sites import MetricName, Site
+from discovery.tasks.task import Task
 
 CODES_SIZED_TENSORS = 6  # tensors as large as the codes that encoding holds at once
 
 
-@dataclass(frozen=True)
-class SplicedBlock:
-    """One block of pairs seen through a dictionary.
+@dataclass(frozen=True, kw_only=True)
+class SplicedTask:
+    """A task's pairs on an engine, with the SAE whose features are measured in them.
 
     Attributes:
-        first: number of the block's first pair.
-        where: the positions that are looked at and changed.
+        engine: runs the model on the pairs.
+        sae: the SAE.
+        positions: for each pair, the positions that are measured and changed.
+        resamples: bootstrap resamples of the pairs, which every interval uses.
+    """
+
+    engine: Engine
+    sae: SAE
+    positions: PairPositions
+    resamples: Resamples
+
+    @classmethod
+    def of(
+        cls,
+        model: Backend,
+        task: Task,
+        sae: SAE,
+        positions: Positions,
+        *,
+        metric: MetricName | None,
+        memory: int | None,
+        meter: Meter,
+        seed: int,
+        extra_sites: Sequence[Site] = (),
+    ) -> SplicedTask:
+        """Resolve the positions, and cache the activations of the first block of pairs.
+
+        Args:
+            extra_sites: sites that the caller reads beside those of the SAE. They are cached in the
+                same pass.
+        """
+        engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
+        spliced = cls(
+            engine=engine,
+            sae=sae,
+            positions=resolve_positions(task, positions),
+            resamples=Resamples.of(task, seed=seed),
+        )
+        spliced._cache_first_block(extra_sites)
+        return spliced
+
+    def blocks(self) -> Iterator[SplicedBlock]:
+        """Yield each block of pairs, with the SAE's sites cached."""
+        sae = self.sae
+        for first, block in self.engine.blocks():
+            block.load("clean", dict.fromkeys([sae.reads, sae.writes]))
+            mask = torch.zeros(len(block.prompts), block.prompts.width, dtype=torch.bool)
+            for row, chosen in enumerate(self.positions[first : first + len(block.prompts)]):
+                mask[row, list(chosen)] = True
+            yield SplicedBlock(block, sae, first, mask.to(block.prompts.length.device))
+
+    def _cache_first_block(self, extra_sites: Sequence[Site]) -> None:
+        """Cache all sites of the first block, which is mostly the only one, in one pass a side."""
+        sae = self.sae
+        _, block = next(self.engine.blocks())
+        entry, _ = stream_entry(self.engine.backend.info, sae.writes)
+        block.load("clean", dict.fromkeys([sae.reads, sae.writes, entry, *extra_sites]))
+        if any(pair.clean != pair.corrupted for pair in block.prompts.pairs):
+            block.load("corrupted", [sae.reads])
+
+
+@dataclass(frozen=True)
+class SplicedBlock:
+    """One block of pairs seen through an SAE.
+
+    Attributes:
+        block: the pairs, with their cached activations.
+        sae: the SAE.
+        first_pair: number of the block's first pair in the task.
+        mask: whether a position of a pair is measured and changed.
     """
 
     block: Block
@@ -40,10 +117,15 @@ class SplicedBlock:
     def __len__(self) -> int:
         return len(self.block.prompts)
 
+    @property
+    def all_pairs(self) -> Int[Tensor, "pair"]:
+        """The numbers of all pairs of the block, counted from 0."""
+        return torch.arange(len(self), device=self.mask.device)
+
     def target_activation(
         self, pair: Int[Tensor, "n"], side: Side = "clean"
     ) -> Float[Tensor, "n pos d_out"]:
-        """The activation that the dictionary reconstructs, heads side by side."""
+        """Return the activation that the SAE reconstructs, with heads side by side."""
         return self.block.activation(side, self.sae.writes)[pair].flatten(2)
 
     def codes(
@@ -52,20 +134,47 @@ class SplicedBlock:
         side: Side = "clean",
         shift: Float[Tensor, "pair pos ..."] | None = None,
     ) -> Codes:
-        """The dictionary's view of these pairs; `shift`, of all pairs, is added to what it reads."""
-        read = self.block.activation(side, self.sae.reads)[pair]
-        codes = self.sae.codes(read if shift is None else read + shift[pair].to(read))
-        prompts, info = self.block.prompts, self.block.backend.info
+        """Encode and decode the activations of these pairs.
+
+        Args:
+            shift: what is added to the activation that the SAE reads, for all pairs of the block.
+        """
+        activation = self.block.activation(side, self.sae.reads)[pair]
+        if shift is not None:
+            activation = activation + shift[pair].to(activation)
+        codes = self.sae.codes(activation)
+        prompts = self.block.prompts
+        work = self.sae.work(prompts.width)
         lengths = prompts.length[pair].tolist()
-        self.block.meter.add(
-            sum(self.sae.work(prompts.width) / prompt_macs(info, length) for length in lengths)
-        )
+        self.block.meter.add(forward_equivalents(self.block.backend.info, work, lengths))
         return codes
 
+    def contributions(
+        self,
+        features: Sequence[int],
+        side: Side = "clean",
+        shift: Float[Tensor, "pair pos ..."] | None = None,
+    ) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
+        """Measure what features contribute in a run; both results are 0 outside the mask.
+
+        Args:
+            shift: as in `codes`.
+
+        Returns:
+            The activations z of the features, and their contributions c = s · z, with s the scale
+            of the SAE: what each feature adds to the site along its decoder direction.
+        """
+        activations, contributions = [], []
+        for pairs in self.pair_batches():
+            codes = self.codes(pairs, side, shift)
+            z = codes.features[..., list(features)] * self.mask[pairs].unsqueeze(-1)
+            activations.append(z)
+            contributions.append(z * codes.scale)
+        return torch.cat(activations), torch.cat(contributions)
+
     def pair_batches(self) -> Iterator[Int[Tensor, "n"]]:
-        """The block's pairs, cut so that their codes fit in memory."""
-        everyone = torch.arange(len(self), device=self.mask.device)
-        yield from batch_pairs(everyone, max_pairs_encoded(self.block, self.sae))
+        """Yield the block's pairs in batches whose codes fit in memory."""
+        yield from batch_pairs(self.all_pairs, max_pairs_encoded(self.block, self.sae))
 
     def measure(
         self,
@@ -74,66 +183,56 @@ class SplicedBlock:
         label: str,
         side: Side = "clean",
     ) -> Float[Tensor, "row"]:
-        """The metric of prompts in which the dictionary's site has other values.
+        """Measure the metric of prompts in which the SAE's site has other values.
 
         Args:
-            value: the whole site (heads side by side) for a window, the same as in the unchanged run before `where`.
+            pair: the pair that each row changes.
+            value: computes the whole site (heads side by side) for a window of rows. Before the
+                first position of the mask it must be as in the unchanged run.
+            label: the step that progress reports name.
+            side: the run that is changed.
         """
         rows = self._rows(pair, value, side)
         self.block.meter.begin(label, self.block.estimate(rows))
         return self.block.measure(rows)
 
     def _rows(self, pair: Tensor, value: Callable[[Window], Tensor], side: Side) -> Rows:
-        site, earliest = self.sae.writes, self.mask.int().argmax(1)[pair]
+        site = self.sae.writes
+        earliest = self.mask.int().argmax(1)[pair]
         if site.kind in ("resid_pre", "resid_post"):
-            return Rows(
-                side, pair, earliest, start=site.layer + (site.kind == "resid_post"), residual=value
-            )
-        inner = self.block.activation(side, site).shape[2:]
+            start_layer = site.layer + (site.kind == "resid_post")
+            return Rows(side, pair, earliest, start=start_layer, residual=value)
+        inner_shape = self.block.activation(side, site).shape[2:]
 
         def edits(window: Window) -> list[Edit]:
-            put = value(window)
-            return [Edit(site, put.reshape(*put.shape[:2], *inner))]
+            replacement = value(window)
+            return [Edit(site, replacement.reshape(*replacement.shape[:2], *inner_shape))]
 
         return Rows(side, pair, earliest, start=site.layer, edits=edits)
 
 
-def spliced_blocks(engine: Engine, sae: SAE, places: PairPositions) -> Iterator[SplicedBlock]:
-    """Each block of pairs, its sites cached."""
-    for first, block in engine.blocks():
-        block.load("clean", dict.fromkeys([sae.reads, sae.writes]))
-        where = torch.zeros(len(block.prompts), block.prompts.width, dtype=torch.bool)
-        for row, chosen in enumerate(places[first : first + len(block.prompts)]):
-            where[row, list(chosen)] = True
-        yield SplicedBlock(block, sae, first, where.to(block.prompts.length.device))
-
-
-def cache_sites(engine: Engine, sae: SAE, *also: Site) -> None:
-    """Cache what the first block of pairs (mostly the only one) will be asked for, in one pass of each side."""
-    _, block = next(engine.blocks())
-    block.load(
-        "clean",
-        dict.fromkeys(
-            [sae.reads, sae.writes, stream_entry(engine.backend.info, sae.writes)[0], *also]
-        ),
-    )
-    if any(pair.clean != pair.corrupted for pair in block.prompts.pairs):
-        block.load("corrupted", [sae.reads])
+def forward_equivalents(info: ModelInfo, macs: float, lengths: Iterable[int]) -> float:
+    """Return the forward-pass equivalents of `macs` multiply-adds on each prompt."""
+    return sum(macs / prompt_macs(info, length) for length in lengths)
 
 
 def max_pairs_encoded(block: Block, sae: SAE) -> int:
-    """How many pairs can be encoded at once."""
-    one = CODES_SIZED_TENSORS * block.prompts.width * (sae.d_sae + 2 * sae.d_out) * 4
-    return max(1, block.memory // one)
+    """Return how many pairs can be encoded at once within the block's memory."""
+    bytes_per_pair = CODES_SIZED_TENSORS * block.prompts.width * (sae.d_sae + 2 * sae.d_out) * 4
+    return max(1, block.memory // bytes_per_pair)
 
 
 def batch_pairs(pair: Int[Tensor, "n"], size: int) -> list[Int[Tensor, "m"]]:
-    """The same pairs, at most `size` at a time."""
+    """Split pairs into batches of at most `size`."""
     return [pair[first : first + size] for first in range(0, len(pair), size)]
 
 
 def stream_entry(info: ModelInfo, site: Site) -> tuple[Site, bool]:
-    """The residual stream from which a pass reaches a site soonest, and whether it is the site itself."""
+    """Return where a forward pass can start so that it reaches a site soonest.
+
+    Returns:
+        The residual stream to start from, and whether it is the site itself.
+    """
     if site.kind == "resid_post" and site.layer + 1 < info.n_layers:
         return Site("resid_pre", site.layer + 1), True
     return Site("resid_pre", site.layer), site.kind == "resid_pre"

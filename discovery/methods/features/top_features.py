@@ -1,87 +1,100 @@
-"""One feature and all that is measured of it: its size, what it carries, what it does, where it fires, and what it writes.
+"""The features of an SAE that matter most on a prompt or a task, and what each of them does.
 
-The features of a dictionary that matter on a prompt or a task: by activation, by attribution, and by exact ablation.
-
-How well the dictionary reconstructs these very activations comes first: what it does not explain, no feature of it explains.
-For each of the top features, with m the metric of a pair and z its activation,
+The reconstruction of these very activations is measured first, because no feature explains what the
+SAE does not reconstruct. For each of the top features, with m the metric of a pair and z the
+feature's activation:
 
     activation     z where it is largest among the chosen positions
-    attribution    Σ z · s · <∂m/∂x, d>: what the feature carries, to first order (see `attribution`)
-    ablation       m(clean) − m(x − z·s·d at all chosen positions): what it does, exactly, the error term kept
-    control        the same push along other features' directions
+    attribution    Σ z · s · <∂m/∂x, d>: what the feature carries, to first order (see the module
+                   `attribution`)
+    ablation       m(clean) − m(x − z·s·d at all chosen positions): its exact effect, with the error
+                   term kept
+    control        the same push along the directions of other features (see `pushes`)
 
-Attribution and ablation have the metric's units and the same sign: above 0, the feature works for the behaviour. A value is the mean
-over pairs with its 95% interval. Of a single prompt the metric is the logit of the most likely next token over the runner-up's.
+Attribution and ablation have the metric's units and the same sign: above 0, the feature works for
+the behaviour. A value is the mean over pairs with its 95% interval. For a single prompt the metric
+is the logit of the most likely next token minus that of the runner-up.
 
     from discovery import load_model, load_task, sae_top_features
-    model = load_model("gpt2"); task = load_task("ioi", model, pairs=32)
-    found = sae_top_features(model, "gpt2-small-res-jb/blocks.8.hook_resid_pre", task=task, positions=["end"])
-    found.reconstruction.variance_explained, found.features[0].index, found.features[0].ablation
+    model = load_model("gpt2")
+    task = load_task("ioi", model, pairs=32)
+    sae = "gpt2-small-res-jb/blocks.8.hook_resid_pre"
+    top = sae_top_features(model, sae, task=task, positions=["end"])
+    top.reconstruction.variance_explained, top.features[0].index, top.features[0].ablation
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter
+from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
 from discovery.methods.features.arguments import (
-    PairPositions,
     Positions,
     TaskLike,
     make_prompt_task,
+    require_choice,
     require_counts,
-    resolve_positions,
     resolve_task,
 )
-from discovery.methods.features.attribution import mean_gradient
-from discovery.methods.features.circuit.exchange import contributions
+from discovery.methods.features.attribution import largest_features, mean_gradient
+from discovery.methods.features.collector import FeatureCollector
 from discovery.methods.features.direct_logits import (
     DirectLogitEffect,
     last_layer_sites,
     measure_direct_logits,
 )
-from discovery.methods.features.firing import (
-    Consistency,
-    TokenFiring,
-    corrupted_peak_activations,
-    find_firing_tokens,
-    peak_activations,
-    summarise_firing,
-    unrelated_peak_activations,
+from discovery.methods.features.firing import Consistency, TokenFiring, measure_consistency
+from discovery.methods.features.pushes import (
+    ShuffledDecoderControl,
+    measure_controls,
+    one_case_each,
+    push,
 )
-from discovery.methods.features.pushes import ShuffledDecoderControl, measure_controls, push
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
-from discovery.methods.features.splice import SplicedBlock, cache_sites, spliced_blocks
-from discovery.methods.statistics import Interval, Resamples, interval_of_mean
+from discovery.methods.features.splice import SplicedTask
+from discovery.methods.statistics import Interval, interval_of_mean
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt
+from discovery.tasks.task import Task
+
+RankBy = Literal["activation", "attribution", "ablation"]
+
+# To rank by ablation, this many times as many features are ablated as are asked for, and at least
+# MIN_ABLATION_CANDIDATES: those with the largest attribution.
+ABLATION_CANDIDATE_FACTOR = 4
+MIN_ABLATION_CANDIDATES = 32
+
+# The mean gradient of each block of pairs, by the number of the block's first pair.
+Gradients = Mapping[int, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Feature:
     """One feature and what was measured of it.
 
     Attributes:
-        attribution: None where the metric has no gradient at the clean run.
-        control: None where no draws were asked for, or there is no other feature.
+        index: the feature's number in the SAE.
+        activation: its largest activation of each pair.
+        attribution: its attribution; None if the metric has no gradient at the clean run.
+        ablation: its exact effect.
+        control: None if no draws were asked for, or if the SAE has no other feature.
         tokens: where it fires, the largest activation first.
-        direct: tokens it promotes and suppresses; the final norm is linearised.
+        direct: tokens that it promotes and suppresses, with the final norm linearised.
+        consistency: how often it fires on clean, corrupted and unrelated prompts.
         link: its page on Neuronpedia.
-        by_pair: each pair's activation.
+        by_pair: the activation of each pair.
     """
 
     index: int
@@ -96,122 +109,24 @@ class Feature:
     by_pair: tuple[float, ...] = ()
 
 
-class FeatureMeasurer:
-    """Chosen features, to be measured pair by pair."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        sae: SAE,
-        places: PairPositions,
-        chosen: tuple[int, ...],
-        gradients: dict[int, Tensor] | None,
-        resamples: Resamples,
-    ) -> None:
-        self.engine, self.sae, self.places, self.features = engine, sae, places, chosen
-        self.gradients, self.resamples = gradients, resamples
-        self.directions = sae.directions(chosen)
-
-    def measure(
-        self, controls: int, unrelated: Sequence[Prompt] | None, top_tokens: int, seed: int
-    ) -> tuple[Feature, ...]:
-        """Everything that is said of each feature."""
-        if not self.features:
-            return ()
-        values: dict[str, list[Tensor]] = {"activation": [], "attribution": [], "ablation": []}
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        direct: tuple[DirectLogitEffect, ...] = ()
-        control: list[ShuffledDecoderControl | None] = []
-        for view in spliced_blocks(self.engine, self.sae, self.places):
-            z, scaled = self._activations(view)
-            values["activation"].append(peak_activations(z))
-            if self.gradients is not None:
-                slope = self.gradients[view.first_pair].to(z) @ self.directions.to(z).T
-                values["attribution"].append((scaled * slope).sum(1))
-            ablated = push(
-                view, -scaled.permute(2, 0, 1).unsqueeze(-1), self.directions.unsqueeze(1)
-            )
-            values["ablation"].append((view.block.baseline("clean") - ablated).T)
-            seen.append((view.block.prompts.clean, view.mask, z))
-            if len(seen) == 1:
-                direct = measure_direct_logits(view.block, self.sae, self.features, top_tokens)
-                control = measure_controls(
-                    view, self.features, -scaled, values["ablation"][0], controls, seed
-                )
-        per_pair = {name: torch.cat(parts) for name, parts in values.items() if parts}
-        consistency = self._consistency(per_pair["activation"], unrelated, seed)
-        return tuple(
-            Feature(
-                feature,
-                self._interval(per_pair["activation"][:, i]),
-                self._interval(per_pair["attribution"][:, i])
-                if "attribution" in per_pair
-                else None,
-                self._interval(per_pair["ablation"][:, i]),
-                control[i],
-                self._tokens(seen, i),
-                direct[i],
-                consistency[i],
-                self.sae.link(feature),
-                tuple(per_pair["activation"][:, i].tolist()),
-            )
-            for i, feature in enumerate(self.features)
-        )
-
-    def _interval(self, values: Float[Tensor, "pair"]) -> Interval:
-        return interval_of_mean(values, self.resamples)
-
-    def _tokens(
-        self, seen: Sequence[tuple[Tensor, Tensor, Tensor]], i: int
-    ) -> tuple[TokenFiring, ...]:
-        """Where the feature fires; blocks are padded to one width, and what is padded is not among the chosen positions."""
-        width = max(len(pair.clean) for pair in self.engine.task.pairs)
-        columns = zip(*((tokens, where, z[..., i]) for tokens, where, z in seen), strict=True)
-        joined = (
-            torch.cat([pad(part, (0, width - part.shape[1])) for part in column])
-            for column in columns
-        )
-        return find_firing_tokens(self.engine.backend, *joined)
-
-    def _consistency(
-        self, clean: Float[Tensor, "pair k"], unrelated: Sequence[Prompt] | None, seed: int
-    ) -> list[Consistency]:
-        corrupted = corrupted_peak_activations(self.engine, self.sae, self.places, self.features)
-        elsewhere = unrelated_peak_activations(
-            self.engine, self.sae, self.places, self.features, unrelated, seed
-        )
-        other = [None] * len(self.features) if corrupted is None else summarise_firing(corrupted)
-        return [
-            Consistency(*kinds)
-            for kinds in zip(
-                summarise_firing(clean), other, summarise_firing(elsewhere), strict=True
-            )
-        ]
-
-    def _activations(
-        self, view: SplicedBlock
-    ) -> tuple[Float[Tensor, "pair pos k"], Float[Tensor, "pair pos k"]]:
-        """z at the chosen positions (0 elsewhere), and z times the dictionary's scale."""
-        z, scaled = [], []
-        for part in view.pair_batches():
-            codes = view.codes(part)
-            z.append(codes.features[..., list(self.features)] * view.mask[part].unsqueeze(-1))
-            scaled.append(z[-1] * codes.scale)
-        return torch.cat(z), torch.cat(scaled)
-
-
-RankBy = Literal["activation", "attribution", "ablation"]
-ABLATION_CANDIDATE_FACTOR = 4  # times as many are ablated as are asked for, the first by attribution, where they are ordered by ablation
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TopFeatures:
-    """The top features, and first of all how far the dictionary can be trusted here.
+    """The top features, and how far the SAE can be trusted on these prompts.
 
     Attributes:
-        warnings: a poor reconstruction stands first.
-        by: what they are ordered by, the largest absolute mean first.
-        answer, wrong: the tokens of a single prompt's metric; None of a task.
+        reconstruction: how well the SAE reconstructs these activations.
+        warnings: what to know first; a poor reconstruction stands at the beginning.
+        features: the features in the order of `by`, the largest absolute mean first.
+        by: what the features are ranked by.
+        sae: the SAE's name.
+        reads: the site that the SAE encodes.
+        writes: the site that the SAE reconstructs.
+        metric: the metric's name.
+        metric_clean: its mean in the clean runs.
+        n_pairs: number of pairs; 1 for a prompt.
+        answer: the most likely next token of a prompt; None for a task.
+        wrong: the runner-up of a prompt; None for a task.
+        cost: the work done.
     """
 
     reconstruction: Reconstruction
@@ -247,151 +162,234 @@ def sae_top_features(
     memory: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> TopFeatures:
-    """Find the features that matter.
+    """Find the features that matter most on a prompt or a task.
 
     Args:
-        sae: a loaded one, or what `load_sae` opens: a SAELens directory, the id of a finished training, "release/sae_id"; the bundled
-            model's own where None.
-        prompt, task: one of them; of a task the clean prompts of all its pairs are measured. The name of a built-in task, or the path
-            of a task file, stands for 32 pairs of it; a list of pairs for all of them.
-        positions: from 0, from the end (negative), labels of the task, or a slice; all where None.
-        by: attribution (default of a task), activation (default of a prompt), or exact ablation of those that attribution puts first.
-        steps: 1 is gradient × activation; more are integrated gradients.
+        sae: a loaded SAE, or what `load_sae` opens: a SAELens directory, the id of a finished
+            training, or "release/sae_id". The default is the bundled model's own.
+        prompt: a single prompt; give either this or a task.
+        task: a task, whose clean prompts are measured on all its pairs. The name of a built-in task
+            or the path of a task file stands for 32 of its pairs, and a list of pairs for all.
+        positions: positions that count from 0 or (negative) from the end, labels of the task, or a
+            slice. The default is all positions.
+        k: how many features to return.
+        by: what ranks the features: attribution (the default for a task), activation (the default
+            for a prompt), or exact ablation of those that attribution puts first.
+        steps: 1 is gradient × activation; more steps are integrated gradients.
         controls: draws of the shuffled-decoder control for each feature, on at most 32 pairs.
-        unrelated: prompts that have nothing to do with the task; random tokens where None.
+        unrelated: prompts that have nothing to do with the task. The default is random tokens.
+        top_tokens: how many promoted and suppressed tokens to list.
 
     Raises:
-        FeatureError: the SAE cannot be loaded or does not fit the model.
-        MeasurementError: neither or both of prompt and task, unknown choices, or positions that a pair lacks.
+        FeatureError: if the SAE cannot be loaded or does not fit the model.
+        MeasurementError: if not exactly one of prompt and task is given, for unknown choices, and
+            if a pair has none of the positions.
     """
-    began = time.monotonic()
-    order: RankBy = ("activation" if task is None else "attribution") if by is None else by
-    _check(prompt, task, order)
+    started = time.monotonic()
+    if by is None:
+        by = "activation" if task is None else "attribution"
+    _require_one(prompt, task)
+    require_choice("by", by, get_args(RankBy))
     require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
-    task = None if task is None else resolve_task(task, model, seed)
     meter = Meter(progress=progress)
-    pair = None
-    if task is None:
-        assert prompt is not None
-        task, spent = make_prompt_task(model, prompt)
-        pair = task.pairs[0]
-        meter.add(spent)
-    engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
-    places = resolve_positions(task, positions)
-    cache_sites(engine, sae, *last_layer_sites(model.info))
-    flat = engine.metric == "kl_divergence" and steps == 1  # its gradient at the clean run is 0
-    if flat and order != "activation":
+    resolved = _resolve_pairs(model, prompt, task, seed, meter)
+    spliced = SplicedTask.of(
+        model,
+        resolved,
+        sae,
+        positions,
+        metric=metric,
+        memory=memory,
+        meter=meter,
+        seed=seed,
+        extra_sites=last_layer_sites(model.info),
+    )
+    has_gradient = _require_gradient(spliced, steps, by)
+    clean = spliced.engine.baseline("clean")
+    base = torch.zeros_like(clean) if task is None else spliced.engine.baseline("corrupted")
+    reconstruction, _ = measure_reconstruction(spliced, base)
+    gradients = _mean_gradients(spliced, steps) if has_gradient else None
+    chosen = _top_features(spliced, gradients, by, k)
+    features = measure_features(
+        spliced,
+        chosen,
+        gradients,
+        controls=controls,
+        unrelated=unrelated,
+        top=top_tokens,
+        seed=seed,
+    )
+    pair = resolved.pairs[0]
+    return TopFeatures(
+        reconstruction=reconstruction,
+        warnings=tuple(_warnings(reconstruction, sae, len(resolved), has_gradient)),
+        features=features,
+        by=by,
+        sae=sae.name,
+        reads=sae.reads,
+        writes=sae.writes,
+        metric=spliced.engine.metric,
+        metric_clean=float(clean.double().mean()),
+        n_pairs=len(resolved),
+        answer=pair.answer[0] if task is None else None,
+        wrong=pair.wrong[0] if task is None else None,
+        cost=MeasurementCost(meter.spent, time.monotonic() - started),
+    )
+
+
+def measure_features(
+    spliced: SplicedTask,
+    features: tuple[int, ...],
+    gradients: Gradients | None,
+    *,
+    controls: int,
+    unrelated: Sequence[Prompt] | None,
+    top: int,
+    seed: int,
+) -> tuple[Feature, ...]:
+    """Measure everything that a `Feature` holds.
+
+    Args:
+        gradients: None leaves the attribution out.
+        controls: draws of the shuffled-decoder control for each feature.
+        unrelated: as in `sae_top_features`.
+        top: how many promoted and suppressed tokens to list.
+    """
+    if not features:
+        return ()
+    directions = spliced.sae.directions(features)
+    collector = FeatureCollector()
+    direct: Sequence[DirectLogitEffect] = ()
+    drawn: Sequence[ShuffledDecoderControl | None] = ()
+    for view in spliced.blocks():
+        z, contribution = view.contributions(features)
+        values = {}
+        if gradients is not None:
+            slope = gradients[view.first_pair].to(z) @ directions.to(z).T
+            values["attribution"] = (contribution * slope).sum(1)
+        ablated = push(view, one_case_each(-contribution), directions.unsqueeze(1))
+        effects = (view.block.baseline("clean") - ablated).T
+        collector.add(view, z, ablation=effects, **values)
+        if collector.is_first_block:
+            direct = measure_direct_logits(view.block, spliced.sae, features, top)
+            drawn = measure_controls(view, features, -contribution, effects, controls, seed)
+    per_pair = collector.per_pair()
+    consistency = measure_consistency(spliced, features, per_pair["activation"], unrelated, seed)
+    tokens = collector.firing_tokens(spliced.engine)
+
+    def interval(name: str, i: int) -> Interval:
+        return interval_of_mean(per_pair[name][:, i], spliced.resamples)
+
+    return tuple(
+        Feature(
+            index=feature,
+            activation=interval("activation", i),
+            attribution=interval("attribution", i) if gradients is not None else None,
+            ablation=interval("ablation", i),
+            control=drawn[i],
+            tokens=tokens[i],
+            direct=direct[i],
+            consistency=consistency[i],
+            link=spliced.sae.link(feature),
+            by_pair=tuple(per_pair["activation"][:, i].tolist()),
+        )
+        for i, feature in enumerate(features)
+    )
+
+
+def _require_one(prompt: Prompt | None, task: TaskLike | None) -> None:
+    if (prompt is None) == (task is None):
+        given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
+        raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
+
+
+def _resolve_pairs(
+    model: Backend, prompt: Prompt | None, task: TaskLike | None, seed: int, meter: Meter
+) -> Task:
+    """Return the task, or the prompt as a task of one pair, whose work is counted."""
+    if task is not None:
+        return resolve_task(task, model, seed)
+    assert prompt is not None
+    prompt_task, work = make_prompt_task(model, prompt)
+    meter.add(work)
+    return prompt_task
+
+
+def _require_gradient(spliced: SplicedTask, steps: int, by: RankBy) -> bool:
+    """Return whether the metric has a gradient at the points of the path.
+
+    The KL divergence from the clean run is 0 and flat at the clean run, which is the only point if
+    there is one step.
+    """
+    if spliced.engine.metric != "kl_divergence" or steps > 1:
+        return True
+    if by != "activation":
         raise MeasurementError(
             "kl_divergence has no gradient at the clean run.",
             "Use steps of 2 or more, by='activation', or another metric.",
         )
-    resamples = Resamples.of(task, seed=seed)
-    base = torch.zeros_like(engine.baseline("clean")) if pair else engine.baseline("corrupted")
-    found, _ = measure_reconstruction(engine, sae, places, base, resamples)
-    gradients = (
-        None
-        if flat
-        else {
-            view.first_pair: mean_gradient(view, steps)
-            for view in spliced_blocks(engine, sae, places)
-        }
-    )
-    chosen = _rank_features(
-        engine,
-        sae,
-        places,
-        gradients,
-        order,
-        min(k if order != "ablation" else max(ABLATION_CANDIDATE_FACTOR * k, 32), sae.d_sae),
-    )
-    if order == "ablation":
-        chosen = _rank_by_ablation(engine, sae, places, chosen)[:k]
-    features = FeatureMeasurer(engine, sae, places, chosen, gradients, resamples).measure(
-        controls, unrelated, top_tokens, seed
-    )
-    return TopFeatures(
-        found,
-        tuple(_warnings(found, sae, len(task), flat)),
-        features,
-        order,
-        sae.name,
-        sae.reads,
-        sae.writes,
-        engine.metric,
-        float(engine.baseline("clean").double().mean()),
-        len(task),
-        pair.answer[0] if pair else None,
-        pair.wrong[0] if pair else None,
-        MeasurementCost(meter.spent, time.monotonic() - began),
-    )
+    return False
 
 
-def _check(prompt: Prompt | None, task: TaskLike | None, order: str) -> None:
-    if (prompt is None) == (task is None):
-        given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
-        raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
-    if order not in get_args(RankBy):
-        raise MeasurementError(
-            f"by {order!r} is not known.", f"Allowed: {', '.join(get_args(RankBy))}."
-        )
+def _mean_gradients(spliced: SplicedTask, steps: int) -> Gradients:
+    return {view.first_pair: mean_gradient(view, steps) for view in spliced.blocks()}
 
 
-def _warnings(found: Reconstruction, sae: SAE, n_pairs: int, flat: bool) -> Sequence[str]:
-    warnings = [
-        f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in found.poor
-    ]
-    warnings += [*found.notes, *sae.warnings]
+def _warnings(
+    reconstruction: Reconstruction, sae: SAE, n_pairs: int, has_gradient: bool
+) -> Sequence[str]:
+    warnings = [*reconstruction.warnings, *sae.warnings]
     if n_pairs == 1:
         warnings.append("one prompt: the intervals have no width and say nothing of other prompts")
-    if flat:
+    if not has_gradient:
         warnings.append(
-            "kl_divergence has no gradient at the clean run: attribution is left out (use steps of 2 or more)"
+            "kl_divergence has no gradient at the clean run: attribution is left out "
+            "(use steps of 2 or more)"
         )
     return warnings
 
 
+def _top_features(
+    spliced: SplicedTask, gradients: Gradients | None, by: RankBy, k: int
+) -> tuple[int, ...]:
+    """Return the k features that rank first."""
+    d_sae = spliced.sae.d_sae
+    if by != "ablation":
+        return _rank_features(spliced, gradients, by, min(k, d_sae))
+    count = max(ABLATION_CANDIDATE_FACTOR * k, MIN_ABLATION_CANDIDATES)
+    candidates = _rank_features(spliced, gradients, by, min(count, d_sae))
+    return _rank_by_ablation(spliced, candidates)[:k]
+
+
 def _rank_features(
-    engine: Engine,
-    sae: SAE,
-    places: PairPositions,
-    gradients: dict[int, Tensor] | None,
-    order: RankBy,
-    k: int,
+    spliced: SplicedTask, gradients: Gradients | None, by: RankBy, k: int
 ) -> tuple[int, ...]:
-    """The features with the largest absolute mean."""
+    """Return the features with the largest absolute mean of activation or attribution."""
+    sae = spliced.sae
     total = torch.zeros(sae.d_sae, dtype=torch.float64)
-    for view in spliced_blocks(engine, sae, places):
-        for part in view.pair_batches():
-            codes = view.codes(part)
-            features = codes.features * view.mask[part].unsqueeze(-1)
-            if order == "activation" or gradients is None:
-                total += features.abs().amax(1).double().sum(0).cpu()
-            else:
-                slope = (
-                    gradients[view.first_pair][part.cpu()].to(features) * codes.scale
-                ) @ sae.directions().T
-                total += (features * slope).sum(1).double().sum(0).cpu()
-    best = total.abs().topk(k)
-    return tuple(
-        feature
-        for feature, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        if value > 0
-    )
+    for view in spliced.blocks():
+        for pairs in view.pair_batches():
+            codes = view.codes(pairs)
+            z = codes.features * view.mask[pairs].unsqueeze(-1)
+            if by == "activation" or gradients is None:
+                total += z.abs().amax(1).double().sum(0).cpu()
+                continue
+            gradient = gradients[view.first_pair][pairs.cpu()].to(z) * codes.scale
+            slope = gradient @ sae.directions().T
+            total += (z * slope).sum(1).double().sum(0).cpu()
+    return largest_features(total, k)
 
 
-def _rank_by_ablation(
-    engine: Engine, sae: SAE, places: PairPositions, candidates: tuple[int, ...]
-) -> tuple[int, ...]:
-    """The same features, the largest exact effect first."""
+def _rank_by_ablation(spliced: SplicedTask, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same features, the largest exact effect first."""
     if not candidates:
         return ()
+    directions = spliced.sae.directions(candidates).unsqueeze(1)
     total = torch.zeros(len(candidates), dtype=torch.float64)
-    for view in spliced_blocks(engine, sae, places):
-        _, scaled = contributions(view, candidates, "clean")
-        ablated = push(
-            view, -scaled.permute(2, 0, 1).unsqueeze(-1), sae.directions(candidates).unsqueeze(1)
-        )
+    for view in spliced.blocks():
+        _, contribution = view.contributions(candidates)
+        ablated = push(view, one_case_each(-contribution), directions)
         total += (view.block.baseline("clean") - ablated).double().sum(1).cpu()
     order = total.abs().argsort(descending=True, stable=True).tolist()
     return tuple(candidates[i] for i in order)

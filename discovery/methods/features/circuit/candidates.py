@@ -1,4 +1,9 @@
-"""Which of the features that attribution put first hold: by their exact effect, its interval, chance, and a control."""
+"""Decide which of the features with the largest attribution hold.
+
+A candidate holds if its exact effect on held-out pairs is large enough, if the interval of the
+effect excludes 0, if chance rarely gives such an effect among the candidates, and if equal pushes
+along other directions do less.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +20,24 @@ from discovery.sites import Node
 
 MIN_EFFECT_SHARE = 0.01  # of m(clean) − m(corrupted)
 SIGNIFICANCE_LEVEL = 0.05
-MIN_CONTROL_DRAWS = 19  # for a p of LEVEL; of fewer none may do as much
+
+# With this many draws p can reach SIGNIFICANCE_LEVEL. With fewer, no draw at all may do as much.
+MIN_CONTROL_DRAWS = 19
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A feature that attribution put first, and whether it holds.
 
     Attributes:
-        noising, denoising, removal, attribution: shares of m(clean) − m(corrupted).
-        p: sign-flip max-statistic of the noising effects, over all candidates.
-        control_p: share of pushes along other features' directions that do as much; None without draws.
-        why: what it lacks; None where it holds.
+        node: the feature as a node.
+        attribution: its effect to first order, as a share of m(clean) − m(corrupted).
+        noising: its exact effect in the clean run, as such a share.
+        denoising: its exact effect in the corrupted run, as such a share.
+        removal: the effect of setting it to 0, as such a share.
+        p: p of the noising effect by a sign-flip max-statistic test over all candidates.
+        control_p: p of the shuffled-decoder control; None without draws.
+        why: why it does not hold; None if it holds.
     """
 
     node: Node
@@ -41,57 +52,62 @@ class Candidate:
 
 def judge_candidates(
     sae: SAE,
-    found: AttributionRanking,
-    measured: ExchangeMeasurement,
+    ranking: AttributionRanking,
+    exchange: ExchangeMeasurement,
     discovery: SplitMeasurement,
     heldout: SplitMeasurement,
 ) -> tuple[Candidate, ...]:
-    """Each candidate, in the order of attribution.
+    """Judge each candidate, in the order of attribution.
 
     Args:
-        first: the pairs that they were found on. last: those that their exchange was measured on.
+        discovery: the pairs that the candidates were found on.
+        heldout: the pairs that their exchange was measured on.
     """
-    clean, corrupted = (
-        heldout.engine.baseline(side).unsqueeze(1) for side in ("clean", "corrupted")
-    )
-    noising, denoising, removal = (
-        clean - measured.noised,
-        measured.denoised - corrupted,
-        clean - measured.removed,
-    )
+    clean = heldout.engine.baseline("clean").unsqueeze(1)
+    corrupted = heldout.engine.baseline("corrupted").unsqueeze(1)
+    noising = clean - exchange.noised
+    denoising = exchange.denoised - corrupted
+    removal = clean - exchange.removed
     chance = max_statistic_test(noising.double().cpu().numpy())
-    made = []
-    for i, number in enumerate(found.features):
-        effect, control = heldout.share_of_gap(noising[:, i]), measured.controls[i]
-        made.append(
+    candidates = []
+    for i, number in enumerate(ranking.features):
+        effect = heldout.share_of_gap(noising[:, i])
+        control = exchange.controls[i]
+        p = float(chance[i])
+        candidates.append(
             Candidate(
-                feature_node(sae, number),
-                discovery.share_of_gap(found.per_pair[:, i]),
-                effect,
-                heldout.share_of_gap(denoising[:, i]),
-                heldout.share_of_gap(removal[:, i]),
-                float(chance[i]),
-                control.p if control else None,
-                _why_rejected(effect, float(chance[i]), control, len(heldout)),
+                node=feature_node(sae, number),
+                attribution=discovery.share_of_gap(ranking.per_pair[:, i]),
+                noising=effect,
+                denoising=heldout.share_of_gap(denoising[:, i]),
+                removal=heldout.share_of_gap(removal[:, i]),
+                p=p,
+                control_p=control.p if control else None,
+                why=_why_rejected(effect, p, control, len(heldout)),
             )
         )
-    return tuple(made)
+    return tuple(candidates)
 
 
 def _why_rejected(
-    effect: Effect, p: float, control: ShuffledDecoderControl | None, pairs: int
+    effect: Effect, p: float, control: ShuffledDecoderControl | None, n_pairs: int
 ) -> str | None:
+    """Return why a feature does not hold, or None if it holds."""
     mean, low, high = (value or 0.0 for value in (effect.mean, effect.low, effect.high))
     if abs(mean) < MIN_EFFECT_SHARE:
         return f"its exchange moves {mean:+.3f} of the metric (below {MIN_EFFECT_SHARE})"
     if not excludes_zero(effect):
-        return f"the interval of its effect, {low:+.3f} to {high:+.3f}, holds 0"
+        return f"the interval of its effect, {low:+.3f} to {high:+.3f}, contains 0"
     if p > SIGNIFICANCE_LEVEL:
-        return f"over all candidates chance does as much with p = {p:.3f} on {pairs} pairs (above {SIGNIFICANCE_LEVEL})"
-    if (
-        control is not None
-        and control.p > SIGNIFICANCE_LEVEL
-        and (control.n >= MIN_CONTROL_DRAWS or control.as_large)
-    ):
-        return f"{control.as_large} of {control.n} equal pushes along other features' directions do as much"
+        return (
+            f"chance gives such an effect among all candidates with p = {p:.3f} on {n_pairs} pairs "
+            f"(above {SIGNIFICANCE_LEVEL})"
+        )
+    if control is None or control.p <= SIGNIFICANCE_LEVEL:
+        return None
+    if control.n >= MIN_CONTROL_DRAWS or control.as_large:
+        return (
+            f"{control.as_large} of {control.n} equal pushes along other features' directions do "
+            "as much"
+        )
     return None

@@ -1,19 +1,26 @@
-"""Features beside the heads of a circuit record: found by attribution, verified by exact ablation, with the edges that hold.
+"""Features beside the heads of a circuit record, with the edges that hold.
 
-Found on discovery pairs: the largest attributions of the exchange between clean and corrupted run (see `exchange`). Verified on
-held-out pairs: a feature becomes a node where its exchange in the clean run moves the metric by at least 0.01 of m(clean) −
-m(corrupted), the 95% interval of that leaves out 0, it is no chance find among the candidates (sign-flip max-statistic, p ≤ 0.05), and at
-most 1 in 20 equal pushes along other features' directions does as much. Edges (see `edges`) are measured on discovery pairs; one is
-kept where its interval leaves out 0 and it is large enough: out of a feature 0.01 of the metric or a tenth of the feature's own effect,
-into one 0.05 of the feature's way from the clean to the corrupted run. Of a task without a split everything is measured on all pairs,
-which a warning says.
+Candidates are found on discovery pairs: the features whose exchange between the clean and the
+corrupted run has the largest attribution (see `exchange`). They are verified on held-out pairs. A
+feature becomes a node if
 
-Features never change a verdict: its conditions are about heads and MLPs. A feature that others back up moves nothing alone, and is not
-found here.
+- its exchange in the clean run moves the metric by at least 0.01 of m(clean) − m(corrupted),
+- the 95% interval of that effect excludes 0,
+- chance rarely gives such an effect among the candidates (sign-flip max-statistic, p ≤ 0.05), and
+- at most 1 in 20 equal pushes along other features' directions does as much.
+
+Edges (see `edges`) are measured on discovery pairs. An edge is kept if its interval excludes 0 and
+it is large enough: out of a feature, 0.01 of the metric or a tenth of the feature's own effect;
+into a feature, 0.05 of the difference between the feature's clean and corrupted activation.
+
+If a task is not split, everything is measured on all pairs, and a warning says so.
+
+Features never change a verdict, because its conditions are about heads and MLPs. A feature that has
+backups moves nothing when it is exchanged alone, so it is not found here.
 
     from discovery import add_features
-    made = add_features(model, run.circuit, task, "saes/layer8", positions=["end"])
-    made.circuit.features, made.candidates[0].why
+    result = add_features(model, run.circuit, task, "saes/layer8", positions=["end"])
+    result.circuit.features, result.candidates[0].why
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -56,25 +63,33 @@ from discovery.methods.features.circuit.record import (
 )
 from discovery.methods.features.circuit.split import SplitMeasurement, excludes_zero
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
+from discovery.methods.features.splice import SplicedTask
 from discovery.progress import ProgressCallback
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task
 
-MIN_EDGE_SHARE_OF_FEATURE = (
-    0.1  # of a feature's own effect, for an edge out of it that is below LEAST
-)
-MIN_ACTIVATION_CHANGE = (
-    0.05  # of a feature's way from the clean to the corrupted run, for an edge into it
-)
+# An edge out of a feature that is below MIN_EFFECT_SHARE must be this share of the feature's
+# effect.
+MIN_EDGE_SHARE_OF_FEATURE = 0.1
+
+# An edge into a feature must change its activation by this share of the difference between the
+# clean and the corrupted run.
+MIN_ACTIVATION_CHANGE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureCircuit:
-    """A circuit record with features, and everything behind it.
+    """A circuit record with features, and the measurements behind it.
 
     Attributes:
-        circuit: the record. candidates: the first first. edges: all that were measured; those that hold are in the record.
-        result: the id by which the record names `arrays` as evidence: raw numbers of each pair.
+        circuit: the record.
+        candidates: the candidates in the order of attribution, whether they hold or not.
+        edges: all edges that were measured; those that hold are in the record.
+        reconstruction: how well the SAE reconstructs the held-out pairs' activations.
+        warnings: what to know first; a poor reconstruction stands at the beginning.
+        result_id: the id by which the record names `arrays` as evidence.
+        arrays: the raw numbers of each pair, by name.
+        cost: the work done.
     """
 
     circuit: CircuitGraph
@@ -83,7 +98,7 @@ class FeatureCircuit:
     reconstruction: Reconstruction
     warnings: tuple[str, ...]
     result_id: str
-    arrays: dict[str, Float[Tensor, "pair _"]]
+    arrays: Mapping[str, Float[Tensor, "pair _"]]
     cost: MeasurementCost
 
 
@@ -103,84 +118,73 @@ def add_features(
     memory: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> FeatureCircuit:
-    """Put the features of a dictionary that hold beside a circuit's heads and MLPs.
+    """Find the features of an SAE that hold, and put them beside a circuit's heads and MLPs.
 
     Args:
-        circuit: a record; features of another dictionary of the same site are replaced.
-        task: the record's own, with its split; the name of a built-in task, or the path of a task file, stands for as many pairs of it
-            as `discover` takes.
-        sae: as in `sae_top_features`; of the residual stream, attn_out, mlp_out or heads' outputs.
+        circuit: a circuit record. Features of another SAE of the same site are replaced.
+        task: the record's own task, with its split. The name of a built-in task or the path of a
+            task file stands for as many of its pairs as `discover` uses.
+        sae: as in `sae_top_features`. Its site must be in the residual stream, attn_out, mlp_out or
+            the heads' values z.
         positions: as in `sae_top_features`.
-        k: how many candidates. steps: of the attribution; 1 is gradient × activation.
-        controls: draws of the shuffled-decoder control; 0 leaves it out.
-        metric: the record's where None, else the task's.
+        k: how many candidates to verify.
+        steps: steps of the attribution; 1 is gradient × activation.
+        controls: draws of the shuffled-decoder control for each candidate; 0 leaves it out.
+        top_tokens: how many promoted and suppressed tokens to find.
+        metric: the default is the record's own metric.
 
     Raises:
-        FeatureError: the SAE cannot be loaded or does not fit the model.
-        MeasurementError: a record of no behaviour or of another model, a dictionary of q, k or v, unknown choices, or sides that do not
-            differ.
+        FeatureError: if the SAE cannot be loaded or does not fit the model.
+        MeasurementError: if the record belongs to another model or has no behaviour, if the SAE
+            reads q, k or v, for unknown choices, and if the sides of the pairs do not differ.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
-    _check(model, circuit, sae)
+    _check_fit(model, circuit, sae)
     task = resolve_task(task, model, seed, pairs=None)
     meter = Meter(progress=progress)
-    first, last = _measure_splits(
-        model,
-        task,
-        sae,
-        positions,
-        metric=metric or circuit.task.metric,
-        memory=memory,
-        meter=meter,
-        seed=seed,
+    metric = metric or circuit.task.metric
+    discovery, heldout = _measure_splits(
+        model, task, sae, positions, metric=metric, memory=memory, meter=meter, seed=seed
     )
-    found = rank_by_attribution(first.engine, sae, first.places, steps, k)
-    whole, _ = measure_reconstruction(
-        last.engine, sae, last.places, last.engine.baseline("corrupted"), last.resamples
+    ranking = rank_by_attribution(discovery.spliced, steps, k)
+    reconstruction, _ = measure_reconstruction(
+        heldout.spliced, heldout.engine.baseline("corrupted")
     )
-    measured = (
-        measure_exchange(last.engine, sae, last.places, found.features, controls, seed, top_tokens)
-        if found.features
-        else None
-    )
-    candidates = judge_candidates(sae, found, measured, first, last) if measured else ()
-    nodes = (
-        [
-            feature_record(one, measured, i, sae, last, positions)
-            for i, one in enumerate(candidates)
-            if not one.why
-        ]
-        if measured
-        else []
-    )
-    numbers = [node.feature.index for node in nodes if node.feature]
-    told = (
-        measure_feature_edges(first.engine, sae, first.places, numbers, circuit.members)
-        if numbers
-        else []
-    )
-    edges = [edge_record(edge, first, sae) for edge in told]
-    warnings = tuple(_warnings(whole, sae, circuit, task, len(last), first is last, controls))
-    known = sae_record(sae, positions, (first, last), whole, candidates, warnings)
-    own = {str(one.node): abs(one.noising.mean or 0.0) for one in candidates}
-    kept = [edge for edge, raw in zip(edges, told, strict=True) if _edge_holds(edge, raw, own)]
-    made = replace_features(circuit, known, nodes, kept)
-    cost = MeasurementCost(meter.spent, time.monotonic() - began)
+    exchange = None
+    candidates: tuple[Candidate, ...] = ()
+    effects: Sequence[FeatureEdgeEffect] = ()
+    if ranking.features:
+        exchange = measure_exchange(
+            heldout.spliced, ranking.features, draws=controls, seed=seed, top=top_tokens
+        )
+        candidates = judge_candidates(sae, ranking, exchange, discovery, heldout)
+        holding = [candidate.node.feature or 0 for candidate in candidates if not candidate.why]
+        if holding:
+            effects = measure_feature_edges(discovery.spliced, holding, circuit.members)
+    warnings = _warnings(reconstruction, sae, circuit, task, (discovery, heldout), controls)
+    facts = sae_record(sae, positions, (discovery, heldout), reconstruction, candidates, warnings)
+    edges = tuple(edge_record(effect, discovery, sae) for effect in effects)
+    nodes = [
+        feature_record(candidate, exchange, i, sae, heldout, positions)
+        for i, candidate in enumerate(candidates)
+        if exchange is not None and not candidate.why
+    ]
     return FeatureCircuit(
-        made,
-        candidates,
-        tuple(edges),
-        whole,
-        warnings,
-        features_result_id(sae),
-        _arrays(found, measured, told),
-        cost,
+        circuit=replace_features(circuit, facts, nodes, _edges_that_hold(edges, candidates)),
+        candidates=candidates,
+        edges=edges,
+        reconstruction=reconstruction,
+        warnings=warnings,
+        result_id=features_result_id(sae),
+        arrays=_arrays(ranking, exchange, effects),
+        cost=MeasurementCost(meter.spent, time.monotonic() - started),
     )
 
 
-def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
+def _check_fit(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
+    """Check that features of this SAE can stand in this record."""
     if circuit.verdict == "no_behaviour":
         raise MeasurementError(
             "The record's verdict is no_behaviour: there is nothing that features could carry.",
@@ -188,93 +192,119 @@ def _check(model: Backend, circuit: CircuitGraph, sae: SAE) -> None:
         )
     if circuit.model.fingerprint and circuit.model.fingerprint != model.info.fingerprint:
         raise MeasurementError(
-            f"The record's model has other weights ({circuit.model.fingerprint[:12]}…; this one's are {model.info.fingerprint[:12]}…).",
-            f"Load the model {circuit.model.name!r} that it was made with.",
+            f"The record's model has other weights ({circuit.model.fingerprint[:12]}…; this one's "
+            f"are {model.info.fingerprint[:12]}…).",
+            f"Load the model {circuit.model.name!r}, with which the record was made.",
         )
     for site in (sae.reads, sae.writes):
         if site.kind not in get_args(FeatureSite):
             raise MeasurementError(
-                f"The SAE is of {site.kind}, which is no part of the residual stream, so path patching knows no edges of its features.",
+                f"The SAE's site is {site.kind}, which is no part of the residual stream, so path "
+                "patching cannot measure edges of its features.",
                 f"Use an SAE of {', '.join(get_args(FeatureSite))}.",
             )
 
 
 def _measure_splits(
-    model: Backend, task: Task, sae: SAE, positions: Positions, *, memory: int | None, **how: Any
+    model: Backend,
+    task: Task,
+    sae: SAE,
+    positions: Positions,
+    *,
+    metric: MetricName | None,
+    memory: int | None,
+    meter: Meter,
+    seed: int,
 ) -> tuple[SplitMeasurement, SplitMeasurement]:
-    """The pairs to find on and to verify on; the same where the task is not split."""
+    """Return the discovery and the held-out pairs; they are the same if the task is not split."""
+
+    def measure(pairs: Task, limit: int | None) -> SplitMeasurement:
+        return SplitMeasurement.of(
+            SplicedTask.of(
+                model, pairs, sae, positions, metric=metric, memory=limit, meter=meter, seed=seed
+            )
+        )
+
     if not task.discovery.pairs or not task.heldout.pairs:
-        whole = SplitMeasurement.of(model, task, sae, positions, memory=memory, **how)
+        whole = measure(task, memory)
         return whole, whole
-    room = memory and memory // 2  # both keep what they cached
-    first, last = (
-        SplitMeasurement.of(model, half, sae, positions, memory=room, **how)
-        for half in (task.discovery, task.heldout)
-    )
-    return first, last
+    half = memory and memory // 2  # both splits keep what they cached
+    return measure(task.discovery, half), measure(task.heldout, half)
 
 
-def _edge_holds(edge: CircuitEdge, told: FeatureEdgeEffect, own: Mapping[str, float]) -> bool:
-    """Whether an edge is one; `own` is each feature's effect."""
-    out = told.activation_change is None
-    found, least = (
-        (edge.effect, min(MIN_EFFECT_SHARE, MIN_EDGE_SHARE_OF_FEATURE * own[edge.source]))
-        if out
-        else (edge.activation, MIN_ACTIVATION_CHANGE)
-    )
-    return found is not None and abs(found.mean or 0.0) >= least and excludes_zero(found)
+def _edges_that_hold(
+    edges: Sequence[CircuitEdge], candidates: Sequence[Candidate]
+) -> list[CircuitEdge]:
+    effects = {str(candidate.node): abs(candidate.noising.mean or 0.0) for candidate in candidates}
+    return [edge for edge in edges if _edge_holds(edge, effects)]
+
+
+def _edge_holds(edge: CircuitEdge, feature_effects: Mapping[str, float]) -> bool:
+    """Return whether an edge is large enough, and its interval excludes 0.
+
+    Args:
+        feature_effects: the size of each feature's own effect, by its node.
+    """
+    if edge.source in feature_effects:
+        effect = edge.effect
+        own = feature_effects[edge.source]
+        minimum = min(MIN_EFFECT_SHARE, MIN_EDGE_SHARE_OF_FEATURE * own)
+    else:
+        effect = edge.activation
+        minimum = MIN_ACTIVATION_CHANGE
+    if effect is None:
+        return False
+    return abs(effect.mean or 0.0) >= minimum and excludes_zero(effect)
 
 
 def _warnings(
-    whole: Reconstruction,
+    reconstruction: Reconstruction,
     sae: SAE,
     circuit: CircuitGraph,
     task: Task,
-    n: int,
-    same: bool,
+    splits: tuple[SplitMeasurement, SplitMeasurement],
     controls: int,
-) -> Sequence[str]:
-    warnings = [
-        f"POOR RECONSTRUCTION: {fault}; its features explain little here" for fault in whole.poor
-    ]
-    warnings += [*whole.notes, *sae.warnings]
-    if same:
+) -> tuple[str, ...]:
+    discovery, heldout = splits
+    warnings = [*reconstruction.warnings, *sae.warnings]
+    if discovery is heldout:
         warnings.append(
-            f"the task is not split: the features were found and verified on the same {n} pairs"
+            "the task is not split: the features were found and verified on the same "
+            f"{len(heldout)} pairs"
         )
     if circuit.task.fingerprint and circuit.task.fingerprint != task.fingerprint:
         warnings.append("the features were measured on other pairs than the circuit")
     if not controls:
         warnings.append(
-            "no push along other features' directions was drawn: nothing says that another would not do as much"
+            "no pushes along other features' directions were drawn, so nothing shows that another "
+            "direction would not do as much"
         )
-    return warnings
+    return tuple(warnings)
 
 
 def _arrays(
-    found: AttributionRanking,
-    measured: ExchangeMeasurement | None,
-    told: Sequence[FeatureEdgeEffect],
+    ranking: AttributionRanking,
+    exchange: ExchangeMeasurement | None,
+    edges: Sequence[FeatureEdgeEffect],
 ) -> dict[str, Float[Tensor, "pair _"]]:
-    """The raw numbers of each pair."""
-    if measured is None:
+    """Return the raw numbers of each pair, by the names that they have in the run folder."""
+    if exchange is None:
         return {}
     arrays = {
-        "attribution": found.per_pair,
-        "noised": measured.noised,
-        "denoised": measured.denoised,
-        "removed": measured.removed,
+        "attribution": ranking.per_pair,
+        "noised": exchange.noised,
+        "denoised": exchange.denoised,
+        "removed": exchange.removed,
+        "activation": exchange.activation,
     }
-    arrays["activation"] = measured.activation
-    if told:
-        arrays["edges"] = torch.stack([edge.whole for edge in told], 1)
-        arrays["edge_activation"] = torch.stack(
-            [
-                torch.full_like(e.whole, torch.nan)
-                if e.activation_change is None
-                else e.activation_change
-                for e in told
-            ],
-            1,
-        )
+    if edges:
+        arrays["edges"] = torch.stack([edge.whole for edge in edges], 1)
+        arrays["edge_activation"] = torch.stack([_activation_change(edge) for edge in edges], 1)
     return arrays
+
+
+def _activation_change(edge: FeatureEdgeEffect) -> Float[Tensor, "pair"]:
+    """Return the change of the target's activation, NaN for an edge out of a feature."""
+    if edge.activation_change is None:
+        return torch.full_like(edge.whole, torch.nan)
+    return edge.activation_change

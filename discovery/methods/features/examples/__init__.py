@@ -1,1 +1,6 @@
-"""Where features fire: the documents that are read, the examples that are kept, and what is shown of them."""
+"""Where features fire in a text: max-activating examples and how often features fire.
+
+`feature_examples.feature_examples` is the entry point. `documents` yields the documents of a text,
+`reader` runs them through the model and the SAE, `sampling` keeps the contexts that matter,
+`dashboards` makes them readable, and `disk_cache` keeps answers on disk.
+"""

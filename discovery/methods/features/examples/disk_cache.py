@@ -1,4 +1,4 @@
-"""Answers that took long, kept on disk: one file for each question's fingerprint, written in one step."""
+"""Answers that took long, kept on disk: one file for each fingerprint of a question."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps
 from discovery.store.files import read_json, write_json
 
-CACHE_VERSION = 2  # of what is kept
+CACHE_VERSION = 2  # form of the answers; another number makes old answers unknown
 CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
 
 
 def default_cache_dir() -> Path:
-    """CIRCUIT_SCOUT_CACHE_DIR, else the user's cache directory for circuit-scout."""
-    chosen = os.environ.get(CACHE_DIR_VARIABLE)
-    return (
-        Path(chosen).expanduser()
-        if chosen
-        else platformdirs.user_cache_path("circuit-scout", appauthor=False)
-    )
+    """Return CIRCUIT_SCOUT_CACHE_DIR if it is set, or the user's cache directory."""
+    from_environment = os.environ.get(CACHE_DIR_VARIABLE)
+    if from_environment:
+        return Path(from_environment).expanduser()
+    return platformdirs.user_cache_path("circuit-scout", appauthor=False)
 
 
 @dataclass(frozen=True)
 class DiskCache:
-    """The place of one answer.
+    """The file that holds the answer to one question.
 
     Attributes:
-        fingerprint: sha256 of everything that it depends on.
+        path: the file.
+        fingerprint: sha256 of everything that the answer depends on.
     """
 
     path: Path
@@ -44,30 +43,29 @@ class DiskCache:
     def of(
         cls, kind: str, question: Mapping[str, Any], folder: Path | str | None = None
     ) -> DiskCache:
-        """The place of the answer to what was asked.
+        """Return the cache of a question.
 
         Args:
-            folder: where to keep answers; in the user's cache directory where None.
+            kind: the kind of question, which is also the name of its default folder.
+            question: everything that the answer depends on.
+            folder: where answers are kept; the default is in the user's cache directory.
         """
-        fingerprint = hashlib.sha256(
-            dumps({"kind": kind, "version": CACHE_VERSION, **question}, sort_keys=True).encode(
-                "ascii"
-            )
-        ).hexdigest()
-        place = default_cache_dir() / kind if folder is None else Path(folder).expanduser()
-        return cls(place / f"{fingerprint}.json", fingerprint)
+        content = dumps({"kind": kind, "version": CACHE_VERSION, **question}, sort_keys=True)
+        fingerprint = hashlib.sha256(content.encode("ascii")).hexdigest()
+        directory = default_cache_dir() / kind if folder is None else Path(folder).expanduser()
+        return cls(directory / f"{fingerprint}.json", fingerprint)
 
     def load(self) -> Any | None:
-        """What was kept; None where nothing was, or where the file is damaged and the answer must be found anew."""
+        """Return the kept answer, or None if there is none or its file is damaged."""
         try:
             return read_json(self.path) if self.path.is_file() else None
         except StoreError:
             return None
 
     def save(self, answer: Mapping[str, Any]) -> None:
-        """Write it down.
+        """Write the answer in one step, so that a reader never sees half of it.
 
         Raises:
-            StoreError: where the disk refuses.
+            StoreError: if the file cannot be written.
         """
         write_json(self.path, answer)

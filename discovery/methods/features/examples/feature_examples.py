@@ -1,14 +1,20 @@
-"""Max-activating examples: where in a text features fire most, and what lesser activations look like.
+"""Max-activating examples: where features fire most in a text, and what weaker activations look
+like.
 
-The text is read once, as a stream, in windows of so many tokens; of each window a feature's peak is one context. Kept are the strongest
-contexts and an even sample of all in which it fires, from which bins of equal share are filled: the top alone shows a feature at its
-clearest and hides what else it fires on (Bills et al. 2023; Bricken et al. 2023, "interval" examples). The first position of a window
-is left out, for attention rests on it whatever it says. What was found is kept on disk under a fingerprint of model, dictionary, text and
-settings, and given again without a pass.
+The text is read once, as a stream, in windows. The peak of a feature in a window is one context.
+The strongest contexts are kept, and an even sample of all contexts in which the feature fires, from
+which quantile ranges are filled. The strongest contexts alone would show a feature at its clearest
+and hide what else it fires on (Bills et al. 2023; the "interval" examples of Bricken et al. 2023).
+
+The first position of a window is left out, because attention rests on it whatever token it has.
+
+The answer is kept on disk under a fingerprint of model, SAE, text and settings, and returned from
+there without another pass.
 
     from discovery import feature_examples
-    found = feature_examples(model, "gpt2-small-res-jb/blocks.8.hook_resid_pre", "corpus.txt", [1234, 5678])
-    found.features[0].top[0].text, found.features[0].density
+    sae = "gpt2-small-res-jb/blocks.8.hook_resid_pre"
+    examples = feature_examples(model, sae, "corpus.txt", [1234, 5678])
+    examples.features[0].top[0].text, examples.features[0].density
 """
 
 from __future__ import annotations
@@ -35,13 +41,23 @@ from discovery.tasks import BUILTIN, load_task
 MAX_FEATURES = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureExamples:
     """Where features fire in a text.
 
     Attributes:
-        positions: that were looked at. windows, documents: read.
-        fingerprint: of model, dictionary, text and settings; None of a text that can be read once only. cached: found on disk.
+        features: one dashboard for each feature.
+        sae: the SAE's name.
+        text: the text's name.
+        documents: documents read.
+        windows: windows read.
+        positions: positions read.
+        sampling: how the text was read.
+        fingerprint: fingerprint of model, SAE, text and settings; None if the text can be read only
+            once.
+        cached: whether the answer came from disk.
+        warnings: what to know about the reading and the SAE.
+        cost: the work done.
     """
 
     features: tuple[FeatureDashboard, ...]
@@ -68,99 +84,109 @@ def feature_examples(
     cache: Path | str | bool = True,
     progress: ProgressCallback | None = None,
 ) -> FeatureExamples:
-    """Look for features in a text.
+    """Find where features fire in a text.
 
     Args:
         sae: as in `sae_top_features`.
-        text: a file (a line is a document; .jsonl: its `field`, "tokens", or the sides of a task's pairs), a task or the name of a
-            built-in one, or prompts.
-        features: their numbers, at most 256.
-        sampling: windows, how many examples, bins; the defaults where None.
-        cache: where to keep what was found; the user's cache folder where True, nowhere where False.
+        text: a file, a task, the name of a built-in task, or prompts. In a text file a line is a
+            document; a line of a .jsonl file holds a document in its `field`, token ids under
+            "tokens", or the sides of a task's pair.
+        features: numbers of the features, at most 256.
+        sampling: how the text is read and how many examples are kept; the default is `Sampling()`.
+        cache: the folder in which the answer is kept. True is the user's cache directory, and False
+            keeps nothing.
 
     Raises:
-        FeatureError: an SAE that does not fit, or a feature it does not have.
-        MeasurementError: a text that cannot be read or run, or settings that cannot be.
+        FeatureError: if the SAE does not fit, or lacks a feature.
+        MeasurementError: if the text cannot be read or run, or an argument is wrong.
         Interrupted: from `progress`; nothing is kept then.
     """
-    began = time.monotonic()
-    how = sampling or Sampling()
+    started = time.monotonic()
+    sampling = sampling or Sampling()
     sae = open_sae(sae, model)
-    wanted = _check_features(sae, features)
-    texts = DocumentStream.of(
-        load_task(text, model) if isinstance(text, str) and text in BUILTIN else text, field
-    )
-    drawer = _disk_cache(cache, model, sae, texts, wanted, how)
-    if drawer is not None and (found := _load_cached(drawer)) is not None:
+    chosen = _check_features(sae, features)
+    is_builtin = isinstance(text, str) and text in BUILTIN
+    documents = DocumentStream.of(load_task(str(text), model) if is_builtin else text, field)
+    disk_cache = _disk_cache(cache, model, sae, documents, chosen, sampling)
+    if disk_cache is not None and (answer := _load_cached(disk_cache)) is not None:
         return replace(
-            found,
+            answer,
             cached=True,
-            text=texts.name,
+            text=documents.name,
             sae=sae.name,
-            cost=MeasurementCost(0.0, time.monotonic() - began),
+            cost=MeasurementCost(0.0, time.monotonic() - started),
         )
-    reader = TextReader(model, sae, wanted, how, progress)
-    reader.read(texts)
-    cards = tuple(
-        make_dashboard(model, sae, feature, kept, reader.firing_totals(i), how)
-        for i, (feature, kept) in enumerate(reader.collectors.items())
+    reader = TextReader(model, sae, chosen, sampling, progress)
+    reader.read(documents)
+    examples = FeatureExamples(
+        features=tuple(
+            make_dashboard(
+                model, sae, feature, reader.collectors[feature], reader.firing_totals(i), sampling
+            )
+            for i, feature in enumerate(chosen)
+        ),
+        sae=sae.name,
+        text=documents.name,
+        documents=reader.documents,
+        windows=reader.windows,
+        positions=reader.positions,
+        sampling=sampling,
+        fingerprint=disk_cache.fingerprint if disk_cache else None,
+        cached=False,
+        warnings=(*reader.warnings(), *sae.warnings),
+        cost=MeasurementCost(reader.forward_equivalents, time.monotonic() - started),
     )
-    made = FeatureExamples(
-        cards,
-        sae.name,
-        texts.name,
-        reader.documents,
-        reader.windows,
-        reader.positions,
-        how,
-        drawer.fingerprint if drawer else None,
-        False,
-        (*reader.warnings(), *sae.warnings),
-        MeasurementCost(reader.forward_equivalents, time.monotonic() - began),
-    )
-    if drawer is not None:
-        drawer.save(asdict(made))
-    return made
+    if disk_cache is not None:
+        disk_cache.save(asdict(examples))
+    return examples
 
 
 def _disk_cache(
     cache: Path | str | bool,
     model: Backend,
     sae: SAE,
-    texts: DocumentStream,
+    documents: DocumentStream,
     features: tuple[int, ...],
-    how: Sampling,
+    sampling: Sampling,
 ) -> DiskCache | None:
-    """Where the answer is kept; None where it is not to be, or the text cannot be told from another."""
-    if cache is False or texts.fingerprint is None:
+    """Return where the answer is kept, or None if it is not to be kept or has no fingerprint."""
+    if cache is False or documents.fingerprint is None:
         return None
     info = model.info
-    asked = {
+    reads = f"{sae.reads.kind}.{sae.reads.layer}"
+    question = {
         "model": [info.fingerprint, info.backend, info.dtype],
-        "sae": [sae.fingerprint, f"{sae.reads.kind}.{sae.reads.layer}", sae.link(0), sae.warnings],
-        "text": [texts.fingerprint, texts.field],
+        "sae": [sae.fingerprint, reads, sae.link(0), sae.warnings],
+        "text": [documents.fingerprint, documents.field],
         "features": features,
-        "sampling": asdict(how),
+        "sampling": asdict(sampling),
     }
-    return DiskCache.of("examples", asked, None if cache is True else cache)
+    return DiskCache.of("examples", question, None if cache is True else cache)
 
 
-def _load_cached(drawer: DiskCache) -> FeatureExamples | None:
-    """What was found before; None where nothing was, or in another form."""
-    facts = drawer.load()
+def _load_cached(disk_cache: DiskCache) -> FeatureExamples | None:
+    """Return the kept answer, or None if there is none in the present form.
+
+    An answer in another form was made by another version, or it is damaged. It is computed again
+    and replaced.
+    """
+    answer = disk_cache.load()
+    if answer is None:
+        return None
     try:
-        return None if facts is None else TypeAdapter(FeatureExamples).validate_python(facts)
-    except ValidationError:  # made by another version, or damaged: found anew and replaced
+        return TypeAdapter(FeatureExamples).validate_python(answer)
+    except ValidationError:
         return None
 
 
 def _check_features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
+    """Return the features without repetitions, if the SAE has them."""
     given: object = features
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise MeasurementError(f"features is {given!r}.", "Give a list of their numbers.")
-    wanted = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
-    if not 0 < len(wanted) <= MAX_FEATURES:
+        raise MeasurementError(f"features is {features!r}.", "Give a list of feature numbers.")
+    chosen = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
+    if not 0 < len(chosen) <= MAX_FEATURES:
         raise MeasurementError(
-            f"{len(wanted)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time."
+            f"{len(chosen)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time."
         )
-    return wanted
+    return chosen

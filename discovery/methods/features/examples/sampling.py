@@ -1,10 +1,13 @@
-"""How a text is read and what is kept of it.
+"""How a text is read, and which contexts of each feature are kept.
 
-What is kept of a stream of contexts: the strongest, and an even sample of the rest. Memory does not grow with the text.
+Of the contexts in which a feature fires, the strongest are kept and an even sample of all. So
+memory does not grow with the length of the text.
 
-A context is known by its tokens around the peak, so that what a text says many times counts once, with its largest activation. The sample
-is the contexts whose hashes are smallest: which ones these are depends on the seed alone, not on the order or number of repetitions
-(a bottom-k sketch, Cohen and Kaplan 2007), so that quantiles are those of distinct contexts, and exact where all of them fit.
+A context is identified by its tokens around the peak. A passage that a text repeats counts once,
+with its largest activation. The sample consists of the contexts with the smallest hashes (a
+bottom-k sketch, Cohen and Kaplan 2007). Which contexts these are depends on the seed alone, and not
+on their order or on how often they are repeated. So quantiles are those of distinct contexts, and
+they are exact if all contexts fit into the sample.
 """
 
 from __future__ import annotations
@@ -18,14 +21,19 @@ from discovery.errors import MeasurementError
 from discovery.methods.features.arguments import require_counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a text is read and what is kept of it.
+    """How a text is read, and what is kept of it.
 
     Attributes:
-        k: strongest contexts. bins: of equal share. per_bin: contexts of each.
-        window: tokens of a pass. around: tokens on either side of a peak that are shown and tell contexts apart.
-        skip: positions at the start of each window that are left out. most: positions to read at most. seed: of the even sample.
+        k: how many of the strongest contexts to keep.
+        bins: number of quantile ranges.
+        per_bin: contexts shown of each range.
+        window: tokens that are run together.
+        around: tokens on either side of a peak that belong to its context.
+        skip: positions at the start of each window that are left out.
+        most: positions to read at most; None reads the whole text.
+        seed: seed of the even sample.
     """
 
     k: int = 10
@@ -38,41 +46,38 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "k": 1,
-            "bins": 0,
-            "per_bin": 1,
-            "window": 2,
-            "around": 0,
-            "skip": 0,
-            "most": 1,
-            "seed": 0,
-        }
         require_counts(
-            **{
-                name: (getattr(self, name), bound)
-                for name, bound in least.items()
-                if name != "most" or self.most is not None
-            }
+            k=(self.k, 1),
+            bins=(self.bins, 0),
+            per_bin=(self.per_bin, 1),
+            window=(self.window, 2),
+            around=(self.around, 0),
+            skip=(self.skip, 0),
         )
+        if self.most is not None:
+            require_counts(most=(self.most, 1))
+        require_counts(seed=(self.seed, 0))
         if self.skip >= self.window:
             raise MeasurementError(
                 f"skip is {self.skip}, and a window has {self.window} tokens.",
-                "Leave some of each window.",
+                "Give a smaller skip, so that some positions of each window are read.",
             )
 
     @property
     def sample_size(self) -> int:
-        """Contexts of the even sample."""
+        """Contexts in the even sample."""
         return max(256, 16 * self.bins * self.per_bin) if self.bins else 0
 
 
 @dataclass(frozen=True)
 class PeakContext:
-    """A peak of a feature and what stands around it.
+    """A feature's peak in one window, with the tokens around it.
 
     Attributes:
-        number: of the document. tokens: around the peak; activations: of each; peak: which of them it is.
+        document: number of the document.
+        tokens: the token ids around the peak.
+        activations: the feature's activation at each token.
+        peak: which of the tokens is the peak.
     """
 
     document: int
@@ -87,60 +92,74 @@ class PeakContext:
 
 
 def context_key(tokens: Sequence[int], peak: int, seed: int) -> bytes:
-    """What a context is known by."""
+    """Return the hash by which a context is identified."""
     return hashlib.blake2b(array("q", [seed, peak, *tokens]).tobytes(), digest_size=12).digest()
 
 
 @dataclass
 class ContextCollector:
-    """The contexts of one feature.
+    """Keeps the strongest contexts of one feature, and an even sample of all.
 
     Attributes:
-        most: the strongest kept. sample: how many of the even sample.
-        seen: contexts offered, repetitions included. full: whether the sample had to leave some out.
+        n_strongest: how many of the strongest are kept.
+        sample_size: how many contexts the sample holds.
+        n_offered: contexts offered so far, repetitions included.
+        has_overflowed: whether the sample had to leave contexts out.
     """
 
     n_strongest: int
     sample_size: int
     n_offered: int = 0
     has_overflowed: bool = False
-    _top: dict[bytes, PeakContext] = field(default_factory=dict)
-    _even: dict[bytes, PeakContext] = field(default_factory=dict)
-    _least: float = 0.0  # what a context must exceed to be among the strongest
-    _last: bytes = b""  # what a key must come before to be in the sample
+    _strongest: dict[bytes, PeakContext] = field(default_factory=dict)
+    _sample: dict[bytes, PeakContext] = field(default_factory=dict)
+    _weakest_kept: float = 0.0  # a new context must exceed it to be among the strongest
+    _last_key: bytes = b""  # a new key must be smaller to enter the full sample
 
     def offer(self, key: bytes, value: float, make_context: Callable[[], PeakContext]) -> None:
-        """A context with its peak's size; it is only made where it is kept."""
+        """Offer a context, and keep it if it is strong enough or belongs to the sample.
+
+        Args:
+            key: the context's hash.
+            value: the activation at its peak.
+            make_context: builds the context; it is called only if the context is kept.
+        """
         self.n_offered += 1
         size = abs(value)
-        if len(self._top) < self.n_strongest or key in self._top or size > self._least:
-            _put(self._top, key, size, make_context)
-            if len(self._top) > self.n_strongest:
-                del self._top[min(self._top, key=lambda one: (abs(self._top[one].value), one))]
-            self._least = min(abs(context.value) for context in self._top.values())
-        if len(self._even) < self.sample_size or key in self._even or key < self._last:
-            _put(self._even, key, size, make_context)
-            if len(self._even) > self.sample_size:
+        strongest = self._strongest
+        has_place = len(strongest) < self.n_strongest or key in strongest
+        if has_place or size > self._weakest_kept:
+            _keep_larger(strongest, key, size, make_context)
+            if len(strongest) > self.n_strongest:
+                del strongest[min(strongest, key=lambda k: (abs(strongest[k].value), k))]
+            self._weakest_kept = min(abs(context.value) for context in strongest.values())
+        sample = self._sample
+        if len(sample) < self.sample_size or key in sample or key < self._last_key:
+            _keep_larger(sample, key, size, make_context)
+            if len(sample) > self.sample_size:
                 self.has_overflowed = True
-                del self._even[max(self._even)]
-            self._last = max(self._even) if len(self._even) == self.sample_size else b""
+                del sample[max(sample)]
+            self._last_key = max(sample) if len(sample) == self.sample_size else b""
         else:
             self.has_overflowed = True
 
     def strongest(self) -> list[PeakContext]:
-        """The strongest, the first first."""
-        return [
-            self._top[key]
-            for key in sorted(self._top, key=lambda one: (-abs(self._top[one].value), one))
-        ]
+        """Return the strongest contexts, the largest first."""
+        contexts = self._strongest
+        order = sorted(contexts, key=lambda key: (-abs(contexts[key].value), key))
+        return [contexts[key] for key in order]
 
     def even_sample(self) -> list[PeakContext]:
-        """The sample in the order of its keys, which is no order at all."""
-        return [self._even[key] for key in sorted(self._even)]
+        """Return the sample in the order of its hashes, which is independent of the content."""
+        return [self._sample[key] for key in sorted(self._sample)]
 
 
-def _put(
-    kept: dict[bytes, PeakContext], key: bytes, size: float, make_context: Callable[[], PeakContext]
+def _keep_larger(
+    contexts: dict[bytes, PeakContext],
+    key: bytes,
+    size: float,
+    make_context: Callable[[], PeakContext],
 ) -> None:
-    if key not in kept or size > abs(kept[key].value):
-        kept[key] = make_context()
+    """Keep a context unless the same context is there with a peak that is at least as large."""
+    if key not in contexts or size > abs(contexts[key].value):
+        contexts[key] = make_context()

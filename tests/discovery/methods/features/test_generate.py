@@ -1,29 +1,18 @@
-"""Text with features changed: greedy, exact where nothing changes, and the planted token where its direction is added."""
+"""Text written with features changed, against plain runs of the whole text at every step."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from discovery.backends.base import Batch
 from discovery.errors import FeatureError, MeasurementError
 from discovery.features import FeatureChange, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import generate_with_features
+from tests.oracles.sae_features import greedy_continuation
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PROMPT = (3, 9, 4, 12)
-
-
-def greedy(model, count, edit=None):
-    """Token by token, by plain runs."""
-    ids = list(PROMPT)
-    for _ in range(count):
-        batch = Batch(torch.tensor([ids]), torch.tensor([len(ids) - 1]))
-        ids.append(
-            int(model.run(batch, edits=edit(model, batch) if edit else ()).logits[0].argmax())
-        )
-    return tuple(ids[len(PROMPT) :])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +37,7 @@ def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
         value[:, 1:] = sae.edit(clean, FeatureChange.of(change, "add", 30), error=error)[:, 1:]
         return [Edit(sae.writes, value)]
 
-    found = generate_with_features(
+    result = generate_with_features(
         model,
         sae,
         PROMPT,
@@ -59,11 +48,11 @@ def test_it_is_what_plain_runs_write(tiny_models, tmp_path, hook, error):
         tokens=5,
         controls=2,
     )
-    assert found.clean.tokens == greedy(model, 5)
-    assert found.edited.tokens == greedy(model, 5, edit)
-    assert len(found.controls) == 2
-    assert found.kl > 0
-    assert found.cost.forward_equivalents > 5
+    assert result.clean.tokens == greedy_continuation(model, PROMPT, 5)
+    assert result.edited.tokens == greedy_continuation(model, PROMPT, 5, edit)
+    assert len(result.controls) == 2
+    assert result.kl > 0
+    assert result.cost.forward_equivalents > 5
 
 
 def test_nothing_changed_writes_the_same(tiny_models, tmp_path):
@@ -71,12 +60,12 @@ def test_nothing_changed_writes_the_same(tiny_models, tmp_path):
     sae = load_sae(
         save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
     )
-    found = generate_with_features(
+    result = generate_with_features(
         model, sae, PROMPT, {2: 1.0}, operation="scale", tokens=6, controls=0
     )
-    assert found.edited == found.clean
-    assert (found.first_difference, found.kl, found.controls) == (None, 0.0, ())
-    assert found.clean.text is None
+    assert result.edited == result.clean
+    assert (result.first_difference, result.kl, result.controls) == (None, 0.0, ())
+    assert result.clean.text is None
 
 
 def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
@@ -93,19 +82,19 @@ def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
         ),
         model,
     )
-    found = generate_with_features(model, sae, PROMPT, {0: 100.0}, operation="add", tokens=4)
-    assert found.edited.tokens == (17, 17, 17, 17)
-    assert found.first_difference == 0
-    assert found.controls[0].tokens != found.edited.tokens
+    result = generate_with_features(model, sae, PROMPT, {0: 100.0}, operation="add", tokens=4)
+    assert result.edited.tokens == (17, 17, 17, 17)
+    assert result.first_difference == 0
+    assert result.controls[0].tokens != result.edited.tokens
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "said"),
+    ("changes", "kind", "message"),
     [
         ({"tokens": 0}, MeasurementError, "tokens is 0"),
         ({"tokens": 2.5}, MeasurementError, "tokens is 2.5"),
-        ({"tokens": 1, "prompt": (1,) * 12}, MeasurementError, "room for none"),
-        ({"tokens": 9}, MeasurementError, "room for 1 to 8"),
+        ({"tokens": 1, "prompt": (1,) * 12}, MeasurementError, "positions for none"),
+        ({"tokens": 9}, MeasurementError, "positions for 1 to 8"),
         ({"error": "zero"}, MeasurementError, "Allowed: keep, drop"),
         ({"controls": -1}, MeasurementError, "controls is -1"),
         ({"prompt": "text"}, MeasurementError, "no tokenizer"),
@@ -113,19 +102,19 @@ def test_steering_along_a_token_writes_it(tiny_models, tmp_path):
         (
             {"features": {2: 1e300}},
             FeatureError,
-            "1e\\+300 of feature 2 the model's logits are no numbers",
+            "1e\\+300 of feature 2 the model's logits are not finite",
         ),
         ({"operation": "clamp"}, FeatureError, "set, scale, add"),
         ({"sae": "nothing"}, FeatureError, "'nothing' is no directory, no run"),
         ({"sae": None}, FeatureError, "The bundled SAE is of the bundled model"),
     ],
 )
-def test_bad_input(tiny_models, tmp_path, changes, kind, said):
+def test_bad_input(tiny_models, tmp_path, changes, kind, message):
     model = tiny_models.load("native")
     sae = load_sae(
         save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
     )
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         generate_with_features(
             **{"model": model, "sae": sae, "prompt": PROMPT, "features": {2: 1.0}, "tokens": 2}
             | changes
@@ -133,7 +122,7 @@ def test_bad_input(tiny_models, tmp_path, changes, kind, said):
 
 
 def test_single_positions_are_changed_alone(tiny_models, tmp_path):
-    """At the first step the newest position is the last of the prompt; positions that the prompt lacks are refused."""
+    """At the first step the newest position is the last of the prompt."""
     model = tiny_models.load("native")
     sae = load_sae(
         save(random_module("topk", 12, 30, "blocks.0.hook_resid_post"), tmp_path / "sae"), model
@@ -147,6 +136,6 @@ def test_single_positions_are_changed_alone(tiny_models, tmp_path):
     assert written([3]) == written([-1]) == written(slice(3, None)) != written(None)
     for wrong in ([4], ["end"], []):
         with pytest.raises(
-            MeasurementError, match=r"no position of this prompt|positions is empty"
+            MeasurementError, match=r"not a position of this prompt|positions is empty"
         ):
             written(wrong)
