@@ -1,7 +1,7 @@
-"""Dictionaries on disk: where one is, the one that comes with the bundled model, and what its files say of it.
+"""SAEs on disk: where they are, and what their files say of them.
 
-A dictionary is a directory with SAELens's cfg.json and sae_weights.safetensors; a training's run folder has one in `sae/`, so that
-its id names a dictionary too.
+An SAE is a directory with SAELens's cfg.json and sae_weights.safetensors. The run folder of a
+training holds one in `sae/`, so the id of the run names an SAE too.
 """
 
 from __future__ import annotations
@@ -14,21 +14,33 @@ from typing import Any
 
 from discovery.errors import FeatureError
 from discovery.graph.strict_json import loads
-from discovery.store import default_runs_dir, open_run
+from discovery.store import RunKind, default_runs_dir, open_run
 from discovery.store.files import read_bytes, write_bytes
 
 BUNDLED = "bundled"
-CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
-SAE_FOLDER, RUN_FILE = "sae", "run.json"
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+SAE_FOLDER = "sae"  # the folder of the SAE in a training's run folder
+RUN_FILE = "run.json"
+TRAINING_RUN_KIND: RunKind = "sae"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SAEInfo:
-    """What a dictionary's configuration says.
+    """What the configuration of an SAE says.
 
     Attributes:
-        hook: the hook point it reads. model: what it was trained on; fingerprint: sha256 of that model's weights.
-        recipe, scores: where it was trained here.
+        name: as it was given.
+        architecture: SAELens's name of the architecture.
+        hook: the hook point that the SAE reads.
+        model: the model that it was trained on.
+        fingerprint: sha256 of that model's weights.
+        d_in: numbers at a position that it reads.
+        features: how many features it has.
+        bytes: size of the weights file.
+        text: name of the text that it was trained on.
+        recipe: how it was trained; None if it was not trained here.
+        scores: its scores on held-out text; None if it was not trained here.
     """
 
     name: str
@@ -45,81 +57,81 @@ class SAEInfo:
 
 
 def bundled_directory() -> Path:
-    """The dictionary of the bundled model.
+    """Return the directory of the bundled model's SAE.
 
     Raises:
-        FeatureError: where this installation lacks it.
+        FeatureError: if this installation lacks it.
     """
-    found = Path(str(importlib.resources.files("discovery.features") / "bundled"))
-    if not (found / CONFIG_FILE).is_file():
+    directory = Path(str(importlib.resources.files("discovery.features") / "bundled"))
+    if not (directory / CONFIG_FILE).is_file():
         raise FeatureError(
             "This installation lacks the bundled SAE.",
             "Install the package again, or train one: circuit-scout sae train.",
         )
-    return found
+    return directory
 
 
 def find_directory(source: str | Path, runs_dir: Path | str | None = None) -> Path | None:
-    """Where a dictionary is; None where nothing of that name is on disk.
+    """Return the directory of an SAE, or None if nothing of that name is on disk.
 
     Args:
         source: "bundled", a directory, or the folder or the id of a training's run.
-        runs_dir: in which an id is looked up; None is the default.
+        runs_dir: where a run's id is looked up; None is the default runs directory.
 
     Raises:
-        FeatureError: a directory without a dictionary; of a run, says what the run lacks.
+        FeatureError: if the directory holds no SAE. For a run it says what state the run is in.
     """
     if source == BUNDLED:
         return bundled_directory()
-    place = _existing_path(source, runs_dir)
-    if place is None:
+    path = _existing_path(source, runs_dir)
+    if path is None:
         return None
-    found = (
-        place / SAE_FOLDER
-        if not (place / CONFIG_FILE).exists() and (place / RUN_FILE).exists()
-        else place
-    )
-    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (found / name).is_file()]:
-        if (place / RUN_FILE).exists():
-            raise _no_dictionary_in(place)
-        name = place.name or str(source)
+    is_run = (path / RUN_FILE).exists()
+    directory = path / SAE_FOLDER if is_run and not (path / CONFIG_FILE).exists() else path
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
+    if missing and is_run:
+        raise _missing_sae_error(path)
+    if missing:
         raise FeatureError(
-            f"{name!r} has no {' and no '.join(missing)}.",
+            f"{path.name or str(source)!r} has no {' and no '.join(missing)}.",
             "Give the directory that SAE.save_model wrote.",
         )
-    return found
+    return directory
 
 
 def short_name(name: str) -> str:
-    """A dictionary's name in a record, which is read on other machines: of a path the last part, of a training the run's id."""
+    """Return an SAE's name for a record, which is read on other machines.
+
+    Of a path it is the last part, and of a path into a run folder it is the run's id.
+    """
     path = Path(name)
     if not path.is_absolute():
         return name
-    return (
-        path.parent.name
-        if path.name == SAE_FOLDER and (path.parent / RUN_FILE).exists()
-        else path.name
-    )
+    is_in_run = path.name == SAE_FOLDER and (path.parent / RUN_FILE).exists()
+    return path.parent.name if is_in_run else path.name
 
 
 def read_info(source: str | Path, runs_dir: Path | str | None = None) -> SAEInfo:
-    """What a dictionary is, from its files alone.
+    """Read what an SAE is from its files, without loading it.
 
     Args:
-        source, runs_dir: as in `find_directory`.
+        source: as in `find_directory`.
+        runs_dir: as in `find_directory`.
 
     Raises:
-        FeatureError: there is no dictionary.
+        FeatureError: if there is no SAE of that name.
     """
     directory = find_directory(source, runs_dir)
     if directory is None:
         raise FeatureError(
-            f"There is no dictionary {str(source)!r}, neither here nor among the runs in {runs_dir or default_runs_dir()}.",
-            "Give 'bundled', a SAELens directory, or the id of a finished training (circuit-scout runs list).",
+            f"There is no SAE {str(source)!r}, neither here nor among the runs in "
+            f"{runs_dir or default_runs_dir()}.",
+            "Give 'bundled', a SAELens directory, or the id of a finished training "
+            "(circuit-scout runs list).",
         )
     config = loads(read_bytes(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
     metadata = config.get("metadata") or {}
-    own = metadata.get("circuit_scout") or {}
+    training = metadata.get("circuit_scout") or {}
     return SAEInfo(
         name=str(source),
         architecture=str(config.get("architecture")),
@@ -129,48 +141,45 @@ def read_info(source: str | Path, runs_dir: Path | str | None = None) -> SAEInfo
         d_in=int(config.get("d_in", 0)),
         features=int(config.get("d_sae", 0)),
         bytes=(directory / WEIGHTS_FILE).stat().st_size,
-        text=(own.get("text") or {}).get("name"),
-        recipe=own.get("recipe"),
-        scores=own.get("scores"),
+        text=(training.get("text") or {}).get("name"),
+        recipe=training.get("recipe"),
+        scores=training.get("scores"),
     )
 
 
 def copy_sae(directory: Path, to: Path) -> None:
-    """Write a dictionary elsewhere, its configuration last."""
+    """Copy an SAE, with its configuration last, so that a directory with one is complete."""
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         write_bytes(to / name, read_bytes(directory / name))
 
 
 def _existing_path(source: str | Path, runs_dir: Path | str | None) -> Path | None:
-    """A file or folder that is there, or the folder of the run that a plain name is the id of."""
+    """Return an existing file or folder, or the folder of the run with this id."""
     try:
         given = Path(source).expanduser()
         if given.exists():
             return given
         folder = Path(runs_dir or default_runs_dir()).expanduser() / given
         return folder if given.name == str(source) and (folder / RUN_FILE).exists() else None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # longer than a name can be, or of a user whom nobody knows
-        return None
+    except (OSError, RuntimeError, ValueError):
+        return None  # the name is too long for a path, or names an unknown user
 
 
-def _no_dictionary_in(folder: Path) -> FeatureError:
-    """Why a run's folder has none."""
+def _missing_sae_error(folder: Path) -> FeatureError:
+    """Return an error that says why a run's folder has no SAE."""
     run = open_run(folder.resolve().parent, folder.resolve().name)
-    if run.record.kind != "sae":
+    if run.record.kind != TRAINING_RUN_KIND:
         return FeatureError(
-            f"The run {run.id} is no training of an SAE: it has no dictionary.",
+            f"The run {run.id} is not a training of an SAE, so it has no SAE.",
             "Give the id of a finished training.",
         )
     if run.status == "completed":
         return FeatureError(
-            f"The training {run.id} has lost its dictionary, the folder {SAE_FOLDER}.",
+            f"The training {run.id} has lost its SAE, the folder {SAE_FOLDER}.",
             "Restore it, or train it again.",
         )
     return FeatureError(
-        f"The training {run.id} is {run.status}, and has no dictionary yet.",
-        f"Let it end, or go on with it: circuit-scout sae train --resume {run.id}, or train_sae(run_id={run.id!r}).",
+        f"The training {run.id} is {run.status}, and has no SAE yet.",
+        f"Let it end, or continue it: circuit-scout sae train --resume {run.id}, or "
+        f"train_sae(run_id={run.id!r}).",
     )

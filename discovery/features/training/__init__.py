@@ -1,4 +1,4 @@
-"""Training a dictionary of one's own: `train_sae`, on any model, site and text."""
+"""Training a sparse autoencoder of one's own, for any model, site and text: `train_sae`."""
 
 from discovery.features.training.estimate import TrainingEstimate
 from discovery.features.training.recipe import Architecture, SAERecipe, make_recipe

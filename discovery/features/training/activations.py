@@ -1,13 +1,15 @@
-"""Activations for the trainer, as our backend reads them: a SAELens data provider for any model and site.
+"""Activations to train on, as our backends read them, for any model and site.
 
-They come in blocks of some batches: rows are read, their positions shuffled together by the seed and the block's number, and cut
-into batches. So a place in the supply is three numbers, and a block that was broken off is made again.
+SAELens's trainer accepts any iterator over batches of activations. Ours makes them in blocks of
+some batches: it reads rows, shuffles their positions together by the seed and the block's number,
+and cuts them into batches. So a place in the stream of batches is three numbers, and a block that
+was interrupted is computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +25,13 @@ TOKENS_PER_PASS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
 
 @dataclass(frozen=True)
 class BatchPosition:
-    """Where a supply is: the cursor at the beginning of a block, the block's number, and how many of its batches are used."""
+    """A place in the stream of batches.
+
+    Attributes:
+        cursor: the first document of the block.
+        block: the block's number.
+        batches_used: batches of the block that were used.
+    """
 
     cursor: Cursor = field(default_factory=Cursor)
     block: int = 0
@@ -31,7 +39,11 @@ class BatchPosition:
 
 
 class ActivationBatches(Iterator[Tensor]):
-    """Batches of activations [batch d_in] in float32, endless."""
+    """Endless batches of activations [batch d_in] in float32.
+
+    Attributes:
+        position: the place of the next batch.
+    """
 
     def __init__(
         self,
@@ -39,55 +51,52 @@ class ActivationBatches(Iterator[Tensor]):
         rows: TrainingRows,
         recipe: SAERecipe,
         skip: int,
-        place: BatchPosition | None = None,
+        position: BatchPosition | None = None,
         on_pass: Callable[[], None] | None = None,
     ) -> None:
-        """Start at a place, the beginning where None.
+        """Start at a place.
 
         Args:
-            skip: positions at the start of each row that are left out.
-            tick: called after each forward pass; may raise Interrupted, which leaves the supply where it was.
+            skip: positions at the start of each row that are left out. position: where to start;
+            the default is the beginning. on_pass: called after each forward pass. It may raise
+            Interrupted, which leaves the place
+                as it was.
         """
-        self._model, self._rows, self._recipe, self._skip, self._tick = (
-            model,
-            rows,
-            recipe,
-            skip,
-            on_pass,
-        )
-        self.position = place or BatchPosition()
-        self._next = self.position.cursor
+        self.position = position or BatchPosition()
+        self._model = model
+        self._rows = rows
+        self._recipe = recipe
+        self._skip = skip
+        self._on_pass = on_pass
+        self._next_cursor = self.position.cursor
         self._batches: tuple[Tensor, ...] = ()
 
     def __next__(self) -> Tensor:
         if not self._batches:
-            self._batches = self._next_block()
+            self._batches = self._make_block()
         if self.position.batches_used == len(self._batches):
-            self.position, self._batches = BatchPosition(self._next, self.position.block + 1), ()
-            self._batches = self._next_block()
+            self.position = BatchPosition(self._next_cursor, self.position.block + 1)
+            self._batches = ()  # if the next block is interrupted, it is made again
+            self._batches = self._make_block()
         batch = self._batches[self.position.batches_used]
-        self.position = BatchPosition(
-            self.position.cursor, self.position.block, self.position.batches_used + 1
-        )
+        self.position = replace(self.position, batches_used=self.position.batches_used + 1)
         return batch
 
-    def _next_block(self) -> tuple[Tensor, ...]:
+    def _make_block(self) -> tuple[Tensor, ...]:
         recipe = self._recipe
-        wanted = recipe.batches_per_block * recipe.batch
-        rows, self._next = self._rows.take(self.position.cursor, wanted, self._skip)
+        size = recipe.batches_per_block * recipe.batch
+        rows, self._next_cursor = self._rows.take(self.position.cursor, size, self._skip)
         parts = []
-        for _, where, activation in read_activations(
-            self._model, recipe.parsed_site, rows, self._skip
-        ):
-            parts.append(activation[where])
-            if self._tick is not None:
-                self._tick()
-        generator = torch.Generator().manual_seed(
-            (recipe.seed * 1_000_003 + self.position.block) % (1 << 63)
-        )
-        whole = torch.cat(parts)
-        order = torch.randperm(len(whole), generator=generator)[:wanted]
-        return torch.split(whole[order.to(whole.device)], recipe.batch)
+        site = recipe.parsed_site
+        for _, mask, activation in read_activations(self._model, site, rows, self._skip):
+            parts.append(activation[mask])
+            if self._on_pass is not None:
+                self._on_pass()
+        seed = (recipe.seed * 1_000_003 + self.position.block) % (1 << 63)
+        generator = torch.Generator().manual_seed(seed)
+        block = torch.cat(parts)
+        order = torch.randperm(len(block), generator=generator)[:size]
+        return torch.split(block[order.to(block.device)], recipe.batch)
 
 
 def read_activations(
@@ -95,24 +104,29 @@ def read_activations(
 ) -> Iterator[
     tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"], Float[Tensor, "row pos d_in"]]
 ]:
-    """Forward passes over rows, the short ones together: tokens, which positions count, and the activation with heads side by side."""
-    most = TOKENS_PER_PASS.get(model.device.type, 4096)
-    ordered = sorted(rows, key=len)
-    while ordered:
-        width = len(ordered[-1])
-        part, ordered = ordered[-max(1, most // width) :], ordered[: -max(1, most // width)]
-        tokens, lengths = pad_rows(part, model.device)
+    """Run rows through the model, rows of similar length together.
+
+    Yields:
+        For each forward pass: the token ids, which positions count (those after the first `skip`
+        of a row), and the activation in float32, with heads side by side.
+    """
+    max_tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
+    waiting = sorted(rows, key=len)
+    while waiting:
+        count = max(1, max_tokens // len(waiting[-1]))
+        tokens, lengths = pad_rows(waiting[-count:], model.device)
+        waiting = waiting[:-count]
         at = torch.arange(tokens.shape[1], device=model.device)
-        where = (at >= skip) & (at < lengths.unsqueeze(1))
+        mask = (at >= skip) & (at < lengths.unsqueeze(1))
         with torch.no_grad():
-            found = model.run(Batch(tokens, stop=site.layer + 1), [site]).activations[site]
-        yield tokens, where, found.flatten(2).float()
+            run = model.run(Batch(tokens, stop=site.layer + 1), [site])
+        yield tokens, mask, run.activations[site].flatten(2).float()
 
 
 def pad_rows(
     rows: Sequence[Row], device: torch.device
 ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row"]]:
-    """Rows side by side, padded on the right, and their lengths."""
+    """Return rows padded on the right to one width, and their lengths."""
     width = max(map(len, rows))
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
     return tokens, torch.tensor([len(row) for row in rows], device=device)

@@ -1,8 +1,9 @@
-"""One training at work: the steps, what is told on the way, and checkpoints that a kill cannot damage.
+"""The loop of one training: its steps, its reports, and checkpoints that a kill cannot damage.
 
-Everything the next step depends on is in the checkpoint: weights, Adam's moments, schedules, tallies, and the place in the supply, whose
-order follows from the seed and that place alone (so that no generator's state is needed). A training that is killed and resumed ends
-with the same dictionary, bit by bit on the same machine, as one that is not.
+A checkpoint holds everything on which the next step depends: weights, Adam's moments, schedules,
+tallies, and the place in the stream of batches. The order of the batches follows from the seed and
+that place alone, so no random generator's state is needed. A training that is killed and resumed
+ends with the same SAE as one that is not, bit for bit on the same machine.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from discovery.backends.base import Backend
 from discovery.errors import FeatureError, Interrupted
+from discovery.features.sae import OUTLIER_NORM_RATIO
 from discovery.features.training.activations import (
     ActivationBatches,
     BatchPosition,
@@ -40,18 +44,28 @@ from discovery.store import Run
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
-OUTLIER_NORM_RATIO = 10.0  # times the norm of the others: the first token, on which attention rests
 PROGRESS_LABEL = "training"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+FIRST_LOOK_TOKENS = 8192  # activations of these tokens give the trainer's mean and norm
+MAX_CHECKPOINT_SHARE = 1 / 20  # writing checkpoints takes at most this share of the time
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingLoop:
-    """What a training has at hand.
+    """A training in progress.
 
     Attributes:
-        every: seconds between two checkpoints.
-        earlier: seconds of earlier sessions.
+        run: the run whose folder gets the events and checkpoints.
+        model: the model whose activations are read.
+        recipe: how to train.
+        rows: the text.
+        progress: called before each step and after each forward pass.
+        on_event: called with each event that is written.
+        checkpoint_seconds: seconds between two checkpoints, at least.
+        started_at: when this session started, by `time.monotonic`.
+        earlier_seconds: seconds that earlier sessions took.
+        skipped_positions: positions at the start of each row that are left out.
+        tokens_done: positions trained on so far.
     """
 
     run: Run
@@ -68,7 +82,7 @@ class TrainingLoop:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time so far."""
+        """Wall-clock time so far, over all sessions."""
         return self.earlier_seconds + time.monotonic() - self.started_at
 
     def record_event(
@@ -87,78 +101,83 @@ class TrainingLoop:
             self.on_event(event)
 
     def train(self) -> Trainer:
-        """All steps that are left; the trainer after the last."""
-        trainer, supply = self._start_or_resume()
-        written, cost = time.monotonic(), 0.0
+        """Take all remaining steps, and return the trainer.
+
+        Raises:
+            FeatureError: if the loss is infinite or NaN.
+            Interrupted: from the progress callback, after a checkpoint.
+        """
+        trainer, batches = self._start_or_resume()
+        written_at = time.monotonic()
+        checkpoint_cost = 0.0
+        report_every = max(1, self.recipe.steps // REPORTS_PER_TRAINING)
         try:
             while trainer.n_training_steps < self.recipe.steps:
                 self.tokens_done = float(trainer.n_training_samples)
                 self.report_progress()
-                out = step(trainer, next(supply))
-                if not torch.isfinite(out.loss):
+                output = step(trainer, next(batches))
+                if not torch.isfinite(output.loss):
                     raise FeatureError(
-                        f"The loss is no number at step {trainer.n_training_steps} of {self.recipe.steps}.",
+                        f"The loss is not finite at step {trainer.n_training_steps} of "
+                        f"{self.recipe.steps}.",
                         f"Lower the learning rate, which is {self.recipe.learning_rate:g}.",
                     )
-                if (
-                    trainer.n_training_steps % max(1, self.recipe.steps // REPORTS_PER_TRAINING)
-                    == 0
-                ):
-                    self._report(trainer, out)
-                if time.monotonic() - written > max(self.checkpoint_seconds, 20 * cost):
-                    began = time.monotonic()
-                    self._checkpoint(trainer, supply)
-                    written = time.monotonic()
-                    cost = written - began
-        except Interrupted:  # raised between two steps: nothing is lost
-            self._checkpoint(trainer, supply)
+                if trainer.n_training_steps % report_every == 0:
+                    self._report(trainer, output)
+                pause = max(self.checkpoint_seconds, checkpoint_cost / MAX_CHECKPOINT_SHARE)
+                if time.monotonic() - written_at > pause:
+                    started = time.monotonic()
+                    self._save_checkpoint(trainer, batches)
+                    written_at = time.monotonic()
+                    checkpoint_cost = written_at - started
+        except Interrupted:  # raised between two steps, so nothing is lost
+            self._save_checkpoint(trainer, batches)
             raise
         return trainer
 
     def heldout_sample(self) -> list[Row]:
-        """A few held-out rows."""
-        found: list[Row] = []
+        """Return a few held-out rows."""
+        sample: list[Row] = []
         for row in self.rows.heldout:
-            if found and sum(map(len, found)) + len(row) > PROGRESS_SAMPLE_TOKENS:
+            if sample and sum(map(len, sample)) + len(row) > PROGRESS_SAMPLE_TOKENS:
                 break
-            found.append(row)
-        return found
+            sample.append(row)
+        return sample
+
+    def report_progress(self) -> None:
+        """Report how far the training is.
+
+        Raises:
+            Interrupted: if the training is to stop.
+        """
+        progress = Progress(
+            step=PROGRESS_LABEL, done=self.tokens_done, total=self.recipe.tokens, unit="tokens"
+        )
+        report_progress(self.progress, progress)
 
     def _start_or_resume(self) -> tuple[Trainer, ActivationBatches]:
-        """A trainer where the checkpoint has it, or at its beginning."""
-        kept = self.run.load_file(CHECKPOINT_FILE)
-        facts = read_checkpoint_state(kept) if kept is not None else None
-        place = None
-        if facts is not None:
-            at = facts["more"]
-            place, self.skipped_positions, self.earlier_seconds = (
-                BatchPosition(Cursor(*at["cursor"]), at["block"], at["used"]),
-                at["skip"],
-                at["seconds"],
-            )
-        mean, norm, lead = self._first_activations()
-        if facts is None:
-            self.skipped_positions = int(lead > OUTLIER_NORM_RATIO)
-            concluded = f"{self.rows.documents:,} documents to train on, {len(self.rows.heldout):,} rows held out"
-            why = "the first position is used like the others"
-            if self.skipped_positions:
-                why = f"the first position is left out: its activation is {lead:.0f} times as long as the others'"
-            self.record_event(
-                "text",
-                {
-                    "first_position_length": lead,
-                    "skip": self.skipped_positions,
-                    "mean_length": norm,
-                },
-                concluded,
-                why,
-            )
-        supply = ActivationBatches(
-            self.model, self.rows, self.recipe, self.skipped_positions, place, self.report_progress
+        """Return a trainer and its batches, at the checkpoint or at the beginning."""
+        checkpoint = self.run.load_file(CHECKPOINT_FILE)
+        position = None
+        if checkpoint is not None:
+            place = read_checkpoint_state(checkpoint)["more"]
+            position = BatchPosition(Cursor(*place["cursor"]), place["block"], place["used"])
+            self.skipped_positions = place["skip"]
+            self.earlier_seconds = place["seconds"]
+        mean, norm, first_ratio = self._first_activations()
+        if checkpoint is None:
+            self._decide_skip(norm, first_ratio)
+        batches = ActivationBatches(
+            self.model,
+            self.rows,
+            self.recipe,
+            self.skipped_positions,
+            position=position,
+            on_pass=self.report_progress,
         )
-        trainer = make_trainer(self.recipe, supply, self.model.info.device, mean, norm)
-        if kept is not None:
-            unpack_checkpoint(trainer, kept)
+        trainer = make_trainer(self.recipe, batches, self.model.info.device, mean, norm)
+        if checkpoint is not None:
+            unpack_checkpoint(trainer, checkpoint)
             self.run.append_event(
                 {
                     "stage": "resume",
@@ -166,78 +185,95 @@ class TrainingLoop:
                     "concluded": f"from step {trainer.n_training_steps}",
                 }
             )
-        return trainer, supply
+        return trainer, batches
 
-    def _first_activations(self) -> tuple[torch.Tensor, float, float]:
-        """Mean and mean norm of the first activations, and how much longer the first position's are than the others'."""
-        first, others = [], []
-        read, _ = self.rows.take(Cursor(), 8192, 0)
-        for _, where, activation in read_activations(self.model, self.recipe.parsed_site, read, 0):
+    def _decide_skip(self, norm: float, first_ratio: float) -> None:
+        """Leave the first position out if its activations are outliers, and record it."""
+        self.skipped_positions = int(first_ratio > OUTLIER_NORM_RATIO)
+        why = "the first position is used like the others"
+        if self.skipped_positions:
+            why = (
+                f"the first position is left out: its activation is {first_ratio:.0f} times as "
+                "long as the others'"
+            )
+        self.record_event(
+            "text",
+            {
+                "first_position_length": first_ratio,
+                "skip": self.skipped_positions,
+                "mean_length": norm,
+            },
+            f"{self.rows.documents:,} documents to train on, {len(self.rows.heldout):,} rows "
+            "held out",
+            why,
+        )
+
+    def _first_activations(self) -> tuple[Float[Tensor, "d_in"], float, float]:
+        """Look at the first activations of the text.
+
+        Returns:
+            Their mean, their mean norm, and how many times as long the first position's activations
+            are as the others'. If they are outliers, they count in neither mean.
+        """
+        firsts, others = [], []
+        rows, _ = self.rows.take(Cursor(), FIRST_LOOK_TOKENS, 0)
+        for _, mask, activation in read_activations(self.model, self.recipe.parsed_site, rows, 0):
             self.report_progress()
-            first.append(activation[:, 0])
-            where[:, 0] = False
-            others.append(activation[where])
-        one, rest_of = torch.cat(first), torch.cat(others)
-        lead = float(one.norm(dim=-1).mean() / rest_of.norm(dim=-1).mean().clamp(min=1e-12))
-        whole = rest_of if lead > OUTLIER_NORM_RATIO else torch.cat([one, rest_of])
-        norm = float(whole.norm(dim=-1).mean())
+            firsts.append(activation[:, 0])
+            mask[:, 0] = False
+            others.append(activation[mask])
+        first = torch.cat(firsts)
+        other = torch.cat(others)
+        other_norm = other.norm(dim=-1).mean().clamp(min=1e-12)
+        first_ratio = float(first.norm(dim=-1).mean() / other_norm)
+        used = other if first_ratio > OUTLIER_NORM_RATIO else torch.cat([first, other])
+        norm = float(used.norm(dim=-1).mean())
         if not norm > 0:
             raise FeatureError(
                 f"{self.recipe.site} is 0 on this text: there is nothing to learn.",
                 "Choose another site.",
             )
-        return whole.mean(0), norm, lead
+        return used.mean(0), norm, first_ratio
 
-    def report_progress(self) -> None:
-        """Say how far it is; raises Interrupted where it is to stop."""
-        progress = Progress(
-            step=PROGRESS_LABEL, done=self.tokens_done, total=self.recipe.tokens, unit="tokens"
-        )
-        report_progress(self.progress, progress)
-
-    def _checkpoint(self, trainer: Trainer, supply: ActivationBatches) -> None:
-        at = supply.position
+    def _save_checkpoint(self, trainer: Trainer, batches: ActivationBatches) -> None:
+        position = batches.position
         place = {
-            "cursor": [at.cursor.epoch, at.cursor.document],
-            "block": at.block,
-            "used": at.batches_used,
+            "cursor": [position.cursor.epoch, position.cursor.document],
+            "block": position.block,
+            "used": position.batches_used,
+            "skip": self.skipped_positions,
+            "seconds": self.seconds,
         }
-        self.run.save_file(
-            CHECKPOINT_FILE,
-            pack_checkpoint(
-                trainer, {**place, "skip": self.skipped_positions, "seconds": self.seconds}
-            ),
-        )
+        self.run.save_file(CHECKPOINT_FILE, pack_checkpoint(trainer, place))
 
-    def _report(self, trainer: Trainer, out: Any) -> None:
-        """The batch just trained on, and a few held-out rows."""
+    def _report(self, trainer: Trainer, output: Any) -> None:
+        """Record scores of the batch that was just trained on, and of a few held-out rows."""
         with torch.no_grad():
-            spread = (out.sae_in - out.sae_in.mean(0)).square().sum()
-            explained = 1 - float(
-                (out.sae_in - out.sae_out).square().sum() / spread.clamp(min=1e-12)
-            )
-            active = float((out.feature_acts != 0).float().sum(-1).mean())
+            spread = (output.sae_in - output.sae_in.mean(0)).square().sum()
+            residual = (output.sae_in - output.sae_out).square().sum()
+            explained = 1 - float(residual / spread.clamp(min=1e-12))
+            active = float((output.feature_acts != 0).float().sum(-1).mean())
         scores = score_sae(
             self.model,
             self.recipe.parsed_site,
             self.heldout_sample(),
             self.skipped_positions,
-            lambda x: encode(trainer, x),
+            lambda activation: encode(trainer, activation),
             dead_share(trainer),
         )
+        loss = output.loss.item()
         measured = {
             "step": trainer.n_training_steps,
             "tokens": trainer.n_training_samples,
-            "loss": out.loss.item(),
+            "loss": loss,
             "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
             "batch": {"variance_explained": explained, "l0": active},
             "heldout": scores,
             "seconds": round(self.seconds, 1),
         }
-        concluded = f"step {trainer.n_training_steps} of {self.recipe.steps}: {scores.describe()}"
         self.record_event(
             "train",
             measured,
-            concluded,
-            f"loss {out.loss.item():.4g} on the batch, of whose variance {explained:.3f} is explained",
+            f"step {trainer.n_training_steps} of {self.recipe.steps}: {scores.describe()}",
+            f"loss {loss:.4g} on the batch, of whose variance {explained:.3f} is explained",
         )

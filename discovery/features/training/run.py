@@ -1,10 +1,12 @@
-"""`train_sae`: a dictionary for a model, trained on a text or on tasks' prompts, as a run that can be watched, stopped and resumed.
+"""`train_sae`: trains an SAE for a model, on a text or on tasks' prompts, as a run.
 
-The run's folder is that of a discovery: run.json (kind "sae"), events.jsonl (the estimate, what the scores were on the way), and
+A training can be watched, stopped and resumed as a discovery can. Its run folder has run.json (kind
+"sae") and events.jsonl (the estimate, and the scores on the way), and
 
-    sae/                    the dictionary, in SAELens's format: `load_sae` opens it, and SAELens's own `SAE.load_from_disk`
-    rows.jsonl              what was trained on, where that was no file
-    checkpoint.safetensors  while it is not finished
+    sae/                    the SAE in SAELens's format, for `load_sae` and for SAELens's own
+                            `SAE.load_from_disk`
+    rows.jsonl              the text as token ids, if it was not a file
+    checkpoint.safetensors  the state of the training, until it is finished
 
     from discovery import load_model, train_sae
     trained = train_sae(load_model("bundled"), "text.txt", "resid_pre.2")
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -29,12 +31,12 @@ from discovery.backends.loading.load_arguments import (
     reload_model,
 )
 from discovery.errors import StoreError
-from discovery.features.directory import SAE_FOLDER
+from discovery.features.directory import SAE_FOLDER, TRAINING_RUN_KIND
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import TrainingEstimate, require_memory, time_training
 from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, TrainingLoop
-from discovery.features.training.recipe import SAERecipe, make_recipe
+from discovery.features.training.recipe import RecipeOptions, SAERecipe, make_recipe
 from discovery.features.training.scores import Scores, score_sae
 from discovery.features.training.text import (
     ROWS_FILE,
@@ -44,12 +46,11 @@ from discovery.features.training.text import (
     resolve_text,
 )
 from discovery.features.training.trainer import Trainer, dead_share, fold_normalisation, write_sae
-from discovery.graph import Cost
+from discovery.graph import Cost, JsonModel
 from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.store import (
     Run,
-    RunKind,
     collect_provenance,
     create_run,
     open_run,
@@ -57,16 +58,20 @@ from discovery.store import (
     utc_timestamp,
 )
 
-RUN_KIND: RunKind = "sae"
 SAE_SCHEMA = "circuit-scout/sae/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainedSAE:
     """A finished training.
 
     Attributes:
-        path: the run's folder. directory: the dictionary's in it. scores: on held-out text, of the dictionary as it was saved.
+        run_id: the run's id.
+        path: the run's folder.
+        directory: the SAE's folder in it.
+        sae: the SAE, loaded for the model.
+        recipe: how it was trained.
+        scores: scores of the saved SAE on held-out text.
     """
 
     run_id: str
@@ -75,6 +80,49 @@ class TrainedSAE:
     sae: SAE
     recipe: SAERecipe
     scores: Scores
+
+
+class TextFacts(JsonModel):
+    """The text of a training, as run.json names it.
+
+    Attributes:
+        name: what the text is called.
+        path: the file; None if the text is the run's own `rows.jsonl`.
+        fingerprint: sha256 of the content.
+    """
+
+    name: str
+    path: str | None
+    fingerprint: str
+
+
+class TrainingConfiguration(JsonModel):
+    """The configuration of a training in run.json, without the arguments of `load_model`.
+
+    Attributes:
+        recipe: how to train.
+        text: what to train on.
+        memory: bytes that the training may take beside the model; None allows all that is free.
+    """
+
+    recipe: SAERecipe
+    text: TextFacts
+    memory: int | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> TrainingConfiguration:
+        """Read the configuration of a run.
+
+        Raises:
+            StoreError: if it is damaged.
+        """
+        try:
+            return cls.model_validate(run.record.configuration)
+        except ValidationError as fault:
+            raise StoreError(
+                f"The configuration of run {run.id} is damaged ({type(fault).__name__}).",
+                "Start a new training.",
+            ) from None
 
 
 def train_sae(
@@ -90,58 +138,67 @@ def train_sae(
     command: str | None = None,
     load: LoadArguments | Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
-    **asked: Any,
+    **recipe_options: Unpack[RecipeOptions],
 ) -> TrainedSAE:
     """Train a sparse autoencoder.
 
     Args:
-        text: a file with a document a line (or JSON Lines, see `pieces`), a task or several (the prompts of their pairs, both sides),
-            the name of a built-in task, or prompts.
-        site: as in `make_recipe`, which also says what else may be asked: architecture, d_sae, k, l1, tokens, batch, learning_rate,
-            context, seed.
-        memory: bytes that the training may take beside the model.
-        progress: told the tokens that are done.
-        on_begin: told the run's id once its folder is there and can be resumed.
-        load: how the model was opened, so that `resume_training` can open it again.
+        text: a file with a document a line (or JSON Lines, see the module `text`); a task or
+        several
+            tasks, whose prompts of both sides are the documents; the name of a built-in task; or
+            prompts.
+        site: as in `make_recipe`.
+        memory: bytes that the training may take beside the model; None allows all that is free.
+        progress: receives the number of tokens that are trained on.
+        on_event: receives each event of the run.
+        on_begin: receives the run's id as soon as the run can be resumed.
+        command: the command that started the training, for the record.
+        load: how the model was loaded, so that `resume_training` can load it again. The default is
+            what the model says of itself.
+        checkpoint_seconds: seconds between two checkpoints, at least.
+        recipe_options: options of `make_recipe`: architecture, d_sae, k, l1, tokens, batch,
+            learning_rate, context, seed.
 
     Raises:
-        FeatureError: a place, a number or a text that cannot be.
-        MemoryLimitError: it does not fit; says what it takes.
-        Interrupted: stopped from outside; `run_id` says what to resume.
+        FeatureError: if the site, a number or the text is not allowed.
+        MemoryLimitError: if the training does not fit; it says what the training needs.
+        Interrupted: if the training is stopped; its `run_id` names the run to resume.
     """
-    recipe = make_recipe(model, site, **asked)
-    source = resolve_text(model, text)
-    rows = source.rows(model, recipe)  # what is wrong is said before there is a run
+    recipe = make_recipe(model, site, **recipe_options)
+    training_text = resolve_text(model, text)
+    # Whatever is wrong with the text or the memory is an error before a run folder exists.
+    rows = training_text.rows(model, recipe)
     require_memory(model, recipe, memory)
-    info = model.info
-    configuration = {
-        "recipe": recipe.model_dump(mode="json"),
-        "text": {
-            "name": source.name,
-            "path": str(source.path) if source.path else None,
-            "fingerprint": rows.fingerprint,
-        },
-        "memory": memory,
-        "load": LoadArguments.model_validate(load or load_arguments(model)).model_dump(mode="json"),
-    }
-    made = collect_provenance(
-        recipe.seed, info.remote or info.device, command, utc_timestamp(), ("sae-lens",)
+    facts = TextFacts(
+        name=training_text.name,
+        path=str(training_text.path) if training_text.path else None,
+        fingerprint=rows.fingerprint,
     )
+    configuration = TrainingConfiguration(recipe=recipe, text=facts, memory=memory)
+    arguments = LoadArguments.model_validate(load or load_arguments(model))
+    device = model.info.remote or model.info.device
     with create_run(
         runs_dir,
         f"sae-{recipe.site}",
-        model_source(info),
-        configuration,
-        provenance=made,
-        kind=RUN_KIND,
+        model_source(model.info),
+        {**configuration.model_dump(mode="json"), "load": arguments.model_dump(mode="json")},
+        provenance=collect_provenance(recipe.seed, device, command, utc_timestamp(), ("sae-lens",)),
+        kind=TRAINING_RUN_KIND,
     ) as run:
-        if source.content is not None:
-            run.save_file(ROWS_FILE, source.content)
+        if training_text.content is not None:
+            run.save_file(ROWS_FILE, training_text.content)
         if on_begin is not None:
             on_begin(run.id)
-        return _train_and_score(
-            TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory
+        loop = TrainingLoop(
+            run=run,
+            model=model,
+            recipe=recipe,
+            rows=rows,
+            progress=progress,
+            on_event=on_event,
+            checkpoint_seconds=checkpoint_seconds,
         )
+        return _train_and_score(loop, configuration)
 
 
 def estimate_training(
@@ -150,14 +207,20 @@ def estimate_training(
     site: str | Site | None = None,
     *,
     memory: int | None = None,
-    **asked: Any,
+    **recipe_options: Unpack[RecipeOptions],
 ) -> tuple[SAERecipe, TrainingEstimate]:
-    """What `train_sae` would take, and with which recipe; a few passes and steps are timed.
+    """Estimate what `train_sae` would take with the same arguments.
+
+    A few forward passes and steps are timed.
+
+    Returns:
+        The recipe, and the estimate.
 
     Raises:
-        MemoryLimitError: it does not fit; says what it takes.
+        FeatureError: as in `train_sae`.
+        MemoryLimitError: if the training does not fit; it says what the training needs.
     """
-    recipe = make_recipe(model, site, **asked)
+    recipe = make_recipe(model, site, **recipe_options)
     require_memory(model, recipe, memory)
     return recipe, time_training(model, recipe, resolve_text(model, text).rows(model, recipe))
 
@@ -169,13 +232,14 @@ def resume_training(
     progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
 ) -> TrainedSAE:
-    """Go on with a training that was interrupted; a finished one is returned as it is.
+    """Continue a training that was interrupted, or return a finished one as it is.
 
     Raises:
-        StoreError: no such run, another process writes to it, or its model or text are not those it began with.
+        StoreError: if there is no such run, if another process writes to it, or if its model or its
+            text have changed.
     """
     finished = open_run(runs_dir, run_id)
-    if finished.record.kind == RUN_KIND and finished.record.status == "completed":
+    if finished.record.kind == TRAINING_RUN_KIND and finished.record.status == "completed":
         return _load_finished(finished, reload_model(finished))
     with open_run(runs_dir, run_id, write=True) as run:
         return continue_training(run, progress=progress, on_event=on_event)
@@ -189,122 +253,124 @@ def continue_training(
     on_open: Callable[[SAERecipe], None] | None = None,
     checkpoint_seconds: float = 30.0,
 ) -> TrainedSAE:
-    """Go on with an interrupted training that is open for writing.
+    """Continue an interrupted training whose run is open for writing.
 
     Args:
-        on_open: told the recipe once the model and the text are there.
+        on_open: receives the recipe when the model and the text are loaded.
 
     Raises:
-        StoreError: where its model or its text are not those it began with.
+        StoreError: if its model or its text have changed.
     """
-    if run.record.kind != RUN_KIND:
+    if run.record.kind != TRAINING_RUN_KIND:
         raise StoreError(
-            f"The run {run.id} is no training of an SAE.",
-            f"Go on with it: circuit-scout discover --resume {run.id}",
+            f"The run {run.id} is not a training of an SAE.",
+            f"Resume it as what it is: circuit-scout discover --resume {run.id}",
         )
-    recipe, told = _read_configuration(run)
+    configuration = TrainingConfiguration.of(run)
+    recipe, text = configuration.recipe, configuration.text
     model = reload_model(run)
-    place = Path(str(told["path"])) if told["path"] else run.path / ROWS_FILE
-    rows = TrainingRows(model, DocumentIndex.of(place, recipe.context), recipe)
-    if rows.fingerprint != told["fingerprint"]:
+    path = Path(text.path) if text.path else run.path / ROWS_FILE
+    rows = TrainingRows(model, DocumentIndex.of(path, recipe.context), recipe)
+    if rows.fingerprint != text.fingerprint:
         raise StoreError(
-            f"The text {told['name']!r} is not what run {run.id} began with.",
+            f"The text {text.name!r} is not the one that run {run.id} began with.",
             "Restore it, or start a new training.",
         )
     if on_open is not None:
         on_open(recipe)
     run.update(status="running", problem=None)
-    memory: Any = run.record.configuration.get("memory")
-    return _train_and_score(
-        TrainingLoop(run, model, recipe, rows, progress, on_event, checkpoint_seconds), memory
+    loop = TrainingLoop(
+        run=run,
+        model=model,
+        recipe=recipe,
+        rows=rows,
+        progress=progress,
+        on_event=on_event,
+        checkpoint_seconds=checkpoint_seconds,
     )
+    return _train_and_score(loop, configuration)
 
 
-def _train_and_score(job: TrainingLoop, memory: int | None) -> TrainedSAE:
-    """Train, save and score; whatever ends it, the folder says so."""
-    run = job.run
+def _train_and_score(loop: TrainingLoop, configuration: TrainingConfiguration) -> TrainedSAE:
+    """Train, save and score; the run folder records the outcome, whatever ends the training."""
+    run = loop.run
     with record_outcome(
-        run, lambda: _cost(job), is_out_of_memory, "fewer features or a smaller batch"
+        run, lambda: _cost(loop), is_out_of_memory, "fewer features or a smaller batch"
     ):
-        require_memory(job.model, job.recipe, memory)
+        require_memory(loop.model, loop.recipe, configuration.memory)
         if not any(event.get("stage") == "estimate" for event in run.events()):
-            expected = time_training(job.model, job.recipe, job.rows, job.report_progress)
-            job.record_event(
+            estimate = time_training(loop.model, loop.recipe, loop.rows, loop.report_progress)
+            loop.record_event(
                 "estimate",
-                expected.model_dump(mode="json"),
-                expected.describe(),
+                estimate.model_dump(mode="json"),
+                estimate.describe(),
                 "a few passes and steps were timed",
             )
-        trained = _save_and_score(job, job.train())
+        trained = _save_and_score(loop, loop.train(), configuration.text)
         run.update(
-            status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(job)
+            status="completed", scores=trained.scores.model_dump(mode="json"), cost=_cost(loop)
         )
         run.remove_file(CHECKPOINT_FILE)
         return trained
 
 
-def _save_and_score(job: TrainingLoop, trainer: Trainer) -> TrainedSAE:
-    """The dictionary saved, opened as anyone would, and scored; its scores are then written into its configuration."""
-    run, model, recipe = job.run, job.model, job.recipe
+def _save_and_score(loop: TrainingLoop, trainer: Trainer, text: TextFacts) -> TrainedSAE:
+    """Save the SAE, load it as any user would, score it, and save it again with its scores."""
+    run, model, recipe = loop.run, loop.model, loop.recipe
     dead = dead_share(trainer)
     fold_normalisation(trainer, recipe)
     directory = run.path / SAE_FOLDER
-    text = cast(dict[str, Any], run.record.configuration["text"])
+    training_facts: dict[str, Any] = {
+        "schema": SAE_SCHEMA,
+        "recipe": recipe.model_dump(mode="json"),
+        "text": {
+            "name": text.name,
+            "fingerprint": text.fingerprint,
+            "documents": loop.rows.documents,
+        },
+        "skipped_positions": loop.skipped_positions,
+        "created": run.record.created,
+    }
     metadata: dict[str, Any] = {
         "model_name": Path(model.info.name).name,
         "model_fingerprint": model.info.fingerprint,
-        "circuit_scout": {
-            "schema": SAE_SCHEMA,
-            "recipe": recipe.model_dump(mode="json"),
-            "text": {
-                "name": text["name"],
-                "fingerprint": text["fingerprint"],
-                "documents": job.rows.documents,
-            },
-            "skipped_positions": job.skipped_positions,
-            "created": run.record.created,
-        },
+        "circuit_scout": training_facts,
     }
     write_sae(trainer, recipe, directory, metadata)
-    sae = load_sae(directory, model)
+    saved = load_sae(directory, model)
     scores = score_sae(
-        model, recipe.parsed_site, job.rows.heldout, job.skipped_positions, sae.codes, dead
+        model, recipe.parsed_site, loop.rows.heldout, loop.skipped_positions, saved.codes, dead
     )
-    metadata["circuit_scout"]["scores"] = scores.model_dump(mode="json")
+    training_facts["scores"] = scores.model_dump(mode="json")
     write_sae(trainer, recipe, directory, {**metadata, "l0": scores.l0})
-    job.record_event(
+    loop.record_event(
         "scores",
         scores.model_dump(mode="json"),
         scores.describe(),
-        f"{scores.tokens:,} held-out positions, the dictionary as saved",
+        f"{scores.tokens:,} held-out positions, scored with the SAE as it was saved",
     )
-    return TrainedSAE(run.id, run.path, directory, load_sae(directory, model), recipe, scores)
+    return TrainedSAE(
+        run_id=run.id,
+        path=run.path,
+        directory=directory,
+        sae=load_sae(directory, model),
+        recipe=recipe,
+        scores=scores,
+    )
 
 
-def _cost(job: TrainingLoop) -> Cost:
-    return Cost(seconds=job.seconds, peak_memory_bytes=read_peak_memory())
+def _cost(loop: TrainingLoop) -> Cost:
+    return Cost(seconds=loop.seconds, peak_memory_bytes=read_peak_memory())
 
 
 def _load_finished(run: Run, model: Backend) -> TrainedSAE:
-    """A finished training, as its folder has it."""
-    recipe, _ = _read_configuration(run)
+    """Return a finished training from its run folder."""
     directory = run.path / SAE_FOLDER
     return TrainedSAE(
-        run.id,
-        run.path,
-        directory,
-        load_sae(directory, model),
-        recipe,
-        Scores.model_validate(run.record.scores),
+        run_id=run.id,
+        path=run.path,
+        directory=directory,
+        sae=load_sae(directory, model),
+        recipe=TrainingConfiguration.of(run).recipe,
+        scores=Scores.model_validate(run.record.scores),
     )
-
-
-def _read_configuration(run: Run) -> tuple[SAERecipe, Mapping[str, Any]]:
-    told: Any = run.record.configuration
-    try:
-        return SAERecipe.model_validate(told["recipe"]), told["text"]
-    except (ValidationError, KeyError) as fault:
-        raise StoreError(
-            f"The configuration of run {run.id} is damaged ({type(fault).__name__}).",
-            "Start a new training.",
-        ) from None

@@ -1,10 +1,12 @@
-"""How good a dictionary is, on held-out text.
+"""How good an SAE is, on held-out text.
 
-L0                    features that are not 0 at a position, mean
-variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|²
-loss recovered        (CE_zero − CE_x̂) / (CE_zero − CE_clean): CE is the model's next-token cross-entropy in nats, with the
-                      activation as it is, with x̂ in its place at every position that counts, and with zeros there; beside it the
-                      same with the mean activation in place of zeros, which is the stricter of the two
+    L0                    features that are not 0 at a position, mean over the positions
+    variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|²
+    loss recovered        (CE_zero − CE_x̂) / (CE_zero − CE_clean)
+
+CE is the model's next-token cross-entropy in nats: with the activation as it is (clean), with x̂ in
+its place at every position that counts, and with zeros there. The same with the mean activation
+instead of zeros is given beside it, and is the stricter of the two.
 """
 
 from __future__ import annotations
@@ -26,21 +28,30 @@ from discovery.graph.base import Number
 from discovery.interventions import Edit
 from discovery.sites import Site
 
-MAX_LOGITS_BYTES = 1 << 26  # held at once
-PROGRESS_SAMPLE_TOKENS = 2048  # held-out tokens that are looked at on the way
-MIN_RELATIVE_VARIANCE = 1e-9
+MAX_LOGITS_BYTES = 1 << 26  # of logits that are held at once
+PROGRESS_SAMPLE_TOKENS = 2048  # held-out tokens that are scored while the training runs
+MIN_RELATIVE_VARIANCE = 1e-9  # below this all positions have the same activation
+MIN_LOSS_GAP = 1e-6  # below this, replacing the activation does no harm that could be recovered
 
 Encoder = Callable[[Float[Tensor, "row pos d_in"]], Codes]
 
 
 class Scores(JsonModel):
-    """The scores of a dictionary.
+    """The scores of an SAE.
 
     Attributes:
-        tokens: held-out positions that were looked at.
-        dead: share of the features that did not fire in the last steps of the training (Recipe.window).
-        loss_clean, loss_spliced, loss_zero, loss_mean: nats a token; None where the model cannot predict its own tokens.
-        loss_recovered, loss_recovered_mean: None where zeros, or the mean, do no harm.
+        tokens: held-out positions that were scored.
+        l0: features that are not 0 at a position.
+        variance_explained: None if all positions have the same activation.
+        dead: share of the features that fired in none of the last steps of the training
+            (`SAERecipe.dead_after_steps`).
+        loss_clean: nats a token with the activation as it is. This and all that follow are None if
+            the model does not predict the tokens that it reads.
+        loss_spliced: nats a token with the reconstruction in its place.
+        loss_zero: nats a token with zeros in its place.
+        loss_mean: nats a token with the mean activation in its place.
+        loss_recovered: None if zeros do no harm.
+        loss_recovered_mean: None if the mean does no harm.
     """
 
     tokens: int
@@ -55,13 +66,13 @@ class Scores(JsonModel):
     loss_recovered_mean: Number = None
 
     def describe(self) -> str:
-        """In a few words."""
+        """Return the scores that are known, in a few words."""
         parts = [
             ("variance explained", self.variance_explained, ".3f"),
             ("L0", self.l0, ".1f"),
             ("dead", self.dead, ".1%"),
+            ("loss recovered", self.loss_recovered, ".3f"),
         ]
-        parts.append(("loss recovered", self.loss_recovered, ".3f"))
         return ", ".join(
             f"{name} {value:{form}}" for name, value, form in parts if value is not None
         )
@@ -69,7 +80,7 @@ class Scores(JsonModel):
 
 @dataclass
 class _Sums:
-    """Over the positions that count, in double precision."""
+    """Sums over the positions that count, in double precision."""
 
     count: int = 0
     active: float = 0.0
@@ -77,11 +88,11 @@ class _Sums:
     square: float = 0.0
     total: Tensor | float = 0.0
 
-    def add(self, x: Float[Tensor, "n d_in"], codes: Codes, where: Bool[Tensor, "row pos"]) -> None:
+    def add(self, x: Float[Tensor, "n d_in"], codes: Codes, mask: Bool[Tensor, "row pos"]) -> None:
         wide = x.double()
         self.count += len(x)
-        self.active += float((codes.features[where] != 0).sum())
-        self.residual += float((wide - codes.reconstruction[where].double()).square().sum())
+        self.active += float((codes.features[mask] != 0).sum())
+        self.residual += float((wide - codes.reconstruction[mask].double()).square().sum())
         self.square += float(wide.square().sum())
         self.total = self.total + wide.sum(0)
 
@@ -93,11 +104,9 @@ class _Sums:
     @property
     def variance_explained(self) -> float | None:
         variance = self.square - self.count * float(self.mean.square().sum())
-        return (
-            1 - self.residual / variance
-            if variance > MIN_RELATIVE_VARIANCE * max(self.square, MIN_RELATIVE_VARIANCE)
-            else None
-        )
+        if variance > MIN_RELATIVE_VARIANCE * max(self.square, MIN_RELATIVE_VARIANCE):
+            return 1 - self.residual / variance
+        return None
 
 
 def score_sae(
@@ -108,42 +117,40 @@ def score_sae(
     encode: Encoder,
     dead: float | None = None,
 ) -> Scores:
-    """Score a dictionary on rows.
+    """Score an SAE on rows of tokens.
 
     Args:
         skip: positions at the start of each row that are neither counted nor replaced.
-        encode: the dictionary.
+        encode: encodes and decodes an activation.
+        dead: the share of dead features, which only the training knows.
     """
     sums = _Sums()
-    for _, where, activation in read_activations(model, site, rows, skip):
-        sums.add(activation[where], encode(activation), where)
-    found = Scores(
+    for _, mask, activation in read_activations(model, site, rows, skip):
+        sums.add(activation[mask], encode(activation), mask)
+    scores = Scores(
         tokens=sums.count,
         l0=sums.active / max(sums.count, 1),
         variance_explained=sums.variance_explained,
         dead=dead,
     )
     if model.n_logits != model.d_vocab:
-        return found  # it predicts other tokens than it reads: there is no loss
-    values: dict[str, Callable[[Tensor], Tensor] | None] = {
+        return scores  # the model predicts other tokens than it reads, so there is no loss
+    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "clean": None,
         "spliced": lambda x: encode(x).reconstruction,
         "zero": torch.zeros_like,
         "mean": lambda x: sums.mean.to(x).expand_as(x),
     }
-    loss = {name: _loss(model, site, rows, skip, value) for name, value in values.items()}
+    loss = {name: _loss(model, site, rows, skip, f) for name, f in replacements.items()}
 
-    def recovered(floor: float) -> float | None:
-        return (
-            (floor - loss["spliced"]) / (floor - loss["clean"])
-            if floor - loss["clean"] > 1e-6
-            else None
-        )
+    def recovered(worst: float) -> float | None:
+        gap = worst - loss["clean"]
+        return (worst - loss["spliced"]) / gap if gap > MIN_LOSS_GAP else None
 
-    named = {f"loss_{name}": value for name, value in loss.items()}
-    return found.model_copy(
+    losses = {f"loss_{name}": value for name, value in loss.items()}
+    return scores.model_copy(
         update={
-            **named,
+            **losses,
             "loss_recovered": recovered(loss["zero"]),
             "loss_recovered_mean": recovered(loss["mean"]),
         }
@@ -155,33 +162,28 @@ def _loss(
     site: Site,
     rows: Sequence[Row],
     skip: int,
-    value: Callable[[Tensor], Tensor] | None,
+    replacement: Callable[[Tensor], Tensor] | None,
 ) -> float:
-    """Mean next-token cross-entropy, with the site replaced at the positions that count."""
-    total, count = 0.0, 0
-    last = Site("resid_post", model.info.n_layers - 1)
-    for tokens, where, activation in read_activations(model, site, rows, skip):
+    """Return the mean next-token cross-entropy with the site replaced at positions that count."""
+    total = 0.0
+    count = 0
+    n_layers = model.info.n_layers
+    last = Site("resid_post", n_layers - 1)
+    for tokens, mask, activation in read_activations(model, site, rows, skip):
         with torch.no_grad():
-            edits = (
-                []
-                if value is None
-                else [
-                    _edit(
-                        model, site, torch.where(where.unsqueeze(-1), value(activation), activation)
-                    )
-                ]
-            )
-            final = model.run(Batch(tokens, stop=model.info.n_layers), [last], edits).activations[
-                last
-            ]
-        predicts = where[:, :-1] & where[:, 1:]  # the next token is there, too
+            edits = []
+            if replacement is not None:
+                value = torch.where(mask.unsqueeze(-1), replacement(activation), activation)
+                edits.append(_edit(model, site, value))
+            final = model.run(Batch(tokens, stop=n_layers), [last], edits).activations[last]
+        predicts = mask[:, :-1] & mask[:, 1:]  # positions whose next token counts too
         total += _cross_entropy(model, final[:, :-1][predicts], tokens[:, 1:][predicts])
         count += int(predicts.sum())
     return total / max(count, 1)
 
 
 def _edit(model: Backend, site: Site, value: Tensor) -> Edit:
-    """The whole site replaced, heads apart again where it has them."""
+    """Return an edit that replaces the whole site, with heads apart if it has heads."""
     if site.kind in HEAD_SITES:
         value = value.reshape(*value.shape[:2], -1, model.info.d_head)
     return Edit(site, value)
@@ -190,19 +192,24 @@ def _edit(model: Backend, site: Site, value: Tensor) -> Edit:
 def _cross_entropy(
     model: Backend, residual: Float[Tensor, "n d_model"], targets: Int[Tensor, "n"]
 ) -> float:
-    """Summed, unembedding some positions at a time: each is a row of one token behind the last layer."""
-    most = max(1, MAX_LOGITS_BYTES // (4 * model.n_logits))
+    """Return the summed cross-entropy of final residual streams.
+
+    Only some positions are unembedded at a time. Each is a row of one token after the last layer.
+    """
+    size = max(1, MAX_LOGITS_BYTES // (4 * model.n_logits))
     total = 0.0
-    for part, wanted in zip(torch.split(residual, most), torch.split(targets, most), strict=True):
-        nothing = torch.zeros(len(part), dtype=torch.long, device=part.device)
+    batches = zip(torch.split(residual, size), torch.split(targets, size), strict=True)
+    for streams, batch_targets in batches:
+        zeros = torch.zeros(len(streams), dtype=torch.long, device=streams.device)
         batch = Batch(
-            nothing.unsqueeze(1),
-            answer_position=nothing,
+            zeros.unsqueeze(1),
+            answer_position=zeros,
             start=model.info.n_layers,
-            residual=part.unsqueeze(1),
+            residual=streams.unsqueeze(1),
         )
         with torch.no_grad():
             logits = model.run(batch).logits
-        assert logits is not None  # asked for by an answer position
-        total += float(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
+        assert logits is not None  # an answer position was given
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch_targets, reduction="sum")
+        total += float(loss)
     return total

@@ -133,7 +133,7 @@ def test_the_command_does_the_same_with_the_runs_own_model(
 def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(finished_run) -> None:
     model, run, sae, runs = finished_run
     with create_run(runs, "sae-x", ModelSource(), {}, kind="sae") as training:
-        with pytest.raises(FeatureError, match="is running, and has no dictionary yet"):
+        with pytest.raises(FeatureError, match="is running, and has no SAE yet"):
             add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
         sae.rename(training.path / "sae")
         training.update(status="completed")

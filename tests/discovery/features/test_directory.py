@@ -108,7 +108,7 @@ def test_facts_of_any_directory(tmp_path):
     with pytest.raises(FeatureError, match=r"has no cfg.json and no sae_weights.safetensors"):
         read_info(tmp_path)
     with pytest.raises(
-        FeatureError, match="There is no dictionary 'nowhere', neither here nor among the runs in"
+        FeatureError, match="There is no SAE 'nowhere', neither here nor among the runs in"
     ) as fault:
         read_info("nowhere")
     assert "the id of a finished training" in fault.value.cure
@@ -120,21 +120,21 @@ def test_a_run_without_a_dictionary_says_what_it_lacks(tmp_path):
         create_run(tmp_path, "sae-x", ModelSource(), {}, kind="sae") as training,
     ):
         with pytest.raises(
-            FeatureError, match=f"The training {training.id} is running, and has no dictionary yet"
+            FeatureError, match=f"The training {training.id} is running, and has no SAE yet"
         ):
             find_directory(training.id, tmp_path)
         training.update(status="interrupted")
         for named in (training.id, training.path):
-            with pytest.raises(
-                FeatureError, match="is interrupted, and has no dictionary yet"
-            ) as fault:
+            with pytest.raises(FeatureError, match="is interrupted, and has no SAE yet") as fault:
                 find_directory(named, tmp_path)
             assert f"sae train --resume {training.id}" in fault.value.cure
             assert f"train_sae(run_id='{training.id}')" in fault.value.cure
         training.update(status="completed")
-        with pytest.raises(FeatureError, match="has lost its dictionary"):
+        with pytest.raises(FeatureError, match="has lost its SAE"):
             find_directory(training.id, tmp_path)
-        with pytest.raises(FeatureError, match=f"The run {discovery.id} is no training of an SAE"):
+        with pytest.raises(
+            FeatureError, match=f"The run {discovery.id} is not a training of an SAE"
+        ):
             find_directory(discovery.id, tmp_path)
     assert find_directory("sae-y", tmp_path) is None
 

@@ -44,7 +44,7 @@ def test_other_hook_points_are_refused(tiny_models, tmp_path, hook):
 
 @pytest.mark.parametrize("hook", ["blocks.0.ln2.hook_normalized", "blocks.3.mlp.hook_in"])
 def test_a_place_behind_a_norm_is_refused_with_the_reason(hook):
-    with pytest.raises(FeatureError, match="behind a norm"):
+    with pytest.raises(FeatureError, match="after a norm"):
         parse_hook(hook)
 
 
@@ -95,7 +95,7 @@ def test_other_weights_are_refused_unless_forced(tiny_models, tmp_path):
     for way in (
         "train_sae",
         "circuit-scout sae train",
-        "in Python, load_sae(..., force=True)",
+        "In Python, load_sae(..., force=True)",
     ):  # for an assistant, at a shell, in a notebook
         assert way in fault.value.cure
     assert any("wrong SAE" in note for note in load_sae(folder, model, force=True).warnings)
@@ -175,7 +175,7 @@ def test_what_is_no_sae_is_refused(tiny_models, tmp_path, monkeypatch):
     ],
 )
 def test_the_hub_out_of_reach_is_told_clearly(tiny_models, name):
-    with pytest.raises(FeatureError, match="could not be had from the hub") as caught:
+    with pytest.raises(FeatureError, match="could not be loaded from the hub") as caught:
         load_sae(name, tiny_models.load("native"))
     assert "directory" in caught.value.cure
 

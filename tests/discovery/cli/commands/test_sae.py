@@ -244,7 +244,7 @@ def test_the_bundled_sae(scout: Callable[..., CommandResult]) -> None:
             "Leave them out",
         ),
         (("train", "--resume", "nothing"), "There is no run 'nothing'", "There is none yet"),
-        (("info", "nowhere"), "There is no dictionary 'nowhere'", "'bundled'"),
+        (("info", "nowhere"), "There is no SAE 'nowhere'", "'bundled'"),
         (("info",), "PATH", "sae info --help"),
         (("trian",), "no 'trian'; it has train, info", "Did you mean train?"),
     ],

@@ -56,7 +56,7 @@ def test_places_have_two_names(name, site):
     ("asked", "cause", "cure"),
     [
         ({"site": "resid_pre.9"}, "resid_pre.9: Layer 9 does not exist", "0 to 2"),
-        ({"site": "residual"}, "'residual' is no place to read", "resid_pre.2"),
+        ({"site": "residual"}, "'residual' is not a site", "resid_pre.2"),
         ({"site": "pattern.0"}, "pattern has no width", "residual stream"),
         ({"architecture": "gated"}, "architecture 'gated'", "topk, standard"),
         ({"d_sae": 1}, "d_sae is 1", "from 2 to"),

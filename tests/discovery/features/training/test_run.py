@@ -251,7 +251,7 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(word_model, text, tm
         )
     run_id = stopped.value.run_id
     own.write_text(text.read_text() + "the cat sees\n")
-    with pytest.raises(StoreError, match=r"text\.txt' is not what run"):
+    with pytest.raises(StoreError, match=r"text\.txt' is not the one that run"):
         resume_training(run_id, runs_dir=tmp_path / "runs")
     own.write_text(text.read_text())
     record = tmp_path / "runs" / run_id / "run.json"
@@ -362,7 +362,7 @@ def test_what_does_not_fit_leaves_nothing(word_model, text, tmp_path):
 
 
 def test_a_loss_that_is_no_number_says_so(word_model, text, tmp_path):
-    with pytest.raises(FeatureError, match="The loss is no number at step") as fault:
+    with pytest.raises(FeatureError, match="The loss is not finite at step") as fault:
         train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, learning_rate=1e30, **SMALL)
     assert "1e+30" in fault.value.cure
     [run] = list_runs(tmp_path)
@@ -374,7 +374,7 @@ def test_a_discovery_is_not_gone_on_with_as_a_training(word_model, text, tmp_pat
 
     with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {}) as run:
         found = run.id
-    with pytest.raises(StoreError, match="is no training of an SAE"):
+    with pytest.raises(StoreError, match="is not a training of an SAE"):
         resume_training(found, runs_dir=tmp_path)
 
 

@@ -117,7 +117,7 @@ def test_tasks_and_prompts_are_not_mixed(word_model):
     task = as_task(random_pairs())
     with pytest.raises(FeatureError, match="together"):
         resolve_text(word_model, [task, (1, 2)])
-    with pytest.raises(FeatureError, match="is no prompt"):
+    with pytest.raises(FeatureError, match="is not a prompt"):
         resolve_text(word_model, [(1, 2.5)])
 
 

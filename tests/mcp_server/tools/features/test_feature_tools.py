@@ -113,7 +113,7 @@ async def test_features_are_changed_with_the_effect_on_metric_and_text(
         assert "does not exist" in await call_tool_error(
             client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2
         )
-        assert "no position of this prompt" in await call_tool_error(
+        assert "not a position of this prompt" in await call_tool_error(
             client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked
         )
 

@@ -124,7 +124,7 @@ async def test_stopped_and_gone_on_with_after_a_restart(
         unfinished = await call_tool_error(
             client, "sae_top_features", model_id="induction", sae=run_id, prompt=[0, 1]
         )
-        assert f"The training {run_id} is interrupted, and has no dictionary yet" in unfinished
+        assert f"The training {run_id} is interrupted, and has no SAE yet" in unfinished
         assert f"train_sae(run_id='{run_id}')" in unfinished
         assert str(runs_dir) not in unfinished
     async with Client(make_server(models, runs_dir)) as later:
