@@ -1,9 +1,12 @@
-"""The discovery agent: chains the measurements into a circuit, validates it, and keeps a journal of its reasons.
+"""The discovery agent: finds a circuit by a chain of measurements, and validates it.
 
-from discovery import load_model, load_task, discover
-model = load_model("bundled")
-run = discover(model, load_task("ioi", model))
-run.circuit.verdict, run.circuit.members
+It keeps a journal of what was measured and concluded at each stage.
+
+    from discovery import load_model, load_task, discover
+
+    model = load_model("bundled")
+    run = discover(model, load_task("ioi", model))
+    run.circuit.verdict, run.circuit.members
 """
 
 from discovery.agent.cost_estimate import CostEstimate, estimate_cost

@@ -1,17 +1,19 @@
-"""What every stage is given beside the state: the model, the task's splits ready to be measured on, and the journal.
+"""What every stage is given beside the state: the model, the splits, the budget, the journal.
 
-The sets of nodes that a search has measured, kept with the run: a resumed search knows what the first one knew.
+The sets of nodes that a search has measured are kept with the run, so that a resumed search does
+not measure them again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.saved_run import RunSettings
@@ -23,21 +25,25 @@ from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet
 from discovery.sites import MetricName, Node, Universe
-from discovery.store import Run
-from discovery.tasks.task import Task
+from discovery.store import OnEvent, Run
+from discovery.tasks.task import SplitName, Task
 
-OnEvent = Callable[[Mapping[str, Any]], None]
-Measurements = Mapping[Any, Any]  # JSON; keys may be any of the closed choices
+Measurements = Mapping[Any, Any]  # the `measured` of an event: JSON; keys may be closed choices
 
 
 @dataclass(kw_only=True)
 class RunContext:
-    """One run's surroundings.
+    """What the stages of one run share.
 
     Attributes:
-        settings: what was asked for.
-        meter: the budget. run: the folder, opened for writing.
-        on_event: told of each event as it is written.
+        model: The model to explain.
+        task: The behaviour to explain.
+        settings: What was asked for.
+        meter: Counts the work, and ends the run at its budget.
+        run: The run's folder, open for writing.
+        on_event: Called with each event when it is written.
+        started_at: When this process began to work on the run, on the monotonic clock.
+        earlier_seconds: Wall-clock time that earlier processes worked on the run.
     """
 
     model: Backend
@@ -48,16 +54,16 @@ class RunContext:
     on_event: OnEvent | None = None
     started_at: float = field(default_factory=time.monotonic)
     earlier_seconds: float = 0.0
-    _evaluators: dict[str, SplitEvaluator] = field(default_factory=dict)
+    _evaluators: dict[SplitName, SplitEvaluator] = field(default_factory=dict)
 
     @property
     def metric(self) -> MetricName:
-        """Of this run."""
+        """The metric of this run: the one that was asked for, or the task's own."""
         return self.settings.metric or self.task.metric
 
     @property
     def seed(self) -> int:
-        """Of every random choice."""
+        """The seed of every random choice."""
         return self.settings.seed
 
     @property
@@ -65,8 +71,13 @@ class RunContext:
         """What can be ablated."""
         return self.settings.universe
 
-    def evaluator(self, split: str) -> SplitEvaluator:
-        """A split, "discovery" or "heldout", ready to be measured on."""
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of this run, earlier processes included."""
+        return self.earlier_seconds + time.monotonic() - self.started_at
+
+    def evaluator(self, split: SplitName) -> SplitEvaluator:
+        """Return the evaluator of a split, which is made when it is first asked for."""
         if split not in self._evaluators:
             task = self.task.discovery if split == "discovery" else self.task.heldout
             self._evaluators[split] = SplitEvaluator.of(
@@ -82,49 +93,31 @@ class RunContext:
                 restore_set_metrics(self.run, self._evaluators[split])
         return self._evaluators[split]
 
-    def write_decision(
-        self, state: State, stage: str, measured: Measurements, concluded: str, why: str
-    ) -> State:
-        """Write a decision that is not the end of its stage: it is not resumed from."""
-        self._write(
-            {
-                "stage": stage,
-                "kind": "decision",
-                "measured": measured,
-                "concluded": concluded,
-                "why": why,
-            }
-        )
-        return state
+    def write_decision(self, stage: str, measured: Measurements, concluded: str, why: str) -> None:
+        """Write a decision within a stage. A run does not resume from it."""
+        self._write(_event(stage, "decision", measured, concluded, why))
 
     def finish_stage(
         self, state: State, stage: str, measured: Measurements, concluded: str, why: str
     ) -> State:
-        """Write the end of a stage, with the state to resume from."""
-        ended = state.with_changes(
+        """Write the end of a stage, and return the state to resume from."""
+        finished = state.with_changes(
             done=(*state.done, stage),
             spent=self.meter.spent,
             seconds=self.seconds,
             peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory()),
         )
-        event = {
-            "stage": stage,
-            "kind": "stage",
-            "measured": measured,
-            "concluded": concluded,
-            "why": why,
-        }
         self._write(
             {
-                **event,
+                **_event(stage, "stage", measured, concluded, why),
                 "forward_equivalents": self.meter.spent,
-                "state": ended.model_dump(mode="json", by_alias=True),
+                "state": finished.model_dump(mode="json", by_alias=True),
             }
         )
-        return ended
+        return finished
 
     def save_set_metrics(self) -> None:
-        """Keep m(S) of every set measured on discovery pairs: a resumed run does not measure them again."""
+        """Keep the metric of every set that was measured on discovery pairs."""
         save_set_metrics(self.run, self.evaluator("discovery"))
 
     def save_arrays(
@@ -133,16 +126,11 @@ class RunContext:
         arrays: Mapping[str, Tensor],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Keep a result's full arrays."""
+        """Keep the full arrays of a result, as float32."""
         plain: dict[str, np.ndarray] = {
             name: value.detach().to("cpu", torch.float32).numpy() for name, value in arrays.items()
         }
         self.run.save_arrays(result_id, plain, metadata=metadata)
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time of this run, earlier sessions included."""
-        return self.earlier_seconds + time.monotonic() - self.started_at
 
     def _write(self, event: dict[str, Any]) -> None:
         self.run.append_event(event)
@@ -150,9 +138,35 @@ class RunContext:
             self.on_event({name: value for name, value in event.items() if name != "state"})
 
 
-def save_set_metrics(run: Run, bench: SplitEvaluator) -> None:
-    """Write arrays/sets-<ablation>: the metric of each set on all pairs, and of those measured on the first pairs only."""
-    for ablation, f in bench.measured_f_by_ablation.items():
+def _event(
+    stage: str, kind: str, measured: Measurements, concluded: str, why: str
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "kind": kind,
+        "measured": measured,
+        "concluded": concluded,
+        "why": why,
+    }
+
+
+def join_names(names: Iterable[object]) -> str:
+    """Return nodes, edges or positions as the metadata of an array lists them."""
+    return ",".join(map(str, names))
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names that `join_names` joined."""
+    return text.split(",")
+
+
+def save_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
+    """Write arrays/sets-<ablation>.safetensors: the metric of each measured set.
+
+    `whole` holds the sets that were measured on all pairs, `parts` those measured on the first
+    pairs only; both are [set pair].
+    """
+    for ablation, f in evaluator.measured_f_by_ablation.items():
         whole, parts = f.set_metric.measurements()
         width = max((len(values) for values in parts.values()), default=0)
         parts = {nodes: values for nodes, values in parts.items() if len(values) == width}
@@ -164,38 +178,35 @@ def save_set_metrics(run: Run, bench: SplitEvaluator) -> None:
         )
 
 
-def restore_set_metrics(run: Run, bench: SplitEvaluator) -> None:
-    """Take over what an earlier session of the run measured."""
-    known = set(run.array_ids())
+def restore_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
+    """Give the evaluator what an earlier process of the run measured."""
+    result_ids = set(run.array_ids())
     for ablation in EVIDENCE_ABLATIONS:
-        if f"sets-{ablation}" in known:
-            arrays, names = (
-                run.load_arrays(f"sets-{ablation}"),
-                run.array_metadata(f"sets-{ablation}"),
-            )
-            whole, parts = (
-                _parse_sets(names[kind], torch.from_numpy(arrays[kind]))
-                for kind in ("whole", "parts")
-            )
-            bench.f(ablation).set_metric.restore(whole, parts)
+        result_id = f"sets-{ablation}"
+        if result_id not in result_ids:
+            continue
+        arrays = run.load_arrays(result_id)
+        sets = run.array_metadata(result_id)
+        whole, parts = (
+            _parse_sets(sets[kind], torch.from_numpy(arrays[kind])) for kind in ("whole", "parts")
+        )
+        evaluator.f(ablation).set_metric.restore(whole, parts)
 
 
-def _stack_metrics(sets: dict[NodeSet, Tensor]) -> Tensor:
-    return (
-        torch.stack([values.float().cpu() for values in sets.values()])
-        if sets
-        else torch.zeros(0, 0)
-    )
+def _stack_metrics(sets: dict[NodeSet, Tensor]) -> Float[Tensor, "set pair"]:
+    if not sets:
+        return torch.zeros(0, 0)
+    return torch.stack([values.float().cpu() for values in sets.values()])
 
 
 def _format_sets(sets: dict[NodeSet, Tensor]) -> str:
-    return ";".join(",".join(map(str, sorted(nodes))) for nodes in sets)
+    return ";".join(join_names(sorted(nodes)) for nodes in sets)
 
 
-def _parse_sets(names: str, values: Tensor) -> dict[NodeSet, Tensor]:
+def _parse_sets(text: str, values: Float[Tensor, "set pair"]) -> dict[NodeSet, Tensor]:
     if not len(values):
         return {}
     return {
-        frozenset(Node.parse(n) for n in name.split(",") if n): row
-        for name, row in zip(names.split(";"), values, strict=True)
+        frozenset(Node.parse(name) for name in split_names(names) if name): row
+        for names, row in zip(text.split(";"), values, strict=True)
     }

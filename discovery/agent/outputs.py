@@ -1,4 +1,4 @@
-"""The last stage: the state becomes the record, its figures and its page."""
+"""What a run leaves behind at its end: the record (circuit.json), its figures and its page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from discovery.agent.context import RunContext
+from discovery.agent.context import RunContext, split_names
 from discovery.agent.state import State
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
 from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
+from discovery.graph.base import mean_of
 from discovery.report import (
     draw_circuit,
     draw_faithfulness_curve,
@@ -18,28 +19,34 @@ from discovery.report import (
     draw_layer_position_heatmap,
     render_page,
 )
-from discovery.sites import EMBED, LOGITS
+from discovery.sites import EMBED, LOGITS, Node
+from discovery.store import Run
 
 
 def write_record(state: State, context: RunContext) -> CircuitGraph:
-    """Write circuit.json, figures and report.html; return the record."""
+    """Write circuit.json, the figures and report.html, and return the record."""
     circuit = build_record(state, context)
-    run = context.run
-    run.save_circuit(circuit)
+    context.run.save_circuit(circuit)
     for name, png in draw_figures(circuit, context).items():
-        run.save_figure(name, png)
-    figures = {name: run.load_figure(name) for name in run.figure_names()}
-    run.save_report(render_page(circuit, figures, run.events()))
+        context.run.save_figure(name, png)
+    save_page(context.run, circuit)
     return circuit
 
 
+def save_page(run: Run, circuit: CircuitGraph) -> None:
+    """Write report.html from a record, the saved figures and the journal."""
+    figures = {name: run.load_figure(name) for name in run.figure_names()}
+    run.save_report(render_page(circuit, figures, run.events()))
+
+
 def build_record(state: State, context: RunContext) -> CircuitGraph:
-    """The record of a finished, or cut short, state."""
-    info, task, configuration = context.model.info, context.task, context.run.record
+    """Return the record of a state, which may have been cut short by the budget."""
+    info = context.model.info
+    task = context.task
     evaluation, verdict, reasons = state.evaluation, state.verdict, state.reasons
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
-            state.splits,
+            splits=state.splits,
             gates=state.gates,
             curve=state.curve,
             size=len(state.circuit),
@@ -47,7 +54,7 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
             cut_short=state.cut_short,
             universe=context.universe,
         )
-    shown = () if verdict == "no_behaviour" else state.circuit
+    names = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(
         run_id=context.run.id,
         model=ModelFacts(
@@ -76,24 +83,21 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
             seconds=context.seconds,
             peak_memory_bytes=state.peak_memory_bytes,
         ),
-        provenance=configuration.provenance,
+        provenance=context.run.record.provenance,
         nodes=(
             CircuitNode.of(EMBED),
-            *(_circuit_node(state, name) for name in shown),
+            *(_circuit_node(state, name) for name in names),
             CircuitNode.of(LOGITS),
         ),
-        edges=tuple(edge for edge in state.edges if shown),
+        edges=state.edges if names else (),
     )
 
 
 def _circuit_node(state: State, name: str) -> CircuitNode:
     effect = state.effects.get(name)
-    means = (
-        [part.mean for part in (effect.noising, effect.denoising) if part and part.mean]
-        if effect
-        else []
-    )
-    total = sum(means)
+    total = 0.0
+    if effect is not None:
+        total = (mean_of(effect.noising) or 0.0) + (mean_of(effect.denoising) or 0.0)
     return CircuitNode.of(
         name,
         effect=effect,
@@ -106,23 +110,22 @@ def _circuit_node(state: State, name: str) -> CircuitNode:
 
 
 def draw_figures(circuit: CircuitGraph, context: RunContext) -> Mapping[str, bytes]:
-    """The figures of what was measured."""
+    """Return the figures of what was measured, as PNG by name."""
     figures: dict[str, bytes] = {}
     run = context.run
-    for result in run.array_ids():
-        values, meta = run.load_arrays(result).get("values"), run.array_metadata(result)
+    for result_id in run.array_ids():
+        values = run.load_arrays(result_id).get("values")
+        metadata = run.array_metadata(result_id)
         if values is None or values.ndim != 2:
-            continue
-        positions = meta.get("positions", "").split(",")
-        figures[result] = draw_layer_position_heatmap(
-            values, positions, title=result.replace("-", ", ")
-        )
+            continue  # not a layer × position grid
+        positions = split_names(metadata.get("positions", ""))
+        title = result_id.replace("-", ", ")
+        figures[result_id] = draw_layer_position_heatmap(values, positions, title=title)
     for direction in ("denoising", "noising"):
         grid = _head_grid(context, f"nodes-{direction}")
         if grid is not None:
-            figures[f"head_out-{direction}"] = draw_layer_head_heatmap(
-                grid, title=f"head_out, {direction}"
-            )
+            title = f"head_out, {direction}"
+            figures[f"head_out-{direction}"] = draw_layer_head_heatmap(grid, title=title)
     if circuit.evaluation.curve:
         figures["curve"] = draw_faithfulness_curve(circuit.evaluation.curve)
     if circuit.size:
@@ -130,18 +133,17 @@ def draw_figures(circuit: CircuitGraph, context: RunContext) -> Mapping[str, byt
     return figures
 
 
-def _head_grid(context: RunContext, result: str) -> np.ndarray | None:
+def _head_grid(context: RunContext, result_id: str) -> np.ndarray | None:
+    """Return the effects of single heads, [layer head]; None if the run ended before them."""
     try:
-        values, names = (
-            context.run.load_arrays(result)["values"],
-            context.run.array_metadata(result)["nodes"].split(","),
-        )
+        values = context.run.load_arrays(result_id)["values"]
+        names = split_names(context.run.array_metadata(result_id)["nodes"])
     except StoreError:
-        return None  # the run ended before its heads were measured
+        return None
     info = context.model.info
     grid = np.full((info.n_layers, info.n_heads), np.nan, dtype=np.float32)
     for name, value in zip(names, values, strict=True):
-        if name.startswith("a"):
-            layer, head = name[1:].split(".h")
-            grid[int(layer), int(head)] = value
+        node = Node.parse(name)
+        if node.kind == "attention_head":
+            grid[node.layer, node.head] = value
     return grid

@@ -1,7 +1,7 @@
 """`discover` and `resume`: run the stages one after the other, and keep the run in its folder.
 
-Each stage turns the state into the next one, and the journal (events.jsonl) receives the new state. A run
-that is killed therefore resumes after its last finished stage.
+Each stage turns the state into the next one, and the journal (events.jsonl) receives the new
+state. A run that is killed therefore resumes after its last finished stage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from discovery.agent.context import OnEvent, RunContext
+from discovery.agent.context import RunContext
 from discovery.agent.outputs import write_record
 from discovery.agent.saved_run import (
     RunSettings,
@@ -35,6 +35,7 @@ from discovery.graph import CircuitGraph, Cost
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Universe
 from discovery.store import (
+    OnEvent,
     Run,
     collect_provenance,
     create_run,

@@ -1,6 +1,7 @@
 """What a run's folder says about the run: its settings, its task, its model and its last state.
 
-`discover` writes these values; resuming a run, verifying it and adding features to it read them back.
+`discover` writes these values; resuming a run, verifying it and adding features to it read them
+back.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What the agent knows: an immutable value that each stage turns into the next, written with every event.
+"""What a run has concluded so far, as an immutable value.
 
-A killed run continues from the state of its last event; a finished stage is never measured again.
+Each stage turns one state into the next, and the journal keeps it at the end of the stage. A run
+that was killed continues from the last state in its journal, so a finished stage is never
+measured again.
 """
 
 from __future__ import annotations
@@ -23,25 +25,32 @@ from discovery.sites import Node
 
 
 class State(JsonModel):
-    """Everything concluded so far.
+    """Everything that a run has concluded so far. Nodes are named as in circuit.json.
 
     Attributes:
-        done: names of finished stages, in order.
-        gates: behaviour gates that do not hold, by split; empty lists where there is a behaviour.
-        splits: what the behaviour check measured on each split.
-        ranking: all nodes, largest effect first.
-        effects: node -> its effect in each direction, with intervals.
-        curve: faithfulness of the ranking's first k nodes.
-        circuit: the candidate, and once frozen the circuit.
-        labels: node -> how it acts (e.g. "redundant", "opposing").
-        partners: node -> those that do its work where it is out, found by ablating two together.
-        positions: node -> where it matters.
-        stability: mean Jaccard of condition (f), where known. inclusion: how often resamples chose each node.
-        cut_searches: how many of its searches ended where their share of the budget was spent.
-        evaluation, verdict, reasons: once judged.
-        cut_short: what the budget ended before.
-        evidence: node -> ids of the results its numbers come from.
-        spent: forward-pass equivalents so far. seconds: likewise.
+        done: The names of the finished stages, in order.
+        gates: For each split, the gates of the behaviour that fail; empty if there is a behaviour.
+        splits: What the behaviour check measured on each split.
+        behaviour: The same numbers as the event of the check shows them.
+        ranking: All nodes, the largest effect first.
+        effects: For each node, its effect alone in each direction, with intervals.
+        curve: Faithfulness of the ranking's first k nodes, and of the circuit.
+        circuit: The candidate; after the stage "mend", the circuit.
+        labels: For each node, a label for how it acts, such as "redundant" or "opposing".
+        partners: For each redundant node, the nodes that do its work when it is ablated.
+        positions: For each node, the positions or labels at which it acts.
+        edges: The edges of the circuit, with their effects.
+        stability: The mean Jaccard of condition (f); None if it was not run or is not decided.
+        cut_searches: The number of repeated searches that their share of the budget cut off.
+        inclusion: For each node, the share of the repeated searches that chose it.
+        evaluation: Every number behind the verdict.
+        verdict: The verdict; None before the held-out pairs were looked at.
+        reasons: The reasons for the verdict.
+        cut_short: What the budget ended before; None if it has not ended.
+        evidence: For each node, the ids of the results that its numbers come from.
+        spent: Forward-pass equivalents so far.
+        seconds: Wall-clock time so far.
+        peak_memory_bytes: The most memory that the process has held.
     """
 
     done: tuple[str, ...] = ()
@@ -80,9 +89,9 @@ class State(JsonModel):
 
     @property
     def should_stop(self) -> bool:
-        """Whether nothing more is to be measured: no behaviour, or no budget."""
+        """Whether the run ends here, because there is no behaviour or no budget left."""
         return any(self.gates.values()) or self.cut_short is not None
 
     def with_changes(self, **changes: object) -> State:
-        """The state with these fields changed."""
+        """Return the state with these fields changed."""
         return self.model_copy(update=changes)

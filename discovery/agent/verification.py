@@ -1,14 +1,17 @@
-"""`runs verify`: measure a record's evaluation again, from the record alone, and say whether its numbers hold."""
+"""`runs verify`: measure the evaluation of a record again, and say whether its numbers hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
+from discovery.agent.stages.behaviour import SPLITS
+from discovery.agent.stages.verdict import decide_from_evidence
+from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.errors import StoreError
 from discovery.evaluation import (
@@ -18,26 +21,29 @@ from discovery.evaluation import (
     measure_conditions,
     thresholds,
 )
-from discovery.evaluation.verdict import decide_conditions, decide_verdict
-from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph
-from discovery.methods.behaviour import check_task
+from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph, SplitEvaluation
+from discovery.graph.base import Json
+from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.progress import ProgressCallback
 from discovery.sites import Node
 from discovery.store import Run, open_run
+from discovery.tasks.task import Task
 
-REMEASURED_TESTS = (
-    "hypotheses",
-    "share_in_band",
-)  # of the tests beside the conditions, those of the circuit on the held-out pairs
-RECORD_TOLERANCE = 1e-4  # of f; other numbers relative to their size
+REMEASURED_TESTS = ("hypotheses", "share_in_band")  # those of the circuit on held-out pairs
+RECORD_TOLERANCE = 1e-4  # absolute for small numbers such as f, relative for large ones
+BASELINE_FIELDS = ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of it.
+    """The outcome of verifying a run.
 
     Attributes:
-        holds: every number again, and the same verdict. differences: each that is not. checked: how many numbers were compared.
+        run_id: The run.
+        holds: Whether every number and the verdict are the same again.
+        differences: What differs, with the recorded and the new value.
+        checked: How many values were compared.
+        forward_equivalents: What measuring them cost.
     """
 
     run_id: str
@@ -47,152 +53,227 @@ class Verification:
     forward_equivalents: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifiableClaims:
+    """What a record claims and a second measurement can check; None or absent if it claims nothing.
+
+    Attributes:
+        verdict: The verdict.
+        pairs: The fingerprint of the pairs.
+        discovery: The baselines and the evidence on discovery pairs.
+        heldout: The baselines and the evidence on held-out pairs.
+        conditions: The outcome of (a) to (f).
+        thresholds: The bounds that were applied.
+        tests: The tests of the circuit on held-out pairs, beside the conditions.
+    """
+
+    verdict: str | None
+    pairs: str | None
+    discovery: Mapping[str, Json] | None = None
+    heldout: Mapping[str, Json] | None = None
+    conditions: Mapping[str, Json] | None = None
+    thresholds: Mapping[str, Json] | None = None
+    tests: Mapping[str, Json] | None = None
+
+    def values(self) -> dict[str, Json]:
+        """Return every single value that is known, under its path in the record."""
+        return {
+            path: value
+            for field in fields(self)
+            for path, value in _flatten(getattr(self, field.name), field.name)
+        }
+
+
 def verify_run(
     run_id: str, *, runs_dir: Path | str | None = None, progress: ProgressCallback | None = None
 ) -> Verification:
-    """Re-run the evaluation of a finished run. It is not a new look at the held-out pairs.
+    """Evaluate the circuit of a finished run again. This is no new look at the held-out pairs.
 
-    Compared: the pairs, the baselines, f and everything of (a) to (e) on both splits, the hypothesis tests beside them, the conditions,
-    thresholds and verdict. Not measured again: the stability of the selection (f), the curve, node effects and edges; the reasons are
-    words, and are not compared.
+    Compared are the pairs, the baselines, f and everything of (a) to (e) on both splits, the tests
+    beside them, the conditions, the thresholds and the verdict. Not measured again are the
+    stability of the selection (f), the curve, node effects and edges. The reasons are words, and
+    are not compared.
+
+    Args:
+        run_id: The run.
+        runs_dir: The runs directory; None means the default one.
+        progress: Called with the work done, the whole work (if known) and a label.
 
     Raises:
-        StoreError: where the run has no record yet, or its model has changed.
+        StoreError: If there is no such run, if it has no record yet, or if its model has changed.
     """
     run = open_run(runs_dir, run_id)
     record = run.load_circuit()
-    held = record.evaluation.heldout
-    if record.verdict != "no_behaviour" and (
-        held is None or not any(held.ablations.under(a) for a in EVIDENCE_ABLATIONS)
-    ):
+    _require_evaluation(run_id, record)
+    model, task = reload_model_and_task(run)
+    meter = Meter(progress=progress)
+    # If the budget ended within the conditions, `cut_short` names one, such as "(c) …". The
+    # conditions after it were not run, so the record claims nothing about them.
+    cut_short = read_last_state(run).cut_short
+    if cut_short is not None and not cut_short.startswith("("):
+        cut_short = None
+    measured = _measure_again(run, record, model, task, meter, cut_short).values()
+    recorded = _recorded_claims(record).values()
+    if cut_short is not None:
+        recorded = {name: value for name, value in recorded.items() if value != "not_run"}
+    differences = tuple(
+        f"{name}: recorded {recorded.get(name)}, now {measured.get(name)}"
+        for name in sorted(recorded if cut_short is not None else recorded | measured)
+        if not _is_same(recorded.get(name), measured.get(name))
+    )
+    return Verification(
+        run_id=run_id,
+        holds=not differences,
+        differences=differences,
+        checked=len(recorded),
+        forward_equivalents=meter.spent,
+    )
+
+
+def _require_evaluation(run_id: str, record: CircuitGraph) -> None:
+    if record.verdict == "no_behaviour":
+        return
+    heldout = record.evaluation.heldout
+    if heldout is None or not any(heldout.ablations.under(a) for a in EVIDENCE_ABLATIONS):
         raise StoreError(
             f"The run {run_id} ended before its circuit was evaluated ({record.verdict}).",
             "Run it again with a larger budget.",
         )
-    model, task = reload_model_and_task(run)
-    meter = Meter(progress=progress)
-    cut = read_last_state(run).cut_short
-    cut = (
-        cut if cut is not None and cut.startswith("(") else None
-    )  # a budget that ended in the conditions: what came after is not recorded
-    again = _measure_again(run, record, model, task, meter, cut)
-    before, now = _flatten({"verdict": record.verdict, **_recorded_facts(record)}), _flatten(again)
-    if cut:
-        before = {name: value for name, value in before.items() if value != "not_run"}
-    differences = [
-        f"{name}: recorded {before.get(name)}, now {now.get(name)}"
-        for name in sorted(before if cut else before | now)
-        if not _is_same(before.get(name), now.get(name))
-    ]
-    return Verification(run_id, not differences, tuple(differences), len(before), meter.spent)
 
 
 def _measure_again(
-    run: Run, record: CircuitGraph, model: Any, task: Any, meter: Meter, cut: str | None
-) -> dict[str, Any]:
-    settings, universe = read_settings(run), record.evaluation.universe
-    seed, metric = settings.seed, record.task.metric
-    common: dict[str, Any] = {"metric": metric, "memory": settings.memory, "meter": meter}
-    benches = {
-        name: SplitEvaluator.of(model, part, universe, seed, **common)
-        for name, part in (("discovery", task.discovery), ("heldout", task.heldout))
+    run: Run,
+    record: CircuitGraph,
+    model: Backend,
+    task: Task,
+    meter: Meter,
+    cut_short: str | None,
+) -> VerifiableClaims:
+    settings = read_settings(run)
+    evaluators = {
+        split: SplitEvaluator.of(
+            model,
+            task.discovery if split == "discovery" else task.heldout,
+            record.evaluation.universe,
+            settings.seed,
+            metric=record.task.metric,
+            memory=settings.memory,
+            meter=meter,
+        )
+        for split in SPLITS
     }
     checks = {
-        name: check_task(model, bench.engine.task, metric=metric, engine=bench.engine)
-        for name, bench in benches.items()
+        split: check_task(
+            model, evaluator.engine.task, metric=record.task.metric, engine=evaluator.engine
+        )
+        for split, evaluator in evaluators.items()
     }
-    splits: dict[str, Any] = {
-        name: {
-            "n": b.n,
-            "metric_clean": b.metric_clean,
-            "metric_corrupted": b.metric_corrupted,
-            "accuracy": b.accuracy,
-            "top1": b.top1,
-        }
-        for name, b in checks.items()
-    }
-    splits["pairs"] = task.fingerprint
     if record.verdict == "no_behaviour":
-        gates = any(b.reasons for b in checks.values())
-        return {"verdict": "no_behaviour" if gates else "a behaviour", **splits}
+        is_absent = any(check.reasons for check in checks.values())
+        return VerifiableClaims(
+            verdict="no_behaviour" if is_absent else "a behaviour",
+            pairs=task.fingerprint,
+            discovery=_baselines(checks["discovery"]),
+            heldout=_baselines(checks["heldout"]),
+        )
     circuit = frozenset(record.members)
-    ranking = [Node.parse(name) for name in _read_ranking(run)]
-    judged = measure_conditions(
-        benches["heldout"],
+    search = evaluators["discovery"]
+    conditions = measure_conditions(
+        evaluators["heldout"],
         circuit,
-        lambda a: choose_contexts(benches["discovery"], circuit, a),
-        ranking,
-        seed,
+        lambda ablation: choose_contexts(search, circuit, ablation),
+        [Node.parse(name) for name in _read_ranking(run)],
+        settings.seed,
     )
-    own: PartialEvidence = {
-        a: benches["discovery"].f(a).measure_circuit(circuit) for a in EVIDENCE_ABLATIONS
-    }
-    tests: Any = record.evaluation.tests
-    stability = tests.get("stability", {}).get("mean_jaccard")
-    evidence = {a: judged.evidence.get(a) for a in EVIDENCE_ABLATIONS}
-    conditions = decide_conditions(evidence, stability)
-    verdict, _ = decide_verdict(
-        failed_gates=(), n_heldout=len(benches["heldout"].engine), size=len(circuit), evidence=evidence, conditions=conditions,
-        stability=stability, cut_short=cut, undefined=[a for a, e in own.items() if e.faithfulness is None],
-    )  # fmt: skip
-    for name, found in (("discovery", own), ("heldout", judged.evidence)):
-        splits[name]["ablations"] = {a: e.model_dump(mode="json") for a, e in found.items()}
-    judgement = {
-        "conditions": conditions.model_dump(mode="json"),
-        "thresholds": thresholds.as_record(),
-    }
-    judgement["tests"] = {name: found for name, found in judged.tests.items() if name in tests}
-    return {"verdict": verdict, **splits, **judgement}
+    discovery_evidence = search.measure_circuit(circuit)
+    outcomes, verdict, _ = decide_from_evidence(
+        discovery=discovery_evidence,
+        heldout=conditions.evidence,
+        n_heldout=len(evaluators["heldout"].engine),
+        size=len(circuit),
+        stability=_recorded_stability(record),
+        cut_short=cut_short,
+    )
+    recorded_tests = record.evaluation.tests
+    return VerifiableClaims(
+        verdict=verdict,
+        pairs=task.fingerprint,
+        discovery=_baselines(checks["discovery"]) | _describe_evidence(discovery_evidence),
+        heldout=_baselines(checks["heldout"]) | _describe_evidence(conditions.evidence),
+        conditions=outcomes.model_dump(mode="json"),
+        thresholds=thresholds.as_record(),
+        tests={name: test for name, test in conditions.tests.items() if name in recorded_tests},
+    )
+
+
+def _recorded_stability(record: CircuitGraph) -> float | None:
+    """Return the mean Jaccard of (f) as recorded, which is not measured again."""
+    stability: Any = record.evaluation.tests.get("stability", {})
+    mean: float | None = stability.get("mean_jaccard")
+    return mean
 
 
 def _read_ranking(run: Run) -> Sequence[str]:
+    """Return the last ranking in the journal."""
     ranking: Sequence[str] = ()
     for event in run.events():
         ranking = event.get("state", {}).get("ranking") or ranking
     return ranking
 
 
-def _recorded_facts(record: CircuitGraph) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name in ("discovery", "heldout"):
-        split = getattr(record.evaluation, name)
-        if split is None:
-            continue
-        facts = split.model_dump(mode="json")
-        kept = {
-            key: facts[key] for key in ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")
-        }
-        if record.verdict != "no_behaviour":
-            kept["ablations"] = {a: e for a, e in facts["ablations"].items() if e is not None}
-        out[name] = kept
-    out["pairs"] = record.task.fingerprint
-    if record.verdict != "no_behaviour":
-        out["conditions"] = record.evaluation.conditions.model_dump(mode="json")
-        out["thresholds"] = dict(record.evaluation.thresholds)
-        out["tests"] = {
-            name: found
-            for name, found in record.evaluation.tests.items()
-            if name in REMEASURED_TESTS
-        }
-    return out
+def _recorded_claims(record: CircuitGraph) -> VerifiableClaims:
+    evaluation = record.evaluation
+    if record.verdict == "no_behaviour":
+        return VerifiableClaims(
+            verdict=record.verdict,
+            pairs=record.task.fingerprint,
+            discovery=_baselines(evaluation.discovery) if evaluation.discovery else None,
+            heldout=_baselines(evaluation.heldout) if evaluation.heldout else None,
+        )
+    return VerifiableClaims(
+        verdict=record.verdict,
+        pairs=record.task.fingerprint,
+        discovery=_recorded_split(evaluation.discovery) if evaluation.discovery else None,
+        heldout=_recorded_split(evaluation.heldout) if evaluation.heldout else None,
+        conditions=evaluation.conditions.model_dump(mode="json"),
+        thresholds=evaluation.thresholds,
+        tests={name: test for name, test in evaluation.tests.items() if name in REMEASURED_TESTS},
+    )
 
 
-def _flatten(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_leaves(facts, ""))
+def _recorded_split(split: SplitEvaluation) -> dict[str, Json]:
+    evidence: PartialEvidence = {
+        ablation: part
+        for ablation in EVIDENCE_ABLATIONS
+        if (part := split.ablations.under(ablation)) is not None
+    }
+    return _baselines(split) | _describe_evidence(evidence)
 
 
-def _leaves(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+def _baselines(split: BehaviourCheck | SplitEvaluation) -> dict[str, Json]:
+    """Return the numbers of a split that do not depend on the circuit."""
+    return {name: getattr(split, name) for name in BASELINE_FIELDS}
+
+
+def _describe_evidence(evidence: PartialEvidence) -> dict[str, Json]:
+    return {
+        "ablations": {ablation: part.model_dump(mode="json") for ablation, part in evidence.items()}
+    }
+
+
+def _flatten(value: Json, path: str) -> Iterator[tuple[str, Json]]:
+    """Yield each single value below `value` with its path; None is unknown and left out."""
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{at}.{key}" if at else str(key))
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            yield from _leaves(inner, f"{at}[{number}]")
+        for number, item in enumerate(value):
+            yield from _flatten(item, f"{path}[{number}]")
     elif value is not None:
-        yield at, value
+        yield path, value
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=RECORD_TOLERANCE, abs_tol=RECORD_TOLERANCE)
-    return bool(one == other)
+def _is_same(recorded: Json, measured: Json) -> bool:
+    if isinstance(recorded, int | float) and isinstance(measured, int | float):
+        return math.isclose(recorded, measured, rel_tol=RECORD_TOLERANCE, abs_tol=RECORD_TOLERANCE)
+    return bool(recorded == measured)

@@ -117,3 +117,8 @@ def locate_first_error(fault: ValidationError) -> tuple[str, str]:
     """Return the place of the first error, such as "nodes.0.id" ("" for the whole), and its text."""
     error = fault.errors(include_url=False, include_input=False)[0]
     return ".".join(str(part) for part in error["loc"]), error["msg"]
+
+
+def mean_of(effect: Effect | None) -> float | None:
+    """Return the mean of an effect; None if it was not measured."""
+    return effect.mean if effect else None

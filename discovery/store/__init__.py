@@ -21,7 +21,7 @@ from discovery.store.directory import (
     run_ids,
 )
 from discovery.store.heldout import record_heldout_look
-from discovery.store.journal import Event, utc_timestamp
+from discovery.store.journal import Event, OnEvent, utc_timestamp
 from discovery.store.outcome import record_outcome
 from discovery.store.run import Run
 from discovery.store.run_record import (
@@ -36,6 +36,7 @@ __all__ = [
     "RUNS_DIR_VARIABLE",
     "Event",
     "ModelSource",
+    "OnEvent",
     "Run",
     "RunKind",
     "RunRecord",

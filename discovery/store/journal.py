@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,10 @@ from discovery.graph.strict_json import dumps, loads
 from discovery.store.files import explain_disk_errors, sync_folder
 
 Event = dict[str, Any]
+"""One line of a journal: `index` and `time`, and whatever the writer says."""
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+"""Called with each event when it is written, without the state to resume from."""
 
 
 def utc_timestamp() -> str:

@@ -1,1 +1,1 @@
-"""The search for a circuit on discovery pairs: propose a set, mend it, shrink it, and compare it with its rivals."""
+"""The search for a circuit on discovery pairs; `select.search_circuit` is its only entry point."""

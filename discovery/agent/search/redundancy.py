@@ -1,4 +1,4 @@
-"""Which nodes of a circuit do each other's work: an OR, found by ablating two together."""
+"""Which nodes of a circuit do each other's work (an OR), found by ablating two nodes together."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from collections.abc import Sequence
 from discovery.evaluation import Faithfulness, thresholds
 from discovery.sites import Node
 
-MAX_PAIRED_NODES = 16  # nodes that are ablated in pairs, the strongest
+MAX_PAIRED_NODES = 16  # the strongest nodes, which are ablated in pairs
 
 
 def redundant_partners(f: Faithfulness, nodes: Sequence[Node]) -> dict[str, tuple[str, ...]]:
-    """Where taking both out of the model costs more than the sum of taking out each, by as much as (c) lets a node matter (0.1).
+    """Find pairs of nodes that cost more together than the sum of what each costs alone.
+
+    The difference must reach 0.1, which is as much as (c) lets a node outside the circuit matter.
 
     Args:
-        nodes: of the circuit, the strongest first.
+        f: Faithfulness on discovery pairs, under one ablation.
+        nodes: The nodes of the circuit, the strongest first.
+
+    Returns:
+        For each node that has partners, the names of its partners.
 
     Raises:
-        BudgetError: where the budget does not reach it.
+        BudgetError: If the budget does not reach that far.
     """
     nodes = nodes[:MAX_PAIRED_NODES]
     pairs = list(itertools.combinations(nodes, 2))
-    alone = dict(
-        zip(
-            nodes,
-            (1 - f([f.everything - {node} for node in nodes], "pairs of nodes")).tolist(),
-            strict=True,
-        )
-    )
-    both = (1 - f([f.everything - {u, v} for u, v in pairs], "pairs of nodes")).tolist()
-    found: dict[str, list[str]] = defaultdict(list)
-    for (u, v), cost in zip(pairs, both, strict=True):
-        if cost - max(alone[u], 0.0) - max(alone[v], 0.0) >= thresholds.MAX_GAP_OUT:
-            found[str(u)].append(str(v))
-            found[str(v)].append(str(u))
-    return {name: tuple(others) for name, others in found.items()}
+    single_losses = (1 - f([f.everything - {node} for node in nodes], "pairs of nodes")).tolist()
+    alone = dict(zip(nodes, single_losses, strict=True))
+    pair_losses = (1 - f([f.everything - {u, v} for u, v in pairs], "pairs of nodes")).tolist()
+    partners: dict[str, list[str]] = defaultdict(list)
+    for (u, v), loss in zip(pairs, pair_losses, strict=True):
+        if loss - max(alone[u], 0.0) - max(alone[v], 0.0) >= thresholds.MAX_GAP_OUT:
+            partners[str(u)].append(str(v))
+            partners[str(v)].append(str(u))
+    return {name: tuple(names) for name, names in partners.items()}

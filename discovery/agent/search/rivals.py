@@ -1,8 +1,11 @@
-"""Is there another circuit, with as many nodes of each kind in each layer, that does as well? Then this one is not *the* circuit.
+"""Compares a circuit with rivals: sets of the same shape that do as well.
 
-A rival is no failure of the search but a finding: two heads do the same work. Where so many do that condition (e) does not hold, either a
-rival is the better circuit, or the two together are: both are tried. Another set replaces the circuit where (e) holds for it; otherwise
-the circuit stays, and (e) fails in the open.
+A rival has as many heads and as many MLPs in every layer. If it does as well, the search has not
+failed: two heads may do the same work, for example. But if there are so many rivals that
+condition (e) does not hold, then either a rival is the better circuit, or the circuit and the
+rival together are. Both are tried. Another set replaces the circuit only if it has fewer faults,
+or if (e) holds for it and not for the circuit. Otherwise the circuit stays, and the record shows
+that (e) fails.
 """
 
 from __future__ import annotations
@@ -10,52 +13,55 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.search.mend import STOPPED_BY_BUDGET, OnDecision, find_faults, mend, names_of
-from discovery.agent.search.shrink import shrink
+from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
+from discovery.agent.search.mend import ROUNDING, find_faults, mend
 from discovery.errors import BudgetError
 from discovery.evaluation import FaithfulnessByAblation, beats_alternatives, find_rivals, thresholds
 from discovery.graph import Control, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-MAX_RIVALS = 2  # rivals looked into, the closest first
+MAX_RIVALS = 2  # rivals that are tried as the circuit, the closest to f = 1 first
 
 
 @dataclass(frozen=True)
 class CandidateCircuit:
-    """A set that might be the circuit.
+    """What is known of a set that might be the circuit.
 
     Attributes:
-        weight: what (a) to (d) hold against it.
-        rivals: layer-matched sets that are as good under either ablation, in forward order.
-        controls: what layer-matched sets say of it, by ablation; None where there are no others.
+        severity: How severe its faults by (a) to (d) are; see `Faults.severity`.
+        rivals: The layer-matched sets that do as well under either ablation, in forward order.
+        controls: For each ablation, how it compares with layer-matched sets; None if there are no
+            other such sets.
     """
 
-    weight: tuple[float, int]
+    severity: tuple[float, int]
     rivals: Sequence[NodeSet]
     controls: Mapping[EvidenceAblation, Control | None]
 
     @property
     def n_compared(self) -> int:
-        """How many layer-matched sets it was compared with."""
+        """How many layer-matched sets it was compared with, the fewer of both ablations."""
         return min((control.n or 0) if control else 0 for control in self.controls.values())
 
     @property
     def is_better_than_alternatives(self) -> bool:
-        """Condition (e) holds by layer, under both ablations."""
+        """Whether condition (e) holds by layer under both ablations."""
         return all(
             control is not None and beats_alternatives(control)
             for control in self.controls.values()
         )
 
     def may_replace(self, circuit: CandidateCircuit) -> bool:
-        """It has fewer faults; or as few, and (e) holds for it and not for the circuit.
+        """Whether this set is better than the circuit.
 
-        As many sets as with the circuit, or enough for a p, must have been compared: near the whole model hardly any other set is left,
-        and having no rival there is no merit.
+        It is if its faults are less severe, or if they are as severe and (e) holds for it and not
+        for the circuit. In the second case it must have been compared with as many sets as the
+        circuit, or with enough for a p-value: a set of nearly all nodes has hardly any alternative,
+        so that having no rival says nothing for it.
         """
-        if self.weight != circuit.weight:
-            return self.weight < circuit.weight
+        if self.severity != circuit.severity:
+            return self.severity < circuit.severity
         enough = self.n_compared >= min(circuit.n_compared, thresholds.MIN_ALTERNATIVES_FOR_P)
         return (
             self.is_better_than_alternatives and enough and not circuit.is_better_than_alternatives
@@ -63,104 +69,111 @@ class CandidateCircuit:
 
 
 def assess_candidate(
-    both: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int
+    f_by_ablation: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int
 ) -> CandidateCircuit:
-    """Hold (a) to (d) and layer-matched sets against a set."""
-    against = {
+    """Find the faults and the rivals of a set.
+
+    Raises:
+        BudgetError: If the budget does not reach that far.
+    """
+    comparisons = {
         ablation: find_rivals(f, circuit, ranking, seed, by_layer=True)
-        for ablation, f in both.items()
+        for ablation, f in f_by_ablation.items()
     }
-    found = sorted({made for others, _ in against.values() for made in others}, key=sorted)
+    rivals = {nodes for as_good, _ in comparisons.values() for nodes in as_good}
     return CandidateCircuit(
-        find_faults(both, circuit).severity,
-        found,
-        {ablation: control for ablation, (_, control) in against.items()},
+        severity=find_faults(f_by_ablation, circuit).severity,
+        rivals=sorted(rivals, key=sorted),
+        controls={ablation: control for ablation, (_, control) in comparisons.items()},
     )
 
 
 def choose_among_rivals(
-    both: FaithfulnessByAblation,
+    f_by_ablation: FaithfulnessByAblation,
     circuit: NodeSet,
     ranking: Sequence[Node],
     seed: int,
-    say: OnDecision,
+    on_decision: OnDecision,
 ) -> NodeSet:
-    """The circuit, or a better one among its rivals and their unions with it; where the budget ends, the best found by then."""
-    options: dict[NodeSet, CandidateCircuit] = {}
+    """Return the circuit, or a better set among its rivals and their unions with it.
+
+    Each rival and each union is mended first. If the budget ends, the best set by then is returned.
+    """
+    candidates: dict[NodeSet, CandidateCircuit] = {}
     try:
-        own = options[circuit] = assess_candidate(both, circuit, ranking, seed)
-        if not own.rivals or (own.is_better_than_alternatives and own.weight == (0.0, 0)):
+        own = assess_candidate(f_by_ablation, circuit, ranking, seed)
+        candidates[circuit] = own
+        if not own.rivals or (own.is_better_than_alternatives and own.severity == (0.0, 0)):
             return circuit
-        for rival in _sort_by_distance(both, own.rivals)[:MAX_RIVALS]:
+        for rival in _sort_by_distance(f_by_ablation, own.rivals)[:MAX_RIVALS]:
             for start in (rival, circuit | rival):
-                made = _mend_silently(both, start)
-                if made not in options:
-                    options[made] = assess_candidate(both, made, ranking, seed)
-    except BudgetError as spent:
-        say({}, STOPPED_BY_BUDGET, spent.cause)
-    if not options:
+                mended = _mend_silently(f_by_ablation, start)
+                if mended not in candidates:
+                    candidates[mended] = assess_candidate(f_by_ablation, mended, ranking, seed)
+    except BudgetError as fault:
+        on_decision(stop_for_budget(fault))
+    if not candidates:
         return circuit
-    fair = [
-        made for made in options if made == circuit or options[made].may_replace(options[circuit])
-    ]
-    best = min(
-        fair,
-        key=lambda made: (
-            options[made].weight,
-            not options[made].is_better_than_alternatives,
-            len(made),
-            sorted(made),
-        ),
+    best = _choose_best(candidates, circuit)
+    on_decision(
+        Decision(
+            {
+                " ".join(map(str, sorted(nodes))): {
+                    ablation: _control_counts(control)
+                    for ablation, control in candidate.controls.items()
+                }
+                for nodes, candidate in candidates.items()
+            },
+            "keep the circuit" if best == circuit else f"change to {format_nodes(best)}",
+            f"{len(candidates[circuit].rivals)} layer-matched sets are as good under either "
+            "ablation; the numbers are of each set that was tried",
+        )
     )
-    measured: dict[str, object] = {
-        " ".join(map(str, sorted(made))): {
-            ablation: _control_counts(control) for ablation, control in found.controls.items()
-        }
-        for made, found in options.items()
-    }
-    change = "keep the circuit" if best == circuit else f"change to {names_of(best)}"
-    why = f"{len(options[circuit].rivals)} layer-matched sets are as good under either ablation; each set that was looked at is given"
-    say(measured, change, why)
     return best
 
 
-def _sort_by_distance(both: FaithfulnessByAblation, sets: Sequence[NodeSet]) -> list[NodeSet]:
-    """The closest to f = 1 first, summed over ablations."""
-    values = [f(sets, "rivals").tolist() for f in both.values()]
-    far = {
-        made: sum(abs(1 - value) for value in found)
-        for made, *found in zip(sets, *values, strict=True)
+def _choose_best(candidates: Mapping[NodeSet, CandidateCircuit], circuit: NodeSet) -> NodeSet:
+    eligible = [
+        nodes
+        for nodes, candidate in candidates.items()
+        if nodes == circuit or candidate.may_replace(candidates[circuit])
+    ]
+    return min(
+        eligible,
+        key=lambda nodes: (
+            candidates[nodes].severity,
+            not candidates[nodes].is_better_than_alternatives,
+            len(nodes),
+            sorted(nodes),
+        ),
+    )
+
+
+def _sort_by_distance(
+    f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet]
+) -> list[NodeSet]:
+    """Return the sets by |1 − f|, summed over both ablations, the closest first."""
+    values = [f(sets, "rivals").tolist() for f in f_by_ablation.values()]
+    distance = {
+        nodes: sum(abs(1 - value) for value in by_ablation)
+        for nodes, *by_ablation in zip(sets, *values, strict=True)
     }
-    return sorted(sets, key=lambda made: round(far[made], 9))
+    return sorted(sets, key=lambda nodes: round(distance[nodes], ROUNDING))
 
 
-def _mend_silently(both: FaithfulnessByAblation, start: NodeSet) -> NodeSet:
-    """Mended without a word.
+def _mend_silently(f_by_ablation: FaithfulnessByAblation, start: NodeSet) -> NodeSet:
+    """Mend a set without telling the journal.
 
     Raises:
-        BudgetError: where the budget ends before the mending does.
+        BudgetError: If the budget ends before the mending does.
     """
-    cut: list[str] = []
-    made = mend(
-        both,
-        start,
-        lambda _, concluded, why: cut.append(why) if concluded == STOPPED_BY_BUDGET else None,
-    )
-    if cut:
-        raise BudgetError(cut[0], "Give a larger budget.")
-    return made
+    decisions: list[Decision] = []
+    mended = mend(f_by_ablation, start, decisions.append)
+    for decision in decisions:
+        if decision.stopped == "budget":
+            raise BudgetError(decision.why, "Give a larger budget.")
+    return mended
 
 
 def _control_counts(control: Control | None) -> dict[str, int | None]:
     return {"as_good": control.as_good, "n": control.n} if control else {"as_good": 0, "n": 0}
-
-
-def search_circuit(
-    both: FaithfulnessByAblation,
-    start: NodeSet,
-    ranking: Sequence[Node],
-    seed: int,
-    say: OnDecision,
-) -> NodeSet:
-    """The whole selection after the curve: mend, leave out what is not needed, then settle with rivals."""
-    return choose_among_rivals(both, shrink(both, mend(both, start, say), say), ranking, seed, say)

@@ -1,7 +1,9 @@
-"""Of the sets against which no more is held, the smallest: what mending added on its way and no longer needs is left out again.
+"""Drops nodes as long as no condition (a) to (d) gets worse.
 
-Mending follows one fault at a time. It can add two nodes for two faults where a third, added later, does for both; each is then needed
-in some context (condition d), so none is dropped for being idle, and yet the circuit meets every condition without it.
+Mending follows one fault at a time. It may add two nodes for two faults, and later a third node
+that alone would have mended both. Each of the three is then needed in some context, so (d) drops
+none of them, and yet the circuit meets every condition without the first two. A beam search finds
+such sets: it follows the best sets of each size.
 """
 
 from __future__ import annotations
@@ -9,66 +11,73 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
 from discovery.agent.search.fit import (
     measure_fits,
     total_distance,
     total_excess,
 )
-from discovery.agent.search.mend import (
-    MAX_PAIRED_BACKUPS,
-    STOPPED_BY_BUDGET,
-    OnDecision,
-    find_faults,
-    names_of,
-)
+from discovery.agent.search.mend import ROUNDING, find_faults
 from discovery.errors import BudgetError
 from discovery.evaluation import FaithfulnessByAblation, thresholds
 from discovery.methods.ablation import NodeSet
 
+BEAM_WIDTH = 5  # sets of each size that are followed
 
-def shrink(both: FaithfulnessByAblation, circuit: NodeSet, say: OnDecision) -> NodeSet:
-    """Leave out one node after the other while what is left is faithful and necessary and no more is held against it.
 
-    The IDEAS best ways are followed. Of the smallest sets the one closest to f = 1; where the budget ends, the smallest by then.
+def shrink(
+    f_by_ablation: FaithfulnessByAblation, circuit: NodeSet, on_decision: OnDecision
+) -> NodeSet:
+    """Drop one node after the other while (a) and (b) hold as points and no fault grows.
+
+    Returns:
+        Of the smallest sets that were reached, the one whose f is closest to 1. If the budget ends
+        before that, the best of the smallest sets reached by then.
     """
     best = circuit
     try:
-        allowed = find_faults(both, circuit).severity
-        ways = [circuit]
-        while ways := _smaller_sets(both, ways, allowed):
-            best = ways[0]
-    except BudgetError as spent:
-        say({}, STOPPED_BY_BUDGET, spent.cause)
+        allowed = find_faults(f_by_ablation, circuit).severity
+        beam = [circuit]
+        while beam := _smaller_sets(f_by_ablation, beam, allowed):
+            best = beam[0]
+    except BudgetError as fault:
+        on_decision(stop_for_budget(fault))
     if best != circuit:
-        say(
-            {"nodes": len(best)},
-            f"leave out {names_of(circuit - best)}",
-            "no more is held against what is left by (a) to (d)",
+        on_decision(
+            Decision(
+                {"nodes": len(best)},
+                f"leave out {format_nodes(circuit - best)}",
+                "what is left has no more faults by (a) to (d)",
+            )
         )
     return best
 
 
 def _smaller_sets(
-    both: FaithfulnessByAblation, ways: Sequence[NodeSet], allowed: tuple[float, int]
+    f_by_ablation: FaithfulnessByAblation, beam: Sequence[NodeSet], allowed: tuple[float, int]
 ) -> list[NodeSet]:
-    """The sets with one node less that meet (a) and (b) and against which no more is held than is allowed, the closest to f = 1 first."""
-    made = sorted({way - {node} for way in ways if len(way) > 1 for node in way}, key=sorted)
-    if not made:
+    """Return the best sets with one node less, the closest to f = 1 first.
+
+    They meet (a) and (b) as points, and their faults are no more severe than allowed.
+    """
+    smaller = sorted(
+        {nodes - {node} for nodes in beam if len(nodes) > 1 for node in nodes}, key=sorted
+    )
+    if not smaller:
         return []
     low, high = thresholds.FAITHFULNESS_BAND
-    kept = [f(made, "shrink").tolist() for f in both.values()]
+    faithfulness = [f(smaller, "shrink").tolist() for f in f_by_ablation.values()]
     faithful = [
-        one
-        for one, *values in zip(made, *kept, strict=True)
+        nodes
+        for nodes, *values in zip(smaller, *faithfulness, strict=True)
         if all(low <= value <= high for value in values)
     ]
-    found = dict(zip(faithful, measure_fits(both, faithful, "shrink"), strict=True))
-    close = sorted(
-        (one for one in faithful if total_excess(found[one]) == 0),
-        key=lambda one: round(total_distance(found[one]), 9),
+    fits = dict(zip(faithful, measure_fits(f_by_ablation, faithful, "shrink"), strict=True))
+    by_distance = sorted(
+        (nodes for nodes in faithful if total_excess(fits[nodes]) == 0),
+        key=lambda nodes: round(total_distance(fits[nodes]), ROUNDING),
     )
-    return list(
-        itertools.islice(
-            (one for one in close if find_faults(both, one).severity <= allowed), MAX_PAIRED_BACKUPS
-        )
+    no_worse = (
+        nodes for nodes in by_distance if find_faults(f_by_ablation, nodes).severity <= allowed
     )
+    return list(itertools.islice(no_worse, BEAM_WIDTH))

@@ -1,4 +1,7 @@
-"""The stages of a discovery, in order. Each is `(state, context) -> state` and writes its reasons as events."""
+"""The stages of a discovery, in order: functions from (state, context) to the next state.
+
+Each stage measures, writes an event with its reasons, and returns the state to resume from.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from discovery.agent.state import State
 
 Stage = Callable[[State, RunContext], State]
 
+# The names of the stages are those in events.jsonl. What the verdict needs comes first, so that a
+# budget that ends early still gives a verdict: edges and interpretation enter none.
 STAGES: dict[str, Stage] = {
     "check": check_behaviour,
     "localise": localise,
@@ -29,4 +34,3 @@ STAGES: dict[str, Stage] = {
     "edges": measure_edges,
     "interpret": interpret,
 }
-"""What the verdict needs most comes first, so that a budget that ends early still gives one: edges enter none."""

@@ -1,12 +1,16 @@
-"""Stage 9: what the circuit's nodes tell each other, by path patching; edges enter no verdict."""
+"""Stage 9 ("edges"): what the circuit's nodes send to each other, by path patching.
+
+Edges enter no verdict.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from discovery.agent.context import RunContext
+from discovery.agent.context import RunContext, join_names
 from discovery.agent.state import State
 from discovery.graph import CircuitEdge
+from discovery.graph.base import mean_of
 from discovery.methods.patching import measure_edge_effects
 from discovery.methods.statistics import Resamples, effect_with_interval
 
@@ -19,10 +23,12 @@ def measure_edges(state: State, context: RunContext) -> State:
     if not state.circuit:
         return context.finish_stage(state, "edges", {}, "no edges", "there is no circuit")
     engine = context.evaluator("discovery").engine
-    clean, corrupted = engine.baseline("clean"), engine.baseline("corrupted")
-    resamples, gap = Resamples.of(engine.task), clean - corrupted
-    found = measure_edge_effects(engine, sorted(state.circuit_nodes))
-    made = [
+    clean = engine.baseline("clean")
+    corrupted = engine.baseline("corrupted")
+    resamples = Resamples.of(engine.task)
+    gap = clean - corrupted
+    effects = measure_edge_effects(engine, sorted(state.circuit_nodes))
+    edges = [
         CircuitEdge(
             source=str(edge.source),
             target=str(edge.target),
@@ -33,21 +39,19 @@ def measure_edges(state: State, context: RunContext) -> State:
             },
             evidence=(RESULT_ID,),
         )
-        for edge in found
+        for edge in effects
     ]
     context.save_arrays(
         RESULT_ID,
-        {"per_pair": torch.stack([edge.whole for edge in found], 1)},
-        {"edges": ",".join(f"{e.source}->{e.target}" for e in found)},
+        {"per_pair": torch.stack([edge.whole for edge in effects], 1)},
+        {"edges": join_names(f"{edge.source}->{edge.target}" for edge in effects)},
     )
-    largest = sorted(made, key=lambda edge: -abs((edge.effect and edge.effect.mean) or 0.0))[
-        :MAX_LISTED_EDGES
-    ]
+    by_size = sorted(edges, key=lambda edge: -abs(mean_of(edge.effect) or 0.0))
     measured = {
-        f"{edge.source}->{edge.target}": edge.effect and edge.effect.mean for edge in largest
+        f"{edge.source}->{edge.target}": mean_of(edge.effect) for edge in by_size[:MAX_LISTED_EDGES]
     }
     return context.finish_stage(
-        state.with_changes(edges=tuple(made)),
+        state.with_changes(edges=tuple(edges)),
         "edges",
         measured,
         f"largest: {', '.join(measured)}",

@@ -1,23 +1,25 @@
-"""Stage 8: would other pairs have chosen the same nodes? (condition f)
+"""Stage 8 ("stability"): would other pairs have led to the same nodes? (condition f)
 
-The whole selection, from ranking to mending, is repeated on bootstrap resamples of the discovery pairs. Every set is measured per
-pair and kept, so a resample costs new passes only where it looks at a set that has not been looked at; these may take 30% of
-the run, which is why the held-out pairs are measured before it. Searches that do not end within it count neither for nor against:
-where they could decide (f), it is not run.
+The whole search, from ranking to mending, is repeated on bootstrap resamples of the discovery
+pairs. The metric of each set is kept for every pair, so a resample costs new passes only for sets
+that no search has measured yet. These passes may take 30% of the run, and the held-out pairs are
+measured before them. A search that does not end within its share counts neither for nor against
+the circuit; if such searches could decide (f), then (f) is recorded as not run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.agent.context import RunContext
+from discovery.agent.context import RunContext, split_names
+from discovery.agent.search.decision import Decision
 from discovery.agent.search.fit import choose_start, find_smallest_size
-from discovery.agent.search.mend import STOPPED_BY_BUDGET
-from discovery.agent.search.rivals import search_circuit
+from discovery.agent.search.select import search_circuit
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.engine import SIDES, base_side
@@ -29,6 +31,7 @@ from discovery.evaluation import (
     sort_by_effect,
     thresholds,
 )
+from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.methods.patching import NodeEffects, effect_change
 from discovery.methods.statistics import draw_bootstrap_weights
@@ -37,137 +40,185 @@ from discovery.sites import Direction, Node
 STABILITY_BUDGET_SHARE = 0.3  # of the run's cost
 
 
+@dataclass(frozen=True)
+class ResampleSearch:
+    """The outcome of the search on one resample.
+
+    Attributes:
+        circuit: The best set that the search reached.
+        cut_off: Why the search was cut off; None if it ended by itself.
+    """
+
+    circuit: NodeSet
+    cut_off: str | None = None
+
+
 def measure_stability(state: State, context: RunContext) -> State:
-    """Mean Jaccard of the resamples' circuits with this one, and how often each node was chosen."""
+    """Compare the circuits of the resamples with this one, and decide (f)."""
     if not state.circuit:
         return context.finish_stage(
             state, "stability", {}, "nothing to repeat", "there is no circuit"
         )
-    bench = context.evaluator("discovery")
+    evaluator = context.evaluator("discovery")
     weights = draw_bootstrap_weights(
-        bench.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1
+        evaluator.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1
     )
-    for f in bench.f_by_ablation.values():
-        f.set_metric.fill_cache()  # what a resumed run caches again is not the resamples' work
+    # In a resumed run the caches are empty. Filling them is not part of the searches' share.
+    for f in evaluator.f_by_ablation.values():
+        f.set_metric.fill_cache()
     for side in SIDES:
-        bench.engine.baseline(side)
-    before = context.meter.spent
-    found = _repeat_search(
-        context,
-        weights,
-        before + state.spent * STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE),
-    )
-    own = state.circuit_nodes
-    jaccard = [len(own & made) / len(own | made) for made, _ in found]
-    cut = [why is not None for _, why in found]
-    ended = [
-        made for made, why in found if why is None
-    ]  # where the others would have ended, nobody knows
-    frequency = (
-        {
-            str(node): sum(node in made for made in ended) / len(ended)
-            for node in sorted(own.union(*ended))
-        }
-        if ended
-        else {}
-    )
+        evaluator.engine.baseline(side)
+    spent_before = context.meter.spent
+    share = state.spent * STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE)
+    searches = _repeat_search(context, weights, spent_before + share)
+    jaccard = [_jaccard(state.circuit_nodes, search.circuit) for search in searches]
+    cut = [search.cut_off is not None for search in searches]
+    inclusion = _inclusion_by_node(state.circuit_nodes, searches)
     mean = decidable_mean(jaccard, cut)
     measured = {
         "jaccard": jaccard,
         "cut": cut,
         "mean": mean,
-        "inclusion": frequency,
-        "forward_equivalents": context.meter.spent - before,
+        "inclusion": inclusion,
+        "forward_equivalents": context.meter.spent - spent_before,
     }
-    why = f"mean Jaccard with the circuits selected on {len(found)} bootstrap resamples of the discovery pairs"
+    why = (
+        f"mean Jaccard with the circuits selected on {len(searches)} bootstrap resamples of the "
+        "discovery pairs"
+    )
     if any(cut):
-        why += f"; {sum(cut)} searches ended where their share of the budget was spent ({STABILITY_BUDGET_SHARE:.0%} of the run)"
+        why += (
+            f"; {sum(cut)} searches ended when their share of the budget was spent "
+            f"({STABILITY_BUDGET_SHARE:.0%} of the run)"
+        )
     state = add_verdict(
-        state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=frequency)
+        state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=inclusion)
     )
-    concluded = (
-        f"{'not known' if mean is None else f'mean Jaccard {mean:.2f}'}; verdict: {state.verdict}"
-    )
+    described = "not known" if mean is None else f"mean Jaccard {mean:.2f}"
     return context.finish_stage(
-        state, "stability", measured, concluded, "; ".join((why, *state.reasons))
+        state,
+        "stability",
+        measured,
+        f"{described}; verdict: {state.verdict}",
+        "; ".join((why, *state.reasons)),
     )
+
+
+def _jaccard(one: NodeSet, other: NodeSet) -> float:
+    return len(one & other) / len(one | other)
+
+
+def _inclusion_by_node(circuit: NodeSet, searches: Sequence[ResampleSearch]) -> dict[str, float]:
+    """Return for each node the share of the searches that chose it.
+
+    Only searches that ended count, because nobody knows where the others would have ended.
+    """
+    ended = [search.circuit for search in searches if search.cut_off is None]
+    if not ended:
+        return {}
+    return {
+        str(node): sum(node in nodes for nodes in ended) / len(ended)
+        for node in sorted(circuit.union(*ended))
+    }
 
 
 def _repeat_search(
-    context: RunContext, weights: Float[Tensor, "draw pair"], allowed: float
-) -> list[tuple[NodeSet, str | None]]:
-    """Every resample's selection: each in turn gets an equal part of the work, so that a long one does not stop the short ones.
+    context: RunContext, weights: Float[Tensor, "draw pair"], max_spent: float
+) -> list[ResampleSearch]:
+    """Repeat the search on every resample.
 
-    What they leave goes to those that were cut off, which go on where they stopped, since sets once measured cost nothing; in fewer
-    and larger parts where an equal part is too small for the next thing that a search measures.
+    Each search in turn gets an equal part of the work that is left, so that a long search does not
+    stop the short ones. What these do not use goes to the searches that were cut off. Those begin
+    again, which costs nothing up to where they stopped, since every measured set is kept. If an
+    equal part is too small for the next measurement, there are fewer and larger parts.
+
+    Args:
+        context: The run.
+        weights: The weight of each pair in each resample.
+        max_spent: What the meter may have counted at the end.
     """
-    meter, found = context.meter, dict[int, tuple[NodeSet, str | None]]()
-    limit, waiting, parts = meter.limit, list(range(len(weights))), len(weights)
-    most = allowed if limit is None else min(limit, allowed)
+    meter = context.meter
+    limit = meter.limit
+    max_spent = max_spent if limit is None else min(limit, max_spent)
+    searches: dict[int, ResampleSearch] = {}
+    waiting = list(range(len(weights)))
+    parts = len(weights)
     try:
         while waiting and parts:
-            began = meter.spent
+            spent_before = meter.spent
             for number in waiting:
-                meter.limit = min(most, meter.spent + (most - began) / parts)
-                found[number] = _search_resample(context, weights[number])
-            waiting = [number for number in waiting if found[number][1] is not None]
-            parts = min(parts // 2 if meter.spent == began else parts, len(waiting))
+                part = (max_spent - spent_before) / parts
+                meter.limit = min(max_spent, meter.spent + part)
+                searches[number] = _search_resample(context, weights[number])
+            waiting = [number for number in waiting if searches[number].cut_off is not None]
+            parts = min(parts // 2 if meter.spent == spent_before else parts, len(waiting))
     finally:
         meter.limit = limit
-    return [found[number] for number in range(len(weights))]
+    return [searches[number] for number in range(len(weights))]
 
 
 def decidable_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | None:
-    """The mean Jaccard that is certain enough to judge by: a search that was cut off might have ended anywhere.
+    """Return a mean Jaccard that is certain enough to decide (f).
 
-    With every such search at 0 the mean is still high enough: that low bound. With every such search at 1 it is still too low:
-    that high bound. Otherwise None: nobody knows.
+    A search that was cut off might have ended anywhere, between a Jaccard of 0 and of 1.
+
+    Args:
+        jaccard: The Jaccard of each search with the circuit.
+        cut: Whether the search was cut off.
+
+    Returns:
+        The lower bound of the mean if even that is high enough, the upper bound if even that is
+        too low, and None if the searches that were cut off could decide.
     """
-    total = sum(value for value, ended in zip(jaccard, cut, strict=True) if not ended)
-    low, high = total / len(jaccard), (total + sum(cut)) / len(jaccard)
+    total = sum(value for value, is_cut in zip(jaccard, cut, strict=True) if not is_cut)
+    low = total / len(jaccard)
+    high = (total + sum(cut)) / len(jaccard)
     if low >= thresholds.MIN_JACCARD:
         return low
     return high if high < thresholds.MIN_JACCARD else None
 
 
-def _search_resample(context: RunContext, draw: Tensor) -> tuple[NodeSet, str | None]:
-    """The selection on one resample, and why it was cut off, if it was."""
-    both = {
-        ablation: ResampledFaithfulness(f, draw)
-        for ablation, f in context.evaluator("discovery").f_by_ablation.items()
+def _search_resample(context: RunContext, weights: Float[Tensor, "pair"]) -> ResampleSearch:
+    """Repeat the whole search, from the ranking on, with the pairs weighted as in one resample."""
+    evaluator = context.evaluator("discovery")
+    f_by_ablation: dict[EvidenceAblation, ResampledFaithfulness] = {
+        ablation: ResampledFaithfulness(f, weights)
+        for ablation, f in evaluator.f_by_ablation.items()
     }
-    engine = context.evaluator("discovery").engine
-    gap = (engine.baseline("clean") - engine.baseline("corrupted")).double().cpu() @ draw
-    effects = [
-        _resampled_effects(context, direction, draw, gap) for direction in ("noising", "denoising")
-    ]
+    difference = evaluator.engine.baseline("clean") - evaluator.engine.baseline("corrupted")
+    gap = difference.double().cpu() @ weights
+    noising = _resampled_effects(context, "noising", weights, gap)
+    denoising = _resampled_effects(context, "denoising", weights, gap)
     try:
-        by_mean = measure_single_nodes(
-            both["mean"], effects[0].nodes, "nodes, mean ablation"
-        )  # of an older run that is resumed they are not kept
-    except BudgetError as spent:
-        return frozenset(), spent.cause
-    ranking, cut = sort_by_effect(combine_directions(*effects), by_mean), list[str]()
+        # Runs of older versions did not keep these sets, so measuring them may cost something.
+        by_mean = measure_single_nodes(f_by_ablation["mean"], noising.nodes, "nodes, mean ablation")
+    except BudgetError as fault:
+        return ResampleSearch(frozenset(), fault.cause)
+    ranking = sort_by_effect(combine_directions(noising, denoising), by_mean)
+    stops: list[str] = []
 
-    def say(measured: dict[str, object], concluded: str, why: str) -> None:
-        if concluded == STOPPED_BY_BUDGET:
-            cut.append(why)
+    def on_decision(decision: Decision) -> None:
+        if decision.stopped == "budget":
+            stops.append(decision.why)
 
-    size = find_smallest_size(both, ranking, lambda spent: cut.append(spent.cause))
-    return search_circuit(both, choose_start(size, ranking), ranking, context.seed, say), cut[
-        0
-    ] if cut else None
+    size = find_smallest_size(f_by_ablation, ranking, lambda fault: stops.append(fault.cause))
+    start = choose_start(size, ranking)
+    circuit = search_circuit(f_by_ablation, start, ranking, context.seed, on_decision)
+    return ResampleSearch(circuit, stops[0] if stops else None)
 
 
 def _resampled_effects(
-    context: RunContext, direction: Direction, draw: Tensor, gap: Tensor
+    context: RunContext,
+    direction: Direction,
+    weights: Float[Tensor, "pair"],
+    gap: Float[Tensor, ""],
 ) -> NodeEffects:
-    """Single-node effects, from the stored per-pair measurements."""
-    name = f"nodes-{direction}"
-    per_pair = torch.from_numpy(context.run.load_arrays(name)["per_pair"]).double()
-    nodes = tuple(Node.parse(node) for node in context.run.array_metadata(name)["nodes"].split(","))
+    """Return the effects of single nodes on a resample, from the metric kept for each pair."""
+    result_id = f"nodes-{direction}"
+    per_pair = torch.from_numpy(context.run.load_arrays(result_id)["per_pair"]).double()
+    names = split_names(context.run.array_metadata(result_id)["nodes"])
     engine = context.evaluator("discovery").engine
-    base = engine.baseline(base_side(direction)).double().cpu() @ draw
-    patched = per_pair.T @ draw
+    base = engine.baseline(base_side(direction)).double().cpu() @ weights
+    patched = per_pair.T @ weights
     values = effect_change(patched, base, direction) / gap
-    return NodeEffects(direction, nodes, per_pair, values)
+    return NodeEffects(direction, tuple(Node.parse(name) for name in names), per_pair, values)

@@ -1,4 +1,4 @@
-"""Stage 7: the circuit is frozen, and the held-out pairs are looked at once."""
+"""Stage 7 ("validate"): the circuit is frozen, and the held-out pairs are looked at once."""
 
 from __future__ import annotations
 
@@ -22,50 +22,49 @@ from discovery.store import record_heldout_look
 
 
 def validate(state: State, context: RunContext) -> State:
-    """Conditions (a) to (e) on held-out pairs; on discovery pairs (a) and (b), for comparison."""
-    search, bench, circuit = (
-        context.evaluator("discovery"),
-        context.evaluator("heldout"),
-        state.circuit_nodes,
-    )
+    """Measure conditions (a) to (e) on held-out pairs.
+
+    On discovery pairs f(C) and f(U∖C) are measured too, for comparison.
+    """
+    search = context.evaluator("discovery")
+    heldout = context.evaluator("heldout")
+    circuit = state.circuit_nodes
     looks = record_heldout_look(
         context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit)
     )
-    own = search.measure_circuit(circuit)
-    judgement = measure_conditions(
-        bench,
+    discovery_evidence = search.measure_circuit(circuit)
+    conditions = measure_conditions(
+        heldout,
         circuit,
         lambda ablation: choose_contexts(search, circuit, ablation),
         state.ranked_nodes,
         context.seed,
     )
-    held = judgement.evidence
     splits = {
-        "discovery": state.splits["discovery"].model_copy(
-            update={"ablations": EvidenceByAblation(**own)}
-        ),
-        "heldout": state.splits["heldout"].model_copy(
-            update={"ablations": EvidenceByAblation(**held)}
-        ),
+        split: state.splits[split].model_copy(update={"ablations": EvidenceByAblation(**evidence)})
+        for split, evidence in (
+            ("discovery", discovery_evidence),
+            ("heldout", conditions.evidence),
+        )
     }
     evaluation = Evaluation(
         universe=context.universe,
         discovery=splits["discovery"],
         heldout=splits["heldout"],
         curve=state.curve,
-        tests={**judgement.tests, **_supplementary_tests(state, context)},
+        tests={**conditions.tests, **_supplementary_tests(state, context)},
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
     measured = {
-        a: {
-            "f(C)": e.faithfulness and e.faithfulness.value,
-            "f(U\\C)": e.knockout and e.knockout.value,
+        ablation: {
+            "f(C)": evidence.faithfulness and evidence.faithfulness.value,
+            "f(U\\C)": evidence.knockout and evidence.knockout.value,
         }
-        for a, e in held.items()
+        for ablation, evidence in conditions.evidence.items()
     }
     state = add_verdict(
-        state.with_changes(evaluation=evaluation, splits=splits, cut_short=judgement.cut_short)
+        state.with_changes(evaluation=evaluation, splits=splits, cut_short=conditions.cut_short)
     )
     return context.finish_stage(
         state, "validate", measured, f"before (f): {state.verdict}", "; ".join(state.reasons)
@@ -73,7 +72,7 @@ def validate(state: State, context: RunContext) -> State:
 
 
 def _supplementary_tests(state: State, context: RunContext) -> dict[str, Json]:
-    """What is reported beside the conditions, of discovery pairs."""
+    """Return the tests on discovery pairs that are reported beside the conditions."""
     return {
         "areas": integrate_curves(state.curve, len(state.ranking)),
         "max_statistic": _count_significant_cells(context),
@@ -81,19 +80,19 @@ def _supplementary_tests(state: State, context: RunContext) -> dict[str, Json]:
 
 
 def _count_significant_cells(context: RunContext) -> dict[str, Json]:
-    """Of each sweep, how many cells differ from nothing, looking at all of them at once."""
-    found: dict[str, Json] = {}
-    for name in context.run.array_ids():
-        arrays = context.run.load_arrays(name)
+    """Return for each sweep how many cells have an effect, corrected for looking at all of them."""
+    counts: dict[str, Json] = {}
+    for result_id in context.run.array_ids():
+        arrays = context.run.load_arrays(result_id)
         if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):
-            continue
-        base = arrays["metric_clean" if name.endswith("-noising") else "metric_corrupted"]
-        change = (
-            arrays["per_pair"].reshape(len(base), -1).astype(float) - base.astype(float)[:, None]
-        )
-        p = max_statistic_test(change, seed=context.seed)
-        found[name] = {
+            continue  # not a sweep
+        direction = result_id.rpartition("-")[2]
+        base_name = "metric_clean" if direction == "noising" else "metric_corrupted"
+        base = arrays[base_name].astype(float)
+        patched = arrays["per_pair"].reshape(len(base), -1).astype(float)
+        p_values = max_statistic_test(patched - base[:, None], seed=context.seed)
+        counts[result_id] = {
             "cells": int(np.isfinite(arrays["values"]).sum()),
-            "significant": int((p <= thresholds.ALPHA).sum()),
+            "significant": int((p_values <= thresholds.ALPHA).sum()),
         }
-    return found
+    return counts

@@ -1,4 +1,4 @@
-"""What a run is said to cost, against what its parts then cost."""
+"""The estimated cost of a run, against what its parts then cost."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_sweeps_are_planned_to_the_row(run_estimate: CostEstimate, model_and_tas
 def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_verdict(
     model_and_task: Any, tmp_path: Path
 ) -> None:
-    """Each measurement goes through all blocks again: that is counted, planned, and taken from nobody's share."""
+    """Each measurement goes through all blocks again, and that cost is counted and planned."""
     model, task = model_and_task
     width = max(len(pair.clean) for pair in task.pairs)
     memory = sweep_bytes(model.info, width, pairs=2 * len(task.discovery) // 3)

@@ -1,4 +1,4 @@
-"""The agent on models whose circuit is known: it finds exactly the truth, and nothing in an untrained twin."""
+"""The agent finds the known circuit of a model, and nothing in an untrained twin of it."""
 
 from __future__ import annotations
 

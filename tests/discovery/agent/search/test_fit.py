@@ -1,4 +1,4 @@
-"""(a) and (b) as points, along the ranking, on an f that is a plain function of the set."""
+"""The fit of a set, and the curve along a ranking, on an f that is a plain function of the set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gate(kept: NodeSet) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kept", "knocked", "expected"),
+    ("faithfulness", "knockout", "expected"),
     [
         (1.0, 0.0, 0),
         (0.8, 0.2, 0),
@@ -42,30 +42,30 @@ def gate(kept: NodeSet) -> float:
         (0.5, 0.6, 0.7),
     ],
 )
-def test_how_far_outside_the_bounds(kept: float, knocked: float, expected: float) -> None:
-    assert Fit(kept, knocked).excess == pytest.approx(expected)
+def test_how_far_outside_the_bounds(faithfulness: float, knockout: float, expected: float) -> None:
+    assert Fit(faithfulness, knockout).excess == pytest.approx(expected)
 
 
 def test_both_ablations_count() -> None:
-    both = {
+    f_by_ablation = {
         "resample": SyntheticFaithfulness(UNIVERSE, gate),
         "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 0.5 * gate(kept) + 0.5 * (A in kept)),
     }
-    (found,) = measure_fits(both, [frozenset({A})])
-    assert found == {"resample": Fit(0.0, 0.0), "mean": Fit(0.5, 0.0)}
-    assert total_excess(found) == pytest.approx(0.8 + 0.3)
-    assert total_distance(found) == pytest.approx(1.5)
-    assert get_universe(both) == frozenset(UNIVERSE)
-    assert measure_fits(both, []) == []
+    (fit,) = measure_fits(f_by_ablation, [frozenset({A})])
+    assert fit == {"resample": Fit(0.0, 0.0), "mean": Fit(0.5, 0.0)}
+    assert total_excess(fit) == pytest.approx(0.8 + 0.3)
+    assert total_distance(fit) == pytest.approx(1.5)
+    assert get_universe(f_by_ablation) == frozenset(UNIVERSE)
+    assert measure_fits(f_by_ablation, []) == []
 
 
 def test_the_curve_of_a_gate() -> None:
-    """Every size from none to all under each ablation; the first at which everything holds is the gate's."""
-    both = {
+    """It has every size under each ablation; the first that meets (a) and (b) holds the gate."""
+    f_by_ablation = {
         "resample": SyntheticFaithfulness(UNIVERSE, gate),
         "mean": SyntheticFaithfulness(UNIVERSE, gate),
     }
-    points, size = measure_curve(both, [C, A, B, D, E])
+    points, size = measure_curve(f_by_ablation, [C, A, B, D, E])
     assert size == 3
     assert [(p.ablation, p.size, p.faithfulness) for p in points] == [
         (ablation, k, float(k >= 3)) for ablation in ("resample", "mean") for k in range(6)
@@ -75,14 +75,14 @@ def test_the_curve_of_a_gate() -> None:
     assert choose_start(None, UNIVERSE) == frozenset(UNIVERSE)
 
 
-def test_no_size_holds_where_one_ablation_never_does() -> None:
-    """Only the whole universe is left: an empty circuit is none, whatever its f."""
-    both = {
+def test_no_size_holds_if_one_ablation_never_does() -> None:
+    """An empty set is no circuit, whatever its f, so only the whole universe is left."""
+    f_by_ablation = {
         "resample": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
         "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
     }
-    assert measure_curve(both, UNIVERSE)[1] is None
-    assert find_smallest_size(both, UNIVERSE, pytest.fail) is None
+    assert measure_curve(f_by_ablation, UNIVERSE)[1] is None
+    assert find_smallest_size(f_by_ablation, UNIVERSE, pytest.fail) is None
 
 
 @settings(deadline=None, max_examples=100)
@@ -91,15 +91,15 @@ def test_no_size_holds_where_one_ablation_never_does() -> None:
     order=st.permutations(UNIVERSE),
 )
 def test_the_smallest_size_is_the_curves(values: list[float], order: list[object]) -> None:
-    """Looking no further than it."""
+    """It measures no larger size."""
 
     def table(offset: int) -> SyntheticFaithfulness:
         return SyntheticFaithfulness(
             UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)]
         )
 
-    both = {"resample": table(0), "mean": table(32)}
-    size = measure_curve(both, order)[1]  # type: ignore[arg-type]  # nodes
+    f_by_ablation = {"resample": table(0), "mean": table(32)}
+    size = measure_curve(f_by_ablation, order)[1]  # type: ignore[arg-type]  # nodes
     again = {"resample": table(0), "mean": table(32)}
     assert find_smallest_size(again, order, pytest.fail) == size  # type: ignore[arg-type]  # nodes
     if size is not None:
@@ -107,9 +107,9 @@ def test_the_smallest_size_is_the_curves(values: list[float], order: list[object
 
 
 def test_sizes_that_the_budget_does_not_reach_are_passed_over() -> None:
-    told: list[BudgetError] = []
+    faults: list[BudgetError] = []
     f = SyntheticFaithfulness(UNIVERSE, gate, budget=2)
-    assert find_smallest_size({"resample": f}, UNIVERSE, told.append) is None
-    assert len(told) == len(UNIVERSE) - 1
+    assert find_smallest_size({"resample": f}, UNIVERSE, faults.append) is None
+    assert len(faults) == len(UNIVERSE) - 1
     f = SyntheticFaithfulness(UNIVERSE, gate, budget=4)
     assert find_smallest_size({"resample": f}, UNIVERSE, pytest.fail) == 2

@@ -1,4 +1,4 @@
-"""Partners: nodes that do each other's work, by a hand-made f and by a model whose OR is known."""
+"""Nodes that do each other's work, by an f that is a plain function of the set."""
 
 from __future__ import annotations
 
@@ -28,29 +28,26 @@ def as_faithfulness(f: Any) -> Any:
 @pytest.mark.parametrize(
     ("f", "expected"),
     [
-        (
-            lambda s: (A in s or B in s) and C in s,
-            {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)},
-        ),  # an OR, and what reads it
-        (lambda s: A in s and B in s, {}),  # an AND: both are missed, alone and together
-        (lambda s: 0.5 * (A in s) + 0.5 * (B in s), {}),  # a sum
+        # An OR, and a node that reads it.
+        (lambda s: (A in s or B in s) and C in s, {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)}),
+        # An AND: ablating both costs no more than ablating one.
+        (lambda s: A in s and B in s, {}),
+        # A sum.
+        (lambda s: 0.5 * (A in s) + 0.5 * (B in s), {}),
+        # A sum and an OR.
         (
             lambda s: (
                 1 - 0.3 * (A not in s) - 0.3 * (B not in s) - 0.4 * (A not in s and B not in s)
             ),
             {"a0.h0": ("a0.h1",), "a0.h1": ("a0.h0",)},
         ),
-        (
-            lambda s: 1 - 0.09 * (A not in s and B not in s),
-            {},
-        ),  # less than a node of the circuit may matter
-        (
-            lambda s: 1 + 0.5 * (A not in s) - 0.5 * (B not in s),
-            {},
-        ),  # an opposing node hides nothing
+        # An OR that is worth less than 0.1.
+        (lambda s: 1 - 0.09 * (A not in s and B not in s), {}),
+        # A node and an opposing one.
+        (lambda s: 1 + 0.5 * (A not in s) - 0.5 * (B not in s), {}),
     ],
 )
-def test_partners_by_hand(f: Any, expected: dict[str, tuple[str, ...]]) -> None:
+def test_partners_of_known_functions(f: Any, expected: dict[str, tuple[str, ...]]) -> None:
     assert redundant_partners(as_faithfulness(f), [C, A, B, D]) == expected
 
 
