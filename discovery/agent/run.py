@@ -158,7 +158,7 @@ def resume(
     saved = open_run(runs_dir, run_id)  # for reading, which also works in a read-only directory
     if saved.record.kind != "discovery":
         raise StoreError(
-            f"The run {run_id} is the training of an SAE.",
+            f"The run {run_id} trains an SAE.",
             f"Resume it: circuit-scout sae train --resume {run_id}",
         )
     if saved.record.status == "completed":

@@ -1,12 +1,15 @@
 """Runs on disk: folders that a kill cannot damage and that two processes cannot write at once.
 
-`create_run` and `open_run` give a `Run`; `heldout_looks` is the ledger of held-out pairs. Needs no torch.
+`create_run` and `open_run` return a `Run`. `record_heldout_look` counts the circuits that were
+evaluated on the same held-out pairs. This package needs no torch.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, create_run(folder, "ioi", ModelSource(name="bundled"), {"seed": 0}) as run:
-    ...     _ = run.append_event({"stage": "behaviour", "concluded": "the model does the task"})
-    ...     [event["stage"] for event in open_run(folder, run.id).events()]
-    ['behaviour']
+    >>> runs_dir = tempfile.TemporaryDirectory()
+    >>> with create_run(runs_dir.name, "ioi", ModelSource(name="bundled"), {"seed": 0}) as run:
+    ...     _ = run.append_event({"stage": "check", "concluded": "the model does the task"})
+    >>> [event["stage"] for event in open_run(runs_dir.name, run.id).events()]
+    ['check']
+    >>> runs_dir.cleanup()
 """
 
 from __future__ import annotations

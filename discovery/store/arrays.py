@@ -1,7 +1,8 @@
-"""The full grids of a run, as safetensors: one file per result, named by the result's id.
+"""The full grids of a run as safetensors: one file for each result, named by the result's id.
 
-Floating-point arrays are stored as float32 unless asked otherwise; whole numbers and truth values as they
-are. NaN is kept: here it means "no such cell". Numpy only, for the light half of `discovery` has no torch.
+Floating-point arrays are stored as float32 unless the caller asks for another dtype; integers and
+booleans are stored as they are. NaN is kept and means "there is no such cell". The arrays are
+numpy's, so that this package needs no torch.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ Array = NDArray[Any]
 def write_arrays(
     path: Path, arrays: Mapping[str, Array], dtype: DTypeLike, metadata: Mapping[str, str]
 ) -> None:
-    """Write `arrays` to `path` in one step.
+    """Write arrays to a file in one step.
 
     Args:
-        path: ends in .safetensors.
-        arrays: by name.
-        dtype: that floating-point arrays are stored in.
-        metadata: what they mean: axes, labels.
+        path: The file, which ends in .safetensors.
+        arrays: The arrays by name.
+        dtype: The dtype in which floating-point arrays are stored.
+        metadata: What the arrays mean, such as axes and labels.
 
     Raises:
-        StoreError: where the disk refuses.
-        TypeError: for what is not a numpy array of numbers.
+        StoreError: If the file cannot be written.
+        TypeError: If a value is not a numpy array of numbers.
     """
-    packed = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
-    write_bytes(path, save(packed, metadata=dict(metadata)))
+    stored = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
+    write_bytes(path, save(stored, metadata=dict(metadata)))
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Every array in `path`, by name.
+    """Return every array in a file, by name.
 
     Raises:
-        StoreError: where it is missing or damaged.
+        StoreError: If the file is missing or damaged.
     """
     with explain_disk_errors(path):
         try:
@@ -55,10 +56,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `write_arrays` was told of the arrays in `path`.
+    """Return the metadata that `write_arrays` was given.
 
     Raises:
-        StoreError: where it is missing or damaged.
+        StoreError: If the file is missing or damaged.
     """
     with explain_disk_errors(path):
         try:
@@ -70,11 +71,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _to_stored_array(name: str, array: object, dtype: DTypeLike) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"{name!r} must be a numpy array of numbers, not {type(array).__name__} of {getattr(array, 'dtype', None)}"
-        )
-    kind = np.dtype(dtype) if array.dtype.kind == "f" else array.dtype
-    return np.array(array, dtype=kind.newbyteorder("="), order="C")
+        kind = f"{type(array).__name__} of {getattr(array, 'dtype', None)}"
+        raise TypeError(f"{name!r} must be a numpy array of numbers, not {kind}")
+    stored = np.dtype(dtype) if array.dtype.kind == "f" else array.dtype
+    return np.array(array, dtype=stored.newbyteorder("="), order="C")
 
 
 def _damage_error(path: Path, fault: SafetensorError) -> StoreError:

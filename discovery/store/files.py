@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, and faults of the disk told as cause and cure.
+"""Atomic writes, and errors of the disk as cause and cure.
 
-A write goes to a hidden file beside its place, is synced, and then takes the name in one step (POSIX
-rename), so a kill at any moment leaves the old content or the new, never a piece.
+A file is written under a hidden name in the same folder, synced, and then renamed in one step. A
+kill at any moment therefore leaves either the old content or the new, never a part.
 """
 
 from __future__ import annotations
@@ -45,32 +45,30 @@ _CURES = {
         "Name a directory with --runs-dir, or CIRCUIT_SCOUT_RUNS_DIR.",
     ),
     errno.ENOENT: (
-        "it is not there",
-        "See `circuit-scout runs list`; if the run was deleted while it was at work, start it again.",
+        "it does not exist",
+        "See `circuit-scout runs list`. If the run was deleted while it ran, start it again.",
     ),
 }
 
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's faults at `path` into a StoreError with cause and cure."""
+    """Turn an OSError about a path into a StoreError with cause and cure."""
     try:
         yield
     except OSError as fault:
-        code = fault.errno or (
-            errno.ENOENT if isinstance(fault, FileNotFoundError) else 0
-        )  # safetensors gives no number
-        reason, cure = _CURES.get(
-            code, (fault.strerror or str(fault), f"Look at the disk, {_RUNS_DIR_HINT}.")
-        )
+        is_missing = isinstance(fault, FileNotFoundError)
+        code = fault.errno or (errno.ENOENT if is_missing else 0)  # safetensors sets no errno
+        unknown = (fault.strerror or str(fault), f"Check the disk, {_RUNS_DIR_HINT}.")
+        reason, cure = _CURES.get(code, unknown)
         raise StoreError(f"{path} cannot be read or written: {reason}.", cure) from fault
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, durably and in one step; its folder is made if need be.
+    """Replace the content of a file, durably and in one step. A missing folder is created.
 
     Raises:
-        StoreError: where the disk refuses.
+        StoreError: If the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explain_disk_errors(path):
@@ -89,31 +87,35 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace `path` by `value` as strict JSON."""
+    """Replace the content of a file by a value as strict JSON, in one step.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
     write_bytes(path, (dumps(value, indent=2) + "\n").encode("ascii"))
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of `path`.
+    """Return the content of a file.
 
     Raises:
-        StoreError: where it is missing or cannot be read.
+        StoreError: If the file is missing or cannot be read.
     """
     with explain_disk_errors(path):
         return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:
-    """The strict JSON in `path`.
+    """Return the value of a file of strict JSON.
 
     Raises:
-        StoreError: where it is missing, or is not JSON.
+        StoreError: If the file is missing or is not strict JSON.
     """
     return loads(read_bytes(path), str(path))
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the system can."""
+    """Make the names in a folder durable, if the operating system can (POSIX)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -123,7 +125,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed left behind in `folder` and one level below."""
+    """Remove the hidden files of killed writes in a folder and in its direct subfolders."""
     for pattern in (".*.tmp", "*/.*.tmp"):
         for leftover in folder.glob(pattern):
             with suppress(OSError):
@@ -131,10 +133,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def check_name(name: str, what: str) -> str:
-    """`name`, if it can be the name of a file and of nothing else.
+    """Return a name if it is a plain file name.
+
+    Args:
+        name: The name.
+        what: What it should name, for the message.
 
     Raises:
-        StoreError: for a path, a hidden file, an empty or an overlong name.
+        StoreError: If it is a path, a hidden file, empty or too long.
     """
     if not _FILE_NAME.fullmatch(name):
         raise StoreError(
@@ -145,10 +151,10 @@ def check_name(name: str, what: str) -> str:
 
 
 def resolve_inside(folder: Path, *parts: str) -> Path:
-    """The path of `parts` in `folder`, which no symbolic link may lead out of.
+    """Return a path inside a folder.
 
     Raises:
-        StoreError: where it leads elsewhere.
+        StoreError: If a symbolic link leads out of the folder.
     """
     path = folder.joinpath(*parts)
     if not path.resolve().is_relative_to(folder.resolve()):

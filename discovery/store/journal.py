@@ -1,9 +1,11 @@
-"""events.jsonl: the journal of a run, one durable line of strict JSON per event, from which it resumes.
+"""events.jsonl: the journal of a run, from which it resumes.
 
-Convention: each line has its `index` (from 0) and `time` (UTC), then what the writer says. A line ends with a
-newline and is synced before `append` returns, so what a kill leaves after the last newline was never
-acknowledged: reading leaves it out, and the next writer cuts it off. A last line that cannot be read (a
-machine that lost power) counts as torn too. Damage before that is refused, for a journal with a hole lies.
+Each event is one durable line of strict JSON: an `index` (from 0), a `time` (UTC), and then what
+the writer gave. A line ends with a newline and is synced before `append` returns. What a kill
+leaves after the last newline was therefore never acknowledged: reading leaves it out, and the
+next writer cuts it off. A last line that cannot be read, as after a power cut, is treated the
+same way. Damage before the last line is an error, because a journal with missing events would be
+misleading.
 """
 
 from __future__ import annotations
@@ -28,24 +30,24 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 
 
 def utc_timestamp() -> str:
-    """The time in UTC, ISO 8601 to the millisecond, as every file of a run has it."""
+    """Return the time in UTC, in ISO 8601 to the millisecond, as every file of a run has it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def read_events(path: Path) -> list[Event]:
-    """Every whole event in `path`; none where there is no such file.
+    """Return every complete event of a journal; none if there is no such file.
 
     Raises:
-        StoreError: where a line before the last is damaged, naming it.
+        StoreError: If a line before the last is damaged; the message names it.
     """
     return _read_journal(path)[0]
 
 
 class Journal:
-    """The writer's end of a journal; one at a time, which the run's lock sees to.
+    """A journal that is open for writing. The run's lock makes sure that there is only one writer.
 
     Raises:
-        StoreError: on opening, where a line before the last is damaged.
+        StoreError: If a line before the last is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,23 +63,22 @@ class Journal:
         """Write one event, durably.
 
         Args:
-            event: what to say, as JSON; `index` and `time` are added here.
+            event: The event as JSON; `index` and `time` are added here.
 
         Returns:
-            its index.
+            The index of the event.
 
         Raises:
-            StoreError: where the disk refuses, or another process wrote meanwhile; the journal is then as it was before.
+            StoreError: If the event cannot be written, or if another process has written to the
+                journal. The journal is then as it was before.
         """
         if "index" in event or "time" in event:
-            raise ValueError("`index` and `time` of an event are the journal's to give")
+            raise ValueError("`index` and `time` of an event are set by the journal")
         with self._lock, explain_disk_errors(self.path):
-            line = (dumps({"index": self._count, "time": utc_timestamp(), **event}) + "\n").encode(
-                "ascii"
-            )
-            descriptor = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
-            )
+            text = dumps({"index": self._count, "time": utc_timestamp(), **event})
+            line = (text + "\n").encode("ascii")
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self.path, flags, 0o666)
             try:
                 self._write(descriptor, line)
             finally:
@@ -91,8 +92,8 @@ class Journal:
     def _write(self, descriptor: int, line: bytes) -> None:
         if os.fstat(descriptor).st_size != self._size:
             raise StoreError(
-                f"{self.path} was changed by somebody else.",
-                "Let only one process write to a run; resume it to go on.",
+                f"{self.path} was changed by another process.",
+                "Let only one process write to a run, and resume it.",
             )
         os.lseek(descriptor, self._size, os.SEEK_SET)
         try:
@@ -107,7 +108,7 @@ class Journal:
 
 
 def _read_journal(path: Path) -> tuple[list[Event], int]:
-    """The whole events of a journal, and how many bytes they take."""
+    """Return the complete events of a journal, and how many bytes they take."""
     with explain_disk_errors(path):
         content = path.read_bytes() if path.exists() else b""
     lines = content.split(b"\n")[:-1]
@@ -129,6 +130,6 @@ def _parse_event(line: bytes, number: int, path: Path) -> Event:
     if not isinstance(value, dict) or value.get("index") != number:
         raise StoreError(
             f"{path}, line {number + 1}, is damaged: it is not event {number}.",
-            "Restore the file, or start the run anew.",
+            "Restore the file, or start a new run.",
         )
     return value

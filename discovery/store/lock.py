@@ -1,7 +1,7 @@
-"""One writer to a run folder: an operating-system lock, which a kill -9 frees, and a note of who holds it.
+"""The lock of a run folder, so that only one process writes to it.
 
-The lock is on `.lock`; `.lock-owner.json` beside it says which process to look for. The note is only ever
-believed while the lock is held.
+The operating system frees the lock when its process ends, however it ends. The lock is on the file
+`.lock`; `.lock-owner.json` beside it says which process holds it, and means nothing if nobody does.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from discovery.errors import StoreError
 from discovery.store.files import explain_disk_errors, read_json, write_json
 from discovery.store.journal import utc_timestamp
 
-_LOCK_TIMEOUT_SECONDS = 0.5  # seconds: `is_being_written` takes the lock for a moment
-_PROBE_TIMEOUT_SECONDS = (
-    0.1  # seconds: two that look at the same time must not take each other for a writer
-)
+# `is_being_written` holds the lock for a moment, so a writer waits a little for it. Two processes
+# that call it at the same time must not take each other for a writer, so they wait a little too.
+_LOCK_TIMEOUT_SECONDS = 0.5
+_PROBE_TIMEOUT_SECONDS = 0.1
 
 
 class RunLock:
-    """The exclusive right to write to `folder`, from construction until `release`.
+    """The exclusive right to write to a folder, from construction until `release`.
 
     Raises:
-        StoreError: where another opener has it, naming its process.
+        StoreError: If another process, or this one, already has it; the message names the process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class RunLock:
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether some process is writing to `folder` now."""
+    """Return whether some process is writing to a folder now."""
     if not (folder / ".lock").exists():
         return False
     lock = _lock(folder)
@@ -60,14 +60,14 @@ def is_being_written(folder: Path) -> bool:
         lock.acquire(timeout=_PROBE_TIMEOUT_SECONDS, poll_interval=_PROBE_TIMEOUT_SECONDS / 20)
     except Timeout:
         return True
-    except OSError:  # a folder that we may not write to
+    except OSError:  # this user may not write to the folder
         return False
     lock.release()
     return False
 
 
 def _lock(folder: Path) -> FileLock:
-    # Not per thread: the server opens a run in one thread and may close it in another.
+    # The server may open a run in one thread and close it in another, so no thread owns the lock.
     return FileLock(folder / ".lock", thread_local=False)
 
 
@@ -78,12 +78,13 @@ def _owner_path(folder: Path) -> Path:
 def _locked_error(folder: Path) -> StoreError:
     try:
         note = read_json(_owner_path(folder))
-        who = f"process {note['pid']}, since {note['since']}" + (
-            " (this very process)" if note["pid"] == os.getpid() else ""
-        )
+        owner = f"process {note['pid']}, since {note['since']}"
+        if note["pid"] == os.getpid():
+            owner += " (this process)"
     except (StoreError, KeyError, TypeError):
-        who = "another process"
+        owner = "another process"
     return StoreError(
-        f"The run {folder.name} is being written by {who}.",
-        "Wait until it is done, or stop that process and resume; the lock frees itself when the process ends.",
+        f"The run {folder.name} is being written by {owner}.",
+        "Wait until it is done, or stop that process and resume the run. "
+        "The lock is freed when the process ends.",
     )

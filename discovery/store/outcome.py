@@ -1,4 +1,9 @@
-"""However a run's work ends, its folder says so: interrupted and resumable, refused and gone, or failed."""
+"""How the work on a run ends, and what its folder says then.
+
+If it is stopped, or ends with an error that a user can fix, the run is `interrupted` and can be
+resumed. If it measured nothing before such an error, its folder is removed. If it ends with a
+bug, it is `failed`.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,20 @@ from discovery.store.run import Run
 def record_outcome(
     run: Run, cost: Callable[[], Cost], out_of_memory: Callable[[Exception], bool], remedy: str
 ) -> Iterator[None]:
-    """Work on a run.
+    """Work on a run within this context, so that its folder records how the work ends.
+
+    An error of the package gets the run's id if something was measured, so that its reader knows
+    which run to resume.
 
     Args:
-        cost: of what was done, where it is interrupted.
-        out_of_memory: whether an exception says that memory ran out.
-        smaller: what to start again with then.
+        run: The run, open for writing.
+        cost: Returns the cost so far, which is recorded if the run is interrupted.
+        out_of_memory: Whether an exception says that memory ran out.
+        remedy: What to start again with if memory ran out, such as "fewer pairs".
 
     Raises:
-        Interrupted: with the run's id, which a fault that can be mended gets too where something was measured.
-        MemoryLimitError: where memory ran out.
+        Interrupted: If the run was stopped.
+        MemoryLimitError: If memory ran out.
     """
     try:
         yield
@@ -36,12 +45,10 @@ def record_outcome(
         if run.events():
             run.update(status="interrupted", problem=fault.cause, cost=cost())
             fault.run_id = run.id
-        else:  # nothing was measured: what is wrong would be wrong again
+        else:  # nothing was measured, so there is nothing to resume
             run.discard()
         raise
-    except (
-        Exception
-    ) as fault:  # recorded, and raised again: a bug must not leave a run that says "running"
+    except Exception as fault:  # raised again; a bug must not leave a run that says "running"
         if out_of_memory(fault):
             run.update(status="interrupted", problem="out of memory")
             cure = f"Free memory, or start again with {remedy}; this run can be resumed: {run.id}."

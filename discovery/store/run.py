@@ -1,4 +1,4 @@
-"""One run folder: everything that a run leaves behind, each file written in one step by one process.
+"""The folder of one run. Each file in it is written in one step, and by one process.
 
     run.json         configuration, model source, provenance, status, cost
     task.jsonl       every pair used, with its split and token ids
@@ -6,7 +6,7 @@
     circuit.json     the record
     arrays/  figures/  report.html
 
-A run is opened for reading by anyone at any time, and for writing by one.
+Any number of processes may have a run open for reading, and one may have it open for writing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from discovery.errors import StoreError
 from discovery.graph import CircuitGraph
+from discovery.graph.base import locate_first_error
 from discovery.graph.strict_json import dumps, loads
 from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
 from discovery.store.files import (
@@ -41,11 +42,18 @@ from discovery.store.run_record import RunRecord, RunStatus
 
 
 class Run:
-    """An open run folder; a context manager that gives the lock back.
+    """An open run folder. As a context manager it releases the lock at its end.
+
+    Args:
+        path: The folder.
+        write: Whether to open it for writing, which takes the lock.
 
     Attributes:
-        path: the folder.
-        id: its name.
+        path: The folder.
+        id: The id of the run, which is the name of the folder.
+
+    Raises:
+        StoreError: If another process has it open for writing, or if its journal is damaged.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -73,13 +81,14 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back; what is on disk stays."""
+        """Release the lock. The files stay."""
         if self._lock:
             self._lock.release()
-        self._lock = self._journal = None
+        self._lock = None
+        self._journal = None
 
     def discard(self) -> None:
-        """Remove the folder: of a run that measured nothing, and never could."""
+        """Remove the folder of a run that measured nothing."""
         self._check_writable()
         with explain_disk_errors(self.path):
             shutil.rmtree(self.path)
@@ -87,36 +96,37 @@ class Run:
 
     @property
     def is_writable(self) -> bool:
-        """Whether this is the opener that may write."""
+        """Whether this object may write to the folder."""
         return self._lock is not None
 
     @property
     def record(self) -> RunRecord:
-        """run.json as it stands."""
+        """The present content of run.json.
+
+        Raises:
+            StoreError: If it is missing or damaged.
+        """
         path = self.path / "run.json"
         try:
             return RunRecord.model_validate(read_json(path))
         except ValidationError as fault:
-            first = fault.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            place, message = locate_first_error(fault)
             raise StoreError(
                 f"{path} is damaged at {place or 'its top'}.",
                 "Restore the file, or delete the run.",
-                detail=first["msg"],
+                detail=message,
             ) from fault
 
     @property
     def status(self) -> RunStatus:
-        """As recorded; a run that says `running` and that no process writes to was interrupted."""
+        """The status. A run that says `running` was interrupted if no process writes to it."""
         status = self.record.status
-        return (
-            "interrupted"
-            if status == "running" and not self.is_writable and not is_being_written(self.path)
-            else status
-        )
+        if status == "running" and not self.is_writable and not is_being_written(self.path):
+            return "interrupted"
+        return status
 
     def update(self, **changes: Any) -> RunRecord:
-        """Write run.json with `changes` to its fields."""
+        """Write run.json with changed fields, and return its new content."""
         self._check_writable()
         record = RunRecord.model_validate(
             {
@@ -130,25 +140,20 @@ class Run:
         return record
 
     def append_event(self, event: Mapping[str, Any]) -> int:
-        """Write one event durably; returns its index. See `Journal.append`."""
+        """Write one event durably, and return its index; see `Journal.append`."""
         self._check_writable()
         assert self._journal is not None
         return self._journal.append(event)
 
     def events(self) -> list[Event]:
-        """Every event so far, without a torn last line."""
+        """Return every event so far, without an incomplete last line."""
         return read_events(self.path / "events.jsonl")
 
-    def save_pairs(self, pairs: Iterable[Mapping[str, Any]]) -> None:
-        """Write task.jsonl: every pair used, with its split and token ids."""
-        self._check_writable()
-        write_pairs(self.path, pairs)
-
     def load_pairs(self) -> list[dict[str, Any]]:
-        """The lines of task.jsonl.
+        """Return the lines of task.jsonl.
 
         Raises:
-            StoreError: where it is missing, or cut off.
+            StoreError: If the file is missing or cut off.
         """
         path = self.path / "task.jsonl"
         *lines, rest = read_bytes(path).split(b"\n")
@@ -166,11 +171,16 @@ class Run:
         self._write("circuit.json", circuit.to_json().encode("ascii"))
 
     def load_circuit(self) -> CircuitGraph:
-        """The record. Raises StoreError where the run has not got that far."""
+        """Return the record.
+
+        Raises:
+            StoreError: If the run has no record yet, if it trains an SAE, or if the record is
+                damaged.
+        """
         path = self.path / "circuit.json"
         if self.record.kind == "sae":
             raise StoreError(
-                f"The run {self.id} is the training of an SAE, and has no circuit.",
+                f"The run {self.id} trains an SAE and has no circuit.",
                 f"See it: circuit-scout runs show {self.id}, or train_sae(run_id={self.id!r}).",
             )
         if not path.exists():
@@ -188,55 +198,62 @@ class Run:
         dtype: DTypeLike = np.float32,
         metadata: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write the numpy arrays of one result to arrays/<result_id>.safetensors; floats become `dtype`."""
+        """Write the arrays of one result to arrays/<result_id>.safetensors, and return its path.
+
+        Args:
+            result_id: The id of the result.
+            arrays: Numpy arrays by name.
+            dtype: The dtype in which floating-point arrays are stored.
+            metadata: What the arrays mean, such as axes and labels.
+        """
         self._check_writable()
         path = self._file("arrays", result_id, ".safetensors")
         write_arrays(path, arrays, dtype, metadata or {})
         return path
 
     def load_arrays(self, result_id: str) -> dict[str, Array]:
-        """The arrays of one result, by name."""
+        """Return the arrays of one result, by name."""
         return read_arrays(self._existing_file("arrays", result_id, ".safetensors"))
 
     def array_metadata(self, result_id: str) -> dict[str, str]:
-        """What was noted with the arrays of one result."""
+        """Return the metadata of the arrays of one result."""
         return read_metadata(self._existing_file("arrays", result_id, ".safetensors"))
 
     def array_ids(self) -> list[str]:
-        """Every result that has arrays."""
+        """Return the id of every result that has arrays."""
         return sorted(path.stem for path in (self.path / "arrays").glob("[!.]*.safetensors"))
 
     def save_figure(self, name: str, png: bytes) -> Path:
-        """Write figures/<name>.png."""
+        """Write figures/<name>.png, and return its path."""
         self._check_writable()
         path = self._file("figures", name, ".png")
         write_bytes(path, png)
         return path
 
     def load_figure(self, name: str) -> bytes:
-        """The PNG of one figure."""
+        """Return the PNG of one figure."""
         return read_bytes(self._existing_file("figures", name, ".png"))
 
     def figure_names(self) -> list[str]:
-        """Every figure."""
+        """Return the name of every figure."""
         return sorted(path.stem for path in (self.path / "figures").glob("[!.]*.png"))
 
     def save_report(self, html: str) -> Path:
-        """Write report.html."""
+        """Write report.html, and return its path."""
         self._write("report.html", html.encode("utf-8"))
         return self.path / "report.html"
 
     def save_file(self, name: str, content: bytes) -> None:
-        """Write a file of another kind into the folder, in one step."""
+        """Write another file into the folder, in one step."""
         self._write(check_name(name, "a file of a run"), content)
 
     def load_file(self, name: str) -> bytes | None:
-        """The content of such a file; None where there is none."""
+        """Return the content of a file in the folder; None if there is no such file."""
         path = resolve_inside(self.path, check_name(name, "a file of a run"))
         return read_bytes(path) if path.exists() else None
 
     def remove_file(self, name: str) -> None:
-        """Remove such a file, if it is there."""
+        """Remove a file in the folder, if it exists."""
         self._check_writable()
         with explain_disk_errors(self.path):
             (self.path / check_name(name, "a file of a run")).unlink(missing_ok=True)
@@ -261,16 +278,14 @@ class Run:
     def _existing_file(self, folder: str, name: str, suffix: str) -> Path:
         path = self._file(folder, name, suffix)
         if not path.exists():
-            there = sorted(other.stem for other in path.parent.glob(f"[!.]*{suffix}"))
+            names = sorted(other.stem for other in path.parent.glob(f"[!.]*{suffix}"))
             raise StoreError(
                 f"The run {self.id} has no {folder}/{path.name}.",
-                f"There are: {', '.join(there) or 'none'}.",
+                f"There are: {', '.join(names) or 'none'}.",
             )
         return path
 
 
-def write_pairs(folder: Path, pairs: Iterable[Mapping[str, Any]]) -> None:
-    """Write task.jsonl into a run's folder."""
-    write_bytes(
-        folder / "task.jsonl", "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii")
-    )
+def format_pairs(pairs: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the content of task.jsonl, which `Run.load_pairs` reads back."""
+    return "".join(dumps(pair) + "\n" for pair in pairs).encode("ascii")

@@ -1,7 +1,4 @@
-"""run.json: what a run was asked for, and how it stands.
-
-How a run can be done again: the versions of what it was made with, its seed, device and command.
-"""
+"""run.json: what a run was asked for, what it was made with, and how far it is."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ class ModelSource(JsonModel):
     """Where the model's weights came from.
 
     Attributes:
-        name: as it was asked for.
-        source: bundled, a hub name, or a local directory.
-        revision: of a hub repository.
-        fingerprint: sha256 of the weights.
+        name: The model as it was asked for.
+        source: "bundled", a hub name, or a local directory.
+        revision: The revision of a hub repository.
+        fingerprint: The sha256 of the weights.
     """
 
     name: str | None = None
@@ -37,21 +34,21 @@ class ModelSource(JsonModel):
 
 
 class RunRecord(JsonModel):
-    """run.json.
+    """The content of run.json.
 
     Attributes:
-        run_id: the folder's name.
+        run_id: The id of the run, which is the name of its folder.
         status: running, interrupted (resumable), completed (whatever the verdict), or failed.
-        kind: discovery of a circuit, or the training of an SAE.
-        task: name of the behaviour.
-        configuration: everything that was asked for.
-        model: where the weights came from.
-        provenance: how to do it again.
-        cost: so far.
-        created: when the run began, in UTC.
-        updated: when this file was last written.
-        problem: why it failed.
-        scores: of the dictionary that was trained.
+        kind: Whether the run discovers a circuit or trains an SAE.
+        task: The name of the behaviour.
+        configuration: Everything that was asked for.
+        model: Where the weights came from.
+        provenance: How the run can be repeated.
+        cost: The cost so far.
+        created: When the run began, in UTC.
+        updated: When this file was last written, in UTC.
+        problem: Why the run failed or was interrupted.
+        scores: The scores of the SAE that was trained.
     """
 
     schema_: Literal["circuit-scout/run/1"] = Field(default="circuit-scout/run/1", alias="schema")
@@ -83,15 +80,19 @@ RECORDED_LIBRARIES = (
 def collect_provenance(
     seed: int, device: str, command: str | None, created: str, more: tuple[str, ...] = ()
 ) -> Provenance:
-    """How to do a run again.
+    """Return how a run can be repeated: seed, versions, device and command.
 
     Args:
-        more: further libraries that it was made with.
+        seed: The seed of every random choice.
+        device: The device that the run computes on.
+        command: The command line; None if the run was started from Python.
+        created: When the run began.
+        more: Further libraries whose versions are recorded.
     """
     versions = {"python": platform.python_version()}
     for library in (*RECORDED_LIBRARIES, *more):
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
-            continue  # run from a checkout that is not installed: the record then lacks that line
+            continue  # run from a checkout that is not installed; its version stays unknown
     return Provenance(seed=seed, versions=versions, device=device, command=command, created=created)

@@ -141,7 +141,7 @@ def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(fi
     assert made.circuit.dictionaries[0].sae == training.id
     by_path = add_features_to_run(run.id, training.path / "sae", model=model, k=1, runs_dir=runs)
     assert by_path.circuit.dictionaries[0].sae == training.id
-    with pytest.raises(StoreError, match="is the training of an SAE") as fault:
+    with pytest.raises(StoreError, match="trains an SAE") as fault:
         add_features_to_run(training.id, training.id, runs_dir=runs)
     assert f"train_sae(run_id='{training.id}')" in fault.value.cure
 

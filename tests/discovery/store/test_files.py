@@ -46,10 +46,10 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
         (errno.ENOSPC, "disk is full", "Free some space"),
         (errno.EROFS, "read-only", "--runs-dir"),
         (errno.EACCES, "permission is denied", "CIRCUIT_SCOUT_RUNS_DIR"),
-        (errno.EIO, os.strerror(errno.EIO), "Look at the disk"),
+        (errno.EIO, os.strerror(errno.EIO), "Check the disk"),
     ],
 )
-def test_a_disk_that_refuses_is_told_and_the_old_content_stays(
+def test_a_failed_write_is_reported_and_the_old_content_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, says: str, cure: str
 ) -> None:
     path = tmp_path / "x"
@@ -111,7 +111,7 @@ def test_a_name_is_the_name_of_a_file_and_of_nothing_else(name: str) -> None:
         check_name(name, "a figure")
 
 
-def test_a_link_may_not_lead_out(tmp_path: Path) -> None:
+def test_a_link_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("x")
     (tmp_path / "run" / "link").symlink_to(tmp_path / "secret")

@@ -34,7 +34,8 @@ def test_a_replay_gives_the_number_of_the_first_look(tmp_path: Path) -> None:
 def test_no_look_is_lost_when_processes_look_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from discovery.store import record_heldout_look\n"
-        "for number in range(15): record_heldout_look(sys.argv[1], 'pairs', f'{sys.argv[2]}-{number}')"
+        "for number in range(15):\n"
+        "    record_heldout_look(sys.argv[1], 'pairs', f'{sys.argv[2]}-{number}')"
     )
     children = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], cwd=ROOT)

@@ -20,9 +20,9 @@ ROOT = Path(discovery.__file__).parents[1]
 
 
 def journal(path: Path, count: int) -> Journal:
-    log = Journal(path)
+    journal = Journal(path)
     for number in range(count):
-        assert log.append({"stage": "heads", "number": number}) == number
+        assert journal.append({"stage": "heads", "number": number}) == number
     return log
 
 
@@ -34,7 +34,7 @@ def test_each_event_is_one_strict_line_with_index_and_time(tmp_path: Path) -> No
     path = tmp_path / "events.jsonl"
     assert read_events(path) == []
     log = journal(path, 1)
-    log.append({"effect": float("nan"), "text": "two\nlines é", "nodes": ("a9.h6",)})
+    journal.append({"effect": float("nan"), "text": "two\nlines é", "nodes": ("a9.h6",)})
     lines = path.read_text().split("\n")
     assert len(lines) == 3
     assert json.loads(lines[1])["effect"] is None
@@ -51,8 +51,8 @@ def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(
 ) -> None:
     log = journal(tmp_path / "e", 1)
     with pytest.raises((ValueError, TypeError)):
-        log.append(event)
-    assert log.append({"number": 1}) == 1
+        journal.append(event)
+    assert journal.append({"number": 1}) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(
         b"{}\n",
     ],
 )
-def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -> None:
+def test_an_incomplete_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "e"
     journal(path, 3)
     whole = path.read_bytes()
@@ -80,16 +80,16 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -
     assert path.read_bytes().startswith(whole)
 
 
-def test_every_place_that_a_write_can_be_cut_at_is_survived(tmp_path: Path) -> None:
+def test_a_write_may_be_cut_off_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "e"
     journal(path, 2)
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        kept = numbers(path)
-        assert kept == list(range(whole[:length].count(b"\n")))
-        assert Journal(path).append({"number": len(kept)}) == len(kept)
-        assert numbers(path) == list(range(len(kept) + 1))
+        survivors = numbers(path)
+        assert survivors == list(range(whole[:length].count(b"\n")))
+        assert Journal(path).append({"number": len(survivors)}) == len(survivors)
+        assert numbers(path) == list(range(len(survivors) + 1))
 
 
 @pytest.mark.parametrize("line", [0, 1])
@@ -125,28 +125,28 @@ def test_a_failed_write_leaves_the_journal_as_it_was(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", half)
         with pytest.raises(StoreError, match="disk is full"):
-            log.append({"number": 2})
+            journal.append({"number": 2})
     assert path.read_bytes() == whole
-    assert log.append({"number": 2}) == 2
+    assert journal.append({"number": 2}) == 2
     assert numbers(path) == [0, 1, 2]
 
 
-def test_a_journal_that_somebody_else_changed_is_not_written_to(tmp_path: Path) -> None:
+def test_a_journal_that_another_process_changed_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "e"
     log = journal(path, 1)
     Journal(path).append({"number": 1})
-    with pytest.raises(StoreError, match="changed by somebody else"):
-        log.append({"number": 1})
+    with pytest.raises(StoreError, match="changed by another process"):
+        journal.append({"number": 1})
     assert numbers(path) == [0, 1]
 
 
 def test_a_kill_at_any_moment_loses_no_acknowledged_event(tmp_path: Path) -> None:
-    """A child appends long events and says so on stdout; kill -9; what it said is there, and nothing is out of order."""
+    """A process that appends long events and prints each is killed; all that it printed is there."""
     path = tmp_path / "e"
     code = (
-        "import sys; from pathlib import Path; from discovery.store.journal import EventLog\n"
-        "log = EventLog(Path(sys.argv[1]))\n"
-        "while True: print(log.append({'x': 'y' * 20_000}), flush=True)"
+        "import sys; from pathlib import Path; from discovery.store.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "while True: print(journal.append({'x': 'y' * 20_000}), flush=True)"
     )
     acknowledged = -1
     for pause in (0.02, 0.05, 0.08):
@@ -156,40 +156,39 @@ def test_a_kill_at_any_moment_loses_no_acknowledged_event(tmp_path: Path) -> Non
             assert child.stdout is not None
             first = int(child.stdout.readline())
             assert first in (acknowledged + 1, acknowledged + 2), (
-                "at most the one event that was written but not told of"
+                "at most one event was written but not printed"
             )
             time.sleep(pause)
             child.send_signal(signal.SIGKILL)
             acknowledged = max(
                 [first, *(int(line) for line in child.stdout.read().split("\n") if line.strip())]
             )
-        kept = read_events(path)
-        assert [event["index"] for event in kept] == list(range(len(kept)))
-        assert acknowledged < len(kept) <= acknowledged + 2
-        acknowledged = len(kept) - 1
+        events = read_events(path)
+        assert [event["index"] for event in events] == list(range(len(events)))
+        assert acknowledged < len(events) <= acknowledged + 2
+        acknowledged = len(events) - 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file-size limits are POSIX")
-def test_a_real_limit_on_the_disk_is_told_and_survived(tmp_path: Path) -> None:
+def test_a_real_limit_on_the_file_size_is_reported_and_survived(tmp_path: Path) -> None:
     path = tmp_path / "e"
     code = (
         "import sys, resource; from pathlib import Path\n"
-        "from discovery.store.journal import EventLog; from discovery.errors import StoreError\n"
+        "from discovery.store.journal import Journal; from discovery.errors import StoreError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
-        "log = EventLog(Path(sys.argv[1]))\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
         "try:\n"
-        "    while True: log.append({'x': 'y' * 700})\n"
+        "    while True: journal.append({'x': 'y' * 700})\n"
         "except StoreError as fault: sys.exit(str(fault))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "larger than allowed" in done.stderr
-    kept = read_events(path)
-    assert len(kept) == 6
-    assert path.read_bytes().endswith(b"\n"), "the piece that fitted was taken back"
+    assert "larger than allowed" in process.stderr
+    assert len(read_events(path)) == 6
+    assert path.read_bytes().endswith(b"\n"), "the part that fitted was removed again"
     assert Journal(path).append({}) == 6

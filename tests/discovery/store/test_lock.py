@@ -44,7 +44,7 @@ def test_the_second_opener_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Pa
         assert is_being_written(tmp_path)
         with pytest.raises(StoreError, match=f"process {child.pid}, since 2") as caught:
             RunLock(tmp_path)
-        assert "frees itself" in caught.value.cure
+        assert "lock is freed" in caught.value.cure
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert not is_being_written(tmp_path)
@@ -56,14 +56,14 @@ def test_the_second_opener_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Pa
 
 def test_not_even_the_same_process_may_write_twice(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
-    with pytest.raises(StoreError, match=rf"process {os.getpid()}, since .*this very process"):
+    with pytest.raises(StoreError, match=rf"process {os.getpid()}, since .*this process"):
         RunLock(tmp_path)
     lock.release()
     lock.release()
     RunLock(tmp_path).release()
 
 
-def test_a_lock_may_be_given_back_by_another_thread(tmp_path: Path) -> None:
+def test_another_thread_may_release_the_lock(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     thread = threading.Thread(target=lock.release)
     thread.start()
@@ -72,7 +72,7 @@ def test_a_lock_may_be_given_back_by_another_thread(tmp_path: Path) -> None:
     RunLock(tmp_path).release()
 
 
-def test_a_moments_look_at_whether_it_is_held_does_not_refuse_a_writer(tmp_path: Path) -> None:
+def test_a_probe_of_the_lock_does_not_refuse_a_writer(tmp_path: Path) -> None:
     look = FileLock(tmp_path / ".lock", thread_local=False)  # as `is_being_written` takes it
     look.acquire()
     timer = threading.Timer(0.1, look.release)
@@ -81,13 +81,13 @@ def test_a_moments_look_at_whether_it_is_held_does_not_refuse_a_writer(tmp_path:
     timer.join()
 
 
-def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="part of the path is a file"):
         RunLock(tmp_path / "file")
 
 
-def test_two_that_look_at_once_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
+def test_two_probes_at_once_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
     RunLock(tmp_path).release()
     with ThreadPoolExecutor(4) as pool:
         assert not any(pool.map(lambda _: is_being_written(tmp_path), range(400)))

@@ -13,10 +13,16 @@ from discovery.graph import Cost
 from discovery.store import ModelSource, Run, create_run, open_run
 from tests.discovery.graph.example import ioi_circuit
 
+PAIRS = [
+    {"clean": [1, 2], "split": "discovery"},
+    {"clean": [3, 4], "split": "heldout", "note": "\u2028"},
+]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {"seed": 0}) as run:
+    source = ModelSource(name="bundled")
+    with create_run(tmp_path, "ioi", source, {"seed": 0}, pairs=PAIRS) as run:
         yield run
 
 
@@ -25,12 +31,6 @@ def reader(run: Run) -> Run:
 
 
 def test_everything_that_is_written_is_read_by_another_opener(run: Run) -> None:
-    run.save_pairs(
-        [
-            {"clean": [1, 2], "split": "discovery"},
-            {"clean": [3, 4], "split": "heldout", "note": "\u2028"},
-        ]
-    )
     run.append_event({"stage": "heads"})
     run.save_circuit(ioi_circuit())
     run.save_arrays("head_out-1", {"values": np.ones((2, 3))}, metadata={"axes": "layer head"})
@@ -47,8 +47,14 @@ def test_everything_that_is_written_is_read_by_another_opener(run: Run) -> None:
     assert other.figure_names() == ["heads"]
     assert other.load_figure("heads.png") == other.load_figure("heads") == b"\x89PNG"
     assert {entry.name for entry in run.path.iterdir() if not entry.name.startswith(".")} == {
-        "run.json", "task.jsonl", "events.jsonl", "circuit.json", "arrays", "figures", "report.html",
-    }  # fmt: skip
+        "run.json",
+        "task.jsonl",
+        "events.jsonl",
+        "circuit.json",
+        "arrays",
+        "figures",
+        "report.html",
+    }
     assert {path.name for path in (run.path / "arrays").iterdir()} == {"head_out-1.safetensors"}
 
 
@@ -73,7 +79,7 @@ def test_run_json_says_what_was_asked_and_how_it_stands(run: Run) -> None:
 WRITES: list[Callable[[Run], object]] = [
     lambda run: run.update(status="failed"),
     lambda run: run.append_event({}),
-    lambda run: run.save_pairs([]),
+    lambda run: run.save_file("rows.jsonl", b""),
     lambda run: run.save_circuit(ioi_circuit()),
     lambda run: run.save_arrays("x", {}),
     lambda run: run.save_figure("x", b""),
