@@ -19,11 +19,11 @@ from discovery.store.journal import Journal, read_events
 ROOT = Path(discovery.__file__).parents[1]
 
 
-def journal(path: Path, count: int) -> Journal:
+def journal_with_events(path: Path, count: int) -> Journal:
     journal = Journal(path)
     for number in range(count):
         assert journal.append({"stage": "heads", "number": number}) == number
-    return log
+    return journal
 
 
 def numbers(path: Path) -> list[int]:
@@ -33,7 +33,7 @@ def numbers(path: Path) -> list[int]:
 def test_each_event_is_one_strict_line_with_index_and_time(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     assert read_events(path) == []
-    log = journal(path, 1)
+    journal = journal_with_events(path, 1)
     journal.append({"effect": float("nan"), "text": "two\nlines é", "nodes": ("a9.h6",)})
     lines = path.read_text().split("\n")
     assert len(lines) == 3
@@ -49,7 +49,7 @@ def test_each_event_is_one_strict_line_with_index_and_time(tmp_path: Path) -> No
 def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(
     tmp_path: Path, event: dict[str, Any]
 ) -> None:
-    log = journal(tmp_path / "e", 1)
+    journal = journal_with_events(tmp_path / "e", 1)
     with pytest.raises((ValueError, TypeError)):
         journal.append(event)
     assert journal.append({"number": 1}) == 1
@@ -68,7 +68,7 @@ def test_an_event_that_is_not_one_is_a_bug_and_writes_nothing(
 )
 def test_an_incomplete_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "e"
-    journal(path, 3)
+    journal_with_events(path, 3)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
     assert numbers(path) == [0, 1, 2]
@@ -82,7 +82,7 @@ def test_an_incomplete_last_line_is_left_out_and_cut_off(tmp_path: Path, tail: b
 
 def test_a_write_may_be_cut_off_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "e"
-    journal(path, 2)
+    journal_with_events(path, 2)
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -100,7 +100,7 @@ def test_damage_in_the_middle_is_refused_with_its_line(
     tmp_path: Path, line: int, damage: bytes
 ) -> None:
     path = tmp_path / "e"
-    journal(path, 3)
+    journal_with_events(path, 3)
     lines = path.read_bytes().split(b"\n")
     lines[line] = damage
     path.write_bytes(b"\n".join(lines))
@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_the_journal_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "e"
-    log = journal(path, 2)
+    journal = journal_with_events(path, 2)
     whole = path.read_bytes()
     write = os.write
 
@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_journal_as_it_was(
 
 def test_a_journal_that_another_process_changed_is_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "e"
-    log = journal(path, 1)
+    journal = journal_with_events(path, 1)
     Journal(path).append({"number": 1})
     with pytest.raises(StoreError, match="changed by another process"):
         journal.append({"number": 1})
@@ -141,7 +141,7 @@ def test_a_journal_that_another_process_changed_is_not_written_to(tmp_path: Path
 
 
 def test_a_kill_at_any_moment_loses_no_acknowledged_event(tmp_path: Path) -> None:
-    """A process that appends long events and prints each is killed; all that it printed is there."""
+    """A process appends long events, prints each and is killed. All that it printed is kept."""
     path = tmp_path / "e"
     code = (
         "import sys; from pathlib import Path; from discovery.store.journal import Journal\n"
