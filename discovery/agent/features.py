@@ -1,7 +1,8 @@
-"""Features put beside the circuit of a finished run: measured on the run's own model and pairs, and written into its record.
+"""Features of an SAE put beside the circuit of a finished run.
 
-The verdict, the evaluation and `runs verify` know nothing of them. The run's journal says what was measured and why; its drawing and its
-page are made anew.
+They are measured on the run's own model and pairs, and written into its record. The verdict, the
+evaluation and `runs verify` do not depend on them. The run's journal says what was measured and
+why, and its drawing and its page are made again.
 """
 
 from __future__ import annotations
@@ -31,31 +32,38 @@ def add_features_to_run(
     memory: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> FeatureCircuit:
-    """Find, verify and record the features of a dictionary in a run's circuit, with their edges.
+    """Find and verify features for a run's circuit, and record them with their edges.
 
     Args:
-        sae, positions, k: as in `add_features`; the id of a training is looked up in `runs_dir`.
-        model: the run's, where it is loaded already.
+        sae: as in `add_features`. The id of a training is looked up in `runs_dir`.
+        model: the run's model, if it is loaded already.
+        positions: as in `add_features`.
+        k: as in `add_features`.
 
     Raises:
-        StoreError: no such run, one that another process writes to, without a circuit, or whose model has other weights now.
-        FeatureError, MeasurementError: as in `add_features`.
+        StoreError: if there is no such run, if another process writes to it, if it is not complete
+            or has no circuit, or if the weights of its model have changed.
+        FeatureError: as in `add_features`.
+        MeasurementError: as in `add_features`.
     """
     with open_run(runs_dir, run_id, write=True) as run:
         if run.record.kind == "discovery" and run.record.status != "completed":
-            cure = f"Resume it first: circuit-scout discover --resume {run_id}, or discover_circuit(run_id={run_id!r})."
-            raise StoreError(f"The run {run_id} is not complete.", cure)
-        circuit, settings = run.load_circuit(), read_settings(run)
-        own, task = (
-            (model, read_saved_task(run, model))
-            if model is not None
-            else reload_model_and_task(run)
-        )
-        made = add_features(
-            own,
+            raise StoreError(
+                f"The run {run_id} is not complete.",
+                f"Resume it first: circuit-scout discover --resume {run_id}, or "
+                f"discover_circuit(run_id={run_id!r}).",
+            )
+        circuit = run.load_circuit()
+        settings = read_settings(run)
+        if model is None:
+            model, task = reload_model_and_task(run)
+        else:
+            task = read_saved_task(run, model)
+        result = add_features(
+            model,
             circuit,
             task,
-            open_sae(sae, own, runs_dir),
+            open_sae(sae, model, runs_dir),
             positions=positions,
             k=k,
             seed=settings.seed,
@@ -63,39 +71,42 @@ def add_features_to_run(
             memory=memory,
             progress=progress,
         )
-        _save_features(run, made)
-        return made
+        _save_features(run, result)
+        return result
 
 
-def _save_features(run: Run, made: FeatureCircuit) -> None:
-    """The arrays first, then the journal, then the record that names them."""
-    if made.arrays:
-        edges = ",".join(f"{edge.source}->{edge.target}" for edge in made.edges)
-        candidates = ",".join(str(candidate.node) for candidate in made.candidates)
-        arrays = {name: values.detach().cpu().numpy() for name, values in made.arrays.items()}
-        run.save_arrays(made.result_id, arrays, metadata={"candidates": candidates, "edges": edges})
-    run.append_event(_features_event(made))
-    run.save_circuit(made.circuit)
-    if made.circuit.size:
-        run.save_figure("circuit", draw_circuit(made.circuit))
-    run.save_report(
-        render_page(
-            made.circuit, {name: run.load_figure(name) for name in run.figure_names()}, run.events()
-        )
+def _save_features(run: Run, result: FeatureCircuit) -> None:
+    """Save the arrays first, then the journal, and then the record that names both."""
+    if result.arrays:
+        metadata = {
+            "candidates": ",".join(str(candidate.node) for candidate in result.candidates),
+            "edges": ",".join(f"{edge.source}->{edge.target}" for edge in result.edges),
+        }
+        arrays = {name: values.detach().cpu().numpy() for name, values in result.arrays.items()}
+        run.save_arrays(result.result_id, arrays, metadata=metadata)
+    run.append_event(_features_event(result))
+    run.save_circuit(result.circuit)
+    if result.circuit.size:
+        run.save_figure("circuit", draw_circuit(result.circuit))
+    figures = {name: run.load_figure(name) for name in run.figure_names()}
+    run.save_report(render_page(result.circuit, figures, run.events()))
+
+
+def _features_event(result: FeatureCircuit) -> dict[str, Any]:
+    holding = [candidate for candidate in result.candidates if candidate.why is None]
+    effects = ", ".join(
+        f"{candidate.node.label} {candidate.noising.mean or 0.0:+.2f}" for candidate in holding
     )
-
-
-def _features_event(made: FeatureCircuit) -> dict[str, Any]:
-    held = [candidate for candidate in made.candidates if candidate.why is None]
-    named = ", ".join(f"{one.node.label} {one.noising.mean or 0.0:+.2f}" for one in held)
+    concluded = f"{len(holding)} of {len(result.candidates)} candidates hold"
     return {
         "stage": "features",
         "kind": "addition",
         "measured": {
-            str(candidate.node): candidate.why or "holds" for candidate in made.candidates
+            str(candidate.node): candidate.why or "holds" for candidate in result.candidates
         },
-        "concluded": f"{len(held)} of {len(made.candidates)} candidates hold{': ' if named else ''}{named}",
-        "why": "found by attribution on discovery pairs, verified by exact ablation on held-out pairs; they enter no verdict",
-        "warnings": list(made.warnings),
-        "forward_equivalents": made.cost.forward_equivalents,
+        "concluded": f"{concluded}: {effects}" if effects else concluded,
+        "why": "found by attribution on discovery pairs, and verified by exact ablation on "
+        "held-out pairs; features enter no verdict",
+        "warnings": list(result.warnings),
+        "forward_equivalents": result.cost.forward_equivalents,
     }

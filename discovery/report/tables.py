@@ -229,7 +229,7 @@ def _split_row(name: str, split: SplitEvaluation) -> list[object]:
     ]
 
 
-_COLUMNS = [
+_FEATURE_COLUMNS = [
     "feature",
     "fires on",
     "promotes",
@@ -243,49 +243,48 @@ _COLUMNS = [
 
 
 def render_feature_tables(circuit: CircuitGraph) -> Html:
-    """A table for each dictionary; nothing where there is none."""
-    return join([_sae_table(circuit, known) for known in circuit.dictionaries])
+    """Render one table for each SAE whose features stand beside the circuit."""
+    return join([_sae_table(circuit, sae) for sae in circuit.dictionaries])
 
 
-def _sae_table(circuit: CircuitGraph, known: SAEFacts) -> Html:
+def _sae_table(circuit: CircuitGraph, sae: SAEFacts) -> Html:
     nodes = [
-        n
-        for n in circuit.nodes
-        if n.feature and (n.layer, n.feature.site) == (known.layer, known.site)
+        node
+        for node in circuit.nodes
+        if node.feature and (node.layer, node.feature.site) == (sae.layer, sae.site)
     ]
-    told = f"{len(known.candidates)} candidates, found on {known.found_on} pairs and verified on {known.verified_on}; "
-    told += f"{format_share(known.variance_explained)} of the variance explained, {format_number(known.l0, 1)} features at a position, "
-    told += f"{format_number(known.share)} of the metric left by the reconstruction."
-    lacking = [
-        node_label(name) for name in known.candidates if name not in {node.id for node in nodes}
-    ]
-    first = [element("p", warning) for warning in known.warnings]
-    parts = [element("p", told, class_="soft"), element("p", known.note or "", class_="soft")]
-    parts += (
-        [element("p", f"Did not hold: {', '.join(lacking)}.", class_="soft")] if lacking else []
+    holding = {node.id for node in nodes}
+    rejected = [node_label(name) for name in sae.candidates if name not in holding]
+    summary = (
+        f"{len(sae.candidates)} candidates, found on {sae.found_on} pairs and verified on "
+        f"{sae.verified_on}; {format_share(sae.variance_explained)} of the variance explained, "
+        f"{format_number(sae.l0, 1)} features at a position, {format_number(sae.share)} of the "
+        "metric left by the reconstruction."
     )
-    caption = f"Features of {known.sae} ({known.site} of layer {known.layer})"
-    rows = [_row(node) for node in nodes]
-    return join(
-        [
-            *first,
-            table(caption, _COLUMNS, rows) if rows else element("p", f"{caption}: none holds."),
-            *parts,
-        ]
+    caption = f"Features of {sae.sae} ({sae.site} of layer {sae.layer})"
+    rows = [_feature_row(node) for node in nodes]
+    parts = [element("p", warning) for warning in sae.warnings]
+    parts.append(
+        table(caption, _FEATURE_COLUMNS, rows) if rows else element("p", f"{caption}: none holds.")
     )
+    parts.append(element("p", summary, class_="soft"))
+    parts.append(element("p", sae.note or "", class_="soft"))
+    if rejected:
+        parts.append(element("p", f"Did not hold: {', '.join(rejected)}.", class_="soft"))
+    return join(parts)
 
 
-def _row(node: CircuitNode) -> list[object]:
-    known, moves = node.feature, node.effect
-    assert known is not None
+def _feature_row(node: CircuitNode) -> list[object]:
+    feature, effect = node.feature, node.effect
+    assert feature is not None
     return [
         node.label,
-        " ".join(known.fires_on) or UNKNOWN_MARK,
-        " ".join(known.promotes) or UNKNOWN_MARK,
-        " ".join(known.suppresses) or UNKNOWN_MARK,
-        format_effect(moves.noising if moves else None),
-        format_effect(moves.denoising if moves else None),
-        format_effect(known.removal),
-        format_p_value(known.control_p),
-        known.link or UNKNOWN_MARK,
+        " ".join(feature.fires_on) or UNKNOWN_MARK,
+        " ".join(feature.promotes) or UNKNOWN_MARK,
+        " ".join(feature.suppresses) or UNKNOWN_MARK,
+        format_effect(effect.noising if effect else None),
+        format_effect(effect.denoising if effect else None),
+        format_effect(feature.removal),
+        format_p_value(feature.control_p),
+        feature.link or UNKNOWN_MARK,
     ]

@@ -320,17 +320,7 @@ def _save_and_score(loop: TrainingLoop, trainer: Trainer, text: TextFacts) -> Tr
     dead = dead_share(trainer)
     fold_normalisation(trainer, recipe)
     directory = run.path / SAE_FOLDER
-    training_facts: dict[str, Any] = {
-        "schema": SAE_SCHEMA,
-        "recipe": recipe.model_dump(mode="json"),
-        "text": {
-            "name": text.name,
-            "fingerprint": text.fingerprint,
-            "documents": loop.rows.documents,
-        },
-        "skipped_positions": loop.skipped_positions,
-        "created": run.record.created,
-    }
+    training_facts = _training_facts(loop, text)
     metadata: dict[str, Any] = {
         "model_name": Path(model.info.name).name,
         "model_fingerprint": model.info.fingerprint,
@@ -357,6 +347,21 @@ def _save_and_score(loop: TrainingLoop, trainer: Trainer, text: TextFacts) -> Tr
         recipe=recipe,
         scores=scores,
     )
+
+
+def _training_facts(loop: TrainingLoop, text: TextFacts) -> dict[str, Any]:
+    """Return what the metadata of the SAE says of its training."""
+    return {
+        "schema": SAE_SCHEMA,
+        "recipe": loop.recipe.model_dump(mode="json"),
+        "text": {
+            "name": text.name,
+            "fingerprint": text.fingerprint,
+            "documents": loop.rows.documents,
+        },
+        "skipped_positions": loop.skipped_positions,
+        "created": loop.run.record.created,
+    }
 
 
 def _cost(loop: TrainingLoop) -> Cost:

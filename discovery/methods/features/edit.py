@@ -125,7 +125,7 @@ def edit_features(
     change = FeatureChange.of(features, operation, sae.d_sae)
     meter = Meter(progress=progress)
     spliced = SplicedTask.of(
-        model, task, sae, positions, metric=metric, memory=memory, meter=meter, seed=seed
+        model, task, sae, positions, meter, metric=metric, memory=memory, seed=seed
     )
     clean = spliced.engine.baseline("clean")
     corrupted = spliced.engine.baseline("corrupted")

@@ -55,17 +55,18 @@ class SplicedTask:
         task: Task,
         sae: SAE,
         positions: Positions,
+        meter: Meter,
         *,
         metric: MetricName | None,
         memory: int | None,
-        meter: Meter,
         seed: int,
-        extra_sites: Sequence[Site] = (),
+        sites: Sequence[Site] = (),
     ) -> SplicedTask:
         """Resolve the positions, and cache the activations of the first block of pairs.
 
         Args:
-            extra_sites: sites that the caller reads beside those of the SAE. They are cached in the
+            sites: further sites that the caller reads beside those of the SAE. They are cached in
+            the
                 same pass.
         """
         engine = Engine(model, task, metric=metric, memory=memory, meter=meter)
@@ -75,7 +76,7 @@ class SplicedTask:
             positions=resolve_positions(task, positions),
             resamples=Resamples.of(task, seed=seed),
         )
-        spliced._cache_first_block(extra_sites)
+        spliced._cache_first_block(sites)
         return spliced
 
     def blocks(self) -> Iterator[SplicedBlock]:
@@ -88,12 +89,12 @@ class SplicedTask:
                 mask[row, list(chosen)] = True
             yield SplicedBlock(block, sae, first, mask.to(block.prompts.length.device))
 
-    def _cache_first_block(self, extra_sites: Sequence[Site]) -> None:
+    def _cache_first_block(self, further: Sequence[Site]) -> None:
         """Cache all sites of the first block, which is mostly the only one, in one pass a side."""
         sae = self.sae
         _, block = next(self.engine.blocks())
         entry, _ = stream_entry(self.engine.backend.info, sae.writes)
-        block.load("clean", dict.fromkeys([sae.reads, sae.writes, entry, *extra_sites]))
+        block.load("clean", dict.fromkeys([sae.reads, sae.writes, entry, *further]))
         if any(pair.clean != pair.corrupted for pair in block.prompts.pairs):
             block.load("corrupted", [sae.reads])
 

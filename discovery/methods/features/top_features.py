@@ -193,17 +193,10 @@ def sae_top_features(
     require_counts(k=(k, 1), steps=(steps, 1), controls=(controls, 0), top_tokens=(top_tokens, 0))
     sae = open_sae(sae, model)
     meter = Meter(progress=progress)
-    resolved = _resolve_pairs(model, prompt, task, seed, meter)
+    pairs = _resolve_pairs(model, prompt, task, seed, meter)
+    last = last_layer_sites(model.info)
     spliced = SplicedTask.of(
-        model,
-        resolved,
-        sae,
-        positions,
-        metric=metric,
-        memory=memory,
-        meter=meter,
-        seed=seed,
-        extra_sites=last_layer_sites(model.info),
+        model, pairs, sae, positions, meter, metric=metric, memory=memory, seed=seed, sites=last
     )
     has_gradient = _require_gradient(spliced, steps, by)
     clean = spliced.engine.baseline("clean")
@@ -212,18 +205,12 @@ def sae_top_features(
     gradients = _mean_gradients(spliced, steps) if has_gradient else None
     chosen = _top_features(spliced, gradients, by, k)
     features = measure_features(
-        spliced,
-        chosen,
-        gradients,
-        controls=controls,
-        unrelated=unrelated,
-        top=top_tokens,
-        seed=seed,
+        spliced, chosen, gradients, draws=controls, unrelated=unrelated, top=top_tokens, seed=seed
     )
-    pair = resolved.pairs[0]
+    pair = pairs.pairs[0]
     return TopFeatures(
         reconstruction=reconstruction,
-        warnings=tuple(_warnings(reconstruction, sae, len(resolved), has_gradient)),
+        warnings=tuple(_warnings(reconstruction, sae, len(pairs), has_gradient)),
         features=features,
         by=by,
         sae=sae.name,
@@ -231,7 +218,7 @@ def sae_top_features(
         writes=sae.writes,
         metric=spliced.engine.metric,
         metric_clean=float(clean.double().mean()),
-        n_pairs=len(resolved),
+        n_pairs=len(pairs),
         answer=pair.answer[0] if task is None else None,
         wrong=pair.wrong[0] if task is None else None,
         cost=MeasurementCost(meter.spent, time.monotonic() - started),
@@ -243,7 +230,7 @@ def measure_features(
     features: tuple[int, ...],
     gradients: Gradients | None,
     *,
-    controls: int,
+    draws: int,
     unrelated: Sequence[Prompt] | None,
     top: int,
     seed: int,
@@ -252,7 +239,7 @@ def measure_features(
 
     Args:
         gradients: None leaves the attribution out.
-        controls: draws of the shuffled-decoder control for each feature.
+        draws: draws of the shuffled-decoder control for each feature.
         unrelated: as in `sae_top_features`.
         top: how many promoted and suppressed tokens to list.
     """
@@ -261,7 +248,7 @@ def measure_features(
     directions = spliced.sae.directions(features)
     collector = FeatureCollector()
     direct: Sequence[DirectLogitEffect] = ()
-    drawn: Sequence[ShuffledDecoderControl | None] = ()
+    controls: Sequence[ShuffledDecoderControl | None] = ()
     for view in spliced.blocks():
         z, contribution = view.contributions(features)
         values = {}
@@ -273,7 +260,7 @@ def measure_features(
         collector.add(view, z, ablation=effects, **values)
         if collector.is_first_block:
             direct = measure_direct_logits(view.block, spliced.sae, features, top)
-            drawn = measure_controls(view, features, -contribution, effects, controls, seed)
+            controls = measure_controls(view, features, -contribution, effects, draws, seed)
     per_pair = collector.per_pair()
     consistency = measure_consistency(spliced, features, per_pair["activation"], unrelated, seed)
     tokens = collector.firing_tokens(spliced.engine)
@@ -287,7 +274,7 @@ def measure_features(
             activation=interval("activation", i),
             attribution=interval("attribution", i) if gradients is not None else None,
             ablation=interval("ablation", i),
-            control=drawn[i],
+            control=controls[i],
             tokens=tokens[i],
             direct=direct[i],
             consistency=consistency[i],

@@ -40,7 +40,7 @@ from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
-from discovery.graph import CircuitEdge, CircuitGraph
+from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode
 from discovery.methods.features.arguments import Positions, TaskLike, require_counts, resolve_task
 from discovery.methods.features.circuit.candidates import (
     MIN_EFFECT_SHARE,
@@ -166,11 +166,7 @@ def add_features(
     warnings = _warnings(reconstruction, sae, circuit, task, (discovery, heldout), controls)
     facts = sae_record(sae, positions, (discovery, heldout), reconstruction, candidates, warnings)
     edges = tuple(edge_record(effect, discovery, sae) for effect in effects)
-    nodes = [
-        feature_record(candidate, exchange, i, sae, heldout, positions)
-        for i, candidate in enumerate(candidates)
-        if exchange is not None and not candidate.why
-    ]
+    nodes = _nodes_that_hold(candidates, exchange, sae, heldout, positions)
     return FeatureCircuit(
         circuit=replace_features(circuit, facts, nodes, _edges_that_hold(edges, candidates)),
         candidates=candidates,
@@ -221,7 +217,7 @@ def _measure_splits(
     def measure(pairs: Task, limit: int | None) -> SplitMeasurement:
         return SplitMeasurement.of(
             SplicedTask.of(
-                model, pairs, sae, positions, metric=metric, memory=limit, meter=meter, seed=seed
+                model, pairs, sae, positions, meter, metric=metric, memory=limit, seed=seed
             )
         )
 
@@ -230,6 +226,22 @@ def _measure_splits(
         return whole, whole
     half = memory and memory // 2  # both splits keep what they cached
     return measure(task.discovery, half), measure(task.heldout, half)
+
+
+def _nodes_that_hold(
+    candidates: Sequence[Candidate],
+    exchange: ExchangeMeasurement | None,
+    sae: SAE,
+    heldout: SplitMeasurement,
+    positions: Positions,
+) -> list[CircuitNode]:
+    if exchange is None:
+        return []
+    return [
+        feature_record(candidate, exchange, i, sae, heldout, positions)
+        for i, candidate in enumerate(candidates)
+        if not candidate.why
+    ]
 
 
 def _edges_that_hold(

@@ -197,12 +197,12 @@ def test_killed_without_a_word_it_goes_on_to_the_same_dictionary(
     program = f"""
 import time
 from discovery import load_model, train_sae
-from discovery.features.training import job
-honest = job.step
+from discovery.features.training import loop
+honest = loop.step
 def slow(trainer, batch):
     time.sleep(0.02)
     return honest(trainer, batch)
-job.step = slow
+loop.step = slow
 train_sae(load_model({word_model.info.source!r}, device="cpu"), {str(text)!r}, "resid_post.1", runs_dir={str(tmp_path)!r},
           checkpoint_seconds=0.0, **{SMALL!r})
 """

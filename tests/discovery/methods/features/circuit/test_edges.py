@@ -57,9 +57,9 @@ def random_case(tiny_models, tmp_path):
             as_task(pairs),
             sae,
             POSITIONS,
+            Meter(),
             metric=None,
             memory=None,
-            meter=Meter(),
             seed=0,
         )
         return SimpleNamespace(model=model, sae=sae, spliced=spliced, oracle=oracle)
