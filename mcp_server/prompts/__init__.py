@@ -1,4 +1,4 @@
-"""Prompts that a user picks. Each starts an assistant on one kind of work, with the tools by name."""
+"""Prompts that a user picks. Each sets an assistant to work, with the tools by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def add_prompts(server: MCPServer[Session], missing_tools: str = "") -> None:
         missing_tools: what to say about tools that are switched off; empty if all are there.
     """
     rules = f"{_REPORTING_RULES} {missing_tools}".strip()
+    _add_find_circuit(server, rules)
+    _add_what_does_this_head_do(server, rules)
+    _add_validate_claim(server, rules)
 
+
+def _add_find_circuit(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="Find the circuit behind a behaviour")
     def find_circuit(behaviour: BehaviourText, model: ModelName = "bundled") -> str:
         """From a question to a circuit with a verdict."""
@@ -55,6 +60,8 @@ Read the resource scout://skills/find-circuit and follow it:
 5. Read the verdict with its reasons, consider alternatives, and write up.
 {rules}"""
 
+
+def _add_what_does_this_head_do(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="What does this head do?")
     def what_does_this_head_do(
         head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled"
@@ -73,6 +80,8 @@ Read the resource scout://skills/find-circuit and follow it:
 5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
 Say what is measured and what is conjecture; attention alone proves nothing. {rules}"""
 
+
+def _add_validate_claim(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="Validate a claim about a circuit")
     def validate_claim(
         claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = "bundled"

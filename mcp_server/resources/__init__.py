@@ -1,4 +1,4 @@
-"""What a client can read without a tool (runs, files of results, tasks, skills), with completion."""
+"""What a client can read without a tool: runs, files of results, tasks and skills."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The files of runs, and files that results left in memory.
 
-A run or a file that does not exist raises a `DiscoveryError`. The server turns it into an error that
-the client can read, without the paths of this machine (`CircuitScoutServer.read_resource`).
+A run or a file that does not exist raises a `DiscoveryError`. `CircuitScoutServer.read_resource`
+turns it into an error that the client can read, without the paths of this machine.
 """
 
 from __future__ import annotations

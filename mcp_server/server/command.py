@@ -1,4 +1,4 @@
-"""`circuit-scout serve`: the flags, their twins in the environment, and which transport they ask for."""
+"""The command `circuit-scout serve`: its flags, their variables, and the transport."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import get_args
 
 from discovery.cli.arguments import (
     BACKEND,
@@ -23,56 +24,58 @@ from discovery.cli.arguments import (
     parse_choice,
 )
 from discovery.cli.exit_status import report_error
-from discovery.cli.parser import CommandParser
+from discovery.cli.parser import CommandParser, TextRequested
 from discovery.store import default_runs_dir
 from mcp_server.errors import LOG
 from mcp_server.server.http import HttpEndpoint, listen, serve_http
 from mcp_server.server.server import build_server
 from mcp_server.server.stdio import serve_stdio
-from mcp_server.session.settings import TOOLSETS, ServerSettings, Toolset
+from mcp_server.session.settings import TOOLSETS, ImagePolicy, ServerSettings, Toolset
 
 _ABOUT = """Serve the tools to a coding assistant: over standard input and output, or over HTTP.
 For Claude Code: claude mcp add circuit-scout -- circuit-scout serve. Over HTTP
 anyone who can reach the port can use the models, so beyond this machine a token is required."""
 _YES = ("1", "true", "yes", "on")
 _NO = ("", "0", "false", "no", "off")
+_MAX_PORT = 65535
 
 
 def _parse_address(name: str, word: str) -> tuple[str, int]:
-    """HOST:PORT, HOST in brackets where it is IPv6."""
-    found = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})", word)
-    if not found or int(found[2]) > 65535:
+    """Parse HOST:PORT; an IPv6 host is in brackets."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})", word)
+    if not match or int(match[2]) > _MAX_PORT:
         raise UsageError(
             f"{name} is {word!r}, and must be HOST:PORT.",
             f"Write for example {name} 127.0.0.1:8000.",
         )
-    return found[1].strip("[]"), int(found[2])
+    return match[1].strip("[]"), int(match[2])
 
 
 def _parse_toolsets(name: str, word: str) -> tuple[Toolset, ...]:
-    """A list of groups of tools, or all."""
-    chosen = [part.strip() for part in word.split(",") if part.strip()]
-    sets = {parse_choice((*TOOLSETS, "all"), name, part) for part in chosen}
-    return (
-        TOOLSETS
-        if "all" in sets or not sets
-        else tuple(known for known in TOOLSETS if known in sets)
-    )
+    """Parse a list of groups of tools, or "all"; an empty list means all too."""
+    names = {parse_choice((*TOOLSETS, "all"), name, part) for part in _split_list(word)}
+    if not names or "all" in names:
+        return TOOLSETS
+    return tuple(toolset for toolset in TOOLSETS if toolset in names)
 
 
 def _parse_token(name: str, word: str) -> str:
-    """A bearer token: visible ASCII, not too short to be guessed."""
+    """Parse a bearer token: visible ASCII, and too long to be guessed."""
     if not re.fullmatch(r"[\x21-\x7e]{16,512}", word):
         raise UsageError(
-            f"{name} is no token: it must have 16 to 512 visible ASCII characters.",
+            f"{name} is not a token: it must have 16 to 512 visible ASCII characters.",
             "Make one: openssl rand -hex 24.",
         )
     return word
 
 
 def _parse_host_names(name: str, word: str) -> tuple[str, ...]:
-    """Names by which this server is reached."""
-    return tuple(part.strip() for part in word.split(",") if part.strip())
+    """Parse a list of host names with commas."""
+    return tuple(_split_list(word))
+
+
+def _split_list(word: str) -> list[str]:
+    return [part.strip() for part in word.split(",") if part.strip()]
 
 
 HTTP_FLAG = Setting(
@@ -103,39 +106,41 @@ IMAGES_FLAG = Setting(
     name="images",
     metavar="include|omit",
     help="whether results carry pictures",
-    parse_value=lambda name, word: parse_choice(("include", "omit"), name, word),
+    parse_value=partial(parse_choice, get_args(ImagePolicy)),
     default="include",
 )
 READ_ONLY_VARIABLE = "CIRCUIT_SCOUT_READ_ONLY"
 
 
 def parse_serve_arguments(words: Sequence[str]) -> tuple[ServerSettings, HttpEndpoint | None]:
-    """What a command line asks for.
+    """Parse the command line of `serve`.
 
     Args:
-        words: those after `serve`.
+        words: the words after `serve`.
 
     Returns:
-        the settings, and where to listen; None for standard input and output.
+        The settings, and where to listen for HTTP; None for standard input and output.
 
     Raises:
-        UsageError: for words that are not allowed.
+        UsageError: if a word or a variable in the environment is not allowed.
+        TextRequested: if the help is asked for.
     """
-    args, rest = _parser().parse_known_args(words)
-    if rest:
-        _parser().reject_words(rest)
-    address, token = HTTP_FLAG.resolve_value(args), TOKEN_FLAG.resolve_value(args)
-    if address is not None and token is None and not _is_loopback(address[0]):
+    parser = _build_parser()
+    args, unknown_words = parser.parse_known_args(words)
+    if unknown_words:
+        parser.reject_words(unknown_words)
+    endpoint = _read_endpoint(args)
+    models_dir = MODELS_DIR.resolve_value(args)
+    if models_dir is not None and not models_dir.is_dir():
         raise UsageError(
-            f"--http {address[0]}:{address[1]} can be reached from other machines, and there is no token.",
-            f"Give --token, or {TOKEN_FLAG.variable}, or listen on 127.0.0.1.",
+            "The models directory is not a directory.",
+            f"Give one with --models-dir or {MODELS_DIR.variable}.",
         )
+    is_project = endpoint is None and models_dir is None
     settings = ServerSettings(
         runs_dir=RUNS_DIR.resolve_value(args) or default_runs_dir(),
-        models_dir=MODELS_DIR.resolve_value(args),
-        working_dir=None
-        if address is not None or MODELS_DIR.resolve_value(args) is not None
-        else _find_project_dir(),
+        models_dir=models_dir,
+        working_dir=_find_project_dir() if is_project else None,
         read_only=args.read_only or _read_switch(READ_ONLY_VARIABLE),
         images=IMAGES_FLAG.resolve_value(args),
         toolsets=TOOLSETS_FLAG.resolve_value(args) or TOOLSETS,
@@ -143,54 +148,79 @@ def parse_serve_arguments(words: Sequence[str]) -> tuple[ServerSettings, HttpEnd
         device=DEVICE.resolve_value(args),
         dtype=DTYPE.resolve_value(args),
         memory=MEMORY.resolve_value(args),
-        is_local=address is None,
+        is_local=endpoint is None,
     )
-    if settings.models_dir is not None and not settings.models_dir.is_dir():
+    return settings, endpoint
+
+
+def _read_endpoint(args: argparse.Namespace) -> HttpEndpoint | None:
+    """Return where to listen for HTTP, or None.
+
+    Raises:
+        UsageError: if other machines can reach the address and there is no token.
+    """
+    address = HTTP_FLAG.resolve_value(args)
+    token = TOKEN_FLAG.resolve_value(args)
+    if address is None:
+        return None
+    host, port = address
+    if token is None and not _is_loopback(host):
         raise UsageError(
-            "The models directory is not a directory.",
-            f"Give one with --models-dir or {MODELS_DIR.variable}.",
+            f"--http {host}:{port} can be reached from other machines, and there is no token.",
+            f"Give --token, or {TOKEN_FLAG.variable}, or listen on 127.0.0.1.",
         )
-    return settings, None if address is None else HttpEndpoint(
-        address[0], address[1], token, ALLOWED_HOSTS_FLAG.resolve_value(args) or ()
-    )
+    extra_hosts = ALLOWED_HOSTS_FLAG.resolve_value(args) or ()
+    return HttpEndpoint(host=host, port=port, token=token, extra_hosts=extra_hosts)
 
 
 def _find_project_dir() -> Path | None:
-    """The directory that a local client started the server in; the root or a home says nothing of what may be read."""
-    here = Path.cwd()
-    if here == Path(here.anchor) or here.resolve() == Path.home().resolve():
+    """Return the directory in which a local client started the server.
+
+    Some clients start every server in the root or in the user's home. That says nothing about what
+    may be read, so these two are None.
+    """
+    directory = Path.cwd()
+    is_root = directory == Path(directory.anchor)
+    if is_root or directory.resolve() == Path.home().resolve():
         LOG.warning(
-            "Started in %s: no directory may be read. Give --models-dir to load models and task files from one.",
-            here,
+            "Started in %s: no directory may be read. "
+            "Give --models-dir to load models and task files from a directory.",
+            directory,
         )
         return None
-    return here
+    return directory
 
 
 def run_serve(words: Sequence[str]) -> int:
-    """Serve until the client goes.
+    """Serve until the client leaves or a signal ends the server.
 
     Args:
-        words: those of the command line, without `serve`.
+        words: the words of the command line, without `serve`.
 
     Returns:
-        The exit status: 0 the client went, 2 bad input.
+        0 after the help, 2 for bad input. A server ends the process itself, with status 0 over
+        standard input and output and 130 over HTTP.
     """
     try:
-        settings, door = parse_serve_arguments(words)
-        listening = None if door is None else listen(door)
-    except _HelpRequested as asked:
-        sys.stdout.write(f"{asked.text}\n")
+        settings, endpoint = parse_serve_arguments(words)
+        listening = None if endpoint is None else listen(endpoint)
+    except TextRequested as request:
+        sys.stdout.write(f"{request.text}\n")
         return 0
-    except UsageError as fault:
-        return report_error(fault)
+    except UsageError as error:
+        return report_error(error)
     set_library_environment(settings)
     server = build_server(settings)
-    return serve_stdio(server) if listening is None else serve_http(server, *listening)
+    if listening is None:
+        serve_stdio(server)
+    return serve_http(server, *listening)
 
 
 def set_library_environment(settings: ServerSettings) -> None:
-    """Before any library is imported: no progress bars, no figures on a display, and no downloads where they are not wanted."""
+    """Set what libraries read from the environment, before any of them is imported.
+
+    They show no progress bars and open no windows, and a read-only server downloads nothing.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -199,23 +229,8 @@ def set_library_environment(settings: ServerSettings) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-class _HelpRequested(Exception):  # noqa: N818  (an answer, not an error)
-    """The help is asked for."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-class _ServeParser(CommandParser):
-    """Tells its help as a result is told."""
-
-    def print_help(self, file: object = None) -> NoReturn:
-        """Asks for the help."""
-        raise _HelpRequested(self.format_help().rstrip())
-
-
-def _parser() -> CommandParser:
-    parser = _ServeParser(prog="circuit-scout serve", description=_ABOUT)
+def _build_parser() -> CommandParser:
+    parser = CommandParser(prog="circuit-scout serve", description=_ABOUT)
     parser.add_argument("-v", "--verbose", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-q", "--quiet", action="store_true", help=argparse.SUPPRESS)
     for setting in (HTTP_FLAG, TOKEN_FLAG, ALLOWED_HOSTS_FLAG, TOOLSETS_FLAG):
@@ -223,7 +238,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--read-only",
         action="store_true",
-        help=f"no downloads, no runs started or stopped, no final evaluation (or {READ_ONLY_VARIABLE}=1)",
+        help="no downloads, no runs started or stopped, no final evaluation "
+        f"(or {READ_ONLY_VARIABLE}=1)",
     )
     for setting in (MODELS_DIR, RUNS_DIR, IMAGES_FLAG, BACKEND, DEVICE, DTYPE, MEMORY):
         setting.add_to(parser)
@@ -231,17 +247,20 @@ def _parser() -> CommandParser:
 
 
 def _read_switch(variable: str) -> bool:
+    """Return whether a variable in the environment is switched on.
+
+    Raises:
+        UsageError: if its value is neither a yes nor a no.
+    """
     word = os.environ.get(variable, "").strip().lower()
     if word not in (*_YES, *_NO):
-        raise UsageError(
-            f"{variable} is {word!r}; allowed: {', '.join(_YES)}, {', '.join(_NO[1:])}.",
-            f"Write {variable}=1.",
-        )
+        allowed = ", ".join((*_YES, *_NO[1:]))
+        raise UsageError(f"{variable} is {word!r}; allowed: {allowed}.", f"Write {variable}=1.")
     return word in _YES
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    except ValueError:  # a name, not an address
         return host == "localhost"

@@ -1,4 +1,8 @@
-"""Over HTTP: streamable HTTP at /mcp, behind a bearer token, with Host and Origin checked and bodies bounded."""
+"""The server over streamable HTTP, at /mcp.
+
+A bearer token guards it, the headers Host and Origin are checked against DNS rebinding, and the
+size of a body is bounded.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +27,21 @@ if TYPE_CHECKING:
     from mcp_server.server.server import CircuitScoutServer
 
 ENDPOINT_PATH = "/mcp"
-MAX_BODY_BYTES = 8 * 2**20  # bytes: inline pairs
-_GRACE_SECONDS = 5  # seconds
+MAX_BODY_BYTES = 8 * 2**20  # enough for inline pairs
+_GRACE_SECONDS = 5  # for open requests and runs, when the server ends
+_ANY_ADDRESS = ("0.0.0.0", "::")
+_BACKLOG = 2048  # connections that may wait to be accepted
 
 
 @dataclass(frozen=True)
 class HttpEndpoint:
-    """Where clients come in.
+    """Where a server listens, and who may call it.
 
     Attributes:
-        token: that they must bear; None lets everyone on this machine in.
-        names: further host names by which they may call.
+        host: the address or name of this machine.
+        port: the port; 0 lets the system choose one.
+        token: the token that clients must send; None lets everyone on this machine in.
+        extra_hosts: further host names by which clients may call the server.
     """
 
     host: str
@@ -43,30 +51,24 @@ class HttpEndpoint:
 
     @property
     def allowed_hosts(self) -> list[str]:
-        """What the Host header may say."""
-        told = {
-            "127.0.0.1",
-            "localhost",
-            "[::1]",
-            f"[{self.host}]" if ":" in self.host else self.host,
-            *self.extra_hosts,
-        }
-        if self.host in ("0.0.0.0", "::"):
-            told.add(socket.gethostname())
-        return sorted(
-            {
-                f"{name}{port}"
-                for name in told - {"0.0.0.0", "[::]"}
-                for port in (f":{self.port}", "")
-            }
-        )
+        """What the Host header of a request may say: each name with the port and without."""
+        names = {"127.0.0.1", "localhost", "[::1]", *self.extra_hosts}
+        if self.host in _ANY_ADDRESS:
+            names.add(socket.gethostname())
+        else:
+            names.add(f"[{self.host}]" if ":" in self.host else self.host)
+        names -= {"0.0.0.0", "[::]"}
+        return sorted({f"{name}{port}" for name in names for port in (f":{self.port}", "")})
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class BearerTokenMiddleware:
-    """Lets only requests through that bear the token; an ASGI application around another."""
+    """An ASGI application that passes on only those requests that carry the token."""
 
-    def __init__(self, inner: ASGIApp, token: str) -> None:
-        self._app = inner
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
         self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,75 +85,85 @@ class BearerTokenMiddleware:
         await self._app(scope, receive, send)
 
     def _is_authorized(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
-        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        headers = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(headers) != 1:
+            return False
+        scheme, _, token = headers[0].partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.lstrip(b" "), self._token)
 
 
-def build_asgi_app(server: CircuitScoutServer, door: HttpEndpoint) -> ASGIApp:
-    """The server as an ASGI application."""
-    origins = [f"{scheme}://{host}" for host in door.allowed_hosts for scheme in ("http", "https")]
+def build_asgi_app(server: CircuitScoutServer, endpoint: HttpEndpoint) -> ASGIApp:
+    """Return the server as an ASGI application."""
+    hosts = endpoint.allowed_hosts
     security = TransportSecuritySettings(
         enable_dns_rebinding_protection=True,
-        allowed_hosts=door.allowed_hosts,
-        allowed_origins=origins,
+        allowed_hosts=hosts,
+        allowed_origins=[f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")],
     )
-    made: Any = server.streamable_http_app(
+    app: Any = server.streamable_http_app(
         streamable_http_path=ENDPOINT_PATH,
-        host=door.host,
+        host=endpoint.host,
         transport_security=security,
         max_request_body_size=MAX_BODY_BYTES,
     )
-    return BearerTokenMiddleware(made, door.token) if door.token is not None else made
+    return app if endpoint.token is None else BearerTokenMiddleware(app, endpoint.token)
 
 
-def listen(door: HttpEndpoint) -> tuple[HttpEndpoint, socket.socket]:
-    """Take the port.
+def listen(endpoint: HttpEndpoint) -> tuple[HttpEndpoint, socket.socket]:
+    """Open the port.
 
     Returns:
-        the door, with the port that was given where 0 was asked for, and what listens there.
+        The endpoint, with the port that the system chose if 0 was asked for, and the socket.
 
     Raises:
-        UsageError: where it is taken, or the address is none of this machine.
+        UsageError: if the port is in use, or the address does not belong to this machine.
     """
-    family = socket.AF_INET6 if ":" in door.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    address = (endpoint.host, endpoint.port)
     try:
-        taken = socket.create_server((door.host, door.port), family=family, backlog=2048)
-    except OSError as fault:
-        why = (
-            os.strerror(fault.errno)
-            if fault.errno is not None and fault.errno in errno.errorcode
-            else str(fault.strerror or fault)
-        )  # without the address again
+        listening_socket = socket.create_server(address, family=family, backlog=_BACKLOG)
+    except OSError as error:
         raise UsageError(
-            f"--http {_format_address(door)}: {why}.",
+            f"--http {endpoint}: {_describe_os_error(error)}.",
             "Give another port, or an address of this machine: --http 127.0.0.1:8001.",
         ) from None
-    return replace(door, port=taken.getsockname()[1]), taken
+    return replace(endpoint, port=listening_socket.getsockname()[1]), listening_socket
 
 
-def _format_address(door: HttpEndpoint) -> str:
-    return f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
+def _describe_os_error(error: OSError) -> str:
+    """Return the reason without the address, which the message already has."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return str(error.strerror or error)
 
 
 def serve_http(
-    server: CircuitScoutServer, door: HttpEndpoint, listening_socket: socket.socket
+    server: CircuitScoutServer, endpoint: HttpEndpoint, listening_socket: socket.socket
 ) -> int:
-    """Serve where `listen` took the port, until SIGINT or SIGTERM; ends the process then, with status 130, the runs' folders closed."""
+    """Serve on the socket that `listen` opened, until SIGINT or SIGTERM.
+
+    A signal ends the process with status 130, after the folders of the runs are closed.
+
+    Returns:
+        0 if the server ended without a signal, 2 if it could not start.
+    """
     uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
     config = uvicorn.Config(
-        build_asgi_app(server, door), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS
+        build_asgi_app(server, endpoint),
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     runner = uvicorn.Server(config)
-    write_to_stderr(f"Listening at http://{_format_address(door)}{ENDPOINT_PATH}")
-    told: list[int] = []  # uvicorn raises the signal that ended it again, once it has shut down
+    write_to_stderr(f"Listening at http://{endpoint}{ENDPOINT_PATH}")
+    # uvicorn handles the signal, shuts down, and then raises the signal again for these handlers.
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: told.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     runner.run(sockets=[listening_socket])
     server.session.close(_GRACE_SECONDS)
-    if told:
+    if signals:
         sys.stderr.flush()
-        os._exit(
-            130
-        )  # a thread in the middle of a batch must not delay the end, nor torch's own threads crash it
+        # A thread in the middle of a batch must not delay the end, and torch's threads must not
+        # crash it.
+        os._exit(130)
     return 0 if runner.started else 2

@@ -1,8 +1,8 @@
 """The server that `build_server` makes from settings.
 
-`CircuitScoutServer` is the SDK's server with one boundary for errors. An error that a caller can fix
-is answered with its text. Any other exception is a bug: it is answered with the id under which the
-log holds its traceback.
+`CircuitScoutServer` is the SDK's server with one boundary for errors. An error that a caller can
+fix is answered with its text. Any other exception is a bug: it is answered with the id under which
+the log holds its traceback.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from mcp_server.tools.registry import TOOL_SPECS, build_tools, describe_missing_
 from mcp_server.tools.schema import explain_argument_errors
 
 NAME = "circuit-scout"
-INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language model's
-behaviour and proves it.
+INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language
+model's behaviour and proves it.
 
 Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) ->
 discover_circuit, or by hand: patch_sweep site=resid_pre, then head_out in both directions,

@@ -37,7 +37,8 @@ def serve_stdio(server: CircuitScoutServer) -> NoReturn:
     with suppress(OSError, ValueError):
         sys.stderr.flush()
         protocol_output.flush()
-    # A thread in the middle of a batch must not delay the end, nor may torch's threads crash it.
+    # A thread in the middle of a batch must not delay the end, and torch's threads must not
+    # crash it.
     os._exit(0)
 
 

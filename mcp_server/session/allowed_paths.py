@@ -1,6 +1,7 @@
-"""Which paths a call may name: those inside the allowed directories, symbolic links followed first.
+"""Which paths a call may name: those inside the allowed directories, with symbolic links followed.
 
-A refusal says the same whether the path exists or not.
+A refusal says the same whether the path exists or not, so that a call cannot explore the machine.
+Texts that are shown to a client are redacted here too: they name no path of this machine.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ BUNDLED = "bundled"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
-_SAE_FOLDER = "sae"  # in the folder of its training
-_MAX_DEPTH, _MAX_MODELS, _MAX_DIRECTORIES = (
-    3,
-    200,
-    2000,
-)  # levels down, models listed, directories opened
-_ENCODINGS: tuple[Callable[[str], str], ...] = (
+_SAE_FOLDER = "sae"  # in the folder of a training
+_MAX_DEPTH = 3  # levels below an allowed directory at which models are looked for
+_MAX_MODELS = 200  # that are listed
+_MAX_DIRECTORIES = 2000  # that are opened to find them
+_MAX_NAME = 4096  # characters
+_MAX_SHOWN_NAME = 80  # characters of a name in a refusal
+_ENCODINGS: tuple[Callable[[str], str], ...] = (  # ways in which a document may write a path
     str,
     html.escape,
     lambda path: json.dumps(path)[1:-1],
@@ -35,205 +36,232 @@ _ENCODINGS: tuple[Callable[[str], str], ...] = (
 
 
 class AllowedPaths:
-    """The directories that may be read."""
+    """The directories that may be read, and the names under which a client knows what is inside."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.roots = tuple(
-            root.resolve()
-            for root in (settings.models_dir, settings.working_dir)
-            if root is not None
+        self._directories = tuple(
+            directory
+            for directory in (settings.models_dir, settings.working_dir)
+            if directory is not None
         )
+        self._roots = tuple(directory.resolve() for directory in self._directories)
 
     def resolve_model(self, name: str) -> str:
-        """The model to open: `bundled`, a directory as an absolute path, or a hub name.
+        """Return the model to open: `bundled`, an absolute path, or a hub name.
 
         Raises:
-            PlaceError: for a directory that may not be read, or a name that no hub has.
+            PathNotAllowedError: for a directory that may not be read, and for a name that cannot
+                be one of the hub.
         """
         if name == BUNDLED:
             return name
-        found = self._resolve_inside(name)
-        if found is not None and found.is_dir():
-            return str(found)
+        path = self._resolve_inside(name)
+        if path is not None and path.is_dir():
+            return str(path)
         if not _HUB_NAME.fullmatch(name) or self._is_other_path(name):
             raise self._make_refusal(
                 "model directory",
                 name,
-                "Give 'bundled', a hub name, or one that list_models shows.",
+                "Give 'bundled', a hub name, or a directory that list_models shows.",
             )
         return name
 
     def resolve_task_file(self, name: str) -> Path:
-        """A task file.
+        """Return the absolute path of a task file.
 
         Raises:
-            PlaceError: where there is none at that place, or it may not be read.
+            PathNotAllowedError: if there is no such file, or it may not be read.
         """
-        found = self._resolve_inside(name)
-        if found is None or not found.is_file():
+        path = self._resolve_inside(name)
+        if path is None or not path.is_file():
             raise self._make_refusal(
                 "task file",
                 name,
                 "Name a built-in task, give the pairs inline, or put the file into one of them.",
             )
-        return found
+        return path
 
-    def resolve_text_file(self, name: str, instead: str) -> Path:
-        """A text to be read, or to train on.
+    def resolve_text_file(self, name: str, alternative: str) -> Path:
+        """Return the absolute path of a text that is read or trained on.
+
+        Args:
+            name: the path.
+            alternative: what a call can give instead, for the message.
 
         Raises:
-            PlaceError: where there is none at that place, or it may not be read.
+            PathNotAllowedError: if there is no such file, or it may not be read.
         """
-        found = self._resolve_inside(name)
-        if found is None or not found.is_file():
+        path = self._resolve_inside(name)
+        if path is None or not path.is_file():
             raise self._make_refusal(
-                "text file", name, f"{instead}, or put the file into one of them."
+                "text file", name, f"{alternative}, or put the file into one of them."
             )
-        return found
+        return path
 
     def resolve_sae(self, name: str | None) -> str:
-        """A sparse autoencoder: `bundled` (also where None is named), a directory or the folder of a training as an absolute path, or
-        release/sae_id of the hub.
+        """Return the sparse autoencoder to open.
+
+        It is `bundled` (also for None), an absolute path, or release/sae_id of the hub. The run_id
+        of a training stands for the folder that the training wrote.
 
         Raises:
-            PlaceError: for a directory that may not be read, or a name that no hub has.
+            PathNotAllowedError: for a directory that may not be read, and for a name that cannot
+                be one of the hub.
         """
         if name is None or name == BUNDLED:
             return BUNDLED
-        if _RUN_ID.fullmatch(name) and (self.settings.runs_dir / name / "run.json").is_file():
-            run = self.settings.runs_dir.absolute() / name
-            trained = run / _SAE_FOLDER if (run / _SAE_FOLDER / "cfg.json").is_file() else run
-            if trained.resolve().is_relative_to(self.settings.runs_dir.resolve()):
-                return str(trained)
-        found = self._resolve_inside(name)
-        if found is not None and found.is_dir():
-            return str(found)
+        trained = self._find_trained_sae(name)
+        if trained is not None:
+            return str(trained)
+        path = self._resolve_inside(name)
+        if path is not None and path.is_dir():
+            return str(path)
         if not _SAE_RELEASE_NAME.fullmatch(name) or self._is_other_path(name):
             raise self._make_refusal(
                 "SAE directory",
                 name,
-                "Give one in it (cfg.json, sae_weights.safetensors), the run_id of a training, or release/sae_id.",
+                "Give one in it (cfg.json, sae_weights.safetensors), the run_id of a training, or "
+                "release/sae_id.",
             )
         return name
 
+    def _find_trained_sae(self, run_id: str) -> Path | None:
+        """Return the folder of a training's SAE, or the run's folder if it has none yet.
+
+        Returns:
+            None if there is no such run, or its folder leads out of the runs directory.
+        """
+        runs_dir = self.settings.runs_dir
+        if not _RUN_ID.fullmatch(run_id) or not (runs_dir / run_id / "run.json").is_file():
+            return None
+        run_path = runs_dir.absolute() / run_id
+        has_sae = (run_path / _SAE_FOLDER / "cfg.json").is_file()
+        path = run_path / _SAE_FOLDER if has_sae else run_path
+        return path if path.resolve().is_relative_to(runs_dir.resolve()) else None
+
     def format_path(self, path: str) -> str:
-        """A path as the assistant may write it: relative to an allowed directory."""
-        if not Path(path).is_absolute():
+        """Return a path as a client may write it: relative to an allowed directory.
+
+        The SAE of a training is written as the run_id of the training.
+        """
+        absolute = Path(path)
+        if not absolute.is_absolute():
             return path
-        if (
-            Path(path).name == _SAE_FOLDER
-            and Path(path).parent.parent == self.settings.runs_dir.absolute()
-        ):
-            return Path(path).parent.name  # the id of the training
-        given = (
-            root.absolute()
-            for root in (self.settings.models_dir, self.settings.working_dir)
-            if root is not None
-        )
-        for root in (*self.roots, *given):
-            if Path(path).is_relative_to(root):
-                return Path(path).relative_to(root).as_posix()
-        return Path(path).name
+        runs_dir = self.settings.runs_dir.absolute()
+        if absolute.name == _SAE_FOLDER and absolute.parent.parent == runs_dir:
+            return absolute.parent.name
+        for root in (*self._roots, *(directory.absolute() for directory in self._directories)):
+            if absolute.is_relative_to(root):
+                return absolute.relative_to(root).as_posix()
+        return absolute.name
 
     def redact_run_text(self, text: str, record: RunRecord) -> str:
-        """What a run left, without the paths of this machine: also where its model and task lie elsewhere."""
+        """Return a text of a run without paths, also if its model and task lie elsewhere."""
         return self.redact(text, _collect_paths(record))
 
     def redact(self, text: str, paths: Iterable[str]) -> str:
-        """A text in which these paths are shown as a call may name them, and this server's own are not shown."""
+        """Return a text in which these paths are written as a client may write them.
+
+        The directories of this server are not shown either.
+        """
         for path in sorted(filter(_is_absolute_path, paths), key=len, reverse=True):
-            for written in _ENCODINGS:
-                text = text.replace(written(path), written(self.format_path(path)))
+            for encode in _ENCODINGS:
+                text = text.replace(encode(path), encode(self.format_path(path)))
         return self.settings.redact_paths(text)
 
     def list_model_directories(self) -> list[Path]:
-        """The model directories that may be loaded, by name; of a large tree those that a short look finds."""
-        looked = iter(range(_MAX_DIRECTORIES))
-        return [
-            found
-            for root in self.roots
+        """Return the model directories that may be loaded, by name.
+
+        In a large tree only those are returned that a short search finds.
+        """
+        directories_left = iter(range(_MAX_DIRECTORIES))
+        models = [
+            model
+            for root in self._roots
             if root.is_dir()
-            for found in _find_model_directories(root, _MAX_DEPTH, looked)
-        ][:_MAX_MODELS]
+            for model in _find_model_directories(root, _MAX_DEPTH, directories_left)
+        ]
+        return models[:_MAX_MODELS]
 
     def _resolve_inside(self, name: str) -> Path | None:
-        """What a name is inside the allowed directories, or None."""
-        if not name or "\0" in name or len(name) > 4096:
+        """Return the path that a name has inside the allowed directories, or None."""
+        if not name or "\0" in name or len(name) > _MAX_NAME:
             return None
-        for root in self.roots:
+        for root in self._roots:
             try:
                 path = (root / name).resolve()
                 if path.is_relative_to(root) and path.exists():
                     return path
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-            ):  # too long for the file system, or a loop of links
+            # The name is too long for the file system, or a loop of links.
+            except (OSError, ValueError, RuntimeError):
                 continue
         return None
 
     def _is_other_path(self, name: str) -> bool:
-        """Whether a plain name is also a path: a link that leads out, or a directory that would be opened instead of the hub's model."""
-        return any((place / name).exists() for place in (Path(), *self.roots))
+        """Return whether a plain name is also a path.
 
-    def _make_refusal(self, what: str, name: str, cure: str) -> PathNotAllowedError:
-        allowed = [
-            label
-            for path, label in (
-                (self.settings.models_dir, "the models directory"),
-                (self.settings.working_dir, "the working directory"),
-            )
-            if path
-        ]
-        where = (
-            " or ".join(allowed)
-            or "any directory: the server was started without --models-dir, so none may be read"
+        It may be a link that leads out of an allowed directory, or a directory that a library would
+        open instead of the model of the hub.
+        """
+        return any((directory / name).exists() for directory in (Path(), *self._roots))
+
+    def _make_refusal(self, kind: str, name: str, fix: str) -> PathNotAllowedError:
+        names = []
+        if self.settings.models_dir:
+            names.append("the models directory")
+        if self.settings.working_dir:
+            names.append("the working directory")
+        place = " or ".join(names) or (
+            "any directory: the server was started without --models-dir, so none may be read"
         )
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
-        return PathNotAllowedError(f"There is no {what} {shown!r} in {where}.", cure)
+        is_long = len(name) > _MAX_SHOWN_NAME
+        shown = f"{name[: _MAX_SHOWN_NAME - 3]}..." if is_long else name
+        return PathNotAllowedError(f"There is no {kind} {shown!r} in {place}.", fix)
 
 
 def _collect_paths(record: RunRecord) -> set[str]:
-    """The paths that a run was asked with, among other words."""
-    parts = [
-        part
-        for name in ("load", "text")
-        if isinstance(part := record.configuration.get(name), Mapping)
-    ]
-    asked = [
-        record.model.name,
-        *(value for part in parts for value in part.values()),
-        *_split_command(record.provenance.command or ""),
-    ]
-    return {word for word in asked if isinstance(word, str)}
+    """Return every word with which a run was asked for; some of them are paths."""
+    words: list[object] = [record.model.name, *_split_command(record.provenance.command or "")]
+    for name in ("load", "text"):
+        part = record.configuration.get(name)
+        if isinstance(part, Mapping):
+            words.extend(part.values())
+    return {word for word in words if isinstance(word, str)}
 
 
 def _is_absolute_path(word: str) -> bool:
-    return Path(word).is_absolute() and Path(word) != Path(word).parent
+    path = Path(word)
+    return path.is_absolute() and path != path.parent
 
 
 def _split_command(command: str) -> list[str]:
     try:
         return shlex.split(command)
-    except ValueError:  # an open quotation mark
+    except ValueError:  # a quotation mark is open
         return command.split()
 
 
-def _find_model_directories(place: Path, deep: int, looked: Iterator[int]) -> list[Path]:
-    if next(looked, None) is None:
+def _find_model_directories(
+    directory: Path, depth: int, directories_left: Iterator[int]
+) -> list[Path]:
+    """Return the model directories in a tree, down to a depth, while any may still be opened."""
+    if next(directories_left, None) is None:
         return []
-    if any((place / file).is_file() for file in MODEL_FORMATS):
-        return [place]
-    if not deep:
+    if any((directory / file).is_file() for file in MODEL_FORMATS):
+        return [directory]
+    if not depth:
         return []
     try:
-        inner = [
+        children = [
             entry
-            for entry in sorted(place.iterdir())
+            for entry in sorted(directory.iterdir())
             if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
         ]
     except OSError:
         return []
-    return [found for entry in inner for found in _find_model_directories(entry, deep - 1, looked)]
+    return [
+        model
+        for child in children
+        for model in _find_model_directories(child, depth - 1, directories_left)
+    ]

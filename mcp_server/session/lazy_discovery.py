@@ -1,6 +1,6 @@
-"""The half of `discovery` that needs torch, imported name by name when a call first uses it.
+"""The part of `discovery` that needs torch. Each name is imported when a call first uses it.
 
-`tools/list` is answered before any of it is loaded.
+So the server answers `tools/list` before any heavy library is loaded.
 """
 
 from __future__ import annotations
@@ -52,42 +52,42 @@ _MODULES = {
     "Cell": "discovery.methods.patching",
     "DiscoveryResult": "discovery.agent",
     "Engine": "discovery.engine",
-    "Meter": "discovery.engine",
     "MemoryNeed": "discovery.engine",
-    "Sampling": "discovery.methods.features",
+    "Meter": "discovery.engine",
     "Placement": "discovery.backends.hardware.placement",
+    "Sampling": "discovery.methods.features",
     "ablate_heads": "discovery.methods.ablation",
     "add_features_to_run": "discovery.agent",
     "check_task": "discovery.methods.behaviour",
     "choose_backend": "discovery.backends.loading.backend_choice",
     "choose_device": "discovery.backends.hardware.devices",
     "compare_with_controls": "discovery.methods.controls",
+    "continue_training": "discovery.features.training",
     "discover": "discovery.agent",
+    "draw_heatmap": "discovery.report",
     "edit_features": "discovery.methods.features",
     "estimate_cost": "discovery.agent",
+    "estimate_load_memory": "discovery.backends.loading.backend_choice",
     "estimate_training": "discovery.features.training",
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
-    "locate_model": "discovery.backends.loading.source",
-    "read_free_memory": "discovery.backends.hardware.memory",
     "generate_with_features": "discovery.methods.features",
-    "release_memory": "discovery.backends.hardware.memory",
-    "resume_open_run": "discovery.agent",
-    "continue_training": "discovery.features.training",
-    "draw_heatmap": "discovery.report",
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
+    "locate_model": "discovery.backends.loading.source",
     "open_sae": "discovery.features",
-    "read_outline": "discovery.backends.loading.outline",
     "patch_sweep": "discovery.methods.patching",
-    "run_with_cache": "discovery.methods.prompt_run",
+    "plan_load": "discovery.backends.loading.backend_choice",
+    "read_free_memory": "discovery.backends.hardware.memory",
+    "read_outline": "discovery.backends.loading.outline",
+    "release_memory": "discovery.backends.hardware.memory",
     "require_fit": "discovery.backends.loading.backend_choice",
+    "resume_open_run": "discovery.agent",
+    "run_with_cache": "discovery.methods.prompt_run",
     "sae_top_features": "discovery.methods.features",
     "summarise_activation": "discovery.methods.prompt_run",
-    "estimate_load_memory": "discovery.backends.loading.backend_choice",
     "top_cells": "discovery.methods.patching",
     "train_sae": "discovery.features.training",
-    "plan_load": "discovery.backends.loading.backend_choice",
 }
 
 __all__ = [
@@ -137,10 +137,14 @@ __all__ = [
 def pack_safetensors(
     tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """Tensors as safetensors, which holds no two names of one storage: the end of a layer is the start of the next."""
+    """Return tensors in the safetensors format.
+
+    The format refuses two names for one storage, which is common here: the end of a layer is the
+    start of the next. So every tensor is copied.
+    """
     save = importlib.import_module("safetensors.torch").save
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    packed: bytes = save(own, metadata)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    packed: bytes = save(copies, metadata)
     return packed
 
 

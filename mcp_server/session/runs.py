@@ -1,4 +1,6 @@
-"""Discoveries and trainings in the background, each in a thread that outlives the call that began it.
+"""Discoveries and trainings in the background.
+
+Each has a thread that outlives the call that began it.
 
 A run is known by the id of its folder, as soon as the folder exists. The run then waits for its
 device and works. At its end the folder says completed, interrupted (the run can be resumed) or

@@ -31,6 +31,7 @@ from mcp_server.tools.measurement import Measurement, run_measurement, session_o
 from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
 
 if TYPE_CHECKING:
+    from discovery.evaluation.evaluate import CircuitEvaluation
     from discovery.tasks.task import Task
 
 # Characters of the evaluation block, beside the other fields of the result.
@@ -124,27 +125,41 @@ async def evaluate_circuit(
             runs_dir=measurement.session.settings.runs_dir,
             progress=measurement.job,
         )
-        block = evaluation_block(evaluated.evaluation, detailed=is_detailed)
-        limit = _MAX_DETAILED_EVALUATION if is_detailed else _MAX_CONCISE_EVALUATION
-        shown = shorten_evaluation(block, limit)
-        hint = None if is_detailed else "detail='detailed' gives every row of (d) and thresholds."
-        return EvaluateCircuitResult(
-            model_id=model_id,
-            task=loaded_task.name,
-            nodes=list(evaluated.nodes),
-            final=final,
-            verdict=evaluated.verdict,
-            reasons=list(evaluated.reasons),
-            evaluation=shown,
-            warnings=notes,
-            total=len(evaluated.nodes),
-            truncated=shown is not block,
-            narrow=hint,
-            cost=cost_view(evaluated.cost),
+        return _make_result(
+            model_id, loaded_task, evaluated, notes, final=final, detailed=is_detailed
         )
 
     result = await run_measurement(context, model_id, f"evaluate_circuit {model_id}", measure)
     return to_call_result(result, detailed=is_detailed)
+
+
+def _make_result(
+    model_id: str,
+    task: Task,
+    evaluated: CircuitEvaluation,
+    notes: list[str],
+    *,
+    final: bool,
+    detailed: bool,
+) -> EvaluateCircuitResult:
+    block = evaluation_block(evaluated.evaluation, detailed=detailed)
+    limit = _MAX_DETAILED_EVALUATION if detailed else _MAX_CONCISE_EVALUATION
+    shown = shorten_evaluation(block, limit)
+    hint = None if detailed else "detail='detailed' gives every row of (d) and the thresholds."
+    return EvaluateCircuitResult(
+        model_id=model_id,
+        task=task.name,
+        nodes=list(evaluated.nodes),
+        final=final,
+        verdict=evaluated.verdict,
+        reasons=list(evaluated.reasons),
+        evaluation=shown,
+        warnings=notes,
+        total=len(evaluated.nodes),
+        truncated=shown is not block,
+        narrow=hint,
+        cost=cost_view(evaluated.cost),
+    )
 
 
 def _require_enough_pairs(source: TaskName | PairList, task: Task, notes: list[str]) -> None:

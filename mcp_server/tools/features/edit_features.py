@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mcp.types import CallToolResult
@@ -25,6 +26,7 @@ from mcp_server.tools.result import (
     CostView,
     IntervalView,
     Result,
+    WorkDone,
     cost_view,
     interval_view,
     round_number,
@@ -33,8 +35,10 @@ from mcp_server.tools.result import (
 from mcp_server.tools.schema import refuse_bool
 
 if TYPE_CHECKING:
+    from discovery.features import SAE
     from discovery.methods.features.edit import FeatureEditResult
     from discovery.methods.features.generate import Continuation, GenerationResult
+    from discovery.tasks.task import Task
 
 
 class MetricEffectView(Result):
@@ -82,6 +86,18 @@ class EditFeaturesResult(Result):
 
 
 FeatureAmount = Annotated[float, BeforeValidator(refuse_bool)]
+EditOperation = Literal["set", "scale", "add"]
+ErrorPolicy = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FeatureEdit:
+    """What is changed: an amount for each feature, how it is applied, and at which positions."""
+
+    amounts: dict[int, float]
+    operation: EditOperation
+    positions: list[int | str] | None
+    error: ErrorPolicy
 
 
 async def edit_features(
@@ -97,7 +113,7 @@ async def edit_features(
     ],
     sae: SaeName = None,
     operation: Annotated[
-        Literal["set", "scale", "add"],
+        EditOperation,
         Field(
             description="set to the amount (0 ablates, else clamps), scale by it, or add it "
             "(steers)."
@@ -115,9 +131,7 @@ async def edit_features(
         list[StrictInt | str] | None,
         Field(description="As in sae_top_features; for a prompt only numbers.", max_length=500),
     ] = None,
-    error: Annotated[
-        Literal["keep", "drop"], Field(description="What the SAE does not explain.")
-    ] = "keep",
+    error: Annotated[ErrorPolicy, Field(description="What the SAE does not explain.")] = "keep",
     tokens: Annotated[int, Field(description="How many tokens to write.", ge=1, le=200)] = 20,
     pairs: PairCount = DEFAULT_PAIRS,
 ) -> Annotated[CallToolResult, EditFeaturesResult]:
@@ -137,42 +151,22 @@ async def edit_features(
             "Give a task for the effect on its metric, a prompt for text.",
         )
 
+    edit = _FeatureEdit(amounts=features, operation=operation, positions=positions, error=error)
+
     def measure(measurement: Measurement) -> EditFeaturesResult:
         dictionary, name = measurement.open_sae(sae)
         warnings = list(dictionary.warnings)
         on_metric = None
         on_text = None
-        costs = []
+        costs: list[WorkDone] = []
         if task is not None:
             loaded_task, notes = measurement.load_task(task, pairs, 0)
-            edited = lazy_discovery.edit_features(
-                measurement.backend,
-                loaded_task,
-                dictionary,
-                features,
-                operation=operation,
-                positions=positions,
-                error=error,
-                controls=CONTROL_DIRECTIONS,
-                memory=measurement.memory,
-                progress=measurement.job,
-            )
+            edited = _edit_on_task(measurement, dictionary, edit, loaded_task)
             on_metric = _metric_view(loaded_task.name, len(loaded_task), edited)
             warnings = [*edited.warnings, *notes]
             costs.append(edited.cost)
         if prompt is not None:
-            prompt_positions: Any = positions  # labels are refused with a message of their own
-            generated = lazy_discovery.generate_with_features(
-                measurement.backend,
-                dictionary,
-                tuple(prompt) if isinstance(prompt, list) else prompt,
-                features,
-                tokens=tokens,
-                operation=operation,
-                positions=prompt_positions,
-                error=error,
-                progress=measurement.job,
-            )
+            generated = _edit_on_prompt(measurement, dictionary, edit, prompt, tokens)
             on_text = _text_view(generated)
             costs.append(generated.cost)
         return EditFeaturesResult(
@@ -188,6 +182,46 @@ async def edit_features(
 
     return to_call_result(
         await run_measurement(context, model_id, f"edit_features {model_id}", measure)
+    )
+
+
+def _edit_on_task(
+    measurement: Measurement, dictionary: SAE, edit: _FeatureEdit, task: Task
+) -> FeatureEditResult:
+    """Measure what the edit does to the task's metric."""
+    return lazy_discovery.edit_features(
+        measurement.backend,
+        task,
+        dictionary,
+        edit.amounts,
+        operation=edit.operation,
+        positions=edit.positions,
+        error=edit.error,
+        controls=CONTROL_DIRECTIONS,
+        memory=measurement.memory,
+        progress=measurement.job,
+    )
+
+
+def _edit_on_prompt(
+    measurement: Measurement,
+    dictionary: SAE,
+    edit: _FeatureEdit,
+    prompt: str | list[int],
+    tokens: int,
+) -> GenerationResult:
+    """Let the model continue a prompt with and without the edit."""
+    positions: Any = edit.positions  # a label is refused by the function, with its own message
+    return lazy_discovery.generate_with_features(
+        measurement.backend,
+        dictionary,
+        tuple(prompt) if isinstance(prompt, list) else prompt,
+        edit.amounts,
+        tokens=tokens,
+        operation=edit.operation,
+        positions=positions,
+        error=edit.error,
+        progress=measurement.job,
     )
 
 

@@ -32,6 +32,7 @@ from mcp_server.tools.result import (
 if TYPE_CHECKING:
     from discovery.methods.ablation import AblationResult
     from discovery.methods.controls import ControlComparison
+    from discovery.tasks.task import Task
 
 _MAX_EXACT_COUNT = 10**15  # of possible sets; more are shown as this many
 _MIN_METRIC = 1e-6  # below it, a share of the metric means nothing
@@ -146,28 +147,39 @@ async def ablate_heads(
             seed=seed,
             engine=engine,
         )
-        clean = ablated.metric_clean
-        return AblateHeadsResult(
-            model_id=model_id,
-            task=loaded_task.name,
-            n=len(loaded_task),
-            nodes=list(ablated.nodes),
-            ablation=ablation,
-            metric=ablated.metric,
-            metric_clean=round_number(clean),
-            metric_ablated=round_number(ablated.metric_ablated),
-            change=round_number(ablated.metric_ablated - clean),
-            share_left=_share_left(ablated),
-            per_node=_single_views(comparison, clean),
-            controls=_controls_view(comparison),
-            reference=ReferenceView.model_validate(ablated.reference),
-            warnings=notes,
-            total=len(ablated.nodes),
-            cost=cost_view(ablated.cost, comparison.cost),
-        )
+        return _make_result(model_id, loaded_task, ablation, ablated, comparison, notes)
 
     return to_call_result(
         await run_measurement(context, model_id, f"ablate_heads {model_id}", measure)
+    )
+
+
+def _make_result(
+    model_id: str,
+    task: Task,
+    ablation: Ablation,
+    ablated: AblationResult,
+    comparison: ControlComparison,
+    notes: list[str],
+) -> AblateHeadsResult:
+    clean = ablated.metric_clean
+    return AblateHeadsResult(
+        model_id=model_id,
+        task=task.name,
+        n=len(task),
+        nodes=list(ablated.nodes),
+        ablation=ablation,
+        metric=ablated.metric,
+        metric_clean=round_number(clean),
+        metric_ablated=round_number(ablated.metric_ablated),
+        change=round_number(ablated.metric_ablated - clean),
+        share_left=_share_left(ablated),
+        per_node=_single_views(comparison, clean),
+        controls=_controls_view(comparison),
+        reference=ReferenceView.model_validate(ablated.reference),
+        warnings=notes,
+        total=len(ablated.nodes),
+        cost=cost_view(ablated.cost, comparison.cost),
     )
 
 
