@@ -1,4 +1,4 @@
-"""What tests/conftest.py promises every other test."""
+"""The environment that tests/conftest.py gives every other test."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 
-def test_the_network_is_out_of_reach() -> None:
+def test_the_network_cannot_be_reached() -> None:
     with pytest.raises(RuntimeError, match="reached for the network"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
 
 
-def test_this_machine_is_within_reach() -> None:
+def test_this_machine_can_be_reached() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname(), timeout=5) as client,
@@ -28,7 +28,7 @@ def test_a_warning_is_an_error() -> None:
         warnings.warn("as an error", stacklevel=1)
 
 
-def test_runs_land_in_a_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_runs_go_to_a_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert Path(os.environ["CIRCUIT_SCOUT_RUNS_DIR"]).is_relative_to(tmp_path_factory.getbasetemp())
 
 
@@ -43,6 +43,7 @@ def test_written_shapes_are_checked() -> None:
 
     from discovery import metrics
 
-    logits, answers = torch.zeros(2, 5), torch.zeros(3, 1, dtype=torch.long)
+    logits = torch.zeros(2, 5)
+    answers = torch.zeros(3, 1, dtype=torch.long)
     with pytest.raises(TypeCheckError):
         metrics.logit_difference(logits, answers, answers)

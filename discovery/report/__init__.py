@@ -1,6 +1,7 @@
-"""What a run looks like: figures as PNG, and one self-contained HTML page.
+"""The report of a run: figures as PNG, and one self-contained HTML page.
 
-Takes numpy arrays, labels and the circuit record; needs no torch and no display.
+The functions take numpy arrays, labels and the circuit record. They need neither torch nor a
+display.
 """
 
 from __future__ import annotations

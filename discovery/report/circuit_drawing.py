@@ -1,7 +1,8 @@
-"""The circuit as a drawing: embed at the bottom, logits on top, a row for the heads and one for the MLP of each layer.
+"""The drawing of a circuit.
 
-A line is as thick as its edge's effect; dashed and purple lowers the metric. Layers without a node take no room; features have a row where
-they are written.
+`embed` is at the bottom and `logits` at the top. Each layer has a row for its heads and one for its
+MLP, and features have a row at the layer in which they are. Layers without nodes are left out. The
+width of a line shows the effect of its edge. An edge that lowers the metric is dashed and purple.
 """
 
 from __future__ import annotations
@@ -30,14 +31,12 @@ from discovery.report.canvas import (
     to_png,
 )
 
-_ROW_HEIGHT, _COLUMN_WIDTH, _MARGIN = (
-    0.85,
-    1.5,
-    0.6,
-)  # inches; the margin holds the names of the rows
-_LABEL_FRACTION = 0.4  # where on an edge its label stands: not in the middle, where edges cross
-_MAX_LABELLED_EDGES = 16  # edges, at most, for each to have its number written on it
-_MAX_LINE_LENGTH = 20  # letters of a line in a box
+_ROW_HEIGHT = 0.85  # inches
+_COLUMN_WIDTH = 1.5  # inches
+_MARGIN = 0.6  # inches, for the names of the rows
+_LABEL_FRACTION = 0.4  # the position of a label along its edge; edges often cross in the middle
+_MAX_LABELLED_EDGES = 16  # in a drawing with more edges, they get no numbers
+_MAX_LINE_LENGTH = 20  # characters of a line in a box
 _ROW_NAMES = {"attention_head": "heads", "mlp": "MLP", "feature": "features"}
 _FILL: dict[Tone, str] = {"up": "#d9f0d3", "down": "#e7d4e8", "flat": "#f7f7f7", "end": "#ffffff"}
 _OUTLINE: dict[Tone, str] = {
@@ -54,58 +53,53 @@ class _Point(NamedTuple):
 
 
 def draw_circuit(circuit: CircuitGraph) -> bytes:
-    """The circuit as PNG."""
+    """Return the drawing of a circuit as PNG."""
     graph = circuit.to_networkx()
-    places, names = _layout(circuit)
-    width = max(place.x for place in places.values()) * 2 + _COLUMN_WIDTH
-    figure = new_figure(max(5.0, width + _MARGIN), max(2.8, _ROW_HEIGHT * len(names) + 0.6))
+    points, row_names = _layout(circuit)
+    width = max(point.x for point in points.values()) * 2 + _COLUMN_WIDTH
+    figure = new_figure(max(5.0, width + _MARGIN), max(2.8, _ROW_HEIGHT * len(row_names) + 0.6))
     axes = figure.add_subplot()
     axes.set_axis_off()
     left = -width / 2 - _MARGIN
     axes.set_xlim(left, width / 2)
-    axes.set_ylim(-0.5, len(names) - 0.5)
+    axes.set_ylim(-0.5, len(row_names) - 0.5)
     axes.set_title(escape_for_font(record_title(graph.graph)), fontsize=10, parse_math=False)
     for source, target, facts in graph.edges(data=True):
         label = edge_line(facts) if len(graph.edges) <= _MAX_LABELLED_EDGES else ""
-        _draw_edge(axes, places[source], places[target], edge_effect(facts), label)
+        _draw_edge(axes, points[source], points[target], edge_effect(facts), label)
     for name, facts in graph.nodes(data=True):
-        _draw_node(
-            axes,
-            places[name],
-            node_tone(name, facts),
-            [line[:_MAX_LINE_LENGTH] for line in node_lines(name, facts)],
-        )
-    for y, name in enumerate(names):
+        lines = [line[:_MAX_LINE_LENGTH] for line in node_lines(name, facts)]
+        _draw_node(axes, points[name], node_tone(name, facts), lines)
+    for y, name in enumerate(row_names):
         axes.text(left, y, name, ha="left", va="center", fontsize=7, color="#666666")
     return to_png(figure)
 
 
 def _layout(circuit: CircuitGraph) -> tuple[dict[str, _Point], list[str]]:
-    """Where each node stands, and the name of each row."""
-    places: dict[str, _Point] = {}
-    names: list[str] = []
+    """Return the position of each node, and the name of each row."""
+    points: dict[str, _Point] = {}
+    row_names: list[str] = []
     for y, (order, row) in enumerate(groupby(circuit.nodes, key=lambda node: node.node.order[:2])):
         nodes = list(row)
         for index, node in enumerate(nodes):
-            places[node.id] = _Point((index - (len(nodes) - 1) / 2) * _COLUMN_WIDTH, y)
-        names.append(
-            "" if nodes[0].layer is None else f"layer {order[0]} {_ROW_NAMES[nodes[0].kind]}"
-        )
-    return places, names
+            points[node.id] = _Point((index - (len(nodes) - 1) / 2) * _COLUMN_WIDTH, y)
+        first = nodes[0]
+        is_end = first.layer is None  # embed or logits
+        row_names.append("" if is_end else f"layer {order[0]} {_ROW_NAMES[first.kind]}")
+    return points, row_names
 
 
-def _draw_node(axes: Axes, place: _Point, tone: Tone, lines: list[str]) -> None:
+def _draw_node(axes: Axes, point: _Point, tone: Tone, lines: list[str]) -> None:
     box = {
         "boxstyle": "round,pad=0.35",
         "facecolor": _FILL[tone],
         "edgecolor": _OUTLINE[tone],
         "linestyle": "--" if tone == "down" else "-",
     }
-    words = "\n".join(escape_for_font(line) for line in lines)
     axes.text(
-        place.x,
-        place.y,
-        words,
+        point.x,
+        point.y,
+        "\n".join(map(escape_for_font, lines)),
         ha="center",
         va="center",
         fontsize=7.5,
@@ -119,12 +113,10 @@ def _draw_node(axes: Axes, place: _Point, tone: Tone, lines: list[str]) -> None:
 def _draw_edge(
     axes: Axes, source: _Point, target: _Point, effect: float | None, label: str
 ) -> None:
-    colour, style = (
-        (COLOUR_NEUTRAL, "-")
-        if not effect
-        else ((COLOUR_UP, "-") if effect > 0 else (COLOUR_DOWN, "--"))
-    )
-    # An edge straight up over other rows would be hidden by their boxes: bend it.
+    colour = COLOUR_NEUTRAL
+    if effect:
+        colour = COLOUR_UP if effect > 0 else COLOUR_DOWN
+    # An edge that goes straight up past other rows would be hidden by their boxes. It is bent.
     bend = 0.25 if target.x == source.x and target.y - source.y > 1 else 0.0
     arrow = FancyArrowPatch(
         (source.x, source.y + 0.2),
@@ -133,7 +125,7 @@ def _draw_edge(
         mutation_scale=9,
         connectionstyle=f"arc3,rad={bend}",
         color=colour,
-        linestyle=style,
+        linestyle="--" if colour == COLOUR_DOWN else "-",
         linewidth=0.8 + 3 * min(1.0, abs(effect or 0.0)),
         alpha=0.8,
         zorder=1,

@@ -1,8 +1,8 @@
-"""The figures of a run, as PNG: grids of effects, and faithfulness against size.
+"""The figures of a run as PNG: grids of effects, and faithfulness against size.
 
-Values are shares of m(clean) − m(corrupted), as `patch_sweep` gives them: 1 restores the behaviour wholly, 0
-does nothing. The colour scale is symmetric about 0; a NaN cell, which does not exist or could not be
-measured, is grey.
+Effects are shares of m(clean) − m(corrupted), as `patch_sweep` returns them: 1 restores the whole
+behaviour, and 0 has no effect. The colour scale is symmetric about 0. A cell is grey if its value
+is NaN, because it does not exist or could not be measured.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from discovery.report.canvas import (
     to_png,
 )
 
-_MAX_NUMBERED_CELLS = 240  # cells, at most, for each to have its number written in it
-_MAX_TICK_LABELS = 64  # labels that fit on an axis
+_MAX_NUMBERED_CELLS = 240  # in a grid with more cells, they get no numbers
+_MAX_NUMBERED_COLUMNS = 24  # likewise
+_MIN_NUMBER = 0.005  # smaller numbers would be rounded to 0, and are not written
+_MAX_TICK_LABELS = 64  # the number of labels that fit on an axis
 
 
 def draw_layer_position_heatmap(
     values: Float[np.ndarray, "layer position"], positions: Sequence[str], *, title: str
 ) -> bytes:
-    """A grid of effects by layer and token position.
+    """Draw effects by layer and token position.
 
     Args:
-        values: the effects; NaN where there is no such cell.
-        positions: a token or label for each position, as it should be read.
-        title: stands above.
+        values: The effects. NaN marks a cell that does not exist or was not measured.
+        positions: The label of each position, e.g. its token.
+        title: The title above the grid.
     """
     layers = [str(layer) for layer in range(values.shape[0])]
     return draw_heatmap(
@@ -47,11 +49,11 @@ def draw_layer_position_heatmap(
 
 
 def draw_layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: str) -> bytes:
-    """A grid of effects by layer and attention head.
+    """Draw effects by layer and attention head.
 
     Args:
-        values: the effects; NaN where there is no such head.
-        title: stands above.
+        values: The effects. NaN marks a head that does not exist or was not measured.
+        title: The title above the grid.
     """
     layers, heads = ([str(index) for index in range(count)] for count in values.shape)
     return draw_heatmap(values, layers, heads, title=title, row_axis="layer", column_axis="head")
@@ -67,19 +69,19 @@ def draw_heatmap(
     column_axis: str,
     scale: str = "share of clean − corrupted",
 ) -> bytes:
-    """A grid of numbers on a diverging scale centred at 0.
+    """Draw a grid of numbers on a diverging scale that is centred at 0.
 
     Args:
-        values: the numbers; NaN is drawn grey.
-        rows: a label for each row, the first on top.
-        columns: a label for each column.
-        title: stands above.
-        row_axis: what the rows are.
-        column_axis: what the columns are.
-        scale: what the numbers are.
+        values: The numbers. NaN is drawn grey.
+        rows: The label of each row, the first row on top.
+        columns: The label of each column.
+        title: The title above the grid.
+        row_axis: What the rows are, e.g. "layer".
+        column_axis: What the columns are, e.g. "position".
+        scale: What the numbers are.
 
     Raises:
-        ValueError: where labels and values do not match, or there are none.
+        ValueError: If the labels do not match the values, or if there are no values.
     """
     if (len(rows), len(columns)) != values.shape:
         raise ValueError(
@@ -87,14 +89,13 @@ def draw_heatmap(
         )
     if not values.size:
         raise ValueError("a grid without cells cannot be drawn")
-    known = np.isfinite(values)
-    limit = float(np.abs(values[known]).max(initial=0.0)) or 1.0
+    is_known = np.isfinite(values)
+    limit = float(np.abs(values[is_known]).max(initial=0.0)) or 1.0
     height, width = (min(14.0, 0.3 * count) for count in values.shape)
     figure = new_figure(max(4.8, width + 2.4), max(3.0, height + 1.6))
     axes = figure.add_subplot()
-    shown = np.ma.masked_where(~known, values)
     image = axes.imshow(
-        shown,
+        np.ma.masked_where(~is_known, values),
         cmap=matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=COLOUR_MISSING),
         vmin=-limit,
         vmax=limit,
@@ -102,9 +103,9 @@ def draw_heatmap(
     )
     _label_axis(axes, "y", rows, row_axis)
     _label_axis(axes, "x", columns, column_axis)
-    note = "" if known.all() else "\n(grey: no such cell, or not measured)"
+    note = "" if is_known.all() else "\n(grey: no such cell, or not measured)"
     axes.set_title(escape_for_font(title) + note, fontsize=10, parse_math=False)
-    if values.size <= _MAX_NUMBERED_CELLS and values.shape[1] <= 24:
+    if values.size <= _MAX_NUMBERED_CELLS and values.shape[1] <= _MAX_NUMBERED_COLUMNS:
         _write_numbers(axes, values, limit)
     figure.colorbar(image, ax=axes, label=scale, fraction=0.05)
     return to_png(figure)
@@ -116,12 +117,12 @@ def draw_faithfulness_curve(
     title: str = "Faithfulness against size",
     band: tuple[float, float] = (0.8, 1.2),
 ) -> bytes:
-    """f of the best circuit of each size, a line for each ablation.
+    """Draw f of the best circuit of each size, with a line for each ablation.
 
     Args:
-        curve: the points; one whose faithfulness is unknown is left out.
-        title: stands above.
-        band: the bounds of condition (a).
+        curve: The points. A point without a known faithfulness is left out.
+        title: The title above the figure.
+        band: The bounds of condition (a).
     """
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
@@ -147,24 +148,22 @@ def draw_faithfulness_curve(
 
 
 def _label_axis(axes: Axes, axis: str, labels: Sequence[str], name: str) -> None:
-    """Label the cells, every k-th where there are too many."""
-    places = range(0, len(labels), 1 + (len(labels) - 1) // _MAX_TICK_LABELS)
-    words = [shorten_label(labels[place]) for place in places]
-    upright = axis == "x" and max(map(len, words), default=0) > 2
+    """Label the cells along an axis, or every k-th cell if there are too many."""
+    ticks = list(range(0, len(labels), 1 + (len(labels) - 1) // _MAX_TICK_LABELS))
+    texts = [shorten_label(labels[tick]) for tick in ticks]
     if axis == "x":
-        axes.set_xticks(
-            list(places), labels=words, rotation=90 if upright else 0, fontsize=8, parse_math=False
-        )
+        rotation = 90 if max(map(len, texts), default=0) > 2 else 0
+        axes.set_xticks(ticks, labels=texts, rotation=rotation, fontsize=8, parse_math=False)
         axes.set_xlabel(name)
     else:
-        axes.set_yticks(list(places), labels=words, fontsize=8, parse_math=False)
+        axes.set_yticks(ticks, labels=texts, fontsize=8, parse_math=False)
         axes.set_ylabel(name)
 
 
 def _write_numbers(axes: Axes, values: Float[np.ndarray, "row column"], limit: float) -> None:
-    """Write what rounds to something into each cell, dark on light and light on dark."""
+    """Write its number into each cell, dark on light cells and light on dark ones."""
     for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value) and abs(value) >= 0.005:
+        if np.isfinite(value) and abs(value) >= _MIN_NUMBER:
             colour = "white" if abs(value) > 0.6 * limit else "black"
             axes.text(
                 column,
@@ -178,6 +177,6 @@ def _write_numbers(axes: Axes, values: Float[np.ndarray, "row column"], limit: f
 
 
 def _format_cell(value: float) -> str:
-    """Two places and no leading zero: .52, -.31, 1.04."""
-    words = f"{abs(value):.2f}".removeprefix("0")
-    return f"-{words}" if value < 0 else words
+    """Format a number with two decimals and no leading zero: .52, -.31, 1.04."""
+    digits = f"{abs(value):.2f}".removeprefix("0")
+    return f"-{digits}" if value < 0 else digits

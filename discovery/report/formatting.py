@@ -1,6 +1,6 @@
-"""How the report says numbers, verdicts and conditions.
+"""The formats of numbers, verdicts and outcomes in the report.
 
-Convention: a dash means "not measured". An interval is the 95% bootstrap interval over pairs.
+A dash means "not measured". Intervals are 95% bootstrap intervals over pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ SHARED_EDGES = (
 
 
 class Meaning(NamedTuple):
-    """A verdict or outcome for the eye: a mark beside the colour, the word, and what it means."""
+    """How a verdict or an outcome is shown.
+
+    Attributes:
+        mark: A symbol, so that the colour is not the only sign.
+        tone: The CSS class of the colour: good, bad or unsure.
+        word: The name.
+        sense: What it means, in a sentence.
+    """
 
     mark: str
     tone: str
@@ -64,67 +71,70 @@ def format_title(circuit: CircuitGraph) -> str:
 
 
 def format_outcome(value: Outcome) -> Html:
-    """An outcome as mark and word."""
+    """Format an outcome as its mark and its word."""
     meaning = OUTCOME_MEANINGS[value]
     return element("span", f"{meaning.mark} {meaning.word}", class_=f"outcome {meaning.tone}")
 
 
 def format_number(value: float | None, digits: int = 2) -> str:
-    """A number to `digits` places, or a dash."""
+    """Format a number with `digits` decimals, or as a dash if it is not known."""
     return UNKNOWN_MARK if value is None else _round(value, digits)
 
 
 def format_share(value: float | None) -> str:
-    """A share in percent, or a dash."""
+    """Format a share in percent, or as a dash if it is not known."""
     return UNKNOWN_MARK if value is None else f"{value:.1%}"
 
 
 def format_p_value(value: float | None) -> str:
-    """A p-value; small ones as a bound."""
+    """Format a p-value, or its upper bound if it is small."""
     if value is None:
         return UNKNOWN_MARK
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def format_effect(value: Effect | None) -> str:
-    """An effect with its sign and interval: +0.52 [0.48, 0.56]."""
+    """Format an effect with its sign and its interval: +0.52 [0.48, 0.56]."""
     if value is None or value.mean is None:
         return UNKNOWN_MARK
     return format_signed(value.mean) + format_interval(value.low, value.high)
 
 
 def format_score(value: Score | None) -> str:
-    """A value of f with its interval."""
+    """Format a value of f with its interval."""
     if value is None or value.value is None:
         return UNKNOWN_MARK
     return format_number(value.value) + format_interval(value.low, value.high)
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """The ends of an interval after a number, or nothing where they are not known."""
+    """Format an interval to stand after a number. The text is empty if it is not known."""
     return "" if low is None or high is None else f" [{_round(low)}, {_round(high)}]"
 
 
 def _round(value: float, digits: int = 2) -> str:
-    """Rounded, and never a negative zero."""
+    """Round a number. The result is never a negative zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def format_bytes(count: int | None) -> str | None:
-    """A number of bytes as a person reads it."""
+    """Format a number of bytes in a unit that suits it."""
     if count is None:
         return None
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    if count < 1024:
+        return f"{count} B"
+    size = count / 1024
+    unit = "KiB"
+    for larger_unit in ("MiB", "GiB"):
+        if size >= 1024:
+            size /= 1024
+            unit = larger_unit
+    return f"{size:.1f} {unit}"
 
 
 def format_duration(seconds: float | None) -> str | None:
-    """A time as a person reads it."""
+    """Format a duration in seconds, or in minutes and seconds."""
     if seconds is None:
         return None
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{seconds:.1f} s" if not minutes else f"{minutes} min {rest} s"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder} s" if minutes else f"{seconds:.1f} s"

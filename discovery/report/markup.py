@@ -1,7 +1,7 @@
-"""HTML that is escaped unless it says that it is HTML.
+"""Building HTML in which everything is escaped unless it is markup.
 
-`Html` is text that is markup already; everything else that goes into an element is escaped, so that a token
-such as ``<script>`` is shown and never run. What HTML has no character for is written as an escape.
+`Html` is a text that is markup. Everything else in an element is escaped, so that a token such as
+``<script>`` is shown and never run. Characters that HTML cannot contain are written as escapes.
 """
 
 from __future__ import annotations
@@ -11,39 +11,38 @@ from html import escape
 
 
 class Html(str):
-    """Markup; made only by this module's functions."""
+    """A text that is markup. Only the functions of this module make it."""
 
     __slots__ = ()
 
 
 def escape_text(value: object) -> Html:
-    """`value` as markup: Html as it is, anything else escaped."""
+    """Return a value as markup: Html unchanged, and anything else escaped."""
     if isinstance(value, Html):
         return value
-    letters = (
-        letter if letter.isprintable() or letter in "\n\t" else _escape_letter(letter)
-        for letter in str(value)
-    )
-    return Html(escape("".join(letters), quote=True))
+    return Html(escape("".join(map(_escape_character, str(value))), quote=True))
 
 
 def element(tag: str, *content: object, **attributes: object) -> Html:
-    """``<tag attributes>content</tag>``; an attribute written ``class_`` or ``aria_label`` loses or turns its underscores."""
+    """Return ``<tag attributes>content</tag>``.
+
+    The attribute ``class_`` is written ``class``, and ``aria_label`` is written ``aria-label``.
+    """
     return Html(f"<{tag}{_attributes(attributes)}>{''.join(map(escape_text, content))}</{tag}>")
 
 
 def void_element(tag: str, **attributes: object) -> Html:
-    """An element that holds nothing: ``<img …>``."""
+    """Return an element without content, such as ``<img …>``."""
     return Html(f"<{tag}{_attributes(attributes)}>")
 
 
-def join(parts: Iterable[object], between: str = "") -> Html:
-    """The parts one after another."""
-    return Html(escape_text(between).join(map(escape_text, parts)))
+def join(parts: Iterable[object], separator: str = "") -> Html:
+    """Return the parts in sequence, with a separator between them."""
+    return Html(escape_text(separator).join(map(escape_text, parts)))
 
 
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """A table whose first column names the rows; it scrolls by itself where the page is narrow."""
+    """Return a table whose first column names the rows. It scrolls if the page is narrow."""
     heads = element("tr", *(element("th", cell, scope="col") for cell in head))
     body = [
         element(
@@ -58,7 +57,7 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
 
 
 def definition_list(pairs: Iterable[tuple[str, object]]) -> Html:
-    """A list of names and values, without those that are None."""
+    """Return a list of names and values, without the values that are None."""
     return element(
         "dl",
         *(
@@ -76,5 +75,7 @@ def _attributes(attributes: dict[str, object]) -> str:
     )
 
 
-def _escape_letter(letter: str) -> str:
-    return letter if letter == "\u00a0" else letter.encode("unicode_escape").decode("ascii")
+def _escape_character(character: str) -> str:
+    if character.isprintable() or character in "\n\t\u00a0":
+        return character
+    return character.encode("unicode_escape").decode("ascii")

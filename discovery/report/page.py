@@ -1,8 +1,9 @@
-"""report.html: a run on one self-contained page, for a person who was not there.
+"""report.html: a run on one self-contained page.
 
-The verdict and its reasons come first, then the numbers they rest on, the circuit, the journal, the cost and
-how to do it again. Nothing is fetched and nothing runs: the style is inline, figures are embedded, and a
-content policy forbids scripts. Everything that came from a task or a model is shown as text.
+The verdict and its reasons come first, then the evidence, the figures, the circuit, the journal,
+the cost and the commands that repeat the run. The page loads nothing and runs nothing: the style is
+inline, figures are embedded, and a content security policy forbids scripts. Everything that comes
+from a task or a model is shown as text.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from discovery.report.formatting import (
     format_duration,
     format_effect,
     format_number,
+    format_title,
 )
 from discovery.report.markup import (
     Html,
@@ -45,39 +47,43 @@ from discovery.report.tables import (
 
 _FIRST_FIGURES = ("circuit", "curve")
 _CAPTIONS = {
-    "circuit": "The circuit. Green moves the metric up, purple and dashed moves it down; a line is as thick as its effect.",
-    "curve": "Faithfulness of the best circuit of each size, against the band that counts as sufficient.",
+    "circuit": (
+        "The circuit. Green moves the metric up; purple and dashed moves it down. The width of a "
+        "line shows its effect."
+    ),
+    "curve": (
+        "Faithfulness of the best circuit of each size. The band shows what counts as sufficient."
+    ),
     "resid_pre": "Residual stream before each layer, by position: where the information is.",
     "attn_out": "Output of each attention layer, by position.",
     "mlp_out": "Output of each MLP, by position.",
     "head_out": "Output of each attention head.",
 }
-_MAX_VALUE_LENGTH = 600  # letters of one value in the journal
+_MAX_VALUE_LENGTH = 600  # characters of one value in the journal
 
 
 def render_page(
     circuit: CircuitGraph, figures: Mapping[str, bytes], events: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The page.
+    """Return the page of a run.
 
     Args:
-        circuit: the record.
-        figures: PNG by name, as in the run's figures/.
-        events: the journal, as in events.jsonl.
+        circuit: The record.
+        figures: The figures as PNG, by name, as in the folder figures/ of the run.
+        events: The journal, as in events.jsonl.
     """
-    heading = f"{circuit.task.name or 'A task'} in {circuit.model.name or 'a model'}"
-    main = element(
-        "main",
-        *(
-            _verdict(circuit),
-            _facts(circuit),
-            _evidence(circuit),
-            _figures(figures),
-            _circuit(circuit),
-        ),
-        *(_journal(events), _cost(circuit), _render_commands(circuit)),
-        id="main",
-    )
+    heading = format_title(circuit)
+    sections = [
+        _render_verdict(circuit),
+        _render_facts(circuit),
+        _render_evidence(circuit),
+        _render_figures(figures),
+        _render_circuit(circuit),
+        _render_journal(events),
+        _render_cost(circuit),
+        _render_commands(circuit),
+    ]
+    main = element("main", *sections, id="main")
     head = join(
         [
             void_element("meta", charset="utf-8"),
@@ -104,13 +110,11 @@ def _section(heading: str, *content: object) -> Html:
     return element("section", element("h2", heading), *content)
 
 
-def _verdict(circuit: CircuitGraph) -> Html:
+def _render_verdict(circuit: CircuitGraph) -> Html:
     meaning = VERDICT_MEANINGS[circuit.verdict]
-    reasons = (
-        element("ul", *(element("li", reason) for reason in circuit.reasons))
-        if circuit.reasons
-        else ""
-    )
+    reasons: object = ""
+    if circuit.reasons:
+        reasons = element("ul", *(element("li", reason) for reason in circuit.reasons))
     word = element("p", f"{meaning.mark} {meaning.word}", class_="word")
     return element(
         "section",
@@ -122,21 +126,18 @@ def _verdict(circuit: CircuitGraph) -> Html:
     )
 
 
-def _facts(circuit: CircuitGraph) -> Html:
-    task, model, looks = circuit.task, circuit.model, circuit.evaluation.heldout_looks
-    split = (
-        f"{task.n_discovery} to find it, {task.n_heldout} to judge it"
-        if task.n_discovery is not None
-        else None
-    )
-    universe = (
-        "every head and MLP" if circuit.evaluation.universe == "all" else "heads only, MLPs kept"
-    )
-    shape = (
-        f"{model.n_layers} layers of {model.n_heads} heads" if model.n_layers is not None else None
-    )
-    if shape and model.shares_key_values:
-        shape += f", which share {model.n_kv_heads} key-value heads"
+def _render_facts(circuit: CircuitGraph) -> Html:
+    task = circuit.task
+    model = circuit.model
+    split = None
+    if task.n_discovery is not None:
+        split = f"{task.n_discovery} to find it, {task.n_heldout} to test it"
+    covers_mlps = circuit.evaluation.universe == "all"
+    shape = None
+    if model.n_layers is not None:
+        shape = f"{model.n_layers} layers of {model.n_heads} heads"
+        if model.shares_key_values:
+            shape += f", which share {model.n_kv_heads} key-value heads"
     names = ", ".join(node.label for node in circuit.members)
     return definition_list(
         [
@@ -144,24 +145,26 @@ def _facts(circuit: CircuitGraph) -> Html:
             ("metric", task.metric and task.metric.replace("_", " ")),
             ("prompt pairs", split),
             ("model", shape),
-            ("what could be ablated", universe),
+            (
+                "what could be ablated",
+                "every head and MLP" if covers_mlps else "heads only, MLPs kept",
+            ),
             ("features beside it", ", ".join(node.label for node in circuit.features) or None),
-            ("circuits that looked at the held-out pairs", looks),
+            ("circuits that used the held-out pairs", circuit.evaluation.heldout_looks),
         ]
     )
 
 
-def _evidence(circuit: CircuitGraph) -> Html:
+def _render_evidence(circuit: CircuitGraph) -> Html:
     evaluation = circuit.evaluation
-    more = join([minimality_tables(evaluation), curve_table(evaluation), tests_table(evaluation)])
-    details = (
-        element("details", element("summary", "Node by node, and every test"), more)
-        if more
-        else Html()
-    )
+    tables = join([minimality_tables(evaluation), curve_table(evaluation), tests_table(evaluation)])
+    details = Html()
+    if tables:
+        details = element("details", element("summary", "Node by node, and every test"), tables)
     note = element(
         "p",
-        f"f is 1 for the whole model and 0 with everything ablated. {UNKNOWN_MARK} means not measured.",
+        "f is 1 for the whole model and 0 with everything ablated. "
+        f"{UNKNOWN_MARK} means not measured.",
         class_="soft",
     )
     return _section(
@@ -169,34 +172,38 @@ def _evidence(circuit: CircuitGraph) -> Html:
     )
 
 
-def _figures(figures: Mapping[str, bytes]) -> Html:
-    order = sorted(
-        figures,
-        key=lambda name: (
-            _FIRST_FIGURES.index(name) if name in _FIRST_FIGURES else len(_FIRST_FIGURES),
-            name,
-        ),
-    )
-    return (
-        _section("Figures", *(_figure(name, figures[name]) for name in order)) if order else Html()
-    )
+def _render_figures(figures: Mapping[str, bytes]) -> Html:
+    first = [name for name in _FIRST_FIGURES if name in figures]
+    others = sorted(set(figures) - set(_FIRST_FIGURES))
+    if not figures:
+        return Html()
+    return _section("Figures", *(_render_figure(name, figures[name]) for name in [*first, *others]))
 
 
-def _figure(name: str, png: bytes) -> Html:
-    kind = next(
-        (kind for kind in sorted(_CAPTIONS, key=len, reverse=True) if name.startswith(kind)), None
-    )
-    caption = _CAPTIONS[kind] if kind else name.replace("_", " ")
+def _render_figure(name: str, png: bytes) -> Html:
+    kinds = [kind for kind in _CAPTIONS if name.startswith(kind)]
+    caption = _CAPTIONS[max(kinds, key=len)] if kinds else name.replace("_", " ")
     data = base64.b64encode(png).decode("ascii")
     alt = f"{name}: {caption} The numbers are in the tables and in arrays/ of the run."
-    width = int.from_bytes(png[16:20], "big") * 96 // DPI  # the PNG header's, in CSS pixels
+    width = (
+        int.from_bytes(png[16:20], "big") * 96 // DPI
+    )  # the width in the PNG header, in CSS pixels
     image = void_element("img", src=f"data:image/png;base64,{data}", alt=alt, width=width)
     return element("figure", image, element("figcaption", element("b", name), " ", caption))
 
 
-def _circuit(circuit: CircuitGraph) -> Html:
+def _render_circuit(circuit: CircuitGraph) -> Html:
+    return _section(
+        "Circuit",
+        _nodes_table(circuit),
+        render_feature_tables(circuit),
+        _edges_table(circuit),
+    )
+
+
+def _nodes_table(circuit: CircuitGraph) -> Html:
     signs = {1: "▲ up", -1: "▼ down", 0: "neither", None: UNKNOWN_MARK}
-    nodes = [
+    rows = [
         [
             node.label,
             node.kind.replace("_", " "),
@@ -210,64 +217,54 @@ def _circuit(circuit: CircuitGraph) -> Html:
         for node in circuit.nodes
         if node.kind in ("attention_head", "mlp")
     ]
-    edges = [
-        [
-            f"{node_label(edge.source)} → {node_label(edge.target)}",
-            format_effect(edge.effect),
-            join(
-                (f"{slot}: {format_effect(value)}" for slot, value in _edge_effects(edge).items()),
-                "; ",
-            )
-            or UNKNOWN_MARK,
-            ", ".join(edge.evidence) or UNKNOWN_MARK,
-        ]
-        for edge in circuit.edges
-    ]
-    shared = edges and circuit.model.shares_key_values
-    head = [
-        "node",
-        "kind",
-        "role",
-        "moves the metric",
-        "denoising",
-        "noising",
-        "positions",
-        "evidence",
-    ]
-    return _section(
-        "Circuit",
-        table("Nodes, with their share of the clean − corrupted difference", head, nodes)
-        if nodes
-        else element("p", "The record has no nodes."),
-        render_feature_tables(circuit),
-        table("Edges", ["edge", "effect", "by input", "evidence"], edges)
-        if edges
-        else element("p", "No edges were measured."),
-        element("p", SHARED_EDGES, class_="soft") if shared else Html(),
-    )
+    if not rows:
+        return element("p", "The record has no nodes.")
+    head = "node|kind|role|moves the metric|denoising|noising|positions|evidence".split("|")
+    return table("Nodes, with their share of the clean − corrupted difference", head, rows)
+
+
+def _edges_table(circuit: CircuitGraph) -> Html:
+    rows = []
+    for edge in circuit.edges:
+        effects = _edge_effects(edge).items()
+        by_input = join((f"{slot}: {format_effect(effect)}" for slot, effect in effects), "; ")
+        rows.append(
+            [
+                f"{node_label(edge.source)} → {node_label(edge.target)}",
+                format_effect(edge.effect),
+                by_input or UNKNOWN_MARK,
+                ", ".join(edge.evidence) or UNKNOWN_MARK,
+            ]
+        )
+    if not rows:
+        return element("p", "No edges were measured.")
+    edges = table("Edges", ["edge", "effect", "by input", "evidence"], rows)
+    if not circuit.model.shares_key_values:
+        return edges
+    return join([edges, element("p", SHARED_EDGES, class_="soft")])
 
 
 def _edge_effects(edge: CircuitEdge) -> dict[str, Effect | None]:
-    """An edge by input; into a feature, how far it moves the feature itself too."""
-    told: dict[str, Effect | None] = {str(slot): value for slot, value in edge.inputs.items()}
-    return {**told, "of the feature's change": edge.activation} if edge.activation else told
+    """Return the effect of an edge through each input.
+
+    For an edge into a feature, this includes how far it moves the activation of the feature.
+    """
+    effects: dict[str, Effect | None] = {str(slot): value for slot, value in edge.inputs.items()}
+    if edge.activation:
+        effects["of the feature's change"] = edge.activation
+    return effects
 
 
-def _journal(events: Sequence[Mapping[str, Any]]) -> Html:
+def _render_journal(events: Sequence[Mapping[str, Any]]) -> Html:
     if not events:
         return Html()
     rows = [
-        [event.get("index", place), event.get("time", UNKNOWN_MARK), _render_event(event)]
-        for place, event in enumerate(events)
+        [event.get("index", index), event.get("time", UNKNOWN_MARK), _render_event(event)]
+        for index, event in enumerate(events)
     ]
-    return _section(
-        "Journal",
-        element(
-            "details",
-            element("summary", f"{len(events)} events"),
-            table("What was done, and why", ["", "time", "event"], rows),
-        ),
-    )
+    summary = element("summary", f"{len(events)} events")
+    journal = table("What was done, and why", ["", "time", "event"], rows)
+    return _section("Journal", element("details", summary, journal))
 
 
 def _render_event(event: Mapping[str, Any]) -> Html:
@@ -279,31 +276,29 @@ def _render_event(event: Mapping[str, Any]) -> Html:
 
 
 def _shorten_value(value: object) -> Html:
-    words = value if isinstance(value, str) else dumps(value)
-    return escape_text(
-        words
-        if len(words) <= _MAX_VALUE_LENGTH
-        else f"{words[:_MAX_VALUE_LENGTH]}… ({len(words)} letters)"
-    )
+    text = value if isinstance(value, str) else dumps(value)
+    if len(text) > _MAX_VALUE_LENGTH:
+        text = f"{text[:_MAX_VALUE_LENGTH]}… ({len(text)} letters)"
+    return escape_text(text)
 
 
-def _cost(circuit: CircuitGraph) -> Html:
-    cost, made, model = circuit.cost, circuit.provenance, circuit.model
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(made.versions.items()))
-    work = (
-        f"{format_number(cost.forward_equivalents, 1)} forward-pass equivalents"
-        if cost.forward_equivalents is not None
-        else None
-    )
+def _render_cost(circuit: CircuitGraph) -> Html:
+    cost = circuit.cost
+    provenance = circuit.provenance
+    model = circuit.model
+    versions = sorted(provenance.versions.items())
+    work = None
+    if cost.forward_equivalents is not None:
+        work = f"{format_number(cost.forward_equivalents, 1)} forward-pass equivalents"
     pairs = [
         ("work", work),
         ("time", format_duration(cost.seconds)),
         ("peak memory", format_bytes(cost.peak_memory_bytes)),
-        ("created", made.created),
-        ("seed", made.seed),
-        ("device", made.device),
+        ("created", provenance.created),
+        ("seed", provenance.seed),
+        ("device", provenance.device),
         ("backend", " ".join(word for word in (model.backend, model.dtype) if word) or None),
-        ("versions", versions or None),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions) or None),
         ("weights, sha256", model.fingerprint and element("code", model.fingerprint)),
         ("pairs, sha256", circuit.task.fingerprint and element("code", circuit.task.fingerprint)),
     ]
@@ -317,15 +312,9 @@ def _render_commands(circuit: CircuitGraph) -> Html:
         f"circuit-scout runs verify {run_id}",
         f"circuit-scout runs export {run_id} --format graphml",
     ]
-    return _section(
-        "Do it again",
-        element(
-            "p",
-            "The first command below that starts with discover makes the run anew; verify measures this circuit again and compares.",
-        ),
-        element(
-            "pre",
-            element("code", "\n".join(command for command in commands if command)),
-            tabindex=0,
-        ),
+    note = (
+        "The command `discover` makes the run again. The command `verify` measures this circuit "
+        "again and compares."
     )
+    code = element("code", "\n".join(command for command in commands if command))
+    return _section("Repeat the run", element("p", note), element("pre", code, tabindex=0))

@@ -1,7 +1,4 @@
-"""The tables of evidence: conditions with their numbers, splits, minimality, the curve, the tests.
-
-Features beside the circuit, and the dictionaries that they are from.
-"""
+"""The tables of the page: the evidence for the verdict, and the SAE features beside the circuit."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ from discovery.sites import Node
 
 
 def conditions_table(evaluation: Evaluation) -> Html:
-    """(a) to (f) under each ablation: outcome, then the held-out numbers behind it."""
+    """Return the outcome of each condition under each ablation, with its held-out numbers."""
     rows = []
     for name in CONDITIONS:
         meaning = CONDITION_MEANINGS[name]
@@ -50,7 +47,7 @@ def conditions_table(evaluation: Evaluation) -> Html:
 
 
 def splits_table(evaluation: Evaluation) -> Html:
-    """What the model does on each split, and where the ablations start from."""
+    """Return what the model does on each split, and where the ablations start from."""
     rows = [
         _split_row(name, split)
         for name, split in (("discovery", evaluation.discovery), ("held-out", evaluation.heldout))
@@ -70,11 +67,11 @@ def splits_table(evaluation: Evaluation) -> Html:
 
 
 def minimality_tables(evaluation: Evaluation) -> Html:
-    """Condition d node by node, a table for each ablation that was tried."""
+    """Return the numbers of condition (d) by node, with a table for each ablation."""
     tables = []
     for ablation in EVIDENCE_ABLATIONS:
-        found = _heldout_evidence(evaluation, ablation)
-        if found and found.minimality:
+        evidence = _heldout_evidence(evaluation, ablation)
+        if evidence and evidence.minimality:
             rows = [
                 [
                     node_label(row.node),
@@ -83,20 +80,16 @@ def minimality_tables(evaluation: Evaluation) -> Html:
                     format_p_value(row.p),
                     format_p_value(row.p_holm),
                 ]
-                for row in sorted(found.minimality, key=lambda row: row.drop or 0.0)
+                for row in sorted(evidence.minimality, key=lambda row: row.drop or 0.0)
             ]
-            tables.append(
-                table(
-                    f"Minimality under {ablation} ablation, the least needed first",
-                    ["node", "taken out with", "drop", "p", "Holm p"],
-                    rows,
-                )
-            )
+            caption = f"Minimality under {ablation} ablation, the least needed node first"
+            head = ["node", "context", "drop", "p", "Holm p"]
+            tables.append(table(caption, head, rows))
     return join(tables)
 
 
 def curve_table(evaluation: Evaluation) -> Html:
-    """The numbers of the faithfulness curve."""
+    """Return the numbers of the faithfulness curve."""
     rows = [
         [
             point.size,
@@ -106,21 +99,21 @@ def curve_table(evaluation: Evaluation) -> Html:
         ]
         for point in evaluation.curve
     ]
-    return (
-        table("Faithfulness against size", ["size", "ablation", "f", "nodes"], rows)
-        if rows
-        else Html()
-    )
+    if not rows:
+        return Html()
+    return table("Faithfulness against size", ["size", "ablation", "f", "nodes"], rows)
 
 
 def tests_table(evaluation: Evaluation) -> Html:
-    """Every test by name, with what it was given and gave."""
+    """Return the numbers of each statistical test, by its name."""
     rows = [[name, element("code", dumps(value))] for name, value in evaluation.tests.items()]
-    return table("Tests and their numbers", ["test", "numbers"], rows) if rows else Html()
+    if not rows:
+        return Html()
+    return table("Tests and their numbers", ["test", "numbers"], rows)
 
 
 def node_label(node_id: str) -> str:
-    """A node as people write it."""
+    """Return a node as people write it, such as L9H6."""
     return Node.parse(node_id).label
 
 
@@ -131,78 +124,86 @@ def _heldout_evidence(
 
 
 def _condition_cell(evaluation: Evaluation, name: Condition, ablation: EvidenceAblation) -> Html:
-    found = _heldout_evidence(evaluation, ablation)
-    says = (
-        _FORMATTERS[name](found)
-        if found and name in _FORMATTERS
-        else _format_stability(evaluation)
-        if name == "f"
-        else ""
-    )
-    return join(
-        [format_outcome(evaluation.conditions.of(name).under(ablation)), element("div", says)]
-    )
+    evidence = _heldout_evidence(evaluation, ablation)
+    numbers = ""
+    if evidence and name in _FORMATTERS:
+        numbers = _FORMATTERS[name](evidence)
+    elif name == "f":
+        numbers = _format_stability(evaluation)
+    outcome = evaluation.conditions.of(name).under(ablation)
+    return join([format_outcome(outcome), element("div", numbers)])
 
 
 def _format_bounds(evaluation: Evaluation, name: Condition) -> str:
-    """The thresholds recorded under the condition's letter: ``a_faithfulness`` is (a)'s."""
-    own = {key: bound for key, bound in evaluation.thresholds.items() if key.split("_")[0] == name}
-    return ", ".join(
-        f"{key[2:].replace('_', ' ')} {dumps(bound)}".strip() for key, bound in own.items()
-    )
+    """Format the thresholds of a condition. The threshold ``a_faithfulness`` belongs to (a)."""
+    thresholds = {
+        key[2:].replace("_", " "): bound
+        for key, bound in evaluation.thresholds.items()
+        if key.split("_")[0] == name
+    }
+    return ", ".join(f"{key} {dumps(bound)}".strip() for key, bound in thresholds.items())
 
 
 def _format_stability(evaluation: Evaluation) -> str:
-    """Condition f belongs to the selection, not to an ablation; its number stands among the tests."""
+    """Format the number of condition (f), which depends on the selection and not on an ablation."""
     match evaluation.tests.get("stability"):
-        case {"mean_jaccard": int() | float() as jaccard, **more}:
-            bound = (
-                f"{'at least' if evaluation.conditions.f.resample == 'holds' else 'at most'} "
-                if more.get("cut_searches")
-                else ""
+        case {"mean_jaccard": int() | float() as jaccard, **details}:
+            bound = ""
+            if details.get("cut_searches"):
+                holds = evaluation.conditions.f.resample == "holds"
+                bound = "at least " if holds else "at most "
+            return (
+                f"mean Jaccard {bound}{format_number(jaccard)} with the sets that resampled "
+                "pairs select"
             )
-            return f"mean Jaccard {bound}{format_number(jaccard)} with the sets that resampled pairs select"
-        case {"resamples": int() as made, "cut_searches": int() as cut}:
-            return f"not known: {cut} of {made} repeated searches ended where their share of the work was spent"
+        case {"resamples": int() as resamples, "cut_searches": int() as cut_searches}:
+            return (
+                f"not known: {cut_searches} of {resamples} repeated searches ended because their "
+                "share of the budget was spent"
+            )
     return ""
 
 
-def _format_completeness(found: AblationEvidence) -> str:
-    gaps = found.completeness
+def _format_completeness(evidence: AblationEvidence) -> str:
+    gaps = evidence.completeness
     if gaps is None:
         return ""
-    inside = f"largest gap inside {format_number(gaps.max_gap_in)}" + (
-        f" at {node_label(gaps.node_in)}" if gaps.node_in else ""
-    )
-    outside = f"outside {format_number(gaps.max_gap_out)}" + (
-        f" at {node_label(gaps.node_out)}" if gaps.node_out else ""
-    )
-    return f"{inside}; {outside}"
+    inside = f"largest gap inside {_format_gap(gaps.max_gap_in, gaps.node_in)}"
+    return f"{inside}; outside {_format_gap(gaps.max_gap_out, gaps.node_out)}"
 
 
-def _format_minimality(found: AblationEvidence) -> str:
-    drops = [row for row in found.minimality or () if row.drop is not None]
+def _format_gap(gap: float | None, node: str | None) -> str:
+    return format_number(gap) + (f" at {node_label(node)}" if node else "")
+
+
+def _format_minimality(evidence: AblationEvidence) -> str:
+    drops = [row for row in evidence.minimality or () if row.drop is not None]
     if not drops:
         return ""
-    least = min(drops, key=lambda row: row.drop or 0.0)
-    return f"least needed: {node_label(least.node)}, drop {format_number(least.drop, 3)}, Holm p {format_p_value(least.p_holm)}"
+    smallest = min(drops, key=lambda row: row.drop or 0.0)
+    drop = format_number(smallest.drop, 3)
+    p_value = format_p_value(smallest.p_holm)
+    return f"least needed: {node_label(smallest.node)}, drop {drop}, Holm p {p_value}"
 
 
-def _format_controls(found: AblationEvidence) -> str:
-    if found.random_controls is None:
+def _format_controls(evidence: AblationEvidence) -> str:
+    controls = evidence.random_controls
+    if controls is None:
         return ""
-    return f"same size: {_format_control(found.random_controls.size)}; same layers: {_format_control(found.random_controls.layer)}"
+    size_matched = _format_control(controls.size)
+    return f"same size: {size_matched}; same layers: {_format_control(controls.layer)}"
 
 
 def _format_control(control: Control | None) -> str:
     if control is None or control.n is None:
         return "no alternative"
-    return f"{UNKNOWN_MARK if control.as_good is None else control.as_good} of {control.n} as good, p {format_p_value(control.p)}"
+    as_good = UNKNOWN_MARK if control.as_good is None else control.as_good
+    return f"{as_good} of {control.n} as good, p {format_p_value(control.p)}"
 
 
 _FORMATTERS: Mapping[Condition, Callable[[AblationEvidence], str]] = {
-    "a": lambda found: f"f(C) = {format_score(found.faithfulness)}",
-    "b": lambda found: f"f(U∖C) = {format_score(found.knockout)}",
+    "a": lambda evidence: f"f(C) = {format_score(evidence.faithfulness)}",
+    "b": lambda evidence: f"f(U∖C) = {format_score(evidence.knockout)}",
     "c": _format_completeness,
     "d": _format_minimality,
     "e": _format_controls,
@@ -210,13 +211,15 @@ _FORMATTERS: Mapping[Condition, Callable[[AblationEvidence], str]] = {
 
 
 def _split_row(name: str, split: SplitEvaluation) -> list[object]:
-    both = [split.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS]
-    empty = " / ".join(
-        UNKNOWN_MARK if found is None else format_number(found.metric_empty) for found in both
-    )
-    faith = " / ".join(
-        UNKNOWN_MARK if found is None else format_score(found.faithfulness) for found in both
-    )
+    by_ablation = [split.ablations.under(ablation) for ablation in EVIDENCE_ABLATIONS]
+    empty_metrics = [
+        UNKNOWN_MARK if evidence is None else format_number(evidence.metric_empty)
+        for evidence in by_ablation
+    ]
+    scores = [
+        UNKNOWN_MARK if evidence is None else format_score(evidence.faithfulness)
+        for evidence in by_ablation
+    ]
     return [
         name,
         split.n,
@@ -224,8 +227,8 @@ def _split_row(name: str, split: SplitEvaluation) -> list[object]:
         format_number(split.metric_corrupted),
         format_share(split.accuracy),
         format_share(split.top1),
-        empty,
-        faith,
+        " / ".join(empty_metrics),
+        " / ".join(scores),
     ]
 
 
@@ -243,39 +246,46 @@ _FEATURE_COLUMNS = [
 
 
 def render_feature_tables(circuit: CircuitGraph) -> Html:
-    """Render one table for each SAE whose features stand beside the circuit."""
-    return join([_sae_table(circuit, sae) for sae in circuit.dictionaries])
+    """Return a table of features for each SAE beside the circuit."""
+    return join([_render_sae(circuit, sae) for sae in circuit.dictionaries])
 
 
-def _sae_table(circuit: CircuitGraph, sae: SAEFacts) -> Html:
+def _render_sae(circuit: CircuitGraph, sae: SAEFacts) -> Html:
     nodes = [
         node
         for node in circuit.nodes
         if node.feature and (node.layer, node.feature.site) == (sae.layer, sae.site)
     ]
-    holding = {node.id for node in nodes}
-    rejected = [node_label(name) for name in sae.candidates if name not in holding]
-    summary = (
-        f"{len(sae.candidates)} candidates, found on {sae.found_on} pairs and verified on "
-        f"{sae.verified_on}; {format_share(sae.variance_explained)} of the variance explained, "
-        f"{format_number(sae.l0, 1)} features at a position, {format_number(sae.share)} of the "
-        "metric left by the reconstruction."
-    )
+    ids = {node.id for node in nodes}
+    rejected = [node_label(name) for name in sae.candidates if name not in ids]
     caption = f"Features of {sae.sae} ({sae.site} of layer {sae.layer})"
-    rows = [_feature_row(node) for node in nodes]
-    parts = [element("p", warning) for warning in sae.warnings]
-    parts.append(
-        table(caption, _FEATURE_COLUMNS, rows) if rows else element("p", f"{caption}: none holds.")
-    )
-    parts.append(element("p", summary, class_="soft"))
-    parts.append(element("p", sae.note or "", class_="soft"))
+    features = element("p", f"{caption}: none holds.")
+    if nodes:
+        features = table(caption, _FEATURE_COLUMNS, [_feature_row(node) for node in nodes])
+    parts = [
+        *(element("p", warning) for warning in sae.warnings),
+        features,
+        element("p", _describe_sae(sae), class_="soft"),
+        element("p", sae.note or "", class_="soft"),
+    ]
     if rejected:
         parts.append(element("p", f"Did not hold: {', '.join(rejected)}.", class_="soft"))
     return join(parts)
 
 
+def _describe_sae(sae: SAEFacts) -> str:
+    pairs = f"found on {sae.found_on} pairs and verified on {sae.verified_on}"
+    explained = f"{format_share(sae.variance_explained)} of the variance explained"
+    sparsity = f"{format_number(sae.l0, 1)} features at a position"
+    return (
+        f"{len(sae.candidates)} candidates, {pairs}; {explained}, {sparsity}, "
+        f"{format_number(sae.share)} of the metric left by the reconstruction."
+    )
+
+
 def _feature_row(node: CircuitNode) -> list[object]:
-    feature, effect = node.feature, node.effect
+    feature = node.feature
+    effect = node.effect
     assert feature is not None
     return [
         node.label,

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -52,11 +53,7 @@ def tokens_of(path: Path) -> Iterator[Token]:
 
 def headings_of(path: Path) -> list[str]:
     tokens = list(tokens_of(path))
-    return [
-        after.content
-        for token, after in zip(tokens, tokens[1:], strict=False)
-        if token.type == "heading_open"
-    ]
+    return [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
 
 
 def slug(heading: str) -> str:

@@ -41,7 +41,7 @@ LIGHT_COMMANDS = ["--version", "runs list -q", "tasks list", "models list -q", "
 
 
 def find_loaded(statements: str, libraries: list[str], root: Path) -> list[str]:
-    """Run statements in a fresh interpreter, and return the libraries that are loaded after them."""
+    """Run statements in a fresh interpreter, and return the libraries that they loaded."""
     report = (
         f"import json, sys\njson.dump([name for name in {libraries!r} if name in sys.modules], "
         "sys.stderr)"

@@ -1,4 +1,4 @@
-"""constraints.txt pins what pyproject.toml allows, and this environment is the one that it pins."""
+"""constraints.txt pins versions that pyproject.toml allows, and this environment has them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_each_requirement_is_pinned_within_its_range(root: Path) -> None:
     assert outside == []
 
 
-def test_pins_serve_any_machine(root: Path) -> None:
-    """No local version (a +cpu torch is not found elsewhere), no address, no path."""
+def test_pins_suit_any_machine(root: Path) -> None:
+    """There is no local version (other indexes have no +cpu torch), no address and no path."""
     text = (root / "constraints.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert [
@@ -56,10 +56,12 @@ def test_each_runtime_and_dev_requirement_has_a_pin_installed(field: str, root: 
         else project["optional-dependencies"]["dev"]
     )
     pinned = pins(root)
-    found = {need.name: Version(metadata.version(need.name)) for need in map(Requirement, texts)}
+    installed = {
+        need.name: Version(metadata.version(need.name)) for need in map(Requirement, texts)
+    }
     differing = {
         name: str(version)
-        for name, version in found.items()
+        for name, version in installed.items()
         if Version(version.public) != pinned[canonicalize_name(name)]
     }
     assert differing == {}, "run `make install`"

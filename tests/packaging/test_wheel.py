@@ -1,4 +1,4 @@
-"""The wheel: what travels in it, and that it runs away from the checkout."""
+"""The wheel: what it contains, and that it works without the checkout."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DATA = {".json", ".jsonl", ".safetensors", ".md"}
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout."""
+    """The wheel, built from a copy so that no files are left in the checkout."""
     copy = tmp_path_factory.mktemp("source")
     for package in ("discovery", "mcp_server"):
         shutil.copytree(
@@ -39,7 +39,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (root / name).is_file():
             shutil.copy(root / name, copy)
     (copy / "tests").mkdir()
-    (copy / "tests" / "__init__.py").touch()  # what must stay behind
+    (copy / "tests" / "__init__.py").touch()  # must not be in the wheel
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=copy)
     [built] = (copy / "dist").glob("*.whl")
     return built
@@ -51,20 +51,20 @@ def names(wheel: Path) -> list[str]:
         return archive.namelist()
 
 
-def declared(root: Path) -> dict[str, object]:
+def read_project(root: Path) -> dict[str, object]:
     table: dict[str, object] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"
     ]
     return table
 
 
-def test_the_top_level_names_are_the_two_floors(names: list[str]) -> None:
+def test_the_top_level_names_are_the_two_packages(names: list[str]) -> None:
     top = {name.split("/")[0] for name in names}
     [info] = [name for name in top if name.endswith(".dist-info")]
     assert top - {info} == {"discovery", "mcp_server"}
 
 
-def test_every_module_of_the_checkout_travels(names: list[str], root: Path) -> None:
+def test_the_wheel_contains_every_module(names: list[str], root: Path) -> None:
     sources = {
         path.relative_to(root).as_posix()
         for package in ("discovery", "mcp_server")
@@ -73,7 +73,7 @@ def test_every_module_of_the_checkout_travels(names: list[str], root: Path) -> N
     assert sources <= set(names)
 
 
-def test_the_bundled_models_travel(names: list[str], root: Path) -> None:
+def test_the_wheel_contains_the_bundled_model(names: list[str], root: Path) -> None:
     bundled = root / "discovery" / "backends" / "bundled"
     files = {
         path.relative_to(root).as_posix() for path in bundled.rglob("*") if path.suffix in DATA
@@ -83,7 +83,7 @@ def test_the_bundled_models_travel(names: list[str], root: Path) -> None:
     assert files <= set(names)
 
 
-def test_the_bundled_dictionary_travels_and_is_small(
+def test_the_wheel_contains_the_bundled_sae_which_is_small(
     wheel: Path, names: list[str], root: Path
 ) -> None:
     folder = root / "discovery" / "features" / "bundled"
@@ -107,17 +107,17 @@ def test_the_metadata(wheel: Path, root: Path) -> None:
         facts = Parser().parsestr(archive.read(meta).decode())
         licences = [name for name in archive.namelist() if name.endswith("/LICENSE")]
     assert dict(scripts["console_scripts"]) == {"circuit-scout": "mcp_server.__main__:main"}
-    assert (facts["Name"], facts["Version"]) == ("circuit-scout", declared(root)["version"])
+    assert (facts["Name"], facts["Version"]) == ("circuit-scout", read_project(root)["version"])
     assert facts["License-Expression"] == "MIT"
     assert licences
 
 
 def test_the_installed_version_is_the_declared_one(root: Path) -> None:
-    assert metadata.version("circuit-scout") == declared(root)["version"]
+    assert metadata.version("circuit-scout") == read_project(root)["version"]
 
 
-def test_the_version_stands_in_one_place(root: Path) -> None:
-    version = str(declared(root)["version"])
+def test_the_version_is_written_in_one_place(root: Path) -> None:
+    version = str(read_project(root)["version"])
     sources = [
         path for package in ("discovery", "mcp_server") for path in (root / package).rglob("*.py")
     ]
@@ -125,8 +125,8 @@ def test_the_version_stands_in_one_place(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_away_from_the_checkout(wheel: Path, root: Path, tmp_path: Path) -> None:
-    """In an environment of its own: the packages come from the wheel, the libraries from the environment of this test."""
+def test_the_wheel_works_without_the_checkout(wheel: Path, root: Path, tmp_path: Path) -> None:
+    """In a new environment, the packages come from the wheel and the libraries from this one."""
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     scheme = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
@@ -146,14 +146,14 @@ def test_the_wheel_runs_away_from_the_checkout(wheel: Path, root: Path, tmp_path
     (Path(scheme["purelib"]) / "libraries.pth").write_text(
         sysconfig.get_path("purelib"), encoding="utf-8"
     )
-    where = run(
+    locations = run(
         python,
         "-c",
         "import discovery, mcp_server; print(discovery.__file__); print(mcp_server.__file__)",
         cwd=tmp_path,
     )
-    assert all(Path(line).is_relative_to(home) for line in where.splitlines())
+    assert all(Path(line).is_relative_to(home) for line in locations.splitlines())
     script = Path(scheme["scripts"]) / "circuit-scout"
-    assert str(declared(root)["version"]) in run(script, "--version", cwd=tmp_path)
+    assert str(read_project(root)["version"]) in run(script, "--version", cwd=tmp_path)
     models = run(script, "models", "list", "--json", cwd=tmp_path)
     assert "bundled" in models

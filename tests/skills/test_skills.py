@@ -1,4 +1,4 @@
-"""The skills are valid, name only tools and arguments that exist, and travel with the server."""
+"""The skills are valid, name only tools and arguments that exist, and come with the server."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_the_front_matter_follows_the_specification(skill: Path) -> None:
 @every_skill
 def test_the_official_validator_passes(skill: Path) -> None:
     validator = Path(sys.executable).with_name("agentskills")
-    done = subprocess.run(
+    process = subprocess.run(
         [validator, "validate", skill], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @every_page
@@ -76,30 +76,37 @@ async def test_every_call_in_a_prompt_is_one_that_the_tool_takes() -> None:
         needed = {
             argument.name: "a1.h1" for argument in prompt.arguments or [] if argument.required
         }
-        made = await server.get_prompt(prompt.name, needed)
-        assert isinstance(made, GetPromptResult)
+        result = await server.get_prompt(prompt.name, needed)
+        assert isinstance(result, GetPromptResult)
         check_calls(
             "".join(
                 message.content.text
-                for message in made.messages
+                for message in result.messages
                 if isinstance(message.content, TextContent)
             )
         )
 
 
 def check_calls(text: str) -> None:
-    """Each call validates; where a value is left open (`run_id=...`, or a bare `run_id`), its names are arguments of the tool."""
+    """Check that each call in a text is valid.
+
+    If a call leaves a value open (`run_id=...`, or only `run_id`), this checks only its argument
+    names.
+    """
     for name, arguments in CALL.findall(text):
-        made = _call(f"{name}{arguments}")
-        given = {str(word.arg): ast.literal_eval(word.value) for word in made.keywords}
-        bare = [ast.unparse(word) for word in made.args]
-        assert {*given, *bare} <= set(TOOLS[name].parameters["properties"]), (name, arguments)
-        if not bare and ... not in given.values():
-            TOOLS[name].fn_metadata.arg_model.model_validate(given)
+        call = _call(f"{name}{arguments}")
+        values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        open_names = [ast.unparse(word) for word in call.args]
+        assert {*values, *open_names} <= set(TOOLS[name].parameters["properties"]), (
+            name,
+            arguments,
+        )
+        if not open_names and ... not in values.values():
+            TOOLS[name].fn_metadata.arg_model.model_validate(values)
 
 
 def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
-    """README shows the circuit as `make demo` prints it."""
+    """README shows the circuit that `make demo` prints."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     circuit = {
         str(Node.parse(label))
@@ -109,35 +116,34 @@ def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
     texts = [page.read_text(encoding="utf-8") for page in PAGES] + [
         tool.description for tool in TOOLS.values()
     ]
-    named = {
+    example_nodes = {
         node
         for text in texts
         for nodes in re.findall(r"nodes=(\[.*?\])", text)
         for node in json.loads(nodes)
     }
-    assert named <= circuit
-    [judged] = re.findall(
-        r"Example: .*nodes=(\[.*?\])", TOOLS["evaluate_circuit"].description, flags=re.DOTALL
-    )
-    assert set(json.loads(judged)) == circuit
+    assert example_nodes <= circuit
+    description = TOOLS["evaluate_circuit"].description
+    [evaluated] = re.findall(r"Example: .*nodes=(\[.*?\])", description, flags=re.DOTALL)
+    assert set(json.loads(evaluated)) == circuit
 
 
-def test_the_labels_of_the_pair_are_where_it_differs() -> None:
+def test_the_label_of_the_pair_names_the_token_that_differs() -> None:
     text = (find_skills_dir() / "find-circuit" / "references" / "technique.md").read_text(
         encoding="utf-8"
     )
     [block] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     [pair] = load_task([json.loads(block)], load_model("bundled")).pairs
-    [differs] = [
-        place
-        for place, (one, other) in enumerate(zip(pair.clean, pair.corrupted, strict=True))
-        if one != other
+    [difference] = [
+        position
+        for position, (clean, corrupted) in enumerate(zip(pair.clean, pair.corrupted, strict=True))
+        if clean != corrupted
     ]
-    assert pair.labels["S2"] == differs
+    assert pair.labels["S2"] == difference
 
 
 @every_page
-def test_every_link_leads_to_a_page(page: Path) -> None:
+def test_every_link_points_to_a_page(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+\.md)\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).is_file()] == []
 
@@ -149,7 +155,7 @@ def test_every_json_block_is_a_pair(page: Path) -> None:
 
 
 @every_page
-def test_every_word_in_code_is_a_name_of_ours(page: Path) -> None:
+def test_every_word_in_code_is_a_known_name(page: Path) -> None:
     schemas = [tool.parameters for tool in TOOLS.values()] + [
         tool.output_schema for tool in TOOLS.values() if tool.output_schema
     ]
@@ -162,7 +168,7 @@ def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
     assert list_skills() == [path.name for path in SKILLS]
     assert (find_skills_dir() / "find-circuit" / "SKILL.md").is_file()
     text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
-    taught = {name for name in TOOLS if name in text}
+    mentioned = {name for name in TOOLS if name in text}
     assert {
         "load_model",
         "check_task",
@@ -172,7 +178,7 @@ def test_the_skill_is_found_and_every_tool_is_in_it() -> None:
         "discover_circuit",
         "run_status",
         "get_circuit",
-    } <= taught
+    } <= mentioned
 
 
 def _call(text: str) -> ast.Call:

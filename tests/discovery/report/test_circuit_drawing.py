@@ -11,13 +11,13 @@ from discovery.report.circuit_drawing import _layout
 from tests.discovery.graph.example import ioi_circuit
 
 
-def test_a_circuit_stands_in_rows_from_embed_to_logits() -> None:
+def test_a_circuit_is_drawn_in_rows_from_embed_to_logits() -> None:
     names = ("a0.h1", "a0.h2", "m0", "a3.h0")
-    places, rows = _layout(CircuitGraph(nodes=tuple(map(CircuitNode.of, names))))
+    points, rows = _layout(CircuitGraph(nodes=tuple(map(CircuitNode.of, names))))
     assert rows == ["", "layer 0 heads", "layer 0 MLP", "layer 3 heads", ""]
-    assert [places[name].y for name in ("embed", *names, "logits")] == [0, 1, 1, 2, 3, 4]
-    assert places["a0.h1"].x == -places["a0.h2"].x < 0
-    assert len(set(places.values())) == len(places)
+    assert [points[name].y for name in ("embed", *names, "logits")] == [0, 1, 1, 2, 3, 4]
+    assert points["a0.h1"].x == -points["a0.h2"].x < 0
+    assert len(set(points.values())) == len(points)
 
 
 def test_the_same_circuit_gives_the_same_bytes_and_an_effect_shows() -> None:

@@ -39,11 +39,11 @@ HOSTILE = [
 ]
 
 
-def colours(png: bytes) -> dict[tuple[int, int, int], int]:
+def count_colours(png: bytes) -> dict[tuple[int, int, int], int]:
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    counted = image.getcolors(maxcolors=1 << 24)
-    assert counted is not None
-    return {colour: count for count, colour in counted if isinstance(colour, tuple)}  # type: ignore[misc]
+    counts = image.getcolors(maxcolors=1 << 24)
+    assert counts is not None
+    return {colour: count for count, colour in counts if isinstance(colour, tuple)}  # type: ignore[misc]
 
 
 def rgb(name: str) -> tuple[int, int, int]:
@@ -52,10 +52,10 @@ def rgb(name: str) -> tuple[int, int, int]:
 
 def heatmap_colours(values: list[list[float]]) -> dict[tuple[int, int, int], int]:
     grid = np.array(values, dtype=np.float32)
-    return colours(draw_layer_head_heatmap(grid, title="head_out"))
+    return count_colours(draw_layer_head_heatmap(grid, title="head_out"))
 
 
-def test_a_cell_that_is_not_there_is_grey_and_only_that() -> None:
+def test_a_missing_cell_is_grey_and_only_that() -> None:
     assert heatmap_colours([[1.0, -1.0], [float("nan"), 0.5]])[rgb(COLOUR_MISSING)] > 1000
     assert heatmap_colours([[1.0, -1.0], [0.0, 0.5]]).get(rgb(COLOUR_MISSING), 0) < 1000
     assert heatmap_colours([[1.0, float("inf")], [0.0, 0.5]])[rgb(COLOUR_MISSING)] > 1000
@@ -64,10 +64,10 @@ def test_a_cell_that_is_not_there_is_grey_and_only_that() -> None:
 def test_the_scale_is_centred_at_zero_whatever_the_values() -> None:
     neutral = (246, 247, 246)  # the middle of PRGn
     for grid in ([[0.0, 4.0], [0.0, 3.0]], [[0.0, -0.01], [0.0, -0.02]], [[0.0, 0.0], [0.0, 0.0]]):
-        found = heatmap_colours(grid)
+        counts = heatmap_colours(grid)
         middle = sum(
             count
-            for colour, count in found.items()
+            for colour, count in counts.items()
             if max(abs(a - b) for a, b in zip(colour, neutral, strict=True)) <= 2
         )
         assert middle > 5000
@@ -96,7 +96,7 @@ def test_hostile_labels_are_drawn_as_text() -> None:
         assert draw_layer_position_heatmap(values, HOSTILE, title=title).startswith(b"\x89PNG")
 
 
-def test_what_has_no_glyph_is_written_as_an_escape() -> None:
+def test_characters_without_a_glyph_are_escaped() -> None:
     assert escape_for_font(" the") == "·the"
     assert escape_for_font("  ") == "··"
     assert escape_for_font("a\nb\x00") == "a\\nb\\x00"

@@ -1,4 +1,4 @@
-"""The page is parsed, so that a tag out of place fails; hostile text is put into every place that text can come from."""
+"""The page: it is parsed, so that a misplaced tag fails, and every text in it may be hostile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EVENTS = [
 
 
 class Page(HTMLParser):
-    """Tags must nest; collects what a reader, a screen reader and a browser would meet."""
+    """Checks that tags are nested, and collects the texts, tags and table cells of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -92,19 +92,19 @@ def test_the_verdict_comes_first_with_its_reasons(verdict: Any) -> None:
     circuit = ioi_circuit(
         verdict=verdict, **({"nodes": (), "edges": ()} if verdict == "no_behaviour" else {})
     )
-    shown = page(circuit).text
+    rendered = page(circuit).text
     word = {None: "Not evaluated", "no_behaviour": "No behaviour"}.get(
         verdict, str(verdict).capitalize()
     )
     assert (
-        shown.index(word)
-        < shown.index("a10.h0 drops 0.01 < 0.02")
-        < shown.index("(f) was not run")
-        < shown.index("Conditions")
+        rendered.index(word)
+        < rendered.index("a10.h0 drops 0.01 < 0.02")
+        < rendered.index("(f) was not run")
+        < rendered.index("Conditions")
     )
 
 
-def test_conditions_stand_with_their_numbers() -> None:
+def test_conditions_are_shown_with_their_numbers() -> None:
     rows = {row[0][:3]: row for row in page().cells if row[0].startswith("(")}
     assert list(rows) == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
     assert rows["(a)"][0].endswith("f(C) near 1 (faithfulness [0.8, 1.2])")
@@ -118,7 +118,7 @@ def test_conditions_stand_with_their_numbers() -> None:
     assert rows["(f)"][1] == "… not run"
 
 
-def test_stability_stands_with_its_condition() -> None:
+def test_stability_is_shown_with_its_condition() -> None:
     evaluation = ioi_circuit().evaluation.model_copy(
         update={"tests": {"stability": {"mean_jaccard": 0.914, "resamples": 20}}}
     )
@@ -133,13 +133,13 @@ def test_stability_stands_with_its_condition() -> None:
 def test_stability_with_searches_cut_is_a_bound(jaccard: float, bound: str) -> None:
     tests = {"stability": {"mean_jaccard": jaccard, "resamples": 20, "cut_searches": 2}}
     before = ioi_circuit().evaluation
-    held: Any = (
+    outcomes: Any = (
         OutcomeByAblation(resample="holds", mean="holds")
         if jaccard >= 0.8
         else OutcomeByAblation(resample="fails", mean="fails")
     )
     evaluation = before.model_copy(
-        update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": held})}
+        update={"tests": tests, "conditions": before.conditions.model_copy(update={"f": outcomes})}
     )
     (row,) = [
         row for row in page(ioi_circuit(evaluation=evaluation)).cells if row[0].startswith("(f)")
@@ -156,7 +156,7 @@ def test_stability_that_is_not_known_says_why() -> None:
     assert "not known: 3 of 20 repeated searches ended" in row[1]
 
 
-def test_nodes_and_edges_stand_with_theirs() -> None:
+def test_nodes_and_edges_are_shown_with_their_numbers() -> None:
     rows = page().cells
     assert [
         "L9H6",
@@ -179,7 +179,7 @@ def test_nodes_and_edges_stand_with_theirs() -> None:
 
 
 @pytest.mark.parametrize(("kv_heads", "shared"), [(3, True), (12, False), (None, False)])
-def test_shared_keys_and_values_are_said_beside_the_edges(
+def test_shared_keys_and_values_are_explained_beside_the_edges(
     kv_heads: int | None,
     shared: bool,
 ) -> None:
@@ -189,8 +189,8 @@ def test_shared_keys_and_values_are_said_beside_the_edges(
     assert ("changes the copy that this head reads" in text) is shared
 
 
-def test_cost_provenance_journal_and_how_to_do_it_again() -> None:
-    shown = page().text
+def test_cost_provenance_journal_and_commands() -> None:
+    rendered = page().text
     for words in (
         "1234.5 forward-pass equivalents",
         "1 min 1 s",
@@ -203,13 +203,13 @@ def test_cost_provenance_journal_and_how_to_do_it_again() -> None:
         "circuit-scout discover",
         "circuit-scout runs verify ioi-bundled-20261120-153012-a1b2",
     ):
-        assert words in shown
+        assert words in rendered
 
 
-def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None:
+def test_figures_are_embedded_with_a_text_for_screen_readers() -> None:
     png = draw_circuit(ioi_circuit())
-    shown = page(figures={"resid_pre-1": png, "curve": png, "circuit": png, "odd": png})
-    images = shown.all("img")
+    rendered = page(figures={"resid_pre-1": png, "curve": png, "circuit": png, "odd": png})
+    images = rendered.all("img")
     assert [str(image["alt"]).split(":")[0] for image in images] == [
         "circuit",
         "curve",
@@ -222,15 +222,15 @@ def test_figures_are_embedded_with_words_for_those_who_do_not_see_them() -> None
 
 
 def test_it_is_accessible() -> None:
-    shown = page(figures={"circuit": draw_circuit(ioi_circuit())})
-    assert shown.all("html") == [{"lang": "en"}]
-    assert len(shown.all("h1")) == len(shown.all("title")) == len(shown.all("main")) == 1
-    assert len(shown.all("caption")) == len(shown.all("table")) >= 5
-    assert all(cell.get("scope") in ("col", "row") for cell in shown.all("th"))
-    assert {"href": "#main", "class": "skip"} in shown.all("a")
+    rendered = page(figures={"circuit": draw_circuit(ioi_circuit())})
+    assert rendered.all("html") == [{"lang": "en"}]
+    assert len(rendered.all("h1")) == len(rendered.all("title")) == len(rendered.all("main")) == 1
+    assert len(rendered.all("caption")) == len(rendered.all("table")) >= 5
+    assert all(cell.get("scope") in ("col", "row") for cell in rendered.all("th"))
+    assert {"href": "#main", "class": "skip"} in rendered.all("a")
 
 
-def test_it_fetches_nothing_and_runs_nothing() -> None:
+def test_it_loads_nothing_and_runs_nothing() -> None:
     html = render_page(ioi_circuit(), {}, EVENTS)
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", html)
     assert "default-src &#x27;none&#x27;" in html
@@ -259,30 +259,30 @@ def test_hostile_text_is_shown_and_never_markup() -> None:
         ),
         evaluation={"tests": {"<script>": {"<k>": "<script>"}}, "thresholds": {"a_<b>": "<t>"}},  # type: ignore[arg-type]
     )
-    shown = page(
+    rendered = page(
         circuit,
         {'"><script>': b"\x89PNG" + bytes(20)},
         [{"index": "<script>", "time": "<t>", evil: evil, "nested": [evil]}],
     )
-    assert not shown.all("script")
-    assert len(shown.all("img")) == 1
-    assert "alert(2)" in shown.text
-    assert '<script>alert("x")</script><img src=x onerror=y>' in shown.text
-    assert "\x00" not in shown.text
-    shown.text.encode("utf-8")
+    assert not rendered.all("script")
+    assert len(rendered.all("img")) == 1
+    assert "alert(2)" in rendered.text
+    assert '<script>alert("x")</script><img src=x onerror=y>' in rendered.text
+    assert "\x00" not in rendered.text
+    rendered.text.encode("utf-8")
 
 
 def test_an_empty_record_makes_a_page() -> None:
-    shown = page(CircuitGraph(), {}, [])
-    assert "Not evaluated" in shown.text
-    assert "The record has no nodes." in shown.text
-    assert "None" not in shown.text
+    rendered = page(CircuitGraph(), {}, [])
+    assert "Not evaluated" in rendered.text
+    assert "The record has no nodes." in rendered.text
+    assert "None" not in rendered.text
 
 
 def test_a_long_value_in_the_journal_is_cut() -> None:
-    shown = page(events=[{"index": 0, "grid": [0.123] * 10_000}])
-    assert len(shown.text) < 10_000
-    assert "letters)" in shown.text
+    rendered = page(events=[{"index": 0, "grid": [0.123] * 10_000}])
+    assert len(rendered.text) < 10_000
+    assert "letters)" in rendered.text
 
 
 def test_markup_escapes_unless_it_is_markup() -> None:
@@ -291,7 +291,7 @@ def test_markup_escapes_unless_it_is_markup() -> None:
     assert element("p", "a", 3, None, title='"x"') == '<p title="&quot;x&quot;">a3None</p>'
 
 
-def test_words_for_numbers() -> None:
+def test_formats_of_numbers() -> None:
     assert [format_p_value(value) for value in (None, 0.0, 0.0004, 0.05, 1.0)] == [
         "—",
         "< 0.001",
