@@ -246,8 +246,11 @@ def _head_error(backend: Backend, expected: ReferenceLogits) -> float:
     info = backend.info
     error = 0.0
     for layer in {0, info.n_layers - 1}:
-        resid_pre, resid_post = Site("resid_pre", layer), Site("resid_post", layer)
-        attn_out, z, mlp_out = Site("attn_out", layer), Site("z", layer), Site("mlp_out", layer)
+        resid_pre = Site("resid_pre", layer)
+        resid_post = Site("resid_post", layer)
+        attn_out = Site("attn_out", layer)
+        mlp_out = Site("mlp_out", layer)
+        z = Site("z", layer)
         sites = [resid_pre, resid_post, attn_out, z] + ([] if info.attn_only else [mlp_out])
         read = backend.run(Batch(expected.tokens), sites).activations
         weights = backend.head_weights(layer).to(read[z].dtype)

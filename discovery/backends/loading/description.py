@@ -132,7 +132,8 @@ def count_stacked_weights(module: nn.Module) -> int:
 
 def read_vocabulary_size(module: nn.Module) -> int:
     """Return how many token ids a Hugging Face module takes."""
-    return int(module.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # it has one
+    embedding: Any = module.get_input_embeddings()  # type: ignore[operator]  # it has the method
+    return int(embedding.weight.shape[0])
 
 
 def read_context_length(config: Mapping[str, Any]) -> int:

@@ -102,7 +102,8 @@ def test_what_is_known_of_a_model(tiny_models, backend, kind):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_work_of_a_block_is_that_of_its_matrices(tiny_models, backend, kind):
     """Hooks count inputs times outputs of every matmul with a weight, for one position."""
-    info, module = tiny_models.load(kind, backend).info, load_plain_module(tiny_models.path(kind))
+    info = tiny_models.load(kind, backend).info
+    module = load_plain_module(tiny_models.path(kind))
     macs = []
 
     def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -301,7 +302,8 @@ def test_trained_models(shared_models, backend, name):
     ids = model.tokenizer.encode(text)
     assert ids == AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     assert_plain(model, folder, torch.tensor([ids]))
-    reference, tokens = HookedModule(load_plain_module(folder), "llama"), torch.tensor([ids])
+    reference = HookedModule(load_plain_module(folder), "llama")
+    tokens = torch.tensor([ids])
     layer = model.info.n_layers // 2
     for kind in ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"):
         site = Site(kind, layer)  # type: ignore[arg-type]

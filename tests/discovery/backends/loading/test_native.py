@@ -267,7 +267,8 @@ def test_a_nodes_value_is_z_through_its_output_matrix_or_what_the_mlp_writes(
     tiny_models, backend, name
 ):
     """Replacing z or mlp_out replaces the node of the independent pass: with b_V, without b_O."""
-    model, checkpoint = tiny_models.load(name, backend, "float64"), tiny_models.native(name)
+    model = tiny_models.load(name, backend, "float64")
+    checkpoint = tiny_models.native(name)
     tokens, other = (
         torch.tensor([pair.clean for pair in random_pairs([7, 7], seed)]) for seed in (0, 1)
     )
