@@ -100,7 +100,8 @@ def _choose_templates(sizes: dict[str, int]) -> list[str]:
         The names, or an empty list if no choice fits.
     """
     total = sum(sizes.values())
-    smallest, largest = MIN_HELDOUT_SHARE * total, MAX_HELDOUT_SHARE * total
+    smallest = MIN_HELDOUT_SHARE * total
+    largest = MAX_HELDOUT_SHARE * total
     names: list[str] = []
     heldout = 0
     for name, size in sizes.items():

@@ -131,18 +131,8 @@ def test_the_wheel_works_without_the_checkout(wheel: Path, root: Path, tmp_path:
     venv.create(home, with_pip=False)
     scheme = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
     python = Path(scheme["scripts"]) / "python"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        wheel,
-        cwd=tmp_path,
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     (Path(scheme["purelib"]) / "libraries.pth").write_text(
         sysconfig.get_path("purelib"), encoding="utf-8"
     )

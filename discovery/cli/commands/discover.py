@@ -47,20 +47,11 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
         f"default {DEFAULT_TASK}",
     )
     add_model_and_task_flags(parser)
-    add_flag(
-        parser,
-        "--universe",
-        "all|heads",
-        partial(parse_choice, get_args(Universe)),
-        "what may be ablated: heads and MLPs (all, the default), or heads",
-    )
-    add_flag(
-        parser,
-        "--budget",
-        "F",
-        parse_positive_number,
-        "the most work to do, in forward-pass equivalents summed over prompts",
-    )
+    universe_help = "what may be ablated: heads and MLPs (all, the default), or heads"
+    parse_universe = partial(parse_choice, get_args(Universe))
+    add_flag(parser, "--universe", "all|heads", parse_universe, universe_help)
+    budget_help = "the most work to do, in forward-pass equivalents summed over prompts"
+    add_flag(parser, "--budget", "F", parse_positive_number, budget_help)
     parser.add_argument(
         "--exhaustive",
         action="store_true",
@@ -73,13 +64,8 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--json", action="store_true", help="print circuit.json instead of a summary"
     )
-    add_flag(
-        parser,
-        "--resume",
-        "RUN_ID",
-        parse_text,
-        "continue an interrupted run, with the settings that it began with",
-    )
+    resume_help = "continue an interrupted run, with the settings that it began with"
+    add_flag(parser, "--resume", "RUN_ID", parse_text, resume_help)
     parser.set_defaults(run=run, parser=parser)
 
 

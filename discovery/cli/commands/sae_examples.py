@@ -69,29 +69,12 @@ def register_verb(verbs: Subparsers, parents: list[argparse.ArgumentParser]) -> 
     add_placement_flags(verb)
     add_sae_flag(verb)
     RUNS_DIR.add_to(verb)
-    add_flag(
-        verb,
-        "--text",
-        "FILE",
-        parse_text,
-        "the text to read: a file, or a built-in task",
-        required=True,
-    )
-    add_flag(
-        verb,
-        "--features",
-        "LIST",
-        _parse_features,
-        "the numbers of the features, as in 12,345",
-        required=True,
-    )
-    add_flag(
-        verb,
-        "--field",
-        "NAME",
-        parse_text,
-        "the field of JSON Lines that holds the text (default text)",
-    )
+    text_help = "the text to read: a file, or a built-in task"
+    add_flag(verb, "--text", "FILE", parse_text, text_help, required=True)
+    features_help = "the numbers of the features, as in 12,345"
+    add_flag(verb, "--features", "LIST", _parse_features, features_help, required=True)
+    field_help = "the field of JSON Lines that holds the text (default text)"
+    add_flag(verb, "--field", "NAME", parse_text, field_help)
     for name, flag in _SAMPLING_FLAGS.items():
         add_flag(verb, name, "N", partial(parse_whole_number, flag.minimum), flag.help)
     verb.add_argument(

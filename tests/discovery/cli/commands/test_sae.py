@@ -41,66 +41,58 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def train(model: str, text: str) -> list[str]:
+    """The command that trains a small SAE."""
+    return ["sae", "train", "--model", model, "--text", text, *SMALL]
+
+
+@pytest.fixture
+def trained(
+    scout: Callable[..., CommandResult], train: list[str], runs_dir: Path, tmp_path: Path
+) -> dict[str, Any]:
+    """The JSON of a training whose SAE is also in `tmp_path / "mine"`."""
+    result = scout(*train, "--out", str(tmp_path / "mine"), "--json")
+    assert result.status == 0, result.err
+    facts: dict[str, Any] = json.loads(result.out)
+    assert facts["recipe"]["d_sae"] == 24
+    assert Path(facts["sae"]) == runs_dir / facts["run_id"] / "sae"
+    assert "estimate: 640 tokens in 20 steps" in result.err
+    assert "loss recovered" in result.err or "variance explained" in result.err
+    return facts
+
+
 def test_a_training_and_its_files(
     scout: Callable[..., CommandResult],
+    trained: dict[str, Any],
     model: str,
     text: str,
     runs_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = scout(
-        "sae",
-        "train",
-        "--model",
-        model,
-        "--text",
-        text,
-        *SMALL,
-        "--out",
-        str(tmp_path / "mine"),
-        "--json",
-    )
-    assert result.status == 0, result.err
-    trained = json.loads(result.out)
-    assert trained["recipe"]["d_sae"] == 24
-    assert Path(trained["sae"]) == runs_dir / trained["run_id"] / "sae"
-    assert "estimate: 640 tokens in 20 steps" in result.err
-    assert "loss recovered" in result.err or "variance explained" in result.err
     facts = json.loads(scout("sae", "info", str(tmp_path / "mine"), "--json").out)
-    assert (facts["hook"], facts["features"], facts["scores"]) == (
-        "blocks.1.hook_resid_post",
-        24,
-        trained["scores"],
-    )
+    assert (facts["hook"], facts["features"]) == ("blocks.1.hook_resid_post", 24)
+    assert facts["scores"] == trained["scores"]
     assert facts["recipe"] == trained["recipe"]
     for name in (trained["run_id"], trained["path"], trained["sae"]):
         assert json.loads(scout("sae", "info", name, "--json").out)["bytes"] == facts["bytes"]
-    words = (
-        "sae",
-        "examples",
-        "--model",
-        model,
-        "--text",
-        text,
-        "--features",
-        "1",
-        "--no-cache",
-        "--json",
-        "-q",
-        "--sae",
-    )
-    by_id, by_path = (
-        json.loads(scout(*words, name).out) for name in (trained["run_id"], trained["sae"])
-    )
+    examples = ["sae", "examples", "--model", model, "--text", text, "--features", "1"]
+    examples += ["--no-cache", "--json", "-q", "--sae"]
+    by_id = json.loads(scout(*examples, trained["run_id"]).out)
+    by_path = json.loads(scout(*examples, trained["sae"]).out)
     assert (by_id["sae"], by_id["features"]) == (trained["run_id"], by_path["features"])
     monkeypatch.delenv("CIRCUIT_SCOUT_RUNS_DIR")
-    assert "is no directory, no run in" in scout(*words, trained["run_id"]).err
+    assert "is no directory, no run in" in scout(*examples, trained["run_id"]).err
     elsewhere = ("--runs-dir", str(runs_dir))
-    assert scout(*words, trained["run_id"], *elsewhere).status == 0
+    assert scout(*examples, trained["run_id"], *elsewhere).status == 0
     assert scout("sae", "info", trained["run_id"]).status == 2
     assert scout("sae", "info", trained["run_id"], *elsewhere).status == 0
-    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs_dir))
+
+
+def test_the_run_of_a_training(
+    scout: Callable[..., CommandResult], trained: dict[str, Any]
+) -> None:
     shown = scout("runs", "show", trained["run_id"])
     assert "completed" in shown.out
     assert f"the SAE: {trained['sae']}" in shown.out
@@ -119,8 +111,7 @@ def test_a_training_and_its_files(
 
 def test_an_interrupted_training_is_resumed(
     scout: Callable[..., CommandResult],
-    model: str,
-    text: str,
+    train: list[str],
     runs_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -138,7 +129,7 @@ def test_an_interrupted_training_is_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "step", interrupted_step)
-        result = scout("sae", "train", "--model", model, "--text", text, *SMALL)
+        result = scout(*train)
     [run_id] = run_ids(runs_dir)
     assert (result.status, result.out) == (130, "")
     assert result.err.endswith(f"To resume, run:\n  circuit-scout sae train --resume {run_id}\n")
@@ -149,34 +140,20 @@ def test_an_interrupted_training_is_resumed(
 
 
 def test_only_an_estimate(
-    scout: Callable[..., CommandResult], model: str, text: str, runs_dir: Path
+    scout: Callable[..., CommandResult], train: list[str], runs_dir: Path
 ) -> None:
-    result = scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run", "--json")
+    result = scout(*train, "--dry-run", "--json")
     assert result.status == 0, result.err
     facts = json.loads(result.out)
     assert facts["estimate"]["steps"] == 20
     assert facts["estimate"]["memory_bytes"] > 0
-    assert (
-        "640 tokens in 20 steps"
-        in scout("sae", "train", "--model", model, "--text", text, *SMALL, "--dry-run").out
-    )
+    assert "640 tokens in 20 steps" in scout(*train, "--dry-run").out
     assert run_ids(runs_dir) == []
 
 
 def test_a_task_of_the_bundled_model(scout: Callable[..., CommandResult]) -> None:
-    result = scout(
-        "sae",
-        "train",
-        "--task",
-        "ioi",
-        "--task",
-        "agreement",
-        "--pairs",
-        "20",
-        "--features",
-        "16",
-        "--dry-run",
-    )
+    line = "sae train --task ioi --task agreement --pairs 20 --features 16 --dry-run"
+    result = scout(*line.split())
     assert result.status == 0, result.err
     assert "16 features of resid_pre.2 (topk)" in result.out
 

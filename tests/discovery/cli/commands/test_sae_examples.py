@@ -38,21 +38,16 @@ def words(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_contexts_are_shown_and_cached(
     scout: Callable[..., CommandResult], words: list[str]
 ) -> None:
-    result = scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q")
+    words = [*words, *"--features 3,4 --top 2 --bins 2 -q".split()]
+    result = scout(*words)
     assert result.status == 0, result.err
     assert result.out.startswith("40 positions of 20 documents of text.jsonl\n")
     assert "feature 3: fires at " in result.out
     assert "«" in result.out
-    cached = json.loads(
-        scout(*words, "--features", "3,4", "--top", "2", "--bins", "2", "-q", "--json").out
-    )
+    cached = json.loads(scout(*words, "--json").out)
     assert cached["cached"]
     assert [card["feature"] for card in cached["features"]] == [3, 4]
-    assert not json.loads(
-        scout(
-            *words, "--features", "3,4", "--top", "2", "--bins", "2", "-q", "--json", "--no-cache"
-        ).out
-    )["cached"]
+    assert not json.loads(scout(*words, "--json", "--no-cache").out)["cached"]
 
 
 def test_the_prompts_of_a_built_in_task_are_a_text(
@@ -60,20 +55,8 @@ def test_the_prompts_of_a_built_in_task_are_a_text(
 ) -> None:
     """The bundled model and its SAE are the default. Feature 60 fires on the end of ioi prompts."""
     monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path / "cache"))
-    result = scout(
-        "sae",
-        "examples",
-        "--text",
-        "ioi",
-        "--features",
-        "60",
-        "--top",
-        "1",
-        "--bins",
-        "0",
-        "-q",
-        "--json",
-    )
+    line = "sae examples --text ioi --features 60 --top 1 --bins 0 -q --json"
+    result = scout(*line.split())
     assert result.status == 0, result.err
     facts = json.loads(result.out)
     assert (facts["sae"], facts["text"], facts["documents"]) == ("bundled", "ioi", 480)

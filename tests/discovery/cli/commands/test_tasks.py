@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from discovery.tasks import BUILTIN
 from tests.discovery.cli.stand_ins import CommandResult
 
@@ -19,36 +21,22 @@ def test_the_list(scout: Callable[..., CommandResult]) -> None:
     }
 
 
-def test_check(scout: Callable[..., CommandResult], model_directory: Path) -> None:
-    result = scout(
-        "tasks",
-        "check",
-        str(model_directory / "task.jsonl"),
-        "--model",
-        str(model_directory),
-        "--device",
-        "cpu",
-        "--pairs",
-        "20",
-    )
+@pytest.fixture
+def check(model_directory: Path) -> list[str]:
+    """The command that checks the task of the hand-built model."""
+    task = str(model_directory / "task.jsonl")
+    return ["tasks", "check", task, "--model", str(model_directory), "--device", "cpu"]
+
+
+def test_check(scout: Callable[..., CommandResult], check: list[str]) -> None:
+    result = scout(*check, "--pairs", "20")
     assert result.status == 0, result.err
     assert "The model does the task." in result.out
     assert "100.0%" in result.out
 
 
-def test_check_as_json(scout: Callable[..., CommandResult], model_directory: Path) -> None:
-    words = [
-        str(model_directory / "task.jsonl"),
-        "--model",
-        str(model_directory),
-        "--device",
-        "cpu",
-        "--pairs",
-        "40",
-        "--json",
-        "-q",
-    ]
-    result = scout("tasks", "check", *words)
+def test_check_as_json(scout: Callable[..., CommandResult], check: list[str]) -> None:
+    result = scout(*check, "--pairs", "40", "--json", "-q")
     assert (result.status, result.err) == (0, "")
     facts = json.loads(result.out)
     assert (facts["behaviour"], facts["n"], facts["accuracy"], facts["metric"]) == (
