@@ -1,10 +1,12 @@
-"""The circuit record: frozen pydantic values that are, at the same time, a networkx DiGraph.
+"""The circuit record: frozen pydantic values that convert to a networkx DiGraph and back.
 
-`CircuitGraph` is the whole; its parts are in `record`, the numbers behind the verdict in `evaluation`.
-JSON and GraphML are read back without loss, DOT and Mermaid are for the eye. Needs no torch.
+`CircuitGraph` is the whole record. Its parts are in `record`, the numbers behind the verdict in
+`evaluation`. JSON and GraphML are read back without loss; DOT and Mermaid are for drawing. This
+package needs no torch.
 
     >>> from discovery.graph import CircuitGraph, CircuitNode
-    >>> CircuitGraph(nodes=(CircuitNode.of("L9H6", role="name mover"),)).to_networkx().nodes["a9.h6"]["role"]
+    >>> circuit = CircuitGraph(nodes=(CircuitNode.of("L9H6", role="name mover"),))
+    >>> circuit.to_networkx().nodes["a9.h6"]["role"]
     'name mover'
 """
 

@@ -1,8 +1,8 @@
-"""What every part of a record is: a frozen value of strict JSON, open to fields that are not declared.
+"""The base classes and types of every part of a record.
 
-The type of a circuit as a networkx graph: node ids are text, attributes plain JSON data.
-
-The stubs know that a graph has a type of node; the class itself cannot be subscripted.
+A part is a frozen value of strict JSON. It may have fields that are not declared here; they are
+kept. `Graph` and `DiGraph` are networkx graphs whose node ids are text and whose attributes are
+plain JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from discovery.errors import SiteError
 from discovery.graph.strict_json import to_plain_json
 from discovery.sites import Node
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the type stubs take a type of node, the classes themselves do not
     Graph: TypeAlias = networkx.Graph[str]
     DiGraph: TypeAlias = networkx.DiGraph[str]
 else:
@@ -36,14 +36,14 @@ else:
 
 
 Number = Annotated[float | None, BeforeValidator(to_plain_json)]
-"""A finite number, or None where it is not known (NaN and infinity become None)."""
+"""A finite number, or None if it is not known. NaN and infinity become None."""
 
 Json = Annotated[JsonValue, BeforeValidator(to_plain_json)]
-"""Anything strict JSON can hold."""
+"""Anything that strict JSON can hold."""
 
 
 def canonical_node_id(text: str) -> str:
-    """A node's name, written canonically."""
+    """Return a node's name in its canonical form: L9H6 becomes a9.h6."""
     try:
         return str(Node.parse(text))
     except SiteError as fault:
@@ -51,11 +51,11 @@ def canonical_node_id(text: str) -> str:
 
 
 NodeId = Annotated[str, BeforeValidator(str), AfterValidator(canonical_node_id)]
-"""A node in the field's grammar, written canonically: L9H6 becomes a9.h6; a `Node` is understood too."""
+"""A node's name in its canonical form. It is read from any form of the name, or from a `Node`."""
 
 
 class JsonModel(BaseModel):
-    """The base of every part: frozen, and open to fields that are not declared, kept as strict JSON."""
+    """The base of every value in JSON. It is frozen, and keeps fields that are not declared."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", populate_by_name=True, allow_inf_nan=False
@@ -74,24 +74,22 @@ class JsonModel(BaseModel):
             for name, value in data.items()
         }
 
-    @classmethod
-    def declared_fields(cls) -> frozenset[str]:
-        """The declared fields, named as in JSON."""
-        return frozenset(info.alias or field for field, info in cls.model_fields.items())
-
 
 class OmitsEmptyFields(JsonModel):
-    """A part that leaves out what most records lack, so that a record without it is written as it was before there was such a thing.
+    """A part that leaves out certain fields if they are None or empty.
+
+    These are fields that most records lack. A record without them is written as it was before the
+    field existed.
 
     Attributes:
-        spare: the fields that are left out where they are None or empty.
+        omitted_when_empty: The names of these fields.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
-    def _omit_empty_fields(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        facts: dict[str, Any] = whole(self)
+    def _omit_empty_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        facts: dict[str, Any] = serialise(self)
         return {
             name: value
             for name, value in facts.items()
@@ -103,9 +101,9 @@ class Effect(JsonModel):
     """A mean over pairs and its 95% interval, as a share of m(clean) − m(corrupted).
 
     Attributes:
-        mean: the effect; 1 restores (denoising) or destroys (noising) the whole difference.
-        low: the interval's lower end.
-        high: its upper end.
+        mean: The effect; 1 restores (denoising) or removes (noising) the whole difference.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
     """
 
     mean: Number = None
@@ -114,7 +112,10 @@ class Effect(JsonModel):
 
 
 def locate_first_error(fault: ValidationError) -> tuple[str, str]:
-    """Return the place of the first error, such as "nodes.0.id" ("" for the whole), and its text."""
+    """Return the place of the first error, such as "nodes.0.id", and its text.
+
+    The place is "" if the error is about the whole value.
+    """
     error = fault.errors(include_url=False, include_input=False)[0]
     return ".".join(str(part) for part in error["loc"]), error["msg"]
 

@@ -1,8 +1,9 @@
-"""The few words that a drawing shows of a node, an edge or a record, the same in every format.
+"""The short texts that every drawing shows of a node, an edge or a record.
 
-Convention: a node's number is its denoising effect, or the noising one where only that was measured; an
-edge's is the effect of all its inputs together, and into a feature the share of the feature's own change that
-it makes. Signs are always written. The attributes are those that `CircuitGraph.to_networkx` gives: plain JSON data.
+A node's number is its denoising effect, or its noising effect if only that was measured. An
+edge's number is the effect of all its inputs together; for an edge into a feature it is the share
+of the feature's own change that the edge makes. Signs are always written. The arguments `facts`
+are the attributes that `CircuitGraph.to_networkx` gives: plain JSON data.
 """
 
 from __future__ import annotations
@@ -13,28 +14,26 @@ from typing import Any, Literal
 from discovery.sites import SLOTS, Node
 
 Tone = Literal["up", "down", "flat", "end"]
-"""How a node is coloured: moves the metric up, down, neither (or not known), or is one of the two ends."""
+"""Whether a node moves the metric up, down or not (or nobody knows), or is one of the two ends."""
 
 
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
-    """The label, the role and the effect of a node, as far as they are known."""
+    """Return the label, the role and the effect of a node, as far as they are known."""
     effect = node_effect(facts)
-    label, role = (
-        str(facts.get("label") or Node.parse(name).label),
-        facts.get("role") or _describe_firing(facts),
-    )
+    label = str(facts.get("label") or Node.parse(name).label)
+    role = facts.get("role") or _describe_firing(facts)
     lines = [label, role, None if effect is None else format_signed(effect)]
     return [_to_one_line(line) for line in lines if line]
 
 
 def _describe_firing(facts: Mapping[str, Any]) -> str | None:
-    """What a feature fires on, in brief."""
+    """Return what a feature fires on, in brief."""
     tokens = (facts.get("feature") or {}).get("fires_on") or []
     return f"fires on {' '.join(token.strip() for token in tokens[:2])}" if tokens else None
 
 
 def node_effect(facts: Mapping[str, Any]) -> float | None:
-    """The node's denoising effect, else its noising effect, else None."""
+    """Return the node's denoising effect; if it is unknown, its noising effect; else None."""
     effect = facts.get("effect") or {}
     for direction in ("denoising", "noising"):
         mean = (effect.get(direction) or {}).get("mean")
@@ -44,7 +43,7 @@ def node_effect(facts: Mapping[str, Any]) -> float | None:
 
 
 def node_tone(name: str, facts: Mapping[str, Any]) -> Tone:
-    """By `sign`, else by the effect's sign."""
+    """Return the tone of a node, from its `sign` or, if there is none, from its effect."""
     if Node.parse(name).layer is None:
         return "end"
     sign = facts.get("sign")
@@ -55,13 +54,16 @@ def node_tone(name: str, facts: Mapping[str, Any]) -> Tone:
 
 
 def edge_effect(facts: Mapping[str, Any]) -> float | None:
-    """The edge's effect over all inputs, None where it was not measured; into a feature, how far it moves the feature itself."""
+    """Return the edge's effect over all inputs; None if it was not measured.
+
+    For an edge into a feature it is how far the edge moves the feature itself.
+    """
     mean = (facts.get("activation") or facts.get("effect") or {}).get("mean")
     return None if mean is None else float(mean)
 
 
 def edge_line(facts: Mapping[str, Any]) -> str:
-    """The inputs of an edge and its effect: ``q k +0.12``."""
+    """Return the inputs of an edge and its effect, such as ``q k +0.12``."""
     effect = edge_effect(facts)
     slots = [
         slot
@@ -72,14 +74,15 @@ def edge_line(facts: Mapping[str, Any]) -> str:
 
 
 def format_signed(value: float, digits: int = 2) -> str:
-    """`value` with its sign, which nothing has: +0.12, -0.03, 0.00."""
+    """Return a number with its sign: +0.12, -0.03. Zero has no sign: 0.00."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text
 
 
 def record_title(facts: Mapping[str, Any]) -> str:
-    """What the whole record is: task, model, verdict."""
-    task, model = (facts.get("task") or {}).get("name"), (facts.get("model") or {}).get("name")
+    """Return a title of the record: task, model, verdict."""
+    task = (facts.get("task") or {}).get("name")
+    model = (facts.get("model") or {}).get("name")
     verdict = str(facts.get("verdict") or "not evaluated").replace("_", " ")
     return _to_one_line(f"{task or 'a task'} in {model or 'a model'}: {verdict}")
 

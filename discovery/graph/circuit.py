@@ -1,23 +1,21 @@
-"""The circuit record: what a run found, as one frozen value and as a networkx graph.
+"""The circuit record: what a run found, as one frozen value that converts to networkx and to files.
 
-Convention: an edge runs from an earlier node to a later one, in forward order; `embed` and `logits` are in
-every record and count in no size. In networkx and in files an attribute's value is plain JSON data, and
-node-link data is what ``networkx.node_link_graph(json.load(f), edges="edges")`` reads.
+Every edge runs from an earlier node to a later one, in forward order. `embed` and `logits` are in
+every record and count in no size. In networkx and in files an attribute is plain JSON data;
+circuit.json is what ``networkx.node_link_graph(json.load(f), edges="edges")`` reads. The
+functions `_check_…` hold the rules that every record meets.
 
-    >>> circuit = CircuitGraph(nodes=(CircuitNode.of("a9.h6"),), edges=(CircuitEdge(source="a9.h6", target="logits"),))
+    >>> edge = CircuitEdge(source="a9.h6", target="logits")
+    >>> circuit = CircuitGraph(nodes=(CircuitNode.of("a9.h6"),), edges=(edge,))
     >>> [node.id for node in circuit.nodes], circuit.size
     (['embed', 'a9.h6', 'logits'], 1)
-    >>> CircuitGraph.from_networkx(circuit.to_networkx()) == circuit == CircuitGraph.from_json(circuit.to_json())
+    >>> CircuitGraph.from_networkx(circuit.to_networkx()) == circuit
     True
 
-What holds of every circuit record. A rule that is broken is a ValueError, which pydantic words with its place.
-
-What of a record is content, and what is only when and under which name it was made.
-
-The same seed, machine and versions give the same circuit.json but for times and ids. Left out therefore:
-`run_id`, `cost.seconds`, `cost.peak_memory_bytes`, `provenance.created`, and `provenance.command`, which
-spells out run ids and folders. Result ids are renamed by the order in which they first appear, so that
-which results support which node still counts.
+The same seed, machine and versions give the same content. Not part of the content are the times
+and ids: `run_id`, `cost.seconds`, `cost.peak_memory_bytes`, `provenance.created` and
+`provenance.command` (which names run ids and folders). Result ids are replaced by their order of
+appearance, so that the content still says which results support which node.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import networkx
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from discovery.errors import StoreError
-from discovery.graph.base import DiGraph, Graph, OmitsEmptyFields
+from discovery.graph.base import DiGraph, Graph, OmitsEmptyFields, locate_first_error
 from discovery.graph.dot import write_dot
 from discovery.graph.evaluation import Evaluation, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
@@ -56,20 +54,21 @@ _CURE = "Restore the file from `circuit-scout runs export`, or run the discovery
 class CircuitGraph(OmitsEmptyFields):
     """A circuit with its evidence, its evaluation and its verdict.
 
-    Nodes and edges are kept in forward order whatever order they are given in.
+    Nodes and edges are kept in forward order, whatever order they are given in.
 
     Attributes:
-        run_id: the run that found it.
-        model: what was studied.
-        task: the behaviour.
-        evaluation: every number behind the verdict.
-        verdict: computed by `discovery.evaluation`; None before it has been.
-        reasons: why it is that verdict.
-        cost: what it took.
-        provenance: how to do it again.
-        dictionaries: sparse autoencoders whose features are among the nodes, one of a site at most.
-        nodes: `embed`, the circuit's heads and MLPs, `logits`; features beside them, which count in no size and in no condition.
-        edges: at most one for each ordered pair of nodes.
+        run_id: The run that found the circuit.
+        model: The model that was studied.
+        task: The behaviour that was studied.
+        evaluation: Every number behind the verdict.
+        verdict: The verdict, which `discovery.evaluation` computes; None before that.
+        reasons: The reasons for the verdict.
+        cost: What the run took.
+        provenance: How the run can be repeated.
+        dictionaries: Sparse autoencoders whose features are among the nodes, at most one per site.
+        nodes: `embed`, the circuit's heads and MLPs, and `logits`. Features may stand beside them;
+            they count in no size and enter no condition.
+        edges: At most one edge for each ordered pair of nodes.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
@@ -92,38 +91,37 @@ class CircuitGraph(OmitsEmptyFields):
     @field_validator("nodes")
     @classmethod
     def _add_ends_and_sort(cls, nodes: tuple[CircuitNode, ...]) -> tuple[CircuitNode, ...]:
-        given = {node.id for node in nodes}
-        ends = tuple(CircuitNode.of(end) for end in (EMBED, LOGITS) if str(end) not in given)
+        ids = {node.id for node in nodes}
+        ends = tuple(CircuitNode.of(end) for end in (EMBED, LOGITS) if str(end) not in ids)
         return tuple(sorted(nodes + ends, key=lambda node: node.node))
 
     @field_validator("edges")
     @classmethod
     def _sort_edges(cls, edges: tuple[CircuitEdge, ...]) -> tuple[CircuitEdge, ...]:
-        return tuple(sorted(edges, key=edge_order))
+        return tuple(sorted(edges, key=_edge_order))
 
     @model_validator(mode="after")
     def _check_consistency(self) -> CircuitGraph:
         ids = [node.id for node in self.nodes]
         pairs = [(edge.source, edge.target) for edge in self.edges]
-        check_unique("node", ids)
-        check_unique("edge", [f"{source}->{target}" for source, target in pairs])
+        _check_unique("node", ids)
+        _check_unique("edge", [f"{source}->{target}" for source, target in pairs])
         for edge in self.edges:
-            check_edge(edge, set(ids))
+            _check_edge(edge, set(ids))
         for node in (*self.members, *self.features):
-            check_bounds(node, self.model)
+            _check_bounds(node, self.model)
         if self.verdict == "no_behaviour" and (self.size or self.features):
             raise ValueError(
-                "a record with the verdict no_behaviour has no circuit, so it can have no heads, MLPs or features"
+                "a record with the verdict no_behaviour has no circuit, so it can have no heads, "
+                "MLPs or features"
             )
-        check_unique(
-            "dictionary of", [f"{known.site} {known.layer}" for known in self.dictionaries]
-        )
-        check_features(self.features, self.dictionaries)
+        _check_unique("dictionary of", [f"{sae.site} {sae.layer}" for sae in self.dictionaries])
+        _check_features(self.features, self.dictionaries)
         return self
 
     @property
     def members(self) -> tuple[Node, ...]:
-        """The circuit C: its heads and MLPs, without the two ends."""
+        """The circuit C: its heads and MLPs, without `embed` and `logits`."""
         return tuple(node.node for node in self.nodes if node.kind in ("attention_head", "mlp"))
 
     @property
@@ -133,11 +131,11 @@ class CircuitGraph(OmitsEmptyFields):
 
     @property
     def size(self) -> int:
-        """How many heads and MLPs it has."""
+        """The number of heads and MLPs."""
         return len(self.members)
 
     def to_networkx(self) -> DiGraph:
-        """The record as a DiGraph whose attributes are plain JSON data."""
+        """Return the record as a DiGraph whose attributes are plain JSON data."""
         graph: DiGraph = networkx.DiGraph()
         facts: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         for node in facts.pop("nodes"):
@@ -149,10 +147,10 @@ class CircuitGraph(OmitsEmptyFields):
 
     @classmethod
     def from_networkx(cls, graph: Graph) -> CircuitGraph:
-        """The record that `graph` holds.
+        """Return the record that a graph holds.
 
         Raises:
-            StoreError: where it is not a circuit's graph.
+            StoreError: If it is not the graph of a circuit.
         """
         if not graph.is_directed() or graph.is_multigraph():
             raise StoreError(
@@ -167,7 +165,7 @@ class CircuitGraph(OmitsEmptyFields):
         return cls._read(graph.graph, nodes, edges, "The graph")
 
     def to_node_link(self) -> dict[str, Any]:
-        """The content of circuit.json: networkx node-link data keyed `edges`."""
+        """Return the content of circuit.json: networkx node-link data with the key `edges`."""
         facts: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         nodes, edges = facts.pop("nodes"), facts.pop("edges")
         return {
@@ -179,7 +177,7 @@ class CircuitGraph(OmitsEmptyFields):
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """circuit.json: strict JSON, ending in a newline."""
+        """Return circuit.json as text: strict JSON that ends with a newline."""
         return dumps(self.to_node_link(), indent=indent) + "\n"
 
     @classmethod
@@ -187,11 +185,11 @@ class CircuitGraph(OmitsEmptyFields):
         """Read circuit.json.
 
         Args:
-            text: the file's content.
-            source: what it is, for the message.
+            text: The content of the file.
+            source: The name of the file, for error messages.
 
         Raises:
-            StoreError: where it is damaged, or of a schema that this version does not read.
+            StoreError: If it is damaged, or has a schema that this version does not read.
         """
         data = loads(text, source)
         match data:
@@ -204,7 +202,8 @@ class CircuitGraph(OmitsEmptyFields):
             }:
                 return cls._read(facts, nodes, edges, source)
         raise StoreError(
-            f"{source} is not a circuit record: it is no networkx node-link data of a DiGraph, keyed `edges`.",
+            f"{source} is not a circuit record: it is not networkx node-link data of a DiGraph "
+            "with the key `edges`.",
             _CURE,
         )
 
@@ -226,7 +225,10 @@ class CircuitGraph(OmitsEmptyFields):
             ) from fault
 
     def to_graphml(self) -> str:
-        """GraphML for Gephi, Cytoscape, yEd and networkx: text and numbers as they are, the rest as JSON strings."""
+        """Return GraphML, for Gephi, Cytoscape, yEd and networkx.
+
+        Text and numbers are written as they are, everything else as JSON strings.
+        """
         return write_graphml(self.to_networkx())
 
     @classmethod
@@ -234,20 +236,20 @@ class CircuitGraph(OmitsEmptyFields):
         """Read what `to_graphml` wrote, without loss.
 
         Raises:
-            StoreError: where it is damaged.
+            StoreError: If it is damaged.
         """
         return cls.from_networkx(read_graphml(text))
 
     def to_dot(self) -> str:
-        """Graphviz DOT, a row per layer; needs no graphviz to write."""
+        """Return Graphviz DOT with one row for each layer. Graphviz is not needed for this."""
         return write_dot(self.to_networkx())
 
     def to_mermaid(self) -> str:
-        """A Mermaid flowchart, for Markdown."""
+        """Return a Mermaid flowchart, for Markdown."""
         return write_mermaid(self.to_networkx())
 
     def export(self, format: ExportFormat) -> str:
-        """The record as text in `format`; only json and graphml can be read back."""
+        """Return the record as text. Only "json" and "graphml" can be read back."""
         match format:
             case "json":
                 return self.to_json()
@@ -260,57 +262,59 @@ class CircuitGraph(OmitsEmptyFields):
         assert_never(format)
 
     def content_hash(self) -> str:
-        """sha256 of all that the same seed, machine and versions reproduce: everything but times and ids."""
+        """Return the sha256 of what the same seed, machine and versions reproduce.
+
+        That is everything but times and ids.
+        """
         return hashlib.sha256(
-            dumps(reproducible_content(self.to_node_link()), sort_keys=True).encode()
+            dumps(_reproducible_content(self.to_node_link()), sort_keys=True).encode()
         ).hexdigest()
 
     def same_content(self, other: CircuitGraph) -> bool:
-        """Whether `other` is the same record but for times and ids."""
+        """Return whether another record is the same but for times and ids."""
         return self.content_hash() == other.content_hash()
 
 
 def _first_error(fault: ValidationError | TypeError) -> str:
     if isinstance(fault, TypeError):
         return str(fault)
-    error = fault.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{place}: {error['msg']}" if place else error["msg"]
+    place, message = locate_first_error(fault)
+    return f"{place}: {message}" if place else message
 
 
-def edge_order(edge: CircuitEdge) -> tuple[Node, Node]:
-    """Source and target, which sort edges forward."""
+def _edge_order(edge: CircuitEdge) -> tuple[Node, Node]:
+    """Return what sorts edges in forward order: source, then target."""
     return Node.parse(edge.source), Node.parse(edge.target)
 
 
-def check_unique(what: str, names: list[str]) -> None:
-    """No name stands twice."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"the {what} {twice[0]} is there twice")
+def _check_unique(what: str, names: list[str]) -> None:
+    """Check that no name occurs twice."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"the {what} {repeated[0]} is there twice")
 
 
-def check_edge(edge: CircuitEdge, ids: set[str]) -> None:
-    """It runs forward between nodes that are there, into inputs that its target has."""
-    source, target = edge_order(edge)
+def _check_edge(edge: CircuitEdge, ids: set[str]) -> None:
+    """Check that an edge runs forward between nodes of the record, into inputs of its target."""
+    source, target = _edge_order(edge)
     for end in (edge.source, edge.target):
         if end not in ids:
             raise ValueError(
-                f"the edge {source}->{target} has an end that is no node of the circuit: {end}"
+                f"the edge {source}->{target} has an end that is not a node of the circuit: {end}"
             )
     if not source.feeds(target):
         raise ValueError(
             f"the edge {source}->{target} runs backwards: the source must come before the target"
         )
-    alien = sorted(set(edge.inputs) - set(slots_of(target)))
-    if alien:
+    unknown = sorted(set(edge.inputs) - set(slots_of(target)))
+    if unknown:
         raise ValueError(
-            f"{target} has no input {alien[0]!r}; it has {', '.join(slots_of(target))}"
+            f"{target} has no input {unknown[0]!r}; it has {', '.join(slots_of(target))}"
         )
 
 
-def check_bounds(node: Node, model: ModelFacts) -> None:
-    """The model has it, where the record says how large the model is."""
+def _check_bounds(node: Node, model: ModelFacts) -> None:
+    """Check that the model has a node, if the record says how large the model is."""
     for index, limit, what in (
         (node.layer, model.n_layers, "layers"),
         (node.head, model.n_heads, "heads in each layer"),
@@ -319,29 +323,30 @@ def check_bounds(node: Node, model: ModelFacts) -> None:
             raise ValueError(f"{node} is not in the model, which has {limit} {what}")
 
 
-def check_features(features: Sequence[Node], dictionaries: Sequence[SAEFacts]) -> None:
-    """Each is in a dictionary that the record names."""
-    width = {(known.layer, known.site): known.d_sae for known in dictionaries}
+def _check_features(features: Sequence[Node], dictionaries: Sequence[SAEFacts]) -> None:
+    """Check that each feature is in a dictionary that the record names."""
+    n_features = {(sae.layer, sae.site): sae.d_sae for sae in dictionaries}
     for node in features:
-        most = width.get((node.layer or 0, node.site or "resid_pre"))
-        if most is None:
+        limit = n_features.get((node.layer or 0, node.site or "resid_pre"))
+        if limit is None:
             raise ValueError(f"{node} is a feature of a dictionary that the record does not name")
-        if (node.feature or 0) >= most:
-            raise ValueError(f"{node} is not in its dictionary, which has {most} features")
+        if (node.feature or 0) >= limit:
+            raise ValueError(f"{node} is not in its dictionary, which has {limit} features")
 
 
-def reproducible_content(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The node-link data `record` without times and ids."""
+def _reproducible_content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of node-link data: everything but times and ids."""
     facts: dict[str, Any] = {
         name: value for name, value in record["graph"].items() if name != "run_id"
     }
     facts["cost"] = _drop_fields(facts["cost"], "seconds", "peak_memory_bytes")
     facts["provenance"] = _drop_fields(facts["provenance"], "created", "command")
     names: dict[str, str] = {}
-    nodes, edges = (
-        [_renumber_results(part, names) for part in record[parts]] for parts in ("nodes", "edges")
-    )
-    return {"graph": facts, "nodes": nodes, "edges": edges}
+    return {
+        "graph": facts,
+        "nodes": [_renumber_results(node, names) for node in record["nodes"]],
+        "edges": [_renumber_results(edge, names) for edge in record["edges"]],
+    }
 
 
 def _drop_fields(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
@@ -349,7 +354,7 @@ def _drop_fields(facts: Mapping[str, Any], *fields: str) -> dict[str, Any]:
 
 
 def _renumber_results(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """`part` with its result ids replaced; `names` grows with each new one."""
+    """Return a node or an edge with its result ids replaced; `names` receives each new id."""
     results: Iterable[str] = part["evidence"]
     return {
         **part,

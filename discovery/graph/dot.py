@@ -1,7 +1,8 @@
-"""Graphviz DOT, written by hand: embed at the bottom, logits at the top, one row to a layer.
+"""Graphviz DOT: embed at the bottom, logits at the top, one row for each layer.
 
-Green moves the metric up, purple down, and a dashed outline or line says "down" too, so that no meaning
-hangs on colour alone. Features are hexagons. The same record gives the same text.
+Green nodes and edges move the metric up, purple ones down. Those that move it down are dashed as
+well, so that the drawing can be read without colours. Features are hexagons. The same record
+gives the same text.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _STYLE: dict[Tone, str] = {
 
 
 def write_dot(graph: DiGraph) -> str:
-    """`graph`, a circuit's, as a digraph in DOT."""
+    """Return the graph of a circuit as a digraph in DOT."""
+    title = _quoted(record_title(graph.graph))
     lines = [
         "digraph circuit {",
-        f"  graph [label={_quoted(record_title(graph.graph))}, labelloc=t, rankdir=BT, fontname=Helvetica];",
+        f"  graph [label={title}, labelloc=t, rankdir=BT, fontname=Helvetica];",
         '  node [shape=box, style="filled,rounded", fontname=Helvetica];',
         "  edge [fontname=Helvetica, fontsize=10];",
     ]
@@ -48,21 +50,26 @@ def write_dot(graph: DiGraph) -> str:
 
 def _node(graph: DiGraph, name: str) -> str:
     facts = graph.nodes[name]
+    label = _quoted(*node_lines(name, facts))
+    style = _STYLE[node_tone(name, facts)]
     shape = ", shape=hexagon" if Node.parse(name).kind == "feature" else ""
-    return f"  {_quoted(name)} [label={_quoted(*node_lines(name, facts))}, {_STYLE[node_tone(name, facts)]}{shape}];"
+    return f"  {_quoted(name)} [label={label}, {style}{shape}];"
 
 
 def _edge(graph: DiGraph, source: str, target: str) -> str:
     facts = graph.edges[source, target]
     effect = edge_effect(facts) or 0.0
-    colour, style = (
-        ("#762a83", "dashed") if effect < 0 else ("#1b7837" if effect > 0 else "#555555", "solid")
-    )
+    colour = "#555555"
+    if effect:
+        colour = "#1b7837" if effect > 0 else "#762a83"
+    style = "dashed" if effect < 0 else "solid"
     width = f"{1 + 4 * min(1.0, abs(effect)):.2f}"
-    look = f'label={_quoted(edge_line(facts))}, color="{colour}", style={style}, penwidth={width}'
-    return f"  {_quoted(source)} -> {_quoted(target)} [{look}];"
+    label = _quoted(edge_line(facts))
+    attributes = f'label={label}, color="{colour}", style={style}, penwidth={width}'
+    return f"  {_quoted(source)} -> {_quoted(target)} [{attributes}];"
 
 
 def _quoted(*lines: str) -> str:
-    """A DOT string of `lines`: a backslash would begin an escape, a quote would end it."""
-    return '"' + r"\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines) + '"'
+    """Return lines as a DOT string: a backslash would begin an escape, a quote end the string."""
+    escaped = [line.replace("\\", "\\\\").replace('"', '\\"') for line in lines]
+    return '"' + r"\n".join(escaped) + '"'

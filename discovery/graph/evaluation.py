@@ -1,8 +1,9 @@
 """The `evaluation` block of a circuit record: every number that a verdict rests on.
 
-These are the shapes only; INTERFACES' "Evaluation" defines the numbers and `discovery.evaluation` computes them.
-f(S) = (m(S) − m(∅)) / (m(U) − m(∅)), means over a split's pairs first, then the ratio. C is the circuit,
-U the universe of heads and MLPs. None is "not measured"; a condition that was not tried is ``not_run``.
+This module only has the shapes. docs/definitions.md defines the numbers, and
+`discovery.evaluation` computes them. f(S) = (m(S) − m(∅)) / (m(U) − m(∅)), where means over a
+split's pairs come first, then the ratio. C is the circuit, U the universe of heads and MLPs. None
+means "not measured"; the outcome of a condition that was not measured is ``not_run``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class ConditionMeaning:
     """What a condition asks of a circuit.
 
     Attributes:
-        name: the condition in one or a few words.
-        explanation: what holds if it is met.
+        name: The condition in a few words.
+        explanation: What holds if the condition is met.
     """
 
     name: str
@@ -58,11 +59,11 @@ class Score(JsonModel):
     """A value of f with its 95% bootstrap interval over pairs.
 
     Attributes:
-        value: the ratio of means.
-        low: the interval's lower end.
-        high: its upper end.
-        median: of the per-pair ratios.
-        share_in_band: share of pairs whose own ratio lies within the condition's bounds.
+        value: The ratio of means.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+        median: The median of the ratios of single pairs.
+        share_in_band: The share of pairs whose own ratio lies within the bounds of the condition.
     """
 
     value: Number = None
@@ -73,16 +74,16 @@ class Score(JsonModel):
 
 
 class Completeness(JsonModel):
-    """Does the circuit leave out, or carry along, something that matters? (condition c)
+    """Whether the circuit leaves out something that matters (condition c).
 
     Attributes:
-        max_gap_in: the largest |f(C∖u) − f(U∖u)| over u in C.
-        node_in: the u that has it.
-        max_gap_out: the largest |f(C∪v) − f(C)| over v outside C.
-        node_out: the v that has it.
-        n_out: how many v were tried.
-        n_out_possible: how many there are.
-        chosen: how those tried were chosen, where not all were.
+        max_gap_in: The largest |f(C∖u) − f(U∖u)| over u in C.
+        node_in: The u with the largest gap.
+        max_gap_out: The largest |f(C∪v) − f(C)| over v outside C.
+        node_out: The v with the largest gap.
+        n_out: How many v were measured.
+        n_out_possible: How many v there are.
+        chosen: How the measured v were chosen, if not all were measured.
     """
 
     max_gap_in: Number = None
@@ -95,14 +96,14 @@ class Completeness(JsonModel):
 
 
 class Minimality(JsonModel):
-    """Is one node of the circuit needed? (condition d)
+    """Whether one node of the circuit is needed (condition d).
 
     Attributes:
-        node: the v that is taken out.
-        context: the K taken out with it, chosen on discovery pairs.
+        node: The node v that is ablated.
+        context: The nodes K that are ablated with it, chosen on discovery pairs.
         drop: |f(C∖K) − f(C∖K∖v)| on held-out pairs.
-        p: of a paired sign-flip test.
-        p_holm: after Holm's correction over the circuit's nodes.
+        p: The p-value of a paired sign-flip test.
+        p_holm: The p-value after Holm's correction over the circuit's nodes.
     """
 
     node: NodeId
@@ -113,12 +114,12 @@ class Minimality(JsonModel):
 
 
 class Control(JsonModel):
-    """Other circuits of the same size, against this one (condition e).
+    """How other sets of the same size compare with the circuit (condition e).
 
     Attributes:
-        n: how many were tried.
-        n_possible: how many there are.
-        as_good: how many did as well: |1 − f| no larger, and (b) and (c) met.
+        n: How many sets were measured.
+        n_possible: How many such sets there are.
+        as_good: How many did as well: |1 − f| is no larger, and (b) and (c) are met.
         p: (1 + as_good) / (1 + n).
     """
 
@@ -132,8 +133,8 @@ class RandomControls(JsonModel):
     """The two kinds of alternative circuit.
 
     Attributes:
-        size: with as many heads and as many MLPs; None where there is no other.
-        layer: with as many of each kind in every layer; None where there is no other.
+        size: Sets with as many heads and as many MLPs; None if there is no other such set.
+        layer: Sets with as many of each kind in every layer; None if there is no other such set.
     """
 
     size: Control | None = None
@@ -141,12 +142,12 @@ class RandomControls(JsonModel):
 
 
 class Reference(JsonModel):
-    """What an ablated node was given.
+    """What replaces the value of an ablated node.
 
     Attributes:
-        source: where the values come from: the pair's corrupted run, or a mean over corrupted prompts.
-        alignment: by position, by label, or over all positions.
-        size: prompts in the smallest mean.
+        source: The origin of the values: the pair's corrupted run, or a mean over prompts.
+        alignment: Whether means are by position, by label, or over all positions.
+        size: The number of prompts in the smallest mean.
     """
 
     source: str | None = None
@@ -155,17 +156,17 @@ class Reference(JsonModel):
 
 
 class AblationEvidence(JsonModel):
-    """Everything measured on one split under one ablation.
+    """Everything that was measured on one split under one ablation.
 
     Attributes:
-        metric_full: m(U): nothing ablated.
-        metric_empty: m(∅): everything ablated.
+        metric_full: m(U), with nothing ablated.
+        metric_empty: m(∅), with everything ablated.
         faithfulness: f(C).
         knockout: f(U∖C).
-        completeness: condition c's gaps.
-        minimality: condition d, a row per node of the circuit; None where it was not tried.
-        random_controls: condition e's alternatives.
-        reference: what the ablated nodes were given.
+        completeness: The gaps of condition (c).
+        minimality: Condition (d), one row for each node of the circuit; None if it was not run.
+        random_controls: The alternatives of condition (e).
+        reference: What replaces the values of ablated nodes.
     """
 
     metric_full: Number = None
@@ -185,20 +186,21 @@ class EvidenceByAblation(JsonModel):
     mean: AblationEvidence | None = None
 
     def under(self, ablation: EvidenceAblation) -> AblationEvidence | None:
-        """The evidence under `ablation`, None where nothing was measured."""
+        """Return the evidence under an ablation; None if nothing was measured."""
         return self.resample if ablation == "resample" else self.mean
 
 
 class SplitEvaluation(JsonModel):
-    """One split's pairs, and what was measured on them.
+    """What was measured on the pairs of one split.
 
     Attributes:
-        n: pairs.
-        metric_clean: mean metric of the clean prompts.
-        metric_corrupted: mean metric of the corrupted ones.
-        accuracy: share of clean prompts on which the answer beats the wrong answer; chance is 0.5.
-        top1: share on which the answer is the most likely token of all.
-        ablations: the evidence under each ablation.
+        n: The number of pairs.
+        metric_clean: The mean metric of the clean prompts.
+        metric_corrupted: The mean metric of the corrupted prompts.
+        accuracy: The share of clean prompts on which the answer beats the wrong answer; chance is
+            0.5.
+        top1: The share of clean prompts on which the answer is the most likely token of all.
+        ablations: The evidence under each ablation.
     """
 
     n: int
@@ -210,13 +212,13 @@ class SplitEvaluation(JsonModel):
 
 
 class CurvePoint(JsonModel):
-    """Faithfulness of the best circuit of one size.
+    """Faithfulness of one set: the ranking's first nodes, or the circuit itself.
 
     Attributes:
-        ablation: resample or mean.
-        size: heads and MLPs in it.
-        nodes: which.
-        faithfulness: f of them.
+        ablation: The ablation.
+        size: The number of heads and MLPs in the set.
+        nodes: The nodes of the set.
+        faithfulness: f of the set.
     """
 
     ablation: EvidenceAblation
@@ -226,26 +228,26 @@ class CurvePoint(JsonModel):
 
 
 class OutcomeByAblation(JsonModel):
-    """One condition under each ablation."""
+    """The outcome of one condition under each ablation."""
 
     resample: Outcome = "not_run"
     mean: Outcome = "not_run"
 
     def under(self, ablation: EvidenceAblation) -> Outcome:
-        """How the condition came out under `ablation`."""
+        """Return the outcome under an ablation."""
         return self.resample if ablation == "resample" else self.mean
 
 
 class Conditions(JsonModel):
-    """What a verified circuit must meet, on held-out pairs.
+    """The outcomes of the conditions that a verified circuit must meet, on held-out pairs.
 
     Attributes:
-        a: sufficient: f(C) near 1.
-        b: necessary: f(U∖C) near 0.
-        c: complete.
-        d: minimal.
-        e: better than alternatives of its size.
-        f: stable when the pairs are drawn again.
+        a: Sufficient: f(C) is near 1.
+        b: Necessary: f(U∖C) is near 0.
+        c: Complete: nothing that matters is left out.
+        d: Minimal: every node is needed.
+        e: Better than alternatives of the same size.
+        f: Stable if the pairs are drawn again.
     """
 
     a: OutcomeByAblation = OutcomeByAblation()
@@ -256,7 +258,7 @@ class Conditions(JsonModel):
     f: OutcomeByAblation = OutcomeByAblation()
 
     def of(self, condition: Condition) -> OutcomeByAblation:
-        """How `condition` came out."""
+        """Return the outcome of a condition."""
         by_name: dict[Condition, OutcomeByAblation] = {
             "a": self.a,
             "b": self.b,
@@ -269,17 +271,17 @@ class Conditions(JsonModel):
 
 
 class Evaluation(JsonModel):
-    """The whole block.
+    """The whole `evaluation` block.
 
     Attributes:
-        universe: what could be ablated: `all` heads and MLPs, or `heads` with the MLPs kept.
-        discovery: on the pairs that selected the circuit.
-        heldout: on the pairs that judge it; None until they have been looked at.
-        curve: faithfulness against size.
-        conditions: (a) to (f).
-        tests: each statistical test by name, with what it was given and what it gave.
-        thresholds: the bounds that were applied.
-        heldout_looks: how many circuits had looked at these held-out pairs, this one included.
+        universe: What could be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
+        discovery: What was measured on the pairs that selected the circuit.
+        heldout: What was measured on held-out pairs; None before they were looked at.
+        curve: Faithfulness against size.
+        conditions: The outcomes of (a) to (f).
+        tests: Each further statistical test by name, with its numbers.
+        thresholds: The bounds that were applied.
+        heldout_looks: How many circuits had used these held-out pairs, this one included.
     """
 
     universe: Universe = "all"

@@ -1,9 +1,10 @@
 """GraphML, for Gephi, Cytoscape, yEd and ``networkx.read_graphml``.
 
-Convention: text, numbers and truth values stand under their own names as GraphML has them; what is nested
-stands under its own name as a JSON string. Each element's attribute `encoded` is a JSON object that says how
-to read it back: `json` lists the names that hold JSON, and `other` holds what GraphML cannot carry under its
-name (null, and names or texts that XML has no characters for). `read_graphml` undoes it without loss.
+Text, numbers and booleans are written under their own names as GraphML has them; a nested value
+is written under its own name as a JSON string. The attribute `encoded` of each element is a JSON
+object that says how to read the element back: `json` lists the names that hold JSON, and `other`
+holds what GraphML cannot write (null, and names or texts with characters that XML does not have).
+`read_graphml` reads it without loss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ENCODED = "encoded"
 
 
 def write_graphml(graph: DiGraph) -> str:
-    """`graph`, whose attributes are plain JSON data, as GraphML."""
+    """Return a graph, whose attributes are plain JSON data, as GraphML."""
     flat: DiGraph = networkx.DiGraph(**_encode(graph.graph))
     for name, facts in graph.nodes(data=True):
         flat.add_node(name, **_encode(facts))
@@ -37,10 +38,10 @@ def write_graphml(graph: DiGraph) -> str:
 
 
 def read_graphml(text: str) -> DiGraph:
-    """The graph that `write_graphml` was given.
+    """Return the graph that `write_graphml` was given.
 
     Raises:
-        StoreError: where it is not GraphML, or not ours.
+        StoreError: If the text is not GraphML, or was not written by `write_graphml`.
     """
     try:
         flat = networkx.parse_graphml(text)
@@ -50,15 +51,9 @@ def read_graphml(text: str) -> DiGraph:
             "Give what `circuit-scout runs export --format graphml` wrote.",
         ) from fault
     graph: DiGraph = networkx.DiGraph()
-    graph.graph.update(
-        _decode(
-            {
-                name: value
-                for name, value in flat.graph.items()
-                if name not in ("node_default", "edge_default")
-            }
-        )
-    )
+    defaults = ("node_default", "edge_default")  # networkx adds these when it reads
+    facts_of_graph = {name: value for name, value in flat.graph.items() if name not in defaults}
+    graph.graph.update(_decode(facts_of_graph))
     for name, facts in flat.nodes(data=True):
         graph.add_node(name, **_decode(facts))
     for source, target, facts in flat.edges(data=True):
@@ -91,6 +86,6 @@ def _decode(flat: Mapping[str, Any]) -> dict[str, Any]:
                 facts[str(name)] = loads(str(facts.get(str(name))), f"The attribute {name!r}")
             return {**facts, **other}
     raise StoreError(
-        "The GraphML was not written by Circuit Scout, or lost `encoded`.",
+        "The GraphML was not written by Circuit Scout, or has lost the attribute `encoded`.",
         "Export it again as graphml or json.",
     )

@@ -1,7 +1,9 @@
 """A Mermaid flowchart, which GitHub and most Markdown viewers draw.
 
-Mermaid reads quotes, brackets, semicolons, ``%%{`` and Markdown inside labels, so whatever is not a letter,
-a digit or harmless is written as a numeric entity (``#60;`` for ``<``). Dotted arrows lower the metric; features are hexagons.
+Mermaid interprets quotes, brackets, semicolons, ``%%{`` and Markdown inside labels. Every
+character that is not a letter, a digit or known to be harmless is therefore written as a numeric
+entity, such as ``#60;`` for ``<``. Edges that lower the metric are dotted arrows; features are
+hexagons.
 """
 
 from __future__ import annotations
@@ -20,29 +22,25 @@ _CLASSES = (
 
 
 def write_mermaid(graph: DiGraph) -> str:
-    """`graph`, a circuit's, as a flowchart from embed (bottom) to logits (top)."""
+    """Return the graph of a circuit as a flowchart from embed (bottom) to logits (top)."""
     lines = [f"%% {_escaped(record_title(graph.graph))}", "flowchart BT"]
     for name in sorted(graph.nodes, key=Node.parse):
         facts = graph.nodes[name]
         label = "<br/>".join(_escaped(line) for line in node_lines(name, facts))
         tone = node_tone(name, facts)
-        opening, closing = (
-            ("([", "])")
-            if tone == "end"
-            else ("{{", "}}")
-            if Node.parse(name).kind == "feature"
-            else ("[", "]")
-        )
-        lines.append(
-            f'  {_name(name)}{opening}"{label}"{closing}:::{"end_" if tone == "end" else tone}'
-        )
+        opening, closing = "[", "]"
+        if tone == "end":
+            opening, closing = "([", "])"
+        elif Node.parse(name).kind == "feature":
+            opening, closing = "{{", "}}"
+        style = "end_" if tone == "end" else tone
+        lines.append(f'  {_name(name)}{opening}"{label}"{closing}:::{style}')
     for source, target in graph.edges:
         facts = graph.edges[source, target]
         arrow = "-.->" if (edge_effect(facts) or 0) < 0 else "-->"
-        words = _escaped(edge_line(facts))
-        lines.append(
-            f"  {_name(source)} {arrow}" + (f'|"{words}"|' if words else "") + f" {_name(target)}"
-        )
+        text = _escaped(edge_line(facts))
+        label = f'|"{text}"|' if text else ""
+        lines.append(f"  {_name(source)} {arrow}{label} {_name(target)}")
     return "\n".join([*lines, *_CLASSES]) + "\n"
 
 

@@ -1,10 +1,9 @@
-"""What a circuit record is made of: frozen values that know nothing of each other's whole.
+"""The parts of a circuit record: nodes, edges, and the facts about model, task, cost and features.
 
-Convention: what was not measured is None, null in JSON; a number that is not finite is not known either.
-Fields may be added by whoever writes a record: those that are not declared here are kept, as JSON, and
-written back. A record's numbers come from methods and evaluation; `evidence` names the results they came from.
-
-Features of sparse autoencoders in a record: what is known of each, and of the dictionary that it is from.
+What was not measured is None, which is null in JSON; a number that is not finite counts as not
+measured. A writer may add fields: those that are not declared here are kept and written back. The
+numbers come from `methods` and `evaluation`, and `evidence` names the results that they come
+from.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from discovery.sites import FeatureSite, MetricName, Node, NodeKind, Slot
 
 
 class NodeEffect(JsonModel):
-    """What patching one node does, in each direction.
+    """The effect of patching one node, in each direction.
 
     Attributes:
-        denoising: its clean value put into the corrupted run.
-        noising: its corrupted value put into the clean run.
+        denoising: The effect of its clean value in the corrupted run.
+        noising: The effect of its corrupted value in the clean run.
     """
 
     denoising: Effect | None = None
@@ -39,23 +38,26 @@ class NodeEffect(JsonModel):
 
 
 class CircuitNode(OmitsEmptyFields):
-    """One unit of the circuit and the evidence for it.
+    """One node of the circuit, and the evidence for it.
 
-    `kind`, `layer`, `head` and `label` follow from `id` and need not be given; given wrongly they are refused.
+    `kind`, `layer`, `head` and `label` follow from `id` and need not be given. If they are given
+    and contradict the id, the node is refused.
 
     Attributes:
-        id: in the field's grammar: embed, a9.h6, m5, f8.1234, logits.
+        id: The name of the node: embed, a9.h6, m5, f8.1234 or logits.
         kind: embed, attention_head, mlp, feature or logits.
-        layer: of a head, an MLP or a feature.
-        head: of a head.
-        label: as people write it: L9H6.
-        effect: what patching it does.
-        sign: which way it moves the metric: 1 up, −1 down, 0 neither.
-        positions: where it matters, as token positions or labels; a description that narrows nothing.
-        role: what it is thought to do.
-        inclusion: the share of condition (f)'s resamples whose circuit has it; None where (f) was not measured.
-        feature: of a feature.
-        evidence: ids of the results that the numbers come from.
+        layer: The layer of a head, an MLP or a feature.
+        head: The index of a head in its layer.
+        label: The name as people write it, such as L9H6.
+        effect: The effect of patching it.
+        sign: The direction in which it moves the metric: 1 up, −1 down, 0 neither.
+        positions: The token positions or labels at which it acts. This describes the node; it does
+            not narrow any ablation.
+        role: A label for how it acts.
+        inclusion: The share of the resamples of condition (f) whose circuit has it; None if (f) was
+            not measured.
+        feature: What is known of a feature; None for other nodes.
+        evidence: The ids of the results that the numbers come from.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"feature"})
@@ -85,14 +87,14 @@ class CircuitNode(OmitsEmptyFields):
             if data.get(field, fact) != fact:
                 raise ValueError(f"{name} has {field} {fact!r}, not {data[field]!r}")
         if node.kind == "feature":
-            given = data.get("feature") or {}
-            known = given.model_dump() if isinstance(given, FeatureFacts) else dict(given)
+            feature = data.get("feature") or {}
+            known = feature.model_dump() if isinstance(feature, FeatureFacts) else dict(feature)
             facts["feature"] = {**known, "index": node.feature, "site": node.site}
         return {**data, "id": name, **facts, "label": data.get("label") or node.label}
 
     @classmethod
     def of(cls, node: Node | str, **evidence: Any) -> CircuitNode:
-        """The record of `node`, with whatever is known of it."""
+        """Return a node of the record, with what is known of it."""
         return cls.model_validate({"id": str(node), **evidence})
 
     @property
@@ -102,16 +104,17 @@ class CircuitNode(OmitsEmptyFields):
 
 
 class CircuitEdge(OmitsEmptyFields):
-    """All that one node sends to a later one: at most one edge per ordered pair.
+    """All that one node sends to a later node; there is at most one edge per ordered pair.
 
     Attributes:
-        source: id of the earlier node.
-        target: id of the later one.
-        effect: of all its inputs together.
-        inputs: the effect through each input of the target that was measured: q, k, v, mlp, feature or logits.
-        activation: of an edge into a feature: how far it moves from its activation in the clean run to that in the corrupted one, as a
-            share of the whole way.
-        evidence: ids of the results that the numbers come from.
+        source: The id of the earlier node.
+        target: The id of the later node.
+        effect: The effect through all inputs of the target together.
+        inputs: The effect through each input of the target that was measured: q, k, v, mlp, feature
+            or logits.
+        activation: For an edge into a feature, how far the edge moves the feature from its
+            activation in the clean run to that in the corrupted run, as a share of the difference.
+        evidence: The ids of the results that the numbers come from.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"activation"})
@@ -128,14 +131,14 @@ class ModelFacts(OmitsEmptyFields):
     """The model that was studied.
 
     Attributes:
-        name: as it was asked for.
-        fingerprint: sha256 of the weights.
-        backend: transformerlens or nnsight.
-        dtype: the numbers it computed in.
-        weight_processing: what was folded into the weights before, if anything.
-        n_layers: layers.
-        n_heads: attention heads in each.
-        n_kv_heads: key-value heads in each layer if several heads share one; left out if each head
+        name: The model as it was asked for.
+        fingerprint: The sha256 of the weights.
+        backend: "transformerlens" or "nnsight".
+        dtype: The dtype of its computations.
+        weight_processing: How the weights were processed before, if they were.
+        n_layers: The number of layers.
+        n_heads: The number of attention heads in each layer.
+        n_kv_heads: Key-value heads in each layer if several heads share one; left out if each head
             has its own. An edge into k or v of a head changes what this head reads, and nothing for
             the others of its group.
     """
@@ -163,12 +166,12 @@ class TaskFacts(JsonModel):
     """The behaviour that was studied.
 
     Attributes:
-        name: built-in name or the task file's.
-        metric: the number per prompt that everything is measured by.
-        fingerprint: sha256 of the pairs used.
-        n_discovery: pairs that selected the circuit.
-        n_heldout: pairs that judged it.
-        split: how they were parted: whole templates, or stratified by template.
+        name: The built-in name, or the name of the task file.
+        metric: The number that is measured on each prompt.
+        fingerprint: The sha256 of the pairs.
+        n_discovery: The number of pairs that selected the circuit.
+        n_heldout: The number of pairs that it was evaluated on.
+        split: How the pairs were divided: by whole templates, or stratified by template.
     """
 
     name: str | None = None
@@ -180,12 +183,13 @@ class TaskFacts(JsonModel):
 
 
 class Cost(JsonModel):
-    """What the run took.
+    """What a run took.
 
     Attributes:
-        forward_equivalents: matmul work in whole forward passes, summed over prompts.
-        seconds: wall-clock time.
-        peak_memory_bytes: the most memory held at once.
+        forward_equivalents: The work of matrix products in whole forward passes, summed over
+            prompts.
+        seconds: The wall-clock time.
+        peak_memory_bytes: The most memory that the process held.
     """
 
     forward_equivalents: Number = None
@@ -194,14 +198,14 @@ class Cost(JsonModel):
 
 
 class Provenance(JsonModel):
-    """How to do it again.
+    """How a run can be repeated.
 
     Attributes:
-        seed: of every random choice.
-        versions: library -> version.
-        device: what it ran on.
-        command: the command line.
-        created: when, in UTC, ISO 8601.
+        seed: The seed of every random choice.
+        versions: The version of each library.
+        device: The device that it ran on.
+        command: The command line; None if it was started from Python.
+        created: When it began, in UTC, ISO 8601.
     """
 
     seed: int | None = None
@@ -212,17 +216,24 @@ class Provenance(JsonModel):
 
 
 class FeatureFacts(JsonModel):
-    """What is known of a feature beyond what patching it does. Effects are shares of m(clean) − m(corrupted), as a node's.
+    """What is known of a feature beyond the effect of patching it.
+
+    Effects are shares of m(clean) − m(corrupted), as for every node.
 
     Attributes:
-        index: its number in the dictionary.
-        site: where it is written, as in `dictionaries`.
-        activation: the largest among the positions looked at, mean over pairs, in its own units.
-        attribution: what patching it does to first order, on the pairs that it was found on.
-        removal: what setting it to 0 does, beside the node's effect, which sets it to its corrupted value.
-        control_p: the share of pushes as far along other features' directions that do as much.
-        fires_on: tokens. promotes, suppresses: tokens whose logits it moves most directly.
-        link: its page on Neuronpedia.
+        index: The number of the feature in its SAE.
+        site: The site that it writes to, as in `dictionaries`.
+        activation: Its largest activation among the positions, as a mean over pairs, in its own
+            units.
+        attribution: The first-order estimate of its effect, on the pairs that it was found on.
+        removal: The effect of setting it to 0. (The effect of the node sets it to its corrupted
+            value.)
+        control_p: The share of equally large changes along other features' directions that have as
+            much effect.
+        fires_on: The tokens that it fires on.
+        promotes: The tokens whose logits it raises most, directly.
+        suppresses: The tokens whose logits it lowers most, directly.
+        link: Its page on Neuronpedia.
     """
 
     index: int
@@ -238,23 +249,29 @@ class FeatureFacts(JsonModel):
 
 
 class SAEFacts(JsonModel):
-    """A sparse autoencoder whose features stand beside the circuit. They enter no condition and no verdict.
+    """A sparse autoencoder whose features stand beside the circuit.
+
+    The features enter no condition and no verdict.
 
     Attributes:
-        sae: as it was asked for.
-        fingerprint: sha256 of its weights.
-        layer: of the site that it writes.
-        site: what it writes. reads: what it encodes, the same but for transcoders: kind and layer.
-        d_sae: how many features it has.
-        positions: those looked at; None is all.
-        variance_explained: on the pairs that the features were verified on.
-        l0: features that are not 0 at a position.
-        share: of the metric that survives its reconstruction.
-        found_on: how many pairs the features were found on; verified_on: how many they were verified on.
-        candidates: features that attribution put first, the first first; those that hold are nodes.
-        warnings: a poor reconstruction stands first.
-        note: what the features are to the verdict.
-        evidence: ids of the results that the numbers come from.
+        sae: The SAE as it was asked for.
+        fingerprint: The sha256 of its weights.
+        layer: The layer of the site that it writes to.
+        site: The site that it writes to.
+        reads: The site that it encodes, as kind and layer. It differs from the site that it writes
+            to only for transcoders.
+        d_sae: The number of its features.
+        positions: The positions that were looked at; None means all.
+        variance_explained: Variance explained on the pairs that the features were verified on.
+        l0: The number of features that are not 0 at a position.
+        share: The share of the metric that is left with its reconstruction.
+        found_on: The number of pairs that the features were found on.
+        verified_on: The number of pairs that the features were verified on.
+        candidates: The features with the largest attribution, the largest first. Those that pass
+            are nodes.
+        warnings: Warnings; a poor reconstruction comes first.
+        note: What the features mean for the verdict.
+        evidence: The ids of the results that the numbers come from.
     """
 
     sae: str

@@ -1,8 +1,9 @@
-"""Strict JSON: what any parser in any language reads back as it was written.
+"""Strict JSON, which a parser in any language reads back as it was written.
 
-JSON has no NaN and no Infinity, though Python writes both. Here a number that is not finite is unknown,
-and unknown is ``null``. Text is written in ASCII escapes, so that a torn surrogate out of a tokenizer can
-be stored as well; keys are text. Anything that is not JSON (an array, a path, a set) is a bug, and raises.
+JSON has no NaN and no Infinity, although Python writes both. Here a number that is not finite
+counts as unknown, and unknown is ``null``. Text is written with ASCII escapes, because a
+tokenizer can produce half of a surrogate pair. Keys are text. Anything that is not JSON (an
+array, a path, a set) is a bug, and raises a TypeError.
 
     >>> dumps({"p": float("nan"), "nodes": ("a9.h6", "m5")})
     '{"p": null, "nodes": ["a9.h6", "m5"]}'
@@ -22,10 +23,12 @@ from discovery.errors import StoreError
 
 
 def to_plain_json(value: object) -> Any:
-    """`value` as plain JSON data: tuples become lists, numpy scalars numbers, what is not finite None.
+    """Return a value as plain JSON data.
+
+    Tuples become lists, numpy scalars become numbers, and a number that is not finite becomes None.
 
     Raises:
-        TypeError: for what JSON cannot hold, such as an array or a key that is not text.
+        TypeError: If JSON cannot hold it, such as an array or a key that is not text.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -53,31 +56,31 @@ def _key(key: object) -> str:
 
 
 def dumps(value: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """`value` as strict JSON text, ASCII only; pydantic models are written by their aliases.
+    """Return a value as strict JSON text in ASCII. Pydantic models are written by their aliases.
 
     Raises:
-        TypeError: for what JSON cannot hold.
+        TypeError: If JSON cannot hold it.
     """
     return json.dumps(to_plain_json(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def loads(text: str | bytes, source: str) -> Any:
-    """The value of strict JSON `text`.
+    """Return the value of strict JSON text.
 
     Args:
-        text: JSON; bytes are read as UTF-8.
-        source: what it is, for the message: a file's name.
+        text: The text; bytes are read as UTF-8.
+        source: The name of the file, for error messages.
 
     Raises:
-        StoreError: where it is not JSON in UTF-8, or says NaN or Infinity.
+        StoreError: If it is not JSON in UTF-8, or contains NaN or Infinity.
     """
     try:
-        words = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(words, parse_constant=_reject_constant, parse_float=_parse_finite)
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, parse_constant=_reject_constant, parse_float=_parse_finite)
     except json.JSONDecodeError as fault:
-        where = f"line {fault.lineno}, column {fault.colno}"
+        place = f"line {fault.lineno}, column {fault.colno}"
         raise StoreError(
-            f"{source} is damaged: no JSON at {where}.",
+            f"{source} is damaged: no JSON at {place}.",
             "Restore the file, or delete it and run again.",
             detail=fault.msg,
         ) from fault
@@ -100,5 +103,5 @@ def _reject_constant(word: str) -> float:
 def _parse_finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits} is beyond a double")
+        raise ValueError(f"{digits} is too large for a double")
     return number

@@ -1,7 +1,8 @@
-"""A record with something in every place, and a hypothesis strategy for records of every kind."""
+"""Records for tests: one with every field, one with a feature, and any record by hypothesis."""
 
 from __future__ import annotations
 
+import json
 from typing import Any, get_args
 
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from discovery.graph import (
     Effect,
     Evaluation,
     EvidenceByAblation,
+    JsonModel,
     Minimality,
     ModelFacts,
     NodeEffect,
@@ -34,6 +36,7 @@ from discovery.sites import FeatureSite, Node, feature, head, mlp, slots_of
 
 
 def ablation_evidence(faithfulness: float) -> AblationEvidence:
+    """Return evidence with every field."""
     return AblationEvidence(
         metric_full=3.5,
         metric_empty=0.1,
@@ -57,9 +60,43 @@ def ablation_evidence(faithfulness: float) -> AblationEvidence:
     )
 
 
-def ioi_circuit(**changes: Any) -> CircuitGraph:
-    """A small IOI-like circuit, evaluated; `changes` replace whole fields."""
+def ioi_evaluation() -> Evaluation:
+    """Return the evaluation of the IOI example."""
     ablations = EvidenceByAblation(resample=ablation_evidence(0.93), mean=ablation_evidence(0.88))
+    return Evaluation(
+        discovery=SplitEvaluation(
+            n=100,
+            metric_clean=3.4,
+            metric_corrupted=-3.1,
+            accuracy=0.99,
+            top1=0.9,
+            ablations=ablations,
+        ),
+        heldout=SplitEvaluation(
+            n=100,
+            metric_clean=3.5,
+            metric_corrupted=-3.2,
+            accuracy=0.98,
+            top1=0.91,
+            ablations=ablations,
+        ),
+        curve=(
+            CurvePoint(ablation="resample", size=1, nodes=("a9.h6",), faithfulness=0.5),
+            CurvePoint(ablation="resample", size=2, nodes=("a9.h6", "a10.h0"), faithfulness=0.93),
+        ),
+        conditions=Conditions(
+            a=OutcomeByAblation(resample="holds", mean="holds"),
+            b=OutcomeByAblation(resample="holds", mean="holds"),
+            d=OutcomeByAblation(resample="fails", mean="undecided"),
+        ),
+        tests={"accuracy": {"lower": 0.94, "bound": 0.5}},
+        thresholds={"a_faithfulness": [0.8, 1.2], "b_knockout": 0.2, "min_heldout": 48},
+        heldout_looks=1,
+    )
+
+
+def ioi_circuit(**changes: Any) -> CircuitGraph:
+    """Return a small evaluated circuit like that of IOI; `changes` replace whole fields."""
     fields: dict[str, Any] = {
         "run_id": "ioi-bundled-20261120-153012-a1b2",
         "model": ModelFacts(
@@ -78,38 +115,7 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
             n_discovery=100,
             n_heldout=100,
         ),
-        "evaluation": Evaluation(
-            discovery=SplitEvaluation(
-                n=100,
-                metric_clean=3.4,
-                metric_corrupted=-3.1,
-                accuracy=0.99,
-                top1=0.9,
-                ablations=ablations,
-            ),
-            heldout=SplitEvaluation(
-                n=100,
-                metric_clean=3.5,
-                metric_corrupted=-3.2,
-                accuracy=0.98,
-                top1=0.91,
-                ablations=ablations,
-            ),
-            curve=(
-                CurvePoint(ablation="resample", size=1, nodes=("a9.h6",), faithfulness=0.5),
-                CurvePoint(
-                    ablation="resample", size=2, nodes=("a9.h6", "a10.h0"), faithfulness=0.93
-                ),
-            ),
-            conditions=Conditions(
-                a=OutcomeByAblation(resample="holds", mean="holds"),
-                b=OutcomeByAblation(resample="holds", mean="holds"),
-                d=OutcomeByAblation(resample="fails", mean="undecided"),
-            ),
-            tests={"accuracy": {"lower": 0.94, "bound": 0.5}},
-            thresholds={"a_faithfulness": [0.8, 1.2], "b_knockout": 0.2, "min_heldout": 48},
-            heldout_looks=1,
-        ),
+        "evaluation": ioi_evaluation(),
         "verdict": "partial",
         "reasons": (
             "(d) minimal fails under resample: a10.h0 drops 0.01 < 0.02.",
@@ -154,27 +160,72 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
     return CircuitGraph(**fields | changes)
 
 
+SAE_FACTS = {
+    "sae": "saes/eight",
+    "fingerprint": "ef" * 32,
+    "layer": 10,
+    "site": "resid_pre",
+    "reads": "resid_pre.10",
+    "d_sae": 2000,
+}
+
+
+def with_feature(**changes: Any) -> CircuitGraph:
+    """Return the IOI example with one feature between its heads; `changes` replace whole fields."""
+    facts = json.loads(ioi_circuit().to_json())
+    feature = {
+        "fires_on": [" John", " Mary"],
+        "promotes": [" <script>"],
+        "removal": {"mean": 0.2},
+        "link": None,
+    }
+    node = {
+        "id": "f10.1234",
+        "effect": {"noising": {"mean": 0.3, "low": 0.2, "high": 0.4}},
+        "sign": 1,
+        "feature": feature,
+    }
+    into = {
+        "source": "a9.h6",
+        "target": "f10.1234",
+        "effect": {"mean": 0.2},
+        "inputs": {"feature": {"mean": 0.2}},
+    }
+    out = {
+        "source": "f10.1234",
+        "target": "a10.h0",
+        "effect": {"mean": 0.25},
+        "inputs": {"k": {"mean": 0.24}},
+    }
+    fields = {
+        **facts["graph"],
+        "dictionaries": [
+            {**SAE_FACTS, "candidates": ["f10.1234", "f10.7"], "warnings": ["it is small"]}
+        ],
+        "nodes": [*facts["nodes"], node],
+        "edges": [*facts["edges"], {**into, "activation": {"mean": 0.8}}, out],
+    }
+    return CircuitGraph.model_validate({**fields, **changes})
+
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
 numbers = st.none() | finite
-# No surrogates: pydantic's text is Unicode. Everything else that a tokenizer or a user may write, control characters included.
-words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# Everything that a tokenizer or a user may write, control characters included; but no surrogates,
+# because pydantic's text is Unicode.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | words,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | finite | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
 effects = st.fixed_dictionaries({"mean": numbers, "low": numbers, "high": numbers})
 
 
-def _added(reserved: frozenset[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """Fields that a later version might add."""
-    return st.dictionaries(
-        words.filter(
-            lambda name: name not in reserved | {"id", "source", "target", "nodes", "edges"}
-        ),
-        json_values,
-        max_size=2,
-    )
+def _added_fields(part: type[JsonModel], *reserved: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Fields that a later version might add to a part of a record."""
+    declared = {info.alias or field for field, info in part.model_fields.items()}
+    taken = declared | {"id", "source", "target", "nodes", "edges", *reserved}
+    return st.dictionaries(texts.filter(lambda name: name not in taken), json_values, max_size=2)
 
 
 def _node(name: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -184,9 +235,9 @@ def _node(name: str) -> st.SearchStrategy[dict[str, Any]]:
             "effect": st.none() | st.fixed_dictionaries({"denoising": st.none() | effects}),
         },
         optional={
-            "role": st.none() | words,
-            "positions": st.none() | st.lists(st.integers(-3, 9) | words, max_size=3),
-            "evidence": st.lists(words, max_size=2),
+            "role": st.none() | texts,
+            "positions": st.none() | st.lists(st.integers(-3, 9) | texts, max_size=3),
+            "evidence": st.lists(texts, max_size=2),
             "sign": st.sampled_from([None, -1, 0, 1]),
         },
     )
@@ -206,16 +257,20 @@ def _edge(source: Node, target: Node) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def records(draw: st.DrawFn) -> dict[str, Any]:
-    """The fields of a `CircuitGraph`, as plain data: beartype uses `random`, which hypothesis forbids while it draws."""
+    """The fields of a `CircuitGraph`.
+
+    They are plain data, because the shape checks use `random`, which hypothesis forbids while it
+    draws.
+    """
     layers = st.integers(0, 3)
     features = st.builds(feature, layers, st.integers(0, 9), st.sampled_from(get_args(FeatureSite)))
-    places = st.builds(head, layers, st.integers(0, 3)) | st.builds(mlp, layers) | features
-    inner = draw(st.lists(places, unique=True, max_size=6))
-    every = [Node("embed"), *inner, Node("logits")]
-    pairs = [(a, b) for a in every for b in every if a.feeds(b)]
-    return draw(_added(CircuitGraph.declared_fields() | {"schema_"})) | {
-        "run_id": draw(st.none() | words),
-        "reasons": draw(st.lists(words, max_size=2)),
+    units = st.builds(head, layers, st.integers(0, 3)) | st.builds(mlp, layers) | features
+    inner = draw(st.lists(units, unique=True, max_size=6))
+    nodes = [Node("embed"), *inner, Node("logits")]
+    pairs = [(a, b) for a in nodes for b in nodes if a.feeds(b)]
+    return draw(_added_fields(CircuitGraph, "schema_")) | {
+        "run_id": draw(st.none() | texts),
+        "reasons": draw(st.lists(texts, max_size=2)),
         "verdict": draw(st.sampled_from([None, "verified", "rejected"])),
         "evaluation": {
             "heldout": draw(
@@ -236,11 +291,11 @@ def records(draw: st.DrawFn) -> dict[str, Any]:
             )
         ],
         "nodes": [
-            draw(_added(CircuitNode.declared_fields())) | draw(_node(str(node)))
+            draw(_added_fields(CircuitNode)) | draw(_node(str(node)))
             for node in draw(st.permutations(inner))
         ],
         "edges": [
-            draw(_added(CircuitEdge.declared_fields())) | draw(_edge(source, target))
+            draw(_added_fields(CircuitEdge)) | draw(_edge(source, target))
             for source, target in draw(st.lists(st.sampled_from(pairs), unique=True, max_size=5))
         ],
     }

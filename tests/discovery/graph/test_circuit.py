@@ -1,3 +1,5 @@
+"""The circuit record: read and written without loss, its rules, its content, and its features."""
+
 from __future__ import annotations
 
 import json
@@ -5,15 +7,25 @@ from typing import Any
 
 import networkx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
 from discovery.errors import StoreError
-from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode, Cost, Effect, Provenance
-from tests.discovery.graph.example import ioi_circuit, records
+from discovery.graph import (
+    CircuitEdge,
+    CircuitGraph,
+    CircuitNode,
+    Cost,
+    Effect,
+    Provenance,
+    SAEFacts,
+)
+from discovery.graph.captions import edge_line, node_lines
+from discovery.report import draw_circuit
+from tests.discovery.graph.example import SAE_FACTS, ioi_circuit, records, with_feature
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_json_and_networkx_lose_nothing(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
@@ -23,7 +35,7 @@ def test_json_and_networkx_lose_nothing(facts: dict[str, Any]) -> None:
     assert CircuitGraph.from_json(circuit.to_json()).to_json() == circuit.to_json()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_the_graph_comes_back_as_it_was(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
@@ -34,7 +46,7 @@ def test_the_graph_comes_back_as_it_was(facts: dict[str, Any]) -> None:
     assert list(again.edges(data=True)) == list(graph.edges(data=True))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_networkx_reads_the_file_itself(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
@@ -47,8 +59,16 @@ def test_the_file_has_the_names_that_interfaces_gives() -> None:
     data = json.loads(ioi_circuit().to_json())
     assert set(data) == {"directed", "multigraph", "graph", "nodes", "edges"}
     assert set(data["graph"]) == {
-        "schema", "run_id", "model", "task", "evaluation", "verdict", "reasons", "cost", "provenance",
-    }  # fmt: skip
+        "schema",
+        "run_id",
+        "model",
+        "task",
+        "evaluation",
+        "verdict",
+        "reasons",
+        "cost",
+        "provenance",
+    }
     assert data["graph"]["schema"] == "circuit-scout/circuit/1"
     assert {
         "name",
@@ -131,7 +151,7 @@ def test_names_are_written_canonically() -> None:
         ({"nodes": [{"id": "a9.h6", "layer": 8}]}, "a9.h6 has layer 9, not 8"),
         (
             {"nodes": [{"id": "m1"}], "edges": [{"source": "a0.h0", "target": "m1"}]},
-            "no node of the circuit: a0.h0",
+            "not a node of the circuit: a0.h0",
         ),
         (
             {"nodes": [{"id": "m1"}], "edges": [{"source": "logits", "target": "m1"}]},
@@ -182,28 +202,20 @@ def test_a_record_that_contradicts_itself_is_refused(broken: dict[str, Any], say
         CircuitGraph.from_json(json.dumps(data))
 
 
+HEADER = '{"directed": true, "multigraph": false, '
+SCHEMA_ONLY = '"graph": {"schema": "circuit-scout/circuit/1"}'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "damaged"),
         ('{"directed": true, "gra', "damaged"),
-        ("[]", "no networkx node-link data"),
-        (
-            '{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": []}',
-            "node-link data",
-        ),
-        (
-            '{"directed": true, "multigraph": false, "graph": {"schema": "circuit-scout/circuit/1"}, "nodes": [3], "edges": []}',
-            "nodes.0",
-        ),
-        (
-            '{"directed": true, "multigraph": false, "graph": {"x": NaN}, "nodes": [], "edges": []}',
-            "NaN is not JSON",
-        ),
-        (
-            '{"directed": true, "multigraph": false, "graph": {"x": 1e999}, "nodes": [], "edges": []}',
-            "beyond a double",
-        ),
+        ("[]", "not networkx node-link data"),
+        (HEADER + SCHEMA_ONLY + ', "nodes": []}', "node-link data"),
+        (HEADER + SCHEMA_ONLY + ', "nodes": [3], "edges": []}', "nodes.0"),
+        (HEADER + '"graph": {"x": NaN}, "nodes": [], "edges": []}', "NaN is not JSON"),
+        (HEADER + '"graph": {"x": 1e999}, "nodes": [], "edges": []}', "too large for a double"),
         ("[" * 100_000, "damaged"),
         (b"\xff\xfe", "damaged"),
     ],
@@ -307,3 +319,91 @@ def test_which_result_supports_which_node_is_content() -> None:
 
     assert with_evidence("r1", "r2").same_content(with_evidence("s1", "s2"))
     assert not with_evidence("r1", "r2").same_content(with_evidence("s1", "s1"))
+
+
+def test_a_feature_stands_in_forward_order_and_counts_in_no_size() -> None:
+    circuit = with_feature()
+    assert [node.id for node in circuit.nodes] == ["embed", "a9.h6", "f10.1234", "a10.h0", "logits"]
+    assert [str(node) for node in circuit.members] == ["a9.h6", "a10.h0"]
+    assert [str(node) for node in circuit.features] == ["f10.1234"]
+    assert circuit.size == ioi_circuit().size
+    node = circuit.nodes[2]
+    assert (node.kind, node.layer, node.head, node.label) == ("feature", 10, None, "L10F1234")
+    assert node.feature is not None
+    assert (node.feature.index, node.feature.site) == (1234, "resid_pre")
+
+
+def test_records_without_features_are_written_as_before() -> None:
+    data = json.loads(ioi_circuit().to_json())
+    assert "dictionaries" not in data["graph"]
+    assert all("feature" not in node for node in data["nodes"])
+    assert all("activation" not in edge for edge in data["edges"])
+
+
+def test_json_and_graphml_keep_features() -> None:
+    circuit = with_feature()
+    assert CircuitGraph.from_json(circuit.to_json()) == circuit
+    assert CircuitGraph.from_graphml(circuit.to_graphml()) == circuit
+    data = json.loads(circuit.to_json())
+    assert data["graph"]["schema"] == "circuit-scout/circuit/1"
+    assert data["graph"]["dictionaries"][0]["d_sae"] == 2000
+    assert data["nodes"][2]["feature"]["promotes"] == [" <script>"]
+
+
+def test_drawings_show_features() -> None:
+    graph = with_feature().to_networkx()
+    assert node_lines("f10.1234", graph.nodes["f10.1234"]) == [
+        "L10F1234",
+        "fires on John Mary",
+        "+0.30",
+    ]
+    assert edge_line(graph.edges["a9.h6", "f10.1234"]) == "+0.80"  # of the feature's own change
+    assert edge_line(graph.edges["f10.1234", "a10.h0"]) == "k +0.25"
+    assert draw_circuit(with_feature()).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"dictionaries": []},
+            "f10.1234 is a feature of a dictionary that the record does not name",
+        ),
+        ({"dictionaries": [SAE_FACTS | {"site": "mlp_out"}]}, "does not name"),
+        ({"dictionaries": [SAE_FACTS | {"d_sae": 1234}]}, "which has 1234 features"),
+        ({"dictionaries": [SAE_FACTS, SAE_FACTS]}, "dictionary of resid_pre 10 is there twice"),
+        ({"model": {"n_layers": 10}}, "not in the model, which has 10 layers"),
+        (
+            {
+                "nodes": [{"id": "f10.5", "feature": {"index": 5}}],
+                "verdict": "no_behaviour",
+                "edges": [],
+            },
+            "no_behaviour",
+        ),
+        (
+            {
+                "nodes": [{"id": "f10.5"}, {"id": "a10.h0"}],
+                "edges": [{"source": "a10.h0", "target": "f10.5"}],
+            },
+            "runs backwards",
+        ),
+        (
+            {
+                "nodes": [{"id": "f10.5"}],
+                "edges": [{"source": "embed", "target": "f10.5", "inputs": {"q": {}}}],
+            },
+            "f10.5 has no input 'q'",
+        ),
+    ],
+)
+def test_features_that_contradict_the_record_are_refused(
+    changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=says):
+        with_feature(**changes)
+
+
+def test_a_dictionary_has_a_site_that_features_can_have() -> None:
+    with pytest.raises(ValidationError):
+        SAEFacts.model_validate(SAE_FACTS | {"site": "pattern"})

@@ -1,4 +1,4 @@
-"""The DOT is read by a small parser of the Graphviz grammar, so that no graphviz need be installed."""
+"""DOT, read by a small parser of the Graphviz grammar, so that the tests need no graphviz."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from discovery.graph import CircuitGraph, CircuitNode
 from tests.discovery.graph.example import ioi_circuit, records
@@ -33,13 +33,13 @@ class DotParser:
 
     @staticmethod
     def _tokens(text: str) -> Iterator[str]:
-        place = 0
+        start = 0
         text = text.rstrip()
-        while place < len(text):
-            found = TOKEN.match(text, place)
-            assert found, f"no DOT token at {text[place : place + 30]!r}"
-            place = found.end()
-            yield found[0].strip()
+        while start < len(text):
+            match = TOKEN.match(text, start)
+            assert match, f"no DOT token at {text[start : start + 30]!r}"
+            start = match.end()
+            yield match[0].strip()
 
     def _next(self) -> str:
         return self.tokens.pop(0)
@@ -47,11 +47,9 @@ class DotParser:
     def _name(self) -> str:
         token = self._next()
         assert token[0] == '"' or re.fullmatch(r"\w+|-?[\d.]+", token), token
-        return (
-            re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], token[1:-1])
-            if token[0] == '"'
-            else token
-        )
+        if token[0] != '"':
+            return token
+        return re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], token[1:-1])
 
     def _statements(self, row: list[str]) -> None:
         assert self._next() == "{"
@@ -86,18 +84,18 @@ class DotParser:
 
     def _attributes(self) -> Attributes:
         assert self._next() == "["
-        found: Attributes = {}
+        attributes: Attributes = {}
         while self.tokens[0] != "]":
             name = self._name()
             assert self._next() == "="
-            found[name] = self._name()
+            attributes[name] = self._name()
             if self.tokens[0] == ",":
                 self._next()
         self._next()
-        return found
+        return attributes
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_every_record_is_valid_dot_with_its_nodes_and_edges(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)

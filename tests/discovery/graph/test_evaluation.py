@@ -43,8 +43,15 @@ def test_the_block_has_the_names_that_interfaces_gives() -> None:
     evidence = block["heldout"]["ablations"]["mean"]
     assert set(block["heldout"]["ablations"]) == {"resample", "mean"}
     assert set(evidence) == {
-        "metric_full", "metric_empty", "faithfulness", "knockout", "completeness", "minimality", "random_controls", "reference",
-    }  # fmt: skip
+        "metric_full",
+        "metric_empty",
+        "faithfulness",
+        "knockout",
+        "completeness",
+        "minimality",
+        "random_controls",
+        "reference",
+    }
     for score in ("faithfulness", "knockout"):
         assert set(evidence[score]) == {"value", "low", "high", "median", "share_in_band"}
     assert {"max_gap_in", "node_in", "max_gap_out", "node_out"} <= set(evidence["completeness"])

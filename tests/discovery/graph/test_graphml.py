@@ -6,21 +6,21 @@ from typing import Any
 
 import networkx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from discovery.errors import StoreError
 from discovery.graph import CircuitGraph
 from tests.discovery.graph.example import ioi_circuit, records
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_nothing_is_lost(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)
     assert CircuitGraph.from_graphml(circuit.to_graphml()) == circuit
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_networkx_reads_it(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)

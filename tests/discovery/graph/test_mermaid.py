@@ -4,21 +4,22 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from discovery.graph import CircuitGraph, CircuitNode
 from tests.discovery.graph.example import ioi_circuit, records
 
 LABEL = r'"((?:[\w .,:+\-/()]|<br/>|#\d+;)*)"'
 NODE = re.compile(
-    rf"  (embed|logits|a\d+_h\d+|m\d+|f\d+_\d+\w*)(?:\(\[{LABEL}\]\)|\[{LABEL}\]|\{{\{{{LABEL}\}}\}}):::(up|down|flat|end_)"
+    r"  (embed|logits|a\d+_h\d+|m\d+|f\d+_\d+\w*)"
+    rf"(?:\(\[{LABEL}\]\)|\[{LABEL}\]|\{{\{{{LABEL}\}}\}}):::(up|down|flat|end_)"
 )
 EDGE = re.compile(rf"  (\w+) (-->|-\.->)(?:\|{LABEL}\|)? (\w+)")
 CLASS = re.compile(r"  classDef (\w+) [\w:#,\- ]+")
 
 
 def parse(text: str) -> tuple[dict[str, str], dict[tuple[str, str], str], str]:
-    """Nodes with labels, edges with labels, and the comment; every line must be one that is known."""
+    """Return nodes with labels, edges with labels, and the comment; no other line may occur."""
     comment, kind, *lines = text.rstrip("\n").split("\n")
     assert re.fullmatch(r"%% [\w .,:+\-/()#;]*", comment)
     assert kind == "flowchart BT"
@@ -32,8 +33,8 @@ def parse(text: str) -> tuple[dict[str, str], dict[tuple[str, str], str], str]:
             used.add(node[5])
         elif edge := EDGE.fullmatch(line):
             edges[edge[1], edge[4]] = f"{edge[2]} {unescaped(edge[3] or '')}".strip()
-        elif found := CLASS.fullmatch(line):
-            classes.add(found[1])
+        elif style := CLASS.fullmatch(line):
+            classes.add(style[1])
         else:
             raise AssertionError(f"not a line of a flowchart: {line!r}")
     assert used <= classes
@@ -42,10 +43,10 @@ def parse(text: str) -> tuple[dict[str, str], dict[tuple[str, str], str], str]:
 
 
 def unescaped(text: str) -> str:
-    return re.sub(r"#(\d+);", lambda found: chr(int(found[1])), text)
+    return re.sub(r"#(\d+);", lambda entity: chr(int(entity[1])), text)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(records())
 def test_every_record_is_a_flowchart_with_its_nodes_and_edges(facts: dict[str, Any]) -> None:
     circuit = CircuitGraph.model_validate(facts)

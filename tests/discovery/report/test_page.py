@@ -23,7 +23,7 @@ from discovery.graph import (
 from discovery.report import draw_circuit, render_page
 from discovery.report.formatting import format_bytes, format_duration, format_effect, format_p_value
 from discovery.report.markup import Html, element, escape_text
-from tests.discovery.graph.example import ioi_circuit
+from tests.discovery.graph.example import ioi_circuit, with_feature
 
 VOID = {"meta", "img"}
 EVENTS = [
@@ -317,3 +317,13 @@ def test_formats_of_numbers() -> None:
         format_effect(value)
         for value in (None, Effect(), Effect(mean=-0.001), Effect(mean=0.5, low=0.4))
     ] == ["—", "—", "0.00", "+0.50"]
+
+
+def test_the_page_shows_features_apart_from_the_circuit() -> None:
+    page = render_page(with_feature(), {}, [])
+    assert "2 nodes: L9H6, L10H0" in page
+    assert "Features of saes/eight (resid_pre of layer 10)" in page
+    assert "Did not hold: L10F7." in page
+    assert "it is small" in page
+    assert "&lt;script&gt;" in page
+    assert "of the feature&#x27;s change: +0.80" in page or "of the feature's change: +0.80" in page
