@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from discovery.agent.outputs import save_page
 from discovery.agent.saved_run import read_saved_task, read_settings, reload_model_and_task
 from discovery.backends.base import Backend
 from discovery.errors import StoreError
@@ -17,7 +18,7 @@ from discovery.features import SAE, open_sae
 from discovery.methods.features import FeatureCircuit, add_features
 from discovery.methods.features.arguments import Positions
 from discovery.progress import ProgressCallback
-from discovery.report import draw_circuit, render_page
+from discovery.report import draw_circuit
 from discovery.store import Run, open_run
 
 
@@ -88,8 +89,7 @@ def _save_features(run: Run, result: FeatureCircuit) -> None:
     run.save_circuit(result.circuit)
     if result.circuit.size:
         run.save_figure("circuit", draw_circuit(result.circuit))
-    figures = {name: run.load_figure(name) for name in run.figure_names()}
-    run.save_report(render_page(result.circuit, figures, run.events()))
+    save_page(run, result.circuit)
 
 
 def _features_event(result: FeatureCircuit) -> dict[str, Any]:

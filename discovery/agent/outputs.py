@@ -8,6 +8,7 @@ import numpy as np
 
 from discovery.agent.context import RunContext, split_names
 from discovery.agent.state import State
+from discovery.backends.info import ModelInfo
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
 from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
@@ -41,40 +42,24 @@ def save_page(run: Run, circuit: CircuitGraph) -> None:
 
 def build_record(state: State, context: RunContext) -> CircuitGraph:
     """Return the record of a state, which may have been cut short by the budget."""
-    info = context.model.info
-    task = context.task
-    evaluation, verdict, reasons = state.evaluation, state.verdict, state.reasons
+    evaluation = state.evaluation
+    verdict = state.verdict
+    reasons = state.reasons
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
             splits=state.splits,
             gates=state.gates,
             curve=state.curve,
             size=len(state.circuit),
-            n_heldout=len(task.heldout),
+            n_heldout=len(context.task.heldout),
             cut_short=state.cut_short,
             universe=context.universe,
         )
     names = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(
         run_id=context.run.id,
-        model=ModelFacts(
-            name=info.name,
-            fingerprint=info.fingerprint,
-            backend=info.backend,
-            dtype=info.dtype,
-            weight_processing=info.weight_processing,
-            n_layers=info.n_layers,
-            n_heads=info.n_heads,
-            n_kv_heads=info.n_kv_heads if info.shares_key_values else None,
-        ),
-        task=TaskFacts(
-            name=task.name,
-            metric=context.metric,
-            fingerprint=task.fingerprint,
-            n_discovery=len(task.discovery),
-            n_heldout=len(task.heldout),
-            split=task.split_method,
-        ),
+        model=_model_facts(context.model.info),
+        task=_task_facts(context),
         evaluation=evaluation,
         verdict=verdict,
         reasons=reasons,
@@ -90,6 +75,31 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
             CircuitNode.of(LOGITS),
         ),
         edges=state.edges if names else (),
+    )
+
+
+def _model_facts(info: ModelInfo) -> ModelFacts:
+    return ModelFacts(
+        name=info.name,
+        fingerprint=info.fingerprint,
+        backend=info.backend,
+        dtype=info.dtype,
+        weight_processing=info.weight_processing,
+        n_layers=info.n_layers,
+        n_heads=info.n_heads,
+        n_kv_heads=info.n_kv_heads if info.shares_key_values else None,
+    )
+
+
+def _task_facts(context: RunContext) -> TaskFacts:
+    task = context.task
+    return TaskFacts(
+        name=task.name,
+        metric=context.metric,
+        fingerprint=task.fingerprint,
+        n_discovery=len(task.discovery),
+        n_heldout=len(task.heldout),
+        split=task.split_method,
     )
 
 

@@ -27,7 +27,7 @@ from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.progress import ProgressCallback
 from discovery.sites import Node
 from discovery.store import Run, open_run
-from discovery.tasks.task import Task
+from discovery.tasks.task import SplitName, Task
 
 REMEASURED_TESTS = ("hypotheses", "share_in_band")  # those of the circuit on held-out pairs
 RECORD_TOLERANCE = 1e-4  # absolute for small numbers such as f, relative for large ones
@@ -150,46 +150,61 @@ def _measure_again(
     cut_short: str | None,
 ) -> VerifiableClaims:
     settings = read_settings(run)
+    metric = record.task.metric
     evaluators = {
         split: SplitEvaluator.of(
             model,
             task.discovery if split == "discovery" else task.heldout,
             record.evaluation.universe,
             settings.seed,
-            metric=record.task.metric,
+            metric=metric,
             memory=settings.memory,
             meter=meter,
         )
         for split in SPLITS
     }
     checks = {
-        split: check_task(
-            model, evaluator.engine.task, metric=record.task.metric, engine=evaluator.engine
-        )
+        split: check_task(model, evaluator.engine.task, metric=metric, engine=evaluator.engine)
         for split, evaluator in evaluators.items()
     }
+    baselines = VerifiableClaims(
+        verdict="no_behaviour"
+        if any(check.reasons for check in checks.values())
+        else "a behaviour",
+        pairs=task.fingerprint,
+        discovery=_baselines(checks["discovery"]),
+        heldout=_baselines(checks["heldout"]),
+    )
     if record.verdict == "no_behaviour":
-        is_absent = any(check.reasons for check in checks.values())
-        return VerifiableClaims(
-            verdict="no_behaviour" if is_absent else "a behaviour",
-            pairs=task.fingerprint,
-            discovery=_baselines(checks["discovery"]),
-            heldout=_baselines(checks["heldout"]),
-        )
+        return baselines
+    ranking = [Node.parse(name) for name in _read_ranking(run)]
+    return _evaluate_again(record, evaluators, baselines, ranking, settings.seed, cut_short)
+
+
+def _evaluate_again(
+    record: CircuitGraph,
+    evaluators: Mapping[SplitName, SplitEvaluator],
+    baselines: VerifiableClaims,
+    ranking: Sequence[Node],
+    seed: int,
+    cut_short: str | None,
+) -> VerifiableClaims:
+    """Measure the conditions of the recorded circuit again, and decide the verdict."""
     circuit = frozenset(record.members)
     search = evaluators["discovery"]
+    heldout = evaluators["heldout"]
     conditions = measure_conditions(
-        evaluators["heldout"],
+        heldout,
         circuit,
         lambda ablation: choose_contexts(search, circuit, ablation),
-        [Node.parse(name) for name in _read_ranking(run)],
-        settings.seed,
+        ranking,
+        seed,
     )
     discovery_evidence = search.measure_circuit(circuit)
     outcomes, verdict, _ = decide_from_evidence(
         discovery=discovery_evidence,
         heldout=conditions.evidence,
-        n_heldout=len(evaluators["heldout"].engine),
+        n_heldout=len(heldout.engine),
         size=len(circuit),
         stability=_recorded_stability(record),
         cut_short=cut_short,
@@ -197,9 +212,9 @@ def _measure_again(
     recorded_tests = record.evaluation.tests
     return VerifiableClaims(
         verdict=verdict,
-        pairs=task.fingerprint,
-        discovery=_baselines(checks["discovery"]) | _describe_evidence(discovery_evidence),
-        heldout=_baselines(checks["heldout"]) | _describe_evidence(conditions.evidence),
+        pairs=baselines.pairs,
+        discovery={**(baselines.discovery or {}), **_describe_evidence(discovery_evidence)},
+        heldout={**(baselines.heldout or {}), **_describe_evidence(conditions.evidence)},
         conditions=outcomes.model_dump(mode="json"),
         thresholds=thresholds.as_record(),
         tests={name: test for name, test in conditions.tests.items() if name in recorded_tests},

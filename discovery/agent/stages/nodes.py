@@ -31,11 +31,9 @@ def rank_nodes(state: State, context: RunContext) -> State:
     clean = engine.baseline("clean")
     corrupted = engine.baseline("corrupted")
     for effects in (noising, denoising):
-        context.save_arrays(
-            f"nodes-{effects.direction}",
-            {"values": effects.values, "per_pair": effects.per_pair},
-            {"nodes": join_names(effects.nodes)},
-        )
+        arrays = {"values": effects.values, "per_pair": effects.per_pair}
+        nodes = {"nodes": join_names(effects.nodes)}
+        context.save_arrays(f"nodes-{effects.direction}", arrays, nodes)
     by_mean = measure_single_nodes(evaluator.f("mean"), noising.nodes, "nodes, mean ablation")
     context.save_set_metrics()
     context.save_arrays(

@@ -82,15 +82,6 @@ def measure_stability(state: State, context: RunContext) -> State:
         "inclusion": inclusion,
         "forward_equivalents": context.meter.spent - spent_before,
     }
-    why = (
-        f"mean Jaccard with the circuits selected on {len(searches)} bootstrap resamples of the "
-        "discovery pairs"
-    )
-    if any(cut):
-        why += (
-            f"; {sum(cut)} searches ended when their share of the budget was spent "
-            f"({STABILITY_BUDGET_SHARE:.0%} of the run)"
-        )
     state = add_verdict(
         state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=inclusion)
     )
@@ -100,8 +91,21 @@ def measure_stability(state: State, context: RunContext) -> State:
         "stability",
         measured,
         f"{described}; verdict: {state.verdict}",
-        "; ".join((why, *state.reasons)),
+        "; ".join((_explain_stability(len(searches), sum(cut)), *state.reasons)),
     )
+
+
+def _explain_stability(n_searches: int, n_cut: int) -> str:
+    why = (
+        f"mean Jaccard with the circuits selected on {n_searches} bootstrap resamples of the "
+        "discovery pairs"
+    )
+    if n_cut:
+        why += (
+            f"; {n_cut} searches ended when their share of the budget was spent "
+            f"({STABILITY_BUDGET_SHARE:.0%} of the run)"
+        )
+    return why
 
 
 def _jaccard(one: NodeSet, other: NodeSet) -> float:

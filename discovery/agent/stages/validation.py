@@ -15,7 +15,7 @@ from discovery.evaluation import (
     measure_conditions,
     thresholds,
 )
-from discovery.graph import Evaluation, EvidenceByAblation
+from discovery.graph import AblationEvidence, Evaluation, EvidenceByAblation
 from discovery.graph.base import Json
 from discovery.methods.statistics import max_statistic_test
 from discovery.store import record_heldout_look
@@ -56,19 +56,23 @@ def validate(state: State, context: RunContext) -> State:
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
-    measured = {
-        ablation: {
-            "f(C)": evidence.faithfulness and evidence.faithfulness.value,
-            "f(U\\C)": evidence.knockout and evidence.knockout.value,
-        }
-        for ablation, evidence in conditions.evidence.items()
-    }
     state = add_verdict(
         state.with_changes(evaluation=evaluation, splits=splits, cut_short=conditions.cut_short)
     )
     return context.finish_stage(
-        state, "validate", measured, f"before (f): {state.verdict}", "; ".join(state.reasons)
+        state,
+        "validate",
+        {ablation: _describe_scores(part) for ablation, part in conditions.evidence.items()},
+        f"before (f): {state.verdict}",
+        "; ".join(state.reasons),
     )
+
+
+def _describe_scores(evidence: AblationEvidence) -> dict[str, float | None]:
+    return {
+        "f(C)": evidence.faithfulness.value if evidence.faithfulness else None,
+        "f(U\\C)": evidence.knockout.value if evidence.knockout else None,
+    }
 
 
 def _supplementary_tests(state: State, context: RunContext) -> dict[str, Json]:

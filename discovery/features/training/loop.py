@@ -9,7 +9,7 @@ ends with the same SAE as one that is not, bit for bit on the same machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,7 @@ from discovery.features.training.trainer import (
     unpack_checkpoint,
 )
 from discovery.progress import Progress, ProgressCallback, report_progress
-from discovery.store import Run
-
-OnEvent = Callable[[Mapping[str, Any]], None]
+from discovery.store import OnEvent, Run
 
 PROGRESS_LABEL = "training"
 CHECKPOINT_FILE = "checkpoint.safetensors"

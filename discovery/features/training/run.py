@@ -35,7 +35,7 @@ from discovery.features.directory import SAE_FOLDER, TRAINING_RUN_KIND
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import TrainingEstimate, require_memory, time_training
-from discovery.features.training.loop import CHECKPOINT_FILE, OnEvent, TrainingLoop
+from discovery.features.training.loop import CHECKPOINT_FILE, TrainingLoop
 from discovery.features.training.recipe import RecipeOptions, SAERecipe, make_recipe
 from discovery.features.training.scores import Scores, score_sae
 from discovery.features.training.text import (
@@ -50,6 +50,7 @@ from discovery.graph import Cost, JsonModel
 from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.store import (
+    OnEvent,
     Run,
     collect_provenance,
     create_run,

@@ -12,6 +12,7 @@ from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import discover, load_model, load_task, patch_sweep
 from discovery.agent.cost_estimate import CostEstimate, estimate_cost
 from discovery.agent.stages import STAGES
+from discovery.agent.stages.localisation import DIRECTIONS
 from discovery.engine import Engine
 from discovery.engine.memory import sweep_bytes
 from discovery.store import open_run
@@ -47,12 +48,11 @@ def test_sweeps_are_planned_to_the_row(run_estimate: CostEstimate, model_and_tas
     """The pass that caches their sites counts with the first of them."""
     model, task = model_and_task
     mlps: list[Any] = [] if model.info.attn_only else ["mlp_out"]
-    both: Any = ("denoising", "noising")
     engine = Engine(model, task.discovery)
     assert engine.baseline("clean").shape == engine.baseline("corrupted").shape
     for stage, sites, directions in (
-        ("localise", ["resid_pre"], both),
-        ("components", ["attn_out", *mlps], both),
+        ("localise", ["resid_pre"], DIRECTIONS),
+        ("components", ["attn_out", *mlps], DIRECTIONS),
         ("interpret", ["head_out_by_position", *mlps], ("noising",)),
     ):
         before = engine.meter.spent
@@ -91,8 +91,9 @@ def test_more_pairs_than_fit_in_memory_are_planned_too_and_end_with_the_same_ver
 
 
 def read_stage_costs(runs_dir: Path, run_id: str) -> dict[str, float]:
-    """What each stage of a run has cost."""
-    spent, before = {}, 0.0
+    """Return what each stage of a run cost."""
+    spent = {}
+    before = 0.0
     for event in open_run(runs_dir, run_id).events():
         if event["kind"] == "stage":
             spent[event["stage"]] = event["forward_equivalents"] - before
@@ -117,7 +118,7 @@ def test_a_run_costs_about_that(
     )
 
 
-def test_a_budget_that_will_not_do_is_named(
+def test_a_budget_that_is_too_small_is_named(
     model_and_task: Any, run_estimate: CostEstimate
 ) -> None:
     short = estimate_cost(*model_and_task, budget=10.0)

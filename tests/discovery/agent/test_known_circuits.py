@@ -15,13 +15,8 @@ from discovery.sites import BackendName
 PAIRS = 160
 TWINS = range(10)
 
-
-QUICK = {
-    "induction",
-    "or_softmax",
-    "big_no_effect",
-    "slight_head",
-}  # the others take 10 to 60 s each under the shape checks
+# Each of the other models takes 10 to 60 s under the shape checks.
+QUICK = {"induction", "or_softmax", "big_no_effect", "slight_head"}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +33,8 @@ def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
         load_task(tmp_path / "model" / "task.jsonl", model, pairs=PAIRS),
         runs_dir=tmp_path / "runs",
     )
-    found = {str(node) for node in run.circuit.members}
-    assert found == set(load_truth(name, "resample").nodes) == set(load_truth(name, "mean").nodes)
+    members = {str(node) for node in run.circuit.members}
+    assert members == set(load_truth(name, "resample").nodes) == set(load_truth(name, "mean").nodes)
     conditions = run.circuit.evaluation.conditions
     for condition in "abcde":
         assert {conditions.of(condition).resample, conditions.of(condition).mean} == {"holds"}, (
@@ -50,7 +45,8 @@ def test_the_discovered_set_is_the_truth(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["induction", pytest.param("or_mlp", marks=pytest.mark.slow)])
 def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> None:
-    folder, found = build_known_circuit(name).save(tmp_path / "model"), []
+    folder = build_known_circuit(name).save(tmp_path / "model")
+    results = []
     for backend in get_args(BackendName)[1:]:
         model = load_model(folder, backend=backend)
         run = discover(
@@ -62,9 +58,9 @@ def test_both_backends_discover_the_same_circuit(name: str, tmp_path: Path) -> N
             for edge in circuit.edges
             if edge.effect is not None
         }
-        found.append((backend, circuit.verdict, {str(node) for node in circuit.members}, effects))
-    (one, *theirs, their_effects), (other, *ours, our_effects) = found
-    assert (one, other) == ("transformerlens", "nnsight")
+        results.append((backend, circuit.verdict, {str(node) for node in circuit.members}, effects))
+    (first, *theirs, their_effects), (second, *ours, our_effects) = results
+    assert (first, second) == ("transformerlens", "nnsight")
     assert ours == theirs
     assert our_effects == pytest.approx(their_effects, abs=1e-4)
 

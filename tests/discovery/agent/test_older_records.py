@@ -1,8 +1,8 @@
 """Runs of earlier versions can still be read, shown, verified and resumed.
 
-`older_records/version_1` holds two runs of `induction` on the bundled model with 120 pairs, as version 0.1.0
-wrote them before its files and names were put in order: one complete, and one that was killed after its
-fourth event. Pictures and pages are left out.
+`older_records/version_1` holds two runs of `induction` on the bundled model with 120 pairs, written
+by version 0.1.0 before its files and names were put in order. One is complete, and one was killed
+after its fourth event. Pictures and pages are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INTERRUPTED = OLDER / "version_1" / "interrupted"
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Callable[[Path], tuple[str, Path]]:
-    """Copies the one run of a folder to where it may be written; gives its id and the runs directory."""
+    """Copies the one run of a folder to a writable place, and returns its id and runs directory."""
 
     def copy(source: Path) -> tuple[str, Path]:
         (folder,) = (path for path in source.iterdir() if path.is_dir())

@@ -95,6 +95,41 @@ def ioi_evaluation() -> Evaluation:
     )
 
 
+def ioi_nodes() -> tuple[CircuitNode, ...]:
+    """Return the heads of the IOI example, not in forward order."""
+    return (
+        CircuitNode(
+            **CircuitNode.of(head(10, 0)).model_dump()
+            | {"effect": NodeEffect(denoising=Effect(mean=-0.31)), "sign": -1},
+        ),
+        CircuitNode.of(
+            head(9, 6),
+            effect=NodeEffect(
+                denoising=Effect(mean=0.52, low=0.48, high=0.56),
+                noising=Effect(mean=0.6, low=0.5, high=0.7),
+            ),
+            sign=1,
+            positions=("end", -2),
+            role="name mover",
+            evidence=("head_out-1", "head_out-2"),
+        ),
+    )
+
+
+def ioi_edges() -> tuple[CircuitEdge, ...]:
+    """Return the edges of the IOI example, not in forward order."""
+    return (
+        CircuitEdge(source="a10.h0", target="logits"),
+        CircuitEdge(
+            source="a9.h6",
+            target="a10.h0",
+            effect=Effect(mean=-0.12, low=-0.2, high=-0.05),
+            inputs={"q": Effect(mean=-0.1, low=-0.2, high=0.0), "v": Effect(mean=-0.02)},
+            evidence=("paths-1",),
+        ),
+    )
+
+
 def ioi_circuit(**changes: Any) -> CircuitGraph:
     """Return a small evaluated circuit like that of IOI; `changes` replace whole fields."""
     fields: dict[str, Any] = {
@@ -129,33 +164,8 @@ def ioi_circuit(**changes: Any) -> CircuitGraph:
             command="circuit-scout discover",
             created="2026-11-20T15:30:12Z",
         ),
-        "nodes": (
-            CircuitNode(
-                **CircuitNode.of(head(10, 0)).model_dump()
-                | {"effect": NodeEffect(denoising=Effect(mean=-0.31)), "sign": -1},
-            ),
-            CircuitNode.of(
-                head(9, 6),
-                effect=NodeEffect(
-                    denoising=Effect(mean=0.52, low=0.48, high=0.56),
-                    noising=Effect(mean=0.6, low=0.5, high=0.7),
-                ),
-                sign=1,
-                positions=("end", -2),
-                role="name mover",
-                evidence=("head_out-1", "head_out-2"),
-            ),
-        ),
-        "edges": (
-            CircuitEdge(source="a10.h0", target="logits"),
-            CircuitEdge(
-                source="a9.h6",
-                target="a10.h0",
-                effect=Effect(mean=-0.12, low=-0.2, high=-0.05),
-                inputs={"q": Effect(mean=-0.1, low=-0.2, high=0.0), "v": Effect(mean=-0.02)},
-                evidence=("paths-1",),
-            ),
-        ),
+        "nodes": ioi_nodes(),
+        "edges": ioi_edges(),
     }
     return CircuitGraph(**fields | changes)
 

@@ -55,59 +55,32 @@ def test_networkx_reads_the_file_itself(facts: dict[str, Any]) -> None:
     assert networkx.utils.graphs_equal(graph, circuit.to_networkx())
 
 
-def test_the_file_has_the_names_that_interfaces_gives() -> None:
+GRAPH_FIELDS = "schema run_id model task evaluation verdict reasons cost provenance"
+MODEL_FIELDS = "name fingerprint backend dtype weight_processing n_layers n_heads"
+TASK_FIELDS = "name metric fingerprint n_discovery n_heldout"
+COST_FIELDS = "forward_equivalents seconds peak_memory_bytes"
+PROVENANCE_FIELDS = "seed versions device command created"
+NODE_FIELDS = "id kind layer head label effect sign positions role inclusion evidence"
+EDGE_FIELDS = "source target effect inputs evidence"
+
+
+def test_the_file_has_the_names_of_the_interface() -> None:
     data = json.loads(ioi_circuit().to_json())
     assert set(data) == {"directed", "multigraph", "graph", "nodes", "edges"}
-    assert set(data["graph"]) == {
-        "schema",
-        "run_id",
-        "model",
-        "task",
-        "evaluation",
-        "verdict",
-        "reasons",
-        "cost",
-        "provenance",
-    }
-    assert data["graph"]["schema"] == "circuit-scout/circuit/1"
-    assert {
-        "name",
-        "fingerprint",
-        "backend",
-        "dtype",
-        "weight_processing",
-        "n_layers",
-        "n_heads",
-    } <= set(data["graph"]["model"])
-    assert {"name", "metric", "fingerprint", "n_discovery", "n_heldout"} <= set(
-        data["graph"]["task"]
-    )
-    assert set(data["graph"]["cost"]) == {"forward_equivalents", "seconds", "peak_memory_bytes"}
-    assert set(data["graph"]["provenance"]) == {"seed", "versions", "device", "command", "created"}
+    graph = data["graph"]
+    assert set(graph) == set(GRAPH_FIELDS.split())
+    assert graph["schema"] == "circuit-scout/circuit/1"
+    assert set(MODEL_FIELDS.split()) <= set(graph["model"])
+    assert set(TASK_FIELDS.split()) <= set(graph["task"])
+    assert set(graph["cost"]) == set(COST_FIELDS.split())
+    assert set(graph["provenance"]) == set(PROVENANCE_FIELDS.split())
     node = data["nodes"][1]
-    assert {
-        "id",
-        "kind",
-        "layer",
-        "head",
-        "label",
-        "effect",
-        "sign",
-        "positions",
-        "role",
-        "inclusion",
-        "evidence",
-    } == set(node)
-    assert (node["id"], node["kind"], node["layer"], node["head"], node["label"]) == (
-        "a9.h6",
-        "attention_head",
-        9,
-        6,
-        "L9H6",
-    )
+    assert set(node) == set(NODE_FIELDS.split())
+    facts = tuple(node[name] for name in ("id", "kind", "layer", "head", "label"))
+    assert facts == ("a9.h6", "attention_head", 9, 6, "L9H6")
     assert node["effect"]["denoising"] == {"mean": 0.52, "low": 0.48, "high": 0.56}
     edge = data["edges"][0]
-    assert {"source", "target", "effect", "inputs", "evidence"} == set(edge)
+    assert set(edge) == set(EDGE_FIELDS.split())
     assert set(edge["inputs"]) == {"q", "v"}
 
 

@@ -1,4 +1,4 @@
-"""A fault that ends a run says which one, where there is something to go on from."""
+"""An error that ends a run carries the run's id if the run can be resumed."""
 
 from __future__ import annotations
 

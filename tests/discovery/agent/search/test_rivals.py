@@ -45,7 +45,9 @@ def make_candidate(severity: tuple[float, int], rivals: Any, controls: Any) -> C
     return CandidateCircuit(severity=severity, rivals=rivals, controls=controls)
 
 
-ONE, OTHER, UNION = frozenset({A, X}), frozenset({A, Y}), frozenset({A, X, Y})
+ONE = frozenset({A, X})
+OTHER = frozenset({A, Y})
+UNION = frozenset({A, X, Y})
 
 
 def controls_by_ablation(as_good: int, n: int) -> Any:
@@ -148,7 +150,7 @@ def test_condition_e_has_to_hold_under_both_ablations() -> None:
 
 
 def test_a_rival_that_is_better_replaces_the_circuit() -> None:
-    """A bystander where another node belongs."""
+    """The circuit has a bystander instead of a node that matters."""
 
     def value(kept: NodeSet) -> float:
         return (A in kept) + 0.15 * (X in kept)
