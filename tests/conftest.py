@@ -1,4 +1,7 @@
-"""What every test gets: no network, settings of its own, written shapes that are checked, and models to load."""
+"""What every test gets: no network, settings of its own, and checked tensor shapes.
+
+Fixtures give the checkout, an empty runs directory, and the trained models that are lent to it.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +32,24 @@ TENSOR_PACKAGES = [
 ]
 SHARED = Path(os.environ.get("CIRCUIT_SCOUT_SHARED") or ROOT.parent / "shared")
 
-# Before torch, transformers or matplotlib is imported by anyone.
-for setting in [
-    name
-    for name in os.environ
-    if name.startswith("CIRCUIT_SCOUT_") and name != "CIRCUIT_SCOUT_SHARED"
-]:
-    del os.environ[setting]  # a developer's own
+# These settings must be made before torch, transformers or matplotlib is imported. A developer's
+# own settings of Circuit Scout are removed.
+for setting in list(os.environ):
+    if setting.startswith("CIRCUIT_SCOUT_") and setting != "CIRCUIT_SCOUT_SHARED":
+        del os.environ[setting]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
-# From here on, importing the half of discovery that handles tensors checks the shapes in its signatures at each call. That makes a
-# small model five to eight times slower: the slow tests, which repeat what the fast ones do many times over, go without (SHAPE_CHECKS=0).
+# From here on, the packages that handle tensors are imported with a checker. It checks the shapes
+# in their signatures at each call, which makes a small model five to eight times slower. The slow
+# tests, which repeat many times what the fast ones do, run without it (SHAPE_CHECKS=0).
 SHAPE_CHECKS = os.environ.get("SHAPE_CHECKS", "1") != "0"
 if loaded := [name for name in sys.modules if name.startswith(tuple(TENSOR_PACKAGES))]:
     raise RuntimeError(f"imported before the shape checker was installed: {loaded}")
-import discovery.backends.remote.server_code  # noqa: E402, F401  # what goes to a server goes as source, which a checker around it is not
+# The server code is sent as source, so it must be imported without the checker.
+import discovery.backends.remote.server_code  # noqa: E402, F401
 
 if SHAPE_CHECKS:
     install_import_hook(TENSOR_PACKAGES, f"{shape_checks.__name__}.check_shapes")
@@ -54,12 +57,8 @@ if SHAPE_CHECKS:
 
 def _refuse_network(connect: Any) -> Any:
     def guarded(self: socket.socket, address: Any) -> Any:
-        local = self.family not in (socket.AF_INET, socket.AF_INET6) or address[0] in (
-            "127.0.0.1",
-            "::1",
-            "localhost",
-        )
-        if not local:
+        is_internet = self.family in (socket.AF_INET, socket.AF_INET6)
+        if is_internet and address[0] not in ("127.0.0.1", "::1", "localhost"):
             self.close()
             raise RuntimeError(f"a test reached for the network: {address!r}")
         return connect(self, address)
@@ -77,7 +76,7 @@ def _offline() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _temporary_runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that a test forgets to place do not land in the developer's own directory."""
+    """Keep runs that a test gives no directory out of the developer's own one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(tmp_path_factory.mktemp("runs")))
         yield
@@ -85,24 +84,28 @@ def _temporary_runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture
 def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty runs directory, which this test's commands and its subprocesses use."""
-    place = tmp_path / "runs"
-    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(place))
-    return place
+    """Return an empty runs directory that this test's commands and subprocesses use."""
+    directory = tmp_path / "runs"
+    monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(directory))
+    return directory
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """Return the directory of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
-    """Trained models lent to the checkout: ../shared/models, or $CIRCUIT_SCOUT_SHARED/models; skips where there are none."""
+    """Return the directory of trained models that are lent to the checkout.
+
+    It is ../shared/models, or $CIRCUIT_SCOUT_SHARED/models. Without it the test is skipped.
+    """
     models = SHARED / "models"
     if not models.is_dir():
         pytest.skip(
-            "no shared models here: put them beside the checkout, or name their parent in CIRCUIT_SCOUT_SHARED"
+            "no shared models here: put them beside the checkout, "
+            "or name their parent in CIRCUIT_SCOUT_SHARED"
         )
     return models

@@ -1,7 +1,8 @@
-"""The checker that the jaxtyping import hook puts on every function of the tensor half: beartype, on what writes a shape.
+"""The checker that the jaxtyping import hook puts on every function of the packages with tensors.
 
-The rest of a signature is mypy's. Handing all of it to beartype fails at import on a `Protocol` that is not
-runtime-checkable and on names imported for type checking only, neither of which is a fault.
+It gives only the annotations with a shape to beartype; mypy checks the rest. If beartype got all of
+them, importing would fail on a `Protocol` that is not runtime-checkable, and on names that are
+imported for type checking only. Neither is a fault.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import AbstractArray
 
 
 def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with its shaped arguments and results checked at each call; itself where it has none."""
+    """Return a function whose shaped arguments and results are checked at each call."""
     shaped = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
     if not shaped:
         return function
@@ -24,11 +25,13 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def has_shape(hint: Any) -> bool:
-    """Whether a jaxtyping array stands anywhere in `hint`; a string that hides one counts, so that beartype complains of it."""
+    """Return whether a type hint contains a jaxtyping array.
+
+    A string that hides one counts too, so that beartype complains about it.
+    """
     if isinstance(hint, str):
-        return any(
-            f"{kind}[" in hint for kind in ("Float", "Int", "Bool", "Shaped", "Num", "Inexact")
-        )
+        kinds = ("Float", "Int", "Bool", "Shaped", "Num", "Inexact")
+        return any(f"{kind}[" in hint for kind in kinds)
     if inspect.isclass(hint) and issubclass(hint, AbstractArray):
         return True
     return any(has_shape(part) for part in get_args(hint) if not isinstance(part, str))

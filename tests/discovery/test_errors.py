@@ -1,4 +1,4 @@
-"""The exception tree: two lines a message, and the drawing in the docstring is the tree."""
+"""The exception tree: a message has two lines, and the docstring draws the tree."""
 
 from __future__ import annotations
 

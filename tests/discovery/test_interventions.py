@@ -1,4 +1,4 @@
-"""Edits by hand, and the reference of mean ablation against nested loops that read like its definition."""
+"""Edits are checked by hand, and mean ablation against nested loops that follow its definition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.oracles.mean_reference import mean_by_definition
 
 SITE = Site("resid_pre", 0)
 ACTIVATION = torch.arange(12.0).reshape(2, 3, 2)  # [row pos d_model]
-HERE = torch.tensor([[True, False, False], [False, False, True]])
+WHERE = torch.tensor([[True, False, False], [False, False, True]])
 
 
 def test_replace_add_and_scale_everywhere():
@@ -44,10 +44,10 @@ def test_replace_add_and_scale_everywhere():
         lambda where: scale(SITE, -2, where),
     ],
 )
-def test_only_where_it_says(make):
-    changed = make(HERE).apply(ACTIVATION)
+def test_an_edit_changes_only_what_it_selects(make):
+    changed = make(WHERE).apply(ACTIVATION)
     assert torch.equal(
-        changed != ACTIVATION, HERE.unsqueeze(-1).expand_as(ACTIVATION) & (changed != ACTIVATION)
+        changed != ACTIVATION, WHERE.unsqueeze(-1).expand_as(ACTIVATION) & (changed != ACTIVATION)
     )
     assert not torch.equal(changed[0, 0], ACTIVATION[0, 0])
     assert not torch.equal(changed[1, 2], ACTIVATION[1, 2])
@@ -55,12 +55,12 @@ def test_only_where_it_says(make):
 
 @given(st.integers(0, 10**6))
 def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
-    """Of z and of the stream; values and places of every shape that broadcasts, and values by index."""
+    """Values and places have every shape that broadcasts; values may be given by index."""
     rng = torch.Generator().manual_seed(seed)
     full = (3, 5, 2, 4) if seed % 2 else (3, 5, 4)
-    one = [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full]
+    shape = [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full]
     drop = int(torch.randint(0, len(full), (), generator=rng))
-    value = torch.randn(one[drop:], generator=rng)
+    value = torch.randn(shape[drop:], generator=rng)
     where = (
         torch.rand(
             [size if torch.rand((), generator=rng) < 0.6 else 1 for size in full[:-1]],
@@ -72,24 +72,25 @@ def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
     edit = Edit(
         SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index
     )
-    activation, position, rows = (
-        torch.randn(full, generator=rng),
-        torch.tensor([4, 0, 2]),
-        torch.arange(3),
-    )
-    narrow = edit.at_position(position, len(full)).apply(activation[rows, position].unsqueeze(1))
+    activation = torch.randn(full, generator=rng)
+    position = torch.tensor([4, 0, 2])
+    rows = torch.arange(3)
+    restricted = edit.at_position(position, len(full))
     torch.testing.assert_close(
-        narrow, edit.apply(activation)[rows, position].unsqueeze(1), atol=0, rtol=0
+        restricted.apply(activation[rows, position].unsqueeze(1)),
+        edit.apply(activation)[rows, position].unsqueeze(1),
+        atol=0,
+        rtol=0,
     )
 
 
 def test_the_activation_itself_is_left_alone():
-    kept = ACTIVATION.clone()
-    add(SITE, torch.ones(2), HERE).apply(ACTIVATION)
-    assert torch.equal(ACTIVATION, kept)
+    before = ACTIVATION.clone()
+    add(SITE, torch.ones(2), WHERE).apply(ACTIVATION)
+    assert torch.equal(ACTIVATION, before)
 
 
-def test_heads_are_chosen_by_their_axis():
+def test_heads_are_selected_by_their_axis():
     z = torch.zeros(2, 3, 4, 2)  # [row pos head d_head]
     where = torch.zeros(2, 3, 4, dtype=torch.bool)
     where[1, 2, 3] = True
@@ -111,12 +112,12 @@ def test_an_index_gathers_each_rows_pair():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_value_takes_the_activations_width(dtype):
+def test_a_value_takes_the_activations_dtype(dtype):
     narrow = ACTIVATION.to(dtype)
     for edit in (
         replace_with(SITE, torch.ones(2)),
-        add(SITE, torch.ones(2), HERE),
-        scale(SITE, 2, HERE),
+        add(SITE, torch.ones(2), WHERE),
+        scale(SITE, 2, WHERE),
     ):
         assert edit.apply(narrow).dtype == dtype
 
@@ -130,7 +131,7 @@ def values_of(pairs: Sequence[EncodedPair], seed: int = 0) -> list[torch.Tensor]
 
 
 def padded(values: list[torch.Tensor]) -> torch.Tensor:
-    """[pair pos head d_head], right-padded with what must not be read."""
+    """Return [pair pos head d_head], right-padded with numbers that must not be read."""
     width = max(len(value) for value in values)
     out = torch.full((len(values), width, 2, 3), 1e6, dtype=torch.float64)
     for row, value in enumerate(values):
@@ -138,9 +139,10 @@ def padded(values: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
-def check(pairs: Sequence[EncodedPair], cuts: tuple[int, ...] = ()) -> str:
-    """Hold `MeanReference`, fed block by block, against the definition; return the alignment."""
-    values, plan = values_of(pairs), plan_reference(pairs)
+def check_means(pairs: Sequence[EncodedPair], cuts: tuple[int, ...] = ()) -> str:
+    """Compare `MeanReference`, filled block by block, with the definition; return the alignment."""
+    values = values_of(pairs)
+    plan = plan_reference(pairs)
     bounds = [0, *cuts, len(pairs)]
     blocks = [
         (first, padded(values[first:last])) for first, last in pairwise(bounds) if last > first
@@ -148,49 +150,50 @@ def check(pairs: Sequence[EncodedPair], cuts: tuple[int, ...] = ()) -> str:
     mean = MeanReference(plan)
     for first, block in blocks:
         mean.add(first, block)
-    hows, sizes = set(), []
+    alignments = set()
+    sizes = []
     for first, block in blocks:
         got = mean.values(first, block)
         assert got.shape == block.shape
         for row in range(len(block)):
             for position in range(len(pairs[first + row].clean)):
-                expected, how, size = mean_by_definition(pairs, values, first + row, position)
+                expected, alignment, size = mean_by_definition(pairs, values, first + row, position)
                 torch.testing.assert_close(got[row, position], expected)
-                hows.add(how)
+                alignments.add(alignment)
                 sizes.append(size)
-    assert plan.alignment == "+".join(sorted(hows))
+    assert plan.alignment == "+".join(sorted(alignments))
     assert plan.size == min(sizes)
     return plan.alignment
 
 
 def test_nine_pairs_of_one_shape_are_averaged_by_position():
-    assert check(random_pairs([5] * (MIN_REFERENCE_PROMPTS + 1))) == "position"
+    assert check_means(random_pairs([5] * (MIN_REFERENCE_PROMPTS + 1))) == "position"
 
 
 def test_eight_are_not_enough():
-    assert check(random_pairs([5] * MIN_REFERENCE_PROMPTS)) == "all"
-    assert check(random_pairs([5] * MIN_REFERENCE_PROMPTS, labelled=True)) == "label"
+    assert check_means(random_pairs([5] * MIN_REFERENCE_PROMPTS)) == "all"
+    assert check_means(random_pairs([5] * MIN_REFERENCE_PROMPTS, labelled=True)) == "label"
 
 
 def test_another_template_or_length_is_no_peer():
-    assert check(random_pairs([5] * 16, templates=2)) == "all"
-    assert check(random_pairs([5] * 8 + [6] * 8)) == "all"
-    assert check(random_pairs([5] * 18, templates=2)) == "position"
+    assert check_means(random_pairs([5] * 16, templates=2)) == "all"
+    assert check_means(random_pairs([5] * 8 + [6] * 8)) == "all"
+    assert check_means(random_pairs([5] * 18, templates=2)) == "position"
 
 
 def test_some_templates_have_enough_and_others_have_not():
-    assert check(random_pairs([5] * 9 + [4, 6], labelled=True)) == "label+position"
-    assert check(random_pairs([5] * 9 + [4, 6])) == "all+position"
+    assert check_means(random_pairs([5] * 9 + [4, 6], labelled=True)) == "label+position"
+    assert check_means(random_pairs([5] * 9 + [4, 6])) == "all+position"
 
 
 def test_a_label_of_one_pair_alone_has_no_other_value():
     pairs = random_pairs([5, 6], labelled=True)  # only the first has "middle"
-    assert check(pairs) == "label"
+    assert check_means(pairs) == "label"
     assert plan_reference(pairs).size == 0
 
 
 def test_a_single_pair_is_its_own_mean():
-    assert check(random_pairs([4])) == "all"
+    assert check_means(random_pairs([4])) == "all"
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -202,7 +205,7 @@ def test_a_single_pair_is_its_own_mean():
     st.integers(0, 99),
 )
 def test_any_lengths_templates_labels_and_blocks(lengths, templates, labelled, cuts, seed):
-    check(
+    check_means(
         random_pairs(lengths, seed, templates=templates, labelled=labelled, changed=1),
         tuple(sorted({min(cut, len(lengths)) for cut in cuts})),
     )

@@ -38,7 +38,7 @@ def test_single_tokens():
     )
 
 
-def test_sets_are_log_sum_exp_and_sums_and_padding_counts_nothing():
+def test_sets_are_summed_and_padding_counts_nothing():
     answer, wrong = ids([3, 1], [0, -1]), ids([0, -1, -1], [1, 2, 3])
     torch.testing.assert_close(
         logit_difference(LOGITS, answer, wrong), torch.tensor([LOG(6 / 1), LOG(1 / 3)])
@@ -48,7 +48,7 @@ def test_sets_are_log_sum_exp_and_sums_and_padding_counts_nothing():
     )
 
 
-def test_padding_is_minus_infinity_even_where_token_0_is_large():
+def test_padding_is_minus_infinity_even_if_token_0_is_large():
     assert gather_tokens(LOGITS, ids([-1, 2], [3, -1])).tolist() == [
         [-math.inf, pytest.approx(LOG(3))],
         [0.0, -math.inf],
@@ -95,11 +95,11 @@ def test_exchanging_answers_changes_the_sign():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["logit_difference", "probability_difference", "kl_divergence"])
 def test_half_precision_is_measured_in_single(dtype, name):
-    narrow = LOGITS.to(dtype)
-    got = measure(name, narrow, ids([3], [0]), ids([1], [2]), narrow.flip(0))
+    half = LOGITS.to(dtype)
+    got = measure(name, half, ids([3], [0]), ids([1], [2]), half.flip(0))
     assert got.dtype == torch.float32
     torch.testing.assert_close(
-        got, measure(name, narrow.float(), ids([3], [0]), ids([1], [2]), narrow.float().flip(0))
+        got, measure(name, half.float(), ids([3], [0]), ids([1], [2]), half.float().flip(0))
     )
 
 
@@ -120,10 +120,8 @@ def test_a_tie_is_not_right():
 
 
 def test_a_set_is_right_by_its_summed_probability():
-    assert is_right(LOGITS, ids([1, 2], [0, 1]), ids([3], [2])).tolist() == [
-        True,
-        True,
-    ]  # 0.5 against 0.4, 0.5 against 0.25
+    # 0.5 against 0.4, and 0.5 against 0.25
+    assert is_right(LOGITS, ids([1, 2], [0, 1]), ids([3], [2])).tolist() == [True, True]
     assert is_right(LOGITS, ids([1, -1], [0, -1]), ids([3], [2])).tolist() == [False, False]
 
 

@@ -1,4 +1,4 @@
-"""The grammar of places: what is read is printed, what cannot exist is refused, and forward order is the order."""
+"""Names of places: they are parsed as printed, refused if wrong, and sort in forward order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODES = st.one_of(HEADS, MLPS, FEATURES, st.sampled_from([EMBED, LOGITS]))
 
 
 @given(NODES)
-def test_every_node_is_read_as_it_is_printed(node):
+def test_every_node_is_parsed_as_it_is_printed(node):
     assert Node.parse(str(node)) == node
     assert Node.parse(node.label) == node
     assert Node.parse(f"  {node}\n") == node
@@ -71,7 +71,7 @@ def test_three_ways_to_write_a_feature(text):
     assert str(Edge.parse("a7.h0->f8.12<feature>")) == "a7.h0->f8.12<feature>"
 
 
-def test_a_feature_stands_where_it_is_written():
+def test_a_feature_sorts_at_the_site_it_is_written_to():
     sites = ["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     nodes = [*(feature(1, 0, site) for site in sites), head(1, 0), mlp(1), mlp(0), head(2, 0)]
     assert " ".join(map(str, sorted(nodes))) == (
@@ -132,7 +132,7 @@ def test_forward_order_by_hand():
     ]
 
 
-def test_heads_of_one_layer_do_not_see_each_other_and_an_mlp_sees_its_heads():
+def test_heads_of_one_layer_do_not_feed_each_other_but_they_feed_the_mlp():
     assert not head(1, 0).feeds(head(1, 1))
     assert not head(1, 1).feeds(head(1, 0))
     assert head(1, 0).feeds(mlp(1))
@@ -144,9 +144,7 @@ def test_heads_of_one_layer_do_not_see_each_other_and_an_mlp_sees_its_heads():
 
 
 @given(NODES, NODES, st.sampled_from(["q", "k", "v", "mlp", "logits"]))
-def test_an_edge_exists_where_the_source_is_earlier_and_the_target_has_the_input(
-    source, target, slot
-):
+def test_an_edge_exists_if_the_source_is_earlier_and_the_target_has_the_input(source, target, slot):
     text = f"{source}->{target}<{slot}>"
     if source.feeds(target) and slot in slots_of(target):
         assert str(Edge.parse(text)) == text
@@ -168,7 +166,7 @@ def test_an_edge_exists_where_the_source_is_earlier_and_the_target_has_the_input
         "a0.h0->b1<q>",
     ],
 )
-def test_what_is_no_edge_is_refused(text):
+def test_other_names_of_edges_are_refused(text):
     with pytest.raises(SiteError):
         Edge.parse(text)
 

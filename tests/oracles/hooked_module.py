@@ -1,4 +1,4 @@
-"""The same activations and edits on the plain Hugging Face module, by torch's own hooks: what a backend is held against."""
+"""Activations and edits of the plain Hugging Face module, by torch's own hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ModuleNames:
-    """Where an architecture keeps its parts; `fused` is the one Linear that makes q, k and v."""
+    """The module names of an architecture; `fused` is one Linear that computes q, k and v."""
 
     blocks: str
     attn: str
@@ -45,7 +45,9 @@ class HookedModule:
     """A module whose activations can be read and changed by site."""
 
     def __init__(self, module: Any, kind: str) -> None:
-        self.module, self.kind, self.names = module, kind, MODULE_NAMES[kind]
+        self.module = module
+        self.kind = kind
+        self.names = MODULE_NAMES[kind]
         config = module.config
         self.heads = config.num_attention_heads
         self.kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
@@ -57,7 +59,7 @@ class HookedModule:
         changes: Mapping[Site, Change] | None = None,
         reads: Iterable[Site] = (),
     ) -> tuple[Tensor, dict[Site, Tensor]]:
-        """Logits [row pos d_vocab] of token ids [row pos], and the sites read, all after their changes."""
+        """Return the logits [row pos d_vocab] and the sites that are read, after all changes."""
         changes, seen = changes or {}, {}
         with ExitStack() as stack:
             for site in {*changes, *reads}:
@@ -80,7 +82,7 @@ class HookedModule:
             if path and name != "blocks"
         }
         if site.kind == "resid_mid":
-            return _middle(block, part["middle_norm"], site, change, seen)
+            return _hook_resid_mid(block, part["middle_norm"], site, change, seen)
         if site.kind == "resid_pre":
             return [_before(block, site, change, seen)]
         if site.kind == "z":
@@ -123,14 +125,17 @@ class HookedModule:
     def _part_of_fused(
         self, change: Change, slot: str, seen: dict[Site, Tensor], site: Site
     ) -> Change:
-        """GPT-2 lays q, k and v side by side; GPT-NeoX head by head."""
-        number, outer = "qkv".index(slot), self.kind == "gpt2"
+        """GPT-2 puts q, k and v side by side, GPT-NeoX head by head."""
+        number = "qkv".index(slot)
+        is_side_by_side = self.kind == "gpt2"
 
         def changed(flat: Tensor) -> Tensor:
-            shape = (3, self.heads, self.d_head) if outer else (self.heads, 3, self.d_head)
-            apart = list(flat.unflatten(-1, shape).unbind(-3 if outer else -2))
-            apart[number] = seen[site] = change(apart[number])
-            return torch.stack(apart, -3 if outer else -2).flatten(-3)
+            shape = (
+                (3, self.heads, self.d_head) if is_side_by_side else (self.heads, 3, self.d_head)
+            )
+            parts = list(flat.unflatten(-1, shape).unbind(-3 if is_side_by_side else -2))
+            parts[number] = seen[site] = change(parts[number])
+            return torch.stack(parts, -3 if is_side_by_side else -2).flatten(-3)
 
         return changed
 
@@ -170,10 +175,13 @@ def _after(
     return module.register_forward_hook(hook)
 
 
-def _middle(
+def _hook_resid_mid(
     block: nn.Module, norm: nn.Module, site: Site, change: Change, seen: dict[Site, Tensor]
 ) -> list[Any]:
-    """What the MLP's norm reads is also carried past it: the difference is added to what leaves the block."""
+    """Change what the MLP's norm reads, and add the difference to the block's output.
+
+    The stream that the norm reads is also carried past the MLP.
+    """
     shift: list[Tensor] = []
 
     def into(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

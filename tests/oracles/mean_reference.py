@@ -1,4 +1,4 @@
-"""The reference of mean ablation, as nested loops that read like its definition."""
+"""The values of mean ablation, as nested loops that follow the definition word by word."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from discovery.tasks.task import EncodedPair
 def mean_by_definition(
     pairs: Sequence[EncodedPair], values: Sequence[torch.Tensor], pair: int, position: int
 ) -> tuple[torch.Tensor, str, int]:
-    """INTERFACES, "Mean": the value, how it was aligned, and how many other values are behind it."""
-    mine, others = pairs[pair], [other for other in range(len(pairs)) if other != pair]
+    """Return one mean (docs/definitions.md, "Mean").
 
-    def name(which: int, at: int) -> str | None:
-        return min(
-            (label for label, place in pairs[which].labels.items() if place == at), default=None
-        )
+    Returns:
+        The mean, how positions were aligned, and how many other prompts' values it is over.
+    """
+    mine = pairs[pair]
+    others = [other for other in range(len(pairs)) if other != pair]
+
+    def label_at(which: int, position: int) -> str | None:
+        labels = [name for name, place in pairs[which].labels.items() if place == position]
+        return min(labels, default=None)
 
     peers = [
         other
@@ -26,25 +30,24 @@ def mean_by_definition(
         if (pairs[other].template, len(pairs[other].clean)) == (mine.template, len(mine.clean))
     ]
     if len(peers) >= 8:
-        places, how = [(other, position) for other in peers], "position"
+        places = [(other, position) for other in peers]
+        alignment = "position"
     elif any(each.labels for each in pairs):
         places = [
             (other, at)
             for other in others
             for at in range(len(pairs[other].clean))
-            if name(other, at) == name(pair, position)
+            if label_at(other, at) == label_at(pair, position)
         ]
-        how = "label"
+        alignment = "label"
     else:
-        places, how = (
-            [(other, at) for other in others for at in range(len(pairs[other].clean))],
-            "all",
-        )
+        places = [(other, at) for other in others for at in range(len(pairs[other].clean))]
+        alignment = "all"
     size = len(places)
-    if not places:  # nothing else carries this label, or there is one pair only: its own values
+    if not places:  # no other prompt has this label, or there is one pair: its own values
         places = [
             (pair, at)
             for at in range(len(mine.clean))
-            if how == "all" or name(pair, at) == name(pair, position)
+            if alignment == "all" or label_at(pair, at) == label_at(pair, position)
         ]
-    return torch.stack([values[which][at] for which, at in places]).mean(0), how, size
+    return torch.stack([values[which][at] for which, at in places]).mean(0), alignment, size

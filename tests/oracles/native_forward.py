@@ -1,7 +1,9 @@
-"""One prompt through a native model, position by position and dimension by dimension: rotations, scales, shared keys, gates.
+"""One prompt through a native model, computed position by position and dimension by dimension.
 
-For what `benchmarks.known_circuits.forward` leaves out. HookedTransformer's conventions: scores are divided by attn_scale (by 1 where it is not
-used), a rotation turns dimension i with i + rotary_dim/2 (or i with i + 1 where adjacent) by position · base^(−2i/rotary_dim).
+This oracle has what `benchmarks.known_circuits.forward` leaves out: rotary embeddings, scales,
+shared keys and values, and gated MLPs. The conventions are HookedTransformer's: scores are divided
+by attn_scale (or by 1 if it is not used), and a rotation turns dimension i with i + rotary_dim/2
+(or with i + 1 for adjacent pairs) by the angle position · base^(−2i/rotary_dim).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from benchmarks.known_circuits.forward import ACTIVATIONS, apply_norm
 def native_logits(
     config: Mapping[str, Any], state: Mapping[str, Tensor], tokens: Sequence[int]
 ) -> Tensor:
-    """[pos d_vocab] in float64."""
+    """Return the logits [pos d_vocab] in float64."""
     weights = {name: value.double() for name, value in state.items()}
 
     def bias(name: str) -> Tensor:
@@ -36,7 +38,7 @@ def native_logits(
             at = f"blocks.{layer}.mlp"
             read = apply_norm(config, weights, f"blocks.{layer}.ln2", resid)
             act = ACTIVATIONS[config["act_fn"]]
-            if config.get("gated_mlp"):  # HookedTransformer adds b_in behind the product
+            if config.get("gated_mlp"):  # HookedTransformer adds b_in after the product
                 hidden = act(read @ weights[f"{at}.W_gate"]) * (
                     read @ weights[f"{at}.W_in"]
                 ) + bias(f"{at}.b_in")
@@ -58,12 +60,9 @@ def _head(
         name = next(
             at + mark + f"W_{letter}" for mark in ("", "_") if at + mark + f"W_{letter}" in weights
         )
-        found = read @ weights[name][which]
-        return (
-            found + weights[name.replace("W_", "b_")][which]
-            if name.replace("W_", "b_") in weights
-            else found
-        )
+        projected = read @ weights[name][which]
+        bias = name.replace("W_", "b_")
+        return projected + weights[bias][which] if bias in weights else projected
 
     q, k, v = project("Q", head), project("K", shared), project("V", shared)
     if config["positional_embedding_type"] == "rotary":
@@ -86,24 +85,20 @@ def _head(
 def _scale(config: Mapping[str, Any], layer: int) -> float:
     scale = 1.0
     if config.get("use_attn_scale", True):
-        scale = (
-            config["attn_scale"]
-            if config.get("attn_scale", -1.0) > 0
-            else math.sqrt(config["d_head"])
-        )
+        scale = math.sqrt(config["d_head"])
+        if config.get("attn_scale", -1.0) > 0:
+            scale = config["attn_scale"]
     return scale * (layer + 1 if config.get("scale_attn_by_inverse_layer_idx") else 1)
 
 
 def _rotate(config: Mapping[str, Any], vector: list[float], position: int) -> list[float]:
     width = config.get("rotary_dim") or config["d_head"]
-    turned = list(vector)
+    rotated = list(vector)
     for pair in range(width // 2):
-        one, other = (
-            (2 * pair, 2 * pair + 1)
-            if config.get("rotary_adjacent_pairs")
-            else (pair, pair + width // 2)
-        )
+        first, second = pair, pair + width // 2
+        if config.get("rotary_adjacent_pairs"):
+            first, second = 2 * pair, 2 * pair + 1
         angle = position * config.get("rotary_base", 10000) ** (-2 * pair / width)
-        turned[one] = vector[one] * math.cos(angle) - vector[other] * math.sin(angle)
-        turned[other] = vector[other] * math.cos(angle) + vector[one] * math.sin(angle)
-    return turned
+        rotated[first] = vector[first] * math.cos(angle) - vector[second] * math.sin(angle)
+        rotated[second] = vector[second] * math.cos(angle) + vector[first] * math.sin(angle)
+    return rotated

@@ -1,7 +1,7 @@
 """NDIF, a public cluster that runs large models, through nnsight's remote execution.
 
 A request holds the functions of `remote.server_code` as source, jobs that are plain data, and the
-model's name. The API key is put into its header and nowhere else: it is neither recorded nor logged.
+model's name. The API key is put into its header and nowhere else: it is not recorded or logged.
 
 Each status of a job is reported to `remote.status`, whose listener may end the waiting. The server
 then finishes a job that it has begun, and nobody collects the result. A job changes nothing on the
@@ -315,7 +315,7 @@ def _is_address(host: str) -> bool:
 
 @contextlib.contextmanager
 def _connection_timeout(websocket: Any, seconds: float) -> Iterator[None]:
-    """Limit how long the client's websocket library waits for a connection and its first message."""
+    """Limit how long the client's websocket library waits for a connection and a first message."""
     before = websocket.getdefaulttimeout()
     websocket.setdefaulttimeout(seconds)
     try:

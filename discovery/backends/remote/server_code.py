@@ -2,9 +2,9 @@
 
 Nothing else of this package exists there, so they use torch and builtins only. The model's weights
 may not be in the same process either: NDIF runs what is sent in a process of its own, which gets an
-activation only when it asks for one. So a weight is never read here (a Linear is applied to the unit
-vectors), nothing is differentiated, and sites are visited in forward order. `remote.jobs` writes the
-jobs.
+activation only when it asks for one. So a weight is never read here (a Linear is applied to the
+unit vectors), nothing is differentiated, and sites are visited in forward order. `remote.jobs`
+writes the jobs.
 
 A tensor in a job is either a tensor or {"rows": [n d], "index": [...]}, because the rows of a sweep
 repeat most of their vectors.
@@ -45,7 +45,7 @@ def unpack_tensor(tensor: Any) -> Any:
 
 
 def read_reference(net: Any, tracer: Any, job: dict[str, Any], answer: dict[str, Any]) -> None:
-    """Read the model's own logits at every position, and the length of the tuple a block returns."""
+    """Read the model's own logits at every position, and how long a block's output tuple is."""
     stream = resolve(net, job["block"]).output
     answer["returns"] = len(stream) if isinstance(stream, tuple) else None
     output = net.output

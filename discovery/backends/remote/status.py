@@ -21,7 +21,7 @@ _listener: ContextVar[StatusListener | None] = ContextVar("listener", default=No
 
 @contextmanager
 def listen_to_status(listener: StatusListener | None) -> Iterator[None]:
-    """Send every status that is reported inside the block to `listener`; None sends it to the log."""
+    """Send every status that is reported in the block to `listener`; None sends it to the log."""
     before = _listener.set(listener)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a model says of itself: its nodes, and what it lacks."""
+"""The description of a model: its nodes, and which nodes it lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work: multiply-adds counted where they happen, and a meter that stops where the budget ends."""
+"""Costs: multiply-adds are counted in real runs, and a meter refuses what exceeds its budget."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from discovery.errors import BudgetError, Interrupted
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "opt", "gemma"])
 @pytest.mark.parametrize("length", [1, 5])
 def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(tiny_models, name, length):
-    """Every Linear is hooked; scores and their application are 2 · heads · d_head · pos² each layer; one position is unembedded."""
-    info, module = tiny_models.load(name).info, load_plain_module(tiny_models.path(name))
-    done = []
+    """Every Linear is hooked.
+
+    To that come 2 · heads · d_head · pos² for the attention scores of each layer and their use, and
+    unembedding at one position.
+    """
+    info = tiny_models.load(name).info
+    module = load_plain_module(tiny_models.path(name))
+    macs = []
 
     def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        done.append(inputs[0].shape[-1] * output.shape[-1] * length)
+        macs.append(inputs[0].shape[-1] * output.shape[-1] * length)
 
     blocks = max((part for part in module.modules() if isinstance(part, nn.ModuleList)), key=len)
     for part in blocks.modules():
@@ -30,7 +35,7 @@ def test_a_forward_pass_equivalent_is_what_a_pass_multiplies(tiny_models, name, 
             part.register_forward_hook(count)
     module(input_ids=torch.ones(1, length, dtype=torch.long))
     scores = 2 * info.n_heads * info.d_head * length * length * info.n_layers
-    assert prompt_macs(info, length) == sum(done) + scores + info.d_model * info.d_vocab
+    assert prompt_macs(info, length) == sum(macs) + scores + info.d_model * info.d_vocab
 
 
 def test_parts_of_a_pass_add_up(tiny_models):
@@ -44,11 +49,11 @@ def test_parts_of_a_pass_add_up(tiny_models):
     assert row_macs(info, 6, start=info.n_layers, columns=7) == 7 * info.d_model
     attention = 6 * info.macs_attention + 2 * info.n_heads * info.d_head * 36
     for layer in range(info.n_layers):
-        middle = row_macs(info, 6, start=layer, after_attention=True, columns=0)
-        assert row_macs(info, 6, start=layer, columns=0) - middle == attention
+        without = row_macs(info, 6, start=layer, after_attention=True, columns=0)
+        assert row_macs(info, 6, start=layer, columns=0) - without == attention
 
 
-def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(tiny_models):
+def test_a_restricted_last_layer_saves_its_output_projection_and_mlp(tiny_models):
     info = tiny_models.load("gpt2").info
     spared = 5 * (info.n_heads * info.d_head * info.d_model + info.macs_mlp)
     for start in range(info.n_layers):
@@ -62,13 +67,15 @@ def test_a_narrow_last_layer_spares_its_output_projection_and_mlp(tiny_models):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma"])
-def test_a_narrow_last_layer_multiplies_what_is_counted(tiny_models, name):
-    """Between a plain run and a narrow one, every matrix by its real inputs."""
-    model, done = tiny_models.load(name), []
-    info, tokens = model.info, torch.ones(3, 6, dtype=torch.long)
+def test_a_restricted_last_layer_costs_what_is_counted(tiny_models, name):
+    """The difference to a plain run is counted by the real inputs of every matrix."""
+    model = tiny_models.load(name)
+    info = model.info
+    tokens = torch.ones(3, 6, dtype=torch.long)
+    macs = []
 
     def count(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        done.append(inputs[0].numel() * output.shape[-1])
+        macs.append(inputs[0].numel() * output.shape[-1])
 
     inner = [
         part
@@ -81,17 +88,16 @@ def test_a_narrow_last_layer_multiplies_what_is_counted(tiny_models, name):
         for part in inner
         if getattr(part, "weight", None) is not None and part.weight.ndim == 2
     ]
-    work = []
-    for narrow in (False, True):
-        done.clear()
-        model.run(Batch(tokens, torch.tensor([5, 1, 3]), last_position_only=narrow))
-        work.append(sum(done))
+    counts = []
+    for is_restricted in (False, True):
+        macs.clear()
+        model.run(Batch(tokens, torch.tensor([5, 1, 3]), last_position_only=is_restricted))
+        counts.append(sum(macs))
     for handle in handles:
         handle.remove()
-    whole, less = (
-        row_macs(info, 6, last_position_only=narrow, columns=0) for narrow in (False, True)
-    )
-    assert work[0] - work[1] == 3 * (whole - less) > 0
+    whole = row_macs(info, 6, columns=0)
+    restricted = row_macs(info, 6, last_position_only=True, columns=0)
+    assert counts[0] - counts[1] == 3 * (whole - restricted) > 0
 
 
 def test_positions_after_a_prefix_attend_to_it(tiny_models):
@@ -125,7 +131,7 @@ def test_a_budget_is_held_before_the_work():
         meter.begin("more", 1.0)
 
 
-def test_progress_is_told_of_each_batch_and_never_goes_beyond_its_total():
+def test_progress_is_reported_for_each_batch_and_never_exceeds_its_total():
     told: list[tuple[float, float, str]] = []
     meter = Meter(progress=lambda *news: told.append(news))
     meter.begin("work", 3.0)

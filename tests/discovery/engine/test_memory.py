@@ -1,8 +1,8 @@
 """Memory: the limit holds, the stated need is what the engine uses, and freed memory is returned.
 
 The limit is measured from outside the process. The cost is linear in pairs, however the limit cuts
-them into blocks. The need is known before the model is loaded. Freed memory is given back if much of
-it is kept, and not after every batch.
+them into blocks. The need is known before the model is loaded. Freed memory is given back if much
+of it is kept, and not after every batch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from discovery import ablate_heads, evaluate_circuit, load_model, load_task, patch_sweep
 
 def resident(key):
-    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith(key))) * 1024
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) * 1024
 
 torch.manual_seed(0)
-GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=256, n_head=8, vocab_size=2000, n_positions=256)).save_pretrained(sys.argv[1])
+config = GPT2Config(n_layer=4, n_embd=256, n_head=8, vocab_size=2000, n_positions=256)
+GPT2LMHeadModel(config).save_pretrained(sys.argv[1])
 model = load_model(sys.argv[1], device="cpu")
 
 def task(pairs, tokens):
@@ -49,8 +51,12 @@ def task(pairs, tokens):
         clean = [rng.randrange(2000) for _ in range(tokens)]
         corrupted = clean[:5] + [rng.randrange(2000) for _ in range(tokens - 6)] + clean[-1:]
         answer, wrong = rng.sample(range(2000), 2)
-        pairs_of_task.append({"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong})
+        pair = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong}
+        pairs_of_task.append(pair)
     return load_task(pairs_of_task, model)
+
+def ablate(t, m):
+    return ablate_heads(model, t, ["a1.h2", "m3"], ablation="mean", memory=m)
 
 growth = {}
 for name, pairs, tokens, limit, measure in (
@@ -58,7 +64,7 @@ for name, pairs, tokens, limit, measure in (
     ("head_out", 48, 64, 64, lambda t, m: patch_sweep(model, t, "head_out", memory=m)),
     ("pattern", 48, 64, 64, lambda t, m: patch_sweep(model, t, "pattern", memory=m)),
     ("screen", 24, 64, 96, lambda t, m: patch_sweep(model, t, "resid_pre", screen=True, memory=m)),
-    ("ablate", 96, 64, 96, lambda t, m: ablate_heads(model, t, ["a1.h2", "m3"], ablation="mean", memory=m)),
+    ("ablate", 96, 64, 96, ablate),
     ("evaluate", 96, 12, 96, lambda t, m: evaluate_circuit(model, t, ["a1.h2", "m3"], memory=m)),
     ("long pattern", 8, 250, 128, lambda t, m: patch_sweep(model, t, "pattern", memory=m)),
     ("keys", 48, 64, 64, lambda t, m: patch_sweep(model, t, "k", memory=m)),
@@ -72,7 +78,8 @@ for name, pairs, tokens, limit, measure in (
     before = resident("VmRSS")
     measure(big, memory)
     growth[name] = [resident("VmHWM") - before, memory]
-GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50257, n_positions=16)).save_pretrained(sys.argv[1] + "/wide")
+config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50257, n_positions=16)
+GPT2LMHeadModel(config).save_pretrained(sys.argv[1] + "/wide")
 model = load_model(sys.argv[1] + "/wide", device="cpu")
 patch_sweep(model, task(4, 8), "resid_pre", metric="kl_divergence", memory=200 * 2**20)
 gc.collect()

@@ -1,4 +1,7 @@
-"""What is nnsight's alone: what importing it leaves behind, which architectures it knows, and that it agrees with TransformerLens."""
+"""What only the nnsight backend does, and that it agrees with TransformerLens on every site.
+
+Tested here: what importing nnsight leaves behind, and which architectures the backend knows.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ LAST = torch.tensor([6, 4, 5])
 UNKNOWN = ("codegen", "falcon", "falcon_sequential", "granite")
 KNOWN = [name for name in OTHER_ARCHITECTURES if name not in UNKNOWN]
 QUICK = ("gemma2", "mixtral", "phi", "qwen2_moe", "qwen3")
-# Found by nnsight inside the attention, where TransformerLens shows a copy or cannot resume (a difference that is right).
+# Abilities that only the nnsight backend has, because it traces inside the attention, or that it
+# alone lacks.
 MORE = {"gpt_neo": "pattern", "gptj": "pattern", "mpt": "prefix", "xglm": "last_position_only"}
 IN_A_FRESH_PROCESS = """
 import sys
@@ -38,22 +42,22 @@ if not {first!r}:
 """
 
 
-def width(name: str) -> str:
+def dtype_of(name: str) -> str:
     return "float32" if name in ("mixtral", "xglm", "qwen2_moe") else "float64"
 
 
 @pytest.mark.parametrize("first", ["", "the user's own"])
-def test_what_the_import_leaves_behind(folder, root, first):
-    """nnsight is imported when it is asked for; its `save` on every object goes, unless the user imported it for himself."""
+def test_the_import_leaves_no_method_behind(folder, root, first):
+    """nnsight is imported on demand; its method `save` is removed unless the user imported it."""
     script = IN_A_FRESH_PROCESS.format(first=first)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, save_hugging_face(folder, "gpt2")],
         cwd=root,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def activation(model: Any, site: Site) -> torch.Tensor | None:
@@ -67,10 +71,11 @@ def activation(model: Any, site: Site) -> torch.Tensor | None:
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN],
 )
-def test_other_architectures_are_transformer_lens_site_for_site(tiny_models, name):
-    """Per-head outputs included; also what is known of the model, and which shortcuts hold."""
+def test_other_architectures_agree_with_transformer_lens_at_every_site(tiny_models, name):
+    """So are the per-head outputs, the description of the model, and the shortcuts."""
     theirs, ours = (
-        tiny_models.load(name, engine, width(name)) for engine in ("transformerlens", "nnsight")
+        tiny_models.load(name, backend, dtype_of(name))
+        for backend in ("transformerlens", "nnsight")
     )
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(
@@ -78,10 +83,8 @@ def test_other_architectures_are_transformer_lens_site_for_site(tiny_models, nam
     )
     for kind in get_args(ActivationKind):
         for layer in range(ours.info.n_layers):
-            got, expected = (
-                activation(ours, Site(kind, layer)),
-                activation(theirs, Site(kind, layer)),
-            )
+            got = activation(ours, Site(kind, layer))
+            expected = activation(theirs, Site(kind, layer))
             if got is None or expected is None:
                 assert got is expected or (name, kind) == ("xglm", "pattern"), kind
             else:
@@ -111,14 +114,14 @@ def test_an_architecture_that_is_not_known_is_refused_at_load(folder, name):
     ("name", "changes"),
     [("opt", {"do_layer_norm_before": False}), ("gpt_bigcode", {"multi_query": False})],
 )
-def test_a_setting_that_moves_the_parts_is_refused_at_load(folder, name, changes):
+def test_a_setting_that_moves_the_sites_is_refused_at_load(folder, name, changes):
     with pytest.raises(ModelError, match=f"only with {next(iter(changes))} = True"):
         load_model(save_hugging_face(folder, name, **changes), backend="nnsight", device="cpu")
 
 
 @pytest.mark.parametrize("first", ["transformerlens", "nnsight"])
-def test_gemma_2s_pattern_whoever_loaded_one_first(folder, first):
-    """TransformerLens puts a function of its own in front of the attention of every Gemma 2 in the process."""
+def test_the_pattern_of_gemma_2_is_found_whichever_backend_loaded_one_first(folder, first):
+    """TransformerLens wraps the attention function of every Gemma 2 in the process."""
     path = save_hugging_face(folder, "gemma2")
     second = load_model(
         path, backend="nnsight" if first == "transformerlens" else "transformerlens", device="cpu"
@@ -152,7 +155,7 @@ def test_two_models_in_two_threads(folder):
                 torch.testing.assert_close(
                     out.activations[site], expected[number].activations[site]
                 )
-        except BaseException as fault:  # noqa: BLE001  # told in the test's own thread
+        except BaseException as fault:  # noqa: BLE001  # raised in the test's own thread
             faults.append(fault)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1, 0, 1)]
@@ -164,7 +167,7 @@ def test_two_models_in_two_threads(folder):
 
 
 def test_the_pass_ends_with_the_last_site_that_is_wanted(tiny_models):
-    """Nothing behind it is computed: the blocks that follow never run."""
+    """The blocks that follow never run."""
     model = tiny_models.load("gpt2", "nnsight")
     ran: list[int] = []
     handles = [
@@ -183,8 +186,11 @@ def test_the_pass_ends_with_the_last_site_that_is_wanted(tiny_models):
     assert ran == [0, 0, 1, 2]
 
 
-def test_the_library_stays_out_until_it_is_asked_for(root):
-    script = "import discovery.backends.loading.load, discovery.backends.nnsight.backend, sys; assert 'nnsight' not in sys.modules"
+def test_importing_the_backend_does_not_import_nnsight(root):
+    script = (
+        "import discovery.backends.loading.load, discovery.backends.nnsight.backend, sys; "
+        "assert 'nnsight' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == 0
 
 

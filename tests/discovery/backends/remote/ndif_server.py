@@ -1,11 +1,16 @@
-"""A server that answers as NDIF does, for one model: a script, run where this project cannot be imported.
+"""A server that answers as NDIF does, for one model: a script that cannot import this project.
 
     python ndif_server.py MODEL_DIRECTORY REPO_ID API_KEY
 
-It writes its port to standard output. From the request schema of the installed nnsight and NDIF's own description of its HTTP interface:
-`/subscribe` hands out a session id over a websocket and forwards statuses, `/request` takes the envelope and the serialised session,
-which is run against the model in this process. Small results come on the websocket, large ones by address. `/told` is what it was sent;
-`/next` says how the next request is to end.
+It writes its port to standard output. It follows the request schema of the installed nnsight, and
+NDIF's own description of its HTTP interface:
+
+- `/subscribe` gives a session id over a websocket and forwards statuses.
+- `/request` takes the envelope and the serialised session, which is run on the model in this
+  process. Small results are sent on the websocket, large ones by address.
+
+Two addresses are for the tests: `/received` returns what the server was sent, and `/next` takes how
+the next request shall end.
 """
 
 from __future__ import annotations
@@ -26,10 +31,9 @@ import uuid
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# What is sent must run without this project: importing it raises ModuleNotFoundError.
 for name in ("discovery", "mcp_server", "tests"):
-    sys.modules[name] = (
-        None  # what is sent must run without them: an import raises ModuleNotFoundError
-    )
+    sys.modules[name] = None
 
 import torch  # noqa: E402
 import zstandard  # noqa: E402
@@ -49,6 +53,8 @@ QUEUE = (
 
 
 class FakeNdif(ThreadingHTTPServer):
+    """The server, its sessions, and what it has received."""
+
     daemon_threads = True
 
     def __init__(self, directory: str, repo_id: str, key: str) -> None:
@@ -56,14 +62,15 @@ class FakeNdif(ThreadingHTTPServer):
         self.model = TransformersModel(
             directory, task="text-generation", dispatch=True, dtype=torch.float32
         )
-        self.repo_id, self.key = repo_id, key
+        self.repo_id = repo_id
+        self.key = key
         self.sessions: dict[str, queue.Queue] = defaultdict(queue.Queue)
         self.results: dict[str, bytes] = {}
-        self.told: list[dict] = []
-        self.next: list[str] = []
+        self.received: list[dict] = []
+        self.next_ends: list[str] = []
 
     def compute(self, payload: bytes, envelope: RequestModel) -> bytes:
-        """What the request saved."""
+        """Run a request, and return what it saved."""
         self.model._remoteable_set_env(envelope.env)
         tracer = RequestModel.deserialize(
             payload, self.model._remoteable_persistent_objects(), envelope.compress
@@ -72,7 +79,7 @@ class FakeNdif(ThreadingHTTPServer):
         try:
             with torch.no_grad():
                 tracer.execute(tracer.info.code)
-            kept = {
+            saved = {
                 name: value
                 for name, value in tracer.info.frame.f_locals.items()
                 if id(value) in _saves()
@@ -80,37 +87,34 @@ class FakeNdif(ThreadingHTTPServer):
         finally:
             dec()
         file = io.BytesIO()
-        torch.save(kept, file)
-        return (
-            zstandard.ZstdCompressor().compress(file.getvalue())
-            if envelope.compress
-            else file.getvalue()
-        )
+        torch.save(saved, file)
+        if envelope.compress:
+            return zstandard.ZstdCompressor().compress(file.getvalue())
+        return file.getvalue()
 
     def without_activations(self, result: bytes) -> bytes:
-        """The same without what was seen."""
-        kept = torch.load(
-            io.BytesIO(zstandard.ZstdDecompressor().decompress(result)), weights_only=False
-        )
-        for one in kept["answers"]:
-            one.update(seen={})
+        """Remove the activations from a result."""
+        content = zstandard.ZstdDecompressor().decompress(result)
+        saved = torch.load(io.BytesIO(content), weights_only=False)
+        for answer in saved["answers"]:
+            answer.update(seen={})
         file = io.BytesIO()
-        torch.save(kept, file)
+        torch.save(saved, file)
         return zstandard.ZstdCompressor().compress(file.getvalue())
 
     def serve_job(self, job: str, payload: bytes, envelope: RequestModel) -> None:
-        """Every status of a job, onto its session."""
-        tell = self.sessions[envelope.session_id].put
-        how = self.next.pop(0) if self.next else ""
+        """Run a job, and put each of its statuses into its session."""
+        send = self.sessions[envelope.session_id].put
+        end = self.next_ends.pop(0) if self.next_ends else ""
         for status, text in QUEUE:
-            tell(ResponseModel(id=job, status=status, description=text).model_dump_json())
-            if how == "wait" and status is Status.QUEUED:
-                return  # and nothing more is heard of it
+            send(ResponseModel(id=job, status=status, description=text).model_dump_json())
+            if end == "wait" and status is Status.QUEUED:
+                return  # and nothing more comes
         try:
-            if how == "memory":
+            if end == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-            if how == "late":
-                tell(
+            if end == "late":
+                send(
                     ResponseModel(
                         id=job,
                         status=Status.ERROR,
@@ -118,20 +122,20 @@ class FakeNdif(ThreadingHTTPServer):
                     ).model_dump_json()
                 )
                 return
-            if how == "close":
-                tell(None)
+            if end == "close":
+                send(None)
                 return
-            if how == "nothing":
-                tell(ResponseModel(id=job, status=Status.COMPLETED).model_dump_json())
+            if end == "nothing":
+                send(ResponseModel(id=job, status=Status.COMPLETED).model_dump_json())
                 return
             result = self.compute(payload, envelope)
             result = {
                 "garbage": b"garbage",
                 "half": result[: len(result) // 2],
                 "lacking": self.without_activations(result),
-            }.get(how, result)
-        except Exception:  # noqa: BLE001  # a server tells its client of every one
-            tell(
+            }.get(end, result)
+        except Exception:  # noqa: BLE001  # a server reports every exception to its client
+            send(
                 ResponseModel(
                     id=job, status=Status.ERROR, description=traceback.format_exc()
                 ).model_dump_json()
@@ -139,19 +143,21 @@ class FakeNdif(ThreadingHTTPServer):
             return
         if len(result) > LARGE:
             self.results[job] = result
-            where = f"http://127.0.0.1:{self.server_port}/result/{job}"
-            tell(ResponseModel(id=job, status=Status.COMPLETED, data=where).model_dump_json())
+            address = f"http://127.0.0.1:{self.server_port}/result/{job}"
+            send(ResponseModel(id=job, status=Status.COMPLETED, data=address).model_dump_json())
         else:
-            tell(ResponseModel(id=job, status=Status.COMPLETED, data=result).pickle())
+            send(ResponseModel(id=job, status=Status.COMPLETED, data=result).pickle())
 
 
-def received(job: str) -> dict:
+def describe_received(job: str) -> dict:
     return ResponseModel(
         id=job, status=Status.RECEIVED, description="Your job has been received."
     ).model_dump(mode="json")
 
 
 class FakeNdifHandler(BaseHTTPRequestHandler):
+    """Answers one connection."""
+
     protocol_version = "HTTP/1.1"
     server: FakeNdif
 
@@ -162,7 +168,7 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
         if self.path == "/subscribe":
             return self.subscribe()
         if self.path == "/status":
-            one = {
+            running = {
                 "repo_id": self.server.repo_id,
                 "application_state": "RUNNING",
                 "deployment_level": "HOT",
@@ -171,13 +177,13 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
                 200,
                 {
                     "deployments": {
-                        "a": one,
+                        "a": running,
                         "b": {"repo_id": "other/asleep", "application_state": "DEPLOYING"},
                     }
                 },
             )
-        if self.path == "/told":
-            return self.answer(200, self.server.told)
+        if self.path == "/received":
+            return self.answer(200, self.server.received)
         if self.path.startswith("/result/"):
             return self.answer(200, self.server.results.pop(self.path.rpartition("/")[2]))
         return self.answer(404, {"detail": "Not Found"})
@@ -185,7 +191,7 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/next":
-            self.server.next.append(body.decode())
+            self.server.next_ends.append(body.decode())
             return self.answer(200, {})
         message = email.message_from_bytes(
             b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body,
@@ -196,28 +202,28 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
             for part in message.iter_parts()
         }
         envelope = RequestModel.model_validate_json(parts["data"])
-        given = {name.lower(): value for name, value in self.headers.items()}
+        headers = {name.lower(): value for name, value in self.headers.items()}
         blob = parts["blob"]
         plain = zstandard.ZstdDecompressor().decompress(blob) if envelope.compress else blob
-        self.server.told.append(
+        self.server.received.append(
             {
-                "key": given.get("ndif-api-key"),
-                "nnsight": given.get("nnsight-version"),
+                "key": headers.get("ndif-api-key"),
+                "nnsight": headers.get("nnsight-version"),
                 "model_key": envelope.model_key,
                 "env": envelope.env,
                 "bytes": len(blob),
-                "key_inside": str(given.get("ndif-api-key")).encode() in plain,
+                "key_inside": str(headers.get("ndif-api-key")).encode() in plain,
             }
         )
-        if given.get("ndif-api-key") != self.server.key:
+        if headers.get("ndif-api-key") != self.server.key:
             detail = (
-                f"Invalid API key format: '{given.get('ndif-api-key')}'."
-                if given.get("ndif-api-key")
+                f"Invalid API key format: '{headers.get('ndif-api-key')}'."
+                if headers.get("ndif-api-key")
                 else "Missing or invalid API key."
             )
             return self.answer(401, {"detail": detail})
-        if self.server.next[:1] == ["busy"]:
-            self.server.next.pop(0)
+        if self.server.next_ends[:1] == ["busy"]:
+            self.server.next_ends.pop(0)
             return self.answer(503, {"detail": "Too many requests are waiting."})
         job = uuid.uuid4().hex
         if json.loads(envelope.model_key.partition(":")[2])["repo_id"] != self.server.repo_id:
@@ -227,8 +233,8 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
                 description="Could not deploy this model. CANT_ACCOMMODATE.",
             )
             self.server.sessions[envelope.session_id].put(refused.model_dump_json())
-            return self.answer(200, received(job))
-        self.answer(200, received(job))
+            return self.answer(200, describe_received(job))
+        self.answer(200, describe_received(job))
         return self.server.serve_job(job, blob, envelope)
 
     def answer(self, code: int, content: object) -> None:
@@ -239,7 +245,7 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def subscribe(self) -> None:
-        """The server's half of a websocket, which here only ever speaks."""
+        """The server's side of a websocket, on which it only sends."""
         accept = base64.b64encode(
             hashlib.sha1((self.headers["Sec-WebSocket-Key"] + GUID).encode()).digest()
         )
@@ -264,7 +270,7 @@ class FakeNdifHandler(BaseHTTPRequestHandler):
             self.wfile.write(b"\x88\x00")
 
     def hang_up(self, session: str) -> None:
-        """All that a client says is that it goes."""
+        """End a session when the client closes the connection."""
         with contextlib.suppress(OSError, ValueError):
             self.rfile.read(1)
         self.server.sessions[session].put(None)

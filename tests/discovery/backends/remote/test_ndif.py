@@ -1,4 +1,4 @@
-"""The whole way to NDIF and back but NDIF itself: nnsight's own client, a network, and a server that cannot import this project."""
+"""NDIF, with a fake server: nnsight's own client, a network, and a server without this project."""
 
 from __future__ import annotations
 
@@ -33,34 +33,32 @@ from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.mcp_server.servers import call_tool_ok, make_server
 
-REPO, COMMIT, KEY = (
-    "tiny/bundled",
-    "0123456789abcdef0123456789abcdef01234567",
-    "6b0f5c1e-ffff-4222-8333-444455556666",
-)
+REPO = "tiny/bundled"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+KEY = "6b0f5c1e-ffff-4222-8333-444455556666"
 BUNDLED = Path(str(importlib.resources.files("discovery.backends"))) / "bundled"
 
 
 @dataclass(frozen=True)
 class NdifProcess:
-    """The server, from outside."""
+    """The process of the fake server."""
 
     address: str
 
     def received_requests(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(f"{self.address}/told") as answer:
+        with urllib.request.urlopen(f"{self.address}/received") as answer:
             return json.load(answer)  # type: ignore[no-any-return]
 
-    def fail_next(self, *how: str) -> None:
-        for one in how:
-            urllib.request.urlopen(
-                urllib.request.Request(f"{self.address}/next", one.encode())
-            ).close()
+    def fail_next(self, *ends: str) -> None:
+        """Say how the next requests shall end, each in turn."""
+        for end in ends:
+            request = urllib.request.Request(f"{self.address}/next", end.encode())
+            urllib.request.urlopen(request).close()
 
 
 @pytest.fixture(scope="module")
 def ndif_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProcess]:
-    """A process of its own; and a hub's cache that has the model's configuration and tokenizer, but no weights."""
+    """Start a server, and make a hub cache with the model's configuration and tokenizer only."""
     script = Path(__file__).with_name("ndif_server.py")
     process = subprocess.Popen(
         [sys.executable, script, BUNDLED, REPO, KEY], cwd="/", stdout=subprocess.PIPE, text=True
@@ -80,9 +78,7 @@ def ndif_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NdifProce
 
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         for name in (REPO, "tiny/asleep"):
-            patch.setitem(
-                huggingface._ID_CACHE, name, name
-            )  # what the hub would say of how it is written
+            patch.setitem(huggingface._ID_CACHE, name, name)  # the spelling that the hub would give
         shutil.copytree(snapshot.parent.parent, cache / "models--tiny--asleep")
         address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         patch.setenv("NDIF_HOST", address)
@@ -99,11 +95,11 @@ def model(ndif_process: NdifProcess) -> Any:
 
 
 @pytest.fixture(scope="module")
-def here() -> Any:
+def local_model() -> Any:
     return load_model("bundled", backend="nnsight", device="cpu")
 
 
-def test_what_is_known_of_it(ndif_process, model, here):
+def test_its_description(ndif_process, model, local_model):
     info = model.info
     assert (info.remote, info.source, info.revision, info.fingerprint) == (
         ndif_process.address,
@@ -115,71 +111,76 @@ def test_what_is_known_of_it(ndif_process, model, here):
     assert str(model.device) == "cpu"
     changed = {"name", "source", "revision", "fingerprint", "remote", "warnings", "backend_reason"}
     assert {k: v for k, v in vars(info).items() if k not in changed} == {
-        k: v for k, v in vars(here.info).items() if k not in changed
+        k: v for k, v in vars(local_model.info).items() if k not in changed
     }
     lost = {
         name
-        for name, value in vars(here.abilities).items()
+        for name, value in vars(local_model.abilities).items()
         if value and not getattr(model.abilities, name)
     }
     assert lost == {"prefix", "last_position_only", "gradients"}
     assert all(parameter.is_meta for parameter in model.model._module.parameters())
-    assert (model.resident_weight_bytes, here.resident_weight_bytes) == (0, 4 * info.n_params)
+    assert (model.resident_weight_bytes, local_model.resident_weight_bytes) == (
+        0,
+        4 * info.n_params,
+    )
 
 
-def test_what_is_sent(ndif_process, model):
-    """The name as nnsight's own wrapper writes it, the key in the header alone, and a few thousand bytes."""
+def test_a_request_is_small_and_holds_no_key(ndif_process, model):
+    """The model's name is written as nnsight does it; the key is in the header only."""
     assert len(ndif_process.received_requests()) >= model.service.requests
-    for told in ndif_process.received_requests()[: model.service.requests]:
-        assert (told["key"], told["key_inside"], told["env"]) == (
+    for request in ndif_process.received_requests()[: model.service.requests]:
+        assert (request["key"], request["key_inside"], request["env"]) == (
             KEY,
             False,
             {"attn_implementation": "eager"},
         )
-        name, _, which = told["model_key"].partition(":")
+        name, _, settings = request["model_key"].partition(":")
         assert name == "nnsight.modeling.transformers.TransformersModel"
-        assert json.loads(which) == {"repo_id": REPO, "revision": None, "task": "text-generation"}
-        assert told["bytes"] < 40_000
+        assert json.loads(settings) == {
+            "repo_id": REPO,
+            "revision": None,
+            "task": "text-generation",
+        }
+        assert request["bytes"] < 40_000
     assert KEY not in repr(model.service)
     assert model.service.requests <= 18
 
 
-def test_runs_sweeps_and_ablations_are_those_of_a_local_model(model, here):
-    tokens, last = (
-        torch.randint(600, (3, 7), generator=torch.Generator().manual_seed(0)),
-        torch.tensor([6, 4, 5]),
-    )
+def test_runs_sweeps_and_ablations_are_those_of_a_local_model(model, local_model):
+    tokens = torch.randint(600, (3, 7), generator=torch.Generator().manual_seed(0))
+    last = torch.tensor([6, 4, 5])
     edits = [add(Site("z", 1), torch.ones(1)), add(Site("resid_mid", 2), torch.ones(1))]
     sites = [Site("pattern", 3), Site("q", 2), Site("resid_post", 3)]
-    theirs, ours = (each.run(Batch(tokens, last), sites, edits) for each in (model, here))
+    theirs, ours = (each.run(Batch(tokens, last), sites, edits) for each in (model, local_model))
     torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-5, rtol=0)
     for site in sites:
         torch.testing.assert_close(
             theirs.activations[site], ours.activations[site], atol=1e-5, rtol=0
         )
-    found = []
-    for each in (
-        model,
-        here,
-    ):  # every change of a sweep, and what it is held against, goes over the network
+    results = []
+    for each in (model, local_model):
         task = load_task("ioi", each, pairs=4)
         engine = Engine(each, task)
-        sweeps = [
-            patch_sweep(each, task, site, engine=engine).values
-            for site in ("resid_pre", "head_out")
-        ]
-        found.append(
-            [*sweeps, ablate_heads(each, task, ["a1.h0", "a2.h3"], engine=engine).per_pair]
+        results.append(
+            [
+                patch_sweep(each, task, "resid_pre", engine=engine).values,
+                patch_sweep(each, task, "head_out", engine=engine).values,
+                ablate_heads(each, task, ["a1.h0", "a2.h3"], engine=engine).per_pair,
+            ]
         )
-    for theirs, ours in zip(*found, strict=True):
+    for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
-def test_its_queue_is_told_as_progress(model):
-    task, seen = load_task("ioi", model, pairs=4), []
-    patch_sweep(model, task, "resid_pre", progress=lambda done, total, what: seen.append(what))
-    assert "unchanged prompts · NDIF: queued: Your job is in position 2." in seen
-    assert any(what.endswith(" · NDIF: running") and what.startswith("resid_pre") for what in seen)
+def test_its_queue_is_reported_as_progress(model):
+    task = load_task("ioi", model, pairs=4)
+    labels = []
+    patch_sweep(model, task, "resid_pre", progress=lambda done, total, what: labels.append(what))
+    assert "unchanged prompts · NDIF: queued: Your job is in position 2." in labels
+    assert any(
+        what.endswith(" · NDIF: running") and what.startswith("resid_pre") for what in labels
+    )
 
 
 def test_an_interruption_ends_the_waiting(ndif_process, model):
@@ -193,7 +194,7 @@ def test_an_interruption_ends_the_waiting(ndif_process, model):
         patch_sweep(model, load_task("ioi", model, pairs=4), "resid_pre", progress=stop)
 
 
-def test_where_its_memory_ends_at_load(ndif_process):
+def test_if_its_memory_runs_out_at_load(ndif_process):
     ndif_process.fail_next("memory")
     with pytest.raises(
         MemoryLimitError, match=r"Memory ran out while tiny/bundled was loaded\."
@@ -203,13 +204,13 @@ def test_where_its_memory_ends_at_load(ndif_process):
 
 
 @pytest.mark.slow
-def test_where_its_memory_ends_a_batch_is_halved(ndif_process, model, here):
+def test_if_its_memory_runs_out_a_batch_is_halved(ndif_process, model, local_model):
     task = load_task("ioi", model, pairs=8)
     before = model.service.requests
     ndif_process.fail_next("memory")
-    found = patch_sweep(model, task, "resid_pre").values
+    values = patch_sweep(model, task, "resid_pre").values
     torch.testing.assert_close(
-        found, patch_sweep(here, task, "resid_pre").values, atol=1e-5, rtol=0
+        values, patch_sweep(local_model, task, "resid_pre").values, atol=1e-5, rtol=0
     )
     assert model.service.requests - before > 4
 
@@ -244,7 +245,7 @@ def at_once(monkeypatch):
 # websocket-client leaves its socket to the collector where the server closed first.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("how", "words", "detail"),
+    ("end", "words", "detail"),
     [
         ("close", "closed the connection", "validation error"),
         ("busy", "refuses the request", "Too many requests"),
@@ -254,20 +255,24 @@ def at_once(monkeypatch):
         ("lacking", "something that is no answer", "lacks 1 of 1 activations"),
     ],
 )
-def test_what_is_lost_on_the_way_is_sent_again(
-    ndif_process, model, here, at_once, how, words, detail
+def test_a_lost_request_is_sent_again(
+    ndif_process, model, local_model, at_once, end, words, detail
 ):
-    """A job changes nothing at the server. After some times it is given up, and the next one goes through."""
-    before, told = model.service.requests, []
-    ndif_process.fail_next(how)
-    with listen_to_status(told.append):
-        found = one_run(model)
+    """A job changes nothing there. After some tries it is given up, and a later one works."""
+    before = model.service.requests
+    statuses: list[str] = []
+    ndif_process.fail_next(end)
+    with listen_to_status(statuses.append):
+        result = one_run(model)
     assert model.service.requests - before == 2
-    assert any(words in one and "Sent again in" in one for one in told)
+    assert any(words in status and "Sent again in" in status for status in statuses)
     torch.testing.assert_close(
-        found.activations[Site("z", 1)], one_run(here).activations[Site("z", 1)], atol=1e-5, rtol=0
+        result.activations[Site("z", 1)],
+        one_run(local_model).activations[Site("z", 1)],
+        atol=1e-5,
+        rtol=0,
     )
-    ndif_process.fail_next(how, how, how)
+    ndif_process.fail_next(end, end, end)
     with pytest.raises(ModelError, match=words) as caught:
         one_run(model)
     assert not isinstance(caught.value, RemoteError)
@@ -278,7 +283,7 @@ def test_what_is_lost_on_the_way_is_sent_again(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_wait_before_another_try_can_be_ended(ndif_process, model, monkeypatch):
+def test_the_wait_before_another_try_can_be_interrupted(ndif_process, model, monkeypatch):
     monkeypatch.setattr(ndif, "RETRY_PAUSES", (60.0,))
 
     def stop(status: str) -> None:
@@ -299,7 +304,7 @@ def test_a_server_that_never_answered_is_not_asked_again(ndif_process, monkeypat
 
 
 def test_a_server_that_hands_out_no_session(model, monkeypatch):
-    """It takes connections and says nothing: nnsight's client alone would wait for ever."""
+    """It accepts connections and sends nothing: nnsight's client alone would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setattr(model.service, "address", f"http://127.0.0.1:{mute.getsockname()[1]}")
         monkeypatch.setattr(ndif, "CONNECT_SECONDS", 0.2)
@@ -335,7 +340,7 @@ def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(ndif_process, mon
         load_model(REPO, remote=True)
     assert "ret" not in f"{caught.value} {caught.value.detail}".replace("characters", "")
     assert len(ndif_process.received_requests()) == before
-    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as a file or a secret of a container has it
+    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # as in a file or a container's secret
     assert ndif.NdifService.from_environment()._key == KEY
 
 
@@ -343,16 +348,16 @@ def test_a_key_that_cannot_be_one_is_neither_sent_nor_repeated(ndif_process, mon
     "host",
     ["ndif.example", "http://", "http://[::1", "http://127.0.0.1:port", "ftp://ndif.example"],
 )
-def test_an_address_that_is_none(monkeypatch, host):
+def test_a_malformed_address_is_refused(monkeypatch, host):
     monkeypatch.setenv("NDIF_HOST", host)
     with pytest.raises(ModelError, match="is no address"):
         load_model(REPO, remote=True)
 
 
 def test_a_server_that_is_not_there(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NDIF_HOST", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(ModelError, match=r"does not answer \(ConnectError\)"):
             load_model(REPO, remote=True)
 
@@ -364,7 +369,7 @@ def test_a_model_that_does_not_run_there():
     assert "CANT_ACCOMMODATE" in caught.value.detail
 
 
-def test_what_a_server_decides_cannot_be_asked_for(model):
+def test_what_a_server_decides_cannot_be_chosen(model):
     with pytest.raises(ModelError, match="computes tiny/bundled in float32"):
         load_model(REPO, remote=True, dtype="bfloat16")
     with pytest.raises(ModelError, match="models of the hub"):
@@ -373,14 +378,14 @@ def test_what_a_server_decides_cannot_be_asked_for(model):
 
 @pytest.mark.anyio
 async def test_the_server(ndif_process, tmp_path):
-    """It sends nothing until a call says so; then the model waits in NDIF's queue, not in that of this machine's device."""
+    """Nothing is sent until a call says so. The model then waits in NDIF's queue only."""
     before = len(ndif_process.received_requests())
     async with Client(make_server(tmp_path, tmp_path / "runs")) as client:
-        said = await call_tool_ok(client, "load_model", model=REPO, remote=True, load=False)
+        plan = await call_tool_ok(client, "load_model", model=REPO, remote=True, load=False)
         assert (
-            said["loaded"],
-            said["model_id"],
-            said["memory"]["loading"],
+            plan["loaded"],
+            plan["model_id"],
+            plan["memory"]["loading"],
             len(ndif_process.received_requests()),
         ) == (False, f"{REPO}@remote", 0, before)
         loaded = await call_tool_ok(client, "load_model", model=REPO, remote=True)
@@ -393,10 +398,10 @@ async def test_the_server(ndif_process, tmp_path):
         assert sent > before
         await call_tool_ok(client, "load_model", model=REPO, remote=True)
         assert len(ndif_process.received_requests()) == sent
-        found = await call_tool_ok(
+        check = await call_tool_ok(
             client, "check_task", model_id=loaded["model_id"], task="ioi", pairs=12
         )
-        assert found["metric_clean"] > 0
+        assert check["metric_clean"] > 0
 
 
 def test_the_command_line(ndif_process, capfd):
@@ -404,11 +409,11 @@ def test_the_command_line(ndif_process, capfd):
         cli.main(["tasks", "check", "ioi", "--model", REPO, "--remote", "--pairs", "12", "--json"])
         == 0
     )
-    told = capfd.readouterr()
-    assert json.loads(told.out)["metric_clean"] > 0
-    assert f"Loading the model {REPO} on NDIF" in told.err
-    assert "computed at" in told.err
-    assert KEY not in told.out + told.err
+    output = capfd.readouterr()
+    assert json.loads(output.out)["metric_clean"] > 0
+    assert f"Loading the model {REPO} on NDIF" in output.err
+    assert "computed at" in output.err
+    assert KEY not in output.out + output.err
     assert (
         cli.main(
             ["tasks", "check", "ioi", "--model", REPO, "--remote", "--backend", "transformerlens"]
