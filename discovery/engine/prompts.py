@@ -77,7 +77,7 @@ def other_side(side: Side) -> Side:
 
 
 def base_side(direction: Direction) -> Side:
-    """Return the side of a pair whose run is patched; the values that are put in come from the other.
+    """Return the side whose run is patched; the values that are put in come from the other side.
 
     Denoising patches the corrupted run with clean values; noising patches the clean run with
     corrupted ones.
