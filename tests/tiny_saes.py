@@ -1,4 +1,4 @@
-"""Dictionaries whose directions are known, written by SAELens itself, and random ones of every SAELens architecture."""
+"""SAEs written by SAELens: with known directions, or random ones of every architecture."""
 
 from __future__ import annotations
 
@@ -27,8 +27,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+# Hook points of one layer, of every kind of site that an SAE of the tests has.
+SAE_HOOKS = [
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
+    "attn.hook_q",
+]
+
+
 def saelens() -> Any:
-    """The library, which may print as it is imported."""
+    """Import SAELens, and keep what it prints off stdout."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import sae_lens
@@ -46,7 +58,7 @@ def random_module(
     seed: int = 0,
     **cfg: Any,
 ):
-    """A SAELens module of an architecture with random weights, biases and thresholds included."""
+    """Make a SAELens module with random weights, biases and thresholds."""
     from sae_lens.registry import get_sae_class
 
     architecture = name.split()[0]
@@ -62,20 +74,19 @@ def random_module(
     with torch.no_grad():
         for parameter_name, parameter in sorted(module.named_parameters()):
             drawn = torch.randn(parameter.shape, generator=rng)
-            small = parameter.ndim == 1
-            parameter.copy_(
-                (0.1 * drawn).abs()
-                if parameter_name == "threshold"
-                else drawn * (0.1 if small else d_in**-0.5)
-            )
+            if parameter_name == "threshold":
+                parameter.copy_((0.1 * drawn).abs())
+            else:
+                parameter.copy_(drawn * (0.1 if parameter.ndim == 1 else d_in**-0.5))
     return module
 
 
 def directions_module(directions: Tensor, hook: str, **metadata: Any):
-    """A standard SAE that reads orthonormal directions off and writes them back: feature f is ReLU(<x, d_f>).
+    """Make a standard SAE in which feature f is ReLU(<x, d_f>) and writes along d_f.
 
     Args:
-        directions: [feature d_in], rows orthonormal or opposite to one another.
+        directions: [feature d_in]. The rows are orthonormal, or opposite to one another.
+        metadata: SAELens's metadata of the module.
     """
     module = saelens().StandardSAE(
         saelens().StandardSAEConfig(d_in=directions.shape[1], d_sae=len(directions))
@@ -92,7 +103,11 @@ def directions_module(directions: Tensor, hook: str, **metadata: Any):
 
 
 def signed_basis(d_in: int, seed: int | None = None) -> Tensor:
-    """The unit vectors (turned by a random rotation where a seed is given) and their opposites: reconstruction is exact."""
+    """Return the unit vectors and their opposites, with which reconstruction is exact.
+
+    Args:
+        seed: turn them by a random rotation; None leaves them as they are.
+    """
     basis = torch.eye(d_in)
     if seed is not None:
         basis = torch.linalg.qr(
@@ -104,6 +119,6 @@ def signed_basis(d_in: int, seed: int | None = None) -> Tensor:
 
 
 def save(module: Any, folder: Path) -> Path:
-    """As SAELens saves it."""
+    """Save a module as SAELens does."""
     module.save_model(folder)
     return folder

@@ -19,7 +19,7 @@ from discovery.tasks.task import EncodedPair, Task
 
 
 def task_tensors(task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the padded clean tokens [pair pos], the last positions, the answers, the wrong answers."""
+    """Return padded clean tokens [pair pos], last positions, answers and wrong answers."""
     pairs = task.pairs
     width = max(len(pair.clean) for pair in pairs)
     tokens = torch.tensor([[*pair.clean, *[0] * (width - len(pair.clean))] for pair in pairs])
@@ -78,8 +78,8 @@ def contexts_by_brute_force(
         case: model, rows of token ids, and the directions of a dictionary [feature d_in].
 
     Returns:
-        The largest activation of each context, which is identified by its tokens and its peak; every
-        activation that counts; and the number of windows in which the feature fires.
+        The largest activation of each context, which is identified by its tokens and its peak;
+        every activation that counts; and the number of windows in which the feature fires.
     """
     best: dict[Any, float] = defaultdict(float)
     activations: list[float] = []

@@ -1,4 +1,4 @@
-"""Features put into a finished run: measured on its own pairs, journalled, and its verdict and verification as before."""
+"""Features put into a finished run, whose verdict and verification stay as they were."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIDES = ("clean", "corrupted", "answer", "wrong")
 
 @pytest.fixture
 def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
-    """A finished run, as `discover` leaves it, and a dictionary of the stream between its layers."""
+    """A finished run, as `discover` leaves it, and an SAE of the stream between its layers."""
     folder = build_known_circuit("induction").save(tmp_path / "model")
     model = load_model(folder, device="cpu")
     task = load_task(folder / "task.jsonl", model, pairs=12)
@@ -66,20 +66,20 @@ def finished_run(tmp_path: Path) -> tuple[Any, Run, Path, Path]:
 def test_a_run_gets_features_and_keeps_its_verdict(finished_run) -> None:
     model, run, sae, runs = finished_run
     before = run.load_circuit()
-    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
+    result = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     opened = open_run(runs, run.id)
     circuit = opened.load_circuit()
-    assert circuit == made.circuit
+    assert circuit == result.circuit
     assert (circuit.verdict, circuit.members, circuit.evaluation) == (
         before.verdict,
         before.members,
         before.evaluation,
     )
     assert circuit.dictionaries[0].sae == "sae"  # a name, and no path of this machine
-    assert opened.load_arrays(made.result_id)["noised"].shape[1] == len(made.candidates)
+    assert opened.load_arrays(result.result_id)["noised"].shape[1] == len(result.candidates)
     event = opened.events()[-1]
     assert (event["stage"], event["kind"]) == ("features", "addition")
-    assert set(event["measured"]) == {str(one.node) for one in made.candidates}
+    assert set(event["measured"]) == {str(one.node) for one in result.candidates}
     assert "Features of sae" in (opened.path / "report.html").read_text(encoding="utf-8")
     assert opened.status == "completed"
     assert resume(run.id, runs_dir=runs).circuit == circuit
@@ -91,19 +91,19 @@ def test_the_command_does_the_same_with_the_runs_own_model(
     scout: Callable[..., CommandResult],  # noqa: F811
 ) -> None:
     model, run, sae, runs = finished_run
-    made = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
+    result = add_features_to_run(run.id, load_sae(sae, model), model=model, k=2, runs_dir=runs)
     shown = scout("runs", "show", run.id, "--runs-dir", str(runs)).out
-    told = shown.partition("\nFeatures of sae beside the circuit:\n")[2].splitlines()
-    assert told[0].startswith(
+    lines = shown.partition("\nFeatures of sae beside the circuit:\n")[2].splitlines()
+    assert lines[0].startswith(
         "  - this may be the wrong SAE"
     )  # what is doubtful comes before any number
-    assert told[1].startswith("  100.0% of the variance explained, L0 ")
-    for node in made.circuit.nodes:
+    assert lines[1].startswith("  100.0% of the variance explained, L0 ")
+    for node in result.circuit.nodes:
         if node.feature:
             [line] = [
                 line for line in shown.splitlines() if line.strip().startswith(f"{node.label} ")
             ]
-            edges = made.circuit.edges
+            edges = result.circuit.edges
             for way, ends in (
                 ("from", [edge.source for edge in edges if edge.target == node.id]),
                 ("to", [edge.target for edge in edges if edge.source == node.id]),
@@ -123,11 +123,11 @@ def test_the_command_does_the_same_with_the_runs_own_model(
         "-q",
     )
     assert again.status == 0, again.err
-    found = json.loads(again.out)
-    assert [one["node"] for one in found["candidates"]] == [
-        str(one.node) for one in made.candidates
+    printed = json.loads(again.out)
+    assert [one["node"] for one in printed["candidates"]] == [
+        str(one.node) for one in result.candidates
     ]
-    assert len(found["circuit"]["graph"]["dictionaries"]) == 1
+    assert len(printed["circuit"]["graph"]["dictionaries"]) == 1
 
 
 def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(finished_run) -> None:
@@ -137,8 +137,8 @@ def test_the_id_of_a_training_in_the_same_runs_directory_names_its_dictionary(fi
             add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
         sae.rename(training.path / "sae")
         training.update(status="completed")
-    made = add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
-    assert made.circuit.dictionaries[0].sae == training.id
+    result = add_features_to_run(run.id, training.id, model=model, k=1, runs_dir=runs)
+    assert result.circuit.dictionaries[0].sae == training.id
     by_path = add_features_to_run(run.id, training.path / "sae", model=model, k=1, runs_dir=runs)
     assert by_path.circuit.dictionaries[0].sae == training.id
     with pytest.raises(StoreError, match="trains an SAE") as fault:

@@ -1,4 +1,4 @@
-"""A dictionary is SAELens's own: the same features, the same reconstruction, for every architecture and normalisation."""
+"""An SAE computes what SAELens computes, for every architecture and normalisation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.tiny_saes import ARCHITECTURES, random_module, saelens, save
 
 POST = "blocks.0.hook_resid_post"
 NORMS = ["none", "layer_norm", "constant_norm_rescale"]
-DECODES = [
-    name for name in ARCHITECTURES if name != "temporal" and "skip" not in name
-]  # whose decode is the whole reconstruction
+
+# Architectures whose decode gives the whole reconstruction.
+DECODES = [name for name in ARCHITECTURES if name != "temporal" and "skip" not in name]
 
 
 def activations(width: int = 12, seed: int = 1):
@@ -20,7 +20,7 @@ def activations(width: int = 12, seed: int = 1):
 
 
 def saelens_and_ours(tiny_models, tmp_path, name, d_in=12, hook=POST, **settings):
-    """(the module as SAELens loads it, ours)"""
+    """Return the module as SAELens loads it, and the SAE as we load it."""
     d_sae = 16 if name == "temporal" else 20
     out = "blocks.0.hook_mlp_out" if "transcoder" in name else None
     folder = save(
@@ -63,11 +63,11 @@ def test_an_edit_is_the_difference_of_two_decodes(tiny_models, tmp_path, name, n
     z = ours.encode(x)
     feature = int((z != 0).sum((0, 1)).argmax())
     change = FeatureChange.of({feature: 3.0, (feature + 1) % ours.d_sae: 0.5}, "set", ours.d_sae)
-    wanted = z.clone()
-    wanted[..., feature], wanted[..., (feature + 1) % ours.d_sae] = 3.0, 0.5
-    moved = ours.decode(wanted, x) - ours.codes(x).reconstruction
+    expected = z.clone()
+    expected[..., feature], expected[..., (feature + 1) % ours.d_sae] = 3.0, 0.5
+    moved = ours.decode(expected, x) - ours.codes(x).reconstruction
     torch.testing.assert_close(ours.edit(x, change), x + moved)
-    torch.testing.assert_close(ours.edit(x, change, error="drop"), ours.decode(wanted, x))
+    torch.testing.assert_close(ours.edit(x, change, error="drop"), ours.decode(expected, x))
 
 
 @pytest.mark.parametrize(("operation", "amount"), [("scale", 1.0), ("add", 0.0)])
@@ -97,7 +97,7 @@ def test_heads_lie_side_by_side(tiny_models, tmp_path):
     assert ours.edit(z, FeatureChange.of({0: 1.0}, "add", ours.d_sae)).shape == z.shape
 
 
-def test_a_centred_dictionary_sees_the_mean_taken_out_and_gives_it_back(tiny_models, tmp_path):
+def test_a_centred_sae_reads_without_the_mean_and_adds_it_again(tiny_models, tmp_path):
     module = random_module("standard", 12, 20, POST)
     module.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
     ours = load_sae(save(module, tmp_path / "sae"), tiny_models.load("native"))

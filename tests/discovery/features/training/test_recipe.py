@@ -1,23 +1,30 @@
-"""Sensible defaults by width, and numbers that cannot be are refused with what can."""
+"""Defaults follow the width, and wrong numbers are refused with the allowed range."""
 
 from __future__ import annotations
 
 import pytest
 
 from discovery.errors import FeatureError
-from discovery.features.hooks import format_hook, parse_hook, parse_site
 from discovery.features.training import make_recipe
 from discovery.features.training.recipe import _nearest_power_of_two
-from discovery.sites import Site
 
 
 def test_defaults_follow_the_width(tiny_models):
-    made = make_recipe(tiny_models.load("gpt2"))
-    assert made.model_dump() == {
-        "site": "resid_pre.1", "architecture": "topk", "d_in": 16, "d_sae": 128, "k": 4, "l1": None, "tokens": 199_936, "batch": 256,
-        "learning_rate": 2e-3, "context": 12, "seed": 0,
-    }  # fmt: skip
-    assert (made.steps, made.warm_up_steps, made.decay_steps, made.dead_after_steps) == (
+    recipe = make_recipe(tiny_models.load("gpt2"))
+    assert recipe.model_dump() == {
+        "site": "resid_pre.1",
+        "architecture": "topk",
+        "d_in": 16,
+        "d_sae": 128,
+        "k": 4,
+        "l1": None,
+        "tokens": 199_936,
+        "batch": 256,
+        "learning_rate": 2e-3,
+        "context": 12,
+        "seed": 0,
+    }
+    assert (recipe.steps, recipe.warm_up_steps, recipe.decay_steps, recipe.dead_after_steps) == (
         781,
         39,
         234,
@@ -35,25 +42,12 @@ def test_powers_of_two(number, power):
 
 
 def test_whole_batches(tiny_models):
-    made = make_recipe(tiny_models.load("gpt2"), tokens=1000, batch=300)
-    assert (made.tokens, made.steps) == (900, 3)
+    recipe = make_recipe(tiny_models.load("gpt2"), tokens=1000, batch=300)
+    assert (recipe.tokens, recipe.steps) == (900, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "site"),
-    [
-        ("resid_post.2", Site("resid_post", 2)),
-        ("z.0", Site("z", 0)),
-        ("blocks.3.hook_mlp_out", Site("mlp_out", 3)),
-    ],
-)
-def test_places_have_two_names(name, site):
-    assert parse_site(name) == site
-    assert parse_hook(format_hook(site)) == site
-
-
-@pytest.mark.parametrize(
-    ("asked", "cause", "cure"),
+    ("options", "cause", "cure"),
     [
         ({"site": "resid_pre.9"}, "resid_pre.9: Layer 9 does not exist", "0 to 2"),
         ({"site": "residual"}, "'residual' is not a site", "resid_pre.2"),
@@ -74,8 +68,8 @@ def test_places_have_two_names(name, site):
         ({"seed": True}, "seed is True", "whole number"),
     ],
 )
-def test_what_cannot_be_is_refused(asked, cause, cure, tiny_models):
+def test_wrong_options_are_refused(options, cause, cure, tiny_models):
     with pytest.raises(FeatureError) as fault:
-        make_recipe(tiny_models.load("gpt2"), **asked)
+        make_recipe(tiny_models.load("gpt2"), **options)
     assert cause in fault.value.cause
     assert cure in fault.value.cure

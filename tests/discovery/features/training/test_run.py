@@ -1,4 +1,4 @@
-"""A training can be stopped and killed anywhere and ends with the same dictionary; what it leaves is SAELens's own."""
+"""A training that is stopped or killed ends with the same SAE, in SAELens's own format."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,12 @@ from discovery import (
 )
 from discovery.errors import FeatureError, Interrupted, MemoryLimitError, StoreError
 from discovery.features import load_sae
-from discovery.features.training import estimate_training, resume_training
+from discovery.features.training import estimate_training, loop, resume_training
 from discovery.features.training.text import resolve_text
-from discovery.store import list_runs, open_run, run_ids
+from discovery.store import ModelSource, create_run, list_runs, open_run, run_ids
 from tests.discovery.features.training.conftest import token_rows
 from tests.tiny_saes import saelens
+from training.corpus import sentences
 
 SMALL = {"d_sae": 24, "k": 3, "tokens": 2600, "batch": 32}
 
@@ -44,15 +46,13 @@ def weights(trained) -> dict[str, torch.Tensor]:
     return load_file(trained.directory / "sae_weights.safetensors")
 
 
-def same(one, other) -> bool:
+def have_same_weights(one, other) -> bool:
     return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_reports():
-    """They take longer than what they report on."""
-    from discovery.features.training import loop
-
+    """Report seldom, because the reports of a tiny training take longer than its steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "REPORTS_PER_TRAINING", 4)
         yield
@@ -60,13 +60,13 @@ def _few_reports():
 
 @pytest.fixture(scope="module")
 def whole(word_model, text, tmp_path_factory):
-    """A training that nobody stopped."""
+    """A training that was not stopped."""
     return train_sae(
         word_model, text, "resid_post.1", runs_dir=tmp_path_factory.mktemp("runs"), **SMALL
     )
 
 
-def test_what_it_leaves(whole, word_model, text):
+def test_the_run_folder(whole, word_model, text):
     run = open_run(whole.path.parent, whole.run_id)
     assert (run.record.kind, run.status) == ("sae", "completed")
     assert run.record.scores == whole.scores.model_dump(mode="json")
@@ -96,20 +96,20 @@ def test_what_it_leaves(whole, word_model, text):
     assert (again.scores, again.recipe) == (whole.scores, whole.recipe)
 
 
-def test_its_id_names_the_dictionary(whole, word_model, monkeypatch, tmp_path):
-    """Wherever one is named: in the runs directory that is given, or in the default one."""
+def test_its_id_names_the_sae(whole, word_model, monkeypatch, tmp_path):
+    """An id is found in the runs directory that is given, or in the default one."""
     runs = whole.path.parent
     opened = load_sae(whole.run_id, word_model, runs_dir=runs)
     assert (opened.name, opened.fingerprint) == (whole.run_id, whole.sae.fingerprint)
     with pytest.raises(FeatureError, match=r"is no directory, no run in"):
         load_sae(whole.run_id, word_model)
     monkeypatch.setenv("CIRCUIT_SCOUT_RUNS_DIR", str(runs))
-    found = [
+    results = [
         sae_top_features(word_model, sae, prompt="the cat sees", k=2, controls=0)
         for sae in (whole.run_id, whole.path, whole.sae)
     ]
-    assert found[0].sae == whole.run_id
-    assert found[0].features == found[1].features == found[2].features
+    assert results[0].sae == whole.run_id
+    assert results[0].features == results[1].features == results[2].features
     text = ["the dog sees the fish"]
     assert (
         feature_examples(word_model, whole.run_id, text, [1]).features
@@ -121,7 +121,7 @@ def test_its_id_names_the_dictionary(whole, word_model, monkeypatch, tmp_path):
     assert generate_with_features(word_model, whole.run_id, "the cat", {0: 1.0}, tokens=1).prompt
 
 
-def test_it_is_saelens_own(whole, word_model):
+def test_saelens_loads_the_same_sae(whole, word_model):
     theirs = saelens().SAE.load_from_disk(whole.directory)
     assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
     x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -144,12 +144,11 @@ def test_another_model_is_refused(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "asks", [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)]
+    "stop_after",
+    [60, pytest.param(2, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)],
 )
-def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(
-    asks, whole, word_model, text, tmp_path
-):
-    left = asks
+def test_stopped_anywhere_it_resumes_to_the_same_sae(stop_after, whole, word_model, text, tmp_path):
+    left = stop_after
 
     def progress(done: float, total: float, what: str) -> None:
         nonlocal left
@@ -160,18 +159,15 @@ def test_stopped_anywhere_it_goes_on_to_the_same_dictionary(
     with pytest.raises(Interrupted) as stopped:
         train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, progress=progress, **SMALL)
     assert open_run(tmp_path, stopped.value.run_id).status == "interrupted"
-    assert same(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
+    assert have_same_weights(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
     assert open_run(tmp_path, stopped.value.run_id).status == "completed"
 
 
 @pytest.mark.slow
-def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
-    whole, word_model, text, tmp_path, monkeypatch
-):
-    """Ctrl-C may come between two halves of a step: the last checkpoint counts."""
-    from discovery.features.training import loop
-
-    honest, steps = loop.step, 0
+def test_an_interrupted_step_is_taken_again(whole, word_model, text, tmp_path, monkeypatch):
+    """Ctrl-C may come in the middle of a step; then the last checkpoint counts."""
+    original = loop.step
+    steps = 0
 
     def broken(trainer, batch):
         nonlocal steps
@@ -179,7 +175,7 @@ def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
         if steps == 40:
             trainer.sae.W_enc.data.zero_()
             raise KeyboardInterrupt
-        return honest(trainer, batch)
+        return original(trainer, batch)
 
     monkeypatch.setattr(loop, "step", broken)
     with pytest.raises(Interrupted) as stopped:
@@ -187,24 +183,28 @@ def test_what_stands_in_the_middle_of_a_step_is_left_and_done_again(
             word_model, text, "resid_post.1", runs_dir=tmp_path, checkpoint_seconds=0.0, **SMALL
         )
     assert (tmp_path / stopped.value.run_id / "checkpoint.safetensors").exists()
-    assert same(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
+    assert have_same_weights(resume_training(stopped.value.run_id, runs_dir=tmp_path), whole)
 
 
 @pytest.mark.slow
-def test_killed_without_a_word_it_goes_on_to_the_same_dictionary(
-    whole, word_model, text, tmp_path, root
-):
+def test_killed_it_resumes_to_the_same_sae(whole, word_model, text, tmp_path, root):
     program = f"""
 import time
 from discovery import load_model, train_sae
 from discovery.features.training import loop
-honest = loop.step
+original = loop.step
 def slow(trainer, batch):
     time.sleep(0.02)
-    return honest(trainer, batch)
+    return original(trainer, batch)
 loop.step = slow
-train_sae(load_model({word_model.info.source!r}, device="cpu"), {str(text)!r}, "resid_post.1", runs_dir={str(tmp_path)!r},
-          checkpoint_seconds=0.0, **{SMALL!r})
+train_sae(
+    load_model({word_model.info.source!r}, device="cpu"),
+    {str(text)!r},
+    "resid_post.1",
+    runs_dir={str(tmp_path)!r},
+    checkpoint_seconds=0.0,
+    **{SMALL!r},
+)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
@@ -212,8 +212,8 @@ train_sae(load_model({word_model.info.source!r}, device="cpu"), {str(text)!r}, "
     )
     try:
         for _ in range(1200):
-            [kept] = list(tmp_path.glob("*/checkpoint.safetensors")) or [None]
-            if kept is not None or process.poll() is not None:
+            [checkpoint] = list(tmp_path.glob("*/checkpoint.safetensors")) or [None]
+            if checkpoint is not None or process.poll() is not None:
                 break
             time.sleep(0.05)
         time.sleep(0.3)
@@ -224,20 +224,20 @@ train_sae(load_model({word_model.info.source!r}, device="cpu"), {str(text)!r}, "
     run = open_run(tmp_path, run_id)
     assert run.status == "interrupted"
     assert not (run.path / "sae").exists(), "it was killed too late"
-    assert same(resume_training(run_id, runs_dir=tmp_path), whole)
+    assert have_same_weights(resume_training(run_id, runs_dir=tmp_path), whole)
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_another_gives_another(whole, word_model, text, tmp_path):
-    assert same(
+    assert have_same_weights(
         train_sae(word_model, text, "blocks.1.hook_resid_post", runs_dir=tmp_path, **SMALL), whole
     )
-    assert not same(
+    assert not have_same_weights(
         train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, seed=1, **SMALL), whole
     )
 
 
-def test_a_text_or_a_model_that_changed_is_not_gone_on_with(word_model, text, tmp_path):
+def test_a_changed_text_or_model_is_not_resumed(word_model, text, tmp_path):
     own = tmp_path / "text.txt"
     own.write_text(text.read_text())
 
@@ -254,10 +254,10 @@ def test_a_text_or_a_model_that_changed_is_not_gone_on_with(word_model, text, tm
     with pytest.raises(StoreError, match=r"text\.txt' is not the one that run"):
         resume_training(run_id, runs_dir=tmp_path / "runs")
     own.write_text(text.read_text())
-    record = tmp_path / "runs" / run_id / "run.json"
-    told = json.loads(record.read_text())
-    told["model"]["fingerprint"] = "0" * 64
-    record.write_text(json.dumps(told))
+    path = tmp_path / "runs" / run_id / "run.json"
+    record = json.loads(path.read_text())
+    record["model"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(record))
     with pytest.raises(StoreError, match="other weights than run"):
         resume_training(run_id, runs_dir=tmp_path / "runs")
 
@@ -285,19 +285,19 @@ def test_every_kind_of_site_of_a_native_model_without_a_tokenizer(
 @pytest.mark.slow
 def test_a_task_is_a_text_and_the_other_backend_reads_the_same(tiny_models, tmp_path):
     task = as_task(random_pairs([8] * 60))
-    made = [
+    trained = [
         train_sae(tiny_models.load("gpt2", backend), task, runs_dir=tmp_path, **SMALL)
         for backend in ("transformerlens", "nnsight")
     ]
-    assert made[0].recipe.site == "resid_pre.1"
+    assert trained[0].recipe.site == "resid_pre.1"
     rows = [
         json.loads(line)["tokens"]
-        for line in (made[0].path / "rows.jsonl").read_text().splitlines()
+        for line in (trained[0].path / "rows.jsonl").read_text().splitlines()
     ]
     assert rows == [list(prompt) for pair in task.pairs for prompt in (pair.clean, pair.corrupted)]
-    assert made[0].scores.loss_clean == pytest.approx(made[1].scores.loss_clean, abs=1e-5)
-    assert made[0].scores.variance_explained == pytest.approx(
-        made[1].scores.variance_explained, abs=1e-2
+    assert trained[0].scores.loss_clean == pytest.approx(trained[1].scores.loss_clean, abs=1e-5)
+    assert trained[0].scores.variance_explained == pytest.approx(
+        trained[1].scores.variance_explained, abs=1e-2
     )
 
 
@@ -320,19 +320,19 @@ def test_the_standard_architecture(word_model, text, tmp_path):
 
 
 def test_a_first_position_that_outweighs_the_others_is_left_out(tmp_path):
-    """As of GPT-2, whose first token's activation is what attention rests on."""
-    made = save_native(tmp_path / "model")
-    made.state["pos_embed.W_pos"][0] *= 300
-    made.save()
-    model = load_model(made.path, device="cpu")
+    """GPT-2 has such a first position: attention rests on its first token."""
+    native = save_native(tmp_path / "model")
+    native.state["pos_embed.W_pos"][0] *= 300
+    native.save()
+    model = load_model(native.path, device="cpu")
     trained = train_sae(
         model, token_rows(), "resid_pre.0", runs_dir=tmp_path, **{**SMALL, "tokens": 640}
     )
-    [told] = [
+    [event] = [
         event for event in open_run(tmp_path, trained.run_id).events() if event["stage"] == "text"
     ]
-    assert told["measured"]["skip"] == 1
-    assert "the first position is left out" in told["why"]
+    assert event["measured"]["skip"] == 1
+    assert "the first position is left out" in event["why"]
     assert trained.sae.module.cfg.metadata.circuit_scout["skipped_positions"] == 1
     rows = resolve_text(model, token_rows()).rows(model, trained.recipe)
     assert trained.scores.tokens == sum(len(row) - 1 for row in rows.heldout)
@@ -348,7 +348,7 @@ def test_the_name_of_a_built_in_task_is_a_text(monkeypatch):
     assert resolve_text(model, Path("greater_than")).path == Path("greater_than").absolute()
 
 
-def test_what_does_not_fit_leaves_nothing(word_model, text, tmp_path):
+def test_a_training_that_does_not_fit_leaves_no_run(word_model, text, tmp_path):
     with pytest.raises(
         MemoryLimitError,
         match=r"Training 24 features with batches of 32 takes about .* GB, and 0.00 GB are allowed",
@@ -361,7 +361,7 @@ def test_what_does_not_fit_leaves_nothing(word_model, text, tmp_path):
     assert run_ids(tmp_path) == []
 
 
-def test_a_loss_that_is_no_number_says_so(word_model, text, tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error(word_model, text, tmp_path):
     with pytest.raises(FeatureError, match="The loss is not finite at step") as fault:
         train_sae(word_model, text, "resid_post.1", runs_dir=tmp_path, learning_rate=1e30, **SMALL)
     assert "1e+30" in fault.value.cure
@@ -369,39 +369,33 @@ def test_a_loss_that_is_no_number_says_so(word_model, text, tmp_path):
     assert (run.status, run.problem) == ("interrupted", fault.value.cause)
 
 
-def test_a_discovery_is_not_gone_on_with_as_a_training(word_model, text, tmp_path):
-    from discovery.store import ModelSource, create_run
-
+def test_a_discovery_is_not_resumed_as_a_training(word_model, text, tmp_path):
     with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {}) as run:
-        found = run.id
+        run_id = run.id
     with pytest.raises(StoreError, match="is not a training of an SAE"):
-        resume_training(found, runs_dir=tmp_path)
+        resume_training(run_id, runs_dir=tmp_path)
 
 
 def test_the_estimate(word_model, text):
-    recipe, found = estimate_training(word_model, text, "resid_post.1", **SMALL)
-    assert (found.steps, found.tokens, found.documents) == (81, 2592, 190)
+    recipe, estimate = estimate_training(word_model, text, "resid_post.1", **SMALL)
+    assert (estimate.steps, estimate.tokens, estimate.documents) == (81, 2592, 190)
     assert recipe.steps == 81
-    assert found.seconds >= found.seconds_per_step * 81 + 2592 / found.tokens_per_second
+    assert estimate.seconds >= estimate.seconds_per_step * 81 + 2592 / estimate.tokens_per_second
     lines = [line.split() for line in text.read_text().splitlines()]
     per_document = sum(map(len, lines)) / len(lines)
-    assert found.epochs == pytest.approx(2592 / (190 * per_document), rel=0.15)
+    assert estimate.epochs == pytest.approx(2592 / (190 * per_document), rel=0.15)
     parameters = 4 * 24 * 2 * 16
-    assert found.memory_bytes > 10 * parameters
+    assert estimate.memory_bytes > 10 * parameters
     _, wider = estimate_training(word_model, text, "resid_post.1", **{**SMALL, "d_sae": 2400})
-    assert wider.memory_bytes - found.memory_bytes > 10 * 4 * (2400 - 24) * 32
+    assert wider.memory_bytes - estimate.memory_bytes > 10 * 4 * (2400 - 24) * 32
 
 
 @pytest.mark.slow
-def test_the_estimate_is_near_what_it_takes(tmp_path):
+def test_the_estimate_is_near_the_real_time(tmp_path):
     """On a machine that does other things too: within a factor of four."""
-    from itertools import islice
-
-    from training.corpus import sentences
-
     text = tmp_path / "sentences.txt"
     text.write_text("".join(f"{sentence}\n" for sentence in islice(sentences(3), 4000)))
-    began = time.monotonic()
+    started = time.monotonic()
     trained = train_sae(
         load_model("bundled", device="cpu"),
         text,
@@ -410,10 +404,10 @@ def test_the_estimate_is_near_what_it_takes(tmp_path):
         d_sae=256,
         tokens=100_000,
     )
-    taken = time.monotonic() - began
+    seconds = time.monotonic() - started
     [expected] = [
         event["measured"]
         for event in open_run(tmp_path / "runs", trained.run_id).events()
         if event["stage"] == "estimate"
     ]
-    assert expected["seconds"] / 4 < taken < expected["seconds"] * 4
+    assert expected["seconds"] / 4 < seconds < expected["seconds"] * 4

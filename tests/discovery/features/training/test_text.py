@@ -1,4 +1,4 @@
-"""A text is read in pieces, in an order of its own, and what is held out is never trained on."""
+"""The documents of a text, their order, and the rows that are held out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.errors import FeatureError
 from discovery.features.training import make_recipe
-from discovery.features.training.activations import ActivationBatches, read_activations
 from discovery.features.training.text import (
     MIN_LINE_LIMIT_BYTES,
     Cursor,
@@ -29,22 +27,25 @@ def test_the_index_of_a_text(word_model, tmp_path):
     path.write_text(
         "the cat sees\n\n  \nfish\nthe dog sees the fish bones\nbones the", encoding="utf-8"
     )
-    pieces = DocumentIndex.of(path, 4)
-    assert pieces.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
+    index = DocumentIndex.of(path, 4)
+    assert index.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     encode = word_model.tokenizer.encode
     long = encode("the dog sees the fish bones")
-    assert list(pieces.rows(word_model, [2, 0, 1, 3], 4)) == [
-        [tuple(long[:4]), tuple(long[4:])], [tuple(encode("the cat sees"))], [], [tuple(encode("bones the"))],
-    ]  # fmt: skip
+    assert list(index.rows(word_model, [2, 0, 1, 3], 4)) == [
+        [tuple(long[:4]), tuple(long[4:])],
+        [tuple(encode("the cat sees"))],
+        [],
+        [tuple(encode("bones the"))],
+    ]
 
 
 @pytest.mark.parametrize("line", ["fish " * 4000, "ü" * 9000, "a" + "日本" * 4000])
 def test_a_long_line_is_cut_and_nothing_is_lost(line, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(f"{line}\nend\n", encoding="utf-8")
-    pieces = DocumentIndex.of(path, 12)
+    index = DocumentIndex.of(path, 12)
     content = path.read_bytes()
-    parts = [content[start:end] for start, end in zip(pieces.starts, pieces.ends, strict=True)]
+    parts = [content[start:end] for start, end in zip(index.starts, index.ends, strict=True)]
     assert b"".join(parts) == content
     assert max(map(len, parts)) <= MIN_LINE_LIMIT_BYTES
     assert "".join(part.decode("utf-8") for part in parts) == f"{line}\nend\n"
@@ -61,7 +62,7 @@ def test_json_lines(word_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'{"tokens": [3, 99]}', "document 1, has neither a text nor token ids from 0 to 30"),
         (b'{"tokens": [3, true]}', "has neither a text nor"),
@@ -71,10 +72,10 @@ def test_json_lines(word_model, tmp_path):
         (b'{"text": "\xff"}', "document 1, is not UTF-8"),
     ],
 )
-def test_json_lines_that_are_none(content, said, word_model, tmp_path):
+def test_wrong_json_lines_are_refused(content, message, word_model, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_bytes(content + b"\n")
-    with pytest.raises(FeatureError, match=said):
+    with pytest.raises(FeatureError, match=message):
         list(DocumentIndex.of(path, 12).rows(word_model, [0], 12))
 
 
@@ -92,7 +93,7 @@ def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ("", "has no document,"),
         ("the cat\n", "has one document,"),
@@ -100,15 +101,15 @@ def test_a_model_without_a_tokenizer_wants_token_ids(tiny_models, tmp_path):
         ("the cat\nthe cat\n", "has nothing to train on"),
     ],
 )
-def test_a_text_that_is_too_short(lines, said, word_model, tmp_path):
+def test_a_text_that_is_too_short(lines, message, word_model, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(lines)
     recipe = make_recipe(word_model)
-    with pytest.raises(FeatureError, match=said):
+    with pytest.raises(FeatureError, match=message):
         TrainingRows(word_model, DocumentIndex.of(path, 12), recipe).take(Cursor(), 10, 0)
 
 
-def test_a_folder_is_no_text(word_model, tmp_path):
+def test_a_folder_is_not_a_text(word_model, tmp_path):
     with pytest.raises(FeatureError, match="cannot be read: Is a directory"):
         DocumentIndex.of(tmp_path, 12)
 
@@ -145,7 +146,7 @@ def test_each_pass_has_every_document_once_and_never_what_is_held_out(tiny_model
     assert piecewise[: len(first)] == first
 
 
-def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(word_model, tmp_path):
+def test_a_heldout_row_is_not_trained_on_even_if_the_text_repeats_it(word_model, tmp_path):
     path = tmp_path / "text.txt"
     rng = random.Random(0)
     path.write_text(
@@ -155,45 +156,11 @@ def test_what_is_held_out_is_not_trained_on_where_it_is_said_twice(word_model, t
         )
     )
     rows = TrainingRows(word_model, DocumentIndex.of(path, 12), make_recipe(word_model))
-    found, _ = rows.take(Cursor(), 60, 0)
-    assert found
-    assert not set(found) & set(rows.heldout)
+    taken, _ = rows.take(Cursor(), 60, 0)
+    assert taken
+    assert not set(taken) & set(rows.heldout)
 
 
-def test_the_supply_is_what_the_backend_reads_and_a_place_in_it_is_found_again(tiny_models):
-    model = tiny_models.load("gpt2")
-    recipe = make_recipe(model, "resid_post.1", tokens=4000, batch=32)
-    source = resolve_text(model, token_rows(400))
-    rows = source.rows(model, recipe)
-    supply = ActivationBatches(model, rows, recipe, 1)
-    batches, places = [], []
-    for _ in range(2 * recipe.batches_per_block + 3):
-        places.append(supply.position)
-        batches.append(next(supply))
-    assert {tuple(batch.shape) for batch in batches} == {(32, 16)}
-    for at in (
-        0,
-        5,
-        recipe.batches_per_block,
-        recipe.batches_per_block + 1,
-        2 * recipe.batches_per_block + 2,
-    ):
-        assert torch.equal(
-            next(ActivationBatches(model, source.rows(model, recipe), recipe, 1, places[at])),
-            batches[at],
-        )
-    read, _ = rows.take(Cursor(), recipe.batches_per_block * 32, 1)
-    direct = torch.cat(
-        [
-            activation[where]
-            for _, where, activation in read_activations(model, recipe.parsed_site, read, 1)
-        ]
-    )
-    distances = torch.cdist(batches[0], direct, compute_mode="donot_use_mm_for_euclid_dist")
-    assert float(distances.min(dim=1).values.max()) < 1e-4
-    assert len(set(distances.argmin(dim=1).tolist())) == 32
-
-
-def test_the_text_is_where_it_was(word_model):
+def test_a_missing_file_is_named(word_model):
     with pytest.raises(FeatureError, match=r"There is no file 'nowhere\.txt'"):
         DocumentIndex.of(Path("nowhere.txt"), 12)

@@ -17,7 +17,7 @@ PLANTED_PAIRS = 12
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory):
-    """The induction model, its task, and SAEs of the stream's own directions, in a shuffled order."""
+    """The induction model, its task, and SAEs of the stream's own directions, shuffled."""
     folder = tmp_path_factory.mktemp("induction")
     case = build_known_circuit("induction")
     case.save(folder / "model")
@@ -26,9 +26,8 @@ def planted(tmp_path_factory):
     d_model = case.layout.d_model
     order = torch.randperm(2 * d_model, generator=torch.Generator().manual_seed(3))
     directions = signed_basis(d_model)[order]
-    number = {
-        int(place): feature for feature, place in enumerate(order.tolist()) if place < d_model
-    }  # dimension -> feature
+    # The feature that reads each dimension of the stream.
+    number = {dim: feature for feature, dim in enumerate(order.tolist()) if dim < d_model}
     after = load_sae(
         save(
             directions_module(directions, "blocks.1.hook_resid_post", neuronpedia_id="toy/1"),

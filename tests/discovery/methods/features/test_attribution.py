@@ -14,20 +14,10 @@ from discovery.interventions import Edit
 from discovery.methods.features import edit_features
 from discovery.metrics import measure
 from tests.oracles.sae_features import real_positions, task_tensors
-from tests.tiny_saes import random_module, save
-
-SITES = [
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "attn.hook_z",
-    "attn.hook_q",
-]
+from tests.tiny_saes import SAE_HOOKS, random_module, save
 
 
-@pytest.mark.parametrize("hook", SITES)
+@pytest.mark.parametrize("hook", SAE_HOOKS)
 def test_attribution_is_the_gradient_through_the_decoder(tiny_models, tmp_path, hook):
     model = tiny_models.load("native")
     module = random_module(

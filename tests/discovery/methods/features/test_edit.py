@@ -19,22 +19,13 @@ from discovery.methods.features.pushes import ShuffledDecoderControl
 from discovery.metrics import measure
 from discovery.sites import Site
 from tests.oracles.sae_features import corrupted_metric, metric_by_plain_runs, task_tensors
-from tests.tiny_saes import random_module, save
+from tests.tiny_saes import SAE_HOOKS, random_module, save
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
-SITES = [
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "attn.hook_z",
-    "attn.hook_q",
-]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("hook", SITES)
+@pytest.mark.parametrize("hook", SAE_HOOKS)
 def test_error_kept_and_nothing_changed_is_the_same_logits(tiny_models, tmp_path, hook, layer):
     model = tiny_models.load("native")
     module = random_module(
@@ -60,7 +51,7 @@ def test_error_kept_and_nothing_changed_is_the_same_logits(tiny_models, tmp_path
     )
 
 
-@pytest.mark.parametrize("hook", SITES)
+@pytest.mark.parametrize("hook", SAE_HOOKS)
 @pytest.mark.parametrize("error", ["keep", "drop"])
 def test_an_edit_is_what_plain_runs_give(tiny_models, tmp_path, hook, error):
     model = tiny_models.load("native")
@@ -126,7 +117,7 @@ def test_bad_input_of_an_edit(planted):
 
 
 @pytest.mark.parametrize("error", ["keep", "drop"])
-def test_amounts_that_leave_no_logits_are_refused_and_say_nothing_of_chance(planted, error):
+def test_amounts_that_leave_no_finite_logits_are_refused(planted, error):
     with pytest.raises(
         FeatureError,
         match="With the amount -1e\\+300 of feature 1 the model's logits are not finite",
@@ -153,13 +144,13 @@ def test_amounts_that_leave_no_logits_are_refused_and_say_nothing_of_chance(plan
     )
 
 
-def test_a_draw_that_is_no_number_speaks_against_the_feature():
+def test_a_draw_that_is_nan_counts_against_the_feature():
     assert ShuffledDecoderControl.of(2.0, [1.0, float("nan"), 3.0]).p == 3 / 4
     assert ShuffledDecoderControl.of(float("nan"), [1.0, 2.0, 3.0]).p == 1
 
 
 def test_steering_a_planted_direction_writes_its_token(planted):
-    """Two units of an answer's feature behind the last layer are two gains on its logit; no other direction does as much."""
+    """After the last layer, two units of an answer's feature add twice the gain to its logit."""
     token = planted.task.pairs[0].answer[0]
     task = replace(planted.task, pairs=planted.task.pairs[:1], splits=(None,))
     feature = planted.number[planted.layout.dims("out")[token]]

@@ -24,7 +24,7 @@ from tests.tiny_saes import directions_module, save, signed_basis
 
 @pytest.mark.parametrize("by", ["activation", "attribution"])
 def test_features_behind_the_last_layer_are_recovered_exactly(planted, by):
-    """There the metric is linear: 6 · (answer's feature − wrong answer's), so each number is known."""
+    """The metric is linear there: 6 · (answer's feature − wrong answer's), so it is known."""
     model, task, layout = planted.model, planted.task, planted.layout
     tokens, last, answer, wrong = task_tensors(task)
     site = Site("resid_post", 1)
@@ -55,17 +55,19 @@ def test_features_behind_the_last_layer_are_recovered_exactly(planted, by):
 
 
 def test_ordered_by_ablation_the_largest_exact_effect_comes_first(planted):
-    """Of the candidates that attribution puts first; behind the last layer both are the same number."""
-    exact = sae_top_features(
+    """The candidates are those that attribution puts first."""
+    by_ablation = sae_top_features(
         planted.model, planted.between, task=planted.task, k=3, by="ablation", controls=0
     )
-    every = sae_top_features(
+    by_attribution = sae_top_features(
         planted.model, planted.between, task=planted.task, k=32, by="attribution", controls=0
     )
-    expected = sorted(every.features, key=lambda feature: -abs(feature.ablation.mean))[:3]
-    assert exact.by == "ablation"
-    assert [feature.index for feature in exact.features] == [feature.index for feature in expected]
-    assert [feature.ablation.mean for feature in exact.features] == pytest.approx(
+    expected = sorted(by_attribution.features, key=lambda feature: -abs(feature.ablation.mean))[:3]
+    assert by_ablation.by == "ablation"
+    assert [feature.index for feature in by_ablation.features] == [
+        feature.index for feature in expected
+    ]
+    assert [feature.ablation.mean for feature in by_ablation.features] == pytest.approx(
         [feature.ablation.mean for feature in expected], rel=1e-4
     )
 
@@ -104,12 +106,12 @@ def test_features_between_the_layers_have_the_effect_that_plain_runs_give(plante
 
 
 def test_what_the_induction_head_reads_is_at_the_top(planted):
-    """The first copy of A is where the key "previous token is A" stands: at the position behind it, in the subspace `prev`."""
+    """The key "previous token is A" stands in `prev`, one position after the first A."""
     tokens = planted.task.pairs[0]
     task = replace(planted.task, pairs=(tokens,), splits=(None,))
-    asked = tokens.clean[-1]
-    expected = planted.number[planted.layout.content("prev")[asked - 1]]
-    place = tokens.clean.index(asked) + 1
+    last = tokens.clean[-1]
+    expected = planted.number[planted.layout.content("prev")[last - 1]]
+    place = tokens.clean.index(last) + 1
     top = sae_top_features(
         planted.model, planted.between, task=task, positions=[place], k=3, steps=16
     )
@@ -143,10 +145,10 @@ def test_consistency_tells_a_feature_of_the_task_from_one_of_all_text(planted):
     assert all(feature.control is None for feature in top.features)
 
 
-def test_a_poor_reconstruction_is_said_first(planted):
-    kept = planted.directions[::3]
+def test_a_poor_reconstruction_is_the_first_warning(planted):
+    third = planted.directions[::3]
     sae = load_sae(
-        save(directions_module(kept, "blocks.1.hook_resid_post"), planted.folder / "poor"),
+        save(directions_module(third, "blocks.1.hook_resid_post"), planted.folder / "poor"),
         planted.model,
     )
     top = sae_top_features(planted.model, sae, task=planted.task, positions=["end"], k=2)
@@ -226,7 +228,7 @@ def test_a_prompt_is_measured_by_its_likeliest_token_over_the_runner_up(planted)
         ({"task": True, "unrelated": ["text"]}, "no tokenizer"),
     ],
 )
-def test_bad_input_of_the_top(planted, arguments, message):
+def test_bad_input(planted, arguments, message):
     if arguments.get("task"):
         arguments = arguments | {"task": planted.task}
     with pytest.raises(MeasurementError, match=message):
@@ -234,7 +236,7 @@ def test_bad_input_of_the_top(planted, arguments, message):
 
 
 def test_a_task_is_one_its_file_its_pairs_or_its_name(planted, tmp_path):
-    """The same pairs however they are named: of a path or a name as many as are drawn by default, of a list all."""
+    """A task, a list of its pairs, and the path of its file give the same results."""
     pairs = planted.task.pairs[:5]
     lines = [
         {
@@ -247,29 +249,29 @@ def test_a_task_is_one_its_file_its_pairs_or_its_name(planted, tmp_path):
     ]
     path = tmp_path / "task.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given = [replace(planted.task, pairs=pairs, splits=(None,) * 5), lines, path, str(path)]
+    tasks = [replace(planted.task, pairs=pairs, splits=(None,) * 5), lines, path, str(path)]
     top = [
         sae_top_features(planted.model, planted.between, task=task, k=3, controls=0).features
-        for task in given
+        for task in tasks
     ]
     assert [[(one.index, one.ablation.mean) for one in features] for features in top] == [
         [(one.index, one.ablation.mean) for one in top[0]]
     ] * 4
     edited = [
         edit_features(planted.model, task, planted.between, {top[0][0].index: 0.0}, controls=0)
-        for task in given
+        for task in tasks
     ]
     assert {one.effect.mean for one in edited} == {edited[0].effect.mean}
     with pytest.raises(TaskError, match="'iox' is neither a built-in task nor a file"):
         edit_features(planted.model, "iox", planted.between, {0: 0.0})
 
 
-def test_a_loaded_dictionary_must_fit_too(planted, tiny_models):
+def test_a_loaded_sae_must_fit_too(planted, tiny_models):
     with pytest.raises(FeatureError, match="numbers a position"):
         sae_top_features(tiny_models.load("native"), planted.between, prompt=(1, 2, 3))
 
 
-def test_where_nothing_differs_there_is_no_share(planted):
+def test_without_a_difference_there_is_no_share(planted):
     pair = planted.task.pairs[0]
     task = replace(planted.task, pairs=(replace(pair, corrupted=pair.clean),), splits=(None,))
     top = sae_top_features(planted.model, planted.between, task=task, k=1)
@@ -298,7 +300,7 @@ def test_architectures_and_dtypes(tiny_models, tmp_path, kind, dtype):
 
 
 def test_direct_effects_linearise_the_final_norm(tiny_models, tmp_path):
-    """Against a small step along the direction at the final residual stream, before norm and unembedding."""
+    """Compare with a small step along the direction at the final residual stream."""
     model = tiny_models.load("native")
     sae = load_sae(
         save(
@@ -328,7 +330,7 @@ def test_direct_effects_linearise_the_final_norm(tiny_models, tmp_path):
         )
 
 
-def test_a_dictionary_that_never_fires_has_no_top(planted):
+def test_an_sae_that_never_fires_has_no_top_features(planted):
     module = directions_module(planted.directions, "blocks.1.hook_resid_pre")
     with torch.no_grad():
         module.b_enc.fill_(-100.0)
@@ -337,9 +339,9 @@ def test_a_dictionary_that_never_fires_has_no_top(planted):
     assert top.features == ()
     assert top.reconstruction.l0 == 0
     assert top.warnings[0].startswith("POOR RECONSTRUCTION")
-    kept = edit_features(planted.model, planted.task, sae, {0: 0.0})
-    assert kept.effect.mean == 0
-    assert kept.control.p == 1
+    edit = edit_features(planted.model, planted.task, sae, {0: 0.0})
+    assert edit.effect.mean == 0
+    assert edit.control.p == 1
 
 
 def test_progress_can_stop_the_work(planted):

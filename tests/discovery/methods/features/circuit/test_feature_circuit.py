@@ -1,4 +1,4 @@
-"""Planted features of a known circuit become nodes of its record, and nothing else of it changes."""
+"""Planted features of a known circuit become nodes of its record, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -211,14 +211,14 @@ def test_arrays_hold_every_pair(planted_circuit):
     ],
 )
 def test_bad_input(planted_circuit, change, message):
-    given = {"circuit": planted_circuit.circuit, **change}
+    arguments = {"circuit": planted_circuit.circuit, **change}
     with pytest.raises(MeasurementError, match=message):
         add_features(
             planted_circuit.model,
-            given.pop("circuit"),
+            arguments.pop("circuit"),
             planted_circuit.task,
             planted_circuit.sae,
-            **given,
+            **arguments,
         )
 
 

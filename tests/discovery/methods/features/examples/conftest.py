@@ -16,7 +16,7 @@ from tests.tiny_saes import directions_module, save, signed_basis
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory):
-    """The induction model (token ids only), an SAE of random directions between its layers, and a text of ids."""
+    """The induction model, an SAE of random directions between its layers, and a text of ids."""
     folder = tmp_path_factory.mktemp("examples")
     known = build_known_circuit("induction")
     model = load_model(known.save(folder / "model"), device="cpu")

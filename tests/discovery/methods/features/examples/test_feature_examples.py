@@ -26,14 +26,14 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(case):
         case.model, case.sae, case.text, FEATURES, sampling=SAMPLING, cache=False
     )
     for dashboard, feature in zip(examples.features, FEATURES, strict=True):
-        best, every, windows = contexts_by_brute_force(case, feature, SAMPLING)
-        fired = [value for value in every if value]
+        best, activations, windows = contexts_by_brute_force(case, feature, SAMPLING)
+        fired = [value for value in activations if value]
         assert dashboard.feature == feature
-        assert dashboard.density == pytest.approx(len(fired) / len(every))
+        assert dashboard.density == pytest.approx(len(fired) / len(activations))
         assert dashboard.mean == pytest.approx(sum(fired) / len(fired), rel=1e-5)
         assert (dashboard.windows, examples.positions, dashboard.exact) == (
             windows,
-            len(every),
+            len(activations),
             True,
         )
         ranked = sorted(best.items(), key=lambda item: -item[1])
@@ -58,7 +58,7 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(case):
 
 
 def test_a_planted_token_is_what_the_feature_shows(tmp_path, case):
-    """The dictionary's first directions are the tokens' own: whatever is read, the examples of feature t peak on token t."""
+    """Feature t reads token t, so its examples peak on token t."""
     sae = load_sae(
         save(
             directions_module(signed_basis(case.sae.d_in), "blocks.0.hook_resid_pre"),
@@ -92,16 +92,16 @@ def test_words_are_read_as_the_models_tokenizer_reads_them(tiny_models, tmp_path
     rows.write_text("".join(json.dumps({"said": line}) + "\n" for line in lines))
     one = feature_examples(model, sae, plain, [0, 1], cache=False)
     other = feature_examples(model, sae, rows, [0, 1], field="said", cache=False)
-    given = feature_examples(model, sae, lines, [0, 1], cache=tmp_path)
+    listed = feature_examples(model, sae, lines, [0, 1], cache=tmp_path)
     assert one.features[0].top[0].texts is not None
     assert "«" in one.features[0].top[0].text
     assert (
         [dashboard.density for dashboard in one.features]
         == [dashboard.density for dashboard in other.features]
-        == [dashboard.density for dashboard in given.features]
+        == [dashboard.density for dashboard in listed.features]
     )
     assert one.documents == 3
-    assert given.fingerprint is None  # what can be read once only is not kept
+    assert listed.fingerprint is None  # what can be read once only is not kept
     assert list(tmp_path.glob("*.json")) == []
 
 
@@ -125,16 +125,16 @@ def test_it_is_found_once_and_given_again(case, tmp_path):
     others = [ask(k=4), ask(window=9), ask(seed=1), ask(features=FEATURES[:2])]
     assert not any(examples.cached for examples in others)
     assert len({first.fingerprint, *(examples.fingerprint for examples in others)}) == 5
-    kept = tmp_path / f"{first.fingerprint}.json"
+    path = tmp_path / f"{first.fingerprint}.json"
     for spoilt in ("{", "{}", '{"features": 3}'):
-        kept.write_text(spoilt)
+        path.write_text(spoilt)
         assert not ask().cached
         assert ask().cached
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
 def test_the_same_weights_under_another_card_are_another_question(case, tmp_path):
-    """The link and what is doubtful are the dictionary's own, and no other's that has its weights."""
+    """SAEs with the same weights may have other links and warnings."""
     for name in ("toy/1", "toy/2"):
         module = directions_module(case.directions, "blocks.1.hook_resid_pre", neuronpedia_id=name)
         sae = load_sae(save(module, tmp_path / name), case.model)
@@ -166,11 +166,11 @@ def test_another_text_is_another_question(case, tmp_path):
 
 def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(case, tmp_path, monkeypatch):
     monkeypatch.setattr("discovery.methods.features.examples.reader.TOKENS_PER_BATCH", {"cpu": 64})
-    told = []
+    reports = []
 
     def stop(done, total, label):
-        told.append((done, total, label))
-        if len(told) == 4:
+        reports.append((done, total, label))
+        if len(reports) == 4:
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -178,7 +178,7 @@ def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(case, tmp_path, 
             case.model, case.sae, case.text, [3], sampling=SAMPLING, cache=tmp_path, progress=stop
         )
     assert list(tmp_path.iterdir()) == []
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
     whole = []
     examples = feature_examples(
         case.model,
