@@ -1,7 +1,9 @@
-"""`make conformance`: the official suite, the inspector and a real client, against our server. Needs npm and its registry.
+"""`make conformance`: the official suite, the inspector and a real client, against our server.
 
-Installs what it needs, Node 22 included, into build/conformance. The suite runs on our server factory with its fixtures, where every
-required scenario of both revisions must pass, and on the production server, whose failures must be those of baseline.yml.
+It needs npm and its registry, and installs what it needs, Node 22 included, into build/conformance.
+The suite runs twice: on our server factory with the suite's fixtures, where every required scenario
+of both revisions must pass, and on the production server, which must fail exactly the scenarios of
+baseline.yml.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ BASELINE = ROOT / "tests" / "conformance" / "baseline.yml"
 
 def main() -> int:
     if shutil.which("npm") is None:
-        say("npm is not here: nothing was run")
+        say("npm is not installed: nothing was run")
         return 0 if "--if-possible" in sys.argv else 1
     environment = {
         **os.environ,
@@ -47,57 +49,40 @@ def main() -> int:
 
 
 def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
-    """Each check, and whether it passed."""
-    for name, words, more in (
-        ("fixtures", ["-m", "tests.conformance.server"], []),
-        (
-            "production",
-            ["-m", "mcp_server", "serve", "--http"],
-            ["--expected-failures", str(BASELINE)],
-        ),
-    ):
-        with run_server(words, environment) as url:
-            for revision in REVISIONS:
-                command = [
-                    "conformance",
-                    "server",
-                    "--url",
-                    url,
-                    "--requirements",
-                    revision,
-                    "-o",
-                    str(INSTALL_DIR / "out" / f"{name}-{revision}"),
-                    *more,
-                ]
-                yield f"{name} {revision}", run_check(command, environment)
-    for era in ("legacy", "modern"):
-        command = [
-            "mcp-inspector",
-            "--cli",
-            sys.executable,
-            "-m",
-            "mcp_server",
-            "serve",
-            "--protocol-era",
-            era,
-            "--method",
-            "tools/list",
-            "--strict",
-            "--format",
-            "json",
-            "-q",
-        ]
-        yield f"inspector {era}", run_check(command, environment, quiet=True)
-    yield (
-        "Claude Code",
-        run_check(
-            [sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"], environment
-        ),
+    """Yield the name of each check, and whether it passed."""
+    yield from suite_checks(
+        "fixtures", ["-m", "tests.conformance.server"], environment, expected_failures=None
     )
+    yield from suite_checks(
+        "production", ["-m", "mcp_server", "serve", "--http"], environment, BASELINE
+    )
+    inspect = ["mcp-inspector", "--cli", sys.executable, "-m", "mcp_server", "serve"]
+    list_tools = ["--method", "tools/list", "--strict", "--format", "json", "-q"]
+    for era in ("legacy", "modern"):
+        command = [*inspect, "--protocol-era", era, *list_tools]
+        yield f"inspector {era}", run_check(command, environment, quiet=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"]
+    yield "Claude Code", run_check(command, environment)
+
+
+def suite_checks(
+    name: str,
+    server_words: Sequence[str],
+    environment: dict[str, str],
+    expected_failures: Path | None,
+) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each check of the official suite on one server, and whether it passed."""
+    options = [] if expected_failures is None else ["--expected-failures", str(expected_failures)]
+    with run_server(server_words, environment) as url:
+        for revision in REVISIONS:
+            output = INSTALL_DIR / "out" / f"{name}-{revision}"
+            command = ["conformance", "server", "--url", url, "--requirements", revision]
+            command += ["-o", str(output), *options]
+            yield f"{name} {revision}", run_check(command, environment)
 
 
 def install(environment: dict[str, str]) -> bool:
-    """Bring the packages; whether they are there."""
+    """Install the packages if they are missing, and return whether they are there."""
     if all(
         (INSTALL_DIR / "node_modules" / ".bin" / name).exists()
         for name in ("node", "conformance", "mcp-inspector", "claude")
@@ -119,7 +104,7 @@ def install(environment: dict[str, str]) -> bool:
 
 @contextmanager
 def run_server(words: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
-    """A server on a free port, once it answers; gives its URL."""
+    """Run a server on a free port, and yield its URL once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -144,17 +129,11 @@ def run_server(words: Sequence[str], environment: dict[str, str]) -> Iterator[st
 
 
 def run_check(command: Sequence[str], environment: dict[str, str], *, quiet: bool = False) -> bool:
+    """Run a command, and return whether it succeeded."""
     say(" ".join(command))
-    return (
-        subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL if quiet else None,
-            check=False,
-        ).returncode
-        == 0
-    )
+    output = subprocess.DEVNULL if quiet else None
+    completed = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, check=False)
+    return completed.returncode == 0
 
 
 def say(words: str) -> None:

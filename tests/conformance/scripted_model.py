@@ -1,4 +1,7 @@
-"""A local stand-in for the Messages API that plays a script of tool calls and keeps what the client sends: what a model would be shown."""
+"""A local Messages API that plays a script of tool calls.
+
+It stands in for a model, and keeps what the client sends: what a model would be shown.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Step = tuple[str, Callable[[list[dict[str, Any]]], dict[str, Any]]]
-"""A tool's name, and what it is called with, given the results so far."""
+"""The name of a tool, and its arguments as a function of the results so far."""
 
 
 class Script:
-    """The tool calls to be played, and the results that came back.
+    """The tool calls to play, and the results that came back.
 
     Attributes:
-        results: each tool_result block that the client sent, in order. tools: names of the tools that it offered. stuck: why the script
-            could not go on.
+        steps: the tool calls.
+        results: the tool_result blocks that the client sent, in order.
+        tools: the names of the tools that the client offered.
+        system: the system prompts and first messages that the client sent.
+        failure: why the script could not continue; empty if nothing failed.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -30,7 +36,7 @@ class Script:
         self._lock = threading.Lock()
 
     def reply(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """The content of the next message."""
+        """Return the content of the next message."""
         with self._lock:
             self.tools |= {tool["name"] for tool in request.get("tools", []) if "name" in tool}
             self.system += json.dumps(request.get("system", "")) + json.dumps(
@@ -43,7 +49,7 @@ class Script:
                 if isinstance(block, dict)
             ]
             results = [block for block in blocks if block.get("type") == "tool_result"]
-            if not request.get("tools"):  # a question on the side, such as a title
+            if not request.get("tools"):  # a side question, for example for a title
                 return [{"type": "text", "text": "ok"}]
             self.results = results
             done = len(results)
@@ -51,7 +57,7 @@ class Script:
                 return [{"type": "text", "text": "done"}]
             name, arguments = self.steps[done]
             try:
-                given = arguments(results)
+                call_arguments = arguments(results)
             except (ValueError, LookupError, StopIteration):
                 self.failure = f"{name} cannot be called after {results[-1]}"
                 return [{"type": "text", "text": self.failure}]
@@ -60,13 +66,13 @@ class Script:
                     "type": "tool_use",
                     "id": f"toolu_{done:04d}",
                     "name": f"mcp__circuit-scout__{name}",
-                    "input": given,
+                    "input": call_arguments,
                 }
             ]
 
 
 def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A message as the stream that the client reads."""
+    """Return a message as the stream of events that the client reads."""
     message = {
         "id": "msg_1",
         "type": "message",
@@ -105,7 +111,7 @@ def events(content: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]
 
 @contextmanager
 def serve_script(script: Script) -> Iterator[str]:
-    """Serve the script on this machine; gives the base URL."""
+    """Serve the script on this machine, and yield its base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -131,7 +137,7 @@ def serve_script(script: Script) -> Iterator[str]:
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

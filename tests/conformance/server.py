@@ -1,7 +1,8 @@
-"""Our server factory with the tools, resources and prompts that the official conformance suite calls by name.
+"""Our server with the tools, resources and prompts that the official conformance suite calls.
 
-`python -m tests.conformance.server PORT` serves it over HTTP; `make conformance` runs the suite against it. What it shows is that our
-subclass of the SDK's server, its error boundary and its transport keep the protocol; the fixtures themselves are the suite's.
+`python -m tests.conformance.server PORT` serves it over HTTP, and `make conformance` runs the suite
+against it. The suite prescribes these fixtures. They show that our subclass of the SDK's server,
+its boundary for errors and its transport keep the protocol.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from mcp_server.server.http import HttpEndpoint, listen, serve_http
 from mcp_server.server.server import CircuitScoutServer, build_server
 from mcp_server.session import ServerSettings
 
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
+    "gg=="
+)
 WAV = "UklGRiQAAABXQVZFZm10IBAAAAABAAEARKwAAIhYAQACABAAZGF0YQAAAAA="
 MISSING_CAPABILITY = -32021
 
 
 def make_fixture_server() -> CircuitScoutServer:
     server = build_server(ServerSettings(runs_dir=Path(mkdtemp()) / "runs"))
-    for add in (add_content, add_legacy, add_input, add_resources, add_prompts):
+    for add in ADDITIONS:
         add(server)
     return server
 
@@ -54,7 +58,7 @@ def embedded(uri: str, mime_type: str, words: str) -> protocol.EmbeddedResource:
 
 
 def add_content(server: CircuitScoutServer) -> None:
-    """Tools that give each kind of content."""
+    """Add tools that give each kind of content."""
 
     @server.tool(structured_output=False)
     def test_simple_text() -> str:
@@ -89,6 +93,10 @@ def add_content(server: CircuitScoutServer) -> None:
             "test://mixed-content-resource", "application/json", '{"test":"data","value":123}'
         )
         return [text("Multiple content types test:"), image(), resource]
+
+
+def add_outcomes(server: CircuitScoutServer) -> None:
+    """Add tools that fail, report progress, or need a capability of the client."""
 
     @server.tool(structured_output=False)
     def test_error_handling() -> str:
@@ -160,7 +168,7 @@ class Enums(BaseModel):
 
 
 def add_legacy(server: CircuitScoutServer) -> None:
-    """What the handshake era has and the modern one lacks: a server that asks in the middle of a call, logging, subscriptions."""
+    """Add what only the handshake era has: logging, subscriptions, questions during a call."""
 
     @server.tool(structured_output=False)
     async def test_tool_with_logging(ctx: Context[Any, Any]) -> str:
@@ -174,13 +182,30 @@ def add_legacy(server: CircuitScoutServer) -> None:
     async def test_sampling(prompt: str, ctx: Context[Any, Any]) -> str:
         """Has the client's model answer."""
         message = protocol.SamplingMessage(role="user", content=text(prompt))
-        # On the call's own stream: the client's other one may not be open yet, and what is sent there then is lost.
+        # On the stream of the call: the client's other stream may not be open yet, and then the
+        # message would be lost.
         reply = await ctx.session.create_message(
             messages=[message], max_tokens=100, related_request_id=ctx.request_id
         )
         return f"LLM response: {getattr(reply.content, 'text', '')}"
 
-    async def asked(ctx: Context[Any, Any], message: str, schema: type[BaseModel]) -> str:
+    async def accept_request(ctx: Any, params: Any) -> protocol.EmptyResult:
+        return protocol.EmptyResult()
+
+    lowlevel = server._lowlevel_server
+    subscriptions = {
+        "resources/subscribe": protocol.SubscribeRequestParams,
+        "resources/unsubscribe": protocol.UnsubscribeRequestParams,
+    }
+    lowlevel.add_request_handler("logging/setLevel", protocol.SetLevelRequestParams, accept_request)
+    for method, parameters in subscriptions.items():
+        lowlevel.add_request_handler(method, parameters, accept_request)
+
+
+def add_legacy_elicitation(server: CircuitScoutServer) -> None:
+    """Add tools that ask the user during a call, as in the handshake era."""
+
+    async def elicit(ctx: Context[Any, Any], message: str, schema: type[BaseModel]) -> str:
         result = await ctx.elicit(message, schema)
         content = result.data.model_dump_json() if result.action == "accept" else "{}"
         return f"action={result.action}, content={content}"
@@ -188,27 +213,17 @@ def add_legacy(server: CircuitScoutServer) -> None:
     @server.tool(structured_output=False)
     async def test_elicitation(message: str, ctx: Context[Any, Any]) -> str:
         """Asks the user."""
-        return f"User response: {await asked(ctx, message, Person)}"
+        return f"User response: {await elicit(ctx, message, Person)}"
 
     @server.tool(structured_output=False)
     async def test_elicitation_sep1034_defaults(ctx: Context[Any, Any]) -> str:
         """Asks with defaults."""
-        return f"Elicitation completed: {await asked(ctx, 'Please confirm', Defaults)}"
+        return f"Elicitation completed: {await elicit(ctx, 'Please confirm', Defaults)}"
 
     @server.tool(structured_output=False)
     async def test_elicitation_sep1330_enums(ctx: Context[Any, Any]) -> str:
         """Asks with choices."""
-        return f"Elicitation completed: {await asked(ctx, 'Please choose', Enums)}"
-
-    async def nothing(ctx: Any, params: Any) -> protocol.EmptyResult:
-        return protocol.EmptyResult()
-
-    lowlevel = server._lowlevel_server
-    lowlevel.add_request_handler("logging/setLevel", protocol.SetLevelRequestParams, nothing)
-    lowlevel.add_request_handler("resources/subscribe", protocol.SubscribeRequestParams, nothing)
-    lowlevel.add_request_handler(
-        "resources/unsubscribe", protocol.UnsubscribeRequestParams, nothing
-    )
+        return f"Elicitation completed: {await elicit(ctx, 'Please choose', Enums)}"
 
 
 def _need(ctx: Context[Any, Any], name: str) -> None:
@@ -246,24 +261,22 @@ def text_result(words: str) -> protocol.CallToolResult:
 
 
 def content_of(ctx: Context[Any, Any], key: str) -> dict[str, Any] | None:
-    """What the client answered to one request, where it did and the answer has content."""
+    """Return what the client answered to one request; None if it has not, or without content."""
     reply = (ctx.input_responses or {}).get(key)
     content = getattr(reply, "content", None)
     return content if isinstance(content, dict) else None
 
 
 def add_input(server: CircuitScoutServer) -> None:
-    """What the modern era has instead: results that ask for more."""
+    """Add tools of the modern era: their results ask the client for one thing."""
 
     @server.tool()
     async def test_input_required_result_elicitation(ctx: Context[Any, Any]) -> Answer:
         """Asks for a name."""
         content = content_of(ctx, "user_name")
-        return (
-            text_result(f"Hello, {content['name']}!")
-            if content and "name" in content
-            else ask_for_input(user_name=ask("What is your name?", "name"))
-        )
+        if content and "name" in content:
+            return text_result(f"Hello, {content['name']}!")
+        return ask_for_input(user_name=ask("What is your name?", "name"))
 
     @server.tool()
     async def test_input_required_result_sampling(ctx: Context[Any, Any]) -> Answer:
@@ -283,6 +296,10 @@ def add_input(server: CircuitScoutServer) -> None:
             return ask_for_input(client_roots=protocol.ListRootsRequest())
         return text_result(f"Roots: {[str(root.uri) for root in getattr(reply, 'roots', [])]}")
 
+
+def add_input_with_state(server: CircuitScoutServer) -> None:
+    """Add tools of the modern era whose requests carry a state that comes back."""
+
     @server.tool()
     async def test_input_required_result_request_state(ctx: Context[Any, Any]) -> Answer:
         """Asks, with a state that comes back."""
@@ -292,7 +309,7 @@ def add_input(server: CircuitScoutServer) -> None:
 
     @server.tool()
     async def test_input_required_result_tampered_state(ctx: Context[Any, Any]) -> Answer:
-        """The same; a changed state is refused by the seal around it."""
+        """Asks with a state; the SDK refuses a state that was changed."""
         if ctx.request_state == "confirming":
             return text_result("state-ok")
         return ask_for_input("confirming", confirm=ask("Please confirm", "ok", "boolean"))
@@ -304,12 +321,12 @@ def add_input(server: CircuitScoutServer) -> None:
             ctx.input_responses or {}
         ):
             return text_result("All three came.")
-        asked = {
+        requests = {
             "user_name": ask("What is your name?", "name"),
             "greeting": sample("Generate a greeting", 50),
             "client_roots": protocol.ListRootsRequest(),
         }
-        return ask_for_input("three", **asked)
+        return ask_for_input("three", **requests)
 
     @server.tool()
     async def test_input_required_result_multi_round(ctx: Context[Any, Any]) -> Answer:
@@ -320,20 +337,22 @@ def add_input(server: CircuitScoutServer) -> None:
             return ask_for_input("2", step2=ask("Step 2: What is your favorite color?", "color"))
         return ask_for_input("1", step1=ask("Step 1: What is your name?", "name"))
 
+
+def add_input_if_possible(server: CircuitScoutServer) -> None:
+    """Add a tool that asks only for what the client can give, and a prompt that asks."""
+
     @server.tool()
     async def test_input_required_result_capabilities(ctx: Context[Any, Any]) -> Answer:
         """Asks only for what the client can give."""
-        can = ctx.client_capabilities
+        capabilities = ctx.client_capabilities
         requests: dict[str, Any] = {}
-        if can is not None and can.elicitation is not None:
+        if capabilities is not None and capabilities.elicitation is not None:
             requests["user_name"] = ask("What is your name?", "name")
-        if can is not None and can.sampling is not None:
+        if capabilities is not None and capabilities.sampling is not None:
             requests["greeting"] = sample("Generate a greeting", 50)
-        return (
-            ask_for_input(**requests)
-            if requests and not ctx.input_responses
-            else text_result("Nothing to ask.")
-        )
+        if requests and not ctx.input_responses:
+            return ask_for_input(**requests)
+        return text_result("Nothing to ask.")
 
     @server.prompt()
     async def test_input_required_result_prompt(
@@ -341,11 +360,9 @@ def add_input(server: CircuitScoutServer) -> None:
     ) -> list[UserMessage] | protocol.InputRequiredResult:
         """A prompt that asks."""
         content = content_of(ctx, "user_context")
-        return (
-            [UserMessage(content=text(f"Context: {content['context']}"))]
-            if content
-            else ask_for_input(user_context=ask("What context should the prompt use?", "context"))
-        )
+        if content:
+            return [UserMessage(content=text(f"Context: {content['context']}"))]
+        return ask_for_input(user_context=ask("What context should the prompt use?", "context"))
 
 
 def add_resources(server: CircuitScoutServer) -> None:
@@ -399,10 +416,20 @@ def add_prompts(server: CircuitScoutServer) -> None:
         ]
 
 
+ADDITIONS = (
+    add_content,
+    add_outcomes,
+    add_legacy,
+    add_legacy_elicitation,
+    add_input,
+    add_input_with_state,
+    add_input_if_possible,
+    add_resources,
+    add_prompts,
+)
+
 if __name__ == "__main__":
-    warnings.simplefilter(
-        "ignore"
-    )  # logging and sampling are deprecated, and the older revision's suite asks for them
-    raise SystemExit(
-        serve_http(make_fixture_server(), *listen(HttpEndpoint("127.0.0.1", int(sys.argv[1]))))
-    )
+    # Logging and sampling are deprecated, and the suite of the older revision asks for them.
+    warnings.simplefilter("ignore")
+    endpoint = HttpEndpoint(host="127.0.0.1", port=int(sys.argv[1]))
+    raise SystemExit(serve_http(make_fixture_server(), *listen(endpoint)))

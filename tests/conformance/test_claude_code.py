@@ -1,6 +1,7 @@
-"""A real client: Claude Code's command line against a scripted model, without a network; what the model is shown is what is asserted.
+"""A real client: Claude Code's command line with a scripted model, without a network.
 
-Runs where `claude` is on the path (`make conformance` puts it there).
+The tests check what the model is shown. They run if `claude` is on the path; `make conformance`
+puts it there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ pytestmark = [
 def converse(
     script: Script, home: Path, runs: Path, *words: str, timeout_ms: int = 600_000
 ) -> None:
-    """One headless conversation."""
+    """Hold one headless conversation that plays the script."""
     server = {
         "type": "stdio",
         "command": sys.executable,
@@ -51,19 +52,9 @@ def converse(
             "ENABLE_TOOL_SEARCH": "false",
             "MCP_TIMEOUT": "120000",
         }
-        command = [
-            str(CLAUDE),
-            "-p",
-            "go",
-            "--mcp-config",
-            str(config),
-            "--strict-mcp-config",
-            "--allowedTools",
-            "mcp__circuit-scout",
-            "--max-turns",
-            "20",
-        ]
-        done = subprocess.run(
+        command = [str(CLAUDE), "-p", "go", "--mcp-config", str(config), "--strict-mcp-config"]
+        command += ["--allowedTools", "mcp__circuit-scout", "--max-turns", "20"]
+        completed = subprocess.run(
             command,
             cwd=Path(__file__).resolve().parents[2],
             env=environment,
@@ -72,20 +63,20 @@ def converse(
             timeout=800,
             check=False,
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     assert script.failure == ""
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
-    """The structured result as the model reads it."""
+    """Return the structured result as the model reads it."""
     content = result["content"]
     text = (
         content
         if isinstance(content, str)
         else next(block["text"] for block in content if block.get("text", "").startswith("{"))
     )
-    found: dict[str, Any] = json.loads(text)
-    return found
+    structured: dict[str, Any] = json.loads(text)
+    return structured
 
 
 def kinds(result: dict[str, Any]) -> list[str]:
@@ -98,19 +89,19 @@ def fixed_step(name: str, **arguments: Any) -> Step:
 
 
 def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
-    given = {"model_id": "bundled", "task": "ioi"}
+    common = {"model_id": "bundled", "task": "ioi"}
     script = Script(
         [
             fixed_step("load_model", model="bundled"),
-            fixed_step("patch_sweep", **given, site="head_out"),
+            fixed_step("patch_sweep", **common, site="head_out"),
             (
                 "ablate_heads",
                 lambda results: {
-                    **given,
+                    **common,
                     "nodes": [cell["node"] for cell in facts(results[1])["top"][:2]],
                 },
             ),
-            fixed_step("discover_circuit", **given, wait_seconds=500),
+            fixed_step("discover_circuit", **common, wait_seconds=500),
             ("get_circuit", lambda results: {"run_id": facts(results[3])["run_id"]}),
         ]
     )
@@ -119,11 +110,11 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
         f"mcp__circuit-scout__{name}" for name in ("load_model", "patch_sweep", "get_circuit")
     } <= script.tools
     assert "Verdicts are computed" in script.system
-    loaded, swept, ablated, found, circuit = script.results
+    loaded, sweep, ablation, found, circuit = script.results
     assert facts(loaded)["n_layers"] == 4
-    assert facts(swept)["top"][0]["effect"] > 0.2
-    assert "image" in kinds(swept)
-    assert facts(ablated)["change"] < 0
+    assert facts(sweep)["top"][0]["effect"] > 0.2
+    assert "image" in kinds(sweep)
+    assert facts(ablation)["change"] < 0
     assert (facts(found)["status"], facts(found)["verdict"]) == ("completed", "verified")
     nodes = {node["id"] for node in facts(circuit)["nodes"]}
     assert {"a0.h3", "a1.h3", "a2.h0"} <= nodes
@@ -134,16 +125,16 @@ def test_a_conversation_on_the_bundled_model(tmp_path: Path) -> None:
 
 
 def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
-    """With no dictionary named: its own, which is there without a download."""
-    given = {"model_id": "bundled", "task": "ioi"}
+    """If no SAE is named, the model's own is used, which needs no download."""
+    common = {"model_id": "bundled", "task": "ioi"}
     script = Script(
         [
             fixed_step("load_model", model="bundled"),
-            fixed_step("sae_top_features", **given, positions=["end"], k=3),
+            fixed_step("sae_top_features", **common, positions=["end"], k=3),
             (
                 "edit_features",
                 lambda results: {
-                    **given,
+                    **common,
                     "features": {str(facts(results[1])["features"][0]["index"]): 0},
                 },
             ),
@@ -155,7 +146,7 @@ def test_the_features_of_the_bundled_model(tmp_path: Path) -> None:
                     "text": "ioi",
                 },
             ),
-            fixed_step("sae_top_features", **given, positions=["nowhere"]),
+            fixed_step("sae_top_features", **common, positions=["nowhere"]),
         ]
     )
     converse(script, tmp_path, tmp_path / "runs")
@@ -200,9 +191,9 @@ def test_a_discovery_in_a_model_of_the_users_and_a_wrong_argument(tmp_path: Path
 
 
 def test_a_call_that_the_client_gives_up_leaves_the_server_well(tmp_path: Path) -> None:
-    """The client's own limit ends a wait; the run goes on, and can be asked for and stopped.
+    """The client's own limit ends a wait; the run continues, and can be found and stopped.
 
-    Ten times the pairs, so that no machine is done before the limit.
+    The run has ten times the usual pairs, so that no machine completes it before the limit.
     """
     script = Script(
         [

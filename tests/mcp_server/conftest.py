@@ -21,10 +21,10 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models directory."""
-    place = tmp_path_factory.mktemp("models")
+    directory = tmp_path_factory.mktemp("models")
     for name in ("induction", "or_mlp"):
-        build_known_circuit(name).save(place / name)
-    return place
+        build_known_circuit(name).save(directory / name)
+    return directory
 
 
 @pytest.fixture(scope="session")

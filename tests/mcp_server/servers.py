@@ -1,4 +1,4 @@
-"""A place for servers: two small models whose circuits are known, their tasks, and ways to connect."""
+"""Servers for the tests, ways to connect to them, and calls of their tools."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import anyio
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult
 
@@ -21,16 +22,21 @@ from mcp_server.session import ServerSettings
 
 INDUCTION_TASK = "induction/task.jsonl"
 INDUCTION_CIRCUIT = {"a0.h2", "a1.h1"}
-ERAS = ("auto", "legacy")
+ERAS = ("auto", "legacy")  # of the protocol
+HELLO = {  # the parameters of `initialize`
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
 
 
 def server_environment(runs: Path, **more: str) -> dict[str, str]:
-    """What a server process of a test is started with."""
+    """Return the environment of a server process."""
     return {**os.environ, "CIRCUIT_SCOUT_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1", **more}
 
 
 def make_server(models: Path, runs: Path, **more: Any) -> CircuitScoutServer:
-    """A server in this process."""
+    """Return a server in this process."""
     return build_server(ServerSettings(runs_dir=runs, models_dir=models, **more))
 
 
@@ -38,7 +44,7 @@ def make_server(models: Path, runs: Path, **more: Any) -> CircuitScoutServer:
 async def connect_over_stdio(
     models: Path, runs: Path, era: str = "auto", *words: str, **more: Any
 ) -> AsyncIterator[Client]:
-    """A client of a server in a process of its own."""
+    """Connect a client to a server that runs in a process of its own."""
     words = (
         "-m",
         "mcp_server",
@@ -67,7 +73,7 @@ def free_port() -> int:
 
 @contextmanager
 def run_http_server(models: Path, runs: Path, *words: str, **more: str) -> Iterator[str]:
-    """A server over HTTP in a process of its own; gives its URL."""
+    """Run a server over HTTP in a process of its own, and yield its URL."""
     port = free_port()
     command = [
         sys.executable,
@@ -100,7 +106,7 @@ def run_http_server(models: Path, runs: Path, *words: str, **more: str) -> Itera
 
 
 async def call_tool_ok(client: Client, name: str, /, **arguments: Any) -> dict[str, Any]:
-    """A tool's structured result; fails where it is an error."""
+    """Call a tool that must succeed, and return its structured result."""
     result = await client.call_tool(name, arguments)
     assert not result.is_error, text_of(result)
     assert isinstance(result.structured_content, dict)
@@ -110,7 +116,7 @@ async def call_tool_ok(client: Client, name: str, /, **arguments: Any) -> dict[s
 
 
 async def call_tool_error(client: Client, name: str, /, **arguments: Any) -> str:
-    """The text of a call that is an error."""
+    """Call a tool that must fail, and return the text of the error."""
     result = await client.call_tool(name, arguments)
     assert result.is_error, result.structured_content
     return text_of(result)
@@ -118,3 +124,27 @@ async def call_tool_error(client: Client, name: str, /, **arguments: Any) -> str
 
 def text_of(result: CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+async def wait_for_run(client: Client, run_id: str, seconds: float = 200) -> dict[str, Any]:
+    """Poll a run until it is not at work, and return its status."""
+    with anyio.fail_after(seconds):
+        while True:
+            state = await call_tool_ok(client, "run_status", run_id=run_id)
+            if state["status"] != "running":
+                return state
+            await anyio.sleep(0.2)
+
+
+def exchange(stdin: IO[str], stdout: IO[str], *messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Send JSON-RPC messages over stdio, and return the answers to those that have an id."""
+    answers = []
+    for message in messages:
+        stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        stdin.flush()
+        while "id" in message:
+            answer = json.loads(stdout.readline())
+            if answer.get("id") == message["id"]:
+                answers.append(answer)
+                break
+    return answers

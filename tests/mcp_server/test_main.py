@@ -1,4 +1,4 @@
-"""The console script hands its words down, and the errors of the upper floor are errors of the lower."""
+"""The console script passes its words on, and the server's errors are errors of `discovery`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mcp_server import errors
 def test_main_hands_its_words_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from discovery import cli
 
-    heard: list[list[str]] = []
+    received: list[list[str]] = []
 
     def record(words: list[str]) -> int:
-        heard.append(words)
+        received.append(words)
         return 2
 
     monkeypatch.setattr(cli, "main", record)
     monkeypatch.setattr(sys, "argv", ["circuit-scout", "runs", "list"])
     assert (entry.main(), entry.main(("doctor", "--json"))) == (2, 2)
-    assert heard == [["runs", "list"], ["doctor", "--json"]]
+    assert received == [["runs", "list"], ["doctor", "--json"]]
 
 
 def test_the_module_and_the_script_are_one_command(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""A client that cancels or leaves: measurements stop within a batch, discoveries go on."""
+"""A client that cancels or leaves: measurements stop within a batch, discoveries continue."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.mcp_server.servers import (
     free_port,
     run_http_server,
     server_environment,
+    wait_for_run,
 )
 
 pytestmark = pytest.mark.anyio
@@ -57,19 +58,21 @@ async def test_a_cancelled_measurement_frees_the_device(
 async def cancel(connection: AbstractAsyncContextManager[Client]) -> None:
     async with connection as client:
         await call_tool_ok(client, "load_model", model="or_mlp")
-        given = {"model_id": "or_mlp", "task": "or_mlp/task.jsonl"}
-        await call_tool_ok(client, "check_task", **given)
-        began = time.monotonic()
-        await call_tool_ok(client, "evaluate_circuit", **given, nodes=["a0.h3", "a1.h0"], pairs=240)
-        whole = time.monotonic() - began
-        with anyio.move_on_after(whole / 8) as scope:
+        arguments = {"model_id": "or_mlp", "task": "or_mlp/task.jsonl"}
+        await call_tool_ok(client, "check_task", **arguments)
+        start = time.monotonic()
+        await call_tool_ok(
+            client, "evaluate_circuit", **arguments, nodes=["a0.h3", "a1.h0"], pairs=240
+        )
+        whole_seconds = time.monotonic() - start
+        with anyio.move_on_after(whole_seconds / 8) as scope:
             await client.call_tool(
-                "evaluate_circuit", {**given, "nodes": ["a0.h3", "a1.h2"], "pairs": 240}
+                "evaluate_circuit", {**arguments, "nodes": ["a0.h3", "a1.h2"], "pairs": 240}
             )
         assert scope.cancelled_caught
-        began = time.monotonic()
-        await call_tool_ok(client, "check_task", **given)
-        assert time.monotonic() - began < max(whole / 2, 3.0)
+        start = time.monotonic()
+        await call_tool_ok(client, "check_task", **arguments)
+        assert time.monotonic() - start < max(whole_seconds / 2, 3.0)
 
 
 @pytest.mark.slow
@@ -77,7 +80,7 @@ async def test_over_http_a_run_outlives_its_client(models: Path, runs_dir: Path)
     with run_http_server(models, runs_dir) as url:
         async with Client(url) as client:
             await call_tool_ok(client, "load_model", model="induction")
-            begun = await call_tool_ok(
+            started = await call_tool_ok(
                 client,
                 "discover_circuit",
                 model_id="induction",
@@ -85,11 +88,7 @@ async def test_over_http_a_run_outlives_its_client(models: Path, runs_dir: Path)
                 wait_seconds=0,
             )
         async with Client(url, mode="legacy") as other:
-            with anyio.fail_after(200):
-                while (state := await call_tool_ok(other, "run_status", run_id=begun["run_id"]))[
-                    "status"
-                ] == "running":
-                    await anyio.sleep(0.5)
+            state = await wait_for_run(other, started["run_id"])
             assert (state["status"], state["verdict"]) == ("completed", "verified")
             assert state["stages"]
 
@@ -115,21 +114,21 @@ async def test_a_signal_ends_an_http_server_with_its_runs_closed(
         text=True,
     )
     assert process.stderr is not None
-    with process.stderr as said:
-        await start_run_and_signal(number, process, said, port, runs_dir)
+    with process.stderr as stderr:
+        await start_run_and_signal(number, process, stderr, port, runs_dir)
 
 
 async def start_run_and_signal(
-    number: int, process: subprocess.Popen[str], said: IO[str], port: int, runs_dir: Path
+    number: int, process: subprocess.Popen[str], stderr: IO[str], port: int, runs_dir: Path
 ) -> None:
     """Start a run, and signal the server while it is at work."""
-    assert f"http://127.0.0.1:{port}/mcp" in said.readline()
+    assert f"http://127.0.0.1:{port}/mcp" in stderr.readline()
     async with Client(f"http://127.0.0.1:{port}/mcp") as client:
         await call_tool_ok(client, "load_model", model="or_mlp")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             client, "discover_circuit", model_id="or_mlp", task="or_mlp/task.jsonl", wait_seconds=0
         )
     process.send_signal(number)
     assert process.wait(30) == 130
-    assert "Traceback" not in said.read()
-    assert open_run(runs_dir, begun["run_id"]).record.status == "interrupted"
+    assert "Traceback" not in stderr.read()
+    assert open_run(runs_dir, started["run_id"]).record.status == "interrupted"

@@ -1,4 +1,4 @@
-"""The flags of `circuit-scout serve`, and their twins."""
+"""The flags of `circuit-scout serve`, and their variables in the environment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_the_defaults_are_a_local_server(
     runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings, door = parse_serve_arguments([])
-    assert door is None
+    settings, endpoint = parse_serve_arguments([])
+    assert endpoint is None
     assert (settings.working_dir, settings.models_dir, settings.runs_dir) == (
         tmp_path,
         None,
@@ -48,9 +48,9 @@ def test_every_flag_has_its_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "RUNS_DIR": str(tmp_path / "runs"),
     }.items():
         monkeypatch.setenv(f"CIRCUIT_SCOUT_{name}", value)
-    settings, door = parse_serve_arguments([])
-    assert door is not None
-    assert (door.host, door.port, door.token) == ("127.0.0.1", 8123, "0123456789abcdef")
+    settings, endpoint = parse_serve_arguments([])
+    assert endpoint is not None
+    assert (endpoint.host, endpoint.port, endpoint.token) == ("127.0.0.1", 8123, "0123456789abcdef")
     assert (settings.toolsets, settings.read_only, settings.images) == (
         ("models", "runs"),
         True,
@@ -88,8 +88,8 @@ def test_what_is_not_allowed_is_said(words: list[str], capfd: pytest.CaptureFixt
 
 def test_help_names_every_flag(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--help"]) == 0
-    told = capfd.readouterr().out
-    assert [flag for flag in FLAGS if flag not in told] == []
+    text = capfd.readouterr().out
+    assert [flag for flag in FLAGS if flag not in text] == []
     assert main(["--help"]) == 0
     assert "serve" in capfd.readouterr().out
 
@@ -105,19 +105,22 @@ def test_the_server_starts_without_the_measuring_half(root: Path) -> None:
         "scipy",
         "pandas",
     ]
-    program = f"import mcp_server.server.command as c, sys; c.build_server(); print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
+    program = (
+        "import mcp_server.server.command as command, sys; command.build_server(); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    completed = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"
 
 
 def test_a_server_started_in_a_home_may_read_nothing_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Clients start servers of all projects in the user's home or the root: that is no choice of what may be read."""
+    """Some clients start every server there, so it is no choice of what may be read."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for place in (tmp_path, Path(tmp_path.anchor)):
-        monkeypatch.chdir(place)
+    for directory in (tmp_path, Path(tmp_path.anchor)):
+        monkeypatch.chdir(directory)
         assert parse_serve_arguments([])[0].working_dir is None
         assert parse_serve_arguments(["--models-dir", str(tmp_path)])[0].models_dir == tmp_path

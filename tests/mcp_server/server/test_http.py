@@ -1,4 +1,4 @@
-"""Over HTTP: who may come in, how much they may send, and many at once."""
+"""A server over HTTP: who may call it, how much they may send, and many clients at once."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mcp_server.__main__ import main
 from mcp_server.server.command import parse_serve_arguments
 from mcp_server.server.http import MAX_BODY_BYTES, HttpEndpoint
 from tests.mcp_server.servers import (
+    HELLO,
     INDUCTION_TASK,
     call_tool_ok,
     run_http_server,
@@ -27,16 +28,7 @@ from tests.mcp_server.servers import (
 )
 
 TOKEN = "a-token-for-tests-0123"
-HELLO = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "t", "version": "1"},
-    },
-}
+INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}
 ACCEPT = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
 
 
@@ -47,12 +39,12 @@ def url(models: Path, shared_runs: Path) -> Iterator[str]:
 
 
 def post(url: str, **headers: str) -> int:
-    return httpx2.post(url, json=HELLO, headers={**ACCEPT, **headers}, timeout=30).status_code
+    return httpx2.post(url, json=INITIALIZE, headers={**ACCEPT, **headers}, timeout=30).status_code
 
 
 def test_the_token_is_asked_for(url: str) -> None:
     bearer = {"authorization": f"Bearer {TOKEN}"}
-    refused = httpx2.post(url, json=HELLO, headers=ACCEPT, timeout=30)
+    refused = httpx2.post(url, json=INITIALIZE, headers=ACCEPT, timeout=30)
     assert (refused.status_code, refused.headers["www-authenticate"]) == (
         401,
         'Bearer realm="circuit-scout"',
@@ -83,7 +75,7 @@ def test_a_body_is_bounded(url: str) -> None:
 async def test_fifty_clients_at_once(url: str) -> None:
     finished = 0
 
-    async def one(number: int) -> None:
+    async def connect_and_sweep(number: int) -> None:
         nonlocal finished
         async with (
             httpx2.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=200) as http,
@@ -92,7 +84,7 @@ async def test_fifty_clients_at_once(url: str) -> None:
             ) as client,
         ):
             await call_tool_ok(client, "load_model", model="induction")
-            found = await call_tool_ok(
+            result = await call_tool_ok(
                 client,
                 "patch_sweep",
                 model_id="induction",
@@ -101,13 +93,13 @@ async def test_fifty_clients_at_once(url: str) -> None:
                 pairs=4,
                 seed=number,
             )
-            assert {cell["node"] for cell in found["top"][:2]} == {"a0.h2", "a1.h1"}
+            assert {cell["node"] for cell in result["top"][:2]} == {"a0.h2", "a1.h1"}
             finished += 1
 
     with anyio.fail_after(280):
         async with anyio.create_task_group() as group:
             for number in range(50):
-                group.start_soon(one, number)
+                group.start_soon(connect_and_sweep, number)
     assert finished == 50
 
 
@@ -117,9 +109,9 @@ async def test_fifty_clients_at_once(url: str) -> None:
 def test_beyond_this_machine_a_token_is_required(address: str) -> None:
     with pytest.raises(UsageError, match="there is no token"):
         parse_serve_arguments(["--http", address])
-    settings, door = parse_serve_arguments(["--http", address, "--token", TOKEN])
-    assert door is not None
-    assert door.token == TOKEN
+    settings, endpoint = parse_serve_arguments(["--http", address, "--token", TOKEN])
+    assert endpoint is not None
+    assert endpoint.token == TOKEN
     assert settings.working_dir is None
     assert not settings.is_local
 
@@ -136,8 +128,8 @@ def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["serve", "--http", f"127.0.0.1:{port}"]) == 2
-    told = capfd.readouterr().err
-    assert told.startswith(
+    message = capfd.readouterr().err
+    assert message.startswith(
         f"error: --http 127.0.0.1:{port}: Address already in use.\nfix: Give another port"
     )
 
@@ -163,10 +155,10 @@ def test_it_says_where_it_listens(models: Path, runs_dir: Path) -> None:
     ) as process:
         try:
             assert process.stderr
-            said = re.fullmatch(
+            announcement = re.fullmatch(
                 r"Listening at (http://127\.0\.0\.1:\d+/mcp)\n", process.stderr.readline()
             )
-            assert said
-            assert post(said[1]) == 200
+            assert announcement
+            assert post(announcement[1]) == 200
         finally:
             process.terminate()

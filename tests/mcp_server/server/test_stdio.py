@@ -1,4 +1,4 @@
-"""Over standard input and output: protocol lines and nothing else, soon after the start."""
+"""A server over standard input and output: only protocol lines, soon after the start."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
-from tests.mcp_server.servers import INDUCTION_TASK, server_environment
+from tests.mcp_server.servers import HELLO, INDUCTION_TASK, exchange, server_environment
 
-HELLO = {
-    "protocolVersion": "2025-11-25",
-    "capabilities": {},
-    "clientInfo": {"name": "test", "version": "1"},
-}
-# A library that prints in every way there is, on import and later, and at the end.
+# Stands for a library that prints in every way there is: on import, later, and at the end.
 NOISE = """
 import atexit, builtins, os, sys, threading
 def noise(where):
-    print("STRAY", where); sys.stdout.write("STRAY write\\n"); os.write(1, b"STRAY descriptor 1\\n"); os.system("echo STRAY child")
+    print("STRAY", where)
+    sys.stdout.write("STRAY write\\n")
+    os.write(1, b"STRAY descriptor 1\\n")
+    os.system("echo STRAY child")
     sys.__stdout__.write("STRAY original\\n")
 noise("at start")
 def later():
@@ -41,31 +39,28 @@ atexit.register(noise, "at exit")
 """
 
 
-def speak(stdin: IO[str], stdout: IO[str], *messages: dict[str, Any]) -> list[dict[str, Any]]:
-    """Send messages; the answers to those that have an id."""
-    answers = []
-    for message in messages:
-        stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        stdin.flush()
-        while "id" in message:
-            answer = json.loads(stdout.readline())
-            if answer.get("id") == message["id"]:
-                answers.append(answer)
-                break
-    return answers
+SERVE_WITH_NOISE = """
+from mcp_server.server import command
+sys.stdout.flush()
+set_environment = command.set_library_environment
+def set_environment_and_noise(settings):
+    set_environment(settings)
+    later()
+command.set_library_environment = set_environment_and_noise
+"""
+
+
+def call_message(number: int, name: str, **arguments: Any) -> dict[str, Any]:
+    """Return the JSON-RPC message of a tool call."""
+    parameters = {"name": name, "arguments": arguments}
+    return {"id": number, "method": "tools/call", "params": parameters}
 
 
 def test_stdout_carries_protocol_lines_only(
     models: Path, runs_dir: Path, tmp_path: Path, root: Path
 ) -> None:
     (tmp_path / "noisy.py").write_text(
-        f"{NOISE}\n"
-        "from mcp_server.server import command\n"
-        "sys.stdout.flush()\n"
-        "set_environment = command.set_library_environment\n"
-        "def set_environment_and_noise(settings):\n    set_environment(settings); later()\n"
-        "command.set_library_environment = set_environment_and_noise\n"
-        f"raise SystemExit(command.run_serve(['--models-dir', {str(models)!r}]))\n"
+        f"{NOISE}{SERVE_WITH_NOISE}command.run_serve(['--models-dir', {str(models)!r}])\n"
     )
     words = [sys.executable, str(tmp_path / "noisy.py")]
     noisy = server_environment(runs_dir, PYTHONPATH=str(root))
@@ -75,27 +70,16 @@ def test_stdout_carries_protocol_lines_only(
     assert process.stdin
     assert process.stdout
     assert process.stderr
-    for _ in range(4):  # what was written before the server had the descriptor
+    for _ in range(4):  # written before the server took the descriptor
         assert "STRAY" in process.stdout.readline()
     process.stdout.readline()
-    answers = speak(
+    answers = exchange(
         process.stdin,
         process.stdout,
         {"id": 1, "method": "initialize", "params": HELLO},
         {"method": "notifications/initialized"},
-        {
-            "id": 2,
-            "method": "tools/call",
-            "params": {"name": "load_model", "arguments": {"model": "induction"}},
-        },
-        {
-            "id": 3,
-            "method": "tools/call",
-            "params": {
-                "name": "patch_sweep",
-                "arguments": {"model_id": "induction", "task": INDUCTION_TASK, "pairs": 2},
-            },
-        },
+        call_message(2, "load_model", model="induction"),
+        call_message(3, "patch_sweep", model_id="induction", task=INDUCTION_TASK, pairs=2),
     )
     process.stdin.close()
     rest = process.stdout.read()
@@ -124,7 +108,7 @@ def test_the_first_list_of_tools_comes_within_two_seconds(runs_dir: Path) -> Non
         {"method": "notifications/initialized"},
         {"id": 2, "method": "tools/list"},
     )
-    _, listed = speak(process.stdin, process.stdout, *messages)
+    _, listed = exchange(process.stdin, process.stdout, *messages)
     assert len(listed["result"]["tools"]) > 10
     process.stdin.close()
     assert process.wait(20) == 0

@@ -52,42 +52,8 @@ async def converse(client: Client) -> None:
     assert (loaded["model_id"], loaded["n_layers"]) == ("induction", 2)
     assert (await call_tool_ok(client, "load_model", model="induction"))["already_loaded"]
 
-    told: list[float] = []
-
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        told.append(done)
-
-    arguments = {
-        "model_id": "induction",
-        "task": INDUCTION_TASK,
-        "site": "head_out",
-        "direction": "noising",
-    }
-    swept = await client.call_tool("patch_sweep", arguments, progress_callback=progress)
-    facts = swept.structured_content
-    assert facts is not None
-    assert {facts["top"][0]["node"], facts["top"][1]["node"]} == {"a0.h2", "a1.h1"}
-    assert told == sorted(told)
-    assert [block.type for block in swept.content] == [
-        "text",
-        "image",
-        "resource_link",
-        "resource_link",
-    ]
-
-    [grid] = (await client.read_resource(facts["values"])).contents
-    assert json.loads(grid.text)["axes"] == ["layer", "head"]
-    [picture] = (await client.read_resource(facts["figure"])).contents
-    assert base64.b64decode(picture.blob).startswith(b"\x89PNG")
-
-    assert "Did you mean 'site'" in await call_tool_error(
-        client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, sitee="q"
-    )
-    assert 'load_model(model="nobody")' in await call_tool_error(
-        client, "check_task", model_id="nobody", task="ioi"
-    )
-    with pytest.raises(MCPError, match="There is no run"):
-        await client.read_resource("scout://runs/nothing/circuit.json")
+    await sweep_with_progress(client)
+    await check_errors(client)
 
     prompt = await client.get_prompt("find_circuit", {"behaviour": "ioi"})
     assert "check_task" in prompt.messages[0].content.text
@@ -101,9 +67,50 @@ async def converse(client: Client) -> None:
     assert "find-circuit" in skills.completion.values
 
 
+async def sweep_with_progress(client: Client) -> None:
+    reported: list[float] = []
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        reported.append(done)
+
+    arguments = {
+        "model_id": "induction",
+        "task": INDUCTION_TASK,
+        "site": "head_out",
+        "direction": "noising",
+    }
+    sweep = await client.call_tool("patch_sweep", arguments, progress_callback=progress)
+    facts = sweep.structured_content
+    assert facts is not None
+    assert {facts["top"][0]["node"], facts["top"][1]["node"]} == {"a0.h2", "a1.h1"}
+    assert reported == sorted(reported)
+    assert [block.type for block in sweep.content] == [
+        "text",
+        "image",
+        "resource_link",
+        "resource_link",
+    ]
+
+    [grid] = (await client.read_resource(facts["values"])).contents
+    assert json.loads(grid.text)["axes"] == ["layer", "head"]
+    [picture] = (await client.read_resource(facts["figure"])).contents
+    assert base64.b64decode(picture.blob).startswith(b"\x89PNG")
+
+
+async def check_errors(client: Client) -> None:
+    assert "Did you mean 'site'" in await call_tool_error(
+        client, "patch_sweep", model_id="induction", task=INDUCTION_TASK, sitee="q"
+    )
+    assert 'load_model(model="nobody")' in await call_tool_error(
+        client, "check_task", model_id="nobody", task="ioi"
+    )
+    with pytest.raises(MCPError, match="There is no run"):
+        await client.read_resource("scout://runs/nothing/circuit.json")
+
+
 @pytest.mark.parametrize("era", ERAS)
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "expected"),
     [
         (
             "nothing",
@@ -123,12 +130,12 @@ async def converse(client: Client) -> None:
     ],
 )
 async def test_a_prompt_that_cannot_be_had(
-    era: str, name: str, arguments: dict[str, str], told: str, server: CircuitScoutServer
+    era: str, name: str, arguments: dict[str, str], expected: str, server: CircuitScoutServer
 ) -> None:
     async with Client(server, mode=era) as client:
-        with pytest.raises(MCPError, match=told) as fault:
+        with pytest.raises(MCPError, match=expected) as error:
             await client.get_prompt(name, arguments)
-    assert fault.value.code == INVALID_PARAMS
+    assert error.value.code == INVALID_PARAMS
 
 
 async def test_what_is_switched_off_is_said(models: Path, tmp_path: Path) -> None:
@@ -141,8 +148,8 @@ async def test_what_is_switched_off_is_said(models: Path, tmp_path: Path) -> Non
             "discover_circuit"
             in str(prompt.messages[0].content).partition("This server was started without")[2]
         )
-        told = await call_tool_error(client, "discover_circuit", run_id="x")
-        assert "discover_circuit is switched off here" in told
-        assert "without --read-only and with --toolsets all" in told
+        message = await call_tool_error(client, "discover_circuit", run_id="x")
+        assert "discover_circuit is switched off here" in message
+        assert "without --read-only and with --toolsets all" in message
     async with Client(make_server(models, tmp_path)) as client:
         assert "started without" not in (client.instructions or "")

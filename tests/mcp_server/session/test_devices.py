@@ -18,8 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 def test_progress_of_several_pieces_only_grows() -> None:
-    work = DeviceJob()
-    seen: list[tuple[float, float]] = []
+    job = DeviceJob()
+    reported: list[tuple[float, float]] = []
     for done, total, label in (
         (0, 10, "a"),
         (4, 10, "a"),
@@ -29,11 +29,11 @@ def test_progress_of_several_pieces_only_grows() -> None:
         (0, 3, "b"),
         (3, 3, "b"),
     ):
-        work(done, total, label)
-        seen.append((work.progress.done, work.progress.total))
-    assert seen[-1] == (18, 18)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert all(done <= total for done, total in seen)
+        job(done, total, label)
+        reported.append((job.progress.done, job.progress.total))
+    assert reported[-1] == (18, 18)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
+    assert all(done <= total for done, total in reported)
 
 
 def test_the_share_that_is_done_never_shrinks() -> None:
@@ -63,41 +63,41 @@ def test_the_status_of_a_remote_model_begins_no_new_step() -> None:
 
 
 def test_a_stopped_job_is_told_at_its_next_batch() -> None:
-    work = DeviceJob()
-    work(1, 2, "a")
-    work.stop()
+    job = DeviceJob()
+    job(1, 2, "a")
+    job.stop()
     with pytest.raises(Interrupted):
-        work(2, 2, "a")
+        job(2, 2, "a")
 
 
 async def test_a_cancelled_call_frees_its_device_within_a_batch() -> None:
     queue, batches = DeviceQueues(), 0
 
-    def endless(work: DeviceJob) -> None:
+    def endless(job: DeviceJob) -> None:
         nonlocal batches
         while True:
             time.sleep(0.05)
             batches += 1
-            work(batches, 1000, "sweep")
+            job(batches, 1000, "sweep")
 
     with anyio.move_on_after(0.5) as scope:
         await queue.run(None, "cpu", "sweep", endless)
     assert scope.cancelled_caught
     before = batches
-    assert await queue.run(None, "cpu", "next", lambda work: "done") == "done"
+    assert await queue.run(None, "cpu", "next", lambda job: "done") == "done"
     assert batches == before  # nothing of the stopped job ran after it
 
 
 async def test_one_job_at_a_time_on_a_device_and_others_beside_it() -> None:
     queue = DeviceQueues()
-    running, most = 0, 0
+    running, max_running = 0, 0
     guard = threading.Lock()
 
-    def job(work: DeviceJob) -> None:
-        nonlocal running, most
+    def job(device_job: DeviceJob) -> None:
+        nonlocal running, max_running
         with guard:
             running += 1
-            most = max(most, running)
+            max_running = max(max_running, running)
         time.sleep(0.02)
         with guard:
             running -= 1
@@ -105,15 +105,17 @@ async def test_one_job_at_a_time_on_a_device_and_others_beside_it() -> None:
     async with anyio.create_task_group() as group:
         for _ in range(12):
             group.start_soon(queue.run, None, "cpu", "job", job)
-    assert most == 1
-    both = threading.Barrier(2, timeout=5)
+    assert max_running == 1
+    barrier = threading.Barrier(2, timeout=5)
     async with anyio.create_task_group() as group:
         for device in ("cuda:0", "cuda:1"):
-            group.start_soon(queue.run, None, device, "job", lambda work: both.wait() and None)
+            group.start_soon(
+                queue.run, None, device, "job", lambda device_job: barrier.wait() and None
+            )
 
 
 async def test_faults_come_out_as_they_are() -> None:
-    def faulty(work: DeviceJob) -> None:
+    def faulty(job: DeviceJob) -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
@@ -123,11 +125,11 @@ async def test_faults_come_out_as_they_are() -> None:
 async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "MAX_WAITING_CALLS", 0)
     with pytest.raises(BusyError, match="wait for cpu"):
-        await DeviceQueues().run(None, "cpu", "job", lambda work: None)
+        await DeviceQueues().run(None, "cpu", "job", lambda job: None)
 
 
 async def test_the_end_of_the_server_stops_what_waits() -> None:
     queue = DeviceQueues()
     queue.closing.set()
     with pytest.raises(Interrupted):
-        await queue.run(None, "cpu", "job", lambda work: None)
+        await queue.run(None, "cpu", "job", lambda job: None)

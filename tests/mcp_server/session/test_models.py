@@ -12,7 +12,6 @@ from mcp import Client
 from benchmarks.random_models.tiny_models import save_hugging_face
 from mcp_server.errors import UnknownModelError
 from mcp_server.session import AllowedPaths, ServerSettings, lazy_discovery
-from mcp_server.session.artifacts import make_result_id
 from mcp_server.session.models import RESERVED_BYTES, ModelCache
 from tests.mcp_server.servers import (
     INDUCTION_TASK,
@@ -26,14 +25,14 @@ pytestmark = pytest.mark.anyio
 SPREAD = "only nnsight runs a model that is spread over devices"
 
 
-def known_models(models_dir: Path, **more: Any) -> ModelCache:
+def make_cache(models_dir: Path, **more: Any) -> ModelCache:
     return ModelCache(
         AllowedPaths(ServerSettings(models_dir=models_dir, runs_dir=models_dir / "runs", **more))
     )
 
 
 @pytest.mark.parametrize(
-    ("handle", "defaults", "told"),
+    ("handle", "defaults", "expected"),
     [
         ("toy", {}, 'load_model(model="toy")'),
         ("bundled@cpu,bfloat16", {}, 'load_model(model="bundled", device="cpu", dtype="bfloat16")'),
@@ -56,61 +55,74 @@ def known_models(models_dir: Path, **more: Any) -> ModelCache:
     ],
 )
 def test_an_unknown_handle_is_answered_with_the_call_that_gives_it(
-    tmp_path: Path, handle: str, defaults: Any, told: str
+    tmp_path: Path, handle: str, defaults: Any, expected: str
 ) -> None:
     for name in ("toy", "toy@v2"):
         (tmp_path / name).mkdir()
-    known = known_models(tmp_path, **defaults)
-    with pytest.raises(UnknownModelError) as caught:
-        known.get(handle)
-    assert f"Call {told}:" in caught.value.cure
+    cache = make_cache(tmp_path, **defaults)
+    with pytest.raises(UnknownModelError) as error:
+        cache.get(handle)
+    assert f"Call {expected}:" in error.value.cure
     arguments = dict(
-        part.split("=") for part in told[len("load_model(") : -1].replace('"', "").split(", ")
+        part.split("=") for part in expected[len("load_model(") : -1].replace('"', "").split(", ")
     )
     name = arguments.pop("model")
-    how = {"remote": "remote" in arguments, "spread": "device_map" in arguments}
-    asked = known.resolve_request(
-        name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), **how
+    options = {"remote": "remote" in arguments, "spread": "device_map" in arguments}
+    request = cache.resolve_request(
+        name, arguments.get("backend"), arguments.get("device"), arguments.get("dtype"), **options
     )  # type: ignore[arg-type]
-    assert known.make_model_id(asked) == handle
+    assert cache.make_model_id(request) == handle
 
 
-async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(
-    models: Path, tmp_path: Path
-) -> None:
+async def test_a_model_is_spread_over_devices(models: Path, tmp_path: Path) -> None:
     save_hugging_face(models / "small", "gpt2")
     async with Client(make_server(models, tmp_path / "runs", device="cpu")) as client:
-        said = await call_tool_ok(
+        outline = await call_tool_ok(
             client, "load_model", model="small", device_map="auto", load=False
         )
-        assert (said["model_id"], said["backend"], said["chosen"]) == (
+        assert (outline["model_id"], outline["backend"], outline["chosen"]) == (
             "small@device_map",
             "nnsight",
             SPREAD,
         )
-        made = await call_tool_ok(client, "load_model", model="small", device_map="auto")
-        assert (made["model_id"], made["backend"], made["chosen"], made["already_loaded"]) == (
+        loaded = await call_tool_ok(client, "load_model", model="small", device_map="auto")
+        assert (
+            loaded["model_id"],
+            loaded["backend"],
+            loaded["chosen"],
+            loaded["already_loaded"],
+        ) == (
             "small@device_map",
             "nnsight",
             SPREAD,
             False,
         )
-        assert made["warnings"] == []  # all of them fit into memory
-        for contradiction in (
-            {"device_map": "auto", "device": "cpu"},
-            {"device_map": "auto", "remote": True},
-        ):
-            said, loaded = [
-                await call_tool_error(
-                    client, "load_model", model="small", load=load, **contradiction
-                )
-                for load in (False, True)
-            ]
-            assert said == loaded
-        assert (
-            "up to 2 billion"
-            in (await call_tool_ok(client, "load_model", model="small", load=False))["chosen"]
-        )
+        assert loaded["warnings"] == []  # all of them fit into memory
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [{"device_map": "auto", "device": "cpu"}, {"device_map": "auto", "remote": True}],
+)
+async def test_arguments_that_contradict_each_other_are_refused_with_and_without_loading(
+    contradiction: dict[str, Any], models: Path, tmp_path: Path
+) -> None:
+    save_hugging_face(models / "small", "gpt2")
+    async with Client(make_server(models, tmp_path / "runs", device="cpu")) as client:
+        description_error, loading_error = [
+            await call_tool_error(client, "load_model", model="small", load=load, **contradiction)
+            for load in (False, True)
+        ]
+        assert description_error == loading_error
+
+
+async def test_a_model_that_does_not_fit_is_announced_before_it_is_loaded(
+    models: Path, tmp_path: Path
+) -> None:
+    save_hugging_face(models / "small", "gpt2")
+    async with Client(make_server(models, tmp_path / "runs", device="cpu")) as client:
+        outline = await call_tool_ok(client, "load_model", model="small", load=False)
+        assert "up to 2 billion" in outline["chosen"]
         (models / "small" / "config.json").write_text(
             (models / "small" / "config.json")
             .read_text()
@@ -124,16 +136,19 @@ async def test_a_model_is_spread_and_one_that_does_not_fit_is_told_before(
 def test_only_so_many_models_are_dropped_as_make_room(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The least recently used first; and their memory is free before the next is looked at, whatever refers to whatever in them."""
+    """The least recently used is dropped first, and its memory is free before the next is chosen.
+
+    That holds although the objects of a model refer to one another.
+    """
     for name in ("a", "b", "c"):
         save_hugging_face(models / name, "gpt2")
-    known = known_models(models)
-    asked = {
-        name: known.resolve_request(name, "transformerlens", "cpu", "float32")
+    cache = make_cache(models)
+    requests = {
+        name: cache.resolve_request(name, "transformerlens", "cpu", "float32")
         for name in ("a", "b", "c")
     }
     weights = {
-        name: weakref.ref(known.load(asked[name])[0].backend.bridge.original_model)
+        name: weakref.ref(cache.load(requests[name])[0].backend.bridge.original_model)
         for name in ("a", "b")
     }  # type: ignore[attr-defined]
     free = {"a": 2 * RESERVED_BYTES, "b": 2 * RESERVED_BYTES}  # what each gives back
@@ -142,19 +157,19 @@ def test_only_so_many_models_are_dropped_as_make_room(
         "read_free_memory",
         lambda device: sum(free[name] for name, ref in weights.items() if ref() is None),
     )
-    known.load(asked["c"])
+    cache.load(requests["c"])
     assert (
         [name for name, ref in weights.items() if ref() is None],
-        known.is_loaded("b@transformerlens,cpu"),
+        cache.is_loaded("b@transformerlens,cpu"),
     ) == (["a"], True)
-    known.unload("b@transformerlens,cpu")
+    cache.unload("b@transformerlens,cpu")
     assert weights["b"]() is None
 
 
 def test_what_a_model_holds_of_a_device(models: Path) -> None:
-    known = known_models(models)
+    cache = make_cache(models)
     loaded = [
-        known.load(known.resolve_request("induction", backend, "cpu", dtype))[0]
+        cache.load(cache.resolve_request("induction", backend, "cpu", dtype))[0]
         for backend, dtype in ((None, "float32"), (None, "float64"))
     ]
     assert [one.bytes_on("cpu") for one in loaded] == [
@@ -162,8 +177,8 @@ def test_what_a_model_holds_of_a_device(models: Path) -> None:
     ]
     assert loaded[0].bytes_on("cuda") == 0
     bundled = [
-        known.load(known.resolve_request("bundled", None, None, None, **how))[0]
-        for how in ({"spread": True}, {})
+        cache.load(cache.resolve_request("bundled", None, None, None, **options))[0]
+        for options in ({"spread": True}, {})
     ]
     assert (
         bundled[0].bytes_on("cpu")
@@ -182,8 +197,8 @@ async def test_a_server_started_in_a_model_directory(models: Path, tmp_path: Pat
 
 
 async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None:
-    """nnsight is imported into a process that serves already, and traces in its worker threads."""
-    found = []
+    """nnsight is imported into a process that already serves, and traces in worker threads."""
+    sweeps = []
     async with connect_over_stdio(models, tmp_path / "runs") as client:
         for backend in ("nnsight", "transformerlens", "nnsight"):
             loaded = await call_tool_ok(client, "load_model", model="induction", backend=backend)
@@ -197,40 +212,45 @@ async def test_both_backends_in_one_server(models: Path, tmp_path: Path) -> None
                 pairs=8,
                 top=3,
             )
-            found.append(
+            sweeps.append(
                 [
                     (cell["layer"], cell["head"], pytest.approx(cell["effect"], abs=1e-4))
                     for cell in sweep["top"]
                 ]
             )
-    assert found[0] == found[1] == found[2]
+    assert sweeps[0] == sweeps[1] == sweeps[2]
 
 
 async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path) -> None:
-    """Its facts and its memory are those of the loaded model, and nothing is loaded."""
+    """Its facts and its memory are those of the loaded model, but nothing is loaded."""
     async with Client(make_server(models, tmp_path / "runs")) as client:
-        said = await call_tool_ok(client, "load_model", model="induction", load=False)
-        assert (said["loaded"], said["already_loaded"], said["fingerprint"], said["seconds"]) == (
+        outline = await call_tool_ok(client, "load_model", model="induction", load=False)
+        assert (
+            outline["loaded"],
+            outline["already_loaded"],
+            outline["fingerprint"],
+            outline["seconds"],
+        ) == (
             False,
             False,
             None,
             None,
         )
         assert (await call_tool_ok(client, "list_models"))["loaded"] == []
-        assert said["memory"]["loading"] > said["memory"]["weights"] > 0
-        found = await call_tool_ok(client, "load_model", model="induction")
-        assert (found["loaded"], found["already_loaded"]) == (True, False)
+        assert outline["memory"]["loading"] > outline["memory"]["weights"] > 0
+        result = await call_tool_ok(client, "load_model", model="induction")
+        assert (result["loaded"], result["already_loaded"]) == (True, False)
         again = await call_tool_ok(client, "load_model", model="induction", load=False)
         assert (again["loaded"], again["already_loaded"], again["memory"]["loading"]) == (
             True,
             True,
             None,
         )
-    for facts in (said, found):
+    for facts in (outline, result):
         for own in ("loaded", "fingerprint", "seconds", "warnings"):
             del facts[own]
         del facts["memory"]["free"]
-    assert said == found
+    assert outline == result
 
 
 async def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
@@ -240,9 +260,3 @@ async def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None
             client, "load_model", model="granite", backend="nnsight", load=False
         )
         assert "nowhere" in await call_tool_error(client, "load_model", model="nowhere", load=False)
-
-
-def test_names_that_are_cut_do_not_make_two_results_one() -> None:
-    assert make_result_id("sweep", "v" * 60 + "1") != make_result_id("sweep", "v" * 60 + "2")
-    assert make_result_id("a/b") != make_result_id("a_b")
-    assert make_result_id("sweep", "gpt2") == make_result_id("sweep", "gpt2")

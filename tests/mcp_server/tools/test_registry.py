@@ -1,6 +1,6 @@
-"""What a client puts before the model: each tool's schema is kept, and small.
+"""What a client shows the model: the schema of each tool stays as it is, and small.
 
-A snapshot per tool; `UPDATE_SNAPSHOTS=1 pytest tests/mcp_server/tools/test_registry.py` writes them anew.
+There is a snapshot for each tool; `UPDATE_SNAPSHOTS=1 pytest` on this file writes them again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ async def tools(server: CircuitScoutServer) -> dict[str, Tool]:
         return {tool.name: tool for tool in (await client.list_tools()).tools}
 
 
-def shown(tool: Tool) -> int:
-    """Characters that a client puts before the model."""
+def count_characters(tool: Tool) -> int:
+    """Count the characters that a client shows the model."""
     return len(
         json.dumps(
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema},
@@ -79,13 +79,13 @@ async def test_the_tools_of_the_interface(tools: dict[str, Tool]) -> None:
 
 
 async def test_together_they_are_small(tools: dict[str, Tool]) -> None:
-    assert sum(map(shown, tools.values())) <= MAX_ALL_CHARACTERS
+    assert sum(map(count_characters, tools.values())) <= MAX_ALL_CHARACTERS
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
     tool = tools[name]
-    assert shown(tool) <= MAX_TOOL_CHARACTERS
+    assert count_characters(tool) <= MAX_TOOL_CHARACTERS
     assert tool.output_schema is not None
     assert len(json.dumps(tool.output_schema)) <= MAX_OUTPUT_CHARACTERS
     assert tool.output_schema["type"] == "object"
@@ -111,7 +111,7 @@ async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
 
 
 def described(facts: dict[str, Any]) -> bool:
-    """Itself, or, where null is allowed too, the part that is not null."""
+    """Return whether a field has a description; if null is allowed, its other part may have it."""
     return bool(facts.get("description")) or any(
         part.get("description") for part in facts.get("anyOf", [])
     )
@@ -119,7 +119,7 @@ def described(facts: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_schema_is_as_it_was(name: str, tools: dict[str, Tool]) -> None:
-    now = (
+    schema = (
         json.dumps(
             tools[name].model_dump(mode="json", by_alias=True, exclude_none=True),
             indent=1,
@@ -130,9 +130,9 @@ async def test_a_schema_is_as_it_was(name: str, tools: dict[str, Tool]) -> None:
     path = SNAPSHOTS / f"{name}.json"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text(now, encoding="utf-8")
+        path.write_text(schema, encoding="utf-8")
     assert path.is_file(), "no snapshot yet: UPDATE_SNAPSHOTS=1"
-    assert path.read_text(encoding="utf-8") == now, (
+    assert path.read_text(encoding="utf-8") == schema, (
         "the schema changed: if that is meant, UPDATE_SNAPSHOTS=1"
     )
 
@@ -142,12 +142,13 @@ def test_no_snapshot_is_left_over() -> None:
 
 
 def test_read_only_and_toolsets() -> None:
-    kept = {tool.name for tool in build_tools(ServerSettings(read_only=True))}
+    offered = {tool.name for tool in build_tools(ServerSettings(read_only=True))}
     writing = {"discover_circuit", "train_sae", "cancel_run", "circuit_features"}
-    assert kept == {spec.name for spec in TOOL_SPECS} - writing
+    assert offered == {spec.name for spec in TOOL_SPECS} - writing
     assert {tool.name for tool in build_tools(ServerSettings(toolsets=("runs",)))} == {
-        "load_model", "list_models", "unload_model", "run_status", "cancel_run", "get_circuit", "list_runs",
-    }  # fmt: skip
+        *("load_model", "list_models", "unload_model"),
+        *("run_status", "cancel_run", "get_circuit", "list_runs"),
+    }
     circuits = {tool.name for tool in build_tools(ServerSettings(toolsets=("circuits",)))}
     assert {"discover_circuit", "run_status", "get_circuit"} <= circuits, (
         "a run that is started can be followed"

@@ -1,4 +1,4 @@
-"""Discovery through the tools: waiting or not, stopping, going on, after a kill too."""
+"""Discovery through the tools: waiting or not, stopping, and resuming, also after a kill."""
 
 from __future__ import annotations
 
@@ -19,123 +19,117 @@ from mcp import Client
 from discovery.errors import StoreError
 from discovery.store import open_run
 from tests.mcp_server.servers import (
+    HELLO,
     INDUCTION_CIRCUIT,
     INDUCTION_TASK,
     call_tool_error,
     call_tool_ok,
     connect_over_stdio,
+    exchange,
     make_server,
     server_environment,
+    wait_for_run,
 )
 
 pytestmark = pytest.mark.anyio
 
 
-async def wait_for_end(client: Client, run_id: str, seconds: float = 120) -> dict[str, Any]:
-    """The run's state once it is not at work."""
-    with anyio.fail_after(seconds):
-        while (state := await call_tool_ok(client, "run_status", run_id=run_id))[
-            "status"
-        ] == "running":
-            await anyio.sleep(0.2)
-    return state
-
-
-def nodes_of(found: dict[str, Any]) -> set[str]:
-    return {node["id"] for node in found["nodes"]}
+def nodes_of(result: dict[str, Any]) -> set[str]:
+    return {node["id"] for node in result["nodes"]}
 
 
 async def test_waiting_for_the_end(models: Path, runs_dir: Path) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        told: list[float] = []
+        reported: list[float] = []
 
         async def progress(done: float, total: float | None, message: str | None) -> None:
-            told.append(done)
+            reported.append(done)
 
-        result = await client.call_tool(
+        call_result = await client.call_tool(
             "discover_circuit",
             {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 200},
             progress_callback=progress,
         )
-        found = result.structured_content
-        assert found is not None
-        assert (found["status"], found["verdict"], nodes_of(found)) == (
+        result = call_result.structured_content
+        assert result is not None
+        assert (result["status"], result["verdict"], nodes_of(result)) == (
             "completed",
             "verified",
             INDUCTION_CIRCUIT,
         )
-        assert len(told) > 2
-        assert told == sorted(told)
-        assert len(json.dumps(found)) <= 10_000
+        assert len(reported) > 2
+        assert reported == sorted(reported)
+        assert len(json.dumps(result)) <= 10_000
 
-        circuit = await call_tool_ok(client, "get_circuit", run_id=found["run_id"])
-        assert nodes_of(circuit) == INDUCTION_CIRCUIT
-        assert {condition["resample"] for condition in circuit["conditions"]} == {"holds"}
-        assert len(json.dumps(circuit)) <= 10_000
-        assert (
-            len(
-                json.dumps(
-                    await call_tool_ok(
-                        client, "get_circuit", run_id=found["run_id"], detail="detailed"
-                    )
-                )
-            )
-            <= 40_000
-        )
-        for uri in circuit["links"]:
-            assert (await client.read_resource(uri)).contents
-        [record] = (
-            await client.read_resource(f"scout://runs/{found['run_id']}/circuit.json")
-        ).contents
-        assert json.loads(record.text)["graph"]["verdict"] == "verified"
-        assert str(models) not in json.dumps(circuit)
+        await check_circuit(client, result["run_id"], models)
+        await check_completed_run(client, result["run_id"])
 
-        again = await call_tool_ok(client, "discover_circuit", run_id=found["run_id"])
-        assert (again["status"], again["verdict"]) == ("completed", "verified")
-        assert again["notes"] == []
-        more = await call_tool_ok(
-            client,
-            "discover_circuit",
-            run_id=found["run_id"],
-            model_id="induction",
-            task="ioi",
-            budget=5,
-        )
-        assert more["notes"] == [
-            "Ignored, for a resumed run goes on as it was begun: model_id, task, budget."
-        ]
-        listed = await call_tool_ok(client, "list_runs", status="completed")
-        assert [run["run_id"] for run in listed["runs"]] == [found["run_id"]]
+
+async def check_circuit(client: Client, run_id: str, models: Path) -> None:
+    """The circuit, its links and its record belong together."""
+    circuit = await call_tool_ok(client, "get_circuit", run_id=run_id)
+    assert nodes_of(circuit) == INDUCTION_CIRCUIT
+    assert {condition["resample"] for condition in circuit["conditions"]} == {"holds"}
+    assert len(json.dumps(circuit)) <= 10_000
+    detailed = await call_tool_ok(client, "get_circuit", run_id=run_id, detail="detailed")
+    assert len(json.dumps(detailed)) <= 40_000
+    for uri in circuit["links"]:
+        assert (await client.read_resource(uri)).contents
+    [record] = (await client.read_resource(f"scout://runs/{run_id}/circuit.json")).contents
+    assert json.loads(record.text)["graph"]["verdict"] == "verified"
+    assert str(models) not in json.dumps(circuit)
+
+
+async def check_completed_run(client: Client, run_id: str) -> None:
+    """A call that resumes a completed run only shows it."""
+    again = await call_tool_ok(client, "discover_circuit", run_id=run_id)
+    assert (again["status"], again["verdict"]) == ("completed", "verified")
+    assert again["notes"] == []
+    more = await call_tool_ok(
+        client,
+        "discover_circuit",
+        run_id=run_id,
+        model_id="induction",
+        task="ioi",
+        budget=5,
+    )
+    assert more["notes"] == [
+        "Ignored, because a resumed run keeps its own arguments: model_id, task, budget."
+    ]
+    listed = await call_tool_ok(client, "list_runs", status="completed")
+    assert [run["run_id"] for run in listed["runs"]] == [run_id]
 
 
 async def test_not_waiting_then_stopping_then_going_on(models: Path, runs_dir: Path) -> None:
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
         )
-        run_id = begun["run_id"]
-        assert begun["status"] == "running"
+        run_id = started["run_id"]
+        assert started["status"] == "running"
         assert "has no circuit yet" in await call_tool_error(client, "get_circuit", run_id=run_id)
-        began = time.monotonic()
+        start = time.monotonic()
         stopped = await call_tool_ok(client, "cancel_run", run_id=run_id)
         assert stopped["status"] == "interrupted"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - start < 10
         assert run_id in stopped["next"]
         # the device is free again
         await call_tool_ok(client, "check_task", model_id="induction", task=INDUCTION_TASK, pairs=4)
     async with Client(make_server(models, runs_dir)) as later:  # a restart
         totals: list[float | None] = []
 
-        async def heard(done: float, total: float | None, message: str | None) -> None:
+        async def note_total(done: float, total: float | None, message: str | None) -> None:
             totals.append(total)
 
-        asked = {"run_id": run_id, "wait_seconds": 200}
-        result = await later.call_tool("discover_circuit", asked, progress_callback=heard)
-        done = result.structured_content or {}
-        assert (done["status"], nodes_of(done)) == ("completed", INDUCTION_CIRCUIT)
-        assert any(totals), "a run that goes on has a total too"
+        arguments = {"run_id": run_id, "wait_seconds": 200}
+        call_result = await later.call_tool(
+            "discover_circuit", arguments, progress_callback=note_total
+        )
+        result = call_result.structured_content or {}
+        assert (result["status"], nodes_of(result)) == ("completed", INDUCTION_CIRCUIT)
+        assert any(totals), "a resumed run has a total too"
 
 
 @pytest.mark.slow
@@ -148,7 +142,7 @@ async def test_a_cancelled_wait_leaves_the_run_at_work(models: Path, runs_dir: P
                 {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 100},
             )
         [run] = (await call_tool_ok(client, "list_runs"))["runs"]
-        state = await wait_for_end(client, run["run_id"])
+        state = await wait_for_run(client, run["run_id"])
         assert (state["status"], state["verdict"]) == ("completed", "verified")
 
 
@@ -165,37 +159,24 @@ async def test_a_killed_server_leaves_a_run_that_goes_on(models: Path, runs_dir:
     )
     assert process.stdin
     assert process.stdout
-    hello = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    }
-    calls: list[tuple[str, dict[str, Any]]] = [
+    tool_calls = [
         ("load_model", {"model": "induction"}),
         ("discover_circuit", {"model_id": "induction", "task": INDUCTION_TASK, "wait_seconds": 0}),
     ]
-    lines: list[dict[str, Any]] = [
-        {"id": 0, "method": "initialize", "params": hello},
+    messages = [
+        {"id": 0, "method": "initialize", "params": HELLO},
         {"method": "notifications/initialized"},
-    ]
-    try:
-        for line in lines:
-            process.stdin.write(json.dumps({"jsonrpc": "2.0", **line}) + "\n")
-        process.stdin.flush()
-        process.stdout.readline()
-        for number, (name, arguments) in enumerate(calls, start=1):
-            line = {
-                "jsonrpc": "2.0",
+        *(
+            {
                 "id": number,
                 "method": "tools/call",
                 "params": {"name": name, "arguments": arguments},
             }
-            process.stdin.write(json.dumps(line) + "\n")
-            process.stdin.flush()
-            while True:
-                answer = json.loads(process.stdout.readline())
-                if answer.get("id") == number:
-                    break
+            for number, (name, arguments) in enumerate(tool_calls, start=1)
+        ),
+    ]
+    try:
+        *_, answer = exchange(process.stdin, process.stdout, *messages)
         run_id = answer["result"]["structuredContent"]["run_id"]
         os.kill(process.pid, signal.SIGKILL)
     finally:
@@ -205,28 +186,28 @@ async def test_a_killed_server_leaves_a_run_that_goes_on(models: Path, runs_dir:
         process.stdout.close()
     assert open_run(runs_dir, run_id).status == "interrupted"
     async with Client(make_server(models, runs_dir)) as client:
-        done = await call_tool_ok(client, "discover_circuit", run_id=run_id, wait_seconds=200)
-        assert (done["verdict"], nodes_of(done)) == ("verified", INDUCTION_CIRCUIT)
+        result = await call_tool_ok(client, "discover_circuit", run_id=run_id, wait_seconds=200)
+        assert (result["verdict"], nodes_of(result)) == ("verified", INDUCTION_CIRCUIT)
 
 
 @pytest.mark.slow
 async def test_a_run_of_another_process_is_not_touched(models: Path, runs_dir: Path) -> None:
     async with connect_over_stdio(models, runs_dir) as other:
         await call_tool_ok(other, "load_model", model="induction")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             other, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
         )
         async with Client(make_server(models, runs_dir)) as client:
-            if (await call_tool_ok(client, "run_status", run_id=begun["run_id"]))[
+            if (await call_tool_ok(client, "run_status", run_id=started["run_id"]))[
                 "status"
             ] == "running":
                 assert "is being written by process" in await call_tool_error(
-                    client, "discover_circuit", run_id=begun["run_id"]
+                    client, "discover_circuit", run_id=started["run_id"]
                 )
                 assert "another process" in await call_tool_error(
-                    client, "cancel_run", run_id=begun["run_id"]
+                    client, "cancel_run", run_id=started["run_id"]
                 )
-        await call_tool_ok(other, "cancel_run", run_id=begun["run_id"])
+        await call_tool_ok(other, "cancel_run", run_id=started["run_id"])
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
@@ -244,26 +225,26 @@ async def test_of_many_resumes_at_once_one_goes_on(models: Path, runs_dir: Path)
     server = make_server(models, runs_dir)
     async with Client(server) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             client, "discover_circuit", model_id="induction", task=INDUCTION_TASK, wait_seconds=0
         )
-        await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
-    runs, found = server.session.runs, []
+        await call_tool_ok(client, "cancel_run", run_id=started["run_id"])
+    runs, resumed = server.session.runs, []
     threads = [
-        threading.Thread(target=lambda: found.append(runs.resume(begun["run_id"])))
+        threading.Thread(target=lambda: resumed.append(runs.resume(started["run_id"])))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     with pytest.raises(StoreError, match="is being written by process"):
         open_run(
-            runs_dir, begun["run_id"], write=True
+            runs_dir, started["run_id"], write=True
         )  # held at once, not when the model has been loaded
     for thread in threads:
         thread.join(60)
-    assert len({id(made) for made in found}) == 1
-    assert runs.find(begun["run_id"]) is found[0]
-    found[0].job.stop()
-    assert found[0].end_event.wait(60)
-    assert runs.find(begun["run_id"]) is None
-    assert open_run(runs_dir, begun["run_id"]).status == "interrupted"
+    assert len({id(run) for run in resumed}) == 1
+    assert runs.find(started["run_id"]) is resumed[0]
+    resumed[0].job.stop()
+    assert resumed[0].end_event.wait(60)
+    assert runs.find(started["run_id"]) is None
+    assert open_run(runs_dir, started["run_id"]).status == "interrupted"

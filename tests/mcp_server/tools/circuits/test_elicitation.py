@@ -1,4 +1,4 @@
-"""What the user is asked before a discovery: the behaviour, enough pairs, the budget; and when nobody is asked."""
+"""What the user is asked before a discovery (behaviour, pairs, budget), and when not to ask."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.anyio
 async def test_the_user_is_asked_where_the_client_can(
     era: str, models: Path, runs_dir: Path
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-        asked.append(params.message)
+        questions.append(params.message)
         if "Which behaviour" in params.message:
             return ElicitResult(action="accept", content={"task": "induction"})
         return ElicitResult(action="accept", content={"raise_budget": True})
@@ -41,12 +41,12 @@ async def test_the_user_is_asked_where_the_client_can(
         make_server(models, runs_dir), mode=era, elicitation_callback=answer
     ) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        # the model has no tokenizer: that the built-in task is tried shows that the answer was taken
+        # The model has no tokenizer. The error shows that the answer, a built-in task, was used.
         assert "no tokenizer" in await call_tool_error(
             client, "discover_circuit", model_id="induction"
         )
-        assert "Which behaviour" in asked[-1]
-        found = await call_tool_ok(
+        assert "Which behaviour" in questions[-1]
+        result = await call_tool_ok(
             client,
             "discover_circuit",
             model_id="induction",
@@ -54,21 +54,21 @@ async def test_the_user_is_asked_where_the_client_can(
             budget=10,
             wait_seconds=200,
         )
-        assert "Raise the budget" in asked[-1]
-        assert found["verdict"] == "verified"
-        assert "was raised to" in found["notes"][0]
-        granted = open_run(runs_dir, found["run_id"]).record.configuration["budget"]
-        assert f"Raise the budget to {granted:,.0f}?" in asked[-1]
-        assert found["cost"]["forward_equivalents"] <= granted
+        assert "Raise the budget" in questions[-1]
+        assert result["verdict"] == "verified"
+        assert "was raised to" in result["notes"][0]
+        granted = open_run(runs_dir, result["run_id"]).record.configuration["budget"]
+        assert f"Raise the budget to {granted:,.0f}?" in questions[-1]
+        assert result["cost"]["forward_equivalents"] <= granted
 
 
 async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_what_cannot_be(
     models: Path, runs_dir: Path
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-        asked.append(params.message)
+        questions.append(params.message)
         return ElicitResult(
             action="accept",
             content={"task": "induction", "use_enough": True, "raise_budget": False},
@@ -81,13 +81,13 @@ async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_wha
         assert "needs model_id" in await call_tool_error(
             client, "discover_circuit", wait_seconds=0.2
         )
-        assert asked == []
+        assert questions == []
         await call_tool_ok(client, "load_model", model="bundled")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             client, "discover_circuit", model_id="bundled", pairs=20, budget=500, wait_seconds=0
         )
-        await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
-        whole = await call_tool_ok(
+        await call_tool_ok(client, "cancel_run", run_id=started["run_id"])
+        second = await call_tool_ok(
             client,
             "discover_circuit",
             model_id="bundled",
@@ -95,10 +95,10 @@ async def test_pairs_are_settled_before_the_budget_and_nobody_is_asked_about_wha
             budget=500,
             wait_seconds=0,
         )
-        await call_tool_ok(client, "cancel_run", run_id=whole["run_id"])
-    assert [question.split()[0] for question in asked] == ["Which", "20", "This", "This"]
-    assert asked[2] == asked[3]  # the estimate is for the 240 pairs that the user agreed to
-    assert open_run(runs_dir, begun["run_id"]).record.configuration["budget"] == 500
+        await call_tool_ok(client, "cancel_run", run_id=second["run_id"])
+    assert [question.split()[0] for question in questions] == ["Which", "20", "This", "This"]
+    assert questions[2] == questions[3]  # the estimate is for the 240 pairs that the user agreed to
+    assert open_run(runs_dir, started["run_id"]).record.configuration["budget"] == 500
 
 
 def test_a_client_that_asks_by_url_only_is_not_asked() -> None:
@@ -119,18 +119,18 @@ def test_a_client_that_asks_by_url_only_is_not_asked() -> None:
         ({"url": {}}, False),
         ({"form": {}, "url": {}}, True),
     ):
-        found = ask_behaviour(Here(**abilities), "induction", None, None)
-        assert isinstance(found, Elicit) is asks, abilities
+        result = ask_behaviour(Here(**abilities), "induction", None, None)
+        assert isinstance(result, Elicit) is asks, abilities
 
 
 @pytest.mark.parametrize("agrees", [True, False])
 async def test_too_few_pairs_for_a_verdict_are_asked_about(
     agrees: bool, models: Path, runs_dir: Path
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-        asked.append(params.message)
+        questions.append(params.message)
         return (
             ElicitResult(action="accept", content={"use_enough": True})
             if agrees
@@ -139,7 +139,7 @@ async def test_too_few_pairs_for_a_verdict_are_asked_about(
 
     async with Client(make_server(models, runs_dir), elicitation_callback=answer) as client:
         await call_tool_ok(client, "load_model", model="bundled")
-        begun = await call_tool_ok(
+        started = await call_tool_ok(
             client,
             "discover_circuit",
             model_id="bundled",
@@ -147,10 +147,10 @@ async def test_too_few_pairs_for_a_verdict_are_asked_about(
             pairs=20,
             wait_seconds=0,
         )
-        await call_tool_ok(client, "cancel_run", run_id=begun["run_id"])
-    assert asked == ["20 pairs are too few for a verdict, which needs 96. Take 240?"]
-    assert len(open_run(runs_dir, begun["run_id"]).load_pairs()) == (240 if agrees else 20)
-    assert ("as the user agreed" if agrees else "fewer than the 96") in begun["notes"][0]
+        await call_tool_ok(client, "cancel_run", run_id=started["run_id"])
+    assert questions == ["20 pairs are too few for a verdict, which needs 96. Take 240?"]
+    assert len(open_run(runs_dir, started["run_id"]).load_pairs()) == (240 if agrees else 20)
+    assert ("as the user agreed" if agrees else "fewer than the 96") in started["notes"][0]
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ async def test_a_refusal_keeps_the_budget(models: Path, runs_dir: Path) -> None:
     for callback in (decline, None):  # a client that cannot ask goes on likewise
         async with Client(make_server(models, runs_dir), elicitation_callback=callback) as client:
             await call_tool_ok(client, "load_model", model="induction")
-            found = await call_tool_ok(
+            result = await call_tool_ok(
                 client,
                 "discover_circuit",
                 model_id="induction",
@@ -169,4 +169,4 @@ async def test_a_refusal_keeps_the_budget(models: Path, runs_dir: Path) -> None:
                 budget=10,
                 wait_seconds=200,
             )
-            assert (found["status"], found["verdict"]) == ("completed", "inconclusive")
+            assert (result["status"], result["verdict"]) == ("completed", "inconclusive")

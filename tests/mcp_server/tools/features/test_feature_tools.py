@@ -1,4 +1,4 @@
-"""Features through the tool: from a dictionary in the models directory, on a prompt and on a task."""
+"""The tools on features, with an SAE in the models directory, on a prompt and on a task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 def dictionary(models: Path) -> str:
-    """A random dictionary in the models directory."""
+    """Save a random SAE in the models directory, and return its name."""
     saelens()
     random_module("standard", 88, 64, "blocks.1.hook_resid_pre").save_model(
         str(models / "saes" / "layer1")
@@ -27,60 +27,61 @@ async def test_features_of_a_prompt_and_of_a_task(models: Path, runs_dir: Path) 
     dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        for given in (
+        for arguments in (
             {"prompt": [0, 5, 6, 7, 5]},
             {"task": INDUCTION_TASK, "pairs": 8, "positions": [-1]},
         ):
-            found = await call_tool_ok(
-                client, "sae_top_features", model_id="induction", sae="saes/layer1", k=3, **given
+            result = await call_tool_ok(
+                client,
+                "sae_top_features",
+                model_id="induction",
+                sae="saes/layer1",
+                k=3,
+                **arguments,
             )
-            assert len(found["features"]) == 3
-            assert found["sae"] == "saes/layer1"
-            assert len(found["features"][0]["by_pair"]) == found["n"]
-            assert len(json.dumps(found)) <= 10_000
-        assert "POOR RECONSTRUCTION" in found["warnings"][0]
+            assert len(result["features"]) == 3
+            assert result["sae"] == "saes/layer1"
+            assert len(result["features"][0]["by_pair"]) == result["n"]
+            assert len(json.dumps(result)) <= 10_000
+        assert "POOR RECONSTRUCTION" in result["warnings"][0]
 
 
 async def test_the_order_and_integrated_gradients_can_be_asked_for(
     models: Path, runs_dir: Path
 ) -> None:
-    place = dictionary(models)
+    sae = dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        asked = {
+        arguments = {
             "model_id": "induction",
-            "sae": place,
+            "sae": sae,
             "task": INDUCTION_TASK,
             "pairs": 6,
             "positions": [-1],
             "k": 3,
         }
-        found = {
-            by: await call_tool_ok(client, "sae_top_features", by=by, steps=2, **asked)
+        results = {
+            by: await call_tool_ok(client, "sae_top_features", by=by, steps=2, **arguments)
             for by in ("activation", "attribution", "ablation")
         }
-        for by, result in found.items():
-            assert list(result).index("warnings") < list(result).index(
-                "model_id"
-            )  # a poor reconstruction is read before any number
+        for by, result in results.items():
+            fields = list(result)  # a poor reconstruction must be read before any number
+            assert fields.index("warnings") < fields.index("model_id")
             assert result["by"] == by
             sizes = [abs(feature[by]["mean"]) for feature in result["features"]]
             assert sizes == sorted(sizes, reverse=True)
 
 
+EDIT = {"model_id": "induction", "features": {"3": 50.0, "7": -20.0}, "operation": "add"}
+
+
 async def test_features_are_changed_with_the_effect_on_metric_and_text(
     models: Path, runs_dir: Path
 ) -> None:
-    place = dictionary(models)
+    arguments = {**EDIT, "sae": dictionary(models)}
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        asked = {
-            "model_id": "induction",
-            "sae": place,
-            "features": {"3": 50.0, "7": -20.0},
-            "operation": "add",
-        }
-        both = await call_tool_ok(
+        edited = await call_tool_ok(
             client,
             "edit_features",
             task=INDUCTION_TASK,
@@ -88,33 +89,41 @@ async def test_features_are_changed_with_the_effect_on_metric_and_text(
             prompt=[0, 5, 6, 7, 5],
             positions=[-1],
             tokens=3,
-            **asked,
+            **arguments,
         )
-        assert both["on_metric"]["n"] == 6
-        assert (
-            both["on_metric"]["effect"]["low"]
-            <= both["on_metric"]["effect"]["mean"]
-            <= both["on_metric"]["effect"]["high"]
-        )
-        assert both["on_metric"]["effect"]["mean"] != 0
-        assert len(both["on_text"]["clean"].split()) == len(both["on_text"]["edited"].split()) == 3
-        nothing = await call_tool_ok(
+        assert edited["on_metric"]["n"] == 6
+        effect = edited["on_metric"]["effect"]
+        assert effect["low"] <= effect["mean"] <= effect["high"]
+        assert effect["mean"] != 0
+        texts = (edited["on_text"]["clean"], edited["on_text"]["edited"])
+        assert [len(text.split()) for text in texts] == [3, 3]
+        unchanged = await call_tool_ok(
             client,
             "edit_features",
-            **{**asked, "features": {"3": 0.0}},
+            **{**arguments, "features": {"3": 0.0}},
             task=INDUCTION_TASK,
             pairs=6,
         )
-        assert nothing["on_metric"]["effect"] == {"mean": 0, "low": 0, "high": 0}
-        assert nothing["on_text"] is None
+        assert unchanged["on_metric"]["effect"] == {"mean": 0, "low": 0, "high": 0}
+        assert unchanged["on_text"] is None
+
+
+async def test_changes_that_make_no_sense_are_refused(models: Path, runs_dir: Path) -> None:
+    arguments = {**EDIT, "sae": dictionary(models)}
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
         assert "a task, a prompt, or both" in await call_tool_error(
-            client, "edit_features", **asked
+            client, "edit_features", **arguments
         )
         assert "does not exist" in await call_tool_error(
-            client, "edit_features", **{**asked, "features": {"999": 1}}, prompt=[0, 5], tokens=2
+            client,
+            "edit_features",
+            **{**arguments, "features": {"999": 1}},
+            prompt=[0, 5],
+            tokens=2,
         )
         assert "not a position of this prompt" in await call_tool_error(
-            client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **asked
+            client, "edit_features", prompt=[0, 5], positions=["end"], tokens=2, **arguments
         )
 
 
@@ -122,32 +131,32 @@ async def test_a_text_is_read_for_features(
     models: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CIRCUIT_SCOUT_CACHE_DIR", str(tmp_path))
-    place = dictionary(models)
+    sae = dictionary(models)
     (models / "corpus.jsonl").write_text(
         "".join(json.dumps({"tokens": [0, n % 24, 5, 6, n % 7]}) + "\n" for n in range(40))
     )
-    asked = {"model_id": "induction", "sae": place, "features": [3, 7], "text": "corpus.jsonl"}
+    arguments = {"model_id": "induction", "sae": sae, "features": [3, 7], "text": "corpus.jsonl"}
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        first, again = [await call_tool_ok(client, "sae_examples", **asked) for _ in range(2)]
+        first, again = [await call_tool_ok(client, "sae_examples", **arguments) for _ in range(2)]
         assert (first["cached"], again["cached"]) == (False, True)
         assert first["features"] == again["features"]
         assert first["documents"] == 40
         assert any(card["top"] for card in first["features"])
         assert "There is no text file" in await call_tool_error(
-            client, "sae_examples", **{**asked, "text": "../corpus.jsonl"}
+            client, "sae_examples", **{**arguments, "text": "../corpus.jsonl"}
         )
         assert "no tokenizer" in await call_tool_error(
-            client, "sae_examples", **{**asked, "text": ["words"]}
+            client, "sae_examples", **{**arguments, "text": ["words"]}
         )
     async with Client(make_server(models, runs_dir, read_only=True)) as client:
         await call_tool_ok(client, "load_model", model="induction")
-        assert not (await call_tool_ok(client, "sae_examples", **asked))["cached"]
+        assert not (await call_tool_ok(client, "sae_examples", **arguments))["cached"]
 
 
 @pytest.mark.slow
 async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_dir: Path) -> None:
-    place = dictionary(models)
+    sae = dictionary(models)
     async with Client(make_server(models, runs_dir)) as client:
         await call_tool_ok(client, "load_model", model="induction")
         run = await call_tool_ok(
@@ -158,22 +167,22 @@ async def test_features_are_put_beside_the_circuit_of_a_run(models: Path, runs_d
             pairs=16,
             wait_seconds=120,
         )
-        asked = {"run_id": run["run_id"], "model_id": "induction", "sae": place, "k": 4}
-        found = await call_tool_ok(client, "circuit_features", **asked)
-        assert found["verdict"] == run["verdict"]
-        assert len(found["candidates"]) == 4
-        held = {one["id"] for one in found["candidates"] if one["holds"]}
-        assert all(one["why"] for one in found["candidates"] if not one["holds"])
+        arguments = {"run_id": run["run_id"], "model_id": "induction", "sae": sae, "k": 4}
+        result = await call_tool_ok(client, "circuit_features", **arguments)
+        assert result["verdict"] == run["verdict"]
+        assert len(result["candidates"]) == 4
+        holding = {candidate["id"] for candidate in result["candidates"] if candidate["holds"]}
+        assert all(candidate["why"] for candidate in result["candidates"] if not candidate["holds"])
         circuit = await call_tool_ok(client, "get_circuit", run_id=run["run_id"])
         assert {node["id"] for node in circuit["nodes"]} == {
             node["id"] for node in run["nodes"]
-        } | held
+        } | holding
         assert circuit["verdict"] == run["verdict"]
         record = json.loads((runs_dir / run["run_id"] / "circuit.json").read_text())
         assert record["graph"]["dictionaries"][0]["sae"] == "layer1"
         assert str(models) not in json.dumps(record["graph"]["dictionaries"])
         assert "no run" in await call_tool_error(
-            client, "circuit_features", **{**asked, "run_id": "nobody"}
+            client, "circuit_features", **{**arguments, "run_id": "nobody"}
         )
 
 

@@ -31,22 +31,22 @@ BACKENDS = ("transformerlens", "nnsight")
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("grouped")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("grouped")
     for name in GROUPED_LLAMAS:
-        save_grouped_llama(place / name, name)
-    return place
+        save_grouped_llama(directory / name, name)
+    return directory
 
 
 @pytest.fixture
-async def client(places: Path, tmp_path: Path) -> AsyncIterator[Client]:
-    async with Client(make_server(places, tmp_path)) as connected:
+async def client(models_dir: Path, tmp_path: Path) -> AsyncIterator[Client]:
+    async with Client(make_server(models_dir, tmp_path)) as connected:
         yield connected
 
 
 async def loaded(client: Client, name: str, backend: str = "transformerlens") -> str:
-    found = await call_tool_ok(client, "load_model", model=name, backend=backend)
-    return str(found["model_id"])
+    result = await call_tool_ok(client, "load_model", model=name, backend=backend)
+    return str(result["model_id"])
 
 
 async def resource(client: Client, uri: str) -> Any:
@@ -64,40 +64,40 @@ async def test_cells_of_k_and_v(
 ) -> None:
     heads, kv_heads = GROUPED_LLAMAS[name]
     each = heads // kv_heads
-    drawn: list[tuple[list[str], str]] = []
+    drawings: list[tuple[list[str], str]] = []
     heatmap = discovery.report.draw_heatmap
 
-    def noted(values: Any, rows: Any, columns: Any, **more: Any) -> bytes:
-        drawn.append((list(columns), more["column_axis"]))
+    def draw_and_note(values: Any, rows: Any, columns: Any, **more: Any) -> bytes:
+        drawings.append((list(columns), more["column_axis"]))
         return heatmap(values, rows, columns, **more)
 
-    monkeypatch.setattr(discovery.report, "draw_heatmap", noted)
+    monkeypatch.setattr(discovery.report, "draw_heatmap", draw_and_note)
     model_id = await loaded(client, name, backend)
-    found = await call_tool_ok(
+    result = await call_tool_ok(
         client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=50
     )
-    said = [text for text in found["warnings"] if "key-value heads shared by query heads" in text]
-    grid = json.loads((await resource(client, found["values"])).text)
-    assert len(found["top"]) == 2 * kv_heads
-    assert found["grid"]["shape"] == [2, kv_heads]
+    notes = [text for text in result["warnings"] if "key-value heads shared by query heads" in text]
+    grid = json.loads((await resource(client, result["values"])).text)
+    assert len(result["top"]) == 2 * kv_heads
+    assert result["grid"]["shape"] == [2, kv_heads]
     if each == 1:
-        assert said == []
-        assert found["grid"]["axes"] == grid["axes"] == ["layer", "head"]
+        assert notes == []
+        assert result["grid"]["axes"] == grid["axes"] == ["layer", "head"]
         assert "kv_heads" not in grid
-        assert drawn == [([str(head) for head in range(heads)], "head")]
-        for cell in found["top"]:
+        assert drawings == [([str(head) for head in range(heads)], "head")]
+        for cell in result["top"]:
             assert cell["node"] == f"a{cell['layer']}.h{cell['head']}"
             assert cell["label"] == f"L{cell['layer']}H{cell['head']}"
             assert (cell["kv_head"], cell["query_heads"]) == (None, [])
         return
     groups = [list(range(n * each, (n + 1) * each)) for n in range(kv_heads)]
-    assert len(said) == 1
-    assert found["grid"]["axes"] == grid["axes"] == ["layer", "kv_head"]
+    assert len(notes) == 1
+    assert result["grid"]["axes"] == grid["axes"] == ["layer", "kv_head"]
     shares = [{"kv_head": n, "query_heads": group} for n, group in enumerate(groups)]
     assert grid["kv_heads"] == shares
     labels = [f"KV{n} = heads {group[0]}–{group[-1]}" for n, group in enumerate(groups)]
-    assert drawn == [(labels, "key-value head")]
-    for cell in found["top"]:
+    assert drawings == [(labels, "key-value head")]
+    for cell in result["top"]:
         assert cell["head"] is None
         assert cell["node"] == f"a{cell['layer']}.kv{cell['kv_head']}"
         assert cell["label"] == f"L{cell['layer']}KV{cell['kv_head']}"
@@ -108,8 +108,8 @@ async def test_cells_of_k_and_v(
 async def test_a_cell_of_v_is_refused_where_heads_are_taken(client: Client, tool: str) -> None:
     """The very name that a sweep prints, and what it says to write instead."""
     model_id = await loaded(client, "llama_9_3")
-    swept = await call_tool_ok(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=1)
-    [cell] = swept["top"]
+    sweep = await call_tool_ok(client, "patch_sweep", model_id=model_id, task=TASK, site="v", top=1)
+    [cell] = sweep["top"]
     text = await call_tool_error(client, tool, model_id=model_id, task=TASK, nodes=[cell["node"]])
     assert repr(cell["node"]) in text
     first, *_, last = cell["query_heads"]
@@ -126,14 +126,14 @@ async def test_what_is_cached_of_k_and_v(client: Client, name: str) -> None:
     heads, kv_heads = GROUPED_LLAMAS[name]
     model_id = await loaded(client, name)
     prompt = [3, 4, 5]
-    found = await call_tool_ok(
+    result = await call_tool_ok(
         client, "run_with_cache", model_id=model_id, prompt=prompt, sites=["k", "q"]
     )
-    axes = {row["site"]: row["axes"] for row in found["sites"]}
+    axes = {row["site"]: row["axes"] for row in result["sites"]}
     assert axes["q.0"] == ["pos", "head", "d_head"]
     assert axes["k.0"] == ["pos", "kv_head" if kv_heads < heads else "head", "d_head"]
-    assert len(found["warnings"]) == (kv_heads < heads)
-    packed = base64.b64decode((await resource(client, found["activations"])).blob)
+    assert len(result["warnings"]) == (kv_heads < heads)
+    packed = base64.b64decode((await resource(client, result["activations"])).blob)
     assert load(packed)["k.0"].shape == (3, kv_heads, 4)
     header = json.loads(packed[8 : 8 + int.from_bytes(packed[:8], "little")])
-    assert header.get("__metadata__", {}).get("warnings") == (found["warnings"] or [None])[0]
+    assert header.get("__metadata__", {}).get("warnings") == (result["warnings"] or [None])[0]
