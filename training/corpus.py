@@ -1,9 +1,13 @@
-"""The sentences that the bundled model is trained on: clean prompts of the built-in behaviours, told to their end."""
+"""The sentences on which the bundled model is trained.
+
+Each is the clean prompt of a built-in behaviour, continued to the end of the sentence.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from discovery.tasks.builtin import BUILTIN
 from discovery.tasks.builtin.builtin_task import PairSampler
@@ -12,72 +16,70 @@ from discovery.tasks.pairs import MarkedPair
 from training.heldout import HELDOUT_TEMPLATES, is_held_out, listed_words
 
 SHARES: dict[str, float] = {"ioi": 0.3, "induction": 0.35, "greater_than": 0.2, "agreement": 0.15}
-"""How much of the corpus is each behaviour's."""
+"""The share of each behaviour in the corpus."""
 
 _STATES = ("old", "quiet", "ready", "famous", "small", "heavy", "gone", "late")
 _CHANGES = ("changed", "moved", "returned", "waited", "worked", "fallen")
 
 
-def keep_every_word(kind: str, words: Sequence[str], least: int) -> tuple[str, ...]:
-    """All words may be used: the corpus comes before the tokenizer."""
+def keep_every_word(kind: str, words: Sequence[str], minimum: int) -> tuple[str, ...]:
+    """Allow all words. The corpus comes before the tokenizer, so no tokenizer can exclude any."""
     return tuple(words)
 
 
 def make_samplers() -> dict[str, PairSampler]:
-    """Behaviour -> the function that draws its pairs over all words."""
+    """Return for each behaviour the function that draws its pairs over all words."""
     return {name: task.make_sampler(keep_every_word) for name, task in BUILTIN.items()}
 
 
 def sentences(seed: int, exclude_held_out: bool = True) -> Iterator[str]:
-    """Endless sentences, behaviours mixed by `SHARES`; with `training`, nothing that is held out."""
-    rng, draw = random.Random(seed), make_samplers()
-    names, weights = list(SHARES), list(SHARES.values())
-    wordings = {
+    """Yield endless sentences, with the behaviours mixed by `SHARES`.
+
+    Args:
+        seed: draws the sentences.
+        exclude_held_out: whether to leave out held-out templates and combinations of words.
+    """
+    rng = random.Random(seed)
+    samplers = make_samplers()
+    names = list(SHARES)
+    weights = list(SHARES.values())
+    templates = {
         name: [
-            w
-            for w in BUILTIN[name].templates
-            if not (exclude_held_out and w in HELDOUT_TEMPLATES[name])
+            template
+            for template in BUILTIN[name].templates
+            if not (exclude_held_out and template in HELDOUT_TEMPLATES[name])
         ]
         for name in names
     }
     while True:
         name = rng.choices(names, weights)[0]
-        pair = _sample_admitted(name, draw[name], rng, wordings[name], exclude_held_out)
+        pair = _sample_pair(name, samplers[name], rng, templates[name])
+        while exclude_held_out and is_held_out(name, pair):
+            pair = _sample_pair(name, samplers[name], rng, templates[name])
         yield pair.clean + _ending(name, pair, rng)
 
 
-def _sample_admitted(
-    name: str, draw: PairSampler, rng: random.Random, wordings: Sequence[str], training: bool
+def _sample_pair(
+    name: str, sampler: PairSampler, rng: random.Random, templates: Sequence[str]
 ) -> MarkedPair:
-    """A pair of this behaviour; with `training`, the first that is not held out."""
-    while True:
-        pair = draw(rng, rng.choice(wordings))
-        if name == "greater_than":
-            pair = _with_any_year(pair, rng)
-        if not (training and is_held_out(name, pair)):
-            return pair
+    pair = sampler(rng, rng.choice(templates))
+    return _with_any_year(pair, rng) if name == "greater_than" else pair
 
 
 def _with_any_year(pair: MarkedPair, rng: random.Random) -> MarkedPair:
-    """The same pair with a first year from the whole century, not only those a task can ask about."""
+    """Draw the first year from the whole century, not only from those that a task can ask about."""
     end = pair.marks["YY"]
     clean = pair.clean[: end - 2] + rng.choice(YEARS[:-1]) + pair.clean[end:]
-    return MarkedPair(
-        clean=clean,
-        corrupted=pair.corrupted,
-        answer=pair.answer,
-        wrong=pair.wrong,
-        template=pair.template,
-        marks=pair.marks,
-    )
+    return replace(pair, clean=clean)
 
 
 def _ending(name: str, pair: MarkedPair, rng: random.Random) -> str:
-    """How the sentence goes on after the prompt."""
+    """Return how the sentence continues after the prompt."""
     if name == "greater_than":
         end = pair.marks["YY"]
         later = [year for year in YEARS if year > pair.clean[end - 2 : end]]
-        return f"{rng.choice(later[: rng.randint(1, len(later))])}."  # near years more often: few wars last a century
+        # Near years are more frequent, because few wars last a century.
+        return f"{rng.choice(later[: rng.randint(1, len(later))])}."
     if name == "induction":
         listed = listed_words(pair)
         rest = listed[listed.index(str(pair.answer).strip()) :]

@@ -1,7 +1,8 @@
-"""What the bundled model never sees in training: whole wordings, and one combination of words in ten.
+"""What the bundled model never sees in training: whole templates, and a tenth of the combinations.
 
-A combination is what a behaviour turns on: the two names, two words in a row, the year, the two nouns. It is held out
-by a hash of its words, so that the choice needs no list and does not change when the word lists grow.
+A combination is what a behaviour depends on: the two names, two successive words of a list, the
+year, or the two nouns. It is held out by a hash of its words, so that the choice needs no list and
+does not change when the word lists grow.
 """
 
 from __future__ import annotations
@@ -18,48 +19,42 @@ HELDOUT_TEMPLATES: dict[str, frozenset[str]] = {
     "greater_than": frozenset({"began_until"}),
     "agreement": frozenset({"outside_that_saw"}),
 }
-"""Behaviour -> wordings that are in no training sentence."""
+"""The templates of each behaviour that are in no training sentence."""
 
 _HELDOUT_ONE_IN = 10
 
 
 def is_held_out(name: str, pair: MarkedPair) -> bool:
-    """Whether a combination of this pair (either side) belongs to the held-out tenth."""
+    """Return whether one of the pair's combinations belongs to the held-out tenth."""
     return any(
         _hash(name, combination) % _HELDOUT_ONE_IN == 0 for combination in _combinations(name, pair)
     )
 
 
 def listed_words(pair: MarkedPair) -> list[str]:
-    """The words of an induction pair's first list."""
-    return [
-        word.rstrip(",") for word in pair.clean.split()[1 : 1 + LIST_SHAPES[pair.template].length]
-    ]
+    """Return the words of an induction pair's first list."""
+    length = LIST_SHAPES[pair.template].length
+    return [word.rstrip(",") for word in pair.clean.split()[1 : 1 + length]]
 
 
 def _combinations(name: str, pair: MarkedPair) -> list[tuple[str, ...]]:
-    """The combinations of words that the behaviour turns on."""
+    """Return the combinations of words on which the behaviour depends."""
     if name == "induction":
-        listed = listed_words(pair)
-        return list(pairwise(listed))
+        return list(pairwise(listed_words(pair)))
     if name == "ioi":
         return [tuple(sorted((_word(pair, "IO"), _word(pair, "S1"))))]
     if name == "greater_than":
         return [(_word(pair, "YY"),)]
-    singular = (
-        _word(pair, "subject").removesuffix("s"),
-        _word(pair, "distractor").removesuffix("s"),
-    )
-    return [singular]
+    nouns = (_word(pair, label).removesuffix("s") for label in ("subject", "distractor"))
+    return [tuple(nouns)]
 
 
 def _word(pair: MarkedPair, label: str) -> str:
-    """The word that a label names."""
+    """Return the word that a label names."""
     return pair.clean[: pair.marks[label]].rsplit(" ", 1)[-1]
 
 
 def _hash(name: str, combination: tuple[str, ...]) -> int:
-    """A number that depends on the words alone."""
-    return int.from_bytes(
-        hashlib.sha256("|".join((name, *combination)).encode()).digest()[:8], "big"
-    )
+    """Return a number that depends on the words alone."""
+    text = "|".join((name, *combination))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

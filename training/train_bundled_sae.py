@@ -1,7 +1,10 @@
-"""Trains the bundled model's dictionary: `python -m training.train_bundled_sae`, about ten minutes on a quiet core.
+"""Trains the bundled model's sparse autoencoder, in about ten minutes on a quiet core.
 
-The text is what the bundled model was trained on (`corpus`, other sentences), each sentence a document; the trainer is `train_sae`,
-which anyone has. The site is the residual stream in front of layer 2: see the card for why.
+    python -m training.train_bundled_sae
+
+The text is of the kind on which the bundled model was trained (`corpus`, but other sentences), each
+sentence a document. The trainer is `train_sae`, which every user has. The site is the residual
+stream in front of layer 2; the card says why.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import tempfile
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,69 +25,82 @@ from training.corpus import sentences
 
 LOG = logging.getLogger("train_bundled_sae")
 BUNDLED = Path(__file__).resolve().parent.parent / "discovery" / "features" / "bundled"
-SITE, FEATURES, K, TOKENS, BATCH = "resid_pre.2", 1024, 16, 3_000_000, 1024
-SENTENCES, TEXT_SEED = 200_000, 1  # another seed than the model's own sentences
+SITE = "resid_pre.2"
+N_FEATURES = 1024
+K = 16
+N_TOKENS = 3_000_000
+BATCH_SIZE = 1024
+N_SENTENCES = 200_000
+TEXT_SEED = 1  # another seed than that of the model's own sentences
 RECORD = "training.json"
 
 
 def write_text(path: Path, count: int) -> None:
-    """A sentence a line."""
+    """Write one sentence a line."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{sentence}\n" for sentence in islice(sentences(TEXT_SEED), count))
 
 
-def main() -> None:
-    """Trains, and writes the dictionary with a record of the training beside it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=BUNDLED)
     parser.add_argument(
-        "--runs-dir", type=Path, help="where the run is kept; thrown away where it is left out"
+        "--runs-dir", type=Path, help="where to keep the run; without it the run is deleted"
     )
     parser.add_argument("--site", default=SITE)
-    parser.add_argument("--features", type=int, default=FEATURES)
+    parser.add_argument("--features", type=int, default=N_FEATURES)
     parser.add_argument("--k", type=int, default=K)
-    parser.add_argument("--tokens", type=int, default=TOKENS)
-    parser.add_argument("--sentences", type=int, default=SENTENCES)
+    parser.add_argument("--tokens", type=int, default=N_TOKENS)
+    parser.add_argument("--sentences", type=int, default=N_SENTENCES)
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="the bundled dictionary was made with 1; another number rounds otherwise",
+        help="the bundled autoencoder was made with 1; another number rounds differently",
     )
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder, "sentences.txt")
-        write_text(text, given.sentences)
-        trained = train_sae(
-            load_model("bundled"),
-            text,
-            given.site,
-            d_sae=given.features,
-            k=given.k,
-            tokens=given.tokens,
-            batch=BATCH,
-            runs_dir=given.runs_dir or Path(folder, "runs"),
-            on_event=lambda event: LOG.info("%s: %s", event["stage"], event["concluded"]),
-        )
-        copy_sae(trained.directory, given.out)
-        journal = [
-            json.loads(line) for line in (trained.path / "events.jsonl").read_text().splitlines()
-        ]
-        seconds = json.loads((trained.path / "run.json").read_text())["cost"]["seconds"]
-    curve = [
-        {name: event["measured"][name] for name in ("step", "heldout")}
-        for event in journal
-        if event["stage"] == "train"
-    ]
-    record = {
-        "recipe": trained.recipe.model_dump(),
-        "scores": trained.scores.model_dump(),
+    return parser.parse_args()
+
+
+def train_on_corpus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train, copy the autoencoder to its place, and return the record of the training."""
+    text = folder / "sentences.txt"
+    write_text(text, arguments.sentences)
+    run = train_sae(
+        load_model("bundled"),
+        text,
+        arguments.site,
+        d_sae=arguments.features,
+        k=arguments.k,
+        tokens=arguments.tokens,
+        batch=BATCH_SIZE,
+        runs_dir=arguments.runs_dir or folder / "runs",
+        on_event=lambda event: LOG.info("%s: %s", event["stage"], event["concluded"]),
+    )
+    copy_sae(run.directory, arguments.out)
+    lines = (run.path / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    seconds = json.loads((run.path / "run.json").read_text())["cost"]["seconds"]
+    return {
+        "recipe": run.recipe.model_dump(),
+        "scores": run.scores.model_dump(),
         "seconds": round(seconds),
-        "curve": curve,
+        "curve": [
+            {name: event["measured"][name] for name in ("step", "heldout")}
+            for event in events
+            if event["stage"] == "train"
+        ],
     }
-    (given.out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    """Train, and write the autoencoder with a record of the training beside it."""
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        record = train_on_corpus(arguments, Path(folder))
+    (arguments.out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The bundled model does its four behaviours where it was not trained on them, no head does one alone, and its card is about it."""
+"""The bundled model does its four behaviours on prompts that it was not trained on.
+
+No head does a behaviour alone, and the model's card describes these weights.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks.methods.evaluator import new_evaluator
 from discovery import check_task, load_model, load_task
 from discovery.backends.loading.source import locate_model
-from discovery.engine import Meter
-from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.tasks import BUILTIN
 from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
@@ -28,40 +30,30 @@ def model() -> Any:
     return load_model("bundled", device="cpu")
 
 
-@pytest.mark.parametrize("new_wording", [False, True])
+@pytest.mark.parametrize("new_templates", [False, True])
 @pytest.mark.parametrize("name", sorted(BUILTIN))
-def test_it_is_right_on_what_it_never_saw(name: str, new_wording: bool, model: Any) -> None:
-    """Combinations of words that are in no training sentence, in wordings that are, and in wordings that are not."""
-    wordings = (
-        sorted(HELDOUT_TEMPLATES[name])
-        if new_wording
-        else [w for w in BUILTIN[name].templates if w not in HELDOUT_TEMPLATES[name]]
-    )
-    pairs = sample_unseen(
-        name, TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name), PAIRS, wordings, True
-    )
-    found = check_task(model, load_task(list(pairs), model), metric=BUILTIN[name].metric)  # type: ignore[arg-type]  # a metric
-    assert found.n == PAIRS
-    assert found.accuracy >= 0.95
-    assert found.accuracy_low > 0.95
-    assert found.gap.low > 0
+def test_it_is_right_on_what_it_never_saw(name: str, new_templates: bool, model: Any) -> None:
+    """The combinations of words are in no training sentence; the templates may be."""
+    templates = sorted(HELDOUT_TEMPLATES[name])
+    if not new_templates:
+        templates = [t for t in BUILTIN[name].templates if t not in HELDOUT_TEMPLATES[name]]
+    tokenizer_filter = TokenizerFilter(AutoTokenizer.from_pretrained(FOLDER), name)
+    pairs = sample_unseen(name, tokenizer_filter, PAIRS, templates, True)
+    task = load_task(list(pairs), model)
+    behaviour = check_task(model, task, metric=BUILTIN[name].metric)
+    assert behaviour.n == PAIRS
+    assert behaviour.accuracy >= 0.95
+    assert behaviour.accuracy_low > 0.95
+    assert behaviour.gap.low > 0
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_no_behaviour_is_one_head(name: str, model: Any) -> None:
     task = load_task(name, model, pairs=64)
-    bench = SplitEvaluator.of(model, task, "all", 0, metric=task.metric, memory=None, meter=Meter())
+    evaluator = new_evaluator(model, task)
     heads = [frozenset({node}) for node in model.info.nodes("heads")]
     for ablation in EVIDENCE_ABLATIONS:
-        assert float(bench.f(ablation)(heads, "single heads").max()) < 0.5
-
-
-def test_there_is_at_least_one_whole_wording_held_out_of_each() -> None:
-    assert set(HELDOUT_TEMPLATES) == set(BUILTIN)
-    for name, held in HELDOUT_TEMPLATES.items():
-        assert held
-        assert held < set(BUILTIN[name].templates)
-    assert len(BUILTIN["ioi"].templates) >= 8
+        assert float(evaluator.f(ablation)(heads, "single heads").max()) < 0.5
 
 
 def test_its_card_is_of_these_weights_and_it_is_small() -> None:
@@ -69,6 +61,5 @@ def test_its_card_is_of_these_weights_and_it_is_small() -> None:
     weights = FOLDER / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
     assert f"{weights.stat().st_size:,} bytes" in card
-    assert (
-        sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) <= 8_000_000
-    )
+    sizes = [path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()]
+    assert sum(sizes) <= 8_000_000
