@@ -125,7 +125,7 @@ def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
     example_nodes = {
         node
         for text in texts
-        for nodes in re.findall(r"nodes=(\[.*?\])", text)
+        for nodes in re.findall(r"nodes=(\[.*?\])", text, flags=re.DOTALL)
         for node in json.loads(nodes)
     }
     assert example_nodes <= circuit

@@ -176,7 +176,7 @@ def _make_result(
         share_left=_share_left(ablated),
         per_node=_single_views(comparison, clean),
         controls=_controls_view(comparison),
-        reference=ReferenceView.model_validate(ablated.reference),
+        reference=ReferenceView.model_validate(ablated.reference.model_dump()),
         warnings=notes,
         total=len(ablated.nodes),
         cost=cost_view(ablated.cost, comparison.cost),
