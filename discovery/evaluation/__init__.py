@@ -9,7 +9,7 @@
 
 from discovery.evaluation.alternatives import beats_alternatives, find_rivals
 from discovery.evaluation.completeness import measure_gaps_in, measure_gaps_out
-from discovery.evaluation.conditions import (
+from discovery.evaluation.condition_measurements import (
     PartialEvidence,
     choose_contexts,
     measure_conditions,

@@ -13,7 +13,11 @@ from discovery.engine import Meter
 from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
-from discovery.evaluation.conditions import PartialEvidence, choose_contexts, measure_conditions
+from discovery.evaluation.condition_measurements import (
+    PartialEvidence,
+    choose_contexts,
+    measure_conditions,
+)
 from discovery.evaluation.faithfulness import SplitEvaluator
 from discovery.evaluation.ranking import combine_directions, sort_by_effect
 from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks

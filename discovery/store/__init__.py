@@ -23,7 +23,7 @@ from discovery.store.directory import (
     open_run,
     run_ids,
 )
-from discovery.store.heldout import record_heldout_look
+from discovery.store.heldout_looks import record_heldout_look
 from discovery.store.journal import Event, OnEvent, utc_timestamp
 from discovery.store.outcome import record_outcome
 from discovery.store.run import Run

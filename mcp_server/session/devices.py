@@ -226,7 +226,7 @@ class DeviceQueues:
         outcomes: list[T] = []
         errors: list[Exception] = []
         async with anyio.create_task_group() as group:
-            group.start_soon(_report_progress, job, context)
+            group.start_soon(_report_until_cancelled, job, context)
             try:
                 outcomes.append(await run_in_thread(run_on_device))
             except Interrupted as error:
@@ -245,7 +245,7 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     return await anyio.to_thread.run_sync(function, limiter=anyio.CapacityLimiter(1))
 
 
-async def _report_progress(job: DeviceJob, context: Context[Any, Any] | None) -> None:
+async def _report_until_cancelled(job: DeviceJob, context: Context[Any, Any] | None) -> None:
     """Report the job's progress until this task is cancelled, which stops the job too."""
     reported = -1.0
     try:

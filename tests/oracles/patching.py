@@ -175,7 +175,8 @@ def _patch_layer(
     kind: Any = "z" if site.startswith("head_out") else site
     at = Site(kind, layer)
     value = model.run(_batch(source), [at]).activations[at]
-    n_heads = 0 if site in POSITION_SITES else value.shape[1 if kind == "pattern" else 2]
+    head_axis = 1 if kind == "pattern" else 2
+    n_heads = 0 if site in POSITION_SITES else value.shape[head_axis]
     cells = list(_cells(site, value, n_heads, _positions(pair, columns)))
     batch_size = 1 if alone else max(1, len(cells))
     logits_by_cell = {}

@@ -18,11 +18,14 @@ PACKAGES = ("discovery", "mcp_server")
 FOLDERS = (*PACKAGES, "tests", "benchmarks", "training")
 
 MAX_FUNCTION_LINES = 40
+MAX_TEST_FUNCTION_LINES = 50  # a test tells one story
 MAX_LINE_WIDTH = 100
 MAX_MODULES_IN_FOLDER = 13
 MAX_TUPLE_ASSIGNMENTS = 2  # for each 1,000 lines
 MAX_POSITIONAL_ARGUMENTS = 7
+VARIADIC_FUNCTIONS = {"format_row", "scout"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "types", "manager", "managers"}
+PRAGMA = re.compile(r"  # (?:type: ignore|noqa)\b.*")
 MACHINE_PATH = re.compile(r"""["'\s=(](/home/|/root/|/Users/|/work/|/opt/|[A-Z]:\\)""")
 
 
@@ -66,10 +69,16 @@ def test_a_function_is_short() -> None:
         for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = count_body_lines(node)
-                if length > MAX_FUNCTION_LINES:
+                if length > max_function_lines(path):
                     offenders.append(f"{location(path, node.lineno)} {node.name}: {length} lines")
     rule = f"A function has a body of at most {MAX_FUNCTION_LINES} lines, without its docstring"
+    rule += f" ({MAX_TEST_FUNCTION_LINES} in tests)"
     assert not offenders, report(rule, offenders)
+
+
+def max_function_lines(path: Path) -> int:
+    is_test = path.is_relative_to(ROOT / "tests")
+    return MAX_TEST_FUNCTION_LINES if is_test else MAX_FUNCTION_LINES
 
 
 def count_body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -78,12 +87,16 @@ def count_body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_a_line_is_not_wide() -> None:
-    """Ruff's E501 checks this too, but it accepts a wide line if it ends in a pragma or a URL."""
+    """Ruff's E501 checks this too, but it also accepts a wide line that ends in a URL.
+
+    A pragma (`# type: ignore`, `# noqa`) must stand on the line that it is about, so it and its
+    reason do not count.
+    """
     offenders = [
         f"{location(path, number)}: {len(line)} columns"
         for path in python_files()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if len(line) > MAX_LINE_WIDTH
+        if len(PRAGMA.sub("", line)) > MAX_LINE_WIDTH
     ]
     assert not offenders, report(f"A line has at most {MAX_LINE_WIDTH} columns", offenders)
 
@@ -138,8 +151,13 @@ def nests_conditional_expressions(node: ast.AST) -> bool:
 
 
 def test_many_arguments_are_given_by_keyword() -> None:
+    """The cells of a table's row and the words of a command line have no names of their own."""
     offenders = find_nodes(
-        lambda node: isinstance(node, ast.Call) and len(node.args) > MAX_POSITIONAL_ARGUMENTS
+        lambda node: (
+            isinstance(node, ast.Call)
+            and len(node.args) > MAX_POSITIONAL_ARGUMENTS
+            and ast.unparse(node.func) not in VARIADIC_FUNCTIONS
+        )
     )
     rule = f"A call has at most {MAX_POSITIONAL_ARGUMENTS} positional arguments"
     assert not offenders, report(rule, offenders)

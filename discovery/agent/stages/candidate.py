@@ -15,7 +15,7 @@ from discovery.agent.search.fit import (
     measure_fits,
 )
 from discovery.agent.search.redundancy import redundant_partners
-from discovery.agent.search.select import search_circuit
+from discovery.agent.search.search_circuit import search_circuit
 from discovery.agent.state import State
 from discovery.errors import BudgetError
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from discovery.agent.context import RunContext, split_names
 from discovery.agent.search.decision import Decision
 from discovery.agent.search.fit import choose_start, find_smallest_size
-from discovery.agent.search.select import search_circuit
+from discovery.agent.search.search_circuit import search_circuit
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.engine import SIDES, base_side

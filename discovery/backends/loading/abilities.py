@@ -6,6 +6,7 @@ numbers of the plain forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
@@ -99,7 +100,7 @@ def _require_restart(
     for start, residual in residuals.items():
         batch = Batch(expected.tokens, expected.last_position, start=start, residual=residual)
         again = _run_logits(backend, batch)
-        error = max(error, float((again - plain.logits).abs().max()))
+        error = _larger_error(error, again - plain.logits)
     if not error <= tolerance:
         raise BackendMismatchError(
             f"{backend.info.architecture} cannot be started in the middle on "
@@ -132,7 +133,7 @@ def _prefix_error(backend: Backend, expected: ReferenceLogits, plain: BatchResul
             prefix=prefix.take(rows, cut),
         )
         again = _run_logits(backend, rest)
-        error = max(error, float((again - expected.logits[0, cut:]).abs().max()))
+        error = _larger_error(error, again - expected.logits[0, cut:])
     return error
 
 
@@ -167,7 +168,7 @@ def _join_error(
             joins={top: stream[top]} if top > 0 else {},
         )
         again = _run_logits(backend, batch)
-        error = max(error, float((again - expected.logits[0, cut + positions]).abs().max()))
+        error = _larger_error(error, again - expected.logits[0, cut + positions])
     return error
 
 
@@ -210,7 +211,7 @@ def _last_position_error(backend: Backend, expected: ReferenceLogits) -> float:
         for edits in ([], changes):
             whole = _run_logits(backend, batch, edits)
             narrow = _run_logits(backend, replace(batch, last_position_only=True), edits)
-            error = max(error, float((whole - narrow).abs().max()))
+            error = _larger_error(error, whole - narrow)
     return error
 
 
@@ -259,5 +260,14 @@ def _head_error(backend: Backend, expected: ReferenceLogits) -> float:
         rest = read[resid_pre] + read[attn_out] - read[resid_post]
         if not info.attn_only:
             rest = rest + read[mlp_out]
-        error = max(error, float((bias - bias[:, :1]).abs().max()), float(rest.abs().max()))
+        error = _larger_error(_larger_error(error, bias - bias[:, :1]), rest)
     return error
+
+
+def _larger_error(error: float, difference: Tensor) -> float:
+    """Return the larger of an error so far and the largest absolute difference.
+
+    NaN is an error that no tolerance allows, so it is never lost (`max(0.0, nan)` would be 0.0).
+    """
+    largest = float(difference.abs().max())
+    return largest if math.isnan(largest) else max(error, largest)

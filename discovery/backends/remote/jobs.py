@@ -108,9 +108,7 @@ class JobBuilder:
         self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]
     ) -> list[dict[str, Any]]:
         """Return every site to visit, in forward order, and what to do there."""
-        edits_at: dict[Site, list[Edit]] = defaultdict(list)
-        for edit in edits:
-            edits_at[edit.site].append(edit)
+        edits_at = _group_by_site(edits)
         # An edit of resid_mid changes attn_out, by what it changes of resid_pre + attn_out.
         edited_mid = {site.layer for site in edits_at if site.kind == "resid_mid"}
         puts_residual_in = (
@@ -174,6 +172,14 @@ class JobBuilder:
             "ends": ends,
             "slot": QKV.index(site.kind) if is_fused else 0,
         }
+
+
+def _group_by_site(edits: Sequence[Edit]) -> dict[Site, list[Edit]]:
+    """Return the edits of each site, in the order in which they are given."""
+    edits_at: dict[Site, list[Edit]] = defaultdict(list)
+    for edit in edits:
+        edits_at[edit.site].append(edit)
+    return edits_at
 
 
 def _pack_edits(edits: Sequence[Edit]) -> list[dict[str, Any]]:

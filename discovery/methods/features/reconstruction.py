@@ -2,7 +2,7 @@
 
 If the reconstruction is poor, no feature of the SAE explains much here. Three numbers describe it:
 
-    variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|², over the chosen positions, with the mean
+    variance explained    1 − Σ |x − x̂|² / Σ |x − mean x|², over the chosen positions; the mean is
                           taken over the same positions
     L0                    features that are not 0 at a position, mean over the positions
     share of the metric   with x̂ in place of x at these positions:

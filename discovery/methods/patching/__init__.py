@@ -6,6 +6,13 @@
 - `measure_edge_effects` patches every path between two nodes.
 """
 
+from discovery.methods.patching.edges import (
+    EdgeMetrics,
+    compute_output_change,
+    edges_between,
+    measure_edge,
+    measure_edge_effects,
+)
 from discovery.methods.patching.grid import (
     Cell,
     Sweep,
@@ -20,19 +27,12 @@ from discovery.methods.patching.nodes import (
     measure_node_effects,
     node_effects_with_intervals,
 )
-from discovery.methods.patching.paths import (
-    EdgeEffect,
-    compute_output_change,
-    edges_between,
-    measure_edge,
-    measure_edge_effects,
-)
 from discovery.methods.patching.screening import ScreenReport
 from discovery.methods.patching.sweep import estimate_sweep, patch_sweep, plan_sweep
 
 __all__ = [
     "Cell",
-    "EdgeEffect",
+    "EdgeMetrics",
     "NodeEffects",
     "ScreenReport",
     "Sweep",

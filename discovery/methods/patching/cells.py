@@ -233,7 +233,7 @@ def _entry_point(model: Backend, site: Site) -> tuple[int, bool] | None:
         return site.layer + 1, False
     if site.kind == "resid_mid":
         return (site.layer, True) if abilities.after_attention else None
-    if not abilities.linear_heads:
+    if not abilities.linear_heads or site.kind not in ("attn_out", "mlp_out"):
         return None
     if site.kind == "mlp_out" or info.attn_only or info.parallel:
         return site.layer + 1, False

@@ -63,6 +63,20 @@ def test_each_shortcut_is_dropped_by_itself(tiny_models, expected, ability):
     assert find_abilities(faulty, expected) == replace(ALL_ABILITIES, **{ability: False})
 
 
+@pytest.mark.parametrize("ability", ["prefix", "columns", "joins", "last_position_only"])
+def test_a_shortcut_that_gives_nan_is_dropped(tiny_models, expected, ability):
+    """Python's max(0.0, nan) is 0.0, so NaN must not pass for a small error."""
+
+    def give_nan(batch: Batch, edits: Any, out: BatchResult) -> BatchResult:
+        value = getattr(batch, ability)
+        if value is None or value is False or value == {} or out.logits is None:
+            return out
+        return replace(out, logits=out.logits * float("nan"))
+
+    faulty = FaultyBackend(tiny_models.load("gpt2"), give_nan)
+    assert find_abilities(faulty, expected) == replace(ALL_ABILITIES, **{ability: False})
+
+
 @pytest.mark.parametrize(
     "error",
     [

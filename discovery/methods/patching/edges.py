@@ -6,7 +6,7 @@ The target is recomputed, and everything behind it runs freely. The effect is th
 noising-normalised change of the metric, so 1 means that this edge alone carries the behaviour.
 
 The slots are q, k and v of a head, the input of an MLP, and the final residual stream for the
-logits; `EdgeEffect.whole` changes all slots of the target at once. If several query heads share
+logits; `EdgeMetrics.whole` changes all slots of the target at once. If several query heads share
 keys and values, an edge into k or v gives the target a copy of its own: the other query heads of
 the group read what they read before.
 
@@ -31,7 +31,7 @@ from discovery.sites import EMBED, LOGITS, Node, Site, Slot, output_site, slots_
 
 
 @dataclass(frozen=True)
-class EdgeEffect:
+class EdgeMetrics:
     """The effect of the edge between one ordered pair of nodes.
 
     Attributes:
@@ -64,14 +64,14 @@ def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tupl
     return [(source, target) for target in ends for source in ends if can_feed(source, target)]
 
 
-def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffect]:
+def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeMetrics]:
     """Measure every edge among these nodes, embed and logits.
 
     Raises:
         BudgetError: if the meter's budget does not suffice for a block of pairs.
     """
     edges = edges_between(nodes, parallel=engine.backend.info.parallel)
-    effects_by_block: list[list[EdgeEffect]] = []
+    effects_by_block: list[list[EdgeMetrics]] = []
     for _, block in engine.blocks():
         cost = sum(_estimate_edge(block, engine, target) for _, target in edges)
         block.meter.begin("edges", cost)
@@ -83,9 +83,9 @@ def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeEffe
     return [_join_blocks(parts) for parts in zip(*effects_by_block, strict=True)]
 
 
-def _join_blocks(parts: Sequence[EdgeEffect]) -> EdgeEffect:
+def _join_blocks(parts: Sequence[EdgeMetrics]) -> EdgeMetrics:
     """Join the effects of one edge on several blocks of pairs."""
-    return EdgeEffect(
+    return EdgeMetrics(
         source=parts[0].source,
         target=parts[0].target,
         whole=torch.cat([part.whole for part in parts]),
@@ -99,7 +99,7 @@ def measure_edge(
     source: Node,
     target: Node,
     delta: Float[Tensor, "pair pos d_model"],
-) -> EdgeEffect:
+) -> EdgeMetrics:
     """Measure what `delta` does to the metric if only the inputs of the target read it.
 
     Args:
@@ -111,7 +111,7 @@ def measure_edge(
     """
     if target == LOGITS:
         whole = _metric_with_change(block, engine.backend.info.n_layers, False, delta)
-        return EdgeEffect(source, target, whole, {"logits": whole})
+        return EdgeMetrics(source, target, whole, {"logits": whole})
     assert target.layer is not None
     if target.kind != "mlp":
         return _measure_head_edge(block, engine, source, target, delta)
@@ -122,7 +122,7 @@ def measure_edge(
         whole = _metric_with_change(block, target.layer + 1, False, change)
     else:
         whole = _metric_with_value(block, site, output)
-    return EdgeEffect(source, target, whole, {"mlp": whole})
+    return EdgeMetrics(source, target, whole, {"mlp": whole})
 
 
 def compute_output_change(
@@ -141,7 +141,7 @@ def compute_output_change(
 
 def _measure_head_edge(
     block: Block, engine: Engine, source: Node, target: Node, delta: Tensor
-) -> EdgeEffect:
+) -> EdgeMetrics:
     assert target.layer is not None
     assert target.head is not None
     layer = target.layer
@@ -153,13 +153,15 @@ def _measure_head_edge(
     changed = _run_layer(block, engine, layer, stream + delta, [*slot_sites, output], [])
     z_by_slot: dict[Slot, Tensor] = {}
     for slot, site in zip(slots, slot_sites, strict=True):
+        # The edit changes the slot of every head of the layer, every key-value head included. Only
+        # the output of the target head is used below, so each query head reads a copy of its own.
         edit = Edit(site, changed[site])
         z_by_slot[slot] = _run_layer(block, engine, layer, stream, [output], [edit])[output]
     whole = _metric_with_head_output(block, engine, target, changed[output])
     inputs = {
         slot: _metric_with_head_output(block, engine, target, z) for slot, z in z_by_slot.items()
     }
-    return EdgeEffect(source, target, whole, inputs)
+    return EdgeMetrics(source, target, whole, inputs)
 
 
 def _metric_with_head_output(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.search.select import search_circuit
+from discovery.agent.search.search_circuit import search_circuit
 from discovery.sites import Node, head
 from tests.discovery.agent.search.set_functions import (
     FEW,

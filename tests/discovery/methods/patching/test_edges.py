@@ -17,7 +17,7 @@ from discovery.backends.info import Abilities
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
 from discovery.methods.patching import (
-    EdgeEffect,
+    EdgeMetrics,
     edges_between,
     measure_edge_effects,
     measure_node_effects,
@@ -56,7 +56,7 @@ def by_hand(
 
 
 def assert_by_hand(
-    found: Sequence[EdgeEffect], native: PathPatchingOracle, pairs: Sequence[EncodedPair]
+    found: Sequence[EdgeMetrics], native: PathPatchingOracle, pairs: Sequence[EncodedPair]
 ) -> None:
     for edge in found:
         slots = slots_of(edge.target)
