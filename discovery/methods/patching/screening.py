@@ -69,10 +69,11 @@ class ScreenReport:
                 "effects: there is nothing to normalise by."
             )
         return (
-            f"screened: {self.n_ranked} cells were measured for their gradient estimate and "
-            f"{self.n_sampled} at random, {self.n_unmeasured} were not: of those at most "
-            f"{self.missed_share:.0%} have an effect of {SIZEABLE_EFFECT} or more (95% "
-            f"confidence); the largest in the random sample is {self.largest_sampled:.3f}."
+            f"screened: {self.n_ranked} cells were measured because their gradient estimates are "
+            f"the largest, and {self.n_sampled} at random. {self.n_unmeasured} cells were not "
+            f"measured: with 95% confidence at most {self.missed_share:.0%} of them have an effect "
+            f"of {SIZEABLE_EFFECT} or more. The largest effect in the random sample is "
+            f"{self.largest_sampled:.3f}."
         )
 
 

@@ -56,8 +56,7 @@ class MetricEffectView(Result):
     effect: IntervalView
     share: float | None = Field(description="Of clean − corrupted.")
     control_p: float | None = Field(
-        description="How often, of 19, an equal change along another feature's direction does as "
-        "much."
+        description="p-value against equal changes along 19 other directions; at least 0.05."
     )
     variance_explained: float | None
 

@@ -63,7 +63,7 @@ class FeatureView(Result):
     attribution: IntervalView | None
     ablation: IntervalView
     control_p: float | None = Field(
-        description="How often, of 19, a random direction does as much."
+        description="p-value against 19 random directions; at least 0.05."
     )
     share_clean: float | None = Field(description="Share of clean prompts in which it fires.")
     share_corrupted: float | None

@@ -49,11 +49,13 @@ class CellView(Result):
 
     layer: int
     head: int | None
-    kv_head: int | None = Field(description="Of k, v if query heads share it: not a head.")
-    query_heads: list[int] = Field(description="Those that share the kv_head.")
+    kv_head: int | None = Field(
+        description="For k and v: the key-value head, if query heads share it."
+    )
+    query_heads: list[int] = Field(description="The query heads that share the kv_head.")
     position: int | str | None
     node: str | None = Field(
-        description="Head or MLP, as ablate_heads takes it; a kv_head's a23.kv1, which it refuses.",
+        description="Name of the head or MLP for ablate_heads. It refuses a kv_head (a23.kv1).",
     )
     label: str | None = Field(description="As people write it.")
     effect: float | None = Field(
