@@ -133,7 +133,9 @@ class ReferencePlan:
 
 
 def plan_reference(pairs: Sequence[EncodedPair]) -> ReferencePlan:
-    """Decide over which positions of which prompts each mean is taken (docs/definitions.md).
+    """Decide over which positions of which prompts each mean of a mean ablation is taken.
+
+    The rule is that of docs/definitions.md, "Ablations".
 
     A mean is taken at the same position over the corrupted prompts of the same template and token
     count, without the pair itself. If there are fewer than 8 such prompts, positions are aligned by

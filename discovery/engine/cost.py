@@ -1,8 +1,8 @@
 """What a computation costs, in multiply-adds of matrix products, and the meter that adds it up.
 
 A *forward-pass equivalent* is the work of one prompt through all layers and positions, attention
-scores included, with unembedding at the answer position only (docs/definitions.md). It does not
-depend on the machine, so methods can be compared by it. A backward pass counts as two forward
+scores included, with unembedding at the answer position only (docs/definitions.md, "Cost"). It does
+not depend on the machine, so methods can be compared by it. A backward pass counts as two forward
 passes.
 """
 

@@ -1,4 +1,4 @@
-"""The bounds of the conditions (see docs/definitions.md), in one place.
+"""The bounds of the conditions (see docs/definitions.md, "Conditions"), in one place.
 
 Every record holds them under `evaluation.thresholds`.
 """

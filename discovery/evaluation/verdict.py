@@ -1,7 +1,7 @@
 """The verdict on a circuit, computed from its evaluation alone.
 
 The verdicts are tried in a fixed order, and the first that matches is given (see
-docs/definitions.md). Its reasons name every condition that fails, is undecided or was not run, with
+docs/definitions.md, "Verdict"). Its reasons name every condition that fails, is undecided or was not run, with
 the numbers.
 """
 

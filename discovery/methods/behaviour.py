@@ -1,7 +1,7 @@
 """Does the model do the task at all? A behaviour that is not there cannot be localised.
 
 Three gates decide this on each split, always by a logit or probability difference (see
-docs/definitions.md, verdict `no_behaviour`):
+docs/definitions.md, "Verdict", the row `no_behaviour`):
 
 - the one-sided 95% Clopper–Pearson lower bound of the accuracy is above max(0.5, the accuracy of
   the best constant answer);

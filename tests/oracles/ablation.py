@@ -1,4 +1,4 @@
-"""m(S) as docs/definitions.md defines it, one pair at a time.
+"""m(S) as defined (docs/definitions.md, "Universe"), one pair at a time.
 
 It uses the independent forward pass of a native model.
 """

@@ -12,7 +12,7 @@ from discovery.tasks.task import EncodedPair
 def mean_by_definition(
     pairs: Sequence[EncodedPair], values: Sequence[torch.Tensor], pair: int, position: int
 ) -> tuple[torch.Tensor, str, int]:
-    """Return one mean (docs/definitions.md, "Mean").
+    """Return one mean (docs/definitions.md, "Ablations").
 
     Returns:
         The mean, how positions were aligned, and how many other prompts' values it is over.
