@@ -1,7 +1,7 @@
 """Metrics: one number for each prompt, from the logits at the answer position.
 
-Answers and wrong answers are sets of tokens, padded with -1 to one width. The metrics are defined in
-docs/definitions.md, "Metrics".
+Answers and wrong answers are sets of tokens, padded with -1 to one width. The metrics are defined
+in docs/definitions.md, "Metrics".
 
 - logit_difference: logsumexp(answer logits) - logsumexp(wrong logits), in nats. A larger number
   means more of the behaviour.

@@ -1,8 +1,8 @@
 """The verdict on a circuit, computed from its evaluation alone.
 
 The verdicts are tried in a fixed order, and the first that matches is given (see
-docs/definitions.md, "Verdict"). Its reasons name every condition that fails, is undecided or was not run, with
-the numbers.
+docs/definitions.md, "Verdict"). Its reasons name every condition that fails, is undecided or was
+not run, with the numbers.
 """
 
 from __future__ import annotations

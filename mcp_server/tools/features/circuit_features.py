@@ -73,9 +73,9 @@ async def circuit_features(
     k: Annotated[int, Field(description="How many candidates.", ge=1, le=64)] = 16,
 ) -> Annotated[CallToolResult, CircuitFeaturesResult]:
     """Puts features of a sparse autoencoder beside the heads and MLPs of a finished run. It finds
-    them by attribution on discovery pairs. On held-out pairs it replaces each one's clean value by its
-    corrupted value, and keeps those whose effect has an interval without 0, is significant, and is
-    beyond that of random directions. It measures their edges from and to the circuit by path
+    them by attribution on discovery pairs. On held-out pairs it replaces each one's clean value by
+    its corrupted value, and keeps those whose effect has an interval without 0, is significant, and
+    is beyond that of random directions. It measures their edges from and to the circuit by path
     patching, and writes all of it into the run's record.
 
     Use it after get_circuit, to say what the heads tell one another. It changes no verdict.
