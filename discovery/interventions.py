@@ -98,6 +98,14 @@ def _take_position(
     return by_row[row, position].unsqueeze(1)
 
 
+def edits_by_site(edits: Sequence[Edit]) -> dict[Site, list[Edit]]:
+    """Return the edits of each site, in their order."""
+    groups: dict[Site, list[Edit]] = {}
+    for edit in edits:
+        groups.setdefault(edit.site, []).append(edit)
+    return groups
+
+
 def replace_with(
     site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None
 ) -> Edit:

@@ -18,7 +18,6 @@ MLP reads.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -38,7 +37,7 @@ from discovery.backends.last_position import (
     unembed_columns,
 )
 from discovery.errors import SiteError
-from discovery.interventions import Edit
+from discovery.interventions import Edit, edits_by_site
 from discovery.sites import Site
 from discovery.tasks.pairs import Tokenizer
 
@@ -182,9 +181,7 @@ class TransformerLensBackend(Backend):
             A dictionary that the forward pass fills with the edited value of each site.
         """
         activations: dict[Site, Tensor] = {}
-        edits_at: dict[Site, list[Edit]] = defaultdict(list)
-        for edit in edits:
-            edits_at[edit.site].append(edit)
+        edits_at = edits_by_site(edits)
         # In forward order: an edit of resid_mid sees the edited resid_pre and attn_out.
         for site in sorted({*reads, *edits_at}, key=forward_order):
             if site.kind == "resid_mid" and site in edits_at:

@@ -20,6 +20,7 @@ from discovery.engine.memory import metric_bytes
 from discovery.engine.prompts import Side
 from discovery.engine.rows import JoinedRows, Rows, Window, cut_windows
 from discovery.errors import NotFiniteError
+from discovery.interventions import Edit
 from discovery.metrics import PAD_TOKEN, measure
 from discovery.sites import MetricName, Site
 
@@ -159,11 +160,12 @@ class Block(CachedRuns):
             yield part, values
 
     def _run(self, rows: Rows | JoinedRows, window: Window) -> Float[Tensor, "n"]:
+        edits: Sequence[Edit] = ()
         if isinstance(rows, JoinedRows):
-            batch, edits = self._joined_batch(rows, window), []
+            batch = self._joined_batch(rows, window)
         else:
             batch = self._single_batch(rows, window)
-            edits = rows.edits(window) if rows.edits else []
+            edits = rows.edits(window) if rows.edits else ()
         logits = self.run(batch, edits=edits).logits
         assert logits is not None
         return self._metric(logits, window.pair, batch.columns)

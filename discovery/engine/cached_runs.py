@@ -215,7 +215,8 @@ class CachedRuns:
 
     def _cache(self, side: Side, sites: list[Site]) -> None:
         """Run every prompt of a side and keep these sites, the logits, and keys and values."""
-        prompts, info = self.prompts, self.backend.info
+        prompts = self.prompts
+        info = self.backend.info
         keep_prefix = self.backend.abilities.prefix and self._prefix.get(side) is None
         logits: list[Tensor] = []
         prefixes: list[Prefix] = []

@@ -109,7 +109,9 @@ class Meter:
                 f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",
                 "Raise the budget, or use fewer pairs.",
             )
-        self.label, self._done, self._expected = label, 0.0, expected
+        self.label = label
+        self._done = 0.0
+        self._expected = expected
         self._report()
 
     def add(self, equivalents: float) -> None:

@@ -42,7 +42,8 @@ def attribute_sites(
     Raises:
         MeasurementError: if the backend gives no gradients.
     """
-    prompts, info = block.prompts, block.backend.info
+    prompts = block.prompts
+    info = block.backend.info
     block.backend.require_gradients()
     # resid_mid = resid_pre + attn_out, so its gradient is that of attn_out.
     gradient_kind: ActivationKind = "attn_out" if kind == "resid_mid" else kind

@@ -156,11 +156,11 @@ def copy_sae(directory: Path, to: Path) -> None:
 def _existing_path(source: str | Path, runs_dir: Path | str | None) -> Path | None:
     """Return an existing file or folder, or the folder of the run with this id."""
     try:
-        given = Path(source).expanduser()
-        if given.exists():
-            return given
-        folder = Path(runs_dir or default_runs_dir()).expanduser() / given
-        return folder if given.name == str(source) and (folder / RUN_FILE).exists() else None
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+        folder = Path(runs_dir or default_runs_dir()).expanduser() / path
+        return folder if path.name == str(source) and (folder / RUN_FILE).exists() else None
     except (OSError, RuntimeError, ValueError):
         return None  # the name is too long for a path, or names an unknown user
 

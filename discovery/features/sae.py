@@ -158,9 +158,9 @@ class SAE:
         """
         base = activation if written is None else written
         codes = self.codes(activation)
-        chosen = list(change.features)
-        difference = change.difference(codes.features[..., chosen])
-        moved = difference @ self.directions(chosen) * codes.scale
+        numbers = list(change.features)
+        difference = change.difference(codes.features[..., numbers])
+        moved = difference @ self.directions(numbers) * codes.scale
         flat = base.flatten(2) if error == "keep" else codes.reconstruction.to(base)
         return (flat + moved.to(base)).reshape(base.shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from discovery.backends.base import Batch, forward_order
 from discovery.backends.last_position import LastPosition, take_answer_position
 from discovery.backends.nnsight.traced_model import TracedModel
-from discovery.interventions import Edit
+from discovery.interventions import Edit, edits_by_site
 from discovery.sites import Site
 
 
@@ -46,9 +45,7 @@ class TraceBody:
         self.logits: Tensor | None = None
         self.output: Any = None
         self._residual = None if batch.residual is None else batch.residual.to(traced_model.dtype)
-        self._edits: dict[Site, list[Edit]] = defaultdict(list)
-        for edit in edits:
-            self._edits[edit.site].append(edit)
+        self._edits = edits_by_site(edits)
         n_layers = len(traced_model.blocks)
         # An edit of resid_mid changes attn_out, by what it changes of resid_pre + attn_out.
         edited_mid = [site.layer for site in self._edits if site.kind == "resid_mid"]

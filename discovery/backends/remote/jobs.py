@@ -8,7 +8,6 @@ pairs of the batch are sent.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -22,7 +21,7 @@ from torch import Tensor
 from discovery.backends.base import Batch, forward_order
 from discovery.backends.info import ModelInfo
 from discovery.backends.nnsight.layout import QKV, ModuleLayout
-from discovery.interventions import Edit
+from discovery.interventions import Edit, edits_by_site
 from discovery.sites import Site
 
 Job = dict[str, Any]
@@ -108,7 +107,7 @@ class JobBuilder:
         self, batch: Batch, reads: Sequence[Site], edits: Sequence[Edit]
     ) -> list[dict[str, Any]]:
         """Return every site to visit, in forward order, and what to do there."""
-        edits_at = _group_by_site(edits)
+        edits_at = edits_by_site(edits)
         # An edit of resid_mid changes attn_out, by what it changes of resid_pre + attn_out.
         edited_mid = {site.layer for site in edits_at if site.kind == "resid_mid"}
         puts_residual_in = (
@@ -126,7 +125,7 @@ class JobBuilder:
             *(Site("resid_pre", layer) for layer in entry_layers),
             *(Site("attn_out", layer) for layer in edited_mid),
         }
-        steps = []
+        steps: list[dict[str, Any]] = []
         for site in sorted(visits, key=forward_order):
             is_input = site.kind == "resid_pre"
             is_start = is_input and site.layer == batch.start
@@ -172,14 +171,6 @@ class JobBuilder:
             "ends": ends,
             "slot": QKV.index(site.kind) if is_fused else 0,
         }
-
-
-def _group_by_site(edits: Sequence[Edit]) -> dict[Site, list[Edit]]:
-    """Return the edits of each site, in the order in which they are given."""
-    edits_at: dict[Site, list[Edit]] = defaultdict(list)
-    for edit in edits:
-        edits_at[edit.site].append(edit)
-    return edits_at
 
 
 def _pack_edits(edits: Sequence[Edit]) -> list[dict[str, Any]]:
@@ -284,7 +275,8 @@ def _require_complete_answer(job: Job, answer: Any) -> None:
         raise UnreadableAnswerError(
             f"an answer lacks {len(missing)} of {len(requested)} activations"
         )
-    rows, logits = _logit_rows(job), answer.get("logits")
+    rows = _logit_rows(job)
+    logits = answer.get("logits")
     if rows is not None and (not isinstance(logits, Tensor) or len(logits) != rows):
         raise UnreadableAnswerError(f"an answer lacks the logits of {rows} rows")
     if job["work"] == "reference" and "returns" not in answer:

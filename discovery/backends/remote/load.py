@@ -208,7 +208,7 @@ def _build_verified(model: _UnverifiedModel, dtype: str) -> Backend:
     Raises:
         ModelError: if another dtype than the server's was asked for, or the logits differ.
     """
-    module, service = model.module, model.service
+    module = model.module
     d_vocab = read_vocabulary_size(module)
     tokens = make_probe_tokens(d_vocab, model.n_ctx, "cpu")
     paths = {id(part): path for path, part in module.named_modules()}
@@ -218,7 +218,7 @@ def _build_verified(model: _UnverifiedModel, dtype: str) -> Backend:
         build_reference_job(model.layout, tokens),
         build_weights_job(model.layout, {0, last_layer}),
     ]
-    reference, head_weights = service.run(model.traced, jobs)
+    reference, head_weights = model.service.run(model.traced, jobs)
     if not bool(reference["logits"].isfinite().all()):
         raise ModelError(
             "The model's own logits are not finite.",
@@ -235,12 +235,12 @@ def _build_verified(model: _UnverifiedModel, dtype: str) -> Backend:
         dtype=reference["logits"].dtype,
         device="cpu",
     )
-    info = replace(describe_module(plain, model.layout), remote=service.address)
+    info = replace(describe_module(plain, model.layout), remote=model.service.address)
     job_builder = JobBuilder(
         _add_server_warning(info, dtype), model.layout, unembed, reference["returns"]
     )
     backend = RemoteBackend(
-        model.traced, job_builder, service, build_tokenizer(model.source.directory)
+        model.traced, job_builder, model.service, build_tokenizer(model.source.directory)
     )
     backend.store_head_weights(head_weights["seen"])
     require_same_logits(backend, expected)

@@ -155,8 +155,10 @@ class NdifService:
             api_key=self._key,
             env={"attn_implementation": "eager"},
         )
-        client.display, client.verbose = _StatusDisplay(), False
-        client.parse, client.finalize = wrap_reader(client.parse), wrap_reader(client.finalize)
+        client.display = _StatusDisplay()
+        client.verbose = False
+        client.parse = wrap_reader(client.parse)
+        client.finalize = wrap_reader(client.finalize)
         self.requests += 1
         try:
             with _connection_timeout(websocket, CONNECT_SECONDS):

@@ -88,7 +88,8 @@ def run_walk(net: Any, tracer: Any, job: dict[str, Any], answer: dict[str, Any])
     if job["last"] is None:
         tracer.stop()
     unembed = resolve(net, job["unembed"])
-    hidden, last = unembed.input, job["last"]
+    hidden = unembed.input
+    last = job["last"]
     rows = torch.arange(len(last)).to(hidden.device)
     unembed.input = hidden[rows, last.to(hidden.device)].unsqueeze(1)
     output = net.output

@@ -61,7 +61,8 @@ def run_session(model: Any, jobs: list[Job], backend: Any) -> list[dict[str, Any
     nnsight = import_nnsight()
     nnsight.register(server_code.__name__)
     # The session's body is sent with its local variables, so all that it uses must be local.
-    save, run_jobs = nnsight.save, server_code.run_jobs
+    save = nnsight.save
+    run_jobs = server_code.run_jobs
     answers: list[dict[str, Any]] = []
     with model.session(backend=backend):
         answers = save(run_jobs(model, jobs))

@@ -257,7 +257,7 @@ class TrainingRows:
         Raises:
             FeatureError: if a whole pass over the text gives no row.
         """
-        taken: list[Row] = []
+        next_rows: list[Row] = []
         n_positions = 0
         cursor = at
         while n_positions < positions:
@@ -266,7 +266,7 @@ class TrainingRows:
             n_read = 0
             for rows in self._index.rows(self._model, numbers, self._recipe.context):
                 usable = [row for row in rows if len(row) > skip and row not in self._heldout_rows]
-                taken += usable
+                next_rows += usable
                 n_positions += sum(len(row) - skip for row in usable)
                 n_read += 1
                 if n_positions >= positions:
@@ -274,13 +274,13 @@ class TrainingRows:
             cursor = Cursor(cursor.epoch, cursor.document + n_read)
             if cursor.document >= len(order):
                 cursor = Cursor(cursor.epoch + 1)
-                if not taken and cursor.epoch > at.epoch + 1:
+                if not next_rows and cursor.epoch > at.epoch + 1:
                     raise FeatureError(
                         f"{self._index.path.name} has nothing to train on: its documents are "
                         "single tokens, or all held out.",
                         "Give more and longer documents.",
                     )
-        return taken, cursor
+        return next_rows, cursor
 
     def _require_two_documents(self) -> None:
         """Check that one document can be held out and another one is left."""

@@ -163,14 +163,14 @@ def _metrics_with_draws(
     drawn: Float[Tensor, "draw changed d_out"],
 ) -> Float[Tensor, "case pair"]:
     """Measure the metric with the change, and then with it along the directions of each draw."""
-    chosen = list(change.features)
-    directions = torch.cat([spliced.sae.directions(chosen).unsqueeze(0), drawn])
+    numbers = list(change.features)
+    directions = torch.cat([spliced.sae.directions(numbers).unsqueeze(0), drawn])
     metrics = []
     for view in spliced.blocks():
         amounts = []
         for pairs in view.pair_batches():
             codes = view.codes(pairs)
-            moved = change.difference(codes.features[..., chosen]) * codes.scale
+            moved = change.difference(codes.features[..., numbers]) * codes.scale
             amounts.append(torch.where(view.mask[pairs].unsqueeze(-1), moved, 0.0))
         amount = torch.cat(amounts).unsqueeze(0).expand(len(directions), -1, -1, -1)
         base = None

@@ -208,17 +208,19 @@ def unrelated_peak_activations(
     engine = spliced.engine
     if prompts is None:
         tokens = _draw_random_prompts(engine, seed)
-        chosen = [spliced.positions[n % len(spliced.positions)] for n in range(len(tokens))]
+        positions_by_prompt = [
+            spliced.positions[n % len(spliced.positions)] for n in range(len(tokens))
+        ]
     else:
         tokens = _encode_prompts(engine.backend, prompts)
-        chosen = [tuple(range(len(ids))) for ids in tokens]
+        positions_by_prompt = [tuple(range(len(ids))) for ids in tokens]
     _, block = next(engine.blocks())
     rows_that_fit = block.rows_that_fit(0, max(map(len, tokens)))
     size = max(1, min(max_pairs_encoded(block, spliced.sae), rows_that_fit))
     peaks = []
     for first in range(0, len(tokens), size):
         z = _encode_batch(spliced, features, tokens[first : first + size])
-        positions = chosen[first : first + size]
+        positions = positions_by_prompt[first : first + size]
         peaks += [
             peak_activations(row[list(at)].unsqueeze(0))
             for row, at in zip(z, positions, strict=True)

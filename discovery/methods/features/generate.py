@@ -250,8 +250,8 @@ class _ContinuationWriter:
     def _edited(self, read: Tensor, written: Tensor) -> Float[Tensor, "row pos ..."]:
         """Return the activation at the SAE's site, with the features changed from row 1 on."""
         codes = self.sae.codes(read)
-        chosen = list(self.change.features)
-        amount = self.change.difference(codes.features[..., chosen]) * codes.scale
+        numbers = list(self.change.features)
+        amount = self.change.difference(codes.features[..., numbers]) * codes.scale
         flat = written.flatten(2)
         base = flat if self.error == "keep" else codes.reconstruction.to(flat)
         pushed = base[1:] + torch.bmm(amount[1:], self.directions).to(flat)

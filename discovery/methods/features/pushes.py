@@ -155,16 +155,16 @@ def draw_other_directions(
     if not len(others) or not draws:
         return own.new_zeros(0, *own.shape)
     generator = torch.Generator().manual_seed(seed)
-    picked = [
+    drawn_features = [
         others[torch.randint(len(others), (len(features),), generator=generator)].tolist()
         for _ in range(draws)
     ]
     if len(others) >= len(features):  # enough for draws without repetition
-        picked = [
+        drawn_features = [
             others[torch.randperm(len(others), generator=generator)[: len(features)]].tolist()
             for _ in range(draws)
         ]
-    drawn = torch.stack([sae.directions(chosen) for chosen in picked])
+    drawn = torch.stack([sae.directions(numbers) for numbers in drawn_features])
     drawn_length = drawn.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     ratio: Tensor = own.norm(dim=-1, keepdim=True) / drawn_length
     return drawn * ratio

@@ -171,12 +171,12 @@ class _Totals:
         codes = view.codes(pairs)
         mask = view.mask[pairs]
         clean = view.target_activation(pairs).double()
-        chosen = clean[mask]
-        self.count += len(chosen)
+        x = clean[mask]
+        self.count += len(x)
         self.active += float((codes.features[mask] != 0).sum())
-        self.residual += float((chosen - codes.reconstruction[mask].double()).square().sum())
-        self.square += float(chosen.square().sum())
-        self.sum += chosen.sum(0).cpu()
+        self.residual += float((x - codes.reconstruction[mask].double()).square().sum())
+        self.square += float(x.square().sum())
+        self.sum += x.sum(0).cpu()
         norms = clean.norm(dim=-1)
         self._first_norms += norms[:, 0][mask[:, 0]].tolist()
         self._other_norms += norms[:, 1:][mask[:, 1:]].tolist()

@@ -85,8 +85,10 @@ class SplicedTask:
         for first, block in self.engine.blocks():
             block.load("clean", dict.fromkeys([sae.reads, sae.writes]))
             mask = torch.zeros(len(block.prompts), block.prompts.width, dtype=torch.bool)
-            for row, chosen in enumerate(self.positions[first : first + len(block.prompts)]):
-                mask[row, list(chosen)] = True
+            for row, pair_positions in enumerate(
+                self.positions[first : first + len(block.prompts)]
+            ):
+                mask[row, list(pair_positions)] = True
             yield SplicedBlock(block, sae, first, mask.to(block.prompts.length.device))
 
     def _cache_first_block(self, further: Sequence[Site]) -> None:

@@ -203,9 +203,9 @@ def sae_top_features(
     base = torch.zeros_like(clean) if task is None else spliced.engine.baseline("corrupted")
     reconstruction, _ = measure_reconstruction(spliced, base)
     gradients = _mean_gradients(spliced, steps) if has_gradient else None
-    chosen = _top_features(spliced, gradients, by, k)
+    ranked = _top_features(spliced, gradients, by, k)
     features = measure_features(
-        spliced, chosen, gradients, draws=controls, unrelated=unrelated, top=top_tokens, seed=seed
+        spliced, ranked, gradients, draws=controls, unrelated=unrelated, top=top_tokens, seed=seed
     )
     pair = pairs.pairs[0]
     return TopFeatures(

@@ -1,3 +1,5 @@
+"""Arrays are stored and read back as they are."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -55,7 +57,7 @@ def test_slices_are_stored_as_they_look(path: Path) -> None:
 @pytest.mark.parametrize(
     "array", [[1.0], "x", np.array(["x"]), np.array([{}], dtype=object), np.array([1j])]
 )
-def test_what_is_no_array_of_numbers_is_a_bug(path: Path, array: Any) -> None:
+def test_anything_but_an_array_of_numbers_is_a_bug(path: Path, array: Any) -> None:
     with pytest.raises(TypeError):
         write_arrays(path, {"values": array}, np.float32, {})
 

@@ -1,3 +1,5 @@
+"""The runs directory: ids, opening, listing, and the errors with their cures."""
+
 from __future__ import annotations
 
 import errno
@@ -30,7 +32,7 @@ def create_finished_run(runs_dir: Path, task: str = "ioi", status: str | None = 
     return run.id
 
 
-def test_an_id_says_what_and_when(tmp_path: Path) -> None:
+def test_an_id_names_task_model_and_time(tmp_path: Path) -> None:
     assert re.fullmatch(r"ioi-bundled-\d{8}-\d{6}-[0-9a-f]{4}", create_finished_run(tmp_path))
 
 
@@ -81,7 +83,7 @@ def test_the_default_directory_is_the_users_or_the_environments(
     assert [summary.id for summary in list_runs(None)] == [run.id]
 
 
-def test_a_missing_run_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_run_names_similar_ids(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There is none yet"):
         open_run(tmp_path, "ioi-x")
     run_id = create_finished_run(tmp_path)
@@ -143,7 +145,7 @@ def test_no_directory_yet_is_no_runs(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "none") == []
 
 
-def test_a_directory_that_cannot_be_written_is_told(
+def test_a_directory_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,3 +1,5 @@
+"""Atomic writes and safe names."""
+
 from __future__ import annotations
 
 import errno

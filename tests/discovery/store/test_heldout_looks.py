@@ -1,3 +1,5 @@
+"""The count of circuits that used the same held-out pairs."""
+
 from __future__ import annotations
 
 import json
@@ -46,19 +48,19 @@ def test_no_look_is_lost_when_processes_look_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}'])
-def test_a_damaged_ledger_is_told_and_not_overwritten(tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_is_reported_and_not_overwritten(tmp_path: Path, content: str) -> None:
     (tmp_path / "heldout.json").write_text(content)
     with pytest.raises(StoreError, match=r"heldout\.json is damaged"):
         record_heldout_look(tmp_path, "pairs", "A")
     assert (tmp_path / "heldout.json").read_text() == content
 
 
-def test_the_ledger_is_strict_json_that_a_person_can_read(tmp_path: Path) -> None:
+def test_heldout_json_is_strict_json_that_people_can_read(tmp_path: Path) -> None:
     record_heldout_look(tmp_path / "new", "pairs", "a9.h6")
     assert json.loads((tmp_path / "new" / "heldout.json").read_text()) == {"pairs": ["a9.h6"]}
 
 
-def test_a_directory_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_exist_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="--runs-dir"):
         record_heldout_look(tmp_path / "file" / "x", "pairs", "A")

@@ -1,3 +1,5 @@
+"""The journal: strict lines, and no acknowledged event is lost by a kill or a full disk."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""The lock of a run folder, between threads and processes."""
+
 from __future__ import annotations
 
 import os
@@ -38,7 +40,7 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def test_the_second_opener_is_told_who_holds_it_and_a_kill_frees_it(tmp_path: Path) -> None:
+def test_a_second_writer_learns_who_holds_the_lock_and_a_kill_frees_it(tmp_path: Path) -> None:
     assert not is_being_written(tmp_path)
     with another_process(tmp_path) as child:
         assert is_being_written(tmp_path)

@@ -13,7 +13,7 @@ from discovery.store.outcome import record_outcome
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_a_fault_that_can_be_mended(tmp_path: Path, measured: bool) -> None:
+def test_an_error_that_a_user_can_fix(tmp_path: Path, measured: bool) -> None:
     with create_run(tmp_path, "ioi", ModelSource(name="bundled"), {}) as run:
         if measured:
             run.append_event({"stage": "check"})

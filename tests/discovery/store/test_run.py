@@ -1,3 +1,5 @@
+"""The folder of a run: what is written is read, by one writer and any number of readers."""
+
 from __future__ import annotations
 
 import json
@@ -58,7 +60,7 @@ def test_everything_that_is_written_is_read_by_another_opener(run: Run) -> None:
     assert {path.name for path in (run.path / "arrays").iterdir()} == {"head_out-1.safetensors"}
 
 
-def test_run_json_says_what_was_asked_and_how_it_stands(run: Run) -> None:
+def test_run_json_holds_the_configuration_and_the_status(run: Run) -> None:
     run.update(status="completed", cost=Cost(forward_equivalents=12.5), note="added")
     data = json.loads((run.path / "run.json").read_text())
     assert (data["schema"], data["run_id"], data["status"]) == (
@@ -96,7 +98,7 @@ def test_only_the_opener_with_the_lock_may_write(run: Run, write: Callable[[Run]
         write(run)
 
 
-def test_a_second_writer_is_refused_until_the_first_has_done(run: Run) -> None:
+def test_a_second_writer_is_refused_until_the_first_closes(run: Run) -> None:
     with pytest.raises(StoreError, match=f"process {os.getpid()}"):
         open_run(run.path.parent, run.id, write=True)
     run.close()
@@ -128,7 +130,7 @@ def test_a_writer_cleans_up_after_a_kill(run: Run) -> None:
         assert [event["number"] for event in again.events()] == [0, 1]
 
 
-def test_a_writer_that_finds_damage_gives_the_lock_back(run: Run) -> None:
+def test_a_writer_that_finds_damage_releases_the_lock(run: Run) -> None:
     run.close()
     (run.path / "events.jsonl").write_text('{"index": 5}\n{"index": 1}\n')
     for _ in range(2):
@@ -156,7 +158,7 @@ def test_no_link_leads_out_of_the_folder(run: Run) -> None:
         run.load_figure("x")
 
 
-def test_what_is_not_there_is_told_with_what_is(run: Run) -> None:
+def test_the_error_for_a_missing_file_lists_those_that_exist(run: Run) -> None:
     run.save_figure("heads", b"")
     with pytest.raises(StoreError, match=r"no figures/curve\.png\.\nThere are: heads"):
         run.load_figure("curve")
@@ -174,7 +176,7 @@ def test_what_is_not_there_is_told_with_what_is(run: Run) -> None:
         '{"run_id": "x", "status": "?"}',
     ],
 )
-def test_a_damaged_run_json_is_told(run: Run, content: str) -> None:
+def test_a_damaged_run_json_is_reported(run: Run, content: str) -> None:
     (run.path / "run.json").write_text(content)
     with pytest.raises(StoreError, match=r"run\.json is damaged"):
         _ = run.record

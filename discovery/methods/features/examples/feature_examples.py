@@ -104,10 +104,10 @@ def feature_examples(
     started = time.monotonic()
     sampling = sampling or Sampling()
     sae = open_sae(sae, model)
-    chosen = _check_features(sae, features)
+    numbers = _check_features(sae, features)
     is_builtin = isinstance(text, str) and text in BUILTIN
     documents = DocumentStream.of(load_task(str(text), model) if is_builtin else text, field)
-    disk_cache = _disk_cache(cache, model, sae, documents, chosen, sampling)
+    disk_cache = _disk_cache(cache, model, sae, documents, numbers, sampling)
     if disk_cache is not None and (answer := _load_cached(disk_cache)) is not None:
         return replace(
             answer,
@@ -116,14 +116,14 @@ def feature_examples(
             sae=sae.name,
             cost=MeasurementCost(0.0, time.monotonic() - started),
         )
-    reader = TextReader(model, sae, chosen, sampling, progress)
+    reader = TextReader(model, sae, numbers, sampling, progress)
     reader.read(documents)
     examples = FeatureExamples(
         features=tuple(
             make_dashboard(
                 model, sae, feature, reader.collectors[feature], reader.firing_totals(i), sampling
             )
-            for i, feature in enumerate(chosen)
+            for i, feature in enumerate(numbers)
         ),
         sae=sae.name,
         text=documents.name,
@@ -181,12 +181,12 @@ def _load_cached(disk_cache: DiskCache) -> FeatureExamples | None:
 
 def _check_features(sae: SAE, features: Sequence[int]) -> tuple[int, ...]:
     """Return the features without repetitions, if the SAE has them."""
-    given: object = features
-    if not isinstance(given, Sequence) or isinstance(given, str):
+    argument: object = features
+    if not isinstance(argument, Sequence) or isinstance(argument, str):
         raise MeasurementError(f"features is {features!r}.", "Give a list of feature numbers.")
-    chosen = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
-    if not 0 < len(chosen) <= MAX_FEATURES:
+    numbers = tuple(dict.fromkeys(sae.require_feature(feature) for feature in features))
+    if not 0 < len(numbers) <= MAX_FEATURES:
         raise MeasurementError(
-            f"{len(chosen)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time."
+            f"{len(numbers)} features were asked for.", f"Ask for 1 to {MAX_FEATURES} at a time."
         )
-    return chosen
+    return numbers

@@ -86,7 +86,7 @@ def test_a_node_that_only_one_ablation_needs_is_dropped() -> None:
     assert mend(f, frozenset({A, B, E}), ignore_decision) == {A, E}
 
 
-def test_what_it_says_names_the_node_and_the_number() -> None:
+def test_a_decision_names_the_node_and_the_number() -> None:
     decisions: list[Decision] = []
     mend(f_under_both_ablations(or_gate), frozenset({A, M}), decisions.append)
     expected = {"gap": pytest.approx(1.0), "with": pytest.approx(0.0), "behind": "a0.h0"}
@@ -122,7 +122,9 @@ def test_faults_are_what_the_conditions_hold_against_a_set(rows: list[list[float
 
 @settings(deadline=None, max_examples=150)
 @given(rows=st.lists(tables, min_size=2, max_size=2))
-def test_looking_no_further_than_needed_judges_alike(rows: list[list[float]]) -> None:
+def test_the_short_way_to_the_largest_drops_agrees_on_which_nodes_are_needed(
+    rows: list[list[float]],
+) -> None:
     """Both agree on which nodes are needed, and the drops of the short way are never larger."""
     for f in f_from_tables(rows).values():
         for nodes in subsets(FEW):

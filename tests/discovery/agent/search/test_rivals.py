@@ -160,7 +160,7 @@ def test_a_rival_that_is_better_replaces_the_circuit() -> None:
     ) == {A, X}
 
 
-def test_without_rivals_nothing_is_said() -> None:
+def test_without_rivals_there_is_no_decision() -> None:
     for name, (value, gate) in GATES.items():
         decisions: list[Decision] = []
         f = f_under_both_ablations(value)
@@ -194,7 +194,7 @@ def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
     assert changes == 1, "once better, always better"
 
 
-def test_a_budget_that_ends_anywhere_is_said_once_and_only_then(
+def test_the_end_of_the_budget_is_reported_once_and_only_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also if it ends within the mending of a rival, which has no journal of its own."""

@@ -70,7 +70,7 @@ def test_one_node_is_never_left_out() -> None:
     assert shrink(f_over_heads(slight), frozenset(), ignore_decision) == frozenset()
 
 
-def test_where_the_budget_ends_what_was_left_out_stays_out() -> None:
+def test_nodes_that_were_dropped_before_the_budget_ended_stay_out() -> None:
     whole = frozenset({A, X, Y})
     ends = set()
     for budget in range(60):
