@@ -166,12 +166,8 @@ class NdifService:
             require_complete_answers(jobs, answers)
         except NnsightRemoteError as fault:
             error = self._failure_error(str(fault))
-            cause = fault.__cause__
-            is_transient = isinstance(cause, httpx.TransportError)
-            if isinstance(cause, httpx.HTTPStatusError):
-                is_transient = cause.response.status_code in RETRY_STATUSES
-            if is_transient:
-                raise _TransientError(error) from cause
+            if _is_transient(fault.__cause__):
+                raise _TransientError(error) from fault.__cause__
             raise error from None
         except UnreadableAnswerError as fault:
             raise _TransientError(self._unreadable_error(fault)) from fault
@@ -279,6 +275,15 @@ class _TransientError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _is_transient(cause: BaseException | None) -> bool:
+    """Return whether a request that failed for this reason may succeed in a moment."""
+    import httpx
+
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code in RETRY_STATUSES
+    return isinstance(cause, httpx.TransportError)
 
 
 class _StatusDisplay:
