@@ -171,12 +171,15 @@ def test_pairs_taken_block_by_block_give_the_same(planted):
         assert one.index == other.index
         assert one.ablation.mean == pytest.approx(other.ablation.mean, rel=1e-4, abs=1e-6)
         assert one.attribution.mean == pytest.approx(other.attribution.mean, rel=1e-4, abs=1e-6)
-        assert one.tokens == other.tokens
+        for token, again in zip(one.tokens, other.tokens, strict=True):
+            # Blocks of other sizes round float32 sums differently, by up to about 1e-7.
+            assert replace(token, largest=0.0) == replace(again, largest=0.0)
+            assert token.largest == pytest.approx(again.largest, rel=1e-5, abs=1e-6)
         for side in ("clean", "corrupted", "unrelated"):
             fires, again = getattr(one.consistency, side), getattr(other.consistency, side)
             assert (fires.share, fires.activation) == (
                 again.share,
-                pytest.approx(again.activation, rel=1e-5),
+                pytest.approx(again.activation, rel=1e-5, abs=1e-6),
             )
     assert parts.reconstruction.variance_explained == pytest.approx(
         whole.reconstruction.variance_explained

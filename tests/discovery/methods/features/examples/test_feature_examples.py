@@ -30,7 +30,7 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(case):
         fired = [value for value in activations if value]
         assert dashboard.feature == feature
         assert dashboard.density == pytest.approx(len(fired) / len(activations))
-        assert dashboard.mean == pytest.approx(sum(fired) / len(fired), rel=1e-5)
+        assert dashboard.mean == pytest.approx(sum(fired) / len(fired), rel=1e-5, abs=1e-6)
         assert (dashboard.windows, examples.positions, dashboard.exact) == (
             windows,
             len(activations),
@@ -39,15 +39,19 @@ def test_the_strongest_the_bins_and_the_density_are_those_of_brute_force(case):
         ranked = sorted(best.items(), key=lambda item: -item[1])
         for example, ((near, peak), value) in zip(dashboard.top, ranked, strict=False):
             assert (example.tokens, example.peak) == (near, peak)
-            assert example.value == example.activations[peak] == pytest.approx(value, rel=1e-5)
+            assert (
+                example.value
+                == example.activations[peak]
+                == pytest.approx(value, rel=1e-5, abs=1e-6)
+            )
         assert len(dashboard.top) == SAMPLING.k
         sizes = [value for _, value in ranked]
         cuts = [round(n * len(sizes) / 3) for n in range(4)]
         for n, part in enumerate(dashboard.bins):
             inside = sizes[cuts[n] : cuts[n + 1]]
             assert (part.high, part.low) == (
-                pytest.approx(inside[0], rel=1e-5),
-                pytest.approx(inside[-1], rel=1e-5),
+                pytest.approx(inside[0], rel=1e-5, abs=1e-6),
+                pytest.approx(inside[-1], rel=1e-5, abs=1e-6),
             )
             assert len(part.examples) == 2
             assert all(
