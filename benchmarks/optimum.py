@@ -54,18 +54,16 @@ def format_case(name: str, model: Backend, task: Task, folder: Path) -> str:
     passing = discovery_table.passing_sets()
     our_distance = heldout_table.distance(ours)
     if not passing:
-        outcome = ("none meets (a)–(d)", "", "", "", f"{our_distance:.3f}", "", "")
-        return format_row(*facts, *outcome)
+        none = ("none meets (a)–(d)", "", "", "", f"{our_distance:.3f}", "", "")
+        return format_row(*facts, *none)
     optima = find_smallest(passing)
     size = len(optima[0])
     optimum = f"{size} ({len(optima)} of {len(passing)} that pass)"
     best_distance = min(heldout_table.distance(nodes) for nodes in optima)
     if not ours:
-        why = f"none given: {circuit.reasons[0]}"
-        return format_row(*facts, optimum, why, "", "", "", f"{best_distance:.3f}", "")
-    return format_row(
-        *facts,
-        optimum,
+        outcome = (f"none given: {circuit.reasons[0]}", "", "", "", f"{best_distance:.3f}", "")
+        return format_row(*facts, optimum, *outcome)
+    comparison = (
         "yes" if ours in optima else "no",
         f"{len(ours) - size:+d}",
         min(len(ours ^ nodes) for nodes in optima),
@@ -73,6 +71,7 @@ def format_case(name: str, model: Backend, task: Task, folder: Path) -> str:
         f"{best_distance:.3f}",
         f"{our_distance - best_distance:+.3f}",
     )
+    return format_row(*facts, optimum, *comparison)
 
 
 def iterate_cases(folder: Path, models: Path, limit: int) -> Iterator[tuple[str, Backend, Task]]:

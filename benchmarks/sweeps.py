@@ -255,11 +255,7 @@ def format_case(case: SweepCase, model: Backend, directory: Path, repetitions: i
     seconds = statistics.median(times.seconds)
     rate = 2 * cost * prompt_macs(model.info, case.tokens) / seconds / 1e9
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return format_row(
-        case.model,
-        case.site,
-        case.pairs,
-        case.tokens,
+    cells = (
         f"{seconds:.2f} s",
         *(f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in times.ratios),
         f"{len(others.cells)}/{n_cells}",
@@ -268,6 +264,7 @@ def format_case(case: SweepCase, model: Backend, directory: Path, repetitions: i
         f"{rate:.0f} ({rate / matmul_rate():.0%})",
         f"{peak_gib:.1f} GiB",
     )
+    return format_row(case.model, case.site, case.pairs, case.tokens, *cells)
 
 
 def iterate_cases(name: str, model: Backend, only: str) -> Iterator[SweepCase]:

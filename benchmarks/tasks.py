@@ -41,16 +41,15 @@ def format_task(name: str, circuit: CircuitGraph, seconds: float) -> str:
     ]
     stability: Any = circuit.evaluation.tests.get("stability") or {}
     jaccard = stability.get("mean_jaccard")
-    return format_row(
-        name,
-        f"**{circuit.verdict}**",
-        ", ".join(node.label for node in circuit.members),
+    facts = (name, f"**{circuit.verdict}**", ", ".join(node.label for node in circuit.members))
+    measurements = (
         *(_format_scores(circuit, ablation) for ablation in EVIDENCE_ABLATIONS),
         "not: " + ", ".join(missed) if missed else "all hold",
         "–" if jaccard is None else f"{jaccard:.2f}",
         f"{circuit.cost.forward_equivalents:,.0f}",
         f"{seconds:.0f}",
     )
+    return format_row(*facts, *measurements)
 
 
 def _format_scores(circuit: CircuitGraph, ablation: EvidenceAblation) -> str:

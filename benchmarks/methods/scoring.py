@@ -121,18 +121,16 @@ class MethodScores:
         area = f"{mean(self.auc):.3f}" if self.auc else "–"
         if len(self.auc) not in (0, n_cases):
             area += f" (of {len(self.auc)})"
-        return format_row(
-            method,
-            n_cases,
+        scores = (
             f"{mean(self.precision):.3f}",
             f"{mean(self.recall):.3f}",
             f"{mean(self.exact):.3f} ({low:.3f}–{high:.3f})",
             f"{mean(self.prefix_hits):.3f}",
             f"{mean(self.best_f1):.3f}",
             area,
-            *extra_cells,
-            *map(_format_mean, zip(*self.costs, strict=True)),
         )
+        costs = map(_format_mean, zip(*self.costs, strict=True))
+        return format_row(method, n_cases, *scores, *extra_cells, *costs)
 
 
 def _format_mean(costs: Sequence[float | None]) -> str:
