@@ -8,7 +8,7 @@ thread and a fixed memory limit, and keeps the run folders as DIR/NAME/RUN_ID (f
 core). `compare` compares the runs in two such folders bit for bit, prints what differs, and exits
 with status 1 if anything does. It compares the circuits, the pairs, the arrays, and what each event
 of the journal measured. It ignores what may change between two equal runs: times, memory, ids,
-provenance and wording.
+provenance, wording, and the folder from which a model was loaded.
 
 Capture once before the first edit and once after the last one, on the same machine and with the
 same versions of the libraries.
@@ -149,7 +149,7 @@ def _read_lines(path: Path) -> list[Any]:
 
 
 def drop_volatile(value: Any, parent: str = "") -> Any:
-    """Return a JSON value without times, memory, ids, provenance and wording.
+    """Return a JSON value without times, memory, ids, provenance, wording and folders of models.
 
     Args:
         value: the JSON value.
@@ -162,7 +162,10 @@ def drop_volatile(value: Any, parent: str = "") -> Any:
     dropped = VOLATILE_KEYS | WORDING_KEYS
     if parent == "reference":
         dropped |= {"source"}  # a sentence here, but a node at an edge
-    return {key: drop_volatile(item, key) for key, item in value.items() if key not in dropped}
+    stable = {key: drop_volatile(item, key) for key, item in value.items() if key not in dropped}
+    if parent == "model" and "name" in stable:
+        stable["name"] = Path(stable["name"]).name  # a model that was loaded from a folder has its path
+    return stable
 
 
 def find_differences(first: Any, second: Any, path: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from benchmarks.records import compare, drop_volatile, main
 CIRCUIT = {
     "graph": {
         "run_id": "first-run",
+        "model": {"name": "first/models/backup", "n_layers": 2},
         "verdict": "verified",
         "reasons": ["a sentence"],
         "task": {"n_discovery": 12, "split": "a sentence"},
@@ -173,6 +174,18 @@ def test_what_cannot_be_compared_is_refused(folders: tuple[Path, Path], tmp_path
     assert exit_.value.code == 2
     with pytest.raises(SystemExit):
         main(["capture", str(first)])
+
+
+def test_the_folder_of_a_model_is_ignored_and_its_name_is_not(
+    folders: tuple[Path, Path],
+) -> None:
+    circuit = folders[1] / "backup" / "backup-run" / "circuit.json"
+    change(circuit, "graph", "model", "name", value="second/models/backup")
+    assert compare(*folders)["backup"] == []
+    change(circuit, "graph", "model", "name", value="second/models/induction")
+    assert compare(*folders)["backup"] == [
+        "circuit.json.graph.model.name is 'backup' and 'induction'"
+    ]
 
 
 def test_an_edge_keeps_its_source() -> None:
