@@ -164,7 +164,9 @@ def drop_volatile(value: Any, parent: str = "") -> Any:
         dropped |= {"source"}  # a sentence here, but a node at an edge
     stable = {key: drop_volatile(item, key) for key, item in value.items() if key not in dropped}
     if parent == "model" and "name" in stable:
-        stable["name"] = Path(stable["name"]).name  # a model that was loaded from a folder has its path
+        stable["name"] = Path(
+            stable["name"]
+        ).name  # a model that was loaded from a folder has its path
     return stable
 
 
