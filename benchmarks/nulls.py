@@ -212,8 +212,10 @@ def print_table(output: Output, count: int, only: str) -> None:
         if only in kind:
             output.write(format_kind(kind, Counter(verdicts_of_kind)))
     if true_verdicts:
-        found = ", ".join(true_verdicts)
-        output.write(f"\nThe circuits that were found, judged as the random ones: {found}.\n")
+        verdict_list = ", ".join(true_verdicts)
+        output.write(
+            f"\nThe circuits that were found, judged as the random ones: {verdict_list}.\n"
+        )
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class SweepCase:
 
 
 def sample_cells(case: SweepCase, model: Backend) -> list[tuple[int, int]]:
-    """Draw the cells on which the others are timed.
+    """Draw the cells on which the other libraries are timed.
 
     They are six of each layer for a single pair, and one of each layer for more pairs.
     """
@@ -213,19 +213,19 @@ class SweepTimes:
 
 
 def measure_case(
-    case: SweepCase, model: Backend, task: Task, others: OtherLibraries, repetitions: int
+    case: SweepCase, model: Backend, task: Task, libraries: OtherLibraries, repetitions: int
 ) -> SweepTimes:
-    """Time our sweep and the others' in turn."""
+    """Time our sweep and the other libraries' in turn."""
 
     def sweep() -> Sweep:
         return patch_sweep(model, task, case.site)
 
-    runs = (others.sweep_with_transformer_lens, others.sweep_with_nnsight)
+    runs = (libraries.sweep_with_transformer_lens, libraries.sweep_with_nnsight)
     their_grids = [run() for run in runs]  # the first runs warm up
     start = time.perf_counter()
     grid = sweep()
     first_seconds = time.perf_counter() - start
-    cells_per_sampled = grid.per_pair[0].numel() / len(others.cells)
+    cells_per_sampled = grid.per_pair[0].numel() / len(libraries.cells)
     # A long sweep reads the weights a thousand times, so it needs no warm-up.
     seconds = [first_seconds] if first_seconds > MAX_WARMUP_SECONDS else []
     ratios = [
@@ -247,8 +247,8 @@ def measure_case(
 def format_case(case: SweepCase, model: Backend, directory: Path, repetitions: int) -> str:
     """Measure one case and return its row."""
     task = random_task(model, case.pairs, case.tokens)
-    others = OtherLibraries(model, directory, task, case)
-    times = measure_case(case, model, task, others, repetitions)
+    libraries = OtherLibraries(model, directory, task, case)
+    times = measure_case(case, model, task, libraries, repetitions)
     cost = times.grid.cost.forward_equivalents
     n_cells = times.grid.per_pair[0].numel()
     plain_cost = n_cells * case.pairs + 2 * case.pairs
@@ -258,7 +258,7 @@ def format_case(case: SweepCase, model: Backend, directory: Path, repetitions: i
     cells = (
         f"{seconds:.2f} s",
         *(f"**{statistics.median(r):.1f}×** ({min(r):.1f}–{max(r):.1f})" for r in times.ratios),
-        f"{len(others.cells)}/{n_cells}",
+        f"{len(libraries.cells)}/{n_cells}",
         f"{times.largest_difference:.0e}",
         f"{cost:,.0f} of {plain_cost:,}",
         f"{rate:.0f} ({rate / matmul_rate():.0%})",
