@@ -14,7 +14,6 @@ from discovery.evaluation.condition_measurements import (
     choose_contexts,
     measure_conditions,
 )
-from discovery.evaluation.curve_areas import integrate_curves
 from discovery.evaluation.evaluate import (
     CircuitEvaluation,
     build_split_evaluation,
@@ -30,13 +29,20 @@ from discovery.evaluation.faithfulness import (
     SetFunction,
     SplitEvaluator,
 )
-from discovery.evaluation.minimality import find_contexts, find_largest_drops
+from discovery.evaluation.minimality import find_contexts, find_largest_drops, minimal_drop
 from discovery.evaluation.ranking import (
     EffectsByNode,
     combine_directions,
     measure_single_nodes,
     sort_by_effect,
 )
+from discovery.evaluation.stability import (
+    combine_weights,
+    plain_jaccard,
+    weigh_nodes,
+    weighted_jaccard,
+)
+from discovery.evaluation.supplementary import integrate_curves
 
 __all__ = [
     "CircuitEvaluation",
@@ -52,6 +58,7 @@ __all__ = [
     "choose_contexts",
     "circuit_key",
     "combine_directions",
+    "combine_weights",
     "conclude_without_circuit",
     "evaluate_circuit",
     "find_contexts",
@@ -63,5 +70,9 @@ __all__ = [
     "measure_gaps_in",
     "measure_gaps_out",
     "measure_single_nodes",
+    "minimal_drop",
+    "plain_jaccard",
     "sort_by_effect",
+    "weigh_nodes",
+    "weighted_jaccard",
 ]

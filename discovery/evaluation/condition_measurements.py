@@ -14,8 +14,8 @@ from discovery.errors import BudgetError
 from discovery.evaluation.alternatives import measure_random_controls
 from discovery.evaluation.completeness import measure_completeness
 from discovery.evaluation.faithfulness import SplitEvaluator
-from discovery.evaluation.hypothesis_tests import run_hypothesis_tests
 from discovery.evaluation.minimality import find_contexts, measure_minimality
+from discovery.evaluation.supplementary import run_hypothesis_tests
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet

@@ -18,7 +18,23 @@ from discovery.methods.ablation import NodeSet
 from discovery.methods.statistics import holm, sign_flip_test
 from discovery.sites import Node
 
+DROP_SHARE = 0.5  # of the average share f(C) / |C| of a node
 MIN_IMPROVEMENT = 1e-9  # a later context must be better by more than rounding
+
+
+def minimal_drop(faithfulness: float, size: int) -> float:
+    """Return δ = min(0.02, 0.5 · f(C) / |C|), the drop that every node must reach (d).
+
+    δ is half of an average node's share of f(C): in a large circuit no node can carry 0.02 of the
+    behaviour alone. It is 0 if f(C) is not positive, since (a) fails then anyway.
+
+    Args:
+        faithfulness: f(C) under one ablation.
+        size: the number of heads and MLPs in the circuit.
+    """
+    if not size:
+        return thresholds.MIN_DROP
+    return max(0.0, min(thresholds.MIN_DROP, DROP_SHARE * faithfulness / size))
 
 
 def find_contexts(f: SetFunction, circuit: NodeSet) -> dict[Node, tuple[NodeSet, float]]:

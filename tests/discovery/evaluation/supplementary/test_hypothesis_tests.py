@@ -14,7 +14,7 @@ from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import load_model, load_task
 from discovery.engine import Meter
 from discovery.evaluation import SplitEvaluator
-from discovery.evaluation.hypothesis_tests import (
+from discovery.evaluation.supplementary.hypothesis_tests import (
     equivalence_test,
     independence_test,
     inflation_test,

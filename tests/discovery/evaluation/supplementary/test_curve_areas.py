@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from discovery.evaluation.curve_areas import CURVE_SHARES, integrate_curve, integrate_curves
+from discovery.evaluation.supplementary.curve_areas import (
+    CURVE_SHARES,
+    integrate_curve,
+    integrate_curves,
+)
 from discovery.graph import CurvePoint
 
 
