@@ -7,10 +7,10 @@ PACKAGES := discovery mcp_server
 CODE := $(PACKAGES) $(wildcard tests training benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all conformance check format format-check lint types contracts clean
+.PHONY: help install demo smollm2 test test-slow test-all conformance check format format-check lint types contracts clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Circuit Scout needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.11")'
@@ -22,6 +22,9 @@ install: $(STAMP) ## make .venv and install what constraints.txt pins
 
 demo: $(STAMP) ## find a circuit in the bundled model, without a network
 	$(BIN)/circuit-scout discover
+
+smollm2: $(STAMP) ## fetch SmolLM2-135M (93 MB, kept in the user's data directory) and find its circuit for ioi
+	model="$$($(BIN)/python -m benchmarks.smollm2)" && $(BIN)/circuit-scout discover ioi --model "$$model" $(WORDS)
 
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal

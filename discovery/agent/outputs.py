@@ -82,6 +82,7 @@ def _model_facts(info: ModelInfo) -> ModelFacts:
     return ModelFacts(
         name=info.name,
         fingerprint=info.fingerprint,
+        quantisation=info.quantisation,
         backend=info.backend,
         dtype=info.dtype,
         weight_processing=info.weight_processing,

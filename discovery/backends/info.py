@@ -47,8 +47,10 @@ class ModelDescription:
 
     Attributes:
         name: the name that the user gave.
-        source: the directory or hub name that the model comes from.
+        source: the directory, GGUF file or hub name that the model comes from.
         revision: the commit, if the model comes from the hub.
+        quantisation: how the weights are quantised in the GGUF file from which they were
+            dequantised, as Q4_1; None for other formats.
         architecture: the class name of the wrapped module.
         dtype: the dtype of the weights in memory.
         n_kv_heads: the number of key-value heads of a layer. It is below n_heads if heads share
@@ -67,6 +69,7 @@ class ModelDescription:
     name: str
     source: str
     revision: str | None = None
+    quantisation: str | None = None
     architecture: str
     dtype: str
     n_layers: int

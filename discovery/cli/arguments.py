@@ -227,7 +227,7 @@ class Setting:
 MODEL = Setting(
     name="model",
     metavar="M",
-    help="bundled, a hub name, or a model directory",
+    help="bundled, a hub name, a model directory, or a GGUF file",
     default="bundled",
 )
 BACKEND = Setting(

@@ -132,7 +132,9 @@ class ModelFacts(OmitsEmptyFields):
 
     Attributes:
         name: The model as it was asked for.
-        fingerprint: The sha256 of the weights.
+        fingerprint: The sha256 of the weights; of a GGUF model, of its file.
+        quantisation: How the weights of a GGUF file are quantised, as Q4_1; left out for other
+            formats.
         backend: "transformerlens" or "nnsight".
         dtype: The dtype of its computations.
         weight_processing: How the weights were processed before, if they were.
@@ -143,10 +145,11 @@ class ModelFacts(OmitsEmptyFields):
             the others of its group.
     """
 
-    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n_kv_heads"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n_kv_heads", "quantisation"})
 
     name: str | None = None
     fingerprint: str | None = None
+    quantisation: str | None = None
     backend: str | None = None
     dtype: str | None = None
     weight_processing: Json = None

@@ -299,6 +299,7 @@ def _render_cost(circuit: CircuitGraph) -> Html:
         ("device", provenance.device),
         ("backend", " ".join(word for word in (model.backend, model.dtype) if word) or None),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions) or None),
+        ("quantisation", model.quantisation),
         ("weights, sha256", model.fingerprint and element("code", model.fingerprint)),
         ("pairs, sha256", circuit.task.fingerprint and element("code", circuit.task.fingerprint)),
     ]

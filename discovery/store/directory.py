@@ -1,4 +1,4 @@
-"""The runs directory: creating, finding and listing runs.
+"""The runs directory: creating, finding and listing runs. Also where the cache is.
 
 The id of a run is readable: task, model, the time when it began (UTC) and four hex digits, as in
 ``ioi-bundled-20261120-153012-a1b2``. Its folder appears under that name with run.json already in
@@ -33,6 +33,7 @@ from discovery.store.run import Run, format_pairs
 from discovery.store.run_record import ModelSource, RunKind, RunRecord, RunStatus
 
 RUNS_DIR_VARIABLE = "CIRCUIT_SCOUT_RUNS_DIR"
+CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,16 @@ def default_runs_dir() -> Path:
     if path := os.environ.get(RUNS_DIR_VARIABLE):
         return Path(path).expanduser()
     return platformdirs.user_data_path("circuit-scout", appauthor=False) / "runs"
+
+
+def default_cache_dir() -> Path:
+    """Return CIRCUIT_SCOUT_CACHE_DIR, or the user's cache directory for circuit-scout.
+
+    What lies there can be computed again: converted models, and answers that took long.
+    """
+    if path := os.environ.get(CACHE_DIR_VARIABLE):
+        return Path(path).expanduser()
+    return platformdirs.user_cache_path("circuit-scout", appauthor=False)
 
 
 def create_run(

@@ -5,32 +5,36 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from discovery.graph import Cost, JsonModel, Provenance
-from discovery.graph.base import Json
+from discovery.graph.base import Json, OmitsEmptyFields
 from discovery.store.journal import utc_timestamp
 
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
 RunKind = Literal["discovery", "sae"]
 
 
-class ModelSource(JsonModel):
+class ModelSource(OmitsEmptyFields):
     """Where the model's weights came from.
 
     Attributes:
         name: The model as it was asked for.
-        source: "bundled", a hub name, or a local directory.
+        source: "bundled", a hub name, a local directory, or a GGUF file.
         revision: The revision of a hub repository.
-        fingerprint: The sha256 of the weights.
+        fingerprint: The sha256 of the weights; of a GGUF model, of its file.
+        quantisation: How the weights of a GGUF file are quantised; left out for other formats.
     """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"quantisation"})
 
     name: str | None = None
     source: str | None = None
     revision: str | None = None
     fingerprint: str | None = None
+    quantisation: str | None = None
 
 
 class RunRecord(JsonModel):

@@ -20,7 +20,9 @@ HeadName = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
 ClaimText = Annotated[
     str, Field(description="What is claimed, e.g. 'heads a5.h5 and a6.h9 do induction'.")
 ]
-ModelName = Annotated[str, Field(description="bundled, a model directory, or a hub name.")]
+ModelName = Annotated[
+    str, Field(description="bundled, a model directory, a GGUF file, or a hub name.")
+]
 TaskChoice = Annotated[
     str, Field(description="Built-in task or task file that shows the behaviour.")
 ]

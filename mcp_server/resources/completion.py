@@ -80,5 +80,5 @@ def _list_candidates(
 def _list_models(session: Session) -> list[str]:
     loaded = [model.model_id for model in session.models.list_loaded()]
     paths = session.allowed_paths
-    directories = [paths.format_path(str(path)) for path in paths.list_model_directories()]
+    directories = [paths.format_path(str(path)) for path in paths.list_models()]
     return list(dict.fromkeys(["bundled", *loaded, *directories]))

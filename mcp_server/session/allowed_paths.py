@@ -13,6 +13,11 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from discovery.backends.loading.gguf.files import (
+    find_gguf_parts,
+    is_gguf_name,
+    list_gguf_models,
+)
 from discovery.backends.loading.source import MODEL_FORMATS
 from discovery.store import RunRecord
 from mcp_server.errors import PathNotAllowedError
@@ -51,21 +56,42 @@ class AllowedPaths:
         """Return the model to open: `bundled`, an absolute path, or a hub name.
 
         Raises:
-            PathNotAllowedError: for a directory that may not be read, and for a name that cannot
-                be one of the hub.
+            PathNotAllowedError: for a directory or file that may not be read, and for a name that
+                cannot be one of the hub.
+            ModelError: for a GGUF model of which parts are missing.
         """
         if name == BUNDLED:
             return name
         path = self._resolve_inside(name)
-        if path is not None and path.is_dir():
+        if path is not None and self._is_readable_model(path):
             return str(path)
         if not _HUB_NAME.fullmatch(name) or self._is_other_path(name):
             raise self._make_refusal(
-                "model directory",
+                "model directory or GGUF file",
                 name,
-                "Give 'bundled', a hub name, or a directory that list_models shows.",
+                "Give 'bundled', a hub name, or a directory or file that list_models shows.",
             )
         return name
+
+    def _is_readable_model(self, path: Path) -> bool:
+        """Return whether a path inside the allowed directories may be opened as a model.
+
+        The GGUF files that would be opened with it must be inside too, wherever their links lead.
+
+        Raises:
+            ModelError: if it is a GGUF model of which parts are missing.
+        """
+        if path.is_dir():
+            models = list_gguf_models(path)
+        elif is_gguf_name(path):
+            models = [path]
+        else:
+            return False
+        return all(
+            self._resolve_inside(str(part)) is not None
+            for model in models
+            for part in find_gguf_parts(model)
+        )
 
     def resolve_task_file(self, name: str) -> Path:
         """Return the absolute path of a task file.
@@ -170,8 +196,8 @@ class AllowedPaths:
                 text = text.replace(encode(path), encode(self.format_path(path)))
         return self.settings.redact_paths(text)
 
-    def list_model_directories(self) -> list[Path]:
-        """Return the model directories that may be loaded, by name.
+    def list_models(self) -> list[Path]:
+        """Return the model directories and GGUF files that may be loaded, by name.
 
         In a large tree only those are returned that a short search finds.
         """
@@ -180,9 +206,9 @@ class AllowedPaths:
             model
             for root in self._roots
             if root.is_dir()
-            for model in _find_model_directories(root, _MAX_DEPTH, directories_left)
+            for model in _find_models(root, _MAX_DEPTH, directories_left)
         ]
-        return models[:_MAX_MODELS]
+        return [model for model in models if self._resolve_inside(str(model))][:_MAX_MODELS]
 
     def _resolve_inside(self, name: str) -> Path | None:
         """Return the path that a name has inside the allowed directories, or None."""
@@ -242,16 +268,15 @@ def _split_command(command: str) -> list[str]:
         return command.split()
 
 
-def _find_model_directories(
-    directory: Path, depth: int, directories_left: Iterator[int]
-) -> list[Path]:
-    """Return the model directories in a tree, down to a depth, while any may still be opened."""
+def _find_models(directory: Path, depth: int, directories_left: Iterator[int]) -> list[Path]:
+    """Return the models in a tree, down to a depth, while any directory may still be opened."""
     if next(directories_left, None) is None:
         return []
     if any((directory / file).is_file() for file in MODEL_FORMATS):
         return [directory]
+    files = list_gguf_models(directory)
     if not depth:
-        return []
+        return files
     try:
         children = [
             entry
@@ -259,9 +284,7 @@ def _find_model_directories(
             if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
         ]
     except OSError:
-        return []
-    return [
-        model
-        for child in children
-        for model in _find_model_directories(child, depth - 1, directories_left)
+        return files
+    return files + [
+        model for child in children for model in _find_models(child, depth - 1, directories_left)
     ]

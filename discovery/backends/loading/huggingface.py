@@ -28,6 +28,40 @@ CONFIG_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
+def build_meta_module(config: Any, name: str, part: str = "config.json") -> Any:
+    """Build the module of a configuration on the meta device, where tensors have no numbers.
+
+    Args:
+        config: the configuration of transformers.
+        name: the model, for the message.
+        part: what holds its configuration, for the message.
+
+    Raises:
+        ModelError: if transformers does not take the configuration.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        # transformers sets torch's default dtype while it builds a module, and the default belongs
+        # to the whole process: a server that measures meanwhile must not see another than float32.
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", dtype=torch.float32
+            )
+    except (*CONFIG_ERRORS, OSError, StrictDataclassError) as fault:
+        raise config_error(name, fault, part) from fault
+
+
+def config_error(name: str, fault: Exception, part: str = "config.json") -> ModelError:
+    """Build the error for a configuration that transformers does not take."""
+    return ModelError(
+        f"{name}: transformers does not take its {part} ({type(fault).__name__}).",
+        "Check that it is that of a causal language model.",
+        detail=first_line(fault),
+    )
+
+
 def build_module(
     directory: Path, dtype: torch.dtype, device: str, placement: Placement | None = None
 ) -> nn.Module:

@@ -42,6 +42,8 @@ from discovery.backends.loading.description import (
     read_module_context_length,
     read_vocabulary_size,
 )
+from discovery.backends.loading.gguf.convert import convert_gguf, describe_unread
+from discovery.backends.loading.gguf.header import read_header
 from discovery.backends.loading.huggingface import build_module, build_tokenizer
 from discovery.backends.loading.native import (
     build_native,
@@ -82,8 +84,8 @@ def load_model(
     """Load a model.
 
     Args:
-        name: "bundled", a directory in Hugging Face or TransformerLens-native format, or a hub
-            name.
+        name: "bundled", a GGUF file, a directory in Hugging Face or TransformerLens-native format,
+            or a hub name.
         backend: the backend that runs the model. "auto" chooses by size, architecture and memory;
             `info.backend_reason` then says why.
         device: auto, cpu, cuda (or one GPU, as cuda:1), or mps (accepted and recorded, but
@@ -134,6 +136,8 @@ def _load_local(
         torch_dtype: torch.dtype = getattr(torch, dtype)
         if location.is_native:
             model = _load_native(location, torch_dtype, device, kind)
+        elif location.gguf:
+            model = _load_gguf(location, torch_dtype, device, kind, placement)
         else:
             model = _load_hugging_face(location, torch_dtype, device, kind, placement)
     model.info = replace(model.info, backend_reason=reason)
@@ -203,6 +207,29 @@ def _load_hugging_face(
     model.abilities = find_abilities(model, plain.expected)
     if placement is not None:
         _record_placement(model, module, placement, file_dtype or torch.float32)
+    return model
+
+
+def _load_gguf(
+    location: ModelLocation,
+    dtype: torch.dtype,
+    device: str,
+    kind: BackendKind,
+    placement: Placement | None,
+) -> Backend:
+    """Load the dequantised copy of a GGUF model; the first time, it is made."""
+    header = read_header(location.gguf)
+    dtype_name = str(dtype).removeprefix("torch.")
+    directory = convert_gguf(header, location.fingerprint, dtype_name)
+    copied = replace(location, directory=directory)
+    # `replace` does not hand on the fingerprint, which takes seconds to compute.
+    vars(copied)["fingerprint"] = location.fingerprint
+    model = _load_hugging_face(copied, dtype, device, kind, placement)
+    model.info = replace(
+        model.info,
+        quantisation=header.quantisation,
+        warnings=(*model.info.warnings, *describe_unread(header, directory)),
+    )
     return model
 
 

@@ -31,7 +31,8 @@ class LoadArguments(JsonModel):
     Further fields are kept as they came. `task` and `pairs` are written only if they were set.
 
     Attributes:
-        model: "bundled", a directory, or a hub name; the `name` argument of `load_model`.
+        model: "bundled", a directory, a GGUF file, or a hub name; the `name` argument of
+            `load_model`.
         backend: The engine that was asked for.
         device: The device that was asked for.
         dtype: The dtype that was asked for.
@@ -81,9 +82,9 @@ def load_arguments(model: Backend) -> LoadArguments:
     """
     info = model.info
     path = Path(info.name).expanduser()
-    is_directory = path.is_dir() and info.name != "bundled"
+    is_path = path.exists() and info.name != "bundled"
     return LoadArguments(
-        model=str(path.resolve()) if is_directory else info.name,
+        model=str(path.resolve()) if is_path else info.name,
         backend=cast(BackendName, info.backend),
         device="auto" if info.device_map else info.device,
         device_map="auto" if info.device_map else None,
@@ -131,4 +132,5 @@ def model_source(info: ModelInfo) -> ModelSource:
         source=info.source,
         revision=info.revision,
         fingerprint=info.fingerprint,
+        quantisation=info.quantisation,
     )

@@ -31,7 +31,15 @@ from discovery.backends.loading.description import (
     read_module_context_length,
     read_vocabulary_size,
 )
-from discovery.backends.loading.huggingface import CONFIG_ERRORS, has_tokenizer
+from discovery.backends.loading.gguf.configuration import describes_tokenizer, read_config
+from discovery.backends.loading.gguf.convert import saved_dtype
+from discovery.backends.loading.gguf.header import read_header
+from discovery.backends.loading.huggingface import (
+    CONFIG_ERRORS,
+    build_meta_module,
+    config_error,
+    has_tokenizer,
+)
 from discovery.backends.loading.native import (
     NATIVE_WEIGHTS,
     build_uninitialised_native,
@@ -150,6 +158,8 @@ def read_outline_at(location: ModelLocation, dtype: str) -> Outline:
     """
     if location.is_native:
         return _outline_native(location, dtype)
+    if location.gguf:
+        return _outline_gguf(location, dtype)
     return _outline_hugging_face(location, dtype)
 
 
@@ -163,25 +173,13 @@ def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
         ModelError: if transformers does not take the configuration.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        saved = config.dtype
-        # transformers sets torch's default dtype while it builds a module, and the default belongs
-        # to the whole process: a server that measures meanwhile must not see another than float32.
-        with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=torch.float32
-            )
     except (*CONFIG_ERRORS, OSError, StrictDataclassError) as fault:
-        raise ModelError(
-            f"{directory.name}: transformers does not take its config.json "
-            f"({type(fault).__name__}).",
-            "Check that it is that of a causal language model.",
-            detail=first_line(fault),
-        ) from fault
-    return module, saved
+        raise config_error(directory.name, fault) from fault
+    return build_meta_module(config, directory.name), config.dtype
 
 
 def find_supporting_backends(config: Any) -> tuple[tuple[BackendKind, ...], str]:
@@ -228,14 +226,43 @@ def _outline_hugging_face(location: ModelLocation, dtype: str) -> Outline:
     directory = location.directory
     require_supported_config(directory, weights=False)
     module, saved = build_empty_module(directory)
+    label = f"{directory.name}/config.json"
+    return _outline_module(location, module, label, dtype=dtype, saved=saved or torch.float32)
+
+
+def _outline_gguf(location: ModelLocation, dtype: str) -> Outline:
+    """Describe a GGUF model from its header alone, as it is when it has been converted."""
+    header = read_header(location.gguf)
+    name = header.path.name
+    module = build_meta_module(read_config(header), name, "header")
+    saved: torch.dtype = getattr(torch, saved_dtype(dtype))
+    outline = _outline_module(location, module, name, dtype=dtype, saved=saved)
+    return replace(outline, quantisation=header.quantisation, tokenizer=describes_tokenizer(header))
+
+
+def _outline_module(
+    location: ModelLocation, module: Any, label: str, *, dtype: str, saved: torch.dtype
+) -> Outline:
+    """Build the outline of an empty module of transformers.
+
+    Args:
+        location: where the model comes from.
+        module: the module on the meta device.
+        label: the file that describes the model, for the message.
+        dtype: the dtype in which the weights would be loaded.
+        saved: the dtype in which they are saved.
+
+    Raises:
+        UnknownShapeError: if the configuration does not say how large the model's parts are.
+    """
     try:
         shape = ModelShape.of_hugging_face(module.config)
         d_vocab = read_vocabulary_size(module)
         n_logits = int(module.get_output_embeddings().weight.shape[0])
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as fault:
         raise UnknownShapeError(
-            f"{directory.name}/config.json does not give the sizes of a "
-            f"{type(module).__name__} in a known way ({type(fault).__name__}).",
+            f"{label} does not give the sizes of a {type(module).__name__} in a known way "
+            f"({type(fault).__name__}).",
             "Load it to see what it is.",
             detail=first_line(fault),
         ) from fault
@@ -245,7 +272,7 @@ def _outline_hugging_face(location: ModelLocation, dtype: str) -> Outline:
         module,
         shape,
         dtype=dtype,
-        saved=saved or torch.float32,
+        saved=saved,
         d_vocab=d_vocab,
         n_logits=n_logits,
         n_ctx=read_module_context_length(module),

@@ -1,8 +1,8 @@
-"""Where a model comes from: the bundled one, a directory, or a name on the Hugging Face hub.
+"""Where a model comes from: the bundled one, a directory, a GGUF file, or a name on the hub.
 
 The files of a hub model are first downloaded into the local cache, so that directories and hub
-models are checked alike. Weights are read as safetensors only, and code from a model directory is
-never run. This module needs no torch.
+models are checked alike. Weights are read as safetensors or GGUF only, and code from a model
+directory is never run. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from discovery.backends.loading.gguf.files import (
+    find_gguf_parts,
+    is_gguf_name,
+    list_gguf_models,
+)
 from discovery.errors import ModelError
 
 HUGGING_FACE_CONFIG = "config.json"
@@ -28,37 +34,41 @@ DOWNLOAD_PATTERNS = ("*.json", WEIGHT_FILES, "*.model", "*.txt", "*.jinja")
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """The directory that holds a model.
+    """The files that hold a model.
 
     Attributes:
         name: the name that the user gave.
-        directory: where the files are.
+        directory: where the files are. Of a GGUF model that was converted, it is the directory of
+            the dequantised copy.
         revision: the commit, if the model comes from the hub.
+        gguf: the GGUF files of the model, in order, if it has this format.
     """
 
     name: str
     directory: Path
     revision: str | None = None
+    gguf: tuple[Path, ...] = ()
 
     @property
     def source(self) -> str:
         """Where the model comes from, as a record names it: a name if others have it too."""
         if self.name == "bundled" or self.revision:
             return self.name
-        return str(self.directory)
+        return str(self.gguf[0] if self.gguf else self.directory)
 
     @property
     def is_native(self) -> bool:
         """Whether the directory is in TransformerLens's native format."""
-        return (self.directory / NATIVE_CONFIG).is_file()
+        return not self.gguf and (self.directory / NATIVE_CONFIG).is_file()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the weight file.
+        """The sha256 of the weight file: the one that the user gave, not one made from it.
 
         With several files it is the sha256 of their joined digests, in the order of their names.
         """
-        digests = [_sha256(path) for path in sorted(self.directory.glob(WEIGHT_FILES))]
+        files = self.gguf or sorted(self.directory.glob(WEIGHT_FILES))
+        digests = [_sha256(path) for path in files]
         if len(digests) == 1:
             return digests[0]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -68,7 +78,7 @@ def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
     """Return where a model is, and download its files if the name is one of the hub.
 
     Args:
-        name: "bundled", the path of a directory, or a hub name.
+        name: "bundled", the path of a directory or GGUF file, or a hub name.
         weights: whether to download the weights too.
 
     Raises:
@@ -83,20 +93,52 @@ def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
             f"{name!r} names a user that does not exist.", "Write the path out."
         ) from None
     if directory.is_dir():
-        if not any((directory / file).is_file() for file in MODEL_FORMATS):
-            raise ModelError(
-                f"{name!r} is a directory without {' or '.join(MODEL_FORMATS)}.",
-                "Give the directory that save_pretrained wrote, "
-                "or one in TransformerLens's native format.",
-            )
-        return ModelLocation(name, directory)
+        return _locate_in_directory(name, directory)
     if directory.is_file():
-        raise ModelError(
-            f"{name!r} is a file.", "Give the directory that holds config.json and the weights."
-        )
+        return _locate_file(name, directory)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"The directory {name!r} does not exist.", "Check the path.")
     return fetch_hub_model(name, weights=weights)
+
+
+def _locate_in_directory(name: str, directory: Path) -> ModelLocation:
+    """Return the model that a directory holds.
+
+    Raises:
+        ModelError: if the directory holds no model, or several GGUF models.
+    """
+    if any((directory / file).is_file() for file in MODEL_FORMATS):
+        return ModelLocation(name, directory)
+    models = list_gguf_models(directory)
+    if len(models) == 1:
+        return ModelLocation(name, directory, gguf=find_gguf_parts(models[0]))
+    if models:
+        raise ModelError(
+            f"{name!r} is a directory with {len(models)} GGUF models: "
+            f"{', '.join(path.name for path in models)}.",
+            "Give the path of one of these files.",
+        )
+    raise ModelError(
+        f"{name!r} is a directory without {', '.join(MODEL_FORMATS)} or a .gguf file.",
+        "Give the directory that save_pretrained wrote, one in TransformerLens's native format, "
+        "or a GGUF file.",
+    )
+
+
+def _locate_file(name: str, path: Path) -> ModelLocation:
+    """Return the model that a GGUF file holds.
+
+    Raises:
+        ModelError: if the file is not named as GGUF, or is one of several and others are missing.
+    """
+    if is_gguf_name(path):
+        return ModelLocation(name, path.parent, gguf=find_gguf_parts(path))
+    is_pickle = any(path.match(pattern) for pattern in PICKLE_FILES)
+    warning = ", and may be a pickle, which can run code when it is opened" if is_pickle else ""
+    raise ModelError(
+        f"{name!r} is a file that is not GGUF{warning}.",
+        "Give a .gguf file, or the directory that holds config.json and safetensors weights.",
+    )
 
 
 def bundled_directory() -> Path:
@@ -283,9 +325,12 @@ def _require_safetensors(directory: Path) -> None:
             f"M.from_pretrained('{directory}', use_safetensors=False)"
             f".save_pretrained('{directory}')\"",
         )
+    models = list_gguf_models(directory)
     raise ModelError(
         f"{directory.name} has no *.safetensors file.",
-        "Download or save the model's weights there.",
+        f"Give the path of the GGUF file: {models[0]}."
+        if models
+        else "Download or save the model's weights there.",
     )
 
 

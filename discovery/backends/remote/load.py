@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -117,7 +118,7 @@ class _UnverifiedModel:
 class RemoteSource(ModelLocation):
     """Weights on a server: their fingerprint is the name and the commit that the hub has now."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return f"{self.name}@{self.revision}"
 
@@ -178,6 +179,10 @@ def _load_simulated(name: str, dtype: str) -> _UnverifiedModel:
         raise ModelError(
             f"{name!r} is in TransformerLens's native format, which NDIF does not run.",
             "Load it without remote.",
+        )
+    if source.gguf:
+        raise ModelError(
+            f"{name!r} is a GGUF model, which NDIF does not run.", "Load it without remote."
         )
     module = build_module(source.directory, getattr(torch, dtype), "cpu")
     return _UnverifiedModel(

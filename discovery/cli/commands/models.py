@@ -1,8 +1,8 @@
 """`circuit-scout models`: list the models on this machine, and describe one of them.
 
-A model directory holds `config.json` (Hugging Face) or `tl_config.json` (TransformerLens native).
-The models directory is searched for them up to three folders down. In the output, `model` is the
-value to give to `--model`.
+A model directory holds `config.json` (Hugging Face) or `tl_config.json` (TransformerLens native);
+a GGUF model is a file. The models directory is searched for both up to three folders down. In the
+output, `model` is the value to give to `--model`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from discovery.backends.loading.gguf.files import find_gguf_parts, list_gguf_models
 from discovery.backends.loading.source import MODEL_FORMATS, bundled_directory
 from discovery.cli.arguments import (
     BACKEND,
@@ -26,6 +28,7 @@ from discovery.cli.arguments import (
 )
 from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import add_placement_flags, load_request
+from discovery.errors import ModelError
 
 if TYPE_CHECKING:
     from discovery.backends.loading.backend_choice import LoadPlan
@@ -63,7 +66,7 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
 
 
 def print_models(args: argparse.Namespace, console: Console) -> None:
-    """Print the bundled model, and every model directory under the models directory."""
+    """Print the bundled model, and every model under the models directory."""
     folder: Path | None = MODELS_DIR.resolve_value(args)
     if folder is not None and not folder.is_dir():
         raise UsageError(
@@ -71,8 +74,8 @@ def print_models(args: argparse.Namespace, console: Console) -> None:
             f"Give one with --models-dir or {MODELS_DIR.variable}.",
         )
     models = [
-        {**_directory_facts(bundled_directory()), "model": MODEL.default},
-        *(_directory_facts(directory) for directory in _find_model_directories(folder)),
+        {**_model_path_facts(bundled_directory()), "model": MODEL.default},
+        *(_model_path_facts(path) for path in _find_models(folder)),
     ]
     if args.json:
         console.write_json({"models_dir": str(folder) if folder else None, "models": models})
@@ -84,7 +87,7 @@ def print_models(args: argparse.Namespace, console: Console) -> None:
     console.write_result(format_columns(rows))
     if folder is None:
         console.write_note(
-            "Any hub name or model directory works too; --models-dir or "
+            "Any hub name, model directory or GGUF file works too; --models-dir or "
             f"{MODELS_DIR.variable} lists the models of a directory here."
         )
 
@@ -165,23 +168,30 @@ def _memory_facts(plan: LoadPlan) -> dict[str, Any]:
     }
 
 
-def _find_model_directories(folder: Path | None, depth: int = _MAX_DEPTH) -> Iterator[Path]:
-    """Yield the model directories in a folder and up to `depth` folders below it, by name."""
+def _find_models(folder: Path | None, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+    """Yield the models in a folder and up to `depth` folders below it: directories and files."""
     if folder is None:
         return
     if _model_format(folder):
         yield folder
         return
+    yield from list_gguf_models(folder)
     for entry in sorted(folder.iterdir()) if depth else ():
         if entry.is_dir() and not entry.name.startswith("."):
-            yield from _find_model_directories(entry, depth - 1)
+            yield from _find_models(entry, depth - 1)
 
 
-def _directory_facts(directory: Path) -> dict[str, Any]:
+def _model_path_facts(path: Path) -> dict[str, Any]:
+    """Return what the list says of a model; it has no size if a part of it is missing."""
+    if path.is_file():
+        with suppress(ModelError):
+            size = sum(part.stat().st_size for part in find_gguf_parts(path))
+            return {"model": str(path), "format": "gguf", "bytes": size}
+        return {"model": str(path), "format": "gguf", "bytes": None}
     size = 0
-    if directory.is_dir():
-        size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    return {"model": str(directory), "format": _model_format(directory), "bytes": size or None}
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return {"model": str(path), "format": _model_format(path), "bytes": size or None}
 
 
 def _model_format(directory: Path) -> str | None:

@@ -38,7 +38,7 @@ class ListModelsResult(Listing):
 
     shortened_fields: ClassVar[tuple[str, ...]] = ("loadable", "loaded")
     narrowing_hint: ClassVar[str] = (
-        "Not all directories are listed: load_model takes the others by name too."
+        "Not all directories and files are listed: load_model takes the others by name too."
     )
 
     loaded: list[LoadedModelView]
@@ -50,8 +50,8 @@ async def list_models(context: ToolContext) -> Annotated[CallToolResult, ListMod
     """Lists the models in memory with their `model_id`, and those that load_model can load from
     this machine.
 
-    Use it when a model_id was lost, or to see which directories may be loaded. Not needed before
-    load_model(model="bundled"). Cost: none.
+    Use it when a model_id was lost, or to see which directories and GGUF files may be loaded. Not
+    needed before load_model(model="bundled"). Cost: none.
 
     Example: list_models() -> loaded [{"model_id": "bundled", ...}], loadable [{"model": "bundled"},
     ...].
@@ -59,8 +59,8 @@ async def list_models(context: ToolContext) -> Annotated[CallToolResult, ListMod
     session = session_of(context)
     loaded = [_loaded_model_view(model) for model in session.models.list_loaded()]
     bundled = LoadableModelView(model="bundled", megabytes=None)
-    directories = session.allowed_paths.list_model_directories()
-    loadable = [bundled, *(_loadable_model_view(session, path) for path in directories)]
+    paths = session.allowed_paths.list_models()
+    loadable = [bundled, *(_loadable_model_view(session, path) for path in paths)]
     hub = (
         "only those already on this machine: the server is read-only"
         if session.settings.read_only
@@ -85,7 +85,8 @@ def _loaded_model_view(loaded: LoadedModel) -> LoadedModelView:
 
 
 def _loadable_model_view(session: Session, path: Path) -> LoadableModelView:
-    n_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    n_bytes = sum(file.stat().st_size for file in files)
     return LoadableModelView(
         model=session.allowed_paths.format_path(str(path)), megabytes=to_megabytes(n_bytes)
     )

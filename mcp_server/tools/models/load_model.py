@@ -103,7 +103,7 @@ async def load_model(
     model: Annotated[
         str,
         Field(
-            description="bundled, a model directory, or a hub name (gpt2).",
+            description="bundled, a model directory, a GGUF file, or a hub name (gpt2).",
             min_length=1,
             max_length=1000,
         ),

@@ -37,7 +37,7 @@ def test_what_is_inside(allowed_paths: AllowedPaths, tmp_path: Path) -> None:
     assert allowed_paths.resolve_model("toy/deep") == str(deep)
     assert allowed_paths.resolve_model(str(deep)) == str(deep)
     assert allowed_paths.format_path(str(deep)) == "toy/deep"
-    assert allowed_paths.list_model_directories() == [deep]
+    assert allowed_paths.list_models() == [deep]
     assert (
         allowed_paths.resolve_task_file("toy/task.jsonl")
         == tmp_path / "models" / "toy" / "task.jsonl"
@@ -94,7 +94,7 @@ def test_without_a_models_directory_nothing_is_read(tmp_path: Path) -> None:
     allowed_paths = AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs"))
     with pytest.raises(PathNotAllowedError, match="without --models-dir"):
         allowed_paths.resolve_model(str(tmp_path))
-    assert allowed_paths.list_model_directories() == []
+    assert allowed_paths.list_models() == []
 
 
 @pytest.fixture
@@ -144,4 +144,4 @@ async def test_a_faulty_model_behind_a_link_is_told_without_its_place(
 
 def test_a_server_of_a_project_shows_the_models_there(outside: Path, tmp_path: Path) -> None:
     allowed_paths = AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs", working_dir=tmp_path))
-    assert allowed_paths.list_model_directories() == [outside]
+    assert allowed_paths.list_models() == [outside]

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps
+from discovery.store.directory import default_cache_dir
 from discovery.store.files import read_json, write_json
 
 CACHE_VERSION = 2  # form of the answers; another number makes old answers unknown
-CACHE_DIR_VARIABLE = "CIRCUIT_SCOUT_CACHE_DIR"
-
-
-def default_cache_dir() -> Path:
-    """Return CIRCUIT_SCOUT_CACHE_DIR if it is set, or the user's cache directory."""
-    from_environment = os.environ.get(CACHE_DIR_VARIABLE)
-    if from_environment:
-        return Path(from_environment).expanduser()
-    return platformdirs.user_cache_path("circuit-scout", appauthor=False)
 
 
 @dataclass(frozen=True)

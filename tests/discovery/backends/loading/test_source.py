@@ -27,7 +27,7 @@ def test_a_directory_that_does_not_exist(tmp_path):
 
 def test_an_empty_directory(tmp_path):
     fault = refuse(tmp_path)
-    assert "without config.json or tl_config.json" in fault.cause
+    assert "without config.json, tl_config.json or a .gguf file" in fault.cause
     assert "save_pretrained" in fault.cure
 
 
