@@ -2,7 +2,7 @@
 
 A GGUF file holds a magic number, the version, two counts, the metadata as typed key-value pairs,
 the list of tensors, and after a padding the tensors' data. Numbers are little-endian. Source: the
-specification at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
+specification of GGUF in the repository ggml-org/ggml, versions 2 and 3.
 
 The sizes in the header are compared with those of the files, so that a download that broke off is
 noticed before anything is converted.

@@ -24,6 +24,18 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+def encode(form: str, *values: object) -> bytes:
+    return struct.pack(form, *values)
+
+
+def begin(*, version: int = 3, tensors: int = 0, pairs: int = 0) -> bytes:
+    """Return the first bytes of a file."""
+    return b"GGUF" + encode("<IQQ", version, tensors, pairs)
+
+
+KEY = encode("<Q1s", 1, b"k")
+
+
 @pytest.mark.parametrize("quantisation", ["F32", "F16", "Q8_0", "Q4_0"])
 def test_the_header_is_what_the_package_gguf_reads(gguf_models, quantisation):
     path = gguf_models("llama", quantisation)
@@ -79,23 +91,17 @@ def test_a_file_that_is_cut_off_in_its_header(gguf_models, tmp_path, share):
     [
         (b"", "is not a GGUF file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is not a GGUF file"),
-        (struct.pack("<4sIQQ", b"GGUF", 1, 0, 0), "is GGUF version 1"),
+        (begin(version=1), "is GGUF version 1"),
         (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "is big-endian GGUF"),
-        (struct.pack("<4sIQQ", b"GGUF", 3, 0, 0), "holds no tensors"),
-        (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 2**62), "does not end"),
-        (struct.pack("<4sIQQQ1sI", b"GGUF", 3, 0, 1, 1, b"k", 99), "unknown type 99"),
-        (struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 8, 2**60), "does not end"),
-        (struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"k", 9, 9, 1), "array of type 9"),
-        (struct.pack("<4sIQQQ1s", b"GGUF", 3, 0, 1, 1, b"\xff"), "not UTF-8"),
-        (struct.pack("<4sIQQQ1sI", b"GGUF", 3, 1, 0, 1, b"t", 77), "has 77 axes"),
-        (
-            struct.pack("<4sIQQQ1sIQIQ", b"GGUF", 3, 1, 0, 1, b"t", 1, 7, 2, 0),
-            "of shape .7,. cannot be stored as Q4_0",
-        ),
-        (
-            struct.pack("<4sIQQQ1sIQIQ", b"GGUF", 3, 1, 0, 1, b"t", 1, 7, 999, 0),
-            "unknown quantisation 999",
-        ),
+        (begin(), "holds no tensors"),
+        (begin(pairs=1) + encode("<Q", 2**62), "does not end"),
+        (begin(pairs=1) + KEY + encode("<I", 99), "unknown type 99"),
+        (begin(pairs=1) + KEY + encode("<IIQ", 9, 8, 2**60), "does not end"),
+        (begin(pairs=1) + KEY + encode("<IIQ", 9, 9, 1), "array of type 9"),
+        (begin(pairs=1) + encode("<Q1s", 1, b"\xff"), "not UTF-8"),
+        (begin(tensors=1) + KEY + encode("<I", 77), "has 77 axes"),
+        (begin(tensors=1) + KEY + encode("<IQIQ", 1, 7, 2, 0), "of shape .7,. cannot be stored as"),
+        (begin(tensors=1) + KEY + encode("<IQIQ", 1, 7, 999, 0), "unknown quantisation 999"),
     ],
 )
 def test_a_file_that_is_damaged_or_of_another_kind(tmp_path, content, words):
