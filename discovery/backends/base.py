@@ -101,6 +101,13 @@ class BatchResult:
     prefix: Prefix | None = None
 
 
+# The multiply-adds of the largest batch, by device: about a second's work. A core of a CPU does
+# 5·10^10 multiply-adds of float32 in a second, and a GPU a hundred times as many. The limit counts
+# work and not seconds, because a matrix product may round differently in batches of another size,
+# and the numbers of a run must not depend on how busy the machine was.
+MACS_PER_BATCH = {"cpu": 5 * 10**10, "cuda": 5 * 10**12, "mps": 10**12}
+
+
 class Backend(ABC):
     """A loaded model behind the library that runs it.
 
@@ -171,6 +178,18 @@ class Backend(ABC):
     def resident_weight_bytes(self) -> int:
         """Bytes of the weights that lie on the device that computes."""
         return self.info.weights_bytes
+
+    def max_rows_by_work(self, macs: int) -> int:
+        """Return how many rows a batch may have so that it takes about a second; at least 1.
+
+        Whoever wants to stop the work, or to use the device between two batches, waits for the end
+        of one.
+
+        Args:
+            macs: the multiply-adds of one row.
+        """
+        limit = MACS_PER_BATCH.get(self.device.type, MACS_PER_BATCH["cpu"])
+        return max(1, limit // max(macs, 1))
 
     def require_gradients(self) -> None:
         """Check that runs can be differentiated.

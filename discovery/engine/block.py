@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -139,8 +140,19 @@ class Block(CachedRuns):
             self.prompts,
             self.backend.info.n_layers,
             reuse_prefix=self.backend.abilities.prefix,
-            max_rows=self.rows_that_fit,
+            max_rows=partial(self._max_window_rows, rows),
         )
+
+    def _max_window_rows(self, rows: Rows | JoinedRows, first: int, end: int) -> int:
+        """Return how many rows a window of these positions may have.
+
+        Each is counted as the longest of them, which enters at the first layer.
+        """
+        info = self.backend.info
+        jobs = rows.jobs if isinstance(rows, JoinedRows) else (rows,)
+        macs = row_macs(info, end - first, first, start=rows.start, columns=info.n_logits)
+        macs += (end - first) * max(job.residual_macs for job in jobs)
+        return self.rows_that_fit(first, end, macs)
 
     def _run_in_parts(
         self, rows: Rows | JoinedRows, window: Window

@@ -147,8 +147,23 @@ class CachedRuns:
         assert prefix is not None
         return prefix
 
-    def rows_that_fit(self, first: int, end: int) -> int:
-        """Return how many rows a batch may have that computes the positions first to end - 1."""
+    def rows_that_fit(self, first: int, end: int, macs: int | None = None) -> int:
+        """Return how many rows a batch may have that computes the positions first to end - 1.
+
+        They fit in memory and take about a second (`Backend.max_rows_by_work`).
+
+        Args:
+            first: the first position that is computed.
+            end: the position after the last one that is computed.
+            macs: the multiply-adds of one row; None means a pass through the whole model.
+        """
+        info = self.backend.info
+        if macs is None:
+            macs = row_macs(info, end - first, first, columns=info.n_logits)
+        return min(self.rows_in_memory(first, end), self.backend.max_rows_by_work(macs))
+
+    def rows_in_memory(self, first: int, end: int) -> int:
+        """Return how many rows fit in memory; more than gain anything are not counted."""
         device = self.backend.device.type
         tokens = self.backend.tokens_per_batch or TOKENS_PER_BATCH.get(device, 4096)
         by_tokens = max(tokens // max(end - first, 1), 1)

@@ -112,7 +112,7 @@ class Meter:
         self.label = label
         self._done = 0.0
         self._expected = expected
-        self._report()
+        self.report()
 
     def add(self, equivalents: float) -> None:
         """Count a batch that was run."""
@@ -120,14 +120,25 @@ class Meter:
             self.spent += equivalents
             self.passes += 1
             self._done += equivalents
-        self._report()
+        self.report()
 
     @property
     def listener(self) -> StatusListener | None:
         """Reports what a batch of a remote model waits for; None if nobody follows the progress."""
-        return None if self.progress is None else self._report
+        return None if self.progress is None else self.report
 
-    def _report(self, waiting_for: str | None = None) -> None:
+    def report(self, waiting_for: str | None = None) -> None:
+        """Call the progress callback, which may end the work or let others use the device.
+
+        A batch that consists of several passes calls this between them. No pass of the model may be
+        under way, except that of a remote model.
+
+        Args:
+            waiting_for: the status of the remote model whose pass is under way.
+
+        Raises:
+            Interrupted: from the callback.
+        """
         progress = Progress(
             step=self.label,
             done=self._done,

@@ -63,12 +63,14 @@ def attribute_sites(
             inputs = base_inputs[part] + share * (source_inputs[part] - base_inputs[part])
             gradients = _run_backward(block, base, part, inputs, gradient_sites)
             totals = [a + b for a, b in zip(totals, gradients, strict=True)]
+            block.meter.report()
         return totals
 
     macs = _pass_macs(block)
     estimates: list[Tensor] = []
     # The graph of a backward pass holds the activations of every layer.
-    max_rows = max(1, block.rows_that_fit(0, prompts.width) // (2 * info.n_layers))
+    in_memory = max(1, block.rows_in_memory(0, prompts.width) // (2 * info.n_layers))
+    max_rows = min(in_memory, block.backend.max_rows_by_work(macs))
     for part, totals in block.in_batches(sum_gradients, max_rows):
         lengths = prompts.length[part].tolist()
         block.meter.add(steps * forward_equivalents(info, macs, lengths))

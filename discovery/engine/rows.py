@@ -142,6 +142,11 @@ class JoinedRows:
         return self.jobs[0].base
 
     @property
+    def start(self) -> int:
+        """The first layer at which one of the jobs enters."""
+        return self.jobs[0].start
+
+    @property
     def pair(self) -> Int[Tensor, "row"]:
         """The pair of each row, job after job."""
         return torch.cat([job.pair for job in self.jobs])

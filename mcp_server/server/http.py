@@ -127,6 +127,9 @@ def listen(endpoint: HttpEndpoint) -> tuple[HttpEndpoint, socket.socket]:
             f"--http {endpoint}: {_describe_os_error(error)}.",
             "Give another port, or an address of this machine: --http 127.0.0.1:8001.",
         ) from None
+    # Accepted connections inherit this. Without it, the body of a response waits for the client's
+    # delayed acknowledgement of its headers: about 40 ms for every call on a kept connection.
+    listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return replace(endpoint, port=listening_socket.getsockname()[1]), listening_socket
 
 

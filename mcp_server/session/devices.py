@@ -1,9 +1,11 @@
 """Jobs that compute: one at a time on each device, in a worker thread, with progress.
 
 A job is a function that runs in a thread beside the event loop. It receives a `DeviceJob`, which is
-the progress callback of its measurements: after each batch it notes how far the job is, and raises
+the progress callback of its measurements. After each batch it notes how far the job is, and raises
 `Interrupted` once the job is to stop. So a cancelled call frees its device within one batch, and no
-other job starts on the device before that.
+other job starts on the device before that. A run in the background also gives way there: while it
+is inside the callback, calls that wait for the device are served (`device_queue.py`). Nothing of a
+batch is under way at that moment, so the run computes the same numbers as if it had been alone.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from mcp.server.mcpserver import Context
 from discovery.errors import Interrupted
 from discovery.progress import Progress, ProgressListener
 from mcp_server.errors import BusyError
+from mcp_server.session.device_queue import DeviceQueue, Place
+from mcp_server.session.job_memory import run_and_return_memory
 
 T = TypeVar("T")
 MAX_WAITING_CALLS = 64  # that wait for one device
 _REPORT_SECONDS = 0.25  # between two reports of progress to the client
-_POLL_SECONDS = 0.05  # between two attempts to take a device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,13 @@ class DeviceJob(ProgressListener):
         self._step_total = 0.0
         self._expected: float | None = None
         self._label = "waiting"
+        self._give_way: Callable[[], None] | None = None
 
     def update(self, progress: Progress) -> None:
         """Note how far the present step is. The work of the whole job only grows.
 
-        A new step begins when the name of the step changes, or when its work falls back.
+        A new step begins when the name of the step changes, or when its work falls back. A run
+        gives way to waiting calls here, unless the batch of a remote model is under way.
 
         Raises:
             Interrupted: if the job is to stop.
@@ -84,6 +89,12 @@ class DeviceJob(ProgressListener):
             self._step_done = max(progress.done, self._step_done)
             self._step_total = max(progress.total, progress.done)
             self._label = progress.label
+        if self._give_way is not None and progress.waiting_for is None:
+            self._give_way()
+
+    def give_way_by(self, give_way: Callable[[], None] | None) -> None:
+        """Set what is called between two batches, so that others can use the device meanwhile."""
+        self._give_way = give_way
 
     def expect(self, total: float) -> None:
         """Note the estimated work of the whole job."""
@@ -145,14 +156,11 @@ class DeviceQueues:
 
     Attributes:
         closing: set when the server ends; every job stops then.
-        holder_names: for each device, what holds it or held it last.
     """
 
     def __init__(self) -> None:
         self.closing = threading.Event()
-        self.holder_names: dict[str, str] = {}
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._waiting: dict[str, int] = defaultdict(int)
+        self._queues: dict[str, DeviceQueue] = defaultdict(DeviceQueue)
         self._guard = threading.Lock()
 
     def new_job(self) -> DeviceJob:
@@ -160,40 +168,49 @@ class DeviceQueues:
         return DeviceJob(self.closing)
 
     @contextmanager
-    def hold(self, device: str, description: str, job: DeviceJob) -> Iterator[None]:
+    def hold(
+        self, device: str, description: str, job: DeviceJob, *, gives_way: bool = False
+    ) -> Iterator[None]:
         """Hold the device for the job inside the block, after waiting for it.
 
         Args:
             device: the device, as models name it.
             description: what the job does, shown to the jobs that wait for the device.
             job: the job, which can be stopped while it waits.
+            gives_way: whether the job is a run, which lets calls have the device between its
+                batches.
 
         Raises:
             BusyError: if too many calls wait for the device already.
             Interrupted: if the job is stopped while it waits.
         """
+        place = Place(description, gives_way=gives_way)
         with self._guard:
-            lock = self._locks[device]
-            if self._waiting[device] >= MAX_WAITING_CALLS:
+            queue = self._queues["cuda:0" if device == "cuda" else device]
+            if not gives_way and queue.n_waiting_calls >= MAX_WAITING_CALLS:
                 raise BusyError(
                     f"{MAX_WAITING_CALLS} calls wait for {device} already.",
                     "Try again in a minute, or cancel a run with cancel_run.",
                 )
-            self._waiting[device] += 1
+            queue.enter(place)
+
+        def give_way() -> None:
+            if queue.give_way(place):
+                _wait_for_turn(place, job)
+
         try:
-            while not lock.acquire(timeout=_POLL_SECONDS):
-                holder = self.holder_names.get(device, "another call")
-                job.show_status(f"waiting for {device}, which {holder} has")
-                job.raise_if_stopped()
-        finally:
-            with self._guard:
-                self._waiting[device] -= 1
-        try:
+            if not place.turn.is_set():
+                _wait_for_turn(
+                    place, job, lambda: f"waiting for {device}, which {queue.holder_name} has"
+                )
+                job.show_status(description)
             job.raise_if_stopped()
-            self.holder_names[device] = description
+            if gives_way:
+                job.give_way_by(give_way)
             yield
         finally:
-            lock.release()
+            job.give_way_by(None)
+            queue.leave(place)
 
     async def run(
         self,
@@ -218,10 +235,10 @@ class DeviceQueues:
 
         def run_on_device() -> T:
             if device is None:
-                return function(job)
+                return run_and_return_memory(lambda: function(job))
             with self.hold(device, description, job):
                 job.show_status(description)
-                return function(job)
+                return run_and_return_memory(lambda: function(job))
 
         outcomes: list[T] = []
         errors: list[Exception] = []
@@ -235,9 +252,12 @@ class DeviceQueues:
             except Exception as error:  # noqa: BLE001  # raised again outside the task group, which would wrap it
                 errors.append(error)
             group.cancel_scope.cancel()
-        if errors:
-            raise errors[0]
-        return outcomes[0]
+        try:
+            if errors:
+                raise errors[0]
+            return outcomes[0]
+        finally:
+            errors.clear()  # the traceback of an error in this frame refers to this frame
 
 
 async def run_in_thread(function: Callable[[], T]) -> T:
@@ -245,13 +265,38 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     return await anyio.to_thread.run_sync(function, limiter=anyio.CapacityLimiter(1))
 
 
+def _wait_for_turn(place: Place, job: DeviceJob, status: Callable[[], str] | None = None) -> None:
+    """Wait until a job has its device.
+
+    Args:
+        place: the job's place in the queue of the device.
+        job: the job.
+        status: says what the job waits for, if its progress is to show that.
+
+    Raises:
+        Interrupted: if the job is stopped meanwhile.
+    """
+    while not place.turn.wait(_REPORT_SECONDS):
+        if status is not None:
+            job.show_status(status())
+        job.raise_if_stopped()
+    job.raise_if_stopped()
+
+
 async def _report_until_cancelled(job: DeviceJob, context: Context[Any, Any] | None) -> None:
-    """Report the job's progress until this task is cancelled, which stops the job too."""
+    """Report the job's progress until this task is cancelled or the client has left.
+
+    Either stops the job. In older versions of the protocol, the SDK does not cancel the call when
+    the client closes its connection, and nobody could fetch the result later.
+    """
     reported = -1.0
+    request = None if context is None else context.request_context.request
     try:
         while True:
             await anyio.sleep(_REPORT_SECONDS)
             progress = job.progress
+            if request is not None and await request.is_disconnected():
+                return
             if context is not None:
                 reported = max(progress.done, reported + 1e-6)  # must grow with every report
                 total = max(progress.total, reported)

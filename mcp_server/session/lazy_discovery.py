@@ -18,7 +18,11 @@ if TYPE_CHECKING:
         resume_open_run,
     )
     from discovery.backends.hardware.devices import choose_device
-    from discovery.backends.hardware.memory import read_free_memory, release_memory
+    from discovery.backends.hardware.memory import (
+        MemoryWatch,
+        read_free_memory,
+        release_memory,
+    )
     from discovery.backends.hardware.placement import Placement
     from discovery.backends.loading.backend_choice import (
         choose_backend,
@@ -54,6 +58,7 @@ _MODULES = {
     "Engine": "discovery.engine",
     "MemoryNeed": "discovery.engine",
     "Meter": "discovery.engine",
+    "MemoryWatch": "discovery.backends.hardware.memory",
     "Placement": "discovery.backends.hardware.placement",
     "Sampling": "discovery.methods.features",
     "ablate_heads": "discovery.methods.ablation",
@@ -95,6 +100,7 @@ __all__ = [
     "DiscoveryResult",
     "Engine",
     "MemoryNeed",
+    "MemoryWatch",
     "Meter",
     "Placement",
     "Sampling",

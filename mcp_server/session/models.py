@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -112,6 +113,13 @@ class LoadedModel:
         return self.backend.resident_weight_bytes if is_there else 0
 
 
+HoldDevice = Callable[[str], AbstractContextManager[None]]
+
+
+def _hold_nothing(device: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class ModelCache:
     """The models in memory; the least recently used one is dropped first."""
 
@@ -186,10 +194,18 @@ class ModelCache:
         """
         return lazy_discovery.read_outline(request.source, dtype=request.dtype)
 
-    def load(self, request: ModelRequest) -> tuple[LoadedModel, bool]:
+    def load(
+        self, request: ModelRequest, hold: HoldDevice = _hold_nothing
+    ) -> tuple[LoadedModel, bool]:
         """Load a model, and return it with whether it was loaded already.
 
-        This blocks. Only one model is loaded at a time.
+        This blocks. Only one model is loaded at a time. It is loaded while its device is held,
+        because transformers changes torch's default dtype for the whole process meanwhile: another
+        job would compute with it.
+
+        Args:
+            request: the model.
+            hold: holds a device inside a `with` block.
 
         Raises:
             ModelError: if the model cannot be loaded, or does not fit.
@@ -203,6 +219,14 @@ class ModelCache:
                     self._unload_until_fits(request, outline)
             # This may download, so it does not hold the lock: other loads need not wait for it.
             lazy_discovery.locate_model(request.source, weights=not request.remote)
+        if self.is_loaded(model_id) or request.remote:
+            return self._load_if_missing(model_id, request, outline)
+        with hold(lazy_discovery.choose_device(request.device)):
+            return self._load_if_missing(model_id, request, outline)
+
+    def _load_if_missing(
+        self, model_id: str, request: ModelRequest, outline: Outline | None
+    ) -> tuple[LoadedModel, bool]:
         with self._loading:
             if model_id in self._loaded:
                 return self._touch(self._loaded[model_id]), True

@@ -24,6 +24,7 @@ from mcp_server.errors import PathNotAllowedError, ServerError, log_bug
 from mcp_server.session import lazy_discovery
 from mcp_server.session.allowed_paths import AllowedPaths
 from mcp_server.session.devices import DeviceJob, DeviceQueues, JobProgress
+from mcp_server.session.job_memory import run_and_return_memory
 from mcp_server.session.models import LoadedModel
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class _DeviceHold:
         return self
 
     def acquire(self, description: str, job: DeviceJob) -> None:
-        hold = self._devices.hold(self._device, description, job)
+        hold = self._devices.hold(self._device, description, job, gives_way=True)
         hold.__enter__()
         self._hold = hold
 
@@ -330,7 +331,7 @@ def _launch(background: BackgroundRun, work: Callable[[], None]) -> BackgroundRu
 def _run_guarded(background: BackgroundRun, work: Callable[[], None]) -> None:
     """Do the work of a run, and note what ended it early."""
     try:
-        work()
+        run_and_return_memory(work)
     except Interrupted:
         if not background.start_event.is_set():
             background.problem = ServerError("The run was stopped.", "Go on with its run_id.")

@@ -45,6 +45,51 @@ def trim_heap() -> None:
         trim(0)
 
 
+MAX_KEPT_BYTES = 32 * 2**20  # that a job may leave with the process without being trimmed
+
+
+class MemoryWatch:
+    """Gives back to the system what a job has left behind.
+
+    Memory is compared with what the process held when the job began, or after memory was returned
+    the last time if that was less, so that what many small jobs leave behind is returned too.
+    """
+
+    _after_last_return: int | None = None
+
+    def __init__(self) -> None:
+        """Note the memory that the process holds now."""
+        self._resident_before = read_resident_memory()
+
+    def return_growth(self) -> None:
+        """Return freed memory if the process has grown by more than `MAX_KEPT_BYTES`.
+
+        The garbage collector takes longer than asking the C library, so it runs only if that does
+        not suffice.
+        """
+        if torch.cuda.is_available():
+            unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            if unused > MAX_KEPT_BYTES:
+                torch.cuda.empty_cache()
+        if not self._has_grown():
+            return
+        trim_heap()
+        if self._has_grown():
+            release_memory()
+        MemoryWatch._after_last_return = read_resident_memory()
+
+    def _has_grown(self) -> bool:
+        lowest = self._resident_before
+        if self._after_last_return is not None:
+            lowest = min(lowest, self._after_last_return)
+        return read_resident_memory() > lowest + MAX_KEPT_BYTES
+
+
+def read_resident_memory() -> int:
+    """Return the bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def read_peak_memory() -> int:
     """Return the most bytes that this process has used: of the GPU if there is one, else of RAM."""
     if torch.cuda.is_available():

@@ -8,6 +8,7 @@ There are no gradients, because NDIF runs what is sent apart from the model.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,6 +68,9 @@ class RemoteBackend(Backend):
     @property
     def resident_weight_bytes(self) -> int:
         return resident_weight_bytes(self.model._module, self.device)  # 0 for a server's model
+
+    def max_rows_by_work(self, macs: int) -> int:
+        return sys.maxsize  # the server's speed is not known; a request waits in its queue anyway
 
     def require_gradients(self) -> None:
         raise MeasurementError(

@@ -113,7 +113,9 @@ def read_activations(
     max_tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
     waiting = sorted(rows, key=len)
     while waiting:
-        count = max(1, max_tokens // len(waiting[-1]))
+        length = len(waiting[-1])
+        macs = length * (site.layer + 1) * (model.info.macs_attention + model.info.macs_mlp)
+        count = max(1, min(max_tokens // length, model.max_rows_by_work(macs)))
         tokens, lengths = pad_rows(waiting[-count:], model.device)
         waiting = waiting[:-count]
         at = torch.arange(tokens.shape[1], device=model.device)

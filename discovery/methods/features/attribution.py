@@ -49,7 +49,10 @@ def mean_gradient(
     block.load("clean", [stream])
     # The graph of a backward pass holds every layer from the stream on.
     layers = 2 * (info.n_layers - stream.layer)
-    size = max(1, block.rows_that_fit(0, block.prompts.width) // layers)
+    width = block.prompts.width
+    macs = (1 + BACKWARD_COST) * row_macs(info, width, start=stream.layer, columns=info.d_vocab)
+    in_memory = max(1, block.rows_in_memory(0, width) // layers)
+    size = min(in_memory, block.backend.max_rows_by_work(macs))
     block.meter.begin("attribution", steps * _work(view, view.all_pairs))
     waiting = [batch for pairs in view.pair_batches() for batch in batch_pairs(pairs, size)][::-1]
     gradients: dict[int, Tensor] = {}

@@ -217,7 +217,6 @@ def _run_layer(
     info = engine.backend.info
     prompts = block.prompts
     parts: dict[Site, list[Tensor]] = {site: [] for site in reads}
-    batch_size = max(1, block.rows_that_fit(0, prompts.width))
     macs = row_macs(
         info,
         prompts.width,
@@ -226,6 +225,7 @@ def _run_layer(
         after_attention=after_attention,
         columns=0,
     )
+    batch_size = max(1, block.rows_that_fit(0, prompts.width, macs))
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         batch_edits = [

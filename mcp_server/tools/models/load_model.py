@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mcp.types import CallToolResult
@@ -159,8 +159,12 @@ async def load_model(
         loading_bytes = (
             None if is_loaded else _announce_loading(session.models, request, model_id, job)
         )
+
+        def hold(device: str) -> AbstractContextManager[None]:
+            return session.devices.hold(device, f"loading {model_id}", job)
+
         with lazy_discovery.listen_to_status(job.show_remote_status):
-            loaded, was_loaded = session.models.load(request)
+            loaded, was_loaded = session.models.load(request, hold)
         return _loaded_result(request, loaded, was_loaded, loading_bytes)
 
     return to_call_result(await session.devices.run(context, None, "loading", load_or_describe))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs
-from discovery.backends.base import Batch
+from discovery.backends.base import MACS_PER_BATCH, Batch
 from discovery.engine import SIDES, Engine, Meter, Rows, prompt_macs
 from discovery.engine.block import Block
 from discovery.errors import BudgetError
@@ -118,4 +118,24 @@ def test_after_memory_ran_out_no_batch_is_larger(tiny_models):
     ((_, block),) = Engine(tiny_models.load("native"), as_task(random_pairs([5, 5]))).blocks()
     fault = MemoryError()
     assert [block.halve_batch(count, 5, fault) for count in (24, 3, 12, 2)] == [12, 1, 1, 1]
+    assert block.rows_that_fit(0, 5) == 1
+
+
+def test_a_batch_is_limited_by_its_work(tiny_models, monkeypatch):
+    """So that whoever waits for the end of a batch waits for about a second at most."""
+    model, task = tiny_models.load("gpt2"), as_task(random_pairs([5] * 7))
+    expected = Engine(model, task).baseline("clean")
+    macs = prompt_macs(model.info, 5)
+    monkeypatch.setitem(MACS_PER_BATCH, "cpu", 2 * macs)
+    engine = Engine(model, task)
+    ((_, block),) = engine.blocks()
+    assert block.rows_that_fit(0, 5) == 2
+    assert block.rows_that_fit(0, 5, macs // 3) == 6
+    torch.testing.assert_close(engine.baseline("clean"), expected)
+    assert engine.meter.passes == 4
+    rows = Rows("clean", torch.arange(7), torch.zeros(7, dtype=torch.long), start=2)
+    torch.testing.assert_close(block.measure(rows), expected)
+    # Rows that enter at the last of three layers are a third of the work.
+    assert engine.meter.passes in (5, 6)
+    monkeypatch.setitem(MACS_PER_BATCH, "cpu", 1)
     assert block.rows_that_fit(0, 5) == 1

@@ -102,7 +102,7 @@ def test_if_memory_runs_out_the_batch_is_halved(
 ) -> None:
     model = tiny_models.load("gpt2", dtype="float64")
     block = block_of(model, (5,) * 5, "logit_difference")
-    monkeypatch.setattr(type(block), "rows_that_fit", lambda self, first, end: 1000)
+    monkeypatch.setattr(type(block), "rows_in_memory", lambda self, first, end: 1000)
     whole = attribute_sites(block, "clean", "z")
     run = type(model).run
 
@@ -113,3 +113,15 @@ def test_if_memory_runs_out_the_batch_is_halved(
 
     monkeypatch.setattr(type(model), "run", tight)
     torch.testing.assert_close(attribute_sites(block, "clean", "z"), whole)
+
+
+def test_others_can_use_the_device_between_the_passes(tiny_models: Any) -> None:
+    """A batch has a forward and a backward pass for each step, which may be long together."""
+    model = tiny_models.load("gpt2", dtype="float64")
+    block = block_of(model, (5,) * 3, "logit_difference")
+    for side in SIDES:
+        block.logits(side)
+    reports: list[float] = []
+    block.meter.progress = lambda done, total, label: reports.append(done)
+    attribute_sites(block, "clean", "z", steps=4)
+    assert len(reports) >= 1 + 4 + 1  # at the beginning, after each step, and after the batch

@@ -8,9 +8,10 @@ import sys
 import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import anyio
+import httpx2
 import pytest
 from mcp import Client
 
@@ -18,6 +19,7 @@ from discovery.store import open_run
 from mcp_server.server.server import CircuitScoutServer
 from tests.mcp_server.servers import (
     ERAS,
+    HELLO,
     INDUCTION_TASK,
     call_tool_ok,
     connect_over_stdio,
@@ -73,6 +75,47 @@ async def cancel(connection: AbstractAsyncContextManager[Client]) -> None:
         start = time.monotonic()
         await call_tool_ok(client, "check_task", **arguments)
         assert time.monotonic() - start < max(whole_seconds / 2, 3.0)
+
+
+@pytest.mark.slow
+async def test_a_client_that_closes_its_connection_stops_its_measurement(
+    models: Path, runs_dir: Path
+) -> None:
+    """Also in the older protocol, in which the SDK lets the call run on."""
+    arguments = {"model_id": "or_mlp", "task": "or_mlp/task.jsonl"}
+    evaluation = {**arguments, "nodes": ["a0.h3", "a1.h0"], "pairs": 240}
+    with run_http_server(models, runs_dir) as url:
+        async with Client(url) as client:
+            await call_tool_ok(client, "load_model", model="or_mlp")
+            await call_tool_ok(client, "check_task", **arguments)
+            start = time.monotonic()
+            await call_tool_ok(client, "evaluate_circuit", **evaluation)
+            whole_seconds = time.monotonic() - start
+            await abandon_call(url, "evaluate_circuit", evaluation, whole_seconds / 8)
+            start = time.monotonic()
+            await call_tool_ok(client, "check_task", **arguments)
+            assert time.monotonic() - start < max(whole_seconds / 2, 3.0)
+
+
+async def abandon_call(url: str, tool: str, arguments: dict[str, Any], seconds: float) -> None:
+    """Call a tool as an old client does, and close the connection after some seconds."""
+    headers = {"accept": "application/json, text/event-stream"}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}
+    ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    call = {
+        "jsonrpc": "2.0",
+        "id": 2,
+        "method": "tools/call",
+        "params": {"name": tool, "arguments": arguments},
+    }
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        answer = await http.post(url, json=hello)
+        session_id = answer.headers["mcp-session-id"]
+        http.headers["mcp-session-id"] = session_id
+        await http.post(url, json=ready)
+        with anyio.move_on_after(seconds) as scope:
+            await http.post(url, json=call)
+        assert scope.cancelled_caught
 
 
 @pytest.mark.slow

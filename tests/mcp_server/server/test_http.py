@@ -18,7 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from discovery.cli.arguments import UsageError
 from mcp_server.__main__ import main
 from mcp_server.server.command import parse_serve_arguments
-from mcp_server.server.http import MAX_BODY_BYTES, HttpEndpoint
+from mcp_server.server.http import MAX_BODY_BYTES, HttpEndpoint, listen
 from tests.mcp_server.servers import (
     HELLO,
     INDUCTION_TASK,
@@ -137,6 +137,15 @@ def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None
 def test_an_address_of_another_machine_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--http", "192.0.2.1:8000", "--token", TOKEN]) == 2
     assert "fix: " in capfd.readouterr().err
+
+
+def test_small_packets_are_sent_at_once() -> None:
+    """Without TCP_NODELAY every call on a kept connection takes 40 ms longer."""
+    endpoint, listening_socket = listen(HttpEndpoint("127.0.0.1", 0))
+    with listening_socket, socket.create_connection(("127.0.0.1", endpoint.port)):
+        accepted, _ = listening_socket.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 def test_it_says_where_it_listens(models: Path, runs_dir: Path) -> None:

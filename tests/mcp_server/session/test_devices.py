@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import statistics
 import threading
 import time
+import weakref
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -112,6 +119,158 @@ async def test_one_job_at_a_time_on_a_device_and_others_beside_it() -> None:
             group.start_soon(
                 queue.run, None, device, "job", lambda device_job: barrier.wait() and None
             )
+
+
+class PacedRun:
+    """A run whose batches are counted, and which computes one only when it may.
+
+    Attributes:
+        batches: the batches that were computed.
+        ended: set at the end of the run.
+    """
+
+    def __init__(self, queues: DeviceQueues) -> None:
+        self.batches = 0
+        self.ended = threading.Event()
+        self.job = queues.new_job()
+        self._queues = queues
+        self._permits = threading.Semaphore(0)
+        self._began = threading.Event()
+        threading.Thread(target=self._work, daemon=True).start()
+        assert self._began.wait(5)
+
+    def allow_batch(self) -> None:
+        self._permits.release()
+
+    def _work(self) -> None:
+        try:
+            with self._queues.hold("cpu", "run", self.job, gives_way=True):
+                self._began.set()
+                while True:
+                    assert self._permits.acquire(timeout=10)
+                    self.batches += 1
+                    self.job(self.batches, 1000, "sweep")
+        except Interrupted:
+            pass
+        finally:
+            self.ended.set()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+async def test_a_call_waits_for_at_most_one_batch_of_a_run() -> None:
+    queues = DeviceQueues()
+    run = PacedRun(queues)
+    waits: list[int] = []
+    for _ in range(4):
+        before = run.batches
+        async with anyio.create_task_group() as group:
+
+            async def call(before: int = before) -> None:
+                waits.append(
+                    await queues.run(None, "cpu", "call", lambda job: run.batches - before)
+                )
+
+            group.start_soon(call)
+            await anyio.sleep(0.05)
+            assert run.batches == before
+            for _ in range(3):  # the run could compute three batches, but gives way after one
+                run.allow_batch()
+        await wait_until(lambda before=before: run.batches == before + 3)
+    assert waits == [1, 1, 1, 1]
+    run.job.stop()
+    run.allow_batch()
+    assert run.ended.wait(5)
+
+
+async def test_a_run_that_gives_way_can_be_stopped() -> None:
+    queues = DeviceQueues()
+    run = PacedRun(queues)
+    is_served, may_end = threading.Event(), threading.Event()
+
+    def call(job: DeviceJob) -> bool:
+        is_served.set()
+        return may_end.wait(10)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(queues.run, None, "cpu", "call", call)
+        await anyio.sleep(0.05)
+        run.allow_batch()
+        await wait_until(is_served.is_set)
+        run.job.stop()
+        await wait_until(run.ended.is_set)
+        may_end.set()
+    assert run.batches == 1
+    assert await queues.run(None, "cpu", "next", lambda job: "done") == "done"
+
+
+async def test_fifty_clients_are_served_in_order() -> None:
+    """So the longest wait is near the median, whatever order the threads wake up in."""
+    queues = DeviceQueues()
+    served: list[int] = []
+
+    async def client(number: int) -> None:
+        for _ in range(3):
+            await queues.run(None, "cpu", "call", lambda job: served.append(number))
+
+    blocker = PacedRun(queues)
+    async with anyio.create_task_group() as group:
+        for number in range(50):
+            group.start_soon(client, number)
+        await anyio.sleep(0.3)  # all wait, while the run computes its batch
+        blocker.job.stop()
+        blocker.allow_batch()
+    places = {number: [n for n, who in enumerate(served) if who == number] for number in range(50)}
+    # Between two calls of one client, every other client is served about once.
+    gaps = [late - early for turns in places.values() for early, late in pairwise(turns)]
+    assert max(gaps) <= 1.5 * statistics.median(gaps)
+    assert len(served) == 150
+
+
+class ClosedRequest:
+    """An HTTP request whose client has closed the connection."""
+
+    async def is_disconnected(self) -> bool:
+        return True
+
+
+async def test_a_job_is_stopped_if_its_client_has_left() -> None:
+    context: Any = SimpleNamespace(request_context=SimpleNamespace(request=ClosedRequest()))
+    batches = 0
+
+    def endless(job: DeviceJob) -> None:
+        nonlocal batches
+        while batches < 1000:
+            time.sleep(0.02)
+            batches += 1
+            job(batches, 1000, "sweep")
+
+    with pytest.raises(Interrupted):
+        await DeviceQueues().run(context, "cpu", "sweep", endless)
+    assert batches < 1000
+
+
+@pytest.mark.parametrize("kind", [Interrupted, RuntimeError])
+async def test_the_memory_of_a_failed_job_does_not_outlive_it(kind: type[Exception]) -> None:
+    """The exception refers to the frames of the job, and so to what their variables hold."""
+    alive: list[weakref.ref[threading.Event]] = []
+
+    def failing(job: DeviceJob) -> None:
+        value = threading.Event()
+        alive.append(weakref.ref(value))
+        raise kind("the job fails")
+
+    gc.disable()
+    try:
+        with pytest.raises(kind, match="the job fails"):
+            await DeviceQueues().run(None, "cpu", "job", failing)
+        assert alive[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_faults_come_out_as_they_are() -> None:

@@ -155,7 +155,11 @@ class TextReader:
     def _windows_per_batch(self) -> int:
         tokens = TOKENS_PER_BATCH.get(self.model.device.type, 4096)
         tokens_with_codes = MAX_CODES_BYTES // (12 * self.sae.d_sae)
-        return max(1, min(tokens, tokens_with_codes) // self._width)
+        stop = self.sae.reads.layer + 1
+        macs = row_macs(self.model.info, self._width, stop=stop, columns=0)
+        macs += self.sae.work(self._width)
+        by_work = self.model.max_rows_by_work(macs)
+        return max(1, min(tokens // self._width, tokens_with_codes // self._width, by_work))
 
     def _run(self, windows: Sequence[TokenWindow]) -> None:
         """Run one batch, or its halves if memory does not suffice."""
