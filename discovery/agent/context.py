@@ -6,6 +6,7 @@ not measure them again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,11 +23,18 @@ from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_peak_memory
 from discovery.engine import Meter
 from discovery.evaluation import SplitEvaluator
-from discovery.graph import EVIDENCE_ABLATIONS
+from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import OnEvent, Run
 from discovery.tasks.task import SplitName, Task
+
+SEARCH_PAIRS = 64  # discovery pairs that the search uses
+SINGLE_ABLATIONS: Mapping[EvidenceAblation, str] = {
+    "resample": "nodes-noising",
+    "mean": "nodes-mean",
+}
+"""The arrays that hold the metric with each single node ablated."""
 
 Measurements = Mapping[Any, Any]  # the `measured` of an event: JSON; keys may be closed choices
 
@@ -55,6 +63,7 @@ class RunContext:
     started_at: float = field(default_factory=time.monotonic)
     earlier_seconds: float = 0.0
     _evaluators: dict[SplitName, SplitEvaluator] = field(default_factory=dict)
+    _search_evaluator: SplitEvaluator | None = None
 
     @property
     def metric(self) -> MetricName:
@@ -89,9 +98,16 @@ class RunContext:
                 memory=self.settings.memory,
                 meter=self.meter,
             )
-            if split == "discovery":
-                restore_set_metrics(self.run, self._evaluators[split])
         return self._evaluators[split]
+
+    @property
+    def search_evaluator(self) -> SplitEvaluator:
+        """The evaluator of the pairs that the search uses: the first discovery pairs."""
+        if self._search_evaluator is None:
+            self._search_evaluator = self.evaluator("discovery").first(SEARCH_PAIRS)
+            restore_single_ablations(self.run, self._search_evaluator)
+            restore_set_metrics(self.run, self._search_evaluator)
+        return self._search_evaluator
 
     def write_decision(self, stage: str, measured: Measurements, concluded: str, why: str) -> None:
         """Write a decision within a stage. A run does not resume from it."""
@@ -117,8 +133,8 @@ class RunContext:
         return finished
 
     def save_set_metrics(self) -> None:
-        """Keep the metric of every set that was measured on discovery pairs."""
-        save_set_metrics(self.run, self.evaluator("discovery"))
+        """Keep the metric of every set that the search has measured."""
+        save_set_metrics(self.run, self.search_evaluator)
 
     def save_arrays(
         self,
@@ -164,12 +180,10 @@ def save_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
     """Write arrays/sets-<ablation>.safetensors: the metric of each measured set.
 
     `whole` holds the sets that were measured on all pairs, `parts` those measured on the first
-    pairs only; both are [set pair].
+    pairs only, with NaN for the others; both are [set pair].
     """
     for ablation, f in evaluator.measured_f_by_ablation.items():
         whole, parts = f.set_metric.measurements()
-        width = max((len(values) for values in parts.values()), default=0)
-        parts = {nodes: values for nodes, values in parts.items() if len(values) == width}
         arrays = {"whole": _stack_metrics(whole).numpy(), "parts": _stack_metrics(parts).numpy()}
         run.save_arrays(
             f"sets-{ablation}",
@@ -193,10 +207,28 @@ def restore_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
         evaluator.f(ablation).set_metric.restore(whole, parts)
 
 
+def restore_single_ablations(run: Run, evaluator: SplitEvaluator) -> None:
+    """Give the evaluator what the ranking measured: the universe without each node, on few pairs.
+
+    The ranking uses the first of the same pairs.
+    """
+    for ablation, result_id in SINGLE_ABLATIONS.items():
+        if result_id not in run.array_ids():
+            continue
+        f = evaluator.f(ablation)
+        by_pair = torch.from_numpy(run.load_arrays(result_id)["per_pair"])
+        nodes = map(Node.parse, split_names(run.array_metadata(result_id)["nodes"]))
+        on_first_pairs = {
+            f.everything - {node}: values for node, values in zip(nodes, by_pair.T, strict=True)
+        }
+        f.set_metric.restore({}, on_first_pairs)
+
+
 def _stack_metrics(sets: dict[NodeSet, Tensor]) -> Float[Tensor, "set pair"]:
     if not sets:
         return torch.zeros(0, 0)
-    return torch.stack([values.float().cpu() for values in sets.values()])
+    rows = [values.float().cpu() for values in sets.values()]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
 
 
 def _format_sets(sets: dict[NodeSet, Tensor]) -> str:
@@ -207,6 +239,6 @@ def _parse_sets(text: str, values: Float[Tensor, "set pair"]) -> dict[NodeSet, T
     if not len(values):
         return {}
     return {
-        frozenset(Node.parse(name) for name in split_names(names) if name): row
+        frozenset(Node.parse(name) for name in split_names(names) if name): row[~row.isnan()]
         for names, row in zip(text.split(";"), values, strict=True)
     }

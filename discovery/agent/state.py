@@ -37,6 +37,8 @@ class State(JsonModel):
         curve: Faithfulness of the ranking's first k nodes, and of the circuit.
         circuit: The candidate; after the stage "mend", the circuit.
         labels: For each node, a label for how it acts, such as "redundant" or "opposing".
+        drop_shares: For each node of the circuit, a lower bound on its largest drop as a share of
+            δ (d), in the search that chose it.
         partners: For each redundant node, the nodes that do its work when it is ablated.
         positions: For each node, the positions or labels at which it acts.
         edges: The edges of the circuit, with their effects.
@@ -62,6 +64,7 @@ class State(JsonModel):
     curve: tuple[CurvePoint, ...] = ()
     circuit: tuple[str, ...] = ()
     labels: Mapping[str, str] = Field(default_factory=dict)
+    drop_shares: Mapping[str, float] = Field(default_factory=dict)
     partners: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()

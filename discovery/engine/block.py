@@ -81,6 +81,63 @@ class Block(CachedRuns):
             for window in self._windows(rows)
         )
 
+    def measure_streams(
+        self, rows: Rows, layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "row pos d_model"]]:
+        """Run rows once, and return their residual streams at the inputs of some layers.
+
+        Args:
+            rows: the changed prompts.
+            layers: the layers, none of them the first.
+
+        Returns:
+            The streams, right-padded. Positions that no row changes are those of the base run.
+        """
+        sites = {layer: Site("resid_post", layer - 1) for layer in layers}
+        streams = {
+            layer: self.activation(rows.base, site)[rows.pair].clone()
+            for layer, site in sites.items()
+        }
+        for window in self._windows(rows):
+            waiting = [window]
+            while waiting:
+                part = waiting.pop()
+                batch = replace(
+                    self._single_batch(rows, part),
+                    answer_position=None,
+                    columns=None,
+                    last_position_only=False,
+                    stop=max(layers),
+                )
+                edits = rows.edits(part) if rows.edits else ()
+                try:
+                    result = self.run(batch, list(sites.values()), edits)
+                except (RuntimeError, MemoryError) as fault:
+                    half = self.halve_batch(len(part.index), part.end, fault)
+                    waiting += [part.part(slice(half, None)), part.part(slice(None, half))]
+                    continue
+                for layer, site in sites.items():
+                    streams[layer][part.index, part.first : part.end] = result.activations[site]
+                self.heap.trim_if_grown()
+                self.meter.add(self._stream_equivalents(rows, part, max(layers)))
+        return streams
+
+    def estimate_streams(self, rows: Rows, stop: int) -> float:
+        """Return the forward-pass equivalents of running rows up to a layer."""
+        return sum(self._stream_equivalents(rows, window, stop) for window in self._windows(rows))
+
+    def _stream_equivalents(self, rows: Rows, window: Window, stop: int) -> float:
+        macs = row_macs(
+            self.backend.info,
+            window.width,
+            window.first,
+            start=rows.start,
+            stop=stop,
+            after_attention=rows.after_attention,
+            columns=0,
+        )
+        return self._share_of_prompts(window, macs)
+
     def _group_jobs(self, jobs: Sequence[Rows]) -> Iterable[tuple[list[int], Rows | JoinedRows]]:
         """Join the jobs that can share one pass over the layers; yield the others as they are.
 
@@ -288,6 +345,11 @@ class Block(CachedRuns):
             columns=info.n_logits if columns is None else columns.shape[1],
         )
         macs += window.width * rows.residual_macs
+        return self._share_of_prompts(window, macs)
+
+    def _share_of_prompts(self, window: Window, macs: int) -> float:
+        """Return the forward-pass equivalents of a window with so many multiply-adds a row."""
+        info = self.backend.info
         lengths, counts = torch.unique(self.prompts.length[window.pair], return_counts=True)
         return float(
             sum(

@@ -33,7 +33,7 @@ from discovery.evaluation.minimality import find_contexts, find_largest_drops, m
 from discovery.evaluation.ranking import (
     EffectsByNode,
     combine_directions,
-    measure_single_nodes,
+    measure_single_ablations,
     sort_by_effect,
 )
 from discovery.evaluation.stability import (
@@ -69,7 +69,7 @@ __all__ = [
     "measure_conditions",
     "measure_gaps_in",
     "measure_gaps_out",
-    "measure_single_nodes",
+    "measure_single_ablations",
     "minimal_drop",
     "plain_jaccard",
     "sort_by_effect",

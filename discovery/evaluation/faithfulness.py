@@ -257,6 +257,21 @@ class SplitEvaluator:
         )
         return cls(Engine(model, shuffled, metric=metric, memory=memory, meter=meter), universe)
 
+    def first(self, n_pairs: int) -> SplitEvaluator:
+        """Return an evaluator of the first so many pairs; itself if there are no more."""
+        task = self.engine.task
+        if len(task.pairs) <= n_pairs:
+            return self
+        part = replace(task, pairs=task.pairs[:n_pairs], splits=task.splits[:n_pairs])
+        engine = Engine(
+            self.engine.backend,
+            part,
+            metric=self.engine.metric,
+            memory=self.engine.memory,
+            meter=self.engine.meter,
+        )
+        return SplitEvaluator(engine, self.universe)
+
     def f(self, ablation: EvidenceAblation) -> Faithfulness:
         """Return f under an ablation; m(U) and m(∅) are measured when it is first asked for."""
         if ablation not in self._f_by_ablation:

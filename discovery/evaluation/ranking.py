@@ -22,19 +22,22 @@ def sort_by_effect(*effects_by_ablation: EffectsByNode) -> list[Node]:
     """Sort nodes by |noising| + |denoising| of each alone, largest first.
 
     A node counts with its effects under the first ablation in which either direction reaches 0.02,
-    the drop that minimality asks for. Nodes that reach it under no ablation are ties and come last,
-    since their order would be noise. Ties are in forward order.
+    the largest drop that minimality may ask for. A node that reaches it under no ablation counts
+    with the mean over ablations: in a large model a long tail of such nodes matters together. Ties
+    are in forward order.
 
     Args:
         effects_by_ablation: the effects under each ablation, the most trusted first.
     """
 
     def size(node: Node) -> float:
+        sums = []
         for effects in effects_by_ablation:
             sizes = [abs(value) if math.isfinite(value) else 0.0 for value in effects[node]]
+            sums.append(round(sum(sizes), 9))
             if max(sizes) >= thresholds.MIN_DROP:
-                return round(sum(sizes), 9)
-        return 0.0
+                return sums[-1]
+        return sum(sums) / len(sums)
 
     return sorted(effects_by_ablation[0], key=lambda node: (-size(node), node))
 
@@ -45,8 +48,8 @@ def combine_directions(noising: NodeEffects, denoising: NodeEffects) -> EffectsB
     return dict(zip(noising.nodes, pairs, strict=True))
 
 
-def measure_single_nodes(f: SetFunction, nodes: Sequence[Node], label: str) -> EffectsByNode:
-    """Measure the effects of each node alone by f.
+def measure_single_ablations(f: SetFunction, nodes: Sequence[Node], label: str) -> EffectsByNode:
+    """Measure what f loses if each node alone is ablated.
 
     Args:
         f: f under one ablation.
@@ -54,12 +57,8 @@ def measure_single_nodes(f: SetFunction, nodes: Sequence[Node], label: str) -> E
         label: names the work for progress and errors.
 
     Returns:
-        1 − f without the node (noising), and f of the node alone (denoising).
+        1 − f without the node as its noising effect. Its denoising effect is not measured and
+        counts as 0: with everything else at its mean, one node alone hardly ever does anything.
     """
-    without = [f.everything - {node} for node in nodes]
-    alone = [frozenset({node}) for node in nodes]
-    values = f([*without, *alone], label).tolist()
-    n_nodes = len(nodes)
-    return {
-        node: (1 - values[number], values[n_nodes + number]) for number, node in enumerate(nodes)
-    }
+    values = f([f.everything - {node} for node in nodes], label).tolist()
+    return {node: (1 - value, 0.0) for node, value in zip(nodes, values, strict=True)}

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -30,11 +31,18 @@ from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError, SiteError
 from discovery.graph import Reference
 from discovery.interventions import Edit
+from discovery.methods.shared_start import (
+    SharedRun,
+    choose_shared_set,
+    first_layer,
+    start_from,
+)
 from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_site
 from discovery.tasks.task import Task
 
 NodeSet = frozenset[Node]
+SHARED_MEMORY_SHARE = 0.25  # of the memory for batches, for the streams of a shared run
 
 
 class SetMetric:
@@ -79,18 +87,29 @@ class SetMetric:
         """
         kept_sets = [frozenset(kept & self.everything) for kept in sets]
         new_sets = [kept for kept in dict.fromkeys(kept_sets) if kept not in self._on_all_pairs]
-        if pairs is None:
-            self._on_all_pairs.update(zip(new_sets, self._measure(new_sets, label), strict=True))
-            return torch.stack([self._on_all_pairs[kept] for kept in kept_sets])
-        new_sets = [kept for kept in new_sets if len(self._on_first_pairs.get(kept, ())) < pairs]
-        self._on_first_pairs.update(
-            zip(new_sets, self._measure(new_sets, label, pairs), strict=True)
-        )
-        return torch.stack([self._first_pairs_of(kept, pairs) for kept in kept_sets])
+        count = len(self.engine) if pairs is None else min(pairs, len(self.engine))
+        by_measured: dict[int, list[NodeSet]] = defaultdict(list)
+        for kept in new_sets:
+            by_measured[len(self._on_first_pairs.get(kept, ()))].append(kept)
+        for measured, group in sorted(by_measured.items()):
+            if measured < count:
+                self._extend(group, measured, count, label)
+        return torch.stack([self._first_pairs_of(kept, count) for kept in kept_sets])
 
-    def _first_pairs_of(self, kept: NodeSet, pairs: int) -> Float[Tensor, "pair"]:
+    def _extend(self, sets: Sequence[NodeSet], start: int, stop: int, label: str) -> None:
+        """Measure sets on the pairs from `start` to `stop`; the earlier ones are known."""
+        for kept, values in zip(sets, self._measure(sets, label, start, stop), strict=True):
+            if start:
+                values = torch.cat([self._on_first_pairs[kept], values])
+            if stop == len(self.engine):
+                self._on_all_pairs[kept] = values
+                self._on_first_pairs.pop(kept, None)
+            else:
+                self._on_first_pairs[kept] = values
+
+    def _first_pairs_of(self, kept: NodeSet, count: int) -> Float[Tensor, "pair"]:
         measured = self._on_all_pairs if kept in self._on_all_pairs else self._on_first_pairs
-        return measured[kept][:pairs]
+        return measured[kept][:count]
 
     def measurements(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
         """Return the sets measured on all pairs, and those measured on the first pairs only."""
@@ -99,9 +118,12 @@ class SetMetric:
     def restore(
         self, on_all_pairs: Mapping[NodeSet, Tensor], on_first_pairs: Mapping[NodeSet, Tensor]
     ) -> None:
-        """Take over what an earlier session measured on the same pairs."""
-        self._on_all_pairs.update(on_all_pairs)
-        self._on_first_pairs.update(on_first_pairs)
+        """Take over what an earlier session measured on the same pairs, or the first of them."""
+        for kept, values in (*on_first_pairs.items(), *on_all_pairs.items()):
+            if len(values) == len(self.engine):
+                self._on_all_pairs[kept] = values
+            else:
+                self._on_first_pairs[kept] = values
 
     def fill_cache(self) -> None:
         """Cache what any set needs, so that work counted afterwards is that of the sets alone."""
@@ -123,9 +145,8 @@ class SetMetric:
         """
         ablated_sets = self._ablated_sets(sets)
         return sum(
-            block.estimate(rows)
+            self._estimate(first, block, ablated_sets, range(len(block.prompts)))
             for first, block in self.engine.blocks()
-            for _, rows in self._jobs(first, block, ablated_sets, len(block.prompts))
         )
 
     def _ablated_sets(self, sets: Sequence[NodeSet]) -> list[NodeSet]:
@@ -136,53 +157,107 @@ class SetMetric:
         return ablated_sets
 
     def _measure(
-        self, sets: Sequence[NodeSet], label: str, pairs: int | None = None
+        self, sets: Sequence[NodeSet], label: str, start: int, stop: int
     ) -> Sequence[Float[Tensor, "pair"]]:
-        if not sets:
-            return ()
+        """Measure sets on the pairs from `start` to `stop`."""
         ablated_sets = self._ablated_sets(sets)
         parts: list[Tensor] = []
         for first, block in self.engine.blocks():
-            count = len(block.prompts)
-            if pairs is not None:
-                count = max(0, min(count, pairs - first))
-            if count:
-                parts.append(self._measure_block(first, block, ablated_sets, label, count))
+            pairs = range(max(start - first, 0), min(stop - first, len(block.prompts)))
+            if pairs:
+                parts.append(self._measure_block(first, block, ablated_sets, label, pairs))
         return list(torch.cat(parts, 1))
 
     def _measure_block(
-        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], label: str, count: int
+        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], label: str, pairs: range
     ) -> Float[Tensor, "set pair"]:
-        metric = block.baseline("clean")[:count].repeat(len(ablated_sets), 1)
-        jobs = self._jobs(first, block, ablated_sets, count)
+        metric = block.baseline("clean")[pairs.start : pairs.stop].repeat(len(ablated_sets), 1)
         block.meter.begin(
             self.engine.block_label(label, first, block),
-            sum(block.estimate(rows) for _, rows in jobs),
+            self._estimate(first, block, ablated_sets, pairs),
         )
-        for set_numbers, rows in jobs:
-            metric[set_numbers] = block.measure(rows).reshape(len(set_numbers), count)
+        for part in self._cut_pairs(block, pairs):
+            columns = slice(part.start - pairs.start, part.stop - pairs.start)
+            for set_numbers, rows in self._plan(first, block, ablated_sets, part)[0]:
+                values = block.measure(rows).reshape(len(set_numbers), len(part))
+                metric[set_numbers, columns] = values
         return metric
 
-    def _jobs(
-        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], count: int
-    ) -> list[tuple[list[int], Rows]]:
-        """Group the sets by the first layer that they touch: the numbers of the sets, and rows."""
-        by_start: dict[int, list[int]] = defaultdict(list)
+    def _estimate(
+        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], pairs: range
+    ) -> float:
+        total = 0.0
+        for part in self._cut_pairs(block, pairs):
+            jobs, shared = self._plan(first, block, ablated_sets, part)
+            total += sum(block.estimate(rows) for _, rows in jobs)
+            total += shared.cost if shared is not None else 0.0
+        return total
+
+    def _cut_pairs(self, block: Block, pairs: range) -> list[range]:
+        """Cut pairs into parts whose shared residual streams fit in memory."""
+        info = self.engine.backend.info
+        itemsize = torch.empty(0, dtype=getattr(torch, info.dtype)).element_size()
+        of_one_pair = info.n_layers * block.prompts.width * info.d_model * itemsize
+        size = max(1, int(SHARED_MEMORY_SHARE * block.memory) // of_one_pair)
+        return [pairs[begin : begin + size] for begin in range(0, len(pairs), size)]
+
+    def _plan(
+        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], pairs: range
+    ) -> tuple[list[tuple[list[int], Rows]], SharedRun | None]:
+        """Plan the runs of some sets on some pairs of a block.
+
+        Returns:
+            The numbers of the sets that start at the same place, with their rows; and the run whose
+            residual streams some of them start from.
+        """
+        n_layers = self.engine.backend.info.n_layers
+        shared_set = choose_shared_set(ablated_sets, n_layers)
+        by_start: dict[tuple[bool, int], list[int]] = defaultdict(list)
         for number, nodes in enumerate(ablated_sets):
-            if nodes:
-                by_start[min(node.layer for node in nodes if node.layer is not None)].append(number)
-        return [
-            (numbers, self._rows(first, block, [ablated_sets[n] for n in numbers], start, count))
-            for start, numbers in sorted(by_start.items())
+            if not nodes:
+                continue
+            alone = first_layer(nodes)
+            together = 0 if shared_set is None else start_from(shared_set, nodes, n_layers)
+            is_shared = alone < together < n_layers
+            by_start[is_shared, together if is_shared else alone].append(number)
+        layers = sorted(start for is_shared, start in by_start if is_shared)
+        shared: SharedRun | None = None
+        if shared_set is not None and layers:
+            start = first_layer(shared_set)
+            rows = self._rows(first, block, [shared_set], start, pairs)
+            shared = SharedRun(shared_set, block, rows, pairs.start, layers)
+        jobs = [
+            (
+                numbers,
+                self._rows(
+                    first,
+                    block,
+                    [ablated_sets[n] for n in numbers],
+                    start,
+                    pairs,
+                    shared if is_shared else None,
+                ),
+            )
+            for (is_shared, start), numbers in sorted(by_start.items())
         ]
+        return jobs, shared
 
     def _rows(
-        self, first: int, block: Block, ablated_sets: Sequence[NodeSet], start: int, count: int
+        self,
+        first: int,
+        block: Block,
+        ablated_sets: Sequence[NodeSet],
+        start: int,
+        pairs: range,
+        shared: SharedRun | None = None,
     ) -> Rows:
-        """Build the rows of these sets on the first `count` pairs of a block, set by set."""
+        """Build the rows of these sets on some pairs of a block, set by set.
+
+        They start at a layer of the clean run, or of the shared one.
+        """
         device = block.prompts.length.device
-        pair = torch.arange(count, device=device).repeat(len(ablated_sets))
-        set_number = torch.arange(len(ablated_sets), device=device).repeat_interleave(count)
+        pair = torch.arange(pairs.start, pairs.stop, device=device).repeat(len(ablated_sets))
+        set_number = torch.arange(len(ablated_sets), device=device).repeat_interleave(len(pairs))
         replacements = [
             (
                 site,
@@ -190,6 +265,7 @@ class SetMetric:
                 torch.tensor(self._find_ablated(site, ablated_sets), device=device),
             )
             for site in _sites(frozenset().union(*ablated_sets))
+            if site.layer >= start
         ]
 
         def edits(window: Window) -> list[Edit]:
@@ -201,7 +277,15 @@ class SetMetric:
         first_change = torch.zeros_like(pair)
         if self.ablation == "resample":
             first_change = block.prompts.first_difference[pair]
-        return Rows(base="clean", pair=pair, first=first_change, start=start, edits=edits)
+        residual = None if shared is None else partial(shared.stream, start)
+        return Rows(
+            base="clean",
+            pair=pair,
+            first=first_change,
+            start=start,
+            edits=edits,
+            residual=residual,
+        )
 
     def _find_ablated(self, site: Site, ablated_sets: Sequence[NodeSet]) -> list[list[bool]]:
         """Return, for each set, which heads of a site it ablates, or whether it ablates the MLP."""

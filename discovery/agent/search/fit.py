@@ -5,16 +5,19 @@ The curve of these points along the ranking of single nodes says with which set 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.errors import BudgetError
-from discovery.evaluation import FaithfulnessByAblation, thresholds
+from discovery.agent.search.bounds import Bounds
+from discovery.agent.search.measured import SearchFunctions, get_universe
 from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 CURVE_LABEL = "faithfulness against size"
+MAX_CURVE_SIZES = 13  # sizes that are measured before the bisection
+START_SURPLUS = 1.25  # the start is so much larger than the smallest size that will do
 
 
 @dataclass(frozen=True)
@@ -29,27 +32,30 @@ class Fit:
     faithfulness: float
     knockout: float
 
-    @property
-    def excess(self) -> float:
-        """How far the set misses the bounds of (a) and of (b), summed; 0 if both hold as points."""
-        low, high = thresholds.FAITHFULNESS_BAND
-        return max(low - self.faithfulness, self.faithfulness - high, 0.0) + max(
-            abs(self.knockout) - thresholds.KNOCKOUT_BAND[1], 0.0
-        )
+    def excess(self, bounds: Bounds) -> float:
+        """Return how far the set misses the bounds of (a) and (b), summed; 0 if both hold."""
+        low, high = bounds.faithfulness
+        missed = max(low - self.faithfulness, self.faithfulness - high, 0.0)
+        return missed + max(abs(self.knockout) - bounds.knockout, 0.0)
 
 
 FitByAblation = Mapping[EvidenceAblation, Fit]
 
 
-def get_universe(f_by_ablation: FaithfulnessByAblation) -> NodeSet:
-    """Return every node that can be ablated."""
-    return next(f.everything for f in f_by_ablation.values())
-
-
 def measure_fits(
-    f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet], label: str = "candidates"
+    functions: SearchFunctions,
+    sets: Sequence[NodeSet],
+    label: str = "candidates",
+    *,
+    screen: bool = False,
 ) -> list[dict[EvidenceAblation, Fit]]:
     """Measure f(C) and f(U∖C) of several sets in one batch for each ablation.
+
+    Args:
+        functions: f under each ablation.
+        sets: The sets.
+        label: Names the work for progress and errors.
+        screen: Whether a few pairs are enough.
 
     Returns:
         For each set, its fit under each ablation.
@@ -58,19 +64,20 @@ def measure_fits(
         BudgetError: If the budget does not reach that far.
     """
     fits: dict[EvidenceAblation, list[Fit]] = {}
-    for ablation, f in f_by_ablation.items():
+    for ablation, f in functions.items():
         with_complements = [s for nodes in sets for s in (nodes, f.everything - nodes)]
-        values = f(with_complements, label).tolist()
+        measure = f.screen if screen else f
+        values = measure(with_complements, label).tolist()
         fits[ablation] = [
             Fit(faithfulness, knockout)
             for faithfulness, knockout in zip(values[0::2], values[1::2], strict=True)
         ]
-    return [{ablation: fits[ablation][n] for ablation in f_by_ablation} for n in range(len(sets))]
+    return [{ablation: fits[ablation][n] for ablation in functions} for n in range(len(sets))]
 
 
-def total_excess(fit: FitByAblation) -> float:
+def total_excess(fit: FitByAblation, bounds: Bounds) -> float:
     """Return the total excess over both ablations: 0 if (a) and (b) hold as points under both."""
-    return sum(part.excess for part in fit.values())
+    return sum(part.excess(bounds) for part in fit.values())
 
 
 def total_distance(fit: FitByAblation) -> float:
@@ -96,46 +103,72 @@ def curve_point(ablation: EvidenceAblation, nodes: Sequence[str], fit: FitByAbla
     )
 
 
-def measure_curve(
-    f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node]
-) -> tuple[list[CurvePoint], int | None]:
-    """Measure faithfulness of the ranking's first k nodes, for every k from 0 to all.
+@dataclass(frozen=True)
+class Curve:
+    """Fits of the ranking's first k nodes, for some k.
 
-    Returns:
-        The points of the curve under each ablation, and the smallest k above 0 for which (a) and
-        (b) hold as points under both ablations; None if there is no such k.
+    Attributes:
+        ranking: All nodes, the largest effect first.
+        fits: The fit of each size that was measured.
     """
-    prefixes = [frozenset(ranking[:k]) for k in range(len(ranking) + 1)]
-    fits = measure_fits(f_by_ablation, prefixes, CURVE_LABEL)
-    names = [str(node) for node in ranking]
-    points = [
-        curve_point(ablation, names[:k], fit)
-        for ablation in f_by_ablation
-        for k, fit in enumerate(fits)
-    ]
-    return points, next((k for k, fit in enumerate(fits) if k and total_excess(fit) == 0), None)
+
+    ranking: Sequence[Node]
+    fits: Mapping[int, FitByAblation]
+
+    @property
+    def points(self) -> list[CurvePoint]:
+        """The measured sizes as points of the record's curve, ablation by ablation."""
+        names = [str(node) for node in self.ranking]
+        ablations = next(iter(self.fits.values()))
+        return [
+            curve_point(ablation, names[:size], fit)
+            for ablation in ablations
+            for size, fit in sorted(self.fits.items())
+        ]
+
+    def smallest_size(self, bounds: Bounds) -> int | None:
+        """Return the smallest measured size above 0 that meets (a) and (b); None if none does."""
+        passing = (n for n, fit in self.fits.items() if n and total_excess(fit, bounds) == 0)
+        return min(passing, default=None)
 
 
-def find_smallest_size(
-    f_by_ablation: FaithfulnessByAblation,
-    ranking: Sequence[Node],
-    on_budget_error: Callable[[BudgetError], None],
-) -> int | None:
-    """Find the size that `measure_curve` returns, without measuring any larger size.
+def measure_curve(functions: SearchFunctions, ranking: Sequence[Node], bounds: Bounds) -> Curve:
+    """Measure the ranking's first k nodes, for a few sizes k from 0 to all, then by bisection.
 
-    A size that the budget does not reach is reported to `on_budget_error` and passed over.
+    The bisection looks for the smallest k that meets (a) and (b), between the smallest measured
+    size that does and the next smaller one.
     """
-    for size in range(1, len(ranking) + 1):
-        try:
-            (fit,) = measure_fits(f_by_ablation, [frozenset(ranking[:size])], CURVE_LABEL)
-        except BudgetError as fault:
-            on_budget_error(fault)
-            continue
-        if total_excess(fit) == 0:
-            return size
-    return None
+    fits: dict[int, FitByAblation] = {}
+
+    def measure(sizes: Sequence[int]) -> None:
+        prefixes = [frozenset(ranking[:size]) for size in sizes]
+        fits.update(zip(sizes, measure_fits(functions, prefixes, CURVE_LABEL), strict=True))
+
+    measure(_choose_sizes(len(ranking)))
+    curve = Curve(ranking, fits)
+    while (size := curve.smallest_size(bounds)) is not None:
+        below = max(smaller for smaller in fits if smaller < size)
+        if size - below < 2:
+            break
+        measure([(size + below) // 2])
+    return curve
 
 
-def choose_start(size: int | None, ranking: Sequence[Node]) -> NodeSet:
-    """Return the ranking's first `size` nodes; the whole universe if no size will do."""
-    return frozenset(ranking if size is None else ranking[:size])
+def choose_start(functions: SearchFunctions, curve: Curve, bounds: Bounds) -> NodeSet:
+    """Return the first nodes of the ranking from which the search begins.
+
+    They are a quarter more than the smallest size that meets (a) and (b), since what each node
+    does is seen better with too many nodes than with too few. If no size will do, it is all nodes.
+    """
+    size = curve.smallest_size(bounds)
+    if size is None:
+        return get_universe(functions)
+    return frozenset(curve.ranking[: math.ceil(START_SURPLUS * size)])
+
+
+def _choose_sizes(n_nodes: int) -> list[int]:
+    """Return sizes from 0 to all nodes, denser where they are small."""
+    steps = MAX_CURVE_SIZES - 1
+    if n_nodes <= steps:
+        return list(range(n_nodes + 1))
+    return sorted({round(n_nodes * (step / steps) ** 1.5) for step in range(steps + 1)})

@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
-from discovery.agent.search.mend import ROUNDING, find_faults, mend
+from discovery.agent.search.decision import Decision, format_nodes, stop_for_budget
+from discovery.agent.search.mend import ROUNDING, Mending
+from discovery.agent.search.shrink import examine_all
 from discovery.errors import BudgetError
-from discovery.evaluation import FaithfulnessByAblation, beats_alternatives, find_rivals, thresholds
+from discovery.evaluation import Faithfulness, beats_alternatives, find_rivals, thresholds
 from discovery.graph import Control, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 MAX_RIVALS = 2  # rivals that are tried as the circuit, the closest to f = 1 first
+
+FaithfulnessByAblation = Mapping[EvidenceAblation, Faithfulness]
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,13 @@ class CandidateCircuit:
     """What is known of a set that might be the circuit.
 
     Attributes:
-        severity: How severe its faults by (a) to (d) are; see `Faults.severity`.
+        order: How severe its faults by (a) to (d) are; see `Faults.order`.
         rivals: The layer-matched sets that do as well under either ablation, in forward order.
         controls: For each ablation, how it compares with layer-matched sets; None if there are no
             other such sets.
     """
 
-    severity: tuple[float, int]
+    order: tuple[float, int, float, int]
     rivals: Sequence[NodeSet]
     controls: Mapping[EvidenceAblation, Control | None]
 
@@ -60,76 +63,98 @@ class CandidateCircuit:
         circuit, or with enough for a p-value: a set of nearly all nodes has hardly any alternative,
         so that having no rival says nothing for it.
         """
-        if self.severity != circuit.severity:
-            return self.severity < circuit.severity
+        if self.order != circuit.order:
+            return self.order < circuit.order
         enough = self.n_compared >= min(circuit.n_compared, thresholds.MIN_ALTERNATIVES_FOR_P)
         return (
             self.is_better_than_alternatives and enough and not circuit.is_better_than_alternatives
         )
 
 
-def assess_candidate(
-    f_by_ablation: FaithfulnessByAblation, circuit: NodeSet, ranking: Sequence[Node], seed: int
-) -> CandidateCircuit:
-    """Find the faults and the rivals of a set.
+class RivalSearch:
+    """Compares circuits with rivals, and mends the rivals."""
 
-    Raises:
-        BudgetError: If the budget does not reach that far.
-    """
-    comparisons = {
-        ablation: find_rivals(f, circuit, ranking, seed, by_layer=True)
-        for ablation, f in f_by_ablation.items()
-    }
-    rivals = {nodes for as_good, _ in comparisons.values() for nodes in as_good}
-    return CandidateCircuit(
-        severity=find_faults(f_by_ablation, circuit).severity,
-        rivals=sorted(rivals, key=sorted),
-        controls={ablation: control for ablation, (_, control) in comparisons.items()},
-    )
+    def __init__(
+        self, mending: Mending, f_by_ablation: FaithfulnessByAblation, ranking: Sequence[Node]
+    ) -> None:
+        """Prepare to compare.
 
+        Args:
+            mending: Examines and mends sets.
+            f_by_ablation: Faithfulness on the pairs of the search.
+            ranking: All nodes, the largest effect first.
+        """
+        self.mending = mending
+        self.f_by_ablation = f_by_ablation
+        self.ranking = ranking
 
-def choose_among_rivals(
-    f_by_ablation: FaithfulnessByAblation,
-    circuit: NodeSet,
-    ranking: Sequence[Node],
-    seed: int,
-    on_decision: OnDecision,
-) -> NodeSet:
-    """Return the circuit, or a better set among its rivals and their unions with it.
+    def assess(self, circuit: NodeSet) -> CandidateCircuit:
+        """Find the faults and the rivals of a set.
 
-    Each rival and each union is mended first. If the budget ends, the best set by then is returned.
-    """
-    candidates: dict[NodeSet, CandidateCircuit] = {}
-    try:
-        own = assess_candidate(f_by_ablation, circuit, ranking, seed)
-        candidates[circuit] = own
-        if not own.rivals or (own.is_better_than_alternatives and own.severity == (0.0, 0)):
-            return circuit
-        for rival in _sort_by_distance(f_by_ablation, own.rivals)[:MAX_RIVALS]:
-            for start in (rival, circuit | rival):
-                mended = _mend_silently(f_by_ablation, start)
-                if mended not in candidates:
-                    candidates[mended] = assess_candidate(f_by_ablation, mended, ranking, seed)
-    except BudgetError as fault:
-        on_decision(stop_for_budget(fault))
-    if not candidates:
-        return circuit
-    best = _choose_best(candidates, circuit)
-    on_decision(
-        Decision(
-            {
-                " ".join(map(str, sorted(nodes))): {
-                    ablation: _control_counts(control)
-                    for ablation, control in candidate.controls.items()
-                }
-                for nodes, candidate in candidates.items()
-            },
-            "keep the circuit" if best == circuit else f"change to {format_nodes(best)}",
-            f"{len(candidates[circuit].rivals)} layer-matched sets are as good under either "
-            "ablation; the numbers are of each set that was tried",
+        Raises:
+            BudgetError: If the budget does not reach that far.
+        """
+        comparisons = {
+            ablation: find_rivals(f, circuit, self.ranking, self.mending.seed, by_layer=True)
+            for ablation, f in self.f_by_ablation.items()
+        }
+        rivals = {nodes for as_good, _ in comparisons.values() for nodes in as_good}
+        return CandidateCircuit(
+            order=examine_all(self.mending, circuit).order,
+            rivals=sorted(rivals, key=sorted),
+            controls={ablation: control for ablation, (_, control) in comparisons.items()},
         )
+
+    def choose(self, circuit: NodeSet) -> NodeSet:
+        """Return the circuit, or a better set among its rivals and their unions with it.
+
+        Each rival and each union is mended first. If the budget ends, the best set by then is
+        returned.
+        """
+        candidates: dict[NodeSet, CandidateCircuit] = {}
+        try:
+            own = self.assess(circuit)
+            candidates[circuit] = own
+            if not own.rivals or own.is_better_than_alternatives:
+                return circuit
+            for rival in self._sort_by_distance(own.rivals)[:MAX_RIVALS]:
+                for start in (rival, circuit | rival):
+                    mended = self.mending.run_silently(start)
+                    if mended not in candidates:
+                        candidates[mended] = self.assess(mended)
+        except BudgetError as fault:
+            self.mending.on_decision(stop_for_budget(fault))
+        if not candidates:
+            return circuit
+        best = _choose_best(candidates, circuit)
+        self.mending.on_decision(_describe_choice(candidates, circuit, best))
+        return best
+
+    def _sort_by_distance(self, sets: Sequence[NodeSet]) -> list[NodeSet]:
+        """Return the sets by |1 − f|, summed over both ablations, the closest first."""
+        values = [f(sets, "rivals").tolist() for f in self.f_by_ablation.values()]
+        distance = {
+            nodes: sum(abs(1 - value) for value in by_ablation)
+            for nodes, *by_ablation in zip(sets, *values, strict=True)
+        }
+        return sorted(sets, key=lambda nodes: round(distance[nodes], ROUNDING))
+
+
+def _describe_choice(
+    candidates: Mapping[NodeSet, CandidateCircuit], circuit: NodeSet, best: NodeSet
+) -> Decision:
+    return Decision(
+        {
+            " ".join(map(str, sorted(nodes))): {
+                ablation: _control_counts(control)
+                for ablation, control in candidate.controls.items()
+            }
+            for nodes, candidate in candidates.items()
+        },
+        "keep the circuit" if best == circuit else f"change to {format_nodes(best)}",
+        f"{len(candidates[circuit].rivals)} layer-matched sets are as good under either "
+        "ablation; the numbers are of each set that was tried",
     )
-    return best
 
 
 def _choose_best(candidates: Mapping[NodeSet, CandidateCircuit], circuit: NodeSet) -> NodeSet:
@@ -141,38 +166,12 @@ def _choose_best(candidates: Mapping[NodeSet, CandidateCircuit], circuit: NodeSe
     return min(
         eligible,
         key=lambda nodes: (
-            candidates[nodes].severity,
+            candidates[nodes].order,
             not candidates[nodes].is_better_than_alternatives,
             len(nodes),
             sorted(nodes),
         ),
     )
-
-
-def _sort_by_distance(
-    f_by_ablation: FaithfulnessByAblation, sets: Sequence[NodeSet]
-) -> list[NodeSet]:
-    """Return the sets by |1 − f|, summed over both ablations, the closest first."""
-    values = [f(sets, "rivals").tolist() for f in f_by_ablation.values()]
-    distance = {
-        nodes: sum(abs(1 - value) for value in by_ablation)
-        for nodes, *by_ablation in zip(sets, *values, strict=True)
-    }
-    return sorted(sets, key=lambda nodes: round(distance[nodes], ROUNDING))
-
-
-def _mend_silently(f_by_ablation: FaithfulnessByAblation, start: NodeSet) -> NodeSet:
-    """Mend a set without telling the journal.
-
-    Raises:
-        BudgetError: If the budget ends before the mending does.
-    """
-    decisions: list[Decision] = []
-    mended = mend(f_by_ablation, start, decisions.append)
-    for decision in decisions:
-        if decision.stopped == "budget":
-            raise BudgetError(decision.why, "Give a larger budget.")
-    return mended
 
 
 def _control_counts(control: Control | None) -> dict[str, int | None]:

@@ -1,48 +1,130 @@
 """Searches for the circuit on discovery pairs, under both ablations. This is the whole algorithm:
 
 1. `rank_nodes` sorts all nodes by |noising| + |denoising| of each node alone.
-2. `choose_start` takes the shortest prefix of the ranking that meets (a) and (b), else all nodes.
-3. `mend` follows the first proposal to a new set, until there is none or 40 sets were examined. It
-   adds the node that lowers the total excess of (a) and (b) most, or one that changes f(C) by more
-   than 0.1 (c), or, if f(C∖u) and f(U∖u) differ by more than 0.2 (c), one or two that do the work
-   of u; or it drops nodes whose largest drop is below 0.02 (d). The set with fewest faults wins.
-4. `shrink` drops nodes while (a) and (b) hold and no fault grows, following 5 sets of each size.
-5. `choose_among_rivals` mends up to 2 layer-matched sets that do as well, and their unions with C.
-   One of them replaces C if it has fewer faults, or if (e) holds for it and not for C.
+2. `choose_start` takes a quarter more nodes of the ranking than meet (a) and (b), else all nodes.
+3. `Descent` leaves weak nodes out, many at a time, and takes back what others need as a backup.
+4. `Mending` adds what (c) misses, and what (a) and (b) need, until there is nothing more to add.
+   Then the descent goes on; nodes that were added stay.
+5. `shrink` drops single nodes of a small circuit while no fault grows, following 5 sets of each
+   size. Then the nodes that no context needs (d) are dropped, if no other fault grows.
+6. `RivalSearch` mends up to 2 layer-matched sets that do as well, and their unions with C. One of
+   them replaces C if it has fewer faults, or if (e) holds for it and not for C.
+
+All steps ask for a margin to the bounds of the conditions (see `bounds`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from discovery.agent.search.decision import OnDecision
-from discovery.agent.search.mend import mend
-from discovery.agent.search.rivals import choose_among_rivals
-from discovery.agent.search.shrink import shrink
-from discovery.evaluation import FaithfulnessByAblation
+from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
+from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
+from discovery.agent.search.descend import Descent
+from discovery.agent.search.measured import SearchFunctions
+from discovery.agent.search.mend import Mending
+from discovery.agent.search.rivals import FaithfulnessByAblation, RivalSearch
+from discovery.agent.search.shrink import examine_all, shrink
+from discovery.errors import BudgetError
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
+MAX_TURNS = 6  # of descending and mending
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOutcome:
+    """What a search found.
+
+    Attributes:
+        circuit: The best set. If the budget ended, this is the best set by then.
+        drop_shares: For each node of the circuit, a lower bound on its largest drop as a share of δ
+            (d); empty if that was not measured.
+    """
+
+    circuit: NodeSet
+    drop_shares: Mapping[Node, float] = field(default_factory=dict)
+
 
 def search_circuit(
-    f_by_ablation: FaithfulnessByAblation,
+    functions: SearchFunctions,
     start: NodeSet,
     ranking: Sequence[Node],
     seed: int,
     on_decision: OnDecision,
-) -> NodeSet:
-    """Search for the circuit from a first set: steps 3 to 5 of the algorithm.
+    rivals_by: FaithfulnessByAblation | None = None,
+) -> SearchOutcome:
+    """Search for the circuit from a first set: steps 3 to 6 of the algorithm.
 
     Args:
-        f_by_ablation: Faithfulness on discovery pairs, or on one resample of them.
+        functions: f under each ablation, on the pairs of the search or on a resample of them.
         start: The set to begin with; see `fit.choose_start`.
         ranking: All nodes, the largest effect first.
-        seed: The seed that draws layer-matched sets.
+        seed: The seed of what is drawn at random.
         on_decision: Called with each decision of the search.
-
-    Returns:
-        The best set. If the budget ends, this is the best set by then, and a decision says so.
+        rivals_by: Faithfulness by which rivals are compared; None leaves step 6 out.
     """
-    mended = mend(f_by_ablation, start, on_decision)
-    smallest = shrink(f_by_ablation, mended, on_decision)
-    return choose_among_rivals(f_by_ablation, smallest, ranking, seed, on_decision)
+    mending = Mending(functions, ranking, seed, on_decision)
+    search = _Search(mending, start)
+    try:
+        search.settle()
+        search.circuit = shrink(mending, search.circuit)
+        search.drop_unneeded()
+        if rivals_by is not None:
+            search.circuit = RivalSearch(mending, rivals_by, ranking).choose(search.circuit)
+        examine_all(mending, search.circuit)
+    except BudgetError as fault:
+        on_decision(stop_for_budget(fault, {"sets looked at": len(mending.faults_of)}))
+    faults = mending.faults_of.get(search.circuit)
+    return SearchOutcome(
+        circuit=search.circuit, drop_shares=faults.drop_shares if faults is not None else {}
+    )
+
+
+@dataclass
+class _Search:
+    mending: Mending
+    circuit: NodeSet
+
+    def settle(self) -> None:
+        """Descend and mend in turns until neither changes anything."""
+        mending = self.mending
+        descent = Descent(mending.functions, mending.on_decision, self.circuit)
+        for _ in range(MAX_TURNS):
+            before = self.circuit
+            try:
+                descent.run()
+            finally:
+                self.circuit = descent.circuit
+                mending.contexts.update(descent.contexts)
+            mended = mending.run(self.circuit)
+            descent.held.update(mended - self.circuit)
+            descent.circuit = self.circuit = mended
+            if mended == before:
+                break
+
+    def drop_unneeded(self) -> None:
+        """Drop the nodes that no context needs, all of them or one by one, if no fault grows."""
+        while True:
+            faults = examine_all(self.mending, self.circuit)
+            unneeded = faults.unneeded_nodes(PLAIN) or faults.unneeded_nodes(WITH_MARGIN)
+            choices = ([unneeded] if len(unneeded) > 1 else []) + [[v] for v in unneeded]
+            smaller = [self.circuit - set(dropped) for dropped in choices]
+            better = next(
+                (
+                    nodes
+                    for nodes in smaller
+                    if nodes and examine_all(self.mending, nodes).order < faults.order
+                ),
+                None,
+            )
+            if better is None:
+                return
+            self.mending.on_decision(
+                Decision(
+                    {"nodes": len(better)},
+                    f"drop {format_nodes(self.circuit - better)}",
+                    "no context needs it (condition d), and no other fault grows",
+                )
+            )
+            self.circuit = better

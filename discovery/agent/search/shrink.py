@@ -8,76 +8,112 @@ such sets: it follows the best sets of each size.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
-from discovery.agent.search.fit import (
-    measure_fits,
-    total_distance,
-    total_excess,
-)
-from discovery.agent.search.mend import ROUNDING, find_faults
-from discovery.errors import BudgetError
-from discovery.evaluation import FaithfulnessByAblation, thresholds
+from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
+from discovery.agent.search.faults import Faults, add_drop_shares
+from discovery.agent.search.fit import FitByAblation, measure_fits, total_distance, total_excess
+from discovery.agent.search.measured import SearchFunctions
+from discovery.agent.search.mend import ROUNDING, Mending
 from discovery.methods.ablation import NodeSet
 
 BEAM_WIDTH = 5  # sets of each size that are followed
+MAX_BEAM_NODES = 16  # larger circuits are not searched in this way
+MAX_SCREENED_EXCESS = 0.15  # a set that misses (a) and (b) by more on a few pairs is out
 
 
-def shrink(
-    f_by_ablation: FaithfulnessByAblation, circuit: NodeSet, on_decision: OnDecision
-) -> NodeSet:
+def shrink(mending: Mending, circuit: NodeSet) -> NodeSet:
     """Drop one node after the other while (a) and (b) hold as points and no fault grows.
 
+    Args:
+        mending: Gives f, and examines sets.
+        circuit: The set to begin with.
+
     Returns:
-        Of the smallest sets that were reached, the one whose f is closest to 1. If the budget ends
-        before that, the best of the smallest sets reached by then.
+        Of the smallest sets that were reached, the one whose f is closest to 1.
+
+    Raises:
+        BudgetError: If the budget ends.
     """
+    if len(circuit) > MAX_BEAM_NODES:
+        return circuit
     best = circuit
-    try:
-        allowed = find_faults(f_by_ablation, circuit).severity
-        beam = [circuit]
-        while beam := _smaller_sets(f_by_ablation, beam, allowed):
-            best = beam[0]
-    except BudgetError as fault:
-        on_decision(stop_for_budget(fault))
-    if best != circuit:
-        on_decision(
-            Decision(
-                {"nodes": len(best)},
-                f"leave out {format_nodes(circuit - best)}",
-                "what is left has no more faults by (a) to (d)",
-            )
-        )
+    allowed = examine_all(mending, circuit).order
+    beam = [circuit]
+    while beam := _smaller_sets(mending, beam, allowed):
+        best = beam[0]
     return best
 
 
+def examine_all(mending: Mending, circuit: NodeSet) -> Faults:
+    """Return what is wrong with a set by (a) to (d)."""
+    faults = mending.examine(circuit)
+    if not faults.drop_shares:
+        faults = add_drop_shares(mending.functions, circuit, faults, mending.contexts)
+        mending.faults_of[circuit] = faults
+    return faults
+
+
 def _smaller_sets(
-    f_by_ablation: FaithfulnessByAblation, beam: Sequence[NodeSet], allowed: tuple[float, int]
+    mending: Mending,
+    beam: Sequence[NodeSet],
+    allowed: tuple[float, int, float, int],
 ) -> list[NodeSet]:
     """Return the best sets with one node less, the closest to f = 1 first.
 
-    They meet (a) and (b) as points, and their faults are no more severe than allowed.
+    They meet (a) and (b) as points with a margin, and their faults are no more severe than allowed.
     """
-    smaller = sorted(
-        {nodes - {node} for nodes in beam if len(nodes) > 1 for node in nodes}, key=sorted
-    )
-    if not smaller:
-        return []
-    low, high = thresholds.FAITHFULNESS_BAND
-    faithfulness = [f(smaller, "shrink").tolist() for f in f_by_ablation.values()]
-    faithful = [
+    parents: dict[NodeSet, list[NodeSet]] = {}
+    for nodes in beam:
+        for node in nodes if len(nodes) > 1 else ():
+            parents.setdefault(nodes - {node}, []).append(nodes)
+    fits = _measure_hopeful(mending.functions, sorted(parents, key=sorted))
+    of_beam = dict(zip(beam, measure_fits(mending.functions, beam, "shrink"), strict=True))
+    by_distance = sorted(fits, key=lambda nodes: round(total_distance(fits[nodes]), ROUNDING))
+    found: list[NodeSet] = []
+    for nodes in by_distance:
+        gap = max(_largest_change(fits[nodes], of_beam[parent]) for parent in parents[nodes])
+        if _least_order(gap) > allowed or mending.examine(nodes).order > allowed:
+            continue
+        if examine_all(mending, nodes).order <= allowed:
+            found.append(nodes)
+        if len(found) == BEAM_WIDTH:
+            break
+    return found
+
+
+def _largest_change(fit: FitByAblation, other: FitByAblation) -> float:
+    """Return by how much f(C) differs, the larger of both ablations."""
+    return max(abs(part.faithfulness - other[a].faithfulness) for a, part in fit.items())
+
+
+def _least_order(gap: float) -> tuple[float, int, float, int]:
+    """Return the least severe faults that a set can have if one node outside changes f by so much.
+
+    It spares examining most sets: a node that changes f by more than (c) allows cannot go.
+    """
+    plain, with_margin = (round(max(gap - b.gap_out, 0.0), 6) for b in (PLAIN, WITH_MARGIN))
+    return plain, 0, with_margin, 0
+
+
+def _measure_hopeful(
+    functions: SearchFunctions, sets: Sequence[NodeSet]
+) -> dict[NodeSet, FitByAblation]:
+    """Return the fits of the sets that meet (a) and (b) with a margin.
+
+    A set that misses them by far on a few pairs is not measured on all.
+    """
+    if not sets:
+        return {}
+    screened = measure_fits(functions, sets, "shrink", screen=True)
+    hopeful = [
         nodes
-        for nodes, *values in zip(smaller, *faithfulness, strict=True)
-        if all(low <= value <= high for value in values)
+        for nodes, fit in zip(sets, screened, strict=True)
+        if total_excess(fit, WITH_MARGIN) < MAX_SCREENED_EXCESS
     ]
-    fits = dict(zip(faithful, measure_fits(f_by_ablation, faithful, "shrink"), strict=True))
-    by_distance = sorted(
-        (nodes for nodes in faithful if total_excess(fits[nodes]) == 0),
-        key=lambda nodes: round(total_distance(fits[nodes]), ROUNDING),
-    )
-    no_worse = (
-        nodes for nodes in by_distance if find_faults(f_by_ablation, nodes).severity <= allowed
-    )
-    return list(itertools.islice(no_worse, BEAM_WIDTH))
+    fits = measure_fits(functions, hopeful, "shrink") if hopeful else []
+    return {
+        nodes: fit
+        for nodes, fit in zip(hopeful, fits, strict=True)
+        if total_excess(fit, WITH_MARGIN) == 0
+    }

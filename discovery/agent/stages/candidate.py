@@ -6,6 +6,7 @@ Both use discovery pairs only.
 from __future__ import annotations
 
 from discovery.agent.context import RunContext
+from discovery.agent.search.bounds import WITH_MARGIN
 from discovery.agent.search.decision import Decision
 from discovery.agent.search.fit import (
     choose_start,
@@ -14,15 +15,23 @@ from discovery.agent.search.fit import (
     measure_curve,
     measure_fits,
 )
+from discovery.agent.search.measured import MeasuredFunction, SearchFunctions
 from discovery.agent.search.redundancy import redundant_partners
 from discovery.agent.search.search_circuit import search_circuit
+from discovery.agent.stages.nodes import add_intervals, measure_both_directions
 from discovery.agent.state import State
 from discovery.errors import BudgetError
 
 
+def search_functions(context: RunContext) -> SearchFunctions:
+    """Return f under each ablation, on the pairs of the search."""
+    f_by_ablation = context.search_evaluator.f_by_ablation
+    return {ablation: MeasuredFunction(f) for ablation, f in f_by_ablation.items()}
+
+
 def choose_candidate(state: State, context: RunContext) -> State:
-    """Take the first nodes of the ranking that are faithful and necessary together."""
-    f_by_ablation = context.evaluator("discovery").f_by_ablation
+    """Take the first nodes of the ranking that are faithful and necessary, and some more."""
+    f_by_ablation = context.search_evaluator.f_by_ablation
     undefined = [ablation for ablation, f in f_by_ablation.items() if not f.is_defined]
     if undefined:
         return context.finish_stage(
@@ -33,19 +42,23 @@ def choose_candidate(state: State, context: RunContext) -> State:
             f"f is null under {', '.join(undefined)}: "
             "ablating everything does not lower the metric",
         )
-    points, size = measure_curve(f_by_ablation, state.ranked_nodes)
-    start = choose_start(size, state.ranked_nodes)
+    functions = search_functions(context)
+    curve = measure_curve(functions, state.ranked_nodes, WITH_MARGIN)
+    start = choose_start(functions, curve, WITH_MARGIN)
     names = tuple(str(node) for node in sorted(start))
-    why = "smallest size on the curve at which (a) and (b) hold as points under both ablations"
-    if size is None:
+    why = (
+        "a quarter more than the smallest size on the curve at which (a) and (b) hold as points "
+        "under both ablations, with a margin"
+    )
+    if curve.smallest_size(WITH_MARGIN) is None:
         why = (
             "no set on the curve is faithful and necessary under both ablations, so the search "
             "starts from the whole universe"
         )
-    (fit,) = measure_fits(f_by_ablation, [start])
+    (fit,) = measure_fits(functions, [start])
     context.save_set_metrics()
     return context.finish_stage(
-        state.with_changes(circuit=names, curve=tuple(points)),
+        state.with_changes(circuit=names, curve=tuple(curve.points)),
         "candidate",
         describe_fit(fit),
         f"{len(names)} nodes: {', '.join(names)}",
@@ -57,7 +70,7 @@ def refine_candidate(state: State, context: RunContext) -> State:
     """Search for the circuit from the candidate, and find which of its nodes are redundant."""
     if not state.circuit:
         return context.finish_stage(state, "mend", {}, "nothing to mend", "there is no candidate")
-    f_by_ablation = context.evaluator("discovery").f_by_ablation
+    functions = search_functions(context)
     stops: list[str] = []
 
     def on_decision(decision: Decision) -> None:
@@ -65,29 +78,54 @@ def refine_candidate(state: State, context: RunContext) -> State:
         if decision.stopped is not None:
             stops.append(decision.why)
 
-    circuit = search_circuit(
-        f_by_ablation, state.circuit_nodes, state.ranked_nodes, context.seed, on_decision
+    outcome = search_circuit(
+        functions,
+        state.circuit_nodes,
+        state.ranked_nodes,
+        context.seed,
+        on_decision,
+        context.search_evaluator.f_by_ablation,
     )
-    (fit,) = measure_fits(f_by_ablation, [circuit])
-    names = tuple(str(node) for node in sorted(circuit))
+    (fit,) = measure_fits(functions, [outcome.circuit])
+    names = tuple(str(node) for node in sorted(outcome.circuit))
     points = [curve_point(ablation, names, fit) for ablation in fit]
-    partners: dict[str, tuple[str, ...]] = {}
+    state = state.with_changes(
+        circuit=names,
+        curve=(*state.curve, *points),
+        drop_shares={str(node): share for node, share in outcome.drop_shares.items()},
+    )
     try:
-        partners = redundant_partners(
-            context.evaluator("discovery").f("resample"),
-            [node for node in state.ranked_nodes if node in circuit],
-        )
+        state = _describe_members(state, context)
     except BudgetError as fault:
         stops.append(fault.cause)
     context.save_set_metrics()
     redundancies = "".join(
         f"; if {name} is ablated, {', '.join(others)} does its work"
-        for name, others in partners.items()
+        for name, others in state.partners.items()
     )
     return context.finish_stage(
-        state.with_changes(circuit=names, curve=(*state.curve, *points), partners=partners),
+        state,
         "mend",
         describe_fit(fit),
         f"{len(names)} nodes: {', '.join(names)}{redundancies}",
         stops[0] if stops else "nothing more changes",
+    )
+
+
+def _describe_members(state: State, context: RunContext) -> State:
+    """Measure the effects of the circuit's nodes on all pairs of the search, and what they repeat.
+
+    Raises:
+        BudgetError: If the budget does not reach that far.
+    """
+    evaluator = context.search_evaluator
+    members = state.circuit_nodes
+    noising, denoising = measure_both_directions(context, evaluator.engine, "members", members)
+    effects = add_intervals(evaluator.engine, noising, denoising)
+    measured_in = ("members-noising", "members-denoising", "nodes-mean")
+    in_order = [node for node in state.ranked_nodes if node in members]
+    return state.with_changes(
+        effects={**state.effects, **effects},
+        evidence={**state.evidence, **dict.fromkeys(effects, measured_in)},
+        partners=redundant_partners(evaluator.f("resample"), in_order),
     )

@@ -7,6 +7,7 @@ directions, and a node with a hidden backup changes nothing in either.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from discovery.methods.patching.cells import build_all_cells
 from discovery.methods.patching.grid import effect_change, normalise
 from discovery.methods.statistics import Resamples, effect_with_interval
 from discovery.sites import Direction, Node, Site, Universe, head, mlp
+
+NOT_PATCHED = -1  # the column of a node that is not to be patched
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,24 @@ class _NodeJob:
 
 
 def measure_node_effects(
-    engine: Engine, direction: Direction, universe: Universe = "all"
+    engine: Engine,
+    direction: Direction,
+    universe: Universe = "all",
+    nodes: Collection[Node] | None = None,
 ) -> NodeEffects:
-    """Patch every node of the universe, one at a time, at all positions, in every pair.
+    """Patch nodes, one at a time, at all positions, in every pair.
+
+    Args:
+        engine: the model and the pairs.
+        direction: denoising or noising.
+        universe: the nodes to patch.
+        nodes: patch only these of the universe; None means all of it.
 
     Raises:
         BudgetError: if the meter's budget does not suffice for a block of pairs.
     """
-    nodes = engine.backend.info.nodes(universe)
+    in_universe = engine.backend.info.nodes(universe)
+    nodes = tuple(node for node in in_universe if nodes is None or node in nodes)
     parts = [
         _measure_block(first, block, engine, direction, nodes) for first, block in engine.blocks()
     ]
@@ -132,14 +145,23 @@ def _jobs(
     for layer, cells in enumerate(layers):
         pair, heads = cells.index
         column_of_head = torch.tensor(
-            [column[head(layer, h)] for h in range(info.n_heads)], device=pair.device
+            [column.get(head(layer, h), NOT_PATCHED) for h in range(info.n_heads)],
+            device=pair.device,
         )
-        jobs.append(_NodeJob(cells.rows, pair, column_of_head[heads]))
+        jobs.append(_choose_columns(cells.rows, pair, column_of_head[heads]))
         if mlp(layer) in column:
             rows = _mlp_rows(block, engine, layer, base)
             columns = torch.full_like(rows.pair, column[mlp(layer)])
             jobs.append(_NodeJob(rows, rows.pair, columns))
     return [job for job in jobs if len(job.rows)]
+
+
+def _choose_columns(rows: Rows, pair: Int[Tensor, "row"], column: Int[Tensor, "row"]) -> _NodeJob:
+    """Leave out the rows of heads that are not to be patched."""
+    wanted = (column != NOT_PATCHED).nonzero(as_tuple=True)[0]
+    if len(wanted) == len(column):
+        return _NodeJob(rows, pair, column)
+    return _NodeJob(rows.take(wanted), pair[wanted], column[wanted])
 
 
 def _mlp_rows(block: Block, engine: Engine, layer: int, base: Side) -> Rows:

@@ -56,6 +56,21 @@ class SyntheticFaithfulness:
         self.measured |= {kept: float(self.value(kept)) for kept in new_sets}
         return torch.tensor([self.measured[frozenset(kept)] for kept in sets], dtype=torch.float64)
 
+    def screen(self, sets: Sequence[NodeSet], label: str) -> Tensor:
+        """Return f of each set: an exact value costs nothing more."""
+        return self(sets, label)
+
+    def differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+    ) -> Tensor:
+        """Return f(first) − f(second) for each pair of sets."""
+        values = self([*first, *second], label)
+        return values[: len(first)] - values[len(first) :]
+
 
 def subsets(universe: Iterable[Node]) -> Iterator[NodeSet]:
     """Yield every subset of a universe, smaller ones first."""

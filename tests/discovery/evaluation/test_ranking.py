@@ -19,7 +19,7 @@ def effects(direction: Any, values: Mapping[Node, float]) -> NodeEffects:
 
 
 def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
-    """An OR shows in denoising only; an opposing head counts by size; below 0.02 all are ties."""
+    """An OR shows in denoising only; an opposing head counts by size; NaN counts as 0."""
     noising = effects(
         "noising",
         {
@@ -38,12 +38,12 @@ def test_ranking_combines_both_directions_and_breaks_ties_by_node() -> None:
         head(0, 1),
         head(1, 0),
         head(1, 1),
-        head(0, 0),
         head(1, 2),
+        head(0, 0),
     ]
 
 
-def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None:
+def test_the_first_ablation_that_shows_0_02_counts() -> None:
     """0.015 + 0.012 does not reach it; a node that only mean ablation shows comes after."""
     resample = {
         head(0, 0): (0.015, 0.012),
@@ -58,4 +58,4 @@ def test_a_candidate_needs_one_direction_of_0_02_under_either_ablation() -> None
         head(1, 1): (0.5, 0.0),
     }
     assert sort_by_effect(resample, mean) == [head(1, 1), head(1, 0), head(0, 1), head(0, 0)]
-    assert sort_by_effect(resample) == [head(0, 1), head(0, 0), head(1, 0), head(1, 1)]
+    assert sort_by_effect(resample) == [head(0, 0), head(0, 1), head(1, 0), head(1, 1)]

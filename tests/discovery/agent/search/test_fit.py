@@ -6,19 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
 from discovery.agent.search.fit import (
+    MAX_CURVE_SIZES,
+    START_SURPLUS,
     Fit,
     choose_start,
-    find_smallest_size,
-    get_universe,
     measure_curve,
     measure_fits,
     total_distance,
     total_excess,
 )
-from discovery.errors import BudgetError
+from discovery.agent.search.measured import get_universe
 from discovery.methods.ablation import NodeSet
-from discovery.sites import head
+from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 
 UNIVERSE = [head(0, h) for h in range(5)]
@@ -43,7 +44,7 @@ def gate(kept: NodeSet) -> float:
     ],
 )
 def test_how_far_outside_the_bounds(faithfulness: float, knockout: float, expected: float) -> None:
-    assert Fit(faithfulness, knockout).excess == pytest.approx(expected)
+    assert Fit(faithfulness, knockout).excess(PLAIN) == pytest.approx(expected)
 
 
 def test_both_ablations_count() -> None:
@@ -53,8 +54,9 @@ def test_both_ablations_count() -> None:
     }
     (fit,) = measure_fits(f_by_ablation, [frozenset({A})])
     assert fit == {"resample": Fit(0.0, 0.0), "mean": Fit(0.5, 0.0)}
-    assert total_excess(fit) == pytest.approx(0.8 + 0.3)
+    assert total_excess(fit, PLAIN) == pytest.approx(0.8 + 0.3)
     assert total_distance(fit) == pytest.approx(1.5)
+    assert total_excess(fit, WITH_MARGIN) == pytest.approx(0.85 + 0.35)
     assert get_universe(f_by_ablation) == frozenset(UNIVERSE)
     assert measure_fits(f_by_ablation, []) == []
 
@@ -65,14 +67,13 @@ def test_the_curve_of_a_gate() -> None:
         "resample": SyntheticFaithfulness(UNIVERSE, gate),
         "mean": SyntheticFaithfulness(UNIVERSE, gate),
     }
-    points, size = measure_curve(f_by_ablation, [C, A, B, D, E])
-    assert size == 3
-    assert [(p.ablation, p.size, p.faithfulness) for p in points] == [
+    curve = measure_curve(f_by_ablation, [C, A, B, D, E], PLAIN)
+    assert curve.smallest_size(PLAIN) == 3
+    assert [(p.ablation, p.size, p.faithfulness) for p in curve.points] == [
         (ablation, k, float(k >= 3)) for ablation in ("resample", "mean") for k in range(6)
     ]
-    assert [p.nodes for p in points[:3]] == [(), ("a0.h2",), ("a0.h2", "a0.h0")]
-    assert choose_start(size, [C, A, B, D, E]) == {A, B, C}
-    assert choose_start(None, UNIVERSE) == frozenset(UNIVERSE)
+    assert [p.nodes for p in curve.points[:3]] == [(), ("a0.h2",), ("a0.h2", "a0.h0")]
+    assert choose_start(f_by_ablation, curve, PLAIN) == {A, B, C, D}, "a quarter more"
 
 
 def test_no_size_holds_if_one_ablation_never_does() -> None:
@@ -81,8 +82,9 @@ def test_no_size_holds_if_one_ablation_never_does() -> None:
         "resample": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
         "mean": SyntheticFaithfulness(UNIVERSE, lambda kept: 1.0),
     }
-    assert measure_curve(f_by_ablation, UNIVERSE)[1] is None
-    assert find_smallest_size(f_by_ablation, UNIVERSE, pytest.fail) is None
+    curve = measure_curve(f_by_ablation, UNIVERSE, PLAIN)
+    assert curve.smallest_size(PLAIN) is None
+    assert choose_start(f_by_ablation, curve, PLAIN) == frozenset(UNIVERSE)
 
 
 @settings(deadline=None, max_examples=100)
@@ -90,26 +92,31 @@ def test_no_size_holds_if_one_ablation_never_does() -> None:
     values=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.1, 1.5]), min_size=64, max_size=64),
     order=st.permutations(UNIVERSE),
 )
-def test_the_smallest_size_is_the_curves(values: list[float], order: list[object]) -> None:
-    """It measures no larger size."""
-
+def test_of_a_few_nodes_every_size_is_measured(values: list[float], order: list[Node]) -> None:
     def table(offset: int) -> SyntheticFaithfulness:
         return SyntheticFaithfulness(
             UNIVERSE, lambda kept: values[offset + sum(1 << UNIVERSE.index(node) for node in kept)]
         )
 
     f_by_ablation = {"resample": table(0), "mean": table(32)}
-    size = measure_curve(f_by_ablation, order)[1]  # type: ignore[arg-type]  # nodes
-    again = {"resample": table(0), "mean": table(32)}
-    assert find_smallest_size(again, order, pytest.fail) == size  # type: ignore[arg-type]  # nodes
-    if size is not None:
-        assert len(again["resample"].measured) <= 2 * size
+    curve = measure_curve(f_by_ablation, order, PLAIN)
+    prefixes = [frozenset(order[:k]) for k in range(len(order) + 1)]
+    fits = measure_fits(f_by_ablation, prefixes)
+    passing = [k for k, fit in enumerate(fits) if k and total_excess(fit, PLAIN) == 0]
+    assert curve.smallest_size(PLAIN) == min(passing, default=None)
 
 
-def test_sizes_that_the_budget_does_not_reach_are_passed_over() -> None:
-    faults: list[BudgetError] = []
-    f = SyntheticFaithfulness(UNIVERSE, gate, budget=2)
-    assert find_smallest_size({"resample": f}, UNIVERSE, faults.append) is None
-    assert len(faults) == len(UNIVERSE) - 1
-    f = SyntheticFaithfulness(UNIVERSE, gate, budget=4)
-    assert find_smallest_size({"resample": f}, UNIVERSE, pytest.fail) == 2
+@pytest.mark.parametrize("needed", [1, 2, 7, 50, 133, 299, 300])
+def test_in_a_large_model_the_smallest_size_is_found_with_few_sets(needed: int) -> None:
+    ranking = [head(layer, h) for layer in range(30) for h in range(10)]
+    wanted = frozenset(ranking[:needed])
+    f_by_ablation = {
+        "resample": SyntheticFaithfulness(ranking, lambda kept: float(wanted <= kept)),
+        "mean": SyntheticFaithfulness(ranking, lambda kept: len(kept & wanted) / needed),
+    }
+    curve = measure_curve(f_by_ablation, ranking, PLAIN)
+    assert curve.smallest_size(PLAIN) == needed
+    assert len(curve.fits) <= MAX_CURVE_SIZES + 6, "the widest step is 38 nodes"
+    start = choose_start(f_by_ablation, curve, PLAIN)
+    assert wanted <= start
+    assert len(start) <= max(1, START_SURPLUS * needed + 1)

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.agent.search.decision import Decision, OnDecision
-from discovery.agent.search.mend import find_faults, mend
-from discovery.agent.search.rivals import CandidateCircuit, assess_candidate, choose_among_rivals
+from discovery.agent.search.mend import Mending
+from discovery.agent.search.rivals import CandidateCircuit, RivalSearch
+from discovery.agent.search.shrink import examine_all
+from discovery.errors import BudgetError
 from discovery.graph import EVIDENCE_ABLATIONS, Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
@@ -20,7 +22,6 @@ from tests.discovery.agent.search.set_functions import (
     FEW,
     GATES,
     LEVELS,
-    UNIVERSE,
     f_from_tables,
     f_over_heads,
     f_under_both_ablations,
@@ -31,18 +32,24 @@ from tests.discovery.agent.search.set_functions import (
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 
 A, X, Y, Z = (head(0, h) for h in range(4))
+
 slight = with_bystanders(0.03, 0.03)
 
 
 def choose_and_record(f: Any, start: NodeSet) -> tuple[NodeSet, list[Decision]]:
     """Return the circuit that is kept, and the decisions on the way."""
     decisions: list[Decision] = []
-    ranking = sorted(f["mean"].everything)
-    return choose_among_rivals(f, start, ranking, 0, decisions.append), decisions
+    return make_rival_search(f, decisions.append).choose(start), decisions
+
+
+def make_rival_search(f: Any, on_decision: OnDecision = ignore_decision) -> RivalSearch:
+    ranking = sorted(f["resample"].everything)
+    return RivalSearch(Mending(f, ranking, 0, on_decision), f, ranking)
 
 
 def make_candidate(severity: tuple[float, int], rivals: Any, controls: Any) -> CandidateCircuit:
-    return CandidateCircuit(severity=severity, rivals=rivals, controls=controls)
+    """Return a candidate with faults by the conditions themselves, and none by the margins."""
+    return CandidateCircuit(order=(*severity, 0.0, 0), rivals=rivals, controls=controls)
 
 
 ONE = frozenset({A, X})
@@ -65,7 +72,7 @@ def recorded_counts(as_good: int, n: int) -> Any:
 def test_bystanders_of_one_size_are_taken_together() -> None:
     """{A, X} has one rival of 27, {A, Y}. Of 55 sets of three, none is as good as all three."""
     f = f_over_heads(slight, heads=8)
-    candidate = assess_candidate(f, ONE, sorted(f["mean"].everything), 0)
+    candidate = make_rival_search(f).assess(ONE)
     assert candidate == make_candidate((0.0, 0), [OTHER], controls_by_ablation(1, 27))
     assert not candidate.is_better_than_alternatives, "p is 2/28"
     circuit, (decision,) = choose_and_record(f, ONE)
@@ -86,7 +93,7 @@ def test_a_circuit_for_which_condition_e_holds_stays(heads: int) -> None:
     The union with the rival has no rival itself, which makes it no better.
     """
     f = f_over_heads(slight, heads=heads)
-    candidate = assess_candidate(f, ONE, sorted(f["mean"].everything), 0)
+    candidate = make_rival_search(f).assess(ONE)
     assert (candidate.rivals, candidate.is_better_than_alternatives) == ([OTHER], True)
     assert choose_and_record(f, ONE) == (ONE, [])
 
@@ -155,16 +162,12 @@ def test_a_rival_that_is_better_replaces_the_circuit() -> None:
     def value(kept: NodeSet) -> float:
         return (A in kept) + 0.15 * (X in kept)
 
-    assert choose_among_rivals(
-        f_over_heads(value), frozenset({A, Z}), [A, X, Y, Z], 0, ignore_decision
-    ) == {A, X}
+    assert choose_and_record(f_over_heads(value), frozenset({A, Z}))[0] == {A, X}
 
 
 def test_without_rivals_there_is_no_decision() -> None:
     for name, (value, gate) in GATES.items():
-        decisions: list[Decision] = []
-        f = f_under_both_ablations(value)
-        circuit = choose_among_rivals(f, frozenset(gate), UNIVERSE, 0, decisions.append)
+        circuit, decisions = choose_and_record(f_under_both_ablations(value), frozenset(gate))
         assert circuit == gate, name
         assert decisions == []
 
@@ -174,8 +177,8 @@ def test_rivals_are_asked_for_under_either_ablation_the_closest_first() -> None:
         return (A in kept) + 0.03 * (X in kept) + 0.02 * (Y in kept)
 
     f = f_under_both_ablations(slight, mean, universe=[A, X, Y, Z])
-    assert assess_candidate(f, OTHER, [A, X, Y, Z], 0).rivals == [ONE]
-    assert assess_candidate(f, frozenset({A, Z}), [A, X, Y, Z], 0).rivals == [ONE, OTHER]
+    assert make_rival_search(f).assess(OTHER).rivals == [ONE]
+    assert make_rival_search(f).assess(frozenset({A, Z})).rivals == [ONE, OTHER]
 
 
 def test_wherever_the_budget_ends_the_best_so_far_is_kept() -> None:
@@ -200,15 +203,16 @@ def test_the_end_of_the_budget_is_reported_once_and_only_then(
     """Also if it ends within the mending of a rival, which has no journal of its own."""
     rng = random.Random(0)
     stopped_in_mending = []
+    run_silently = Mending.run_silently
 
-    def mend_and_watch(f: Any, start: NodeSet, on_decision: OnDecision) -> NodeSet:
-        def watch(decision: Decision) -> None:
-            stopped_in_mending.append(decision.stopped == "budget")
-            on_decision(decision)
+    def run_and_watch(mending: Mending, start: NodeSet) -> NodeSet:
+        try:
+            return run_silently(mending, start)
+        except BudgetError:
+            stopped_in_mending.append(start)
+            raise
 
-        return mend(f, start, watch)
-
-    monkeypatch.setattr("discovery.agent.search.rivals.mend", mend_and_watch)
+    monkeypatch.setattr(Mending, "run_silently", run_and_watch)
     for _ in range(100):
         row = rng.choices(LEVELS, k=14)
         start = frozenset(rng.sample(FEW, rng.randint(1, 3)))
@@ -217,7 +221,7 @@ def test_the_end_of_the_budget_is_reported_once_and_only_then(
             _, decisions = choose_and_record(f, start)
             stops = [decision.stopped for decision in decisions].count("budget")
             assert stops == any(part.refused for part in f.values())
-    assert any(stopped_in_mending), "some ended in the middle of mending"
+    assert stopped_in_mending, "some ended in the middle of mending"
 
 
 @settings(deadline=None, max_examples=100)
@@ -230,12 +234,12 @@ def test_it_ends_on_any_function_and_never_with_more_faults(
     rows: Any, start: set[Node], budget: int | None
 ) -> None:
     circuit = frozenset(start)
-    best = choose_among_rivals(f_from_tables(rows, budget), circuit, FEW, 0, ignore_decision)
-    free = f_from_tables(rows)
-    assert find_faults(free, best).severity <= find_faults(free, circuit).severity
+    best, _ = choose_and_record(f_from_tables(rows, budget), circuit)
+    free = make_rival_search(f_from_tables(rows)).mending
+    assert examine_all(free, best).order <= examine_all(free, circuit).order
 
 
 def test_layers_without_another_node_have_no_rivals() -> None:
     alone = [head(0, 0), mlp(0), head(1, 0)]
     f = {"resample": SyntheticFaithfulness(alone, lambda kept: len(kept) / 3)}
-    assert assess_candidate(f, frozenset(alone[:2]), alone, 0).rivals == []
+    assert make_rival_search(f).assess(frozenset(alone[:2])).rivals == []

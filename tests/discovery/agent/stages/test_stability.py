@@ -1,8 +1,7 @@
-"""Repeated searches under a limit, and what cut-off searches can decide about condition (f)."""
+"""Repeated searches on resamples, and what cut-off searches can decide about condition (f)."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.agent.stages import stability
-from discovery.agent.stages.stability import ResampleSearch, decidable_mean
-from discovery.evaluation import thresholds
+from benchmarks.known_circuits.hand_built import build_known_circuit
+from discovery import discover
+from discovery.agent.search.search_circuit import search_circuit
+from discovery.agent.search.stored import StoredFunction, StoredSets
+from discovery.agent.stages.stability import decidable_mean
+from discovery.engine import Meter
+from discovery.evaluation import ResampledFaithfulness, SplitEvaluator, thresholds
+from discovery.methods.statistics import draw_bootstrap_weights
+from tests.discovery.agent.search.set_functions import ignore_decision
+from tests.discovery.evaluation.synthetic import subsets
 
 
 @pytest.mark.parametrize(
@@ -42,54 +48,26 @@ def test_the_decision_holds_wherever_the_cut_searches_would_have_ended(
         assert (true >= thresholds.MIN_JACCARD - 1e-12) == (mean >= thresholds.MIN_JACCARD)
 
 
-class FakeMeter:
-    """A meter that only has a limit, and counts what a test adds."""
-
-    limit: float | None = None
-    spent = 0.0
-
-
-def which_are_cut(
-    monkeypatch: pytest.MonkeyPatch, costs: list[list[float]], max_spent: float
-) -> list[bool]:
-    """Return which searches are cut off.
-
-    Each search is a row of measurements. A measurement is made once, and not begun if the limit
-    does not reach it.
-    """
-    meter = FakeMeter()
-    waiting = [list(row) for row in costs]
-
-    def search(_: Any, number: torch.Tensor) -> ResampleSearch:
-        row = waiting[int(number)]
-        while row:
-            assert meter.limit is not None
-            if meter.spent + row[0] > meter.limit:
-                return ResampleSearch(frozenset(), "the budget")
-            meter.spent += row.pop(0)
-        return ResampleSearch(frozenset())
-
-    monkeypatch.setattr(stability, "_search_resample", search)
-    context: Any = SimpleNamespace(meter=meter)
-    searches = stability._repeat_search(context, torch.arange(len(costs)).float(), max_spent)
-    assert meter.limit is None
-    assert meter.spent <= max_spent
-    return [search.cut_off is not None for search in searches]
-
-
-def test_a_long_search_does_not_stop_the_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert which_are_cut(monkeypatch, [[5.0] * 100, *[[5.0]] * 9], 100) == [True, *[False] * 9]
-
-
-def test_what_short_searches_leave_goes_to_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert which_are_cut(monkeypatch, [[20.0, 20.0], [30.0], [1.0], [1.0]], 80) == [False] * 4
-
-
-def test_what_is_left_goes_to_one_search_if_an_equal_part_begins_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert which_are_cut(monkeypatch, [[40.0], [40.0], [40.0]], 90) == [False, False, True]
-
-
-def test_nothing_is_searched_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert which_are_cut(monkeypatch, [[40.0], [40.0]], 10) == [True, True]
+@pytest.mark.slow
+def test_a_repetition_is_the_same_search_where_everything_was_measured(tmp_path: Any) -> None:
+    """On a model of eight nodes, beside searches that measure every set with the pairs weighted."""
+    model, task = build_known_circuit("or_softmax").load(tmp_path / "or_softmax", 96)
+    run = discover(model, task, runs_dir=tmp_path / "runs")
+    circuit = frozenset(run.circuit.members)
+    evaluator = SplitEvaluator.of(
+        model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
+    )
+    universe = sorted(model.info.nodes())
+    f_by_ablation = evaluator.f_by_ablation
+    for f in f_by_ablation.values():
+        f(list(subsets(universe)))
+    stored = {ablation: StoredSets(f) for ablation, f in f_by_ablation.items()}
+    draws = draw_bootstrap_weights(evaluator.engine.task, 5, 1)
+    for weights in draws:
+        functions = {ablation: StoredFunction(sets, weights) for ablation, sets in stored.items()}
+        found = search_circuit(functions, frozenset(universe), universe, 0, ignore_decision)
+        assert found.circuit == circuit, "its nodes are needed on every draw"
+        for ablation, f in f_by_ablation.items():
+            exact = ResampledFaithfulness(f, weights)
+            sets = list(subsets(universe))
+            torch.testing.assert_close(functions[ablation](sets, ""), exact(sets))

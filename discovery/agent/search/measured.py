@@ -1,0 +1,145 @@
+"""f as the search uses it: exact values where they decide something, few pairs where they do not.
+
+Most nodes of a model are far from every bound, and a few pairs show it. So a difference of f is
+measured on SCREEN_PAIRS pairs first, and on all pairs of the search only if its 99% interval is
+not clear of the bounds that it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import t as student_t
+from torch import Tensor
+
+from discovery.evaluation import Faithfulness
+from discovery.graph import EvidenceAblation
+from discovery.methods.ablation import NodeSet
+
+SCREEN_PAIRS = 16
+SCREEN_CONFIDENCE = 0.99
+
+
+class SearchFunction(Protocol):
+    """f under one ablation, on the pairs of the search or on a resample of them."""
+
+    @property
+    def everything(self) -> NodeSet:
+        """The universe."""
+        ...
+
+    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set.
+
+        Raises:
+            BudgetError: If the budget does not reach that far.
+        """
+        ...
+
+    def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set, on a few pairs.
+
+        Raises:
+            BudgetError: If the budget does not reach that far.
+        """
+        ...
+
+    def differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+    ) -> Float[Tensor, "set"]:
+        """Return f(first) − f(second) for each pair of sets.
+
+        Args:
+            first: The first set of each pair.
+            second: The second set of each pair.
+            bounds: The bounds with which the absolute differences are compared: values that are
+                clear of all of them may be less exact.
+            label: Names the work for progress and errors.
+
+        Raises:
+            BudgetError: If the budget does not reach that far.
+        """
+        ...
+
+
+SearchFunctions = Mapping[EvidenceAblation, SearchFunction]
+
+
+def get_universe(functions: SearchFunctions) -> NodeSet:
+    """Return every node that can be ablated."""
+    return next(f.everything for f in functions.values())
+
+
+class MeasuredFunction:
+    """f under one ablation, measured on the pairs of the search.
+
+    Attributes:
+        faithfulness: f on all these pairs.
+        everything: The universe.
+    """
+
+    def __init__(self, faithfulness: Faithfulness) -> None:
+        self.faithfulness = faithfulness
+        self.everything = faithfulness.everything
+
+    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set, on all pairs."""
+        return self.faithfulness(sets, label)
+
+    def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set, on the first few pairs."""
+        return self.faithfulness(sets, label, pairs=self._n_screened)
+
+    def differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+    ) -> Float[Tensor, "set"]:
+        """Return f(first) − f(second), on all pairs if the first few do not decide."""
+        if not first:
+            return torch.empty(0, dtype=torch.float64)
+        n_screened = self._n_screened
+        values, undecided = self._screen_differences(first, second, bounds, label, n_screened)
+        if n_screened < self.faithfulness.n_pairs and bool(undecided.any()):
+            numbers = undecided.nonzero().flatten().tolist()
+            exact = self.faithfulness(
+                [kept for n in numbers for kept in (first[n], second[n])], label
+            )
+            values[undecided] = exact[0::2] - exact[1::2]
+        return values
+
+    @property
+    def _n_screened(self) -> int:
+        """How many pairs a screening takes: all of them if the rest would hardly be more."""
+        n_pairs = self.faithfulness.n_pairs
+        return SCREEN_PAIRS if n_pairs >= 2 * SCREEN_PAIRS else n_pairs
+
+    def _screen_differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+        n_pairs: int,
+    ) -> tuple[Float[Tensor, "set"], Bool[Tensor, "set"]]:
+        """Return the differences on the first pairs, and which of them are near a bound."""
+        f = self.faithfulness
+        metric = f.set_metric([*first, *second], label, n_pairs).double().cpu()
+        gap = f.full[:n_pairs].mean() - f.empty[:n_pairs].mean()
+        share = (metric[: len(first)] - metric[len(first) :]) / gap
+        values = share.mean(1)
+        quantile = float(student_t.ppf(0.5 + SCREEN_CONFIDENCE / 2, max(n_pairs - 1, 1)))
+        half_width = quantile * share.std(1, unbiased=n_pairs > 1) / n_pairs**0.5
+        near = torch.zeros(len(first), dtype=torch.bool)
+        for bound in bounds:
+            near |= (values.abs() - bound).abs() <= half_width
+        return values, near
