@@ -99,16 +99,19 @@ def refine_candidate(state: State, context: RunContext) -> State:
     except BudgetError as fault:
         stops.append(fault.cause)
     context.save_set_metrics()
-    redundancies = "".join(
-        f"; if {name} is ablated, {', '.join(others)} does its work"
-        for name, others in state.partners.items()
-    )
     return context.finish_stage(
         state,
         "mend",
         describe_fit(fit),
-        f"{len(names)} nodes: {', '.join(names)}{redundancies}",
+        f"{len(names)} nodes: {', '.join(names)}{_describe_redundancies(state)}",
         stops[0] if stops else "nothing more changes",
+    )
+
+
+def _describe_redundancies(state: State) -> str:
+    return "".join(
+        f"; if {name} is ablated, {', '.join(others)} does its work"
+        for name, others in state.partners.items()
     )
 
 
