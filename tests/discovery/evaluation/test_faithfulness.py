@@ -217,3 +217,20 @@ def test_an_evaluator_shuffles_its_pairs_by_seed(load_case: Callable[[str], Any]
     assert sorted(pair.clean for pair in pairs[0]) == sorted(
         pair.clean for pair in case.task.discovery.pairs
     )
+
+
+def test_an_evaluator_of_the_first_pairs(load_case: Callable[[str], Any]) -> None:
+    """It measures what the whole one measures on them; with all of them it is the same one."""
+    case = load_case("induction")
+    evaluator = case.evaluator
+    first = evaluator.first(5)
+    assert first.engine.task.pairs == evaluator.engine.task.pairs[:5]
+    assert first.engine.meter is evaluator.engine.meter
+    sets = some_sets(map(str, case.model.info.nodes()), [])[:6]
+    torch.testing.assert_close(
+        first.f("resample").set_metric(sets),
+        evaluator.f("resample").set_metric(sets, "", 5),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert evaluator.first(len(evaluator.engine)) is evaluator

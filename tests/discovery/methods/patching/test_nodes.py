@@ -180,3 +180,21 @@ def test_sides_that_do_not_differ_give_nothing_to_normalise_by(tiny_models: Any)
     effects = measure_node_effects(engine, "noising")
     torch.testing.assert_close(effects.per_pair, engine.baseline("clean").unsqueeze(1).expand(2, 8))
     assert bool(effects.values.isnan().all())
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", ["native", "llama"])
+def test_some_nodes_give_what_all_give_at_a_lower_cost(
+    tiny_models: Any, name: str, direction: Direction
+) -> None:
+    model = tiny_models.load(name, dtype="float64")
+    engine = Engine(model, as_task(random_pairs(LENGTHS, seed=24)))
+    every = measure_node_effects(engine, direction)
+    spent = engine.meter.spent
+    wanted = every.nodes[1::3]
+    some = measure_node_effects(engine, direction, nodes=wanted)
+    assert some.nodes == wanted
+    columns = [every.nodes.index(node) for node in wanted]
+    torch.testing.assert_close(some.per_pair, every.per_pair[:, columns], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(some.values, every.values[columns], atol=1e-9, rtol=1e-9)
+    assert engine.meter.spent - spent < 0.6 * spent
