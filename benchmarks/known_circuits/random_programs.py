@@ -130,15 +130,70 @@ def _metric_by_pair(circuit: KnownCircuit, pairs: Sequence[TokenPair], side: str
     return last[rows, [p.answer for p in pairs]] - last[rows, [p.wrong for p in pairs]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlacedProgram:
+    """The heads and MLPs of a program at their places, before distractors fill the others.
+
+    Attributes:
+        layout: the subspaces in which the weights are written.
+        heads: the program's heads by layer and number.
+        mlps: the program's MLPs by layer.
+        n_layers, n_heads: the shape of the model for which the program was drawn.
+        has_mlps: whether that model has MLPs.
+        norm: whether that model has LayerNorm.
+        noise: the standard deviation of the distractors' weights in that model.
+        scheme: how the prompt pairs are written.
+    """
+
+    layout: ResidualLayout
+    heads: Mapping[tuple[int, int], Head]
+    mlps: Mapping[int, Mlp]
+    n_layers: int
+    n_heads: int
+    has_mlps: bool
+    norm: bool
+    noise: float
+    scheme: Scheme
+
+
 def compile_program(seed: int) -> KnownCircuit:
     """Draw the program of a seed and write its weights."""
     rng = np.random.default_rng([seed, 20])
+    program = place_program(rng)
+    layers = _fill_layers(program, rng)
+    roles = [
+        f"a{layer}.h{head} {weights.role}"
+        for (layer, head), weights in sorted(program.heads.items())
+    ]
+    return assemble(
+        f"program-{seed}",
+        "; ".join(roles),
+        layout=program.layout,
+        layers=layers,
+        pairs=write_pairs(program.scheme, program.layout, PAIRS_PER_TEMPLATE, seed),
+        rng=rng,
+        norm=0.17 if program.norm else None,
+    )
+
+
+def place_program_of_seed(seed: int, extra: Sequence[str] = ()) -> PlacedProgram:
+    """Return the heads and MLPs of a seed's program, to be put into another model.
+
+    Args:
+        seed: the seed of `compile_program`.
+        extra: further subspaces of the residual stream, which the program does not use.
+    """
+    return place_program(np.random.default_rng([seed, 20]), extra)
+
+
+def place_program(rng: np.random.Generator, extra: Sequence[str] = ()) -> PlacedProgram:
+    """Draw a program and place its heads and MLPs."""
     n_layers, n_heads, has_mlps = MODEL_SHAPES[rng.integers(len(MODEL_SHAPES))]
     cued = bool(rng.random() < 0.25)
     norm = bool(rng.random() < 0.4)
     through_mlp = has_mlps and not norm and bool(rng.random() < 0.6)
     n_carriers = 1 if norm or rng.random() < 0.6 else 2
-    layout = _make_layout(cued=cued, through_mlp=through_mlp)
+    layout = _make_layout(cued=cued, through_mlp=through_mlp, further=extra)
     placement = _HeadPlacement(layout=layout, rng=rng, n_layers=n_layers, n_heads=n_heads)
     for _ in range(n_carriers):
         placement.place(0, previous_token_head(layout, TO_PREV))
@@ -150,30 +205,26 @@ def compile_program(seed: int) -> KnownCircuit:
         placement.place(0, previous_token_head(layout, to_dead, role="loud without effect"))
     noise = float(rng.uniform(0.02, 0.08))
     may_swap = n_carriers == 1 and not through_mlp and not placement.backups
-    scheme = _choose_scheme(rng, cued=cued, may_swap=may_swap)
-    layers = _fill_layers(placement, mlps, noise, has_mlps=has_mlps)
-    roles = [
-        f"a{layer}.h{head} {weights.role}"
-        for (layer, head), weights in sorted(placement.heads.items())
-    ]
-    return assemble(
-        f"program-{seed}",
-        "; ".join(roles),
+    return PlacedProgram(
         layout=layout,
-        layers=layers,
-        pairs=write_pairs(scheme, layout, PAIRS_PER_TEMPLATE, seed),
-        rng=rng,
-        norm=0.17 if norm else None,
+        heads=placement.heads,
+        mlps=mlps,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        has_mlps=has_mlps,
+        norm=norm,
+        noise=noise,
+        scheme=_choose_scheme(rng, cued=cued, may_swap=may_swap),
     )
 
 
-def _make_layout(*, cued: bool, through_mlp: bool) -> ResidualLayout:
+def _make_layout(*, cued: bool, through_mlp: bool, further: Sequence[str]) -> ResidualLayout:
     extra = ["prev"]
     if cued:
         extra.append("qry")
     if through_mlp:
         extra.append("hit")
-    extra.append("dead")
+    extra += ["dead", *further]
     return ResidualLayout(
         n_content=16 if cued else 20, n_ctx=14, extra=tuple(extra), flags=("fired",), cued=cued
     )
@@ -247,21 +298,19 @@ def _place_readers(
     return {}
 
 
-def _fill_layers(
-    placement: _HeadPlacement, mlps: Mapping[int, Mlp], noise: float, *, has_mlps: bool
-) -> list[LayerWeights]:
+def _fill_layers(program: PlacedProgram, rng: np.random.Generator) -> list[LayerWeights]:
     """Put distractors in all places that are still free."""
-    layout = placement.layout
+    layout = program.layout
     layers = []
-    for layer in range(placement.n_layers):
+    for layer in range(program.n_layers):
         heads = tuple(
-            placement.heads.get((layer, number))
-            or distractor_head(layout, placement.rng, noise, ("dead",))
-            for number in range(placement.n_heads)
+            program.heads.get((layer, number))
+            or distractor_head(layout, rng, program.noise, ("dead",))
+            for number in range(program.n_heads)
         )
-        mlp = mlps.get(layer)
-        if has_mlps and mlp is None:
-            mlp = distractor_mlp(layout, placement.rng, noise / 2, 2 * layout.n_content)
+        mlp = program.mlps.get(layer)
+        if program.has_mlps and mlp is None:
+            mlp = distractor_mlp(layout, rng, program.noise / 2, 2 * layout.n_content)
         layers.append(LayerWeights(heads, mlp))
     return layers
 

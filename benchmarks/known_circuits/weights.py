@@ -266,6 +266,54 @@ def and_mlp(
     return Mlp(role="AND MLP", W_in=W_in, b_in=b_in, W_out=W_out, b_out=b_out)
 
 
+def echo_head(layout: ResidualLayout, gain: float, role: str = "echo") -> Head:
+    """Make a head that attends to its own position and writes `gain` times what `out` holds."""
+    query = _zeros(layout)
+    key = _zeros(layout)
+    for position, dim in enumerate(layout.dims("pos")):
+        query[dim, position] = 1.0
+        key[dim, position] = POSITION_SCORE * math.sqrt(layout.d_head)
+    return _copying_head(
+        layout, role, query, key, layout.content("out"), (HeadOutput("out", gain),)
+    )
+
+
+def ramp_mlp(
+    layout: ResidualLayout,
+    source: str,
+    target: str,
+    gains: Array,
+    *,
+    d_mlp: int,
+    ceiling: float | None = None,
+    role: str = "ramp",
+) -> Mlp:
+    """Make an MLP that writes gain · relu(x), for each content token on its own.
+
+    Args:
+        layout: the subspaces of the residual stream.
+        source: the subspace that is read.
+        target: the subspace that is written to.
+        gains: the gain of every content token, [n_content].
+        d_mlp: the number of hidden units, at least 2 · n_content. Those not needed are zero.
+        ceiling: the value of x from which on the output no longer rises. None lets it rise.
+        role: the role of the MLP.
+    """
+    count = layout.n_content
+    W_in = np.zeros((layout.d_model, d_mlp))
+    W_out = np.zeros((d_mlp, layout.d_model))
+    b_in = np.zeros(d_mlp)
+    dims = zip(layout.content(source), layout.content(target), strict=True)
+    for index, (source_dim, target_dim) in enumerate(dims):
+        W_in[source_dim, index] = 1.0
+        W_out[index, target_dim] = gains[index]
+        if ceiling is not None:
+            W_in[source_dim, count + index] = 1.0
+            b_in[count + index] = -ceiling
+            W_out[count + index, target_dim] = -gains[index]
+    return Mlp(role=role, W_in=W_in, b_in=b_in, W_out=W_out, b_out=np.zeros(layout.d_model))
+
+
 def _zeros(layout: ResidualLayout) -> Array:
     return np.zeros((layout.d_model, layout.d_head))
 
