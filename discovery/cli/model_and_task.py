@@ -188,8 +188,8 @@ def require_text_file(word: str, advice: str) -> Path:
 
 
 def _absolute_model(name: str) -> str:
-    directory = absolute_path(name)
-    return str(directory) if name != MODEL.default and directory.is_dir() else name
+    path = absolute_path(name)
+    return str(path) if name != MODEL.default and path.exists() else name
 
 
 def _absolute_task(name: str) -> str:

@@ -145,3 +145,35 @@ async def test_a_faulty_model_behind_a_link_is_told_without_its_place(
 def test_a_server_of_a_project_shows_the_models_there(outside: Path, tmp_path: Path) -> None:
     allowed_paths = AllowedPaths(ServerSettings(runs_dir=tmp_path / "runs", working_dir=tmp_path))
     assert allowed_paths.list_models() == [outside]
+
+
+def test_gguf_files_follow_the_rules_of_paths(
+    allowed_paths: AllowedPaths, tmp_path: Path, outside: Path
+) -> None:
+    """A file, the one file of a directory, and each part of a model must lie inside."""
+    models = tmp_path / "models"
+    (outside / "secret.gguf").write_bytes(b"GGUF")
+    (outside / "p-00002-of-00002.gguf").write_bytes(b"GGUF")
+    for name in ("alone", "linked", "parts"):
+        (models / name).mkdir()
+    (models / "alone" / "m.gguf").write_bytes(b"GGUF")
+    (models / "linked" / "m.gguf").symlink_to(outside / "secret.gguf")
+    (models / "parts" / "p-00001-of-00002.gguf").write_bytes(b"GGUF")
+    (models / "parts" / "p-00002-of-00002.gguf").symlink_to(outside / "p-00002-of-00002.gguf")
+    assert allowed_paths.resolve_model("alone/m.gguf") == str(models / "alone" / "m.gguf")
+    assert allowed_paths.resolve_model("alone") == str(models / "alone")
+    assert allowed_paths.format_path(str(models / "alone" / "m.gguf")) == "alone/m.gguf"
+    for name in (
+        "linked",
+        "linked/m.gguf",
+        "parts",
+        "parts/p-00001-of-00002.gguf",
+        "../outside/secret.gguf",
+        str(outside / "secret.gguf"),
+        "toy/task.jsonl",
+    ):
+        with pytest.raises(PathNotAllowedError):
+            allowed_paths.resolve_model(name)
+    listed = allowed_paths.list_models()
+    assert models / "alone" / "m.gguf" in listed
+    assert models / "linked" / "m.gguf" not in listed

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.random_models.gguf_files import save_gguf_source, write_gguf
 from benchmarks.random_models.tiny_models import save_hugging_face
 from discovery.backends.hardware.placement import Placement
 from tests.discovery.cli.stand_ins import CommandResult
@@ -146,3 +147,21 @@ def test_info_about_a_directory_without_a_model(
     result = scout("models", "info", str(tmp_path))
     assert (result.status, result.out) == (2, "")
     assert "config.json" in result.err
+
+
+def test_gguf_files_are_listed_and_described_from_their_header(
+    scout: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_gguf_source(tmp_path / "source", "llama")
+    (tmp_path / "models").mkdir()
+    path = write_gguf(source, tmp_path / "models" / "tiny.gguf", "llama", "Q4_0")
+    (tmp_path / "models" / "big-00002-of-00002.gguf").write_bytes(b"GGUF")
+    facts = json.loads(scout("models", "--models-dir", str(tmp_path / "models"), "--json").out)
+    assert [(row["model"], row["format"], row["bytes"]) for row in facts["models"][1:]] == [
+        (str(tmp_path / "models" / "big-00002-of-00002.gguf"), "gguf", None),
+        (str(path), "gguf", path.stat().st_size),
+    ]
+    monkeypatch.chdir(path.parent)
+    facts = json.loads(scout("models", "info", "tiny.gguf", "--json").out)
+    assert (facts["name"], facts["quantisation"]) == (str(path), "Q4_0")
+    assert facts["architecture"] == "LlamaForCausalLM"

@@ -9,11 +9,9 @@ import pytest
 
 from benchmarks.random_models.gguf_files import save_gguf_source, write_gguf
 
-WriteModel = Callable[..., Path]
-
 
 @pytest.fixture(scope="session")
-def gguf_models(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
+def gguf_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that gives a tiny GGUF model of an architecture and quantisation."""
     folder = tmp_path_factory.mktemp("gguf")
 

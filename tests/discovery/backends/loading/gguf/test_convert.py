@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,12 @@ from discovery.backends.loading.gguf.configuration import READABLE_ARCHITECTURES
 from discovery.backends.loading.gguf.convert import convert_gguf
 from discovery.backends.loading.gguf.header import read_header
 from discovery.backends.loading.load import load_model
+from discovery.backends.loading.load_arguments import (
+    load_arguments,
+    model_source,
+    reload_model,
+)
+from discovery.store import ModelSource, create_run
 from tests.discovery.backends.loading.refusals import refuse
 
 TOKENS = torch.tensor([[3, 30, 41, 5, 60, 12, 7, 33]])
@@ -339,3 +346,23 @@ def test_the_largest_tensor_decides_the_memory(tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     largest = 60_000 * 32
     assert int(result.stdout) * 1024 < convert._PEAK_BYTES_PER_WEIGHT * largest + 60 * 2**20
+
+
+def test_a_run_names_the_file_and_loads_it_again_from_elsewhere(gguf_models, tmp_path, monkeypatch):
+    path = gguf_models()
+    monkeypatch.chdir(path.parent)
+    model = load_model(path.name, device="cpu", backend="nnsight")
+    source = model_source(model.info)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    assert (source.fingerprint, source.quantisation) == (digest, "Q8_0")
+    arguments = load_arguments(model)
+    assert arguments.model == str(path)
+    with create_run(
+        tmp_path / "runs", "task", source, {"load": arguments.model_dump(mode="json")}
+    ) as run:
+        monkeypatch.chdir(tmp_path)
+        assert reload_model(run).info.fingerprint == digest
+        record = json.loads((run.path / "run.json").read_text())
+    assert record["model"]["quantisation"] == "Q8_0"
+    assert "quantisation" not in ModelSource(name="bundled").model_dump()
