@@ -64,7 +64,8 @@ def _format_minimality(evidence: AblationEvidence) -> str:
     rows = evidence.minimality
     if not rows:
         return "–"
-    margin = min((row.drop or 0.0) - thresholds.MIN_DROP for row in rows)
+    needed = thresholds.MIN_DROP if evidence.minimal_drop is None else evidence.minimal_drop
+    margin = min((row.drop or 0.0) - needed for row in rows)
     p = max(row.p_holm if row.p_holm is not None else 1.0 for row in rows)
     return _format_signed(margin) + (f", p {p:.2f}" if p > thresholds.ALPHA else "")
 
@@ -92,7 +93,11 @@ def format_case(name: str, circuit: CircuitGraph) -> str:
     """Return one case's rows, one for each ablation."""
     heldout = circuit.evaluation.heldout
     stability = circuit.evaluation.tests.get("stability")
-    jaccard = stability.get("mean_jaccard") if isinstance(stability, dict) else None
+    jaccard = (
+        stability.get("mean_weighted_jaccard", stability.get("mean_jaccard"))
+        if isinstance(stability, dict)
+        else None
+    )
     stability_margin = "–"
     if isinstance(jaccard, float):
         stability_margin = f"{jaccard - thresholds.MIN_JACCARD:+.2f}"

@@ -168,7 +168,7 @@ def verdict_without_f(evaluation: CircuitEvaluation) -> str:
     """
     conditions = evaluation.evaluation.conditions
     outcomes = {
-        conditions.of(name).under(ablation)
+        conditions.under(name, ablation)
         for name in CONDITIONS
         if name != "f"
         for ablation in EVIDENCE_ABLATIONS

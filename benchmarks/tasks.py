@@ -37,10 +37,10 @@ def format_task(name: str, circuit: CircuitGraph, seconds: float) -> str:
         f"{condition} {ablation}"
         for condition in CONDITIONS
         for ablation in EVIDENCE_ABLATIONS
-        if circuit.evaluation.conditions.of(condition).under(ablation) != "holds"
+        if circuit.evaluation.conditions.under(condition, ablation) != "holds"
     ]
     stability: Any = circuit.evaluation.tests.get("stability") or {}
-    jaccard = stability.get("mean_jaccard")
+    jaccard = stability.get("mean_weighted_jaccard", stability.get("mean_jaccard"))
     facts = (name, f"**{circuit.verdict}**", ", ".join(node.label for node in circuit.members))
     measurements = (
         *(_format_scores(circuit, ablation) for ablation in EVIDENCE_ABLATIONS),

@@ -23,7 +23,7 @@ from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_peak_memory
 from discovery.engine import Meter
 from discovery.evaluation import SplitEvaluator
-from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation
+from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation, RulesVersion
 from discovery.methods.ablation import NodeSet
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import OnEvent, Run
@@ -74,6 +74,11 @@ class RunContext:
     def seed(self) -> int:
         """The seed of every random choice."""
         return self.settings.seed
+
+    @property
+    def rules(self) -> RulesVersion:
+        """The version of the rules of evaluation that the run began under."""
+        return self.settings.rules
 
     @property
     def universe(self) -> Universe:

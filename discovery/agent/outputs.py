@@ -11,7 +11,7 @@ from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
-from discovery.graph import CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
+from discovery.graph import SCHEMAS, CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
 from discovery.graph.base import mean_of
 from discovery.report import (
     draw_circuit,
@@ -54,9 +54,11 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
             n_heldout=len(context.task.heldout),
             cut_short=state.cut_short,
             universe=context.universe,
+            rules=context.rules,
         )
     names = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(
+        schema=SCHEMAS[context.rules],
         run_id=context.run.id,
         model=_model_facts(context.model.info),
         task=_task_facts(context),

@@ -31,7 +31,7 @@ from discovery.backends.loading.load_arguments import (
 )
 from discovery.engine import Meter
 from discovery.errors import BudgetError, MeasurementError, StoreError
-from discovery.graph import CircuitGraph, Cost
+from discovery.graph import RULES_VERSION, CircuitGraph, Cost
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Universe
 from discovery.store import (
@@ -118,6 +118,7 @@ def discover(
         task_name=task.name,
         task_metric=task.metric,
         split_method=task.split_method,
+        rules=RULES_VERSION,
         pairs=task.fingerprint,
         load=LoadArguments.model_validate(load or load_arguments(model)),
     )

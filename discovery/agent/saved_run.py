@@ -15,7 +15,7 @@ from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.loading.load_arguments import LoadArguments, reload_model
 from discovery.errors import StoreError
-from discovery.graph import JsonModel
+from discovery.graph import JsonModel, RulesVersion
 from discovery.graph.base import locate_first_error
 from discovery.sites import MetricName, Universe
 from discovery.store import Run
@@ -37,6 +37,8 @@ class RunSettings(JsonModel):
         task_name: The name of the task.
         task_metric: The task's own metric.
         split_method: How the task's pairs were divided, in words.
+        rules: The version of the rules of evaluation that the run began under. If it is resumed, it
+            goes on under them. Runs that recorded none began under version 1.
         pairs: The fingerprint of the pairs; None in runs that did not record it yet.
         load: How the model was loaded.
     """
@@ -50,6 +52,7 @@ class RunSettings(JsonModel):
     task_name: str
     task_metric: MetricName
     split_method: str
+    rules: RulesVersion = 1
     pairs: str | None = None
     load: LoadArguments
 

@@ -42,7 +42,9 @@ class State(JsonModel):
         partners: For each redundant node, the nodes that do its work when it is ablated.
         positions: For each node, the positions or labels at which it acts.
         edges: The edges of the circuit, with their effects.
-        stability: The mean Jaccard of condition (f); None if it was not run or is not decided.
+        stability: The mean Jaccard that decides condition (f), weighted from version 2 of the rules
+            on; None if it was not run or is not decided.
+        plain_jaccard: The plain mean Jaccard, if `stability` is the weighted one.
         cut_searches: The number of repeated searches that their share of the budget cut off.
         inclusion: For each node, the share of the repeated searches that chose it.
         evaluation: Every number behind the verdict.
@@ -69,6 +71,7 @@ class State(JsonModel):
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
     stability: float | None = None
+    plain_jaccard: float | None = None
     cut_searches: int = 0
     inclusion: Mapping[str, float] = Field(default_factory=dict)
     evaluation: Evaluation = Evaluation()

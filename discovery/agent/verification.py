@@ -10,18 +10,18 @@ from typing import Any
 
 from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
 from discovery.agent.stages.behaviour import SPLITS
-from discovery.agent.stages.verdict import decide_from_evidence
+from discovery.agent.stages.verdict import find_undefined
 from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.errors import StoreError
 from discovery.evaluation import (
     PartialEvidence,
     SplitEvaluator,
-    choose_contexts,
     measure_conditions,
     thresholds,
 )
-from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph, SplitEvaluation
+from discovery.evaluation.verdict import Findings, judge
+from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph, MinimalityCheck, SplitEvaluation
 from discovery.graph.base import Json
 from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.progress import ProgressCallback
@@ -193,38 +193,39 @@ def _evaluate_again(
     circuit = frozenset(record.members)
     search = evaluators["discovery"]
     heldout = evaluators["heldout"]
-    conditions = measure_conditions(
-        heldout,
-        circuit,
-        lambda ablation: choose_contexts(search, circuit, ablation),
-        ranking,
-        seed,
-    )
+    conditions = measure_conditions(heldout, search, circuit, ranking, seed, record.rules)
     discovery_evidence = search.measure_circuit(circuit)
-    outcomes, verdict, _ = decide_from_evidence(
-        discovery=discovery_evidence,
-        heldout=conditions.evidence,
-        n_heldout=len(heldout.engine),
-        size=len(circuit),
-        stability=_recorded_stability(record),
-        cut_short=cut_short,
+    judgement = judge(
+        Findings(
+            n_heldout=len(heldout.engine),
+            size=len(circuit),
+            evidence={a: conditions.evidence.get(a) for a in EVIDENCE_ABLATIONS},
+            minimality=conditions.minimality,
+            stability=_recorded_stability(record),
+            cut_short=cut_short,
+            undefined=find_undefined(discovery_evidence),
+        ),
+        record.rules,
     )
     recorded_tests = record.evaluation.tests
     return VerifiableClaims(
-        verdict=verdict,
+        verdict=judgement.verdict,
         pairs=baselines.pairs,
         discovery={**(baselines.discovery or {}), **_describe_evidence(discovery_evidence)},
-        heldout={**(baselines.heldout or {}), **_describe_evidence(conditions.evidence)},
-        conditions=outcomes.model_dump(mode="json"),
-        thresholds=thresholds.as_record(),
+        heldout={
+            **(baselines.heldout or {}),
+            **_describe_evidence(conditions.evidence, conditions.minimality),
+        },
+        conditions=judgement.conditions.model_dump(mode="json"),
+        thresholds=thresholds.as_record(record.rules),
         tests={name: test for name, test in conditions.tests.items() if name in recorded_tests},
     )
 
 
 def _recorded_stability(record: CircuitGraph) -> float | None:
-    """Return the mean Jaccard of (f) as recorded, which is not measured again."""
+    """Return the mean Jaccard that decided (f) as recorded; it is not measured again."""
     stability: Any = record.evaluation.tests.get("stability", {})
-    mean: float | None = stability.get("mean_jaccard")
+    mean: float | None = stability.get("mean_weighted_jaccard", stability.get("mean_jaccard"))
     return mean
 
 
@@ -262,7 +263,7 @@ def _recorded_split(split: SplitEvaluation) -> dict[str, Json]:
         for ablation in EVIDENCE_ABLATIONS
         if (part := split.ablations.under(ablation)) is not None
     }
-    return _baselines(split) | _describe_evidence(evidence)
+    return _baselines(split) | _describe_evidence(evidence, split.minimality)
 
 
 def _baselines(split: BehaviourCheck | SplitEvaluation) -> dict[str, Json]:
@@ -270,9 +271,14 @@ def _baselines(split: BehaviourCheck | SplitEvaluation) -> dict[str, Json]:
     return {name: getattr(split, name) for name in BASELINE_FIELDS}
 
 
-def _describe_evidence(evidence: PartialEvidence) -> dict[str, Json]:
+def _describe_evidence(
+    evidence: PartialEvidence, minimality: MinimalityCheck | None = None
+) -> dict[str, Json]:
     return {
-        "ablations": {ablation: part.model_dump(mode="json") for ablation, part in evidence.items()}
+        "ablations": {
+            ablation: part.model_dump(mode="json") for ablation, part in evidence.items()
+        },
+        "minimality": None if minimality is None else minimality.model_dump(mode="json"),
     }
 
 

@@ -179,10 +179,12 @@ def _describe_conditions(circuit: CircuitGraph) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("condition", *EVIDENCE_ABLATIONS)]
     was_run = False
     for name in CONDITIONS:
-        by_ablation = circuit.evaluation.conditions.of(name)
-        outcomes = [by_ablation.under(ablation) for ablation in EVIDENCE_ABLATIONS]
+        conditions = circuit.evaluation.conditions
+        outcomes = [conditions.under(name, ablation) for ablation in EVIDENCE_ABLATIONS]
         was_run = was_run or any(outcome != "not_run" for outcome in outcomes)
-        words = (formatting.OUTCOME_MEANINGS[outcome].word for outcome in outcomes)
+        words = [formatting.OUTCOME_MEANINGS[outcome].word for outcome in outcomes]
+        if conditions.has_one_status(name):
+            words = [f"{words[0]} (both)", ""]
         rows.append((f"({name}) {CONDITION_MEANINGS[name].name}", *words))
     if was_run:
         yield format_columns(rows)

@@ -1,19 +1,23 @@
 """Evaluation: f(S), the conditions (a) to (f), and the verdict that follows from them alone.
 
 - `faithfulness` measures f of any sets of nodes.
-- `completeness`, `minimality` and `alternatives` measure conditions (c), (d) and (e); `conditions`
-  runs (a) to (e) within a budget.
+- `completeness`, `minimality` and `alternatives` measure conditions (c), (d) and (e); `sequential`
+  chooses nodes and pairs, and `contexts` what is taken out with a node for (d).
+- `condition_measurements` runs (a) to (e) within a budget.
 - `verdict` decides what the measurements mean, by the bounds in `thresholds`.
+- `stability` compares circuits for condition (f).
+- `version_1` keeps the rules of older records.
 - `evaluate` puts all of it together for a given circuit; `ranking` orders nodes for a search.
 """
 
 from discovery.evaluation.alternatives import beats_alternatives, find_rivals
 from discovery.evaluation.completeness import measure_gaps_in, measure_gaps_out
 from discovery.evaluation.condition_measurements import (
+    ConditionMeasurements,
     PartialEvidence,
-    choose_contexts,
     measure_conditions,
 )
+from discovery.evaluation.contexts import choose_contexts
 from discovery.evaluation.evaluate import (
     CircuitEvaluation,
     build_split_evaluation,
@@ -29,7 +33,7 @@ from discovery.evaluation.faithfulness import (
     SetFunction,
     SplitEvaluator,
 )
-from discovery.evaluation.minimality import find_contexts, find_largest_drops, minimal_drop
+from discovery.evaluation.minimality import minimal_drop
 from discovery.evaluation.ranking import (
     EffectsByNode,
     combine_directions,
@@ -46,6 +50,7 @@ from discovery.evaluation.supplementary import integrate_curves
 
 __all__ = [
     "CircuitEvaluation",
+    "ConditionMeasurements",
     "EffectsByNode",
     "Faithfulness",
     "FaithfulnessByAblation",
@@ -61,8 +66,6 @@ __all__ = [
     "combine_weights",
     "conclude_without_circuit",
     "evaluate_circuit",
-    "find_contexts",
-    "find_largest_drops",
     "find_rivals",
     "heldout_key",
     "integrate_curves",

@@ -4,6 +4,11 @@ Size-matched alternatives have as many heads and as many MLPs. Layer-matched one
 each in every layer; this is the harder control, since late layers alone carry much of any
 behaviour. An alternative is as good only if it is as faithful *and* is itself necessary and
 complete: a circuit with one node exchanged for an irrelevant one is no rival.
+
+Most alternatives keep nothing of the behaviour. So each is measured on a few pairs first, and only
+those that are anywhere near the circuit on all 32. If more than 200 sets exist, a sample of 200 is
+drawn. It ends after 39 sets if none of them is as good (p is 0.025 then), and as soon as so many
+are as good that the condition can only fail.
 """
 
 from __future__ import annotations
@@ -21,16 +26,25 @@ from discovery.evaluation.completeness import (
     measure_gaps_out,
 )
 from discovery.evaluation.faithfulness import Faithfulness, SetFunction
-from discovery.graph import Control, RandomControls
+from discovery.graph import RULES_VERSION, Control, RandomControls, RulesVersion
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
+
+CONTROL_LABEL = "random circuits"
+SCREENING_PAIRS = 8  # on which an alternative is measured first
+CLEAR_DISTANCE = 0.5  # |1 − f| that is worse by this much on the first pairs is worse on all
+NODES_PER_STEP = 8  # gaps of an alternative that are measured at once
 
 NodeGroup = tuple[list[Node], int]
 """The nodes of one kind (and layer), and how many of them a set takes."""
 
 
 def measure_random_controls(
-    f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
+    f: Faithfulness,
+    circuit: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    rules: RulesVersion = RULES_VERSION,
 ) -> RandomControls | None:
     """Compare the circuit with size-matched and layer-matched alternatives; None if f is null.
 
@@ -39,17 +53,24 @@ def measure_random_controls(
         circuit: the circuit.
         ranking: all nodes, largest screened effect first.
         seed: of what is drawn at random.
+        rules: the version of the rules; version 1 measures every alternative on 32 pairs.
     """
     if not f.is_defined:
         return None
     return RandomControls(
-        size=find_rivals(f, circuit, ranking, seed, by_layer=False)[1],
-        layer=find_rivals(f, circuit, ranking, seed, by_layer=True)[1],
+        size=find_rivals(f, circuit, ranking, seed, by_layer=False, rules=rules)[1],
+        layer=find_rivals(f, circuit, ranking, seed, by_layer=True, rules=rules)[1],
     )
 
 
 def find_rivals(
-    f: SetFunction, circuit: NodeSet, ranking: Sequence[Node], seed: int, *, by_layer: bool
+    f: SetFunction,
+    circuit: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    *,
+    by_layer: bool,
+    rules: RulesVersion = RULES_VERSION,
 ) -> tuple[list[NodeSet], Control | None]:
     """Find the alternatives that are as good as the circuit.
 
@@ -59,6 +80,7 @@ def find_rivals(
         ranking: all nodes, largest screened effect first.
         seed: of what is drawn at random.
         by_layer: whether alternatives match the circuit layer by layer, or only in size.
+        rules: the version of the rules; version 1 measures every alternative on 32 pairs.
 
     Returns:
         The alternatives that are as good, and the comparison for the record; None if there is no
@@ -69,20 +91,52 @@ def find_rivals(
     if not alternatives:
         return [], None
     pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, f.n_pairs)
-    values = f([circuit, *alternatives], "random circuits", pairs)
-    max_distance = abs(1 - float(values[0])) + thresholds.FAITHFULNESS_TIE
-    as_faithful = [
-        nodes
-        for nodes, value in zip(alternatives, values[1:].tolist(), strict=True)
-        if abs(1 - value) <= max_distance
-    ]
-    rivals = [nodes for nodes in as_faithful if _meets_b_and_c(f, nodes, ranking, seed, pairs)]
+    batches = [alternatives]
+    max_rivals = len(alternatives)
+    if rules != 1 and n_possible > thresholds.MAX_ALTERNATIVES:
+        first = thresholds.FIRST_ALTERNATIVES
+        batches = [alternatives[:first], alternatives[first:]]
+        max_rivals = int(thresholds.ALPHA * (1 + len(alternatives)))  # (e) fails from here on
+    rivals: list[NodeSet] = []
+    n_compared = 0
+    for batch in batches:
+        near = _as_faithful_sets(f, circuit, batch, pairs, rules)
+        as_good = (nodes for nodes in near if _meets_b_and_c(f, nodes, ranking, seed, pairs))
+        rivals += itertools.islice(as_good, max_rivals - len(rivals))
+        n_compared += len(batch)
+        if not rivals or len(rivals) >= max_rivals:
+            break
     return rivals, Control(
-        n=len(alternatives),
+        n=n_compared,
         n_possible=n_possible,
         as_good=len(rivals),
-        p=(1 + len(rivals)) / (1 + len(alternatives)),
+        p=(1 + len(rivals)) / (1 + n_compared),
     )
+
+
+def _as_faithful_sets(
+    f: SetFunction,
+    circuit: NodeSet,
+    alternatives: Sequence[NodeSet],
+    pairs: int,
+    rules: RulesVersion,
+) -> list[NodeSet]:
+    """Return the alternatives whose |1 − f| is no larger than the circuit's."""
+    (own,) = f([circuit], CONTROL_LABEL, pairs).tolist()
+    max_distance = abs(1 - own) + thresholds.FAITHFULNESS_TIE
+    near = list(alternatives)
+    if rules != 1:
+        few = min(SCREENING_PAIRS, pairs)
+        screened = f(near, CONTROL_LABEL, few).tolist()
+        near = [
+            nodes
+            for nodes, value in zip(near, screened, strict=True)
+            if abs(1 - value) <= max_distance + CLEAR_DISTANCE
+        ]
+    values = f(near, CONTROL_LABEL, pairs).tolist()
+    return [
+        nodes for nodes, value in zip(near, values, strict=True) if abs(1 - value) <= max_distance
+    ]
 
 
 def draw_alternatives(
@@ -139,12 +193,22 @@ def _enumerate_sets(groups: Sequence[NodeGroup]) -> Iterator[NodeSet]:
 def _meets_b_and_c(
     f: SetFunction, nodes: NodeSet, ranking: Sequence[Node], seed: int, pairs: int
 ) -> bool:
-    """Whether an alternative too is necessary (b) and complete (c), by point values."""
+    """Whether an alternative too is necessary (b) and complete (c), by point values.
+
+    Gaps are measured a few at a time, because the first one that is too large decides.
+    """
     low, high = thresholds.KNOCKOUT_BAND
-    if not low <= float(f([f.everything - nodes], "random circuits", pairs)[0]) <= high:
-        return False
-    if max(measure_gaps_in(f, nodes, pairs).values(), default=0.0) > thresholds.MAX_GAP_IN:
+    if not low <= float(f([f.everything - nodes], CONTROL_LABEL, pairs)[0]) <= high:
         return False
     outside, _ = choose_outside_nodes(f, nodes, ranking, seed)
-    gaps_out = measure_gaps_out(f, nodes, outside, pairs)
-    return max(gaps_out.values(), default=0.0) <= thresholds.MAX_GAP_OUT
+    for step in _split_into_steps(outside):
+        if max(measure_gaps_out(f, nodes, step, pairs).values()) > thresholds.MAX_GAP_OUT:
+            return False
+    for step in _split_into_steps(sorted(nodes)):
+        if max(measure_gaps_in(f, nodes, pairs, step).values()) > thresholds.MAX_GAP_IN:
+            return False
+    return True
+
+
+def _split_into_steps(nodes: Sequence[Node]) -> list[Sequence[Node]]:
+    return [nodes[begin : begin + NODES_PER_STEP] for begin in range(0, len(nodes), NODES_PER_STEP)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from discovery.backends.base import Backend
@@ -14,25 +13,25 @@ from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.evaluation import thresholds
 from discovery.evaluation.condition_measurements import (
+    ConditionMeasurements,
     PartialEvidence,
-    choose_contexts,
     measure_conditions,
 )
 from discovery.evaluation.faithfulness import SplitEvaluator
 from discovery.evaluation.ranking import combine_directions, sort_by_effect
-from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks
+from discovery.evaluation.verdict import Findings, explain_repeated_looks, judge
 from discovery.graph import (
     EVIDENCE_ABLATIONS,
-    AblationEvidence,
+    RULES_VERSION,
     Conditions,
     CurvePoint,
     Evaluation,
-    EvidenceAblation,
     EvidenceByAblation,
+    MinimalityCheck,
+    RulesVersion,
     SplitEvaluation,
     Verdict,
 )
-from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.methods.patching import measure_node_effects
@@ -124,15 +123,12 @@ def evaluate_circuit(
     if final:
         discovery_evidence = discovery.measure_circuit(circuit)
         looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))
-    contexts_for = partial(choose_contexts, discovery, circuit)
-    measured = measure_conditions(judging, circuit, contexts_for, ranking, seed)
+    measured = measure_conditions(judging, discovery, circuit, ranking, seed)
     evaluation, verdict, reasons = conclude(
         behaviour,
-        discovery=discovery_evidence or measured.evidence,
-        heldout=measured.evidence if final else None,
+        measured,
+        discovery=discovery_evidence,
         size=len(circuit),
-        cut_short=measured.cut_short,
-        tests=measured.tests,
         looks=looks,
         universe=universe,
     )
@@ -147,12 +143,10 @@ def evaluate_circuit(
 
 def conclude(
     behaviour: Mapping[str, BehaviourCheck],
+    measured: ConditionMeasurements,
     *,
-    discovery: PartialEvidence,
-    heldout: PartialEvidence | None,
+    discovery: PartialEvidence | None,
     size: int,
-    cut_short: str | None,
-    tests: Mapping[str, Json],
     looks: int | None,
     universe: Universe,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
@@ -160,48 +154,46 @@ def conclude(
 
     Args:
         behaviour: what the model does on each split.
-        discovery: the evidence on discovery pairs.
-        heldout: the evidence on held-out pairs, which then decide; None if the discovery pairs do.
+        measured: what was measured of the conditions, on the pairs that decide.
+        discovery: the evidence on discovery pairs, if the held-out pairs decide; None if the
+            discovery pairs do.
         size: the number of heads and MLPs in the circuit.
-        cut_short: what the budget did not reach; None if it sufficed.
-        tests: what is reported beside the conditions.
         looks: how many circuits have looked at the held-out pairs; None if they were not looked at.
         universe: what could be ablated.
 
     Returns:
         The evaluation, the verdict, and its reasons.
     """
-    deciding = discovery if heldout is None else heldout
-    evidence: dict[EvidenceAblation, AblationEvidence | None] = {
-        ablation: deciding.get(ablation) for ablation in EVIDENCE_ABLATIONS
-    }
-    conditions = decide_conditions(evidence, None)
-    used_splits = ("discovery",) if heldout is None else tuple(behaviour)
-    verdict, reasons = decide_verdict(
-        failed_gates=_name_gates({split: behaviour[split].reasons for split in used_splits}),
-        n_heldout=thresholds.MIN_HELDOUT if heldout is None else behaviour["heldout"].n,
-        size=size,
-        evidence=evidence,
-        conditions=conditions,
-        stability=None,
-        cut_short=cut_short,
+    is_final = discovery is not None
+    used_splits = tuple(behaviour) if is_final else ("discovery",)
+    judgement = judge(
+        Findings(
+            n_heldout=behaviour["heldout"].n if is_final else thresholds.MIN_HELDOUT,
+            size=size,
+            evidence={ablation: measured.evidence.get(ablation) for ablation in EVIDENCE_ABLATIONS},
+            minimality=measured.minimality,
+            cut_short=measured.cut_short,
+            failed_gates=_name_gates({split: behaviour[split].reasons for split in used_splits}),
+        )
     )
-    reasons += explain_repeated_looks(looks)
-    heldout_split = None
-    if heldout is None and verdict != "no_behaviour":
+    reasons = (*judgement.reasons, *explain_repeated_looks(looks))
+    if not is_final and judgement.verdict != "no_behaviour":
         reasons = (NOT_FINAL_REASON, *reasons)
-    if heldout is not None:
-        heldout_split = build_split_evaluation(behaviour["heldout"], heldout)
+    judged_split = build_split_evaluation(
+        behaviour["heldout" if is_final else "discovery"], measured.evidence, measured.minimality
+    )
     evaluation = Evaluation(
         universe=universe,
-        discovery=build_split_evaluation(behaviour["discovery"], discovery),
-        heldout=heldout_split,
-        conditions=conditions,
-        tests=tests,
+        discovery=judged_split
+        if discovery is None
+        else build_split_evaluation(behaviour["discovery"], discovery),
+        heldout=judged_split if is_final else None,
+        conditions=judgement.conditions,
+        tests=measured.tests,
         thresholds=thresholds.as_record(),
         heldout_looks=looks,
     )
-    return evaluation, verdict, reasons
+    return evaluation, judgement.verdict, reasons
 
 
 def conclude_without_circuit(
@@ -213,8 +205,11 @@ def conclude_without_circuit(
     n_heldout: int,
     cut_short: str | None,
     universe: Universe,
+    rules: RulesVersion = RULES_VERSION,
 ) -> tuple[Evaluation, Verdict, tuple[str, ...]]:
-    """Compute the verdict of a run that ended before its circuit was evaluated.
+    """Compute the verdict of a run whose circuit has not been evaluated.
+
+    If the budget has not ended either, the circuit is not judged yet.
 
     Args:
         splits: what was measured on each split.
@@ -224,30 +219,37 @@ def conclude_without_circuit(
         n_heldout: the number of held-out pairs.
         cut_short: what the budget did not reach; None if it sufficed.
         universe: what could be ablated.
+        rules: the version of the rules.
 
     Returns:
         The evaluation, the verdict, and its reasons.
     """
-    verdict, reasons = decide_verdict(
-        failed_gates=_name_gates(gates),
-        n_heldout=n_heldout,
-        size=size,
-        evidence={},
-        conditions=Conditions(),
-        stability=None,
-        cut_short=cut_short,
+    judgement = judge(
+        Findings(
+            n_heldout=n_heldout,
+            size=size,
+            evidence={},
+            cut_short=cut_short,
+            failed_gates=_name_gates(gates),
+        ),
+        rules,
     )
     evaluation = Evaluation(
         universe=universe,
         discovery=splits.get("discovery"),
         heldout=splits.get("heldout"),
         curve=tuple(curve),
-        thresholds=thresholds.as_record(),
+        conditions=Conditions.none_run(rules),
+        thresholds=thresholds.as_record(rules),
     )
-    return evaluation, verdict, reasons
+    return evaluation, judgement.verdict, judgement.reasons
 
 
-def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence) -> SplitEvaluation:
+def build_split_evaluation(
+    behaviour: BehaviourCheck,
+    evidence: PartialEvidence,
+    minimality: MinimalityCheck | None = None,
+) -> SplitEvaluation:
     """Build the part of a record that belongs to one split."""
     return SplitEvaluation(
         n=behaviour.n,
@@ -256,6 +258,7 @@ def build_split_evaluation(behaviour: BehaviourCheck, evidence: PartialEvidence)
         accuracy=behaviour.accuracy,
         top1=behaviour.top1,
         ablations=EvidenceByAblation.model_validate(dict(evidence)),
+        minimality=minimality,
     )
 
 

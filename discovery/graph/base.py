@@ -76,10 +76,10 @@ class JsonModel(BaseModel):
 
 
 class OmitsEmptyFields(JsonModel):
-    """A part that leaves out certain fields if they are None or empty.
+    """A part that leaves out certain fields if they are None or an empty collection.
 
     These are fields that most records lack. A record without them is written as it was before the
-    field existed.
+    field existed. A number that is 0 is written.
 
     Attributes:
         omitted_when_empty: The names of these fields.
@@ -93,8 +93,12 @@ class OmitsEmptyFields(JsonModel):
         return {
             name: value
             for name, value in facts.items()
-            if value or name not in self.omitted_when_empty
+            if name not in self.omitted_when_empty or not _is_empty(value)
         }
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple | dict | str) and not value)
 
 
 class Effect(JsonModel):

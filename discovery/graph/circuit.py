@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from discovery.errors import StoreError
 from discovery.graph.base import DiGraph, Graph, OmitsEmptyFields, locate_first_error
 from discovery.graph.dot import write_dot
-from discovery.graph.evaluation import Evaluation, Verdict
+from discovery.graph.evaluation import RULES_VERSION, Evaluation, RulesVersion, Verdict
 from discovery.graph.graphml import read_graphml, write_graphml
 from discovery.graph.mermaid import write_mermaid
 from discovery.graph.record import (
@@ -45,7 +45,12 @@ from discovery.graph.record import (
 from discovery.graph.strict_json import dumps, loads
 from discovery.sites import EMBED, LOGITS, Node, slots_of
 
-SCHEMA = "circuit-scout/circuit/1"
+Schema = Literal["circuit-scout/circuit/1", "circuit-scout/circuit/2"]
+SCHEMAS: Mapping[RulesVersion, Schema] = {
+    1: "circuit-scout/circuit/1",
+    2: "circuit-scout/circuit/2",
+}
+SCHEMA = SCHEMAS[RULES_VERSION]
 ExportFormat = Literal["json", "graphml", "dot", "mermaid"]
 
 _CURE = "Restore the file from `circuit-scout runs export`, or run the discovery again."
@@ -57,6 +62,7 @@ class CircuitGraph(OmitsEmptyFields):
     Nodes and edges are kept in forward order, whatever order they are given in.
 
     Attributes:
+        schema_: The schema, `schema` in JSON. Its number is the version of the rules of evaluation.
         run_id: The run that found the circuit.
         model: The model that was studied.
         task: The behaviour that was studied.
@@ -73,9 +79,7 @@ class CircuitGraph(OmitsEmptyFields):
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
 
-    schema_: Literal["circuit-scout/circuit/1"] = Field(
-        default="circuit-scout/circuit/1", alias="schema"
-    )
+    schema_: Schema = Field(default=SCHEMA, alias="schema")
     run_id: str | None = None
     model: ModelFacts = ModelFacts()
     task: TaskFacts = TaskFacts()
@@ -118,6 +122,11 @@ class CircuitGraph(OmitsEmptyFields):
         _check_unique("dictionary of", [f"{sae.site} {sae.layer}" for sae in self.dictionaries])
         _check_features(self.features, self.dictionaries)
         return self
+
+    @property
+    def rules(self) -> RulesVersion:
+        """The version of the rules that the record was evaluated by."""
+        return next(rules for rules, schema in SCHEMAS.items() if schema == self.schema_)
 
     @property
     def members(self) -> tuple[Node, ...]:
@@ -212,9 +221,10 @@ class CircuitGraph(OmitsEmptyFields):
         cls, facts: Mapping[str, Any], nodes: list[Any], edges: list[Any], source: str
     ) -> CircuitGraph:
         schema = facts.get("schema")
-        if schema != SCHEMA:
+        if schema not in SCHEMAS.values():
+            readable = " and ".join(map(repr, SCHEMAS.values()))
             raise StoreError(
-                f"{source} has the schema {schema!r}; this version reads {SCHEMA!r}.",
+                f"{source} has the schema {schema!r}; this version reads {readable}.",
                 "Use the version that wrote it.",
             )
         try:

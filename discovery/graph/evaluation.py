@@ -10,21 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from discovery.graph.base import Json, JsonModel, NodeId, Number
+from discovery.graph.base import Json, JsonModel, NodeId, Number, OmitsEmptyFields
 from discovery.sites import Universe
 
 Verdict = Literal["verified", "partial", "rejected", "inconclusive", "no_behaviour"]
 Outcome = Literal["holds", "fails", "undecided", "not_run"]
 Condition = Literal["a", "b", "c", "d", "e", "f"]
+RulesVersion = Literal[1, 2]
+"""The version of the rules of evaluation that a record follows; its schema ends with it."""
+
+Side = Literal["inside", "outside"]
 EvidenceAblation = Literal["resample", "mean"]
 """The ablations that enter a verdict; zero ablation depends on weight processing and does not."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+SINGLE_STATUS_CONDITIONS: tuple[Condition, ...] = ("d", "f")
+"""The conditions that have one status for both ablations, from version 2 of the rules on."""
+
+RULES_VERSION: RulesVersion = 2
+"""The rules that new records follow. Older records keep the rules that they were made with."""
+
 EVIDENCE_ABLATIONS: tuple[EvidenceAblation, ...] = get_args(EvidenceAblation)
 
 
@@ -73,44 +83,155 @@ class Score(JsonModel):
     share_in_band: Number = None
 
 
-class Completeness(JsonModel):
-    """Whether the circuit leaves out something that matters (condition c).
+class BySide(JsonModel):
+    """A number for the nodes inside the circuit and one for the nodes outside.
 
     Attributes:
-        max_gap_in: The largest |f(C∖u) − f(U∖u)| over u in C.
-        node_in: The u with the largest gap.
-        max_gap_out: The largest |f(C∪v) − f(C)| over v outside C.
-        node_out: The v with the largest gap.
-        n_out: How many v were measured.
-        n_out_possible: How many v there are.
-        chosen: How the measured v were chosen, if not all were measured.
+        inside: The number for the nodes of the circuit.
+        outside: The number for the other nodes of the universe.
     """
+
+    inside: Number = None
+    outside: Number = None
+
+    def on(self, side: Side) -> float | None:
+        """Return the number of a side; None if it is not known."""
+        return self.inside if side == "inside" else self.outside
+
+
+class JointAddition(JsonModel):
+    """What many nodes outside do when they are added to the circuit together (condition c).
+
+    Attributes:
+        n: How many nodes were added.
+        change: f(C∪V) − f(C).
+    """
+
+    n: int
+    change: Number = None
+
+
+class BlockAdditions(JsonModel):
+    """The unchecked nodes outside, added to the circuit in random blocks (condition c).
+
+    Attributes:
+        n: How many blocks were added, over all partitions.
+        size: How many nodes a block has.
+        max_change: The largest |f(C∪B) − f(C)| of a block B.
+        opened: How many blocks changed f so much that their nodes were then checked one by one.
+    """
+
+    n: int
+    size: int
+    max_change: Number = None
+    opened: int = 0
+
+
+class Completeness(OmitsEmptyFields):
+    """Whether the circuit leaves out something that matters (condition c).
+
+    A gap is |f(C∖u) − f(U∖u)| of a node u of the circuit, or |f(C∪v) − f(C)| of a node v outside.
+
+    Attributes:
+        max_gap_in: The largest gap inside.
+        node_in: The u with the largest gap.
+        max_gap_out: The largest gap outside.
+        node_out: The v with the largest gap.
+        low: The largest lower bound of a gap on each side. All bounds hold together with 95%
+            confidence.
+        failing: The nodes whose lower bound exceeds the limit.
+        checked: How many nodes of each side were checked one by one.
+        unchecked: How many nodes of each side were not.
+        refined: How many nodes of each side were measured on all pairs. The others were measured
+            on the first pairs, which showed that they are clear of the limit.
+        unchecked_bound: A 95% upper bound on the share of unchecked nodes whose gap exceeds the
+            limit; null if none is unchecked.
+        blocks: What the unchecked nodes outside do in blocks; None if there are none.
+        joint_positive: What all outside nodes with a positive effect do together.
+        joint_negative: What all outside nodes with a negative effect do together.
+        n_out: How many v were measured (version 1 of the rules).
+        n_out_possible: How many v there are (version 1).
+        chosen: How the measured v were chosen, if not all were measured (version 1).
+    """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset(
+        "low failing checked unchecked refined unchecked_bound blocks joint_positive "
+        "joint_negative n_out n_out_possible chosen".split()
+    )
 
     max_gap_in: Number = None
     node_in: NodeId | None = None
     max_gap_out: Number = None
     node_out: NodeId | None = None
+    low: BySide | None = None
+    failing: tuple[NodeId, ...] = ()
+    checked: BySide | None = None
+    unchecked: BySide | None = None
+    refined: BySide | None = None
+    unchecked_bound: BySide | None = None
+    blocks: BlockAdditions | None = None
+    joint_positive: JointAddition | None = None
+    joint_negative: JointAddition | None = None
     n_out: int | None = None
     n_out_possible: int | None = None
     chosen: str | None = None
 
 
-class Minimality(JsonModel):
-    """Whether one node of the circuit is needed (condition d).
+class Minimality(OmitsEmptyFields):
+    """Whether one node of the circuit is needed, under one ablation (condition d).
 
     Attributes:
         node: The node v that is ablated.
         context: The nodes K that are ablated with it, chosen on discovery pairs.
         drop: |f(C∖K) − f(C∖K∖v)| on held-out pairs.
         p: The p-value of a paired sign-flip test.
-        p_holm: The p-value after Holm's correction over the circuit's nodes.
+        p_holm: The p-value after Holm's correction over the circuit's nodes and, from version 2 of
+            the rules on, over both ablations.
+        n: The number of pairs it was measured on; None in version 1, where that is all of them.
     """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n"})
 
     node: NodeId
     context: tuple[NodeId, ...] = ()
     drop: Number = None
     p: Number = None
     p_holm: Number = None
+    n: int | None = None
+
+
+class PaddingTrial(JsonModel):
+    """A smaller circuit that was tried, because many nodes of the circuit matter little (d).
+
+    Attributes:
+        left_out: The nodes that it lacks.
+        meets: Whether it meets (a) to (c) by point values under both ablations. If it does, the
+            nodes that it lacks are padding.
+        why_not: The first condition that it misses, and the ablation; None if it meets all.
+    """
+
+    left_out: tuple[NodeId, ...]
+    meets: bool
+    why_not: str | None = None
+
+
+class MinimalityCheck(JsonModel):
+    """How condition (d) was checked, over both ablations (from version 2 of the rules on).
+
+    Attributes:
+        checked: How many nodes were checked one by one.
+        unchecked: How many nodes were not.
+        unchecked_bound: A 95% upper bound on the share of unchecked nodes that are not needed; None
+            if none is unchecked.
+        flips: How many random signs each test drew.
+        padding: The smaller circuits that were tried.
+    """
+
+    checked: int
+    unchecked: int = 0
+    unchecked_bound: Number = None
+    flips: int | None = None
+    padding: tuple[PaddingTrial, ...] = ()
 
 
 class Control(JsonModel):
@@ -141,21 +262,26 @@ class RandomControls(JsonModel):
     layer: Control | None = None
 
 
-class Reference(JsonModel):
+class Reference(OmitsEmptyFields):
     """What replaces the value of an ablated node.
 
     Attributes:
         source: The origin of the values: the pair's corrupted run, or a mean over prompts.
         alignment: Whether means are by position, by label, or over all positions.
         size: The number of prompts in the smallest mean.
+        agreement: The difference between f by the one half of the prompts and f by the other; None
+            if it was not measured.
     """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"agreement"})
 
     source: str | None = None
     alignment: str | None = None
     size: int | None = None
+    agreement: Number = None
 
 
-class AblationEvidence(JsonModel):
+class AblationEvidence(OmitsEmptyFields):
     """Everything that was measured on one split under one ablation.
 
     Attributes:
@@ -164,16 +290,21 @@ class AblationEvidence(JsonModel):
         faithfulness: f(C).
         knockout: f(U∖C).
         completeness: The gaps of condition (c).
-        minimality: Condition (d), one row for each node of the circuit; None if it was not run.
-        random_controls: The alternatives of condition (e).
+        minimal_drop: The drop δ that every node must reach by condition (d); None in version 1 of
+            the rules, where it is 0.02.
+        minimality: Condition (d), one row for each node that was checked; None if it was not run.
+        random_controls: The alternatives of condition (e); None if it was not run.
         reference: What replaces the values of ablated nodes.
     """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"minimal_drop"})
 
     metric_full: Number = None
     metric_empty: Number = None
     faithfulness: Score | None = None
     knockout: Score | None = None
     completeness: Completeness | None = None
+    minimal_drop: Number = None
     minimality: tuple[Minimality, ...] | None = None
     random_controls: RandomControls | None = None
     reference: Reference | None = None
@@ -190,7 +321,7 @@ class EvidenceByAblation(JsonModel):
         return self.resample if ablation == "resample" else self.mean
 
 
-class SplitEvaluation(JsonModel):
+class SplitEvaluation(OmitsEmptyFields):
     """What was measured on the pairs of one split.
 
     Attributes:
@@ -201,7 +332,10 @@ class SplitEvaluation(JsonModel):
             0.5.
         top1: The share of clean prompts on which the answer is the most likely token of all.
         ablations: The evidence under each ablation.
+        minimality: How condition (d) was checked over both ablations; None if it was not run.
     """
+
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"minimality"})
 
     n: int
     metric_clean: Number = None
@@ -209,6 +343,7 @@ class SplitEvaluation(JsonModel):
     accuracy: Number = None
     top1: Number = None
     ablations: EvidenceByAblation = EvidenceByAblation()
+    minimality: MinimalityCheck | None = None
 
 
 class CurvePoint(JsonModel):
@@ -241,6 +376,9 @@ class OutcomeByAblation(JsonModel):
 class Conditions(JsonModel):
     """The outcomes of the conditions that a verified circuit must meet, on held-out pairs.
 
+    Conditions (a), (b), (c) and (e) have an outcome under each ablation. (d) and (f) have one
+    status. In version 1 of the rules these two had an outcome under each ablation as well.
+
     Attributes:
         a: Sufficient: f(C) is near 1.
         b: Necessary: f(U∖C) is near 0.
@@ -253,13 +391,18 @@ class Conditions(JsonModel):
     a: OutcomeByAblation = OutcomeByAblation()
     b: OutcomeByAblation = OutcomeByAblation()
     c: OutcomeByAblation = OutcomeByAblation()
-    d: OutcomeByAblation = OutcomeByAblation()
+    d: OutcomeByAblation | Outcome = "not_run"
     e: OutcomeByAblation = OutcomeByAblation()
-    f: OutcomeByAblation = OutcomeByAblation()
+    f: OutcomeByAblation | Outcome = "not_run"
 
-    def of(self, condition: Condition) -> OutcomeByAblation:
-        """Return the outcome of a condition."""
-        by_name: dict[Condition, OutcomeByAblation] = {
+    @classmethod
+    def none_run(cls, rules: RulesVersion = RULES_VERSION) -> Conditions:
+        """Return the outcomes before anything was run, in the shape of a version of the rules."""
+        return cls() if rules == 2 else cls(d=OutcomeByAblation(), f=OutcomeByAblation())
+
+    def of(self, condition: Condition) -> OutcomeByAblation | Outcome:
+        """Return the outcome of a condition: under each ablation, or one for both."""
+        by_name: dict[Condition, OutcomeByAblation | Outcome] = {
             "a": self.a,
             "b": self.b,
             "c": self.c,
@@ -268,6 +411,15 @@ class Conditions(JsonModel):
             "f": self.f,
         }
         return by_name[condition]
+
+    def under(self, condition: Condition, ablation: EvidenceAblation) -> Outcome:
+        """Return the outcome of a condition under an ablation, which may be that for both."""
+        outcome = self.of(condition)
+        return outcome.under(ablation) if isinstance(outcome, OutcomeByAblation) else outcome
+
+    def has_one_status(self, condition: Condition) -> bool:
+        """Whether a condition has one outcome for both ablations."""
+        return not isinstance(self.of(condition), OutcomeByAblation)
 
 
 class Evaluation(JsonModel):

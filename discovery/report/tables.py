@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 from discovery.graph import (
     CONDITION_MEANINGS,
@@ -11,11 +12,14 @@ from discovery.graph import (
     AblationEvidence,
     CircuitGraph,
     CircuitNode,
+    Completeness,
     Condition,
     Control,
     Evaluation,
     EvidenceAblation,
+    MinimalityCheck,
     SAEFacts,
+    Side,
     SplitEvaluation,
 )
 from discovery.graph.strict_json import dumps
@@ -38,6 +42,8 @@ def conditions_table(evaluation: Evaluation) -> Html:
     for name in CONDITIONS:
         meaning = CONDITION_MEANINGS[name]
         cells = [_condition_cell(evaluation, name, ablation) for ablation in EVIDENCE_ABLATIONS]
+        if evaluation.conditions.has_one_status(name):
+            cells[1] = _one_status_note(evaluation, name)
         bounds = _format_bounds(evaluation, name)
         explanation = f"{meaning.explanation} ({bounds})" if bounds else meaning.explanation
         title = join([f"({name}) {meaning.name}", element("div", explanation, class_="soft")])
@@ -79,11 +85,14 @@ def minimality_tables(evaluation: Evaluation) -> Html:
                     format_number(row.drop, 3),
                     format_p_value(row.p),
                     format_p_value(row.p_holm),
+                    UNKNOWN_MARK if row.n is None else row.n,
                 ]
                 for row in sorted(evidence.minimality, key=lambda row: row.drop or 0.0)
             ]
             caption = f"Minimality under {ablation} ablation, the least needed node first"
-            head = ["node", "context", "drop", "p", "Holm p"]
+            if evidence.minimal_drop is not None:
+                caption += f"; a drop of {format_number(evidence.minimal_drop, 4)} is needed"
+            head = ["node", "context", "drop", "p", "Holm p", "pairs"]
             tables.append(table(caption, head, rows))
     return join(tables)
 
@@ -130,8 +139,31 @@ def _condition_cell(evaluation: Evaluation, name: Condition, ablation: EvidenceA
         numbers = _FORMATTERS[name](evidence)
     elif name == "f":
         numbers = _format_stability(evaluation)
-    outcome = evaluation.conditions.of(name).under(ablation)
+    outcome = evaluation.conditions.under(name, ablation)
     return join([format_outcome(outcome), element("div", numbers)])
+
+
+def _one_status_note(evaluation: Evaluation, name: Condition) -> Html:
+    """Return the second cell of a condition that has one status for both ablations."""
+    evidence = _heldout_evidence(evaluation, EVIDENCE_ABLATIONS[1])
+    numbers = [_FORMATTERS[name](evidence)] if evidence and name in _FORMATTERS else []
+    check = evaluation.heldout.minimality if evaluation.heldout else None
+    if name == "d" and check:
+        numbers += _describe_check(check)
+    note = element("div", "one status for both ablations", class_="soft")
+    return join([note, element("div", "; ".join(filter(None, numbers)))])
+
+
+def _describe_check(check: MinimalityCheck) -> list[str]:
+    """Say which nodes were not checked, and what the circuit is without its weak nodes."""
+    texts = []
+    if check.unchecked:
+        share = format_share(check.unchecked_bound)
+        texts.append(f"{check.unchecked} unchecked, at most {share} of them not needed")
+    for trial in check.padding:
+        outcome = "meets (a) to (c)" if trial.meets else f"misses {trial.why_not}"
+        texts.append(f"without {' '.join(map(node_label, trial.left_out))} it {outcome}")
+    return texts
 
 
 def _format_bounds(evaluation: Evaluation, name: Condition) -> str:
@@ -146,12 +178,16 @@ def _format_bounds(evaluation: Evaluation, name: Condition) -> str:
 
 def _format_stability(evaluation: Evaluation) -> str:
     """Format the number of condition (f), which depends on the selection and not on an ablation."""
-    match evaluation.tests.get("stability"):
+    stability = evaluation.tests.get("stability")
+    match stability:
+        case {"mean_weighted_jaccard": int() | float() as jaccard, **details}:
+            plain = details.get("mean_jaccard")
+            bound = _format_jaccard_bound(evaluation, details)
+            text = f"mean weighted Jaccard {bound}{format_number(jaccard)} with the sets that "
+            text += "resampled pairs select"
+            return text + (f"; unweighted {plain:.2f}" if isinstance(plain, float) else "")
         case {"mean_jaccard": int() | float() as jaccard, **details}:
-            bound = ""
-            if details.get("cut_searches"):
-                holds = evaluation.conditions.f.resample == "holds"
-                bound = "at least " if holds else "at most "
+            bound = _format_jaccard_bound(evaluation, details)
             return (
                 f"mean Jaccard {bound}{format_number(jaccard)} with the sets that resampled "
                 "pairs select"
@@ -164,12 +200,32 @@ def _format_stability(evaluation: Evaluation) -> str:
     return ""
 
 
+def _format_jaccard_bound(evaluation: Evaluation, details: Mapping[Any, Any]) -> str:
+    """Say on which side of the true mean a number is, if some searches were cut off."""
+    if not details.get("cut_searches"):
+        return ""
+    return "at least " if evaluation.conditions.under("f", "resample") == "holds" else "at most "
+
+
 def _format_completeness(evidence: AblationEvidence) -> str:
     gaps = evidence.completeness
     if gaps is None:
         return ""
     inside = f"largest gap inside {_format_gap(gaps.max_gap_in, gaps.node_in)}"
-    return f"{inside}; outside {_format_gap(gaps.max_gap_out, gaps.node_out)}"
+    text = f"{inside}; outside {_format_gap(gaps.max_gap_out, gaps.node_out)}"
+    return "; ".join([text, *_describe_unchecked(gaps)])
+
+
+def _describe_unchecked(gaps: Completeness) -> list[str]:
+    """Say how many nodes of each side were not checked one by one, if any."""
+    texts = []
+    for side in get_args(Side):
+        count = gaps.unchecked.on(side) if gaps.unchecked else None
+        bound = gaps.unchecked_bound.on(side) if gaps.unchecked_bound else None
+        if count:
+            share = UNKNOWN_MARK if bound is None else format_share(bound)
+            texts.append(f"{count:.0f} {side} unchecked, at most {share} of them too large")
+    return texts
 
 
 def _format_gap(gap: float | None, node: str | None) -> str:

@@ -54,7 +54,7 @@ class EdgeView(Result):
 
 
 class ConditionView(Result):
-    """One condition of the verdict: holds, fails, undecided or not_run."""
+    """One condition: holds, fails, undecided or not_run; (d), (f) have one status for both."""
 
     condition: str
     meaning: str
@@ -100,8 +100,8 @@ def condition_views(circuit: CircuitGraph) -> list[ConditionView]:
         ConditionView(
             condition=name,
             meaning=CONDITION_MEANINGS[name].name,
-            resample=conditions.of(name).resample,
-            mean=conditions.of(name).mean,
+            resample=conditions.under(name, "resample"),
+            mean=conditions.under(name, "mean"),
         )
         for name in CONDITIONS
     ]

@@ -71,7 +71,8 @@ def measure_stability(state: State, context: RunContext) -> State:
     plain = [plain_jaccard(state.circuit_nodes, search.circuit) for search in searches]
     cut = [search.cut_off is not None for search in searches]
     inclusion = _inclusion_by_node(state.circuit_nodes, searches)
-    mean = decidable_mean(weighted, cut)
+    is_weighted = context.rules != 1
+    mean = decidable_mean(weighted if is_weighted else plain, cut)
     measured = {
         "jaccard": weighted,
         "plain_jaccard": plain,
@@ -83,7 +84,13 @@ def measure_stability(state: State, context: RunContext) -> State:
     }
     context.save_set_metrics()
     state = add_verdict(
-        state.with_changes(stability=mean, cut_searches=sum(cut), inclusion=inclusion)
+        state.with_changes(
+            stability=mean,
+            plain_jaccard=sum(plain) / len(plain) if is_weighted else None,
+            cut_searches=sum(cut),
+            inclusion=inclusion,
+        ),
+        context.rules,
     )
     described = "not known" if mean is None else f"mean weighted Jaccard {mean:.2f}"
     return context.finish_stage(

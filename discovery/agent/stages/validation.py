@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from discovery.agent.context import RunContext
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
 from discovery.evaluation import (
-    choose_contexts,
+    ConditionMeasurements,
+    PartialEvidence,
     circuit_key,
     heldout_key,
     integrate_curves,
     measure_conditions,
     thresholds,
 )
-from discovery.graph import AblationEvidence, Evaluation, EvidenceByAblation
+from discovery.graph import AblationEvidence, Evaluation, EvidenceByAblation, SplitEvaluation
 from discovery.graph.base import Json
 from discovery.methods.statistics import max_statistic_test
 from discovery.store import record_heldout_look
@@ -34,30 +37,21 @@ def validate(state: State, context: RunContext) -> State:
     )
     discovery_evidence = search.measure_circuit(circuit)
     conditions = measure_conditions(
-        heldout,
-        circuit,
-        lambda ablation: choose_contexts(search, circuit, ablation),
-        state.ranked_nodes,
-        context.seed,
+        heldout, search, circuit, state.ranked_nodes, context.seed, context.rules
     )
-    splits = {
-        split: state.splits[split].model_copy(update={"ablations": EvidenceByAblation(**evidence)})
-        for split, evidence in (
-            ("discovery", discovery_evidence),
-            ("heldout", conditions.evidence),
-        )
-    }
+    splits = _add_evidence(state, discovery_evidence, conditions)
     evaluation = Evaluation(
         universe=context.universe,
         discovery=splits["discovery"],
         heldout=splits["heldout"],
         curve=state.curve,
         tests={**conditions.tests, **_supplementary_tests(state, context)},
-        thresholds=thresholds.as_record(),
+        thresholds=thresholds.as_record(context.rules),
         heldout_looks=looks,
     )
     state = add_verdict(
-        state.with_changes(evaluation=evaluation, splits=splits, cut_short=conditions.cut_short)
+        state.with_changes(evaluation=evaluation, splits=splits, cut_short=conditions.cut_short),
+        context.rules,
     )
     return context.finish_stage(
         state,
@@ -66,6 +60,22 @@ def validate(state: State, context: RunContext) -> State:
         f"before (f): {state.verdict}",
         "; ".join(state.reasons),
     )
+
+
+def _add_evidence(
+    state: State, discovery: PartialEvidence, heldout: ConditionMeasurements
+) -> dict[str, SplitEvaluation]:
+    """Return both splits with what was measured on them."""
+    measured: Mapping[str, Mapping[str, object]] = {
+        "discovery": {"ablations": EvidenceByAblation(**discovery)},
+        "heldout": {
+            "ablations": EvidenceByAblation(**heldout.evidence),
+            "minimality": heldout.minimality,
+        },
+    }
+    return {
+        split: state.splits[split].model_copy(update=update) for split, update in measured.items()
+    }
 
 
 def _describe_scores(evidence: AblationEvidence) -> dict[str, float | None]:

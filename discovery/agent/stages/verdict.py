@@ -6,72 +6,31 @@ from collections.abc import Mapping
 
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
-from discovery.evaluation.verdict import decide_conditions, decide_verdict, explain_repeated_looks
+from discovery.evaluation.verdict import Findings, explain_repeated_looks, judge
 from discovery.graph import (
     EVIDENCE_ABLATIONS,
+    RULES_VERSION,
     AblationEvidence,
-    Conditions,
     EvidenceAblation,
-    Verdict,
+    RulesVersion,
+    SplitEvaluation,
 )
 from discovery.graph.base import Json
 
 
-def decide_from_evidence(
-    *,
-    discovery: Mapping[EvidenceAblation, AblationEvidence | None],
-    heldout: Mapping[EvidenceAblation, AblationEvidence | None],
-    n_heldout: int,
-    size: int,
-    stability: float | None,
-    cut_short: str | None,
-) -> tuple[Conditions, Verdict, tuple[str, ...]]:
-    """Decide the conditions and the verdict of a circuit.
+def add_verdict(state: State, rules: RulesVersion = RULES_VERSION) -> State:
+    """Return the state with its conditions, its verdict and its reasons.
 
     Args:
-        discovery: What was measured on discovery pairs, under each ablation.
-        heldout: What was measured on held-out pairs, under each ablation.
-        n_heldout: The number of held-out pairs.
-        size: The number of heads and MLPs in the circuit.
-        stability: The mean Jaccard of (f); None if (f) was not run, or cannot be decided.
-        cut_short: What the budget ended before, if it ended early.
-
-    Returns:
-        The conditions, the verdict and the reasons for it.
+        state: The state, with what was measured on both splits.
+        rules: The version of the rules that the run began under.
     """
-    evidence = {ablation: heldout.get(ablation) for ablation in EVIDENCE_ABLATIONS}
-    conditions = decide_conditions(evidence, stability)
-    verdict, reasons = decide_verdict(
-        failed_gates=(),
-        n_heldout=n_heldout,
-        size=size,
-        evidence=evidence,
-        conditions=conditions,
-        stability=stability,
-        cut_short=cut_short,
-        undefined=[
-            ablation
-            for ablation, own in discovery.items()
-            if own is not None and own.faithfulness is None
-        ],
-    )
-    return conditions, verdict, reasons
-
-
-def add_verdict(state: State) -> State:
-    """Return the state with its conditions, its verdict and its reasons."""
     heldout = state.evaluation.heldout
     discovery = state.evaluation.discovery
     if heldout is None or discovery is None:
         raise ValueError("nothing was measured on held-out pairs")
-    conditions, verdict, reasons = decide_from_evidence(
-        discovery={a: discovery.ablations.under(a) for a in EVIDENCE_ABLATIONS},
-        heldout={a: heldout.ablations.under(a) for a in EVIDENCE_ABLATIONS},
-        n_heldout=heldout.n,
-        size=len(state.circuit),
-        stability=state.stability,
-        cut_short=state.cut_short,
-    )
+    judgement = judge(collect_findings(state, discovery, heldout), rules)
+    reasons = judgement.reasons
     if state.cut_searches and state.stability is None:
         reasons = (
             *reasons,
@@ -82,18 +41,46 @@ def add_verdict(state: State) -> State:
     tests = dict(state.evaluation.tests)
     if state.stability is not None or state.cut_searches:
         tests["stability"] = _stability_record(state)
-    evaluation = state.evaluation.model_copy(update={"conditions": conditions, "tests": tests})
-    return state.with_changes(evaluation=evaluation, verdict=verdict, reasons=reasons)
+    evaluation = state.evaluation.model_copy(
+        update={"conditions": judgement.conditions, "tests": tests}
+    )
+    return state.with_changes(evaluation=evaluation, verdict=judgement.verdict, reasons=reasons)
+
+
+def collect_findings(
+    state: State, discovery: SplitEvaluation, heldout: SplitEvaluation
+) -> Findings:
+    """Return what the verdict of a state rests on."""
+    return Findings(
+        n_heldout=heldout.n,
+        size=len(state.circuit),
+        evidence={a: heldout.ablations.under(a) for a in EVIDENCE_ABLATIONS},
+        minimality=heldout.minimality,
+        stability=state.stability,
+        cut_short=state.cut_short,
+        undefined=find_undefined({a: discovery.ablations.under(a) for a in EVIDENCE_ABLATIONS}),
+    )
+
+
+def find_undefined(
+    evidence: Mapping[EvidenceAblation, AblationEvidence | None],
+) -> list[EvidenceAblation]:
+    """Return the ablations under which f is null."""
+    return [a for a, own in evidence.items() if own is not None and own.faithfulness is None]
 
 
 def _stability_record(state: State) -> dict[str, Json]:
     """Return condition (f) as the record holds it.
 
-    `inclusion` counts only the searches that ended. If some were cut off, `mean_jaccard` is a bound
-    that suffices for a decision, or None if the searches that were cut off could decide it.
+    `inclusion` counts only the searches that ended. If some were cut off, the mean that decides
+    is a bound that suffices for a decision, or None if the searches that were cut off could decide
+    it. That is `mean_weighted_jaccard` if it is there, else `mean_jaccard`.
     """
+    means: dict[str, Json] = {"mean_jaccard": state.stability}
+    if state.plain_jaccard is not None:
+        means = {"mean_weighted_jaccard": state.stability, "mean_jaccard": state.plain_jaccard}
     return {
-        "mean_jaccard": state.stability,
+        **means,
         "resamples": thresholds.STABILITY_RESAMPLES,
         "cut_searches": state.cut_searches,
         "inclusion": dict(state.inclusion),

@@ -26,8 +26,9 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import binom
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.completeness import choose_outside_nodes
+from discovery.evaluation.completeness import INSIDE_LABEL, choose_outside_nodes
 from discovery.evaluation.faithfulness import Faithfulness, SetFunction
+from discovery.evaluation.sequential import select_nodes
 from discovery.graph.base import Json
 from discovery.methods.ablation import NodeSet
 from discovery.methods.statistics import holm
@@ -41,7 +42,11 @@ HSIC_TIE = 1e-12  # values of HSIC that differ by no more are equal
 
 
 def run_hypothesis_tests(
-    f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], seed: int
+    f: Faithfulness,
+    circuit: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    pairs: int | None = None,
 ) -> dict[str, Json]:
     """Run all three tests on one split under one ablation; return nothing if f is null.
 
@@ -49,7 +54,9 @@ def run_hypothesis_tests(
         f: f on the split under the ablation.
         circuit: the circuit.
         ranking: all nodes, largest screened effect first.
-        seed: of the permutations and of the bystanders that are chosen at random.
+        seed: of the permutations and of the nodes that are chosen at random.
+        pairs: the first so many pairs, on which the third test looks at the nodes that (c) checks;
+            if None, it looks at all nodes of the circuit, on all pairs.
     """
     if not f.is_defined:
         return {}
@@ -59,7 +66,7 @@ def run_hypothesis_tests(
     return {
         "equivalence": equivalence_test(circuit_metric, full_metric, tie),
         "independence": independence_test(rest_metric, full_metric, seed),
-        "inflated_circuit": inflation_test(f, circuit, ranking, seed),
+        "inflated_circuit": inflation_test(f, circuit, ranking, seed, pairs),
     }
 
 
@@ -144,7 +151,11 @@ def _kernel(values: Float64[np.ndarray, "pair"]) -> Float64[np.ndarray, "pair pa
 
 
 def inflation_test(
-    f: SetFunction, circuit: NodeSet, ranking: Sequence[Node], seed: int
+    f: SetFunction,
+    circuit: NodeSet,
+    ranking: Sequence[Node],
+    seed: int,
+    pairs: int | None = None,
 ) -> dict[str, Json]:
     """Test whether each node of the circuit has a larger effect than the bystanders have.
 
@@ -155,17 +166,21 @@ def inflation_test(
         f: f on one split under one ablation.
         circuit: the circuit.
         ranking: all nodes, largest screened effect first.
-        seed: of the bystanders that are chosen at random.
+        seed: of the nodes that are chosen at random.
+        pairs: as in `run_hypothesis_tests`.
 
     Returns:
         For each node, the share of bystanders with a smaller effect, and p of H0: that share is at
         least 0.9.
     """
     nodes = sorted(circuit)
+    if pairs is not None:
+        pairs = min(pairs, f.n_pairs)
+        nodes = select_nodes(circuit, ranking, seed, INSIDE_LABEL).checked
     bystanders, _ = choose_outside_nodes(f, circuit, ranking, seed)
     without_one = [circuit - {v} for v in nodes]
     inflated = [circuit | {r} for r in bystanders]
-    values = f([circuit, *without_one, *inflated], "tests").numpy()
+    values = f([circuit, *without_one, *inflated], "tests", pairs).numpy()
     effects = np.abs(values[1:] - values[0])
     node_effects = effects[: len(nodes)]
     bystander_effects = effects[len(nodes) :]

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.known_circuits.truth import load_truth
-from discovery.evaluation import find_rivals
+from discovery.evaluation import alternatives, find_rivals
 from discovery.evaluation.alternatives import (
     beats_alternatives,
     draw_alternatives,
@@ -80,7 +80,7 @@ def test_drawn_alternatives_keep_each_groups_number() -> None:
         _, control = find_rivals(f, circuit, [], 0, by_layer=by_layer)
         assert control is not None
         alternatives = f.measured.keys() - {circuit}
-        assert control.n == 200 == len(alternatives)
+        assert control.n == 39 == len(alternatives), "none of the first 39 is as good"
         assert {
             tuple(sorted(shape(candidate, by_layer=by_layer).items(), key=str))
             for candidate in alternatives
@@ -213,7 +213,7 @@ def test_below_19_none_may_be_as_good_from_19_on_p_decides(
     )
 
 
-def test_only_the_first_32_pairs_are_asked_for() -> None:
+def test_only_the_first_8_and_the_first_32_pairs_are_asked_for() -> None:
     pairs_asked_for = []
 
     class Spy(SyntheticFaithfulness):
@@ -221,12 +221,12 @@ def test_only_the_first_32_pairs_are_asked_for() -> None:
             pairs_asked_for.append(pairs)
             return super().__call__(sets, label, pairs)
 
-    for n_pairs, expected in ((100, 32), (10, 10)):
+    for n_pairs, expected in ((100, {8, 32}), (10, {8, 10})):
         pairs_asked_for.clear()
         measure_random_controls(
             Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
         )
-        assert set(pairs_asked_for) == {expected}
+        assert set(pairs_asked_for) == expected
 
 
 def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
@@ -243,3 +243,56 @@ def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
         for b, c in itertools.combinations(range(4), 2)
     }
     assert by_hand <= f.measured.keys()
+
+
+@pytest.mark.parametrize(
+    ("places", "n", "as_good", "holds"),
+    [
+        ([], 39, 0, True),
+        ([50], 39, 0, True),
+        ([10, 100], 200, 2, True),
+        ([38], 200, 1, True),
+        (range(12), 39, 10, False),
+        (range(30, 60), 200, 10, False),
+        (range(30, 39), 200, 9, True),
+    ],
+)
+def test_the_sample_ends_when_nothing_is_as_good_or_too_many_are(
+    places: Sequence[int], n: int, as_good: int, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`places` says which of the 200 drawn sets are as good; 10 of them are too many."""
+    members = [head(0, h) for h in range(250)]
+    circuit = frozenset(members[:1])
+    drawn, possible = draw_alternatives([(members, 1)], circuit, 0)
+    good = {circuit, *(drawn[place] for place in places)}
+    monkeypatch.setattr(alternatives, "_meets_b_and_c", lambda *arguments: True)
+    f = SyntheticFaithfulness(members, lambda kept: float(kept in good))
+    rivals, control = find_rivals(f, circuit, members, 0, by_layer=False)
+    assert control == Control(n=n, n_possible=possible, as_good=as_good, p=(1 + as_good) / (1 + n))
+    assert beats_alternatives(control) is holds
+    assert len(rivals) == as_good
+
+
+def test_version_1_measures_every_alternative() -> None:
+    members = [head(0, h) for h in range(25)]
+    circuit = frozenset(members[:3])
+    f = SyntheticFaithfulness(members, lambda kept: float(kept == circuit))
+    _, control = find_rivals(f, circuit, members, 0, by_layer=False, rules=1)
+    assert control == Control(n=200, n_possible=math.comb(25, 3) - 1, as_good=0, p=1 / 201)
+
+
+def test_an_alternative_that_is_far_off_on_8_pairs_is_not_measured_further() -> None:
+    members = [head(0, h) for h in range(25)]
+    circuit = frozenset(members[:3])
+    asked_for: dict[int | None, set[NodeSet]] = {}
+
+    class Spy(SyntheticFaithfulness):
+        def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
+            asked_for.setdefault(pairs, set()).update(sets)
+            return super().__call__(sets, label, pairs)
+
+    near = {frozenset({members[3], members[4], v}) for v in members[5:]}
+    f = Spy(members, lambda kept: 1.0 if kept == circuit else 0.6 * (kept in near), n_pairs=40)
+    find_rivals(f, circuit, members, 0, by_layer=False)
+    assert len(asked_for[8]) == 39
+    assert asked_for[32] <= near | {circuit}

@@ -14,11 +14,10 @@ from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from benchmarks.known_circuits.truth import load_truth
 from discovery.engine import Meter
 from discovery.evaluation import SplitEvaluator, choose_contexts, measure_conditions
-from discovery.evaluation.completeness import is_complete, measure_completeness
-from discovery.evaluation.minimality import find_contexts
 from discovery.evaluation.thresholds import MIN_DROP
-from discovery.evaluation.verdict import decide_outcomes
-from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence
+from discovery.evaluation.verdict import Findings, judge
+from discovery.evaluation.version_1 import find_contexts, is_complete, measure_completeness
+from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, RandomControls
 from discovery.sites import Node
 from tests.oracles.faithfulness import nodes
 
@@ -27,13 +26,18 @@ FIELDS = ("completeness", "minimality", "random_controls")
 
 def measure(case: Any, circuit: frozenset[Node], evaluator: Any = None) -> Any:
     evaluator = evaluator or case.evaluator
-    return measure_conditions(
-        evaluator,
-        circuit,
-        lambda ablation: choose_contexts(case.evaluator, circuit, ablation),
-        sorted(circuit),
-        0,
+    return measure_conditions(evaluator, case.evaluator, circuit, sorted(circuit), 0)
+
+
+def decide(measured: Any, circuit: frozenset[Node], stability: float | None) -> Any:
+    findings = Findings(
+        n_heldout=48,
+        size=len(circuit),
+        evidence=measured.evidence,
+        minimality=measured.minimality,
+        stability=stability,
     )
+    return judge(findings)
 
 
 def points(f: Any, circuit: frozenset[Node]) -> dict[str, bool]:
@@ -82,18 +86,17 @@ def test_the_truth_holds_and_half_of_it_fails(name: str, load_case: Callable[[st
     truth = nodes(*load_truth(name).nodes)
     whole = measure(case, truth)
     assert whole.cut_short is None
+    assert decide(whole, truth, 1.0).verdict == "verified"
+    part = truth - {max(truth)}
+    judgement = decide(measure(case, part), part, None)
+    assert judgement.verdict == "rejected"
     for ablation in EVIDENCE_ABLATIONS:
-        assert {
-            c: o for c, o in decide_outcomes(whole.evidence[ablation], 1.0).items() if o != "holds"
-        } == {}
-    half = measure(case, truth - {max(truth)})
-    for ablation in EVIDENCE_ABLATIONS:
-        outcomes = decide_outcomes(half.evidence[ablation], None)
+        outcomes = {c: judgement.conditions.under(c, ablation) for c in "abcef"}
         assert outcomes["a"] == outcomes["c"] == "fails"
         assert outcomes["b"] == "holds", (
             "without it the model fails: half of an AND is necessary too"
         )
-        assert outcomes["f"] == "not_run"
+        assert outcomes["e"] == outcomes["f"] == "not_run"
 
 
 def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
@@ -105,15 +108,19 @@ def test_contexts_are_chosen_on_discovery_pairs_and_tested_on_the_others(
     heldout = SplitEvaluator.of(
         case.model, case.task.heldout, "all", 0, metric=None, memory=None, meter=Meter()
     )
-    rows = {
-        row.node: row for row in measure(case, circuit, heldout).evidence["resample"].minimality
-    }
-    contexts = choose_contexts(case.evaluator, circuit, "resample")
+    measured = measure(case, circuit, heldout)
+    rows = {row.node: row for row in measured.evidence["resample"].minimality}
+    delta = measured.evidence["resample"].minimal_drop
+    assert delta == pytest.approx(min(0.02, 0.5 / len(circuit)), abs=1e-3)
+    search = case.evaluator.f_by_ablation
+    chosen = choose_contexts(search, circuit, dict.fromkeys(search, delta))
+    contexts = {v: option.context for v, option in chosen["resample"].items()}
     assert rows.keys() == {str(node) for node in circuit}
     for name, row in rows.items():
         (v,) = nodes(name)
         context = contexts[v]
         assert row.context == tuple(str(w) for w in sorted(context))
+        assert row.n == len(heldout.engine)
         with_v, other = heldout.f("resample")([circuit - context, circuit - context - {v}]).tolist()
         assert row.drop == pytest.approx(abs(with_v - other), abs=1e-9)
     assert rows["a1.h0"].context == ("a1.h2",)
@@ -133,7 +140,10 @@ def test_an_empty_circuit_and_the_whole_universe(load_case: Callable[[str], Any]
                 == evidence.faithfulness.value
             )
             assert evidence.knockout.value == pytest.approx(1 - kept, abs=1e-9)
-            assert (evidence.random_controls.size, evidence.random_controls.layer) == (None, None)
+            if circuit:
+                assert evidence.random_controls == RandomControls()
+            else:
+                assert evidence.random_controls is None, "(a) fails, so that (e) is not run"
             assert len(evidence.minimality) == len(circuit)
 
 

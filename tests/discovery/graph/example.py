@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from discovery.graph import (
     AblationEvidence,
+    BlockAdditions,
+    BySide,
     CircuitEdge,
     CircuitGraph,
     CircuitNode,
@@ -20,11 +22,14 @@ from discovery.graph import (
     Effect,
     Evaluation,
     EvidenceByAblation,
+    JointAddition,
     JsonModel,
     Minimality,
+    MinimalityCheck,
     ModelFacts,
     NodeEffect,
     OutcomeByAblation,
+    PaddingTrial,
     Provenance,
     RandomControls,
     Reference,
@@ -48,10 +53,25 @@ def ablation_evidence(faithfulness: float) -> AblationEvidence:
             share_in_band=0.8,
         ),
         knockout=Score(value=0.05, low=-0.02, high=0.1, median=0.04, share_in_band=0.95),
-        completeness=Completeness(max_gap_in=0.1, node_in="a9.h6", max_gap_out=0.04, node_out="m0"),
+        completeness=Completeness(
+            max_gap_in=0.1,
+            node_in="a9.h6",
+            max_gap_out=0.04,
+            node_out="m0",
+            low=BySide(inside=0.05, outside=0.0),
+            failing=("a9.h6",),
+            checked=BySide(inside=2, outside=64),
+            unchecked=BySide(inside=0, outside=90),
+            refined=BySide(inside=2, outside=9),
+            unchecked_bound=BySide(inside=None, outside=0.1),
+            blocks=BlockAdditions(n=24, size=8, max_change=0.02),
+            joint_positive=JointAddition(n=80, change=0.11),
+            joint_negative=JointAddition(n=74, change=-0.09),
+        ),
+        minimal_drop=0.02,
         minimality=(
-            Minimality(node="a9.h6", context=("a10.h0",), drop=0.2, p=0.001, p_holm=0.002),
-            Minimality(node="a10.h0", drop=0.01, p=0.3, p_holm=0.3),
+            Minimality(node="a9.h6", context=("a10.h0",), drop=0.2, p=0.001, p_holm=0.002, n=32),
+            Minimality(node="a10.h0", drop=0.01, p=0.3, p_holm=0.3, n=100),
         ),
         random_controls=RandomControls(
             size=Control(n=200, n_possible=1000, as_good=0, p=1 / 201), layer=None
@@ -79,6 +99,14 @@ def ioi_evaluation() -> Evaluation:
             accuracy=0.98,
             top1=0.91,
             ablations=ablations,
+            minimality=MinimalityCheck(
+                checked=2,
+                unchecked=0,
+                flips=10_000,
+                padding=(
+                    PaddingTrial(left_out=("a10.h0",), meets=False, why_not="(a) under mean"),
+                ),
+            ),
         ),
         curve=(
             CurvePoint(ablation="resample", size=1, nodes=("a9.h6",), faithfulness=0.5),
@@ -87,7 +115,8 @@ def ioi_evaluation() -> Evaluation:
         conditions=Conditions(
             a=OutcomeByAblation(resample="holds", mean="holds"),
             b=OutcomeByAblation(resample="holds", mean="holds"),
-            d=OutcomeByAblation(resample="fails", mean="undecided"),
+            d="fails",
+            e=OutcomeByAblation(resample="undecided", mean="fails"),
         ),
         tests={"accuracy": {"lower": 0.94, "bound": 0.5}},
         thresholds={"a_faithfulness": [0.8, 1.2], "b_knockout": 0.2, "min_heldout": 48},

@@ -69,7 +69,7 @@ def test_the_file_has_the_names_of_the_interface() -> None:
     assert set(data) == {"directed", "multigraph", "graph", "nodes", "edges"}
     graph = data["graph"]
     assert set(graph) == set(GRAPH_FIELDS.split())
-    assert graph["schema"] == "circuit-scout/circuit/1"
+    assert graph["schema"] == "circuit-scout/circuit/2"
     assert set(MODEL_FIELDS.split()) <= set(graph["model"])
     assert set(TASK_FIELDS.split()) <= set(graph["task"])
     assert set(graph["cost"]) == set(COST_FIELDS.split())
@@ -161,7 +161,7 @@ def test_a_record_that_contradicts_itself_is_refused(broken: dict[str, Any], say
     with pytest.raises(ValidationError, match=says):
         CircuitGraph.model_validate(broken)
     facts = {
-        "schema": "circuit-scout/circuit/1",
+        "schema": "circuit-scout/circuit/2",
         **{name: broken[name] for name in broken if name not in ("nodes", "edges")},
     }
     data = {
@@ -199,11 +199,13 @@ def test_a_damaged_file_is_named(text: str | bytes, says: str) -> None:
     assert caught.value.cause.startswith("runs/x/circuit.json")
 
 
-@pytest.mark.parametrize("schema", ["circuit-scout/circuit/2", "circuit-tracer/1", None])
+@pytest.mark.parametrize("schema", ["circuit-scout/circuit/3", "circuit-tracer/1", None])
 def test_another_schema_is_refused_by_name(schema: str | None) -> None:
     data = json.loads(ioi_circuit().to_json())
     data["graph"]["schema"] = schema
-    with pytest.raises(StoreError, match=r"this version reads 'circuit-scout/circuit/1'") as caught:
+    with pytest.raises(
+        StoreError, match=r"this version reads 'circuit-scout/circuit/1' and"
+    ) as caught:
         CircuitGraph.from_json(json.dumps(data))
     assert repr(schema) in caught.value.cause
 
@@ -318,7 +320,7 @@ def test_json_and_graphml_keep_features() -> None:
     assert CircuitGraph.from_json(circuit.to_json()) == circuit
     assert CircuitGraph.from_graphml(circuit.to_graphml()) == circuit
     data = json.loads(circuit.to_json())
-    assert data["graph"]["schema"] == "circuit-scout/circuit/1"
+    assert data["graph"]["schema"] == "circuit-scout/circuit/2"
     assert data["graph"]["dictionaries"][0]["d_sae"] == 2000
     assert data["nodes"][2]["feature"]["promotes"] == [" <script>"]
 

@@ -1,7 +1,7 @@
-"""The verdict from synthetic evidence.
+"""The verdict by version 1 of the rules, from synthetic evidence.
 
-Every row of the table of verdicts (docs/definitions.md) is tried in its order, and the reasons name
-the numbers.
+Every row of the table of verdicts (docs/definitions.md, "Version 1") is tried in its order, and the
+reasons name the numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from typing import Any
 import pytest
 
 from discovery.evaluation import thresholds
-from discovery.evaluation.verdict import (
-    decide_band,
-    decide_conditions,
-    decide_outcomes,
-    decide_verdict,
-)
+from discovery.evaluation.verdict import Findings, decide_band, judge
+from discovery.evaluation.verdict.version_1 import decide_conditions, decide_outcomes
 from discovery.graph import (
     CONDITIONS,
     AblationEvidence,
@@ -85,15 +81,16 @@ def verdict(
     cut_short: str | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     both_evidence: Any = {"resample": resample or evidence(), "mean": mean or evidence()}
-    return decide_verdict(
+    findings = Findings(
         failed_gates=behaviour,
         n_heldout=n_heldout,
         size=size,
         evidence=both_evidence,
-        conditions=decide_conditions(both_evidence, stability),
         stability=stability,
         cut_short=cut_short,
     )
+    judgement = judge(findings, 1)
+    return judgement.verdict, judgement.reasons
 
 
 def evidence_with(*parts: dict[str, Any]) -> AblationEvidence:
@@ -148,17 +145,10 @@ def test_every_blocking_reason_is_given() -> None:
 def test_a_run_without_any_evidence_has_a_verdict() -> None:
     """The budget ended before the circuit was looked at, or there is no circuit."""
     for cut_short, expected in (("heads", "inconclusive"), (None, "rejected")):
-        outcome, reasons = decide_verdict(
-            failed_gates=(),
-            n_heldout=100,
-            size=0,
-            evidence={},
-            conditions=decide_conditions({}, None),
-            stability=None,
-            cut_short=cut_short,
-        )
-        assert outcome == expected
-        assert reasons[0] == (
+        findings = Findings(n_heldout=100, size=0, evidence={}, cut_short=cut_short)
+        judgement = judge(findings, 1)
+        assert judgement.verdict == expected
+        assert judgement.reasons[0] == (
             "the budget ended before heads" if cut_short else "the circuit is empty"
         )
 
@@ -323,12 +313,12 @@ def test_knockout_is_bounded_on_both_sides() -> None:
 def test_conditions_without_evidence_are_not_run() -> None:
     assert set(decide_outcomes(None, 1.0).values()) == {"not_run"}
     conditions = decide_conditions({"resample": evidence()}, 0.9)
-    assert {conditions.of(c).resample for c in CONDITIONS} == {"holds"}
-    assert {conditions.of(c).mean for c in "abcde"} == {"not_run"}
+    assert {conditions.under(c, "resample") for c in CONDITIONS} == {"holds"}
+    assert {conditions.under(c, "mean") for c in "abcde"} == {"not_run"}
 
 
 def test_the_thresholds_are_those_of_the_interfaces() -> None:
-    assert thresholds.as_record() == {
+    assert thresholds.as_record(1) == {
         "a_faithfulness": [0.8, 1.2],
         "b_knockout": [-0.2, 0.2],
         "c_gap_in": 0.2,
