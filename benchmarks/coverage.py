@@ -1,33 +1,43 @@
 """Do 95% intervals hold the true value in 95 of 100 cases?
 
-    python -m benchmarks.coverage
+    python -m benchmarks.coverage [--tasks NAME …] [--population N] [--references N] [--samples N]
 
 A finite population of pairs of the bundled model is measured, so that f(C) and f(U∖C) are known
 exactly. Samples of 48 and of 200 pairs are then drawn as a task is (each template with its share),
 and each sample gets the interval that a verdict would use.
 
-For mean ablation the means are first those of the population, and then, as in a verdict, each
-sample's own. The second is another quantity, since a few prompts give another mean. Prints a
-Markdown table.
+For mean ablation the true value is f with the population's means, which are taken over many fresh
+prompts of each template and token count. The intervals are first those of samples with the same
+means, and then, as in a verdict, with means over 52 reference prompts. For these rows the reference
+prompts are drawn again and again, each time by another seed, and the samples are divided among the
+draws. An interval describes f given its means. So these rows show whether 52 prompts are enough
+that this can be neglected. The last column is the standard deviation of the population's f over the
+draws of the reference prompts. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
-from statistics import mean
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.methods.evaluator import as_one_split, new_evaluator
 from benchmarks.output import format_header, format_row, open_output
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
-from discovery.graph import EVIDENCE_ABLATIONS
+from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.methods.statistics import Interval, Resamples, interval_of_ratio
 from discovery.sites import Node
-from discovery.tasks.task import Task
+from discovery.tasks import BUILTIN
+from discovery.tasks.builtin.reference import DrawnReference
+from discovery.tasks.reference import REFERENCE_PROMPTS
+from discovery.tasks.task import EncodedPair, Task
 
 # For each task the circuit that `discover` found, and a part of it whose f is far from 0 and 1.
 CIRCUITS = {
@@ -35,9 +45,11 @@ CIRCUITS = {
     "agreement": ("a0.h0 a0.h2 m0 m1 a2.h0 a2.h2 m2 a3.h2 m3", "a0.h0 m0 a2.h0 m2 a3.h2 m3"),
 }
 POPULATION_SIZE = 2400
+POPULATION_REFERENCE = 20 * REFERENCE_PROMPTS  # prompts of each template for the population's means
 N_SAMPLES = 2000
-N_MEASURED_SAMPLES = 100  # fewer, since every sample is measured for itself
+N_REFERENCES = 40  # draws of the reference prompts
 SAMPLE_SIZES = (48, 200)
+FIRST_SEED = 1000  # of the draws; tasks of the tests have smaller ones
 COLUMNS = (
     "task",
     "set",
@@ -48,48 +60,99 @@ COLUMNS = (
     "samples",
     "mean estimate",
     "coverage",
+    "sd of f over draws",
 )
 IntervalsByDraw = list[list[Interval]]  # [draw][set]
 
 
+@dataclass(frozen=True)
+class MeasuredPopulation:
+    """The numerators and the denominator of f, for every pair of the population.
+
+    Attributes:
+        above: m(S) − m(∅) of each set, [set pair].
+        below: m(U) − m(∅), [pair].
+    """
+
+    above: Float[Tensor, "set pair"]
+    below: Float[Tensor, "pair"]
+
+    @property
+    def values(self) -> list[float]:
+        """f of each set."""
+        values: list[float] = (self.above.mean(1) / self.below.mean()).tolist()
+        return values
+
+
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=CIRCUITS, default=list(CIRCUITS))
+    parser.add_argument("--population", type=int, default=POPULATION_SIZE)
+    parser.add_argument("--references", type=int, default=N_REFERENCES)
+    parser.add_argument("--samples", type=int, default=N_SAMPLES)
+    arguments = parser.parse_args()
     with open_output() as output:
         model = load_model("bundled")
         output.write(format_header(*COLUMNS))
-        for name, circuits in CIRCUITS.items():
-            for rows in measure_task(model, name, circuits):
+        for name in arguments.tasks:
+            task = load_task(name, model, pairs=arguments.population)
+            for rows in measure_task(model, task, arguments.references, arguments.samples):
                 output.write(rows)
 
 
-def measure_task(model: Backend, name: str, circuits: Sequence[str]) -> Iterator[str]:
+def measure_task(model: Backend, task: Task, n_references: int, n_samples: int) -> Iterator[str]:
     """Yield a task's rows, those of one source of means at a time."""
-    task = load_task(name, model, pairs=POPULATION_SIZE)
     evaluator = new_evaluator(model, as_one_split(task, task.pairs))
     population = evaluator.engine.task
-    sets = sets_by_label(circuits, evaluator.f("resample").everything)
-    node_sets = list(sets.values())
-    for ablation in EVIDENCE_ABLATIONS:
-        f = evaluator.f(ablation)
-        above = f.set_metric(node_sets).double() - f.empty
-        below = f.full - f.empty
-        true_values = (above.mean(1) / below.mean()).tolist()
+    sets = sets_by_label(CIRCUITS[task.name], frozenset(model.info.nodes()))
+
+    def measure(ablation: EvidenceAblation, seed: int, per_group: int) -> MeasuredPopulation:
+        source = draw_reference(model, population, seed, per_group)
+        return measure_population(
+            model, replace(population, reference=source), ablation, list(sets.values())
+        )
+
+    resample = measure("resample", FIRST_SEED, REFERENCE_PROMPTS)
+    true_mean = measure("mean", FIRST_SEED, POPULATION_REFERENCE)
+    draws = [
+        measure("mean", FIRST_SEED + 1 + draw, REFERENCE_PROMPTS) for draw in range(n_references)
+    ]
+    for ablation, source, truth, measured in (
+        ("resample", "–", resample, [resample]),
+        ("mean", "the population", true_mean, [true_mean]),
+        ("mean", f"{REFERENCE_PROMPTS} prompts", true_mean, draws),
+    ):
         for n_pairs in SAMPLE_SIZES:
-            sources = {
-                "the population": intervals_with_population_means(population, above, below, n_pairs)
-            }
-            if ablation == "mean":
-                sources["the sample"] = intervals_with_sample_means(
-                    model, population, node_sets, n_pairs
-                )
-            for source, intervals in sources.items():
-                rows = []
-                for index, (label, true_value) in enumerate(zip(sets, true_values, strict=True)):
-                    facts = (f"{name}, {len(task)} pairs", label, ablation, source)
-                    own_intervals = [intervals_of_draw[index] for intervals_of_draw in intervals]
-                    scores = format_coverage(true_value, n_pairs, own_intervals)
-                    rows.append(format_row(*facts, *scores))
-                yield "".join(rows)
+            intervals = intervals_of_samples(population, measured, n_pairs, n_samples)
+            rows = []
+            for index, (label, true_value) in enumerate(zip(sets, truth.values, strict=True)):
+                facts = (f"{task.name}, {len(task)} pairs", label, ablation, source)
+                own_intervals = [intervals_of_draw[index] for intervals_of_draw in intervals]
+                scores = format_coverage(true_value, n_pairs, own_intervals)
+                values = [each.values[index] for each in measured]
+                spread = f"{stdev(values):.3f}" if len(values) > 1 else "–"
+                rows.append(format_row(*facts, *scores, spread))
+            yield "".join(rows)
+
+
+def draw_reference(model: Backend, task: Task, seed: int, per_group: int) -> DrawnReference:
+    """Return fresh reference prompts of a built-in task, so many of each group."""
+    assert model.tokenizer is not None
+    source = DrawnReference(BUILTIN[task.name], model.tokenizer, seed, task.pairs)
+    source.per_group = per_group
+    return source
+
+
+def measure_population(
+    model: Backend, task: Task, ablation: EvidenceAblation, sets: Sequence[NodeSet]
+) -> MeasuredPopulation:
+    """Measure f of some sets on every pair, with the means of the task's reference prompts."""
+    f = new_evaluator(model, task).f(ablation)
+    above = f.set_metric(sets).double().cpu() - f.empty
+    order = {pair: place for place, pair in enumerate(map(pair_key, f.engine.task.pairs))}
+    places = [order[pair_key(pair)] for pair in task.pairs]
+    return MeasuredPopulation(above[:, places], (f.full - f.empty)[places])
 
 
 def sets_by_label(circuits: Sequence[str], everything: NodeSet) -> dict[str, NodeSet]:
@@ -111,38 +174,30 @@ def format_coverage(
     return f"{true_value:.3f}", n_pairs, len(intervals), f"{estimate:.3f}", f"{coverage:.1%}"
 
 
-def intervals_with_population_means(
-    task: Task, above: Tensor, below: Tensor, n: int
+def pair_key(pair: EncodedPair) -> tuple[object, ...]:
+    """Return what tells a pair of the population from the others."""
+    return pair.clean, pair.corrupted, pair.answer, pair.wrong
+
+
+def intervals_of_samples(
+    task: Task, measured: Sequence[MeasuredPopulation], n: int, n_samples: int
 ) -> IntervalsByDraw:
-    """Return the intervals of many samples of n pairs, whose metrics were measured before.
+    """Return the intervals of samples of n pairs, which are divided among several measurements.
 
     Args:
-        task: the population.
-        above: the numerators of f, [set pair].
-        below: the denominator of f, [pair].
+        task: the population, in the order of the measurements.
+        measured: the population with one draw of the reference prompts each.
         n: the number of pairs in a sample.
+        n_samples: the number of samples, all measurements together.
     """
     intervals = []
-    for draw, indices in enumerate(draw_samples(task, n, N_SAMPLES, with_replacement=True)):
+    for draw, indices in enumerate(draw_samples(task, n, n_samples, with_replacement=True)):
+        population = measured[draw % len(measured)]
         sample = as_one_split(task, [task.pairs[i] for i in indices.tolist()])
         resamples = Resamples.of(sample, seed=draw)
+        below = population.below[indices]
         intervals.append(
-            [interval_of_ratio(row[indices], below[indices], resamples)[0] for row in above]
-        )
-    return intervals
-
-
-def intervals_with_sample_means(
-    model: Backend, task: Task, sets: Sequence[NodeSet], n: int
-) -> IntervalsByDraw:
-    """Return the intervals under mean ablation of samples measured with their own means."""
-    intervals = []
-    for indices in draw_samples(task, n, N_MEASURED_SAMPLES, with_replacement=False):
-        sample = as_one_split(task, [task.pairs[i] for i in indices.tolist()])
-        f = new_evaluator(model, sample).f("mean")
-        below = f.full - f.empty
-        intervals.append(
-            [interval_of_ratio(row - f.empty, below, f.resamples)[0] for row in f.set_metric(sets)]
+            [interval_of_ratio(row[indices], below, resamples)[0] for row in population.above]
         )
     return intervals
 

@@ -73,7 +73,9 @@ def changed_tasks(change: PairChange, count: int) -> Iterator[Case]:
         task = load_task(list(BUILTIN)[seed % len(BUILTIN)], model, seed=seed)
         rng = random.Random(seed)
         pairs = list(task.pairs)
-        yield model, replace(task, pairs=tuple(change(pair, rng, pairs) for pair in pairs))
+        changed = tuple(change(pair, rng, pairs) for pair in pairs)
+        # The means are taken over the changed prompts, as in a user's task.
+        yield model, replace(task, pairs=changed, reference=None)
 
 
 def shuffle_answers(

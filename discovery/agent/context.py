@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.agent.saved_run import RunSettings
+from discovery.agent.saved_run import RunSettings, save_reference
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_peak_memory
-from discovery.engine import Meter
-from discovery.evaluation import SplitEvaluator
+from discovery.engine import Meter, ReferenceMeans, new_reference
+from discovery.evaluation import SplitEvaluator, settle_reference
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation, RulesVersion
 from discovery.methods.ablation import NodeSet
 from discovery.sites import MetricName, Node, Universe
@@ -64,6 +64,41 @@ class RunContext:
     earlier_seconds: float = 0.0
     _evaluators: dict[SplitName, SplitEvaluator] = field(default_factory=dict)
     _search_evaluator: SplitEvaluator | None = None
+    _reference: ReferenceMeans | None = None
+
+    @property
+    def reference(self) -> ReferenceMeans:
+        """The means of mean ablation, which are computed once and which both splits share."""
+        if self._reference is None:
+            self._reference = new_reference(
+                self.model,
+                self.task,
+                meter=self.meter,
+                memory=self.settings.memory,
+                rules=self.settings.rules,
+            )
+        return self._reference
+
+    def settle_reference(self, circuit: NodeSet) -> None:
+        """Draw more reference prompts if f of a circuit depends on which of them are used.
+
+        task.jsonl then holds those that are in use.
+        """
+        if self.rules == 1:
+            return
+        before = self.reference.per_group
+        agreements = settle_reference(
+            [self.evaluator("discovery"), self.evaluator("heldout")], circuit
+        )
+        if self.reference.per_group != before:
+            save_reference(self.run, self.task, self.reference.prompts)
+            halves = [list(agreement.halves) for agreement in agreements]
+            self.write_decision(
+                "validate",
+                {"prompts_per_group": self.reference.per_group, "f_by_halves": halves},
+                f"{self.reference.per_group} reference prompts of each template and length",
+                "f under mean ablation differed between two halves of fewer prompts",
+            )
 
     @property
     def metric(self) -> MetricName:
@@ -102,6 +137,8 @@ class RunContext:
                 metric=self.metric,
                 memory=self.settings.memory,
                 meter=self.meter,
+                rules=self.settings.rules,
+                reference=self.reference,
             )
         return self._evaluators[split]
 

@@ -118,8 +118,9 @@ def discover(
         task_name=task.name,
         task_metric=task.metric,
         split_method=task.split_method,
-        rules=RULES_VERSION,
         pairs=task.fingerprint,
+        rules=RULES_VERSION,
+        reference_from=task.reference_source.builtin,
         load=LoadArguments.model_validate(load or load_arguments(model)),
     )
     info = model.info

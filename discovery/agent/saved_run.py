@@ -6,8 +6,8 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,7 +20,9 @@ from discovery.graph.base import locate_first_error
 from discovery.sites import MetricName, Universe
 from discovery.store import Run
 from discovery.tasks import load_task
+from discovery.tasks.loader import with_reference
 from discovery.tasks.pairs import PromptPair
+from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.task import SplitName, Task
 
 
@@ -40,6 +42,8 @@ class RunSettings(JsonModel):
         rules: The version of the rules of evaluation that the run began under. If it is resumed, it
             goes on under them. Runs that recorded none began under version 1.
         pairs: The fingerprint of the pairs; None in runs that did not record it yet.
+        reference_from: The built-in task that draws the reference prompts; None if they are the
+            corrupted prompts of both splits and the reference lines.
         load: How the model was loaded.
     """
 
@@ -54,6 +58,7 @@ class RunSettings(JsonModel):
     split_method: str
     rules: RulesVersion = 1
     pairs: str | None = None
+    reference_from: str | None = None
     load: LoadArguments
 
 
@@ -79,8 +84,36 @@ class SavedPair(JsonModel):
     split: SplitName | None
 
 
-def describe_pairs(task: Task) -> list[dict[str, Any]]:
-    """Return the lines of task.jsonl for a task."""
+class SavedReference(JsonModel):
+    """A line of task.jsonl that only serves mean ablation: a corrupted prompt in token ids.
+
+    Attributes:
+        corrupted: The token ids.
+        template: The name of the prompt's template; "" if the task names none.
+        labels: The position of each label, counted from 0.
+        role: Which way round it has the roles that the corruption exchanges; "" if unknown.
+        use: What the line is for.
+    """
+
+    corrupted: tuple[int, ...]
+    template: str
+    labels: Mapping[str, int]
+    role: str = ""
+    use: Literal["reference"] = "reference"
+
+
+def describe_pairs(
+    task: Task, reference: Sequence[ReferencePrompt] | None = None
+) -> list[dict[str, Any]]:
+    """Return the lines of task.jsonl for a task.
+
+    The pairs come first, then the reference prompts that are no pair's corrupted prompt.
+
+    Args:
+        task: The task.
+        reference: The reference prompts that are in use; None means those that the task uses at
+            first.
+    """
     saved = [
         SavedPair(
             clean=pair.clean,
@@ -93,7 +126,30 @@ def describe_pairs(task: Task) -> list[dict[str, Any]]:
         )
         for pair, split in zip(task.pairs, task.splits, strict=True)
     ]
-    return [pair.model_dump(mode="json") for pair in saved]
+    if reference is None:
+        source = task.reference_source
+        reference = source.draw(source.per_group)
+    own = {pair.as_reference.key for pair in task.pairs}
+    prompts = [
+        SavedReference(
+            corrupted=prompt.tokens,
+            template=prompt.template,
+            labels=prompt.labels,
+            role=prompt.role,
+        )
+        for prompt in reference
+        if prompt.key not in own
+    ]
+    return [line.model_dump(mode="json") for line in (*saved, *prompts)]
+
+
+def save_reference(run: Run, task: Task, prompts: Sequence[ReferencePrompt]) -> None:
+    """Write task.jsonl again, with the reference prompts that are in use now.
+
+    A run that is resumed or verified uses these prompts. Call it whenever `settle_reference` has
+    drawn more of them, before anything is measured with their means.
+    """
+    run.save_pairs(describe_pairs(task, prompts))
 
 
 def read_settings(run: Run) -> RunSettings:
@@ -138,7 +194,9 @@ def read_saved_task(run: Run, model: Backend) -> Task:
     """
     settings = read_settings(run)
     try:
-        saved = [SavedPair.model_validate(line) for line in run.load_pairs()]
+        lines = run.load_pairs()
+        saved = [SavedPair.model_validate(line) for line in lines if "use" not in line]
+        references = [SavedReference.model_validate(line) for line in lines if "use" in line]
     except ValidationError as fault:
         place, message = locate_first_error(fault)
         raise StoreError(
@@ -157,7 +215,7 @@ def read_saved_task(run: Run, model: Backend) -> Task:
         )
         for pair in saved
     ]
-    return Task(
+    task = Task(
         name=settings.task_name,
         pairs=load_task(pairs, model, seed=settings.seed).pairs,
         splits=tuple(pair.split for pair in saved),
@@ -165,6 +223,13 @@ def read_saved_task(run: Run, model: Backend) -> Task:
         metric=settings.task_metric,
         seed=settings.seed,
     )
+    prompts = tuple(
+        ReferencePrompt(
+            tokens=line.corrupted, template=line.template, labels=line.labels, role=line.role
+        )
+        for line in references
+    )
+    return with_reference(task, settings.reference_from, model.tokenizer, prompts)
 
 
 def reload_model_and_task(run: Run) -> tuple[Backend, Task]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
-from discovery.agent.stages.behaviour import SPLITS
 from discovery.agent.stages.verdict import find_undefined
 from discovery.backends.base import Backend
 from discovery.engine import Meter
@@ -151,18 +150,16 @@ def _measure_again(
 ) -> VerifiableClaims:
     settings = read_settings(run)
     metric = record.task.metric
-    evaluators = {
-        split: SplitEvaluator.of(
-            model,
-            task.discovery if split == "discovery" else task.heldout,
-            record.evaluation.universe,
-            settings.seed,
-            metric=metric,
-            memory=settings.memory,
-            meter=meter,
-        )
-        for split in SPLITS
-    }
+    evaluators = SplitEvaluator.of_task(
+        model,
+        task,
+        record.evaluation.universe,
+        settings.seed,
+        metric=metric,
+        memory=settings.memory,
+        meter=meter,
+        rules=settings.rules,
+    )
     checks = {
         split: check_task(model, evaluator.engine.task, metric=metric, engine=evaluator.engine)
         for split, evaluator in evaluators.items()

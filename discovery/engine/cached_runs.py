@@ -223,6 +223,37 @@ class CachedRuns:
             begin = part.stop
             yield part, result
 
+    def read_unchanged(
+        self, side: Side, sites: Sequence[Site], max_rows: int, *, keep_prefix: bool = False
+    ) -> Iterator[tuple[slice, BatchResult]]:
+        """Run every prompt of a side, batch by batch, and yield what was read; nothing is kept.
+
+        Args:
+            side: the side.
+            sites: the activations to read.
+            max_rows: the most prompts of a batch; it may have fewer, if memory is short.
+            keep_prefix: whether the keys and values are read too.
+
+        Yields:
+            The slice of the prompts that form a batch, and what was read from them.
+
+        Raises:
+            MemoryLimitError: if not even one prompt fits.
+        """
+        prompts = self.prompts
+        info = self.backend.info
+
+        def run(part: slice) -> BatchResult:
+            batch = Batch(prompts.tokens(side)[part], prompts.answer_position[part])
+            return self.run(batch, sites, keep_prefix=keep_prefix)
+
+        macs = row_macs(info, prompts.width, columns=info.n_logits)
+        rows = min(max_rows, self.rows_that_fit(0, prompts.width))
+        for part, result in self.in_batches(run, rows):
+            yield part, result
+            self.heap.trim_if_grown()
+            self.meter.add(forward_equivalents(info, macs, prompts.length[part].tolist()))
+
     def estimate_pass(self) -> float:
         """Return the forward-pass equivalents of one pass over every prompt of a side."""
         macs = row_macs(self.backend.info, self.prompts.width, columns=self.backend.info.n_logits)
@@ -230,28 +261,19 @@ class CachedRuns:
 
     def _cache(self, side: Side, sites: list[Site]) -> None:
         """Run every prompt of a side and keep these sites, the logits, and keys and values."""
-        prompts = self.prompts
-        info = self.backend.info
         keep_prefix = self.backend.abilities.prefix and self._prefix.get(side) is None
         logits: list[Tensor] = []
         prefixes: list[Prefix] = []
         activations: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
-        def run(part: slice) -> BatchResult:
-            batch = Batch(prompts.tokens(side)[part], prompts.answer_position[part])
-            return self.run(batch, sites, keep_prefix=keep_prefix)
-
-        macs = row_macs(info, prompts.width, columns=info.n_logits)
         self.meter.begin("unchanged prompts", self.estimate_pass())
-        for part, result in self.in_batches(run, self.rows_that_fit(0, prompts.width)):
+        for _, result in self.read_unchanged(side, sites, UNLIMITED_ROWS, keep_prefix=keep_prefix):
             assert result.logits is not None
             logits.append(result.logits)
             if result.prefix is not None:
                 prefixes.append(result.prefix)
             for site in sites:
                 activations[site].append(result.activations[site])
-            self.heap.trim_if_grown()
-            self.meter.add(forward_equivalents(info, macs, prompts.length[part].tolist()))
         self._logits[side] = _concatenate(logits)
         self._sites.update(
             {(side, site): _concatenate(parts) for site, parts in activations.items()}

@@ -19,16 +19,21 @@ from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_free_memory, trim_heap
 from discovery.engine.block import Block
 from discovery.engine.cost import Meter
-from discovery.engine.memory import BATCH_PERCENT, CACHE_PERCENT, HeapTrimmer, pair_bytes
+from discovery.engine.memory import (
+    BATCH_PERCENT,
+    CACHE_PERCENT,
+    FREE_MEMORY_SHARE,
+    HeapTrimmer,
+    pair_bytes,
+)
 from discovery.engine.prompts import Prompts, Side
+from discovery.engine.reference_means import BlockMeans, ReferenceMeans
+from discovery.engine.reference_plan import ReferencePlan
 from discovery.errors import MeasurementError, MemoryLimitError
-from discovery.interventions import MeanReference, ReferencePlan, plan_reference
+from discovery.graph import RULES_VERSION, RulesVersion
 from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Site, SiteName
-from discovery.tasks.task import Task
-
-# The share of the free memory that an engine takes if no limit is given.
-FREE_MEMORY_SHARE = 0.6
+from discovery.tasks.task import Task, list_own_corrupted
 
 
 class Engine:
@@ -39,6 +44,7 @@ class Engine:
         task: the pairs.
         metric: what is measured; the task's own metric unless another was named.
         meter: counts what all measurements cost.
+        rules: the version of the evaluation rules that means follow.
         memory: the bytes that caches and batches together may take.
     """
 
@@ -50,6 +56,8 @@ class Engine:
         metric: MetricName | None = None,
         memory: int | None = None,
         meter: Meter | None = None,
+        rules: RulesVersion = RULES_VERSION,
+        reference: ReferenceMeans | None = None,
     ) -> None:
         """Prepare to measure a task.
 
@@ -59,6 +67,8 @@ class Engine:
             metric: what to measure; None means the task's own metric.
             memory: the bytes that caches and batches may take; None means a share of what is free.
             meter: counts the work; None means a new meter.
+            rules: the version of the evaluation rules that means follow.
+            reference: the means of the same model and task, if other engines share them.
 
         Raises:
             MeasurementError: if the metric is unknown or the task has no pairs.
@@ -85,9 +95,13 @@ class Engine:
         self._block_bounds = self._cut_blocks()
         self._current: tuple[int, Block] | None = None
         self._baselines: dict[Side, Tensor] = {}
-        self._means: dict[Site, MeanReference] = {}
-        self._mean_values: dict[Site, Tensor] = {}  # of the current block
+        self.rules: RulesVersion = rules
+        self._reference = reference
         self._plan: ReferencePlan | None = None
+        self._plan_version = 0
+        # What replaces the outputs of the current block's pairs, for each half of the prompts.
+        self._block_means: dict[int | None, BlockMeans] = {}
+        self._mean_values: dict[tuple[Site, int | None], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.task.pairs)
@@ -127,7 +141,7 @@ class Engine:
             if bounds != self._block_bounds:
                 self._block_bounds = bounds
                 self._current = None
-                self._mean_values.clear()
+                self._forget_block_means()
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Yield each block of pairs, with the number of its first pair.
@@ -139,7 +153,7 @@ class Engine:
                 if self._current is not None:
                     # The earlier block's caches are freed before those of the next are made.
                     self._current = None
-                    self._mean_values.clear()
+                    self._forget_block_means()
                     trim_heap()
                 block = Block(
                     backend=self.backend,
@@ -162,14 +176,35 @@ class Engine:
         return self._baselines[side]
 
     @property
+    def reference(self) -> ReferenceMeans:
+        """The means of mean ablation.
+
+        Under version 1 of the rules they are taken over the corrupted prompts of these pairs.
+        """
+        if self._reference is None:
+            self._reference = new_reference(
+                self.backend, self.task, meter=self.meter, memory=self.memory, rules=self.rules
+            )
+        return self._reference
+
+    @property
     def reference_plan(self) -> ReferencePlan:
-        """The prompts and positions that means are taken over."""
-        if self._plan is None:
-            self._plan = plan_reference(self.task.pairs)
+        """The prompts and positions that means are taken over.
+
+        It is made again, and means are computed again, if there are more prompts than before.
+        """
+        if self._plan is None or self._plan_version != self.reference.version:
+            self._forget_block_means()
+            self._plan = self.reference.plan(self.task.pairs)
+            self._plan_version = self.reference.version
         return self._plan
 
+    def _forget_block_means(self) -> None:
+        self._block_means.clear()
+        self._mean_values.clear()
+
     def reference_values(
-        self, ablation: Ablation, first: int, block: Block, site: Site
+        self, ablation: Ablation, first: int, block: Block, site: Site, half: int | None = None
     ) -> Float[Tensor, "pair pos ..."]:
         """Return what an ablation puts at a site, for the pairs of a block.
 
@@ -178,35 +213,38 @@ class Engine:
             first: the number of the block's first pair.
             block: the block.
             site: the site. For mean ablation, `prepare_means` must have been called with it.
+            half: for mean ablation, the half of the reference prompts whose means are used; None
+                means all of them.
         """
-        if ablation == "zero":
-            info = self.backend.info
-            shape = (info.n_heads, info.d_head) if site.kind == "z" else (info.d_model,)
-            return torch.zeros(
-                len(block.prompts),
-                block.prompts.width,
-                *shape,
-                dtype=getattr(torch, info.dtype),
-                device=self.backend.device,
-            )
-        corrupted = block.activation("corrupted", site)
+        info = self.backend.info
         if ablation == "resample":
-            return corrupted
-        if site not in self._mean_values:
-            self._mean_values[site] = self._means[site].values(first, corrupted)
-        return self._mean_values[site]
+            return block.activation("corrupted", site)
+        count = len(block.prompts)
+        parts = (info.n_heads, info.d_head) if site.kind == "z" else (info.d_model,)
+        dtype = getattr(torch, info.dtype)
+        if ablation == "zero":
+            return torch.zeros(
+                count, block.prompts.width, *parts, dtype=dtype, device=self.backend.device
+            )
+        plan = self.reference_plan
+        if half not in self._block_means:
+            self._block_means[half] = BlockMeans(
+                self.reference, plan, range(first, first + count), half
+            )
+        if (site, half) not in self._mean_values:
+            means = self._block_means[half]
+            own = block.activation("corrupted", site) if means.needs_own_values else None
+            values = means.values(site, own).to(dtype)
+            self._mean_values[site, half] = values.reshape(count, block.prompts.width, *parts)
+        return self._mean_values[site, half]
 
     def prepare_means(self, sites: Sequence[Site]) -> None:
-        """Sum sites over the corrupted runs of all pairs; sites that are done are left out."""
-        missing = [site for site in sites if site not in self._means]
-        if not missing:
-            return
-        means = {site: MeanReference(self.reference_plan) for site in missing}
-        for first, block in self.blocks():
-            block.load("corrupted", missing)
-            for site, mean in means.items():
-                mean.add(first, block.activation("corrupted", site))
-        self._means.update(means)
+        """Make sure that these sites have been summed over the reference prompts.
+
+        Raises:
+            BudgetError: if the meter's budget does not suffice.
+        """
+        self.reference.prepare(self.reference_plan, sites)
 
     def _cut_blocks(self) -> list[tuple[int, int]]:
         """Return the first pair of each block, and the pair after its last."""
@@ -222,6 +260,28 @@ class Engine:
                 "Raise the memory limit, or shorten the prompts.",
             )
         return [(first, min(first + count, len(pairs))) for first in range(0, len(pairs), count)]
+
+
+def new_reference(
+    backend: Backend,
+    task: Task,
+    *,
+    meter: Meter,
+    memory: int | None = None,
+    rules: RulesVersion = RULES_VERSION,
+) -> ReferenceMeans:
+    """Return the means of mean ablation of a task, which engines of its splits can share.
+
+    Args:
+        backend: the model.
+        task: the task. Version 1 of the rules takes means over the corrupted prompts of the very
+            pairs that are measured, so engines of different splits cannot share them then.
+        meter: counts the work.
+        memory: the bytes that caches and batches may take; None means a share of what is free.
+        rules: the version of the evaluation rules.
+    """
+    source = task.reference_source if rules > 1 else list_own_corrupted(task)
+    return ReferenceMeans(backend, source, meter=meter, memory=memory, rules=rules)
 
 
 def engine_for(

@@ -26,6 +26,8 @@ from discovery.sites import MetricName
 # A sweep takes 59% to 77% of its limit, as `benchmarks.memory` measures it.
 USED_PERCENT = 67
 CACHE_PERCENT = 35  # of the memory, for cached runs
+# The share of the free memory that measurements take if no limit is given.
+FREE_MEMORY_SHARE = 0.6
 BATCH_PERCENT = 30  # of the memory, for a batch of rows
 # Streams [pos d_model] cached of a layer: resid_pre, resid_mid, attn_out and mlp_out.
 STREAMS_PER_LAYER = 4

@@ -32,6 +32,7 @@ from discovery.evaluation.faithfulness import (
     ResampledFaithfulness,
     SetFunction,
     SplitEvaluator,
+    settle_reference,
 )
 from discovery.evaluation.minimality import minimal_drop
 from discovery.evaluation.ranking import (
@@ -75,6 +76,7 @@ __all__ = [
     "measure_single_ablations",
     "minimal_drop",
     "plain_jaccard",
+    "settle_reference",
     "sort_by_effect",
     "weigh_nodes",
     "weighted_jaccard",

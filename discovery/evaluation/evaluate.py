@@ -17,7 +17,7 @@ from discovery.evaluation.condition_measurements import (
     PartialEvidence,
     measure_conditions,
 )
-from discovery.evaluation.faithfulness import SplitEvaluator
+from discovery.evaluation.faithfulness import SplitEvaluator, settle_reference
 from discovery.evaluation.ranking import combine_directions, sort_by_effect
 from discovery.evaluation.verdict import Findings, explain_repeated_looks, judge
 from discovery.graph import (
@@ -107,19 +107,17 @@ def evaluate_circuit(
     _check_request(model, task, circuit, universe, final=final)
     meter = Meter(limit=budget, progress=progress)
     timer = CostTimer(meter, began)
-
-    def prepare(split: Task) -> SplitEvaluator:
-        return SplitEvaluator.of(
-            model, split, universe, seed, metric=metric, memory=memory, meter=meter
-        )
-
-    discovery = prepare(task.discovery)
-    judging = prepare(task.heldout) if final else discovery
+    evaluators = SplitEvaluator.of_task(
+        model, task, universe, seed, metric=metric, memory=memory, meter=meter
+    )
+    discovery = evaluators["discovery"]
+    judging = evaluators["heldout"] if final else discovery
     splits = {"discovery": discovery, "heldout": judging}
     behaviour = {name: _check_split(evaluator, metric) for name, evaluator in splits.items()}
     ranking = _rank_nodes(discovery, universe)
     discovery_evidence: PartialEvidence | None = None
     looks = None
+    settle_reference(list(evaluators.values()) if final else [discovery], circuit)
     if final:
         discovery_evidence = discovery.measure_circuit(circuit)
         looks = record_heldout_look(runs_dir, heldout_key(model, task), circuit_key(circuit))

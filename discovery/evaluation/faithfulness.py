@@ -19,13 +19,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
-from discovery.engine import Engine, Meter
+from discovery.engine import Engine, Meter, ReferenceMeans, new_reference
 from discovery.evaluation import thresholds
-from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, EvidenceAblation, Score
+from discovery.graph import (
+    EVIDENCE_ABLATIONS,
+    RULES_VERSION,
+    AblationEvidence,
+    EvidenceAblation,
+    RulesVersion,
+    Score,
+)
 from discovery.methods.ablation import NodeSet, SetMetric, describe_reference
+from discovery.methods.reference_agreement import ReferenceAgreement, reference_agreement
 from discovery.methods.statistics import Resamples, interval_of_mean, interval_of_ratio
 from discovery.sites import Ablation, MetricName, Universe
-from discovery.tasks.task import Task
+from discovery.tasks.task import SplitName, Task
 
 
 @runtime_checkable
@@ -231,6 +239,7 @@ class SplitEvaluator:
         self.engine = engine
         self.universe = universe
         self._f_by_ablation: dict[EvidenceAblation, Faithfulness] = {}
+        self._agreements: dict[NodeSet, ReferenceAgreement] = {}
 
     @classmethod
     def of(
@@ -243,10 +252,23 @@ class SplitEvaluator:
         metric: MetricName | None,
         memory: int | None,
         meter: Meter,
+        rules: RulesVersion = RULES_VERSION,
+        reference: ReferenceMeans | None = None,
     ) -> SplitEvaluator:
         """Prepare a split's pairs, in an order drawn by seed.
 
         The first so many pairs are then a fair sample of all of them.
+
+        Args:
+            model: the model.
+            task: the pairs of the split.
+            universe: what can be ablated.
+            seed: draws the order.
+            metric: what is measured; None means the task's own metric.
+            memory: bytes that caches and batches may take; None means a share of what is free.
+            meter: counts the work.
+            rules: the version of the evaluation rules that means follow.
+            reference: the means of mean ablation, if both splits share them.
         """
         order = list(range(len(task.pairs)))
         random.Random(f"order-{seed}").shuffle(order)
@@ -255,7 +277,51 @@ class SplitEvaluator:
             pairs=tuple(task.pairs[i] for i in order),
             splits=tuple(task.splits[i] for i in order),
         )
-        return cls(Engine(model, shuffled, metric=metric, memory=memory, meter=meter), universe)
+        engine = Engine(
+            model,
+            shuffled,
+            metric=metric,
+            memory=memory,
+            meter=meter,
+            rules=rules,
+            reference=reference if rules > 1 else None,
+        )
+        return cls(engine, universe)
+
+    @classmethod
+    def of_task(
+        cls,
+        model: Backend,
+        task: Task,
+        universe: Universe,
+        seed: int,
+        *,
+        metric: MetricName | None,
+        memory: int | None,
+        meter: Meter,
+        rules: RulesVersion = RULES_VERSION,
+    ) -> dict[SplitName, SplitEvaluator]:
+        """Prepare every split of a task that has pairs; they share the means of mean ablation.
+
+        The arguments are those of `of`.
+        """
+        reference = new_reference(model, task, meter=meter, memory=memory, rules=rules)
+        parts: dict[SplitName, Task] = {"discovery": task.discovery, "heldout": task.heldout}
+        return {
+            name: cls.of(
+                model,
+                part,
+                universe,
+                seed,
+                metric=metric,
+                memory=memory,
+                meter=meter,
+                rules=rules,
+                reference=reference,
+            )
+            for name, part in parts.items()
+            if part.pairs
+        }
 
     def first(self, n_pairs: int) -> SplitEvaluator:
         """Return an evaluator of the first so many pairs; itself if there are no more."""
@@ -269,6 +335,8 @@ class SplitEvaluator:
             metric=self.engine.metric,
             memory=self.engine.memory,
             meter=self.engine.meter,
+            rules=self.engine.rules,
+            reference=self.engine.reference if self.engine.rules > 1 else None,
         )
         return SplitEvaluator(engine, self.universe)
 
@@ -277,6 +345,22 @@ class SplitEvaluator:
         if ablation not in self._f_by_ablation:
             self._f_by_ablation[ablation] = Faithfulness(self.engine, ablation, self.universe)
         return self._f_by_ablation[ablation]
+
+    def forget_means(self) -> None:
+        """Forget what was measured under mean ablation, because there are more prompts now."""
+        self._f_by_ablation.pop("mean", None)
+        self._agreements.clear()
+
+    def reference_agreement(self, kept: NodeSet) -> ReferenceAgreement:
+        """Return f of a set with the means of each half of the reference prompts.
+
+        It is measured on the first pairs, once for each set.
+        """
+        if kept not in self._agreements:
+            self._agreements[kept] = reference_agreement(
+                self.engine, kept, self.universe, thresholds.FIRST_PAIRS
+            )
+        return self._agreements[kept]
 
     @property
     def f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
@@ -290,6 +374,44 @@ class SplitEvaluator:
 
     def measure_circuit(self, circuit: NodeSet) -> dict[EvidenceAblation, AblationEvidence]:
         """Measure f(C) and f(U∖C) under each ablation that enters a verdict."""
-        return {
+        evidence = {
             ablation: self.f(ablation).measure_circuit(circuit) for ablation in EVIDENCE_ABLATIONS
         }
+        if self.engine.rules > 1:
+            reference = describe_reference(self.engine, "mean").model_copy(
+                update={"agreement": self.reference_agreement(circuit).difference}
+            )
+            evidence["mean"] = evidence["mean"].model_copy(update={"reference": reference})
+        return evidence
+
+
+def settle_reference(
+    evaluators: Sequence[SplitEvaluator], kept: NodeSet
+) -> tuple[ReferenceAgreement, ...]:
+    """Draw more reference prompts until the halves agree on each split, or no more can be drawn.
+
+    Call it with the circuit that is to be judged, before it is judged. If prompts are added, the
+    evaluators forget what they measured under mean ablation.
+
+    Args:
+        evaluators: The splits, which share one `ReferenceMeans` (`SplitEvaluator.of_task`).
+        kept: The set of nodes for which f is compared.
+
+    Returns:
+        The last comparison on each split. If the halves still differ by more than
+        `thresholds.MAX_REFERENCE_DISAGREEMENT`, conditions under mean ablation are undecided.
+
+    Raises:
+        ValueError: If the evaluators do not share their means.
+        BudgetError: If a meter's budget does not suffice.
+    """
+    reference = evaluators[0].engine.reference
+    if any(evaluator.engine.reference is not reference for evaluator in evaluators):
+        raise ValueError("the evaluators have different reference means; give them a shared one")
+    while True:
+        measured = tuple(evaluator.reference_agreement(kept) for evaluator in evaluators)
+        limit = thresholds.MAX_REFERENCE_DISAGREEMENT
+        if all(agreement.is_within(limit) for agreement in measured) or not reference.extend():
+            return measured
+        for evaluator in evaluators:
+            evaluator.forget_means()

@@ -3,7 +3,7 @@
 Nodes are replaced at all positions. Each node of S is recomputed from what it then reads, and norms
 are never frozen; embed, the attention output bias b_O, norms and unembedding are never ablated. A
 node is replaced by its value in the pair's own corrupted run (resample), by a mean over other
-corrupted prompts (mean; see `interventions.plan_reference`), or by zero. Everything that the
+corrupted prompts (mean; see `engine.reference_plan`), or by zero. Everything that the
 evaluation asks of a circuit is m(S) of some sets, so all of them go through one batched function
 that remembers its results, `SetMetric`.
 
@@ -53,9 +53,17 @@ class SetMetric:
         ablation: resample, mean or zero.
         universe: the nodes that can be ablated, in forward order. Any other node is always kept.
         everything: the universe as a set.
+        half: for mean ablation, the half of the reference prompts whose means are used; None means
+            all of them.
     """
 
-    def __init__(self, engine: Engine, ablation: Ablation, universe: Universe = "all") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ablation: Ablation,
+        universe: Universe = "all",
+        half: int | None = None,
+    ) -> None:
         """Prepare to measure sets; nothing is run yet.
 
         Raises:
@@ -67,6 +75,7 @@ class SetMetric:
             )
         self.engine = engine
         self.ablation = ablation
+        self.half = half
         self.universe = engine.backend.info.nodes(universe)
         self.everything: NodeSet = frozenset(self.universe)
         self._on_all_pairs: dict[NodeSet, Tensor] = {}
@@ -128,8 +137,7 @@ class SetMetric:
     def fill_cache(self) -> None:
         """Cache what any set needs, so that work counted afterwards is that of the sets alone."""
         sites = _sites(self.everything)
-        if self.ablation == "mean":
-            self.engine.prepare_means(sites)
+        self._prepare_means()
         for _, block in self.engine.blocks():
             block.load("corrupted", sites)
             block.baseline("clean")
@@ -152,9 +160,14 @@ class SetMetric:
     def _ablated_sets(self, sets: Sequence[NodeSet]) -> list[NodeSet]:
         """Return what is ablated for each set, once the means that this needs are prepared."""
         ablated_sets = [self.everything - kept for kept in sets]
-        if self.ablation == "mean":
-            self.engine.prepare_means(_sites(frozenset().union(*ablated_sets)))
+        if any(ablated_sets):
+            self._prepare_means()
         return ablated_sets
+
+    def _prepare_means(self) -> None:
+        """Prepare the means of every node, so that one pass over the reference prompts suffices."""
+        if self.ablation == "mean":
+            self.engine.prepare_means(_sites(self.everything))
 
     def _measure(
         self, sets: Sequence[NodeSet], label: str, start: int, stop: int
@@ -261,7 +274,7 @@ class SetMetric:
         replacements = [
             (
                 site,
-                self.engine.reference_values(self.ablation, first, block, site),
+                self.engine.reference_values(self.ablation, first, block, site, self.half),
                 torch.tensor(self._find_ablated(site, ablated_sets), device=device),
             )
             for site in _sites(frozenset().union(*ablated_sets))
@@ -351,7 +364,7 @@ def describe_reference(engine: Engine, ablation: Ablation) -> Reference:
     if ablation == "mean":
         plan = engine.reference_plan
         return Reference(
-            source="corrupted prompts of the same split, the pair itself left out",
+            source=engine.reference.source.description,
             alignment=plan.alignment,
             size=plan.size,
         )

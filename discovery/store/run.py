@@ -166,6 +166,10 @@ class Run:
             loads(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)
         ]
 
+    def save_pairs(self, pairs: Iterable[Mapping[str, Any]]) -> None:
+        """Write task.jsonl again; a run does so when it has drawn more reference prompts."""
+        self._write("task.jsonl", format_pairs(pairs))
+
     def save_circuit(self, circuit: CircuitGraph) -> None:
         """Write circuit.json."""
         self._write("circuit.json", circuit.to_json().encode("ascii"))

@@ -16,9 +16,11 @@ from discovery.tasks.pairs import (
     Answer,
     Prompt,
     PromptPair,
+    ReferenceLine,
     Tokenizer,
     shorten_repr,
 )
+from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.task import EncodedPair
 
 MIN_PAIRS_PER_TEMPLATE = 5
@@ -67,13 +69,40 @@ class PairEncoder:
                 encoded[location] = self._encode(pair, location)
             except TaskError as fault:
                 faults.append(fault)
-        if not faults:
-            faults = _find_duplicates(encoded)
-        if faults:
-            more = f" ({len(faults) - 1} more pairs have faults.)" if len(faults) > 1 else ""
-            raise TaskError(faults[0].cause + more, faults[0].cure)
+        _raise_first(faults or _find_duplicates(encoded), "pairs")
         pairs = tuple(encoded.values())
         return pairs, (*self._warn_of_unknown_words(prompt_pairs), *find_warnings(pairs))
+
+    def encode_reference(
+        self, lines: Mapping[str, ReferenceLine], pairs: Sequence[EncodedPair]
+    ) -> tuple[ReferencePrompt, ...]:
+        """Encode and check the prompts that only serve the means of mean ablation.
+
+        Args:
+            lines: The prompts by location, which is how an error names them, e.g. "line 3".
+            pairs: The pairs of the same task. Their corrupted prompts enter the means already.
+
+        Raises:
+            TaskError: If a prompt breaks a rule or repeats another one.
+        """
+        encoded: dict[str, ReferencePrompt] = {}
+        faults: list[TaskError] = []
+        for location, line in lines.items():
+            try:
+                encoded[location] = self._encode_reference(line, location)
+            except TaskError as fault:
+                faults.append(fault)
+        _raise_first(faults or _find_repeated_reference(encoded, pairs), "reference lines")
+        return tuple(encoded.values())
+
+    def _encode_reference(self, line: ReferenceLine, location: str) -> ReferencePrompt:
+        _check_name_lengths(line, location)
+        tokens = self._encode_prompt(line.corrupted, f"{location}, corrupted")
+        labels = {
+            name: _normalise_position(name, position, len(tokens), location)
+            for name, position in line.labels.items()
+        }
+        return ReferencePrompt(tokens=tokens, template=line.template or "", labels=labels)
 
     def _warn_of_unknown_words(self, prompt_pairs: Mapping[str, PromptPair]) -> Iterator[str]:
         locations = [
@@ -216,7 +245,14 @@ def find_warnings(pairs: Sequence[EncodedPair]) -> Iterator[str]:
         )
 
 
-def _check_name_lengths(pair: PromptPair, location: str) -> None:
+def _raise_first(faults: Sequence[TaskError], noun: str) -> None:
+    """Raise the first fault, if there is one, and count the others."""
+    if faults:
+        more = f" ({len(faults) - 1} more {noun} have faults.)" if len(faults) > 1 else ""
+        raise TaskError(faults[0].cause + more, faults[0].cure)
+
+
+def _check_name_lengths(pair: PromptPair | ReferenceLine, location: str) -> None:
     for kind, names in (("template", [pair.template or ""]), ("label", list(pair.labels))):
         for name in names:
             if len(name) > MAX_NAME_LENGTH:
@@ -253,5 +289,26 @@ def _find_duplicates(pairs: Mapping[str, EncodedPair]) -> list[TaskError]:
         if key in first_locations:
             first = first_locations[key]
             faults.append(TaskError(f"{location} repeats {first}.", "Remove one of them."))
+        first_locations.setdefault(key, location)
+    return faults
+
+
+def _find_repeated_reference(
+    prompts: Mapping[str, ReferencePrompt], pairs: Sequence[EncodedPair]
+) -> list[TaskError]:
+    """Return an error for each reference line that repeats a pair's corrupted prompt or a line.
+
+    A pair would otherwise not be left out of its own mean.
+    """
+    first_locations: dict[tuple[object, ...], str] = {
+        (pair.template, pair.corrupted): "the corrupted prompt of a pair" for pair in pairs
+    }
+    faults = []
+    for location, prompt in prompts.items():
+        key = (prompt.template, prompt.tokens)
+        if key in first_locations:
+            faults.append(
+                TaskError(f"{location} repeats {first_locations[key]}.", "Remove this line.")
+            )
         first_locations.setdefault(key, location)
     return faults

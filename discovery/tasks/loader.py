@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from discovery.errors import TaskError
 from discovery.sites import MetricName
 from discovery.tasks.builtin import BUILTIN, generate
+from discovery.tasks.builtin.reference import DrawnReference
 from discovery.tasks.encoder import PairEncoder, find_warnings
-from discovery.tasks.pairs import PromptPair, Tokenizer
+from discovery.tasks.pairs import PromptPair, ReferenceLine, TaskLine, Tokenizer
+from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.split import split_pairs
-from discovery.tasks.task import EncodedPair, Task
-from discovery.tasks.task_file import pair_from_fields, read_task_file
+from discovery.tasks.task import EncodedPair, Task, list_corrupted
+from discovery.tasks.task_file import line_from_fields, read_task_file
 
 TEXT_PAIRS = 2000
 """How many pairs a built-in task generates when its prompts serve as a text to train an SAE on."""
 
-TaskSource = str | Path | Sequence[PromptPair | Mapping[str, Any]]
+TaskSource = str | Path | Sequence[TaskLine | Mapping[str, Any]]
 """A built-in name, the path of a task file, or a list of pairs."""
 
 
@@ -64,16 +67,25 @@ def load_task(
     """
     if pairs is not None and pairs < 1:
         raise TaskError(f"pairs is {pairs}.", "Ask for at least 1 pair.")
-    name, metric, prompt_pairs = _read_source(source, model, pairs, seed)
+    name, metric, lines = _read_source(source, model, pairs, seed)
+    prompt_pairs = {at: line for at, line in lines.items() if isinstance(line, PromptPair)}
+    if not prompt_pairs:
+        raise TaskError(
+            f"The task {name!r} has reference lines and no pairs.",
+            "Add lines with clean, corrupted, answer and wrong.",
+        )
     encoder = PairEncoder(model.tokenizer, model.d_vocab, model.n_logits, model.n_ctx)
     encoded, warnings = encoder.encode_all(prompt_pairs)
+    reference = encoder.encode_reference(
+        {at: line for at, line in lines.items() if isinstance(line, ReferenceLine)}, encoded
+    )
     if pairs is not None and pairs < len(encoded):
         encoded = _sample(encoded, pairs, seed)
         warnings = tuple(find_warnings(encoded))
     splits, split_method = split_pairs(encoded, seed)
     if dropped := splits.count(None):
         warnings += (f"{dropped} pairs repeat or reverse another and are in neither split.",)
-    return Task(
+    task = Task(
         name=name,
         pairs=encoded,
         splits=splits,
@@ -82,6 +94,33 @@ def load_task(
         seed=seed,
         warnings=warnings,
     )
+    return with_reference(task, name if is_builtin(source) else None, model.tokenizer, reference)
+
+
+def with_reference(
+    task: Task,
+    builtin: str | None,
+    tokenizer: Tokenizer | None,
+    prompts: tuple[ReferencePrompt, ...] = (),
+) -> Task:
+    """Return the task with the source of its reference prompts.
+
+    Args:
+        task: The task.
+        builtin: The name of the built-in task that draws fresh prompts; None for a user's task.
+        tokenizer: The model's tokenizer, with which they are drawn.
+        prompts: For a user's task, its reference lines; for a built-in one, the prompts that an
+            earlier process drew.
+    """
+    if builtin is None or tokenizer is None:
+        return replace(task, reference=list_corrupted(task, prompts))
+    drawn = DrawnReference(BUILTIN[builtin], tokenizer, task.seed, task.pairs, prompts)
+    return replace(task, reference=drawn)
+
+
+def is_builtin(source: TaskSource) -> bool:
+    """Whether a source is the name of a built-in task."""
+    return isinstance(source, str) and source in BUILTIN
 
 
 def require_source(source: str | Path) -> None:
@@ -90,7 +129,7 @@ def require_source(source: str | Path) -> None:
     Raises:
         TaskError: If `source` is neither the name of a built-in task nor an existing file.
     """
-    if not (isinstance(source, str) and source in BUILTIN) and not Path(source).is_file():
+    if not is_builtin(source) and not Path(source).is_file():
         raise TaskError(
             f"{str(source)!r} is neither a built-in task nor a file.",
             f"Built-in: {', '.join(BUILTIN)}; or give the path of a .jsonl file.",
@@ -99,8 +138,8 @@ def require_source(source: str | Path) -> None:
 
 def _read_source(
     source: TaskSource, model: TokenizedModel, pairs: int | None, seed: int
-) -> tuple[str, MetricName, dict[str, PromptPair]]:
-    """Return the name and the default metric of a task, and its pairs by location."""
+) -> tuple[str, MetricName, Mapping[str, TaskLine]]:
+    """Return the name and the default metric of a task, and its lines by location."""
     if isinstance(source, str) and source in BUILTIN:
         return source, BUILTIN[source].metric, _generate_builtin(source, model, pairs, seed)
     if isinstance(source, str | Path):
@@ -122,20 +161,20 @@ def _generate_builtin(
     return {f"pair {number}": pair for number, pair in enumerate(generated, start=1)}
 
 
-def _read_inline(source: Sequence[PromptPair | Mapping[str, Any]]) -> dict[str, PromptPair]:
+def _read_inline(source: Sequence[TaskLine | Mapping[str, Any]]) -> dict[str, TaskLine]:
     if not source:
         raise TaskError(
             "The list of pairs is empty.",
             "Give at least one pair: clean, corrupted, answer, wrong.",
         )
-    prompt_pairs: dict[str, PromptPair] = {}
+    lines: dict[str, TaskLine] = {}
     for number, item in enumerate(source, start=1):
         location = f"pair {number}"
-        if isinstance(item, PromptPair):
-            prompt_pairs[location] = item
+        if isinstance(item, PromptPair | ReferenceLine):
+            lines[location] = item
         else:
-            prompt_pairs[location] = pair_from_fields(item, location)
-    return prompt_pairs
+            lines[location] = line_from_fields(item, location)
+    return lines
 
 
 def _sample(encoded: Sequence[EncodedPair], pairs: int, seed: int) -> tuple[EncodedPair, ...]:

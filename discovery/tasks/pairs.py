@@ -69,6 +69,25 @@ class PromptPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceLine:
+    """A line of a task file whose corrupted prompt only serves the means of mean ablation.
+
+    Attributes:
+        corrupted: The prompt.
+        template: The name of the wording that it comes from.
+        labels: Token positions by name. Negative positions count from the end.
+    """
+
+    corrupted: Prompt
+    template: str | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+TaskLine = PromptPair | ReferenceLine
+"""What one line of a task file holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MarkedPair:
     """A generated pair whose labels are still character positions, so that it suits any tokenizer.
 
@@ -79,6 +98,8 @@ class MarkedPair:
         wrong: The text, or the set of texts, that should not.
         template: The name of the template that the pair was made from.
         marks: For each label, the index in `clean` just after the last character of its word.
+        role: Which way round `corrupted` has the roles that the corruption exchanges; one of the
+            task's `roles`.
     """
 
     clean: str
@@ -87,6 +108,7 @@ class MarkedPair:
     wrong: str | tuple[str, ...]
     template: str
     marks: Mapping[str, int]
+    role: str = ""
 
     def with_token_labels(self, tokenizer: Tokenizer) -> PromptPair:
         """Return the pair with each mark replaced by the position of the token that ends there."""

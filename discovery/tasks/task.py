@@ -12,6 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from discovery.sites import MetricName
+from discovery.tasks.reference import ListedReference, ReferencePrompt, ReferenceSource
+
+PAIRS_DESCRIPTION = "corrupted prompts of both splits, the pair itself left out"
+"""How records name the origin of a user's reference prompts."""
+
+OWN_DESCRIPTION = "corrupted prompts of the same split, the pair itself left out"
+"""How records of version 1 name the origin of reference prompts."""
 
 SplitName = Literal["discovery", "heldout"]
 """The pairs that select a circuit, and the pairs that test it."""
@@ -47,6 +54,13 @@ class EncodedPair:
         return tuple(sorted(sides))
 
     @property
+    def as_reference(self) -> ReferencePrompt:
+        """The corrupted prompt, as one that enters the means of mean ablation."""
+        return ReferencePrompt(
+            tokens=self.corrupted, template=self.template, labels=dict(self.labels)
+        )
+
+    @property
     def first_difference(self) -> int:
         """The first position at which the two sides differ.
 
@@ -70,6 +84,8 @@ class Task:
         metric: The metric that is used if the caller names no other.
         seed: The seed that drew the pairs and the split.
         warnings: What is suspicious about the pairs but allowed.
+        reference: Where the prompts come from over which mean ablation takes its means. None
+            means the corrupted prompts of both splits; see `reference_source`.
     """
 
     name: str
@@ -79,6 +95,7 @@ class Task:
     metric: MetricName = "logit_difference"
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    reference: ReferenceSource | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -97,7 +114,17 @@ class Task:
         pairs = tuple(
             pair for pair, split in zip(self.pairs, self.splits, strict=True) if split == name
         )
-        return replace(self, pairs=pairs, splits=(name,) * len(pairs))
+        return replace(
+            self, pairs=pairs, splits=(name,) * len(pairs), reference=self.reference_source
+        )
+
+    @property
+    def reference_source(self) -> ReferenceSource:
+        """Where the prompts come from over which mean ablation takes its means.
+
+        Both splits have the same one. A task without splits uses all of its pairs.
+        """
+        return self.reference or list_corrupted(self)
 
     @property
     def fingerprint(self) -> str:
@@ -112,3 +139,28 @@ class Task:
     def has_one_length(self) -> bool:
         """Whether all prompts have the same number of tokens, so that positions count from 0."""
         return len({len(pair.clean) for pair in self.pairs}) == 1
+
+
+def list_corrupted(
+    task: Task, more: tuple[ReferencePrompt, ...] = (), description: str = PAIRS_DESCRIPTION
+) -> ListedReference:
+    """Return the reference prompts of a user's task.
+
+    They are the corrupted prompts of both splits, one for each pair.
+
+    Args:
+        task: The task. If none of its pairs is in a split, all of them are used.
+        more: The prompts of the lines that only serve the means.
+        description: How records name the origin of the prompts.
+    """
+    pairs = [pair for pair, split in zip(task.pairs, task.splits, strict=True) if split is not None]
+    own = tuple(pair.as_reference for pair in pairs or task.pairs)
+    if more:
+        description = f"{description}, and {len(more)} reference lines"
+    return ListedReference(prompts=own + more, description=description)
+
+
+def list_own_corrupted(task: Task) -> ListedReference:
+    """Return the reference prompts under version 1 of the rules: those of the measured pairs."""
+    prompts = tuple(pair.as_reference for pair in task.pairs)
+    return ListedReference(prompts=prompts, description=OWN_DESCRIPTION)

@@ -1,4 +1,4 @@
-"""Reading a task file: JSON Lines with one prompt pair on each line.
+"""Reading a task file: JSON Lines with one prompt pair, or one reference prompt, on each line.
 
 Every error names the line and says how to fix it. The fields are described in the interfaces under
 "Task file".
@@ -12,15 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from discovery.errors import TaskError
-from discovery.tasks.pairs import Answer, Prompt, PromptPair, shorten_repr
+from discovery.tasks.pairs import (
+    Answer,
+    Prompt,
+    PromptPair,
+    ReferenceLine,
+    TaskLine,
+    shorten_repr,
+)
 
 REQUIRED_FIELDS = ("clean", "corrupted", "answer", "wrong")
-FIELDS = (*REQUIRED_FIELDS, "template", "labels")
+REFERENCE_USE = "reference"
+"""The value of the field `use` for a line that only serves the means of mean ablation."""
+
+FIELDS = (*REQUIRED_FIELDS, "template", "labels", "use")
 MAX_FILE_BYTES = 64 * 2**20
 
 
-def read_task_file(path: Path) -> dict[str, PromptPair]:
-    """Read a task file and return its pairs by location: "line 1", "line 2", …
+def read_task_file(path: Path) -> dict[str, TaskLine]:
+    """Read a task file and return what its lines hold, by location: "line 1", "line 2", …
 
     Raises:
         TaskError: If the file cannot be read, or if a line is not a pair. The message names the
@@ -56,7 +66,7 @@ def _read_lines(path: Path) -> list[str]:
         ) from None
 
 
-def _pair_from_line(line: str, location: str) -> PromptPair:
+def _pair_from_line(line: str, location: str) -> TaskLine:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as fault:
@@ -68,15 +78,19 @@ def _pair_from_line(line: str, location: str) -> PromptPair:
             f"{location}: a {type(fields).__name__}, not an object.",
             'Write {"clean": …, "corrupted": …, "answer": …, "wrong": …}.',
         )
-    return pair_from_fields(fields, location)
+    return line_from_fields(fields, location)
 
 
 def _not_json(location: str, reason: str) -> TaskError:
     return TaskError(f"{location}: not JSON ({reason}).", "Write one JSON object on each line.")
 
 
-def pair_from_fields(fields: Mapping[str, Any], location: str) -> PromptPair:
-    """Make a pair from the fields of one line of a task file.
+def line_from_fields(fields: Mapping[str, Any], location: str) -> TaskLine:
+    """Make a pair or a reference prompt from the fields of one line of a task file.
+
+    A reference line needs `corrupted` alone. If it has `clean`, `answer` and `wrong` too, so that a
+    pair can be turned into a reference prompt by adding `use`, these must be well-formed, and they
+    are not used.
 
     Args:
         fields: The fields by name.
@@ -85,16 +99,21 @@ def pair_from_fields(fields: Mapping[str, Any], location: str) -> PromptPair:
     Raises:
         TaskError: If a field is missing, unknown, or has the wrong form.
     """
-    _check_field_names(fields, location)
+    is_reference = _parse_use(fields, location)
+    _check_field_names(fields, location, is_reference=is_reference)
     template = fields.get("template")
     if template is not None and not _is_text(template):
         raise TaskError(
             f"{location}: template is {shorten_repr(template)}.", "Name the template with a text."
         )
     labels = _parse_labels(fields.get("labels"), location)
+    corrupted = _parse_prompt(fields["corrupted"], f"{location}, corrupted")
+    if is_reference:
+        _check_unused_fields(fields, location)
+        return ReferenceLine(corrupted=corrupted, template=template, labels=labels)
     return PromptPair(
         clean=_parse_prompt(fields["clean"], f"{location}, clean"),
-        corrupted=_parse_prompt(fields["corrupted"], f"{location}, corrupted"),
+        corrupted=corrupted,
         answer=_parse_answer(fields["answer"], f"{location}, answer"),
         wrong=_parse_answer(fields["wrong"], f"{location}, wrong"),
         template=template,
@@ -102,14 +121,41 @@ def pair_from_fields(fields: Mapping[str, Any], location: str) -> PromptPair:
     )
 
 
-def _check_field_names(fields: Mapping[str, Any], location: str) -> None:
+def _check_unused_fields(fields: Mapping[str, Any], location: str) -> None:
+    """Check the form of what a reference line says beyond its corrupted prompt."""
+    if "clean" in fields:
+        _parse_prompt(fields["clean"], f"{location}, clean")
+    for name in ("answer", "wrong"):
+        if name in fields:
+            _parse_answer(fields[name], f"{location}, {name}")
+
+
+def _parse_use(fields: Mapping[str, Any], location: str) -> bool:
+    """Return whether a line only serves the means of mean ablation."""
+    if "use" not in fields:
+        return False
+    if fields["use"] != REFERENCE_USE:
+        raise TaskError(
+            f"{location}: use is {shorten_repr(fields['use'])}.",
+            f'Write "use": "{REFERENCE_USE}" for a prompt that only serves mean ablation, '
+            "or leave it out.",
+        )
+    return True
+
+
+def _check_field_names(fields: Mapping[str, Any], location: str, *, is_reference: bool) -> None:
     for name in fields:
         if name not in FIELDS:
             raise TaskError(
                 f"{location}: unknown field {shorten_repr(name)}.",
                 f"The fields are {', '.join(FIELDS)}.",
             )
-    for name in REQUIRED_FIELDS:
+    if is_reference and "corrupted" not in fields:
+        raise TaskError(
+            f"{location}: the field 'corrupted' is missing.",
+            "A reference line needs a corrupted prompt.",
+        )
+    for name in () if is_reference else REQUIRED_FIELDS:
         if name not in fields:
             raise TaskError(
                 f"{location}: the field {name!r} is missing.",

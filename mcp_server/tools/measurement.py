@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from discovery.tasks import BUILTIN
+from discovery.tasks.pairs import PromptPair
 from discovery.tasks.task_file import read_task_file
 from mcp_server.session import DeviceJob, Session, lazy_discovery
 from mcp_server.session.models import LoadedModel
@@ -68,7 +69,10 @@ class Measurement:
         if is_builtin or len(loaded_task) < pairs:
             return loaded_task, []
         resolved = self.session.resolve_task_source(source)
-        n_given = len(read_task_file(Path(resolved)) if isinstance(resolved, str) else resolved)
+        n_given = len(resolved)
+        if isinstance(resolved, str):
+            lines = read_task_file(Path(resolved)).values()
+            n_given = sum(isinstance(line, PromptPair) for line in lines)
         if n_given <= len(loaded_task):
             return loaded_task, []
         note = f"{len(loaded_task)} of {n_given} pairs were drawn; pairs={n_given} takes all."

@@ -13,34 +13,49 @@ from torch import Tensor
 from benchmarks.known_circuits.forward import node_names, run_forward
 from benchmarks.random_models.tiny_models import NativeCheckpoint
 from discovery.sites import Ablation, MetricName
+from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.task import EncodedPair
-from tests.oracles.mean_reference import mean_by_definition
+from tests.oracles.mean_reference import MeanOracle
 from tests.oracles.patching import metric_of
 
 
 def reference_activations(
-    checkpoint: NativeCheckpoint, pairs: Sequence[EncodedPair], ablation: Ablation
+    checkpoint: NativeCheckpoint,
+    pairs: Sequence[EncodedPair],
+    ablation: Ablation,
+    prompts: Sequence[ReferencePrompt] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Return what the nodes of each pair are replaced by: node -> [1 pos d_model]."""
-    runs = [
-        run_forward(checkpoint.config, checkpoint.state, torch.tensor([pair.corrupted])).nodes
-        for pair in pairs
-    ]
+    """Return what the nodes of each pair are replaced by: node -> [1 pos d_model].
+
+    Args:
+        checkpoint: the model's weights.
+        pairs: the pairs.
+        ablation: resample, mean or zero.
+        prompts: the reference prompts of mean ablation; None means the pairs' corrupted prompts.
+    """
+    runs = [_run_tokens(checkpoint, pair.corrupted) for pair in pairs]
     if ablation == "resample":
         return [dict(run) for run in runs]
     if ablation == "zero":
         return [{node: torch.zeros_like(value) for node, value in run.items()} for run in runs]
+    prompts = [pair.as_reference for pair in pairs] if prompts is None else prompts
+    references = [_run_tokens(checkpoint, prompt.tokens) for prompt in prompts]
+    oracles = {node: MeanOracle(prompts, [run[node][0] for run in references]) for node in runs[0]}
     return [
-        {node: _mean(pairs, [run[node][0] for run in runs], number) for node in runs[number]}
-        for number in range(len(pairs))
+        {node: _mean(oracles[node], pair, value[0]) for node, value in run.items()}
+        for pair, run in zip(pairs, runs, strict=True)
     ]
 
 
-def _mean(pairs: Sequence[EncodedPair], values: Sequence[Tensor], number: int) -> Tensor:
+def _run_tokens(checkpoint: NativeCheckpoint, tokens: Sequence[int]) -> Mapping[str, Tensor]:
+    """Return the outputs of every node for one prompt: node -> [1 pos d_model]."""
+    return run_forward(checkpoint.config, checkpoint.state, torch.tensor([tokens])).nodes
+
+
+def _mean(oracle: MeanOracle, pair: EncodedPair, own_value: Tensor) -> Tensor:
     """Return the mean that replaces one node in one pair, position by position."""
-    positions = range(len(pairs[number].clean))
-    means = [mean_by_definition(pairs, values, number, position)[0] for position in positions]
-    return torch.stack(means)[None]
+    positions = range(len(pair.clean))
+    return torch.stack([oracle.mean(pair, own_value, position)[0] for position in positions])[None]
 
 
 def metric_with_ablated(

@@ -6,7 +6,7 @@ Nothing is reused, skipped or padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.known_circuits.forward import Replacement, node_names, run_forward
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
+from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.task import EncodedPair
 
 MAX_ROWS = 1024  # prompts in one forward pass
@@ -29,6 +30,8 @@ class FaithfulnessOracle:
         pairs: the pairs.
         universe: the names of the nodes.
         groups: the numbers of the pairs of each template and length.
+        prompts: the reference prompts of mean ablation.
+        used: the numbers of those whose values are averaged.
     """
 
     def __init__(
@@ -37,10 +40,18 @@ class FaithfulnessOracle:
         state: Mapping[str, Tensor],
         pairs: Sequence[EncodedPair],
         ablation: str,
+        prompts: Sequence[ReferencePrompt] | None = None,
+        used: Collection[int] | None = None,
     ) -> None:
+        """Run the reference prompts.
+
+        Without `prompts` these are the pairs' corrupted prompts; without `used` all are averaged.
+        """
         self.config = config
         self.state = state
         self.pairs = pairs
+        self.prompts = [pair.as_reference for pair in pairs] if prompts is None else prompts
+        self.used = range(len(self.prompts)) if used is None else used
         self.universe = node_names(config)
         self.groups: dict[tuple[str, int], list[int]] = {}
         for index, pair in enumerate(pairs):
@@ -53,18 +64,29 @@ class FaithfulnessOracle:
     def _reference(self, members: Sequence[int], ablation: str) -> dict[str, Tensor]:
         """Return what the nodes are replaced by, node -> [pair pos d_model].
 
-        A mean is over the other pairs of the template.
+        A mean is over the other reference prompts of the template.
         """
         tokens = torch.tensor([self.pairs[n].corrupted for n in members])
         corrupted = run_forward(self.config, self.state, tokens).nodes
         if ablation == "resample":
             return dict(corrupted)
-        assert len(members) > 8, "fewer are aligned in another way"
+        mine = self.pairs[members[0]]
+        numbers = [
+            number
+            for number, prompt in enumerate(self.prompts)
+            if (prompt.template, len(prompt.tokens)) == (mine.template, len(mine.clean))
+        ]
+        assert len(numbers) > 8, "fewer are aligned in another way"
+        group = [self.prompts[number] for number in numbers if number in self.used]
+        tokens = torch.tensor([prompt.tokens for prompt in group])
+        values = run_forward(self.config, self.state, tokens).nodes
+        others = [
+            [n for n in range(len(group)) if n != _number_of(group, self.pairs[member])]
+            for member in members
+        ]
         return {
-            node: torch.stack(
-                [torch.cat([value[:n], value[n + 1 :]]).mean(0) for n in range(len(members))]
-            )
-            for node, value in corrupted.items()
+            node: torch.stack([value[rows].mean(0) for rows in others])
+            for node, value in values.items()
         }
 
     def metrics(self, sets: Iterable[Iterable[Any]]) -> Tensor:
@@ -130,3 +152,8 @@ class FaithfulnessOracle:
 def nodes(*names: str) -> frozenset[Node]:
     """Return nodes by name."""
     return frozenset(Node.parse(name) for name in names)
+
+
+def _number_of(group: Sequence[ReferencePrompt], pair: EncodedPair) -> int | None:
+    """Return the place of a pair's own corrupted prompt among reference prompts, if it is there."""
+    return group.index(pair.as_reference) if pair.as_reference in group else None

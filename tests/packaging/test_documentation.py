@@ -19,7 +19,7 @@ from markdown_it.token import Token
 from discovery.cli.parser import TextRequested, build_parser
 from discovery.graph import VERDICTS
 from discovery.tasks import BUILTIN
-from discovery.tasks.pairs import PromptPair
+from discovery.tasks.pairs import PromptPair, ReferenceLine
 from discovery.tasks.task_file import read_task_file
 from mcp_server.server.command import parse_serve_arguments
 from mcp_server.session.settings import ServerSettings
@@ -142,12 +142,12 @@ def test_each_python_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_task_line_is_a_pair(tmp_path: Path) -> None:
-    (line,) = code_blocks("json", [ROOT / "docs" / "tasks.md"])
+def test_the_task_lines_are_a_pair_and_a_reference_prompt(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text(line)
-    (pair,) = read_task_file(path).values()
+    path.write_text("\n".join(code_blocks("json", [ROOT / "docs" / "tasks.md"])))
+    pair, reference = read_task_file(path).values()
     assert isinstance(pair, PromptPair)
+    assert isinstance(reference, ReferenceLine)
 
 
 def test_the_commands_that_are_named_exist() -> None:

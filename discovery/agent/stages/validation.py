@@ -35,6 +35,7 @@ def validate(state: State, context: RunContext) -> State:
     looks = record_heldout_look(
         context.run.path.parent, heldout_key(context.model, context.task), circuit_key(circuit)
     )
+    context.settle_reference(circuit)
     discovery_evidence = search.measure_circuit(circuit)
     conditions = measure_conditions(
         heldout, search, circuit, state.ranked_nodes, context.seed, context.rules

@@ -34,6 +34,9 @@ PATTERNS: dict[str, str] = {
 SINGULAR = (" is", " was", " has")
 PLURAL = (" are", " were", " have")
 
+SINGULAR_SUBJECT = "singular subject"
+PLURAL_SUBJECT = "plural subject"
+
 OPPOSITE_NUMBER_PROBABILITY = 0.8
 """How often the distractor has the other number than the subject."""
 
@@ -74,6 +77,7 @@ class _AgreementWords:
             wrong=SINGULAR if plural else PLURAL,
             template=template,
             marks={"subject": ends["subject"], "distractor": ends["distractor"]},
+            role=SINGULAR_SUBJECT if plural else PLURAL_SUBJECT,
         )
 
 
@@ -107,4 +111,5 @@ TASK = BuiltinTask(
     default_pairs=240,
     templates=tuple(PATTERNS),
     make_sampler=make_sampler,
+    roles=(SINGULAR_SUBJECT, PLURAL_SUBJECT),
 )

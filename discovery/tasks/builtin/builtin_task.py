@@ -37,6 +37,9 @@ class BuiltinTask:
         templates: The names of its templates. Each pair names the one it was made from.
         make_sampler: A function that takes a word filter and returns the function that draws a
             pair.
+        roles: The ways in which a corrupted prompt can have the roles that the corruption
+            exchanges. The reference prompts of mean ablation have as many of each, so that their
+            mean says nothing about the answer. A task whose corruption exchanges no roles has one.
     """
 
     name: str
@@ -45,6 +48,7 @@ class BuiltinTask:
     default_pairs: int
     templates: tuple[str, ...]
     make_sampler: Callable[[WordFilter], PairSampler]
+    roles: tuple[str, ...] = ("",)
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> tuple[str, dict[str, int]]:

@@ -46,6 +46,9 @@ LIST_SHAPES: dict[str, ListShape] = {
 }
 """The shape of each template."""
 
+A_COMES_FIRST = "A before C"
+C_COMES_FIRST = "C before A"
+
 NOUNS = words.OTHER_NOUNS + words.OBJECTS + words.THINGS
 """The words that the lists are made of."""
 
@@ -77,6 +80,7 @@ class _InductionWords:
             marks={
                 label: len(_announce(shape, nouns[: index + 1])) for label, index in indices.items()
             },
+            role=C_COMES_FIRST if a < c else A_COMES_FIRST,
         )
 
 
@@ -100,4 +104,5 @@ TASK = BuiltinTask(
     default_pairs=240,
     templates=tuple(LIST_SHAPES),
     make_sampler=make_sampler,
+    roles=(A_COMES_FIRST, C_COMES_FIRST),
 )

@@ -58,6 +58,9 @@ A and B are the two names in their order, and S is the giver. X and Y are the pe
 sentence.
 """
 
+FIRST_GIVES = "the first name gives"
+SECOND_GIVES = "the second name gives"
+
 SHARED_NAME_PROBABILITY = 0.3
 """How often one of the two people of the first sentence is the giver or the receiver."""
 
@@ -111,6 +114,7 @@ class _IoiWords:
             wrong=f" {subject}",
             template=template,
             marks=marks,
+            role=FIRST_GIVES if io_comes_first else SECOND_GIVES,
         )
 
 
@@ -136,4 +140,5 @@ TASK = BuiltinTask(
     default_pairs=240,
     templates=tuple(PATTERNS),
     make_sampler=make_sampler,
+    roles=(FIRST_GIVES, SECOND_GIVES),
 )

@@ -11,8 +11,8 @@ If the answer is a set, the members that do not fit are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from discovery.errors import TaskError
 from discovery.tasks.pairs import MarkedPair, PromptPair, Tokenizer
@@ -27,6 +27,19 @@ _OWN_TASK_ADVICE = (
     "write a task file with prompts that suit this tokenizer "
     "(one JSON object a line: clean, corrupted, answer, wrong)."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittingPrompts:
+    """The prompts of a generated pair that suit a tokenizer.
+
+    Attributes:
+        corrupted: The token ids of the corrupted prompt.
+        labels: The position of each label; negative ones count from the end.
+    """
+
+    corrupted: tuple[int, ...]
+    labels: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -92,20 +105,39 @@ class TokenizerFilter:
 
     def fit_pair(self, marked: MarkedPair) -> PromptPair | None:
         """Return the pair with token labels and fitting answers, or None if it is not sound."""
-        clean = self.tokenizer.encode(marked.clean)
-        corrupted = self.tokenizer.encode(marked.corrupted)
-        if len(clean) != len(corrupted) or clean[-1] != corrupted[-1] or clean == corrupted:
+        fitting = self.fit_prompts(marked)
+        if fitting is None:
             return None
         answer = self._fitting_answers(marked.clean, marked.answer)
         wrong = self._fitting_answers(marked.clean, marked.wrong)
         if not answer or not wrong:
             return None
-        pair = replace(marked, answer=answer, wrong=wrong).with_token_labels(self.tokenizer)
+        return PromptPair(
+            clean=marked.clean,
+            corrupted=marked.corrupted,
+            answer=answer,
+            wrong=wrong,
+            template=marked.template,
+            labels=fitting.labels,
+        )
+
+    def fit_prompts(self, marked: MarkedPair) -> FittingPrompts | None:
+        """Return the tokens and labels of the pair's prompts, or None if they are not sound.
+
+        Whether the answers suit the tokenizer is not looked at.
+        """
+        clean = self.tokenizer.encode(marked.clean)
+        corrupted = self.tokenizer.encode(marked.corrupted)
+        if len(clean) != len(corrupted) or clean[-1] != corrupted[-1] or clean == corrupted:
+            return None
+        pair = marked.with_token_labels(self.tokenizer)
         labels_end_tokens = all(
             self._ends_with_token(marked.clean[:end], clean[pair.labels[name]])
             for name, end in marked.marks.items()
         )
-        return pair if labels_end_tokens else None
+        if not labels_end_tokens:
+            return None
+        return FittingPrompts(corrupted=tuple(corrupted), labels=pair.labels)
 
     def _fitting_answers(self, prompt: str, answer: str | tuple[str, ...]) -> str | tuple[str, ...]:
         """Return the answers that continue the prompt by one token. The result may be empty."""

@@ -12,7 +12,7 @@ from discovery.engine import SIDES, Engine
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.sites import Site
 from tests.discovery.engine.runs import engine_with_blocks, logits_of
-from tests.oracles.mean_reference import mean_by_definition
+from tests.oracles.mean_reference import oracle_of_pairs
 from tests.oracles.patching import METRICS, metric_of
 
 
@@ -96,7 +96,10 @@ def test_means_are_those_of_their_definition(tiny_models):
                 means = engine.reference_values("mean", first, block, site)
                 for row in range(len(block.prompts)):
                     for position in range(len(pairs[first + row].clean)):
-                        expected, _, _ = mean_by_definition(pairs, own, first + row, position)
+                        pair = first + row
+                        expected, _, _ = oracle_of_pairs(pairs, own).mean(
+                            pairs[pair], own[pair], position
+                        )
                         torch.testing.assert_close(
                             means[row, position], expected, atol=1e-7, rtol=1e-7
                         )

@@ -35,6 +35,7 @@ class LoadedCase:
                 self.known_circuit.state,
                 self.evaluator.engine.task.pairs,
                 ablation,
+                self.task.reference_source.draw(0),
             )
         return self._oracles[ablation]
 

@@ -59,7 +59,13 @@ def test_the_truth_on_held_out_pairs(
     known_circuit = load_case("induction").known_circuit
     for name, pairs in (("discovery", task.discovery.pairs), ("heldout", task.heldout.pairs)):
         split = getattr(final.evaluation, name)
-        oracle = FaithfulnessOracle(known_circuit.config, known_circuit.state, pairs, "mean")
+        oracle = FaithfulnessOracle(
+            known_circuit.config,
+            known_circuit.state,
+            pairs,
+            "mean",
+            task.reference_source.draw(0),
+        )
         empty, full = oracle.metrics([(), oracle.universe])
         assert (split.n, split.accuracy) == (len(pairs), float((full > 0).double().mean()))
         assert split.metric_clean == pytest.approx(float(full.mean()), abs=1e-4)

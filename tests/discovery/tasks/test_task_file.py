@@ -75,6 +75,46 @@ def test_answers_may_be_sets_of_texts_and_ids(tmp_path):
     assert pair.wrong == (*tokenizer.encode(" bones"), *tokenizer.encode(" sticks"))
 
 
+def test_reference_lines_are_no_pairs(tmp_path):
+    """They need a corrupted prompt alone; the fields of a pair may be there and are not used."""
+    pairs = [TEXT | {"clean": f"a{n} cat sees", "corrupted": f"a{n} dog sees"} for n in range(4)]
+    lines = [
+        {"corrupted": "one cow sees", "use": "reference"},
+        {"corrupted": [5, 6], "template": "x", "labels": {"end": -1}, "use": "reference"},
+        TEXT | {"use": "reference"},
+    ]
+    task = load_task(write_task(tmp_path, *pairs, *lines), FakeModel())
+    assert len(task) == 4
+    source = task.reference_source
+    assert source.builtin is None
+    prompts = {prompt.tokens: prompt for prompt in source.draw(0)}
+    assert len(prompts) == 7
+    assert {pair.corrupted for pair in task.pairs} < set(prompts)
+    assert (prompts[5, 6].template, dict(prompts[5, 6].labels)) == ("x", {"end": 1})
+    assert "both splits" in source.description
+    assert "3 reference lines" in source.description
+    assert task.discovery.reference_source is source
+    assert load_task([*pairs, *lines], FakeModel()).reference_source.draw(0) != ()
+
+
+def test_a_sample_of_the_pairs_keeps_all_reference_lines():
+    pairs = [IDS | {"corrupted": [1, n, 3]} for n in range(10, 20)]
+    lines = [{"corrupted": [1, n, 3], "use": "reference"} for n in range(20, 30)]
+    task = load_task([*pairs, *lines], FakeModel(), pairs=4)
+    assert len(task.reference_source.draw(0)) == 4 + 10
+
+
+def test_reference_lines_alone_are_no_task(tmp_path):
+    fault = error_from(write_task(tmp_path, {"corrupted": "the dog", "use": "reference"}))
+    assert fault.cause == "The task 'animals' has reference lines and no pairs."
+
+
+def test_a_reference_line_written_twice(tmp_path):
+    line = {"corrupted": "one cow sees", "use": "reference"}
+    fault = error_from(write_task(tmp_path, TEXT, line, line, line))
+    assert fault.cause == "line 3 repeats line 2. (1 more reference lines have faults.)"
+
+
 def test_empty_lines_windows_line_ends_and_a_byte_order_mark_are_ignored(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(
@@ -106,6 +146,32 @@ LINES = {
         "the field 'wrong' is missing",
     ),
     "a field unknown": (TEXT | {"answers": " fish"}, "unknown field 'answers'"),
+    "a use that is unknown": (TEXT | {"use": "means"}, "use is 'means'"),
+    "a use that is null": (TEXT | {"use": None}, "use is None"),
+    "a reference line without its prompt": (
+        {"clean": "a cat", "use": "reference"},
+        "the field 'corrupted' is missing",
+    ),
+    "a reference line with a field unknown": (
+        {"corrupted": "a cat", "use": "reference", "weight": 2},
+        "unknown field 'weight'",
+    ),
+    "a reference line with a malformed answer": (
+        TEXT | {"answer": None, "use": "reference"},
+        "None is not an answer",
+    ),
+    "a reference line beyond the context": (
+        {"corrupted": list(range(21)), "use": "reference"},
+        "21 tokens, and this model takes 20",
+    ),
+    "a reference line with a label after the end": (
+        {"corrupted": [1, 2], "labels": {"S": 2}, "use": "reference"},
+        "label 'S' is at 2, and the prompt has 2 tokens",
+    ),
+    "a reference line that repeats a pair's corrupted prompt": (
+        {"corrupted": "a dog sees", "use": "reference"},
+        "repeats the corrupted prompt of a pair",
+    ),
     "a prompt that is a number": (TEXT | {"clean": 5}, "5 is not a prompt"),
     "a prompt of texts": (TEXT | {"clean": ["the", "cat"]}, "is not a prompt"),
     "a prompt of booleans": (TEXT | {"clean": [True, False]}, "is not a prompt"),

@@ -159,7 +159,9 @@ def test_a_task_of_a_single_pair(tiny_models: Any, ablation: Any) -> None:
     corrupted = run_forward(weights.config, weights.state, torch.tensor([pair.corrupted])).nodes
     put = {
         "resample": lambda value: value,
-        "mean": lambda value: value.mean(1, keepdim=True).expand_as(value),
+        "mean": lambda value: torch.cat(
+            [value[:, :1], value[:, 1:].mean(1, keepdim=True).expand_as(value[:, 1:])], 1
+        ),
         "zero": torch.zeros_like,
     }[ablation]
     replaced = {node: put(corrupted[node]) for node in ("a0.h1", "m1")}
