@@ -11,16 +11,19 @@ It keeps a journal of what was measured and concluded at each stage.
 
 from discovery.agent.cost_estimate import CostEstimate, estimate_cost
 from discovery.agent.features import add_features_to_run
-from discovery.agent.run import DiscoveryResult, discover, resume, resume_open_run
+from discovery.agent.planning import Outlook
+from discovery.agent.run import DiscoveryResult, discover, is_finished, resume, resume_open_run
 from discovery.agent.verification import Verification, verify_run
 
 __all__ = [
     "CostEstimate",
     "DiscoveryResult",
+    "Outlook",
     "Verification",
     "add_features_to_run",
     "discover",
     "estimate_cost",
+    "is_finished",
     "resume",
     "resume_open_run",
     "verify_run",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discovery.agent.budget import BudgetPlan
 from discovery.agent.saved_run import RunSettings, save_reference
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_peak_memory
-from discovery.engine import Meter, ReferenceMeans, new_reference
+from discovery.engine import Engine, Meter, ReferenceMeans, new_reference
 from discovery.evaluation import SplitEvaluator, settle_reference
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation, RulesVersion
 from discovery.methods.ablation import NodeSet
@@ -35,6 +37,8 @@ SINGLE_ABLATIONS: Mapping[EvidenceAblation, str] = {
     "mean": "nodes-mean",
 }
 """The arrays that hold the metric with each single node ablated."""
+MAX_DESCRIPTION_PAIRS = 16
+"""The discovery pairs on which sweeps by position and edges are measured."""
 
 Measurements = Mapping[Any, Any]  # the `measured` of an event: JSON; keys may be closed choices
 
@@ -52,6 +56,10 @@ class RunContext:
         on_event: Called with each event when it is written.
         started_at: When this process began to work on the run, on the monotonic clock.
         earlier_seconds: Wall-clock time that earlier processes worked on the run.
+        spent_before: Forward-pass equivalents that earlier processes spent on the run.
+        plan: How the budget is divided over the stages; None without a budget.
+        timed_rate: The forward-pass equivalents a second of a timed batch; None before one was
+            timed.
     """
 
     model: Backend
@@ -62,8 +70,12 @@ class RunContext:
     on_event: OnEvent | None = None
     started_at: float = field(default_factory=time.monotonic)
     earlier_seconds: float = 0.0
+    spent_before: float = 0.0
+    plan: BudgetPlan | None = None
+    timed_rate: float | None = None
     _evaluators: dict[SplitName, SplitEvaluator] = field(default_factory=dict)
     _search_evaluator: SplitEvaluator | None = None
+    _description_engine: Engine | None = None
     _reference: ReferenceMeans | None = None
 
     @property
@@ -125,6 +137,29 @@ class RunContext:
         """Wall-clock time of this run, earlier processes included."""
         return self.earlier_seconds + time.monotonic() - self.started_at
 
+    def allowance(self, stage: str) -> float | None:
+        """Return the forward-pass equivalents that a stage may spend; None without a budget."""
+        if self.plan is not None:
+            return self.plan.allowance(stage, self.meter.spent)
+        limit = self.settings.budget
+        return None if limit is None else max(limit - self.meter.spent, 0.0)
+
+    @contextmanager
+    def stage_budget(self, stage: str) -> Iterator[None]:
+        """Let the meter refuse what would exceed the allowance of a stage, inside a `with` block.
+
+        Whoever works inside keeps what it has when BudgetError is raised; the later stages still
+        have their shares.
+        """
+        limit = self.meter.limit
+        allowance = self.allowance(stage)
+        if allowance is not None:
+            self.meter.limit = self.meter.spent + allowance
+        try:
+            yield
+        finally:
+            self.meter.limit = limit
+
     def evaluator(self, split: SplitName) -> SplitEvaluator:
         """Return the evaluator of a split, which is made when it is first asked for."""
         if split not in self._evaluators:
@@ -151,9 +186,35 @@ class RunContext:
             restore_set_metrics(self.run, self._search_evaluator)
         return self._search_evaluator
 
+    @property
+    def description_engine(self) -> Engine:
+        """The discovery pairs for what describes the circuit and enters no verdict.
+
+        These are the first MAX_DESCRIPTION_PAIRS of them in their shuffled order; all of them if
+        the run is exhaustive.
+        """
+        if self._description_engine is None:
+            evaluator = self.evaluator("discovery")
+            if not self.settings.exhaustive:
+                evaluator = evaluator.first(MAX_DESCRIPTION_PAIRS)
+            self._description_engine = evaluator.engine
+        return self._description_engine
+
     def write_decision(self, stage: str, measured: Measurements, concluded: str, why: str) -> None:
         """Write a decision within a stage. A run does not resume from it."""
         self._write(_event(stage, "decision", measured, concluded, why))
+
+    def write_plan(self, state: State, measured: Measurements, concluded: str, why: str) -> None:
+        """Write what the rest of the run will cost. A run resumes with these estimates."""
+        self._write(
+            {
+                **_event("plan", "plan", measured, concluded, why),
+                "forward_equivalents": self.meter.spent,
+                "state": state.with_changes(
+                    spent=self.meter.spent, seconds=self.seconds
+                ).model_dump(mode="json", by_alias=True),
+            }
+        )
 
     def finish_stage(
         self, state: State, stage: str, measured: Measurements, concluded: str, why: str

@@ -1,22 +1,33 @@
-"""What a run will cost, before it begins.
+"""What a run will cost, before it begins and again once its circuit is known.
 
-The cost of the behaviour check, the sweeps and the single nodes follows from the plan of their
-rows. How many sets the search and the controls need depends on the circuit; the estimate assumes
-a circuit of a third of the universe and one or two rounds of mending.
+The cost of the behaviour check, the single nodes and the sweeps follows from the plan of their
+rows. What the search, the evaluation and the edges cost depends on the size of the circuit. Before
+the search it is assumed (`assume_size`); afterwards the same formulas take the circuit itself.
+
+The seconds are the forward-pass equivalents divided by the rate at which this machine works on this
+model. Before a run the rate is measured on a pass over the prompts.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.stages.localisation import DIRECTIONS, component_sites, max_sweep_cost
+from discovery.agent.budget import BudgetPlan, plan_budget
+from discovery.agent.context import MAX_DESCRIPTION_PAIRS
+from discovery.agent.stages.position_sweeps import (
+    DIRECTIONS,
+    component_sites,
+    max_description_cost,
+    max_sweep_cost,
+)
 from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE
 from discovery.backends.base import Backend
 from discovery.engine import SIDES, Engine, Meter
-from discovery.evaluation import thresholds
+from discovery.evaluation import SplitEvaluator, thresholds
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
@@ -25,21 +36,33 @@ from discovery.tasks.task import Task
 
 ASSUMED_MENDING_ROUNDS = 1.5
 SAMPLED_SETS = 12  # sets that are drawn in order to see what a set costs on average
+# The size of the circuit that is assumed before it is known. Small models use a third of their
+# nodes for a task; models with hundreds of nodes about an eighth.
+SMALL_MODEL_SIZE = 20
+SMALL_MODEL_SHARE = 1 / 3
+LARGE_MODEL_SHARE = 1 / 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """The estimated cost of a run, in forward-pass equivalents.
+    """The estimated cost of a run.
 
     Attributes:
-        forward_equivalents: The cost of the whole run, or its budget if that is smaller.
-        stages: The cost of each stage.
-        spent: What making this estimate cost: the cached passes.
+        forward_equivalents: The cost of the whole run in forward-pass equivalents, or its budget if
+            that is smaller.
+        stages: The cost of each stage, without a budget.
+        seconds: How long the whole run takes on this machine.
+        rate: The forward-pass equivalents that this machine does in a second.
+        plan: How the budget is divided; None without a budget.
+        spent: The forward-pass equivalents that making this estimate took.
         note: How exact the estimate is, and what it assumes.
     """
 
     forward_equivalents: float
     stages: Mapping[str, float]
+    seconds: float
+    rate: float
+    plan: BudgetPlan | None
     spent: float
     note: str
 
@@ -47,7 +70,10 @@ class CostEstimate:
         """Return the estimate as `discover --dry-run --json` prints it."""
         return {
             "forward_equivalents": self.forward_equivalents,
+            "seconds": self.seconds,
+            "rate": self.rate,
             "stages": dict(self.stages),
+            "plan": None if self.plan is None else self.plan.model_dump(mode="json"),
             "spent": self.spent,
             "note": self.note,
         }
@@ -62,35 +88,203 @@ def estimate_cost(
     budget: float | None = None,
     memory: int | None = None,
     exhaustive: bool = False,
+    seed: int = 0,
 ) -> CostEstimate:
     """Estimate the cost of `discover` with these arguments, without running it.
 
-    Both sides of each discovery prompt are run once, to see which cells of a sweep differ.
+    Both sides of each discovery prompt are run once, to see which cells of a sweep differ and how
+    long a pass takes.
     """
-    engine = Engine(model, task.discovery, metric=metric, memory=memory, meter=Meter())
-    for side in SIDES:
-        engine.baseline(side)
-    heldout = Engine(model, task.heldout, metric=metric, memory=memory)
-    max_cost = max_sweep_cost(budget, exhaustive=exhaustive)
-    components = component_sites(model.info)
-    stages: dict[str, float] = {"check": _pass_cost([engine, heldout])}
-    stages["localise"] = _sweep_cost(engine, ["resid_pre"], DIRECTIONS, max_cost)
-    stages["components"] = _sweep_cost(engine, components, DIRECTIONS, max_cost)
-    single_nodes = _single_node_cost(engine, universe)
-    blocks = [block for _, block in engine.blocks()]
-    repeated = 0.0
-    if len(blocks) > 1:  # each measurement then runs the unchanged prompts of each block again
-        repeated = len(SIDES) * sum(block.estimate_pass() for block in blocks)
-    stages["heads"] = single_nodes + 2 * repeated
-    stages |= _search_costs(engine, universe, len(task.heldout), sum(stages.values()))
-    stages["interpret"] = _sweep_cost(
-        engine, ["head_out_by_position", *components[1:]], ["noising"]
+    meter = Meter()
+    evaluators = [
+        SplitEvaluator.of(model, part, universe, seed, metric=metric, memory=memory, meter=meter)
+        for part in (task.discovery, task.heldout)
+    ]
+    engine = evaluators[0].engine
+    rate = _measure_rate(engine)
+    description = engine
+    if not exhaustive and len(engine) > MAX_DESCRIPTION_PAIRS:
+        first_pairs = engine.task.take(range(MAX_DESCRIPTION_PAIRS))
+        description = Engine(model, first_pairs, metric=metric, memory=memory, meter=meter)
+    estimator = StageEstimator(
+        engine=engine,
+        heldout=evaluators[1].engine,
+        description=description,
+        universe=universe,
+        budget=budget,
+        exhaustive=exhaustive,
     )
+    stages = estimator.estimate()
+    plan = None if budget is None else plan_budget(stages, budget)
     total = sum(stages.values())
-    note = _explain_estimate(repeated, total, budget)
-    if budget is not None and total > budget:
-        total = budget
-    return CostEstimate(total, stages, engine.meter.spent, note)
+    if budget is not None:
+        total = min(total, budget)
+    return CostEstimate(
+        forward_equivalents=total,
+        stages=stages,
+        seconds=total / rate,
+        rate=rate,
+        plan=plan,
+        spent=meter.spent,
+        note=_explain_estimate(estimator, plan),
+    )
+
+
+def _measure_rate(engine: Engine) -> float:
+    """Return the forward-pass equivalents a second of the second side, when everything is warm."""
+    engine.baseline(SIDES[0])
+    spent = engine.meter.spent
+    began = time.monotonic()
+    engine.baseline(SIDES[1])
+    return (engine.meter.spent - spent) / max(time.monotonic() - began, 1e-6)
+
+
+def assume_size(n_nodes: int) -> int:
+    """Return the size of the circuit that is assumed before the search."""
+    small = min(round(n_nodes * SMALL_MODEL_SHARE), SMALL_MODEL_SIZE)
+    return max(2, small, round(n_nodes * LARGE_MODEL_SHARE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEstimator:
+    """Estimates what each stage of a run costs.
+
+    Attributes:
+        engine: The discovery pairs.
+        heldout: The held-out pairs.
+        description: The discovery pairs for sweeps by position and edges.
+        universe: What can be ablated.
+        budget: The budget of the run; None means no limit.
+        exhaustive: Whether every cell and edge is measured.
+    """
+
+    engine: Engine
+    heldout: Engine
+    description: Engine
+    universe: Universe
+    budget: float | None
+    exhaustive: bool
+
+    @property
+    def n_nodes(self) -> int:
+        """The number of nodes that can be ablated."""
+        return len(self.engine.backend.info.nodes(self.universe))
+
+    @property
+    def repeated(self) -> float:
+        """What each measurement costs more because the pairs do not fit in memory together."""
+        blocks = [block for _, block in self.engine.blocks()]
+        if len(blocks) == 1:
+            return 0.0
+        return len(SIDES) * sum(block.estimate_pass() for block in blocks)
+
+    def estimate(self, size: int | None = None) -> dict[str, float]:
+        """Return the cost of each stage, in the order of the stages.
+
+        Args:
+            size: The number of nodes in the circuit; None before it is known.
+        """
+        if size is None:
+            size = assume_size(self.n_nodes)
+        components = component_sites(self.engine.backend.info)
+        stages = {
+            "check": _pass_cost([self.engine, self.heldout]),
+            "heads": self._single_node_cost() + 2 * self.repeated,
+        }
+        set_cost = self._mean_set_cost(size) / len(self.engine)
+        stages["candidate"] = set_cost * 4 * self.n_nodes * len(self.engine)
+        stages["mend"] = set_cost * len(self.engine) * self._count_mending_sets(size)
+        selection = sum(stages.values())
+        stages["validate"] = set_cost * self._count_heldout_rows(size)
+        share = STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE)
+        stages["stability"] = share * selection
+        stages["localise"] = self._sweep_cost(["resid_pre"], DIRECTIONS)
+        stages["components"] = self._sweep_cost(components, DIRECTIONS)
+        stages["edges"] = self._edge_cost(size)
+        node_sites: list[SiteName] = ["head_out_by_position", *components[1:]]
+        stages["interpret"] = self._sweep_cost(node_sites, ["noising"], size / self.n_nodes)
+        return stages
+
+    def _single_node_cost(self) -> float:
+        """Return what every node alone costs, by patching and by mean ablation."""
+        engine = self.engine
+        spent_before = engine.meter.spent
+        mean_sets = SetMetric(engine, "mean", self.universe)
+        ablated = [
+            nodes
+            for node in engine.backend.info.nodes(self.universe)
+            for nodes in (mean_sets.everything - {node}, frozenset({node}))
+        ]
+        both_ends = mean_sets.estimate([mean_sets.everything, frozenset()])
+        by_mean = both_ends + mean_sets.estimate(ablated)
+        patched = sum(
+            estimate_node_effects(engine, direction, self.universe) for direction in DIRECTIONS
+        )
+        return patched + by_mean + engine.meter.spent - spent_before
+
+    def _count_mending_sets(self, size: int) -> float:
+        """Return how many sets the search measures under both ablations together."""
+        completeness_sets = 2 * self.n_nodes + 2  # what (c) measures for one circuit
+        contexts = size * (size - 1) // 2 + size * max(size - 2, 0)  # what (d) measures
+        judged = ASSUMED_MENDING_ROUNDS * completeness_sets + contexts
+        return len(EVIDENCE_ABLATIONS) * judged + size * (size - 1) / 2
+
+    def _count_heldout_rows(self, size: int) -> float:
+        """Return how many sets the evaluation measures, each times its pairs."""
+        n_alternatives = min(thresholds.MAX_ALTERNATIVES, math.comb(self.n_nodes, size) - 1)
+        alternative_pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, len(self.heldout))
+        completeness_sets = 2 * self.n_nodes + 2
+        judged = len(self.heldout) * (completeness_sets + 2 * size)
+        return len(EVIDENCE_ABLATIONS) * (judged + 2 * n_alternatives * alternative_pairs)
+
+    def _mean_set_cost(self, size: int) -> float:
+        """Return the average cost of measuring one set on all pairs.
+
+        The rows of a set begin at its first ablated layer, so the cost is averaged over sampled
+        sets, each of them kept in one half of the cases and ablated in the other.
+        """
+        generator = random.Random("estimate")
+        costs = []
+        for ablation in EVIDENCE_ABLATIONS:
+            sets = SetMetric(self.engine, ablation, self.universe)
+            samples = [
+                frozenset(generator.sample(sets.universe, min(size, len(sets.universe))))
+                for _ in range(SAMPLED_SETS)
+            ]
+            complements = [sets.everything - sample for sample in samples]
+            costs.append(sets.estimate([*samples, *complements]) / (2 * SAMPLED_SETS))
+        return sum(costs) / len(costs)
+
+    def _sweep_cost(
+        self, sites: Sequence[SiteName], directions: Sequence[Direction], share: float = 1.0
+    ) -> float:
+        """Return what some sweeps cost: their rows, and the cached passes that planning them makes.
+
+        Args:
+            sites: The sites.
+            directions: The directions of each.
+            share: The share of the cells that is asked for.
+        """
+        engine = self.description
+        info = engine.backend.info
+        spent_before = engine.meter.spent
+        max_cost = max_sweep_cost(info, self.universe, self.budget, exhaustive=self.exhaustive)
+        rows = 0.0
+        for site in sites:
+            for direction in directions:
+                whole, _ = plan_sweep(engine, site, direction, None)
+                screened, _ = plan_sweep(engine, site, direction, max_cost)
+                rows += min(whole * share, screened)
+        return rows + engine.meter.spent - spent_before
+
+    def _edge_cost(self, size: int) -> float:
+        """Return what the edges of a circuit cost, of which a target head has the most inputs."""
+        info = self.engine.backend.info
+        n_edges = (size + 2) * (size + 1) / 2
+        whole = len(self.description) * 4.0 * n_edges / 2
+        if self.exhaustive:
+            return whole
+        return min(whole, max_description_cost(info, self.universe, self.budget))
 
 
 def _pass_cost(engines: Sequence[Engine]) -> float:
@@ -100,103 +294,17 @@ def _pass_cost(engines: Sequence[Engine]) -> float:
     )
 
 
-def _sweep_cost(
-    engine: Engine,
-    sites: Sequence[SiteName],
-    directions: Sequence[Direction],
-    max_cost: float | None = None,
-) -> float:
-    """Return what some sweeps cost: their rows, and the cached passes that planning them makes."""
-    spent_before = engine.meter.spent
-    rows = sum(
-        plan_sweep(engine, site, direction, max_cost)[0]
-        for site in sites
-        for direction in directions
-    )
-    return rows + engine.meter.spent - spent_before
-
-
-def _single_node_cost(engine: Engine, universe: Universe) -> float:
-    """Return what every node alone costs, by patching and by mean ablation."""
-    spent_before = engine.meter.spent
-    mean_sets = SetMetric(engine, "mean", universe)
-    ablated = [
-        nodes
-        for node in engine.backend.info.nodes(universe)
-        for nodes in (mean_sets.everything - {node}, frozenset({node}))
-    ]
-    by_mean = mean_sets.estimate([mean_sets.everything, frozenset()]) + mean_sets.estimate(ablated)
-    patched = sum(estimate_node_effects(engine, direction, universe) for direction in DIRECTIONS)
-    return patched + by_mean + engine.meter.spent - spent_before
-
-
-def _search_costs(
-    engine: Engine, universe: Universe, n_heldout: int, cost_before: float
-) -> dict[str, float]:
-    """Return the cost of the stages from "candidate" to "edges", for a circuit of assumed size.
-
-    Args:
-        engine: The discovery pairs.
-        universe: What can be ablated.
-        n_heldout: The number of held-out pairs.
-        cost_before: The cost of the stages before.
-    """
-    info = engine.backend.info
-    n_nodes = len(info.nodes(universe))
-    n_pairs = len(engine)
-    size = max(2, n_nodes // 3)
-    set_cost = _mean_set_cost(engine, universe, size) / n_pairs
-    completeness_sets = 2 * n_nodes + 2  # what (c) measures for one circuit
-    contexts = size * (size - 1) // 2 + size * max(size - 2, 0)  # what (d) measures
-    mending = 2 * (ASSUMED_MENDING_ROUNDS * completeness_sets + contexts) + size * (size - 1) / 2
-    candidate = set_cost * 4 * n_nodes * n_pairs
-    mend = set_cost * n_pairs * mending
-    n_alternatives = min(thresholds.MAX_ALTERNATIVES, math.comb(n_nodes, size) - 1)
-    alternative_pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, n_heldout)
-    validate = set_cost * (
-        2 * n_heldout * (completeness_sets + 2 * size) + 4 * n_alternatives * alternative_pairs
-    )
-    return {
-        "candidate": candidate,
-        "mend": mend,
-        "stability": STABILITY_BUDGET_SHARE * (cost_before + candidate + mend),
-        "validate": validate,
-        "edges": n_pairs * 4.0 * (size + 2) * (size + 1) / 2 / max(info.n_layers, 1),
-    }
-
-
-def _mean_set_cost(engine: Engine, universe: Universe, size: int) -> float:
-    """Return the average cost of measuring one set on all pairs.
-
-    The rows of a set begin at its first ablated layer, so the cost is averaged over sampled sets,
-    each of them kept in one half of the cases and ablated in the other.
-    """
-    generator = random.Random("estimate")
-    costs = []
-    for ablation in EVIDENCE_ABLATIONS:
-        sets = SetMetric(engine, ablation, universe)
-        samples = [
-            frozenset(generator.sample(sets.universe, min(size, len(sets.universe))))
-            for _ in range(SAMPLED_SETS)
-        ]
-        complements = [sets.everything - sample for sample in samples]
-        costs.append(sets.estimate([*samples, *complements]) / (2 * SAMPLED_SETS))
-    return sum(costs) / len(costs)
-
-
-def _explain_estimate(repeated: float, total: float, budget: float | None) -> str:
+def _explain_estimate(estimator: StageEstimator, plan: BudgetPlan | None) -> str:
+    size = assume_size(estimator.n_nodes)
     note = (
-        "check, sweeps and single nodes are as planned; the rest assumes a circuit of a third of "
-        "the nodes and may be off by a factor of two"
+        "check, sweeps and single nodes are as planned; the rest assumes a circuit of "
+        f"{size} nodes and may be off by a factor of two"
     )
-    if repeated:
+    if repeated := estimator.repeated:
         note += (
             "; the pairs do not fit in memory together, so that the search runs the unchanged "
             f"prompts again and again, each time {repeated:,.0f} more"
         )
-    if budget is not None and total > budget:
-        note = (
-            f"the run ends at the budget of {budget:,.0f}, and would take about {total:,.0f}; "
-            + note
-        )
+    if plan is not None and plan.shortage:
+        note = f"{plan.shortage}; {note}"
     return note

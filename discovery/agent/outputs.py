@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from discovery.agent.context import RunContext, split_names
+from discovery.agent.stages.position_sweeps import describe_saved_sweep
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
 from discovery.errors import StoreError
 from discovery.evaluation import conclude_without_circuit
 from discovery.graph import SCHEMAS, CircuitGraph, CircuitNode, Cost, ModelFacts, TaskFacts
-from discovery.graph.base import mean_of
+from discovery.graph.base import Json, mean_of
 from discovery.report import (
     draw_circuit,
     draw_faithfulness_curve,
@@ -22,6 +23,9 @@ from discovery.report import (
 )
 from discovery.sites import EMBED, LOGITS, Node
 from discovery.store import Run
+
+NOT_JUDGED = "not judged yet"
+"""The reason of a record that is written before the held-out pairs were looked at."""
 
 
 def write_record(state: State, context: RunContext) -> CircuitGraph:
@@ -40,11 +44,22 @@ def save_page(run: Run, circuit: CircuitGraph) -> None:
     run.save_report(render_page(circuit, figures, run.events()))
 
 
+def save_interim_record(state: State, context: RunContext) -> None:
+    """Write circuit.json of a run that goes on, so that it can be read before the end.
+
+    Until the held-out pairs were looked at, its verdict is `inconclusive` and it says so.
+    """
+    circuit = build_record(state, context)
+    if state.verdict is None:
+        circuit = circuit.model_copy(update={"verdict": "inconclusive", "reasons": (NOT_JUDGED,)})
+    context.run.save_circuit(circuit)
+
+
 def build_record(state: State, context: RunContext) -> CircuitGraph:
     """Return the record of a state, which may have been cut short by the budget."""
     evaluation = state.evaluation
     verdict = state.verdict
-    reasons = state.reasons
+    reasons = (*state.reasons, *map(_explain_left_out, state.left_out))
     if verdict is None:
         evaluation, verdict, reasons = conclude_without_circuit(
             splits=state.splits,
@@ -56,6 +71,9 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
             universe=context.universe,
             rules=context.rules,
         )
+    evaluation = evaluation.model_copy(
+        update={"tests": {**evaluation.tests, **_describe_measurements(state, context)}}
+    )
     names = () if verdict == "no_behaviour" else state.circuit
     return CircuitGraph(
         schema=SCHEMAS[context.rules],
@@ -78,6 +96,32 @@ def build_record(state: State, context: RunContext) -> CircuitGraph:
         ),
         edges=state.edges if names else (),
     )
+
+
+def _explain_left_out(stage: str) -> str:
+    """Return the reason that names a stage that the budget did not reach."""
+    reason = f"the budget ended before {stage}"
+    if stage == "mend":
+        return f"{reason}, so that the circuit is the first candidate"
+    # Of stability, the verdict already says that (f) was not run.
+    return reason if stage == "stability" else f"{reason}, which enters no verdict"
+
+
+def _describe_measurements(state: State, context: RunContext) -> dict[str, Json]:
+    """Return how much of each sweep and of the edges was measured.
+
+    The state of a run that an older version began lacks what its sweeps measured; that is read
+    from their arrays.
+    """
+    sweeps: dict[str, Json] = {}
+    for result_id in context.run.array_ids():
+        facts = state.sweeps.get(result_id)
+        if facts is None:
+            facts = describe_saved_sweep(context.run, result_id, context.seed)
+        if facts is not None:
+            sweeps[result_id] = dict(facts)
+    measured: dict[str, Json] = {"max_statistic": sweeps} if sweeps else {}
+    return measured | ({"edges": dict(state.edge_counts)} if state.edge_counts else {})
 
 
 def _model_facts(info: ModelInfo) -> ModelFacts:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from discovery.agent.context import RunContext
-from discovery.agent.outputs import write_record
+from discovery.agent.extension import find_missing_stages, reopen
+from discovery.agent.outputs import save_interim_record, write_record
+from discovery.agent.planning import (
+    PLANNED_AFTER,
+    OnOutlook,
+    describe_outlook,
+    is_out_of_reach,
+    plan_stages,
+    use_plan,
+)
 from discovery.agent.saved_run import (
     RunSettings,
     describe_pairs,
@@ -20,7 +29,7 @@ from discovery.agent.saved_run import (
     read_settings,
     reload_model_and_task,
 )
-from discovery.agent.stages import STAGES
+from discovery.agent.stages import NEEDED_STAGES, STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import is_out_of_memory, read_peak_memory
@@ -75,6 +84,7 @@ def discover(
     progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
     on_begin: Callable[[str], None] | None = None,
+    on_outlook: OnOutlook | None = None,
     command: str | None = None,
     load: LoadArguments | Mapping[str, Any] | None = None,
 ) -> DiscoveryResult:
@@ -86,8 +96,9 @@ def discover(
         metric: The number that is measured on each prompt; None means the task's own metric.
         seed: The seed of every random choice.
         universe: What can be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
-        budget: The most forward-pass equivalents that the run may take, summed over prompts. If
-            it ends early, the record says so.
+        budget: The most forward-pass equivalents that the run may take, summed over prompts. It is
+            divided over the stages before it is spent (see `agent.budget`). The record names what
+            it did not reach, and `resume` can raise it.
         memory: The most bytes that the run may take beside the model; None means what is free.
         exhaustive: Measure every cell of a sweep, however large its share of the budget is.
         runs_dir: The runs directory; None means the default one.
@@ -95,6 +106,7 @@ def discover(
         on_event: Called with each event of the journal when it is written.
         on_begin: Called with the run's id before anything is measured, as soon as the run's
             folder exists and the run can be resumed.
+        on_outlook: Called after each stage with what the run has spent and what is left of it.
         command: The command line, for the record.
         load: How the model and the task were loaded, so that `resume` can load them again; None
             means as the model describes itself. A mapping with the same fields will do.
@@ -135,27 +147,36 @@ def discover(
     ) as run:
         if on_begin is not None:
             on_begin(run.id)
-        return _run_stages(_make_context(run, settings, model, task, progress, on_event), State())
+        context = _make_context(run, settings, model, task, progress, on_event)
+        return _run_stages(context, State(), on_outlook)
 
 
 def resume(
     run_id: str,
     *,
+    budget: float | None = None,
     runs_dir: Path | str | None = None,
     progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
+    on_outlook: OnOutlook | None = None,
 ) -> DiscoveryResult:
-    """Continue a run that was interrupted. A finished run is returned as it is.
+    """Continue a run that was interrupted, or one whose budget ended, with a larger budget.
+
+    A finished run is returned as it is if its budget reached everything or is not raised.
 
     Args:
         run_id: The id of the run.
+        budget: The budget of the whole run from now on, what it has spent already included; None
+            means that it keeps its own.
         runs_dir: The runs directory; None means the default one.
         progress: As in `discover`.
         on_event: As in `discover`.
+        on_outlook: As in `discover`.
 
     Raises:
         StoreError: If there is no such run, if another process writes to it, or if its model or
             its pairs are not those that it began with.
+        MeasurementError: If the budget is no larger than the run's own.
     """
     saved = open_run(runs_dir, run_id)  # for reading, which also works in a read-only directory
     if saved.record.kind != "discovery":
@@ -163,66 +184,102 @@ def resume(
             f"The run {run_id} trains an SAE.",
             f"Resume it: circuit-scout sae train --resume {run_id}",
         )
-    if saved.record.status == "completed":
+    if is_finished(saved, budget):
         return DiscoveryResult(saved.id, saved.path, saved.load_circuit())
     with open_run(runs_dir, run_id, write=True) as run:
-        return resume_open_run(run, progress=progress, on_event=on_event)
+        return resume_open_run(
+            run, budget=budget, progress=progress, on_event=on_event, on_outlook=on_outlook
+        )
+
+
+def is_finished(run: Run, budget: float | None = None) -> bool:
+    """Whether there is nothing to continue in a run, also with this budget.
+
+    Raises:
+        MeasurementError: If a budget is given that is no larger than the run's own.
+    """
+    settings = read_settings(run)
+    if budget is not None:
+        _check_larger_budget(settings.budget, budget)
+    if run.record.status != "completed":
+        return False
+    return budget is None or not find_missing_stages(read_last_state(run))
 
 
 def resume_open_run(
     run: Run,
     *,
+    budget: float | None = None,
     progress: ProgressCallback | None = None,
     on_event: OnEvent | None = None,
-    on_open: Callable[[Backend, Task], None] | None = None,
+    on_outlook: OnOutlook | None = None,
 ) -> DiscoveryResult:
-    """Continue an interrupted run whose folder is open for writing.
+    """Continue a run whose folder is open for writing.
 
     Args:
         run: The run.
+        budget: As in `resume`.
         progress: As in `discover`.
         on_event: As in `discover`.
-        on_open: Called with the model and the task as soon as they are loaded.
+        on_outlook: As in `discover`.
 
     Raises:
         StoreError: If its model or its pairs are not those that it began with.
+        MeasurementError: If the budget is no larger than the run's own.
     """
-    model, task = reload_model_and_task(run)
     settings = read_settings(run)
+    state = read_last_state(run)
+    if budget is not None:
+        _check_larger_budget(settings.budget, budget)
+        settings = settings.model_copy(update={"budget": budget})
+        state = reopen(state)
+    model, task = reload_model_and_task(run)
     if settings.pairs not in (None, task.fingerprint):
         raise StoreError(
             f"task.jsonl of run {run.id} holds other pairs than the run began with.",
             "Restore it, or start a new run.",
         )
-    if on_open is not None:
-        on_open(model, task)
-    run.update(status="running", problem=None)
+    run.update(status="running", problem=None, configuration=settings.model_dump(mode="json"))
     context = _make_context(run, settings, model, task, progress, on_event)
-    return _run_stages(context, read_last_state(run))
+    return _run_stages(context, state, on_outlook)
 
 
-def _run_stages(context: RunContext, state: State) -> DiscoveryResult:
+def _check_larger_budget(old: float | None, new: float) -> None:
+    if old is None:
+        raise MeasurementError(
+            f"The run has no budget, and {new:,.0f} is given.",
+            "Resume it without a budget; it ends by itself.",
+        )
+    if not new > old:
+        raise MeasurementError(
+            f"The budget {new:,.0f} is no larger than the run's own, {old:,.0f}.",
+            "Give a larger one: it counts what the run has spent already.",
+        )
+
+
+def _run_stages(context: RunContext, state: State, on_outlook: OnOutlook | None) -> DiscoveryResult:
     run = context.run
     context.meter.spent = state.spent
+    context.spent_before = state.spent
     context.earlier_seconds = state.seconds
 
     def cost() -> Cost:
         return Cost(forward_equivalents=context.meter.spent, seconds=context.seconds)
 
     with record_outcome(run, cost, is_out_of_memory, "fewer pairs or less memory to use"):
-        for name, stage in STAGES.items():
+        use_plan(state, context)
+        for name in STAGES:
             if name in state.done or state.should_stop:
                 continue
-            try:
-                state = stage(state, context)
-            except BudgetError as fault:
-                state = context.finish_stage(
-                    _mark_cut_short(state, name),
-                    "budget",
-                    {"stage": name},
-                    f"the budget ended in {name}",
-                    fault.cause,
-                )
+            if state.done and not state.estimates:  # begun by a version that made no plan
+                state = plan_stages(state, context)
+            state = _run_stage(name, state, context)
+            if name in PLANNED_AFTER and not state.should_stop:
+                state = plan_stages(state, context)
+            if state.circuit:
+                save_interim_record(state, context)
+            if on_outlook is not None:
+                on_outlook(describe_outlook(state, context))
         state = state.with_changes(
             peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory())
         )
@@ -231,18 +288,46 @@ def _run_stages(context: RunContext, state: State) -> DiscoveryResult:
         return DiscoveryResult(run.id, run.path, circuit)
 
 
-def _mark_cut_short(state: State, stage: str) -> State:
-    """Return the state of a run whose budget ended in a stage.
+def _run_stage(name: str, state: State, context: RunContext) -> State:
+    """Run one stage within its share of the budget, and return the state after it."""
+    use_plan(state, context)
+    if is_out_of_reach(context.plan, name):
+        assert context.plan is not None
+        needed = context.plan.estimates[name]
+        left = context.allowance(name)
+        return _leave_out(
+            state,
+            context,
+            name,
+            f"{name} needs about {needed:,.0f} forward-pass equivalents, and {left:,.0f} are left",
+        )
+    refusals = context.meter.refusals
+    try:
+        with context.stage_budget(name):
+            state = STAGES[name](state, context)
+    except BudgetError as fault:
+        return _leave_out(state, context, name, fault.cause)
+    if name == "mend" and context.meter.refusals > refusals:
+        state = state.with_changes(shortened=(*state.shortened, name))
+    return state
 
-    If there is no verdict yet, `cut_short` decides it. If there is one, it stays, and the reasons
-    name the stage that was not finished.
+
+def _leave_out(state: State, context: RunContext, stage: str, why: str) -> State:
+    """Note that the budget does not reach a stage, and return the state to go on with.
+
+    Without a stage of NEEDED_STAGES nothing can be judged, so the run ends. Otherwise it goes on
+    with the next stage, which may cost less: without "mend" the candidate is the circuit.
     """
-    if state.verdict is None:
-        return state.with_changes(cut_short=stage)
-    reason = f"the budget ended before {stage}"
-    if stage != "stability":  # the verdict already names (f) as a condition that was not run
-        reason += ", which enters no verdict"
-    return state.with_changes(cut_short=stage, reasons=(*state.reasons, reason))
+    changes: dict[str, object] = {"left_out": (*state.left_out, stage)}
+    if stage in NEEDED_STAGES:
+        changes = {"cut_short": stage}
+    return context.finish_stage(
+        state.with_changes(**changes),
+        stage,
+        {"stage": stage},
+        f"the budget ended in {stage}",
+        why,
+    )
 
 
 def _make_context(

@@ -41,7 +41,9 @@ class State(JsonModel):
             δ (d), in the search that chose it.
         partners: For each redundant node, the nodes that do its work when it is ablated.
         positions: For each node, the positions or labels at which it acts.
-        edges: The edges of the circuit, with their effects.
+        sweeps: For each sweep by position, how many pairs and cells it measured.
+        edges: The measured edges of the circuit, with their effects.
+        edge_counts: How many edges there are, how many were measured, and on how many pairs.
         stability: The mean Jaccard that decides condition (f), weighted from version 2 of the rules
             on; None if it was not run or is not decided.
         plain_jaccard: The plain mean Jaccard, if `stability` is the weighted one.
@@ -50,8 +52,12 @@ class State(JsonModel):
         evaluation: Every number behind the verdict.
         verdict: The verdict; None before the held-out pairs were looked at.
         reasons: The reasons for the verdict.
-        cut_short: What the budget ended before; None if it has not ended.
+        cut_short: What the budget ended before, if that decides the verdict; None if nothing did.
+        left_out: The stages that the budget did not reach, in order, and that decide no verdict.
+        shortened: The stages that the budget ended early, and that kept what they had by then.
         evidence: For each node, the ids of the results that its numbers come from.
+        estimates: What each stage was last estimated to cost, in the order of the stages.
+        rate: The forward-pass equivalents that the machine did in a second; None before a plan.
         spent: Forward-pass equivalents so far.
         seconds: Wall-clock time so far.
         peak_memory_bytes: The most memory that the process has held.
@@ -69,7 +75,9 @@ class State(JsonModel):
     drop_shares: Mapping[str, float] = Field(default_factory=dict)
     partners: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)
+    sweeps: Mapping[str, Mapping[str, Json]] = Field(default_factory=dict)
     edges: tuple[CircuitEdge, ...] = ()
+    edge_counts: Mapping[str, Json] = Field(default_factory=dict)
     stability: float | None = None
     plain_jaccard: float | None = None
     cut_searches: int = 0
@@ -78,7 +86,11 @@ class State(JsonModel):
     verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()
     cut_short: str | None = None
+    left_out: tuple[str, ...] = ()
+    shortened: tuple[str, ...] = ()
     evidence: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    estimates: Mapping[str, float] = Field(default_factory=dict)
+    rate: float | None = None
     spent: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0

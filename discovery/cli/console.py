@@ -13,10 +13,13 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from discovery.cli.progress import ProgressLine
 from discovery.errors import StoreError
+
+if TYPE_CHECKING:
+    from discovery.agent import Outlook
 
 _TQDM_VARIABLE = "TQDM_DISABLE"
 
@@ -90,6 +93,11 @@ class Console:
         self.write_note(": ".join(part for part in (stage, concluded) if part))
         if why:
             self.write_note(f"    {why}")
+
+    def report_outlook(self, outlook: Outlook) -> None:
+        """Write how far a run is after a stage, and how long the rest takes."""
+        if outlook.total > outlook.done:
+            self.write_note(f"    {outlook.describe()}")
 
     def _send(self, content: bytes) -> None:
         self.progress.clear()

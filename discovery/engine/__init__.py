@@ -8,7 +8,7 @@ from discovery.backends.hardware.memory import is_out_of_memory
 from discovery.engine.block import Block
 from discovery.engine.cost import BACKWARD_COST, Meter, prompt_macs, row_macs
 from discovery.engine.engine import Engine, engine_for, new_reference
-from discovery.engine.gradients import attribute_sites, estimate_attributions
+from discovery.engine.gradients import attribute_sites, average_gradients, estimate_attributions
 from discovery.engine.memory import MemoryNeed, sweep_bytes
 from discovery.engine.prompts import SIDES, Prompts, Side, base_side, other_side
 from discovery.engine.reference_means import ReferenceMeans
@@ -27,6 +27,7 @@ __all__ = [
     "Side",
     "Window",
     "attribute_sites",
+    "average_gradients",
     "base_side",
     "engine_for",
     "estimate_attributions",

@@ -80,6 +80,7 @@ class Meter:
         limit: the forward-pass equivalents that are allowed; None means no limit.
         spent: the forward-pass equivalents that have been done.
         passes: the number of batches that have been run.
+        refusals: how often work was refused because the limit did not allow it.
         progress: is called after each batch. It may raise Interrupted.
         label: the name of the step that is running.
     """
@@ -87,6 +88,7 @@ class Meter:
     limit: float | None = None
     spent: float = 0.0
     passes: int = 0
+    refusals: int = 0
     progress: ProgressCallback | None = None
     label: str = ""
     _done: float = 0.0
@@ -104,6 +106,7 @@ class Meter:
             BudgetError: if that is more than is left. Nothing of the step has been run then.
         """
         if self.limit is not None and expected > 0 and self.spent + expected > self.limit:
+            self.refusals += 1
             raise BudgetError(
                 f"{label} needs {expected:.0f} forward-pass equivalents, "
                 f"and {max(self.limit - self.spent, 0):.0f} of {self.limit:.0f} are left.",

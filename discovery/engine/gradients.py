@@ -10,6 +10,8 @@ The result is an estimate and is never reported as a measurement.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,7 +44,6 @@ def attribute_sites(
     Raises:
         MeasurementError: if the backend gives no gradients.
     """
-    prompts = block.prompts
     info = block.backend.info
     block.backend.require_gradients()
     # resid_mid = resid_pre + attn_out, so its gradient is that of attn_out.
@@ -52,34 +53,72 @@ def attribute_sites(
         block.activation(other_side(base), Site(kind, n)) - block.activation(base, Site(kind, n))
         for n in range(info.n_layers)
     ]
+    block.meter.begin(f"{kind} screen", estimate_attributions(block, steps))
+    estimates = [
+        torch.stack(
+            [
+                _sum_cells(kind, difference[part] * gradient)
+                for difference, gradient in zip(differences, gradients, strict=True)
+            ],
+            1,
+        )
+        for part, gradients in _gradients_in_batches(block, base, gradient_sites, steps)
+    ]
+    return torch.cat(estimates)
+
+
+def average_gradients(
+    block: Block, base: Side, sites: Sequence[Site], steps: int = INTEGRATION_STEPS
+) -> dict[Site, Float[Tensor, "pair pos ..."]]:
+    """Return the gradient of the metric at some sites, averaged over runs between the two prompts.
+
+    The caller announces the cost to the meter; `estimate_attributions` gives it.
+
+    Args:
+        block: the pairs.
+        base: the side from which the runs begin; they end at the other side.
+        sites: the sites.
+        steps: how many input embeddings between the two are run, as in `attribute_sites`.
+
+    Raises:
+        MeasurementError: if the backend gives no gradients.
+    """
+    block.backend.require_gradients()
+    if not sites:
+        return {}
+    parts = [gradients for _, gradients in _gradients_in_batches(block, base, list(sites), steps)]
+    return {site: torch.cat([part[n] for part in parts]) for n, site in enumerate(sites)}
+
+
+def _gradients_in_batches(
+    block: Block, base: Side, sites: list[Site], steps: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield the averaged gradient at each site, for one batch of pairs after the other."""
+    prompts = block.prompts
+    info = block.backend.info
     base_inputs = block.activation(base, Site("resid_pre", 0))
     source_inputs = block.activation(other_side(base), Site("resid_pre", 0))
-    block.meter.begin(f"{kind} screen", estimate_attributions(block, steps))
 
-    def sum_gradients(part: slice) -> list[Tensor]:
-        totals = [torch.zeros_like(difference[part]) for difference in differences]
+    def average(part: slice) -> list[Tensor]:
+        totals: list[Tensor] = []
         for step in range(steps):
             share = (step + 0.5) / steps
             inputs = base_inputs[part] + share * (source_inputs[part] - base_inputs[part])
-            gradients = _run_backward(block, base, part, inputs, gradient_sites)
-            totals = [a + b for a, b in zip(totals, gradients, strict=True)]
+            gradients = _run_backward(block, base, part, inputs, sites)
+            if step:
+                gradients = [a + b for a, b in zip(totals, gradients, strict=True)]
+            totals = gradients
             block.meter.report()
-        return totals
+        return [total / steps for total in totals]
 
     macs = _pass_macs(block)
-    estimates: list[Tensor] = []
     # The graph of a backward pass holds the activations of every layer.
     in_memory = max(1, block.rows_in_memory(0, prompts.width) // (2 * info.n_layers))
     max_rows = min(in_memory, block.backend.max_rows_by_work(macs))
-    for part, totals in block.in_batches(sum_gradients, max_rows):
+    for part, gradients in block.in_batches(average, max_rows):
         lengths = prompts.length[part].tolist()
         block.meter.add(steps * forward_equivalents(info, macs, lengths))
-        by_layer = [
-            _sum_cells(kind, difference[part] * total / steps)
-            for difference, total in zip(differences, totals, strict=True)
-        ]
-        estimates.append(torch.stack(by_layer, 1))
-    return torch.cat(estimates)
+        yield part, gradients
 
 
 def estimate_attributions(block: Block, steps: int = INTEGRATION_STEPS) -> float:

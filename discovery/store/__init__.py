@@ -26,6 +26,7 @@ from discovery.store.directory import (
 from discovery.store.heldout_looks import record_heldout_look
 from discovery.store.journal import Event, OnEvent, utc_timestamp
 from discovery.store.outcome import record_outcome
+from discovery.store.ranking import RankedNode, read_candidate, read_ranking
 from discovery.store.run import Run
 from discovery.store.run_record import (
     ModelSource,
@@ -40,6 +41,7 @@ __all__ = [
     "Event",
     "ModelSource",
     "OnEvent",
+    "RankedNode",
     "Run",
     "RunKind",
     "RunRecord",
@@ -50,6 +52,8 @@ __all__ = [
     "default_runs_dir",
     "list_runs",
     "open_run",
+    "read_candidate",
+    "read_ranking",
     "record_heldout_look",
     "record_outcome",
     "run_ids",

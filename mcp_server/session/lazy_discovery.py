@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         add_features_to_run,
         discover,
         estimate_cost,
+        is_finished,
         resume_open_run,
     )
     from discovery.backends.hardware.devices import choose_device
@@ -77,6 +78,7 @@ _MODULES = {
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
+    "is_finished": "discovery.agent",
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
     "locate_model": "discovery.backends.loading.source",
@@ -120,6 +122,7 @@ __all__ = [
     "evaluate_circuit",
     "feature_examples",
     "generate_with_features",
+    "is_finished",
     "listen_to_status",
     "load_model",
     "locate_model",

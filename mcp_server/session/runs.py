@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from discovery.errors import DiscoveryError, Interrupted
 from discovery.progress import Progress, ProgressListener
-from discovery.sites import MetricName
+from discovery.sites import MetricName, Universe
 from discovery.store import Run, RunRecord, open_run
 from mcp_server.errors import PathNotAllowedError, ServerError, log_bug
 from mcp_server.session import lazy_discovery
@@ -30,7 +30,7 @@ from mcp_server.session.models import LoadedModel
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from discovery.backends.base import Backend
+    from discovery.agent import Outlook
     from discovery.backends.loading.load_arguments import LoadArguments
     from discovery.features.training.text import TrainingInput
     from discovery.tasks.task import Task
@@ -48,6 +48,7 @@ class BackgroundRun:
         start_event: set when the folder exists, and when the run failed before that.
         end_event: set when the run has ended.
         problem: what ended the run early, as it may be shown.
+        outlook: what a discovery has spent and what is left of it; None before it is planned.
     """
 
     job: DeviceJob
@@ -55,17 +56,17 @@ class BackgroundRun:
     start_event: threading.Event = field(default_factory=threading.Event)
     end_event: threading.Event = field(default_factory=threading.Event)
     problem: DiscoveryError | None = None
+    outlook: Outlook | None = None
 
     @property
     def progress(self) -> JobProgress:
         """How far the run is."""
         return self.job.progress
 
-    def estimate_total(self, model: Backend, task: Task, memory: int | None) -> None:
-        """Estimate the work of the whole discovery."""
-        self.job.show_status("estimate")
-        estimate = lazy_discovery.estimate_cost(model, task, memory=memory)
-        self.job.expect(float(estimate.forward_equivalents))
+    def note_outlook(self, outlook: Outlook) -> None:
+        """Note what a discovery has spent and what is left of it."""
+        self.outlook = outlook
+        self.job.expect(outlook.total - outlook.earlier)
 
 
 class _TrainingProgress(ProgressListener):
@@ -102,6 +103,7 @@ class BackgroundRuns:
         *,
         metric: MetricName | None,
         seed: int,
+        universe: Universe,
         budget: float | None,
     ) -> BackgroundRun:
         """Begin a discovery, and return when its folder exists.
@@ -112,29 +114,27 @@ class BackgroundRuns:
             load: how the model and the task can be opened again, recorded in the run.
             metric: the metric; None is the task's own.
             seed: the seed of the run.
+            universe: what may be ablated.
             budget: forward-pass equivalents that the run may take; None is unlimited.
 
         Raises:
             ServerError: if too many runs are at work.
             DiscoveryError: if the run cannot begin.
         """
-        memory = self._settings.memory
 
         def work(background: BackgroundRun, begin: OnBegin) -> None:
-            def on_begin(run_id: str) -> None:
-                begin(run_id)
-                background.estimate_total(loaded.backend, task, memory)
-
             lazy_discovery.discover(
                 loaded.backend,
                 task,
                 metric=metric,
                 seed=seed,
+                universe=universe,
                 budget=budget,
-                memory=memory,
+                memory=self._settings.memory,
                 runs_dir=self._settings.runs_dir,
                 progress=background.job,
-                on_begin=on_begin,
+                on_begin=begin,
+                on_outlook=background.note_outlook,
                 load=load,
             )
 
@@ -192,8 +192,12 @@ class BackgroundRuns:
 
         return _launch(background, run)
 
-    def resume(self, run_id: str) -> BackgroundRun:
+    def resume(self, run_id: str, budget: float | None = None) -> BackgroundRun:
         """Continue an interrupted run. A run that is at work in this process is returned as it is.
+
+        Args:
+            run_id: the run.
+            budget: the larger budget with which a discovery goes on; None keeps its own.
 
         Raises:
             StoreError: if there is no such run, or another process writes to it.
@@ -209,7 +213,6 @@ class BackgroundRuns:
             run = open_run(self._settings.runs_dir, run_id, write=True)  # locked until its end
             background = self._runs[run_id] = BackgroundRun(self._devices.new_job(), run_id)
         background.start_event.set()
-        memory: Any = record.configuration.get("memory")
 
         def work() -> None:
             with _DeviceHold(self._devices, record.provenance.device or "cpu") as device, run:
@@ -220,8 +223,9 @@ class BackgroundRuns:
                     return
                 lazy_discovery.resume_open_run(
                     run,
+                    budget=budget,
                     progress=background.job,
-                    on_open=lambda model, task: background.estimate_total(model, task, memory),
+                    on_outlook=background.note_outlook,
                 )
 
         return _launch(background, work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sized
 from typing import Annotated, Any, Literal
 
@@ -9,6 +11,7 @@ from mcp.server.mcpserver import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from discovery.sites import MetricName
+from mcp_server.errors import ServerError
 from mcp_server.session import Session
 
 ToolContext = Context[Session, Any]
@@ -96,12 +99,41 @@ SaeName = Annotated[str | None, Field(description="SAE, as in sae_top_features."
 Budget = Annotated[
     float,
     Field(
-        description="Forward-pass equivalents that may be spent.",
+        description="Unit: forward-pass equivalents (one prompt once through the model). What may "
+        "be spent in all; a run divides it over its stages first.",
         gt=0,
         le=1e12,
         allow_inf_nan=False,
     ),
 ]
+
+
+TimeLimit = Annotated[
+    str,
+    Field(
+        description='As in "10 min", "90 s" or "1.5 h": becomes a budget at the rate that is '
+        "measured on this machine.",
+        max_length=40,
+    ),
+]
+
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+
+
+def parse_time_limit(text: str) -> float:
+    """Return the seconds of a time limit, such as "10 min" or "1 h 30 min".
+
+    Raises:
+        ServerError: if the text is no such time.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.lower())
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]+)", "", text.lower()).strip()
+    seconds = sum(float(number) * _SECONDS.get(unit, math.nan) for number, unit in parts)
+    if rest or not seconds > 0:
+        raise ServerError(
+            f"time_limit is {text!r}.", 'Give a number and s, min or h, such as "10 min".'
+        )
+    return seconds
 
 
 def to_task_input(task: TaskName | PairList) -> str | list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from discovery.errors import DiscoveryError
-from discovery.store import Run, RunKind
+from discovery.store import Run, RunKind, read_candidate, read_ranking
 from mcp_server.errors import ServerError
-from mcp_server.session import Session
+from mcp_server.session import Session, lazy_discovery
 from mcp_server.session.runs import BackgroundRun
 from mcp_server.tools.arguments import ToolContext
 from mcp_server.tools.circuit_views import load_circuit_if_any
@@ -31,6 +31,7 @@ from mcp_server.tools.result import (
 )
 
 _POLL_SECONDS = 0.1  # between two looks at a run that is waited for
+_RANKED_SHOWN = 8
 _MAX_STAGE_TEXT = 400  # characters of what a stage concluded
 _KINDS: dict[
     RunKind, tuple[str, str]
@@ -46,9 +47,32 @@ class ProgressView(Result):
     doing: str
     done: float | None
     of_about: float | None = Field(
-        description="Of the whole run, as estimated before it; null if that is not known."
+        description="Of the whole run, at most its budget; null before it is planned."
     )
+    seconds_left: float | None = Field(description="Until the end, at the measured rate.")
     stopping: bool
+
+
+class RankedNodeView(Result):
+    """What a node does alone, as shares of clean − corrupted. A ranking is no circuit."""
+
+    id: str
+    label: str
+    denoising: float | None
+    noising: float | None
+
+
+def ranking_views(run: Run, top: int) -> list[RankedNodeView]:
+    """Return the nodes with the largest effects alone, from the journal of a run."""
+    return [
+        RankedNodeView(
+            id=str(ranked.node),
+            label=ranked.node.label,
+            denoising=round_number(ranked.denoising, 4),
+            noising=round_number(ranked.noising, 4),
+        )
+        for ranked in read_ranking(run.events())[:top]
+    ]
 
 
 class StageView(Result):
@@ -76,6 +100,12 @@ class RunStatusResult(Listing):
     progress: ProgressView | None = Field(description="If this server has the run at work.")
     stages: list[StageView] = Field(description="The latest last.")
     verdict: str | None
+    candidate: list[str] = Field(
+        description="The circuit so far, not judged; empty once there is a verdict."
+    )
+    ranking: list[RankedNodeView] = Field(
+        description="Largest effects of single nodes, not judged; empty once there is a verdict."
+    )
     problem: str | None
     next: str
     cost: CostView
@@ -146,10 +176,19 @@ def read_run(session: Session, run_id: str) -> RunState:
     )
 
 
-def resume_run(session: Session, run_id: str, kind: RunKind) -> BackgroundRun | None:
+def resume_run(
+    session: Session, run_id: str, kind: RunKind, budget: float | None = None
+) -> BackgroundRun | None:
     """Continue an interrupted run, and return it; None if it is complete.
 
+    Args:
+        session: the session of this server.
+        run_id: the run.
+        kind: what the run must do.
+        budget: the larger budget with which a discovery goes on whose budget ended.
+
     Raises:
+        MeasurementError: if the budget is no larger than the run's own.
         ServerError: if the run is of another kind, or too many runs are at work.
         StoreError: if there is no such run, or another process writes to it.
         PathNotAllowedError: if this server may not load the run's model.
@@ -159,7 +198,11 @@ def resume_run(session: Session, run_id: str, kind: RunKind) -> BackgroundRun | 
     require_kind(run, kind)
     if background is not None:
         return background
-    return None if run.status == "completed" else session.runs.resume(run_id)
+    if budget is None:
+        is_finished = run.status == "completed"
+    else:
+        is_finished = lazy_discovery.is_finished(run, budget)
+    return None if is_finished else session.runs.resume(run_id, budget)
 
 
 def require_kind(run: Run, kind: RunKind) -> None:
@@ -193,12 +236,19 @@ async def wait_for_run(context: ToolContext, background: BackgroundRun, seconds:
 
 
 def progress_view(background: BackgroundRun) -> ProgressView:
-    """Return how far a run of this process is."""
+    """Return how far a run of this process is, with what earlier processes did of it."""
     progress = background.progress
+    outlook = background.outlook
+    earlier = outlook.earlier if outlook else 0.0
+    total = progress.estimated_total
+    left = None
+    if outlook is not None and total is not None:
+        left = (total - progress.done) / outlook.rate
     return ProgressView(
         doing=progress.label,
-        done=round_number(progress.done),
-        of_about=round_number(progress.estimated_total),
+        done=round_number(earlier + progress.done),
+        of_about=round_number(earlier + total) if total is not None else None,
+        seconds_left=round_number(left, 3),
         stopping=background.job.is_stopping,
     )
 
@@ -236,6 +286,8 @@ def status_result(session: Session, run_id: str, top: int) -> CallToolResult:
             progress=state.progress,
             stages=[_stage_view(event) for event in stages[-top:]],
             verdict=circuit.verdict if circuit else None,
+            candidate=[] if circuit else [str(node) for node in read_candidate(state.run.events())],
+            ranking=[] if circuit else ranking_views(state.run, _RANKED_SHOWN),
             problem=state.problem,
             next=_next_call(state, record.kind),
             total=len(stages),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from discovery.agent.context import RunContext
 from discovery.agent.stages.behaviour import check_behaviour
 from discovery.agent.stages.candidate import choose_candidate, refine_candidate
-from discovery.agent.stages.edges import measure_edges
+from discovery.agent.stages.edges import describe_edges
 from discovery.agent.stages.interpretation import interpret
 from discovery.agent.stages.localisation import localise, localise_components
 from discovery.agent.stages.nodes import rank_nodes
@@ -20,17 +20,24 @@ from discovery.agent.state import State
 
 Stage = Callable[[State, RunContext], State]
 
-# The names of the stages are those in events.jsonl. What the verdict needs comes first, so that a
-# budget that ends early still gives a verdict: edges and interpretation enter none.
+# The names of the stages are those in events.jsonl. What costs least and says most comes first: a
+# ranking, a circuit, its verdict. What only describes the circuit and enters no verdict is last.
 STAGES: dict[str, Stage] = {
     "check": check_behaviour,
-    "localise": localise,
-    "components": localise_components,
     "heads": rank_nodes,
     "candidate": choose_candidate,
     "mend": refine_candidate,
     "validate": validate,
     "stability": measure_stability,
-    "edges": measure_edges,
+    "localise": localise,
+    "components": localise_components,
+    "edges": describe_edges,
     "interpret": interpret,
 }
+
+DECIDING_STAGES = ("check", "heads", "candidate", "mend", "validate", "stability")
+"""The stages that decide the verdict. Each rests on those before it."""
+
+NEEDED_STAGES = ("check", "heads", "candidate", "validate")
+"""Without these there is nothing to judge, so the run ends if its budget does not reach them. Any
+other stage is left out, and the run goes on with the next."""

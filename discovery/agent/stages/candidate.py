@@ -1,4 +1,4 @@
-"""Stages 5 and 6 ("candidate", "mend"): a first circuit from the curve, then the search from there.
+"""Stages 3 and 4 ("candidate", "mend"): a first circuit from the curve, then the search from there.
 
 Both use discovery pairs only.
 """

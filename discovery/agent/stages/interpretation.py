@@ -6,13 +6,17 @@ partners that do its work, "hidden" has no effect alone, "joint" is necessary bu
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from discovery.agent.context import RunContext, join_names
+from discovery.agent.context import RunContext
+from discovery.agent.stages.position_sweeps import run_sweep, save_sweep
 from discovery.agent.state import State
+from discovery.backends.info import ModelInfo
 from discovery.evaluation import thresholds
 from discovery.graph.base import mean_of
-from discovery.methods.patching import Sweep, align_by_label, patch_sweep
+from discovery.methods.patching import Sweep
 from discovery.sites import Node, SiteName
 
 MIN_POSITION_SHARE = 0.25  # of the effect at the node's strongest position
@@ -24,42 +28,57 @@ def interpret(state: State, context: RunContext) -> State:
         return context.finish_stage(
             state, "interpret", {}, "nothing to interpret", "there is no circuit"
         )
-    heads = _sweep_positions(context, "head_out_by_position")
-    context.save_arrays(
-        "head_out_by_position-noising",
-        {"values": heads.values},
-        {"positions": join_names(heads.positions)},
-    )
-    effects = {
-        f"a{layer}.h{head}": heads.values[layer, head]
-        for layer in range(heads.values.shape[0])
-        for head in range(heads.values.shape[1])
-    }
-    if not context.model.info.attn_only:
-        mlps = _sweep_positions(context, "mlp_out")
-        effects |= {f"m{layer}": mlps.values[layer] for layer in range(mlps.values.shape[0])}
-    positions = {
-        name: tuple(heads.positions[n] for n in _strong_positions(effects[name]))
-        for name in state.circuit
-    }
+    positions: dict[str, tuple[int | str, ...]] = {}
+    cautions: dict[str, object] = {}
+    for site, mask in _circuit_cells(state, context.model.info).items():
+        sweep = run_sweep(context, site, "noising", mask)
+        if site == "head_out_by_position":  # "components" keeps the MLPs' own sweep
+            state = save_sweep(context, state, sweep)
+        if sweep.screen is not None:
+            cautions[f"{site}, screen"] = sweep.screen.caution
+        positions |= _positions_by_node(state, sweep)
     labels = {name: label for name in state.circuit if (label := _describe_role(state, name))}
     descriptions = [
-        f"{name} at {', '.join(map(str, strong)) or 'no single position'}"
-        for name, strong in positions.items()
+        f"{name} at {', '.join(map(str, positions[name])) or 'no single position'}"
+        for name in state.circuit
+        if name in positions
     ]
     return context.finish_stage(
         state.with_changes(positions=positions, labels=labels),
         "interpret",
-        {"labels": labels},
-        ", ".join(descriptions),
-        f"positions with at least {MIN_POSITION_SHARE:.0%} of the strongest noising effect",
+        {"labels": labels, **cautions},
+        ", ".join(descriptions) or "no position was measured",
+        f"positions with at least {MIN_POSITION_SHARE:.0%} of the strongest noising effect, on "
+        f"{len(context.description_engine)} pairs",
     )
 
 
-def _sweep_positions(context: RunContext, site: SiteName) -> Sweep:
-    engine = context.evaluator("discovery").engine
-    sweep = patch_sweep(context.model, engine.task, site, direction="noising", engine=engine)
-    return align_by_label(sweep, engine.task)
+def _circuit_cells(state: State, info: ModelInfo) -> dict[SiteName, Bool[Tensor, "layer ..."]]:
+    """Return for each site the cells of the circuit's nodes, as masks that broadcast to a grid."""
+    heads = torch.zeros(info.n_layers, info.n_heads, 1, dtype=torch.bool)
+    mlps = torch.zeros(info.n_layers, 1, dtype=torch.bool)
+    for node in state.circuit_nodes:
+        if node.kind == "mlp":
+            mlps[node.layer] = True
+        else:
+            heads[node.layer, node.head] = True
+    masks: dict[SiteName, Tensor] = {"head_out_by_position": heads, "mlp_out": mlps}
+    return {site: mask for site, mask in masks.items() if bool(mask.any())}
+
+
+def _positions_by_node(state: State, sweep: Sweep) -> dict[str, tuple[int | str, ...]]:
+    """Return the positions of the circuit's nodes that have a measured cell in the sweep."""
+    positions: dict[str, tuple[int | str, ...]] = {}
+    for name in state.circuit:
+        node = Node.parse(name)
+        if (node.kind == "mlp") != (sweep.site == "mlp_out"):
+            continue
+        effects = sweep.values[node.layer]
+        effects = effects if node.kind == "mlp" else effects[node.head]
+        if bool(effects.isfinite().any()):
+            strong = _strong_positions(effects)
+            positions[name] = tuple(sweep.positions[column] for column in strong)
+    return positions
 
 
 def _strong_positions(effects: Tensor) -> list[int]:

@@ -1,4 +1,4 @@
-"""Stage 4 ("heads"): the effect of every single head and MLP, and a ranking of all nodes by it.
+"""Stage 2 ("heads"): the effect of every single head and MLP, and a ranking of all nodes by it.
 
 Both directions are measured under resample ablation, and noising again under mean ablation.
 """

@@ -1,4 +1,4 @@
-"""Stage 8 ("stability"): would other pairs have led to the same nodes? (condition f)
+"""Stage 6 ("stability"): would other pairs have led to the same nodes? (condition f)
 
 The selection of nodes, from the ranking to the last node that is dropped, is repeated on bootstrap
 resamples of the pairs that the search used. It runs on what the search measured for each pair (see

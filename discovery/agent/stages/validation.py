@@ -1,10 +1,8 @@
-"""Stage 7 ("validate"): the circuit is frozen, and the held-out pairs are looked at once."""
+"""Stage 5 ("validate"): the circuit is frozen, and the held-out pairs are looked at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
 
 from discovery.agent.context import RunContext
 from discovery.agent.stages.verdict import add_verdict
@@ -19,8 +17,6 @@ from discovery.evaluation import (
     thresholds,
 )
 from discovery.graph import AblationEvidence, Evaluation, EvidenceByAblation, SplitEvaluation
-from discovery.graph.base import Json
-from discovery.methods.statistics import max_statistic_test
 from discovery.store import record_heldout_look
 
 
@@ -46,7 +42,10 @@ def validate(state: State, context: RunContext) -> State:
         discovery=splits["discovery"],
         heldout=splits["heldout"],
         curve=state.curve,
-        tests={**conditions.tests, **_supplementary_tests(state, context)},
+        tests={
+            **conditions.tests,
+            "areas": integrate_curves(state.curve, len(state.ranking)),
+        },
         thresholds=thresholds.as_record(context.rules),
         heldout_looks=looks,
     )
@@ -84,30 +83,3 @@ def _describe_scores(evidence: AblationEvidence) -> dict[str, float | None]:
         "f(C)": evidence.faithfulness.value if evidence.faithfulness else None,
         "f(U\\C)": evidence.knockout.value if evidence.knockout else None,
     }
-
-
-def _supplementary_tests(state: State, context: RunContext) -> dict[str, Json]:
-    """Return the tests on discovery pairs that are reported beside the conditions."""
-    return {
-        "areas": integrate_curves(state.curve, len(state.ranking)),
-        "max_statistic": _count_significant_cells(context),
-    }
-
-
-def _count_significant_cells(context: RunContext) -> dict[str, Json]:
-    """Return for each sweep how many cells have an effect, corrected for looking at all of them."""
-    counts: dict[str, Json] = {}
-    for result_id in context.run.array_ids():
-        arrays = context.run.load_arrays(result_id)
-        if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):
-            continue  # not a sweep
-        direction = result_id.rpartition("-")[2]
-        base_name = "metric_clean" if direction == "noising" else "metric_corrupted"
-        base = arrays[base_name].astype(float)
-        patched = arrays["per_pair"].reshape(len(base), -1).astype(float)
-        p_values = max_statistic_test(patched - base[:, None], seed=context.seed)
-        counts[result_id] = {
-            "cells": int(np.isfinite(arrays["values"]).sum()),
-            "significant": int((p_values <= thresholds.ALPHA).sum()),
-        }
-    return counts

@@ -15,7 +15,7 @@ from discovery.cli.arguments import (
     parse_positive_number,
     parse_text,
 )
-from discovery.cli.console import Console
+from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import (
     DEFAULT_TASK,
     add_model_and_task_flags,
@@ -50,7 +50,10 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
     universe_help = "what may be ablated: heads and MLPs (all, the default), or heads"
     parse_universe = partial(parse_choice, get_args(Universe))
     add_flag(parser, "--universe", "all|heads", parse_universe, universe_help)
-    budget_help = "the most work to do, in forward-pass equivalents summed over prompts"
+    budget_help = (
+        "the most work to do, in forward-pass equivalents summed over prompts; it is divided over "
+        "the stages first, see --dry-run"
+    )
     add_flag(parser, "--budget", "F", parse_positive_number, budget_help)
     parser.add_argument(
         "--exhaustive",
@@ -58,13 +61,18 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
         help="measure every cell, also if that is expensive; never screen a sweep by gradients",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only estimate what the run would cost"
+        "--dry-run",
+        action="store_true",
+        help="only estimate what the run would cost, in work and in time",
     )
     RUNS_DIR.add_to(parser)
     parser.add_argument(
         "--json", action="store_true", help="print circuit.json instead of a summary"
     )
-    resume_help = "continue an interrupted run, with the settings that it began with"
+    resume_help = (
+        "continue an interrupted run, with the settings that it began with; with a larger --budget "
+        "also one whose budget ended"
+    )
     add_flag(parser, "--resume", "RUN_ID", parse_text, resume_help)
     parser.set_defaults(run=run, parser=parser)
 
@@ -82,7 +90,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.dry_run:
         from discovery.agent import estimate_cost
 
-        _write_estimate(args, console, estimate_cost(model, task, **options))
+        estimate = estimate_cost(model, task, **options, seed=args.seed or 0)
+        _write_estimate(args, console, estimate)
         return
     from discovery.agent import discover
 
@@ -96,6 +105,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         load=load,
         progress=console.progress,
         on_event=console.report_event,
+        on_outlook=console.report_outlook,
     )
     _write_result(args, console, result)
 
@@ -111,14 +121,16 @@ def _warn_of_few_pairs(heldout: int, console: Console) -> None:
 
 
 def _resume_run(args: argparse.Namespace, console: Console) -> DiscoveryResult:
-    require_no_settings(args, "run", positional="task")
+    require_no_settings(args, "run", allowed=("budget",), positional="task")
     from discovery.agent import resume
 
     return resume(
         args.resume,
+        budget=args.budget,
         runs_dir=RUNS_DIR.resolve_value(args),
         progress=console.progress,
         on_event=console.report_event,
+        on_outlook=console.report_outlook,
     )
 
 
@@ -142,13 +154,30 @@ def _write_result(args: argparse.Namespace, console: Console, result: DiscoveryR
 
 
 def _write_estimate(args: argparse.Namespace, console: Console, estimate: CostEstimate) -> None:
+    from discovery.report.formatting import format_duration
+
     if args.json:
         console.write_json(estimate.to_dict())
         return
     total = f"{estimate.forward_equivalents:,.0f} forward-pass equivalents"
-    lines = [f"About {total}, summed over prompts:"]
-    width = max((len(stage) for stage in estimate.stages), default=0)
-    lines += [f"  {stage:<{width}}  {work:>12,.0f}" for stage, work in estimate.stages.items()]
+    duration = format_duration(estimate.seconds)
+    rows = [("stage", "equivalents", "seconds", "")]
+    for stage, work in estimate.stages.items():
+        seconds = f"{work / estimate.rate:,.0f}"
+        rows.append((stage, f"{work:,.0f}", seconds, _describe_share(estimate, stage)))
+    lines = [
+        f"About {total}, summed over prompts, or {duration} at {estimate.rate:,.0f} a second:",
+        format_columns(rows),
+    ]
     if estimate.note:
         lines.append(estimate.note)
     console.write_result("\n".join(lines))
+
+
+def _describe_share(estimate: CostEstimate, stage: str) -> str:
+    """Say what a stage gets of the budget, if that is less than it is estimated to take."""
+    plan = estimate.plan
+    if plan is None or stage not in (*plan.left_out, *plan.shortened):
+        return ""
+    share = plan.shares[stage]
+    return f"gets {share:,.0f} of the budget" if share else "left out"

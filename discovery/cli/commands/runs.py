@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "graphml", "dot", "mermaid")
 
+_MAX_RANKED = 12
+"""How many nodes of a ranking are shown."""
+
 Command = Callable[[argparse.Namespace, Console], None]
 """The function of a verb."""
 
@@ -117,7 +120,7 @@ def print_runs(args: argparse.Namespace, console: Console) -> None:
 def print_run(args: argparse.Namespace, console: Console) -> None:
     """Print what a run found, or how far it is."""
     from discovery.cli.summary import describe_circuit
-    from discovery.store import open_run
+    from discovery.store import open_run, read_ranking
 
     run = open_run(RUNS_DIR.resolve_value(args), args.id)
     circuit = run.load_circuit() if (run.path / "circuit.json").exists() else None
@@ -127,10 +130,21 @@ def print_run(args: argparse.Namespace, console: Console) -> None:
             status=run.status,
             path=str(run.path),
             circuit=circuit.to_node_link() if circuit else None,
+            ranking=[
+                {
+                    "node": str(ranked.node),
+                    "denoising": ranked.denoising,
+                    "noising": ranked.noising,
+                }
+                for ranked in read_ranking(run.events())
+            ],
         )
         console.write_json(record)
     elif circuit and run.status == "completed":
-        console.write_result(describe_circuit(circuit, run.path))
+        found = [describe_circuit(circuit, run.path)]
+        if not circuit.size and circuit.verdict != "no_behaviour":
+            found += _format_unjudged(run)
+        console.write_result("\n".join(found))
     else:
         console.write_result(_format_journal(run))
 
@@ -146,6 +160,7 @@ def _format_journal(run: Run) -> str:
         for event in run.events()
         if "stage" in event
     ]
+    lines += _format_unjudged(run)
     if status == "completed":
         lines.append(f"  the SAE: {run.path / 'sae'}")
     elif status != "running":
@@ -153,6 +168,26 @@ def _format_journal(run: Run) -> str:
         resume_command = format_resume_command(run.id, run.path.parent, command)
         lines += ["To resume, run:", f"  {resume_command}"]
     return "\n".join(lines)
+
+
+def _format_unjudged(run: Run) -> list[str]:
+    """Return what a discovery has found by now: the largest single nodes, and its candidate."""
+    from discovery.report import formatting
+    from discovery.store import read_candidate, read_ranking
+
+    events = run.events()
+    lines = []
+    if candidate := read_candidate(events):
+        names = ", ".join(node.label for node in candidate)
+        lines.append(f"The circuit so far, not judged ({len(candidate)} nodes): {names}")
+    if ranking := read_ranking(events):
+        rows = [("node", "denoising", "noising")]
+        for ranked in ranking[:_MAX_RANKED]:
+            effects = (ranked.denoising, ranked.noising)
+            rows.append((ranked.node.label, *map(formatting.format_number, effects)))
+        lines.append("The largest effects of single nodes, not judged:")
+        lines.append(format_columns(rows))
+    return lines
 
 
 def verify_circuit(args: argparse.Namespace, console: Console) -> None:

@@ -65,12 +65,20 @@ def edges_between(nodes: Iterable[Node], *, parallel: bool = False) -> list[tupl
 
 
 def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeMetrics]:
-    """Measure every edge among these nodes, embed and logits.
+    """Measure every edge among these nodes, embed and logits; see `measure_edges`."""
+    return measure_edges(engine, edges_between(nodes, parallel=engine.backend.info.parallel))
+
+
+def measure_edges(engine: Engine, edges: Sequence[tuple[Node, Node]]) -> list[EdgeMetrics]:
+    """Measure these edges.
+
+    Args:
+        engine: the model and the pairs.
+        edges: the source and the target of each.
 
     Raises:
         BudgetError: if the meter's budget does not suffice for a block of pairs.
     """
-    edges = edges_between(nodes, parallel=engine.backend.info.parallel)
     effects_by_block: list[list[EdgeMetrics]] = []
     for _, block in engine.blocks():
         cost = sum(_estimate_edge(block, engine, target) for _, target in edges)
@@ -81,6 +89,11 @@ def measure_edge_effects(engine: Engine, nodes: Sequence[Node]) -> list[EdgeMetr
             effects.append(measure_edge(block, engine, source, target, change))
         effects_by_block.append(effects)
     return [_join_blocks(parts) for parts in zip(*effects_by_block, strict=True)]
+
+
+def estimate_edge(engine: Engine, target: Node) -> float:
+    """Return the forward-pass equivalents of one edge into a target; 0 for the logits."""
+    return sum(_estimate_edge(block, engine, target) for _, block in engine.blocks())
 
 
 def _join_blocks(parts: Sequence[EdgeMetrics]) -> EdgeMetrics:
@@ -116,7 +129,7 @@ def measure_edge(
     if target.kind != "mlp":
         return _measure_head_edge(block, engine, source, target, delta)
     site = Site("mlp_out", target.layer)
-    output = _mlp_output(block, engine, target.layer, delta)
+    output = run_mlp(block, engine, target.layer, delta)
     if engine.backend.abilities.linear_heads:
         change = output - block.activation("clean", site)
         whole = _metric_with_change(block, target.layer + 1, False, change)
@@ -187,10 +200,19 @@ def _metric_with_head_output(
     return _metric_with_change(block, layer + 1 if ends_layer else layer, not ends_layer, change)
 
 
-def _mlp_output(
+def run_heads(
+    block: Block, engine: Engine, layer: int, delta: Tensor
+) -> Float[Tensor, "pair pos head d_head"]:
+    """Compute z of every head of a layer when `delta` is added to the input of all of them."""
+    site = Site("z", layer)
+    stream = block.activation("clean", Site("resid_pre", layer))
+    return _run_layer(block, engine, layer, stream + delta, [site], [])[site]
+
+
+def run_mlp(
     block: Block, engine: Engine, layer: int, delta: Tensor
 ) -> Float[Tensor, "pair pos d_model"]:
-    """Compute the output of an MLP when `delta` is added to its input."""
+    """Compute the output of a layer's MLP when `delta` is added to its input."""
     info = engine.backend.info
     out = Site("mlp_out", layer)
     layer_input = block.activation("clean", Site("resid_pre", layer))

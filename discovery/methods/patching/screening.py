@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 from torch import Tensor
 
@@ -31,6 +32,25 @@ MIN_RANKED = 32
 SAMPLE_SIZE = 59
 MISSED_SHARE_CONFIDENCE = 0.95
 SIZEABLE_EFFECT = 0.1  # an effect that should not be missed
+# If the cost is limited, fewer cells are measured by rank, but never fewer than these.
+MIN_RANKED_IF_LIMITED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenRequest:
+    """What a screened sweep may measure.
+
+    Attributes:
+        seed: the seed of the random sample.
+        within: the cells that are asked for, with the shape of the grid; None means all of them.
+        max_cost: the forward-pass equivalents that gradients and rows may take together. It bounds
+            the number of cells measured by rank, of which at least MIN_RANKED_IF_LIMITED remain.
+            None means no limit.
+    """
+
+    seed: int = 0
+    within: Bool[Tensor, "layer ..."] | None = None
+    max_cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +97,7 @@ class ScreenReport:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScreenPlan:
     """Which cells a screened sweep measures.
 
@@ -86,17 +106,20 @@ class ScreenPlan:
         measured: the cells to measure, [layer …]. Cells that cannot change anything are included.
         by_rank: the part of `measured` that was chosen by estimate.
         at_random: the part of `measured` that was chosen at random.
+        requested: the cells that are asked for; the others count neither as measured nor as left
+            out.
     """
 
     estimates: Float[Tensor, "..."]
     measured: Bool[Tensor, "..."]
     by_rank: Bool[Tensor, "..."]
     at_random: Bool[Tensor, "..."]
+    requested: Bool[Tensor, "..."]
 
     def report(self, values: Float[Tensor, "..."]) -> ScreenReport:
         """Conclude from the measured effects what the unmeasured cells may hold."""
         sample = values[self.at_random.to(values.device)].abs()
-        n_unmeasured = int((~self.measured).sum())
+        n_unmeasured = int((self.requested & ~self.measured).sum())
         is_known = len(sample) > 0 and bool(sample.isfinite().all())
         missed_share = 1.0
         if not n_unmeasured:
@@ -134,7 +157,11 @@ def bound_missed_share(
 
 
 def plan_screen(
-    engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...], seed: int
+    engine: Engine,
+    site: SiteName,
+    direction: Direction,
+    columns: tuple[int | str, ...],
+    request: ScreenRequest,
 ) -> ScreenPlan:
     """Estimate every cell of a grid by gradients, and choose the cells to measure.
 
@@ -143,26 +170,98 @@ def plan_screen(
         site: the site of the sweep.
         direction: denoising or noising.
         columns: what the position axis of the grid counts.
-        seed: of the random sample.
+        request: which cells may be measured, and what they may cost.
     """
     shape = _grid_shape(engine, site, columns)
-    if math.prod(shape) <= MIN_RANKED + SAMPLE_SIZE:
+    requested = _requested_cells(engine, shape, request)
+    if int(requested.sum()) <= MIN_RANKED + SAMPLE_SIZE:
         # All cells would be measured, so that estimates could decide nothing.
-        everything = torch.ones(shape, dtype=torch.bool, device=engine.backend.device)
-        no_estimates = torch.full_like(everything, float("nan"), dtype=torch.float32)
-        return ScreenPlan(no_estimates, everything, everything, ~everything)
+        no_estimates = torch.full_like(requested, float("nan"), dtype=torch.float32)
+        return ScreenPlan(
+            estimates=no_estimates,
+            measured=requested,
+            by_rank=requested,
+            at_random=torch.zeros_like(requested),
+            requested=requested,
+        )
     estimates, can_change = _estimate_cells(engine, site, direction, columns)
     by_rank = torch.zeros_like(can_change)
-    candidates = can_change.nonzero()
-    size = estimates[can_change].abs().nan_to_num()
-    n_ranked = max(MIN_RANKED, math.ceil(RANKED_SHARE * len(candidates)))
-    ranked = candidates[size.argsort(descending=True, stable=True)[:n_ranked]]
+    candidates = (can_change & requested).nonzero()
+    size = estimates[can_change & requested].abs().nan_to_num()
+    ranked = candidates[size.argsort(descending=True, stable=True)[: _count_ranked(candidates)]]
+    if request.max_cost is not None:
+        costs = _cell_costs(engine, site, direction, columns)
+        left = request.max_cost - _gradient_cost(engine)
+        ranked = ranked[: _count_affordable(costs, candidates, ranked, left)]
     by_rank[tuple(ranked.T)] = True
-    rest = (can_change & ~by_rank).nonzero()
-    sample = random.Random(f"screen-{seed}").sample(range(len(rest)), min(SAMPLE_SIZE, len(rest)))
+    rest = (can_change & requested & ~by_rank).nonzero()
+    generator = random.Random(f"screen-{request.seed}")
+    sample = generator.sample(range(len(rest)), min(SAMPLE_SIZE, len(rest)))
     at_random = torch.zeros_like(can_change)
     at_random[tuple(rest[sample].T)] = True
-    return ScreenPlan(estimates, ~can_change | by_rank | at_random, by_rank, at_random)
+    return ScreenPlan(
+        estimates=estimates,
+        measured=requested & (~can_change | by_rank | at_random),
+        by_rank=by_rank,
+        at_random=at_random,
+        requested=requested,
+    )
+
+
+def _requested_cells(
+    engine: Engine, shape: tuple[int, ...], request: ScreenRequest
+) -> Bool[Tensor, "layer ..."]:
+    if request.within is not None:
+        return request.within.to(engine.backend.device).expand(shape)
+    return torch.ones(shape, dtype=torch.bool, device=engine.backend.device)
+
+
+def _count_ranked(candidates: Int[Tensor, "cell axis"]) -> int:
+    return max(MIN_RANKED, math.ceil(RANKED_SHARE * len(candidates)))
+
+
+def _count_affordable(
+    costs: Sequence[float],
+    candidates: Int[Tensor, "cell axis"],
+    ranked: Int[Tensor, "cell axis"],
+    left: float,
+) -> int:
+    """Return how many of the ranked cells can be measured beside the random sample.
+
+    Args:
+        costs: the mean cost of a cell, by layer.
+        candidates: the cells that can change anything, each with its layer first.
+        ranked: those to measure by rank, the largest first.
+        left: the forward-pass equivalents that rows may take.
+    """
+    by_layer = torch.tensor(costs)
+    mean_cost = float(by_layer[candidates[:, 0].cpu()].mean()) if len(candidates) else 0.0
+    left -= SAMPLE_SIZE * mean_cost
+    spent = by_layer[ranked[:, 0].cpu()].cumsum(0)
+    return max(int((spent <= left).sum()), MIN_RANKED_IF_LIMITED)
+
+
+def _gradient_cost(engine: Engine) -> float:
+    return sum(estimate_attributions(block) for _, block in engine.blocks())
+
+
+def _cell_costs(
+    engine: Engine, site: SiteName, direction: Direction, columns: tuple[int | str, ...]
+) -> list[float]:
+    """Return for each layer what one of its cells costs on average, in every pair together."""
+    n_layers = engine.backend.info.n_layers
+    costs = [0.0] * n_layers
+    has_row = [torch.zeros(()) for _ in range(n_layers)]
+    for _, block in engine.blocks():
+        layers = build_all_cells(block, engine.backend, site, direction, columns)
+        block_has_row = _has_row(block, engine, site, direction, columns)
+        for layer, cells in enumerate(layers):
+            costs[layer] += block.estimate(cells.rows) if len(cells.rows) else 0.0
+            has_row[layer] = has_row[layer] + block_has_row[layer].cpu()
+    return [
+        cost / max(int((n_blocks > 0).sum()), 1)
+        for cost, n_blocks in zip(costs, has_row, strict=True)
+    ]
 
 
 def estimate_screen(
@@ -171,6 +270,7 @@ def estimate_screen(
     direction: Direction,
     columns: tuple[int | str, ...],
     rows: float,
+    request: ScreenRequest,
 ) -> float:
     """Return the forward-pass equivalents that a screened sweep costs beyond its cached passes.
 
@@ -181,9 +281,11 @@ def estimate_screen(
         site: the site of the sweep.
         direction: denoising or noising.
         columns: what the position axis of the grid counts.
-        rows: the forward-pass equivalents that all rows of the whole grid cost.
+        rows: the forward-pass equivalents that all rows of the requested cells cost.
+        request: which cells may be measured, and what they may cost.
     """
-    if math.prod(_grid_shape(engine, site, columns)) <= MIN_RANKED + SAMPLE_SIZE:
+    requested = _requested_cells(engine, _grid_shape(engine, site, columns), request)
+    if int(requested.sum()) <= MIN_RANKED + SAMPLE_SIZE:
         return rows
     gradient_cost = 0.0
     n_blocks_with_row = torch.zeros(())
@@ -191,10 +293,14 @@ def estimate_screen(
         gradient_cost += estimate_attributions(block)
         has_row = _has_row(block, engine, site, direction, columns)
         n_blocks_with_row = n_blocks_with_row + has_row.cpu()
-    n_cells = int((n_blocks_with_row > 0).sum())
+    n_cells = int(((n_blocks_with_row > 0) & requested.cpu()).sum())
     n_ranked = min(n_cells, max(MIN_RANKED, math.ceil(RANKED_SHARE * n_cells)))
+    mean_cost = rows / max(n_cells, 1)
+    if request.max_cost is not None and mean_cost > 0:
+        left = request.max_cost - gradient_cost - SAMPLE_SIZE * mean_cost
+        n_ranked = min(n_ranked, max(int(left / mean_cost), MIN_RANKED_IF_LIMITED))
     n_measured = n_ranked + min(SAMPLE_SIZE, n_cells - n_ranked)
-    return gradient_cost + rows * n_measured / max(n_cells, 1)
+    return gradient_cost + n_measured * mean_cost
 
 
 def _grid_shape(engine: Engine, site: SiteName, columns: tuple[int | str, ...]) -> tuple[int, ...]:

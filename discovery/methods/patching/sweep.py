@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from discovery.backends.base import Backend
@@ -27,7 +27,7 @@ from discovery.engine.cost import CostTimer
 from discovery.errors import MeasurementError, SiteError
 from discovery.methods.patching.cells import LayerCells, build_all_cells, list_columns
 from discovery.methods.patching.grid import Sweep, normalise
-from discovery.methods.patching.screening import ScreenPlan, estimate_screen, plan_screen
+from discovery.methods.patching.screening import ScreenRequest, estimate_screen, plan_screen
 from discovery.progress import ProgressCallback
 from discovery.sites import SITE_NAMES, Alignment, Direction, MetricName, SiteName
 from discovery.tasks.task import Task
@@ -43,6 +43,8 @@ def patch_sweep(
     by: Alignment = "position",
     screen: bool = False,
     seed: int = 0,
+    within: Bool[Tensor, "layer ..."] | None = None,
+    max_cost: float | None = None,
     memory: int | None = None,
     progress: ProgressCallback | None = None,
     engine: Engine | None = None,
@@ -63,6 +65,10 @@ def patch_sweep(
             random sample of the rest, which bounds what was missed (see `screening`). For models
             whose whole grid is too expensive.
         seed: the seed of that sample.
+        within: measure only these cells, as a mask that has or broadcasts to the shape of
+            `Sweep.values`. The others are NaN.
+        max_cost: the forward-pass equivalents that a screened sweep may take beyond its cached
+            passes; it then measures fewer cells by rank. It does nothing without `screen`.
         memory: bytes that caches and batches may take; 60% of the free memory by default.
         progress: a function that hears how far the measurement is.
         engine: a prepared engine of the same model and task, whose caches are reused.
@@ -82,8 +88,12 @@ def patch_sweep(
     timer = CostTimer(engine.meter, began)
     columns = list_columns(task, site, by)
     engine.reserve_memory(site)
-    plan = plan_screen(engine, site, direction, columns, seed) if screen else None
-    per_pair, clean, corrupted = _sweep_blocks(engine, site, direction, columns, plan)
+    plan = None
+    if screen:
+        request = ScreenRequest(seed=seed, within=within, max_cost=max_cost)
+        plan = plan_screen(engine, site, direction, columns, request)
+    cells = within if plan is None else plan.measured
+    per_pair, clean, corrupted = _sweep_blocks(engine, site, direction, columns, cells)
     values, warnings = normalise(per_pair, clean, corrupted, direction)
     cost = timer.cost
     report = None if plan is None else plan.report(values)
@@ -106,36 +116,64 @@ def patch_sweep(
 
 
 def estimate_sweep(
-    engine: Engine, site: SiteName, direction: Direction, by: Alignment = "position"
+    engine: Engine,
+    site: SiteName,
+    direction: Direction,
+    by: Alignment = "position",
+    within: Bool[Tensor, "layer ..."] | None = None,
 ) -> float:
-    """Return the forward-pass equivalents that a sweep will cost beyond its cached passes."""
+    """Return the forward-pass equivalents that a sweep will cost beyond its cached passes.
+
+    Args:
+        engine: the model and the pairs.
+        site: the site.
+        direction: denoising or noising.
+        by: what the position axis counts.
+        within: count only these cells, as in `patch_sweep`.
+    """
     columns = list_columns(engine.task, site, by)
     engine.reserve_memory(site)
     return sum(
         block.estimate(
-            *(cells.rows for cells in _cells_with_rows(block, engine, site, direction, columns))
+            *(
+                cells.rows
+                for cells in _build_cells(block, engine, site, direction, columns, within)
+                if len(cells.rows)
+            )
         )
         for _, block in engine.blocks()
     )
 
 
 def plan_sweep(
-    engine: Engine, site: SiteName, direction: Direction, max_cost: float | None
+    engine: Engine,
+    site: SiteName,
+    direction: Direction,
+    max_cost: float | None,
+    within: Bool[Tensor, "layer ..."] | None = None,
 ) -> tuple[float, bool]:
     """Decide whether a sweep is to be screened.
 
-    It is screened if measuring the whole grid costs more than `max_cost` and a screened sweep costs
+    It is screened if measuring all its cells costs more than `max_cost` and a screened sweep costs
     less than that. It never is on a model without gradients.
+
+    Args:
+        engine: the model and the pairs.
+        site: the site.
+        direction: denoising or noising.
+        max_cost: the forward-pass equivalents that it may take; None means no limit.
+        within: the cells that are asked for, as in `patch_sweep`.
 
     Returns:
         The forward-pass equivalents that the sweep will cost beyond its cached passes, and whether
         it is to be screened.
     """
-    cost = estimate_sweep(engine, site, direction)
+    cost = estimate_sweep(engine, site, direction, within=within)
     if max_cost is None or cost <= max_cost or not engine.backend.abilities.gradients:
         return cost, False
     columns = list_columns(engine.task, site, "position")
-    screened_cost = estimate_screen(engine, site, direction, columns, cost)
+    request = ScreenRequest(within=within, max_cost=max_cost)
+    screened_cost = estimate_screen(engine, site, direction, columns, cost, request)
     return (screened_cost, True) if screened_cost < cost else (cost, False)
 
 
@@ -152,16 +190,22 @@ def _check_choices(site: str, direction: str, by: str) -> None:
             )
 
 
-def _cells_with_rows(
+def _build_cells(
     block: Block,
     engine: Engine,
     site: SiteName,
     direction: Direction,
     columns: tuple[int | str, ...],
+    within: Bool[Tensor, "layer ..."] | None,
 ) -> Iterator[LayerCells]:
-    for cells in build_all_cells(block, engine.backend, site, direction, columns):
-        if len(cells.rows):
+    """Build the cells of every layer, or those of a mask that broadcasts to the grid."""
+    layers = build_all_cells(block, engine.backend, site, direction, columns)
+    for layer, cells in enumerate(layers):
+        if within is None:
             yield cells
+            continue
+        mask = within[layer if within.shape[0] > 1 else 0].to(cells.exists.device)
+        yield cells.restrict_to(mask.expand(cells.exists.shape[1:]))
 
 
 def _sweep_blocks(
@@ -169,17 +213,12 @@ def _sweep_blocks(
     site: SiteName,
     direction: Direction,
     columns: tuple[int | str, ...],
-    plan: ScreenPlan | None,
+    within: Bool[Tensor, "layer ..."] | None,
 ) -> tuple[Float[Tensor, "pair ..."], Float[Tensor, "pair"], Float[Tensor, "pair"]]:
     """Measure every block of pairs: the metric of every cell, m(clean) and m(corrupted)."""
-    measured_cells = None if plan is None else plan.measured
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for first, block in engine.blocks():
-        layers = list(build_all_cells(block, engine.backend, site, direction, columns))
-        if measured_cells is not None:
-            layers = [
-                cells.restrict_to(mask) for cells, mask in zip(layers, measured_cells, strict=True)
-            ]
+        layers = list(_build_cells(block, engine, site, direction, columns, within))
         label = engine.block_label(f"{site} {direction}", first, block)
         grid = _sweep_block(block, layers, direction, label)
         parts.append((grid, block.baseline("clean"), block.baseline("corrupted")))

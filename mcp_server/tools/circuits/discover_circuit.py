@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from discovery.sites import MetricName
+from discovery.sites import MetricName, Universe
 from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
-from mcp_server.session import Session
+from mcp_server.session import Session, lazy_discovery
 from mcp_server.session.devices import run_in_thread
 from mcp_server.session.runs import BackgroundRun
 from mcp_server.tools.arguments import (
@@ -23,7 +24,9 @@ from mcp_server.tools.arguments import (
     PairList,
     Seed,
     TaskName,
+    TimeLimit,
     ToolContext,
+    parse_time_limit,
     to_task_input,
 )
 from mcp_server.tools.circuit_views import (
@@ -44,16 +47,48 @@ from mcp_server.tools.circuits.elicitation import (
     estimate_run_cost,
     wants_higher_budget,
 )
-from mcp_server.tools.measurement import session_of
-from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
+from mcp_server.tools.measurement import Measurement, run_measurement, session_of
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    Result,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 from mcp_server.tools.run_state import (
     ProgressView,
+    RunState,
     follow_hint,
     read_run,
     resume_hint,
     resume_run,
     wait_for_run,
 )
+
+if TYPE_CHECKING:
+    from discovery.agent import CostEstimate
+
+
+class StageEstimateView(Result):
+    """What one stage is estimated to take."""
+
+    stage: str
+    forward_equivalents: float | None
+    seconds: float | None
+    share: float | None = Field(
+        description="What the budget gives it; 0: left out; null without a budget."
+    )
+
+
+class EstimateView(Result):
+    """What a run is estimated to take, within its budget if it has one."""
+
+    forward_equivalents: float | None
+    seconds: float | None
+    rate: float | None = Field(description="Forward-pass equivalents a second, measured.")
+    reaches_verdict: bool
+    stages: list[StageEstimateView] = Field(description="What each takes without a budget.")
 
 
 class DiscoverCircuitResult(Listing):
@@ -65,10 +100,10 @@ class DiscoverCircuitResult(Listing):
         "everything."
     )
 
-    run_id: str
+    run_id: str | None = Field(description="null for a dry run.")
     status: str = Field(
         description="running: poll run_status; completed; interrupted: call again with run_id; "
-        "failed."
+        "failed; estimated: nothing was run."
     )
     verdict: str | None
     reasons: list[str]
@@ -76,6 +111,7 @@ class DiscoverCircuitResult(Listing):
     n_edges: int | None
     scores: list[ScoreView]
     progress: ProgressView | None
+    estimate: EstimateView | None = Field(description="Of a dry run.")
     notes: list[str] = Field(description="Defaults that were used, and what to know of them.")
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
@@ -101,13 +137,21 @@ async def discover_circuit(
     run_id: Annotated[
         str | None,
         Field(
-            description="Resume this interrupted run instead; the other arguments are the run's "
-            "own.",
+            description="Resume this interrupted run instead, or with a larger budget one whose "
+            "budget ended; the other arguments are the run's own.",
             max_length=200,
         ),
     ] = None,
     metric: MetricChoice = None,
-    budget: Annotated[Budget | None, Field(description="Default: unlimited.")] = None,
+    budget: Budget | None = None,
+    time_limit: TimeLimit | None = None,
+    universe: Annotated[
+        Universe, Field(description="What may be ablated; heads: the MLPs are kept.")
+    ] = "all",
+    dry_run: Annotated[
+        bool,
+        Field(description="Only estimate work and time, by stage, and what a budget leaves out."),
+    ] = False,
     pairs: Annotated[
         int | None,
         Field(
@@ -131,22 +175,26 @@ async def discover_circuit(
     look (patch_sweep), nor for nodes that you chose yourself (evaluate_circuit). It returns when
     the run is done, or after `wait_seconds` with status running: then poll run_status(run_id), and
     call get_circuit(run_id) at the end. The run continues even if this call is cancelled;
-    cancel_run stops it, and discover_circuit(run_id=...) resumes an interrupted run. Cost:
-    thousands of forward passes; ioi in the bundled model 1 to 5 minutes, gpt2 on a GPU about 15.
+    cancel_run stops it, and discover_circuit(run_id=...) resumes an interrupted run. A budget or a
+    time_limit buys a ranking first, then a circuit, then its verdict, then descriptions;
+    discover_circuit(run_id=..., budget=more) goes on where it ended. Cost: thousands of forward
+    passes, which dry_run estimates; ioi in the bundled model 1 to 5 minutes.
 
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
     session = session_of(context)
     notes: list[str] = []
     if run_id is not None:
-        background = await run_in_thread(partial(resume_run, session, run_id, "discovery"))
+        start = partial(resume_run, session, run_id, "discovery", budget)
+        background = await run_in_thread(start)
         arguments = {
             "model_id": model_id,
             "task": task,
             "metric": metric,
-            "budget": budget,
+            "time_limit": time_limit,
             "pairs": pairs,
             "seed": seed or None,
+            "dry_run": dry_run or None,
         }
         notes += _notes_on_ignored(arguments)
     else:
@@ -156,20 +204,117 @@ async def discover_circuit(
         n_pairs = choose_pair_count(pair_count_answer, pairs)
         if n_pairs != pairs:
             notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
-        is_raised = wants_higher_budget(budget_answer)
-        if is_raised:
-            estimate = await estimate_run_cost(context, model_id, source, n_pairs, seed)
-            budget = BUDGET_FACTOR * estimate
-        notes += _notes_on_budget(budget, is_raised=is_raised)
-        start = partial(_start_run, session, model_id, source, n_pairs)
-        background, run_notes = await run_in_thread(
-            partial(start, metric=metric, seed=seed, budget=budget)
+        request = _Request(
+            model_id=model_id,
+            source=source,
+            pairs=n_pairs,
+            metric=metric,
+            seed=seed,
+            universe=universe,
+            budget=budget,
         )
+        if wants_higher_budget(budget_answer):
+            estimate = await estimate_run_cost(context, model_id, source, n_pairs, seed)
+            request = replace(request, budget=BUDGET_FACTOR * estimate)
+            notes.append(_note_on_raised_budget(request.budget))
+        if time_limit is not None:
+            request, note = await _limit_time(context, request, parse_time_limit(time_limit))
+            notes.append(note)
+        if dry_run:
+            return _estimate_result(await _estimate(context, request), notes)
+        notes += _notes_on_budget(request.budget)
+        background, run_notes = await run_in_thread(partial(_start_run, session, request))
         notes += run_notes
     if background is not None:
         await wait_for_run(context, background, wait_seconds)
         run_id = background.run_id or run_id
     return await run_in_thread(partial(_make_result, session, str(run_id), notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a new run is asked for; see the arguments of the tool."""
+
+    model_id: str
+    source: TaskName | PairList
+    pairs: int | None
+    metric: MetricName | None
+    seed: int
+    universe: Universe
+    budget: float | None
+
+
+async def _estimate(context: ToolContext, request: _Request) -> CostEstimate:
+    """Estimate what the run takes; both sides of each prompt are run once."""
+
+    def measure(measurement: Measurement) -> CostEstimate:
+        task = measurement.session.get_task(
+            measurement.model, to_task_input(request.source), request.pairs, request.seed
+        )
+        return lazy_discovery.estimate_cost(
+            measurement.backend,
+            task,
+            metric=request.metric,
+            universe=request.universe,
+            budget=request.budget,
+            memory=measurement.memory,
+            seed=request.seed,
+        )
+
+    return await run_measurement(context, request.model_id, "estimate", measure)
+
+
+async def _limit_time(
+    context: ToolContext, request: _Request, seconds: float
+) -> tuple[_Request, str]:
+    """Return the request with the budget that so many seconds buy, and a note that says so."""
+    estimate = await _estimate(context, request)
+    budget = seconds * estimate.rate
+    if request.budget is not None:
+        budget = min(budget, request.budget)
+    note = (
+        f"{seconds:,.0f} seconds buy about {seconds * estimate.rate:,.0f} forward-pass "
+        f"equivalents at the measured {estimate.rate:,.0f} a second."
+    )
+    return replace(request, budget=budget), note
+
+
+def _estimate_result(estimate: CostEstimate, notes: Sequence[str]) -> CallToolResult:
+    plan = estimate.plan
+    stages = [
+        StageEstimateView(
+            stage=stage,
+            forward_equivalents=round_number(work),
+            seconds=round_number(work / estimate.rate, 3),
+            share=None if plan is None else round_number(plan.shares.get(stage, 0.0)),
+        )
+        for stage, work in estimate.stages.items()
+    ]
+    view = EstimateView(
+        forward_equivalents=round_number(estimate.forward_equivalents),
+        seconds=round_number(estimate.seconds, 3),
+        rate=round_number(estimate.rate, 3),
+        reaches_verdict=plan is None or plan.reaches_verdict,
+        stages=stages,
+    )
+    return to_call_result(
+        DiscoverCircuitResult(
+            run_id=None,
+            status="estimated",
+            verdict=None,
+            reasons=[],
+            nodes=[],
+            n_edges=None,
+            scores=[],
+            progress=None,
+            estimate=view,
+            notes=[*notes, estimate.note],
+            folder=None,
+            next="discover_circuit without dry_run runs it.",
+            total=0,
+            cost=None,
+        )
+    )
 
 
 def _missing_argument(name: str) -> ServerError:
@@ -188,46 +333,51 @@ def _notes_on_ignored(arguments: dict[str, Any]) -> list[str]:
     return [f"Ignored, because a resumed run keeps its own arguments: {', '.join(ignored)}."]
 
 
-def _notes_on_budget(budget: float | None, *, is_raised: bool) -> list[str]:
+def _note_on_raised_budget(budget: float | None) -> str:
+    return f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed."
+
+
+def _notes_on_budget(budget: float | None) -> list[str]:
     if budget is None:
         return []
-    if is_raised:
-        return [
-            f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed."
-        ]
     return [
-        f"The budget is {budget:,.0f} forward-pass equivalents. If it ends before the evaluation, "
-        "the verdict is inconclusive."
+        f"The budget is {budget:,.0f} forward-pass equivalents. The stage `plan` of run_status "
+        "says what it does not reach. If it ends before the evaluation, the verdict is "
+        "inconclusive."
     ]
 
 
-def _start_run(
-    session: Session,
-    model_id: str,
-    source: TaskName | PairList,
-    pairs: int | None,
-    *,
-    metric: MetricName | None,
-    seed: int,
-    budget: float | None,
-) -> tuple[BackgroundRun, list[str]]:
+def _start_run(session: Session, request: _Request) -> tuple[BackgroundRun, list[str]]:
     """Start a new run, and return it when its folder exists, with notes on its pairs."""
-    loaded = session.models.get(model_id)
-    task = session.get_task(loaded, to_task_input(source), pairs, seed)
+    loaded = session.models.get(request.model_id)
+    source = to_task_input(request.source)
+    task = session.get_task(loaded, source, request.pairs, request.seed)
     notes = []
     if len(task) < MIN_VERDICT_PAIRS:
         notes.append(
             f"{len(task)} pairs: fewer than the {MIN_VERDICT_PAIRS} that a verdict needs, so it "
             "can be inconclusive at best."
         )
-    resolved = session.resolve_task_source(to_task_input(source))
+    resolved = session.resolve_task_source(source)
     load = loaded.request.load_arguments.model_copy(
-        update={"pairs": pairs, "task": resolved if isinstance(resolved, str) else None}
+        update={"pairs": request.pairs, "task": resolved if isinstance(resolved, str) else None}
     )
     background = session.runs.start_discovery(
-        loaded, task, load, metric=metric, seed=seed, budget=budget
+        loaded,
+        task,
+        load,
+        metric=request.metric,
+        seed=request.seed,
+        universe=request.universe,
+        budget=request.budget,
     )
     return background, notes
+
+
+def _plan_notes(state: RunState) -> list[str]:
+    """Return what the plan of a run says is left, and what its budget does not reach."""
+    plans = [event for event in state.run.events() if event.get("kind") == "plan"]
+    return [f"Plan: {plans[-1]['concluded']}."] if plans and state.status != "completed" else []
 
 
 def _make_result(session: Session, run_id: str, notes: Sequence[str]) -> CallToolResult:
@@ -249,7 +399,8 @@ def _make_result(session: Session, run_id: str, notes: Sequence[str]) -> CallToo
         n_edges=len(circuit.edges) if circuit else None,
         scores=score_views(circuit) if circuit else [],
         progress=state.progress,
-        notes=[*notes, *problems],
+        estimate=None,
+        notes=[*notes, *_plan_notes(state), *problems],
         folder=state.folder,
         next=following.get(state.status, resume_hint(run_id, "discovery")),
         total=len(nodes),

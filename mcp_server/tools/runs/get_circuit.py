@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from discovery.graph import CircuitGraph
+from discovery.graph import CircuitGraph, ModelFacts, TaskFacts
+from discovery.store import read_ranking
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
 from mcp_server.session.devices import run_in_thread
@@ -30,7 +31,14 @@ from mcp_server.tools.circuit_views import (
 )
 from mcp_server.tools.measurement import session_of
 from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
-from mcp_server.tools.run_state import RunState, read_run, require_kind, resume_hint
+from mcp_server.tools.run_state import (
+    RankedNodeView,
+    RunState,
+    ranking_views,
+    read_run,
+    require_kind,
+    resume_hint,
+)
 
 _MAX_EVALUATION = 20_000  # characters of the evaluation, beside the nodes and edges
 
@@ -42,6 +50,7 @@ class GetCircuitResult(Listing):
     narrowing_hint: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
 
     run_id: str
+    status: str = Field(description="Unless completed, nodes and verdict can still change.")
     verdict: str | None
     reasons: list[str]
     model: str | None
@@ -50,8 +59,11 @@ class GetCircuitResult(Listing):
     n_discovery: int | None
     n_heldout: int | None
     nodes: list[NodeView]
+    ranking: list[RankedNodeView] = Field(
+        description="Without a circuit: the largest effects of single nodes, not judged."
+    )
     edges: list[EdgeView]
-    n_edges: int
+    n_edges: int = Field(description="Measured edges.")
     conditions: list[ConditionView]
     scores: list[ScoreView]
     heldout_looks: int | None
@@ -70,8 +82,9 @@ async def get_circuit(
     record, the figures and the full grids.
 
     Use it after discover_circuit completed, or for any run of list_runs. Quote the verdict as it
-    is: partial, rejected and inconclusive do not mean verified. Not for a run that is still at
-    work: run_status. Cost: none.
+    is: partial, rejected and inconclusive do not mean verified. Of a run that is still at work, or
+    whose budget ended, it gives what there is: a circuit with the reason "not judged yet", or only
+    the ranking of single nodes. Cost: none.
 
     Example: get_circuit(run_id="ioi-bundled-20261120-153012-a1b2").
     """
@@ -86,14 +99,32 @@ def _read_circuit(session: Session, run_id: str, top: int, detailed: bool) -> Ca
     require_kind(state.run, "discovery")
     circuit = load_circuit_if_any(state.run)
     if circuit is None:
-        is_running = state.status == "running"
-        wait = f'Wait: run_status(run_id="{run_id}").'
-        raise ServerError(
-            f"The run {run_id} is {state.status} and has no circuit yet.",
-            wait if is_running else resume_hint(run_id, "discovery"),
-        )
+        circuit = _unjudged_circuit(state)
     result = _make_result(state, circuit, top, detailed)
     return to_call_result(result, run_content(session, state.run, image=True), detailed=detailed)
+
+
+def _unjudged_circuit(state: RunState) -> CircuitGraph:
+    """Return a record without nodes, for a run that has a ranking and no circuit yet.
+
+    Raises:
+        ServerError: if it has no ranking either.
+    """
+    run = state.run
+    if not read_ranking(run.events()):
+        wait = f'Wait: run_status(run_id="{run.id}").'
+        raise ServerError(
+            f"The run {run.id} is {state.status} and has neither a circuit nor a ranking yet.",
+            wait if state.status == "running" else resume_hint(run.id, "discovery"),
+        )
+    record = run.record
+    return CircuitGraph(
+        run_id=run.id,
+        model=ModelFacts(name=record.model.name),
+        task=TaskFacts(name=record.task),
+        reasons=("not judged yet: there is a ranking of single nodes and no circuit",),
+        cost=record.cost,
+    )
 
 
 def _make_result(
@@ -107,6 +138,7 @@ def _make_result(
     format_path = state.session.allowed_paths.format_path
     return GetCircuitResult(
         run_id=state.run.id,
+        status=state.status,
         verdict=circuit.verdict,
         reasons=list(circuit.reasons),
         model=format_path(model_name) if model_name else None,
@@ -115,6 +147,7 @@ def _make_result(
         n_discovery=circuit.task.n_discovery,
         n_heldout=circuit.task.n_heldout,
         nodes=nodes[:top],
+        ranking=[] if circuit.size else ranking_views(state.run, top),
         edges=edges[: 2 * top],
         n_edges=len(edges),
         conditions=condition_views(circuit),

@@ -13,6 +13,8 @@ from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.random_models.tiny_models import GROUPED_LLAMAS, random_pairs, save_grouped_llama
 from discovery import discover, load_model, load_task
 from discovery.agent import DiscoveryResult, resume, verify_run
+from discovery.agent.cost_estimate import StageEstimator
+from discovery.agent.saved_run import read_settings
 from discovery.agent.stages import STAGES, behaviour, edges, stability
 from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE, ResampleSearch
 from discovery.backends.base import Backend
@@ -24,7 +26,7 @@ from discovery.errors import (
     StoreError,
 )
 from discovery.graph import CircuitGraph, Cost
-from discovery.store import open_run, run_ids
+from discovery.store import Run, open_run, read_candidate, read_ranking, run_ids
 from discovery.tasks import Task
 
 
@@ -46,6 +48,29 @@ def is_same_circuit(one: DiscoveryResult, other: DiscoveryResult) -> bool:
     return one.circuit.model_copy(update=no_cost).same_content(other_circuit)
 
 
+def assert_readable_before_the_end(run: Run, stage: str) -> None:
+    """Check what a run that was stopped after a stage shows.
+
+    A ranking is in the journal from the stage "heads" on. circuit.json is written after the stage
+    that the stop prevented from ending, so it is that of the stage before.
+    """
+    done = [*STAGES].index(stage) + 1
+    events = run.events()
+    assert bool(read_ranking(events)) == (done >= 2)
+    assert bool(read_candidate(events)) == (done >= 3)
+    if done < 4:
+        assert not (run.path / "circuit.json").exists()
+        return
+    circuit = run.load_circuit()
+    assert circuit.size == 2
+    if done <= 5:
+        assert (circuit.verdict, circuit.reasons) == ("inconclusive", ("not judged yet",))
+    else:
+        assert "not judged yet" not in circuit.reasons
+    by_size = [abs(node.denoising or 0) + abs(node.noising or 0) for node in read_ranking(events)]
+    assert by_size[0] == max(by_size) > 0
+
+
 @pytest.mark.parametrize("stage", [*STAGES][:-1])
 def test_stopped_after_any_stage_a_run_resumes_to_the_is_same_circuit(
     stage: str, model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
@@ -53,7 +78,9 @@ def test_stopped_after_any_stage_a_run_resumes_to_the_is_same_circuit(
     with pytest.raises(Interrupted) as stopped:
         discover(*model_and_task, runs_dir=tmp_path, on_event=stop_after(stage))
     assert stopped.value.run_id is not None
-    assert open_run(tmp_path, stopped.value.run_id).record.status == "interrupted"
+    saved = open_run(tmp_path, stopped.value.run_id)
+    assert saved.record.status == "interrupted"
+    assert_readable_before_the_end(saved, stage)
     again = resume(stopped.value.run_id, runs_dir=tmp_path)
     assert is_same_circuit(again, finished_run)
     assert open_run(tmp_path, again.run_id).record.status == "completed"
@@ -97,6 +124,68 @@ def test_a_budget_that_ends_early_is_inconclusive_and_says_where(
     assert any("budget ended" in reason for reason in run.circuit.reasons)
     assert run.circuit.cost.forward_equivalents is not None
     assert run.circuit.cost.forward_equivalents <= 1500.0
+
+
+@pytest.mark.slow
+def test_a_run_whose_budget_ended_goes_on_with_a_larger_one_to_the_same_circuit(
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
+) -> None:
+    run = discover(*model_and_task, runs_dir=tmp_path, budget=4000.0)
+    assert run.circuit.verdict == "inconclusive"
+    assert "the budget ended before validate" in run.circuit.reasons
+    assert run.circuit.size == 2
+    for refused in (4000.0, 100.0):
+        with pytest.raises(MeasurementError, match="no larger"):
+            resume(run.run_id, budget=refused, runs_dir=tmp_path)
+    assert resume(run.run_id, runs_dir=tmp_path).circuit == run.circuit
+    extended = resume(run.run_id, budget=1e6, runs_dir=tmp_path)
+    assert is_same_circuit(extended, finished_run)
+    assert read_settings(open_run(tmp_path, run.run_id)).budget == 1e6
+    assert resume(run.run_id, budget=2e6, runs_dir=tmp_path).circuit == extended.circuit
+
+
+@pytest.mark.slow
+def test_stages_that_a_budget_does_not_reach_are_named_before_and_after(
+    model_and_task: tuple[Backend, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What describes the circuit is left out as a whole, and the run is judged all the same."""
+    dear = dict.fromkeys(("localise", "components"), 1e9)
+    estimate = StageEstimator.estimate
+
+    def with_dear_sweeps(self: StageEstimator, size: int | None = None) -> dict[str, float]:
+        return {**estimate(self, size), **dear}
+
+    monkeypatch.setattr(StageEstimator, "estimate", with_dear_sweeps)
+    run = discover(*model_and_task, runs_dir=tmp_path, budget=60_000.0)
+    plans = [e for e in open_run(tmp_path, run.run_id).events() if e["kind"] == "plan"]
+    assert "left out: localise, components" in plans[0]["concluded"]
+    assert plans[0]["measured"]["seconds_left"] > 0
+    assert run.circuit.verdict == "verified"
+    assert run.circuit.reasons == tuple(
+        f"the budget ended before {stage}, which enters no verdict" for stage in dear
+    )
+    assert run.circuit.edges
+    assert "max_statistic" in run.circuit.evaluation.tests  # of the positions of its nodes
+    assert verify_run(run.run_id, runs_dir=tmp_path).holds
+
+
+def test_a_run_without_a_budget_is_not_given_one(
+    finished_run: DiscoveryResult,
+) -> None:
+    with pytest.raises(MeasurementError, match="has no budget"):
+        resume(finished_run.run_id, budget=1e9, runs_dir=finished_run.path.parent)
+
+
+def test_the_outlook_of_a_run_ends_where_the_run_does(finished_run: DiscoveryResult) -> None:
+    """Each plan in the journal says what is left; what is left after the last is near the truth."""
+    events = open_run(finished_run.path.parent, finished_run.run_id).events()
+    plans = [event for event in events if event["kind"] == "plan"]
+    assert len(plans) == 3
+    total = finished_run.circuit.cost.forward_equivalents
+    assert total is not None
+    last = plans[-1]
+    predicted = last["forward_equivalents"] + last["measured"]["forward_equivalents_left"]
+    assert total / 2 < predicted < total * 2
 
 
 def test_a_run_writes_everything_it_says(finished_run: DiscoveryResult) -> None:
@@ -185,7 +274,7 @@ def test_a_run_that_ran_out_of_memory_outside_the_batches_can_be_resumed(
         )
 
     with monkeypatch.context() as patched:
-        patched.setattr(edges, "measure_edge_effects", full)
+        patched.setattr(edges, "measure_edges", full)
         with pytest.raises(MemoryLimitError, match="Memory ran out"):
             discover(*model_and_task, runs_dir=tmp_path)
     (run_id,) = run_ids(tmp_path)

@@ -199,3 +199,66 @@ def test_a_grid_that_is_measured_whole_pays_no_gradient(tmp_path: Path) -> None:
     assert torch.equal(screened.values, whole.values)
     assert screened.screen is not None
     assert (screened.screen.n_unmeasured, screened.screen.missed_share) == (0, 0.0)
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "head_out_by_position"])
+def test_only_the_cells_that_are_asked_for_are_measured(
+    tiny_models: Any, few: None, site: Any
+) -> None:
+    """With and without a screen, each of them as in the whole sweep."""
+    model = tiny_models.load("gpt2", dtype="float64")
+    task = as_task(random_pairs((6, 6, 6), seed=5))
+    whole = patch_sweep(model, task, site)
+    within = torch.zeros((*whole.values.shape[:-1], 1), dtype=torch.bool)
+    within[1] = True
+    asked = within.expand(whole.values.shape)
+    some = patch_sweep(model, task, site, within=within)
+    torch.testing.assert_close(some.values[asked], whole.values[asked], equal_nan=True)
+    assert bool(some.values[~asked].isnan().all())
+    screened = patch_sweep(model, task, site, within=within, screen=True)
+    assert screened.screen is not None
+    assert bool(screened.values[~asked].isnan().all())
+    known = ~screened.values.isnan()
+    torch.testing.assert_close(screened.values[known], whole.values[known])
+    assert screened.screen.n_unmeasured == int((asked & ~known).sum())
+    engine = Engine(model, task)
+    engine.baseline("clean"), engine.baseline("corrupted")
+    assert estimate_sweep(engine, site, "denoising", within=within) < estimate_sweep(
+        engine, site, "denoising"
+    )
+
+
+def test_a_limited_screen_measures_fewer_cells_and_keeps_its_sample(
+    tiny_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "MIN_RANKED", 20)
+    monkeypatch.setattr(screening, "SAMPLE_SIZE", 4)
+    monkeypatch.setattr(screening, "MIN_RANKED_IF_LIMITED", 2)
+    model = tiny_models.load("gpt2", dtype="float64")
+    engine = Engine(model, as_task(random_pairs((12, 12, 12), seed=5, changed=8)))
+    engine.baseline("clean"), engine.baseline("corrupted")
+
+    def sweep(max_cost: float | None) -> tuple[int, int, float]:
+        before = engine.meter.spent
+        grid = patch_sweep(
+            model,
+            engine.task,
+            "resid_pre",
+            direction="noising",
+            screen=True,
+            max_cost=max_cost,
+            engine=engine,
+        )
+        assert grid.screen is not None
+        return grid.screen.n_ranked, grid.screen.n_sampled, engine.meter.spent - before
+
+    sweep(None)  # caches
+    free = sweep(None)
+    least = sweep(1.0)
+    limit = (free[2] + least[2]) / 2
+    between = sweep(limit)
+    assert free[0] == 20
+    assert least[0] == 2
+    assert 2 < between[0] < 20
+    assert {free[1], least[1], between[1]} == {4}
+    assert least[2] < between[2] <= limit * 1.1
