@@ -81,7 +81,7 @@ class StageEstimateView(Result):
     )
 
 
-class EstimateView(Result):
+class RunEstimateView(Result):
     """What a run is estimated to take, within its budget if it has one."""
 
     forward_equivalents: float | None
@@ -111,7 +111,7 @@ class DiscoverCircuitResult(Listing):
     n_edges: int | None
     scores: list[ScoreView]
     progress: ProgressView | None
-    estimate: EstimateView | None = Field(description="Of a dry run.")
+    estimate: RunEstimateView | None = Field(description="Of a dry run.")
     notes: list[str] = Field(description="Defaults that were used, and what to know of them.")
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
@@ -290,7 +290,7 @@ def _estimate_result(estimate: CostEstimate, notes: Sequence[str]) -> CallToolRe
         )
         for stage, work in estimate.stages.items()
     ]
-    view = EstimateView(
+    view = RunEstimateView(
         forward_equivalents=round_number(estimate.forward_equivalents),
         seconds=round_number(estimate.seconds, 3),
         rate=round_number(estimate.rate, 3),
