@@ -66,6 +66,12 @@ class StubAgent:
         if on_event := options.get("on_event"):
             for event in EVENTS:
                 on_event(event)
+        if on_outlook := options.get("on_outlook"):
+            on_outlook(
+                types.SimpleNamespace(
+                    done=250.0, total=1000.0, describe=lambda: "250 of about 1,000 done"
+                )
+            )
         if report := options.get("progress"):
             report(1.0, 10.0, "heads")
         if self.fault is not None:
@@ -77,9 +83,15 @@ class StubAgent:
         """Record a call, and return an estimate."""
         self.calls.append(("estimate_cost", (model, task), options))
         stages = {"heads": 1000.0, "validate": 234.5}
+        ten_equivalents = types.SimpleNamespace(
+            shares={"heads": 10.0, "validate": 0.0}, shortened=("heads",), left_out=("validate",)
+        )
         return types.SimpleNamespace(
             forward_equivalents=1234.5,
             stages=stages,
+            seconds=123.45,
+            rate=10.0,
+            plan=None if options["budget"] is None else ten_equivalents,
             note="a guess",
             to_dict=lambda: {"forward_equivalents": 1234.5, "stages": stages},
         )

@@ -152,6 +152,7 @@ def test_the_summary_is_on_stdout_and_the_journal_on_stderr(
     assert "ioi in bundled: partial" in result.out
     assert f"circuit-scout runs show {RUN_ID}" in result.out
     assert "heads: two heads\n    they move the metric\n" in result.err
+    assert "250 of about 1,000 done" in result.err
     assert "added L1H1" not in result.err
     assert "added L1H1" in scout("discover", "-v").err
 
@@ -174,8 +175,12 @@ def test_a_dry_run_only_estimates(scout: Callable[..., CommandResult], agent: St
         "budget": 10.0,
         "memory": None,
         "exhaustive": False,
+        "seed": 0,
     }
     assert "1,234" in result.out
+    assert "2 min 3 s at 10 a second" in result.out
+    assert "gets 10 of the budget" in result.out
+    assert "left out" in result.out
     assert "a guess" in result.out
     assert json.loads(scout("discover", "--dry-run", "--json").out)["stages"] == {
         "heads": 1000.0,
@@ -190,6 +195,15 @@ def test_a_run_is_resumed(
     [(name, run_id, options)] = agent.calls
     assert (name, run_id, options["runs_dir"]) == ("resume", RUN_ID, runs_dir)
     assert json.loads(result.out)["graph"]["run_id"] == RUN_ID
+
+
+def test_a_run_goes_on_with_a_larger_budget(
+    scout: Callable[..., CommandResult], agent: StubAgent
+) -> None:
+    assert scout("discover", "--resume", RUN_ID, "--budget", "9000").status == 0
+    assert agent.options["budget"] == 9000.0
+    scout("discover", "--resume", RUN_ID)
+    assert agent.options["budget"] is None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +244,7 @@ def test_a_real_run_is_interrupted_and_resumed(
         [*command, *flags], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    assert any(line.startswith("localise:") for line in process.stderr)
+    assert any(line.startswith("heads:") for line in process.stderr)
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate()
     [summary] = list_runs(runs_dir)

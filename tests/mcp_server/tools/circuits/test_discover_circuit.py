@@ -92,11 +92,14 @@ async def check_completed_run(client: Client, run_id: str) -> None:
         run_id=run_id,
         model_id="induction",
         task="ioi",
-        budget=5,
+        time_limit="5 min",
     )
     assert more["notes"] == [
-        "Ignored, because a resumed run keeps its own arguments: model_id, task, budget."
+        "Ignored, because a resumed run keeps its own arguments: model_id, task, time_limit."
     ]
+    assert "has no budget" in await call_tool_error(
+        client, "discover_circuit", run_id=run_id, budget=5
+    )
     listed = await call_tool_ok(client, "list_runs", status="completed")
     assert [run["run_id"] for run in listed["runs"]] == [run_id]
 
@@ -109,7 +112,9 @@ async def test_not_waiting_then_stopping_then_going_on(models: Path, runs_dir: P
         )
         run_id = started["run_id"]
         assert started["status"] == "running"
-        assert "has no circuit yet" in await call_tool_error(client, "get_circuit", run_id=run_id)
+        assert "neither a circuit nor a ranking yet" in await call_tool_error(
+            client, "get_circuit", run_id=run_id
+        )
         start = time.monotonic()
         stopped = await call_tool_ok(client, "cancel_run", run_id=run_id)
         assert stopped["status"] == "interrupted"
@@ -208,6 +213,58 @@ async def test_a_run_of_another_process_is_not_touched(models: Path, runs_dir: P
                     client, "cancel_run", run_id=started["run_id"]
                 )
         await call_tool_ok(other, "cancel_run", run_id=started["run_id"])
+
+
+async def test_a_dry_run_says_what_a_budget_buys(models: Path, runs_dir: Path) -> None:
+    """Work and time by stage; nothing is kept."""
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        arguments = {"model_id": "induction", "task": INDUCTION_TASK, "dry_run": True}
+        whole = await call_tool_ok(client, "discover_circuit", **arguments)
+        assert (whole["status"], whole["run_id"]) == ("estimated", None)
+        estimate = whole["estimate"]
+        assert estimate["reaches_verdict"]
+        assert estimate["seconds"] == pytest.approx(
+            estimate["forward_equivalents"] / estimate["rate"], rel=0.01
+        )
+        assert [stage["share"] for stage in estimate["stages"]] == [None] * 10
+        small = await call_tool_ok(client, "discover_circuit", **arguments, budget=1500)
+        assert not small["estimate"]["reaches_verdict"]
+        assert "cannot reach a verdict: about" in small["notes"][-1]
+        timed = await call_tool_ok(client, "discover_circuit", **arguments, time_limit="1 s")
+        assert timed["notes"][0].startswith("1 seconds buy about")
+        assert sum(stage["share"] for stage in timed["estimate"]["stages"]) > 0
+        assert "time_limit is 'soon'" in await call_tool_error(
+            client, "discover_circuit", **arguments, time_limit="soon"
+        )
+        assert (await call_tool_ok(client, "list_runs"))["total"] == 0
+
+
+@pytest.mark.slow
+async def test_a_small_budget_shows_a_ranking_and_can_be_raised(
+    models: Path, runs_dir: Path
+) -> None:
+    async with Client(make_server(models, runs_dir)) as client:
+        await call_tool_ok(client, "load_model", model="induction")
+        ended = await call_tool_ok(
+            client,
+            "discover_circuit",
+            model_id="induction",
+            task=INDUCTION_TASK,
+            budget=4000,
+            wait_seconds=200,
+        )
+        run_id = ended["run_id"]
+        assert (ended["status"], ended["verdict"]) == ("completed", "inconclusive")
+        circuit = await call_tool_ok(client, "get_circuit", run_id=run_id)
+        assert circuit["nodes"] or circuit["ranking"]
+        assert "no larger" in await call_tool_error(
+            client, "discover_circuit", run_id=run_id, budget=4000
+        )
+        raised = await call_tool_ok(
+            client, "discover_circuit", run_id=run_id, budget=1e6, wait_seconds=200
+        )
+        assert (raised["verdict"], nodes_of(raised)) == ("verified", INDUCTION_CIRCUIT)
 
 
 async def test_what_is_missing_is_said(client: Client) -> None:
