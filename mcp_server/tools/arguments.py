@@ -99,8 +99,8 @@ SaeName = Annotated[str | None, Field(description="SAE, as in sae_top_features."
 Budget = Annotated[
     float,
     Field(
-        description="Unit: forward-pass equivalents (one prompt once through the model). What may "
-        "be spent in all; a run divides it over its stages first.",
+        description="Forward-pass equivalents (one prompt, once through the model) that may be "
+        "spent in all.",
         gt=0,
         le=1e12,
         allow_inf_nan=False,
@@ -111,8 +111,7 @@ Budget = Annotated[
 TimeLimit = Annotated[
     str,
     Field(
-        description='As in "10 min", "90 s" or "1.5 h": becomes a budget at the rate that is '
-        "measured on this machine.",
+        description='As "10 min": a budget, at the rate measured here.',
         max_length=40,
     ),
 ]

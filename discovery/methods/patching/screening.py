@@ -223,7 +223,7 @@ def _count_ranked(candidates: Int[Tensor, "cell axis"]) -> int:
 def _count_affordable(
     costs: Sequence[float],
     candidates: Int[Tensor, "cell axis"],
-    ranked: Int[Tensor, "cell axis"],
+    ranked: Int[Tensor, "ranked axis"],
     left: float,
 ) -> int:
     """Return how many of the ranked cells can be measured beside the random sample.

@@ -70,25 +70,16 @@ if TYPE_CHECKING:
     from discovery.agent import CostEstimate
 
 
-class StageEstimateView(Result):
-    """What one stage is estimated to take."""
-
-    stage: str
-    forward_equivalents: float | None
-    seconds: float | None
-    share: float | None = Field(
-        description="What the budget gives it; 0: left out; null without a budget."
-    )
-
-
 class RunEstimateView(Result):
-    """What a run is estimated to take, within its budget if it has one."""
+    """What a run takes, within its budget."""
 
     forward_equivalents: float | None
     seconds: float | None
-    rate: float | None = Field(description="Forward-pass equivalents a second, measured.")
+    rate: float | None
     reaches_verdict: bool
-    stages: list[StageEstimateView] = Field(description="What each takes without a budget.")
+    stages: dict[str, list[float | None]] = Field(
+        description="[forward-pass equivalents, seconds, share of the budget]; share 0: left out."
+    )
 
 
 class DiscoverCircuitResult(Listing):
@@ -100,7 +91,7 @@ class DiscoverCircuitResult(Listing):
         "everything."
     )
 
-    run_id: str | None = Field(description="null for a dry run.")
+    run_id: str | None
     status: str = Field(
         description="running: poll run_status; completed; interrupted: call again with run_id; "
         "failed; estimated: nothing was run."
@@ -111,7 +102,7 @@ class DiscoverCircuitResult(Listing):
     n_edges: int | None
     scores: list[ScoreView]
     progress: ProgressView | None
-    estimate: RunEstimateView | None = Field(description="Of a dry run.")
+    estimate: RunEstimateView | None
     notes: list[str] = Field(description="Defaults that were used, and what to know of them.")
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
@@ -137,20 +128,18 @@ async def discover_circuit(
     run_id: Annotated[
         str | None,
         Field(
-            description="Resume this interrupted run instead, or with a larger budget one whose "
-            "budget ended; the other arguments are the run's own.",
+            description="Resume this interrupted run, or with a larger budget one whose budget "
+            "ended; the other arguments are its own.",
             max_length=200,
         ),
     ] = None,
     metric: MetricChoice = None,
     budget: Budget | None = None,
     time_limit: TimeLimit | None = None,
-    universe: Annotated[
-        Universe, Field(description="What may be ablated; heads: the MLPs are kept.")
-    ] = "all",
+    universe: Annotated[Universe, Field(description="What may be ablated.")] = "all",
     dry_run: Annotated[
         bool,
-        Field(description="Only estimate work and time, by stage, and what a budget leaves out."),
+        Field(description="Only estimate work and time, by stage."),
     ] = False,
     pairs: Annotated[
         int | None,
@@ -175,10 +164,9 @@ async def discover_circuit(
     look (patch_sweep), nor for nodes that you chose yourself (evaluate_circuit). It returns when
     the run is done, or after `wait_seconds` with status running: then poll run_status(run_id), and
     call get_circuit(run_id) at the end. The run continues even if this call is cancelled;
-    cancel_run stops it, and discover_circuit(run_id=...) resumes an interrupted run. A budget or a
-    time_limit buys a ranking first, then a circuit, then its verdict, then descriptions;
-    discover_circuit(run_id=..., budget=more) goes on where it ended. Cost: thousands of forward
-    passes, which dry_run estimates; ioi in the bundled model 1 to 5 minutes.
+    cancel_run stops it. A budget or time_limit buys a ranking first, then a circuit, its verdict,
+    and descriptions; call again with run_id and a larger budget to go on. Cost: thousands of
+    forward passes (dry_run estimates them); ioi in the bundled model 1 to 5 minutes.
 
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
@@ -281,15 +269,14 @@ async def _limit_time(
 
 def _estimate_result(estimate: CostEstimate, notes: Sequence[str]) -> CallToolResult:
     plan = estimate.plan
-    stages = [
-        StageEstimateView(
-            stage=stage,
-            forward_equivalents=round_number(work),
-            seconds=round_number(work / estimate.rate, 3),
-            share=None if plan is None else round_number(plan.shares.get(stage, 0.0)),
-        )
+    stages = {
+        stage: [
+            round_number(work),
+            round_number(work / estimate.rate, 3),
+            None if plan is None else round_number(plan.shares.get(stage, 0.0)),
+        ]
         for stage, work in estimate.stages.items()
-    ]
+    }
     view = RunEstimateView(
         forward_equivalents=round_number(estimate.forward_equivalents),
         seconds=round_number(estimate.seconds, 3),

@@ -30,11 +30,15 @@ from mcp_server.tools.circuit_views import (
     shorten_evaluation,
 )
 from mcp_server.tools.measurement import session_of
-from mcp_server.tools.result import CostView, Listing, cost_view, to_call_result
+from mcp_server.tools.result import (
+    CostView,
+    Listing,
+    cost_view,
+    round_number,
+    to_call_result,
+)
 from mcp_server.tools.run_state import (
-    RankedNodeView,
     RunState,
-    ranking_views,
     read_run,
     require_kind,
     resume_hint,
@@ -50,7 +54,7 @@ class GetCircuitResult(Listing):
     narrowing_hint: ClassVar[str] = "Raise top and take detail='detailed', or read circuit.json."
 
     run_id: str
-    status: str = Field(description="Unless completed, nodes and verdict can still change.")
+    status: str
     verdict: str | None
     reasons: list[str]
     model: str | None
@@ -59,11 +63,11 @@ class GetCircuitResult(Listing):
     n_discovery: int | None
     n_heldout: int | None
     nodes: list[NodeView]
-    ranking: list[RankedNodeView] = Field(
-        description="Without a circuit: the largest effects of single nodes, not judged."
+    ranking: list[NodeView] = Field(
+        description="Without a circuit: nodes by their effect alone, not judged."
     )
     edges: list[EdgeView]
-    n_edges: int = Field(description="Measured edges.")
+    n_edges: int
     conditions: list[ConditionView]
     scores: list[ScoreView]
     heldout_looks: int | None
@@ -127,6 +131,21 @@ def _unjudged_circuit(state: RunState) -> CircuitGraph:
     )
 
 
+def _ranking_views(state: RunState, top: int) -> list[NodeView]:
+    return [
+        NodeView(
+            id=str(ranked.node),
+            label=ranked.node.label,
+            denoising=round_number(ranked.denoising, 4),
+            noising=round_number(ranked.noising, 4),
+            sign=None,
+            role=None,
+            positions=None,
+        )
+        for ranked in read_ranking(state.run.events())[:top]
+    ]
+
+
 def _make_result(
     state: RunState, circuit: CircuitGraph, top: int, detailed: bool
 ) -> GetCircuitResult:
@@ -147,7 +166,7 @@ def _make_result(
         n_discovery=circuit.task.n_discovery,
         n_heldout=circuit.task.n_heldout,
         nodes=nodes[:top],
-        ranking=[] if circuit.size else ranking_views(state.run, top),
+        ranking=[] if circuit.size else _ranking_views(state, top),
         edges=edges[: 2 * top],
         n_edges=len(edges),
         conditions=condition_views(circuit),
