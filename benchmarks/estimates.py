@@ -3,7 +3,7 @@
     python -m benchmarks.estimates
     python -m benchmarks.estimates bundled:ioi ~/models/smollm2:ioi
 
-Each argument is MODEL:TASK; without arguments these are the hand-built models and the bundled model.
+Each argument is MODEL:TASK; without arguments these are the hand-built models and the bundled one.
 Prints a Markdown table with a row for each run: estimated divided by actual, for the work and for
 the time, before the run and at each of its plans (after the check, the candidate and the circuit).
 The last line counts the ratios within a factor of 1.5. Ratios of time only mean something on a
