@@ -17,24 +17,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.agent.budget import BudgetPlan, plan_budget
-from discovery.agent.context import MAX_DESCRIPTION_PAIRS
+from discovery.agent.context import SEARCH_PAIRS
+from discovery.agent.search.faults import MAX_SINGLE_CONTEXTS
+from discovery.agent.search.fit import MAX_CURVE_SIZES, START_SURPLUS
+from discovery.agent.search.measured import SCREEN_PAIRS
+from discovery.agent.stages.nodes import RANKING_PAIRS
 from discovery.agent.stages.position_sweeps import (
     DIRECTIONS,
     component_sites,
     max_description_cost,
     max_sweep_cost,
 )
-from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE
 from discovery.backends.base import Backend
 from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
 from discovery.graph import EVIDENCE_ABLATIONS
-from discovery.methods.ablation import SetMetric
+from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
 from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
-ASSUMED_MENDING_ROUNDS = 1.5
+# What the search does before it ends, as seen in runs on models of 8 to 20 nodes.
+SEARCH_ROUNDS = 10  # of leaving nodes out and of adding them
+EXAMINED_OUTSIDE_SHARE = 1 / 4  # of the universe, in each round, beside the circuit's own nodes
+PAIRS_PER_SCREEN = 1.5  # times SCREEN_PAIRS: most nodes are decided by these, some need all pairs
+NEW_STABILITY_SETS = 0.1  # of the sets of a repeated search that no search has measured
 SAMPLED_SETS = 12  # sets that are drawn in order to see what a set costs on average
 # The size of the circuit that is assumed before it is known. Small models use a third of their
 # nodes for a task; models with hundreds of nodes about an eighth.
@@ -92,24 +99,23 @@ def estimate_cost(
 ) -> CostEstimate:
     """Estimate the cost of `discover` with these arguments, without running it.
 
-    Both sides of each discovery prompt are run once, to see which cells of a sweep differ and how
-    long a pass takes.
+    Both sides of the prompts that the search uses are run once, to see which cells of a sweep
+    differ and how long a pass takes.
     """
     meter = Meter()
-    evaluators = [
+    discovery, heldout = (
         SplitEvaluator.of(model, part, universe, seed, metric=metric, memory=memory, meter=meter)
         for part in (task.discovery, task.heldout)
-    ]
-    engine = evaluators[0].engine
-    rate = _measure_rate(engine)
-    description = engine
-    if not exhaustive and len(engine) > MAX_DESCRIPTION_PAIRS:
-        first_pairs = engine.task.take(range(MAX_DESCRIPTION_PAIRS))
-        description = Engine(model, first_pairs, metric=metric, memory=memory, meter=meter)
+    )
+    search = discovery.first(SEARCH_PAIRS).engine
+    rate = _measure_rate(search)
+    ranking = discovery.first(RANKING_PAIRS).engine
     estimator = StageEstimator(
-        engine=engine,
-        heldout=evaluators[1].engine,
-        description=description,
+        discovery=discovery.engine,
+        heldout=heldout.engine,
+        search=search,
+        ranking=ranking,
+        description=discovery.engine if exhaustive else ranking,
         universe=universe,
         budget=budget,
         exhaustive=exhaustive,
@@ -150,16 +156,20 @@ class StageEstimator:
     """Estimates what each stage of a run costs.
 
     Attributes:
-        engine: The discovery pairs.
+        discovery: All discovery pairs.
         heldout: The held-out pairs.
-        description: The discovery pairs for sweeps by position and edges.
+        search: The discovery pairs that the search uses.
+        ranking: Those on which all nodes are measured.
+        description: Those for sweeps by position and edges.
         universe: What can be ablated.
         budget: The budget of the run; None means no limit.
         exhaustive: Whether every cell and edge is measured.
     """
 
-    engine: Engine
+    discovery: Engine
     heldout: Engine
+    search: Engine
+    ranking: Engine
     description: Engine
     universe: Universe
     budget: float | None
@@ -168,66 +178,75 @@ class StageEstimator:
     @property
     def n_nodes(self) -> int:
         """The number of nodes that can be ablated."""
-        return len(self.engine.backend.info.nodes(self.universe))
+        return len(self.search.backend.info.nodes(self.universe))
 
     @property
     def repeated(self) -> float:
         """What each measurement costs more because the pairs do not fit in memory together."""
-        blocks = [block for _, block in self.engine.blocks()]
+        blocks = [block for _, block in self.search.blocks()]
         if len(blocks) == 1:
             return 0.0
         return len(SIDES) * sum(block.estimate_pass() for block in blocks)
 
-    def estimate(self, size: int | None = None) -> dict[str, float]:
+    def estimate(self, *, start: int | None = None, size: int | None = None) -> dict[str, float]:
         """Return the cost of each stage, in the order of the stages.
 
         Args:
+            start: The number of nodes with which the search begins; None before it is known.
             size: The number of nodes in the circuit; None before it is known.
         """
         if size is None:
-            size = assume_size(self.n_nodes)
-        components = component_sites(self.engine.backend.info)
-        stages = {
-            "check": _pass_cost([self.engine, self.heldout]),
-            "heads": self._single_node_cost() + 2 * self.repeated,
-        }
-        set_cost = self._mean_set_cost(size) / len(self.engine)
-        stages["candidate"] = set_cost * 4 * self.n_nodes * len(self.engine)
-        stages["mend"] = set_cost * len(self.engine) * self._count_mending_sets(size)
-        selection = sum(stages.values())
-        stages["validate"] = set_cost * self._count_heldout_rows(size)
-        share = STABILITY_BUDGET_SHARE / (1 - STABILITY_BUDGET_SHARE)
-        stages["stability"] = share * selection
-        stages["localise"] = self._sweep_cost(["resid_pre"], DIRECTIONS)
-        stages["components"] = self._sweep_cost(components, DIRECTIONS)
-        stages["edges"] = self._edge_cost(size)
+            known = None if start is None else round(start / START_SURPLUS)
+            size = max(known or assume_size(self.n_nodes), 1)
+        start = start or min(math.ceil(size * START_SURPLUS), self.n_nodes)
+        components = component_sites(self.search.backend.info)
+        row = self._mean_row_cost(size)
+        n_search = len(self.search)
+        curve_sets = 2 * len(EVIDENCE_ABLATIONS) * self._count_curve_sizes()
+        stability_sets = 2 * len(EVIDENCE_ABLATIONS) * thresholds.STABILITY_RESAMPLES
         node_sites: list[SiteName] = ["head_out_by_position", *components[1:]]
-        stages["interpret"] = self._sweep_cost(node_sites, ["noising"], size / self.n_nodes)
-        return stages
+        return {
+            "check": _pass_cost([self.discovery, self.heldout]),
+            "heads": self._single_node_cost(),
+            "candidate": row * curve_sets * n_search,
+            "mend": row * self._count_search_rows(start, size),
+            "validate": row * self._count_heldout_rows(size),
+            "stability": row * stability_sets * n_search * NEW_STABILITY_SETS,
+            "localise": self._sweep_cost(["resid_pre"], DIRECTIONS),
+            "components": self._sweep_cost(components, DIRECTIONS),
+            "edges": self._edge_cost(size),
+            "interpret": self._sweep_cost(node_sites, ["noising"], size / self.n_nodes),
+        }
+
+    def _count_curve_sizes(self) -> int:
+        """Return how many sizes the curve has: some at once, and those of a bisection."""
+        if self.n_nodes < MAX_CURVE_SIZES:
+            return self.n_nodes + 1
+        return MAX_CURVE_SIZES + math.ceil(math.log2(2 * self.n_nodes / MAX_CURVE_SIZES))
 
     def _single_node_cost(self) -> float:
         """Return what every node alone costs, by patching and by mean ablation."""
-        engine = self.engine
+        engine = self.ranking
         spent_before = engine.meter.spent
         mean_sets = SetMetric(engine, "mean", self.universe)
-        ablated = [
-            nodes
-            for node in engine.backend.info.nodes(self.universe)
-            for nodes in (mean_sets.everything - {node}, frozenset({node}))
-        ]
-        both_ends = mean_sets.estimate([mean_sets.everything, frozenset()])
-        by_mean = both_ends + mean_sets.estimate(ablated)
+        without = [mean_sets.everything - {node} for node in mean_sets.universe]
+        both_ends: list[NodeSet] = [mean_sets.everything, frozenset()]
+        by_mean = mean_sets.estimate(both_ends) + mean_sets.estimate(without)
         patched = sum(
             estimate_node_effects(engine, direction, self.universe) for direction in DIRECTIONS
         )
         return patched + by_mean + engine.meter.spent - spent_before
 
-    def _count_mending_sets(self, size: int) -> float:
-        """Return how many sets the search measures under both ablations together."""
-        completeness_sets = 2 * self.n_nodes + 2  # what (c) measures for one circuit
-        contexts = size * (size - 1) // 2 + size * max(size - 2, 0)  # what (d) measures
-        judged = ASSUMED_MENDING_ROUNDS * completeness_sets + contexts
-        return len(EVIDENCE_ABLATIONS) * judged + size * (size - 1) / 2
+    def _count_search_rows(self, start: int, size: int) -> float:
+        """Return how many sets the search measures, each times its pairs.
+
+        In each round it looks at the nodes of the circuit and at some outside, most of them on few
+        pairs; at the end it looks for the contexts in which each node is needed.
+        """
+        examined = (start + size) / 2 + EXAMINED_OUTSIDE_SHARE * self.n_nodes
+        rounds = SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, len(self.search))
+        contexts = size * min(size, MAX_SINGLE_CONTEXTS) * len(self.search)
+        return len(EVIDENCE_ABLATIONS) * (rounds + contexts)
 
     def _count_heldout_rows(self, size: int) -> float:
         """Return how many sets the evaluation measures, each times its pairs."""
@@ -237,8 +256,8 @@ class StageEstimator:
         judged = len(self.heldout) * (completeness_sets + 2 * size)
         return len(EVIDENCE_ABLATIONS) * (judged + 2 * n_alternatives * alternative_pairs)
 
-    def _mean_set_cost(self, size: int) -> float:
-        """Return the average cost of measuring one set on all pairs.
+    def _mean_row_cost(self, size: int) -> float:
+        """Return the average cost of measuring one set on one pair.
 
         The rows of a set begin at its first ablated layer, so the cost is averaged over sampled
         sets, each of them kept in one half of the cases and ablated in the other.
@@ -246,14 +265,14 @@ class StageEstimator:
         generator = random.Random("estimate")
         costs = []
         for ablation in EVIDENCE_ABLATIONS:
-            sets = SetMetric(self.engine, ablation, self.universe)
+            sets = SetMetric(self.search, ablation, self.universe)
             samples = [
                 frozenset(generator.sample(sets.universe, min(size, len(sets.universe))))
                 for _ in range(SAMPLED_SETS)
             ]
             complements = [sets.everything - sample for sample in samples]
             costs.append(sets.estimate([*samples, *complements]) / (2 * SAMPLED_SETS))
-        return sum(costs) / len(costs)
+        return sum(costs) / len(costs) / len(self.search)
 
     def _sweep_cost(
         self, sites: Sequence[SiteName], directions: Sequence[Direction], share: float = 1.0
@@ -279,7 +298,7 @@ class StageEstimator:
 
     def _edge_cost(self, size: int) -> float:
         """Return what the edges of a circuit cost, of which a target head has the most inputs."""
-        info = self.engine.backend.info
+        info = self.search.backend.info
         n_edges = (size + 2) * (size + 1) / 2
         whole = len(self.description) * 4.0 * n_edges / 2
         if self.exhaustive:

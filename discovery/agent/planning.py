@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from discovery.agent.budget import BudgetPlan, plan_budget
 from discovery.agent.context import RunContext
 from discovery.agent.cost_estimate import StageEstimator
+from discovery.agent.stages.nodes import RANKING_PAIRS
 from discovery.agent.state import State
 from discovery.errors import BudgetError
 from discovery.report.formatting import format_duration
@@ -60,15 +61,24 @@ def plan_stages(state: State, context: RunContext) -> State:
     If the budget does not even reach an estimate, the state is returned as it is.
     """
     try:
+        ranking = context.description_engine
+        if context.settings.exhaustive:
+            ranking = context.evaluator("discovery").first(RANKING_PAIRS).engine
         estimator = StageEstimator(
-            engine=context.evaluator("discovery").engine,
+            discovery=context.evaluator("discovery").engine,
             heldout=context.evaluator("heldout").engine,
+            search=context.search_evaluator.engine,
+            ranking=ranking,
             description=context.description_engine,
             universe=context.universe,
             budget=context.settings.budget,
             exhaustive=context.settings.exhaustive,
         )
-        estimates = estimator.estimate(len(state.circuit) or None)
+        n_nodes = len(state.circuit) or None
+        is_found = "mend" in state.done
+        estimates = estimator.estimate(
+            start=None if is_found else n_nodes, size=n_nodes if is_found else None
+        )
         _measure_rate(context)
     except BudgetError:
         return state
@@ -134,7 +144,7 @@ def _measure_rate(context: RunContext) -> None:
     """Time the first set that the search measures anyway, when its caches are filled."""
     if context.timed_rate is not None:
         return
-    evaluator = context.evaluator("discovery")
+    evaluator = context.search_evaluator
     began = time.monotonic()
     spent = context.meter.spent
     _ = evaluator.f("resample").empty

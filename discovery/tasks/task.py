@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -125,14 +125,6 @@ class Task:
         Both splits have the same one. A task without splits uses all of its pairs.
         """
         return self.reference or list_corrupted(self)
-
-    def take(self, numbers: Sequence[int]) -> Task:
-        """Return a task with only some of the pairs, which are counted from 0."""
-        return replace(
-            self,
-            pairs=tuple(self.pairs[number] for number in numbers),
-            splits=tuple(self.splits[number] for number in numbers),
-        )
 
     @property
     def fingerprint(self) -> str:

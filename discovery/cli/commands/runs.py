@@ -181,7 +181,7 @@ def _format_unjudged(run: Run) -> list[str]:
         names = ", ".join(node.label for node in candidate)
         lines.append(f"The circuit so far, not judged ({len(candidate)} nodes): {names}")
     if ranking := read_ranking(events):
-        rows = [("node", "denoising", "noising")]
+        rows: list[tuple[str, ...]] = [("node", "denoising", "noising")]
         for ranked in ranking[:_MAX_RANKED]:
             effects = (ranked.denoising, ranked.noising)
             rows.append((ranked.node.label, *map(formatting.format_number, effects)))

@@ -51,7 +51,6 @@ from mcp_server.tools.measurement import Measurement, run_measurement, session_o
 from mcp_server.tools.result import (
     CostView,
     Listing,
-    Result,
     cost_view,
     round_number,
     to_call_result,
@@ -68,18 +67,6 @@ from mcp_server.tools.run_state import (
 
 if TYPE_CHECKING:
     from discovery.agent import CostEstimate
-
-
-class RunEstimateView(Result):
-    """What a run takes, within its budget."""
-
-    forward_equivalents: float | None
-    seconds: float | None
-    rate: float | None
-    reaches_verdict: bool
-    stages: dict[str, list[float | None]] = Field(
-        description="[forward-pass equivalents, seconds, share of the budget]; share 0: left out."
-    )
 
 
 class DiscoverCircuitResult(Listing):
@@ -102,7 +89,10 @@ class DiscoverCircuitResult(Listing):
     n_edges: int | None
     scores: list[ScoreView]
     progress: ProgressView | None
-    estimate: RunEstimateView | None
+    estimate: dict[str, Any] | None = Field(
+        description="Of a dry run. Of each stage: forward-pass equivalents, seconds, and what the "
+        "budget gives it."
+    )
     notes: list[str] = Field(description="Defaults that were used, and what to know of them.")
     folder: str | None = Field(description="Where the run is kept, on this machine.")
     next: str
@@ -139,7 +129,7 @@ async def discover_circuit(
     universe: Annotated[Universe, Field(description="What may be ablated.")] = "all",
     dry_run: Annotated[
         bool,
-        Field(description="Only estimate work and time, by stage."),
+        Field(description="Only estimate work and time."),
     ] = False,
     pairs: Annotated[
         int | None,
@@ -165,8 +155,8 @@ async def discover_circuit(
     the run is done, or after `wait_seconds` with status running: then poll run_status(run_id), and
     call get_circuit(run_id) at the end. The run continues even if this call is cancelled;
     cancel_run stops it. A budget or time_limit buys a ranking first, then a circuit, its verdict,
-    and descriptions; call again with run_id and a larger budget to go on. Cost: thousands of
-    forward passes (dry_run estimates them); ioi in the bundled model 1 to 5 minutes.
+    and descriptions; run_id with a larger budget goes on. Cost: thousands of forward passes
+    (dry_run estimates them); ioi in the bundled model 1 to 5 minutes.
 
     Example: discover_circuit(model_id="bundled", task="ioi").
     """
@@ -277,13 +267,13 @@ def _estimate_result(estimate: CostEstimate, notes: Sequence[str]) -> CallToolRe
         ]
         for stage, work in estimate.stages.items()
     }
-    view = RunEstimateView(
-        forward_equivalents=round_number(estimate.forward_equivalents),
-        seconds=round_number(estimate.seconds, 3),
-        rate=round_number(estimate.rate, 3),
-        reaches_verdict=plan is None or plan.reaches_verdict,
-        stages=stages,
-    )
+    view = {
+        "forward_equivalents": round_number(estimate.forward_equivalents),
+        "seconds": round_number(estimate.seconds, 3),
+        "rate": round_number(estimate.rate, 3),
+        "reaches_verdict": plan is None or plan.reaches_verdict,
+        "stages": stages,
+    }
     return to_call_result(
         DiscoverCircuitResult(
             run_id=None,

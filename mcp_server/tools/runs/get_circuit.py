@@ -63,18 +63,14 @@ class GetCircuitResult(Listing):
     n_discovery: int | None
     n_heldout: int | None
     nodes: list[NodeView]
-    ranking: list[NodeView] = Field(
-        description="Without a circuit: nodes by their effect alone, not judged."
-    )
+    ranking: list[NodeView] = Field(description="Not judged.")
     edges: list[EdgeView]
     n_edges: int
     conditions: list[ConditionView]
     scores: list[ScoreView]
     heldout_looks: int | None
-    evaluation: dict[str, Any] | None = Field(
-        description="The whole block of circuit.json, if detail is detailed."
-    )
-    links: list[str] = Field(description="URIs of every file of the run.")
+    evaluation: dict[str, Any] | None = Field(description="If detailed.")
+    links: list[str]
     cost: CostView
 
 

@@ -58,7 +58,7 @@ def test_sweeps_are_planned_to_the_row(run_estimate: CostEstimate, model_and_tas
     evaluator = SplitEvaluator.of(
         model, task.discovery, "all", 0, metric=None, memory=None, meter=Meter()
     )
-    engine = Engine(model, evaluator.engine.task.take(range(MAX_DESCRIPTION_PAIRS)))
+    engine = evaluator.first(MAX_DESCRIPTION_PAIRS).engine
     assert engine.baseline("clean").shape == engine.baseline("corrupted").shape
     for stage, sites, directions in (
         ("localise", ["resid_pre"], DIRECTIONS),

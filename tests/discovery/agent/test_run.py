@@ -152,8 +152,8 @@ def test_stages_that_a_budget_does_not_reach_are_named_before_and_after(
     dear = dict.fromkeys(("localise", "components"), 1e9)
     estimate = StageEstimator.estimate
 
-    def with_dear_sweeps(self: StageEstimator, size: int | None = None) -> dict[str, float]:
-        return {**estimate(self, size), **dear}
+    def with_dear_sweeps(self: StageEstimator, **sizes: int | None) -> dict[str, float]:
+        return {**estimate(self, **sizes), **dear}
 
     monkeypatch.setattr(StageEstimator, "estimate", with_dear_sweeps)
     run = discover(*model_and_task, runs_dir=tmp_path, budget=60_000.0)
