@@ -42,6 +42,7 @@ SEARCH_ROUNDS = 10  # of leaving nodes out and of adding them
 EXAMINED_OUTSIDE_SHARE = 1 / 4  # of the universe, in each round, beside the circuit's own nodes
 PAIRS_PER_SCREEN = 1.5  # times SCREEN_PAIRS: most nodes are decided by these, some need all pairs
 NEW_STABILITY_SETS = 0.1  # of the sets of a repeated search that no search has measured
+TIMED_SETS = 6  # sets that are measured in order to time them
 SAMPLED_SETS = 12  # sets that are drawn in order to see what a set costs on average
 # The size of the circuit that is assumed before it is known. Small models use a third of their
 # nodes for a task; models with hundreds of nodes about an eighth.
@@ -99,21 +100,19 @@ def estimate_cost(
 ) -> CostEstimate:
     """Estimate the cost of `discover` with these arguments, without running it.
 
-    Both sides of the prompts that the search uses are run once, to see which cells of a sweep
-    differ and how long a pass takes.
+    Both sides of the prompts on which nodes are ranked are run once, to see which cells of a sweep
+    differ, and a few sets are measured, to see how long that takes.
     """
     meter = Meter()
     discovery, heldout = (
         SplitEvaluator.of(model, part, universe, seed, metric=metric, memory=memory, meter=meter)
         for part in (task.discovery, task.heldout)
     )
-    search = discovery.first(SEARCH_PAIRS).engine
-    rate = _measure_rate(search)
     ranking = discovery.first(RANKING_PAIRS).engine
+    rate = measure_rate(ranking, universe)
     estimator = StageEstimator(
         discovery=discovery.engine,
         heldout=heldout.engine,
-        search=search,
         ranking=ranking,
         description=discovery.engine if exhaustive else ranking,
         universe=universe,
@@ -136,12 +135,21 @@ def estimate_cost(
     )
 
 
-def _measure_rate(engine: Engine) -> float:
-    """Return the forward-pass equivalents a second of the second side, when everything is warm."""
-    engine.baseline(SIDES[0])
+def measure_rate(engine: Engine, universe: Universe) -> float:
+    """Return the forward-pass equivalents a second of some sets, when their caches are filled.
+
+    Raises:
+        BudgetError: If the budget does not reach that far.
+    """
+    sets = SetMetric(engine, "resample", universe)
+    sets.fill_cache()
+    kept: list[NodeSet] = [
+        frozenset(sets.universe[: len(sets.universe) * n // TIMED_SETS]) for n in range(TIMED_SETS)
+    ]
+    sets(kept[:1], "warming up")
     spent = engine.meter.spent
     began = time.monotonic()
-    engine.baseline(SIDES[1])
+    sets(kept[1:], "timing")
     return (engine.meter.spent - spent) / max(time.monotonic() - began, 1e-6)
 
 
@@ -158,8 +166,7 @@ class StageEstimator:
     Attributes:
         discovery: All discovery pairs.
         heldout: The held-out pairs.
-        search: The discovery pairs that the search uses.
-        ranking: Those on which all nodes are measured.
+        ranking: Those on which all nodes are measured; only these are run.
         description: Those for sweeps by position and edges.
         universe: What can be ablated.
         budget: The budget of the run; None means no limit.
@@ -168,7 +175,6 @@ class StageEstimator:
 
     discovery: Engine
     heldout: Engine
-    search: Engine
     ranking: Engine
     description: Engine
     universe: Universe
@@ -178,12 +184,17 @@ class StageEstimator:
     @property
     def n_nodes(self) -> int:
         """The number of nodes that can be ablated."""
-        return len(self.search.backend.info.nodes(self.universe))
+        return len(self.ranking.backend.info.nodes(self.universe))
+
+    @property
+    def n_search_pairs(self) -> int:
+        """The number of pairs that the search uses."""
+        return min(SEARCH_PAIRS, len(self.discovery))
 
     @property
     def repeated(self) -> float:
         """What each measurement costs more because the pairs do not fit in memory together."""
-        blocks = [block for _, block in self.search.blocks()]
+        blocks = [block for _, block in self.discovery.blocks()]
         if len(blocks) == 1:
             return 0.0
         return len(SIDES) * sum(block.estimate_pass() for block in blocks)
@@ -199,19 +210,18 @@ class StageEstimator:
             known = None if start is None else round(start / START_SURPLUS)
             size = max(known or assume_size(self.n_nodes), 1)
         start = start or min(math.ceil(size * START_SURPLUS), self.n_nodes)
-        components = component_sites(self.search.backend.info)
+        components = component_sites(self.ranking.backend.info)
         row = self._mean_row_cost(size)
-        n_search = len(self.search)
         curve_sets = 2 * len(EVIDENCE_ABLATIONS) * self._count_curve_sizes()
         stability_sets = 2 * len(EVIDENCE_ABLATIONS) * thresholds.STABILITY_RESAMPLES
         node_sites: list[SiteName] = ["head_out_by_position", *components[1:]]
         return {
             "check": _pass_cost([self.discovery, self.heldout]),
             "heads": self._single_node_cost(),
-            "candidate": row * curve_sets * n_search,
+            "candidate": row * curve_sets * self.n_search_pairs,
             "mend": row * self._count_search_rows(start, size),
             "validate": row * self._count_heldout_rows(size),
-            "stability": row * stability_sets * n_search * NEW_STABILITY_SETS,
+            "stability": row * stability_sets * self.n_search_pairs * NEW_STABILITY_SETS,
             "localise": self._sweep_cost(["resid_pre"], DIRECTIONS),
             "components": self._sweep_cost(components, DIRECTIONS),
             "edges": self._edge_cost(size),
@@ -244,8 +254,10 @@ class StageEstimator:
         pairs; at the end it looks for the contexts in which each node is needed.
         """
         examined = (start + size) / 2 + EXAMINED_OUTSIDE_SHARE * self.n_nodes
-        rounds = SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, len(self.search))
-        contexts = size * min(size, MAX_SINGLE_CONTEXTS) * len(self.search)
+        rounds = (
+            SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, self.n_search_pairs)
+        )
+        contexts = size * min(size, MAX_SINGLE_CONTEXTS) * self.n_search_pairs
         return len(EVIDENCE_ABLATIONS) * (rounds + contexts)
 
     def _count_heldout_rows(self, size: int) -> float:
@@ -265,14 +277,14 @@ class StageEstimator:
         generator = random.Random("estimate")
         costs = []
         for ablation in EVIDENCE_ABLATIONS:
-            sets = SetMetric(self.search, ablation, self.universe)
+            sets = SetMetric(self.ranking, ablation, self.universe)
             samples = [
                 frozenset(generator.sample(sets.universe, min(size, len(sets.universe))))
                 for _ in range(SAMPLED_SETS)
             ]
             complements = [sets.everything - sample for sample in samples]
             costs.append(sets.estimate([*samples, *complements]) / (2 * SAMPLED_SETS))
-        return sum(costs) / len(costs) / len(self.search)
+        return sum(costs) / len(costs) / len(self.ranking)
 
     def _sweep_cost(
         self, sites: Sequence[SiteName], directions: Sequence[Direction], share: float = 1.0
@@ -298,7 +310,7 @@ class StageEstimator:
 
     def _edge_cost(self, size: int) -> float:
         """Return what the edges of a circuit cost, of which a target head has the most inputs."""
-        info = self.search.backend.info
+        info = self.ranking.backend.info
         n_edges = (size + 2) * (size + 1) / 2
         whole = len(self.description) * 4.0 * n_edges / 2
         if self.exhaustive:

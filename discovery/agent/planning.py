@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from discovery.agent.budget import BudgetPlan, plan_budget
 from discovery.agent.context import RunContext
-from discovery.agent.cost_estimate import StageEstimator
+from discovery.agent.cost_estimate import StageEstimator, measure_rate
 from discovery.agent.stages.nodes import RANKING_PAIRS
 from discovery.agent.state import State
 from discovery.errors import BudgetError
@@ -67,7 +67,6 @@ def plan_stages(state: State, context: RunContext) -> State:
         estimator = StageEstimator(
             discovery=context.evaluator("discovery").engine,
             heldout=context.evaluator("heldout").engine,
-            search=context.search_evaluator.engine,
             ranking=ranking,
             description=context.description_engine,
             universe=context.universe,
@@ -79,7 +78,8 @@ def plan_stages(state: State, context: RunContext) -> State:
         estimates = estimator.estimate(
             start=None if is_found else n_nodes, size=n_nodes if is_found else None
         )
-        _measure_rate(context)
+        if context.timed_rate is None:
+            context.timed_rate = measure_rate(ranking, context.universe)
     except BudgetError:
         return state
     state = state.with_changes(estimates=estimates, rate=current_rate(context) or state.rate)
@@ -138,18 +138,6 @@ def current_rate(context: RunContext) -> float | None:
     if seconds >= MIN_RATE_SECONDS and work > 0:
         return work / seconds
     return context.timed_rate
-
-
-def _measure_rate(context: RunContext) -> None:
-    """Time the first set that the search measures anyway, when its caches are filled."""
-    if context.timed_rate is not None:
-        return
-    evaluator = context.search_evaluator
-    began = time.monotonic()
-    spent = context.meter.spent
-    _ = evaluator.f("resample").empty
-    if (work := context.meter.spent - spent) > 0:
-        context.timed_rate = work / max(time.monotonic() - began, 1e-6)
 
 
 def _waiting(state: State) -> Mapping[str, float]:

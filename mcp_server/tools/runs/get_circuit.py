@@ -63,7 +63,7 @@ class GetCircuitResult(Listing):
     n_discovery: int | None
     n_heldout: int | None
     nodes: list[NodeView]
-    ranking: list[NodeView] = Field(description="Not judged.")
+    ranking: list[NodeView]
     edges: list[EdgeView]
     n_edges: int
     conditions: list[ConditionView]

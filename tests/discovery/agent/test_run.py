@@ -62,13 +62,13 @@ def assert_readable_before_the_end(run: Run, stage: str) -> None:
         assert not (run.path / "circuit.json").exists()
         return
     circuit = run.load_circuit()
-    assert circuit.size == 2
+    assert circuit.size == (2 if done > 4 else 3)  # of the candidate, the search drops one
     if done <= 5:
         assert (circuit.verdict, circuit.reasons) == ("inconclusive", ("not judged yet",))
     else:
         assert "not judged yet" not in circuit.reasons
     by_size = [abs(node.denoising or 0) + abs(node.noising or 0) for node in read_ranking(events)]
-    assert by_size[0] == max(by_size) > 0
+    assert max(by_size[:2]) == max(by_size) > 0
 
 
 @pytest.mark.parametrize("stage", [*STAGES][:-1])
