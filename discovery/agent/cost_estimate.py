@@ -31,6 +31,7 @@ from discovery.agent.stages.position_sweeps import (
 from discovery.backends.base import Backend
 from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
+from discovery.evaluation.completeness import BLOCK_SIZE, N_PARTITIONS
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
@@ -41,6 +42,7 @@ from discovery.tasks.task import Task
 SEARCH_ROUNDS = 10  # of leaving nodes out and of adding them
 EXAMINED_OUTSIDE_SHARE = 1 / 4  # of the universe, in each round, beside the circuit's own nodes
 PAIRS_PER_SCREEN = 1.5  # times SCREEN_PAIRS: most nodes are decided by these, some need all pairs
+NEAR_BOUND_SHARE = 0.5  # of the checked nodes, which are measured on all held-out pairs
 NEW_STABILITY_SETS = 0.1  # of the sets of a repeated search that no search has measured
 TIMED_SETS = 6  # sets that are measured in order to time them
 SAMPLED_SETS = 12  # sets that are drawn in order to see what a set costs on average
@@ -261,12 +263,25 @@ class StageEstimator:
         return len(EVIDENCE_ABLATIONS) * (rounds + contexts)
 
     def _count_heldout_rows(self, size: int) -> float:
-        """Return how many sets the evaluation measures, each times its pairs."""
-        n_alternatives = min(thresholds.MAX_ALTERNATIVES, math.comb(self.n_nodes, size) - 1)
-        alternative_pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, len(self.heldout))
-        completeness_sets = 2 * self.n_nodes + 2
-        judged = len(self.heldout) * (completeness_sets + 2 * size)
-        return len(EVIDENCE_ABLATIONS) * (judged + 2 * n_alternatives * alternative_pairs)
+        """Return how many sets the evaluation measures, each times its pairs.
+
+        Each node that is checked takes two sets for (c) inside the circuit, one outside, and two
+        for (d), on few pairs unless it is near a bound. Nodes that are not checked are added in
+        blocks. Each alternative of (e) is a set and its complement.
+        """
+        n_heldout = len(self.heldout)
+        few_pairs = min(thresholds.FIRST_PAIRS, n_heldout)
+        inside = min(size, thresholds.MAX_CHECKED_NODES)
+        outside = min(self.n_nodes - size, thresholds.MAX_CHECKED_NODES)
+        blocks = N_PARTITIONS * (self.n_nodes - size - outside) / BLOCK_SIZE
+        checked = 4 * inside + outside + blocks
+        pairs = few_pairs + NEAR_BOUND_SHARE * (n_heldout - few_pairs)
+        n_alternatives = min(
+            thresholds.FIRST_ALTERNATIVES, math.comb(self.n_nodes, size) - 1
+        ) * len(("size", "layer"))
+        alternative_pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, n_heldout)
+        rows = checked * pairs + 2 * n_alternatives * alternative_pairs
+        return len(EVIDENCE_ABLATIONS) * rows
 
     def _mean_row_cost(self, size: int) -> float:
         """Return the average cost of measuring one set on one pair.
