@@ -33,7 +33,7 @@ from benchmarks.methods.transformer_lens_tools import (
     score_by_direct_logit_attribution,
     sum_over_node,
 )
-from discovery.agent.search.mend import find_faults
+from discovery.agent.search.faults import add_drop_shares, find_faults
 from discovery.backends.base import Batch, forward_order
 from discovery.engine import SIDES, Block
 from discovery.evaluation import Faithfulness, SplitEvaluator
@@ -65,9 +65,9 @@ def run_baseline(
     }
     severities: list[tuple[float, int]] = []
     for prefix in prefixes:  # the smallest first; nothing is better than one without faults
-        faults = find_faults(recorders, prefix)  # type: ignore[arg-type]  # recorders stand in for f
-        severities.append(faults.severity)
-        if faults.severity == (0.0, 0):
+        faults = add_drop_shares(recorders, prefix, find_faults(recorders, prefix, seed=0))
+        severities.append(faults.order[:2])
+        if severities[-1] == (0.0, 0):
             break
     prefix_cost = sum(f.faithfulness.set_metric.estimate(list(f.sets)) for f in recorders.values())
     ranking_cost = evaluator.engine.meter.spent
@@ -85,15 +85,26 @@ class _RecordingFaithfulness:
     def __init__(self, faithfulness: Faithfulness) -> None:
         self.faithfulness = faithfulness
         self.everything = faithfulness.everything
-        self.is_defined = faithfulness.is_defined
-        self.n_pairs = faithfulness.n_pairs
         self.sets: dict[NodeSet, None] = {}
 
-    def __call__(
-        self, sets: Sequence[NodeSet], label: str = "", pairs: int | None = None
-    ) -> Tensor:
+    def __call__(self, sets: Sequence[NodeSet], label: str = "") -> Tensor:
         self.sets |= dict.fromkeys(sets)
-        return self.faithfulness(sets, label, pairs)
+        return self.faithfulness(sets, label)
+
+    def screen(self, sets: Sequence[NodeSet], label: str) -> Tensor:
+        """Return f of each set, on all pairs: the others get no worse a judge than we do."""
+        return self(sets, label)
+
+    def differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+    ) -> Tensor:
+        """Return f(first) − f(second) for each pair of sets, on all pairs."""
+        values = self([*first, *second], label)
+        return values[: len(first)] - values[len(first) :]
 
 
 def score_by_acdc(evaluator: SplitEvaluator) -> Scores:
