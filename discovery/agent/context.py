@@ -305,7 +305,9 @@ def restore_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
         arrays = run.load_arrays(result_id)
         sets = run.array_metadata(result_id)
         whole, parts = (
-            _parse_sets(sets[kind], torch.from_numpy(arrays[kind])) for kind in ("whole", "parts")
+            # Version 1 searched on all discovery pairs, of which these are the first.
+            _parse_sets(sets[kind], torch.from_numpy(arrays[kind])[:, : len(evaluator.engine)])
+            for kind in ("whole", "parts")
         )
         evaluator.f(ablation).set_metric.restore(whole, parts)
 
@@ -318,8 +320,11 @@ def restore_single_ablations(run: Run, evaluator: SplitEvaluator) -> None:
     for ablation, result_id in SINGLE_ABLATIONS.items():
         if result_id not in run.array_ids():
             continue
+        arrays = run.load_arrays(result_id)
+        if "per_pair" not in arrays:
+            continue  # a run of an earlier version, which kept only the means over pairs
         f = evaluator.f(ablation)
-        by_pair = torch.from_numpy(run.load_arrays(result_id)["per_pair"])
+        by_pair = torch.from_numpy(arrays["per_pair"])
         nodes = map(Node.parse, split_names(run.array_metadata(result_id)["nodes"]))
         on_first_pairs = {
             f.everything - {node}: values for node, values in zip(nodes, by_pair.T, strict=True)

@@ -241,7 +241,20 @@ def resume_open_run(
         )
     run.update(status="running", problem=None, configuration=settings.model_dump(mode="json"))
     context = _make_context(run, settings, model, task, progress, on_event)
-    return _run_stages(context, state, on_outlook)
+    return _run_stages(context, _forget_older_ranking(run, state), on_outlook)
+
+
+def _forget_older_ranking(run: Run, state: State) -> State:
+    """Return the state without the stage "heads" if an earlier version measured it.
+
+    Its arrays lack the metric of each pair under mean ablation, from which the search starts, so
+    the ranking is measured again.
+    """
+    if "heads" not in state.done or "candidate" in state.done:
+        return state
+    if "per_pair" in run.load_arrays("nodes-mean"):
+        return state
+    return state.with_changes(done=tuple(name for name in state.done if name != "heads"))
 
 
 def _check_larger_budget(old: float | None, new: float) -> None:
