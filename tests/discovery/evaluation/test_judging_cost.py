@@ -34,6 +34,9 @@ class SyntheticSplit:
     def f(self, ablation: str) -> Any:
         return self.f_by_ablation[ablation]
 
+    def measure_circuit(self, circuit: NodeSet) -> dict[str, Any]:
+        return {a: f.measure_circuit(circuit) for a, f in self.f_by_ablation.items()}
+
     @property
     def equivalents(self) -> float:
         """The work: each prompt from the first layer at which a node of it is ablated."""
