@@ -31,6 +31,7 @@ from discovery.agent.stages.position_sweeps import (
 from discovery.backends.base import Backend
 from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
+from discovery.evaluation.alternatives import SCREENING_PAIRS
 from discovery.evaluation.completeness import BLOCK_SIZE, N_PARTITIONS
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
@@ -265,22 +266,22 @@ class StageEstimator:
     def _count_heldout_rows(self, size: int) -> float:
         """Return how many sets the evaluation measures, each times its pairs.
 
-        Each node that is checked takes two sets for (c) inside the circuit, one outside, and two
-        for (d), on few pairs unless it is near a bound. Nodes that are not checked are added in
-        blocks. Each alternative of (e) is a set and its complement.
+        Each node that is checked takes two sets inside the circuit and one outside for (c), on few
+        pairs unless it is near a bound; (d) needs one of these sets and a context. Nodes that are
+        not checked are added in blocks. Most alternatives of (e) are dismissed on a few pairs.
         """
         n_heldout = len(self.heldout)
         few_pairs = min(thresholds.FIRST_PAIRS, n_heldout)
         inside = min(size, thresholds.MAX_CHECKED_NODES)
         outside = min(self.n_nodes - size, thresholds.MAX_CHECKED_NODES)
         blocks = N_PARTITIONS * (self.n_nodes - size - outside) / BLOCK_SIZE
-        checked = 4 * inside + outside + blocks
+        checked = 3 * inside + outside + blocks
         pairs = few_pairs + NEAR_BOUND_SHARE * (n_heldout - few_pairs)
         n_alternatives = min(
             thresholds.FIRST_ALTERNATIVES, math.comb(self.n_nodes, size) - 1
         ) * len(("size", "layer"))
-        alternative_pairs = min(thresholds.MAX_ALTERNATIVE_PAIRS, n_heldout)
-        rows = checked * pairs + 2 * n_alternatives * alternative_pairs
+        alternative_pairs = min(2 * SCREENING_PAIRS, n_heldout)  # some are measured on more
+        rows = checked * pairs + n_alternatives * alternative_pairs
         return len(EVIDENCE_ABLATIONS) * rows
 
     def _mean_row_cost(self, size: int) -> float:

@@ -61,25 +61,7 @@ def plan_stages(state: State, context: RunContext) -> State:
     If the budget does not even reach an estimate, the state is returned as it is.
     """
     try:
-        ranking = context.description_engine
-        if context.settings.exhaustive:
-            ranking = context.evaluator("discovery").first(RANKING_PAIRS).engine
-        estimator = StageEstimator(
-            discovery=context.evaluator("discovery").engine,
-            heldout=context.evaluator("heldout").engine,
-            ranking=ranking,
-            description=context.description_engine,
-            universe=context.universe,
-            budget=context.settings.budget,
-            exhaustive=context.settings.exhaustive,
-        )
-        n_nodes = len(state.circuit) or None
-        is_found = "mend" in state.done
-        estimates = estimator.estimate(
-            start=None if is_found else n_nodes, size=n_nodes if is_found else None
-        )
-        if context.timed_rate is None:
-            context.timed_rate = measure_rate(ranking, context.universe)
+        estimates = _estimate_stages(state, context)
     except BudgetError:
         return state
     state = state.with_changes(estimates=estimates, rate=current_rate(context) or state.rate)
@@ -102,6 +84,34 @@ def plan_stages(state: State, context: RunContext) -> State:
         f"estimated: {', '.join(waiting)}",
     )
     return state
+
+
+def _estimate_stages(state: State, context: RunContext) -> Mapping[str, float]:
+    """Estimate the cost of the stages, and time a few sets if none have been timed yet.
+
+    Raises:
+        BudgetError: If the budget does not even reach that.
+    """
+    ranking = context.description_engine
+    if context.settings.exhaustive:
+        ranking = context.evaluator("discovery").first(RANKING_PAIRS).engine
+    estimator = StageEstimator(
+        discovery=context.evaluator("discovery").engine,
+        heldout=context.evaluator("heldout").engine,
+        ranking=ranking,
+        description=context.description_engine,
+        universe=context.universe,
+        budget=context.settings.budget,
+        exhaustive=context.settings.exhaustive,
+    )
+    n_nodes = len(state.circuit) or None
+    is_found = "mend" in state.done
+    estimates = estimator.estimate(
+        start=None if is_found else n_nodes, size=n_nodes if is_found else None
+    )
+    if context.timed_rate is None:
+        context.timed_rate = measure_rate(ranking, context.universe)
+    return estimates
 
 
 def use_plan(state: State, context: RunContext) -> None:

@@ -71,6 +71,7 @@ def measure_stability(state: State, context: RunContext) -> State:
     plain = [plain_jaccard(state.circuit_nodes, search.circuit) for search in searches]
     cut = [search.cut_off is not None for search in searches]
     inclusion = _inclusion_by_node(state.circuit_nodes, searches)
+    plain_mean = None if any(cut) else sum(plain) / len(plain)
     is_weighted = context.rules != 1
     mean = decidable_mean(weighted if is_weighted else plain, cut)
     measured = {
@@ -78,7 +79,7 @@ def measure_stability(state: State, context: RunContext) -> State:
         "plain_jaccard": plain,
         "cut": cut,
         "mean": mean,
-        "plain_mean": sum(plain) / len(plain),
+        "plain_mean": plain_mean,
         "inclusion": inclusion,
         "forward_equivalents": context.meter.spent - spent_before,
     }
@@ -86,20 +87,23 @@ def measure_stability(state: State, context: RunContext) -> State:
     state = add_verdict(
         state.with_changes(
             stability=mean,
-            plain_jaccard=sum(plain) / len(plain) if is_weighted else None,
+            plain_jaccard=plain_mean if is_weighted else None,
             cut_searches=sum(cut),
             inclusion=inclusion,
         ),
         context.rules,
     )
-    described = "not known" if mean is None else f"mean weighted Jaccard {mean:.2f}"
     return context.finish_stage(
         state,
         "stability",
         measured,
-        f"{described}; verdict: {state.verdict}",
+        f"{_describe_mean(mean)}; verdict: {state.verdict}",
         "; ".join((_explain_stability(len(searches), sum(cut)), *state.reasons)),
     )
+
+
+def _describe_mean(mean: float | None) -> str:
+    return "not known" if mean is None else f"mean weighted Jaccard {mean:.2f}"
 
 
 def _explain_stability(n_searches: int, n_cut: int) -> str:

@@ -177,9 +177,10 @@ def build_empty_module(directory: Path) -> tuple[Any, torch.dtype | None]:
 
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        saved = config.dtype  # building the module changes it
     except (*CONFIG_ERRORS, OSError, StrictDataclassError) as fault:
         raise config_error(directory.name, fault) from fault
-    return build_meta_module(config, directory.name), config.dtype
+    return build_meta_module(config, directory.name), saved
 
 
 def find_supporting_backends(config: Any) -> tuple[tuple[BackendKind, ...], str]:

@@ -163,8 +163,7 @@ async def discover_circuit(
     session = session_of(context)
     notes: list[str] = []
     if run_id is not None:
-        start = partial(resume_run, session, run_id, "discovery", budget)
-        background = await run_in_thread(start)
+        background = await run_in_thread(partial(resume_run, session, run_id, "discovery", budget))
         arguments = {
             "model_id": model_id,
             "task": task,
@@ -180,8 +179,7 @@ async def discover_circuit(
         if model_id is None or source is None:
             raise _missing_argument("model_id" if model_id is None else "task")
         n_pairs = choose_pair_count(pair_count_answer, pairs)
-        if n_pairs != pairs:
-            notes.append(f"The task's own number of pairs instead of {pairs}, as the user agreed.")
+        notes += _notes_on_pairs(pairs, n_pairs)
         request = _Request(
             model_id=model_id,
             source=source,
@@ -192,21 +190,46 @@ async def discover_circuit(
             budget=budget,
         )
         if wants_higher_budget(budget_answer):
-            estimate = await estimate_run_cost(context, model_id, source, n_pairs, seed)
-            request = replace(request, budget=BUDGET_FACTOR * estimate)
-            notes.append(_note_on_raised_budget(request.budget))
+            request, note = await _raise_budget(context, request)
+            notes.append(note)
         if time_limit is not None:
             request, note = await _limit_time(context, request, parse_time_limit(time_limit))
             notes.append(note)
         if dry_run:
             return _estimate_result(await _estimate(context, request), notes)
-        notes += _notes_on_budget(request.budget)
         background, run_notes = await run_in_thread(partial(_start_run, session, request))
-        notes += run_notes
+        notes += [*_notes_on_budget(request.budget), *run_notes]
+    return await _wait_for_result(context, background, run_id, wait_seconds, notes)
+
+
+async def _raise_budget(context: ToolContext, request: _Request) -> tuple[_Request, str]:
+    """Return the request with a budget that its estimate fits in, and a note on it."""
+    estimate = await estimate_run_cost(
+        context, request.model_id, request.source, request.pairs, request.seed
+    )
+    budget = BUDGET_FACTOR * estimate
+    return replace(request, budget=budget), _note_on_raised_budget(budget)
+
+
+async def _wait_for_result(
+    context: ToolContext,
+    background: BackgroundRun | None,
+    run_id: str | None,
+    wait_seconds: float,
+    notes: list[str],
+) -> CallToolResult:
+    """Wait for a run, unless it had finished before, and describe it."""
     if background is not None:
         await wait_for_run(context, background, wait_seconds)
         run_id = background.run_id or run_id
-    return await run_in_thread(partial(_make_result, session, str(run_id), notes))
+    return await run_in_thread(partial(_make_result, session_of(context), str(run_id), notes))
+
+
+def _notes_on_pairs(asked: int | None, used: int | None) -> list[str]:
+    """Return what the user agreed to, if it is another number of pairs than was asked for."""
+    if asked == used:
+        return []
+    return [f"The task's own number of pairs instead of {asked}, as the user agreed."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +333,7 @@ def _notes_on_ignored(arguments: dict[str, Any]) -> list[str]:
     return [f"Ignored, because a resumed run keeps its own arguments: {', '.join(ignored)}."]
 
 
-def _note_on_raised_budget(budget: float | None) -> str:
+def _note_on_raised_budget(budget: float) -> str:
     return f"The budget was raised to {budget:,.0f} forward-pass equivalents, as the user agreed."
 
 

@@ -20,6 +20,7 @@ from discovery.evaluation import (
     heldout_key,
 )
 from discovery.evaluation.evaluate import NOT_FINAL_REASON
+from discovery.evaluation.verdict.reasons import decide_band
 from tests.oracles.faithfulness import FaithfulnessOracle, nodes
 
 TRUTH = load_truth("induction").nodes
@@ -159,7 +160,12 @@ def test_two_pairs_are_enough_to_be_measured(final: bool, load_case: Callable[[s
     for ablation in (split.ablations.resample, split.ablations.mean):
         assert ablation.faithfulness.low == ablation.faithfulness.high
         assert [row.p for row in ablation.minimality] == [1.0, 1.0]
-        assert ablation.random_controls.layer.n == 15
+        if decide_band(ablation.faithfulness, (0.8, 1.2)) == "fails":
+            assert ablation.random_controls is None, (
+                "(e) compares only a circuit that is sufficient"
+            )
+        else:
+            assert ablation.random_controls.layer.n == 15
 
 
 def test_with_the_mlps_kept(load_case: Callable[[str], Any]) -> None:
