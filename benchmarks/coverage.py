@@ -1,6 +1,6 @@
 """Do 95% intervals hold the true value in 95 of 100 cases?
 
-    python -m benchmarks.coverage [--tasks NAME …] [--population N] [--references N] [--samples N]
+    python -m benchmarks.coverage [--tasks NAME …] [--references N] [--samples N] …
 
 A finite population of pairs of the bundled model is measured, so that f(C) and f(U∖C) are known
 exactly. Samples of 48 and of 200 pairs are then drawn as a task is (each template with its share),
@@ -84,6 +84,21 @@ class MeasuredPopulation:
         return values
 
 
+@dataclass(frozen=True)
+class SampleCounts:
+    """How much is drawn.
+
+    Attributes:
+        references: draws of the reference prompts.
+        samples: samples of pairs for each row.
+        population_prompts: prompts of each template for the population's means.
+    """
+
+    references: int
+    samples: int
+    population_prompts: int
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,17 +106,24 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=POPULATION_SIZE)
     parser.add_argument("--references", type=int, default=N_REFERENCES)
     parser.add_argument("--samples", type=int, default=N_SAMPLES)
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=POPULATION_REFERENCE,
+        help="prompts of each template for the population's means",
+    )
     arguments = parser.parse_args()
+    counts = SampleCounts(arguments.references, arguments.samples, arguments.prompts)
     with open_output() as output:
         model = load_model("bundled")
         output.write(format_header(*COLUMNS))
         for name in arguments.tasks:
             task = load_task(name, model, pairs=arguments.population)
-            for rows in measure_task(model, task, arguments.references, arguments.samples):
+            for rows in measure_task(model, task, counts):
                 output.write(rows)
 
 
-def measure_task(model: Backend, task: Task, n_references: int, n_samples: int) -> Iterator[str]:
+def measure_task(model: Backend, task: Task, counts: SampleCounts) -> Iterator[str]:
     """Yield a task's rows, those of one source of means at a time."""
     evaluator = new_evaluator(model, as_one_split(task, task.pairs))
     population = evaluator.engine.task
@@ -114,9 +136,10 @@ def measure_task(model: Backend, task: Task, n_references: int, n_samples: int) 
         )
 
     resample = measure("resample", FIRST_SEED, REFERENCE_PROMPTS)
-    true_mean = measure("mean", FIRST_SEED, POPULATION_REFERENCE)
+    true_mean = measure("mean", FIRST_SEED, counts.population_prompts)
     draws = [
-        measure("mean", FIRST_SEED + 1 + draw, REFERENCE_PROMPTS) for draw in range(n_references)
+        measure("mean", FIRST_SEED + 1 + draw, REFERENCE_PROMPTS)
+        for draw in range(counts.references)
     ]
     for ablation, source, truth, measured in (
         ("resample", "–", resample, [resample]),
@@ -124,7 +147,7 @@ def measure_task(model: Backend, task: Task, n_references: int, n_samples: int) 
         ("mean", f"{REFERENCE_PROMPTS} prompts", true_mean, draws),
     ):
         for n_pairs in SAMPLE_SIZES:
-            intervals = intervals_of_samples(population, measured, n_pairs, n_samples)
+            intervals = intervals_of_samples(population, measured, n_pairs, counts.samples)
             rows = []
             for index, (label, true_value) in enumerate(zip(sets, truth.values, strict=True)):
                 facts = (f"{task.name}, {len(task)} pairs", label, ablation, source)
