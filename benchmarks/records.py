@@ -34,7 +34,9 @@ from discovery.tasks import BUILTIN
 MEMORY_LIMIT = 3 * 2**30  # bytes; a free choice would follow the memory of the machine
 PAIRS = 160  # of each hand-built model
 MODELS_FOLDER = "models"
-VOLATILE_KEYS = frozenset({"run_id", "provenance", "seconds", "peak_memory_bytes", "created"})
+VOLATILE_KEYS = frozenset(
+    {"run_id", "provenance", "seconds", "seconds_left", "rate", "peak_memory_bytes", "created"}
+)
 WORDING_KEYS = frozenset({"reasons", "label", "split"})
 MAX_SHOWN = 5  # differences of one run
 

@@ -182,7 +182,7 @@ class RunContext:
         """The evaluator of the pairs that the search uses: the first discovery pairs."""
         if self._search_evaluator is None:
             self._search_evaluator = self.evaluator("discovery").first(SEARCH_PAIRS)
-            restore_single_ablations(self.run, self._search_evaluator)
+            restore_single_ablations(self.run, self._search_evaluator, self.rules)
             restore_set_metrics(self.run, self._search_evaluator)
         return self._search_evaluator
 
@@ -312,13 +312,14 @@ def restore_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
         evaluator.f(ablation).set_metric.restore(whole, parts)
 
 
-def restore_single_ablations(run: Run, evaluator: SplitEvaluator) -> None:
+def restore_single_ablations(run: Run, evaluator: SplitEvaluator, rules: RulesVersion) -> None:
     """Give the evaluator what the ranking measured: the universe without each node, on few pairs.
 
-    The ranking uses the first of the same pairs.
+    The ranking uses the first of the same pairs. Under version 1 of the rules its means are those
+    of its own pairs, so that they cannot be mixed with the means of all pairs of the search.
     """
     for ablation, result_id in SINGLE_ABLATIONS.items():
-        if result_id not in run.array_ids():
+        if result_id not in run.array_ids() or (ablation == "mean" and rules == 1):
             continue
         arrays = run.load_arrays(result_id)
         if "per_pair" not in arrays:

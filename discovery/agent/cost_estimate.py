@@ -214,13 +214,14 @@ class StageEstimator:
             size = max(known or assume_size(self.n_nodes), 1)
         start = start or min(math.ceil(size * START_SURPLUS), self.n_nodes)
         components = component_sites(self.ranking.backend.info)
+        heads = self._single_node_cost()  # first, since it counts the reference prompts as well
         row = self._mean_row_cost(size)
         curve_sets = 2 * len(EVIDENCE_ABLATIONS) * self._count_curve_sizes()
         stability_sets = 2 * len(EVIDENCE_ABLATIONS) * thresholds.STABILITY_RESAMPLES
         node_sites: list[SiteName] = ["head_out_by_position", *components[1:]]
         return {
             "check": _pass_cost([self.discovery, self.heldout]),
-            "heads": self._single_node_cost(),
+            "heads": heads,
             "candidate": row * curve_sets * self.n_search_pairs,
             "mend": row * self._count_search_rows(start, size),
             "validate": row * self._count_heldout_rows(size),

@@ -83,4 +83,4 @@ def test_a_killed_run_of_version_1_ends_with_the_same_circuit(
     (record,) = COMPLETE.glob("*/circuit.json")
     expected = CircuitGraph.from_json(record.read_text(encoding="utf-8"))
     assert resumed.members == expected.members
-    assert resumed.verdict == expected.verdict
+    assert resumed.verdict == expected.verdict, resumed.reasons

@@ -161,7 +161,8 @@ def test_stages_that_a_budget_does_not_reach_are_named_before_and_after(
     assert "left out: localise, components" in plans[0]["concluded"]
     assert plans[0]["measured"]["seconds_left"] > 0
     assert run.circuit.verdict == "verified"
-    assert run.circuit.reasons == tuple(
+    about_budget = tuple(r for r in run.circuit.reasons if not r.startswith("f under mean"))
+    assert about_budget == tuple(
         f"the budget ended before {stage}, which enters no verdict" for stage in dear
     )
     assert run.circuit.edges
