@@ -75,6 +75,6 @@ def test_verify_holds_for_a_record_that_the_budget_cut(
         assert any("budget ended" in reason for reason in run.circuit.reasons)
         again = verify_run(run.run_id, runs_dir=tmp_path)
         assert again.holds, again.differences
-    early = discover(*model_and_task, runs_dir=tmp_path, budget=spent["localise"])
+    early = discover(*model_and_task, runs_dir=tmp_path, budget=spent["heads"])
     with pytest.raises(StoreError, match="before its circuit was evaluated"):
         verify_run(early.run_id, runs_dir=tmp_path)

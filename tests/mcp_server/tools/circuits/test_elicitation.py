@@ -150,7 +150,7 @@ async def test_too_few_pairs_for_a_verdict_are_asked_about(
         await call_tool_ok(client, "cancel_run", run_id=started["run_id"])
     assert questions == ["20 pairs are too few for a verdict, which needs 96. Take 240?"]
     pairs = open_run(runs_dir, started["run_id"]).load_pairs()
-    of_splits = [pair for pair in pairs if pair["split"] in ("discovery", "heldout")]
+    of_splits = [pair for pair in pairs if pair.get("use") != "reference"]
     assert len(of_splits) == (240 if agrees else 20)
     assert ("as the user agreed" if agrees else "fewer than the 96") in started["notes"][0]
 
