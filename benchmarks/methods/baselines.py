@@ -34,6 +34,7 @@ from benchmarks.methods.transformer_lens_tools import (
     sum_over_node,
 )
 from discovery.agent.search.faults import add_drop_shares, find_faults
+from discovery.agent.search.measured import UnscreenedFunction
 from discovery.backends.base import Batch, forward_order
 from discovery.engine import SIDES, Block
 from discovery.evaluation import Faithfulness, SplitEvaluator
@@ -79,8 +80,11 @@ def run_baseline(
     )
 
 
-class _RecordingFaithfulness:
-    """f together with the sets for which it was asked."""
+class _RecordingFaithfulness(UnscreenedFunction):
+    """f on all pairs, together with the sets for which it was asked.
+
+    The others get no worse a judge than we do, so nothing is screened on a few pairs.
+    """
 
     def __init__(self, faithfulness: Faithfulness) -> None:
         self.faithfulness = faithfulness
@@ -90,21 +94,6 @@ class _RecordingFaithfulness:
     def __call__(self, sets: Sequence[NodeSet], label: str = "") -> Tensor:
         self.sets |= dict.fromkeys(sets)
         return self.faithfulness(sets, label)
-
-    def screen(self, sets: Sequence[NodeSet], label: str) -> Tensor:
-        """Return f of each set, on all pairs: the others get no worse a judge than we do."""
-        return self(sets, label)
-
-    def differences(
-        self,
-        first: Sequence[NodeSet],
-        second: Sequence[NodeSet],
-        bounds: Sequence[float],
-        label: str,
-    ) -> Tensor:
-        """Return f(first) − f(second) for each pair of sets, on all pairs."""
-        values = self([*first, *second], label)
-        return values[: len(first)] - values[len(first) :]
 
 
 def score_by_acdc(evaluator: SplitEvaluator) -> Scores:

@@ -249,7 +249,8 @@ class DeviceQueues:
             except Interrupted as error:
                 await anyio.lowlevel.checkpoint()  # a cancelled call ends here
                 errors.append(error)
-            except Exception as error:  # noqa: BLE001  # raised again outside the task group, which would wrap it
+            # It is raised again outside the task group, which would wrap it.
+            except Exception as error:  # noqa: BLE001
                 errors.append(error)
             group.cancel_scope.cancel()
         try:

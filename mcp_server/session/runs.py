@@ -341,7 +341,8 @@ def _run_guarded(background: BackgroundRun, work: Callable[[], None]) -> None:
             background.problem = ServerError("The run was stopped.", "Go on with its run_id.")
     except DiscoveryError as error:
         background.problem = error
-    except Exception as error:  # noqa: BLE001  # the end of the thread: shown by its id, as for a tool
+    # This is the end of the thread: the error is shown by its id, as for a tool.
+    except Exception as error:  # noqa: BLE001
         background.problem = ServerError(
             log_bug("a run", error), "Report it; the run can be tried again."
         )

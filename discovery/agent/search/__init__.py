@@ -1,1 +1,1 @@
-"""The search for a circuit on discovery pairs; `select.search_circuit` is its only entry point."""
+"""The search for a circuit on discovery pairs; `search_circuit` is its only entry point."""

@@ -31,6 +31,10 @@ class Decision:
 OnDecision = Callable[[Decision], None]
 
 
+def ignore_decision(decision: Decision) -> None:
+    """Take no notice of a decision, in a search whose journal nobody reads."""
+
+
 def stop_for_budget(fault: BudgetError, measured: Mapping[str, object] | None = None) -> Decision:
     """Return the decision to stop because the budget is spent."""
     return Decision(measured or {}, "stop: the budget is spent", fault.cause, stopped="budget")

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.search.bounds import WITH_MARGIN
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes
 from discovery.agent.search.faults import measure_gaps_in
-from discovery.agent.search.fit import measure_fits, total_excess
+from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.subsets import find_sufficient_subset
 from discovery.evaluation import thresholds

@@ -12,9 +12,16 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN, Bounds, minimal_drop
-from discovery.agent.search.fit import FitByAblation, measure_fits, total_excess
+from discovery.agent.search.fit import (
+    PLAIN,
+    WITH_MARGIN,
+    Bounds,
+    FitByAblation,
+    measure_fits,
+    total_excess,
+)
 from discovery.agent.search.measured import SearchFunction, SearchFunctions, get_universe
+from discovery.evaluation import minimal_drop
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 

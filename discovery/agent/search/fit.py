@@ -1,6 +1,10 @@
 """How well a set of nodes does under both ablations: f(C) and f(U∖C), as points on discovery pairs.
 
 The curve of these points along the ranking of single nodes says with which set a search begins.
+
+A circuit is judged on prompts that it was not chosen on. One that meets a bound narrowly on
+discovery pairs often misses it there, so the search prefers sets that keep a distance to each bound
+(`WITH_MARGIN`). If it finds none, it takes the best set by the conditions themselves (`PLAIN`).
 """
 
 from __future__ import annotations
@@ -9,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from discovery.agent.search.bounds import Bounds
 from discovery.agent.search.measured import SearchFunctions, get_universe
+from discovery.evaluation import thresholds
 from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -18,6 +22,37 @@ from discovery.sites import Node
 CURVE_LABEL = "faithfulness against size"
 MAX_CURVE_SIZES = 13  # sizes that are measured before the bisection
 START_SURPLUS = 1.25  # the start is so much larger than the smallest size that will do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Bounds on a circuit.
+
+    Attributes:
+        faithfulness: The lowest and the highest f(C) (a).
+        knockout: The largest |f(U∖C)| (b).
+        gap_in: The largest |f(C∖u) − f(U∖u)| of a node u of the circuit (c).
+        gap_out: The largest |f(C∪v) − f(C)| of a node v outside (c).
+        drop_share: The smallest drop of a node of the circuit, as a share of δ (d).
+    """
+
+    faithfulness: tuple[float, float]
+    knockout: float
+    gap_in: float
+    gap_out: float
+    drop_share: float
+
+
+PLAIN = Bounds(
+    faithfulness=thresholds.FAITHFULNESS_BAND,
+    knockout=thresholds.KNOCKOUT_BAND[1],
+    gap_in=thresholds.MAX_GAP_IN,
+    gap_out=thresholds.MAX_GAP_OUT,
+    drop_share=1.0,
+)
+WITH_MARGIN = Bounds(
+    faithfulness=(0.85, 1.15), knockout=0.15, gap_in=0.15, gap_out=0.08, drop_share=1.25
+)
 
 
 @dataclass(frozen=True)

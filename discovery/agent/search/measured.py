@@ -7,6 +7,7 @@ not clear of the bounds that it is compared with.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -75,6 +76,29 @@ SearchFunctions = Mapping[EvidenceAblation, SearchFunction]
 def get_universe(functions: SearchFunctions) -> NodeSet:
     """Return every node that can be ablated."""
     return next(f.everything for f in functions.values())
+
+
+class UnscreenedFunction(ABC):
+    """f of which a value costs no more for being used: everything is asked for at once."""
+
+    @abstractmethod
+    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set."""
+
+    def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+        """Return f of each set; there is nothing to spare."""
+        return self(sets, label)
+
+    def differences(
+        self,
+        first: Sequence[NodeSet],
+        second: Sequence[NodeSet],
+        bounds: Sequence[float],
+        label: str,
+    ) -> Float[Tensor, "set"]:
+        """Return f(first) − f(second) for each pair of sets, whatever the bounds are."""
+        values = self([*first, *second], label)
+        return values[: len(first)] - values[len(first) :]
 
 
 class MeasuredFunction:

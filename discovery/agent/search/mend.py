@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from discovery.agent.search.bounds import WITH_MARGIN
-from discovery.agent.search.decision import Decision, OnDecision, format_nodes
+from discovery.agent.search.decision import Decision, OnDecision, format_nodes, ignore_decision
 from discovery.agent.search.descend import find_backups
 from discovery.agent.search.faults import Faults, find_faults
-from discovery.agent.search.fit import measure_fits, total_excess
+from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -93,7 +92,7 @@ class Mending:
         Raises:
             BudgetError: If the budget ends.
         """
-        silent = replace(self, on_decision=_ignore, faults_of={})
+        silent = replace(self, on_decision=ignore_decision, faults_of={})
         mended = silent.run(start)
         self.faults_of |= silent.faults_of
         return mended
@@ -163,10 +162,6 @@ def _propose_missing(circuit: NodeSet, missing: dict[Node, float]) -> Iterator[P
         gaps = {str(node): missing[node] for node in added}
         why = f"each changes f by more than {WITH_MARGIN.gap_out} when it is added (condition c)"
         yield Proposal(circuit | set(added), Decision(gaps, f"add {names}", why))
-
-
-def _ignore(decision: Decision) -> None:
-    """Take no notice of a decision."""
 
 
 def _stop_at_limit() -> Decision:

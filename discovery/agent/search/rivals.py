@@ -17,14 +17,17 @@ from discovery.agent.search.decision import Decision, format_nodes, stop_for_bud
 from discovery.agent.search.mend import ROUNDING, Mending
 from discovery.agent.search.shrink import examine_all
 from discovery.errors import BudgetError
-from discovery.evaluation import Faithfulness, beats_alternatives, find_rivals, thresholds
+from discovery.evaluation import (
+    FaithfulnessByAblation,
+    beats_alternatives,
+    find_rivals,
+    thresholds,
+)
 from discovery.graph import Control, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 MAX_RIVALS = 2  # rivals that are tried as the circuit, the closest to f = 1 first
-
-FaithfulnessByAblation = Mapping[EvidenceAblation, Faithfulness]
 
 
 @dataclass(frozen=True)

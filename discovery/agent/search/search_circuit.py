@@ -10,7 +10,7 @@
 6. `RivalSearch` mends up to 2 layer-matched sets that do as well, and their unions with C. One of
    them replaces C if it has fewer faults, or if (e) holds for it and not for C.
 
-All steps ask for a margin to the bounds of the conditions (see `bounds`).
+All steps ask for a margin to the bounds of the conditions (see `fit`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
 from discovery.agent.search.descend import Descent
+from discovery.agent.search.fit import PLAIN, WITH_MARGIN
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import Mending
-from discovery.agent.search.rivals import FaithfulnessByAblation, RivalSearch
+from discovery.agent.search.rivals import RivalSearch
 from discovery.agent.search.shrink import examine_all, shrink
 from discovery.errors import BudgetError
+from discovery.evaluation import FaithfulnessByAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 

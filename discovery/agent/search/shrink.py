@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
 from discovery.agent.search.faults import Faults, add_drop_shares
-from discovery.agent.search.fit import FitByAblation, measure_fits, total_distance, total_excess
+from discovery.agent.search.fit import (
+    PLAIN,
+    WITH_MARGIN,
+    FitByAblation,
+    measure_fits,
+    total_distance,
+    total_excess,
+)
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import ROUNDING, Mending
 from discovery.methods.ablation import NodeSet

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discovery.agent.search.measured import UnscreenedFunction
 from discovery.evaluation import Faithfulness
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -135,18 +136,22 @@ class StoredSets:
         return {node: np.array(pairs) for node, pairs in steps.items()}
 
 
-class StoredFunction:
+class StoredFunction(UnscreenedFunction):
     """f under one ablation on a resample, from stored sets.
 
     Attributes:
         stored: The sets.
-        weights: The weight of each pair in the resample; they sum to 1.
         everything: The universe.
     """
 
     def __init__(self, stored: StoredSets, weights: Float[Tensor, "pair"]) -> None:
+        """Take the values of the stored sets.
+
+        Args:
+            stored: The sets.
+            weights: The weight of each pair in the resample; they sum to 1.
+        """
         self.stored = stored
-        self.weights = weights
         self.everything = stored.everything
         self._values = stored.values(weights)
 
@@ -155,17 +160,3 @@ class StoredFunction:
         estimates = [self.stored.estimate(nodes) for nodes in sets]
         values = [float(self._values[e.rows] @ e.signs) for e in estimates]
         return torch.tensor(values, dtype=torch.float64)
-
-    def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
-        """Return f of each set; there is nothing to spare."""
-        return self(sets, label)
-
-    def differences(
-        self,
-        first: Sequence[NodeSet],
-        second: Sequence[NodeSet],
-        bounds: Sequence[float],
-        label: str,
-    ) -> Float[Tensor, "set"]:
-        """Return f(first) − f(second) for each pair of sets."""
-        return self(first, label) - self(second, label)

@@ -6,9 +6,9 @@ Both use discovery pairs only.
 from __future__ import annotations
 
 from discovery.agent.context import RunContext
-from discovery.agent.search.bounds import WITH_MARGIN
 from discovery.agent.search.decision import Decision
 from discovery.agent.search.fit import (
+    WITH_MARGIN,
     choose_start,
     curve_point,
     describe_fit,

@@ -16,17 +16,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from discovery.agent.budget import STABILITY_SHARE
 from discovery.agent.context import RunContext, split_names
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
-from discovery.agent.search.decision import Decision
-from discovery.agent.search.fit import choose_start, measure_curve, measure_fits, total_excess
+from discovery.agent.search.decision import ignore_decision
+from discovery.agent.search.fit import (
+    PLAIN,
+    WITH_MARGIN,
+    Fit,
+    choose_start,
+    measure_curve,
+)
 from discovery.agent.search.search_circuit import SearchOutcome, search_circuit
 from discovery.agent.search.stored import StoredFunction, StoredSets
 from discovery.agent.stages.verdict import add_verdict
 from discovery.agent.state import State
-from discovery.engine import base_side
 from discovery.errors import BudgetError
-from discovery.evaluation import sort_by_effect, thresholds
+from discovery.evaluation import ResampledFaithfulness, sort_by_effect, thresholds
 from discovery.evaluation.stability import (
     combine_weights,
     plain_jaccard,
@@ -37,9 +42,10 @@ from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.methods.patching import effect_change
 from discovery.methods.statistics import draw_bootstrap_weights
-from discovery.sites import Direction, Node
+from discovery.sites import Node
+from discovery.store import Run
 
-STABILITY_BUDGET_SHARE = 0.3  # of a run's budget
+RANKING_ARRAYS = ("nodes-noising", "nodes-denoising", "nodes-mean")
 MAX_CHECKS = 4  # measurements of the circuit of one repetition
 
 
@@ -65,7 +71,7 @@ def measure_stability(state: State, context: RunContext) -> State:
             state, "stability", {}, "nothing to repeat", "there is no circuit"
         )
     spent_before = context.meter.spent
-    searches = _repeat_search(context, state.ranked_nodes)
+    searches = _repeat_search(context)
     own = {Node.parse(name): share for name, share in state.drop_shares.items()}
     weighted = [_weighted(state.circuit_nodes, own, search) for search in searches]
     plain = [plain_jaccard(state.circuit_nodes, search.circuit) for search in searches]
@@ -143,20 +149,21 @@ def _inclusion_by_node(circuit: NodeSet, searches: Sequence[ResampleSearch]) -> 
     }
 
 
-def _repeat_search(context: RunContext, ranking: Sequence[Node]) -> list[ResampleSearch]:
+def _repeat_search(context: RunContext) -> list[ResampleSearch]:
     """Repeat the search on every resample, within a share of the budget if there is one."""
     evaluator = context.search_evaluator
     weights = draw_bootstrap_weights(
         evaluator.engine.task, thresholds.STABILITY_RESAMPLES, context.seed + 1
     )
     stored = {ablation: StoredSets(f) for ablation, f in evaluator.f_by_ablation.items()}
+    saved_ranking = SavedRanking.load(context.run)
     meter = context.meter
     limit = meter.limit
     if context.settings.budget is not None and limit is not None:
-        share = STABILITY_BUDGET_SHARE * context.settings.budget
+        share = STABILITY_SHARE * context.settings.budget
         meter.limit = min(limit, meter.spent + share)
     try:
-        return [_search_resample(context, stored, ranking, of_draw) for of_draw in weights]
+        return [_search_resample(context, stored, saved_ranking, of_draw) for of_draw in weights]
     finally:
         meter.limit = limit
 
@@ -185,7 +192,7 @@ def decidable_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | Non
 def _search_resample(
     context: RunContext,
     stored: Mapping[EvidenceAblation, StoredSets],
-    ranking: Sequence[Node],
+    saved_ranking: SavedRanking,
     weights: Float[Tensor, "pair"],
 ) -> ResampleSearch:
     """Repeat the search with the pairs weighted as in one resample.
@@ -193,14 +200,14 @@ def _search_resample(
     The circuit that it ends with is measured. If that shows that it misses (a) or (b), the search
     is repeated with what has been measured.
     """
-    ranking = _rank_on_resample(context, ranking, weights)
+    ranking = saved_ranking.rank(weights)
     outcome = SearchOutcome(circuit=frozenset())
     try:
         for _ in range(MAX_CHECKS):
             functions = {a: StoredFunction(sets, weights) for a, sets in stored.items()}
             curve = measure_curve(functions, ranking, WITH_MARGIN)
             start = choose_start(functions, curve, WITH_MARGIN)
-            outcome = search_circuit(functions, start, ranking, context.seed, _ignore)
+            outcome = search_circuit(functions, start, ranking, context.seed, ignore_decision)
             if _is_confirmed(stored, outcome.circuit, weights):
                 break
     except BudgetError as fault:
@@ -218,58 +225,73 @@ def _is_confirmed(
     Raises:
         BudgetError: If the budget does not reach that far.
     """
+    excess = 0.0
     for sets in stored.values():
         needed = [circuit, sets.everything - circuit]
-        if not all(sets.faithfulness.set_metric.is_measured(nodes) for nodes in needed):
-            sets.faithfulness(needed, "stability")
+        is_new = not all(sets.faithfulness.set_metric.is_measured(nodes) for nodes in needed)
+        f = ResampledFaithfulness(sets.faithfulness, weights)
+        faithfulness, knockout = f(needed, "stability").tolist()
+        excess += Fit(faithfulness, knockout).excess(PLAIN)
+        if is_new:
             sets.refresh()
-    functions = {a: StoredFunction(sets, weights) for a, sets in stored.items()}
-    (fit,) = measure_fits(functions, [circuit])
-    return total_excess(fit, PLAIN) == 0
+    return excess == 0
 
 
-def _rank_on_resample(
-    context: RunContext, ranking: Sequence[Node], weights: Float[Tensor, "pair"]
-) -> list[Node]:
-    """Rank the nodes by their effects with the pairs weighted, as `rank_nodes` does."""
-    noising, denoising = (
-        _resampled_effects(context, direction, weights) for direction in ("noising", "denoising")
-    )
-    by_mean = _resampled_mean_effects(context, weights)
-    patched = {node: (noising[node], denoising[node]) for node in noising}
-    return sort_by_effect(patched, by_mean)
+@dataclass(frozen=True, kw_only=True)
+class SavedRanking:
+    """What the ranking measured for each pair.
 
+    Attributes:
+        nodes: The nodes.
+        noising: The metric with each node noised, [pair node].
+        denoising: The metric with each node denoised, [pair node].
+        clean: The metric of the clean runs, [pair].
+        corrupted: The metric of the corrupted runs, [pair].
+        ablated_by_mean: The metric with each node at its mean, [pair node].
+        full: m(U) under mean ablation, [pair].
+        empty: m(∅) under mean ablation, [pair].
+    """
 
-def _resampled_effects(
-    context: RunContext, direction: Direction, weights: Float[Tensor, "pair"]
-) -> dict[Node, float]:
-    """Return the effects of single nodes on a resample, from the metric kept for each pair."""
-    result_id = f"nodes-{direction}"
-    arrays = context.run.load_arrays(result_id)
-    per_pair = torch.from_numpy(arrays["per_pair"]).double()
-    names = split_names(context.run.array_metadata(result_id)["nodes"])
-    part = weights[: len(per_pair)] / weights[: len(per_pair)].sum()
-    sides = {
-        side: torch.from_numpy(arrays[side]).double() @ part for side in ("clean", "corrupted")
-    }
-    gap = sides["clean"] - sides["corrupted"]
-    values = effect_change(per_pair.T @ part, sides[base_side(direction)], direction) / gap
-    return {Node.parse(name): float(value) for name, value in zip(names, values, strict=True)}
+    nodes: tuple[Node, ...]
+    noising: Float[Tensor, "pair node"]
+    denoising: Float[Tensor, "pair node"]
+    clean: Float[Tensor, "pair"]
+    corrupted: Float[Tensor, "pair"]
+    ablated_by_mean: Float[Tensor, "pair node"]
+    full: Float[Tensor, "pair"]
+    empty: Float[Tensor, "pair"]
 
+    @classmethod
+    def load(cls, run: Run) -> SavedRanking:
+        """Read what `rank_nodes` kept."""
+        patched, denoised, by_mean = (
+            {name: torch.from_numpy(values).double() for name, values in arrays.items()}
+            for arrays in map(run.load_arrays, RANKING_ARRAYS)
+        )
+        names = split_names(run.array_metadata(RANKING_ARRAYS[0])["nodes"])
+        return cls(
+            nodes=tuple(map(Node.parse, names)),
+            noising=patched["per_pair"],
+            denoising=denoised["per_pair"],
+            clean=patched["clean"],
+            corrupted=patched["corrupted"],
+            ablated_by_mean=by_mean["per_pair"],
+            full=by_mean["full"],
+            empty=by_mean["empty"],
+        )
 
-def _resampled_mean_effects(
-    context: RunContext, weights: Float[Tensor, "pair"]
-) -> dict[Node, tuple[float, float]]:
-    """Return the effects of single nodes under mean ablation on a resample."""
-    arrays = context.run.load_arrays("nodes-mean")
-    names = split_names(context.run.array_metadata("nodes-mean")["nodes"])
-    per_pair = torch.from_numpy(arrays["per_pair"]).double()
-    part = weights[: len(per_pair)] / weights[: len(per_pair)].sum()
-    empty = torch.from_numpy(arrays["empty"]).double() @ part
-    gap = torch.from_numpy(arrays["full"]).double() @ part - empty
-    lost = (1 - (per_pair.T @ part - empty) / gap).tolist()
-    return {Node.parse(name): (value, 0.0) for name, value in zip(names, lost, strict=True)}
-
-
-def _ignore(decision: Decision) -> None:
-    """Take no notice of a decision."""
+    def rank(self, weights: Float[Tensor, "pair"]) -> list[Node]:
+        """Rank the nodes with the pairs weighted, as `rank_nodes` does without weights."""
+        part = weights[: len(self.clean)] / weights[: len(self.clean)].sum()
+        clean, corrupted = self.clean @ part, self.corrupted @ part
+        gap = clean - corrupted
+        noising = effect_change(self.noising.T @ part, clean, "noising") / gap
+        denoising = effect_change(self.denoising.T @ part, corrupted, "denoising") / gap
+        empty = self.empty @ part
+        lost = 1 - (self.ablated_by_mean.T @ part - empty) / (self.full @ part - empty)
+        patched = zip(noising.tolist(), denoising.tolist(), strict=True)
+        by_mean = ((value, 0.0) for value in lost.tolist())
+        return sort_by_effect(
+            dict(zip(self.nodes, patched, strict=True)),
+            dict(zip(self.nodes, by_mean, strict=True)),
+        )

@@ -13,10 +13,11 @@ from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.random_models.tiny_models import GROUPED_LLAMAS, random_pairs, save_grouped_llama
 from discovery import discover, load_model, load_task
 from discovery.agent import DiscoveryResult, resume, verify_run
+from discovery.agent.budget import STABILITY_SHARE
 from discovery.agent.cost_estimate import StageEstimator
 from discovery.agent.saved_run import read_settings
 from discovery.agent.stages import STAGES, behaviour, edges, stability
-from discovery.agent.stages.stability import STABILITY_BUDGET_SHARE, ResampleSearch
+from discovery.agent.stages.stability import ResampleSearch
 from discovery.backends.base import Backend
 from discovery.errors import (
     BudgetError,
@@ -344,7 +345,7 @@ def test_repeating_the_search_takes_no_more_than_its_share_of_a_budget(
         if event["kind"] == "stage"
     }
     assert list(spent).index("validate") + 1 == list(spent).index("stability")
-    assert spent["stability"] - spent["validate"] <= STABILITY_BUDGET_SHARE * budget + 1e-6
+    assert spent["stability"] - spent["validate"] <= STABILITY_SHARE * budget + 1e-6
 
 
 def test_a_budget_that_ends_while_the_search_is_repeated_leaves_the_verdict_without_it(

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from discovery.agent.search.measured import UnscreenedFunction
 from discovery.errors import BudgetError
 from discovery.graph import AblationEvidence, Score
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 
-class SyntheticFaithfulness:
+class SyntheticFaithfulness(UnscreenedFunction):
     """Replaces a `Faithfulness` in tests.
 
     Attributes:
@@ -57,21 +58,6 @@ class SyntheticFaithfulness:
             raise BudgetError(f"{label} needs {len(new_sets)} sets.", "Raise the budget.")
         self.measured |= {kept: float(self.value(kept)) for kept in new_sets}
         return torch.tensor([self.measured[frozenset(kept)] for kept in sets], dtype=torch.float64)
-
-    def screen(self, sets: Sequence[NodeSet], label: str) -> Tensor:
-        """Return f of each set: an exact value costs nothing more."""
-        return self(sets, label)
-
-    def differences(
-        self,
-        first: Sequence[NodeSet],
-        second: Sequence[NodeSet],
-        bounds: Sequence[float],
-        label: str,
-    ) -> Tensor:
-        """Return f(first) − f(second) for each pair of sets."""
-        values = self([*first, *second], label)
-        return values[: len(first)] - values[len(first) :]
 
 
 class SyntheticPairs:

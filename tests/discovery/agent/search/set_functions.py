@@ -8,7 +8,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from discovery.agent.search.decision import Decision
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
@@ -16,10 +15,6 @@ from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
 UNIVERSE = [head(0, 0), head(0, 1), mlp(0), head(1, 0), head(1, 1), mlp(1), head(2, 0), mlp(2)]
 A, B, M, C, D, E, G, H = UNIVERSE
 Value = Callable[[NodeSet], float]
-
-
-def ignore_decision(decision: Decision) -> None:
-    """Stands for the journal in searches whose decisions nobody reads."""
 
 
 def f_under_both_ablations(

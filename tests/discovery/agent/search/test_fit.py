@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
 from discovery.agent.search.fit import (
     MAX_CURVE_SIZES,
+    PLAIN,
     START_SURPLUS,
+    WITH_MARGIN,
     Fit,
     choose_start,
     measure_curve,

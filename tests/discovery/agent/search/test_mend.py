@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.agent.search import mend as module
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
-from discovery.agent.search.decision import Decision
+from discovery.agent.search.decision import Decision, ignore_decision
 from discovery.agent.search.descend import Descent
 from discovery.agent.search.faults import (
     add_drop_shares,
     find_faults,
     find_gaps_out,
 )
+from discovery.agent.search.fit import PLAIN, WITH_MARGIN
 from discovery.agent.search.mend import MAX_EXAMINED_SETS, Mending
 from discovery.agent.search.subsets import find_sufficient_subset
 from discovery.errors import BudgetError
@@ -35,7 +35,6 @@ from tests.discovery.agent.search.set_functions import (
     f_from_tables,
     f_over_heads,
     f_under_both_ablations,
-    ignore_decision,
     or_gate,
     tables,
     with_bystanders,

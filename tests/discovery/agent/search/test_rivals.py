@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.agent.search.decision import Decision, OnDecision
+from discovery.agent.search.decision import Decision, OnDecision, ignore_decision
 from discovery.agent.search.mend import Mending
 from discovery.agent.search.rivals import CandidateCircuit, RivalSearch
 from discovery.agent.search.shrink import examine_all
@@ -25,7 +25,6 @@ from tests.discovery.agent.search.set_functions import (
     f_from_tables,
     f_over_heads,
     f_under_both_ablations,
-    ignore_decision,
     tables,
     with_bystanders,
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
-from discovery.agent.search.decision import Decision
+from discovery.agent.search.decision import Decision, ignore_decision
 from discovery.agent.search.search_circuit import search_circuit
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head
@@ -23,7 +23,6 @@ from tests.discovery.agent.search.set_functions import (
     f_from_tables,
     f_over_heads,
     f_under_both_ablations,
-    ignore_decision,
     tables,
     with_bystanders,
 )

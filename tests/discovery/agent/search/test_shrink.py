@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.agent.search import shrink as module
-from discovery.agent.search.bounds import PLAIN, WITH_MARGIN
-from discovery.agent.search.fit import measure_fits, total_excess
+from discovery.agent.search.decision import ignore_decision
+from discovery.agent.search.fit import PLAIN, WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.mend import Mending
 from discovery.agent.search.shrink import examine_all, shrink
 from discovery.errors import BudgetError
@@ -22,7 +22,6 @@ from tests.discovery.agent.search.set_functions import (
     f_from_tables,
     f_over_heads,
     f_under_both_ablations,
-    ignore_decision,
     tables,
     with_bystanders,
 )

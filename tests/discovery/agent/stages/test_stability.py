@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from discovery import discover
+from discovery.agent.search.decision import ignore_decision
 from discovery.agent.search.search_circuit import search_circuit
 from discovery.agent.search.stored import StoredFunction, StoredSets
 from discovery.agent.stages.stability import decidable_mean
 from discovery.engine import Meter
 from discovery.evaluation import ResampledFaithfulness, SplitEvaluator, thresholds
 from discovery.methods.statistics import draw_bootstrap_weights
-from tests.discovery.agent.search.set_functions import ignore_decision
 from tests.discovery.evaluation.synthetic import subsets
 
 
