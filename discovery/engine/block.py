@@ -6,7 +6,7 @@ into batches that fit in memory, and counts the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.backends.base import Batch
-from discovery.engine.cached_runs import CachedRuns
+from discovery.backends.base import Batch, BatchResult
+from discovery.engine.cached_runs import CachedRuns, Result
 from discovery.engine.cost import prompt_macs, row_macs
 from discovery.engine.memory import metric_bytes
 from discovery.engine.prompts import Side
@@ -67,7 +67,9 @@ class Block(CachedRuns):
         for numbers, rows in self._group_jobs(jobs):
             values = torch.empty_like(self.baseline(rows.base)).new_empty(len(rows))
             for window in self._windows(rows):
-                for part, part_values in self._run_in_parts(rows, window):
+                run = partial(self._run, rows)
+                for part, part_values in self._run_in_parts(window, run):
+                    self.meter.add(self._equivalents(rows, part))
                     values[part.index] = part_values
             by_job = torch.split(self._require_finite(values), [len(jobs[n]) for n in numbers])
             metrics |= dict(zip(numbers, by_job, strict=True))
@@ -98,28 +100,24 @@ class Block(CachedRuns):
             layer: self.activation(rows.base, site)[rows.pair].clone()
             for layer, site in sites.items()
         }
+        stop = max(layers)
+
+        def run(part: Window) -> BatchResult:
+            batch = replace(
+                self._single_batch(rows, part),
+                answer_position=None,
+                columns=None,
+                last_position_only=False,
+                stop=stop,
+            )
+            edits = rows.edits(part) if rows.edits else ()
+            return self.run(batch, list(sites.values()), edits)
+
         for window in self._windows(rows):
-            waiting = [window]
-            while waiting:
-                part = waiting.pop()
-                batch = replace(
-                    self._single_batch(rows, part),
-                    answer_position=None,
-                    columns=None,
-                    last_position_only=False,
-                    stop=max(layers),
-                )
-                edits = rows.edits(part) if rows.edits else ()
-                try:
-                    result = self.run(batch, list(sites.values()), edits)
-                except (RuntimeError, MemoryError) as fault:
-                    half = self.halve_batch(len(part.index), part.end, fault)
-                    waiting += [part.part(slice(half, None)), part.part(slice(None, half))]
-                    continue
+            for part, result in self._run_in_parts(window, run):
+                self.meter.add(self._stream_equivalents(rows, part, stop))
                 for layer, site in sites.items():
                     streams[layer][part.index, part.first : part.end] = result.activations[site]
-                self.heap.trim_if_grown()
-                self.meter.add(self._stream_equivalents(rows, part, max(layers)))
         return streams
 
     def estimate_streams(self, rows: Rows, stop: int) -> float:
@@ -212,21 +210,20 @@ class Block(CachedRuns):
         return self.rows_that_fit(first, end, macs)
 
     def _run_in_parts(
-        self, rows: Rows | JoinedRows, window: Window
-    ) -> Iterable[tuple[Window, Tensor]]:
-        """Run a window, in halves if it does not fit in memory, and yield each part's metrics."""
+        self, window: Window, run: Callable[[Window], Result]
+    ) -> Iterable[tuple[Window, Result]]:
+        """Run a window, in halves if it does not fit in memory, and yield each part's result."""
         waiting = [window]
         while waiting:
             part = waiting.pop()
             try:
-                values = self._run(rows, part)
+                result = run(part)
             except (RuntimeError, MemoryError) as fault:
                 half = self.halve_batch(len(part.index), part.end, fault)
                 waiting += [part.part(slice(half, None)), part.part(slice(None, half))]
                 continue
             self.heap.trim_if_grown()
-            self.meter.add(self._equivalents(rows, part))
-            yield part, values
+            yield part, result
 
     def _run(self, rows: Rows | JoinedRows, window: Window) -> Float[Tensor, "n"]:
         edits: Sequence[Edit] = ()

@@ -185,13 +185,18 @@ class SetMetric:
         self, first: int, block: Block, ablated_sets: Sequence[NodeSet], label: str, pairs: range
     ) -> Float[Tensor, "set pair"]:
         metric = block.baseline("clean")[pairs.start : pairs.stop].repeat(len(ablated_sets), 1)
+        plans = [
+            (part, *self._plan(first, block, ablated_sets, part))
+            for part in self._cut_pairs(block, pairs)
+        ]
         block.meter.begin(
             self.engine.block_label(label, first, block),
-            self._estimate(first, block, ablated_sets, pairs),
+            sum(_plan_cost(block, jobs, shared) for _, jobs, shared in plans),
         )
-        for part in self._cut_pairs(block, pairs):
+        while plans:  # a plan is given up once it is done, and with it the streams that it holds
+            part, jobs, _ = plans.pop(0)
             columns = slice(part.start - pairs.start, part.stop - pairs.start)
-            for set_numbers, rows in self._plan(first, block, ablated_sets, part)[0]:
+            for set_numbers, rows in jobs:
                 values = block.measure(rows).reshape(len(set_numbers), len(part))
                 metric[set_numbers, columns] = values
         return metric
@@ -199,12 +204,10 @@ class SetMetric:
     def _estimate(
         self, first: int, block: Block, ablated_sets: Sequence[NodeSet], pairs: range
     ) -> float:
-        total = 0.0
-        for part in self._cut_pairs(block, pairs):
-            jobs, shared = self._plan(first, block, ablated_sets, part)
-            total += sum(block.estimate(rows) for _, rows in jobs)
-            total += shared.cost if shared is not None else 0.0
-        return total
+        return sum(
+            _plan_cost(block, *self._plan(first, block, ablated_sets, part))
+            for part in self._cut_pairs(block, pairs)
+        )
 
     def _cut_pairs(self, block: Block, pairs: range) -> list[range]:
         """Cut pairs into parts whose shared residual streams fit in memory."""
@@ -309,6 +312,14 @@ class SetMetric:
             for head in range(self.engine.backend.info.n_heads)
         ]
         return [[head in nodes for head in heads] for nodes in ablated_sets]
+
+
+def _plan_cost(
+    block: Block, jobs: Sequence[tuple[list[int], Rows]], shared: SharedRun | None
+) -> float:
+    """Return the forward-pass equivalents of planned runs, with the run that they share."""
+    of_jobs = sum(block.estimate(rows) for _, rows in jobs)
+    return of_jobs + (shared.cost if shared is not None else 0.0)
 
 
 def _edit(site: Site, value: Tensor, where: Bool[Tensor, "row head"], window: Window) -> Edit:
