@@ -10,8 +10,8 @@ are given in this order, from what is left each time:
 4. the repetition of the search (condition f), at most STABILITY_SHARE of the budget;
 5. sweeps by position, edges and positions of the nodes, each whole or not at all.
 
-A stage may spend its share and all that the stages before it left over, but never what later
-stages need (`BudgetPlan.allowance`).
+The search and what follows the evaluation may spend their shares and all that the stages before
+them left over, but not the shares of later stages (`BudgetPlan.allowance`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ MEND_SHARE = 0.7  # of what is left after the evaluation's share
 STABILITY_SHARE = 0.3  # of the budget
 
 FIRST_STAGES = ("check", "heads", "candidate")
+NEEDED_STAGES = (*FIRST_STAGES, "validate")
+"""Without these there is nothing to judge, so the run ends if its budget does not reach them. Any
+other stage is left out, and the run goes on with the next."""
 WHOLE_STAGES = ("localise", "components", "edges", "interpret")
 """Stages that are left out if their share does not cover their estimate."""
 
@@ -53,9 +56,7 @@ class BudgetPlan(JsonModel):
     @property
     def needed_for_verdict(self) -> float:
         """What the run takes until its evaluation, if it evaluates the first candidate."""
-        return self.spent + sum(
-            self.estimates.get(name, 0.0) for name in (*FIRST_STAGES, "validate")
-        )
+        return self.spent + sum(self.estimates.get(name, 0.0) for name in NEEDED_STAGES)
 
     @property
     def reaches_verdict(self) -> bool:
@@ -95,15 +96,21 @@ class BudgetPlan(JsonModel):
         return text
 
     def allowance(self, stage: str, spent: float) -> float:
-        """Return what a stage may spend so that the later stages keep their shares.
+        """Return what a stage may spend.
+
+        A stage that the run needs may spend all that is left, since estimates are not exact and
+        nothing can be judged without it. Any other leaves later stages their shares.
 
         Args:
             stage: The stage that begins.
             spent: What the run has spent so far.
         """
+        left = max(self.budget - spent, 0.0)
+        if stage in NEEDED_STAGES:
+            return left
         names = list(self.shares)
         later = names[names.index(stage) + 1 :] if stage in names else names
-        return max(self.budget - spent - sum(self.shares[name] for name in later), 0.0)
+        return max(left - sum(self.shares[name] for name in later), 0.0)
 
 
 def plan_budget(
@@ -132,7 +139,7 @@ def plan_budget(
     reaches_verdict = waiting.get("validate", 0.0) <= left
     if reaches_verdict:
         give("validate", left)
-        later = sum(waiting[name] for name in waiting if name not in (*FIRST_STAGES, "validate"))
+        later = sum(waiting[name] for name in waiting if name not in NEEDED_STAGES)
         give("mend", left if later <= left else MEND_SHARE * left)
         give("stability", STABILITY_SHARE * budget)
         for name in WHOLE_STAGES:

@@ -40,7 +40,7 @@ from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
 # What the search does before it ends, as seen in runs on models of 8 to 20 nodes.
-SEARCH_ROUNDS = 10  # of leaving nodes out and of adding them
+SEARCH_ROUNDS = 5  # of leaving nodes out and of adding them
 EXAMINED_OUTSIDE_SHARE = 1 / 4  # of the universe, in each round, beside the circuit's own nodes
 PAIRS_PER_SCREEN = 1.5  # times SCREEN_PAIRS: most nodes are decided by these, some need all pairs
 NEAR_BOUND_SHARE = 0.5  # of the checked nodes, which are measured on all held-out pairs

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from discovery.agent.budget import NEEDED_STAGES
 from discovery.agent.context import RunContext
 from discovery.agent.extension import find_missing_stages, reopen
 from discovery.agent.outputs import save_interim_record, write_record
@@ -29,7 +30,7 @@ from discovery.agent.saved_run import (
     read_settings,
     reload_model_and_task,
 )
-from discovery.agent.stages import NEEDED_STAGES, STAGES
+from discovery.agent.stages import STAGES
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import is_out_of_memory, read_peak_memory

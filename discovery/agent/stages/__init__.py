@@ -37,7 +37,3 @@ STAGES: dict[str, Stage] = {
 
 DECIDING_STAGES = ("check", "heads", "candidate", "mend", "validate", "stability")
 """The stages that decide the verdict. Each rests on those before it."""
-
-NEEDED_STAGES = ("check", "heads", "candidate", "validate")
-"""Without these there is nothing to judge, so the run ends if its budget does not reach them. Any
-other stage is left out, and the run goes on with the next."""

@@ -70,6 +70,13 @@ def test_a_stage_may_spend_what_earlier_ones_left_but_not_what_later_ones_need()
     assert plan.allowance("mend", spent=TOTAL) == 0.0
 
 
+@pytest.mark.parametrize("stage", ["check", "heads", "candidate", "validate"])
+def test_a_stage_that_the_run_needs_may_spend_all_that_is_left(stage: str) -> None:
+    """Its estimate may be too low, and what is kept for later stages is worth nothing then."""
+    plan = plan_budget(ESTIMATES, 4600.0)
+    assert plan.allowance(stage, spent=600.0) == 4000.0
+
+
 def test_a_plan_in_the_middle_of_a_run_counts_what_was_spent() -> None:
     done: Any = ("check", "heads", "candidate")
     plan = plan_budget(ESTIMATES, 4000.0, spent=1900.0, done=done)

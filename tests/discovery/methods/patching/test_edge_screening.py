@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs, save_hugging_face
-from discovery import load_model
-from discovery.backends.base import Backend
+from discovery import load_model, load_task
 from discovery.engine import Engine, Meter
 from discovery.errors import BudgetError
 from discovery.methods.patching import (
@@ -27,15 +28,13 @@ from discovery.methods.patching import (
 from discovery.sites import LOGITS, Node, mlp
 
 
-def compare_with_measured(model: Backend) -> tuple[np.ndarray, np.ndarray]:
+def compare_with_measured(engine: Engine, nodes: Sequence[Node]) -> tuple[np.ndarray, np.ndarray]:
     """Return the estimated and the measured effect of every edge that does not end in the logits.
 
     The others are measured in the screen too, and must be the same.
     """
-    engine = Engine(model, as_task(random_pairs((6, 4, 7), seed=5)))
-    nodes = model.info.nodes()
     estimates = screen_edges(engine, nodes)
-    assert [*estimates] == edges_between(nodes, parallel=model.info.parallel)
+    assert [*estimates] == edges_between(nodes, parallel=engine.backend.info.parallel)
     measured = measure_edges(engine, list(estimates))
     gap = (engine.baseline("clean") - engine.baseline("corrupted")).mean()
     effects = {
@@ -44,7 +43,7 @@ def compare_with_measured(model: Backend) -> tuple[np.ndarray, np.ndarray]:
     }
     for edge in estimates:
         if edge[1] == LOGITS:
-            assert estimates[edge] == pytest.approx(effects[edge], abs=1e-9)
+            assert estimates[edge] == pytest.approx(effects[edge], abs=1e-6)
     others = [edge for edge in estimates if edge[1] != LOGITS]
     return (
         np.array([estimates[edge] for edge in others]),
@@ -65,17 +64,26 @@ def test_if_both_prompts_are_almost_the_same_estimates_are_the_measured_effects(
     embedding = weights[name]
     weights[name] = embedding.mean(0) + 1e-3 * (embedding - embedding.mean(0))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    estimates, effects = compare_with_measured(load_model(folder, dtype="float64"))
+    model = load_model(folder, dtype="float64")
+    engine = Engine(model, as_task(random_pairs((6, 4, 7), seed=5)))
+    estimates, effects = compare_with_measured(engine, model.info.nodes()[::2])
     scale = np.abs(effects).max()
     assert scale > 0.01
     np.testing.assert_allclose(estimates, effects, atol=0.02 * scale)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_estimates_say_something_about_effects_far_from_linear(tiny_models: Any, name: str) -> None:
-    """Random weights of this size are the worst case: no part of the model is trained to agree."""
-    estimates, effects = compare_with_measured(tiny_models.load(name, dtype="float64"))
-    assert spearmanr(np.abs(estimates), np.abs(effects)).statistic > 0.5
+def test_in_a_trained_model_the_largest_estimates_are_the_largest_effects() -> None:
+    """The half of the edges with the largest estimates has nearly all of what any half can have."""
+    model = load_model("bundled")
+    task = load_task("ioi", model, pairs=60).discovery
+    engine = Engine(model, replace(task, pairs=task.pairs[:16], splits=task.splits[:16]))
+    names = ("a0.h3", "m0", "a1.h0", "a1.h3", "m1", "a2.h0", "m2", "m3")
+    estimates, effects = compare_with_measured(engine, [Node.parse(name) for name in names])
+    sizes = np.abs(effects)
+    assert spearmanr(np.abs(estimates), sizes).statistic > 0.85
+    half = len(sizes) // 2
+    selected = sizes[np.argsort(-np.abs(estimates))[:half]].sum()
+    assert selected > 0.97 * np.sort(sizes)[-half:].sum()
 
 
 def test_a_screen_costs_no_more_than_estimated_and_far_less_than_the_edges(
@@ -83,7 +91,7 @@ def test_a_screen_costs_no_more_than_estimated_and_far_less_than_the_edges(
 ) -> None:
     model = tiny_models.load("llama")
     engine = Engine(model, as_task(random_pairs((6, 4, 7), seed=5)))
-    nodes = model.info.nodes()
+    nodes = model.info.nodes()[::2]
     measure_edges(engine, [(mlp(0), LOGITS)])  # what any edge caches
     screen_edges(engine, nodes)
     before = engine.meter.spent
