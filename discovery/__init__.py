@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from discovery.methods.patching import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
+    from discovery.methods.readout import logit_lens
     from discovery.tasks import load_task
 
 _MODULE_OF = {
@@ -44,6 +45,7 @@ _MODULE_OF = {
     "load_model": "discovery.backends.loading.load",
     "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
+    "logit_lens": "discovery.methods.readout",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.prompt_run",
     "sae_top_features": "discovery.methods.features",
@@ -63,6 +65,7 @@ __all__ = [
     "load_model",
     "load_sae",
     "load_task",
+    "logit_lens",
     "patch_sweep",
     "run_with_cache",
     "sae_top_features",

@@ -15,8 +15,8 @@ from discovery.agent.saved_run import read_saved_task, read_settings, reload_mod
 from discovery.backends.base import Backend
 from discovery.errors import StoreError
 from discovery.features import SAE, open_sae
+from discovery.methods.arguments import Positions
 from discovery.methods.features import FeatureCircuit, add_features
-from discovery.methods.features.arguments import Positions
 from discovery.progress import ProgressCallback
 from discovery.report import draw_circuit
 from discovery.store import Run, open_run

@@ -1,4 +1,4 @@
-"""The command line: `circuit-scout discover | tasks | runs | models | sae | doctor`.
+"""The command line: `circuit-scout discover | tasks | runs | models | look | sae | doctor`.
 
 Results go to standard output. Everything else goes to standard error, also what libraries print
 (see `console`). The exit status is 0 if the command completed, whatever the verdict, 2 for bad

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from discovery.cli.arguments import UsageError
 from discovery.cli.commands import discover, doctor, models, runs, sae, tasks
 from discovery.cli.console import Console
+from discovery.cli.look import command as look
 
 PROGRAM_NAME = "circuit-scout"
 _ABOUT = "Find the circuit behind a language model's behaviour, and test whether the claim holds."
@@ -129,7 +130,7 @@ def build_parser() -> CommandParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", parser_class=CommandParser
     )
-    for command in (discover, tasks, runs, models, sae, doctor):
+    for command in (discover, tasks, runs, models, look, sae, doctor):
         command.register(commands, [_verbosity_flags()])
     # mcp_server runs `serve`. It is added here so that the help lists it.
     commands.add_parser(

@@ -35,7 +35,7 @@ DOCUMENTS = [
 ]
 MAX_README_LINES = 150
 COMMAND = re.compile(
-    r"^ *circuit-scout ((?:discover|tasks|runs|models|sae|doctor)\b[^`\n|#]*)", re.M
+    r"^ *circuit-scout ((?:discover|tasks|runs|models|look|sae|doctor)\b[^`\n|#]*)", re.M
 )
 CITATION = re.compile(r"docs/(\w+)\.md(?:, \"([^\"]+)\")?")
 
@@ -174,7 +174,7 @@ def test_the_usage_in_the_interfaces_lists_every_command_and_verb() -> None:
         with pytest.raises(TextRequested):
             parser.parse_args([command, "--help"])
         for verb in re.findall(
-            r"(?:\[|\| )(list|show|verify|features|export|check|info|train)\b", flags
+            r"(?:\[|\| )(list|show|verify|features|export|check|info|train|lens)\b", flags
         ):
             with pytest.raises(TextRequested):
                 parser.parse_args([command, verb, "--help"])

@@ -28,12 +28,10 @@ from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import NotFiniteError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
-from discovery.methods.features.arguments import (
+from discovery.methods.arguments import (
     Positions,
-    TaskLike,
     require_choice,
     require_counts,
-    resolve_task,
 )
 from discovery.methods.features.pushes import ShuffledDecoderControl, draw_other_directions, push
 from discovery.methods.features.reconstruction import (
@@ -44,6 +42,7 @@ from discovery.methods.features.reconstruction import (
 )
 from discovery.methods.features.splice import SplicedTask
 from discovery.methods.statistics import Interval, interval_of_mean
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName
 

@@ -28,7 +28,7 @@ from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
 from discovery.interventions import Edit
-from discovery.methods.features.arguments import require_choice, require_counts
+from discovery.methods.arguments import require_choice, require_counts
 from discovery.methods.features.pushes import draw_other_directions
 from discovery.methods.prompt_run import run_with_cache
 from discovery.progress import ProgressCallback

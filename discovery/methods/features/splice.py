@@ -24,7 +24,7 @@ from discovery.backends.info import ModelInfo
 from discovery.engine import Block, Engine, Meter, Rows, Side, Window, prompt_macs
 from discovery.features import SAE, Codes
 from discovery.interventions import Edit
-from discovery.methods.features.arguments import PairPositions, Positions, resolve_positions
+from discovery.methods.arguments import PairPositions, Positions, resolve_positions
 from discovery.methods.statistics import Resamples
 from discovery.sites import MetricName, Site
 from discovery.tasks.task import Task

@@ -39,13 +39,10 @@ from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
-from discovery.methods.features.arguments import (
+from discovery.methods.arguments import (
     Positions,
-    TaskLike,
-    make_prompt_task,
     require_choice,
     require_counts,
-    resolve_task,
 )
 from discovery.methods.features.attribution import largest_features, mean_gradient
 from discovery.methods.features.collector import FeatureCollector
@@ -64,6 +61,7 @@ from discovery.methods.features.pushes import (
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
 from discovery.methods.features.splice import SplicedTask
 from discovery.methods.statistics import Interval, interval_of_mean
+from discovery.methods.subject import TaskLike, make_prompt_task, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Site
 from discovery.tasks.pairs import Prompt

@@ -41,7 +41,7 @@ from discovery.engine.cost import MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.features import SAE, open_sae
 from discovery.graph import CircuitEdge, CircuitGraph, CircuitNode
-from discovery.methods.features.arguments import Positions, TaskLike, require_counts, resolve_task
+from discovery.methods.arguments import Positions, require_counts
 from discovery.methods.features.circuit.candidates import (
     MIN_EFFECT_SHARE,
     Candidate,
@@ -64,6 +64,7 @@ from discovery.methods.features.circuit.record import (
 from discovery.methods.features.circuit.split import SplitMeasurement, excludes_zero
 from discovery.methods.features.reconstruction import Reconstruction, measure_reconstruction
 from discovery.methods.features.splice import SplicedTask
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import FeatureSite, MetricName
 from discovery.tasks.task import Task

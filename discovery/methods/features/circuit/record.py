@@ -14,7 +14,7 @@ from discovery.graph import (
     NodeEffect,
     SAEFacts,
 )
-from discovery.methods.features.arguments import Positions
+from discovery.methods.arguments import Positions
 from discovery.methods.features.circuit.candidates import Candidate
 from discovery.methods.features.circuit.edges import FeatureEdgeEffect
 from discovery.methods.features.circuit.exchange import ExchangeMeasurement

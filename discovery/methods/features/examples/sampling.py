@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from discovery.errors import MeasurementError
-from discovery.methods.features.arguments import require_counts
+from discovery.methods.arguments import require_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,69 +1,21 @@
-"""Arguments that the feature measurements share: the task, the positions, numbers and choices.
+"""Arguments that measurements share: positions, numbers and choices.
 
-A measurement accepts a task in several forms, or a single prompt. `resolve_task` and
-`make_prompt_task` turn them into one `Task`, and `resolve_positions` turns the user's positions
-into whole numbers for each pair. The other functions check arguments and name what is wrong.
+`resolve_positions` turns the user's positions into whole numbers for each pair. The other functions
+check arguments and name what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from discovery.backends.base import Backend
 from discovery.errors import MeasurementError
-from discovery.methods.prompt_run import run_with_cache
-from discovery.tasks import PromptPair, load_task
-from discovery.tasks.pairs import Prompt
 from discovery.tasks.task import EncodedPair, Task
-
-DEFAULT_TASK_PAIRS = 32  # pairs that are loaded if a task is given by its name or path
-
-# A task, or anything that `load_task` accepts: a name, the path of a task file, or pairs.
-TaskLike = Task | str | Path | Sequence[PromptPair | Mapping[str, Any]]
 
 # Positions that count from 0 or (negative) from the end, labels of the task, a slice, or None for
 # all positions.
 Positions = Sequence[int | str] | slice | None
 
 PairPositions = tuple[tuple[int, ...], ...]  # for each pair, its chosen positions in order
-
-
-def resolve_task(
-    task: TaskLike, model: Backend, seed: int, pairs: int | None = DEFAULT_TASK_PAIRS
-) -> Task:
-    """Load a task unless it is loaded already.
-
-    Args:
-        task: a loaded task is returned as it is, and a list of pairs is used completely.
-        seed: seed of the pairs that a built-in task draws.
-        pairs: how many pairs of a built-in task or a task file are used; None uses as many as
-            `load_task` gives by default.
-    """
-    if isinstance(task, Task):
-        return task
-    return load_task(task, model, pairs=pairs if isinstance(task, str | Path) else None, seed=seed)
-
-
-def make_prompt_task(model: Backend, prompt: Prompt) -> tuple[Task, float]:
-    """Make a task of one pair from a prompt, with the same prompt on both sides.
-
-    The answer is the model's most likely next token, and the wrong answer is the runner-up.
-
-    Returns:
-        The task, and the forward-pass equivalents that it took to find the two tokens.
-
-    Raises:
-        MeasurementError: if the prompt is empty, too long, or text for a model without a tokenizer.
-    """
-    prompt_run = run_with_cache(model, prompt, top=2)
-    best, second = (prediction.token for prediction in prompt_run.predictions)
-    pair = EncodedPair(
-        clean=prompt_run.tokens, corrupted=prompt_run.tokens, answer=(best,), wrong=(second,)
-    )
-    task = Task(name="prompt", pairs=(pair,), splits=(None,), split_method="a single prompt")
-    return task, prompt_run.cost.forward_equivalents
 
 
 def resolve_positions(task: Task, positions: Positions) -> PairPositions:
@@ -94,6 +46,30 @@ def resolve_positions(task: Task, positions: Positions) -> PairPositions:
             f"labels: {', '.join(labels) or 'none'}.",
         )
     return by_pair
+
+
+def locate_positions(
+    task: Task, positions: Sequence[int | str]
+) -> tuple[tuple[int | None, ...], ...]:
+    """Return where each pair has each position, counted from 0; None if it lacks the position.
+
+    Raises:
+        MeasurementError: if the argument is malformed, or if no pair has one of the positions.
+    """
+    items = _list_positions(positions)
+    places = tuple(
+        tuple(next(iter(_positions_of_pair(pair, [item])), None) for item in items)
+        for pair in task.pairs
+    )
+    for item, column in zip(items, zip(*places, strict=True), strict=True):
+        if all(place is None for place in column):
+            labels = sorted({name for pair in task.pairs for name in pair.labels})
+            raise MeasurementError(
+                f"No pair has the position {item!r}.",
+                f"Positions count from 0, or backwards from -1; "
+                f"labels: {', '.join(labels) or 'none'}.",
+            )
+    return places
 
 
 def _list_positions(positions: Positions) -> Collection[int | str]:

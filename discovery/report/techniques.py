@@ -1,0 +1,68 @@
+"""Pictures of the techniques: curves by layer, bars of contributions, and attention patterns.
+
+The functions take plain values with the attributes that they name, so that they need no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from matplotlib.ticker import MaxNLocator
+
+from discovery.report.canvas import COLOUR_UP, escape_for_font, new_figure, to_png
+
+
+class DrawnInterval(Protocol):
+    """A mean with its interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class DrawnReading(Protocol):
+    """What the logit lens reads at one layer."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def metric(self) -> DrawnInterval: ...
+    @property
+    def probability(self) -> DrawnInterval: ...
+
+
+def draw_lens(readings: Sequence[DrawnReading], metric: str, *, title: str) -> bytes:
+    """Draw the metric and the answer's probability by layer, with bands for their intervals.
+
+    Args:
+        readings: The readings of one position, one for each layer. The last is the model's output.
+        metric: The name of the metric.
+        title: The title above the picture.
+    """
+    figure = new_figure(7.2, 4.8)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    layers = [reading.layer for reading in readings]
+    for axes, name, label in (
+        (upper, "metric", metric.replace("_", " ")),
+        (lower, "probability", "probability of the answer"),
+    ):
+        intervals = [getattr(reading, name) for reading in readings]
+        axes.fill_between(
+            layers,
+            [interval.low for interval in intervals],
+            [interval.high for interval in intervals],
+            color=COLOUR_UP,
+            alpha=0.2,
+        )
+        means = [interval.mean for interval in intervals]
+        axes.plot(layers, means, "o-", color=COLOUR_UP, markersize=3)
+        axes.axhline(0.0, color="#888888", linewidth=0.8)
+        axes.set_ylabel(label)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lower.set_xlabel(f"read at the input of layer ({layers[-1]}: the model's output)")
+    upper.set_title(escape_for_font(title), fontsize=10, parse_math=False)
+    return to_png(figure)

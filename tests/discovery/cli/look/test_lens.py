@@ -1,0 +1,66 @@
+"""`circuit-scout look`, and its first technique."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.discovery.cli.stand_ins import CommandResult
+
+Scout = Callable[..., CommandResult]
+
+
+@pytest.fixture
+def look(scout: Scout, model_directory: Path) -> Scout:
+    """A function that runs one technique on the hand-built induction model."""
+
+    def run(technique: str, *words: str) -> CommandResult:
+        return scout(
+            "look", technique, *words, "--model", str(model_directory), "--device", "cpu", "-q"
+        )
+
+    return run
+
+
+def test_the_command_without_a_technique_lists_them(scout: Scout) -> None:
+    result = scout("look")
+    assert result.status == 0
+    assert "lens" in result.out
+
+
+def test_a_table_and_a_picture(look: Scout, model_directory: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "lens.png"
+    task = str(model_directory / "task.jsonl")
+    result = look("lens", task, "--pairs", "12", "--figure", str(picture))
+    assert (result.status, result.err) == (0, "")
+    rows = [line.split()[0] for line in result.out.splitlines() if line.startswith("  ")]
+    assert rows == ["layer", "0", "1", "2"]
+    assert "the answer's median rank is 1" in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_prompt_as_json(look: Scout) -> None:
+    result = look("lens", "--tokens", "0,5,6,7,5", "--positions", "1,-1", "--json")
+    facts = json.loads(result.out)
+    assert (facts["task"], facts["n"], facts["positions"]) == ("prompt", 1, [1, -1])
+    assert len(facts["readings"]) == 2 * 3
+    assert facts["answer_layer"] is not None
+    assert facts["readings"][-1]["top"][0]["probability"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ioi", "--tokens", "1,2"), "TASK and --tokens were given"),
+        (("--answer", "x"), "--answer belongs to a prompt"),
+        (("--tokens", "1,2", "--figure", "a.jpg"), "must end in .png"),
+        (("--tokens", "1,x"), "--tokens is 'x'"),
+    ],
+)
+def test_bad_input(look: Scout, words: tuple[str, ...], message: str) -> None:
+    result = look("lens", *words)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
