@@ -19,7 +19,7 @@ from discovery.evaluation import (
     measure_conditions,
     thresholds,
 )
-from discovery.evaluation.verdict import Findings, judge
+from discovery.evaluation.verdict import Findings, judge, recorded_stability
 from discovery.graph import EVIDENCE_ABLATIONS, CircuitGraph, MinimalityCheck, SplitEvaluation
 from discovery.graph.base import Json
 from discovery.methods.behaviour import BehaviourCheck, check_task
@@ -198,7 +198,7 @@ def _evaluate_again(
             size=len(circuit),
             evidence={a: conditions.evidence.get(a) for a in EVIDENCE_ABLATIONS},
             minimality=conditions.minimality,
-            stability=_recorded_stability(record),
+            stability=recorded_stability(record),
             cut_short=cut_short,
             undefined=find_undefined(discovery_evidence),
         ),
@@ -217,13 +217,6 @@ def _evaluate_again(
         thresholds=thresholds.as_record(record.rules),
         tests={name: test for name, test in conditions.tests.items() if name in recorded_tests},
     )
-
-
-def _recorded_stability(record: CircuitGraph) -> float | None:
-    """Return the mean Jaccard that decided (f) as recorded; it is not measured again."""
-    stability: Any = record.evaluation.tests.get("stability", {})
-    mean: float | None = stability.get("mean_weighted_jaccard", stability.get("mean_jaccard"))
-    return mean
 
 
 def _read_ranking(run: Run) -> Sequence[str]:

@@ -2,9 +2,9 @@
 
 Results go to standard output. Everything else goes to standard error, also what libraries print
 (see `console`). The exit status is 0 if the command completed, whatever the verdict, 2 for bad
-input, 130 if it was interrupted, and 1 for a bug (see `exit_status`). A command imports what it
-needs only when it runs, so that light commands answer at once. `mcp_server` runs `circuit-scout
-serve`.
+input, 3 if `runs verify` found that a record does not hold, 130 if the command was interrupted,
+and 1 for a bug (see `exit_status`). A command imports what it needs only when it runs, so that
+light commands answer at once. `mcp_server` runs `circuit-scout serve`.
 
     >>> main(["tasks", "lst"])
     2
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `circuit-scout`. If None, those of this process.
 
     Returns:
-        The exit status: 0 completed, 2 bad input, 130 interrupted, 1 a bug.
+        The exit status: 0 completed, 2 bad input, 3 a record that does not hold, 130 interrupted,
+        1 a bug.
     """
     try:
         args = parse_command_line(sys.argv[1:] if argv is None else argv)

@@ -2,6 +2,7 @@
 
 - 0: the command completed, or the reader of standard output is gone.
 - 2: the caller can fix the problem. One line gives the cause, and one line the fix.
+- 3: `runs verify` completed, and the record does not hold.
 - 130: the command was interrupted. The message gives the command that resumes the run.
 - 1: a bug. The traceback is written to a file.
 
@@ -29,6 +30,7 @@ from discovery.errors import DiscoveryError, Interrupted
 EXIT_COMPLETED = 0
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
+EXIT_DOES_NOT_HOLD = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -37,22 +39,22 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
     Args:
         args: The parsed command line. Its `run` is the function of the command, which gets `args`
-            and `console`.
+            and `console`, and returns an exit status or None for "completed".
         console: The output of the command.
 
     Returns:
         The exit status.
     """
     try:
-        args.run(args, console)
+        status: int | None = args.run(args, console)
     except BrokenPipeError:
         return EXIT_COMPLETED
     except DiscoveryError as fault:
         console.progress.clear()
-        status = report_error(fault)
+        bad_input = report_error(fault)
         if fault.run_id is not None:
             console.write_warning(_resume_hint(args, fault.run_id))
-        return status
+        return bad_input
     except (KeyboardInterrupt, Interrupted) as event:
         console.write_warning(_interruption_message(args, event))
         return EXIT_INTERRUPTED
@@ -60,7 +62,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     except Exception as fault:  # noqa: BLE001
         console.write_warning(_bug_message(args, fault, verbose=console.verbose))
         return EXIT_BUG
-    return EXIT_COMPLETED
+    return EXIT_COMPLETED if status is None else status
 
 
 def report_error(fault: DiscoveryError) -> int:

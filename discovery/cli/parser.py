@@ -23,9 +23,9 @@ from discovery.cli.look import command as look
 PROGRAM_NAME = "circuit-scout"
 _ABOUT = "Find the circuit behind a language model's behaviour, and test whether the claim holds."
 _STATUS = (
-    "Exit status: 0 completed, whatever the verdict; 2 bad input; 130 interrupted (the finished "
-    "part is kept and can be resumed); 1 a bug. Results go to standard output, progress and "
-    "messages to standard error."
+    "Exit status: 0 completed, whatever the verdict; 2 bad input; 3 `runs verify` found that the "
+    "record does not hold; 130 interrupted (the finished part is kept and can be resumed); 1 a "
+    "bug. Results go to standard output, progress and messages to standard error."
 )
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 

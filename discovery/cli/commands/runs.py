@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from discovery.cli.arguments import (
     parse_whole_number,
 )
 from discovery.cli.console import Console, format_columns
+from discovery.cli.exit_status import EXIT_COMPLETED, EXIT_DOES_NOT_HOLD
 from discovery.cli.model_and_task import add_sae_flag
 from discovery.cli.suggested_commands import DISCOVER_COMMAND, TRAIN_COMMAND, format_resume_command
 
@@ -31,11 +32,11 @@ FORMATS = ("json", "graphml", "dot", "mermaid")
 _MAX_RANKED = 12
 """How many nodes of a ranking are shown."""
 
-Command = Callable[[argparse.Namespace, Console], None]
-"""The function of a verb."""
+Command = Callable[[argparse.Namespace, Console], int | None]
+"""The function of a verb. It returns an exit status, or None for "completed"."""
 
-_VERIFY = """Measure the circuit of a run again, and compare. The exit status is 0 whether the
-record holds or not: `holds` in the JSON says which."""
+_VERIFY = """Measure the circuit of a run again, and compare. The exit status is 0 if the record
+holds and 3 if it does not."""
 _FEATURES = """Find features by attribution, verify them by exact ablation on held-out pairs, and
 write those that hold into the record, with their edges. The verdict does not change."""
 
@@ -120,16 +121,19 @@ def print_runs(args: argparse.Namespace, console: Console) -> None:
 def print_run(args: argparse.Namespace, console: Console) -> None:
     """Print what a run found, or how far it is."""
     from discovery.cli.summary import describe_circuit
+    from discovery.evaluation.verdict import find_contradictions
     from discovery.store import open_run, read_ranking
 
     run = open_run(RUNS_DIR.resolve_value(args), args.id)
     circuit = run.load_circuit() if (run.path / "circuit.json").exists() else None
+    contradictions = find_contradictions(circuit) if circuit else ()
     if args.json:
         record = run.record.model_dump(mode="json", by_alias=True)
         record.update(
             status=run.status,
             path=str(run.path),
             circuit=circuit.to_node_link() if circuit else None,
+            contradictions=list(contradictions),
             ranking=[
                 {
                     "node": str(ranked.node),
@@ -141,12 +145,22 @@ def print_run(args: argparse.Namespace, console: Console) -> None:
         )
         console.write_json(record)
     elif circuit and run.status == "completed":
-        found = [describe_circuit(circuit, run.path)]
+        found = [*_format_contradictions(contradictions), describe_circuit(circuit, run.path)]
         if not circuit.size and circuit.verdict != "no_behaviour":
             found += _format_unjudged(run)
         console.write_result("\n".join(found))
     else:
         console.write_result(_format_journal(run))
+
+
+def _format_contradictions(contradictions: Sequence[str]) -> list[str]:
+    """Return a warning for a record whose verdict does not follow from its own numbers."""
+    if not contradictions:
+        return []
+    lines = ["This record contradicts itself, so its verdict must not be relied on:"]
+    lines += [f"  - {contradiction}" for contradiction in contradictions]
+    lines.append("Measure it again with `circuit-scout runs verify`, or start a new run.\n")
+    return ["\n".join(lines)]
 
 
 def _format_journal(run: Run) -> str:
@@ -190,16 +204,17 @@ def _format_unjudged(run: Run) -> list[str]:
     return lines
 
 
-def verify_circuit(args: argparse.Namespace, console: Console) -> None:
-    """Measure the circuit of a run again, and print the differences."""
+def verify_circuit(args: argparse.Namespace, console: Console) -> int:
+    """Measure the circuit of a run again, print the differences, and return the exit status."""
     from discovery.agent import verify_run
 
     verification = verify_run(
         args.id, runs_dir=RUNS_DIR.resolve_value(args), progress=console.progress
     )
+    status = EXIT_COMPLETED if verification.holds else EXIT_DOES_NOT_HOLD
     if args.json:
         console.write_json(dataclasses.asdict(verification))
-        return
+        return status
     if verification.holds:
         outcome = "holds: its evaluation, measured again, is the same"
     else:
@@ -212,6 +227,7 @@ def verify_circuit(args: argparse.Namespace, console: Console) -> None:
         "nodes, edges, and the words of the reasons."
     )
     console.write_result("\n".join(lines))
+    return status
 
 
 def attach_features(args: argparse.Namespace, console: Console) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from discovery.evaluation.verdict import version_1, version_2
 from discovery.evaluation.verdict.findings import EvidenceOrNone, Findings, Judgement
 from discovery.evaluation.verdict.reasons import decide_band, explain_repeated_looks
+from discovery.evaluation.verdict.recorded import find_contradictions, recorded_stability
 from discovery.graph import RULES_VERSION, RulesVersion
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "Judgement",
     "decide_band",
     "explain_repeated_looks",
+    "find_contradictions",
     "judge",
+    "recorded_stability",
 ]
 
 

@@ -136,7 +136,8 @@ def test_verify(
     module.verify_run = verify_run
     monkeypatch.setitem(sys.modules, "discovery.agent", module)
     result = scout("runs", "verify", finished)
-    assert result.status == 0
+    assert result.status == (3 if differences else 0)
+    assert scout("runs", "verify", finished, "--json").status == result.status
     assert ("does not hold" in result.out) == bool(differences)
     assert all(difference in result.out for difference in differences)
     facts = json.loads(scout("runs", "verify", finished, "--json").out)
@@ -145,4 +146,14 @@ def test_verify(
         list(differences),
         7,
     )
-    assert [run_id for run_id, _ in verified] == [finished, finished]
+    assert [run_id for run_id, _ in verified] == [finished] * 3
+
+
+def test_show_says_if_the_verdict_does_not_follow(
+    scout: Callable[..., CommandResult], finished: str, runs_dir: Path
+) -> None:
+    result = scout("runs", "show", finished)
+    assert "This record contradicts itself" in result.out  # the example's condition (e) is made up
+    contradictions = json.loads(scout("runs", "show", finished, "--json").out)["contradictions"]
+    assert all(contradiction in result.out for contradiction in contradictions)
+    assert contradictions
