@@ -2,7 +2,8 @@
 
 Descriptor 1 carries protocol lines and nothing else, whatever libraries print. Before anything that
 prints is imported, descriptor 1 and `sys.stdout` lead to standard error, and only the transport
-still has the standard output that was there before.
+still has the standard output that was there before. Every request is answered: `request_lines`
+answers those that the SDK would drop.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import anyio
 from mcp.server.stdio import stdio_server
 
+from mcp_server.server.request_lines import LineOutput, readable_lines
 from mcp_server.server.server import CircuitScoutServer
 
 # For runs to close their folders; a client kills a server after about two seconds.
@@ -45,8 +47,11 @@ def serve_stdio(server: CircuitScoutServer) -> NoReturn:
 async def _serve(
     server: CircuitScoutServer, source: io.BufferedReader, target: io.BufferedWriter
 ) -> None:
-    reader = anyio.wrap_file(io.TextIOWrapper(source, encoding="utf-8", errors="replace"))
-    writer = anyio.wrap_file(io.TextIOWrapper(target, encoding="utf-8"))
+    # Only a newline ends a line: a carriage return is white space in JSON.
+    text = io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="\n")
+    output = LineOutput(anyio.wrap_file(io.TextIOWrapper(target, encoding="utf-8", newline="\n")))
+    # The SDK iterates over the one and writes to the other, and needs nothing else of a file.
+    reader = cast(Any, readable_lines(anyio.wrap_file(text), output))
     lowlevel = server._lowlevel_server  # the SDK's own run_stdio_async takes no streams
-    async with stdio_server(reader, writer) as (incoming, outgoing):
+    async with stdio_server(reader, cast(Any, output)) as (incoming, outgoing):
         await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
