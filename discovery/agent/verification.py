@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
 from discovery.agent.stages.verdict import find_undefined

@@ -1,7 +1,8 @@
 """The server over streamable HTTP, at /mcp.
 
-A bearer token guards it, the headers Host and Origin are checked against DNS rebinding, and the
-size of a body is bounded.
+A bearer token guards it, the headers Host and Origin are checked against DNS rebinding, the size of
+a body is bounded, and so are the time for the headers of a request and the number of connections
+that have not sent any (`http_connections`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from discovery.cli.arguments import UsageError
 from discovery.cli.console import write_to_stderr
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from mcp_server.server.server import CircuitScoutServer
@@ -65,7 +67,10 @@ class HttpEndpoint:
 
 
 class BearerTokenMiddleware:
-    """An ASGI application that passes on only those requests that carry the token."""
+    """An ASGI application that passes on only those requests that carry the token.
+
+    The connection of any other request is closed after the answer.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -76,6 +81,7 @@ class BearerTokenMiddleware:
             headers = [
                 (b"www-authenticate", b'Bearer realm="circuit-scout"'),
                 (b"content-type", b"application/json"),
+                (b"connection", b"close"),
             ]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send(
@@ -140,6 +146,27 @@ def _describe_os_error(error: OSError) -> str:
     return str(error.strerror or error)
 
 
+def make_runner(app: ASGIApp, **limits: float) -> uvicorn.Server:
+    """Return what runs an ASGI application, with bounds on connections.
+
+    Args:
+        app: the application.
+        limits: other limits than the default ones, as `ConnectionGuard` takes them.
+    """
+    # Neither is needed over standard input and output.
+    uvicorn_module = importlib.import_module("uvicorn")
+    connections = importlib.import_module("mcp_server.server.http_connections")
+    config = uvicorn_module.Config(
+        app,
+        http=connections.ConnectionGuard(**limits).make_protocol,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    runner: uvicorn.Server = uvicorn_module.Server(config)
+    return runner
+
+
 def serve_http(
     server: CircuitScoutServer, endpoint: HttpEndpoint, listening_socket: socket.socket
 ) -> int:
@@ -150,13 +177,7 @@ def serve_http(
     Returns:
         0 if the server ended without a signal, 2 if it could not start.
     """
-    uvicorn = importlib.import_module("uvicorn")  # not needed over standard input and output
-    config = uvicorn.Config(
-        build_asgi_app(server, endpoint),
-        log_level="warning",
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    runner = uvicorn.Server(config)
+    runner = make_runner(build_asgi_app(server, endpoint))
     write_to_stderr(f"Listening at http://{endpoint}{ENDPOINT_PATH}")
     # uvicorn handles the signal, shuts down, and then raises the signal again for these handlers.
     signals: list[int] = []

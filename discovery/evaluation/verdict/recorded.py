@@ -11,7 +11,13 @@ from typing import Any
 
 from discovery.evaluation.verdict import version_1, version_2
 from discovery.evaluation.verdict.findings import Findings
-from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, Conditions, SplitEvaluation
+from discovery.graph import (
+    CONDITIONS,
+    EVIDENCE_ABLATIONS,
+    CircuitGraph,
+    Conditions,
+    SplitEvaluation,
+)
 
 _CUT_SHORT = "the budget ended before "
 
