@@ -1,14 +1,16 @@
 """The drawing of a circuit.
 
 `embed` is at the bottom and `logits` at the top. Each layer has a row for its heads and one for its
-MLP, and features have a row at the layer in which they are. Layers without nodes are left out. The
-width of a line shows the effect of its edge. An edge that lowers the metric is dashed and purple.
+MLP, and features have a row at the layer in which they are. Layers without nodes are left out. A
+strong line is an edge of large effect, and a thin pale one an edge of hardly any. An edge that
+lowers the metric is dashed and purple.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
@@ -36,7 +38,10 @@ _COLUMN_WIDTH = 1.5  # inches
 _MARGIN = 0.6  # inches, for the names of the rows
 _LABEL_FRACTION = 0.4  # the position of a label along its edge; edges often cross in the middle
 _MAX_LABELLED_EDGES = 16  # in a drawing with more edges, they get no numbers
-_MAX_LINE_LENGTH = 20  # characters of a line in a box
+_MAX_LINE_LENGTH = 28  # characters of a line in a box
+_MIN_LINE_WIDTH = 0.5  # points, of an edge without effect
+_MIN_OPACITY = 0.15  # of an edge without effect
+_FULL_EFFECT = 0.2  # an edge of this effect is drawn in full colour
 _ROW_NAMES = {"attention_head": "heads", "mlp": "MLP", "feature": "features"}
 _FILL: dict[Tone, str] = {"up": "#d9f0d3", "down": "#e7d4e8", "flat": "#f7f7f7", "end": "#ffffff"}
 _OUTLINE: dict[Tone, str] = {
@@ -68,8 +73,7 @@ def draw_circuit(circuit: CircuitGraph) -> bytes:
         label = edge_line(facts) if len(graph.edges) <= _MAX_LABELLED_EDGES else ""
         _draw_edge(axes, points[source], points[target], edge_effect(facts), label)
     for name, facts in graph.nodes(data=True):
-        lines = [line[:_MAX_LINE_LENGTH] for line in node_lines(name, facts)]
-        _draw_node(axes, points[name], node_tone(name, facts), lines)
+        _draw_node(axes, points[name], node_tone(name, facts), _box_lines(name, facts))
     for y, name in enumerate(row_names):
         axes.text(left, y, name, ha="left", va="center", fontsize=7, color="#666666")
     return to_png(figure)
@@ -87,6 +91,16 @@ def _layout(circuit: CircuitGraph) -> tuple[dict[str, _Point], list[str]]:
         is_end = first.layer is None  # embed or logits
         row_names.append("" if is_end else f"layer {order[0]} {_ROW_NAMES[first.kind]}")
     return points, row_names
+
+
+def _box_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """Return the lines in the box of a node. What follows the colon in a role is left out."""
+    role = str(facts.get("role") or "").partition(":")[0]
+    lines = node_lines(name, {**facts, "role": role})
+    return [
+        line if len(line) <= _MAX_LINE_LENGTH else f"{line[: _MAX_LINE_LENGTH - 1]}…"
+        for line in lines
+    ]
 
 
 def _draw_node(axes: Axes, point: _Point, tone: Tone, lines: list[str]) -> None:
@@ -116,6 +130,8 @@ def _draw_edge(
     colour = COLOUR_NEUTRAL
     if effect:
         colour = COLOUR_UP if effect > 0 else COLOUR_DOWN
+    strength = min(1.0, abs(effect or 0.0))
+    opacity = _MIN_OPACITY + (1 - _MIN_OPACITY) * min(1.0, strength / _FULL_EFFECT)
     # An edge that goes straight up past other rows would be hidden by their boxes. It is bent.
     bend = 0.25 if target.x == source.x and target.y - source.y > 1 else 0.0
     arrow = FancyArrowPatch(
@@ -126,8 +142,8 @@ def _draw_edge(
         connectionstyle=f"arc3,rad={bend}",
         color=colour,
         linestyle="--" if colour == COLOUR_DOWN else "-",
-        linewidth=0.8 + 3 * min(1.0, abs(effect or 0.0)),
-        alpha=0.8,
+        linewidth=_MIN_LINE_WIDTH + 3 * strength,
+        alpha=opacity,
         zorder=1,
     )
     axes.add_patch(arrow)
