@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.errors import DiscoveryError
 from discovery.sites import DEVICE_KINDS, DTYPE_NAMES, BackendName
 
@@ -228,7 +229,7 @@ MODEL = Setting(
     name="model",
     metavar="M",
     help="bundled, a hub name, a model directory, or a GGUF file",
-    default="bundled",
+    default=BUNDLED,
 )
 BACKEND = Setting(
     name="backend",

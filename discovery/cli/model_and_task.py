@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.cli.arguments import (
     LOAD_SETTINGS,
     MEMORY,
@@ -85,7 +86,7 @@ def add_sae_flag(parser: argparse.ArgumentParser) -> None:
         "a SAELens directory, the id or the folder of a training, or release/sae_id of the hub "
         "(default: the SAE of the bundled model)"
     )
-    add_flag(parser, "--sae", "SAE", parse_text, text, default="bundled")
+    add_flag(parser, "--sae", "SAE", parse_text, text, default=BUNDLED)
 
 
 def load_request(args: argparse.Namespace) -> LoadArguments:

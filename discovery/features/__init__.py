@@ -11,12 +11,11 @@ finished training (see the package `training`).
 """
 
 from discovery.features.change import ErrorTerm, FeatureChange, Operation
-from discovery.features.directory import BUNDLED, short_name
+from discovery.features.directory import short_name
 from discovery.features.load import load_sae, open_sae
 from discovery.features.sae import SAE, Codes
 
 __all__ = [
-    "BUNDLED",
     "SAE",
     "Codes",
     "ErrorTerm",

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.errors import FeatureError
 from discovery.graph.strict_json import loads
-from discovery.store import RunKind, default_runs_dir, open_run
+from discovery.store import SAE_FOLDER, RunKind, default_runs_dir, open_run
 from discovery.store.files import read_bytes, write_bytes
 
-BUNDLED = "bundled"
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
-SAE_FOLDER = "sae"  # the folder of the SAE in a training's run folder
 RUN_FILE = "run.json"
 TRAINING_RUN_KIND: RunKind = "sae"
 
@@ -62,7 +61,7 @@ def bundled_directory() -> Path:
     Raises:
         FeatureError: if this installation lacks it.
     """
-    directory = Path(str(importlib.resources.files("discovery.features") / "bundled"))
+    directory = Path(str(importlib.resources.files("discovery.features") / BUNDLED))
     if not (directory / CONFIG_FILE).is_file():
         raise FeatureError(
             "This installation lacks the bundled SAE.",

@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 
 from discovery.backends.base import Backend
+from discovery.backends.loading.source import BUNDLED
 from discovery.errors import FeatureError
 from discovery.features.directory import (
-    BUNDLED,
     CONFIG_FILE,
     WEIGHTS_FILE,
     find_directory,

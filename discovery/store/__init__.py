@@ -29,6 +29,7 @@ from discovery.store.outcome import record_outcome
 from discovery.store.ranking import RankedNode, read_candidate, read_ranking
 from discovery.store.run import Run
 from discovery.store.run_record import (
+    SAE_FOLDER,
     ModelSource,
     RunKind,
     RunRecord,
@@ -38,6 +39,7 @@ from discovery.store.run_record import (
 
 __all__ = [
     "RUNS_DIR_VARIABLE",
+    "SAE_FOLDER",
     "Event",
     "ModelSource",
     "OnEvent",

@@ -16,6 +16,8 @@ from discovery.store.journal import utc_timestamp
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
 RunKind = Literal["discovery", "sae"]
 
+SAE_FOLDER = "sae"  # the folder of the SAE in the run folder of a training
+
 
 class ModelSource(OmitsEmptyFields):
     """Where the model's weights came from.

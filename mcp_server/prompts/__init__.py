@@ -7,6 +7,7 @@ from typing import Annotated
 from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
+from discovery.backends.loading.source import BUNDLED
 from mcp_server.session import Session
 
 BehaviourText = Annotated[
@@ -49,7 +50,7 @@ def add_prompts(server: MCPServer[Session], missing_tools: str = "") -> None:
 
 def _add_find_circuit(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="Find the circuit behind a behaviour")
-    def find_circuit(behaviour: BehaviourText, model: ModelName = "bundled") -> str:
+    def find_circuit(behaviour: BehaviourText, model: ModelName = BUNDLED) -> str:
         """From a question to a circuit with a verdict."""
         return f"""Find the circuit behind this behaviour of the model {model}: {behaviour}
 
@@ -66,7 +67,7 @@ Read the resource scout://skills/find-circuit and follow it:
 def _add_what_does_this_head_do(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="What does this head do?")
     def what_does_this_head_do(
-        head: HeadName, task: TaskChoice = "ioi", model: ModelName = "bundled"
+        head: HeadName, task: TaskChoice = "ioi", model: ModelName = BUNDLED
     ) -> str:
         """Measure what one attention head contributes, and at which positions."""
         return f"""What does the head {head} of the model {model} do on the task {task}?
@@ -86,7 +87,7 @@ Say what is measured and what is conjecture; attention alone proves nothing. {ru
 def _add_validate_claim(server: MCPServer[Session], rules: str) -> None:
     @server.prompt(title="Validate a claim about a circuit")
     def validate_claim(
-        claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = "bundled"
+        claim: ClaimText, task: TaskChoice = "ioi", model: ModelName = BUNDLED
     ) -> str:
         """Put a claimed circuit to the test, on pairs that it was not made from."""
         return f"""Test this claim about the model {model}, on the task {task}: {claim}

@@ -14,6 +14,7 @@ from mcp.types import (
     ResourceTemplateReference,
 )
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.errors import DiscoveryError
 from discovery.store import run_ids
 from discovery.tasks import BUILTIN
@@ -81,4 +82,4 @@ def _list_models(session: Session) -> list[str]:
     loaded = [model.model_id for model in session.models.list_loaded()]
     paths = session.allowed_paths
     directories = [paths.format_path(str(path)) for path in paths.list_models()]
-    return list(dict.fromkeys(["bundled", *loaded, *directories]))
+    return list(dict.fromkeys([BUNDLED, *loaded, *directories]))

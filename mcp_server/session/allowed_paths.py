@@ -18,16 +18,14 @@ from discovery.backends.loading.gguf.files import (
     is_gguf_name,
     list_gguf_models,
 )
-from discovery.backends.loading.source import MODEL_FORMATS
-from discovery.store import RunRecord
+from discovery.backends.loading.source import BUNDLED, MODEL_FORMATS
+from discovery.store import SAE_FOLDER, RunRecord
 from mcp_server.errors import PathNotAllowedError
 from mcp_server.session.settings import ServerSettings
 
-BUNDLED = "bundled"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
-_SAE_FOLDER = "sae"  # in the folder of a training
 _MAX_DEPTH = 3  # levels below an allowed directory at which models are looked for
 _MAX_MODELS = 200  # that are listed
 _MAX_DIRECTORIES = 2000  # that are opened to find them
@@ -162,8 +160,8 @@ class AllowedPaths:
         if not _RUN_ID.fullmatch(run_id) or not (runs_dir / run_id / "run.json").is_file():
             return None
         run_path = runs_dir.absolute() / run_id
-        has_sae = (run_path / _SAE_FOLDER / "cfg.json").is_file()
-        path = run_path / _SAE_FOLDER if has_sae else run_path
+        has_sae = (run_path / SAE_FOLDER / "cfg.json").is_file()
+        path = run_path / SAE_FOLDER if has_sae else run_path
         return path if path.resolve().is_relative_to(runs_dir.resolve()) else None
 
     def format_path(self, path: str) -> str:
@@ -175,7 +173,7 @@ class AllowedPaths:
         if not absolute.is_absolute():
             return path
         runs_dir = self.settings.runs_dir.absolute()
-        if absolute.name == _SAE_FOLDER and absolute.parent.parent == runs_dir:
+        if absolute.name == SAE_FOLDER and absolute.parent.parent == runs_dir:
             return absolute.parent.name
         for root in (*self._roots, *(directory.absolute() for directory in self._directories)):
             if absolute.is_relative_to(root):

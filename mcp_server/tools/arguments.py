@@ -16,7 +16,6 @@ from mcp_server.session import Session
 
 ToolContext = Context[Session, Any]
 Detail = Literal["concise", "detailed"]
-Axis = Literal["position", "label"]
 
 MAX_PAIRS = 2000
 DEFAULT_PAIRS = 32  # pairs of a built-in task, if a call does not say

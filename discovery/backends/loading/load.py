@@ -57,7 +57,7 @@ from discovery.backends.loading.outline import (
     build_empty_module,
     read_outline_at,
 )
-from discovery.backends.loading.source import ModelLocation, locate_model
+from discovery.backends.loading.source import BUNDLED, ModelLocation, locate_model
 from discovery.backends.nnsight.backend import NnsightBackend
 from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
 from discovery.backends.transformerlens import TransformerLensBackend
@@ -72,7 +72,7 @@ OUT_OF_MEMORY_CURE = (
 
 
 def load_model(
-    name: str | Path = "bundled",
+    name: str | Path = BUNDLED,
     *,
     backend: BackendName = "auto",
     device: str = "auto",

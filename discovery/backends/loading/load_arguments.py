@@ -15,6 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.errors import StoreError
 from discovery.graph import JsonModel
 from discovery.sites import BackendName
@@ -82,7 +83,7 @@ def load_arguments(model: Backend) -> LoadArguments:
     """
     info = model.info
     path = Path(info.name).expanduser()
-    is_path = path.exists() and info.name != "bundled"
+    is_path = path.exists() and info.name != BUNDLED
     return LoadArguments(
         model=str(path.resolve()) if is_path else info.name,
         backend=cast(BackendName, info.backend),

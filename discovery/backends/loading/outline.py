@@ -46,6 +46,7 @@ from discovery.backends.loading.native import (
     read_native_config,
 )
 from discovery.backends.loading.source import (
+    BUNDLED,
     ModelLocation,
     damaged_weights_error,
     locate_model,
@@ -133,7 +134,7 @@ class Outline(ModelDescription):
         return backend
 
 
-def read_outline(name: str | Path = "bundled", *, dtype: str = "float32") -> Outline:
+def read_outline(name: str | Path = BUNDLED, *, dtype: str = "float32") -> Outline:
     """Describe a model without loading its weights.
 
     Args:

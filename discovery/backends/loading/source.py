@@ -24,6 +24,7 @@ from discovery.backends.loading.gguf.files import (
 )
 from discovery.errors import ModelError
 
+BUNDLED = "bundled"  # the name of the model, and of the SAE, that the package brings along
 HUGGING_FACE_CONFIG = "config.json"
 NATIVE_CONFIG = "tl_config.json"
 MODEL_FORMATS: Mapping[str, str] = {HUGGING_FACE_CONFIG: "huggingface", NATIVE_CONFIG: "native"}
@@ -52,7 +53,7 @@ class ModelLocation:
     @property
     def source(self) -> str:
         """Where the model comes from, as a record names it: a name if others have it too."""
-        if self.name == "bundled" or self.revision:
+        if self.name == BUNDLED or self.revision:
             return self.name
         return str(self.gguf[0] if self.gguf else self.directory)
 
@@ -84,7 +85,7 @@ def locate_model(name: str, *, weights: bool = True) -> ModelLocation:
     Raises:
         ModelError: if the name is neither a model directory nor a model of the hub.
     """
-    if name == "bundled":
+    if name == BUNDLED:
         return _locate_bundled()
     try:
         directory = Path(name).expanduser()
@@ -143,7 +144,7 @@ def _locate_file(name: str, path: Path) -> ModelLocation:
 
 def bundled_directory() -> Path:
     """Return the directory of the bundled model, whether it is installed or not."""
-    return Path(str(importlib.resources.files("discovery.backends") / "bundled"))
+    return Path(str(importlib.resources.files("discovery.backends") / BUNDLED))
 
 
 def _locate_bundled() -> ModelLocation:
@@ -153,7 +154,7 @@ def _locate_bundled() -> ModelLocation:
             "This installation lacks the bundled model.",
             "Install the package again, or give a model directory.",
         )
-    return ModelLocation("bundled", directory)
+    return ModelLocation(BUNDLED, directory)
 
 
 def fetch_hub_model(name: str, *, weights: bool = True) -> ModelLocation:

@@ -89,7 +89,7 @@ def load_remote(name: str, remote: RemoteMode, *, backend: str, device: str, dty
         if remote == "local":
             model = _load_simulated(name, dtype)
         else:
-            model = _connect_to_ndif(name, dtype)
+            model = _connect_to_ndif(name)
         return _build_verified(model, dtype)
 
 
@@ -123,7 +123,7 @@ class RemoteSource(ModelLocation):
         return f"{self.name}@{self.revision}"
 
 
-def _connect_to_ndif(name: str, dtype: str) -> _UnverifiedModel:
+def _connect_to_ndif(name: str) -> _UnverifiedModel:
     """Prepare a hub model that NDIF runs; the module here has shapes and no weights."""
     from discovery.backends.loading.outline import build_empty_module
     from discovery.backends.loading.source import locate_model

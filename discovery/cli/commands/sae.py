@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from discovery.backends.loading.source import BUNDLED
 from discovery.cli.arguments import (
     LOAD_SETTINGS,
     MEMORY,
@@ -114,7 +115,7 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
         help="sparse autoencoders: train one, describe one, or show where it fires",
     )
     add_json_flag(parser)
-    parser.set_defaults(run=print_info, parser=parser, path="bundled")
+    parser.set_defaults(run=print_info, parser=parser, path=BUNDLED)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _register_train(verbs, parents)
     info_verb = verbs.add_parser("info", parents=parents, help="describe an SAE", description=_INFO)

@@ -31,7 +31,7 @@ from discovery.backends.loading.load_arguments import (
     reload_model,
 )
 from discovery.errors import StoreError
-from discovery.features.directory import SAE_FOLDER, TRAINING_RUN_KIND
+from discovery.features.directory import TRAINING_RUN_KIND
 from discovery.features.load import load_sae
 from discovery.features.sae import SAE
 from discovery.features.training.estimate import TrainingEstimate, require_memory, time_training
@@ -50,6 +50,7 @@ from discovery.graph import Cost, JsonModel
 from discovery.progress import ProgressCallback
 from discovery.sites import Site
 from discovery.store import (
+    SAE_FOLDER,
     OnEvent,
     Run,
     collect_provenance,

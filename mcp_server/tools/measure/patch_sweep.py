@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from mcp.types import CallToolResult, ContentBlock
 from pydantic import Field
 
-from discovery.sites import Direction, SiteName
+from discovery.sites import Alignment, Direction, SiteName
 from mcp_server.session import lazy_discovery
 from mcp_server.session.artifacts import make_result_id
 from mcp_server.tools.arguments import (
     DEFAULT_PAIRS,
-    Axis,
     DetailLevel,
     MetricChoice,
     ModelId,
@@ -124,7 +123,7 @@ async def patch_sweep(
     ] = "denoising",
     metric: MetricChoice = None,
     by: Annotated[
-        Axis, Field(description="label: align pairs by their named positions.")
+        Alignment, Field(description="label: align pairs by their named positions.")
     ] = "position",
     screen: Annotated[
         bool,

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from mcp.types import CallToolResult
 from pydantic import Field
 
+from discovery.backends.loading.source import BUNDLED
 from mcp_server.session import Session
 from mcp_server.session.models import LoadedModel
 from mcp_server.tools.arguments import ToolContext
@@ -58,7 +59,7 @@ async def list_models(context: ToolContext) -> Annotated[CallToolResult, ListMod
     """
     session = session_of(context)
     loaded = [_loaded_model_view(model) for model in session.models.list_loaded()]
-    bundled = LoadableModelView(model="bundled", megabytes=None)
+    bundled = LoadableModelView(model=BUNDLED, megabytes=None)
     paths = session.allowed_paths.list_models()
     loadable = [bundled, *(_loadable_model_view(session, path) for path in paths)]
     hub = (
