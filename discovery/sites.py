@@ -82,7 +82,7 @@ _HEAD = re.compile(r"a(\d+)\.h(\d+)|L(\d+)H(\d+)|(\d+)\.(\d+)")
 _KEY_VALUE_HEAD = re.compile(r"a(\d+)\.kv(\d+)|L(\d+)KV(\d+)", re.IGNORECASE)
 _MLP = re.compile(r"m(\d+)|MLP(\d+)", re.IGNORECASE)
 _FEATURE = re.compile(rf"(?:f(\d+)\.(\d+)|L(\d+)F(\d+))(?:@({'|'.join(get_args(FeatureSite))}))?")
-_DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # a feature's site where its name gives none
+_DEFAULT_FEATURE_SITE: FeatureSite = "resid_pre"  # the site of a feature if its name gives none
 _EDGE = re.compile(r"(?P<source>[^<>\s-]+)->(?P<target>[^<>\s-]+)<(?P<slot>\w+)>")
 
 

@@ -262,7 +262,7 @@ def _check_larger_budget(old: float | None, new: float) -> None:
     if old is None:
         raise MeasurementError(
             f"The run has no budget, and {new:,.0f} is given.",
-            "Resume it without a budget; it ends by itself.",
+            "Resume it without --budget: it runs to its end.",
         )
     if not new > old:
         raise MeasurementError(

@@ -56,7 +56,7 @@ class Block(CachedRuns):
         return self.measure_all([rows])[0]
 
     def measure_all(self, jobs: Sequence[Rows]) -> list[Float[Tensor, "row"]]:
-        """Run several jobs, in one pass where possible, and return the metrics of each job's rows.
+        """Run several jobs, in one pass if possible, and return the metrics of each job's rows.
 
         Raises:
             MemoryLimitError: if not even one row fits.

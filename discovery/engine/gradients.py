@@ -2,7 +2,7 @@
 
 The difference between the two runs at a site, times the gradient of the metric there, is what
 patching that site would do if the model were linear (Nanda 2023, "Attribution patching"). A single
-gradient vanishes where attention or a metric is saturated. So the gradient is averaged over runs
+gradient vanishes if attention or a metric is saturated. So the gradient is averaged over runs
 whose input embedding lies between those of the two prompts (EAP-IG-inputs; Hanna et al. 2024,
 arXiv 2403.17806). One forward and one backward pass per step give the sites of every layer.
 The result is an estimate and is never reported as a measurement.
@@ -38,8 +38,8 @@ def attribute_sites(
         block: the pairs.
         base: the side whose run would be patched; the other side is the source.
         kind: the site.
-        steps: how many input embeddings between the two the gradient is averaged over. They lie at
-            the middles of as many equal parts of the way.
+        steps: over how many input embeddings between the two the gradient is averaged. The path is
+            cut into `steps` equal parts, and the gradient is taken at the middle of each.
 
     Raises:
         MeasurementError: if the backend gives no gradients.

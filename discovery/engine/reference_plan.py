@@ -41,7 +41,9 @@ class CellRule:
     has_labels: bool
 
     def cells_at(self, prompt: ReferencePrompt) -> list[tuple[Cell, Cell]]:
-        """Return for each position its cell by position, and the one if prompts are too few.
+        """Return two cells for each position: its own, and the fallback.
+
+        The fallback is for groups with too few prompts.
 
         Version 2 gives the first position a mean of its own if there are no labels. In many models
         its values are far larger than those of any other position.

@@ -5,11 +5,11 @@ out. So a node that falls short of δ alone is tried in the context of each othe
 up to four more that are added greedily. Contexts are chosen on discovery pairs, 32 at most.
 
 A circuit of 50 nodes has 2,450 contexts of one node, most of which say nothing. If there are more
-than 16 other nodes, the 8 that matter most alone are tried (a backup acts once one of these is
-out). Nodes that share one piece of work matter little alone. So all other nodes that fall short of
-δ are taken out together, and those of the same and the adjacent layers. Only if the node matters
-then, 8 of them are tried as well, those in the nearest layers first, and contexts of more nodes.
-A screening on 8 pairs comes first; contexts that promise something are measured on all 32.
+than 16 other nodes, only the 8 that matter most alone are tried first (a backup acts once one of
+these is out). Nodes that share work matter little alone. Two joint tests find them: all other nodes
+short of δ are taken out, or only those in the same and adjacent layers. If the node matters in
+either test, 8 more single contexts are tried, nearest layers first, and then larger contexts. A
+screening on 8 pairs comes first; contexts that promise something are measured on all 32.
 
 Drops that are equal within δ/2 are ties. Of tied contexts the one wins that hurts the circuit
 least: taking out one of three nodes that do the same work changes nothing, but leads to the context

@@ -204,7 +204,9 @@ class ResampledFaithfulness:
     def __call__(
         self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
     ) -> Float[Tensor, "set"]:
-        """Return f of each set; with `pairs`, over the first so many, as often as they are drawn.
+        """Return f of each set.
+
+        With `pairs`, use only that many pairs, each weighted by how often the resample drew it.
 
         Raises:
             BudgetError: if the meter's budget does not suffice.

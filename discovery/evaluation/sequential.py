@@ -200,7 +200,9 @@ def select_nodes(
     *,
     smallest_effect: bool = False,
 ) -> NodeSelection:
-    """Choose which nodes are checked one by one: all, or of more than 64 32 by effect and 32 drawn.
+    """Choose which nodes are checked one by one.
+
+    They are all nodes if there are at most 64, else 32 by effect and 32 at random.
 
     Args:
         nodes: the nodes of one side.

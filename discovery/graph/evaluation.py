@@ -187,7 +187,7 @@ class Minimality(OmitsEmptyFields):
         p: The p-value of a paired sign-flip test.
         p_holm: The p-value after Holm's correction over the circuit's nodes and, from version 2 of
             the rules on, over both ablations.
-        n: The number of pairs it was measured on; None in version 1, where that is all of them.
+        n: The number of pairs it was measured on; None in version 1, which uses all.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n"})
@@ -291,7 +291,7 @@ class AblationEvidence(OmitsEmptyFields):
         knockout: f(U∖C).
         completeness: The gaps of condition (c).
         minimal_drop: The drop δ that every node must reach by condition (d); None in version 1 of
-            the rules, where it is 0.02.
+            the rules, which uses 0.02.
         minimality: Condition (d), one row for each node that was checked; None if it was not run.
         random_controls: The alternatives of condition (e); None if it was not run.
         reference: What replaces the values of ablated nodes.

@@ -2,11 +2,11 @@
 
 *Intervals* resample pairs within their template. A ratio of means is resampled as a whole: the same
 draw of pairs enters numerator and denominator. All circuits are resampled with the same draws, so
-that their intervals can be compared. A template holds few pairs, and drawing as many as it has
-would understate the spread by a factor of (n − 1)/n in each of them: 95% intervals of 48 pairs then
-covered the true value only 86 to 91 times of 100. So one pair less is drawn, with the weight of all
-(Rao and Wu 1988, "Resampling inference with complex survey data"), and the percentiles are those of
-a t distribution (Hesterberg 2015, arXiv 1411.5279).
+that their intervals can be compared. Drawing n pairs from a template of n understates the variance
+by a factor of (n − 1)/n, and a template holds few pairs: 95% intervals of 48 pairs then covered the
+true value only 86 to 91 times of 100. Therefore n − 1 pairs are drawn and weighted as n (Rao and Wu
+1988, "Resampling inference with complex survey data"), and the percentiles are those of a t
+distribution (Hesterberg 2015, arXiv 1411.5279).
 
 *Tests* flip the signs of differences at random: if a patch or an ablation did nothing, the effect
 of a pair would be as likely to have the other sign. `sign_flip_test` tests one mean, and `holm`

@@ -1,4 +1,4 @@
-"""The runs directory: creating, finding and listing runs. Also where the cache is.
+"""The runs directory: creating, finding and listing runs. It also gives the cache directory.
 
 The id of a run is readable: task, model, the time when it began (UTC) and four hex digits, as in
 ``ioi-bundled-20261120-153012-a1b2``. Its folder appears under that name with run.json already in

@@ -1,7 +1,7 @@
 """Reading a task file: JSON Lines with one prompt pair, or one reference prompt, on each line.
 
-Every error names the line and says how to fix it. The fields are described in the interfaces under
-"Task file".
+Every error names the line and says how to fix it. docs/interfaces.md, "Task file", describes the
+fields.
 """
 
 from __future__ import annotations

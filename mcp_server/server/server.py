@@ -36,7 +36,7 @@ from mcp_server.tools.schema import explain_argument_errors
 
 NAME = "circuit-scout"
 INSTRUCTIONS = """Circuit Scout finds the circuit (attention heads and MLPs) behind a language
-model's behaviour and proves it.
+model's behaviour and tests whether the claim holds.
 
 Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) ->
 discover_circuit, or by hand: patch_sweep site=resid_pre, then head_out in both directions,

@@ -32,6 +32,7 @@ DOCUMENTS = [
     *PAGES,
     *sorted((ROOT / "skills").rglob("*.md")),
     *sorted(ROOT.glob("benchmarks/*.md")),
+    *sorted((ROOT / "discovery").rglob("*.md")),
 ]
 MAX_README_LINES = 150
 COMMAND = re.compile(

@@ -201,7 +201,7 @@ def _require_limits(device_map: Any, max_memory: Any) -> None:
         )
     if device_map != "auto":
         raise ModelError(
-            "max_memory is given, and device_map says itself where each part goes.",
+            "max_memory was given together with a device_map that places every part.",
             "Give device_map='auto', or one of the two.",
         )
     for device, size in max_memory.items():

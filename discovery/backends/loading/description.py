@@ -88,7 +88,8 @@ class ModelShape:
 def count_macs(parts: Iterable[nn.Module], module: Any) -> int:
     """Count the multiply-adds of some parts of a block at one position.
 
-    A shared weight counts once. Of stacked experts [expert …] as many count as a token is sent to.
+    A shared weight counts once. For stacked experts [expert …], count only the number of experts
+    that serve one token.
 
     Args:
         parts: the parts.

@@ -71,7 +71,7 @@ def run_session(model: Any, jobs: list[Job], backend: Any) -> list[dict[str, Any
 
 @contextlib.contextmanager
 def _restore_sys_path() -> Iterator[None]:
-    """Restore the order of sys.path, to whose end the simulation moves what it had hidden."""
+    """Restore the order of sys.path: the simulation removes entries and appends them at its end."""
     before = list(sys.path)
     try:
         yield

@@ -55,8 +55,8 @@ def run_hypothesis_tests(
         circuit: the circuit.
         ranking: all nodes, largest screened effect first.
         seed: of the permutations and of the nodes that are chosen at random.
-        pairs: the first so many pairs, on which the third test looks at the nodes that (c) checks;
-            if None, it looks at all nodes of the circuit, on all pairs.
+        pairs: on how many of the first pairs the third test measures the nodes that (c) checks. If
+            None, it measures all nodes of the circuit on all pairs.
     """
     if not f.is_defined:
         return {}

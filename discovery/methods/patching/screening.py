@@ -24,15 +24,16 @@ from discovery.engine import Block, Engine, attribute_sites, base_side, estimate
 from discovery.methods.patching.cells import POSITION_SITES, build_all_cells, locate_columns
 from discovery.sites import ActivationKind, Direction, SiteName
 
-# Of the cells that can change anything, this share, and at least so many, are measured by rank.
+# The cells with the largest estimates are measured: this share of the cells that can change
+# anything, but never fewer than MIN_RANKED.
 RANKED_SHARE = 0.1
 MIN_RANKED = 32
-# So many of the rest are measured at random. If none of them is sizeable, at most about 5% of the
-# rest are, with 95% confidence.
+# Of the other cells, a random sample of this size is measured. If it holds no sizeable effect, at
+# most about 5% of the other cells have one, with 95% confidence.
 SAMPLE_SIZE = 59
 MISSED_SHARE_CONFIDENCE = 0.95
 SIZEABLE_EFFECT = 0.1  # an effect that should not be missed
-# If the cost is limited, fewer cells are measured by rank, but never fewer than these.
+# If the cost is limited, fewer cells with large estimates are measured, but never fewer than this.
 MIN_RANKED_IF_LIMITED = 8
 
 
