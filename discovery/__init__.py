@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from discovery.methods.patching import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
-    from discovery.methods.readout import logit_lens
+    from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.tasks import load_task
 
 _MODULE_OF = {
@@ -37,6 +37,7 @@ _MODULE_OF = {
     "ablate_heads": "discovery.methods.ablation",
     "add_features": "discovery.methods.features",
     "check_task": "discovery.methods.behaviour",
+    "direct_logit_attribution": "discovery.methods.readout",
     "discover": "discovery.agent",
     "edit_features": "discovery.methods.features",
     "evaluate_circuit": "discovery.evaluation",
@@ -57,6 +58,7 @@ __all__ = [
     "ablate_heads",
     "add_features",
     "check_task",
+    "direct_logit_attribution",
     "discover",
     "edit_features",
     "evaluate_circuit",

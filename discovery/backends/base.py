@@ -14,10 +14,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from discovery.backends.info import Abilities, ModelInfo
 from discovery.backends.kv_cache import Prefix
@@ -153,6 +154,39 @@ class Backend(ABC):
     @abstractmethod
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """Return W_O of each head of a layer."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that computes, as the library that runs it has wrapped it.
+
+        Raises:
+            MeasurementError: if its weights are not on this machine.
+        """
+        raise MeasurementError(
+            f"The weights of {self.info.name} are not on this machine.",
+            "Load the model here for techniques that read weights.",
+        )
+
+    @property
+    def unembedding(self) -> nn.Module:
+        """The last Linear, which gives the logits. Raises as `module` does."""
+        return self.module
+
+    def block_module(self, layer: int) -> nn.Module:
+        """Return the module of a layer. Raises as `module` does."""
+        return self.module
+
+    def input_weights(
+        self, layer: int, kind: Literal["q", "k", "v"]
+    ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "..."] | None]:
+        """Return W and b of a layer's queries, keys or values; b is None if there is none.
+
+        Keys and values have key-value heads. Raises as `module` does.
+        """
+        raise MeasurementError(
+            f"The weights of {self.info.name} are not on this machine.",
+            "Load the model here for techniques that read weights.",
+        )
 
     @property
     def d_vocab(self) -> int:

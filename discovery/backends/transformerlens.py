@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -87,6 +87,24 @@ class TransformerLensBackend(Backend):
 
     def head_weights(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         return self.bridge.blocks[layer].attn.W_O.detach()  # type: ignore[no-any-return]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.bridge.original_model  # type: ignore[no-any-return]
+
+    @property
+    def unembedding(self) -> nn.Module:
+        return self.bridge.unembed.original_component  # type: ignore[no-any-return]
+
+    def block_module(self, layer: int) -> nn.Module:
+        return self.bridge.blocks[layer]  # type: ignore[no-any-return]
+
+    def input_weights(
+        self, layer: int, kind: Literal["q", "k", "v"]
+    ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "..."] | None]:
+        attn = self.bridge.blocks[layer].attn
+        letter = kind.upper()
+        return getattr(attn, f"W_{letter}"), getattr(attn, f"b_{letter}", None)
 
     def run(
         self,

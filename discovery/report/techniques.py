@@ -10,7 +10,14 @@ from typing import Protocol
 
 from matplotlib.ticker import MaxNLocator
 
-from discovery.report.canvas import COLOUR_UP, escape_for_font, new_figure, to_png
+from discovery.report.canvas import (
+    COLOUR_DOWN,
+    COLOUR_UP,
+    escape_for_font,
+    new_figure,
+    shorten_label,
+    to_png,
+)
 
 
 class DrawnInterval(Protocol):
@@ -65,4 +72,37 @@ def draw_lens(readings: Sequence[DrawnReading], metric: str, *, title: str) -> b
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set_xlabel(f"read at the input of layer ({layers[-1]}: the model's output)")
     upper.set_title(escape_for_font(title), fontsize=10, parse_math=False)
+    return to_png(figure)
+
+
+def draw_bars(
+    names: Sequence[str], intervals: Sequence[DrawnInterval], *, title: str, scale: str
+) -> bytes:
+    """Draw a bar for each named quantity, with a line for its interval; the first is on top.
+
+    Args:
+        names: The name of each quantity.
+        intervals: Its mean and its interval.
+        title: The title above the picture.
+        scale: What the numbers are.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    if not names:
+        raise ValueError("a picture without bars cannot be drawn")
+    figure = new_figure(6.4, max(2.4, 0.26 * len(names) + 1.2))
+    axes = figure.add_subplot()
+    means = [interval.mean for interval in intervals]
+    below = [interval.mean - interval.low for interval in intervals]
+    above = [interval.high - interval.mean for interval in intervals]
+    colours = [COLOUR_UP if mean >= 0 else COLOUR_DOWN for mean in means]
+    places = list(range(len(names)))
+    axes.barh(places, means, xerr=[below, above], color=colours, ecolor="#333333", capsize=2)
+    labels = [shorten_label(name) for name in names]
+    axes.set_yticks(places, labels=labels, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.axvline(0.0, color="#888888", linewidth=0.8)
+    axes.set_xlabel(scale)
+    axes.set_title(escape_for_font(title), fontsize=10, parse_math=False)
     return to_png(figure)

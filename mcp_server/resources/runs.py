@@ -27,6 +27,7 @@ def add_run_resources(server: MCPServer[Session], session: Session) -> None:
     _add_run_files(server, session)
     _add_result_file(server, session, "grid.json", JSON_TYPE, "Full grid")
     _add_result_file(server, session, "heatmap.png", PNG_TYPE, "Heatmap")
+    _add_result_file(server, session, "picture.png", PNG_TYPE, "Picture")
     _add_result_file(server, session, "activations.safetensors", SAFETENSORS_TYPE, "Activations")
 
 

@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     )
     from discovery.methods.patching import Cell, patch_sweep, top_cells
     from discovery.methods.prompt_run import run_with_cache, summarise_activation
+    from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.report import draw_heatmap
+    from discovery.report.techniques import draw_bars, draw_lens
 
 _MODULES = {
     "Cell": "discovery.methods.patching",
@@ -69,8 +71,11 @@ _MODULES = {
     "choose_device": "discovery.backends.hardware.devices",
     "compare_with_controls": "discovery.methods.controls",
     "continue_training": "discovery.features.training",
+    "direct_logit_attribution": "discovery.methods.readout",
     "discover": "discovery.agent",
+    "draw_bars": "discovery.report.techniques",
     "draw_heatmap": "discovery.report",
+    "draw_lens": "discovery.report.techniques",
     "edit_features": "discovery.methods.features",
     "estimate_cost": "discovery.agent",
     "estimate_load_memory": "discovery.backends.loading.backend_choice",
@@ -82,6 +87,7 @@ _MODULES = {
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
     "locate_model": "discovery.backends.loading.source",
+    "logit_lens": "discovery.methods.readout",
     "open_sae": "discovery.features",
     "patch_sweep": "discovery.methods.patching",
     "plan_load": "discovery.backends.loading.backend_choice",
@@ -113,8 +119,11 @@ __all__ = [
     "choose_device",
     "compare_with_controls",
     "continue_training",
+    "direct_logit_attribution",
     "discover",
+    "draw_bars",
     "draw_heatmap",
+    "draw_lens",
     "edit_features",
     "estimate_cost",
     "estimate_load_memory",
@@ -126,6 +135,7 @@ __all__ = [
     "listen_to_status",
     "load_model",
     "locate_model",
+    "logit_lens",
     "open_sae",
     "pack_safetensors",
     "patch_sweep",

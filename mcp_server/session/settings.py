@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from discovery.sites import BackendName
 from discovery.store import default_runs_dir
 
-Toolset = Literal["models", "measure", "features", "circuits", "runs"]
+Toolset = Literal["models", "measure", "techniques", "features", "circuits", "runs"]
 TOOLSETS: tuple[Toolset, ...] = get_args(Toolset)
 ImagePolicy = Literal["include", "omit"]
 

@@ -34,6 +34,8 @@ from mcp_server.tools.runs.get_circuit import get_circuit
 from mcp_server.tools.runs.list_runs import list_runs
 from mcp_server.tools.runs.run_status import run_status
 from mcp_server.tools.schema import close_schema
+from mcp_server.tools.techniques.direct_logit_attribution import direct_logit_attribution
+from mcp_server.tools.techniques.logit_lens import logit_lens
 
 __all__ = ["TOOL_SPECS", "ToolSpec", "build_tools", "describe_missing_tools"]
 
@@ -99,6 +101,10 @@ TOOL_SPECS: tuple[ToolSpec, ...] = (
     ToolSpec(function=run_with_cache, title="Look into one prompt", toolset="measure"),
     ToolSpec(function=patch_sweep, title="Activation patching sweep", toolset="measure"),
     ToolSpec(function=ablate_heads, title="Ablate heads and MLPs", toolset="measure"),
+    ToolSpec(function=logit_lens, title="Where the answer appears", toolset="techniques"),
+    ToolSpec(
+        function=direct_logit_attribution, title="Who writes the answer", toolset="techniques"
+    ),
     ToolSpec(
         function=sae_top_features,
         title="Top features of an SAE",

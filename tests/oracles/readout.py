@@ -40,3 +40,45 @@ def lens_logits(module: Any, stream: Tensor) -> Tensor:
         logits = module.get_output_embeddings()(final_norm(module)(stream))
     cap = getattr(module.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def attribution(module: Any, tokens: tuple[int, ...], answer: int, wrong: int) -> dict[str, float]:
+    """Return the contributions of embedding, heads, biases and MLPs of a Gemma 2, by plain hooks.
+
+    Both norms after the attention and after the last layer are frozen at their scales.
+    """
+    caught: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(name: str, part: Any, *, of_input: bool) -> None:
+        def hook(_: Any, args: Any, output: Any) -> None:
+            value = args[0] if of_input else output
+            caught[name] = (value[0] if isinstance(value, tuple) else value)[0, -1]
+
+        handles.append(part.register_forward_hook(hook))
+
+    for layer, block in enumerate(module.model.layers):
+        keep(f"z{layer}", block.self_attn.o_proj, of_input=True)
+        keep(f"m{layer}", block.post_feedforward_layernorm, of_input=False)
+    keep("end", module.model.norm, of_input=True)
+    with torch.no_grad():
+        out = module(torch.tensor([tokens]), output_hidden_states=True)
+    for handle in handles:
+        handle.remove()
+    eps = module.config.rms_norm_eps
+    unembed = module.lm_head.weight
+    end = (caught["end"].square().mean() + eps).sqrt()
+    read = (unembed[answer] - unembed[wrong]) * (1 + module.model.norm.weight) / end
+    parts = {"embed": float(out.hidden_states[0][0, -1] @ read)}
+    width = module.config.head_dim
+    for layer, block in enumerate(module.model.layers):
+        weight = block.self_attn.o_proj.weight
+        z = caught[f"z{layer}"]
+        behind = block.post_attention_layernorm
+        scale = ((weight @ z).square().mean() + eps).sqrt()
+        for head in range(module.config.num_attention_heads):
+            part = slice(head * width, (head + 1) * width)
+            written = (weight[:, part] @ z[part]) * (1 + behind.weight) / scale
+            parts[f"a{layer}.h{head}"] = float(written @ read)
+        parts[f"m{layer}"] = float(caught[f"m{layer}"] @ read)
+    return parts

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -88,7 +88,8 @@ class NnsightBackend(Backend):
             block_tuple_length: the length of the tuple that a block returns; None if it returns a
                 tensor.
         """
-        self.module = module
+        self._module = module
+        self._unembedding = unembed
         self.info = info
         self.tokenizer = tokenizer
         self.layout = layout
@@ -111,6 +112,32 @@ class NnsightBackend(Backend):
         if isinstance(projection, nn.Linear):  # GPT-2's Conv1D stores it transposed already
             weight = weight.T
         return weight.reshape(self.info.n_heads, self.info.d_head, self.info.d_model)  # type: ignore[no-any-return]
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
+    @property
+    def unembedding(self) -> nn.Module:
+        return self._unembedding
+
+    def block_module(self, layer: int) -> nn.Module:
+        return self._block(layer)
+
+    def input_weights(
+        self, layer: int, kind: Literal["q", "k", "v"]
+    ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "..."] | None]:
+        paths, _ = self.layout.locate(kind)
+        projection = attrgetter(paths[0])(self._block(layer))
+        with load_offloaded_weights(projection):
+            weight = projection.weight.detach().to(self.device)
+            bias = getattr(projection, "bias", None)
+            bias = None if bias is None else bias.detach().to(self.device)
+        if isinstance(projection, nn.Linear):  # GPT-2's Conv1D stores it transposed already
+            weight = weight.T
+        split = self.traced_model.head_layout.split
+        by_head = split(kind, weight)[0].transpose(0, 1)
+        return by_head, None if bias is None else split(kind, bias)[0]
 
     def require_gradients(self) -> None:
         if not self.abilities.gradients:

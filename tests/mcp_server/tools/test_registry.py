@@ -20,7 +20,7 @@ from mcp_server.session import ServerSettings
 from mcp_server.tools.registry import TOOL_SPECS, build_tools
 
 SNAPSHOTS = Path(__file__).parent / "schemas"
-MAX_ALL_CHARACTERS = 40_000
+MAX_ALL_CHARACTERS = 48_000
 MAX_TOOL_CHARACTERS = 4_000
 MAX_OUTPUT_CHARACTERS = 4_000
 NAMES = [tool.name for tool in build_tools(ServerSettings())]

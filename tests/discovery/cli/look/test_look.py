@@ -64,3 +64,16 @@ def test_bad_input(look: Scout, words: tuple[str, ...], message: str) -> None:
     result = look("lens", *words)
     assert (result.status, result.out) == (2, "")
     assert message in result.err
+
+
+def test_the_attribution(look: Scout, model_directory: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "bars.png"
+    pairs = [str(model_directory / "task.jsonl"), "--pairs", "12"]
+    result = look("attribution", *pairs, "--top", "3", "--figure", str(picture))
+    assert (result.status, result.err) == (0, "")
+    assert "a1.h1" in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(look("attribution", *pairs, "--json").out)
+    largest = max(facts["contributions"], key=lambda part: part["value"]["mean"])
+    assert largest["part"] == "a1.h1"
+    assert abs(facts["remainder_share"]) < 1e-5

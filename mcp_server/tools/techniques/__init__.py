@@ -1,0 +1,1 @@
+"""Tools that answer one question about the parts of a model: the techniques."""
