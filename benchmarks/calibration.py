@@ -67,7 +67,7 @@ def _format_minimality(evidence: AblationEvidence) -> str:
     needed = thresholds.MIN_DROP if evidence.minimal_drop is None else evidence.minimal_drop
     margin = min((row.drop or 0.0) - needed for row in rows)
     p = max(row.p_holm if row.p_holm is not None else 1.0 for row in rows)
-    return _format_signed(margin) + (f", p {p:.2f}" if p > thresholds.ALPHA else "")
+    return _format_signed(margin) + (f", p {p:.2f}" if p > thresholds.SIGNIFICANCE_LEVEL else "")
 
 
 def _format_controls(evidence: AblationEvidence) -> str:
@@ -82,7 +82,7 @@ def _format_control(control: Control) -> str:
     text = f"{control.as_good} of {control.n}"
     if (control.n or 0) < thresholds.MIN_ALTERNATIVES_FOR_P:
         return text  # with so few alternatives none may be as good, and p plays no part
-    return f"{text} ({_format_signed(thresholds.ALPHA - (control.p or 0.0))})"
+    return f"{text} ({_format_signed(thresholds.SIGNIFICANCE_LEVEL - (control.p or 0.0))})"
 
 
 def _format_signed(value: float) -> str:

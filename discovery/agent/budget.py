@@ -105,12 +105,12 @@ class BudgetPlan(JsonModel):
             stage: The stage that begins.
             spent: What the run has spent so far.
         """
-        left = max(self.budget - spent, 0.0)
+        remaining_budget = max(self.budget - spent, 0.0)
         if stage in NEEDED_STAGES:
-            return left
+            return remaining_budget
         names = list(self.shares)
         later = names[names.index(stage) + 1 :] if stage in names else names
-        return max(left - sum(self.shares[name] for name in later), 0.0)
+        return max(remaining_budget - sum(self.shares[name] for name in later), 0.0)
 
 
 def plan_budget(
@@ -126,25 +126,26 @@ def plan_budget(
     """
     waiting = {name: cost for name, cost in estimates.items() if name not in done}
     shares = dict.fromkeys(waiting, 0.0)
-    left = max(budget - spent, 0.0)
+    remaining_budget = max(budget - spent, 0.0)
 
     def give(name: str, limit: float) -> None:
-        nonlocal left
+        nonlocal remaining_budget
         if name in shares:
-            shares[name] = min(waiting[name], limit, left)
-            left -= shares[name]
+            shares[name] = min(waiting[name], limit, remaining_budget)
+            remaining_budget -= shares[name]
 
     for name in FIRST_STAGES:
-        give(name, left)
-    reaches_verdict = waiting.get("validate", 0.0) <= left
+        give(name, remaining_budget)
+    reaches_verdict = waiting.get("validate", 0.0) <= remaining_budget
     if reaches_verdict:
-        give("validate", left)
+        give("validate", remaining_budget)
         later = sum(waiting[name] for name in waiting if name not in NEEDED_STAGES)
-        give("mend", left if later <= left else MEND_SHARE * left)
+        share = 1.0 if later <= remaining_budget else MEND_SHARE
+        give("mend", share * remaining_budget)
         give("stability", STABILITY_SHARE * budget)
         for name in WHOLE_STAGES:
-            if waiting.get(name, 0.0) <= left:
-                give(name, left)
+            if waiting.get(name, 0.0) <= remaining_budget:
+                give(name, remaining_budget)
     else:
-        give("mend", left)
+        give("mend", remaining_budget)
     return BudgetPlan(budget=budget, spent=spent, estimates=waiting, shares=shares)

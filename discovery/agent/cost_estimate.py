@@ -31,7 +31,7 @@ from discovery.agent.stages.position_sweeps import (
 from discovery.backends.base import Backend
 from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
-from discovery.evaluation.alternatives import SCREENING_PAIRS
+from discovery.evaluation.alternatives import ALTERNATIVE_SCREENING_PAIRS
 from discovery.evaluation.completeness import BLOCK_SIZE, N_PARTITIONS
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
@@ -281,7 +281,8 @@ class StageEstimator:
         n_alternatives = min(
             thresholds.FIRST_ALTERNATIVES, math.comb(self.n_nodes, size) - 1
         ) * len(("size", "layer"))
-        alternative_pairs = min(2 * SCREENING_PAIRS, n_heldout)  # some are measured on more
+        # Some are measured on more pairs.
+        alternative_pairs = min(2 * ALTERNATIVE_SCREENING_PAIRS, n_heldout)
         rows = checked * pairs + n_alternatives * alternative_pairs
         return len(EVIDENCE_ABLATIONS) * rows
 

@@ -308,12 +308,13 @@ def _run_stage(name: str, state: State, context: RunContext) -> State:
     if is_out_of_reach(context.plan, name):
         assert context.plan is not None
         needed = context.plan.estimates[name]
-        left = context.allowance(name)
+        remaining_budget = context.allowance(name)
         return _leave_out(
             state,
             context,
             name,
-            f"{name} needs about {needed:,.0f} forward-pass equivalents, and {left:,.0f} are left",
+            f"{name} needs about {needed:,.0f} forward-pass equivalents, and "
+            f"{remaining_budget:,.0f} are left",
         )
     refusals = context.meter.refusals
     try:

@@ -50,13 +50,13 @@ class Finding:
     Attributes:
         check: The name of the check.
         status: "failed" if something will not work, and "warning" if not everybody needs it.
-        found: The outcome, in words.
+        observation: The outcome, in words.
         cure: What to do, or None if there is nothing to do.
     """
 
     check: str
     status: Literal["ok", "warning", "failed"]
-    found: str
+    observation: str
     cure: str | None = None
 
 

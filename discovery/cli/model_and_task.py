@@ -161,14 +161,15 @@ def require_no_settings(
     Raises:
         UsageError: If there are other flags.
     """
-    given = [
+    conflicting_flags = [
         name
         for name, value in vars(args).items()
         if name not in (*_NOT_SETTINGS, *allowed) and value is not None and value is not False
     ]
-    if given:
+    if conflicting_flags:
         flags = (
-            name.upper() if name == positional else f"--{name.replace('_', '-')}" for name in given
+            name.upper() if name == positional else f"--{name.replace('_', '-')}"
+            for name in conflicting_flags
         )
         raise UsageError(
             f"--resume {args.resume} was given with {', '.join(flags)}.",

@@ -86,10 +86,10 @@ def _describe_sae(circuit: CircuitGraph, sae: SAEFacts) -> Iterator[str]:
     yield from (f"  - {warning}" for warning in sae.warnings)
     explained = formatting.format_share(sae.variance_explained)
     sparsity = formatting.format_number(sae.l0, 1)
-    kept = formatting.format_number(sae.share)
+    share = formatting.format_number(sae.share)
     yield (
         f"  {explained} of the variance explained, L0 {sparsity}; "
-        f"the reconstruction keeps {kept} of the metric"
+        f"the reconstruction keeps {share} of the metric"
     )
     yield f"  {len(features)} of {len(sae.candidates)} candidates hold; they enter no verdict"
     rows = [("feature", "noising", "", "", "", "")]

@@ -36,7 +36,7 @@ from discovery.tasks.task import EncodedPair
 READ_PERCENT = 15
 """Percent of the memory for the outputs of one batch of reference prompts."""
 
-LABEL = "reference prompts"
+PROGRESS_LABEL = "reference prompts"
 """The name of the step that runs reference prompts."""
 
 
@@ -203,7 +203,7 @@ class ReferenceMeans:
         for number, own_places in enumerate(places):
             if own_places:
                 by_length[len(prompts[number].tokens)].append(number)
-        self._meter.begin(LABEL, sum(map(len, by_length.values())))
+        self._meter.begin(PROGRESS_LABEL, sum(map(len, by_length.values())))
         new = _CellSums(len(cells), sites, self.backend)
         for length, members in sorted(by_length.items()):
             runs = self._runs([prompts[number] for number in members])

@@ -31,7 +31,7 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 CONTROL_LABEL = "random circuits"
-SCREENING_PAIRS = 8  # on which an alternative is measured first
+ALTERNATIVE_SCREENING_PAIRS = 8  # each alternative is first measured on so many pairs
 CLEAR_DISTANCE = 0.5  # |1 − f| that is worse by this much on the first pairs is worse on all
 NODES_PER_STEP = 8  # gaps of an alternative that are measured at once
 
@@ -96,7 +96,8 @@ def find_rivals(
     if rules != 1 and n_possible > thresholds.MAX_ALTERNATIVES:
         first = thresholds.FIRST_ALTERNATIVES
         batches = [alternatives[:first], alternatives[first:]]
-        max_rivals = int(thresholds.ALPHA * (1 + len(alternatives)))  # (e) fails from here on
+        # (e) fails from here on.
+        max_rivals = int(thresholds.SIGNIFICANCE_LEVEL * (1 + len(alternatives)))
     rivals: list[NodeSet] = []
     n_compared = 0
     for batch in batches:
@@ -126,7 +127,7 @@ def _as_faithful_sets(
     max_distance = abs(1 - own) + thresholds.FAITHFULNESS_TIE
     near = list(alternatives)
     if rules != 1:
-        few = min(SCREENING_PAIRS, pairs)
+        few = min(ALTERNATIVE_SCREENING_PAIRS, pairs)
         screened = f(near, CONTROL_LABEL, few).tolist()
         near = [
             nodes
@@ -151,14 +152,14 @@ def draw_alternatives(
     if n_possible <= thresholds.MAX_ALTERNATIVES:
         return [nodes for nodes in _enumerate_sets(groups) if nodes != circuit], n_possible
     generator = random.Random(f"controls-{seed}")
-    drawn: dict[NodeSet, None] = {}
-    while len(drawn) < thresholds.MAX_ALTERNATIVES:
+    alternatives: dict[NodeSet, None] = {}
+    while len(alternatives) < thresholds.MAX_ALTERNATIVES:
         alternative = frozenset(
             node for nodes, count in groups for node in generator.sample(nodes, count)
         )
         if alternative != circuit:
-            drawn[alternative] = None
-    return list(drawn), n_possible
+            alternatives[alternative] = None
+    return list(alternatives), n_possible
 
 
 def beats_alternatives(control: Control) -> bool:
@@ -168,7 +169,7 @@ def beats_alternatives(control: Control) -> bool:
     """
     if (control.n or 0) < thresholds.MIN_ALTERNATIVES_FOR_P:
         return control.as_good == 0
-    return (control.p if control.p is not None else 1.0) <= thresholds.ALPHA
+    return (control.p if control.p is not None else 1.0) <= thresholds.SIGNIFICANCE_LEVEL
 
 
 def _group_nodes(f: SetFunction, circuit: NodeSet, *, by_layer: bool) -> list[NodeGroup]:

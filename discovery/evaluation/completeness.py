@@ -32,14 +32,14 @@ from discovery.graph import BlockAdditions, BySide, Completeness, JointAddition,
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-LABEL = "completeness"
+PROGRESS_LABEL = "completeness"
 INSIDE_LABEL = "completeness-inside"
 BLOCK_SIZE = 8  # unchecked outside nodes that are added together
 N_PARTITIONS = 2  # so that two nodes that cancel out in one block are apart in the other
 OPENING_SHARE = 0.5  # of the limit; a block that changes f by more is opened
 NODES_PER_STEP = 16  # of a check that ends with the first gap that is too large
 
-LIMITS: Mapping[Side, float] = {
+MAX_GAPS: Mapping[Side, float] = {
     "inside": thresholds.MAX_GAP_IN,
     "outside": thresholds.MAX_GAP_OUT,
 }
@@ -58,7 +58,7 @@ def measure_gaps_in(
     nodes = sorted(circuit) if inside is None else list(inside)
     circuit_without = [circuit - {u} for u in nodes]
     model_without = [f.everything - {u} for u in nodes]
-    values = f([*circuit_without, *model_without], LABEL, pairs)
+    values = f([*circuit_without, *model_without], PROGRESS_LABEL, pairs)
     n_nodes = len(nodes)
     return {u: abs(float(values[n] - values[n_nodes + n])) for n, u in enumerate(nodes)}
 
@@ -67,7 +67,7 @@ def measure_gaps_out(
     f: SetFunction, circuit: NodeSet, outside: Sequence[Node], pairs: int | None = None
 ) -> dict[Node, float]:
     """Return |f(C∪v) − f(C)| for each v in `outside`, over all pairs or the first so many."""
-    values = f([circuit, *(circuit | {v} for v in outside)], LABEL, pairs)
+    values = f([circuit, *(circuit | {v} for v in outside)], PROGRESS_LABEL, pairs)
     return {v: abs(float(values[n + 1] - values[0])) for n, v in enumerate(outside)}
 
 
@@ -87,7 +87,7 @@ def choose_outside_nodes(
     Returns:
         The nodes, and how they were chosen; None if all are taken.
     """
-    selection = select_nodes(f.everything - circuit, ranking, seed, LABEL)
+    selection = select_nodes(f.everything - circuit, ranking, seed, PROGRESS_LABEL)
     if not selection.at_random:
         return selection.checked, None
     how_chosen = (
@@ -115,13 +115,13 @@ class SideCheck:
         side: inside or outside the circuit.
         selection: which nodes were checked.
         gaps: the signed gap of each checked node.
-        opened: unchecked nodes that were checked after all, since their block mattered.
+        opened_nodes: unchecked nodes that were checked after all, since their block mattered.
     """
 
     side: Side
     selection: NodeSelection
     gaps: dict[Node, SetDifference] = field(default_factory=dict)
-    opened: list[Node] = field(default_factory=list)
+    opened_nodes: list[Node] = field(default_factory=list)
 
     @property
     def worst(self) -> Node | None:
@@ -131,13 +131,13 @@ class SideCheck:
     @property
     def unchecked_bound(self) -> float | None:
         """The 95% upper bound on the share of unchecked nodes beyond the limit."""
-        beyond = {v for v, gap in self.gaps.items() if gap.size > LIMITS[self.side]}
-        return self.selection.bound_unchecked(beyond, self.opened)
+        beyond = {v for v, gap in self.gaps.items() if gap.size > MAX_GAPS[self.side]}
+        return self.selection.bound_unchecked(beyond, self.opened_nodes)
 
     @property
     def n_unchecked(self) -> int:
         """How many nodes were not checked one by one."""
-        return len(self.selection.unchecked) - len(self.opened)
+        return len(self.selection.unchecked) - len(self.opened_nodes)
 
     def lows(self, confidence: float) -> dict[Node, float]:
         """Return the lower bound of each gap."""
@@ -161,13 +161,23 @@ def measure_completeness(
     if not f.is_defined:
         return None
     inside = SideCheck("inside", select_nodes(circuit, ranking, seed, INSIDE_LABEL))
-    outside = SideCheck("outside", select_nodes(f.everything - circuit, ranking, seed, LABEL))
+    outside = SideCheck(
+        "outside", select_nodes(f.everything - circuit, ranking, seed, PROGRESS_LABEL)
+    )
     n_tests = len(inside.selection.checked) + len(outside.selection.checked)
     inside.gaps = check_sequentially(
-        f, sets_inside(f, circuit, inside.selection.checked), LIMITS["inside"], LABEL, n_tests
+        f,
+        sets_inside(f, circuit, inside.selection.checked),
+        MAX_GAPS["inside"],
+        PROGRESS_LABEL,
+        n_tests,
     )
     outside.gaps = check_sequentially(
-        f, sets_outside(circuit, outside.selection.checked), LIMITS["outside"], LABEL, n_tests
+        f,
+        sets_outside(circuit, outside.selection.checked),
+        MAX_GAPS["outside"],
+        PROGRESS_LABEL,
+        n_tests,
     )
     blocks, effects = _add_blocks(f, circuit, outside, seed)
     positive, negative = _add_all(f, circuit, effects)
@@ -196,18 +206,20 @@ def _add_blocks(
         blocks += [order[n : n + BLOCK_SIZE] for n in range(0, len(order), BLOCK_SIZE)]
     first = min(thresholds.FIRST_PAIRS, f.n_pairs)
     sets = [(circuit | set(block), circuit) for block in blocks]
-    changes = [difference.value for difference in measure_differences(f, sets, LABEL, first)]
-    max_change = OPENING_SHARE * LIMITS["outside"]
+    changes = [
+        difference.value for difference in measure_differences(f, sets, PROGRESS_LABEL, first)
+    ]
+    max_change = OPENING_SHARE * MAX_GAPS["outside"]
     opened = [
         block for block, change in zip(blocks, changes, strict=True) if abs(change) > max_change
     ]
-    outside.opened = sorted({v for block in opened for v in block})
+    outside.opened_nodes = sorted({v for block in opened for v in block})
     gaps = check_sequentially(
         f,
-        sets_outside(circuit, outside.opened),
-        LIMITS["outside"],
-        LABEL,
-        len(outside.gaps) + len(outside.opened),
+        sets_outside(circuit, outside.opened_nodes),
+        MAX_GAPS["outside"],
+        PROGRESS_LABEL,
+        len(outside.gaps) + len(outside.opened_nodes),
         n_nearest=0,
     )
     outside.gaps |= gaps
@@ -233,7 +245,7 @@ def _add_all(
     joint: list[JointAddition | None] = []
     for added in (positive, negative):
         changes = measure_differences(
-            f, [(circuit | added, circuit)] if added else [], LABEL, first
+            f, [(circuit | added, circuit)] if added else [], PROGRESS_LABEL, first
         )
         joint.append(JointAddition(n=len(added), change=changes[0].value) if changes else None)
     return joint[0], joint[1]
@@ -246,7 +258,7 @@ def _summarise(inside: SideCheck, outside: SideCheck, n_pairs: int) -> Completen
         str(node)
         for side, by_node in lows.items()
         for node, low in sorted(by_node.items())
-        if low > LIMITS[side]
+        if low > MAX_GAPS[side]
     ]
     worst_in = inside.worst
     worst_out = outside.worst
@@ -278,7 +290,7 @@ def has_small_gaps(f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], s
     largest screened effect first.
     """
     rank = {node: number for number, node in enumerate(ranking)}
-    outside = select_nodes(f.everything - circuit, ranking, seed, LABEL).checked
+    outside = select_nodes(f.everything - circuit, ranking, seed, PROGRESS_LABEL).checked
     inside = select_nodes(circuit, ranking, seed, INSIDE_LABEL).checked
     sets: Mapping[Side, dict[Node, SetPair]] = {
         "outside": sets_outside(circuit, sorted(outside, key=lambda v: rank.get(v, len(rank)))),
@@ -288,7 +300,9 @@ def has_small_gaps(f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], s
         nodes = list(sets_by_node)
         for begin in range(0, len(nodes), NODES_PER_STEP):
             step = {v: sets_by_node[v] for v in nodes[begin : begin + NODES_PER_STEP]}
-            gaps = check_sequentially(f, step, LIMITS[side], LABEL, len(nodes), n_nearest=0)
-            if any(gap.size > LIMITS[side] for gap in gaps.values()):
+            gaps = check_sequentially(
+                f, step, MAX_GAPS[side], PROGRESS_LABEL, len(nodes), n_nearest=0
+            )
+            if any(gap.size > MAX_GAPS[side] for gap in gaps.values()):
                 return False
     return True

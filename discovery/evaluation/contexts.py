@@ -28,17 +28,17 @@ from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-LABEL = "minimality"
-CONTEXT_PAIRS = 32  # discovery pairs on which contexts are compared
-SCREENING_PAIRS = 8  # on which all of them are measured first
-MAX_PARTNERS = 16  # of more other nodes, only some are tried
-N_PARTNERS_BY_DROP = 8  # of these so many matter most alone, and so many others share its work
-MAX_SCREENED = 4  # contexts that are measured on CONTEXT_PAIRS after the screening
-MAX_GREEDY_PARTNERS = 6  # nodes that are tried in each step of extending a context
-MAX_ADDED_NODES = 4  # that extend a context of one node
-PROMISE = 0.75  # a context that reaches so many δ in the screening is measured on CONTEXT_PAIRS
+PROGRESS_LABEL = "minimality"
+CONTEXT_PAIRS = 32  # contexts are compared on so many discovery pairs
+CONTEXT_SCREENING_PAIRS = 8  # all contexts are first measured on so many of these pairs
+MAX_PARTNERS = 16  # if there are more other nodes, only so many are tried
+N_PARTNERS_BY_DROP = 8  # so many of the partners matter most alone; the others may share work
+MAX_SCREENED = 4  # after the screening, so many contexts are measured on CONTEXT_PAIRS
+MAX_GREEDY_PARTNERS = 6  # each step of extending a context tries so many nodes
+MAX_ADDED_NODES = 4  # a context of one node is extended by at most so many nodes
+MIN_SCREENED_DROP = 0.75  # in δ: contexts are followed up if the screening reaches so much
 MIN_IMPROVEMENT = 1e-9  # a later context must be better by more than rounding
-ENOUGH = 1.25  # a node that reaches so many δ needs no further context
+SUFFICIENT_DROP = 1.25  # in δ: a node that reaches so much needs no further context
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def choose_contexts(
         ablation: ContextSearch(f, circuit, minimal_drops[ablation])
         for ablation, f in f_by_ablation.items()
     }
-    chosen: ContextsByAblation = {
+    contexts: ContextsByAblation = {
         ablation: {v: search.drop_alone(v) for v in members}
         for ablation, search in searches.items()
     }
@@ -88,13 +88,13 @@ def choose_contexts(
         return [
             v
             for v in members
-            if not any(s.is_enough(chosen[ablation][v].drop) for ablation, s in searches.items())
+            if not any(s.is_enough(contexts[ablation][v].drop) for ablation, s in searches.items())
         ]
 
     for ablation, search in searches.items():
         for v in short_nodes():
-            chosen[ablation][v] = search.find_best(v)
-    return chosen
+            contexts[ablation][v] = search.find_best(v)
+    return contexts
 
 
 class ContextSearch:
@@ -115,7 +115,7 @@ class ContextSearch:
         if f.is_defined:
             others = sorted(circuit)
             whole, *without = f(
-                [circuit, *(circuit - {v} for v in others)], LABEL, self._pairs
+                [circuit, *(circuit - {v} for v in others)], PROGRESS_LABEL, self._pairs
             ).tolist()
             self._alone = {v: abs(whole - value) for v, value in zip(others, without, strict=True)}
 
@@ -125,7 +125,7 @@ class ContextSearch:
 
     def is_enough(self, drop: float) -> bool:
         """Whether a drop is clear enough of δ for the search to end."""
-        return drop >= ENOUGH * self.minimal_drop
+        return drop >= SUFFICIENT_DROP * self.minimal_drop
 
     def find_best(self, v: Node) -> ContextDrop:
         """Return the context in which a node matters most, of those that are tried."""
@@ -139,7 +139,7 @@ class ContextSearch:
             others = self._choose_partners(v, others, shares_work=shares_work)
         singles = [frozenset({w}) for w in others]
         order, screened = self._rank(v, singles)
-        if not shares_work and screened < PROMISE * self.minimal_drop:
+        if not shares_work and screened < MIN_SCREENED_DROP * self.minimal_drop:
             return best
         current = self._best_of(v, [singles[n] for n in order])
         best = _larger(best, current)
@@ -164,8 +164,8 @@ class ContextSearch:
         contexts = [frozenset(nodes) for nodes in (short, near) if nodes]
         if not contexts:
             return False
-        _, drops = self._measure(v, contexts, min(SCREENING_PAIRS, self._pairs))
-        return max(drops) >= PROMISE * self.minimal_drop
+        _, drops = self._measure(v, contexts, min(CONTEXT_SCREENING_PAIRS, self._pairs))
+        return max(drops) >= MIN_SCREENED_DROP * self.minimal_drop
 
     def _choose_partners(self, v: Node, others: Sequence[Node], *, shares_work: bool) -> list[Node]:
         """Return the other nodes that are tried with a node, if there are many."""
@@ -186,7 +186,7 @@ class ContextSearch:
         Returns:
             The numbers of the contexts, the most promising first, and the largest drop.
         """
-        with_v, drops = self._measure(v, contexts, min(SCREENING_PAIRS, self._pairs))
+        with_v, drops = self._measure(v, contexts, min(CONTEXT_SCREENING_PAIRS, self._pairs))
         return self._sort(with_v, drops), max(drops)
 
     def _best_of(self, v: Node, ranked: Sequence[NodeSet]) -> ContextDrop:
@@ -207,8 +207,12 @@ class ContextSearch:
         self, v: Node, contexts: Sequence[NodeSet], pairs: int
     ) -> tuple[list[float], list[float]]:
         """Return f(C∖K) and the drop of a node, for each context."""
-        sets = [kept for k in contexts for kept in (self.circuit - k, self.circuit - k - {v})]
-        values = self.f(sets, LABEL, pairs)
+        sets = [
+            node_set
+            for context in contexts
+            for node_set in (self.circuit - context, self.circuit - context - {v})
+        ]
+        values = self.f(sets, PROGRESS_LABEL, pairs)
         with_v: list[float] = values[0::2].tolist()
         drops: list[float] = (values[0::2] - values[1::2]).abs().tolist()
         return with_v, drops

@@ -137,16 +137,16 @@ class Faithfulness:
         share: Tensor = (metric_first - metric_second) / (self.full.mean() - self.empty.mean())
         return share
 
-    def score(self, kept: NodeSet, band: tuple[float, float]) -> Score | None:
+    def score(self, node_set: NodeSet, band: tuple[float, float]) -> Score | None:
         """Return f of a set with its interval; None if f is null.
 
         Args:
-            kept: the set of nodes that are kept.
+            node_set: the nodes that are kept.
             band: the bounds for which the score counts the pairs inside.
         """
         if not self.is_defined:
             return None
-        metric = self._measure([kept])[0]
+        metric = self._measure([node_set])[0]
         interval, _ = interval_of_ratio(metric - self.empty, self.full - self.empty, self.resamples)
         per_pair = (metric - self.empty) / (self.full - self.empty)
         per_pair = per_pair[per_pair.isfinite()]
@@ -353,16 +353,16 @@ class SplitEvaluator:
         self._f_by_ablation.pop("mean", None)
         self._agreements.clear()
 
-    def reference_agreement(self, kept: NodeSet) -> ReferenceAgreement:
+    def reference_agreement(self, node_set: NodeSet) -> ReferenceAgreement:
         """Return f of a set with the means of each half of the reference prompts.
 
         It is measured on the first pairs, once for each set.
         """
-        if kept not in self._agreements:
-            self._agreements[kept] = reference_agreement(
-                self.engine, kept, self.universe, thresholds.FIRST_PAIRS
+        if node_set not in self._agreements:
+            self._agreements[node_set] = reference_agreement(
+                self.engine, node_set, self.universe, thresholds.FIRST_PAIRS
             )
-        return self._agreements[kept]
+        return self._agreements[node_set]
 
     @property
     def f_by_ablation(self) -> dict[EvidenceAblation, Faithfulness]:
@@ -388,7 +388,7 @@ class SplitEvaluator:
 
 
 def settle_reference(
-    evaluators: Sequence[SplitEvaluator], kept: NodeSet
+    evaluators: Sequence[SplitEvaluator], node_set: NodeSet
 ) -> tuple[ReferenceAgreement, ...]:
     """Draw more reference prompts until the halves agree on each split, or no more can be drawn.
 
@@ -397,7 +397,7 @@ def settle_reference(
 
     Args:
         evaluators: The splits, which share one `ReferenceMeans` (`SplitEvaluator.of_task`).
-        kept: The set of nodes for which f is compared.
+        node_set: The nodes of the circuit for which f is compared.
 
     Returns:
         The last comparison on each split. If the halves still differ by more than
@@ -411,7 +411,7 @@ def settle_reference(
     if any(evaluator.engine.reference is not reference for evaluator in evaluators):
         raise ValueError("the evaluators have different reference means; give them a shared one")
     while True:
-        measured = tuple(evaluator.reference_agreement(kept) for evaluator in evaluators)
+        measured = tuple(evaluator.reference_agreement(node_set) for evaluator in evaluators)
         limit = thresholds.MAX_REFERENCE_DISAGREEMENT
         if all(agreement.is_within(limit) for agreement in measured) or not reference.extend():
             return measured

@@ -41,7 +41,7 @@ from discovery.methods.ablation import NodeSet
 from discovery.methods.statistics import holm, sign_flip_tests
 from discovery.sites import Node
 
-LABEL = "minimality"
+PROGRESS_LABEL = "minimality"
 
 MinimalityRows = dict[EvidenceAblation, tuple[Minimality, ...]]
 Row = tuple[EvidenceAblation, Node]
@@ -110,7 +110,7 @@ class DropMeasurement:
         for ablation in ablations or list(self.f_by_ablation):
             f = self.f_by_ablation[ablation]
             sets = [self._sets_of(ablation, v) for v in nodes]
-            drops = measure_differences(f, sets, LABEL, pairs)
+            drops = measure_differences(f, sets, PROGRESS_LABEL, pairs)
             shares = [self._shares(f, first, second, pairs) for first, second in sets]
             if not shares:
                 continue
@@ -136,7 +136,7 @@ class DropMeasurement:
 
         def is_needed(row: Row) -> bool:
             is_large = self.drops[row].size >= self.minimal_drops[row[0]]
-            return is_large and corrected[row] <= thresholds.ALPHA
+            return is_large and corrected[row] <= thresholds.SIGNIFICANCE_LEVEL
 
         unsettled = [v for v in nearest if not is_needed((first[v], v))]
         for ablation in self.f_by_ablation:
@@ -164,7 +164,7 @@ class DropMeasurement:
             is_below = True
             for ablation, delta in self.minimal_drops.items():
                 drop = self.drops[ablation, v]
-                is_significant = corrected[ablation, v] <= thresholds.ALPHA
+                is_significant = corrected[ablation, v] <= thresholds.SIGNIFICANCE_LEVEL
                 if is_significant and drop.lowest_size(confidence) >= delta:
                     return True
                 is_below = is_below and drop.highest_size(confidence) < delta
@@ -199,13 +199,13 @@ class DropMeasurement:
         return dict(zip(self.p_values, holm(list(self.p_values.values())), strict=True))
 
     def _sets_of(self, ablation: EvidenceAblation, v: Node) -> SetPair:
-        kept = self.circuit - self.contexts[ablation][v].context
-        return kept, kept - {v}
+        remainder = self.circuit - self.contexts[ablation][v].context
+        return remainder, remainder - {v}
 
     def _shares(
         self, f: Faithfulness, first: NodeSet, second: NodeSet, pairs: int | None
     ) -> np.ndarray:
-        metric = f.set_metric([first, second], LABEL, pairs).double().cpu()
+        metric = f.set_metric([first, second], PROGRESS_LABEL, pairs).double().cpu()
         return (metric[0] - metric[1]).numpy()
 
 
@@ -269,7 +269,9 @@ def decide_nodes(
         for row in rows:
             outcome: Outcome = "fails"
             if row.drop is not None and row.drop >= minimal_drops[ablation]:
-                is_significant = row.p_holm is not None and row.p_holm <= thresholds.ALPHA
+                is_significant = (
+                    row.p_holm is not None and row.p_holm <= thresholds.SIGNIFICANCE_LEVEL
+                )
                 outcome = "holds" if is_significant else "undecided"
             known = outcomes.get(row.node, "fails")
             order: Sequence[Outcome] = ("fails", "undecided", "holds")
@@ -327,13 +329,13 @@ def _find_missed_condition(
 ) -> str | None:
     """Return the first of (a) to (c) that a set misses by point values; None if it meets all."""
     for ablation, f in f_by_ablation.items():
-        kept, knocked = f([nodes, f.everything - nodes], LABEL).tolist()
+        faithfulness, knockout = f([nodes, f.everything - nodes], PROGRESS_LABEL).tolist()
         low, high = thresholds.FAITHFULNESS_BAND
-        if not low <= kept <= high:
-            return f"(a) under {ablation}: f = {kept:.3f}"
+        if not low <= faithfulness <= high:
+            return f"(a) under {ablation}: f = {faithfulness:.3f}"
         low, high = thresholds.KNOCKOUT_BAND
-        if not low <= knocked <= high:
-            return f"(b) under {ablation}: f of the rest = {knocked:.3f}"
+        if not low <= knockout <= high:
+            return f"(b) under {ablation}: f of the rest = {knockout:.3f}"
     for ablation, f in f_by_ablation.items():
         if not has_small_gaps(f, nodes, ranking, seed):
             return f"(c) under {ablation}"

@@ -81,7 +81,7 @@ def measure_differences(
     """
     if not pairs_of_sets:
         return []
-    sets = [kept for both in pairs_of_sets for kept in both]
+    sets = [node_set for pair in pairs_of_sets for node_set in pair]
     metric = f.set_metric(sets, label, pairs).double().cpu()
     gap = (f.full - f.empty)[:pairs]
     n = len(gap)
@@ -144,7 +144,7 @@ def is_clear(difference: SetDifference, limit: float, confidence: float) -> bool
 
 def simultaneous_confidence(n_tests: int) -> float:
     """Return the confidence of one of so many bounds that hold together with 95% confidence."""
-    return 1 - thresholds.ALPHA / max(n_tests, 1)
+    return 1 - thresholds.SIGNIFICANCE_LEVEL / max(n_tests, 1)
 
 
 @dataclass(frozen=True)
@@ -167,29 +167,29 @@ class NodeSelection:
         return sorted([*self.by_effect, *self.at_random])
 
     def bound_unchecked(
-        self, beyond: Collection[Node], opened: Collection[Node] = ()
+        self, beyond: Collection[Node], opened_nodes: Collection[Node] = ()
     ) -> float | None:
         """Return a 95% upper bound on the share of unchecked nodes beyond the limit.
 
         Args:
             beyond: the checked nodes that are beyond the limit, opened ones included.
-            opened: unchecked nodes that were checked after all.
+            opened_nodes: unchecked nodes that were checked after all.
 
         Returns:
             The bound; None if no node is unchecked.
         """
-        n_left = len(self.unchecked) - len(opened)
-        if not n_left:
+        n_unchecked = len(self.unchecked) - len(opened_nodes)
+        if not n_unchecked:
             return None
         n_drawn = len(self.at_random)
         n_rest = n_drawn + len(self.unchecked)
-        n_found = sum(node in beyond for node in self.at_random)
-        most = n_found
-        for count in range(n_found, n_rest - n_drawn + n_found + 1):
-            if stats.hypergeom.cdf(n_found, n_rest, count, n_drawn) > 1 - BOUND_CONFIDENCE:
-                most = count
-        n_opened_beyond = sum(node in beyond for node in opened)
-        return min(1.0, max(0, most - n_found - n_opened_beyond) / n_left)
+        n_drawn_beyond = sum(node in beyond for node in self.at_random)
+        max_beyond = n_drawn_beyond
+        for count in range(n_drawn_beyond, n_rest - n_drawn + n_drawn_beyond + 1):
+            if stats.hypergeom.cdf(n_drawn_beyond, n_rest, count, n_drawn) > 1 - BOUND_CONFIDENCE:
+                max_beyond = count
+        n_opened_beyond = sum(node in beyond for node in opened_nodes)
+        return min(1.0, max(0, max_beyond - n_drawn_beyond - n_opened_beyond) / n_unchecked)
 
 
 def select_nodes(
@@ -216,10 +216,10 @@ def select_nodes(
         return NodeSelection(tuple(everything))
     order = list(reversed(ranking)) if smallest_effect else list(ranking)
     members = set(everything)
-    ranked = [node for node in order if node in members][: thresholds.N_CHECKED_BY_EFFECT]
-    chosen = set(ranked)
-    rest = [node for node in everything if node not in chosen]
-    drawn = random.Random(f"{purpose}-{seed}").sample(rest, thresholds.N_CHECKED_AT_RANDOM)
-    taken = set(drawn)
-    unchecked = tuple(node for node in rest if node not in taken)
-    return NodeSelection(tuple(ranked), tuple(drawn), unchecked)
+    by_effect = [node for node in order if node in members][: thresholds.N_CHECKED_BY_EFFECT]
+    ranked_nodes = set(by_effect)
+    remaining = [node for node in everything if node not in ranked_nodes]
+    at_random = random.Random(f"{purpose}-{seed}").sample(remaining, thresholds.N_CHECKED_AT_RANDOM)
+    drawn_nodes = set(at_random)
+    unchecked = tuple(node for node in remaining if node not in drawn_nodes)
+    return NodeSelection(tuple(by_effect), tuple(at_random), unchecked)

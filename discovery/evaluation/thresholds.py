@@ -14,20 +14,20 @@ KNOCKOUT_BAND = (-0.2, 0.2)  # (b) f(U∖C)
 MAX_GAP_IN = 0.2  # (c) |f(C∖u) − f(U∖u)|, u in C
 MAX_GAP_OUT = 0.1  # (c) |f(C∪v) − f(C)|, v outside C
 MAX_JOINT_CHANGE = 0.2  # (c) what outside nodes may do together before `reasons` says it
-FIRST_PAIRS = 32  # (c), (d) pairs on which each node is measured first
+FIRST_PAIRS = 32  # (c), (d) each node is first measured on so many pairs
 MAX_CHECKED_NODES = 64  # (c), (d) if a side has more nodes, only some are checked one by one
-N_CHECKED_BY_EFFECT = 32  # (c), (d) then so many of these by their screened effect
-N_CHECKED_AT_RANDOM = 32  # (c), (d) and so many at random
+N_CHECKED_BY_EFFECT = 32  # (c), (d) of such a side, so many nodes are chosen by screened effect
+N_CHECKED_AT_RANDOM = 32  # (c), (d) of such a side, so many other nodes are drawn at random
 MIN_DROP = 0.02  # (d) |f(C∖K) − f(C∖K∖v)|
-ALPHA = 0.05  # the level of (d), after Holm's correction, and of (e)
+SIGNIFICANCE_LEVEL = 0.05  # the level of (d), after Holm's correction, and of (e)
 DROP_SHARE = 0.5  # (d) a node needs this part of the average share f(C) / |C|, or MIN_DROP
-MIN_FLIPS = 10_000  # (d) random signs of its test, at least
-FLIPS_PER_NODE = 400  # (d) and so many for each node of the circuit
+MIN_FLIPS = 10_000  # (d) a test draws at least so many random signs
+FLIPS_PER_NODE = 400  # (d) a test draws at least so many random signs for each node of the circuit
 MAX_ALTERNATIVES = 200  # (e) if there are more, so many are drawn at random
 FIRST_ALTERNATIVES = 39  # (e) the sample ends after so many if none of them is as good
 MAX_ALTERNATIVE_PAIRS = 32  # (e) pairs on which alternatives are measured
 FAITHFULNESS_TIE = 1e-4  # (e) values of f that differ by no more are equally good
-MIN_ALTERNATIVES_FOR_P = 19  # (e) with fewer, no p can reach ALPHA
+MIN_ALTERNATIVES_FOR_P = 19  # (e) with fewer, no p can reach SIGNIFICANCE_LEVEL
 MIN_JACCARD = 0.8  # (f) mean over the resamples
 STABILITY_RESAMPLES = 20  # (f)
 MIN_HELDOUT = 48  # held-out pairs that a verdict needs
@@ -48,9 +48,9 @@ def as_record(rules: RulesVersion = RULES_VERSION) -> dict[str, Json]:
         "c_gap_in": MAX_GAP_IN,
         "c_gap_out": MAX_GAP_OUT,
         "d_drop": MIN_DROP,
-        "d_alpha": ALPHA,
+        "d_alpha": SIGNIFICANCE_LEVEL,
         "d_flips": MIN_FLIPS,
-        "e_alpha": ALPHA,
+        "e_alpha": SIGNIFICANCE_LEVEL,
         "e_alternatives": MAX_ALTERNATIVES,
         "e_pairs": MAX_ALTERNATIVE_PAIRS,
         "e_tie": FAITHFULNESS_TIE,

@@ -69,8 +69,8 @@ def measure_conditions(
             add(ablation, "completeness", measure_completeness(f, circuit, ranking, seed))
         condition = "(d)"
         for ablation in EVIDENCE_ABLATIONS:
-            chosen = find_contexts(search.f(ablation), circuit)
-            contexts = {node: context for node, (context, _) in chosen.items()}
+            context_drops = find_contexts(search.f(ablation), circuit)
+            contexts = {node: context for node, (context, _) in context_drops.items()}
             rows = measure_minimality(heldout.f(ablation), circuit, contexts, seed)
             add(ablation, "minimality", rows)
         condition = "(e)"
@@ -169,7 +169,11 @@ def _find_largest_drop(
     f: SetFunction, circuit: NodeSet, v: Node, contexts: Sequence[NodeSet]
 ) -> tuple[NodeSet, float]:
     """Find the context in which taking `v` out changes f most, and how much it changes it."""
-    sets = [kept for k in contexts for kept in (circuit - k, circuit - k - {v})]
+    sets = [
+        node_set
+        for context in contexts
+        for node_set in (circuit - context, circuit - context - {v})
+    ]
     values = f(sets, "minimality")
     drops = (values[0::2] - values[1::2]).abs().tolist()
     best = 0
@@ -193,13 +197,13 @@ def measure_minimality(
     if not f.is_defined:
         return None
     nodes = sorted(circuit)
-    kept_with = {v: circuit - contexts[v] for v in nodes}
-    kept_without = {v: circuit - contexts[v] - {v} for v in nodes}
-    f([kept for v in nodes for kept in (kept_with[v], kept_without[v])], "minimality")
+    sets_with = {v: circuit - contexts[v] for v in nodes}
+    sets_without = {v: circuit - contexts[v] - {v} for v in nodes}
+    f([node_set for v in nodes for node_set in (sets_with[v], sets_without[v])], "minimality")
     drops: list[float] = []
     p_values: list[float] = []
     for v in nodes:
-        share = f.per_pair_difference(kept_with[v], kept_without[v]).numpy()
+        share = f.per_pair_difference(sets_with[v], sets_without[v]).numpy()
         drops.append(abs(float(share.mean())))
         p_values.append(sign_flip_test(share, seed, MINIMALITY_FLIPS))
     return tuple(
@@ -218,4 +222,4 @@ def is_needed(row: Minimality) -> bool:
     """Whether a node passes condition (d); a number that was not measured does not pass."""
     drop = row.drop or 0.0
     p_holm = 1.0 if row.p_holm is None else row.p_holm
-    return drop >= thresholds.MIN_DROP and p_holm <= thresholds.ALPHA
+    return drop >= thresholds.MIN_DROP and p_holm <= thresholds.SIGNIFICANCE_LEVEL

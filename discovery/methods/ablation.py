@@ -94,31 +94,33 @@ class SetMetric:
         Raises:
             BudgetError: if the meter's budget does not suffice; nothing was run then.
         """
-        kept_sets = [frozenset(kept & self.everything) for kept in sets]
-        new_sets = [kept for kept in dict.fromkeys(kept_sets) if kept not in self._on_all_pairs]
+        node_sets = [frozenset(node_set & self.everything) for node_set in sets]
+        new_sets = [
+            node_set for node_set in dict.fromkeys(node_sets) if node_set not in self._on_all_pairs
+        ]
         count = len(self.engine) if pairs is None else min(pairs, len(self.engine))
         by_measured: dict[int, list[NodeSet]] = defaultdict(list)
-        for kept in new_sets:
-            by_measured[len(self._on_first_pairs.get(kept, ()))].append(kept)
+        for node_set in new_sets:
+            by_measured[len(self._on_first_pairs.get(node_set, ()))].append(node_set)
         for measured, group in sorted(by_measured.items()):
             if measured < count:
                 self._extend(group, measured, count, label)
-        return torch.stack([self._first_pairs_of(kept, count) for kept in kept_sets])
+        return torch.stack([self._first_pairs_of(node_set, count) for node_set in node_sets])
 
     def _extend(self, sets: Sequence[NodeSet], start: int, stop: int, label: str) -> None:
         """Measure sets on the pairs from `start` to `stop`; the earlier ones are known."""
-        for kept, values in zip(sets, self._measure(sets, label, start, stop), strict=True):
+        for node_set, values in zip(sets, self._measure(sets, label, start, stop), strict=True):
             if start:
-                values = torch.cat([self._on_first_pairs[kept], values])
+                values = torch.cat([self._on_first_pairs[node_set], values])
             if stop == len(self.engine):
-                self._on_all_pairs[kept] = values
-                self._on_first_pairs.pop(kept, None)
+                self._on_all_pairs[node_set] = values
+                self._on_first_pairs.pop(node_set, None)
             else:
-                self._on_first_pairs[kept] = values
+                self._on_first_pairs[node_set] = values
 
-    def _first_pairs_of(self, kept: NodeSet, count: int) -> Float[Tensor, "pair"]:
-        measured = self._on_all_pairs if kept in self._on_all_pairs else self._on_first_pairs
-        return measured[kept][:count]
+    def _first_pairs_of(self, node_set: NodeSet, count: int) -> Float[Tensor, "pair"]:
+        measured = self._on_all_pairs if node_set in self._on_all_pairs else self._on_first_pairs
+        return measured[node_set][:count]
 
     def measurements(self) -> tuple[dict[NodeSet, Tensor], dict[NodeSet, Tensor]]:
         """Return the sets measured on all pairs, and those measured on the first pairs only."""
@@ -128,11 +130,11 @@ class SetMetric:
         self, on_all_pairs: Mapping[NodeSet, Tensor], on_first_pairs: Mapping[NodeSet, Tensor]
     ) -> None:
         """Take over what an earlier session measured on the same pairs, or the first of them."""
-        for kept, values in (*on_first_pairs.items(), *on_all_pairs.items()):
+        for node_set, values in (*on_first_pairs.items(), *on_all_pairs.items()):
             if len(values) == len(self.engine):
-                self._on_all_pairs[kept] = values
+                self._on_all_pairs[node_set] = values
             else:
-                self._on_first_pairs[kept] = values
+                self._on_first_pairs[node_set] = values
 
     def fill_cache(self) -> None:
         """Cache what any set needs, so that work counted afterwards is that of the sets alone."""
@@ -142,9 +144,9 @@ class SetMetric:
             block.load("corrupted", sites)
             block.baseline("clean")
 
-    def is_measured(self, kept: NodeSet) -> bool:
+    def is_measured(self, node_set: NodeSet) -> bool:
         """Whether this set has been measured on all pairs."""
-        return frozenset(kept & self.everything) in self._on_all_pairs
+        return frozenset(node_set & self.everything) in self._on_all_pairs
 
     def estimate(self, sets: Sequence[NodeSet]) -> float:
         """Return the forward-pass equivalents of these sets beyond the passes that are cached.
@@ -159,7 +161,7 @@ class SetMetric:
 
     def _ablated_sets(self, sets: Sequence[NodeSet]) -> list[NodeSet]:
         """Return what is ablated for each set, once the means that this needs are prepared."""
-        ablated_sets = [self.everything - kept for kept in sets]
+        ablated_sets = [self.everything - node_set for node_set in sets]
         if any(ablated_sets):
             self._prepare_means()
         return ablated_sets

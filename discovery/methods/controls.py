@@ -26,7 +26,7 @@ from discovery.sites import Ablation, MetricName, Node
 from discovery.tasks.task import Task
 
 MAX_DRAWS_PER_CONTROL = 50  # so many draws are tried, those that repeat a set included
-TIE = 1e-9  # changes of the metric that differ by less are equally large
+METRIC_TIE = 1e-9  # changes of the metric that differ by less are equally large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def compare_with_controls(
         per_node=tuple(zip(map(str, single_nodes), node_means, strict=True)),
         controls=control_means,
         n_possible=n_possible,
-        as_large=sum(abs(mean - clean) >= change - TIE for mean in control_means),
+        as_large=sum(abs(mean - clean) >= change - METRIC_TIE for mean in control_means),
         cost=timer.cost,
     )
 

@@ -14,7 +14,7 @@ from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.sites import Universe
 from discovery.tasks.reference import HALVES
 
-LABEL = "halves of the reference prompts"
+PROGRESS_LABEL = "halves of the reference prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ReferenceAgreement:
 
 
 def reference_agreement(
-    engine: Engine, kept: NodeSet, universe: Universe = "all", pairs: int | None = None
+    engine: Engine, node_set: NodeSet, universe: Universe = "all", pairs: int | None = None
 ) -> ReferenceAgreement:
     """Measure f of a set with the means of each half of the reference prompts.
 
@@ -53,14 +53,14 @@ def reference_agreement(
 
     Args:
         engine: The model and the pairs.
-        kept: The set of nodes that is kept.
+        node_set: The nodes that are kept.
         universe: What can be ablated.
         pairs: Measure the first so many pairs; None means all of them.
 
     Raises:
         BudgetError: If the engine's meter has a budget that does not suffice.
     """
-    values = [_measure_half(engine, kept, universe, pairs, half) for half in HALVES]
+    values = [_measure_half(engine, node_set, universe, pairs, half) for half in HALVES]
     return ReferenceAgreement(
         halves=(values[0], values[1]),
         per_group=engine.reference.per_group,
@@ -70,9 +70,9 @@ def reference_agreement(
 
 
 def _measure_half(
-    engine: Engine, kept: NodeSet, universe: Universe, pairs: int | None, half: int
+    engine: Engine, node_set: NodeSet, universe: Universe, pairs: int | None, half: int
 ) -> float | None:
     set_metric = SetMetric(engine, "mean", universe, half)
-    sets = [set_metric.everything, frozenset(), kept]
-    full, empty, value = set_metric(sets, LABEL, pairs).double().mean(1).tolist()
+    sets = [set_metric.everything, frozenset(), node_set]
+    full, empty, value = set_metric(sets, PROGRESS_LABEL, pairs).double().mean(1).tolist()
     return float((value - empty) / (full - empty)) if full != empty else None

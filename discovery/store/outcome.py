@@ -38,9 +38,9 @@ def record_outcome(
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         run.update(status="interrupted", cost=cost())
-        stopped = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
-        stopped.run_id = run.id
-        raise stopped from None
+        interruption = stop if isinstance(stop, Interrupted) else Interrupted("interrupted")
+        interruption.run_id = run.id
+        raise interruption from None
     except DiscoveryError as fault:
         if run.events():
             run.update(status="interrupted", problem=fault.cause, cost=cost())

@@ -114,8 +114,8 @@ def with_reference(
     """
     if builtin is None or tokenizer is None:
         return replace(task, reference=list_corrupted(task, prompts))
-    drawn = DrawnReference(BUILTIN[builtin], tokenizer, task.seed, task.pairs, prompts)
-    return replace(task, reference=drawn)
+    reference = DrawnReference(BUILTIN[builtin], tokenizer, task.seed, task.pairs, prompts)
+    return replace(task, reference=reference)
 
 
 def is_builtin(source: TaskSource) -> bool:

@@ -319,9 +319,9 @@ class ModelCache:
         """
         device = lazy_discovery.choose_device(request.device)
         free = lazy_discovery.read_free_memory(device)
-        held = sum(loaded.bytes_on(device) for loaded in self._loaded.values())
-        choice = lazy_discovery.choose_backend(outline, request.backend, free + held)
-        lazy_discovery.require_fit(choice, device, free + held)
+        bytes_in_use = sum(loaded.bytes_on(device) for loaded in self._loaded.values())
+        choice = lazy_discovery.choose_backend(outline, request.backend, free + bytes_in_use)
+        lazy_discovery.require_fit(choice, device, free + bytes_in_use)
         need = choice.outline.loading_bytes + RESERVED_BYTES
         while lazy_discovery.read_free_memory(device) < need:
             droppable = [loaded for loaded in self._loaded.values() if loaded.bytes_on(device)]

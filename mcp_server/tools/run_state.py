@@ -241,14 +241,14 @@ def progress_view(background: BackgroundRun) -> ProgressView:
     outlook = background.outlook
     earlier = outlook.earlier if outlook else 0.0
     total = progress.estimated_total
-    left = None
+    remaining_seconds = None
     if outlook is not None and total is not None:
-        left = (total - progress.done) / outlook.rate
+        remaining_seconds = (total - progress.done) / outlook.rate
     return ProgressView(
         doing=progress.label,
         done=round_number(earlier + progress.done),
         of_about=round_number(earlier + total) if total is not None else None,
-        seconds_left=round_number(left, 3),
+        seconds_left=round_number(remaining_seconds, 3),
         stopping=background.job.is_stopping,
     )
 

@@ -31,7 +31,7 @@ from discovery.methods.statistics import Resamples, effect_with_interval
 from discovery.sites import Node
 
 MAX_LISTED_EDGES = 8
-RESULT_ID = "edges"
+EDGES_RESULT_ID = "edges"
 
 Edge = tuple[Node, Node]
 
@@ -46,7 +46,7 @@ def describe_edges(state: State, context: RunContext) -> State:
     effects = measure_edges(engine, selected)
     edges = _edges_with_intervals(engine, effects)
     context.save_arrays(
-        RESULT_ID,
+        EDGES_RESULT_ID,
         {"per_pair": torch.stack([edge.whole for edge in effects], 1)},
         {"edges": join_names(f"{edge.source}->{edge.target}" for edge in effects)},
     )
@@ -82,8 +82,9 @@ def _choose_edges(
         return list(every_edge), "nothing: all of them"
     nodes = sorted(state.circuit_nodes)
     if context.model.abilities.gradients:
-        left = max_cost - estimate_edge_screen(engine, nodes)
-        return select_edges(screen_edges(engine, nodes), costs, left), "first-order estimates"
+        remaining_budget = max_cost - estimate_edge_screen(engine, nodes)
+        edges = select_edges(screen_edges(engine, nodes), costs, remaining_budget)
+        return edges, "first-order estimates"
     sizes = {
         name: abs(mean_of(effect.noising) or 0.0) + abs(mean_of(effect.denoising) or 0.0)
         for name, effect in state.effects.items()
@@ -109,7 +110,7 @@ def _edges_with_intervals(engine: Engine, effects: Sequence[EdgeMetrics]) -> lis
                 slot: effect_with_interval(clean - values, gap, resamples)
                 for slot, values in edge.inputs.items()
             },
-            evidence=(RESULT_ID,),
+            evidence=(EDGES_RESULT_ID,),
         )
         for edge in effects
     ]

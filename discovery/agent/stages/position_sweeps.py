@@ -148,7 +148,7 @@ def describe_saved_sweep(run: Run, result_id: str, seed: int) -> dict[str, Json]
         "pairs": len(base),
         "cells": int(np.isfinite(arrays["values"]).sum()),
         "cells_in_grid": math.prod(arrays["values"].shape),
-        "significant": int((p_values <= thresholds.ALPHA).sum()),
+        "significant": int((p_values <= thresholds.SIGNIFICANCE_LEVEL).sum()),
     }
 
 

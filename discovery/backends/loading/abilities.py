@@ -15,13 +15,13 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch, BatchResult
 from discovery.backends.info import Abilities
-from discovery.backends.loading.checks import TOLERANCE, ReferenceLogits
+from discovery.backends.loading.checks import LOGITS_TOLERANCE, ReferenceLogits
 from discovery.errors import BackendMismatchError, SiteError
 from discovery.interventions import Edit, replace_with, scale
 from discovery.sites import Site
 
 # The same prompt runs on the same backend, so in float32 only the order of sums may differ.
-SHORTCUT_TOLERANCE = TOLERANCE | {"float32": 2e-5}
+SHORTCUT_TOLERANCE = LOGITS_TOLERANCE | {"float32": 2e-5}
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from discovery.backends.base import Backend, Batch
 from discovery.errors import BackendMismatchError, ModelError
 
-TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
+LOGITS_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
 """The allowed difference by dtype, relative to the largest logit.
 
 float64 is no exacter than this because many architectures take norms, softmax and rotations in
@@ -113,7 +113,7 @@ def require_same_logits(backend: Backend, expected: ReferenceLogits) -> None:
     logits = backend.run(Batch(rows, positions)).logits
     assert logits is not None
     error = (logits - expected.logits[0]).abs().max() / expected.logits.abs().max()
-    tolerance = TOLERANCE[backend.info.dtype]
+    tolerance = LOGITS_TOLERANCE[backend.info.dtype]
     if not error <= tolerance:  # NaN too is a mismatch
         raise BackendMismatchError(
             f"{backend.info.backend} computes other logits than Hugging Face for "
@@ -141,7 +141,7 @@ def require_causal(backend: Backend, expected: ReferenceLogits) -> None:
     logits = backend.run(Batch(tokens.expand(n_earlier, -1), positions)).logits
     assert logits is not None
     error = (logits - expected.logits[0, :-1]).abs().max()
-    if not error <= TOLERANCE[backend.info.dtype] * expected.logits.abs().max():
+    if not error <= LOGITS_TOLERANCE[backend.info.dtype] * expected.logits.abs().max():
         raise ModelError(
             f"{backend.info.architecture} is not causal: its earlier positions see later tokens.",
             "Use a decoder-only (causal) language model.",

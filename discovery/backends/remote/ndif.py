@@ -186,9 +186,9 @@ class NdifService:
         """Wait before the next try. The listener gets the reason, and may end the waiting."""
         cause = str(error).splitlines()[0]
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            report_status(f"{cause} Sent again in {left:.0f} s")
-            time.sleep(min(left, 0.1))
+        while (remaining_seconds := end - time.monotonic()) > 0:
+            report_status(f"{cause} Sent again in {remaining_seconds:.0f} s")
+            time.sleep(min(remaining_seconds, 0.1))
 
     def _unreadable_error(self, fault: Exception) -> ModelError:
         return ModelError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from discovery.cli.arguments import RUNS_DIR, Subparsers, add_json_flag
 from discovery.cli.console import Console
@@ -32,12 +31,22 @@ def print_findings(args: argparse.Namespace, console: Console) -> None:
     for finding in run_checks(RUNS_DIR.resolve_value(args)):
         findings.append(finding)
         if not args.json:
-            console.write_result(f"{_MARKS[finding.status]:7} {finding.check:16} {finding.found}")
+            console.write_result(
+                f"{_MARKS[finding.status]:7} {finding.check:16} {finding.observation}"
+            )
             if finding.cure:
                 console.write_result(f"{'':24} {finding.cure}")
     failed = [finding.check for finding in findings if finding.status == "failed"]
     if args.json:
-        checks = [dataclasses.asdict(finding) for finding in findings]
+        checks = [
+            {
+                "check": finding.check,
+                "status": finding.status,
+                "found": finding.observation,
+                "cure": finding.cure,
+            }
+            for finding in findings
+        ]
         console.write_json({"ok": not failed, "checks": checks})
     elif failed:
         console.write_result(f"\nFailed: {', '.join(failed)}.")

@@ -145,10 +145,10 @@ def print_run(args: argparse.Namespace, console: Console) -> None:
         )
         console.write_json(record)
     elif circuit and run.status == "completed":
-        found = [*_format_contradictions(contradictions), describe_circuit(circuit, run.path)]
+        sections = [*_format_contradictions(contradictions), describe_circuit(circuit, run.path)]
         if not circuit.size and circuit.verdict != "no_behaviour":
-            found += _format_unjudged(run)
-        console.write_result("\n".join(found))
+            sections += _format_unjudged(run)
+        console.write_result("\n".join(sections))
     else:
         console.write_result(_format_journal(run))
 

@@ -40,7 +40,7 @@ from discovery.graph import (
     Verdict,
 )
 
-SIDES: tuple[Side, ...] = ("inside", "outside")
+CIRCUIT_SIDES: tuple[Side, ...] = ("inside", "outside")
 
 
 def judge(findings: Findings) -> Judgement:
@@ -54,7 +54,7 @@ def decide_conditions(findings: Findings) -> Conditions:
     """Decide every condition."""
     by_ablation = {a: decide_outcomes(findings.evidence.get(a)) for a in EVIDENCE_ABLATIONS}
 
-    def both(condition: Condition) -> OutcomeByAblation:
+    def outcome_by_ablation(condition: Condition) -> OutcomeByAblation:
         return OutcomeByAblation(
             resample=by_ablation["resample"][condition], mean=by_ablation["mean"][condition]
         )
@@ -63,11 +63,11 @@ def decide_conditions(findings: Findings) -> Conditions:
     if findings.stability is not None:
         stability = holds_if(findings.stability >= thresholds.MIN_JACCARD)
     return Conditions(
-        a=both("a"),
-        b=both("b"),
-        c=both("c"),
+        a=outcome_by_ablation("a"),
+        b=outcome_by_ablation("b"),
+        c=outcome_by_ablation("c"),
         d=decide_minimality(findings.evidence, findings.minimality),
-        e=both("e"),
+        e=outcome_by_ablation("e"),
         f=stability,
     )
 
@@ -97,10 +97,10 @@ def decide_completeness(completeness: Completeness | None) -> Outcome:
         return "not_run"
     low = completeness.low
     limits = {"inside": thresholds.MAX_GAP_IN, "outside": thresholds.MAX_GAP_OUT}
-    if low is not None and any((low.on(side) or 0.0) > limits[side] for side in SIDES):
+    if low is not None and any((low.on(side) or 0.0) > limits[side] for side in CIRCUIT_SIDES):
         return "fails"
     gaps = {"inside": completeness.max_gap_in, "outside": completeness.max_gap_out}
-    is_small = all((gaps[side] or 0.0) <= limits[side] for side in SIDES)
+    is_small = all((gaps[side] or 0.0) <= limits[side] for side in CIRCUIT_SIDES)
     return "holds" if is_small else "undecided"
 
 
@@ -291,7 +291,7 @@ def _explain_unchecked(findings: Findings) -> Iterable[str]:
         completeness = part.completeness if part else None
         if completeness is None or completeness.unchecked is None:
             continue
-        for side in SIDES:
+        for side in CIRCUIT_SIDES:
             count = completeness.unchecked.on(side)
             bound = completeness.unchecked_bound.on(side) if completeness.unchecked_bound else None
             if count and bound is not None:

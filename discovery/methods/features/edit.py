@@ -130,9 +130,9 @@ def edit_features(
     corrupted = spliced.engine.baseline("corrupted")
     reconstruction, reconstructed_metric = measure_reconstruction(spliced, corrupted)
     base = clean if error == "keep" else reconstructed_metric
-    drawn = draw_other_directions(sae, change.features, controls, seed)
+    other_directions = draw_other_directions(sae, change.features, controls, seed)
     try:
-        metrics = _metrics_with_draws(spliced, change, error, drawn)
+        metrics = _metrics_with_draws(spliced, change, error, other_directions)
     except NotFiniteError:  # the unchanged prompts gave finite numbers
         raise change.too_large_error() from None
     effect, *drawn_effects = (metrics - base).double().mean(1).tolist()
@@ -159,11 +159,11 @@ def _metrics_with_draws(
     spliced: SplicedTask,
     change: FeatureChange,
     error: ErrorTerm,
-    drawn: Float[Tensor, "draw changed d_out"],
+    other_directions: Float[Tensor, "draw changed d_out"],
 ) -> Float[Tensor, "case pair"]:
     """Measure the metric with the change, and then with it along the directions of each draw."""
     numbers = list(change.features)
-    directions = torch.cat([spliced.sae.directions(numbers).unsqueeze(0), drawn])
+    directions = torch.cat([spliced.sae.directions(numbers).unsqueeze(0), other_directions])
     metrics = []
     for view in spliced.blocks():
         amounts = []

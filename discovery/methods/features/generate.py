@@ -157,9 +157,9 @@ def generate_with_features(
 
 def _require_context(model: Backend, prompt_length: int, tokens: int) -> None:
     """Check that the context has positions left for so many tokens."""
-    left = model.n_ctx - prompt_length
-    if left < tokens:
-        allowed = f"1 to {left}" if left else "none"
+    remaining_positions = model.n_ctx - prompt_length
+    if remaining_positions < tokens:
+        allowed = f"1 to {remaining_positions}" if remaining_positions else "none"
         raise MeasurementError(
             f"tokens is {tokens}.",
             f"After this prompt of {prompt_length} tokens the model's context has positions for "

@@ -135,9 +135,9 @@ def measure_controls(
         limited[:count] = amount[:count, :, i]
         cases = limited[None, :, :, None].expand(len(directions), -1, -1, 1)
         pushed = push(view, cases, directions, label="shuffled decoder")
-        drawn = (clean - pushed)[:, :count].double().mean(1).tolist()
+        control_effects = (clean - pushed)[:, :count].double().mean(1).tolist()
         own = float(effects[:count, i].double().mean())
-        controls.append(ShuffledDecoderControl.of(own, drawn))
+        controls.append(ShuffledDecoderControl.of(own, control_effects))
     return controls
 
 
@@ -164,7 +164,7 @@ def draw_other_directions(
             others[torch.randperm(len(others), generator=generator)[: len(features)]].tolist()
             for _ in range(draws)
         ]
-    drawn = torch.stack([sae.directions(numbers) for numbers in drawn_features])
-    drawn_length = drawn.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    other_directions = torch.stack([sae.directions(numbers) for numbers in drawn_features])
+    drawn_length = other_directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     ratio: Tensor = own.norm(dim=-1, keepdim=True) / drawn_length
-    return drawn * ratio
+    return other_directions * ratio

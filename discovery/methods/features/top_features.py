@@ -285,8 +285,8 @@ def measure_features(
 
 def _require_one(prompt: Prompt | None, task: TaskLike | None) -> None:
     if (prompt is None) == (task is None):
-        given = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
-        raise MeasurementError(f"{given} was given.", "Give one of prompt and task.")
+        problem = "Neither a prompt nor a task" if prompt is None else "Both a prompt and a task"
+        raise MeasurementError(f"{problem} was given.", "Give one of prompt and task.")
 
 
 def _resolve_pairs(

@@ -192,8 +192,8 @@ def plan_screen(
     ranked = candidates[size.argsort(descending=True, stable=True)[: _count_ranked(candidates)]]
     if request.max_cost is not None:
         costs = _cell_costs(engine, site, direction, columns)
-        left = request.max_cost - _gradient_cost(engine)
-        ranked = ranked[: _count_affordable(costs, candidates, ranked, left)]
+        remaining_cost = request.max_cost - _gradient_cost(engine)
+        ranked = ranked[: _count_affordable(costs, candidates, ranked, remaining_cost)]
     by_rank[tuple(ranked.T)] = True
     rest = (can_change & requested & ~by_rank).nonzero()
     generator = random.Random(f"screen-{request.seed}")
@@ -225,7 +225,7 @@ def _count_affordable(
     costs: Sequence[float],
     candidates: Int[Tensor, "cell axis"],
     ranked: Int[Tensor, "ranked axis"],
-    left: float,
+    remaining_cost: float,
 ) -> int:
     """Return how many of the ranked cells can be measured beside the random sample.
 
@@ -233,13 +233,13 @@ def _count_affordable(
         costs: the mean cost of a cell, by layer.
         candidates: the cells that can change anything, each with its layer first.
         ranked: those to measure by rank, the largest first.
-        left: the forward-pass equivalents that rows may take.
+        remaining_cost: the forward-pass equivalents that rows may take.
     """
     by_layer = torch.tensor(costs)
     mean_cost = float(by_layer[candidates[:, 0].cpu()].mean()) if len(candidates) else 0.0
-    left -= SAMPLE_SIZE * mean_cost
+    remaining_cost -= SAMPLE_SIZE * mean_cost
     spent = by_layer[ranked[:, 0].cpu()].cumsum(0)
-    return max(int((spent <= left).sum()), MIN_RANKED_IF_LIMITED)
+    return max(int((spent <= remaining_cost).sum()), MIN_RANKED_IF_LIMITED)
 
 
 def _gradient_cost(engine: Engine) -> float:
@@ -298,8 +298,8 @@ def estimate_screen(
     n_ranked = min(n_cells, max(MIN_RANKED, math.ceil(RANKED_SHARE * n_cells)))
     mean_cost = rows / max(n_cells, 1)
     if request.max_cost is not None and mean_cost > 0:
-        left = request.max_cost - gradient_cost - SAMPLE_SIZE * mean_cost
-        n_ranked = min(n_ranked, max(int(left / mean_cost), MIN_RANKED_IF_LIMITED))
+        remaining_cost = request.max_cost - gradient_cost - SAMPLE_SIZE * mean_cost
+        n_ranked = min(n_ranked, max(int(remaining_cost / mean_cost), MIN_RANKED_IF_LIMITED))
     n_measured = n_ranked + min(SAMPLE_SIZE, n_cells - n_ranked)
     return gradient_cost + n_measured * mean_cost
 

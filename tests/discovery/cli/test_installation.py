@@ -59,16 +59,19 @@ def test_a_library_that_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(installation.metadata, "requires", lambda name: wanted)
     finding = installation.check_versions()
     assert finding.status == "failed"
-    assert finding.found.startswith("nothing-of-this-name is missing; networkx is ")
-    assert "not >=99" in finding.found
-    assert "pytest" not in finding.found
+    assert finding.observation.startswith("nothing-of-this-name is missing; networkx is ")
+    assert "not >=99" in finding.observation
+    assert "pytest" not in finding.observation
 
 
 def test_another_distribution_with_our_name(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"discovery": ["circuit-scout", "other-tool"], "mcp_server": ["circuit-scout"]}
     monkeypatch.setattr(installation.metadata, "packages_distributions", lambda: owners)
     finding = installation.check_package_names()
-    assert (finding.status, finding.found) == ("failed", "discovery also belongs to other-tool")
+    assert (finding.status, finding.observation) == (
+        "failed",
+        "discovery also belongs to other-tool",
+    )
     assert "Uninstall other-tool" in (finding.cure or "")
 
 
@@ -79,7 +82,7 @@ def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.Monk
     monkeypatch.setattr(installation, "_bundled_logits", refuse)
     finding = next(finding for finding in installation.run_checks() if finding.check == "nnsight")
     assert finding.status == "failed"
-    assert "It cannot be wrapped." in finding.found
+    assert "It cannot be wrapped." in finding.observation
     assert "pip install" in (finding.cure or "")
     monkeypatch.setattr(
         installation, "_bundled_logits", lambda name: [1.0] if name == "nnsight" else refuse(name)
@@ -92,7 +95,8 @@ def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.Monk
         installation, "_bundled_logits", lambda name: [1.0, 10.0 if name == "nnsight" else 10.5]
     )
     assert (
-        "differ from the other backend's by 4.8e-02" in installation.check_backend("nnsight").found
+        "differ from the other backend's by 4.8e-02"
+        in installation.check_backend("nnsight").observation
     )
     monkeypatch.setattr(
         installation,
@@ -118,7 +122,7 @@ def test_a_library_that_cannot_be_imported_is_a_finding(
     findings = list(installation.run_checks())
     assert {finding.check for finding in findings if finding.status == "failed"} == failed
     assert all(
-        library in finding.found and "pip install" in (finding.cure or "")
+        library in finding.observation and "pip install" in (finding.cure or "")
         for finding in findings
         if finding.status == "failed"
     )
@@ -131,7 +135,7 @@ def test_an_installation_without_its_metadata(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(installation, "_bundled_logits", lambda name: [1.0])
     monkeypatch.setattr(installation.metadata, "requires", lack)
     assert [
-        (finding.check, "circuit-scout" in finding.found)
+        (finding.check, "circuit-scout" in finding.observation)
         for finding in installation.run_checks()
         if finding.status == "failed"
     ] == [("versions", True)]
@@ -151,8 +155,8 @@ def test_a_gpu_that_this_torch_was_not_built_for(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch, "ones", refuse)
     finding = installation.check_devices()
-    assert (finding.status, finding.found.endswith("on the device")) == ("failed", True)
-    assert "GPU 9000 does not compute" in finding.found
+    assert (finding.status, finding.observation.endswith("on the device")) == ("failed", True)
+    assert "GPU 9000 does not compute" in finding.observation
     assert "--device cpu" in (finding.cure or "")
 
 
@@ -160,7 +164,7 @@ def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9, total=8 * 10**9)
     )
-    assert (installation.check_memory().status, installation.check_memory().found) == (
+    assert (installation.check_memory().status, installation.check_memory().observation) == (
         "warning",
         "1.0 of 8.0 GB free",
     )
@@ -180,7 +184,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         "failed",
         "Give another folder with --runs-dir or CIRCUIT_SCOUT_RUNS_DIR, or make this one writable.",
     )
-    assert "Permission denied" in finding.found
+    assert "Permission denied" in finding.observation
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, answer: int, status: str, word
     monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     session = SimpleNamespace(head=lambda url, timeout: SimpleNamespace(status_code=answer))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
-    assert (installation.check_hub().status, words in installation.check_hub().found) == (
+    assert (installation.check_hub().status, words in installation.check_hub().observation) == (
         status,
         True,
     )
@@ -201,10 +205,10 @@ def test_a_hub_out_of_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(url: str, timeout: float) -> None:
         raise ConnectionError("no route")
 
-    assert "switched off" in installation.check_hub().found
+    assert "switched off" in installation.check_hub().observation
     monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=fail))
     finding = installation.check_hub()
     assert finding.status == "warning"
-    assert "(ConnectionError)" in finding.found
+    assert "(ConnectionError)" in finding.observation
     assert "local directories work without" in (finding.cure or "")

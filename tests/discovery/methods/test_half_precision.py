@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.random_models.tiny_models import as_task, random_pairs
-from discovery.backends.loading.checks import TOLERANCE
+from discovery.backends.loading.checks import LOGITS_TOLERANCE
 from discovery.engine import Engine
 from discovery.methods.ablation import ablate_heads
 from discovery.methods.patching import measure_node_effects, patch_sweep
@@ -37,7 +37,7 @@ def test_sweeps_are_those_of_single_precision(
             for side in ("clean", "corrupted")
         ]
     )
-    allowed = 2 * TOLERANCE[dtype] * float(logits.max())  # a difference of two logits
+    allowed = 2 * LOGITS_TOLERANCE[dtype] * float(logits.max())  # a difference of two logits
     torch.testing.assert_close(
         sweep.per_pair.float(), expected.per_pair, atol=allowed, rtol=0, equal_nan=True
     )

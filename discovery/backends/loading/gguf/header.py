@@ -152,12 +152,12 @@ def _require_part(header: GgufHeader, number: int, n_parts: int) -> None:
         ModelError: if its metadata say another part or another number of parts.
     """
     count = int(header.metadata.get("split.count", 0)) or 1
-    said = int(header.metadata.get("split.no", 0))
-    if count == n_parts and said == number:
+    stated_number = int(header.metadata.get("split.no", 0))
+    if count == n_parts and stated_number == number:
         return
     raise ModelError(
-        f"{header.path.name} says that it is part {said + 1} of {count}, and its name says part "
-        f"{number + 1} of {n_parts}.",
+        f"{header.path.name} says that it is part {stated_number + 1} of {count}, and its name "
+        f"says part {number + 1} of {n_parts}.",
         "Give the parts the names that gguf-split gave them (model-00001-of-00003.gguf), or merge "
         "them: gguf-split --merge first-part.gguf merged.gguf.",
     )

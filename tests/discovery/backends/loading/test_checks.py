@@ -9,7 +9,7 @@ import torch
 
 from discovery import load_task, patch_sweep
 from discovery.backends.loading.checks import (
-    TOLERANCE,
+    LOGITS_TOLERANCE,
     make_probe_tokens,
     require_causal,
     require_same_logits,
@@ -57,7 +57,7 @@ def test_the_probe_fits_the_model(n_ctx):
 
 
 def test_every_dtype_has_a_tolerance():
-    assert set(TOLERANCE) == {"float64", "float32", "float16", "bfloat16"}
+    assert set(LOGITS_TOLERANCE) == {"float64", "float32", "float16", "bfloat16"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
